@@ -1,0 +1,51 @@
+"""The frame of every job: parse the configuration, set up logging, turn errors into messages and exit codes."""
+
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+from lookalike import config as configs
+from lookalike.errors import LookalikeError, UnreachableError
+
+ConfigT = TypeVar("ConfigT")
+
+EXIT_ERROR = 2  # what argparse uses for a bad command line: the user can mend it
+EXIT_REFUSED = 3  # the gate refused, and the caller asked to hear of it
+
+
+def run_job(config_class: type[ConfigT], body: Callable[[ConfigT], int | None], description: str | None) -> int:
+    """Parse ``config_class`` from the command line, call ``body`` and return the exit code."""
+    logging.basicConfig(
+        level=os.environ.get("LOOKALIKE_LOG_LEVEL", "INFO"),
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        datefmt="%H:%M:%S",
+    )
+    for noisy in ("httpx", "alembic", "botocore"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    try:
+        return body(configs.parse(config_class, description=description)) or 0
+    except LookalikeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_ERROR
+
+
+@contextmanager
+def ray_session() -> Iterator[None]:
+    """Join the cluster of RAY_ADDRESS (set inside ``ray job submit``), or start a private one for this process."""
+    import ray
+
+    started = not ray.is_initialized()
+    if started:
+        try:
+            ray.init(log_to_driver=True, logging_level=logging.WARNING)
+        except ConnectionError as error:
+            address = os.environ.get("RAY_ADDRESS")
+            raise UnreachableError("Ray does not answer", value=address, fix="check RAY_ADDRESS") from error
+    try:
+        yield
+    finally:
+        if started:
+            ray.shutdown()

@@ -1,0 +1,51 @@
+"""Typed, frozen configurations: parsed from YAML and flags by jsonargparse, saved with every output."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import jsonargparse
+
+ConfigT = TypeVar("ConfigT")
+
+
+def parse(config_class: type[ConfigT], argv: Sequence[str] | None = None, description: str | None = None) -> ConfigT:
+    """Parse flags and ``--config FILE.yaml`` into ``config_class`` (a frozen dataclass).
+
+    Flags win over the file; a nested field is ``--stage.steps 10``; an unknown key is refused by name (exit code 2).
+    """
+    jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = jsonargparse.ArgumentParser(
+        description=description or config_class.__doc__,
+        formatter_class=jsonargparse.DefaultHelpFormatter,
+    )
+    parser.add_argument("--config", action="config", help="A YAML file with the same keys as the flags; flags win.")
+    parser.add_class_arguments(config_class, fail_untyped=True)
+    namespace = parser.parse_args(None if argv is None else list(argv))
+    del namespace["config"]
+    values = parser.instantiate_classes(namespace)
+    return config_class(**values.as_dict()) if not isinstance(values, config_class) else values
+
+
+def load_yaml(path: Path, config_class: type[ConfigT]) -> ConfigT:
+    """Read one configuration from a YAML file, as strictly as :func:`parse` does."""
+    return parse(config_class, [f"--config={path}"])
+
+
+def to_dict(config: object) -> dict[str, Any]:
+    """The resolved configuration as plain JSON values."""
+    plain = dataclasses.asdict(cast(Any, config))
+    return cast(dict[str, Any], json.loads(json.dumps(plain, default=str)))
+
+
+def canonical_json(value: object) -> str:
+    """JSON with sorted keys and no blanks: equal values give equal bytes."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=str)
+
+
+def fingerprint(value: Mapping[str, Any] | Sequence[Any] | str) -> str:
+    """SHA-256 (hex) of the canonical JSON of ``value``: the identity of a configuration or a manifest."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()

@@ -1,0 +1,36 @@
+"""Errors for users. Each message says what is wrong, with which value, and how to mend it."""
+
+
+class LookalikeError(Exception):
+    """An error that its reader can act on: ``what``, the ``value`` that caused it, and the ``fix``.
+
+    Jobs print it without a traceback and exit with code 2.
+    """
+
+    def __init__(self, what: str, *, value: object = None, fix: str) -> None:
+        self.what, self.value, self.fix = what, value, fix
+        shown = "" if value is None else f" ({value!r})"
+        super().__init__(f"{what}{shown}; {fix}")
+
+    def __reduce__(self) -> tuple[object, ...]:  # Ray ships exceptions between processes
+        return (_rebuild, (type(self), self.what, self.value, self.fix))
+
+
+def _rebuild(cls: type[LookalikeError], what: str, value: object, fix: str) -> LookalikeError:
+    return cls(what, value=value, fix=fix)
+
+
+class ConfigError(LookalikeError, ValueError):
+    """A setting that cannot work."""
+
+
+class InputError(LookalikeError):
+    """Input that is missing, empty or unreadable."""
+
+
+class ConflictError(LookalikeError):
+    """An output that already holds somebody else's result."""
+
+
+class UnreachableError(LookalikeError):
+    """A service (S3, MLflow, Ray) that does not answer."""
