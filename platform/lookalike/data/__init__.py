@@ -1,0 +1,1 @@
+"""Shards, images and triplets: what training and evaluation read, and what ingest and curation write."""

@@ -1,0 +1,115 @@
+"""Image bytes to upright RGB arrays and back. Nothing is stretched, and nothing is guessed about broken bytes."""
+
+import io
+
+import numpy as np
+import simplejpeg
+from PIL import Image, UnidentifiedImageError
+
+from lookalike.errors import InputError
+
+EXTENSIONS = ("jpg", "jpeg", "png", "webp")
+MAX_PIXELS = 128_000_000  # an image that says it is larger is refused before a byte of it is unpacked
+_ORIENTATION_TAG = 0x0112
+
+
+class ImageError(InputError):
+    """Bytes that are no image, or not a whole one."""
+
+    def __init__(self, what: str, *, value: object = None, fix: str = "replace or remove the file") -> None:
+        super().__init__(what, value=value, fix=fix)
+
+
+def decode(data: bytes) -> np.ndarray:
+    """Decode to uint8 RGB ``[H, W, 3]``, turned as its EXIF orientation says.
+
+    CMYK and 16-bit images are converted, transparency is laid on white, of an animation the first frame is taken.
+    Raises :class:`ImageError` for anything that does not decode to its last row.
+    """
+    return np.asarray(_load(_open(data)))
+
+
+def decode_at_least(data: bytes, side: int) -> tuple[np.ndarray, tuple[int, int]]:
+    """Decode at a cheap scale whose short side is still ≥ ``side`` pixels: the image, and its full (height, width).
+
+    A JPEG is decoded by libjpeg-turbo at n/8 of its size, several times faster than a full decode. A JPEG that
+    libjpeg complains about is an :class:`ImageError`, also where it could go on: half an image teaches grey.
+    """
+    image = _open(data)
+    orientation = image.getexif().get(_ORIENTATION_TAG, 1)
+    width, height = image.size
+    if image.format == "JPEG" and image.mode in ("RGB", "L"):
+        scale = side / max(1, min(width, height))
+        try:
+            pixels = simplejpeg.decode_jpeg(
+                data, "RGB", min_height=min(height, int(height * scale)), min_width=min(width, int(width * scale))
+            )
+        except ValueError as error:
+            raise ImageError(f"the JPEG is damaged: {error}") from error
+        upright = np.asarray(_turn(Image.fromarray(pixels), orientation))
+    else:
+        upright = np.asarray(_load(image))
+    return upright, ((width, height) if orientation >= 5 else (height, width))
+
+
+def crop_resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Cut the centre of ``image`` to the aspect of ``height × width`` and resize it: uint8 ``[height, width, 3]``."""
+    source_height, source_width = image.shape[:2]
+    scale = min(source_height / height, source_width / width)
+    box_height, box_width = height * scale, width * scale
+    top, left = (source_height - box_height) / 2, (source_width - box_width) / 2
+    box = (left, top, left + box_width, top + box_height)
+    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC, box=box, reducing_gap=3))
+
+
+def fit_within(image: np.ndarray, short_side: int) -> np.ndarray:
+    """Scale ``image`` down so that its short side is ``short_side`` pixels; a smaller one is returned as it is."""
+    height, width = image.shape[:2]
+    scale = short_side / min(height, width)
+    if scale >= 1:
+        return image
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC, reducing_gap=3))
+
+
+def encode_jpeg(image: np.ndarray, quality: int = 95) -> bytes:
+    """uint8 RGB ``[H, W, 3]`` as JPEG without chroma subsampling: equal pixels give equal bytes."""
+    pixels = np.ascontiguousarray(image)
+    return bytes(simplejpeg.encode_jpeg(pixels, quality=quality, colorspace="RGB", colorsubsampling="444"))
+
+
+def _open(data: bytes) -> Image.Image:
+    try:
+        image = Image.open(io.BytesIO(data))
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ImageError("no image format that we know", value=data[:8]) from error
+    if image.width * image.height > MAX_PIXELS:
+        raise ImageError("too many pixels", value=f"{image.width}x{image.height}")
+    return image
+
+
+def _load(image: Image.Image) -> Image.Image:
+    orientation = image.getexif().get(_ORIENTATION_TAG, 1)
+    try:
+        image.load()
+        if image.mode.startswith("I"):  # 16 bits; PIL's own conversion would clip at 255
+            image = Image.fromarray((np.asarray(image, dtype=np.uint32) >> 8).clip(0, 255).astype(np.uint8))
+        elif image.has_transparency_data:
+            layer = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
+        return _turn(image.convert("RGB"), orientation)
+    except (OSError, ValueError, SyntaxError, IndexError) as error:
+        raise ImageError(f"the image is damaged: {error}") from error
+
+
+def _turn(image: Image.Image, orientation: int) -> Image.Image:
+    method = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_270,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_90,
+    }.get(orientation)
+    return image if method is None else image.transpose(method)

@@ -1,0 +1,218 @@
+"""WebDataset shards: read as a stream with byte offsets, written with the same bytes every time.
+
+A shard is a tar of members ``key.extension``; consecutive members with one key are one sample, and the key ends at the
+first dot of the file name (the grouping rule of the ``webdataset`` library, ``webdataset.tariterators``). One thing
+differs: where an extension repeats, ``webdataset`` raises, while a new sample with the same key begins here, so that
+nothing is lost.
+
+A tar that breaks off (a failed upload, a full disk) is no reason to lose what stands before the break:
+:func:`iter_samples` gives every whole sample and raises :class:`BrokenTarError` after the last one.
+"""
+
+import io
+import re
+import tarfile
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO, cast
+
+from lookalike.errors import InputError
+from lookalike.storage import ObjectInfo, Store
+
+READ_AHEAD_BYTES = 4 << 20  # one range request of S3 gets this much: a shard streams in constant memory
+_KEY_AND_EXTENSION = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")
+_META = re.compile(r"__[^/]*__($|/)")  # names that webdataset skips
+_ZERO_BLOCK = tarfile.NUL * tarfile.BLOCKSIZE
+
+
+@dataclass(frozen=True)
+class Member:
+    """Where a member's bytes lie in its tar: ``offset`` of the first byte and ``length``, both in bytes."""
+
+    offset: int
+    length: int
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One sample of a shard: its key and its members by lower-case extension, in the order of the tar."""
+
+    key: str
+    members: dict[str, Member] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TarIndex:
+    """What a tar holds. ``broken`` says where and how it ends too early; ``lost_keys`` are samples known to be cut."""
+
+    samples: list[Sample]
+    broken: str | None = None
+    lost_keys: tuple[str, ...] = ()
+
+
+class BrokenTarError(InputError):
+    """A tar that ends before its end mark. ``lost_keys``: samples whose names were seen but not all of their bytes."""
+
+    def __init__(self, what: str, *, value: object = None, fix: str, lost_keys: tuple[str, ...] = ()) -> None:
+        super().__init__(what, value=value, fix=fix)
+        self.lost_keys = lost_keys
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (_rebuild_broken, (self.what, self.value, self.fix, self.lost_keys))
+
+
+def _rebuild_broken(what: str, value: object, fix: str, lost_keys: tuple[str, ...]) -> BrokenTarError:
+    return BrokenTarError(what, value=value, fix=fix, lost_keys=lost_keys)
+
+
+def split_name(name: str) -> tuple[str, str] | None:
+    """``folder/key.ref0.JPG`` → ``("folder/key", "ref0.jpg")``; None for a name that is no part of a sample."""
+    match = _KEY_AND_EXTENSION.match(name)
+    if match is None or _META.match(name):
+        return None
+    return match.group(1), match.group(2).lower()
+
+
+def open_object(store: Store, info: ObjectInfo) -> BinaryIO:
+    """A seekable, read-only file over range reads of one object; never holds more than a few MiB of it."""
+    return cast(BinaryIO, io.BufferedReader(_RangeFile(store, info), buffer_size=READ_AHEAD_BYTES))
+
+
+def iter_samples(file: BinaryIO) -> Iterator[tuple[Sample, dict[str, bytes]]]:
+    """Every whole sample of a tar with its members' bytes, in order; one sample is in memory at a time.
+
+    Raises :class:`BrokenTarError` after the last whole sample where the tar ends too early. The sample before the
+    break counts as cut unless it holds its ``json``, since more members may have followed.
+    """
+    return _group(file, with_bytes=True)
+
+
+def index_tar(file: BinaryIO) -> TarIndex:
+    """Offsets and lengths of every sample, reading headers only. A broken tar gives what stands before the break."""
+    samples: list[Sample] = []
+    try:
+        samples.extend(sample for sample, _ in _group(file, with_bytes=False))
+    except BrokenTarError as error:
+        return TarIndex(samples, broken=error.what, lost_keys=error.lost_keys)
+    return TarIndex(samples)
+
+
+def write_tar(target: Path | BinaryIO, samples: Iterable[tuple[str, Mapping[str, bytes]]]) -> list[Sample]:
+    """Write ``(key, {extension: bytes})`` samples as a tar and return where each member went.
+
+    Equal samples give equal bytes: members keep the given order; times, owners and modes are constants. A key with a
+    dot, or one that appeared already, is an :class:`~lookalike.errors.InputError`: a reader would take it for another
+    sample.
+    """
+    if isinstance(target, Path):
+        with target.open("wb") as file:
+            return write_tar(file, samples)
+    written: list[Sample] = []
+    keys: set[str] = set()
+    with tarfile.open(fileobj=target, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        for key, payload in samples:
+            if key in keys:
+                raise InputError("two samples of a shard have one key", value=key, fix="give each sample its own key")
+            keys.add(key)
+            sample = Sample(key)
+            for extension, data in payload.items():
+                name = f"{key}.{extension}"
+                if split_name(name) != (key, extension):
+                    raise InputError(
+                        "a member name would be read as another sample",
+                        value=name,
+                        fix="use keys without dots or leading '__', and lower-case extensions",
+                    )
+                info = tarfile.TarInfo(name)
+                info.size, info.mode, info.mtime = len(data), 0o644, 0
+                header = len(info.tobuf(tar.format, tar.encoding or "utf-8", tar.errors or "strict"))
+                sample.members[extension] = Member(offset=tar.offset + header, length=len(data))
+                tar.addfile(info, io.BytesIO(data))
+            written.append(sample)
+    return written
+
+
+def _group(file: BinaryIO, with_bytes: bool) -> Iterator[tuple[Sample, dict[str, bytes]]]:
+    sample: Sample | None = None
+    payload: dict[str, bytes] = {}
+    reached: list[tuple[str, str]] = []  # the member whose header was read last
+    try:
+        for name, member, data in _members(file, with_bytes, reached):
+            parts = split_name(name)
+            if parts is None:
+                continue
+            key, extension = parts
+            if sample is None or key != sample.key or extension in sample.members:
+                if sample is not None:
+                    yield sample, payload
+                sample, payload = Sample(key), {}
+            sample.members[extension] = member
+            payload[extension] = data
+    except (tarfile.TarError, EOFError) as error:
+        lost = [key for key, _ in reached]
+        if sample is not None and ("json" not in sample.members or sample.key in lost):
+            lost.insert(0, sample.key)
+        elif sample is not None:
+            yield sample, payload
+        raise BrokenTarError(
+            f"the shard breaks off: {error}",
+            fix="upload it again; the samples before the break were read",
+            lost_keys=tuple(dict.fromkeys(lost)),
+        ) from error
+    if sample is not None:
+        yield sample, payload
+
+
+def _members(file: BinaryIO, with_bytes: bool, reached: list[tuple[str, str]]) -> Iterator[tuple[str, Member, bytes]]:
+    """Regular members in order. ``reached`` holds the (key, extension) of a header whose bytes are not yet known."""
+    size = file.seek(0, io.SEEK_END)
+    file.seek(0)
+    if size == 0:
+        raise tarfile.ReadError("it is empty")
+    with tarfile.open(fileobj=file, mode="r:") as tar:
+        while (info := tar.next()) is not None:
+            tar.members.clear()  # type: ignore[attr-defined]  # tarfile would keep every header for ever
+            if not info.isreg() or info.issparse():
+                continue
+            parts = split_name(info.name)
+            reached[:] = [] if parts is None else [parts]
+            end = info.offset_data + info.size
+            if end > size:
+                raise tarfile.ReadError(f"{info.name!r} needs {end} bytes of {size}")
+            data = b""
+            if with_bytes:
+                file.seek(info.offset_data)
+                data = file.read(info.size)
+            reached.clear()
+            yield info.name, Member(info.offset_data, info.size), data
+        # tarfile takes any unreadable header for the end, so look for the end mark that POSIX requires
+        file.seek(tar.offset)
+        if file.read(tarfile.BLOCKSIZE) != _ZERO_BLOCK:
+            raise tarfile.ReadError(f"no end mark at byte {tar.offset} of {size}")
+
+
+class _RangeFile(io.RawIOBase):
+    def __init__(self, store: Store, info: ObjectInfo) -> None:
+        self._store, self._info, self._position = store, info, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._info.size}[whence]
+        self._position = max(0, base + offset)
+        return self._position
+
+    def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
+        length = min(len(buffer), max(0, self._info.size - self._position))
+        if length:
+            buffer[:length] = self._store.read_range(self._info.key, self._position, length)
+            self._position += length
+        return length
