@@ -1,0 +1,132 @@
+"""Checkpoints: trainable state by parameter name in safetensors, hashes per file, and a COMMIT marker written last.
+
+``checkpoints/step-00000120/part-00000.safetensors … state.json COMMIT``. Keys are ``master/NAME``, ``exp_avg/NAME`` and
+``exp_avg_sq/NAME``, full fp32 tensors: any number of ranks can take them up. Frozen weights are not in it; the run's
+initial bundle holds them, and its hash is in ``state.json``.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+
+from safetensors.torch import load as load_safetensors
+from safetensors.torch import save as save_safetensors
+from torch import Tensor
+
+from lookalike.config import canonical_json
+from lookalike.errors import InputError
+from lookalike.storage import Store
+
+COMMIT = "COMMIT"
+_STATE = "state.json"
+_PART_BYTES = 256 * 2**20  # a rank holds at most one part in memory while writing
+_COMMITTED = re.compile(r"^step-(\d{8})/COMMIT$")
+
+
+@dataclass(frozen=True)
+class CheckpointState:
+    """Where a run stands, and whose it is."""
+
+    step: int
+    """Optimizer steps done; the next one has this 0-based number."""
+    fingerprint: str
+    """Of the run's configuration: a checkpoint of another run is refused."""
+    base_sha256: str
+    """Of the initial bundle, which holds the frozen weights."""
+
+
+def folder_of(step: int) -> str:
+    """Folder of the checkpoint after ``step`` optimizer steps."""
+    return f"step-{step:08d}"
+
+
+def committed_steps(store: Store) -> list[int]:
+    """Steps of complete checkpoints, ascending; a folder without COMMIT does not count."""
+    return sorted(int(m.group(1)) for info in store.list("step-") if (m := _COMMITTED.match(info.key)))
+
+
+def save(store: Store, state: CheckpointState, tensors: Iterable[tuple[str, Tensor]], *, write: bool) -> None:
+    """Write one checkpoint. Every rank iterates ``tensors`` (a collective); only the one with ``write`` stores them."""
+    target = store.child(folder_of(state.step))
+    hashes: dict[str, str] = {}
+
+    def put(name: str, data: bytes) -> None:
+        hashes[name] = hashlib.sha256(data).hexdigest()
+        target.write(name, data)
+
+    for number, part in enumerate(_parts(tensors, keep=write)):
+        if write:
+            put(f"part-{number:05d}.safetensors", save_safetensors(part))
+    if write:
+        put(_STATE, canonical_json(asdict(state)).encode())
+        target.write(COMMIT, canonical_json(hashes).encode())
+
+
+def load(store: Store, step: int) -> tuple[CheckpointState, dict[str, Tensor]]:
+    """Read a checkpoint and verify every file's hash; raises InputError that names the damaged file."""
+    source = store.child(folder_of(step))
+    tensors: dict[str, Tensor] = {}
+    state: CheckpointState | None = None
+    for name, expected in json.loads(source.read(COMMIT)).items():
+        data = source.read(name)
+        if hashlib.sha256(data).hexdigest() != expected:
+            raise InputError(
+                "a checkpoint's file is damaged",
+                value=f"{source.uri}/{name}",
+                fix="remove this checkpoint's COMMIT to continue from the one before",
+            )
+        if name == _STATE:
+            state = CheckpointState(**json.loads(data))
+        else:
+            tensors.update(load_safetensors(data))
+    if state is None:
+        raise InputError("a checkpoint lacks its state", value=source.uri, fix="remove its COMMIT")
+    return state, tensors
+
+
+def verify_owner(found: CheckpointState, fingerprint: str, base_sha256: str) -> None:
+    """Refuse state that another configuration or another base has written."""
+    for what, theirs, ours in (
+        ("configuration", found.fingerprint, fingerprint),
+        ("initial bundle", found.base_sha256, base_sha256),
+    ):
+        if theirs != ours:
+            raise InputError(
+                f"the checkpoint belongs to a run with another {what}",
+                value=f"{theirs[:12]} instead of {ours[:12]}",
+                fix="give this run its own --run prefix",
+            )
+
+
+def prune(store: Store, keep: int) -> None:
+    """Remove all but the ``keep`` newest complete checkpoints, and folders that a crash left without COMMIT."""
+    steps = committed_steps(store)
+    kept = {folder_of(step) for step in steps[-keep:]}
+    newest = folder_of(steps[-1]) if steps else ""
+    doomed = [
+        info.key for info in store.list("step-") if (folder := info.key.split("/")[0]) not in kept and folder < newest
+    ]
+    for key in sorted(doomed, key=lambda key: not key.endswith(COMMIT)):  # the marker first: never half a checkpoint
+        store.delete(key)
+
+
+def master_weights(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Trained parameters by name, fp32, out of a checkpoint's tensors."""
+    return {key.removeprefix("master/"): value for key, value in tensors.items() if key.startswith("master/")}
+
+
+def _parts(tensors: Iterable[tuple[str, Tensor]], *, keep: bool) -> Iterator[dict[str, Tensor]]:
+    part: dict[str, Tensor] = {}
+    size = 0
+    for key, tensor in tensors:
+        if not keep:
+            continue
+        if part and size + tensor.nbytes > _PART_BYTES:
+            yield part
+            part, size = {}, 0
+        part[key] = tensor.contiguous()
+        size += tensor.nbytes
+    if part:
+        yield part

@@ -1,0 +1,182 @@
+"""What a training run is: the typed configuration of ``jobs/train.py``, resolved and saved beside its results."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from lookalike.errors import ConfigError
+from lookalike.models.presets import LoraConfig
+
+Conditions = Literal["mllm", "mllm+references"]
+TrainablePart = Literal["aggregator", "transformer", "transformer_lora"]
+
+
+@dataclass(frozen=True)
+class StageConfig:
+    """One stage of the curriculum."""
+
+    name: str
+    """How the stage is called in logs and plots."""
+    steps: int
+    """Optimizer steps."""
+    conditions: Conditions
+    """``mllm``: the DiT sees the MLLM's tokens alone. ``mllm+references``: also the references' clean VAE latents."""
+    learning_rate: float = 1e-3
+    """Peak learning rate of AdamW."""
+    warmup_steps: int = 10
+    """Steps of linear warm-up at the start of the stage; a cosine to ``final_lr_share`` follows."""
+    final_lr_share: float = 0.1
+    """Learning rate at the end of the stage, as a share of the peak."""
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ConfigError(
+                "a stage needs at least one step", value=f"{self.name}: steps={self.steps}", fix="raise it"
+            )
+        if not 0 <= self.warmup_steps <= self.steps:
+            raise ConfigError(
+                "warm-up does not fit into its stage",
+                value=f"{self.name}: warmup_steps={self.warmup_steps}, steps={self.steps}",
+                fix="lower warmup_steps",
+            )
+        if self.learning_rate <= 0:
+            raise ConfigError("learning rate must be above 0", value=self.learning_rate, fix="try 1e-3 (mini) or 1e-4")
+
+
+def default_stages() -> list[StageConfig]:
+    """The paper's curriculum (MLLM first, then MLLM + VAE), in the numbers of ``mini``."""
+    return [
+        StageConfig(name="mllm", steps=150, conditions="mllm", learning_rate=2e-3),
+        StageConfig(name="mllm+references", steps=100, conditions="mllm+references", learning_rate=1e-3),
+    ]
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW and what protects it."""
+
+    betas: tuple[float, float] = (0.9, 0.99)
+    """Decay rates of the two moments."""
+    weight_decay: float = 0.01
+    """Decoupled weight decay."""
+    max_grad_norm: float = 1.0
+    """Global gradient norm is clipped here."""
+    epsilon: float = 1e-8
+    """Added to the denominator."""
+
+
+@dataclass(frozen=True)
+class DropoutConfig:
+    """Independent dropout of the two conditions, per sample, so that either may be absent when generating."""
+
+    mllm: float = 0.1
+    """Probability that a sample trains without the MLLM's tokens."""
+    references: float = 0.1
+    """Probability that a sample trains without reference latents (stages that use them)."""
+
+    def __post_init__(self) -> None:
+        for name, value in (("mllm", self.mllm), ("references", self.references)):
+            if not 0 <= value < 1:
+                raise ConfigError(f"dropout.{name} is a probability below 1", value=value, fix="try 0.1")
+
+
+@dataclass(frozen=True)
+class ValidationConfig:
+    """Held-out loss in the loop, with right and with shuffled conditions, on fixed noise."""
+
+    every: int = 50
+    """Steps between validations; the last step of each stage validates in any case."""
+    samples: int = 64
+    """Triplets of the validation split, the same each time."""
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """How often the state is saved, and how much of it is kept."""
+
+    every: int = 50
+    """Steps between checkpoints."""
+    keep: int = 2
+    """Newest checkpoints kept."""
+
+
+@dataclass(frozen=True)
+class WorkerConfig:
+    """The worker group."""
+
+    num_workers: int = 2
+    """Ray Train workers (ZeRO-3 ranks). 0 runs the same loop in this process without DeepSpeed, for debugging."""
+    cpus_per_worker: float = 0.5
+    """Logical CPUs a worker reserves; below 1 so that Ray Data keeps some on a small machine."""
+    threads_per_worker: int = 1
+    """Threads of PyTorch in each worker (CPU training)."""
+    use_gpu: bool = False
+    """One GPU for each worker."""
+    max_failures: int = 2
+    """Restarts from the last checkpoint before the run gives up."""
+
+    def __post_init__(self) -> None:
+        if self.num_workers < 0:
+            raise ConfigError("num_workers is negative", value=self.num_workers, fix="use 0 for one plain process")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Train a model on a snapshot. Same command again: resumes, or says that it is done."""
+
+    dataset: str
+    """URI of a curated data set; its newest snapshot is used and recorded."""
+    run: str
+    """URI that receives checkpoints, metrics and the exported bundle. One run, one prefix."""
+    preset: str = "mini"
+    """Name of a preset, or a path to a preset's YAML file."""
+    base: str | None = None
+    """URI of a bundle to start from (a finetune); by default the preset's own sources."""
+    adapter: LoraConfig | None = None
+    """LoRA on the transformer; its export is a personal bundle that names its base. Needs ``base``."""
+    stages: list[StageConfig] = field(default_factory=default_stages)
+    """The curriculum, in order."""
+    batch_size: int = 32
+    """Samples per optimizer step over all workers."""
+    micro_batch_size: int = 16
+    """Samples per forward pass of one worker; the rest of the batch is accumulated."""
+    seed: int = 0
+    """Decides initial weights, order, noise and dropout."""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    """AdamW's settings."""
+    dropout: DropoutConfig = field(default_factory=DropoutConfig)
+    """Condition dropout."""
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
+    """Held-out loss in the loop."""
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    """Saving and keeping state."""
+    workers: WorkerConfig = field(default_factory=WorkerConfig)
+    """The worker group."""
+    log_every: int = 10
+    """Steps between log lines and metric points."""
+    tracking: str | None = None
+    """MLflow tracking URI; by default MLFLOW_TRACKING_URI."""
+    experiment: str = "lookalike"
+    """MLflow experiment."""
+
+    def __post_init__(self) -> None:
+        if not self.stages:
+            raise ConfigError("the curriculum is empty", fix="name at least one stage")
+        if self.adapter is not None and self.base is None:
+            raise ConfigError("an adapter needs a base to sit on", value=self.adapter, fix="set base to a bundle's URI")
+        ranks = max(1, self.workers.num_workers)
+        if self.batch_size < 1 or self.micro_batch_size < 1 or self.batch_size % (ranks * self.micro_batch_size):
+            raise ConfigError(
+                "batch_size is no multiple of workers × micro_batch_size",
+                value=f"batch_size={self.batch_size}, num_workers={ranks}, micro_batch_size={self.micro_batch_size}",
+                fix=f"use a batch_size divisible by {ranks * max(1, self.micro_batch_size)}, or a smaller micro batch",
+            )
+
+    @property
+    def trainable(self) -> tuple[TrainablePart, ...]:
+        """Which parameters learn: the adapter alone where there is one, else aggregation, bridge and DiT."""
+        return ("transformer_lora",) if self.adapter else ("aggregator", "transformer")
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole curriculum."""
+        return sum(stage.steps for stage in self.stages)

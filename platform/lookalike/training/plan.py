@@ -1,0 +1,44 @@
+"""The epoch plan: (step, slot) → sample, a pure function of the seed. Workers take slots; their number changes nothing."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+
+PADDING = -1  # a slot behind the epoch's last sample: computed, so that ranks stay in step, and weighted zero
+
+
+@dataclass(frozen=True)
+class EpochPlan:
+    """Every epoch visits each of ``num_samples`` samples once, in an order of (seed, epoch)."""
+
+    num_samples: int
+    batch_size: int
+    seed: int
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps of one epoch; the last one may hold padding."""
+        return -(-self.num_samples // self.batch_size)
+
+    def epoch_of(self, step: int) -> int:
+        """The epoch of the 0-based global ``step``."""
+        return step // self.steps_per_epoch
+
+    def slots(self, step: int) -> npt.NDArray[np.int64]:
+        """Sample indices of ``step``: int64 [batch_size]; ``PADDING`` fills the tail of an epoch's last step."""
+        order = _order(self.num_samples, self.seed, self.epoch_of(step))
+        first = (step % self.steps_per_epoch) * self.batch_size
+        taken = order[first : first + self.batch_size]
+        return np.pad(taken, (0, self.batch_size - len(taken)), constant_values=PADDING)
+
+    def rank_slots(self, step: int, rank: int, world_size: int) -> npt.NDArray[np.int64]:
+        """The contiguous share of ``step`` that ``rank`` computes: int64 [batch_size / world_size]."""
+        share = self.batch_size // world_size
+        return self.slots(step)[rank * share : (rank + 1) * share]
+
+
+@lru_cache(maxsize=2)
+def _order(num_samples: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
+    return np.random.default_rng([seed, epoch]).permutation(num_samples).astype(np.int64)

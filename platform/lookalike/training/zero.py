@@ -1,0 +1,163 @@
+"""DeepSpeed ZeRO-3: one module under ``zero.Init``, weights read tensor by tensor, state addressed by name.
+
+DeepSpeed's own checkpoints are pickles tied to a world size. Here full fp32 tensors go in and out by parameter name,
+so a run continues at any number of ranks.
+"""
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lookalike.training.config import OptimizerConfig
+from lookalike.training.engine import MOMENTS, build_optimizer, check_keys, state_keys
+
+_GATHER_ELEMENTS = 50_000_000  # parameters gathered at once while weights are loaded: 200 MB in fp32
+
+
+def zero3_config(
+    *, micro_batch_size: int, accumulation: int, max_grad_norm: float, bf16: bool = False
+) -> dict[str, Any]:
+    """DeepSpeed's configuration for ZeRO-3; keys and meanings are DeepSpeed's (``docs/config-json``)."""
+    return {
+        "train_micro_batch_size_per_gpu": micro_batch_size,
+        "gradient_accumulation_steps": accumulation,
+        "gradient_clipping": max_grad_norm,
+        "bf16": {"enabled": bf16},
+        "zero_optimization": {
+            "stage": 3,
+            "contiguous_gradients": True,
+            "overlap_comm": False,  # Gloo has no streams to overlap on
+            "stage3_param_persistence_threshold": 100_000,
+        },
+        "zero_force_ds_cpu_optimizer": False,
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": 10**9,
+        "wall_clock_breakdown": False,
+    }
+
+
+def prepare_process(device: torch.device) -> None:
+    """Select DeepSpeed's accelerator and join the process group that Ray Train made."""
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if device.type == "cuda" else "cpu")
+    import deepspeed
+
+    deepspeed.init_distributed(dist_backend=torch.distributed.get_backend(), auto_mpi_discovery=False, verbose=False)
+
+
+def load_partitioned(model: nn.Module, weights: Iterable[tuple[str, Tensor]]) -> None:
+    """Copy ``(name, tensor)`` pairs into a module built under ``zero.Init``; strict about names and shapes.
+
+    At most ``_GATHER_ELEMENTS`` elements are whole in memory at a time. Raises KeyError for a missing or extra name.
+    """
+    import deepspeed
+
+    parameters = dict(model.named_parameters())
+    buffers = dict(model.named_buffers())
+    seen: set[str] = set()
+    for group in _bounded(weights, _GATHER_ELEMENTS):
+        if unknown := [name for name, _ in group if name not in parameters and name not in buffers]:
+            raise KeyError(f"the bundle holds a tensor that the model has not: {unknown[0]}")
+        here = [parameters[name] for name, _ in group if name in parameters]
+        with torch.no_grad(), deepspeed.zero.GatheredParameters(here, modifier_rank=0):
+            for name, tensor in group:
+                seen.add(name)
+                if name in buffers:
+                    buffers[name].copy_(tensor)
+                elif torch.distributed.get_rank() == 0:
+                    parameters[name].copy_(tensor)
+    if missing := sorted(set(parameters) - seen):
+        raise KeyError(f"the bundle lacks {len(missing)} tensors, the first is {missing[0]}")
+
+
+def _bounded(weights: Iterable[tuple[str, Tensor]], limit: int) -> Iterator[list[tuple[str, Tensor]]]:
+    group: list[tuple[str, Tensor]] = []
+    size = 0
+    for item in weights:
+        group.append(item)
+        size += item[1].numel()
+        if size >= limit:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
+
+
+class ZeroEngine:
+    """DeepSpeed's engine behind the :class:`~lookalike.training.engine.Engine` protocol."""
+
+    def __init__(
+        self,
+        build: Callable[[], nn.Module],
+        weights: Iterable[tuple[str, Tensor]],
+        select: Callable[[nn.Module], dict[str, nn.Parameter]],
+        optimizer: OptimizerConfig,
+        *,
+        micro_batch_size: int,
+        accumulation: int,
+    ) -> None:
+        """``build`` makes the module without weights; ``select`` adds adapters and names what learns."""
+        import deepspeed
+
+        config = zero3_config(
+            micro_batch_size=micro_batch_size, accumulation=accumulation, max_grad_norm=optimizer.max_grad_norm
+        )
+        with deepspeed.zero.Init(config_dict_or_path=config):
+            module = build()
+        load_partitioned(module, weights)
+        self._named = select(module)
+        engine, _, _, _ = deepspeed.initialize(
+            model=module, optimizer=build_optimizer(list(self._named.values()), optimizer), config=config
+        )
+        self.model: nn.Module = engine
+        self._engine: Any = engine
+        self._set_optimizer_steps(0)  # DeepSpeed makes the moments by a dry step, which Adam would count
+
+    def accumulate(self, loss: Tensor) -> None:
+        self._engine.backward(loss)
+        self._engine.step()  # steps at the accumulation boundary only
+
+    def finish_step(self) -> float:
+        return float(self._engine.get_global_grad_norm())
+
+    def set_learning_rate(self, value: float) -> None:
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = value
+
+    def state(self) -> Iterator[tuple[str, Tensor]]:
+        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+        for name, parameter in self._named.items():
+            yield f"master/{name}", safe_get_full_fp32_param(parameter).view(parameter.ds_shape).cpu()
+            for moment in MOMENTS:
+                full = safe_get_full_optimizer_state(parameter, moment)
+                yield f"{moment}/{name}", full.view(parameter.ds_shape).cpu()
+
+    def load_state(self, tensors: Mapping[str, Tensor], optimizer_steps: int) -> None:
+        import deepspeed
+        from deepspeed.utils import safe_set_local_fp32_param, safe_set_local_optimizer_state
+
+        check_keys(state_keys(list(self._named)), tensors)
+        for name, parameter in self._named.items():
+            safe_set_local_fp32_param(parameter, _partition_of(tensors[f"master/{name}"], parameter))
+            for moment in MOMENTS:
+                safe_set_local_optimizer_state(parameter, _partition_of(tensors[f"{moment}/{name}"], parameter), moment)
+            with torch.no_grad(), deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
+                parameter.copy_(tensors[f"master/{name}"])  # else one step would compute with stale weights
+        self._set_optimizer_steps(optimizer_steps)
+
+    def _set_optimizer_steps(self, steps: int) -> None:
+        for state in self._engine.optimizer.optimizer.state.values():
+            if "step" in state:
+                state["step"].fill_(steps)
+
+
+def _partition_of(full: Tensor, parameter: nn.Parameter) -> Tensor:
+    """This rank's share of a full tensor, zero-padded at the end as ZeRO-3 pads it."""
+    share = parameter.ds_tensor.numel()
+    rank, ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    flat = torch.zeros(share * ranks, dtype=torch.float32)
+    flat[: full.numel()] = full.flatten().float()
+    return flat[share * rank : share * (rank + 1)].to(parameter.ds_tensor.device)
