@@ -1,0 +1,221 @@
+"""Presets: one YAML file names every component, its source, size and licence. A new one needs no code."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import jsonargparse
+import yaml
+
+from lookalike.errors import ConfigError
+
+PRESETS_DIR = Path(__file__).parent / "presets"
+
+AggregatorKind = Literal["last_layer", "layer_mean", "single_lap", "dla"]
+ReferencePosition = Literal["diagonal", "index"]
+
+
+@dataclass(frozen=True)
+class ComponentConfig:
+    """One component of a bundle: where its weights come from, and its configuration in its library's own keys."""
+
+    source: str | None = None
+    """``package:mini/vae`` (shipped with this package), a local folder, a Hub id, or null: made from the seed."""
+    revision: str | None = None
+    """Commit of a Hub id."""
+    config: dict[str, Any] = field(default_factory=dict)
+    """The library's ``config.json`` keys; used where ``source`` is null."""
+    licence: str | None = None
+    """SPDX id or name of the licence of the weights; travels into the bundle."""
+
+
+@dataclass(frozen=True)
+class MllmConfig:
+    """The joint encoder (a transformers multimodal model), and how a prompt and its references are written for it."""
+
+    architecture: str = "InternVLForConditionalGeneration"
+    """Class of transformers."""
+    source: str | None = None
+    """As in :class:`ComponentConfig`."""
+    revision: str | None = None
+    """Commit of a Hub id."""
+    config: dict[str, Any] = field(default_factory=dict)
+    """``config.json`` keys; used where ``source`` is null."""
+    licence: str | None = None
+    """SPDX id or name of the licence of the weights."""
+    vocabulary: str | None = None
+    """Word list (a file beside the preset, one word a line) of the tokenizer; used where ``source`` is null."""
+    template: str = "<|im_start|>{images}{prompt}<|im_end|>"
+    """Text of one sample. A causal model's token sees only what stands before it: images first lets text see them."""
+    image_prefix: str = "<img>"
+    """Text before the tokens of one image."""
+    image_token: str = "<IMG_CONTEXT>"
+    """Placeholder that the image's features replace."""
+    image_suffix: str = "</img>"
+    """Text after the tokens of one image."""
+    image_size: int = 448
+    """Side in pixels of the single square tile that a reference is resized to (its aspect kept by padding)."""
+    tokens_per_image: int = 256
+    """Placeholders of one tile: (image_size / patch_size × downsample_ratio)²."""
+    image_mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    """Subtracted per RGB channel from values in [0, 1]."""
+    image_std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    """Divided by, per RGB channel."""
+    max_prompt_tokens: int = 128
+    """Tokens of the longest prompt, template not counted."""
+
+
+@dataclass(frozen=True)
+class AggregatorConfig:
+    """Layer aggregation and bridge: from all hidden states of the MLLM to the DiT's context tokens."""
+
+    kind: AggregatorKind = "dla"
+    """``dla``: one LAP for text and one for image tokens; ``single_lap``; ``last_layer``; ``layer_mean``."""
+    inner_width: int = 1536
+    """Channels inside the aggregator; the MLLM's width is projected to it."""
+    head_dim: int = 128
+    """Channels of one attention head; divides ``inner_width``."""
+    layer_blocks: int = 2
+    """Transformer blocks over the layer axis (LAP)."""
+    refiner_blocks: int = 2
+    """Transformer blocks over the token axis."""
+    source: str | None = None
+    """As in :class:`ComponentConfig`."""
+
+
+@dataclass(frozen=True)
+class ReferenceConfig:
+    """Identity tokens: VAE latents of the references in the DiT's image sequence."""
+
+    max_references: int = 4
+    """Most references of one sample."""
+    height: int = 512
+    """Pixels; references are centre-cropped and resized to this grid, apart from the MLLM's tile."""
+    width: int = 512
+    """Pixels."""
+    position: ReferencePosition = "diagonal"
+    """Rotary ids: ``diagonal`` starts reference k behind the corner of what precedes it (UNO); ``index`` keeps (h, w)
+    and counts the first axis (FLUX Kontext)."""
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """A peft LoRA on the DiT."""
+
+    rank: int = 16
+    """Rank of the update."""
+    alpha: float | None = None
+    """The update is scaled by alpha / rank; null means alpha = rank."""
+    target_modules: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
+    """Suffixes of the linear layers that get an update (``add_q_proj`` ... for the text stream)."""
+    dropout: float = 0.0
+    """Dropout before the down projection."""
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise ConfigError("LoRA rank is below 1", value=f"rank={self.rank}", fix="use 4 to 512")
+        if not self.target_modules:
+            raise ConfigError("LoRA without target modules trains nothing", fix="name at least one, such as to_q")
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A whole model: joint encoder, aggregator, DiT, VAE and scheduler."""
+
+    name: str
+    """What bundles and errors call it."""
+    description: str
+    """One line for humans."""
+    height: int
+    """Pixels of a generated image."""
+    width: int
+    """Pixels of a generated image."""
+    mllm: MllmConfig
+    """Joint encoder."""
+    vae: ComponentConfig
+    """diffusers AutoencoderKL."""
+    transformer: ComponentConfig
+    """diffusers FluxTransformer2DModel."""
+    scheduler: ComponentConfig
+    """diffusers FlowMatchEulerDiscreteScheduler."""
+    aggregator: AggregatorConfig
+    """Layer aggregation and bridge."""
+    references: ReferenceConfig
+    """Identity tokens."""
+    lora: LoraConfig | None = None
+    """LoRA of the base training; null trains the DiT itself."""
+
+    def __post_init__(self) -> None:
+        if self.aggregator.inner_width % self.aggregator.head_dim:
+            raise ConfigError(
+                f"aggregator.inner_width={self.aggregator.inner_width} is no multiple of its head_dim",
+                value=self.aggregator.head_dim,
+                fix="change aggregator.head_dim",
+            )
+        if self.references.max_references < 1:
+            raise ConfigError(
+                "a subject needs a reference", value=self.references, fix="raise references.max_references"
+            )
+        if self.lora is not None and self.transformer.config:
+            check_lora(self.lora, self.transformer.config)
+
+    @property
+    def licences(self) -> dict[str, str]:
+        """Licence of each component that names one."""
+        parts = {"mllm": self.mllm.licence, "vae": self.vae.licence, "transformer": self.transformer.licence}
+        return {name: licence for name, licence in parts.items() if licence}
+
+
+def check_lora(lora: LoraConfig, transformer_config: Mapping[str, Any]) -> None:
+    """Refuse a rank above the attention width of a FluxTransformer2DModel configuration.
+
+    Raises:
+        ConfigError: a LoRA of that rank would be larger than what it adapts.
+    """
+    width = int(transformer_config["num_attention_heads"]) * int(transformer_config["attention_head_dim"])
+    if lora.rank > width:
+        raise ConfigError(f"lora.rank={lora.rank} exceeds the attention width {width}", fix="lower lora.rank")
+
+
+def list_presets() -> list[str]:
+    """Names of the shipped presets, sorted."""
+    return sorted(path.stem for path in PRESETS_DIR.glob("*.yaml"))
+
+
+def load_preset(name_or_path: str | Path) -> Preset:
+    """Read a shipped preset by name, or any preset from its YAML file (a value that ends in .yaml or .yml).
+
+    Raises:
+        ConfigError: unknown name (the message lists the known ones), missing file, unknown or missing key.
+    """
+    path = Path(name_or_path)
+    if path.suffix not in (".yaml", ".yml"):
+        path = PRESETS_DIR / f"{name_or_path}.yaml"
+        if not path.is_file():
+            known = ", ".join(list_presets())
+            raise ConfigError(
+                "unknown preset", value=str(name_or_path), fix=f"use one of {known}, or a path to a .yaml"
+            )
+    if not path.is_file():
+        raise ConfigError("preset file not found", value=str(path), fix="check the path")
+    values = yaml.safe_load(path.read_text())
+    if not isinstance(values, dict):
+        raise ConfigError("a preset is a mapping of settings", value=str(path), fix="start from presets/mini.yaml")
+    return preset_from_dict(values, origin=str(path))
+
+
+def preset_from_dict(values: Mapping[str, Any], origin: str = "preset") -> Preset:
+    """Build a preset from plain values (YAML, or the copy in a ``bundle.json``), refusing unknown keys by name.
+
+    Raises:
+        ConfigError: an unknown, missing or badly typed key; ``origin`` names the file.
+    """
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(Preset, fail_untyped=True)
+    try:
+        parsed = parser.instantiate_classes(parser.parse_object(dict(values)))
+    except jsonargparse.ArgumentError as error:
+        raise ConfigError(f"{origin} does not parse: {error}", fix="compare with presets/mini.yaml") from error
+    return Preset(**{item.name: getattr(parsed, item.name) for item in dataclasses.fields(Preset)})
