@@ -1,0 +1,37 @@
+"""Put photographs of known subjects into raw shards (WebDataset), their bytes untouched.
+
+The source is a folder with one folder per subject, <subject>/<nn>.jpg (also .jpeg, .png, .webp). Beside an image there
+may be <nn>.txt with its caption, or <nn>.json with any of "caption", "class", "source", "licence". Without them the
+class is the folder's name (toy_car_03 -> "toy car") and the caption "a photo of a toy car". Files that are no image are
+listed as skipped; an image that cannot be decoded is taken along, and curation drops it with a reason.
+
+  python jobs/ingest.py --source ./photos --raw file:///data/raw --licence CC-BY-4.0
+
+The sample world is rendered instead: subjects, views, places and captions that are known exactly, with planted defects
+whose truth stands in _truth.json.
+
+  python jobs/ingest.py --source sample --raw s3://bucket/raw --sample.subjects 500 --sample.seed 3
+
+A customer's folder of four photos of one thing that no other world holds:
+
+  python jobs/ingest.py --source sample --raw ./raw-7 --photos ./customer --sample.subjects 1 --sample.views 4 \\
+      --sample.seed 7 --sample.defects false --sample.shapes '[duck]'
+
+The same command again resumes, or says that it is done.
+"""
+
+from pipelines.entry import run_job
+from pipelines.ingest import IngestConfig, ingest
+
+
+def main(config: IngestConfig) -> int:
+    """Ingest, and print what is there."""
+    result = ingest(config)
+    print(f"{result['images']} images of {result['subjects']} subjects in {result['shards']} shards at {config.raw}")
+    if result["skipped"]:
+        print(f"skipped {len(result['skipped'])} (see ingest.json), e.g. {next(iter(result['skipped'].items()))}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_job(IngestConfig, main, __doc__))

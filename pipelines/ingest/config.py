@@ -1,0 +1,74 @@
+"""What `jobs/ingest.py` can be told."""
+
+from dataclasses import dataclass, field
+
+from lookalike.errors import ConfigError
+
+SAMPLE = "sample"
+_DEFECTS_NEED = 4  # subjects: one for the cut shard, and a stranger to misfile
+
+
+@dataclass(frozen=True)
+class SampleWorldConfig:
+    """The rendered sample world."""
+
+    subjects: int = 160
+    """How many subjects there are."""
+    views: int = 6
+    """Photos of each subject, evenly about it."""
+    seed: int = 0
+    """Another seed (0 to 99) is another world: no subject of one appears in the other."""
+    first_subject: int = 0
+    """Number of the first subject; worlds of one seed that do not overlap are disjoint."""
+    shapes: list[str] = field(default_factory=list)
+    """Only these shapes, e.g. '[duck]'; none means all."""
+    size_px: int = 256
+    """Width and height of a photo."""
+    defects: bool = True
+    """Plant corrupt, tiny, duplicate and misfiled photos and a truncated shard; `_truth.json` names each."""
+
+    def __post_init__(self) -> None:
+        if self.subjects < 1 or self.views < 1:
+            raise ConfigError(
+                "a world needs subjects and views", value=(self.subjects, self.views), fix="use 1 or more"
+            )
+        if not 0 <= self.seed < 100:
+            raise ConfigError("sample.seed is out of range", value=self.seed, fix="use 0 to 99")
+        if self.first_subject < 0:
+            raise ConfigError("sample.first_subject is negative", value=self.first_subject, fix="use 0 or more")
+        if not 32 <= self.size_px <= 1024:
+            raise ConfigError("sample.size_px is out of range", value=self.size_px, fix="use 32 to 1024")
+        if self.defects and self.subjects < _DEFECTS_NEED:
+            raise ConfigError(
+                f"defects need {_DEFECTS_NEED} subjects or more",
+                value=self.subjects,
+                fix="raise sample.subjects or set --sample.defects false",
+            )
+
+
+@dataclass(frozen=True)
+class IngestConfig:
+    """Where the photographs come from, and where the raw shards go."""
+
+    source: str
+    """A folder (or URI) with `<subject>/<nn>.jpg`, or `sample` for the rendered sample world."""
+    raw: str
+    """URI of the prefix that gets the raw shards."""
+    subjects: list[str] = field(default_factory=list)
+    """Only these subjects (folder names); none means all."""
+    exclude_subjects: list[str] = field(default_factory=list)
+    """Not these subjects."""
+    licence: str = "unknown"
+    """Licence of the photographs, where a sidecar names none."""
+    shard_mib: int = 64
+    """A raw shard holds at most about this much; one sample is never split."""
+    photos: str | None = None
+    """With `--source sample`: also write plain `<subject>/<nn>.jpg` folders here, like a user's own."""
+    sample: SampleWorldConfig = field(default_factory=SampleWorldConfig)
+    """The sample world; used with `--source sample`."""
+
+    def __post_init__(self) -> None:
+        if self.shard_mib < 1:
+            raise ConfigError("shard_mib is below 1", value=self.shard_mib, fix="use 1 or more")
+        if self.source != SAMPLE and self.photos:
+            raise ConfigError("photos are written of the sample world only", value=self.photos, fix="drop --photos")

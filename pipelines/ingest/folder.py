@@ -1,0 +1,212 @@
+"""A folder of photographs as a source: ``<subject>/<nn>.jpg``; beside each ``<nn>.txt`` (caption) or ``<nn>.json``."""
+
+import csv
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from lookalike.config import canonical_json, fingerprint
+from lookalike.data.images import EXTENSIONS
+from lookalike.data.shards import write_tar
+from lookalike.errors import InputError
+from lookalike.storage import ObjectInfo, Store, open_store
+from pipelines.ingest.config import IngestConfig
+from pipelines.ingest.source import Plan, shard_name
+
+_SIDECARS = {".txt", ".json"}
+_CLASSES_FILE = "prompts_and_classes.txt"  # DreamBooth's list of classes, beside its folders
+
+
+@dataclass(frozen=True)
+class PhotoFile:
+    """One image file and what is known of it before it is opened."""
+
+    key: str
+    """Sample key in the shard."""
+    path: str
+    """Key below the source."""
+    subject: str
+    """Name of its folder."""
+    class_name: str
+    """What kind of thing it shows, unless a sidecar says otherwise."""
+    sidecars: tuple[str, ...]
+    """Keys of its sidecar files."""
+    size: int
+    """Bytes of the image."""
+
+
+@dataclass(frozen=True)
+class FolderShard:
+    """Some photographs that become one shard, their bytes untouched."""
+
+    name: str
+    """Key below the raw prefix."""
+    source: str
+    """URI of the source."""
+    licence: str
+    """Where no sidecar names one."""
+    photos: tuple[PhotoFile, ...]
+    """In the order of their keys."""
+
+    @property
+    def images(self) -> int:
+        """How many images the shard holds."""
+        return len(self.photos)
+
+    def write(self, path: Path) -> None:
+        """Read the photographs and write the tar."""
+        write_tar(path, self._samples())
+
+    def _samples(self) -> Iterator[tuple[str, dict[str, bytes]]]:
+        store = open_store(self.source)
+        for photo in self.photos:
+            meta: dict[str, Any] = {
+                "subject": photo.subject,
+                "class": photo.class_name,
+                "source": f"{store.uri}/{photo.path}",
+                "licence": self.licence,
+            }
+            for sidecar in photo.sidecars:
+                meta |= _read_sidecar(store, sidecar)
+            meta.setdefault("caption", f"a photo of a {meta['class']}")
+            yield (
+                photo.key,
+                {
+                    PurePosixPath(photo.path).suffix[1:].lower(): store.read(photo.path),
+                    "json": canonical_json(meta).encode(),
+                },
+            )
+
+
+def plan_folder(config: IngestConfig) -> Plan:
+    """List the source and deal its photographs to shards.
+
+    Raises:
+        InputError: nothing is there, a subject's folder holds no image, or a named subject does not exist.
+    """
+    store = open_store(config.source)
+    listing = list(store.list())
+    if not listing:
+        raise InputError("the source is missing or empty", value=config.source, fix="name a folder of photographs")
+    folders, skipped = _by_subject(listing)
+    for name in {*config.subjects, *config.exclude_subjects} - folders.keys():
+        raise InputError("no such subject", value=name, fix=f"choose from {', '.join(sorted(folders)) or 'none'}")
+    chosen = [
+        name
+        for name in folders
+        if name not in config.exclude_subjects and (not config.subjects or name in config.subjects)
+    ]
+    skipped |= {f"{name}/": "excluded" for name in folders if name not in chosen}
+    classes = _classes(store, {info.key for info in listing})
+    photos: list[PhotoFile] = []
+    for name in chosen:
+        photos += _photos(name, folders[name], classes.get(name) or class_of(name), skipped)
+    if not photos:
+        raise InputError(
+            "no photographs in subject folders", value=config.source, fix="lay them out as <subject>/<nn>.jpg"
+        )
+    shards = [
+        FolderShard(shard_name(index), store.uri, config.licence, tuple(part))
+        for index, part in enumerate(_deal(_unique_keys(photos), config.shard_mib << 20))
+    ]
+    identity = fingerprint([[info.key, info.size] for info in listing])
+    return Plan(shards, subjects=len(chosen), identity=identity, skipped=skipped)
+
+
+def class_of(folder: str) -> str:
+    """A class name out of a folder's name: ``"toy_car_03"`` → ``"toy car"``."""
+    return re.sub(r"[\s_-]+", " ", re.sub(r"[\d\s_-]+$", "", folder)).strip().lower() or "object"
+
+
+def _by_subject(listing: list[ObjectInfo]) -> tuple[dict[str, list[ObjectInfo]], dict[str, str]]:
+    folders: dict[str, list[ObjectInfo]] = {}
+    skipped: dict[str, str] = {}
+    for info in listing:
+        parts = info.key.split("/")
+        if any(part.startswith(".") for part in parts):
+            skipped[info.key] = "hidden file"
+        elif len(parts) == 2:
+            folders.setdefault(parts[0], []).append(info)
+        else:
+            skipped[info.key] = "not directly in a subject's folder"
+    return folders, skipped
+
+
+def _photos(subject: str, files: list[ObjectInfo], class_name: str, skipped: dict[str, str]) -> Iterator[PhotoFile]:
+    keys = {info.key for info in files}
+    used: set[str] = set()
+    found = False
+    for info in files:
+        path = PurePosixPath(info.key)
+        if path.suffix[1:].lower() not in EXTENSIONS:
+            continue
+        found = True
+        sidecars = tuple(str(path.with_suffix(s)) for s in sorted(_SIDECARS, reverse=True))
+        present = tuple(key for key in sidecars if key in keys)
+        used |= {info.key, *present}
+        key = f"{subject}-{path.stem}".replace(".", "_")
+        yield PhotoFile(key, info.key, subject, class_name, present, info.size)
+    if not found:
+        raise InputError(
+            "a subject's folder holds no image", value=subject, fix="add photographs, or name it in --exclude_subjects"
+        )
+    skipped |= dict.fromkeys(sorted(keys - used), "neither an image nor the sidecar of one")
+
+
+def _unique_keys(photos: list[PhotoFile]) -> Iterator[PhotoFile]:
+    """Photos in the order given; where two would share a key, the later one gets a number."""
+    taken: set[str] = set()
+    for photo in photos:
+        key, number = photo.key, 2
+        while key in taken:
+            key, number = f"{photo.key}-{number}", number + 1
+        taken.add(key)
+        yield PhotoFile(key, photo.path, photo.subject, photo.class_name, photo.sidecars, photo.size)
+
+
+def _deal(photos: Iterator[PhotoFile], limit: int) -> Iterator[list[PhotoFile]]:
+    part: list[PhotoFile] = []
+    size = 0
+    for photo in photos:
+        if part and size + photo.size > limit:
+            yield part
+            part, size = [], 0
+        part.append(photo)
+        size += photo.size
+    if part:
+        yield part
+
+
+def _classes(store: Store, keys: set[str]) -> dict[str, str]:
+    """Class by subject from DreamBooth's file (a ``subject_name,class`` block between prose), if it is there."""
+    if _CLASSES_FILE not in keys:
+        return {}
+    lines = store.read(_CLASSES_FILE).decode(errors="replace").splitlines()
+    try:
+        start = [line.strip() for line in lines].index("subject_name,class") + 1
+    except ValueError:
+        return {}
+    classes: dict[str, str] = {}
+    for row in csv.reader(lines[start:]):
+        if len(row) != 2:
+            break
+        classes[row[0].strip()] = row[1].strip()
+    return classes
+
+
+def _read_sidecar(store: Store, key: str) -> dict[str, Any]:
+    text = store.read(key).decode(errors="replace").strip()
+    if key.endswith(".txt"):
+        return {"caption": text} if text else {}
+    try:
+        values = json.loads(text)
+    except ValueError as error:
+        raise InputError(
+            f"a sidecar is no JSON: {error}", value=f"{store.uri}/{key}", fix="mend or remove it"
+        ) from None
+    if not isinstance(values, dict):
+        raise InputError("a sidecar is no JSON object", value=f"{store.uri}/{key}", fix='write {"caption": "…"}')
+    return values

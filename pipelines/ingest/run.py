@@ -1,0 +1,96 @@
+"""Plan the shards of a source, write them in parallel, and say so when the last one is there."""
+
+import json
+import logging
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import ray
+from ray.exceptions import RayTaskError
+from tqdm import tqdm
+
+from lookalike.config import canonical_json, to_dict
+from lookalike.errors import LookalikeError
+from lookalike.storage import Store, open_store
+from lookalike.storage.claim import claim
+from pipelines.entry import ray_session
+from pipelines.ingest.config import SAMPLE, IngestConfig
+from pipelines.ingest.folder import plan_folder
+from pipelines.ingest.source import Plan, Shard
+
+logger = logging.getLogger(__name__)
+
+RESULT = "ingest.json"  # written last: without it the prefix is still being filled
+
+
+def ingest(config: IngestConfig) -> dict[str, Any]:
+    """Write raw WebDataset shards below ``config.raw`` and return what is there now.
+
+    Started again it skips the shards that exist. The result: counts of ``images``, ``subjects`` and ``shards``, and
+    the ``skipped`` files with reasons; it also stands in ``ingest.json``.
+
+    Raises:
+        InputError: the source is missing, empty or has a subject without images.
+        ConflictError: the prefix holds another source's shards.
+    """
+    plan = plan_source(config)
+    store = open_store(config.raw)
+    claim(store, to_dict(config) | {"source_identity": plan.identity})
+    if store.exists(RESULT):
+        logger.info("%s is complete already", store.uri)
+        return cast(dict[str, Any], json.loads(store.read(RESULT)))
+    for key, document in plan.extras.items():
+        store.write(key, canonical_json(document).encode())
+    present = {info.key for info in store.list("shard-")}
+    missing = [shard for shard in plan.shards if shard.name not in present]
+    total = sum(shard.images for shard in plan.shards)
+    with ray_session(), tqdm(total=total, desc="ingest", unit="img") as progress:
+        progress.update(total - sum(shard.images for shard in missing))
+        for images in _write_all(missing, store):
+            progress.update(images)
+    result = {
+        "images": total,
+        "subjects": plan.subjects,
+        "shards": len(plan.shards),
+        "skipped": dict(plan.skipped),
+    }
+    store.write(RESULT, canonical_json(result).encode())
+    return result
+
+
+def plan_source(config: IngestConfig) -> Plan:
+    """The plan of whichever source the configuration names."""
+    if config.source == SAMPLE:
+        from pipelines.ingest.sample.source import plan_sample
+
+        return plan_sample(config)
+    return plan_folder(config)
+
+
+def write_shard(shard: Shard, store: Store) -> int:
+    """Make one shard and put it below ``store``, where it appears whole; returns its number of images."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / shard.name
+        shard.write(path)
+        store.upload(shard.name, path)
+    return shard.images
+
+
+def _write_all(shards: list[Shard], store: Store) -> Iterator[int]:
+    """Write shards as Ray tasks, two in flight per CPU; yields the images of each as it is done."""
+    task = ray.remote(num_cpus=1)(write_shard)
+    window = max(2, 2 * int(ray.cluster_resources().get("CPU", 1)))
+    waiting = list(reversed(shards))
+    running: list[ray.ObjectRef[int]] = []
+    while waiting or running:
+        while waiting and len(running) < window:
+            running.append(task.remote(waiting.pop(), store))
+        done, running = ray.wait(running)
+        try:
+            yield from ray.get(done)
+        except RayTaskError as error:
+            if isinstance(error.cause, LookalikeError):
+                raise error.cause from None
+            raise

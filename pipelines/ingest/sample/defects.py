@@ -1,0 +1,99 @@
+"""What goes wrong in real shards, planted on purpose: so that curation can be held to what it should have found."""
+
+import io
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from pipelines.ingest.config import SampleWorldConfig
+from pipelines.ingest.sample.world import Photo, Subject, photo
+
+KINDS = ("corrupt", "tiny", "exact_duplicate", "near_duplicate", "wrong_subject")
+_DEFECT = 3  # what a seed is for
+_QUALITY = 92  # of an ordinary photo's JPEG
+_TINY_PX = (24, 32, 16)
+
+
+@dataclass(frozen=True)
+class Shot:
+    """A photo as it lies in the shard, planted defect included."""
+
+    photo: Photo
+    """What is taken, and its key."""
+    defect: str | None = None
+    """One of KINDS."""
+    variant: int = 0
+    """Which flavour of the defect."""
+    original: str | None = None
+    """Key of the photo that a duplicate repeats."""
+
+
+def plan_shots(config: SampleWorldConfig, things: list[Subject]) -> dict[str, list[Shot]]:
+    """Every photo of every subject, by the subject's name; planted ones come after the ordinary ones.
+
+    The last subject gets no planted photo: its shard is the one that is cut.
+    """
+    shots = {thing.name: [Shot(photo(thing, i, config.views)) for i in range(config.views)] for thing in things}
+    if not config.defects:
+        return shots
+    rng = np.random.default_rng([_DEFECT, config.seed, config.first_subject])
+    hosts = [things[i] for i in rng.permutation(len(things) - 1)]
+    each = max(3, len(things) // 40)
+    for number, kind in enumerate(kind for kind in reversed(KINDS) for _ in range(each)):
+        host = hosts[number % len(hosts)]
+        shots[host.name].append(_plant(kind, number, host, shots[host.name], things, config.views))
+    return shots
+
+
+def encode(picture: npt.NDArray[np.uint8], shot: Shot) -> bytes:
+    """The file of a shot: a JPEG of ``picture`` [H, W, 3], spoilt as its defect says."""
+    image = Image.fromarray(picture)
+    if shot.defect == "tiny":
+        side = _TINY_PX[shot.variant % len(_TINY_PX)]
+        return _jpeg(image.resize((side, side), Image.Resampling.BICUBIC), _QUALITY)
+    if shot.defect == "near_duplicate":
+        return _again(image, shot.variant)
+    data = _jpeg(image, _QUALITY)
+    if shot.defect == "corrupt":
+        noise = np.random.default_rng([_DEFECT, shot.variant]).bytes(len(data))
+        return (data[: len(data) // 2], data[:300] + noise[300:], b"<html>404 Not Found</html>\n")[shot.variant % 3]
+    return data
+
+
+def _plant(kind: str, number: int, host: Subject, taken: list[Shot], things: list[Subject], views: int) -> Shot:
+    key = f"{host.name}-{len(taken):02d}"
+    if kind in ("exact_duplicate", "near_duplicate"):
+        original = taken[number % views].photo
+        copy = Photo(key, original.subject, original.filed_under, original.view, original.place)
+        return Shot(copy, kind, number, original=original.key)
+    fresh = photo(host, len(taken), views, key)
+    if kind == "wrong_subject":
+        stranger = _stranger(host, number, things)
+        fresh = Photo(key, stranger, host, fresh.view, fresh.place)
+    return Shot(fresh, kind, number)
+
+
+def _stranger(host: Subject, number: int, things: list[Subject]) -> Subject:
+    """A subject of another shape, and of other colours where one exists."""
+    others = [thing for thing in things if thing.shape != host.shape] or [t for t in things if t is not host]
+    unlike = [thing for thing in others if not set(thing.colours) & set(host.colours)] or others
+    return unlike[number * 7 % len(unlike)]
+
+
+def _again(image: Image.Image, variant: int) -> bytes:
+    """The same photo once more: recompressed, cropped a little, or resized."""
+    side = image.width
+    if variant % 3 == 0:
+        return _jpeg(image, 60)
+    if variant % 3 == 1:
+        edge = max(1, side // 40)
+        return _jpeg(image.crop((edge, edge, side - edge, side - edge)), _QUALITY)
+    return _jpeg(image.resize((side * 7 // 8, side * 7 // 8), Image.Resampling.LANCZOS), 80)
+
+
+def _jpeg(image: Image.Image, quality: int) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=quality)
+    return buffer.getvalue()

@@ -1,0 +1,133 @@
+"""The sample world as a source of raw shards, and the truth about it that only tests and probes read."""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from lookalike.config import canonical_json, fingerprint, to_dict
+from lookalike.data.shards import write_tar
+from lookalike.storage import open_store
+from pipelines.ingest.config import IngestConfig
+from pipelines.ingest.sample.defects import Shot, encode, plan_shots
+from pipelines.ingest.sample.vocabulary import view_name
+from pipelines.ingest.sample.world import Subject, body, subjects
+from pipelines.ingest.source import Plan, shard_name
+
+TRUTH = "_truth.json"
+_SUBJECTS_PER_SHARD = 16  # one unit of work: a few seconds of rendering
+_LICENCE = "zlib"  # of the meshes in pybullet_data; all else is made here
+
+
+@dataclass(frozen=True)
+class SampleShard:
+    """Some subjects of the world, rendered where it is written."""
+
+    name: str
+    """Key below the raw prefix."""
+    shots: tuple[Shot, ...]
+    """Photos in order."""
+    size_px: int
+    """Side of a photo."""
+    cut: str | None = None
+    """Key of the sample in whose image the tar breaks off, if this is the planted broken one."""
+    photos: str | None = None
+    """URI that also gets the photos as plain files."""
+
+    @property
+    def images(self) -> int:
+        """How many photos are written, those behind the cut included."""
+        return len(self.shots)
+
+    def write(self, path: Path) -> None:
+        """Render the photos and write the tar."""
+        samples = write_tar(path, self._samples())
+        for sample in samples:
+            if sample.key == self.cut:
+                image = sample.members["jpg"]
+                with path.open("r+b") as file:
+                    file.truncate(image.offset + image.length // 2)
+
+    def _samples(self) -> Iterator[tuple[str, dict[str, bytes]]]:
+        from pipelines.ingest.sample.scene import photograph
+
+        folder = open_store(self.photos) if self.photos else None
+        for shot in self.shots:
+            photo, owner = shot.photo, shot.photo.filed_under
+            picture, _ = photograph(body(photo.subject), photo.view, photo.place, self.size_px)
+            data = encode(picture, shot)
+            if folder:
+                folder.write(f"{owner.name}/{photo.key.rsplit('-', 1)[1]}.jpg", data)
+            meta = {
+                "subject": owner.name,
+                "class": owner.shape,
+                "caption": photo.caption,
+                "source": "lookalike sample world",
+                "licence": _LICENCE,
+            }
+            yield photo.key, {"jpg": data, "json": canonical_json(meta).encode()}
+
+
+def plan_sample(config: IngestConfig) -> Plan:
+    """Plan the world, its defects and its truth. Raises ConfigError for an unknown shape."""
+    world = config.sample
+    things = _chosen(subjects(world), config)
+    shots = plan_shots(world, things)
+    # the broken shard holds one subject, so that little is lost with it
+    whole = things[:-1] if world.defects else things
+    bytes_per_subject = world.views * world.size_px**2  # a JPEG takes less than a byte a pixel
+    per_shard = max(1, min(_SUBJECTS_PER_SHARD, (config.shard_mib << 20) // bytes_per_subject))
+    groups = [whole[i : i + per_shard] for i in range(0, len(whole), per_shard)]
+    shards = [
+        SampleShard(
+            shard_name(index),
+            tuple(shot for thing in group for shot in shots[thing.name]),
+            world.size_px,
+            photos=config.photos,
+        )
+        for index, group in enumerate(groups)
+    ]
+    if world.defects:
+        last = tuple(shots[things[-1].name])
+        cut = last[len(last) // 2].photo.key
+        shards.append(SampleShard(shard_name(len(shards)), last, world.size_px, cut=cut, photos=config.photos))
+    truth = {"config": to_dict(world), **_truth(things, shards)}
+    return Plan(shards, len(things), identity=fingerprint(truth), extras={TRUTH: truth})
+
+
+def _chosen(things: list[Subject], config: IngestConfig) -> list[Subject]:
+    kept = [thing for thing in things if thing.name not in config.exclude_subjects]
+    return [thing for thing in kept if not config.subjects or thing.name in config.subjects]
+
+
+def _truth(things: list[Subject], shards: list[SampleShard]) -> dict[str, Any]:
+    photos: dict[str, Any] = {}
+    cut: dict[str, list[str]] = {}
+    for shard in shards:
+        broken = False
+        for shot in shard.shots:
+            broken = broken or shot.photo.key == shard.cut
+            if broken:
+                cut.setdefault(shard.name, []).append(shot.photo.key)
+            photos[shot.photo.key] = _truth_of(shot, shard.name, broken)
+    return {
+        "subjects": {thing.name: asdict(thing) for thing in things},
+        "photos": photos,
+        "truncated_shards": cut,  # shard -> keys that cannot be read
+    }
+
+
+def _truth_of(shot: Shot, shard: str, broken: bool) -> dict[str, Any]:
+    photo = shot.photo
+    return {
+        "shard": shard,
+        "subject": photo.filed_under.name,
+        "shows": photo.subject.name,
+        "defect": "truncated_shard" if broken else shot.defect,
+        "original": shot.original,
+        "place": photo.place,
+        "view": asdict(photo.view) | {"name": view_name(photo.view.azimuth_deg, photo.view.elevation_deg)},
+        "class": photo.subject.shape,
+        "colours": photo.subject.colours,
+        "pattern": photo.subject.pattern,
+    }

@@ -1,0 +1,122 @@
+"""The plan of a sample world: which subjects exist, and which photos are taken of them; a function of seeds only."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from lookalike.errors import ConfigError
+from pipelines.ingest.config import SampleWorldConfig
+from pipelines.ingest.sample import shapes, vocabulary
+from pipelines.ingest.sample.patterns import SolidPattern
+from pipelines.ingest.sample.scene import Body, View
+
+_SUBJECT, _PHOTO = 1, 2  # what a seed is for
+_SCULPTURES = 0.3  # share of subjects whose class name says nothing about their form
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One thing that can be photographed again and again."""
+
+    name: str
+    """Unique over all worlds, e.g. ``duck_0000012``: shape, seed, number."""
+    seed: tuple[int, int]
+    """(world seed, number), from which everything else about it follows."""
+    shape: str
+    """Its class name."""
+    colours: tuple[str, str]
+    """First and second colour."""
+    pattern: str
+    """A key of ``vocabulary.PATTERNS``."""
+    twin_of: str | None
+    """The subject that shares its colours and pattern, but not its shape."""
+
+
+@dataclass(frozen=True)
+class Photo:
+    """One photo to take."""
+
+    key: str
+    """Sample key in the raw shards."""
+    subject: Subject
+    """What is to be seen."""
+    filed_under: Subject
+    """Whose folder it lies in: not ``subject`` where the photo is a planted error."""
+    view: View
+    """From where."""
+    place: str
+    """A key of ``vocabulary.PLACES``."""
+
+    @property
+    def caption(self) -> str:
+        """What the photo is said to show: a misfiled one is described as what it was taken for."""
+        side = vocabulary.view_name(self.view.azimuth_deg, self.view.elevation_deg)
+        thing = self.filed_under
+        return vocabulary.caption(thing.shape, thing.colours, thing.pattern, self.place, side)
+
+
+def subject(seed: int, number: int, allowed: tuple[str, ...] = ()) -> Subject:
+    """Subject ``number`` of the world ``seed``; ``allowed`` restricts its shape.
+
+    Every fourth subject is the twin of the one before it, so that colours alone do not tell subjects apart.
+    """
+    if number % 4 == 3:
+        first = subject(seed, number - 1, allowed)
+        others = tuple(shape for shape in allowed or shapes.names() if shape != first.shape)
+        if others:
+            rng = np.random.default_rng([_SUBJECT, seed, number])
+            shape = others[rng.integers(len(others))]
+            return Subject(
+                _name(shape, seed, number), (seed, number), shape, first.colours, first.pattern, twin_of=first.name
+            )
+    rng = np.random.default_rng([_SUBJECT, seed, number])
+    kinds = allowed or tuple(name for name in shapes.names() if name != "sculpture")
+    shape = kinds[rng.integers(len(kinds))]
+    if not allowed and rng.random() < _SCULPTURES:
+        shape = "sculpture"
+    first_colour, second_colour = rng.permutation(list(vocabulary.COLOURS))[:2]
+    pattern = list(vocabulary.PATTERNS)[rng.integers(len(vocabulary.PATTERNS))]
+    colours = (str(first_colour), str(second_colour))
+    return Subject(_name(shape, seed, number), (seed, number), shape, colours, pattern, twin_of=None)
+
+
+def photo(thing: Subject, index: int, views: int, key: str | None = None) -> Photo:
+    """Photo ``index`` of a subject; the first ``views`` of them go evenly about it."""
+    rng = np.random.default_rng([_PHOTO, *thing.seed, index])
+    turn = np.random.default_rng([_PHOTO, *thing.seed]).uniform(-30, 30)
+    places = np.random.default_rng([_PHOTO, *thing.seed]).permutation(list(vocabulary.PLACES))
+    azimuth = (turn + 360 * index / views + rng.uniform(-22, 22)) % 360
+    elevation = rng.uniform(50, 62) if rng.random() < 0.12 else rng.uniform(10, 40)
+    view = View(
+        azimuth_deg=float(azimuth),
+        elevation_deg=float(elevation),
+        distance=float(rng.uniform(2.0, 2.7)),
+        shift=(float(rng.uniform(-0.16, 0.16)), float(rng.uniform(-0.08, 0.16))),
+        light_deg=float(rng.uniform(-70, 70)),
+        exposure=float(rng.uniform(0.88, 1.1)),
+        place_turn_deg=float(rng.uniform(0, 360)),
+    )
+    place = str(places[index % len(places)])
+    return Photo(key or f"{thing.name}-{index:02d}", thing, thing, view, place)
+
+
+@lru_cache(maxsize=8)
+def body(thing: Subject) -> Body:
+    """The subject's mesh and pattern, made from its seed."""
+    rng = np.random.default_rng([_SUBJECT, *thing.seed, 7])
+    mesh = shapes.build(thing.shape, rng)
+    return Body(mesh, SolidPattern(thing.pattern, mesh, rng), thing.colours)
+
+
+def subjects(config: SampleWorldConfig) -> list[Subject]:
+    """Every subject of the world, in order. Raises ConfigError for a shape that does not exist."""
+    unknown = sorted(set(config.shapes) - set(shapes.names()))
+    if unknown:
+        raise ConfigError("unknown shape", value=unknown[0], fix=f"choose from {', '.join(shapes.names())}")
+    numbers = range(config.first_subject, config.first_subject + config.subjects)
+    return [subject(config.seed, number, tuple(config.shapes)) for number in numbers]
+
+
+def _name(shape: str, seed: int, number: int) -> str:
+    return f"{shape.replace(' ', '_')}_{seed:02d}{number:05d}"
