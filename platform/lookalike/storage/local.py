@@ -58,7 +58,7 @@ class LocalStore:
 
     def write(self, key: str, data: bytes) -> None:
         part = self._write_part(key, data)
-        os.replace(part, self._path(key))
+        part.replace(self._path(key))
 
     def create(self, key: str, data: bytes) -> None:
         part = self._write_part(key, data)
@@ -80,7 +80,7 @@ class LocalStore:
         os.close(handle)
         try:
             shutil.copyfile(path, part)
-            os.replace(part, target)
+            Path(part).replace(target)
         except OSError as error:
             Path(part).unlink(missing_ok=True)
             raise self._unwritable(key, error) from error

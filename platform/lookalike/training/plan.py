@@ -1,4 +1,4 @@
-"""The epoch plan: (step, slot) → sample, a pure function of the seed. Workers take slots; their number changes nothing."""
+"""The epoch plan: (step, slot) → sample, a pure function of the seed, whatever the number of workers."""
 
 from dataclasses import dataclass
 from functools import lru_cache

@@ -1,0 +1,54 @@
+# Two commands: `make demo` shows the whole way, `make test` proves it. Each sets up what it lacks.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PROFILE ?= demo
+PHOTOS ?=
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export RAY_AUTH_MODE ?= disabled
+export RAY_USAGE_STATS_ENABLED ?= 0
+export MLFLOW_DISABLE_TELEMETRY ?= true
+export TOKENIZERS_PARALLELISM ?= false
+
+.PHONY: help setup demo test check bench lock clean
+
+help: ## Show what there is to do
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+setup: $(VENV)/ready ## Make .venv from requirements.lock and check the compiler
+
+$(VENV)/ready: requirements.lock pyproject.toml infra/setup/check.py
+	@command -v $(PYTHON) >/dev/null || { echo "error: no $(PYTHON); apt-get install python3 python3-venv" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' || \
+		{ echo "error: $$($(PYTHON) --version) cannot run this; use PYTHON=python3.11" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV) || { echo "error: no venv module; apt-get install python3-venv" >&2; exit 1; }
+	$(BIN)/python -m pip install --quiet --requirement requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps --editable .
+	$(BIN)/python infra/setup/check.py
+	@touch $@
+
+demo: setup ## The main job, end to end, into ./.demo (PHOTOS=DIR: on your own photographs)
+	$(BIN)/python infra/demo/demo.py --profile $(PROFILE) $(if $(PHOTOS),--photos '$(PHOTOS)')
+
+test: setup ## All tests but those marked gpu
+	$(BIN)/python -m pytest -m "not gpu"
+
+check: setup ## Lint, format, types, import contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy platform/lookalike pipelines jobs infra/demo infra/local infra/setup
+	$(BIN)/lint-imports
+
+bench: setup ## What takes too long for the tests; results go to tests/bench/results
+	$(BIN)/python -m pytest tests/bench -m "not gpu" --timeout 7200 -s
+
+lock: ## Resolve requirements.lock anew from pyproject.toml
+	rm -rf .lock-venv && $(PYTHON) -m venv .lock-venv
+	.lock-venv/bin/pip install --quiet --upgrade pip && .lock-venv/bin/pip install --quiet 'torch==2.13.0' -e '.[dev]'
+	{ echo '# Exact versions of everything; `make setup` installs them. Made by `make lock` from pyproject.toml.'; \
+		.lock-venv/bin/pip freeze --exclude-editable | sed 's/+cpu$$//'; } > requirements.lock
+	rm -rf .lock-venv
+
+clean: ## Remove what the demo and the tools left behind (not .venv)
+	rm -rf .demo .local .mypy_cache .ruff_cache .import_linter_cache

@@ -1,0 +1,126 @@
+"""Ray Data for training: a data set of steps, which tasks on any node turn into prepared samples.
+
+The epoch plan says which samples a step holds and which of them a rank computes, so the pixels a worker sees depend on
+(seed, step, rank) and on nothing that a restart or another cluster could change.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import ray
+import ray.data
+from ray.train import DataConfig
+
+from lookalike.data.triplets import Split, load_images, read_table
+from lookalike.models.preprocess import Preprocessor
+from lookalike.storage import open_store
+from lookalike.training.bundles import local_bundle
+from lookalike.training.plan import PADDING, EpochPlan
+
+Columns = dict[str, npt.NDArray[Any]]
+
+_STEPS_PER_BLOCK = 4
+_LOADER_CPUS = 0.25  # decoding waits for storage most of the time; and two workers on two CPUs must leave room
+
+
+@dataclass(frozen=True)
+class TripletSource:
+    """Where samples come from: one split of one snapshot version, prepared for one bundle's models."""
+
+    snapshot_uri: str
+    """URI of the version, ``…/v0001``."""
+    split: Split
+    """Which rows."""
+    bundle_uri: str
+    """Whose tokenizer and image processing prepare them."""
+
+    def table(self) -> pa.Table:
+        """The rows of the split."""
+        return _table(self.snapshot_uri, self.split)
+
+
+@lru_cache(maxsize=4)
+def _table(snapshot_uri: str, split: Split) -> pa.Table:
+    return read_table(open_store(snapshot_uri), split)
+
+
+@lru_cache(maxsize=2)
+def _preprocessor(bundle_uri: str) -> Preprocessor:
+    return Preprocessor.from_bundle(local_bundle(bundle_uri))
+
+
+def prepare(source: TripletSource, indices: npt.NDArray[np.int64]) -> Columns:
+    """Read and prepare samples: the preprocessor's columns, ``sample_id`` (str), ``subject`` (str), ``weight`` (f32).
+
+    A padding slot repeats the first row with weight 0.
+    """
+    store = open_store(source.snapshot_uri)
+    rows = source.table().take(np.where(indices == PADDING, 0, indices)).to_pylist()
+    images = [load_images(store, row) for row in rows]
+    columns: Columns = _preprocessor(source.bundle_uri)(
+        [row["prompt"] for row in rows], [references for _, references in images], [target for target, _ in images]
+    )
+    columns["sample_id"] = np.array([row["triplet_id"] for row in rows])
+    columns["subject"] = np.array([row["subject"] for row in rows])
+    columns["weight"] = (indices != PADDING).astype(np.float32)
+    return columns
+
+
+def steps_from(start: Callable[[], int], total: int) -> Callable[[], "ray.data.Dataset"]:
+    """A factory of the data set of remaining steps; Ray Train calls it at each start of a worker group."""
+
+    def build() -> "ray.data.Dataset":
+        first = start()
+        remaining = max(1, total - first)
+        blocks = -(-remaining // _STEPS_PER_BLOCK)
+        steps = ray.data.range(remaining, override_num_blocks=blocks)
+        return steps.map_batches(lambda batch: {"step": batch["id"] + first}, num_cpus=_LOADER_CPUS)
+
+    return build
+
+
+def rank_dataset(
+    steps: "ray.data.Dataset", source: TripletSource, plan: EpochPlan, rank: int, world_size: int
+) -> "ray.data.Dataset":
+    """The samples that ``rank`` computes, in order: ``batch_size / world_size`` rows for each row of ``steps``."""
+
+    def load(batch: Columns) -> Iterator[Columns]:
+        for step in batch["step"]:
+            columns = prepare(source, plan.rank_slots(int(step), rank, world_size))
+            yield {**columns, "step": np.full(len(columns["weight"]), step)}
+
+    dataset = steps.map_batches(load, batch_size=None, num_cpus=_LOADER_CPUS)
+    dataset.context.execution_options.preserve_order = True
+    return dataset
+
+
+class PlannedDataConfig(DataConfig):
+    """Gives each rank the slots of the epoch plan, where Ray Train's own splits would depend on the world size."""
+
+    def __init__(self, source: TripletSource, plan: EpochPlan) -> None:
+        super().__init__(datasets_to_split=[])
+        self._source, self._plan = source, plan
+
+    def configure(
+        self, datasets: dict[str, "ray.data.Dataset"], world_size: int, *args: Any, **kwargs: Any
+    ) -> list[dict[str, "ray.data.DataIterator"]]:
+        """One data set of prepared samples for each rank (see :meth:`ray.train.DataConfig.configure`)."""
+        return [
+            {
+                name: rank_dataset(steps, self._source, self._plan, rank, world_size).iterator()
+                for name, steps in datasets.items()
+            }
+            for rank in range(world_size)
+        ]
+
+
+def validation_indices(source: TripletSource, samples: int) -> npt.NDArray[np.int64]:
+    """The same ``samples`` rows each time, spread over the whole split so that neighbours are other subjects."""
+    rows = source.table().num_rows
+    order = np.random.default_rng(0).permutation(rows)
+    return np.resize(order, samples).astype(np.int64)

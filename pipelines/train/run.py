@@ -1,0 +1,148 @@
+"""One training run from its configuration to its bundle."""
+
+import json
+import logging
+import uuid
+from pathlib import Path
+from typing import Any
+
+from lookalike import config as configs
+from lookalike.errors import LookalikeError
+from lookalike.storage import Store, latest_version, open_store, read_manifest, version_store
+from lookalike.storage.claim import claim
+from lookalike.tracking import open_tracker
+from lookalike.training import checkpoint
+from lookalike.training.config import TrainConfig
+from lookalike.training.export import export_bundle, initial_bundle
+from lookalike.training.plan import EpochPlan
+from pipelines.entry import ray_session
+from pipelines.train.data import PlannedDataConfig, TripletSource, rank_dataset, steps_from
+from pipelines.train.worker import WorkerSettings, run_rank, train_worker
+
+log = logging.getLogger(__name__)
+
+RESULT = "result.json"
+# What may change between two attempts of one run without changing what it learns.
+_NOT_IDENTITY = ("run", "tracking", "experiment", "workers", "micro_batch_size", "checkpoint", "log_every")
+
+
+def train(config: TrainConfig) -> dict[str, Any]:
+    """Train and export; returns what ``result.json`` holds. The same configuration again resumes or returns at once.
+
+    Raises:
+        ConflictError: ``config.run`` holds a run of another configuration or of another snapshot.
+        InputError: no snapshot, no triplets, a base that is incomplete.
+    """
+    dataset = open_store(config.dataset)
+    version = latest_version(dataset)
+    snapshot = {"uri": config.dataset, "version": version, "sha256": configs.fingerprint(read_manifest(dataset, version))}
+    store = open_store(config.run)
+    fingerprint = claim(store, {**configs.to_dict(config), "snapshot": snapshot}, ignore=_NOT_IDENTITY)
+    if store.exists(RESULT):
+        log.info("this run is done already: %s", store.uri)
+        return dict(json.loads(store.read(RESULT)))
+
+    initial = initial_bundle(config, store)
+    source = TripletSource(version_store(dataset, version).uri, "train", initial.uri)
+    settings = WorkerSettings(
+        config=config,
+        source=source,
+        plan=EpochPlan(source.table().num_rows, config.batch_size, config.seed),
+        fingerprint=fingerprint,
+        base_sha256=initial.sha256,
+        tracking_run=_tracking_run(config, store, snapshot),
+    )
+    with ray_session():
+        _fit(settings, store)
+    return _finish(settings, store, snapshot)
+
+
+def _fit(settings: WorkerSettings, store: Store) -> None:
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    config, workers = settings.config, settings.config.workers
+    checkpoints = store.child("checkpoints")
+
+    def start() -> int:
+        return max(checkpoint.committed_steps(checkpoints), default=0)
+
+    if start() >= config.total_steps:
+        return
+    steps = steps_from(start, config.total_steps)
+    if workers.num_workers == 0:
+        run_rank(settings, rank_dataset(steps(), settings.source, settings.plan, 0, 1).iterator())
+        return
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config={"settings": settings},
+        datasets={"train": steps},
+        dataset_config=PlannedDataConfig(settings.source, settings.plan),
+        torch_config=TorchConfig(backend="nccl" if workers.use_gpu else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=workers.num_workers,
+            use_gpu=workers.use_gpu,
+            resources_per_worker={"CPU": workers.cpus_per_worker, **({"GPU": 1} if workers.use_gpu else {})},
+        ),
+        run_config=RunConfig(
+            # Ray resumes silently what it finds under a name; our checkpoints are the truth, so each attempt is new.
+            name=f"attempt-{uuid.uuid4().hex[:12]}",
+            storage_path=f"{store.uri}/ray",
+            failure_config=FailureConfig(max_failures=workers.max_failures),
+        ),
+    )
+    trainer.fit()
+
+
+def _tracking_run(config: TrainConfig, store: Store, snapshot: dict[str, Any]) -> str:
+    """The id of the tracker's run, made once per run prefix."""
+    key = "tracking.json"
+    if not store.exists(key):
+        with open_tracker(config.tracking, config.experiment, run_name=Path(store.uri).name) as tracker:
+            tracker.log_config({**configs.to_dict(config), "snapshot": snapshot})
+            store.write(key, json.dumps({"run_id": tracker.run_id}).encode())
+    return str(json.loads(store.read(key))["run_id"])
+
+
+def _finish(settings: WorkerSettings, store: Store, snapshot: dict[str, Any]) -> dict[str, Any]:
+    config = settings.config
+    checkpoints = store.child("checkpoints")
+    steps = checkpoint.committed_steps(checkpoints)
+    if not steps or steps[-1] < config.total_steps:
+        raise LookalikeError("training ended early", value=f"step {steps[-1] if steps else 0}", fix="see the log above")
+    bundle = export_bundle(config, store, steps[-1])
+    result = {
+        "bundle_uri": bundle.uri,
+        "bundle_sha256": bundle.sha256,
+        "steps": steps[-1],
+        "stages": _stage_losses(store),
+        "tracking_run": settings.tracking_run,
+        "dataset": snapshot,
+    }
+    with open_tracker(config.tracking, config.experiment, run_id=settings.tracking_run) as tracker:
+        tracker.set_tags({"bundle_uri": bundle.uri, "bundle_sha256": bundle.sha256})
+    store.write(RESULT, configs.canonical_json(result).encode())
+    return result
+
+
+def _stage_losses(store: Store) -> list[dict[str, Any]]:
+    """For each stage the mean loss of its first and of its last tenth, and the last held-out figures."""
+    from lookalike.training.history import METRICS
+
+    stages: dict[str, dict[str, Any]] = {}
+    for line in store.read(METRICS).decode().splitlines():
+        record = json.loads(line)
+        stage = stages.setdefault(record["stage"], {"losses": [], "validation": None})
+        if "validation" in record:
+            stage["validation"] = record["validation"]
+        else:
+            stage["losses"].append(record["loss"])
+    return [
+        {
+            "stage": name,
+            "loss_first": sum(stage["losses"][: (tenth := max(1, len(stage["losses"]) // 10))]) / tenth,
+            "loss_last": sum(stage["losses"][-tenth:]) / tenth,
+            "validation": stage["validation"],
+        }
+        for name, stage in stages.items()
+    ]

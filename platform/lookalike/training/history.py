@@ -1,0 +1,74 @@
+"""The run's figures: a line in the log, a point in the tracker, a record in ``metrics.jsonl``."""
+
+import json
+import logging
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from lookalike.storage import Store
+from lookalike.tracking import Tracker
+
+log = logging.getLogger(__name__)
+
+METRICS = "metrics.jsonl"
+
+
+class History:
+    """Collects figures per step. Where ``write`` is false (ranks other than the first) it does nothing."""
+
+    def __init__(self, store: Store, tracker: Tracker, total_steps: int, *, write: bool) -> None:
+        self._store, self._tracker, self._total, self._write = store, tracker, total_steps, write
+        self._records: list[dict[str, Any]] = []
+        self._window: list[Mapping[str, Any]] = []
+        self._started, self._first_step = time.monotonic(), 0
+
+    def restart_at(self, step: int) -> None:
+        """Begin at ``step``: what an earlier attempt recorded beyond it is dropped, since it will be done again."""
+        self._started, self._first_step = time.monotonic(), step
+        if self._write and step > 0 and self._store.exists(METRICS):
+            lines = self._store.read(METRICS).decode().splitlines()
+            self._records = [record for line in lines if (record := json.loads(line))["step"] < step]
+
+    def add(self, step: int, figures: Mapping[str, Any]) -> None:
+        """Record one step."""
+        if self._write:
+            self._records.append({"step": step, **figures})
+            self._window.append(figures)
+
+    def add_validation(self, step: int, stage: str, held_out: Mapping[str, float]) -> None:
+        """Record held-out figures after ``step``."""
+        if not self._write:
+            return
+        self._records.append({"step": step, "stage": stage, "validation": dict(held_out)})
+        self._tracker.log_metrics({f"validation/{name}": value for name, value in held_out.items()}, step=step)
+        shown = "  ".join(f"{name} {value:.4f}" for name, value in held_out.items())
+        log.info("step %d/%d  held out: %s", step + 1, self._total, shown)
+
+    def flush(self, step: int) -> None:
+        """Log the mean of the window since the last flush; ``step`` counts the steps done."""
+        if not self._write or not self._window:
+            return
+        numeric = [name for name, value in self._window[0].items() if isinstance(value, float)]
+        means = {name: float(np.mean([figures[name] for figures in self._window])) for name in numeric}
+        self._window = []
+        pace = (time.monotonic() - self._started) / max(1, step - self._first_step)
+        log.info(
+            "step %d/%d  stage %s  loss %.4f  |grad| %.2f  %.1f images/s  data wait %.0f%%  %.0f s left",
+            step,
+            self._total,
+            self._records[-1]["stage"],
+            means["loss"],
+            means["gradient_norm"],
+            means["images_per_second"],
+            100 * means["data_wait_share"],
+            pace * (self._total - step),
+        )
+        self._tracker.log_metrics({f"train/{name}": value for name, value in means.items()}, step=step - 1)
+
+    def save(self) -> None:
+        """Write ``metrics.jsonl`` whole."""
+        if self._write:
+            self._store.write(METRICS, "".join(json.dumps(record) + "\n" for record in self._records).encode())
