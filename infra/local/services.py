@@ -1,0 +1,216 @@
+"""The services of a local stack: how each is started, and how one knows that it answers."""
+
+import json
+import random
+import secrets
+import shlex
+import socket
+import sys
+import tempfile
+import urllib.error
+import urllib.request
+from collections.abc import Iterable
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+HOST = "127.0.0.1"
+SERVICES = ("s3", "mlflow", "ray")
+PORTS = (
+    *("s3", "s3_master", "s3_volume", "s3_filer", "s3_admin"),
+    "mlflow",
+    *("ray", "ray_client", "ray_dashboard", "ray_agent"),
+)
+BUCKETS = ("lookalike", "scratch")
+# Below the ports that the kernel hands out to connections; SeaweedFS takes each of its ports + 10000 for gRPC too.
+_PORT_RANGE = range(20_000, 22_760)
+_GRPC_OFFSET = 10_000
+_SOCKET_PATH_BYTES = 107 - len("/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store.sock")
+
+
+@dataclass(frozen=True)
+class Stack:
+    """What was chosen at the first ``up`` of a state folder."""
+
+    folder: Path
+    """Absolute path of the state folder."""
+    ports: dict[str, int]
+    """A port for each name in ``PORTS``."""
+    secret: str
+    """The S3 server's secret key."""
+
+    def environment(self) -> dict[str, str]:
+        """Variables by which clients find the services and may enter."""
+        return {
+            "AWS_ENDPOINT_URL": f"http://{HOST}:{self.ports['s3']}",
+            "AWS_ACCESS_KEY_ID": "lookalike",
+            "AWS_SECRET_ACCESS_KEY": self.secret,
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "MLFLOW_TRACKING_URI": f"http://{HOST}:{self.ports['mlflow']}",
+            "RAY_ADDRESS": f"{HOST}:{self.ports['ray']}",
+            "RAY_API_SERVER_ADDRESS": f"http://{HOST}:{self.ports['ray_dashboard']}",
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN_PATH": str(self.folder / "ray-token"),
+        }
+
+    def url(self, service: str) -> str:
+        """Where a person or a client finds ``service``."""
+        port = self.ports["ray_dashboard" if service == "ray" else service]
+        return f"http://{HOST}:{port}"
+
+
+def load(folder: Path) -> Stack | None:
+    """The stack of a state folder, or None where there was none."""
+    path = folder / "stack.json"
+    return Stack(folder, **json.loads(path.read_text())) if path.exists() else None
+
+
+def create(folder: Path, fixed_ports: dict[str, int]) -> Stack:
+    """Choose ports and keys for a new state folder, and write them with the env file; ``stack.json`` comes last."""
+    folder.mkdir(parents=True, exist_ok=True)
+    stack = Stack(folder, _free_ports(PORTS) | fixed_ports, secrets.token_hex(16))
+    _write_private(folder / "ray-token", secrets.token_hex(32))
+    identity = {
+        "name": "lookalike",
+        "credentials": [{"accessKey": "lookalike", "secretKey": stack.secret}],
+        "actions": ["Admin", "Read", "Write", "List", "Tagging"],
+    }
+    _write_private(folder / "s3.json", json.dumps({"identities": [identity]}))
+    exports = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in stack.environment().items())
+    _write_private(folder / "env", exports)
+    _write_private(folder / "stack.json", json.dumps({"ports": stack.ports, "secret": stack.secret}))
+    return stack
+
+
+def s3_command(stack: Stack) -> list[str]:
+    """SeaweedFS: master, volume, filer and S3 gateway in one process."""
+    data = stack.folder / "s3"
+    data.mkdir(exist_ok=True)
+    flags = {
+        "dir": data,
+        "ip": HOST,
+        "ip.bind": HOST,
+        "s3.config": stack.folder / "s3.json",
+        "s3.port": stack.ports["s3"],
+        "master.port": stack.ports["s3_master"],
+        "volume.port": stack.ports["s3_volume"],
+        "filer.port": stack.ports["s3_filer"],
+        "admin.port": stack.ports["s3_admin"],
+        "bucket": ",".join(BUCKETS),
+        "s3.autoCreateBucket": "false",  # as on AWS, a typo in a bucket's name is an error
+        "s3.port.iceberg": 0,
+        "s3.port.lance": 0,
+        "admin.ui": "false",
+        "webdav": "false",
+        "master.telemetry": "false",
+        "master.electionTimeout": "1s",
+        "volume.preStopSeconds": 0,
+    }
+    weed = Path(sys.executable).parent / "weed"
+    return [str(weed), "-logtostderr=true", "mini", *(f"-{name}={value}" for name, value in flags.items())]
+
+
+def mlflow_command(stack: Stack) -> list[str]:
+    """MLflow with runs and models in sqlite, and artifacts in a folder that it serves itself."""
+    flags = {
+        "host": HOST,
+        "port": stack.ports["mlflow"],
+        "workers": 1,
+        "backend-store-uri": f"sqlite:///{stack.folder / 'mlflow.db'}",
+        "artifacts-destination": (stack.folder / "mlflow-artifacts").as_uri(),
+    }
+    return [sys.executable, "-m", "mlflow", "server", *(f"--{name}={value}" for name, value in flags.items())]
+
+
+def ray_command(stack: Stack, num_cpus: int, object_store_mib: int) -> list[str]:
+    """A Ray head that stays in the foreground, so that one process stands for all of Ray."""
+    flags = {
+        "port": stack.ports["ray"],
+        "dashboard-host": HOST,
+        "dashboard-port": stack.ports["ray_dashboard"],
+        "dashboard-agent-listen-port": stack.ports["ray_agent"],
+        "ray-client-server-port": stack.ports["ray_client"],
+        "min-worker-port": 0,
+        "max-worker-port": 0,
+        "num-cpus": num_cpus,
+        "object-store-memory": object_store_mib << 20,
+        "include-dashboard": "true",
+        "temp-dir": _ray_folder(stack.folder),
+    }
+    options = [f"--{name}={value}" for name, value in flags.items()]
+    return [
+        sys.executable,
+        "-m",
+        "ray.scripts.scripts",
+        "start",
+        "--head",
+        "--block",
+        "--disable-usage-stats",
+        *options,
+    ]
+
+
+def answers(stack: Stack, service: str) -> bool:
+    """Whether ``service`` is ready for requests."""
+    if service == "s3":
+        return _s3_answers(stack)
+    if service == "mlflow":
+        return _http_status(f"{stack.url('mlflow')}/health") == 200
+    return _http_status(f"{stack.url('ray')}/api/jobs/", (stack.folder / "ray-token").read_text()) == 200
+
+
+def is_free(port: int) -> bool:
+    """Whether nothing listens on ``port`` of this machine."""
+    with socket.socket() as probe:
+        return probe.connect_ex((HOST, port)) != 0
+
+
+def _free_ports(names: Iterable[str]) -> dict[str, int]:
+    candidates = random.sample(_PORT_RANGE, len(_PORT_RANGE))
+    free = (port for port in candidates if is_free(port) and is_free(port + _GRPC_OFFSET))
+    return dict(zip(names, free, strict=False))
+
+
+def _ray_folder(folder: Path) -> Path:
+    """Ray's own folder; it holds Unix sockets, whose paths have a length limit."""
+    inside = folder / "ray"
+    if len(str(inside).encode()) <= _SOCKET_PATH_BYTES:
+        return inside
+    return Path(tempfile.gettempdir()) / f"ray-{sha256(str(folder).encode()).hexdigest()[:8]}"
+
+
+def _write_private(path: Path, text: str) -> None:
+    path.touch(mode=0o600)
+    path.write_text(text)
+
+
+def _http_status(url: str, token: str | None = None) -> int | None:
+    request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"} if token else {})
+    try:
+        with urllib.request.urlopen(request, timeout=5) as response:
+            return int(response.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+    except OSError:
+        return None
+
+
+def _s3_answers(stack: Stack) -> bool:
+    import boto3
+    from botocore.config import Config
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    environment = stack.environment()
+    client: Any = boto3.client(
+        "s3",
+        endpoint_url=environment["AWS_ENDPOINT_URL"],
+        aws_access_key_id=environment["AWS_ACCESS_KEY_ID"],
+        aws_secret_access_key=environment["AWS_SECRET_ACCESS_KEY"],
+        region_name=environment["AWS_DEFAULT_REGION"],
+        config=Config(connect_timeout=2, read_timeout=5, retries={"total_max_attempts": 1}),
+    )
+    try:
+        return set(BUCKETS) <= {bucket["Name"] for bucket in client.list_buckets()["Buckets"]}
+    except (BotoCoreError, ClientError):
+        return False
