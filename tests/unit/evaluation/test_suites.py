@@ -1,0 +1,82 @@
+import random
+
+import pytest
+
+from lookalike.data.triplets import Triplet
+from lookalike.errors import InputError
+from lookalike.evaluation.suites import Suite
+
+
+def _triplet(subject: str, view: int, prompts: int = 3) -> Triplet:
+    return Triplet(
+        triplet_id=f"{subject}-{view}",
+        split="validation",
+        subject=subject,
+        class_name="blob",
+        prompt=f"a {subject} in place {view % prompts}",
+        shard="shards/validation-000000.tar",
+        target_offset=0,
+        target_length=1,
+        reference_offsets=(0,),
+        reference_lengths=(1,),
+        reference_similarities=(0.7,),
+        target_image="0",
+        reference_images=("1",),
+    )
+
+
+TRIPLETS = [_triplet(f"s{s}", view) for s in range(5) for view in range(4)]
+
+
+def test_every_loss_sample_has_its_own_conditions_and_those_of_a_stranger() -> None:
+    suite = Suite(TRIPLETS)
+    samples = suite.losses(50, "right")
+    assert len(samples) == len({s.sample_id for s in samples}) == 50
+    assert {s.target for s in samples[:20]} == set(range(20))  # each triplet once before any comes again
+    for sample in samples:
+        assert sample.right == sample.target
+        assert sample.shuffled is not None
+        assert suite.pool[sample.shuffled].subject != suite.pool[sample.target].subject
+
+
+def test_the_probe_gives_both_arms_wrong_conditions_of_the_same_noise() -> None:
+    suite = Suite(TRIPLETS)
+    right, probe = suite.losses(40, "right"), suite.losses(40, "shuffled")
+    assert [s.sample_id for s in right] == [s.sample_id for s in probe]
+    for sample in probe:
+        subjects = [suite.pool[index].subject for index in (sample.target, sample.right, sample.shuffled or 0)]
+        assert len(set(subjects)) == 3
+
+
+def test_the_plan_depends_on_ids_and_seed_only() -> None:
+    mixed = random.Random(0).sample(TRIPLETS, len(TRIPLETS))
+    assert Suite(mixed, seed=3).losses(30, "right") == Suite(TRIPLETS, seed=3).losses(30, "right")
+    assert Suite(TRIPLETS, seed=4).losses(30, "right") != Suite(TRIPLETS, seed=3).losses(30, "right")
+
+
+def test_images_cover_subjects_first_and_take_different_prompts() -> None:
+    suite = Suite(TRIPLETS)
+    cases = suite.images(subjects=3, prompts=2, conditions="right")
+    assert [suite.pool[c.target].subject for c in cases] == ["s0", "s0", "s1", "s1", "s2", "s2"]
+    for one, two in zip(cases[::2], cases[1::2], strict=True):
+        assert suite.pool[one.target].prompt != suite.pool[two.target].prompt
+        assert one.conditions == one.target
+        assert one.other is not None
+        assert suite.pool[one.other].subject != suite.pool[one.target].subject
+    for case in suite.images(3, 2, "shuffled"):
+        assert suite.pool[case.conditions].subject != suite.pool[case.target].subject
+
+
+def test_one_subject_has_no_strangers_but_distractors_are() -> None:
+    alone = [_triplet("mine", view) for view in range(3)]
+    assert all(s.shuffled is None for s in Suite(alone).losses(3, "right"))
+    assert all(c.other is None for c in Suite(alone).images(1, 3, "right"))
+    suite = Suite(alone, distractors=TRIPLETS)
+    assert suite.count == 3
+    assert all(s.target < 3 and s.shuffled is not None and s.shuffled >= 3 for s in suite.losses(9, "right"))
+    assert {suite.pool[c.target].subject for c in suite.images(9, 2, "right")} == {"mine"}
+
+
+def test_an_empty_suite_is_an_error() -> None:
+    with pytest.raises(InputError, match="no triplets"):
+        Suite([])
