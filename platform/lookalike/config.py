@@ -3,9 +3,10 @@
 import dataclasses
 import hashlib
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar, cast, get_type_hints
 
 import jsonargparse
 
@@ -15,7 +16,8 @@ ConfigT = TypeVar("ConfigT")
 def parse(config_class: type[ConfigT], argv: Sequence[str] | None = None, description: str | None = None) -> ConfigT:
     """Parse flags and ``--config FILE.yaml`` into ``config_class`` (a frozen dataclass).
 
-    Flags win over the file; a nested field is ``--stage.steps 10``; an unknown key is refused by name (exit code 2).
+    Flags win over the file; a nested field is ``--stage.steps 10``; a ``list[str]`` is a flag that may be repeated
+    (``--prompt "a cup" --prompt "a hat"``) or JSON; an unknown key is refused by name (exit code 2).
     """
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = jsonargparse.ArgumentParser(
@@ -24,10 +26,30 @@ def parse(config_class: type[ConfigT], argv: Sequence[str] | None = None, descri
     )
     parser.add_argument("--config", action="config", help="A YAML file with the same keys as the flags; flags win.")
     parser.add_class_arguments(config_class, fail_untyped=True)
-    namespace = parser.parse_args(None if argv is None else list(argv))
+    namespace = parser.parse_args(_gather_repeated(config_class, sys.argv[1:] if argv is None else argv))
     del namespace["config"]
     values = parser.instantiate_classes(namespace)
     return config_class(**values.as_dict()) if not isinstance(values, config_class) else values
+
+
+def _gather_repeated(config_class: type, argv: Sequence[str]) -> list[str]:
+    """Turn the repeated flags of ``list[str]`` fields into the one JSON list that jsonargparse reads."""
+    hints = get_type_hints(config_class)
+    gathered: dict[str, list[str]] = {f"--{name}": [] for name, hint in hints.items() if hint == list[str]}
+    rest: list[str] = []
+    tokens = list(reversed(argv))
+    while tokens:
+        flag, equals, value = tokens.pop().partition("=")
+        if flag not in gathered or not (equals or tokens):
+            rest.append(f"{flag}{equals}{value}")
+            continue
+        value = value if equals else tokens.pop()
+        try:
+            values = json.loads(value)
+        except ValueError:
+            values = value
+        gathered[flag].extend(values if isinstance(values, list) else [value])
+    return rest + [f"{flag}={json.dumps(values)}" for flag, values in gathered.items() if values]
 
 
 def load_yaml(path: Path, config_class: type[ConfigT]) -> ConfigT:

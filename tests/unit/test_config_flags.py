@@ -1,0 +1,43 @@
+from dataclasses import dataclass, field
+
+import pytest
+
+from lookalike.config import parse
+
+
+@dataclass(frozen=True)
+class _Config:
+    """What the test parses."""
+
+    prompt: list[str] = field(default_factory=list)
+    """May be repeated."""
+    steps: int = 3
+    """Any other flag."""
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (["--prompt", "a cup"], ["a cup"]),
+        (["--prompt", "a cup, red: [1]", "--steps", "5", "--prompt=7"], ["a cup, red: [1]", "7"]),
+        (["--prompt", '["a", "b"]', "--prompt", "c"], ["a", "b", "c"]),
+        (["--prompt", "[not json"], ["[not json"]),
+        ([], []),
+    ],
+)
+def test_a_list_of_strings_is_a_flag_that_may_be_repeated(argv: list[str], expected: list[str]) -> None:
+    assert parse(_Config, argv).prompt == expected
+
+
+def test_flags_win_over_the_file(tmp_path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text("prompt: [from the file, second]\nsteps: 9\n")
+    assert parse(_Config, ["--config", str(file), "--prompt", "from the flag"]) == _Config(["from the flag"], 9)
+    assert parse(_Config, ["--config", str(file)]).prompt == ["from the file", "second"]
+
+
+def test_a_flag_without_its_value_is_refused(capsys) -> None:
+    with pytest.raises(SystemExit) as refused:
+        parse(_Config, ["--prompt"])
+    assert refused.value.code == 2
+    assert "--prompt" in capsys.readouterr().err
