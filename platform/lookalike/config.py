@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast, get_type_hints
 
 import jsonargparse
+import yaml
 
 ConfigT = TypeVar("ConfigT")
 
@@ -45,8 +46,8 @@ def _gather_repeated(config_class: type, argv: Sequence[str]) -> list[str]:
             continue
         value = value if equals else tokens.pop()
         try:
-            values = json.loads(value)
-        except ValueError:
+            values = yaml.safe_load(value) if value.startswith("[") else value
+        except yaml.YAMLError:
             values = value
         gathered[flag].extend(values if isinstance(values, list) else [value])
     return rest + [f"{flag}={json.dumps(values)}" for flag, values in gathered.items() if values]

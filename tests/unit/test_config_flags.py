@@ -21,7 +21,8 @@ class _Config:
         (["--prompt", "a cup"], ["a cup"]),
         (["--prompt", "a cup, red: [1]", "--steps", "5", "--prompt=7"], ["a cup, red: [1]", "7"]),
         (["--prompt", '["a", "b"]', "--prompt", "c"], ["a", "b", "c"]),
-        (["--prompt", "[not json"], ["[not json"]),
+        (["--prompt", "[a cup, b]"], ["a cup", "b"]),
+        (["--prompt", "[not a list"], ["[not a list"]),
         ([], []),
     ],
 )
