@@ -24,7 +24,9 @@ class SolidPattern:
         self._waves = rng.normal(0, 5, (4, 3)).astype(np.float32)
         self._offsets = rng.uniform(0, 2 * np.pi, 4).astype(np.float32)
         self._radius = float(rng.uniform(0.06, 0.1))
-        self._spots = _spread_points(mesh, rng, gap=2.9 * self._radius) if pattern == "spotted" else None
+        surface = _surface_points(mesh, rng)
+        self._spots = _apart(surface, 2.9 * self._radius) if pattern == "spotted" else None
+        self._level = float(np.median(self._wave(surface.astype(np.float32) - self._middle)))
 
     def second_colour(self, points: Points) -> npt.NDArray[np.bool_]:
         """Where the second colour lies: bool [...] for points float32 [..., 3]."""
@@ -37,8 +39,7 @@ class SolidPattern:
         if self.pattern == "split":
             return np.asarray(centred @ self._axis > 0)
         if self.pattern == "patched":
-            waves = np.sin(centred @ self._waves.T + self._offsets)
-            return np.asarray(waves.sum(-1) > 0.15)
+            return np.asarray(self._wave(centred) > self._level)
         if self.pattern == "spotted" and self._spots is not None:
             from scipy.spatial import cKDTree
 
@@ -46,14 +47,21 @@ class SolidPattern:
             return np.asarray(np.isfinite(distance))
         return np.zeros(points.shape[:-1], bool)
 
+    def _wave(self, centred: Points) -> npt.NDArray[np.float32]:
+        return np.asarray(np.sin(centred @ self._waves.T + self._offsets).sum(-1))
 
-def _spread_points(mesh: Mesh, rng: np.random.Generator, gap: float) -> npt.NDArray[np.float64]:
-    """Random points of the surface, no two nearer than ``gap``: [S, 3]."""
+
+def _surface_points(mesh: Mesh, rng: np.random.Generator, count: int = 900) -> npt.NDArray[np.float64]:
+    """Points spread evenly at random over the surface: [count, 3]."""
     corners = mesh.vertices[mesh.faces]
     area = np.linalg.norm(np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]), axis=1)
-    face = rng.choice(len(corners), 900, p=area / area.sum())
-    weight = rng.dirichlet((1, 1, 1), 900)
-    candidates = (corners[face] * weight[..., None]).sum(1)
+    face = rng.choice(len(corners), count, p=area / area.sum())
+    weight = rng.dirichlet((1, 1, 1), count)
+    return np.asarray((corners[face] * weight[..., None]).sum(1))
+
+
+def _apart(candidates: npt.NDArray[np.float64], gap: float) -> npt.NDArray[np.float64]:
+    """As many of the candidates as are no nearer to each other than ``gap``: [S, 3]."""
     free = np.ones(len(candidates), bool)
     chosen = []
     for i, point in enumerate(candidates):

@@ -23,6 +23,12 @@ def tile(kind: str) -> Tile:
     return np.asarray(np.clip(picture, 0, 255), np.float32)
 
 
+@cache
+def mean_colour(kind: str) -> npt.NDArray[np.float32]:
+    """The mean of the kind's tile: [3] in 0…255."""
+    return np.asarray(tile(kind).mean((0, 1)))
+
+
 def _noise(rng: np.random.Generator, slope: float, stretch: float = 1.0) -> npt.NDArray[np.float64]:
     """Periodic noise with spectrum f^-slope, mean 0 and deviation 1; ``stretch`` > 1 draws it out along x."""
     f = np.fft.fftfreq(TILE) * TILE

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from pipelines.ingest.sample.meshes import Mesh, write_obj
 from pipelines.ingest.sample.patterns import SolidPattern
-from pipelines.ingest.sample.places import TILE, TILE_SIZE, WALLS, tile
+from pipelines.ingest.sample.places import TILE, TILE_SIZE, WALLS, mean_colour, tile
 from pipelines.ingest.sample.vocabulary import COLOURS
 
 _FOV_DEG, _NEAR, _FAR = 36.0, 0.8, 6.0
@@ -74,19 +74,42 @@ class _Camera:
         light = np.radians(view.azimuth_deg + view.light_deg)
         self.light = np.array([-np.sin(light), -np.cos(light), 1.5])
 
-    def rays(self, size: int) -> Floats:
-        """Directions [size, size, 3] whose component along ``forward`` is 1."""
-        span = np.tan(np.radians(_FOV_DEG) / 2) * (2 * (np.arange(size) + 0.5) / size - 1)
-        directions = self.forward + span[None, :, None] * self.right - span[:, None, None] * self.up
-        return np.asarray(directions, np.float32)
+    def rays(self, rows: npt.NDArray[np.int64], columns: npt.NDArray[np.int64], size: int) -> Floats:
+        """Directions [..., 3] through pixels of a ``size`` x ``size`` picture; the part along ``forward`` is 1."""
+        span = (np.tan(np.radians(_FOV_DEG) / 2) * (2 * (np.arange(size) + 0.5) / size - 1)).astype(np.float32)
+        axes = np.stack([self.right, self.up, self.forward]).astype(np.float32)
+        return np.asarray(span[columns][..., None] * axes[0] - span[rows][..., None] * axes[1] + axes[2])
+
+
+class _Engine:
+    """This process's own connection to pybullet, without a window; it keeps the last subject loaded."""
+
+    def __init__(self) -> None:
+        import pybullet
+
+        self.client = int(pybullet.connect(pybullet.DIRECT))
+        self._loaded: Mesh | None = None
+
+    def load(self, mesh: Mesh) -> None:
+        """Make ``mesh``, in white, the only thing in the world."""
+        import pybullet
+
+        if mesh is self._loaded:
+            return
+        pybullet.resetSimulation(physicsClientId=self.client)
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "subject.obj"
+            write_obj(mesh, path)
+            visual = pybullet.createVisualShape(
+                pybullet.GEOM_MESH, fileName=str(path), rgbaColor=[1, 1, 1, 1], physicsClientId=self.client
+            )
+            pybullet.createMultiBody(baseVisualShapeIndex=visual, physicsClientId=self.client)
+        self._loaded = mesh
 
 
 @cache
-def _engine() -> int:
-    """This process's own connection to pybullet, without a window."""
-    import pybullet
-
-    return int(pybullet.connect(pybullet.DIRECT))
+def _engine() -> _Engine:
+    return _Engine()
 
 
 def _render_subject(body: Body, view: View, camera: _Camera, size: int) -> tuple[Floats, Floats]:
@@ -94,44 +117,41 @@ def _render_subject(body: Body, view: View, camera: _Camera, size: int) -> tuple
     import pybullet
 
     engine, big = _engine(), size * _OVERSAMPLE
-    pybullet.resetSimulation(physicsClientId=engine)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "subject.obj"
-        write_obj(body.mesh, path)
-        visual = pybullet.createVisualShape(
-            pybullet.GEOM_MESH, fileName=str(path), rgbaColor=[1, 1, 1, 1], physicsClientId=engine
-        )
-        pybullet.createMultiBody(baseVisualShapeIndex=visual, physicsClientId=engine)
-        _, _, rgba, depth, segment = pybullet.getCameraImage(
-            big,
-            big,
-            pybullet.computeViewMatrix(camera.position.tolist(), camera.aim.tolist(), [0, 0, 1]),
-            pybullet.computeProjectionMatrixFOV(_FOV_DEG, 1, _NEAR, _FAR),
-            lightDirection=camera.light.tolist(),
-            lightAmbientCoeff=_AMBIENT,
-            lightDiffuseCoeff=1 - _AMBIENT,
-            lightSpecularCoeff=0,
-            shadow=0,
-            renderer=pybullet.ER_TINY_RENDERER,
-            physicsClientId=engine,
-        )
-    mask = np.asarray(segment).reshape(big, big) >= 0
-    shade = np.asarray(rgba).reshape(big, big, 4)[mask, 0].astype(np.float32) / 255
-    depth_buffer = np.asarray(depth).reshape(big, big)[mask]
+    engine.load(body.mesh)
+    _, _, rgba, depth, segment = pybullet.getCameraImage(
+        big,
+        big,
+        pybullet.computeViewMatrix(camera.position.tolist(), camera.aim.tolist(), [0, 0, 1]),
+        pybullet.computeProjectionMatrixFOV(_FOV_DEG, 1, _NEAR, _FAR),
+        lightDirection=camera.light.tolist(),
+        lightAmbientCoeff=_AMBIENT,
+        lightDiffuseCoeff=1 - _AMBIENT,
+        lightSpecularCoeff=0,
+        shadow=0,
+        renderer=pybullet.ER_TINY_RENDERER,
+        physicsClientId=engine.client,
+    )
+    rows, columns = np.nonzero(np.asarray(segment).reshape(big, big) >= 0)
+    shade = np.asarray(rgba).reshape(big, big, 4)[rows, columns, 0].astype(np.float32) / 255
+    depth_buffer = np.asarray(depth).reshape(big, big)[rows, columns]
     distance = _FAR * _NEAR / (_FAR - (_FAR - _NEAR) * depth_buffer)  # along ``forward``
-    points = camera.position.astype(np.float32) + camera.rays(big)[mask] * distance[:, None]
+    points = camera.position.astype(np.float32) + camera.rays(rows, columns, big) * distance[:, None]
     palette = np.array([COLOURS[name] for name in body.colours], np.float32)
     albedo = palette[body.pattern.second_colour(points).astype(np.int64)]
     layer = np.zeros((big, big, 4), np.float32)
-    layer[mask, :3] = albedo * (0.18 + 0.95 * shade)[:, None]
-    layer[mask, 3] = 1
-    small = layer.reshape(size, _OVERSAMPLE, size, _OVERSAMPLE, 4).mean((1, 3))
+    layer[rows, columns, :3] = albedo * (0.18 + 0.95 * shade)[:, None]
+    layer[rows, columns, 3] = 1
+    small = np.zeros((size, size, 4), np.float32)
+    for y, x in np.ndindex(_OVERSAMPLE, _OVERSAMPLE):
+        small += layer[y::_OVERSAMPLE, x::_OVERSAMPLE]
+    small /= _OVERSAMPLE**2
     return small[..., :3], small[..., 3]
 
 
 def _render_place(mesh: Mesh, view: View, camera: _Camera, place: str, size: int) -> Floats:
     """The empty place with the subject's shadow: float32 [size, size, 3] in 0…255."""
-    rays = camera.rays(size)
+    rows, columns = np.mgrid[:size, :size]
+    rays = camera.rays(rows, columns, size)
     floor_t = np.where(rays[..., 2] < -1e-3, -camera.position[2] / np.minimum(rays[..., 2], -1e-3), np.inf)
     ahead = np.array([camera.forward[0], camera.forward[1], 0])
     ahead /= np.linalg.norm(ahead)
@@ -145,11 +165,11 @@ def _render_place(mesh: Mesh, view: View, camera: _Camera, place: str, size: int
     u = points[..., 0] * np.cos(turn) + points[..., 1] * np.sin(turn) + turn
     v = points[..., 1] * np.cos(turn) - points[..., 0] * np.sin(turn)
     if place in WALLS:
-        wall = _sample(tile(place), points @ camera.right.astype(np.float32) + turn, -points[..., 2], t)
-        floor = wall.mean((0, 1)) * 0.62 + np.array([44, 42, 40], np.float32)
+        wall = _sample(place, points @ camera.right.astype(np.float32) + turn, -points[..., 2], t)
+        floor = mean_colour(place) * 0.62 + np.array([44, 42, 40], np.float32)
         ground = np.broadcast_to(floor, wall.shape)
     else:
-        ground = _sample(tile(place), u, v, t)
+        ground = _sample(place, u, v, t)
         up = np.clip(rays[..., 2:] * 1.2 + 0.5, 0, 1)
         wall = np.array([214, 226, 238], np.float32) * (1 - up) + np.array([120, 168, 224], np.float32) * up
     lit = 1 - 0.55 * _shadow(mesh, camera, points)
@@ -158,12 +178,12 @@ def _render_place(mesh: Mesh, view: View, camera: _Camera, place: str, size: int
     return np.asarray(np.where(on_floor[..., None], ground, wall), np.float32)
 
 
-def _sample(picture: Floats, u: Floats, v: Floats, t: Floats) -> Floats:
+def _sample(kind: str, u: Floats, v: Floats, t: Floats) -> Floats:
     """Look up a tile at world coordinates; far away, where its grain would flicker, it fades to its mean."""
-    scale = TILE / TILE_SIZE
+    picture, scale = tile(kind), TILE / TILE_SIZE
     x, y = (u * scale).astype(np.int64) % TILE, (v * scale).astype(np.int64) % TILE
     near = np.clip(1.6 - 0.2 * t, 0.15, 1)[..., None]
-    return np.asarray(picture[y, x] * near + picture.mean((0, 1)) * (1 - near), np.float32)
+    return np.asarray(picture[y, x] * near + mean_colour(kind) * (1 - near), np.float32)
 
 
 def _shadow(mesh: Mesh, camera: _Camera, points: Floats) -> Floats:
