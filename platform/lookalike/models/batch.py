@@ -1,0 +1,93 @@
+"""One prepared batch as tensors: what the MLLM reads, what the VAE reads, and which of it is real."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Prompts, references and (in training) targets of B samples with R reference slots.
+
+    Slots that a sample does not fill hold zeros and are masked everywhere, so samples with different numbers of
+    references share a batch and every rank runs the same modules.
+    """
+
+    input_ids: Tensor
+    """int64 ``[B, L]``: real tokens first, then the placeholders of absent references, then padding."""
+    attention_mask: Tensor
+    """bool ``[B, L]``: true on real tokens."""
+    image_mask: Tensor
+    """bool ``[B, L]``: true on image placeholders; the same number in every row."""
+    pixel_values: Tensor
+    """float32 ``[B, R, 3, h, w]``: the MLLM's tiles, normalised."""
+    references: Tensor
+    """uint8 ``[B, R, 3, H, W]``: the VAE's grid."""
+    reference_mask: Tensor
+    """bool ``[B, R]``: true on slots that hold a reference."""
+    target: Tensor | None = None
+    """uint8 ``[B, 3, H, W]``, in training and evaluation."""
+
+    def __len__(self) -> int:
+        return self.input_ids.shape[0]
+
+    @property
+    def image_tokens_per_row(self) -> int:
+        """Image placeholders of each row."""
+        return int(self.image_mask[0].sum()) if len(self) else 0
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """The same batch on ``device``."""
+        return self._map(lambda value: value.to(device))
+
+    def rows(self, index: Sequence[int] | Tensor) -> "Batch":
+        """Those rows, in that order."""
+        chosen = torch.as_tensor(index, dtype=torch.long, device=self.input_ids.device)
+        return self._map(lambda value: value[chosen])
+
+    def with_conditions_of(self, index: Sequence[int] | Tensor) -> "Batch":
+        """Targets stay; row i gets prompt and references of row ``index[i]`` (the shuffled-condition diagnostic)."""
+        return dataclasses.replace(self.rows(index), target=self.target)
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        changed: dict[str, Any] = {}
+        for item in dataclasses.fields(self):
+            value = getattr(self, item.name)
+            changed[item.name] = None if value is None else change(value)
+        return Batch(**changed)
+
+
+def to_batch(columns: Mapping[str, np.ndarray]) -> Batch:
+    """Tensors of what :class:`~lookalike.models.preprocess.Preprocessor` returns (other columns are left alone).
+
+    Reference slots that no sample of the batch fills, and padding behind the longest sample, are cut off: the values
+    that come out of the model do not change, its work does.
+    """
+    reference_mask = columns["reference_mask"].astype(bool)
+    slots = max(1, int(reference_mask.sum(1).max(initial=0)))
+    image_mask = columns["image_mask"].astype(bool)
+    attention_mask = columns["attention_mask"].astype(bool)
+    if slots < reference_mask.shape[1]:
+        kept = int(image_mask[0].sum()) // reference_mask.shape[1] * slots
+        image_mask = image_mask & (np.cumsum(image_mask, axis=1) <= kept)
+    used = (attention_mask | image_mask).any(axis=0)
+    length = int(np.flatnonzero(used)[-1]) + 1
+    target = columns.get("target")
+    return Batch(
+        input_ids=_tensor(np.where(attention_mask | image_mask, columns["input_ids"], 0)[:, :length]),
+        attention_mask=_tensor(attention_mask[:, :length]),
+        image_mask=_tensor(image_mask[:, :length]),
+        pixel_values=_tensor(columns["pixel_values"][:, :slots]),
+        references=_tensor(columns["references"][:, :slots]),
+        reference_mask=_tensor(reference_mask[:, :slots]),
+        target=None if target is None else _tensor(target),
+    )
+
+
+def _tensor(values: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.array(values))  # a copy: Ray's arrays are read-only views of shared memory

@@ -1,0 +1,163 @@
+"""A bundle: one folder in diffusers' layout with every component of a model, and ``bundle.json`` that vouches for it.
+
+``model_index.json mllm/ vae/ transformer/ scheduler/ aggregator/`` and optionally ``transformer_lora/`` (peft). A
+personal bundle holds ``transformer_lora/`` alone, and its ``bundle.json`` names the base it sits on.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lookalike.config import fingerprint
+from lookalike.errors import InputError
+from lookalike.models.presets import Preset, preset_from_dict
+
+FORMAT = 1
+MANIFEST = "bundle.json"
+ADAPTER = "transformer_lora"
+COMPONENTS = ("mllm", "vae", "transformer", "scheduler", "aggregator")
+
+
+@dataclass(frozen=True)
+class Base:
+    """The bundle that a personal adapter sits on."""
+
+    uri: str
+    """Where it is."""
+    sha256: str
+    """Its identity, see :func:`bundle_sha256`."""
+
+
+@dataclass(frozen=True)
+class OpenBundle:
+    """Where to find the parts of a bundle, base and adapter resolved."""
+
+    components: Path
+    """Folder that holds the five components (the base's for a personal bundle)."""
+    adapter: Path | None
+    """Folder of the peft adapter, if any."""
+    preset: Preset
+    """What the model was made from."""
+    sha256: str
+    """Identity of the bundle that was opened."""
+
+
+def write_manifest(bundle_dir: Path, preset: Preset, base: Base | None = None) -> dict[str, Any]:
+    """Hash every file of ``bundle_dir`` and write its ``bundle.json`` last; returns the manifest.
+
+    Raises:
+        InputError: a component is missing.
+    """
+    for name in _expected(base is not None):
+        if not (bundle_dir / name).exists():
+            raise InputError("incomplete bundle", value=str(bundle_dir / name), fix="write every component first")
+    manifest = {
+        "format": FORMAT,
+        "preset": dataclasses.asdict(preset),
+        "licences": preset.licences,
+        "base": None if base is None else dataclasses.asdict(base),
+        "components": {str(file.relative_to(bundle_dir)): _file_sha256(file) for file in _files(bundle_dir)},
+    }
+    (bundle_dir / MANIFEST).write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n")
+    return manifest
+
+
+def read_manifest(bundle_dir: Path) -> dict[str, Any]:
+    """The manifest of a bundle.
+
+    Raises:
+        InputError: no bundle, or one of a format this version does not know.
+    """
+    path = bundle_dir / MANIFEST
+    if not path.is_file():
+        raise InputError(
+            f"no {MANIFEST}: not a bundle, or not a finished one", value=str(bundle_dir), fix="check the path"
+        )
+    manifest = json.loads(path.read_text())
+    if manifest.get("format") != FORMAT:
+        raise InputError("unknown bundle format", value=manifest.get("format"), fix="use the version that wrote it")
+    return manifest  # type: ignore[no-any-return]
+
+
+def read_preset(bundle_dir: Path) -> Preset:
+    """The preset that a bundle was made from."""
+    return preset_from_dict(read_manifest(bundle_dir)["preset"], origin=str(bundle_dir / MANIFEST))
+
+
+def bundle_sha256(manifest: dict[str, Any]) -> str:
+    """Identity of a bundle: of its files' hashes, and for a personal one of its base too."""
+    base = manifest["base"]
+    components = manifest["components"]
+    return fingerprint(components if base is None else {"base": base["sha256"], "components": components})
+
+
+def verify(bundle_dir: Path) -> dict[str, Any]:
+    """Check every file against the manifest, which is returned.
+
+    Raises:
+        InputError: names the first file that is missing, changed, or not listed.
+    """
+    manifest = read_manifest(bundle_dir)
+    listed = manifest["components"]
+    for name, expected in listed.items():
+        path = bundle_dir / name
+        if not path.is_file():
+            raise InputError("incomplete bundle: a file is missing", value=name, fix="download or export it again")
+        if _file_sha256(path) != expected:
+            raise InputError("damaged bundle: a file has changed", value=name, fix="download or export it again")
+    for file in _files(bundle_dir):
+        if str(file.relative_to(bundle_dir)) not in listed:
+            raise InputError("the bundle holds a file it does not list", value=str(file), fix="remove it")
+    return manifest
+
+
+def open_bundle(bundle_dir: Path, base_dir: Path | None = None) -> OpenBundle:
+    """Resolve a bundle that lies in a local folder; a personal one needs its base's folder.
+
+    Raises:
+        InputError: not a bundle, incomplete, its base missing or another one.
+    """
+    manifest = read_manifest(bundle_dir)
+    base = manifest["base"]
+    for name in _expected(base is not None):
+        if not (bundle_dir / name).exists():
+            raise InputError("incomplete bundle", value=str(bundle_dir / name), fix="download or export it again")
+    preset = preset_from_dict(manifest["preset"], origin=str(bundle_dir / MANIFEST))
+    adapter = bundle_dir / ADAPTER
+    components = bundle_dir
+    if base is not None:
+        if base_dir is None:
+            raise InputError("a personal bundle needs its base", value=base["uri"], fix="pass the base's folder")
+        found = open_bundle(base_dir)
+        if found.sha256 != base["sha256"]:
+            raise InputError(
+                f"the adapter was trained on the base {base['sha256'][:12]}, this is {found.sha256[:12]}",
+                value=str(base_dir),
+                fix=f"use {base['uri']}",
+            )
+        components = base_dir
+    return OpenBundle(components, adapter if adapter.is_dir() else None, preset, bundle_sha256(manifest))
+
+
+def check_preset(bundle_dir: Path, name: str) -> None:
+    """Raise InputError if the bundle was made from another preset than ``name``."""
+    found = read_preset(bundle_dir).name
+    if found != name:
+        raise InputError(f"a bundle of preset {found}, wanted {name}", value=str(bundle_dir), fix=f"use preset {found}")
+
+
+def _expected(personal: bool) -> tuple[str, ...]:
+    return (ADAPTER,) if personal else ("model_index.json", *COMPONENTS)
+
+
+def _files(bundle_dir: Path) -> Iterable[Path]:
+    return sorted(path for path in bundle_dir.rglob("*") if path.is_file() and path != bundle_dir / MANIFEST)
+
+
+def _file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,82 @@
+"""Joint encoding: prompt and references in one sequence through a multimodal model of transformers, all layers out."""
+
+import importlib
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from lookalike.errors import ConfigError
+from lookalike.models.batch import Batch
+
+
+class JointEncoder(Protocol):
+    """What we ask of a multimodal base model (transformers' ``InternVLModel`` and its like, no language head)."""
+
+    config: Any
+
+    def __call__(
+        self,
+        *,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        pixel_values: Tensor,
+        output_hidden_states: bool,
+        use_cache: bool,
+        return_dict: bool,
+    ) -> Any:
+        """An output whose ``hidden_states`` are the embedding and every block's output, ``[B, L, C]`` each."""
+
+
+def full_class(config: Any) -> Any:
+    """transformers' class of the whole model (with language head) that a configuration names."""
+    import transformers
+
+    names = config.architectures or []
+    model_class = getattr(transformers, names[0], None) if names else None
+    if model_class is None:
+        raise ConfigError("transformers has no such architecture", value=names, fix="mend config.json")
+    return model_class
+
+
+def num_layers(config: Any) -> int:
+    """Hidden states that a multimodal model gives: the embedding and one for each block."""
+    return int(config.get_text_config().num_hidden_layers) + 1
+
+
+def hidden_states(encoder: JointEncoder, batch: Batch) -> Sequence[Tensor]:
+    """All hidden states of ``batch``: ``num_layers`` tensors ``[B, L, C]``.
+
+    As transformers gives them, the last one is after the model's final norm, the others are before it. Absent
+    references keep their placeholders behind the text with zero pixels: causal attention never shows them to a real
+    token, and every rank runs the vision tower.
+    """
+    output = encoder(
+        input_ids=batch.input_ids,
+        attention_mask=batch.attention_mask,
+        pixel_values=batch.pixel_values.flatten(0, 1),
+        output_hidden_states=True,
+        use_cache=False,
+        return_dict=True,
+    )
+    return tuple(output.hidden_states)
+
+
+def import_model_classes() -> None:
+    """Import every class that building a model needs.
+
+    ``deepspeed.zero.Init`` patches torch's factories; a lazy import inside it fails, so call this before.
+    """
+    lazy = {
+        "transformers": ("AutoConfig", "AutoModel", "InternVLForConditionalGeneration", "InternVLModel", "Qwen2Model"),
+        "diffusers": ("FluxTransformer2DModel", "AutoencoderKL", "FlowMatchEulerDiscreteScheduler"),
+        "transformers.initialization": ("no_init_weights",),
+        "transformers.conversion_mapping": ("get_model_conversion_mapping",),
+        "lookalike.models.aggregate": ("LayerAggregator",),
+        "peft": ("LoraConfig", "inject_adapter_in_model"),
+        "torch._dynamo": (),
+    }
+    for module, names in lazy.items():
+        loaded = importlib.import_module(module)
+        for name in names:
+            getattr(loaded, name)

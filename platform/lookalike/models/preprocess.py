@@ -1,0 +1,210 @@
+"""Prompts and images to arrays of fixed shapes. Without torch or transformers, so that it is cheap in data workers."""
+
+import json
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from lookalike.errors import ConfigError, InputError
+from lookalike.models.bundle import read_preset
+from lookalike.models.presets import MllmConfig, Preset
+
+MIN_SIDE, MAX_SIDE = 16, 16_384  # pixels of a reference's side
+
+Pixels = np.ndarray  # uint8 [H, W, 3], upright RGB
+
+
+class Preprocessor:
+    """Writes prompt and references as the MLLM's sequence, and references and targets as the VAE's grid.
+
+    Args:
+        preset: sizes and template.
+        tokenizer_file: ``tokenizer.json`` of a fast tokenizer.
+    """
+
+    def __init__(self, preset: Preset, tokenizer_file: Path) -> None:
+        self.preset = preset
+        self._tokenizer_file = tokenizer_file
+
+    @classmethod
+    def from_bundle(cls, bundle_dir: Path) -> "Preprocessor":
+        """Of the bundle in this folder.
+
+        Raises:
+            InputError: no tokenizer in the folder, or one that does not know the image token of the model.
+        """
+        preprocessor = cls(read_preset(bundle_dir), bundle_dir / "mllm" / "tokenizer.json")
+        config = json.loads((bundle_dir / "mllm" / "config.json").read_text())
+        if config.get("image_token_id") != preprocessor.image_token_id:
+            raise InputError(
+                f"the MLLM's image_token_id is {config.get('image_token_id')}, its tokenizer's is "
+                f"{preprocessor.image_token_id}",
+                value=preprocessor.preset.mllm.image_token,
+                fix="use model and tokenizer of one checkpoint",
+            )
+        return preprocessor
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"preset": self.preset, "_tokenizer_file": self._tokenizer_file}
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        from tokenizers import Tokenizer
+
+        if not self._tokenizer_file.is_file():
+            raise InputError("no tokenizer.json in the MLLM's folder", value=str(self._tokenizer_file), fix="add it")
+        tokenizer = Tokenizer.from_file(str(self._tokenizer_file))
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        return tokenizer
+
+    @cached_property
+    def image_token_id(self) -> int:
+        """Id of the placeholder that image features replace."""
+        token_id = self._tokenizer.token_to_id(self._mllm.image_token)
+        if token_id is None:
+            raise ConfigError(
+                "image token is not in the vocabulary", value=self._mllm.image_token, fix="mend the preset"
+            )
+        return int(token_id)
+
+    @cached_property
+    def length(self) -> int:
+        """Tokens of every row: the template with all references, and the longest prompt."""
+        full = self._ids(self._text("", self.preset.references.max_references))
+        return len(full) + self._mllm.max_prompt_tokens
+
+    def __call__(
+        self,
+        prompts: Sequence[str],
+        references: Sequence[Sequence[Pixels]],
+        targets: Sequence[Pixels] | None = None,
+        *,
+        truncate_prompts: bool = False,
+    ) -> dict[str, np.ndarray]:
+        """Arrays of B samples with R = ``max_references`` slots each.
+
+        Args:
+            prompts: B texts.
+            references: for each its images, uint8 ``[H, W, 3]``, at most R; none is allowed here, and masked.
+            targets: B images, or None when generating.
+            truncate_prompts: cut a prompt of more than ``max_prompt_tokens`` instead of refusing it.
+
+        Returns:
+            ``input_ids`` int64 ``[B, L]``, ``attention_mask`` and ``image_mask`` bool ``[B, L]``, ``pixel_values``
+            float32 ``[B, R, 3, h, w]``, ``references`` uint8 ``[B, R, 3, H, W]``, ``reference_mask`` bool ``[B, R]``,
+            and with targets ``target`` uint8 ``[B, 3, H, W]``.
+
+        Raises:
+            InputError: a prompt that is too long, too many references, an image that is too small or too large.
+        """
+        if len(prompts) != len(references) or (targets is not None and len(targets) != len(prompts)):
+            raise InputError(
+                "as many lists of references (and targets) as prompts", value=len(prompts), fix="pair them"
+            )
+        rows = [self._row(p, r, truncate_prompts) for p, r in zip(prompts, references, strict=True)]
+        columns = {name: np.stack([row[name] for row in rows]) for name in rows[0]} if rows else {}
+        if targets is not None:
+            height, width = self.preset.height, self.preset.width
+            columns["target"] = np.stack([_channels_first(crop_resize(image, height, width)) for image in targets])
+        return columns
+
+    def _row(self, prompt: str, references: Sequence[Pixels], truncate: bool) -> dict[str, np.ndarray]:
+        slots, grid, side = self.preset.references.max_references, self.preset.references, self._mllm.image_size
+        if len(references) > slots:
+            raise InputError(
+                f"{len(references)} references, the preset {self.preset.name} takes {slots}", fix="pass fewer"
+            )
+        for image in references:
+            check_image(image)
+        row = self._tokens(prompt, len(references), truncate)
+        row["pixel_values"] = np.zeros((slots, 3, side, side), np.float32)
+        row["references"] = np.zeros((slots, 3, grid.height, grid.width), np.uint8)
+        row["reference_mask"] = np.arange(slots) < len(references)
+        mean, std = (np.asarray(v, np.float32)[:, None, None] for v in (self._mllm.image_mean, self._mllm.image_std))
+        for index, image in enumerate(references):
+            row["references"][index] = _channels_first(crop_resize(image, grid.height, grid.width))
+            row["pixel_values"][index] = (_channels_first(fit_square(image, side)) / np.float32(255) - mean) / std
+        return row
+
+    def _tokens(self, prompt: str, num_references: int, truncate: bool) -> dict[str, np.ndarray]:
+        limit = self._mllm.max_prompt_tokens
+        encoding = self._tokenizer.encode(prompt, add_special_tokens=False)
+        if self.image_token_id in encoding.ids:
+            raise InputError("a prompt holds the image placeholder", value=self._mllm.image_token, fix="remove it")
+        if len(encoding.ids) > limit:
+            if not truncate:
+                raise InputError(
+                    f"prompt of {len(encoding.ids)} tokens exceeds {limit}", value=prompt, fix="shorten it"
+                )
+            prompt = prompt[: encoding.offsets[limit - 1][1]]
+        ids = self._ids(self._text(prompt, num_references))[: self.length]
+        absent = (self.preset.references.max_references - num_references) * self._mllm.tokens_per_image
+        input_ids = np.zeros(self.length, np.int64)
+        input_ids[: len(ids)] = ids
+        input_ids[len(ids) : len(ids) + absent] = self.image_token_id  # behind the text: no real token sees them
+        attention_mask = np.arange(self.length) < len(ids)
+        image_mask = (input_ids == self.image_token_id) & (np.arange(self.length) < len(ids) + absent)
+        return {"input_ids": input_ids, "attention_mask": attention_mask, "image_mask": image_mask}
+
+    def _text(self, prompt: str, num_references: int) -> str:
+        mllm = self._mllm
+        image = mllm.image_prefix + mllm.image_token * mllm.tokens_per_image + mllm.image_suffix
+        return mllm.template.format(images=image * num_references, prompt=prompt)
+
+    def _ids(self, text: str) -> list[int]:
+        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+
+    @property
+    def _mllm(self) -> MllmConfig:
+        return self.preset.mllm
+
+
+def check_image(image: Pixels) -> None:
+    """Raise InputError for what is no uint8 RGB image, or has a side outside MIN_SIDE to MAX_SIDE pixels."""
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise InputError("no uint8 RGB image [H, W, 3]", value=f"{image.dtype} {image.shape}", fix="convert it to RGB")
+    height, width = image.shape[:2]
+    if min(height, width) < MIN_SIDE or max(height, width) > MAX_SIDE:
+        raise InputError(
+            f"a reference of {width}x{height} pixels", fix=f"use one with sides of {MIN_SIDE} to {MAX_SIDE} pixels"
+        )
+
+
+def crop_resize(image: Pixels, height: int, width: int) -> Pixels:
+    """The largest centred crop of that aspect, resized: nothing is stretched."""
+    source_height, source_width = image.shape[:2]
+    if (source_height, source_width) == (height, width):
+        return image
+    scale = min(source_height / height, source_width / width)
+    top, left = (source_height - height * scale) / 2, (source_width - width * scale) / 2
+    box = (
+        max(0.0, left),
+        max(0.0, top),
+        min(source_width, source_width - left),
+        min(source_height, source_height - top),
+    )
+    resized = Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC, box=box, reducing_gap=3)
+    return np.asarray(resized)
+
+
+def fit_square(image: Pixels, side: int) -> Pixels:
+    """The whole image on a grey square: resized to fit, its aspect kept."""
+    height, width = image.shape[:2]
+    if height == width:
+        return crop_resize(image, side, side)
+    scale = side / max(height, width)
+    size = max(1, round(height * scale)), max(1, round(width * scale))
+    resized = Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.BICUBIC, reducing_gap=3)
+    canvas = np.full((side, side, 3), 127, np.uint8)
+    top, left = (side - size[0]) // 2, (side - size[1]) // 2
+    canvas[top : top + size[0], left : left + size[1]] = np.asarray(resized)
+    return canvas
+
+
+def _channels_first(image: Pixels) -> np.ndarray:
+    return np.ascontiguousarray(image.transpose(2, 0, 1))

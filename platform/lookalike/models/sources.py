@@ -1,0 +1,199 @@
+"""From a preset to an initial bundle: components copied from their sources, or made from a seed."""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from lookalike.errors import ConfigError, InputError
+from lookalike.models.aggregate import LayerAggregator
+from lookalike.models.bundle import write_manifest
+from lookalike.models.joint import num_layers
+from lookalike.models.presets import PRESETS_DIR, ComponentConfig, MllmConfig, Preset
+from lookalike.models.tokenizer import build_tokenizer
+
+WEIGHTS_DIR = Path(__file__).parent / "weights"
+_KEPT = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "LICENSE*", "README.md")
+
+
+def materialise(preset: Preset, folder: Path, seed: int = 0) -> Path:
+    """Write an initial bundle of ``preset`` into ``folder`` (which is made, and must be empty); returns ``folder``.
+
+    Equal preset and seed give equal files.
+
+    Raises:
+        InputError: a source that is not there, or a folder that holds something.
+        ConfigError: a component with neither source nor configuration.
+    """
+    if folder.exists() and any(folder.iterdir()):
+        raise InputError("the folder of a new bundle is not empty", value=str(folder), fix="choose another")
+    folder.mkdir(parents=True, exist_ok=True)
+    _mllm(preset, folder / "mllm", seed)
+    _diffusers_model("AutoencoderKL", preset.vae, folder / "vae", seed)
+    _diffusers_model("FluxTransformer2DModel", preset.transformer, folder / "transformer", seed, init_flux)
+    _scheduler(preset.scheduler, folder / "scheduler")
+    _aggregator(preset, folder, seed)
+    _model_index(preset, folder)
+    write_manifest(folder, preset)
+    return folder
+
+
+def fetch(source: str, revision: str | None, target: Path) -> None:
+    """Copy a component's files from ``package:…``, a local folder or a Hub id (at ``revision``) to ``target``."""
+    if source.startswith("package:"):
+        origin = WEIGHTS_DIR / source.removeprefix("package:")
+    elif Path(source).is_dir():
+        origin = Path(source)
+    else:
+        origin = _download(source, revision)
+    if not origin.is_dir():
+        raise InputError("a component's source is not there", value=source, fix="check the preset's source")
+    target.mkdir(parents=True)
+    for pattern in _KEPT:
+        for file in origin.glob(pattern):
+            shutil.copyfile(file, target / file.name)
+
+
+def init_flux(transformer: nn.Module) -> None:
+    """Initial weights of a DiT trained from scratch: adaLN-Zero (arXiv 2212.09748).
+
+    Every block starts as the identity and the output is zero, so the first gradients are those of a linear model.
+    """
+    for name, module in transformer.named_modules():
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+            modulation = name.endswith(".linear") and ".norm" in f".{name}"
+            if modulation or name in ("proj_out", "norm_out.linear"):
+                nn.init.zeros_(module.weight)
+            elif name.startswith("time_text_embed"):
+                nn.init.normal_(module.weight, std=0.02)
+
+
+def _mllm(preset: Preset, target: Path, seed: int) -> None:
+    config = preset.mllm
+    if config.source is not None:
+        fetch(config.source, config.revision, target)
+        return
+    import transformers
+
+    if not config.config or config.vocabulary is None:
+        raise ConfigError("mllm has no source; it needs config and vocabulary", fix="mend the preset")
+    model_class = getattr(transformers, config.architecture)
+    tokenizer = _tokenizer(config)
+    values = {**config.config, "image_token_id": tokenizer.convert_tokens_to_ids(config.image_token)}
+    with _seeded(seed):
+        model = model_class(model_class.config_class(**values))
+    model.save_pretrained(target)
+    tokenizer.save_pretrained(target)
+    save_image_processor(config, target)
+
+
+def _tokenizer(config: MllmConfig) -> Any:
+    words = (PRESETS_DIR / str(config.vocabulary)).read_text().split()
+    return build_tokenizer(words, int(config.config["text_config"]["vocab_size"]))
+
+
+def save_image_processor(config: MllmConfig, target: Path) -> None:
+    """Write ``preprocessor_config.json`` for one tile, so that transformers' own processor reads the folder."""
+    from transformers import GotOcr2ImageProcessorPil
+
+    size = {"height": config.image_size, "width": config.image_size}
+    processor = GotOcr2ImageProcessorPil(
+        size=size, image_mean=list(config.image_mean), image_std=list(config.image_std), crop_to_patches=False
+    )
+    processor.save_pretrained(target)
+
+
+def _diffusers_model(
+    class_name: str,
+    config: ComponentConfig,
+    target: Path,
+    seed: int,
+    init: Callable[[nn.Module], None] | None = None,
+) -> None:
+    if config.source is not None:
+        fetch(config.source, config.revision, target)
+        return
+    import diffusers
+
+    if not config.config:
+        raise ConfigError(f"{target.name} has neither source nor config", fix="mend the preset")
+    with _seeded(seed):
+        model = getattr(diffusers, class_name)(**config.config)
+        if init is not None:
+            init(model)
+    model.save_pretrained(target)
+
+
+def _scheduler(config: ComponentConfig, target: Path) -> None:
+    if config.source is not None:
+        fetch(config.source, config.revision, target)
+        return
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    FlowMatchEulerDiscreteScheduler(**config.config).save_pretrained(target)
+
+
+def _aggregator(preset: Preset, folder: Path, seed: int) -> None:
+    config = preset.aggregator
+    if config.source is not None:
+        fetch(config.source, None, folder / "aggregator")
+        return
+    from transformers import AutoConfig
+
+    mllm = AutoConfig.from_pretrained(folder / "mllm")
+    transformer = json.loads((folder / "transformer" / "config.json").read_text())
+    with _seeded(seed):
+        aggregator = LayerAggregator(
+            kind=config.kind,
+            num_layers=num_layers(mllm),
+            mllm_width=mllm.get_text_config().hidden_size,
+            out_width=transformer["joint_attention_dim"],
+            inner_width=config.inner_width,
+            head_dim=config.head_dim,
+            layer_blocks=config.layer_blocks,
+            refiner_blocks=config.refiner_blocks,
+        )
+    aggregator.save_pretrained(folder / "aggregator")
+
+
+def _model_index(preset: Preset, folder: Path) -> None:
+    import diffusers
+
+    index = {
+        "_class_name": "SubjectPipeline",
+        "_diffusers_version": diffusers.__version__,
+        "mllm": ["transformers", preset.mllm.architecture],
+        "vae": ["diffusers", "AutoencoderKL"],
+        "transformer": ["diffusers", "FluxTransformer2DModel"],
+        "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+        "aggregator": [LayerAggregator.__module__, LayerAggregator.__name__],
+    }
+    (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+
+def _download(repository: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=list(_KEPT)))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise InputError(
+            f"no folder and no reachable Hub id: {error}", value=repository, fix="check the preset's source"
+        ) from error
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Draw torch's random numbers from ``seed``, and leave the caller's generator as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield

@@ -1,0 +1,213 @@
+"""The whole model in one module: joint encoder, aggregator with bridge, DiT.
+
+One ``nn.Module`` for one DeepSpeed engine: every part runs through its own ``__call__``, and every rank runs the same
+parts whatever its batch holds.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from lookalike.errors import ConfigError
+from lookalike.models.adapters import inject_lora, load_lora
+from lookalike.models.aggregate import LayerAggregator
+from lookalike.models.batch import Batch
+from lookalike.models.bundle import open_bundle, read_preset
+from lookalike.models.dit import Context, References, velocity
+from lookalike.models.joint import hidden_states
+from lookalike.models.presets import LoraConfig, ReferencePosition
+from lookalike.models.weights import load_weights
+
+Part = Literal["mllm", "aggregator", "transformer", "transformer_lora"]
+
+
+class SubjectModel(nn.Module):
+    """Denoises a target from a prompt and references.
+
+    Args:
+        mllm: transformers multimodal base model (a :class:`~lookalike.models.joint.JointEncoder`), frozen at first.
+        aggregator: layer aggregation and bridge.
+        transformer: diffusers FluxTransformer2DModel.
+        reference_position: how reference tokens are numbered.
+    """
+
+    def __init__(
+        self,
+        mllm: nn.Module,
+        aggregator: LayerAggregator,
+        transformer: nn.Module,
+        reference_position: ReferencePosition,
+    ) -> None:
+        super().__init__()
+        self.mllm = mllm
+        self.aggregator = aggregator
+        self.transformer = transformer
+        self.reference_position: ReferencePosition = reference_position
+        self._mllm_learns = False
+        self.trainable(())
+
+    @classmethod
+    def from_config(cls, bundle_dir: Path, dtype: torch.dtype = torch.float32) -> "SubjectModel":
+        """The architecture of a bundle without its weights: reads ``config.json`` files only.
+
+        Works inside ``deepspeed.zero.Init`` and under ``torch.device("meta")``, after
+        :func:`~lookalike.models.joint.import_model_classes`.
+        """
+        from diffusers import FluxTransformer2DModel
+        from transformers import AutoConfig, AutoModel
+        from transformers.initialization import no_init_weights
+
+        position = read_preset(bundle_dir).references.position
+        mllm_config = AutoConfig.from_pretrained(bundle_dir / "mllm")
+        default = torch.get_default_dtype()
+        torch.set_default_dtype(dtype)
+        try:
+            with no_init_weights():
+                mllm = AutoModel.from_config(mllm_config, dtype=dtype, attn_implementation="sdpa")
+                aggregator = LayerAggregator.from_config(LayerAggregator.load_config(bundle_dir / "aggregator"))
+                config = FluxTransformer2DModel.load_config(bundle_dir / "transformer")
+                transformer = FluxTransformer2DModel.from_config(config)
+        finally:
+            torch.set_default_dtype(default)
+        return cls(mllm, aggregator, transformer, position)
+
+    @classmethod
+    def from_bundle(
+        cls, bundle_dir: Path, base_dir: Path | None = None, dtype: torch.dtype = torch.float32
+    ) -> "SubjectModel":
+        """Build and load strictly in one process, with the bundle's adapter if it has one; in evaluation mode.
+
+        Raises:
+            InputError: incomplete, of another base, or a tensor that is missing, unknown or of another shape.
+        """
+        opened = open_bundle(bundle_dir, base_dir)
+        model = cls.from_config(opened.components, dtype)
+        load_weights(model, opened.components)
+        if opened.adapter is not None:
+            load_lora(model.transformer, opened.adapter)
+            model.trainable(())
+        return model.eval()
+
+    def add_lora(self, lora: LoraConfig) -> None:
+        """Inject a LoRA into the DiT; call it after the weights are loaded, since peft renames what it wraps."""
+        inject_lora(self.transformer, lora)
+        self.trainable(())
+
+    def trainable(self, parts: Sequence[Part]) -> dict[str, nn.Parameter]:
+        """Let exactly these parts learn; returns their parameters by name, in a fixed order.
+
+        ``transformer`` is the DiT without its LoRA. Raises ConfigError for ``transformer_lora`` without a LoRA.
+        """
+        chosen = {}
+        for name, parameter in self.named_parameters():
+            part = "transformer_lora" if ".lora_" in name else name.partition(".")[0]
+            parameter.requires_grad_(part in parts)
+            if part in parts:
+                chosen[name] = parameter
+        if "transformer_lora" in parts and not any(".lora_" in name for name in chosen):
+            raise ConfigError("the model has no LoRA to train", value=list(parts), fix="call add_lora first")
+        self._mllm_learns = "mllm" in parts
+        self.train(self.training)
+        return chosen
+
+    def train(self, mode: bool = True) -> "SubjectModel":
+        """As ``nn.Module.train``; a frozen joint encoder stays in evaluation mode."""
+        super().train(mode)
+        if not self._mllm_learns:
+            self.mllm.eval()
+        return self
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Recompute activations of DiT and aggregator in the backward pass."""
+        part: Any
+        for part in (self.transformer, self.aggregator):
+            part.enable_gradient_checkpointing()
+
+    def encode(self, batch: Batch, keep: Tensor | None = None) -> Context:
+        """Context tokens of prompt and references; a row whose ``keep`` (bool ``[B]``) is false has none to see."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self._mllm_learns):
+            layers = hidden_states(self.mllm, batch)
+        width = self.aggregator.dtype
+        tokens = self.aggregator(
+            [layer.to(width) for layer in layers], batch.attention_mask, batch.image_mask, batch.image_tokens_per_row
+        )
+        mask = batch.attention_mask if keep is None else batch.attention_mask & keep[:, None]
+        return Context(tokens, mask)
+
+    def denoise(
+        self,
+        noisy_latents: Tensor,
+        sigma: Tensor,
+        context: Context | None,
+        references: References | None,
+        *,
+        grid: tuple[int, int] | None = None,
+        guidance: float = 1.0,
+    ) -> Tensor:
+        """Velocity ``[B, T, C]`` of noisy packed latents ``[B, T, C]`` at noise level ``sigma`` ``[B]``.
+
+        ``grid`` is the target's rows and columns of tokens; by default a square of T.
+        """
+        return velocity(
+            self.transformer,
+            noisy_latents,
+            sigma,
+            grid or square_grid(noisy_latents.shape[1]),
+            context,
+            references,
+            self.reference_position,
+            guidance,
+        )
+
+    def forward(
+        self,
+        batch: Batch,
+        noisy_latents: Tensor,
+        sigma: Tensor,
+        *,
+        reference_latents: Tensor | None = None,
+        use_mllm: bool = True,
+        use_references: bool = True,
+        mllm_keep: Tensor | None = None,
+        reference_keep: Tensor | None = None,
+        grid: tuple[int, int] | None = None,
+        reference_grid: tuple[int, int] | None = None,
+        guidance: float = 1.0,
+    ) -> Tensor:
+        """Predicted velocity, noise − clean.
+
+        Args:
+            batch: prompts and references.
+            noisy_latents: float ``[B, T, C]``, packed.
+            sigma: float ``[B]`` in [0, 1].
+            reference_latents: clean packed latents ``[B, R, K, C]``; needed with ``use_references``.
+            use_mllm: compute and show the MLLM's tokens. The same on every rank.
+            use_references: show reference tokens. The same on every rank.
+            mllm_keep: bool ``[B]``; a row that is false does not see its MLLM tokens (dropout).
+            reference_keep: bool ``[B]``; likewise for its references.
+            grid: the target's rows and columns of tokens; by default a square.
+            reference_grid: a reference's rows and columns of tokens; by default a square.
+            guidance: value of the guidance embedding, where the DiT has one (1.0 in training).
+
+        Returns:
+            float ``[B, T, C]``.
+        """
+        context = self.encode(batch, mllm_keep) if use_mllm else None
+        references = None
+        if use_references:
+            if reference_latents is None:
+                raise ConfigError("use_references without reference_latents", fix="encode the references with the VAE")
+            mask = batch.reference_mask if reference_keep is None else batch.reference_mask & reference_keep[:, None]
+            references = References(reference_latents, mask, reference_grid or square_grid(reference_latents.shape[2]))
+        return self.denoise(noisy_latents, sigma, context, references, grid=grid, guidance=guidance)
+
+
+def square_grid(tokens: int) -> tuple[int, int]:
+    """Rows and columns of a square image of that many tokens."""
+    side = int(tokens**0.5)
+    if side * side != tokens:
+        raise ConfigError(f"{tokens} tokens are no square", fix="pass the grid's rows and columns")
+    return side, side

@@ -1,0 +1,59 @@
+"""Images and packed latents: diffusers' AutoencoderKL, scaled and packed as diffusers' Flux pipelines do."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+PATCH = 2  # latents are packed 2 x 2 into tokens
+
+
+def load_vae(bundle_dir: Path) -> Any:
+    """The frozen AutoencoderKL of a bundle in this folder, float32, in evaluation mode."""
+    from diffusers import AutoencoderKL
+
+    vae = AutoencoderKL.from_pretrained(bundle_dir / "vae", use_safetensors=True)
+    return vae.requires_grad_(False).eval()
+
+
+def downsampling(vae: Any) -> int:
+    """Pixels of an image's side per latent."""
+    return int(2 ** (len(vae.config.block_out_channels) - 1))
+
+
+def token_grid(vae: Any, height: int, width: int) -> tuple[int, int]:
+    """Rows and columns of tokens of an image of that many pixels."""
+    side = downsampling(vae) * PATCH
+    return height // side, width // side
+
+
+def pack(latents: Tensor) -> Tensor:
+    """``[B, C, H, W]`` → tokens ``[B, H/2 · W/2, 4 C]`` in the order of diffusers' FluxPipeline."""
+    batch, channels, height, width = latents.shape
+    patches = latents.view(batch, channels, height // PATCH, PATCH, width // PATCH, PATCH)
+    return patches.permute(0, 2, 4, 1, 3, 5).reshape(batch, -1, channels * PATCH * PATCH)
+
+
+def unpack(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+    """The inverse of :func:`pack` for tokens of ``grid`` rows and columns."""
+    batch, _, width = tokens.shape
+    patches = tokens.view(batch, *grid, width // PATCH**2, PATCH, PATCH).permute(0, 3, 1, 4, 2, 5)
+    return patches.reshape(batch, width // PATCH**2, grid[0] * PATCH, grid[1] * PATCH)
+
+
+@torch.no_grad()
+def encode(vae: Any, images: Tensor) -> Tensor:
+    """uint8 ``[B, 3, H, W]`` → packed, shifted and scaled latents ``[B, T, C]``: the posterior's mode, so no noise."""
+    pixels = images.to(vae.device, vae.dtype) / 127.5 - 1
+    latents = vae.encode(pixels, return_dict=False)[0].mode()
+    scaled: Tensor = (latents - (vae.config.shift_factor or 0.0)) * vae.config.scaling_factor
+    return pack(scaled)
+
+
+@torch.no_grad()
+def decode(vae: Any, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Packed latents ``[B, T, C]`` → uint8 images ``[B, 3, H, W]``."""
+    latents = unpack(tokens.to(vae.dtype), grid) / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)
+    pixels: Tensor = vae.decode(latents, return_dict=False)[0]
+    return ((pixels.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)

@@ -1,0 +1,136 @@
+"""Weights by parameter name, tensor by tensor, from transformers' and diffusers' formats; strict in both directions."""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lookalike.errors import InputError
+
+PARTS = ("mllm", "aggregator", "transformer")
+
+
+def safetensors_files(folder: Path) -> list[Path]:
+    """The weight files of one component: those of its index, or its single file.
+
+    Raises:
+        InputError: none, or one that the index names is missing.
+    """
+    indices = sorted(folder.glob("*.safetensors.index.json"))
+    if indices:
+        names = sorted(set(json.loads(indices[0].read_text())["weight_map"].values()))
+        files = [folder / name for name in names]
+    else:
+        files = sorted(folder.glob("*.safetensors"))[:1]
+    for file in files:
+        if not file.is_file():
+            raise InputError("a weight file of the index is missing", value=str(file), fix="download it again")
+    if not files:
+        raise InputError("no safetensors in a component's folder", value=str(folder), fix="save it as safetensors")
+    return files
+
+
+def read_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
+    """(name in the file, tensor) of every tensor of a component, one in memory at a time."""
+    from safetensors import safe_open
+
+    for file in safetensors_files(folder):
+        with safe_open(file, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 - no mapping
+                yield name, tensors.get_tensor(name)
+
+
+def component_weights(bundle_dir: Path) -> Iterator[tuple[str, Tensor]]:
+    """(parameter name in ``SubjectModel``, tensor) of a bundle's joint encoder, aggregator and DiT.
+
+    The language head of the MLLM is left out: it is never called.
+    """
+    rename = _mllm_names(bundle_dir / "mllm")
+    for part in PARTS:
+        for name, tensor in read_tensors(bundle_dir / part):
+            own = rename(name) if part == "mllm" else name
+            if own is not None:
+                yield f"{part}.{own}", tensor
+
+
+def strict_weights(model: nn.Module, bundle_dir: Path) -> Iterator[tuple[str, Tensor]]:
+    """:func:`component_weights`, checked against ``model`` (a SubjectModel, sharded by ZeRO-3 or not).
+
+    Raises:
+        InputError: names a tensor that the model does not know or whose shape is another; at the end, one that is
+            missing.
+    """
+    expected = {name: _shape(tensor) for name, tensor in _own_tensors(model)}
+    for name, tensor in component_weights(bundle_dir):
+        _check(name, tensor, expected, bundle_dir)
+        yield name, tensor
+        del expected[name]
+    if expected:
+        raise InputError(
+            f"{len(expected)} tensors are missing, the first is {min(expected)}",
+            value=str(bundle_dir),
+            fix="use weights and configuration of one checkpoint",
+        )
+
+
+def load_weights(model: nn.Module, bundle_dir: Path) -> None:
+    """Copy a bundle's weights into ``model`` in this process; strict as :func:`strict_weights`."""
+    own = dict(_own_tensors(model))
+    with torch.no_grad():
+        for name, tensor in strict_weights(model, bundle_dir):
+            own[name].copy_(tensor)
+
+
+def _own_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    persistent = model.state_dict(keep_vars=True)
+    for name, parameter in model.named_parameters():
+        yield name, parameter
+        persistent.pop(name, None)
+    yield from persistent.items()
+
+
+def _check(name: str, tensor: Tensor, expected: Mapping[str, tuple[int, ...]], origin: Path) -> None:
+    if name not in expected:
+        raise InputError(f"unknown or repeated tensor {name}", value=str(origin), fix="use weights of this model")
+    if tuple(tensor.shape) != expected[name]:
+        raise InputError(
+            f"{name} has shape {tuple(tensor.shape)}, the configuration says {expected[name]}",
+            value=str(origin),
+            fix="use weights and configuration of one checkpoint",
+        )
+
+
+def _shape(tensor: Any) -> tuple[int, ...]:
+    return tuple(getattr(tensor, "ds_shape", tensor.shape))  # ZeRO-3 leaves a shard of size 0 in place
+
+
+def _mllm_names(folder: Path) -> Any:
+    """How names in an MLLM's files become names in its base model; None for what the base model does not have."""
+    from transformers import AutoConfig
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightRenaming, rename_source_key
+
+    from lookalike.models.joint import full_class
+
+    config = AutoConfig.from_pretrained(folder)
+    with torch.device("meta"):
+        full = full_class(config)(config)
+    transforms = get_model_conversion_mapping(full)
+    renamings = [transform for transform in transforms if isinstance(transform, WeightRenaming)]
+    converters = [transform for transform in transforms if not isinstance(transform, WeightRenaming)]
+
+    def rename(name: str) -> str | None:
+        own, converter = rename_source_key(name, renamings, converters)
+        if converter is not None:
+            raise InputError(
+                f"{name} needs a conversion that only transformers can do",
+                value=str(folder),
+                fix="load it with transformers and save it with save_pretrained(save_original_format=False)",
+            )
+        prefix = f"{full.base_model_prefix}."
+        return own.removeprefix(prefix) if own.startswith(prefix) else None
+
+    return rename
