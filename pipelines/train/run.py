@@ -35,7 +35,11 @@ def train(config: TrainConfig) -> dict[str, Any]:
     """
     dataset = open_store(config.dataset)
     version = latest_version(dataset)
-    snapshot = {"uri": config.dataset, "version": version, "sha256": configs.fingerprint(read_manifest(dataset, version))}
+    snapshot = {
+        "uri": config.dataset,
+        "version": version,
+        "sha256": configs.fingerprint(read_manifest(dataset, version)),
+    }
     store = open_store(config.run)
     fingerprint = claim(store, {**configs.to_dict(config), "snapshot": snapshot}, ignore=_NOT_IDENTITY)
     if store.exists(RESULT):

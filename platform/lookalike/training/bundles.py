@@ -10,5 +10,5 @@ from lookalike.storage.store import download_tree
 
 @lru_cache(maxsize=4)
 def local_bundle(uri: str) -> Path:
-    """A local folder with the bundle at ``uri``: where it stands if it is on this file system, else a copy per process."""
+    """A local folder with the bundle at ``uri``: where it stands if that is a folder here, else a copy per process."""
     return download_tree(open_store(uri), Path(tempfile.mkdtemp(prefix="lookalike-bundle-")))

@@ -7,7 +7,6 @@ from lookalike.errors import ConfigError
 from lookalike.models.presets import LoraConfig
 
 Conditions = Literal["mllm", "mllm+references"]
-TrainablePart = Literal["aggregator", "transformer", "transformer_lora"]
 
 
 @dataclass(frozen=True)
@@ -170,11 +169,6 @@ class TrainConfig:
                 value=f"batch_size={self.batch_size}, num_workers={ranks}, micro_batch_size={self.micro_batch_size}",
                 fix=f"use a batch_size divisible by {ranks * max(1, self.micro_batch_size)}, or a smaller micro batch",
             )
-
-    @property
-    def trainable(self) -> tuple[TrainablePart, ...]:
-        """Which parameters learn: the adapter alone where there is one, else aggregation, bridge and DiT."""
-        return ("transformer_lora",) if self.adapter else ("aggregator", "transformer")
 
     @property
     def total_steps(self) -> int:

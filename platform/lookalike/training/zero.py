@@ -5,7 +5,10 @@ so a run continues at any number of ranks.
 """
 
 import os
+import shutil
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -42,34 +45,28 @@ def zero3_config(
 def prepare_process(device: torch.device) -> None:
     """Select DeepSpeed's accelerator and join the process group that Ray Train made."""
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if device.type == "cuda" else "cpu")
+    if shutil.which("ninja") is None:  # DeepSpeed calls it by name; pip put it beside an interpreter not on PATH
+        os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     import deepspeed
 
     deepspeed.init_distributed(dist_backend=torch.distributed.get_backend(), auto_mpi_discovery=False, verbose=False)
 
 
 def load_partitioned(model: nn.Module, weights: Iterable[tuple[str, Tensor]]) -> None:
-    """Copy ``(name, tensor)`` pairs into a module built under ``zero.Init``; strict about names and shapes.
+    """Copy ``(name, tensor)`` pairs into a module built under ``zero.Init``: rank 0 gives, every rank keeps its share.
 
-    At most ``_GATHER_ELEMENTS`` elements are whole in memory at a time. Raises KeyError for a missing or extra name.
+    At most ``_GATHER_ELEMENTS`` elements and one tensor are whole in memory at a time. Strictness is the iterable's
+    (:func:`lookalike.models.weights.strict_weights`).
     """
     import deepspeed
 
-    parameters = dict(model.named_parameters())
-    buffers = dict(model.named_buffers())
-    seen: set[str] = set()
+    tensors = {**dict(model.named_buffers()), **dict(model.named_parameters())}
     for group in _bounded(weights, _GATHER_ELEMENTS):
-        if unknown := [name for name, _ in group if name not in parameters and name not in buffers]:
-            raise KeyError(f"the bundle holds a tensor that the model has not: {unknown[0]}")
-        here = [parameters[name] for name, _ in group if name in parameters]
-        with torch.no_grad(), deepspeed.zero.GatheredParameters(here, modifier_rank=0):
+        partitioned = [tensors[name] for name, _ in group if hasattr(tensors[name], "ds_id")]
+        with torch.no_grad(), deepspeed.zero.GatheredParameters(partitioned, modifier_rank=0):
             for name, tensor in group:
-                seen.add(name)
-                if name in buffers:
-                    buffers[name].copy_(tensor)
-                elif torch.distributed.get_rank() == 0:
-                    parameters[name].copy_(tensor)
-    if missing := sorted(set(parameters) - seen):
-        raise KeyError(f"the bundle lacks {len(missing)} tensors, the first is {missing[0]}")
+                if torch.distributed.get_rank() == 0 or not hasattr(tensors[name], "ds_id"):
+                    tensors[name].copy_(tensor)
 
 
 def _bounded(weights: Iterable[tuple[str, Tensor]], limit: int) -> Iterator[list[tuple[str, Tensor]]]:
@@ -91,14 +88,14 @@ class ZeroEngine:
     def __init__(
         self,
         build: Callable[[], nn.Module],
-        weights: Iterable[tuple[str, Tensor]],
+        weights: Callable[[nn.Module], Iterable[tuple[str, Tensor]]],
         select: Callable[[nn.Module], dict[str, nn.Parameter]],
         optimizer: OptimizerConfig,
         *,
         micro_batch_size: int,
         accumulation: int,
     ) -> None:
-        """``build`` makes the module without weights; ``select`` adds adapters and names what learns."""
+        """``build`` makes the module without weights, ``weights`` reads them for it, ``select`` names what learns."""
         import deepspeed
 
         config = zero3_config(
@@ -106,8 +103,8 @@ class ZeroEngine:
         )
         with deepspeed.zero.Init(config_dict_or_path=config):
             module = build()
-        load_partitioned(module, weights)
-        self._named = select(module)
+        load_partitioned(module, weights(module))
+        self._named: dict[str, Any] = dict(select(module))  # ZeRO-3 adds ds_shape and ds_tensor to each
         engine, _, _, _ = deepspeed.initialize(
             model=module, optimizer=build_optimizer(list(self._named.values()), optimizer), config=config
         )
@@ -154,7 +151,7 @@ class ZeroEngine:
                 state["step"].fill_(steps)
 
 
-def _partition_of(full: Tensor, parameter: nn.Parameter) -> Tensor:
+def _partition_of(full: Tensor, parameter: Any) -> Tensor:
     """This rank's share of a full tensor, zero-padded at the end as ZeRO-3 pads it."""
     share = parameter.ds_tensor.numel()
     rank, ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()

@@ -1,0 +1,119 @@
+"""One rank: build the engine, take the prepared samples, run the loop."""
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import ray.data
+import torch
+
+from lookalike.models.joint import import_model_classes
+from lookalike.models.subject import SubjectModel
+from lookalike.models.vae import load_vae
+from lookalike.models.weights import strict_weights
+from lookalike.storage import open_store
+from lookalike.tracking import open_tracker
+from lookalike.training.bundles import local_bundle
+from lookalike.training.config import TrainConfig
+from lookalike.training.engine import Engine, PlainEngine
+from lookalike.training.export import adapter_of, trainable_parts
+from lookalike.training.history import History
+from lookalike.training.loop import Loop, Rank
+from lookalike.training.objective import DenoisingObjective, HeldOutLoss
+from lookalike.training.plan import EpochPlan
+from lookalike.training.zero import ZeroEngine, prepare_process
+from pipelines.train.data import Columns, TripletSource, prepare, validation_indices
+
+
+@dataclass(frozen=True)
+class WorkerSettings:
+    """What the driver tells every rank."""
+
+    config: TrainConfig
+    source: TripletSource
+    plan: EpochPlan
+    fingerprint: str
+    base_sha256: str
+    tracking_run: str
+
+
+def train_worker(loop_config: dict[str, Any]) -> None:
+    """Entry point of a Ray Train worker."""
+    import ray.train
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    settings: WorkerSettings = loop_config["settings"]
+    context = ray.train.get_context()
+    rank = Rank(context.get_world_rank(), context.get_world_size())
+    run_rank(settings, ray.train.get_dataset_shard("train"), rank)
+
+
+def run_rank(settings: WorkerSettings, shard: "ray.data.DataIterator", rank: Rank | None = None) -> None:
+    """Train as ``rank`` of a process group, or alone (``rank=None``: one plain process without DeepSpeed)."""
+    config = settings.config
+    device = torch.device("cuda", torch.cuda.current_device()) if config.workers.use_gpu else torch.device("cpu")
+    if not config.workers.use_gpu:
+        torch.set_num_threads(config.workers.threads_per_worker)
+    import_model_classes()
+    engine = _engine(settings, device, rank)
+    rank = rank or Rank()
+    store = open_store(config.run)
+    bundle = local_bundle(settings.source.bundle_uri)
+    objective = DenoisingObjective(engine.model, load_vae(bundle).to(device), config.dropout, config.seed, device)
+    with open_tracker(
+        config.tracking, config.experiment, run_id=settings.tracking_run, enabled=rank.is_first
+    ) as tracker:
+        Loop(
+            config=config,
+            rank=rank,
+            engine=engine,
+            objective=objective,
+            validation=HeldOutLoss(objective, _validation_batches(settings, rank), rank.sum),
+            plan=settings.plan,
+            store=store,
+            history=History(store, tracker, config.total_steps, write=rank.is_first),
+            fingerprint=settings.fingerprint,
+            base_sha256=settings.base_sha256,
+        ).run(_batches(shard, config.micro_batch_size))
+
+
+def _engine(settings: WorkerSettings, device: torch.device, rank: Rank | None) -> Engine:
+    config = settings.config
+    bundle = local_bundle(settings.source.bundle_uri)
+
+    def select(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
+        assert isinstance(model, SubjectModel)
+        adapter = adapter_of(config)
+        if adapter is not None:
+            model.add_lora(adapter)
+        return model.trainable(trainable_parts(config))
+
+    accumulation = config.batch_size // ((rank.count if rank else 1) * config.micro_batch_size)
+    torch.manual_seed(config.seed)  # adapters draw their initial weights here, alike on every rank
+    if rank is not None:
+        prepare_process(device)
+        return ZeroEngine(
+            build=lambda: SubjectModel.from_config(bundle),
+            weights=lambda model: strict_weights(model, bundle),
+            select=select,
+            optimizer=config.optimizer,
+            micro_batch_size=config.micro_batch_size,
+            accumulation=accumulation,
+        )
+    model = SubjectModel.from_bundle(bundle).to(device)
+    return PlainEngine(model, select(model), config.optimizer, accumulation)
+
+
+def _batches(shard: "ray.data.DataIterator", size: int) -> Iterator[Columns]:
+    yield from shard.iter_batches(batch_size=size, batch_format="numpy", prefetch_batches=2)
+
+
+def _validation_batches(settings: WorkerSettings, rank: Rank) -> list[Columns]:
+    """This rank's share of the fixed validation samples, prepared once."""
+    config = settings.config
+    source = replace(settings.source, split="validation")
+    size = config.micro_batch_size
+    samples = max(1, config.validation.samples // (size * rank.count)) * size * rank.count
+    mine = validation_indices(source, samples)[rank.index :: rank.count]
+    return [prepare(source, mine[first : first + size]) for first in range(0, len(mine), size)]

@@ -1,0 +1,104 @@
+"""Checkpoints: whole or not there, verified, and owned."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from lookalike.errors import InputError
+from lookalike.storage import open_store
+from lookalike.training import checkpoint
+from lookalike.training.checkpoint import CheckpointState
+from lookalike.training.config import OptimizerConfig
+from lookalike.training.engine import PlainEngine
+
+STATE = CheckpointState(step=3, fingerprint="run", base_sha256="base")
+
+
+def engine_of(seed: int) -> PlainEngine:
+    torch.manual_seed(seed)
+    model = nn.Linear(4, 3)
+    return PlainEngine(model, dict(model.named_parameters()), OptimizerConfig(), accumulation=1)
+
+
+def steps(engine: PlainEngine, count: int, first: int = 0) -> list[float]:
+    losses = []
+    for step in range(first, first + count):
+        inputs = torch.randn(8, 4, generator=torch.Generator().manual_seed(step))
+        engine.set_learning_rate(0.05)
+        loss = engine.model(inputs).square().mean()
+        engine.accumulate(loss)
+        engine.finish_step()
+        losses.append(float(loss))
+    return losses
+
+
+def test_resuming_repeats_the_undisturbed_losses(tmp_path: Path) -> None:
+    undisturbed = engine_of(0)
+    expected = steps(undisturbed, 6)
+
+    store = open_store(str(tmp_path))
+    first = engine_of(0)
+    steps(first, 3)
+    checkpoint.save(store, STATE, first.state(), write=True)
+
+    second = engine_of(1)  # other initial weights: all that matters comes from the checkpoint
+    state, tensors = checkpoint.load(store, 3)
+    second.load_state(tensors, optimizer_steps=state.step)
+    assert steps(second, 3, first=3) == expected[3:]
+
+
+def test_a_checkpoint_without_commit_does_not_exist(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
+    checkpoint.save(store, STATE, engine_of(0).state(), write=True)
+    store.delete("step-00000003/COMMIT")
+    assert checkpoint.committed_steps(store) == []
+
+
+def test_a_flipped_byte_is_named(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
+    checkpoint.save(store, STATE, engine_of(0).state(), write=True)
+    part = tmp_path / "step-00000003" / "part-00000.safetensors"
+    data = bytearray(part.read_bytes())
+    data[-1] ^= 1
+    part.write_bytes(data)
+    with pytest.raises(InputError, match=r"damaged.*part-00000"):
+        checkpoint.load(store, 3)
+
+
+def test_state_of_another_model_is_refused(tmp_path: Path) -> None:
+    tensors = dict(engine_of(0).state())
+    tensors["master/else"] = tensors.pop("master/bias")
+    with pytest.raises(KeyError, match="master/bias"):
+        engine_of(0).load_state(tensors, optimizer_steps=3)
+
+
+def test_another_run_s_checkpoint_is_refused() -> None:
+    checkpoint.verify_owner(STATE, "run", "base")
+    with pytest.raises(InputError, match="configuration"):
+        checkpoint.verify_owner(STATE, "other", "base")
+    with pytest.raises(InputError, match="initial bundle"):
+        checkpoint.verify_owner(STATE, "run", "other")
+
+
+def test_pruning_keeps_the_newest_and_sweeps_what_a_crash_left(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
+    for step in (1, 2, 3, 4):
+        state = CheckpointState(step=step, fingerprint="run", base_sha256="base")
+        checkpoint.save(store, state, engine_of(0).state(), write=True)
+    store.delete("step-00000001/COMMIT")
+    checkpoint.prune(store, keep=2)
+    assert checkpoint.committed_steps(store) == [3, 4]
+    assert {info.key.split("/")[0] for info in store.list()} == {"step-00000003", "step-00000004"}
+
+
+def test_large_states_are_split_into_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoint, "_PART_BYTES", 40)
+    store = open_store(str(tmp_path))
+    engine = engine_of(0)
+    checkpoint.save(store, STATE, engine.state(), write=True)
+    assert sum(info.key.endswith(".safetensors") for info in store.list()) > 1
+    _, tensors = checkpoint.load(store, 3)
+    for key, tensor in engine.state():
+        torch.testing.assert_close(tensors[key], tensor)

@@ -1,0 +1,30 @@
+"""The epoch plan is a function of the seed alone."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lookalike.training.plan import PADDING, EpochPlan
+
+
+@given(samples=st.integers(1, 200), batch=st.sampled_from([4, 8, 12]), seed=st.integers(0, 9), epoch=st.integers(0, 3))
+@settings(max_examples=50, deadline=None)
+def test_an_epoch_visits_each_sample_once(samples: int, batch: int, seed: int, epoch: int) -> None:
+    plan = EpochPlan(samples, batch, seed)
+    first = epoch * plan.steps_per_epoch
+    seen = np.concatenate([plan.slots(step) for step in range(first, first + plan.steps_per_epoch)])
+    assert sorted(seen[seen != PADDING]) == list(range(samples))
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_ranks_together_take_each_step_whole(world_size: int) -> None:
+    plan = EpochPlan(num_samples=30, batch_size=8, seed=3)
+    for step in range(2 * plan.steps_per_epoch):
+        shares = [plan.rank_slots(step, rank, world_size) for rank in range(world_size)]
+        np.testing.assert_array_equal(np.concatenate(shares), plan.slots(step))
+
+
+def test_epochs_and_seeds_differ() -> None:
+    orders = {tuple(EpochPlan(64, 64, seed).slots(epoch)) for seed in (0, 1) for epoch in (0, 1)}
+    assert len(orders) == 4
