@@ -13,7 +13,7 @@ from torch import nn
 from lookalike.errors import ConfigError, InputError
 from lookalike.models.aggregate import LayerAggregator
 from lookalike.models.bundle import write_manifest
-from lookalike.models.joint import num_layers
+from lookalike.models.joint import base_class_name, num_layers
 from lookalike.models.presets import PRESETS_DIR, ComponentConfig, MllmConfig, Preset
 from lookalike.models.tokenizer import build_tokenizer
 
@@ -170,7 +170,7 @@ def _model_index(preset: Preset, folder: Path) -> None:
     index = {
         "_class_name": "SubjectPipeline",
         "_diffusers_version": diffusers.__version__,
-        "mllm": ["transformers", preset.mllm.architecture],
+        "mllm": ["transformers", base_class_name(folder / "mllm")],
         "vae": ["diffusers", "AutoencoderKL"],
         "transformer": ["diffusers", "FluxTransformer2DModel"],
         "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],

@@ -16,8 +16,8 @@ from lookalike.models.adapters import inject_lora, load_lora
 from lookalike.models.aggregate import LayerAggregator
 from lookalike.models.batch import Batch
 from lookalike.models.bundle import open_bundle, read_preset
+from lookalike.models.context import encode_context
 from lookalike.models.dit import Context, References, velocity
-from lookalike.models.joint import hidden_states
 from lookalike.models.presets import LoraConfig, ReferencePosition
 from lookalike.models.weights import load_weights
 
@@ -128,14 +128,7 @@ class SubjectModel(nn.Module):
 
     def encode(self, batch: Batch, keep: Tensor | None = None) -> Context:
         """Context tokens of prompt and references; a row whose ``keep`` (bool ``[B]``) is false has none to see."""
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self._mllm_learns):
-            layers = hidden_states(self.mllm, batch)
-        width = self.aggregator.dtype
-        tokens = self.aggregator(
-            [layer.to(width) for layer in layers], batch.attention_mask, batch.image_mask, batch.image_tokens_per_row
-        )
-        mask = batch.attention_mask if keep is None else batch.attention_mask & keep[:, None]
-        return Context(tokens, mask)
+        return encode_context(self.mllm, self.aggregator, batch, keep=keep, mllm_learns=self._mllm_learns)
 
     def denoise(
         self,

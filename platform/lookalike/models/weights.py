@@ -118,6 +118,7 @@ def _mllm_names(folder: Path) -> Any:
     config = AutoConfig.from_pretrained(folder)
     with torch.device("meta"):
         full = full_class(config)(config)
+    prefix = "" if full.base_model is full else f"{full.base_model_prefix}."
     transforms = get_model_conversion_mapping(full)
     renamings = [transform for transform in transforms if isinstance(transform, WeightRenaming)]
     converters = [transform for transform in transforms if not isinstance(transform, WeightRenaming)]
@@ -130,7 +131,6 @@ def _mllm_names(folder: Path) -> Any:
                 value=str(folder),
                 fix="load it with transformers and save it with save_pretrained(save_original_format=False)",
             )
-        prefix = f"{full.base_model_prefix}."
         return own.removeprefix(prefix) if own.startswith(prefix) else None
 
     return rename

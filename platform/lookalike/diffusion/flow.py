@@ -1,0 +1,112 @@
+"""Flow matching: noise levels, resolution shift, loss. Pure functions; random numbers come from a sample's identity.
+
+``x_sigma = (1 - sigma) * clean + sigma * noise`` and the model predicts the velocity ``noise - clean``, as diffusers'
+Flux and Stable Diffusion 3 do. B batch, T tokens, C channels.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lookalike.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class FlowConfig:
+    """Distribution of noise levels while training, and the shift that training and sampling share."""
+
+    base_shift: float = 0.5
+    """Shift mu at ``base_image_seq_len`` tokens."""
+    max_shift: float = 1.15
+    """Shift mu at ``max_image_seq_len`` tokens; linear in between and beyond."""
+    base_image_seq_len: int = 256
+    """Patchified tokens of the image, references not counted."""
+    max_image_seq_len: int = 4096
+    """Patchified tokens of the image, references not counted."""
+    logit_mean: float = 0.0
+    """Mean of logit(sigma) before the shift."""
+    logit_std: float = 1.0
+    """Standard deviation of logit(sigma) before the shift."""
+
+    def __post_init__(self) -> None:
+        if self.logit_std <= 0:
+            raise ConfigError("logit_std must be above 0", value=self.logit_std, fix="use 1.0")
+
+    @classmethod
+    def from_bundle(cls, bundle_dir: Path) -> "FlowConfig":
+        """The shift of a bundle's scheduler, so that training sees the noise levels that sampling visits."""
+        return cls.from_scheduler(json.loads((bundle_dir / "scheduler" / "scheduler_config.json").read_text()))
+
+    @classmethod
+    def from_scheduler(cls, config: Mapping[str, Any]) -> "FlowConfig":
+        """The shift of a FlowMatchEulerDiscreteScheduler's configuration."""
+        names = ("base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len")
+        return cls(**{name: config[name] for name in names if name in config})
+
+    def mu(self, tokens: int) -> float:
+        """Resolution shift of an image of that many patchified tokens (``calculate_shift`` of diffusers' Flux)."""
+        slope = (self.max_shift - self.base_shift) / (self.max_image_seq_len - self.base_image_seq_len)
+        return self.base_shift + slope * (tokens - self.base_image_seq_len)
+
+
+@dataclass(frozen=True)
+class Draw:
+    """The random numbers of a batch."""
+
+    noise: Tensor
+    """float32 ``[B, T, C]``, standard normal."""
+    sigma: Tensor
+    """float32 ``[B]`` in (0, 1), shifted."""
+    uniform: Tensor
+    """float32 ``[B, 2]`` in [0, 1): decides the dropout of the MLLM's and of the references' condition."""
+
+
+def seed_of(*identity: object) -> int:
+    """A 128-bit seed from what a sample is (run seed, sample id, …), the same in every process."""
+    digest = hashlib.sha256(json.dumps([str(part) for part in identity]).encode()).digest()
+    return int.from_bytes(digest[:16], "little")
+
+
+def draw(sample_ids: Sequence[str], seed: object, shape: tuple[int, int], flow: FlowConfig) -> Draw:
+    """Noise ``shape`` = (T, C), noise level and dropout of each sample, whatever batch it stands in.
+
+    ``seed`` is anything with a stable ``str``: a number, or (seed, epoch).
+    """
+    shift = flow.mu(shape[0])
+    noise, sigma, uniform = [], [], []
+    for sample_id in sample_ids:
+        random = np.random.default_rng(seed_of(seed, sample_id))
+        logit = flow.logit_mean + flow.logit_std * random.standard_normal()
+        sigma.append(1 / (1 + math.exp(-(logit + shift))))  # shifting a logit-normal adds mu to its logit
+        uniform.append(random.random(2, dtype=np.float32))
+        noise.append(random.standard_normal(shape, dtype=np.float32))
+    return Draw(
+        noise=torch.from_numpy(np.stack(noise)),
+        sigma=torch.tensor(sigma, dtype=torch.float32),
+        uniform=torch.from_numpy(np.stack(uniform)),
+    )
+
+
+def shift_sigma(sigma: Tensor, mu: float) -> Tensor:
+    """The exponential time shift of diffusers' scheduler: towards noise for mu above 0."""
+    return math.exp(mu) / (math.exp(mu) + (1 / sigma - 1))
+
+
+def add_noise(clean: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
+    """Interpolate ``[B, T, C]`` at ``sigma`` ``[B]``."""
+    level = sigma.view(-1, *[1] * (clean.ndim - 1)).to(clean.dtype)
+    return (1 - level) * clean + level * noise
+
+
+def flow_matching_loss(predicted: Tensor, noise: Tensor, clean: Tensor) -> Tensor:
+    """Mean squared error of the velocity, of each sample: float32 ``[B]``."""
+    error = predicted.float() - (noise.float() - clean.float())
+    return error.square().flatten(1).mean(dim=1)

@@ -1,0 +1,81 @@
+"""The training objective, and the held-out loss: the same function, deterministic by the samples' identities."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from lookalike.diffusion.flow import FlowConfig, add_noise, draw, flow_matching_loss
+from lookalike.errors import ConfigError
+from lookalike.models.batch import Batch
+from lookalike.models.vae import encode, token_grid
+
+
+@dataclass(frozen=True)
+class ConditionDropout:
+    """Independent dropout of the two conditions, so that a stage of denoising may leave either away."""
+
+    mllm: float = 0.0
+    """Probability that a sample does not see the MLLM's tokens."""
+    references: float = 0.0
+    """Probability that a sample does not see the reference tokens."""
+
+
+def denoising_loss(
+    model: Callable[..., Tensor],
+    vae: Any,
+    batch: Batch,
+    *,
+    sample_ids: Sequence[str],
+    seed: object,
+    flow: FlowConfig,
+    use_mllm: bool = True,
+    use_references: bool = True,
+    dropout: ConditionDropout | None = None,
+) -> Tensor:
+    """Flow-matching loss of each sample: float32 ``[B]``.
+
+    Noise, noise level and dropout depend on (``seed``, sample id) alone: a sample's loss is the same in any batch and
+    at any world size, and two calls that differ in the conditions alone (``batch.with_conditions_of``) are paired.
+
+    Args:
+        model: a SubjectModel, or an engine that calls one.
+        vae: frozen AutoencoderKL.
+        batch: with targets.
+        sample_ids: B identities.
+        seed: anything with a stable ``str``, such as (run seed, epoch).
+        flow: noise levels and shift; see :meth:`FlowConfig.from_bundle`.
+        use_mllm: whether the MLLM's tokens are computed.
+        use_references: whether the reference tokens are computed.
+        dropout: none by default (evaluation).
+
+    Raises:
+        ConfigError: no targets, or not one id for each sample.
+    """
+    if batch.target is None:
+        raise ConfigError("the batch has no targets", fix="pass targets to the preprocessor")
+    if len(sample_ids) != len(batch):
+        raise ConfigError(f"{len(sample_ids)} sample ids for {len(batch)} samples", fix="pass one for each")
+    clean = encode(vae, batch.target)
+    reference_latents = reference_grid = None
+    if use_references:
+        references = encode(vae, batch.references.flatten(0, 1))
+        reference_latents = references.unflatten(0, batch.references.shape[:2])
+        reference_grid = token_grid(vae, *batch.references.shape[-2:])
+    numbers = draw(sample_ids, seed, (clean.shape[1], clean.shape[2]), flow)
+    noise, sigma, uniform = (values.to(clean.device) for values in (numbers.noise, numbers.sigma, numbers.uniform))
+    rates = dropout or ConditionDropout()
+    predicted = model(
+        batch,
+        add_noise(clean, noise, sigma),
+        sigma,
+        reference_latents=reference_latents,
+        use_mllm=use_mllm,
+        use_references=use_references,
+        mllm_keep=uniform[:, 0] >= rates.mllm,
+        reference_keep=uniform[:, 1] >= rates.references,
+        grid=token_grid(vae, *batch.target.shape[-2:]),
+        reference_grid=reference_grid,
+    )
+    return flow_matching_loss(predicted, noise, clean)
