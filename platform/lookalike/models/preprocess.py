@@ -28,7 +28,7 @@ class Preprocessor:
 
     def __init__(self, preset: Preset, tokenizer_file: Path) -> None:
         self.preset = preset
-        self._tokenizer_file = tokenizer_file
+        self.tokenizer_file = tokenizer_file
 
     @classmethod
     def from_bundle(cls, bundle_dir: Path) -> "Preprocessor":
@@ -49,15 +49,15 @@ class Preprocessor:
         return preprocessor
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"preset": self.preset, "_tokenizer_file": self._tokenizer_file}
+        return {"preset": self.preset, "tokenizer_file": self.tokenizer_file}
 
     @cached_property
     def _tokenizer(self) -> Any:
         from tokenizers import Tokenizer
 
-        if not self._tokenizer_file.is_file():
-            raise InputError("no tokenizer.json in the MLLM's folder", value=str(self._tokenizer_file), fix="add it")
-        tokenizer = Tokenizer.from_file(str(self._tokenizer_file))
+        if not self.tokenizer_file.is_file():
+            raise InputError("no tokenizer.json in the MLLM's folder", value=str(self.tokenizer_file), fix="add it")
+        tokenizer = Tokenizer.from_file(str(self.tokenizer_file))
         tokenizer.no_padding()
         tokenizer.no_truncation()
         return tokenizer

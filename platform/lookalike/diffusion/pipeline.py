@@ -1,0 +1,260 @@
+"""``SubjectPipeline``: subject-driven generation as a diffusers pipeline."""
+
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, DiffusionPipeline, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
+from diffusers.utils import BaseOutput
+from diffusers.utils.torch_utils import randn_tensor
+from PIL import Image
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from lookalike.diffusion.flow import FlowConfig
+from lookalike.diffusion.inputs import check_generators, check_size, pair_references
+from lookalike.diffusion.stages import Conditions, StageSchedule, stages_of
+from lookalike.models.adapters import ADAPTER_NAME, adapter_names, load_lora, read_lora_config, save_lora
+from lookalike.models.aggregate import LayerAggregator
+from lookalike.models.batch import Batch, to_batch
+from lookalike.models.bundle import ADAPTER, open_bundle, write_manifest
+from lookalike.models.context import encode_context
+from lookalike.models.dit import Context, References, velocity
+from lookalike.models.preprocess import Preprocessor
+from lookalike.models.vae import decode, downsampling, encode, token_grid
+
+Negative = Literal["all", "mllm"]
+TOKENIZER_FILES = (
+    "tokenizer*",
+    "vocab.*",
+    "merges.txt",
+    "special_tokens_map.json",
+    "*.jinja",
+    "preprocessor_config.json",
+)
+
+
+@dataclass
+class SubjectPipelineOutput(BaseOutput):
+    """What the pipeline returns."""
+
+    images: Any
+    """PIL images, or an array or tensor as ``output_type`` says; those of one prompt stand together."""
+
+
+class SubjectPipeline(DiffusionPipeline):
+    """Images of a subject, given references of it and a prompt.
+
+    >>> pipe = SubjectPipeline.from_pretrained("bundle")
+    >>> pipe("a red mug on a beach", [Image.open("mug.jpg")], seeds=[0]).images[0]
+
+    Args:
+        mllm: transformers multimodal base model.
+        aggregator: layer aggregation and bridge.
+        transformer: the DiT.
+        vae: diffusers AutoencoderKL.
+        scheduler: flow-matching Euler scheduler.
+        preprocessor: template, sizes and tokenizer; :meth:`from_pretrained` reads it from the bundle.
+    """
+
+    model_cpu_offload_seq = "mllm->aggregator->transformer->vae"
+    _callback_tensor_inputs = ("latents",)
+
+    def __init__(
+        self,
+        mllm: PreTrainedModel,
+        aggregator: LayerAggregator,
+        transformer: FluxTransformer2DModel,
+        vae: AutoencoderKL,
+        scheduler: FlowMatchEulerDiscreteScheduler,
+        preprocessor: Preprocessor | None = None,
+    ) -> None:
+        super().__init__()
+        self.register_modules(mllm=mllm, aggregator=aggregator, transformer=transformer, vae=vae, scheduler=scheduler)
+        self.preprocessor = preprocessor
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, base: str | Path | None = None, **kwargs: Any) -> "SubjectPipeline":
+        """Load a bundle from a local folder; a personal one needs the folder of its base.
+
+        Other arguments are those of ``DiffusionPipeline.from_pretrained`` (``torch_dtype``, ``device_map``, …).
+
+        Raises:
+            InputError: no bundle, an incomplete one, or another base than the adapter was trained on.
+        """
+        opened = open_bundle(Path(folder), None if base is None else Path(base))
+        kwargs.setdefault("use_safetensors", True)
+        pipe: SubjectPipeline = super().from_pretrained(
+            str(opened.components), preprocessor=Preprocessor.from_bundle(opened.components), **kwargs
+        )
+        if opened.adapter is not None:
+            load_lora(pipe.transformer, opened.adapter)
+        for module in (pipe.mllm, pipe.aggregator, pipe.transformer, pipe.vae):
+            module.requires_grad_(False).eval()
+        return pipe
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
+        """Write a full bundle that :meth:`from_pretrained` reads; a LoRA is written beside the DiT, not merged."""
+        preprocessor = self._preprocessor()
+        folder = Path(save_directory)
+        adapter = dict(self.transformer.named_parameters())
+        adapter = {name: adapter[name] for name in adapter_names(self.transformer)}
+        if not adapter:
+            super().save_pretrained(str(folder), **kwargs)
+        else:
+            config = self.transformer.peft_config[ADAPTER_NAME]
+            with tempfile.TemporaryDirectory() as kept:
+                config.save_pretrained(kept)
+                lora = read_lora_config(Path(kept))
+            save_lora(folder / ADAPTER, lora, adapter)
+            self.transformer.unload_lora()
+            try:
+                super().save_pretrained(str(folder), **kwargs)
+            finally:
+                load_lora(self.transformer, folder / ADAPTER)
+        for pattern in TOKENIZER_FILES:
+            for file in preprocessor.tokenizer_file.parent.glob(pattern):
+                shutil.copyfile(file, folder / "mllm" / file.name)
+        write_manifest(folder, preprocessor.preset)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str | Sequence[str],
+        references: Sequence[Any],
+        *,
+        num_inference_steps: int = 25,
+        guidance_scale: float = 2.5,
+        stages: StageSchedule | str = "paper",
+        negative: Negative = "all",
+        distilled_guidance: float = 1.0,
+        height: int | None = None,
+        width: int | None = None,
+        num_images_per_prompt: int = 1,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        seeds: Sequence[int] | None = None,
+        latents: Tensor | None = None,
+        output_type: Literal["pil", "np", "pt", "latent"] = "pil",
+        callback_on_step_end: Callable[[Any, int, Tensor, dict[str, Tensor]], dict[str, Tensor]] | None = None,
+        return_dict: bool = True,
+    ) -> Any:
+        """Generate.
+
+        Args:
+            prompt: one text, or B.
+            references: images of the subject (PIL or uint8 ``[H, W, 3]``): one list, shared by all prompts, or a list
+                for each prompt. Their numbers may differ.
+            num_inference_steps: Euler steps.
+            guidance_scale: true classifier-free guidance: negative + scale × (positive − negative). 1 turns it off.
+            stages: which conditions are computed and seen at which noise level: a schedule, its name, ``"TAU1/TAU2"``.
+            negative: what the negative branch leaves away: ``all`` conditions of the step, or the ``mllm`` alone (then
+                a step without MLLM runs without guidance). Other tokens are not computed in it.
+            distilled_guidance: value of the guidance embedding, where the DiT has one; 1.0 is what it was trained at.
+            height: pixels; by default the preset's.
+            width: pixels; by default the preset's.
+            num_images_per_prompt: images of each prompt.
+            generator: as in diffusers; a list has one for each image.
+            seeds: one for each image, instead of generators: the same seed gives the same image in any batch.
+            latents: initial noise, packed ``[B × images, T, C]``, instead of either.
+            output_type: ``pil``, ``np`` (uint8 ``[B, H, W, 3]``), ``pt`` (uint8 ``[B, 3, H, W]``) or ``latent``.
+            callback_on_step_end: called as ``f(pipe, step, timestep, {"latents": …})``; may return other latents.
+            return_dict: a :class:`SubjectPipelineOutput`, or a tuple of the images.
+
+        Raises:
+            InputError: no references or too many, an image too small or too large, a prompt that is too long.
+            ConfigError: a size that does not divide, stages out of order.
+        """
+        schedule = stages_of(stages)
+        preset = self._preprocessor().preset
+        height, width = height or preset.height, width or preset.width
+        check_size(height, width, 2 * downsampling(self.vae))
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        rows = self._preprocessor()(prompts, pair_references(references, len(prompts)))
+        device = self._execution_device
+        batch = to_batch(rows).to(device)
+        grid = token_grid(self.vae, height, width)
+        count = len(prompts) * num_images_per_prompt
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds] if seeds is not None else generator
+        current = self._noise(latents, (count, grid[0] * grid[1], self.transformer.config.in_channels), generators)
+        timesteps = self._set_timesteps(num_inference_steps, current.shape[1])
+        plan = schedule.plan(float(sigma) for sigma in self.scheduler.sigmas[:-1])
+        context = reference_tokens = None  # computed once, and only if a step of the plan sees them
+        if any(conditions.mllm for conditions in plan):
+            context = self._context(batch, num_images_per_prompt)
+        if any(conditions.references for conditions in plan):
+            reference_tokens = self._references(batch, num_images_per_prompt)
+
+        def predict(conditions: Conditions, sigma: Tensor) -> Tensor:
+            return velocity(
+                self.transformer,
+                current,
+                sigma.expand(count),
+                grid,
+                context if conditions.mllm else None,
+                reference_tokens if conditions.references else None,
+                preset.references.position,
+                distilled_guidance,
+            )
+
+        with self.progress_bar(total=len(plan)) as progress:
+            for step, (timestep, conditions) in enumerate(zip(timesteps, plan, strict=True)):
+                sigma = self.scheduler.sigmas[step].to(current)
+                predicted = predict(conditions, sigma)
+                without = Conditions(mllm=False, references=conditions.references and negative == "mllm")
+                if guidance_scale != 1 and without != conditions:
+                    unguided = predict(without, sigma)
+                    predicted = unguided + guidance_scale * (predicted - unguided)
+                current = self.scheduler.step(predicted, timestep, current, return_dict=False)[0]
+                if callback_on_step_end is not None:
+                    current = callback_on_step_end(self, step, timestep, {"latents": current}).get("latents", current)
+                progress.update()
+        images = self._decode(current, grid, output_type)
+        self.maybe_free_model_hooks()
+        return SubjectPipelineOutput(images=images) if return_dict else (images,)
+
+    def _preprocessor(self) -> Preprocessor:
+        if self.preprocessor is None:
+            raise ValueError("SubjectPipeline was built without a preprocessor; use from_pretrained, or pass one")
+        return self.preprocessor
+
+    def _noise(self, given: Tensor | None, shape: tuple[int, int, int], generators: Any) -> Tensor:
+        device, dtype = self._execution_device, self.transformer.dtype
+        if given is not None:
+            return given.to(device, dtype)
+        check_generators(generators, shape[0])
+        return randn_tensor(shape, generator=generators, device=device, dtype=dtype)  # type: ignore[no-any-return]
+
+    def _set_timesteps(self, num_inference_steps: int, tokens: int) -> Tensor:
+        """As diffusers' FluxPipeline does; returns the scheduler's timesteps."""
+        sigmas = np.linspace(1.0, 1 / num_inference_steps, num_inference_steps)
+        config = self.scheduler.config
+        mu = FlowConfig.from_scheduler(config).mu(tokens) if config.use_dynamic_shifting else None
+        self.scheduler.set_timesteps(sigmas=sigmas, mu=mu, device=self._execution_device)
+        return self.scheduler.timesteps  # type: ignore[no-any-return]
+
+    def _context(self, batch: Batch, repeats: int) -> Context:
+        once = encode_context(self.mllm, self.aggregator, batch)
+        return Context(_repeat(once.tokens, repeats), _repeat(once.mask, repeats))
+
+    def _references(self, batch: Batch, repeats: int) -> References:
+        latents = encode(self.vae, batch.references.flatten(0, 1)).unflatten(0, batch.references.shape[:2])
+        grid = token_grid(self.vae, *batch.references.shape[-2:])
+        return References(_repeat(latents, repeats), _repeat(batch.reference_mask, repeats), grid)
+
+    def _decode(self, latents: Tensor, grid: tuple[int, int], output_type: str) -> Any:
+        if output_type == "latent":
+            return latents
+        pixels = decode(self.vae, latents, grid).cpu()
+        if output_type == "pt":
+            return pixels
+        arrays = pixels.permute(0, 2, 3, 1).numpy()
+        return arrays if output_type == "np" else [Image.fromarray(array) for array in arrays]
+
+
+def _repeat(rows: Tensor, times: int) -> Tensor:
+    return rows.repeat_interleave(times, dim=0)
