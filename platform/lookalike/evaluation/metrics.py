@@ -1,7 +1,4 @@
-"""Estimates with honest error bars, and what is measured on images: pure numpy and scipy.
-
-Shape legend: ``N`` samples, ``D`` embedding width.
-"""
+"""Estimates with honest error bars: pure numpy and scipy."""
 
 import warnings
 from collections.abc import Sequence
@@ -70,8 +67,3 @@ def cluster_bootstrap(values: Floats, clusters: Sequence[str], *, level: float =
         if np.isfinite([found.low, found.high]).all():
             break
     return Estimate(mean, float(found.low), float(found.high), count)
-
-
-def cosine_to_nearest(images_ND: Floats, references_RD: Floats) -> Floats:
-    """Mean cosine similarity of each image to the references: float [N]. Rows of both have unit norm."""
-    return np.asarray((images_ND @ references_RD.T).mean(axis=1))

@@ -1,0 +1,169 @@
+"""A Ray head of the demo's own, jobs on it as a user submits them, and what they cost."""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import IO
+
+import psutil
+
+_STACK = Path(__file__).resolve().parents[1] / "local" / "stack.py"
+_ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+_LOG_PREFIX = re.compile(r"^(\(\S+ pid=\d+[^)]*\) )?(\d\d:\d\d:\d\d [A-Z]+ \S+: )?")
+_FRAME = re.compile(r"^(-+|Job 'raysubmit_.*)$")  # what `ray job submit` adds at the end
+_SAMPLE_EVERY_S = 1.0
+_HEARTBEAT_S = 30.0  # between lines of progress where the output is no terminal
+
+
+class JobFailedError(Exception):
+    """A job ended with an error; the message holds the end of its log."""
+
+
+class Cluster:
+    """``with Cluster(state, repo) as cluster``: a Ray head with jobs, started and stopped by infra/local/stack.py."""
+
+    def __init__(self, state: Path, repo: Path) -> None:
+        self._state, self._repo = state, repo
+        self._environment: dict[str, str] = {}
+
+    def __enter__(self) -> "Cluster":
+        print("starting Ray", flush=True)
+        try:
+            self._stack("up", "--services", "ray")
+        except BaseException:
+            self._stack("down")
+            raise
+        exports = shlex.split((self._state / "env").read_text())
+        named = dict(word.split("=", 1) for word in exports if "=" in word)
+        self._environment = os.environ | {name: named[name] for name in named if name.startswith("RAY_")}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack("down")
+
+    def run(self, command: list[str], log: Path, label: str) -> tuple[str, float]:
+        """Submit ``command`` as a job and wait: the last line that it printed, and the cluster's peak memory in GiB."""
+        submit = ["ray", "job", "submit", "--working-dir", ".", "--runtime-env", "infra/ray/runtime-env.yaml", "--"]
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("w") as file, MemoryWatch(self._head()) as memory:
+            file.write(f"$ {shlex.join([*submit, *command])}\n")
+            child = subprocess.Popen(
+                [str(Path(sys.executable).with_name("ray")), *submit[1:], *command],
+                cwd=self._repo,
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                errors="replace",
+            )
+            try:
+                last = _follow(child.stdout, file, Progress(label)) if child.stdout else ""
+            finally:
+                if child.poll() is None:
+                    child.terminate()
+                code = child.wait()
+        if code:
+            tail = "\n".join(f"  {line}" for line in log.read_text().splitlines()[-25:])
+            raise JobFailedError(f"error: {shlex.join(command)}\nended with code {code}; the end of {log}:\n{tail}")
+        return last, memory.peak_bytes / 2**30
+
+    def _head(self) -> psutil.Process:
+        return psutil.Process(json.loads((self._state / "pids" / "ray.json").read_text())["pid"])
+
+    def _stack(self, *arguments: str) -> None:
+        command = [sys.executable, str(_STACK), *arguments, "--state", str(self._state)]
+        done = subprocess.run(command, capture_output=True, text=True, start_new_session=True)  # Ctrl-C is ours
+        if done.returncode:
+            raise JobFailedError(done.stdout + done.stderr)
+
+
+class Progress:
+    """The newest line of a job's log: on one line of a terminal, or now and then as a line of its own."""
+
+    def __init__(self, label: str) -> None:
+        self._label, self._started = label, time.monotonic()
+        self._terminal = sys.stdout.isatty()
+        self._shown = self._started
+
+    def show(self, line: str) -> None:
+        """Show ``line`` if it is time."""
+        now = time.monotonic()
+        if now - self._shown < (0.1 if self._terminal else _HEARTBEAT_S):
+            return
+        self._shown = now
+        text = f"{self._label:18}{now - self._started:6.0f} s  {line}"
+        if self._terminal:
+            print("\r\x1b[2K" + text[: shutil.get_terminal_size().columns - 1], end="", flush=True)
+        else:
+            print(f"  {text[:160]}", flush=True)
+
+    def close(self) -> None:
+        """Clear the terminal's line for what comes next."""
+        if self._terminal:
+            print("\r\x1b[2K", end="", flush=True)
+
+
+class MemoryWatch:
+    """Samples the memory of a process and all of its descendants; each shared page counts once (PSS)."""
+
+    def __init__(self, root: psutil.Process) -> None:
+        self._root, self._done = root, threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self.peak_bytes = 0
+
+    def __enter__(self) -> "MemoryWatch":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._done.wait(_SAMPLE_EVERY_S):
+            self.peak_bytes = max(self.peak_bytes, sum(_memory_bytes(process) for process in self._tree()))
+
+    def _tree(self) -> Iterator[psutil.Process]:
+        try:
+            yield self._root
+            yield from self._root.children(recursive=True)
+        except psutil.NoSuchProcess:
+            return
+
+
+def _memory_bytes(process: psutil.Process) -> int:
+    try:
+        memory = process.memory_full_info()
+        return int(getattr(memory, "pss", memory.rss))
+    except psutil.Error:
+        return 0
+
+
+def _follow(output: IO[str], log: IO[str], progress: Progress) -> str:
+    """Copy a submission's output to ``log``; returns the last line of the job itself."""
+    last, inside = "", False
+    for raw in output:
+        line = _ANSI.sub("", raw)
+        log.write(line)
+        log.flush()
+        if line.startswith("Tailing logs until the job exits"):
+            inside = True
+            continue
+        text = _LOG_PREFIX.sub("", line.strip())
+        if inside and text and not _FRAME.match(text):
+            last = text
+            progress.show(text)
+    progress.close()
+    return last

@@ -1,0 +1,138 @@
+"""The whole way on one machine: the commands of demo.yaml, one after the other, each as a job on a local Ray cluster.
+
+    make demo                        # the rendered sample world, into ./.demo
+    make demo PHOTOS=DIR             # your own photographs (<subject>/<nn>.jpg), into ./.demo-photos
+
+Every step is what a user types: `ray job submit … -- python jobs/x.py …`. The cluster is started for the demo and
+stopped at its end, also after a failure or Ctrl-C; nothing else is touched. Run again, it goes on where it stopped.
+"""
+
+import argparse
+import json
+import re
+import shlex
+import signal
+import string
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+from cluster import Cluster, JobFailedError
+
+HERE = Path(__file__).resolve().parent
+REPO = HERE.parents[1]
+CUSTOMER = "acme"
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step took, and what it said at its end."""
+
+    step: str
+    """Its name in demo.yaml."""
+    seconds: float
+    """Wall time, submission included."""
+    peak_memory_gib: float
+    """Highest sum of the proportional memory of all of the cluster's processes."""
+    outcome: str
+    """The last line that the job printed."""
+
+
+def run(steps: list[dict[str, Any]], values: dict[str, str], folder: Path) -> list[StepResult]:
+    """Run the steps in order on a cluster of their own."""
+    timings = folder / "timings.json"
+    earlier = {row["step"]: row for row in json.loads(timings.read_text())} if timings.exists() else {}
+    results: list[StepResult] = []
+    with Cluster(folder / "stack", REPO) as cluster:
+        for number, step in enumerate(steps, start=1):
+            name = step["name"]
+            command = expand(step["run"], values)
+            started = time.monotonic()
+            outcome, peak = cluster.run(
+                command, folder / "logs" / f"{number:02d}-{name}.log", f"{number}/{len(steps)} {name}"
+            )
+            results.append(StepResult(name, time.monotonic() - started, peak, outcome))
+            print(f"{number}/{len(steps)} {name:14}{results[-1].seconds:6.0f} s  {outcome}", flush=True)
+            # a step that was done already takes no time: what it once took is kept
+            kept = max([asdict(results[-1]), earlier.get(name, {})], key=lambda row: row.get("seconds", 0.0))
+            earlier[name] = kept
+            timings.write_text(json.dumps(list(earlier.values()), indent=1))
+            refused = step.get("if_refused")
+            if refused and not json.loads(Path(values["DEMO"], refused["decision"]).read_text())["promoted"]:
+                values = values | {key: expand_text(text, values) for key, text in refused["values"].items()}
+    return results
+
+
+def load(source: str, values: dict[str, str]) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """The steps of demo.yaml for ``source`` (``sample`` or ``photos``), and the values that their commands name."""
+    plan = yaml.safe_load((HERE / "demo.yaml").read_text())
+    for name, text in {**plan["values"]["all"], **plan["values"][source]}.items():
+        values = {name: expand_text(text, values)} | values
+    return [step | {"run": step.get("run") or step[source]} for step in plan["steps"]], values
+
+
+def expand_text(text: str, values: dict[str, str]) -> str:
+    """Put ``values`` in the place of their ``$NAME``."""
+    return string.Template(text).substitute(values)
+
+
+def expand(command: str, values: dict[str, str]) -> list[str]:
+    """The words of a command line with its ``$NAME``s filled in; a value with blanks stays one word."""
+    return [expand_text(word, values) for word in shlex.split(command)]
+
+
+def photo_values(photos: Path) -> dict[str, str]:
+    """The last subject of a folder of photographs is the customer's, and the base never sees it."""
+    subjects = sorted(path.name for path in photos.iterdir() if path.is_dir()) if photos.is_dir() else []
+    if len(subjects) < 3:
+        raise SystemExit(
+            f"error: {len(subjects)} subjects in {photos}; lay out three or more folders as <subject>/<nn>.jpg"
+        )
+    words = re.sub(r"[\d_]+", " ", subjects[-1]).strip() or "thing"
+    return {"PHOTOS": str(photos), "SUBJECT": subjects[-1], "THING": f"{'an' if words[0] in 'aeiou' else 'a'} {words}"}
+
+
+def table(results: list[StepResult]) -> str:
+    """The results as lines of a table."""
+    rows = [f"{'step':14}{'time':>8}{'peak memory':>14}   what came out"]
+    for row in results:
+        rows.append(f"{row.step:14}{row.seconds:6.0f} s{row.peak_memory_gib:10.1f} GiB   {row.outcome}")
+    total, peak = sum(row.seconds for row in results), max(row.peak_memory_gib for row in results)
+    return "\n".join([*rows, f"{'in all':14}{total:6.0f} s{peak:10.1f} GiB"])
+
+
+def main() -> int:
+    """Parse, run, show."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--profile", default="demo", help="sizes: jobs/configs/*-PROFILE.yaml (demo, tiny)")
+    parser.add_argument("--photos", type=Path, help="a folder of photographs, in place of the sample world")
+    parser.add_argument("--out", type=Path, help="folder for all results (.demo, or .demo-photos with --photos)")
+    options = parser.parse_args()
+    signal.signal(signal.SIGTERM, _interrupt)
+    folder = (options.out or Path(".demo-photos" if options.photos else ".demo")).absolute()
+    values = {"DEMO": str(folder), "PROFILE": options.profile, "CUSTOMER": CUSTOMER}
+    if options.photos:
+        values |= photo_values(options.photos.absolute())
+    steps, values = load("photos" if options.photos else "sample", values)
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        results = run(steps, values, folder)
+    except JobFailedError as error:
+        print(f"\n{error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on from here", file=sys.stderr)
+        return 130
+    print(f"\n{table(results)}\n\nreport: {folder / 'report.html'}")
+    return 0
+
+
+def _interrupt(*_: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,87 @@
+"""What `jobs/evaluate.py` can be told."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from lookalike.errors import ConfigError
+from lookalike.evaluation.scores import Conditions
+
+
+def default_stages() -> list[str]:
+    """The paper's stages, and what each condition gives alone."""
+    return ["paper", "mllm_only", "reference_only"]
+
+
+@dataclass(frozen=True)
+class WorkerConfig:
+    """The actors that hold the model."""
+
+    num_workers: int = 2
+    """Actors, each with a copy of the model."""
+    cpus: float = 0.5
+    """Logical CPUs that an actor reserves; below 1 so that a small machine has some left for reading."""
+    threads: int = 1
+    """PyTorch threads of an actor."""
+    use_gpu: bool = False
+    """One GPU for each actor."""
+
+    def __post_init__(self) -> None:
+        if self.num_workers < 1:
+            raise ConfigError("no worker to run on", value=self.num_workers, fix="use 1 or more")
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Measure a bundle on a suite. The same command again says that it is done."""
+
+    bundle: str
+    """URI of the bundle, full or personal."""
+    suite: str
+    """URI of a curated data set, whose newest snapshot holds the subjects and prompts."""
+    out: str
+    """URI that receives scores.json (last), grid.png, measurements.parquet and images/."""
+    base: str | None = None
+    """URI of a second bundle to show beside it, as the state before (a finetune's base)."""
+    split: Literal["validation", "train"] = "validation"
+    """Which subjects of the suite: those that training never saw, by default."""
+    distractors: str | None = None
+    """URI of a data set with other subjects, for a suite that holds one subject only."""
+    conditions: Conditions = "right"
+    """``shuffled`` gives every sample another subject's conditions: a probe that a gate has to refuse."""
+    max_samples: int = 256
+    """Held-out losses to measure; a suite with fewer triplets is measured at more noise levels."""
+    subjects: int = 8
+    """Subjects to generate."""
+    prompts_per_subject: int = 2
+    """Images of each subject and stage setting."""
+    stages: list[str] = field(default_factory=default_stages)
+    """Stage settings (paper, mllm_only, both, reference_only or TAU1/TAU2); the first one's metrics have no prefix."""
+    steps: int = 20
+    """Denoising steps of an image."""
+    guidance_scale: float = 2.5
+    """Classifier-free guidance."""
+    embedder: str = "efficientnet-lite0"
+    """Image embedder of ``identity``: packaged, or a Hub id or folder of a transformers vision model."""
+    clip: str | None = None
+    """Hub id or folder of a CLIP model for CLIP-I and CLIP-T; none, none."""
+    dino: str | None = None
+    """Hub id or folder of a DINO model for DINO-I; none, none."""
+    loss_batch_size: int = 32
+    """Samples of a forward pass."""
+    image_batch_size: int = 8
+    """Images generated at once."""
+    seed: int = 0
+    """Decides noise, noise levels and who is whose stranger."""
+    workers: WorkerConfig = field(default_factory=WorkerConfig)
+    """The actors."""
+
+    def __post_init__(self) -> None:
+        from lookalike.diffusion.stages import stages_of
+
+        for name in ("max_samples", "subjects", "prompts_per_subject", "steps", "loss_batch_size", "image_batch_size"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is below 1", value=getattr(self, name), fix="use 1 or more")
+        if not self.stages or len(set(self.stages)) != len(self.stages):
+            raise ConfigError("name each stage setting once", value=self.stages, fix="e.g. --stages paper")
+        for name in self.stages:
+            stages_of(name)

@@ -1,0 +1,185 @@
+"""One evaluation from its configuration to its scores."""
+
+import io
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from lookalike import config as configs
+from lookalike.data.images import decode
+from lookalike.data.triplets import Split, Triplet, load_images, read_triplets
+from lookalike.evaluation.scores import GRID, SCORES, Scores, Source
+from lookalike.evaluation.suites import ImageCase, Suite
+from lookalike.storage import Store, latest_version, open_store, read_manifest, version_store
+from lookalike.storage.claim import claim
+from pipelines.bundles import BundleLocation, locate_bundle
+from pipelines.entry import ray_session
+from pipelines.evaluate.config import EvaluateConfig
+
+log = logging.getLogger(__name__)
+
+MEASUREMENTS = "measurements.parquet"
+STAGE_TITLES = {
+    "paper": "staged (τ .95 / .85)",
+    "mllm_only": "MLLM only",
+    "both": "both throughout",
+    "reference_only": "references only",
+}
+_GRID_ROWS = 8
+_NOT_IDENTITY = ("out", "workers")
+_SCHEMA = pa.schema(
+    [
+        ("unit", pa.int64()),
+        ("case", pa.string()),
+        ("subject", pa.string()),
+        ("metric", pa.string()),
+        ("value", pa.float64()),
+    ]
+)
+
+
+def evaluate(config: EvaluateConfig) -> Scores:
+    """Measure ``config.bundle``; writes measurements, images and the grid, and ``scores.json`` last.
+
+    Raises:
+        InputError: no bundle, no snapshot, no triplets in the split.
+        ConflictError: ``config.out`` holds another evaluation.
+    """
+    bundles = [locate_bundle(uri) for uri in (config.bundle, config.base) if uri is not None]
+    snapshot = _snapshot(config.suite)
+    store = open_store(config.out)
+    inputs = {"bundles": [bundle.sha256 for bundle in bundles], "suite": snapshot.sha256}
+    claim(store, {**configs.to_dict(config), "inputs": inputs}, ignore=_NOT_IDENTITY)
+    if store.exists(SCORES):
+        log.info("this evaluation is done already: %s", store.uri)
+        return Scores.from_json(store.read(SCORES), f"{store.uri}/{SCORES}")
+
+    suite, snapshots = _suite(config, snapshot)
+    cases = suite.images(config.subjects, config.prompts_per_subject, config.conditions)
+    table = _measure(config, bundles, suite, snapshots, cases)
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer)
+    store.write(MEASUREMENTS, buffer.getvalue())
+    store.write(GRID, _grid(config, store, suite, snapshots, cases))
+    scores = Scores(
+        bundle=Source(bundles[0].uri, bundles[0].sha256),
+        suite=snapshot,
+        conditions=config.conditions,
+        metrics=_summary(table, config.seed),
+        embedder=config.embedder,
+        base=Source(bundles[1].uri, bundles[1].sha256) if config.base else None,
+        config=configs.to_dict(config),
+    )
+    store.write(SCORES, scores.to_json())
+    return scores
+
+
+def _snapshot(uri: str) -> Source:
+    dataset = open_store(uri)
+    version = latest_version(dataset)
+    return Source(dataset.uri, configs.fingerprint(read_manifest(dataset, version)), version)
+
+
+def _suite(config: EvaluateConfig, snapshot: Source) -> tuple[Suite, list[str]]:
+    """The suite, and for each triplet of its pool the URI of the snapshot's version."""
+
+    def triplets(source: Source, split: Split | None) -> tuple[str, list[Triplet]]:
+        version = version_store(open_store(source.uri), source.version or 0)
+        return version.uri, read_triplets(version, split)
+
+    uri, measured = triplets(snapshot, config.split)
+    other_uri, distractors = triplets(_snapshot(config.distractors), None) if config.distractors else (uri, [])
+    suite = Suite(measured, distractors, config.seed)
+    return suite, [uri] * suite.count + [other_uri] * len(distractors)
+
+
+def _measure(
+    config: EvaluateConfig,
+    bundles: Sequence[BundleLocation],
+    suite: Suite,
+    snapshots: list[str],
+    cases: Sequence[ImageCase],
+) -> pa.Table:
+    """Measure all units on an actor pool; rows sorted, so that equal evaluations give equal tables."""
+    import ray.data
+
+    from pipelines.evaluate.worker import Evaluator, ImageUnit, LossUnit, Unit, Work
+
+    losses = suite.losses(config.max_samples, config.conditions)
+    units: list[Unit] = []
+    for bundle in range(len(bundles)):
+        units += [LossUnit(bundle, part) for part in _parts(losses, config.loss_batch_size)]
+        for stages in config.stages:
+            units += [ImageUnit(bundle, stages, part) for part in _parts(cases, config.image_batch_size)]
+    work = Work(config, tuple(bundles), tuple(suite.pool), tuple(snapshots), tuple(units))
+    log.info(
+        "%d losses and %d images of %d subjects, in %d units",
+        len(losses) * len(bundles),
+        len(cases) * len(config.stages) * len(bundles),
+        len({triplet.subject for triplet in suite.pool[: suite.count]}),
+        len(units),
+    )
+    with ray_session():
+        ray.data.DataContext.get_current().enable_progress_bars = False
+        measured = (
+            ray.data.range(len(units), override_num_blocks=len(units))
+            .rename_columns({"id": "unit"})
+            .map_batches(
+                Evaluator,
+                fn_constructor_args=(work,),
+                batch_size=1,
+                compute=ray.data.ActorPoolStrategy(size=config.workers.num_workers),
+                num_cpus=config.workers.cpus,
+                num_gpus=1 if config.workers.use_gpu else 0,
+            )
+        )
+        parts: list[pa.Table] = []
+        for part in measured.iter_batches(batch_size=None, batch_format="pyarrow"):
+            parts.append(part.cast(_SCHEMA))
+            done = len({unit for table in parts for unit in table["unit"].to_pylist()})
+            log.info("measured %d of %d units", done, len(units))
+    table = pa.concat_tables(parts).sort_by([("unit", "ascending"), ("metric", "ascending"), ("case", "ascending")])
+    assert len(set(table["unit"].to_pylist())) == len(units), "Ray Data lost a unit"
+    return table
+
+
+def _parts(items: Sequence[Any], size: int) -> list[tuple[Any, ...]]:
+    return [tuple(items[first : first + size]) for first in range(0, len(items), size)]
+
+
+def _summary(table: pa.Table, seed: int) -> dict[str, Any]:
+    from lookalike.evaluation.measure import Measurement, summarise
+
+    columns = table.drop_columns("unit").to_pylist()
+    return summarise([Measurement(**row) for row in columns], seed)
+
+
+def _grid(
+    config: EvaluateConfig, store: Store, suite: Suite, snapshots: list[str], cases: Sequence[ImageCase]
+) -> bytes:
+    from lookalike.evaluation.grid import GridRow, draw_grid
+    from pipelines.evaluate.worker import image_key
+
+    before_and_after = {1: "before: ", 0: "after: "} if config.base else {0: ""}
+    columns = {
+        f"{state}{STAGE_TITLES.get(stages, stages)}": (bundle, stages)
+        for stages in config.stages
+        for bundle, state in before_and_after.items()
+    }
+    rows = []
+    for case in cases[:_GRID_ROWS]:
+        triplet, given = suite.pool[case.target], suite.pool[case.conditions]
+        photo, references = load_images(open_store(snapshots[case.target]), triplet)
+        if given is not triplet:
+            references = load_images(open_store(snapshots[case.conditions]), given)[1]
+        images = {
+            title: decode(store.read(image_key(bundle, case, stages))) for title, (bundle, stages) in columns.items()
+        }
+        rows.append(GridRow(references, given.prompt, {"real photo": photo, **images}, note=triplet.subject))
+    image = draw_grid(rows, ["real photo", *columns])
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG", optimize=True)
+    return buffer.getvalue()

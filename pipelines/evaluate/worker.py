@@ -1,0 +1,184 @@
+"""The actor of an evaluation: it holds one model and measures units of work, each a fixed batch.
+
+A unit's samples are fixed by the plan and not by how Ray Data cuts its blocks, since float sums differ with the batch.
+"""
+
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from PIL import Image
+
+from lookalike.data.triplets import Triplet, crop_resize, load_images
+from lookalike.diffusion.flow import FlowConfig, seed_of
+from lookalike.diffusion.pipeline import SubjectPipeline
+from lookalike.evaluation.clip import ClipScorer
+from lookalike.evaluation.measure import ImageScorer, Measurement, Task, paired_losses, with_prefix
+from lookalike.evaluation.suites import ImageCase, LossSample
+from lookalike.models.batch import Batch, to_batch
+from lookalike.models.embedder import load_embedder
+from lookalike.models.preprocess import Preprocessor
+from lookalike.models.subject import SubjectModel
+from lookalike.storage import open_store
+from pipelines.bundles import BundleLocation
+from pipelines.evaluate.config import EvaluateConfig
+
+Columns = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class LossUnit:
+    """Losses to measure in one forward pass an arm."""
+
+    bundle: int
+    """Index of the bundle."""
+    samples: tuple[LossSample, ...]
+
+
+@dataclass(frozen=True)
+class ImageUnit:
+    """Images to generate at once, at one setting of the stages."""
+
+    bundle: int
+    """Index of the bundle."""
+    stages: str
+    cases: tuple[ImageCase, ...]
+
+
+Unit = LossUnit | ImageUnit
+
+
+@dataclass(frozen=True)
+class Work:
+    """Everything that an evaluation measures."""
+
+    config: EvaluateConfig
+    bundles: tuple[BundleLocation, ...]
+    """The bundle, and the one it is compared with, if any."""
+    pool: tuple[Triplet, ...]
+    """Triplets that units point at."""
+    snapshots: tuple[str, ...]
+    """For each triplet of the pool the URI of the snapshot's version."""
+    units: tuple[Unit, ...]
+
+
+class Evaluator:
+    """Measures units: a batch of ``unit`` (int64 ``[N]``) becomes columns case, subject, metric, value."""
+
+    def __init__(self, work: Work) -> None:
+        self._work = work
+        self._device = "cuda" if work.config.workers.use_gpu else "cpu"
+        if not work.config.workers.use_gpu:
+            torch.set_num_threads(work.config.workers.threads)
+        self._loaded: tuple[int, SubjectPipeline] | None = None
+
+    def __call__(self, batch: Columns) -> Iterator[Columns]:
+        for index in batch["unit"]:
+            unit = self._work.units[index]
+            rows = self._losses(unit) if isinstance(unit, LossUnit) else self._images(unit)
+            yield {
+                "unit": np.full(len(rows), index),
+                "case": np.array([row.case for row in rows]),
+                "subject": np.array([row.subject for row in rows]),
+                "metric": np.array([row.metric for row in rows]),
+                "value": np.array([row.value for row in rows]),
+            }
+
+    def _losses(self, unit: LossUnit) -> list[Measurement]:
+        pipe, pool = self._pipe(unit.bundle), self._work.pool
+        position = self._preprocessor(pipe).preset.references.position
+        model = SubjectModel(pipe.mllm, pipe.aggregator, pipe.transformer, position).eval()
+        targets = [self._load(sample.target)[0] for sample in unit.samples]
+        strangers = [sample.shuffled for sample in unit.samples if sample.shuffled is not None]
+        rows = paired_losses(
+            model,
+            pipe.vae,
+            FlowConfig.from_scheduler(pipe.scheduler.config),
+            self._batch(pipe, [sample.right for sample in unit.samples], targets),
+            self._batch(pipe, strangers, targets) if len(strangers) == len(targets) else None,
+            sample_ids=[sample.sample_id for sample in unit.samples],
+            subjects=[pool[sample.target].subject for sample in unit.samples],
+            seed=self._work.config.seed,
+        )
+        return with_prefix(rows, _before(unit.bundle))
+
+    def _images(self, unit: ImageUnit) -> list[Measurement]:
+        config, pool = self._work.config, self._work.pool
+        pipe = self._pipe(unit.bundle)
+        given = [pool[case.conditions] for case in unit.cases]
+        images = pipe(
+            [triplet.prompt for triplet in given],
+            [self._load(case.conditions)[1] for case in unit.cases],
+            num_inference_steps=config.steps,
+            guidance_scale=config.guidance_scale,
+            stages=unit.stages,
+            seeds=[seed_of(config.seed, case.case_id) % 2**63 for case in unit.cases],
+            output_type="np",
+        ).images
+        store = open_store(config.out)
+        for case, image in zip(unit.cases, images, strict=True):
+            store.write(image_key(unit.bundle, case, unit.stages), png(image))
+        height, width = images.shape[1:3]
+        tasks = [
+            Task(
+                case.case_id,
+                pool[case.target].subject,
+                pool[case.target].prompt,
+                references=self._references(case.target, height, width),
+                others=[] if case.other is None else self._references(case.other, height, width),
+            )
+            for case in unit.cases
+        ]
+        main = "" if unit.stages == config.stages[0] else f"{unit.stages}/"
+        return with_prefix(self._scorer(list(images), tasks), _before(unit.bundle) + main)
+
+    def _pipe(self, bundle: int) -> SubjectPipeline:
+        if self._loaded is None or self._loaded[0] != bundle:
+            self._loaded = None  # one model at a time
+            self._loaded = (bundle, self._work.bundles[bundle].load(self._device))
+        return self._loaded[1]
+
+    @cached_property
+    def _scorer(self) -> ImageScorer:
+        config = self._work.config
+        return ImageScorer(
+            load_embedder(config.embedder),
+            clip=ClipScorer(config.clip, self._device) if config.clip else None,
+            dino=load_embedder(config.dino) if config.dino else None,
+        )
+
+    def _batch(self, pipe: SubjectPipeline, conditions: Sequence[int], targets: list[np.ndarray]) -> Batch:
+        prompts = [self._work.pool[index].prompt for index in conditions]
+        references = [self._load(index)[1] for index in conditions]
+        return to_batch(self._preprocessor(pipe)(prompts, references, targets)).to(self._device)
+
+    @staticmethod
+    def _preprocessor(pipe: SubjectPipeline) -> Preprocessor:
+        assert pipe.preprocessor is not None, "a pipeline from a bundle has one"
+        return pipe.preprocessor
+
+    def _references(self, index: int, height: int, width: int) -> list[np.ndarray]:
+        """References at the size of the generated image, so that sharpness is no part of the similarity."""
+        return [crop_resize(image, height, width) for image in self._load(index)[1]]
+
+    def _load(self, index: int) -> tuple[np.ndarray, list[np.ndarray]]:
+        return load_images(open_store(self._work.snapshots[index]), self._work.pool[index])
+
+
+def image_key(bundle: int, case: ImageCase, stages: str) -> str:
+    """Where a generated image lies below the evaluation's prefix."""
+    return f"images/{_before(bundle)}{stages.replace('/', '-')}/{case.case_id}.png"
+
+
+def png(image: np.ndarray) -> bytes:
+    """uint8 RGB ``[H, W, 3]`` as a PNG file."""
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def _before(bundle: int) -> str:
+    return "before/" if bundle else ""

@@ -1,0 +1,55 @@
+"""CLIP similarities (CLIP-I, CLIP-T) by transformers, from a Hub id or a local folder."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from lookalike.errors import InputError
+
+FloatsBD = np.ndarray  # float32 [B, D], rows of unit norm
+
+
+class ClipScorer:
+    """A CLIP model's two towers.
+
+    Args:
+        name_or_path: Hub id (DreamBench uses ``openai/clip-vit-base-patch32``) or a folder in transformers' format.
+        device: where it runs.
+
+    Raises:
+        InputError: no CLIP model there.
+    """
+
+    def __init__(self, name_or_path: str, device: str = "cpu") -> None:
+        from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel
+
+        try:
+            self._model = CLIPModel.from_pretrained(name_or_path, use_safetensors=True).eval().to(device)
+            self._tokenizer = AutoTokenizer.from_pretrained(name_or_path)
+            self._processor = CLIPImageProcessor.from_pretrained(name_or_path)
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"no CLIP model: {error}", value=name_or_path, fix="name a Hub id or a folder with a CLIPModel"
+            ) from error
+        self._device = device
+
+    @torch.no_grad()
+    def images(self, images: Sequence[np.ndarray]) -> FloatsBD:
+        """Embed uint8 RGB images ``[H, W, 3]``."""
+        inputs = self._processor(images=[Image.fromarray(image) for image in images], return_tensors="pt")
+        found = self._model.get_image_features(pixel_values=inputs["pixel_values"].to(self._device))
+        return _unit(found.pooler_output)
+
+    @torch.no_grad()
+    def texts(self, texts: Sequence[str]) -> FloatsBD:
+        """Embed texts; what exceeds the model's context is cut."""
+        inputs = self._tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt").to(self._device)
+        found = self._model.get_text_features(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
+        return _unit(found.pooler_output)
+
+
+def _unit(features: Tensor) -> FloatsBD:
+    return np.asarray(nn.functional.normalize(features.float(), dim=-1).cpu().numpy())
