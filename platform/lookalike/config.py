@@ -18,7 +18,7 @@ def parse(config_class: type[ConfigT], argv: Sequence[str] | None = None, descri
     """Parse flags and ``--config FILE.yaml`` into ``config_class`` (a frozen dataclass).
 
     Flags win over the file; a nested field is ``--stage.steps 10``; a ``list[str]`` is a flag that may be repeated
-    (``--prompt "a cup" --prompt "a hat"``) or JSON; an unknown key is refused by name (exit code 2).
+    (``--prompt "a cup" --prompt "a hat"``) or JSON; ``--max-samples`` is ``--max_samples``; an unknown key is refused by name (exit code 2).
     """
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = jsonargparse.ArgumentParser(
@@ -27,20 +27,22 @@ def parse(config_class: type[ConfigT], argv: Sequence[str] | None = None, descri
     )
     parser.add_argument("--config", action="config", help="A YAML file with the same keys as the flags; flags win.")
     parser.add_class_arguments(config_class, fail_untyped=True)
-    namespace = parser.parse_args(_gather_repeated(config_class, sys.argv[1:] if argv is None else argv))
+    namespace = parser.parse_args(_normalise(config_class, sys.argv[1:] if argv is None else argv))
     del namespace["config"]
     values = parser.instantiate_classes(namespace)
     return config_class(**values.as_dict()) if not isinstance(values, config_class) else values
 
 
-def _gather_repeated(config_class: type, argv: Sequence[str]) -> list[str]:
-    """Turn the repeated flags of ``list[str]`` fields into the one JSON list that jsonargparse reads."""
+def _normalise(config_class: type, argv: Sequence[str]) -> list[str]:
+    """Spell ``--max-samples`` as the field is, and gather repeated ``list[str]`` flags into one JSON list."""
     hints = get_type_hints(config_class)
     gathered: dict[str, list[str]] = {f"--{name}": [] for name, hint in hints.items() if hint == list[str]}
     rest: list[str] = []
     tokens = list(reversed(argv))
     while tokens:
         flag, equals, value = tokens.pop().partition("=")
+        if flag.startswith("--"):
+            flag = "--" + flag[2:].replace("-", "_")
         if flag not in gathered or not (equals or tokens):
             rest.append(f"{flag}{equals}{value}")
             continue

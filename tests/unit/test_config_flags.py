@@ -13,6 +13,8 @@ class _Config:
     """May be repeated."""
     steps: int = 3
     """Any other flag."""
+    log_every: int = 1
+    """A name of two words."""
 
 
 @pytest.mark.parametrize(
@@ -42,3 +44,8 @@ def test_a_flag_without_its_value_is_refused(capsys) -> None:
         parse(_Config, ["--prompt"])
     assert refused.value.code == 2
     assert "--prompt" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flag", ["--log-every=7", "--log_every=7"])
+def test_words_of_a_flag_may_be_joined_by_dashes(flag: str) -> None:
+    assert parse(_Config, [flag, "--prompt", "--not-a-flag"]) == _Config(["--not-a-flag"], log_every=7)
