@@ -17,8 +17,9 @@ ConfigT = TypeVar("ConfigT")
 def parse(config_class: type[ConfigT], argv: Sequence[str] | None = None, description: str | None = None) -> ConfigT:
     """Parse flags and ``--config FILE.yaml`` into ``config_class`` (a frozen dataclass).
 
-    Flags win over the file; a nested field is ``--stage.steps 10``; a ``list[str]`` is a flag that may be repeated
-    (``--prompt "a cup" --prompt "a hat"``) or JSON; ``--max-samples`` is ``--max_samples``; an unknown key is refused by name (exit code 2).
+    Flags win over the file; a nested field is ``--stage.steps 10``; ``--max-samples`` is ``--max_samples``; a
+    ``list[str]`` is a flag that may be repeated (``--prompt "a cup" --prompt "a hat"``) or a YAML list; an unknown key
+    is refused by name (exit code 2).
     """
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = jsonargparse.ArgumentParser(
