@@ -1,7 +1,6 @@
 """The training objective, and the held-out loss: the same function, deterministic by the samples' identities."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -9,17 +8,7 @@ from torch import Tensor
 from lookalike.diffusion.flow import FlowConfig, add_noise, draw, flow_matching_loss
 from lookalike.errors import ConfigError
 from lookalike.models.batch import Batch
-from lookalike.models.vae import encode, token_grid
-
-
-@dataclass(frozen=True)
-class ConditionDropout:
-    """Independent dropout of the two conditions, so that a stage of denoising may leave either away."""
-
-    mllm: float = 0.0
-    """Probability that a sample does not see the MLLM's tokens."""
-    references: float = 0.0
-    """Probability that a sample does not see the reference tokens."""
+from lookalike.models.vae import LatentCache, encode, token_grid
 
 
 def denoising_loss(
@@ -32,7 +21,9 @@ def denoising_loss(
     flow: FlowConfig,
     use_mllm: bool = True,
     use_references: bool = True,
-    dropout: ConditionDropout | None = None,
+    dropout_mllm: float = 0.0,
+    dropout_references: float = 0.0,
+    cache: LatentCache | None = None,
 ) -> Tensor:
     """Flow-matching loss of each sample: float32 ``[B]``.
 
@@ -48,7 +39,10 @@ def denoising_loss(
         flow: noise levels and shift; see :meth:`FlowConfig.from_bundle`.
         use_mllm: whether the MLLM's tokens are computed.
         use_references: whether the reference tokens are computed.
-        dropout: none by default (evaluation).
+        dropout_mllm: probability that a sample does not see the MLLM's tokens.
+        dropout_references: probability, independent of the other, that it does not see the reference tokens. Dropped
+            is absent: exactly what a stage of denoising that does not use the condition computes.
+        cache: keeps latents between calls; without it the VAE runs on every image.
 
     Raises:
         ConfigError: no targets, or not one id for each sample.
@@ -57,15 +51,15 @@ def denoising_loss(
         raise ConfigError("the batch has no targets", fix="pass targets to the preprocessor")
     if len(sample_ids) != len(batch):
         raise ConfigError(f"{len(sample_ids)} sample ids for {len(batch)} samples", fix="pass one for each")
-    clean = encode(vae, batch.target)
+    to_latents = encode if cache is None else cache.encode
+    clean = to_latents(vae, batch.target)
     reference_latents = reference_grid = None
     if use_references:
-        references = encode(vae, batch.references.flatten(0, 1))
+        references = to_latents(vae, batch.references.flatten(0, 1))
         reference_latents = references.unflatten(0, batch.references.shape[:2])
         reference_grid = token_grid(vae, *batch.references.shape[-2:])
     numbers = draw(sample_ids, seed, (clean.shape[1], clean.shape[2]), flow)
     noise, sigma, uniform = (values.to(clean.device) for values in (numbers.noise, numbers.sigma, numbers.uniform))
-    rates = dropout or ConditionDropout()
     predicted = model(
         batch,
         add_noise(clean, noise, sigma),
@@ -73,8 +67,8 @@ def denoising_loss(
         reference_latents=reference_latents,
         use_mllm=use_mllm,
         use_references=use_references,
-        mllm_keep=uniform[:, 0] >= rates.mllm,
-        reference_keep=uniform[:, 1] >= rates.references,
+        mllm_keep=uniform[:, 0] >= dropout_mllm,
+        reference_keep=uniform[:, 1] >= dropout_references,
         grid=token_grid(vae, *batch.target.shape[-2:]),
         reference_grid=reference_grid,
     )

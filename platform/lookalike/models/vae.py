@@ -1,5 +1,7 @@
 """Images and packed latents: diffusers' AutoencoderKL, scaled and packed as diffusers' Flux pipelines do."""
 
+import hashlib
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -57,3 +59,33 @@ def decode(vae: Any, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
     latents = unpack(tokens.to(vae.dtype), grid) / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)
     pixels: Tensor = vae.decode(latents, return_dict=False)[0]
     return ((pixels.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+
+class LatentCache:
+    """Latents of images that were encoded before: the VAE is frozen, and training sees an image many times.
+
+    Each image is encoded alone, so its latents (which differ in the last bits with the batch size) depend on nothing
+    but itself, and a resumed run computes the same. The least recently used go first.
+    """
+
+    def __init__(self, capacity_mib: int = 256) -> None:
+        self._capacity = capacity_mib * 2**20
+        self._bytes = 0
+        self._latents: OrderedDict[bytes, Tensor] = OrderedDict()
+
+    def encode(self, vae: Any, images: Tensor) -> Tensor:
+        """As :func:`encode`: uint8 ``[B, 3, H, W]`` → ``[B, T, C]``. One cache serves one VAE."""
+        return torch.stack([self._encode(vae, image) for image in images.cpu()]).to(vae.device)
+
+    def _encode(self, vae: Any, image: Tensor) -> Tensor:
+        header = repr(tuple(image.shape)).encode()
+        key = hashlib.blake2b(header + image.numpy().tobytes(), digest_size=16).digest()
+        if key in self._latents:
+            self._latents.move_to_end(key)
+            return self._latents[key]
+        latents = encode(vae, image[None])[0].cpu()
+        self._latents[key] = latents
+        self._bytes += latents.nbytes
+        while self._bytes > self._capacity:
+            self._bytes -= self._latents.popitem(last=False)[1].nbytes
+        return latents
