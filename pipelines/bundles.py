@@ -34,9 +34,14 @@ class BundleLocation:
         return open_bundle(self._folder, self._base_folder)
 
     def load(self, device: str) -> "SubjectPipeline":
-        """The pipeline, its progress bar off."""
+        """The pipeline, without progress bars."""
+        import diffusers
+        import transformers
+
         from lookalike.diffusion.pipeline import SubjectPipeline
 
+        diffusers.utils.logging.disable_progress_bar()
+        transformers.utils.logging.disable_progress_bar()
         pipe = SubjectPipeline.from_pretrained(self._folder, base=self._base_folder)
         pipe.to(device)
         pipe.set_progress_bar_config(disable=True)

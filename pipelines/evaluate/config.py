@@ -5,29 +5,12 @@ from typing import Literal
 
 from lookalike.errors import ConfigError
 from lookalike.evaluation.scores import Conditions
+from pipelines.actors import ActorConfig
 
 
 def default_stages() -> list[str]:
     """The paper's stages, and what each condition gives alone."""
     return ["paper", "mllm_only", "reference_only"]
-
-
-@dataclass(frozen=True)
-class WorkerConfig:
-    """The actors that hold the model."""
-
-    num_workers: int = 2
-    """Actors, each with a copy of the model."""
-    cpus: float = 0.5
-    """Logical CPUs that an actor reserves; below 1 so that a small machine has some left for reading."""
-    threads: int = 1
-    """PyTorch threads of an actor."""
-    use_gpu: bool = False
-    """One GPU for each actor."""
-
-    def __post_init__(self) -> None:
-        if self.num_workers < 1:
-            raise ConfigError("no worker to run on", value=self.num_workers, fix="use 1 or more")
 
 
 @dataclass(frozen=True)
@@ -60,20 +43,20 @@ class EvaluateConfig:
     """Denoising steps of an image."""
     guidance_scale: float = 2.5
     """Classifier-free guidance."""
-    embedder: str = "efficientnet-lite0"
+    embedder: str = "efficientnet-lite0-colour"
     """Image embedder of ``identity``: packaged, or a Hub id or folder of a transformers vision model."""
     clip: str | None = None
     """Hub id or folder of a CLIP model for CLIP-I and CLIP-T; none, none."""
     dino: str | None = None
     """Hub id or folder of a DINO model for DINO-I; none, none."""
-    loss_batch_size: int = 32
+    loss_batch_size: int = 16
     """Samples of a forward pass."""
     image_batch_size: int = 8
     """Images generated at once."""
     seed: int = 0
     """Decides noise, noise levels and who is whose stranger."""
-    workers: WorkerConfig = field(default_factory=WorkerConfig)
-    """The actors."""
+    actors: ActorConfig = field(default_factory=ActorConfig)
+    """Where it runs."""
 
     def __post_init__(self) -> None:
         from lookalike.diffusion.stages import stages_of

@@ -15,8 +15,8 @@ from lookalike.evaluation.scores import GRID, SCORES, Scores, Source
 from lookalike.evaluation.suites import ImageCase, Suite
 from lookalike.storage import Store, latest_version, open_store, read_manifest, version_store
 from lookalike.storage.claim import claim
+from pipelines.actors import run_units
 from pipelines.bundles import BundleLocation, locate_bundle
-from pipelines.entry import ray_session
 from pipelines.evaluate.config import EvaluateConfig
 
 log = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ STAGE_TITLES = {
     "reference_only": "references only",
 }
 _GRID_ROWS = 8
-_NOT_IDENTITY = ("out", "workers")
+_NOT_IDENTITY = ("out", "actors")
 _SCHEMA = pa.schema(
     [
         ("unit", pa.int64()),
@@ -48,6 +48,8 @@ def evaluate(config: EvaluateConfig) -> Scores:
         InputError: no bundle, no snapshot, no triplets in the split.
         ConflictError: ``config.out`` holds another evaluation.
     """
+    from lookalike.models.embedder import load_embedder
+
     bundles = [locate_bundle(uri) for uri in (config.bundle, config.base) if uri is not None]
     snapshot = _snapshot(config.suite)
     store = open_store(config.out)
@@ -69,7 +71,7 @@ def evaluate(config: EvaluateConfig) -> Scores:
         suite=snapshot,
         conditions=config.conditions,
         metrics=_summary(table, config.seed),
-        embedder=config.embedder,
+        embedder=load_embedder(config.embedder).revision,
         base=Source(bundles[1].uri, bundles[1].sha256) if config.base else None,
         config=configs.to_dict(config),
     )
@@ -104,8 +106,6 @@ def _measure(
     cases: Sequence[ImageCase],
 ) -> pa.Table:
     """Measure all units on an actor pool; rows sorted, so that equal evaluations give equal tables."""
-    import ray.data
-
     from pipelines.evaluate.worker import Evaluator, ImageUnit, LossUnit, Unit, Work
 
     losses = suite.losses(config.max_samples, config.conditions)
@@ -122,28 +122,8 @@ def _measure(
         len({triplet.subject for triplet in suite.pool[: suite.count]}),
         len(units),
     )
-    with ray_session():
-        ray.data.DataContext.get_current().enable_progress_bars = False
-        measured = (
-            ray.data.range(len(units), override_num_blocks=len(units))
-            .rename_columns({"id": "unit"})
-            .map_batches(
-                Evaluator,
-                fn_constructor_args=(work,),
-                batch_size=1,
-                compute=ray.data.ActorPoolStrategy(size=config.workers.num_workers),
-                num_cpus=config.workers.cpus,
-                num_gpus=1 if config.workers.use_gpu else 0,
-            )
-        )
-        parts: list[pa.Table] = []
-        for part in measured.iter_batches(batch_size=None, batch_format="pyarrow"):
-            parts.append(part.cast(_SCHEMA))
-            done = len({unit for table in parts for unit in table["unit"].to_pylist()})
-            log.info("measured %d of %d units", done, len(units))
-    table = pa.concat_tables(parts).sort_by([("unit", "ascending"), ("metric", "ascending"), ("case", "ascending")])
-    assert len(set(table["unit"].to_pylist())) == len(units), "Ray Data lost a unit"
-    return table
+    parts = [part.cast(_SCHEMA) for part in run_units(Evaluator, work, len(units), config.actors)]
+    return pa.concat_tables(parts).sort_by([(name, "ascending") for name in ("unit", "metric", "case")])
 
 
 def _parts(items: Sequence[Any], size: int) -> list[tuple[Any, ...]]:
@@ -170,7 +150,9 @@ def _grid(
         for bundle, state in before_and_after.items()
     }
     rows = []
-    for case in cases[:_GRID_ROWS]:
+    first_of_subject = {suite.pool[case.target].subject: case for case in reversed(cases)}.values()
+    ordered = [*reversed(first_of_subject), *(case for case in cases if case not in first_of_subject)]
+    for case in ordered[:_GRID_ROWS]:
         triplet, given = suite.pool[case.target], suite.pool[case.conditions]
         photo, references = load_images(open_store(snapshots[case.target]), triplet)
         if given is not triplet:

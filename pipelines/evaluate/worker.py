@@ -1,17 +1,12 @@
-"""The actor of an evaluation: it holds one model and measures units of work, each a fixed batch.
+"""The actor of an evaluation: it holds one model and measures units of work."""
 
-A unit's samples are fixed by the plan and not by how Ray Data cuts its blocks, since float sums differ with the batch.
-"""
-
-import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-import torch
-from PIL import Image
 
+from lookalike.data.images import encode_png
 from lookalike.data.triplets import Triplet, crop_resize, load_images
 from lookalike.diffusion.flow import FlowConfig, seed_of
 from lookalike.diffusion.pipeline import SubjectPipeline
@@ -23,10 +18,9 @@ from lookalike.models.embedder import load_embedder
 from lookalike.models.preprocess import Preprocessor
 from lookalike.models.subject import SubjectModel
 from lookalike.storage import open_store
+from pipelines.actors import Columns
 from pipelines.bundles import BundleLocation
 from pipelines.evaluate.config import EvaluateConfig
-
-Columns = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -66,26 +60,22 @@ class Work:
 
 
 class Evaluator:
-    """Measures units: a batch of ``unit`` (int64 ``[N]``) becomes columns case, subject, metric, value."""
+    """Measures units: each becomes rows of case, subject, metric, value."""
 
     def __init__(self, work: Work) -> None:
         self._work = work
-        self._device = "cuda" if work.config.workers.use_gpu else "cpu"
-        if not work.config.workers.use_gpu:
-            torch.set_num_threads(work.config.workers.threads)
+        self._device = work.config.actors.prepare()
         self._loaded: tuple[int, SubjectPipeline] | None = None
 
-    def __call__(self, batch: Columns) -> Iterator[Columns]:
-        for index in batch["unit"]:
-            unit = self._work.units[index]
-            rows = self._losses(unit) if isinstance(unit, LossUnit) else self._images(unit)
-            yield {
-                "unit": np.full(len(rows), index),
-                "case": np.array([row.case for row in rows]),
-                "subject": np.array([row.subject for row in rows]),
-                "metric": np.array([row.metric for row in rows]),
-                "value": np.array([row.value for row in rows]),
-            }
+    def __call__(self, unit: int) -> Columns:
+        todo = self._work.units[unit]
+        rows = self._losses(todo) if isinstance(todo, LossUnit) else self._images(todo)
+        return {
+            "case": np.array([row.case for row in rows]),
+            "subject": np.array([row.subject for row in rows]),
+            "metric": np.array([row.metric for row in rows]),
+            "value": np.array([row.value for row in rows]),
+        }
 
     def _losses(self, unit: LossUnit) -> list[Measurement]:
         pipe, pool = self._pipe(unit.bundle), self._work.pool
@@ -120,7 +110,7 @@ class Evaluator:
         ).images
         store = open_store(config.out)
         for case, image in zip(unit.cases, images, strict=True):
-            store.write(image_key(unit.bundle, case, unit.stages), png(image))
+            store.write(image_key(unit.bundle, case, unit.stages), encode_png(image))
         height, width = images.shape[1:3]
         tasks = [
             Task(
@@ -145,9 +135,9 @@ class Evaluator:
     def _scorer(self) -> ImageScorer:
         config = self._work.config
         return ImageScorer(
-            load_embedder(config.embedder),
+            load_embedder(config.embedder, self._device),
             clip=ClipScorer(config.clip, self._device) if config.clip else None,
-            dino=load_embedder(config.dino) if config.dino else None,
+            dino=load_embedder(config.dino, self._device) if config.dino else None,
         )
 
     def _batch(self, pipe: SubjectPipeline, conditions: Sequence[int], targets: list[np.ndarray]) -> Batch:
@@ -171,13 +161,6 @@ class Evaluator:
 def image_key(bundle: int, case: ImageCase, stages: str) -> str:
     """Where a generated image lies below the evaluation's prefix."""
     return f"images/{_before(bundle)}{stages.replace('/', '-')}/{case.case_id}.png"
-
-
-def png(image: np.ndarray) -> bytes:
-    """uint8 RGB ``[H, W, 3]`` as a PNG file."""
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, format="PNG")
-    return buffer.getvalue()
 
 
 def _before(bundle: int) -> str:

@@ -1,10 +1,12 @@
 """Image bytes to upright RGB arrays and back. Nothing is stretched, and nothing is guessed about broken bytes."""
 
 import io
+from collections.abc import Mapping
 
 import numpy as np
 import simplejpeg
 from PIL import Image, UnidentifiedImageError
+from PIL.PngImagePlugin import PngInfo
 
 from lookalike.errors import InputError
 
@@ -77,6 +79,16 @@ def encode_jpeg(image: np.ndarray, quality: int = 95) -> bytes:
     """uint8 RGB ``[H, W, 3]`` as JPEG without chroma subsampling: equal pixels give equal bytes."""
     pixels = np.ascontiguousarray(image)
     return bytes(simplejpeg.encode_jpeg(pixels, quality=quality, colorspace="RGB", colorsubsampling="444"))
+
+
+def encode_png(image: np.ndarray, text: Mapping[str, str] | None = None) -> bytes:
+    """uint8 RGB ``[H, W, 3]`` as PNG; ``text`` goes into its text chunks, where image viewers and PIL find it."""
+    chunks = PngInfo()
+    for key, value in (text or {}).items():
+        chunks.add_itxt(key, value)
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, format="PNG", pnginfo=chunks)
+    return buffer.getvalue()
 
 
 def _open(data: bytes) -> Image.Image:

@@ -1,0 +1,113 @@
+"""Units of work on a pool of Ray Data actors, each of which holds a model."""
+
+import logging
+import pickle
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+
+from lookalike.errors import ConfigError, LookalikeError
+from pipelines.entry import ray_session
+
+log = logging.getLogger(__name__)
+
+_ERROR = "lookalike_error"
+
+Columns = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class ActorConfig:
+    """The actors that hold the model."""
+
+    count: int = 2
+    """Actors, each with a copy of the model."""
+    cpus: float = 0.5
+    """Logical CPUs that an actor reserves; below 1 so that a small machine has some left for reading."""
+    threads: int = 1
+    """PyTorch threads of an actor (CPU)."""
+    use_gpu: bool = False
+    """One GPU for each actor."""
+
+    def __post_init__(self) -> None:
+        if self.count < 1 or self.threads < 1:
+            raise ConfigError("no actor to run on", value=(self.count, self.threads), fix="use 1 or more of each")
+
+    def prepare(self) -> str:
+        """Called in an actor: set its threads, and return the device that its model goes to."""
+        import torch
+
+        if self.use_gpu:
+            return "cuda"
+        torch.set_num_threads(self.threads)
+        return "cpu"
+
+
+class UnitActor(Protocol):
+    """Built once for each actor from the whole plan of work; called with the number of a unit."""
+
+    def __init__(self, work: Any) -> None: ...
+
+    def __call__(self, unit: int) -> Columns:
+        """Do one unit; returns its rows."""
+
+
+def run_units(actor: type[UnitActor], work: Any, units: int, config: ActorConfig) -> Iterator[pa.Table]:
+    """Do the units 0 … ``units`` - 1 and give each one's rows as it is done, in any order, with a column ``unit``.
+
+    A unit is one batch whose samples the plan fixed, not how Ray Data cuts its blocks: float sums differ with the
+    batch, and results have to repeat. Raises the LookalikeError that an actor raised.
+    """
+    import ray.data
+
+    with ray_session():
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = False
+        done = (
+            ray.data.range(units, override_num_blocks=units)
+            .map_batches(
+                _Adapter,
+                fn_constructor_args=(actor, work),
+                batch_size=1,
+                compute=ray.data.ActorPoolStrategy(size=min(config.count, units)),
+                num_cpus=config.cpus,
+                num_gpus=1 if config.use_gpu else 0,
+            )
+            .iter_batches(batch_size=None, batch_format="pyarrow")
+        )
+        seen: set[int] = set()
+        for table in done:
+            if _ERROR in table.column_names:
+                raise pickle.loads(table[_ERROR][0].as_py())
+            seen.update(table["unit"].to_pylist())
+            log.info("%d of %d batches done", len(seen), units)
+            yield table
+    assert len(seen) == units, f"Ray Data gave {len(seen)} of {units} units"
+
+
+class _Adapter:
+    """Ray Data calls this with a batch of one row.
+
+    Ray Data keeps the text of an error and loses the error, so ours travels as a row.
+    """
+
+    def __init__(self, actor: type[UnitActor], work: Any) -> None:
+        self._error: LookalikeError | None = None
+        try:
+            self._actor = actor(work)
+        except LookalikeError as error:
+            self._error = error
+
+    def __call__(self, batch: Columns) -> Columns:
+        unit = int(batch["id"][0])
+        try:
+            if self._error is not None:
+                raise self._error
+            columns = self._actor(unit)
+        except LookalikeError as error:
+            columns = {_ERROR: np.array([pickle.dumps(error)], dtype=object)}
+        rows = len(next(iter(columns.values())))
+        return {"unit": np.full(rows, unit), **columns}

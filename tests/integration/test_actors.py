@@ -1,0 +1,50 @@
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lookalike.errors import InputError
+from pipelines.actors import ActorConfig, Columns, run_units
+
+pytestmark = pytest.mark.usefixtures("ray_local")
+
+
+class _Squares:
+    """Squares the numbers of a unit; unit 2 has no rows that anyone could square."""
+
+    def __init__(self, work: list[list[int]]) -> None:
+        self._work = work
+
+    def __call__(self, unit: int) -> Columns:
+        numbers = self._work[unit]
+        if not numbers:
+            raise InputError("nothing to square", value=unit, fix="bring numbers")
+        return {"number": np.array(numbers), "square": np.square(numbers)}
+
+
+def test_every_unit_gives_its_rows_once() -> None:
+    work = [[1, 2], [3], [4, 5, 6]]
+    rows = [row for table in run_units(_Squares, work, 3, ActorConfig(count=2)) for row in table.to_pylist()]
+    assert sorted((row["unit"], row["number"], row["square"]) for row in rows) == [
+        (unit, number, number**2) for unit, numbers in enumerate(work) for number in numbers
+    ]
+
+
+def test_our_own_error_comes_out_as_it_went_in() -> None:
+    with pytest.raises(InputError, match=r"nothing to square \(1\); bring numbers") as caught:
+        list(run_units(_Squares, [[1], []], 2, ActorConfig(count=1)))
+    assert type(caught.value) is InputError
+
+
+class _Broken:
+    def __init__(self, work: Any) -> None:
+        raise InputError("no such model", value=str(Path("here")), fix="look elsewhere")
+
+    def __call__(self, unit: int) -> Columns:
+        return {}
+
+
+def test_an_actor_that_cannot_start_ends_the_work() -> None:
+    with pytest.raises(InputError, match="no such model"):
+        list(run_units(_Broken, None, 3, ActorConfig(count=2)))
