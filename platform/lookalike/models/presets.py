@@ -216,6 +216,10 @@ def preset_from_dict(values: Mapping[str, Any], origin: str = "preset") -> Prese
     parser.add_class_arguments(Preset, fail_untyped=True)
     try:
         parsed = parser.instantiate_classes(parser.parse_object(dict(values)))
-    except jsonargparse.ArgumentError as error:
+    except ConfigError:
+        raise
+    except (jsonargparse.ArgumentError, ValueError) as error:
+        if isinstance(error.__cause__, ConfigError):  # of an optional part, which jsonargparse tries as a union
+            raise error.__cause__ from None
         raise ConfigError(f"{origin} does not parse: {error}", fix="compare with presets/mini.yaml") from error
     return Preset(**{item.name: getattr(parsed, item.name) for item in dataclasses.fields(Preset)})

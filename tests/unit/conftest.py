@@ -1,0 +1,58 @@
+"""One seeded bundle of ``mini`` for all unit tests, and what perturbs its zero-initialised weights."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+
+@pytest.fixture(scope="session")
+def bundle_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of ``mini`` with every component made from seed 0. Read only."""
+    import torch
+
+    from lookalike.models.presets import load_preset
+    from lookalike.models.sources import materialise
+
+    torch.set_num_threads(1)
+    return materialise(from_seed(load_preset("mini")), tmp_path_factory.mktemp("bundles") / "mini", seed=0)
+
+
+@pytest.fixture(scope="session")
+def perturb() -> Callable[..., Any]:
+    """``perturb(module, scale)`` adds seeded noise to every parameter: no gate is zero, no norm is one."""
+    import torch
+
+    def change(module: Any, scale: float = 0.05, seed: int = 0) -> Any:
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for parameter in module.parameters():
+                parameter += scale * torch.randn(parameter.shape, generator=generator)
+        return module
+
+    return change
+
+
+@pytest.fixture
+def pictures() -> Callable[..., list[np.ndarray]]:
+    """``pictures(n)``: n different uint8 RGB images."""
+
+    def make(count: int, height: int = 80, width: int = 64, seed: int = 0) -> list[np.ndarray]:
+        random = np.random.default_rng(seed)
+        coarse = random.integers(0, 256, (count, 4, 4, 3), dtype=np.uint8)
+        rows, columns = np.arange(height) * 4 // height, np.arange(width) * 4 // width
+        return [image[rows][:, columns] for image in coarse]
+
+    return make
+
+
+def from_seed(preset: Any) -> Any:
+    """``preset`` without its sources: every component is made from its configuration."""
+    import dataclasses
+
+    parts = ("mllm", "vae", "transformer", "aggregator")
+    return dataclasses.replace(
+        preset, **{part: dataclasses.replace(getattr(preset, part), source=None) for part in parts}
+    )

@@ -1,0 +1,174 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from lookalike.diffusion.pipeline import SubjectPipeline
+from lookalike.errors import ConfigError, InputError
+from lookalike.models.adapters import load_lora, save_lora
+from lookalike.models.bundle import ADAPTER, Base, bundle_sha256, read_manifest, read_preset, verify, write_manifest
+from lookalike.models.presets import LoraConfig
+from lookalike.models.subject import SubjectModel
+
+FAST = dict(num_inference_steps=4, output_type="latent")
+
+
+@pytest.fixture(scope="module")
+def pipe(bundle_dir, perturb) -> SubjectPipeline:
+    pipe = SubjectPipeline.from_pretrained(bundle_dir)
+    pipe.set_progress_bar_config(disable=True)
+    perturb(pipe.transformer)
+    return pipe
+
+
+@pytest.fixture
+def photos(pictures) -> list[Image.Image]:
+    return [Image.fromarray(picture) for picture in pictures(4)]
+
+
+def test_images_come_out_in_every_form(pipe, photos) -> None:
+    images = pipe("a red mug", photos[:1], num_inference_steps=2, num_images_per_prompt=2, seeds=[1, 2]).images
+    assert [image.size for image in images] == [(64, 64)] * 2
+    arrays = pipe("a red mug", photos[:1], num_inference_steps=2, seeds=[1], output_type="np").images
+    assert (arrays.shape, arrays.dtype) == ((1, 64, 64, 3), np.uint8)
+    np.testing.assert_allclose(arrays[0].astype(int), np.asarray(images[0]).astype(int), atol=1)
+    wide = pipe("a red mug", photos[:1], num_inference_steps=2, height=32, width=64).images
+    assert wide[0].size == (64, 32)
+
+
+def test_the_same_seed_is_the_same_image_in_any_batch(pipe, photos) -> None:
+    prompts, references = ["a red mug", "a blue box on the sand"], [photos[:1], photos[1:3]]
+    together = pipe(prompts, references, seeds=[7, 8, 9, 10], num_images_per_prompt=2, **FAST).images
+    alone = pipe(prompts[1], references[1], seeds=[10], **FAST).images
+    torch.testing.assert_close(together[3:], alone, rtol=0, atol=1e-4)
+    generators = [torch.Generator().manual_seed(10)]
+    assert torch.equal(pipe(prompts[1], references[1], generator=generators, **FAST).images, alone)
+    assert (together[2] - together[3]).abs().max() > 0.1
+
+
+def test_a_stage_computes_only_what_it_uses(pipe, photos, monkeypatch) -> None:
+    calls = {"mllm": 0, "vae": 0, "lengths": []}
+    forward, encode, flux = pipe.mllm.forward, pipe.vae.encode, pipe.transformer.forward
+
+    def count(name, function):
+        def run(*args, **kwargs):
+            calls[name] += 1
+            return function(*args, **kwargs)
+
+        return run
+
+    def record(*args, **kwargs):
+        calls["lengths"].append((kwargs["encoder_hidden_states"].shape[1], kwargs["hidden_states"].shape[1]))
+        return flux(*args, **kwargs)
+
+    monkeypatch.setattr(pipe.mllm, "forward", count("mllm", forward))
+    monkeypatch.setattr(pipe.vae, "encode", count("vae", encode))
+    monkeypatch.setattr(pipe.transformer, "forward", record)
+    # 21 tokens: <|im_start|> <img> 16 </img> a mug <|im_end|> is 22
+    pipe("a mug", photos[:1], stages="0.95/0.7", guidance_scale=1, **FAST)
+    assert calls == {"mllm": 1, "vae": 1, "lengths": [(22, 64), (22, 128), (0, 128), (0, 128)]}
+    calls.update(mllm=0, vae=0, lengths=[])
+    pipe("a mug", photos[:1], stages="mllm_only", guidance_scale=1, **FAST)
+    assert (calls["mllm"], calls["vae"]) == (1, 0)
+    calls.update(mllm=0, vae=0, lengths=[])
+    pipe("a mug", photos[:1], stages="reference_only", guidance_scale=2, **FAST)
+    assert (calls["mllm"], calls["vae"]) == (0, 1)
+    assert calls["lengths"] == [(0, 128), (0, 64)] * 4
+    calls.update(mllm=0, vae=0, lengths=[])
+    pipe("a mug", photos[:1], stages="0.95/0.7", guidance_scale=2, negative="mllm", **FAST)
+    assert calls["lengths"] == [(22, 64), (0, 64), (22, 128), (0, 128), (0, 128), (0, 128)]
+
+
+def test_guidance_is_the_difference_of_two_branches(pipe, photos) -> None:
+    options = dict(stages="mllm_only", num_inference_steps=1, seeds=[0], output_type="latent")
+    plain, twice = (pipe("a mug", photos[:1], guidance_scale=scale, **options).images for scale in (1, 2))
+    zero = pipe("a mug", photos[:1], guidance_scale=0, **options).images
+    torch.testing.assert_close(twice, 2 * plain - zero, rtol=1e-4, atol=1e-4)
+
+
+def test_sampling_is_eulers_method_on_the_models_velocity(pipe, photos) -> None:
+    from lookalike.models.batch import to_batch
+
+    start = torch.randn(1, 64, 16, generator=torch.Generator().manual_seed(3))
+    found = pipe("a mug", photos[:1], latents=start, guidance_scale=1, stages="mllm_only", **FAST).images
+    model = SubjectModel(pipe.mllm, pipe.aggregator, pipe.transformer, "diagonal").eval()
+    batch = to_batch(pipe.preprocessor(["a mug"], [[np.asarray(photos[0])]]))
+    current = start
+    with torch.no_grad():
+        for sigma, after in zip(pipe.scheduler.sigmas[:-1], pipe.scheduler.sigmas[1:], strict=True):
+            current = current + (after - sigma) * model(batch, current, sigma[None], use_references=False)
+    torch.testing.assert_close(found, current, rtol=1e-4, atol=1e-4)
+
+
+def test_saves_and_loads_as_a_bundle(pipe, photos, tmp_path) -> None:
+    pipe.save_pretrained(tmp_path / "saved")
+    verify(tmp_path / "saved")
+    again = SubjectPipeline.from_pretrained(tmp_path / "saved")
+    again.set_progress_bar_config(disable=True)
+    options = dict(seeds=[1], **FAST)
+    assert torch.equal(again("a mug", photos[:1], **options).images, pipe("a mug", photos[:1], **options).images)
+    SubjectModel.from_bundle(tmp_path / "saved")
+
+
+def test_a_personal_bundle_changes_the_image_and_survives_saving(bundle_dir, photos, tmp_path, perturb) -> None:
+    whole = tmp_path / "whole"
+    pipe = SubjectPipeline.from_pretrained(bundle_dir)
+    perturb(pipe.transformer)
+    pipe.save_pretrained(whole)
+    model = SubjectModel.from_bundle(whole)
+    lora = LoraConfig(rank=4)
+    model.add_lora(lora)
+    weights = {n: 0.3 * torch.randn_like(p) for n, p in model.transformer.named_parameters() if ".lora_" in n}
+    personal = tmp_path / "personal"
+    save_lora(personal / ADAPTER, lora, weights)
+    write_manifest(personal, read_preset(whole), Base("whole", bundle_sha256(read_manifest(whole))))
+
+    def run(pipe: SubjectPipeline) -> torch.Tensor:
+        pipe.set_progress_bar_config(disable=True)
+        return pipe("a mug", photos[:1], seeds=[1], **FAST).images
+
+    adapted = SubjectPipeline.from_pretrained(personal, base=whole)
+    image = run(adapted)
+    assert (image - run(SubjectPipeline.from_pretrained(whole))).abs().max() > 1e-2
+    adapted.save_pretrained(tmp_path / "merged")
+    assert torch.equal(run(adapted), image)
+    assert torch.equal(run(SubjectPipeline.from_pretrained(tmp_path / "merged")), image)
+    load_lora(SubjectModel.from_bundle(whole).transformer, tmp_path / "merged" / ADAPTER)
+
+
+def test_a_callback_sees_and_changes_every_step(pipe, photos) -> None:
+    seen = []
+
+    def watch(_pipe, step, timestep, values):
+        seen.append((step, float(timestep)))
+        return {"latents": torch.zeros_like(values["latents"])} if step == 3 else {}
+
+    images = pipe("a mug", photos[:1], callback_on_step_end=watch, **FAST).images
+    assert [step for step, _ in seen] == [0, 1, 2, 3]
+    assert not images.any()
+
+
+def test_bad_input_is_refused_before_anything_runs(pipe, photos, monkeypatch) -> None:
+    monkeypatch.setattr(pipe.transformer, "forward", None)
+    tiny = Image.new("RGB", (8, 8))
+    cases = [
+        (InputError, "no references", dict(references=[])),
+        (InputError, "no references", dict(prompt=["a", "b"], references=[photos[:1], []])),
+        (InputError, "3 references, the preset mini takes 2", dict(references=photos[:3])),
+        (InputError, "1 lists of references for 2 prompts", dict(prompt=["a", "b"], references=[photos[:1]])),
+        (InputError, "mix images and lists", dict(references=[photos[0], photos[1:2]])),
+        (InputError, "8x8 pixels", dict(references=[tiny])),
+        (InputError, "20000x16 pixels", dict(references=[Image.new("RGB", (20_000, 16))])),
+        (InputError, "is no image", dict(references=["photo.jpg"])),
+        (InputError, "exceeds 40", dict(prompt="red " * 60)),
+        (ConfigError, "70x64 pixels; use multiples of 8", dict(width=70)),
+        (ConfigError, "stages out of order", dict(stages="0.2/0.9")),
+        (ConfigError, "2 seeds or generators for 1 images", dict(seeds=[1, 2])),
+    ]
+    for error, message, change in cases:
+        with pytest.raises(error, match=message):
+            pipe(**{"prompt": "a mug", "references": photos[:1], **FAST, **change})
+    with pytest.raises(InputError, match="not a bundle"):
+        SubjectPipeline.from_pretrained(Path("/nonexistent"))

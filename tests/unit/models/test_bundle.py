@@ -1,0 +1,205 @@
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from lookalike.errors import ConfigError, InputError
+from lookalike.models.adapters import adapter_names, load_lora, save_lora
+from lookalike.models.bundle import (
+    ADAPTER,
+    MANIFEST,
+    Base,
+    bundle_sha256,
+    check_preset,
+    open_bundle,
+    read_manifest,
+    read_preset,
+    verify,
+    write_manifest,
+)
+from lookalike.models.presets import LoraConfig
+from lookalike.models.sources import materialise
+from lookalike.models.subject import SubjectModel
+from lookalike.models.weights import component_weights, load_weights
+
+
+@pytest.fixture
+def copy(bundle_dir, tmp_path) -> Path:
+    return Path(shutil.copytree(bundle_dir, tmp_path / "copy"))
+
+
+def test_equal_seeds_give_equal_files_and_others_do_not(bundle_dir, tmp_path) -> None:
+    preset = read_preset(bundle_dir)
+    again, other = (materialise(preset, tmp_path / str(seed), seed) for seed in (0, 1))
+    assert read_manifest(again) == read_manifest(bundle_dir)
+    changed = {n for n, h in read_manifest(other)["components"].items() if h != read_manifest(again)["components"][n]}
+    assert changed == {f"{part}/{name}" for part, name in WEIGHTS.items()}
+
+
+WEIGHTS = {
+    "mllm": "model.safetensors",
+    "vae": "diffusion_pytorch_model.safetensors",
+    "transformer": "diffusion_pytorch_model.safetensors",
+    "aggregator": "diffusion_pytorch_model.safetensors",
+}
+
+
+def test_the_family_is_small_enough(bundle_dir) -> None:
+    total = sum(tensor.numel() for part, name in WEIGHTS.items() for tensor in load_file(bundle_dir / part / name).values())
+    assert total <= 10_000_000
+
+
+def test_verify_names_what_changed(copy) -> None:
+    verify(copy)
+    (copy / "vae" / "config.json").write_text("{}")
+    with pytest.raises(InputError, match=r"changed \('vae/config.json'\)"):
+        verify(copy)
+    (copy / "vae" / "config.json").unlink()
+    with pytest.raises(InputError, match=r"missing \('vae/config.json'\)"):
+        verify(copy)
+
+
+def test_verify_refuses_what_is_not_listed(copy) -> None:
+    (copy / "extra.bin").write_bytes(b"")
+    with pytest.raises(InputError, match="does not list"):
+        verify(copy)
+
+
+def test_an_incomplete_bundle_is_refused(copy, tmp_path) -> None:
+    shutil.rmtree(copy / "vae")
+    with pytest.raises(InputError, match=r"incomplete bundle .*copy/vae"):
+        open_bundle(copy)
+    with pytest.raises(InputError, match="incomplete bundle"):
+        write_manifest(copy, read_preset(copy))
+    with pytest.raises(InputError, match="not a bundle"):
+        open_bundle(tmp_path)
+
+
+def test_another_preset_is_refused(bundle_dir) -> None:
+    check_preset(bundle_dir, "mini")
+    with pytest.raises(InputError, match="a bundle of preset mini, wanted midi"):
+        check_preset(bundle_dir, "midi")
+
+
+@pytest.mark.parametrize("part", ["mllm", "aggregator", "transformer"])
+def test_missing_extra_and_misshapen_tensors_are_named(copy, part) -> None:
+    path = copy / part / WEIGHTS[part]
+    tensors = load_file(path)
+    name = sorted(tensors)[3]
+    model = SubjectModel.from_config(copy)
+    own = next(n for n, _ in component_weights(copy) if n.startswith(part) and n.endswith(name.split(".")[-1]))
+
+    save_file({k: v for k, v in tensors.items() if k != name}, path, {"format": "pt"})
+    with pytest.raises(InputError, match=rf"1 tensors are missing, the first is {part}\."):
+        load_weights(model, copy)
+    prefix = "language_model.model." if part == "mllm" else ""
+    save_file({**tensors, f"{prefix}bogus.weight": torch.zeros(2)}, path, {"format": "pt"})
+    with pytest.raises(InputError, match=r"unknown or repeated tensor .*bogus\.weight"):
+        load_weights(model, copy)
+    save_file({**tensors, name: torch.zeros(1, 1, 1)}, path, {"format": "pt"})
+    with pytest.raises(InputError, match=r"has shape \(1, 1, 1\), the configuration says"):
+        load_weights(model, copy)
+    assert own
+
+
+def test_weights_equal_what_the_libraries_load_and_shards_are_read(copy, bundle_dir) -> None:
+    from diffusers import FluxTransformer2DModel
+    from transformers import InternVLForConditionalGeneration
+
+    transformer = FluxTransformer2DModel.from_pretrained(bundle_dir / "transformer")
+    mllm = InternVLForConditionalGeneration.from_pretrained(bundle_dir / "mllm")
+    for part in ("transformer", "mllm"):
+        shutil.rmtree(copy / part)
+    transformer.save_pretrained(copy / "transformer", max_shard_size="4MB")
+    mllm.save_pretrained(copy / "mllm", max_shard_size="2MB")
+    assert len(list((copy / "transformer").glob("*.safetensors"))) > 1
+    assert len(list((copy / "mllm").glob("*.safetensors"))) > 1
+    found = dict(component_weights(copy))
+    for name, tensor in transformer.state_dict().items():
+        assert torch.equal(found[f"transformer.{name}"], tensor)
+    for name, tensor in mllm.model.state_dict().items():
+        assert torch.equal(found[f"mllm.{name}"], tensor)
+    load_weights(SubjectModel.from_config(copy), copy)
+    next((copy / "mllm").glob("*2-of*.safetensors")).unlink()
+    with pytest.raises(InputError, match="weight file of the index is missing"):
+        list(component_weights(copy))
+
+
+def test_a_personal_bundle_is_an_adapter_on_its_base(bundle_dir, tmp_path) -> None:
+    model = SubjectModel.from_bundle(bundle_dir)
+    lora = LoraConfig(rank=4, target_modules=("to_q", "add_q_proj"))
+    model.add_lora(lora)
+    trained = {name: torch.randn_like(p) for name, p in model.transformer.named_parameters() if ".lora_" in name}
+    personal = tmp_path / "personal"
+    save_lora(personal / ADAPTER, lora, trained)
+    base = Base("file:///base", bundle_sha256(read_manifest(bundle_dir)))
+    write_manifest(personal, read_preset(bundle_dir), base)
+
+    loaded = dict(SubjectModel.from_bundle(personal, bundle_dir).transformer.named_parameters())
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in trained.items())
+    with pytest.raises(InputError, match=r"needs its base \('file:///base'\)"):
+        open_bundle(personal)
+    other = materialise(read_preset(bundle_dir), tmp_path / "other", seed=1)
+    with pytest.raises(InputError, match="the adapter was trained on the base"):
+        open_bundle(personal, other)
+
+
+def test_adapters_are_peft_folders_and_strict(bundle_dir, tmp_path) -> None:
+    from diffusers import FluxTransformer2DModel
+    from peft import PeftModel
+
+    model = SubjectModel.from_bundle(bundle_dir)
+    lora = LoraConfig(rank=4, alpha=8.0)
+    model.add_lora(lora)
+    trained = {name: torch.randn_like(p) for name, p in model.transformer.named_parameters() if ".lora_" in name}
+    save_lora(tmp_path, lora, trained)
+    by_peft = PeftModel.from_pretrained(FluxTransformer2DModel.from_pretrained(bundle_dir / "transformer"), str(tmp_path))
+    found = dict(by_peft.get_base_model().named_parameters())
+    assert all(torch.equal(found[name], tensor) for name, tensor in trained.items())
+    assert json.loads((tmp_path / "adapter_config.json").read_text())["lora_alpha"] == 8.0
+
+    plain = FluxTransformer2DModel.from_pretrained(bundle_dir / "transformer")
+    tensors = load_file(tmp_path / "adapter_model.safetensors")
+    first = sorted(tensors)[0]
+    save_file({name: tensor for name, tensor in tensors.items() if name != first}, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(InputError, match="the adapter lacks base_model.model"):
+        load_lora(plain, tmp_path)
+    assert first in adapter_names(model.transformer).values()
+
+
+def test_an_adapter_that_learned_nothing_is_not_written(bundle_dir, tmp_path) -> None:
+    model = SubjectModel.from_bundle(bundle_dir)
+    model.add_lora(LoraConfig(rank=4))
+    weights = {name: p for name, p in model.transformer.named_parameters() if ".lora_" in name}
+    with pytest.raises(InputError, match="all zero"):
+        save_lora(tmp_path, LoraConfig(rank=4), weights)
+    with pytest.raises(InputError, match="empty adapter"):
+        save_lora(tmp_path, LoraConfig(rank=4), {name: torch.empty(0) for name in weights})
+
+
+def test_sources_that_are_not_there(bundle_dir, tmp_path) -> None:
+    preset = read_preset(bundle_dir)
+    broken = dataclasses.replace(preset, vae=dataclasses.replace(preset.vae, source="package:no/such"))
+    with pytest.raises(InputError, match=r"source is not there \('package:no/such'\)"):
+        materialise(broken, tmp_path / "a")
+    empty = dataclasses.replace(preset, vae=dataclasses.replace(preset.vae, config={}))
+    with pytest.raises(ConfigError, match="vae has neither source nor config"):
+        materialise(empty, tmp_path / "b")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / MANIFEST).write_text("{}")
+    with pytest.raises(InputError, match="not empty"):
+        materialise(preset, tmp_path / "full")
+
+
+def test_a_component_from_a_local_folder_is_copied(bundle_dir, tmp_path) -> None:
+    preset = read_preset(bundle_dir)
+    parts = {
+        name: dataclasses.replace(getattr(preset, name), source=str(bundle_dir / name))
+        for name in ("mllm", "vae", "transformer", "aggregator")
+    }
+    copy = materialise(dataclasses.replace(preset, **parts), tmp_path / "copy", seed=5)
+    assert read_manifest(copy)["components"] == read_manifest(bundle_dir)["components"]

@@ -1,0 +1,124 @@
+from typing import Any
+
+import pytest
+import torch
+
+from lookalike.errors import ConfigError
+from lookalike.models.batch import Batch, to_batch
+from lookalike.models.joint import hidden_states
+from lookalike.models.preprocess import Preprocessor
+from lookalike.models.presets import LoraConfig
+from lookalike.models.subject import SubjectModel
+
+
+@pytest.fixture(scope="module")
+def model(bundle_dir, perturb) -> SubjectModel:
+    model = SubjectModel.from_bundle(bundle_dir)
+    perturb(model.transformer)
+    perturb(model.aggregator)
+    return model
+
+
+@pytest.fixture
+def batch(bundle_dir, pictures) -> Batch:
+    images = pictures(5)
+    references = [images[:1], images[1:3], []]
+    prompts = ["a red mug", "a blue box on the wet sand of a beach", "a dog"]
+    return to_batch(Preprocessor.from_bundle(bundle_dir)(prompts, references, images[2:5]))
+
+
+def forward(model: SubjectModel, batch: Batch, rows: list[int], **options: Any) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    noisy, latents = torch.randn(3, 64, 16, generator=generator), torch.randn(3, 2, 64, 16, generator=generator)
+    slots = batch.references.shape[1]
+    sigma = torch.tensor([0.9, 0.5, 0.2])
+    return model(batch, noisy[rows], sigma[rows], reference_latents=latents[rows][:, :slots], **options)
+
+
+@torch.no_grad()
+def test_mixed_reference_counts_equal_one_by_one(model, batch, bundle_dir, pictures) -> None:
+    together = forward(model, batch, [0, 1, 2])
+    preprocessor, images = Preprocessor.from_bundle(bundle_dir), pictures(5)
+    prompts = ["a red mug", "a blue box on the wet sand of a beach", "a dog"]
+    for row, references in enumerate([images[:1], images[1:3], []]):
+        alone = to_batch(preprocessor([prompts[row]], [references]))
+        assert alone.references.shape[1] == max(1, len(references))
+        torch.testing.assert_close(forward(model, alone, [row])[0], together[row], rtol=0, atol=1e-4)
+
+
+@torch.no_grad()
+def test_dropped_conditions_equal_conditions_that_are_not_computed(model, batch) -> None:
+    none = torch.zeros(3, dtype=torch.bool)
+    rows = [0, 1, 2]
+    assert_same = lambda a, b: torch.testing.assert_close(a, b, rtol=0, atol=1e-5)  # noqa: E731
+    assert_same(forward(model, batch, rows, mllm_keep=none), forward(model, batch, rows, use_mllm=False))
+    assert_same(forward(model, batch, rows, reference_keep=none), forward(model, batch, rows, use_references=False))
+    keep = torch.tensor([True, False, True])
+    mixed = forward(model, batch, rows, mllm_keep=keep)
+    assert_same(mixed[0], forward(model, batch, rows)[0])
+    assert_same(mixed[1], forward(model, batch, rows, use_mllm=False)[1])
+
+
+@torch.no_grad()
+def test_text_sees_the_images_before_it_and_images_do_not_see_the_text(model, batch) -> None:
+    import dataclasses
+
+    text_only = dataclasses.replace(batch, pixel_values=batch.pixel_values + 1)
+    other_text = batch.input_ids.clone()
+    other_text[0, int(batch.attention_mask[0].sum()) - 2] = 300
+    images_only = dataclasses.replace(batch, input_ids=other_text)
+    base, pixels, words = (hidden_states(model.mllm, b)[-1][0] for b in (batch, text_only, images_only))
+    image, text = batch.image_mask[0] & batch.attention_mask[0], batch.attention_mask[0] & ~batch.image_mask[0]
+    last_word = int(text.nonzero()[-2])
+    assert (pixels - base)[last_word].abs().max() > 1e-4
+    assert torch.equal(words[image], base[image])
+
+
+def test_training_reaches_what_it_should_and_nothing_else(model, batch) -> None:
+    named = model.trainable(("aggregator", "transformer"))
+    model.train()
+    try:
+        assert not model.mllm.training
+        forward(model, batch, [0, 1, 2]).square().mean().backward()
+        without = {name for name, parameter in model.named_parameters() if parameter.grad is None}
+        assert set(named) == {n for n, _ in model.named_parameters() if not n.startswith("mllm.")}
+        assert without == {name for name, _ in model.named_parameters() if name.startswith("mllm.")}
+    finally:
+        model.zero_grad()
+        model.trainable(())
+        model.eval()
+
+
+def test_gradient_checkpointing_changes_no_gradient(bundle_dir, batch, perturb) -> None:
+    gradients = []
+    for checkpointing in (False, True):
+        model = SubjectModel.from_bundle(bundle_dir)
+        perturb(model.transformer)
+        named = model.trainable(("aggregator", "transformer"))
+        model.train()
+        if checkpointing:
+            model.enable_gradient_checkpointing()
+        forward(model, batch, [0, 1, 2]).square().mean().backward()
+        gradients.append({name: parameter.grad for name, parameter in named.items()})
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradient, gradients[1][name], rtol=1e-4, atol=1e-6)
+
+
+def test_lora_starts_as_nothing_and_trains_alone(bundle_dir, batch) -> None:
+    model = SubjectModel.from_bundle(bundle_dir)
+    with pytest.raises(ConfigError, match="no LoRA"):
+        model.trainable(("transformer_lora",))
+    with torch.no_grad():
+        before = forward(model, batch, [0, 1, 2])
+        model.add_lora(LoraConfig(rank=4))
+        torch.testing.assert_close(forward(model, batch, [0, 1, 2]), before)
+    named = model.trainable(("transformer_lora",))
+    assert named
+    assert all(".lora_" in name for name in named)
+    with pytest.raises(ConfigError, match="exceeds the attention width 192"):
+        SubjectModel.from_bundle(bundle_dir).add_lora(LoraConfig(rank=193))
+
+
+def test_references_without_latents_are_refused(model, batch) -> None:
+    with pytest.raises(ConfigError, match="without reference_latents"):
+        model(batch, torch.randn(3, 64, 16), torch.full((3,), 0.5))
