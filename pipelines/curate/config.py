@@ -1,0 +1,81 @@
+"""The configuration of a curation."""
+
+from dataclasses import dataclass, field
+
+from lookalike.errors import ConfigError
+from pipelines.actors import ActorConfig
+from pipelines.curate.filters import FiltersConfig
+
+
+@dataclass(frozen=True)
+class PlanConfig:
+    """Which images become which triplets. The similarity band of a pair is ``filters.no_pair``."""
+
+    max_references: int = 2
+    """A triplet has 1 to this many references."""
+    max_triplets_per_target: int = 4
+    """Each with another set of references."""
+    max_triplets_per_subject: int = 24
+    """So that no subject dominates."""
+    validation_fraction: float = 0.15
+    """Share of subjects that training never sees. A subject's side depends on its name and the seed only, so it does
+    not change when others are added."""
+    min_validation_subjects: int = 2
+    """At least this many subjects are validation, if at least one is left for training."""
+    rows_per_partition: int = 20_000
+    """A task plans about this many images at once; a subject is never divided."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_references", "max_triplets_per_target", "max_triplets_per_subject", "rows_per_partition"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"plan.{name} is below 1", value=getattr(self, name), fix="use 1 or more")
+        if not 0 <= self.validation_fraction < 1 or self.min_validation_subjects < 0:
+            raise ConfigError(
+                "no such share of subjects",
+                value=[self.validation_fraction, self.min_validation_subjects],
+                fix="use plan.validation_fraction in [0, 1) and plan.min_validation_subjects >= 0",
+            )
+
+
+@dataclass(frozen=True)
+class ShardsConfig:
+    """How the triplet shards are written."""
+
+    image_size: int | None = 512
+    """Images whose short side is larger (px) are scaled down to it and encoded again; null keeps every JPEG's bytes.
+    Other formats than JPEG are always encoded again, so that members are called ``.jpg`` with reason."""
+    jpeg_quality: int = 95
+    """Of what is encoded again, without chroma subsampling."""
+    shard_mib: int = 256
+    """A shard holds about this much, counted before images are scaled down."""
+
+    def __post_init__(self) -> None:
+        if self.image_size is not None and self.image_size < 16:
+            raise ConfigError("shards.image_size is too small", value=self.image_size, fix="use 16 or more, or null")
+        if not 1 <= self.jpeg_quality <= 100:
+            raise ConfigError("no such JPEG quality", value=self.jpeg_quality, fix="use 1 to 100")
+        if self.shard_mib < 1:
+            raise ConfigError("shards.shard_mib is below 1", value=self.shard_mib, fix="use 1 or more")
+
+
+@dataclass(frozen=True)
+class CurateConfig:
+    """Where the raw shards are, where the snapshots go, and what a good image is."""
+
+    raw: str
+    """URI of the prefix with the raw shards (``*.tar``)."""
+    dataset: str
+    """URI of the prefix that gets the snapshots, and ``work/``, from which a killed run goes on."""
+    embedder: str = "efficientnet-lite0-colour"
+    """What similarity means: a packaged embedder, a folder or a Hub id (``facebook/dinov2-small@<revision>``). The
+    defaults of the filters that look at similarity are calibrated to the default embedder."""
+    seed: int = 0
+    """Of the choices that are made by chance."""
+    filters: FiltersConfig = field(default_factory=FiltersConfig)
+    """What is dropped."""
+    plan: PlanConfig = field(default_factory=PlanConfig)
+    """What becomes a triplet."""
+    shards: ShardsConfig = field(default_factory=ShardsConfig)
+    """How triplets are written."""
+    actors: ActorConfig = field(default_factory=ActorConfig)
+    """Who indexes: each actor reads shards and holds the embedder. Changes no result."""

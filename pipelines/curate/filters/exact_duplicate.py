@@ -1,0 +1,21 @@
+"""The same file twice."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from pipelines.curate.filters.base import Photos, Scope
+
+
+@dataclass(frozen=True)
+class ExactDuplicate:
+    """Keeps the first of all images with the same bytes, also across subjects and shards."""
+
+    scope: ClassVar[Scope] = "content"
+
+    def drop(self, photos: Photos) -> np.ndarray:
+        _, first = np.unique(photos["sha256"].astype(str), return_index=True)
+        repeated = np.ones(len(photos), bool)
+        repeated[first] = False
+        return repeated

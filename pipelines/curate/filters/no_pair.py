@@ -1,0 +1,42 @@
+"""Photographs without a partner: each other photo of the subject is too different or too much the same."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from lookalike.errors import ConfigError
+from pipelines.curate.filters.base import Photos, Scope
+
+
+@dataclass(frozen=True)
+class NoPair:
+    """The similarity band in which two photos of a subject are a pair; drops photos that are in none."""
+
+    min_similarity: float = 0.4
+    """Below it two photos may not show the same subject."""
+    max_similarity: float = 0.95
+    """Above it a model would learn to copy: same pose, same crop."""
+
+    scope: ClassVar[Scope] = "subject"
+
+    def __post_init__(self) -> None:
+        if not -1 <= self.min_similarity < self.max_similarity <= COPY_PASTE_CAP:
+            raise ConfigError(
+                "not a similarity band",
+                value=[self.min_similarity, self.max_similarity],
+                fix=f"choose -1 <= min_similarity < max_similarity <= {COPY_PASTE_CAP}",
+            )
+
+    def pairs(self, photos: Photos) -> np.ndarray:
+        """Which two photos are a pair: bool [N, N], symmetric, false on the diagonal."""
+        similarity_NN = photos.similarity
+        in_band_NN = (similarity_NN >= self.min_similarity) & (similarity_NN <= self.max_similarity)
+        return np.asarray(in_band_NN & ~np.eye(len(photos), dtype=bool), bool)
+
+    def drop(self, photos: Photos) -> np.ndarray:
+        return np.asarray(~self.pairs(photos).any(axis=1), bool)
+
+
+COPY_PASTE_CAP = 0.98
+"""No setting pairs photos that are more similar than this (SynCD's bound)."""

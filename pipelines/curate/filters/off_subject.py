@@ -1,0 +1,30 @@
+"""Photographs that show somebody else."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from pipelines.curate.filters.base import Photos, Scope
+
+
+@dataclass(frozen=True)
+class OffSubject:
+    """Drops photos that resemble their own subject's other photos far less than those resemble each other."""
+
+    max_similarity: float = 0.5
+    """A photo whose median similarity to the others reaches this is always kept."""
+    min_gap: float = 0.22
+    """How far that median must lie below the subject's usual one for the photo to be dropped."""
+    min_photos: int = 3
+    """With fewer photos nobody can tell which one is wrong."""
+
+    scope: ClassVar[Scope] = "subject"
+
+    def drop(self, photos: Photos) -> np.ndarray:
+        n = len(photos)
+        if n < self.min_photos:
+            return np.zeros(n, bool)
+        others_NN = np.where(np.eye(n, dtype=bool), np.nan, photos.similarity)
+        typical_N = np.nanmedian(others_NN, axis=1)
+        return np.asarray((typical_N < self.max_similarity) & (typical_N < np.median(typical_N) - self.min_gap), bool)

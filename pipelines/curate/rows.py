@@ -1,0 +1,62 @@
+"""The image table: one thin row per image that came in."""
+
+import hashlib
+
+import pyarrow as pa
+
+IMAGE_SCHEMA = pa.schema(
+    [
+        ("subject_hash", pa.int64()),  # of ``subject``; tables are sorted by it, so that a partition is a range of it
+        ("key", pa.string()),
+        ("shard", pa.string()),  # key of the raw shard below the raw prefix
+        ("offset", pa.int64()),  # first byte of the image in its shard; -1 where it was cut off
+        ("length", pa.int64()),
+        ("sha256", pa.string()),
+        ("width", pa.int32()),  # px, upright
+        ("height", pa.int32()),
+        ("subject", pa.string()),
+        ("class_name", pa.string()),
+        ("caption", pa.string()),
+        ("licence", pa.string()),
+        ("source", pa.string()),
+        ("phash", pa.uint64()),
+        ("sharpness", pa.float32()),  # variance of the Laplacian at a short side of 256 px
+        ("luma_mean", pa.float32()),  # 0–255
+        ("luma_std", pa.float32()),
+        ("cut", pa.bool_()),  # the shard broke off inside this sample
+        ("error", pa.string()),  # why it cannot be decoded; empty where it can
+    ]
+)
+
+REFERENCE = pa.struct(
+    [
+        ("sha256", pa.string()),
+        ("shard", pa.string()),
+        ("offset", pa.int64()),
+        ("length", pa.int64()),
+        ("similarity", pa.float32()),
+    ]
+)
+
+# What the plan adds: why an image was dropped (null = kept), and the reference sets for which it is the target.
+PLAN_SCHEMA = pa.schema(
+    [*IMAGE_SCHEMA, ("drop_reason", pa.string()), ("reference_sets", pa.list_(pa.list_(REFERENCE)))]
+)
+
+_HASHES = 1 << 63
+
+
+def subject_hash(subject: str) -> int:
+    """A subject's place on the line [0, 2^63): the same on every machine, and independent of other subjects."""
+    return int.from_bytes(hashlib.sha256(subject.encode()).digest()[:8], "big") >> 1
+
+
+def partition_range(partition: int, partitions: int) -> tuple[int, int]:
+    """The half-open range of subject hashes that is partition ``partition`` of ``partitions``."""
+    return partition * _HASHES // partitions, (partition + 1) * _HASHES // partitions
+
+
+def unit_hash(*parts: object) -> float:
+    """A number in [0, 1) from an identity, for choices that must not depend on order or on other rows."""
+    text = "\0".join(str(part) for part in parts)
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2.0**64

@@ -1,0 +1,42 @@
+"""Parquet tables in a store. A table that is there is whole, so its presence is the ledger of what is done."""
+
+import io
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from lookalike.storage import Store
+
+_ROWS_PER_GROUP = 512  # a partition reads the row groups that overlap its range of subject hashes
+
+
+def write_table(store: Store, key: str, table: pa.Table) -> None:
+    """Write ``table`` in one put; equal tables give equal bytes."""
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, row_group_size=_ROWS_PER_GROUP, compression="zstd")
+    store.write(key, buffer.getvalue())
+
+
+def read_table(
+    store: Store, key: str, span: tuple[int, int] | None = None, columns: Sequence[str] | None = None
+) -> pa.Table:
+    """Read a table, or the rows whose ``subject_hash`` lies in the half-open ``span``."""
+    filters = None if span is None else [("subject_hash", ">=", span[0]), ("subject_hash", "<", span[1])]
+    return pq.read_table(
+        io.BytesIO(store.read(key)), filters=filters, columns=None if columns is None else list(columns)
+    )
+
+
+def vectors_array(vectors_ND: np.ndarray) -> pa.FixedSizeListArray:
+    """float16 ``[N, D]`` as an Arrow column."""
+    flat = pa.array(np.ascontiguousarray(vectors_ND, np.float16).reshape(-1))
+    return pa.FixedSizeListArray.from_arrays(flat, vectors_ND.shape[1])
+
+
+def vectors_of(column: pa.ChunkedArray, dim: int) -> np.ndarray:
+    """The reverse of :func:`vectors_array`, as float32 and of unit norm again."""
+    flat = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    vectors_ND = flat.astype(np.float32).reshape(-1, dim)
+    return np.asarray(vectors_ND / np.linalg.norm(vectors_ND, axis=1, keepdims=True))
