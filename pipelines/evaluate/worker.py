@@ -17,6 +17,7 @@ from lookalike.models.batch import Batch, to_batch
 from lookalike.models.embedder import load_embedder
 from lookalike.models.preprocess import Preprocessor
 from lookalike.models.subject import SubjectModel
+from lookalike.models.vae import LatentCache
 from lookalike.storage import open_store
 from pipelines.actors import Columns
 from pipelines.bundles import BundleLocation
@@ -66,6 +67,7 @@ class Evaluator:
         self._work = work
         self._device = work.config.actors.prepare()
         self._loaded: tuple[int, SubjectPipeline] | None = None
+        self._cache = LatentCache()
 
     def __call__(self, unit: int) -> Columns:
         todo = self._work.units[unit]
@@ -92,6 +94,7 @@ class Evaluator:
             sample_ids=[sample.sample_id for sample in unit.samples],
             subjects=[pool[sample.target].subject for sample in unit.samples],
             seed=self._work.config.seed,
+            cache=self._cache,
         )
         return with_prefix(rows, _before(unit.bundle))
 
@@ -128,6 +131,7 @@ class Evaluator:
     def _pipe(self, bundle: int) -> SubjectPipeline:
         if self._loaded is None or self._loaded[0] != bundle:
             self._loaded = None  # one model at a time
+            self._cache = LatentCache()
             self._loaded = (bundle, self._work.bundles[bundle].load(self._device))
         return self._loaded[1]
 

@@ -15,6 +15,7 @@ from lookalike.evaluation.metrics import Estimate, cluster_bootstrap
 from lookalike.models.batch import Batch
 from lookalike.models.embedder import Embedder
 from lookalike.models.subject import SubjectModel
+from lookalike.models.vae import LatentCache
 
 Pixels = np.ndarray  # uint8 [H, W, 3]
 
@@ -62,11 +63,13 @@ def paired_losses(
     sample_ids: Sequence[str],
     subjects: Sequence[str],
     seed: int,
+    cache: LatentCache | None = None,
 ) -> list[Measurement]:
     """Held-out loss of each sample under its own and under a stranger's conditions, on the same noise.
 
     ``right`` and ``shuffled`` have the same targets; ``shuffled`` is None where there is no stranger. Both modes of
-    training are measured: with the references' latents, and (``mllm_only/``) without.
+    training are measured: with the references' latents, and (``mllm_only/``) without. A ``cache`` saves encoding the
+    same images for each arm and mode.
     """
     found = []
     for prefix, (use_mllm, use_references) in LOSS_MODES.items():
@@ -82,6 +85,7 @@ def paired_losses(
                     flow=flow,
                     use_mllm=use_mllm,
                     use_references=use_references,
+                    cache=cache,
                 )
                 values[f"loss_{arm}"] = loss.double().cpu().numpy()
         if shuffled is not None:

@@ -1,0 +1,51 @@
+"""What `jobs/generate.py` can be told."""
+
+from dataclasses import dataclass, field
+
+from lookalike.errors import ConfigError
+from pipelines.actors import ActorConfig
+
+
+@dataclass(frozen=True)
+class GenerateConfig:
+    """Images of a subject. The same command again makes what is missing, or says that it is done."""
+
+    model: str
+    """``models:/NAME@champion``, ``models:/NAME/3``, or the URI of a bundle."""
+    out: str
+    """URI that receives images/, contact_sheet.png and generations.json (last)."""
+    prompt: list[str] = field(default_factory=list)
+    """What to show; may be repeated."""
+    prompts_file: str | None = None
+    """URI of a text file with one prompt a line, after those of --prompt; blank lines do not count."""
+    reference: list[str] = field(default_factory=list)
+    """Photo of the subject, or a folder of them, of which the model takes as many as it reads; may be repeated."""
+    num_images: int = 1
+    """Images of each prompt."""
+    seed: int = 0
+    """Seed of the first image of each prompt; the next ones count up."""
+    steps: int = 25
+    """Denoising steps."""
+    guidance_scale: float = 2.5
+    """Classifier-free guidance; 1 turns it off."""
+    tau1: float = 0.95
+    """Noise level below which the references' latents join the MLLM's tokens."""
+    tau2: float = 0.85
+    """Noise level below which the MLLM's tokens leave. Lower values of both follow the text more, identity less."""
+    batch_size: int = 8
+    """Images made at once."""
+    tracking: str | None = None
+    """MLflow tracking URI that knows the model's name; by default MLFLOW_TRACKING_URI. A bundle's URI needs none."""
+    actors: ActorConfig = field(default_factory=ActorConfig)
+    """Where it runs."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_images", "steps", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is below 1", value=getattr(self, name), fix="use 1 or more")
+        if self.seed < 0:
+            raise ConfigError("seed is below 0", value=self.seed, fix="use 0 or more")
+        if not self.prompt and not self.prompts_file:
+            raise ConfigError("nothing to generate", fix="name a --prompt or a --prompts-file")
+        if not self.reference:
+            raise ConfigError("no photo of the subject", fix="name one with --reference")

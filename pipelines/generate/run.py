@@ -1,0 +1,137 @@
+"""One generation from its configuration to its images."""
+
+import io
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import PurePosixPath
+from typing import Any
+from urllib.parse import urlsplit
+
+from lookalike import config as configs
+from lookalike.data.images import EXTENSIONS, ImageError, decode
+from lookalike.errors import ConfigError, InputError
+from lookalike.storage import Store, open_store
+from lookalike.storage.claim import claim
+from pipelines.actors import run_units
+from pipelines.bundles import BundleLocation, locate_bundle
+from pipelines.generate.config import GenerateConfig
+
+log = logging.getLogger(__name__)
+
+RESULT = "generations.json"
+SHEET = "contact_sheet.png"
+_NOT_IDENTITY = ("out", "actors", "batch_size", "tracking")
+
+
+def generate(config: GenerateConfig) -> dict[str, Any]:
+    """Make the images; returns what ``generations.json`` holds.
+
+    Raises:
+        InputError: a model that is not registered, no bundle, a reference that is no photo, a prompt that is too long.
+        ConfigError: more references than the model reads.
+        ConflictError: ``config.out`` holds another generation.
+    """
+    from lookalike.models.preprocess import Preprocessor
+    from lookalike.registry import resolve
+    from pipelines.generate.worker import Generator, Request, Work
+
+    model = resolve(config.model, config.tracking)
+    bundle = locate_bundle(model.bundle_uri, model.bundle_sha256)
+    prompts = _prompts(config)
+    references = _references(config.reference, bundle)
+    store = open_store(config.out)
+    inputs = {
+        "bundle": bundle.sha256,
+        "prompts": prompts,
+        "references": [configs.fingerprint(data.hex()) for _, data in references],
+    }
+    claim(store, {**configs.to_dict(config), "inputs": inputs}, ignore=_NOT_IDENTITY)
+    if store.exists(RESULT):
+        log.info("this generation is done already: %s", store.uri)
+        return dict(json.loads(store.read(RESULT)))
+
+    pixels = [decode(data) for _, data in references]
+    Preprocessor.from_bundle(bundle.open().components)(prompts, [pixels] * len(prompts))  # refuses before any work
+    requests = [
+        Request(f"images/{number:04d}-{config.seed + index}.png", prompt, config.seed + index)
+        for number, prompt in enumerate(prompts)
+        for index in range(config.num_images)
+    ]
+    name = f"{model.name}/{model.version}" if model.version else model.name or bundle.uri
+    there = {info.key for info in store.list("images/")}
+    missing = [request for request in requests if request.file not in there]
+    units = [tuple(missing[first : first + config.batch_size]) for first in range(0, len(missing), config.batch_size)]
+    if units:
+        work = Work(config, bundle, name, tuple(data for _, data in references), tuple(units))
+        for _ in run_units(Generator, work, len(units), config.actors):
+            pass
+    store.write(SHEET, _contact_sheet(store, config, pixels, requests))
+    result = {
+        "model": {"name": model.name, "version": model.version, "bundle_uri": bundle.uri, "sha256": bundle.sha256},
+        "references": [uri for uri, _ in references],
+        "images": [asdict(request) for request in requests],
+        "config": configs.to_dict(config),
+    }
+    store.write(RESULT, (json.dumps(result, indent=1, ensure_ascii=False) + "\n").encode())
+    return result
+
+
+def _prompts(config: GenerateConfig) -> list[str]:
+    prompts = [prompt.strip() for prompt in config.prompt]
+    if config.prompts_file:
+        store, key = _open_file(config.prompts_file)
+        prompts += [line.strip() for line in store.read(key).decode("utf-8-sig").splitlines() if line.strip()]
+    if not prompts or not all(prompts):
+        raise InputError("an empty prompt", value=config.prompts_file or "", fix="say what to show")
+    return prompts
+
+
+def _references(locations: Sequence[str], bundle: BundleLocation) -> list[tuple[str, bytes]]:
+    """URI and bytes of each reference; of folders as many photos, by name, as the model still reads."""
+    limit = bundle.max_references
+    files: list[tuple[str, bytes]] = []
+    for location in locations:
+        store, key = _open_file(location)
+        if PurePosixPath(key).suffix[1:].lower() in EXTENSIONS or store.exists(key):
+            files.append((f"{store.uri}/{key}", store.read(key)))
+            continue
+        folder = store.child(key)
+        keys = [info.key for info in folder.list() if PurePosixPath(info.key).suffix[1:].lower() in EXTENSIONS]
+        if not keys:
+            raise InputError("neither a photo nor a folder of photos", value=location, fix="check --reference")
+        files += [(f"{folder.uri}/{key}", folder.read(key)) for key in keys[: max(1, limit - len(files))]]
+    if len(files) > limit:
+        raise ConfigError(
+            f"{len(files)} references; this model reads {limit}", value=[uri for uri, _ in files], fix="name fewer"
+        )
+    for uri, data in files:
+        try:
+            decode(data)
+        except ImageError as error:
+            raise InputError(f"a reference is no photo: {error.what}", value=uri, fix="name another file") from error
+    return files
+
+
+def _open_file(uri: str) -> tuple[Store, str]:
+    """The store above a file, and its key there."""
+    path = uri.rstrip("/")
+    parent, slash, name = path.rpartition("/")
+    if urlsplit(path).scheme and (not name or parent.endswith(("/", ":"))):
+        raise InputError("names no file", value=uri, fix="name a file below a bucket or a folder")
+    return open_store(parent or (slash or ".")), name
+
+
+def _contact_sheet(store: Store, config: GenerateConfig, references: Sequence[Any], requests: Sequence[Any]) -> bytes:
+    from lookalike.evaluation.grid import GridRow, draw_grid
+
+    rows: dict[str, dict[str, Any]] = {}
+    for request in requests:
+        row = rows.setdefault(request.file.split("-")[0], {"prompt": request.prompt, "images": {}})
+        row["images"][f"seed {request.seed}"] = decode(store.read(request.file))
+    columns = [f"seed {config.seed + index}" for index in range(config.num_images)]
+    sheet = draw_grid([GridRow(references, row["prompt"], row["images"]) for row in rows.values()], columns)
+    buffer = io.BytesIO()
+    sheet.save(buffer, format="PNG", optimize=True)
+    return buffer.getvalue()

@@ -1,0 +1,75 @@
+"""The actor of generation: it holds one model and makes one batch of images at a time."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from lookalike.data.images import decode, encode_png
+from lookalike.diffusion.stages import StageSchedule
+from lookalike.storage import open_store
+from pipelines.actors import Columns
+from pipelines.bundles import BundleLocation
+from pipelines.generate.config import GenerateConfig
+
+
+@dataclass(frozen=True)
+class Request:
+    """One image to make."""
+
+    file: str
+    """Its key below the output."""
+    prompt: str
+    """What it shows."""
+    seed: int
+    """Of its initial noise."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """Everything that a generation makes."""
+
+    config: GenerateConfig
+    bundle: BundleLocation
+    model: str
+    """Name and version, as provenance says it."""
+    references: tuple[bytes, ...]
+    """Encoded photos of the subject, shared by all requests."""
+    units: tuple[tuple[Request, ...], ...]
+    """Batches."""
+
+
+class Generator:
+    """Makes and writes the images of a unit, each with its provenance in its text chunks."""
+
+    def __init__(self, work: Work) -> None:
+        self._work = work
+        self._pipe = work.bundle.load(work.config.actors.prepare())
+        self._references = [decode(data) for data in work.references]
+
+    def __call__(self, unit: int) -> Columns:
+        work, config, requests = self._work, self._work.config, self._work.units[unit]
+        images = self._pipe(
+            [request.prompt for request in requests],
+            self._references,
+            num_inference_steps=config.steps,
+            guidance_scale=config.guidance_scale,
+            stages=StageSchedule(config.tau1, config.tau2),
+            seeds=[request.seed for request in requests],
+            output_type="np",
+        ).images
+        store = open_store(config.out)
+        for request, image in zip(requests, images, strict=True):
+            store.write(
+                request.file,
+                encode_png(
+                    image,
+                    {
+                        "prompt": request.prompt,
+                        "seed": str(request.seed),
+                        "model": work.model,
+                        "bundle_sha256": work.bundle.sha256,
+                        "Software": "lookalike",
+                    },
+                ),
+            )
+        return {"file": np.array([request.file for request in requests])}

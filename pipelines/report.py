@@ -1,0 +1,175 @@
+"""One page out of what the other jobs left: it reads, and decides nothing."""
+
+import io
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+import lookalike
+from lookalike.data.images import ImageError, decode
+from lookalike.data.triplets import load_images, read_triplets
+from lookalike.errors import LookalikeError
+from lookalike.evaluation.report import (
+    Curation,
+    Decision,
+    Evaluation,
+    Finetune,
+    Generation,
+    Page,
+    Reason,
+    Training,
+    Triplet,
+    render,
+)
+from lookalike.evaluation.report.curves import held_out_curve, loss_curve
+from lookalike.evaluation.report.page import data_uri, thumbnail
+from lookalike.evaluation.scores import GRID, SCORES, Scores
+from lookalike.evaluation.suites import Suite
+from lookalike.storage import Store, latest_version, open_store, read_manifest, version_store
+
+log = logging.getLogger(__name__)
+
+_THUMBNAILS = 8  # of each reason
+_SAMPLES = 6
+
+
+@dataclass(frozen=True)
+class ReportConfig:
+    """Outputs to show. Each may be left out, and then its section is."""
+
+    out: str
+    """URI of the page, e.g. ``file:///runs/toys-1/report.html``; an older page there is replaced."""
+    title: str = "lookalike"
+    """Heading of the page."""
+    dataset: str | None = None
+    """URI of a curated data set; its newest snapshot is shown."""
+    run: str | None = None
+    """URI of a training run."""
+    scores: list[str] = field(default_factory=list)
+    """URIs of evaluations; may be repeated."""
+    decision: list[str] = field(default_factory=list)
+    """URIs of a gate's decisions (``decision.json`` or its folder); may be repeated."""
+    finetune: str | None = None
+    """URI of a finetune's result (its folder, with ``result.json``)."""
+    generation: str | None = None
+    """URI of a generation."""
+    timings: str | None = None
+    """URI of a JSON list of {step, seconds, peak_memory_gib, outcome}."""
+
+
+def report(config: ReportConfig) -> int:
+    """Write the page; returns its size in bytes. Raises InputError for a location that holds no such result."""
+    page = Page(
+        title=config.title,
+        curation=_curation(open_store(config.dataset)) if config.dataset else None,
+        training=_training(open_store(config.run)) if config.run else None,
+        evaluations=[_evaluation(open_store(uri)) for uri in config.scores],
+        decisions=[_decision(uri) for uri in config.decision],
+        finetune=_finetune(open_store(config.finetune)) if config.finetune else None,
+        generation=_generation(open_store(config.generation)) if config.generation else None,
+        timings=_read_json(config.timings) if config.timings else [],
+        code_version=lookalike.__version__,
+    )
+    data = render(page).encode()
+    parent, _, name = config.out.rpartition("/")
+    open_store(parent or ".").write(name, data)
+    return len(data)
+
+
+def _curation(dataset: Store) -> Curation:
+    version = latest_version(dataset)
+    manifest, store = read_manifest(dataset, version), version_store(dataset, version)
+    counts = manifest["counts"]
+    images = pq.read_table(io.BytesIO(store.read("images.parquet")))
+    raw = open_store(manifest["config"]["raw"])
+    dropped = images.filter(images["drop_reason"].is_valid()).to_pylist()
+    reasons = [
+        Reason(name, count, _thumbnails(raw, [row for row in dropped if row["drop_reason"] == name]))
+        for name, count in counts["dropped"].items()
+        if count
+    ]
+    train = Suite(read_triplets(store, "train")).pool[:_SAMPLES]  # of different subjects
+    samples = []
+    for triplet in train:
+        target, references = load_images(store, triplet)
+        samples.append(Triplet([thumbnail(image, 168) for image in references], thumbnail(target, 168), triplet.prompt))
+    return Curation(
+        images_in=counts["images_in"],
+        images_kept=counts["images_kept"],
+        subjects=counts["subjects"],
+        triplets=counts["triplets"],
+        reasons=reasons,
+        samples=samples,
+        version=version,
+    )
+
+
+def _thumbnails(raw: Store, rows: list[dict[str, Any]]) -> list[str]:
+    """Of the images that still decode; a picture that is gone is no reason to show no page."""
+    found: list[str] = []
+    for row in rows:
+        if len(found) == _THUMBNAILS:
+            break
+        if row["offset"] is None or row["offset"] < 0:
+            continue
+        try:
+            found.append(thumbnail(decode(raw.read_range(row["shard"], row["offset"], row["length"]))))
+        except ImageError:
+            continue
+        except LookalikeError as error:
+            log.warning("no thumbnail: %s", error)
+            break
+    return found
+
+
+def _training(store: Store) -> Training:
+    records = [json.loads(line) for line in store.read("metrics.jsonl").decode().splitlines()]
+    result = json.loads(store.read("result.json"))
+    steps = [record for record in records if "loss" in record]
+    facts = {"optimizer steps": f"{result['steps']}"}
+    if steps and "images_per_second" in steps[0]:
+        facts["training images a second"] = f"{np.median([step['images_per_second'] for step in steps]):.0f}"
+        facts["of the time spent waiting for data"] = f"{100 * np.mean([s['data_wait_share'] for s in steps]):.0f} %"
+    validated = any("validation" in record for record in records)
+    return Training(loss_curve(records), held_out_curve(records) if validated else None, result["stages"], facts)
+
+
+def _evaluation(store: Store, title: str = "How it does on subjects it never saw") -> Evaluation:
+    scores = Scores.from_json(store.read(SCORES), f"{store.uri}/{SCORES}")
+    if scores.conditions == "shuffled":
+        title = "The probe: everyone else's conditions"
+    return Evaluation(scores, data_uri(store.read(GRID)), title)
+
+
+def _decision(uri: str) -> Decision:
+    found = _read_json(uri if uri.endswith(".json") else f"{uri.rstrip('/')}/decision.json")
+    return Decision(found["model"], str(found.get("version") or ""), found["promoted"], found["checks"])
+
+
+def _finetune(store: Store) -> Finetune:
+    result = json.loads(store.read("result.json"))
+    grids, scores = [], []
+    for when in ("before", "after"):
+        uri = result.get(f"{when}_scores")
+        if uri:
+            evaluation = _evaluation(open_store(uri.removesuffix(f"/{SCORES}")))
+            grids.append((when, evaluation.grid))
+            scores.append((when, evaluation.scores))
+    return Finetune(result["customer"], result["subject"], grids, scores)
+
+
+def _generation(store: Store) -> Generation:
+    result: Mapping[str, Any] = json.loads(store.read("generations.json"))
+    model = result["model"]
+    name = f"{model['name']}, version {model['version']}" if model["version"] else model["bundle_uri"]
+    return Generation(name, data_uri(store.read("contact_sheet.png")), len(result["images"]))
+
+
+def _read_json(uri: str) -> Any:
+    parent, _, name = uri.rpartition("/")
+    return json.loads(open_store(parent or ".").read(name))

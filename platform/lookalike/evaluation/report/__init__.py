@@ -1,0 +1,27 @@
+"""One self-contained HTML page about a model: from what was curated to what it generates."""
+
+from lookalike.evaluation.report.page import (
+    Curation,
+    Decision,
+    Evaluation,
+    Finetune,
+    Generation,
+    Page,
+    Reason,
+    Training,
+    Triplet,
+    render,
+)
+
+__all__ = [
+    "Curation",
+    "Decision",
+    "Evaluation",
+    "Finetune",
+    "Generation",
+    "Page",
+    "Reason",
+    "Training",
+    "Triplet",
+    "render",
+]

@@ -1,0 +1,245 @@
+"""What the page holds, and its rendering. Every section may be absent; images are ``data:`` URIs."""
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from lookalike.evaluation.metrics import Estimate
+from lookalike.evaluation.scores import Scores
+
+IMAGE_METRICS = {
+    "identity": "identity",
+    "identity_margin": "margin over another subject",
+    "dino_i": "DINO-I",
+    "clip_i": "CLIP-I",
+    "clip_t": "CLIP-T",
+}
+STAGE_LABELS = {
+    "paper": "staged (τ .95 / .85)",
+    "mllm_only": "MLLM only",
+    "both": "both throughout",
+    "reference_only": "references only",
+}
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Why some images were dropped."""
+
+    name: str
+    """As the images table says it."""
+    count: int
+    """Images."""
+    thumbnails: Sequence[str] = ()
+    """Some of them; none for files that no one can decode."""
+
+    @property
+    def label(self) -> str:
+        """For people."""
+        return self.name.replace("_", " ")
+
+
+@dataclass(frozen=True)
+class Triplet:
+    """A training sample."""
+
+    references: Sequence[str]
+    """What the model sees."""
+    target: str
+    """What it learns to draw."""
+    prompt: str
+    """What it is told."""
+
+
+@dataclass(frozen=True)
+class Curation:
+    """What came in and what was kept."""
+
+    images_in: int
+    images_kept: int
+    subjects: int
+    triplets: Mapping[str, int]
+    """By split."""
+    reasons: Sequence[Reason]
+    """In the order of the funnel."""
+    samples: Sequence[Triplet] = ()
+    version: int = 1
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a run learned."""
+
+    loss_svg: str
+    held_out_svg: str | None
+    stages: Sequence[Mapping[str, Any]]
+    """As the run's result says them: stage, loss_first, loss_last, validation."""
+    facts: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One scores.json and its grid."""
+
+    scores: Scores
+    grid: str
+    title: str = "Held-out subjects"
+
+    @property
+    def losses(self) -> list[tuple[str, Estimate, Estimate, Estimate]]:
+        """(mode, own conditions, another subject's, gap) where there was another subject."""
+        found, metrics = [], self.scores.metrics
+        for prefix, mode in (("", "MLLM + references"), ("mllm_only/", "MLLM only")):
+            names = [f"{prefix}loss_{arm}" for arm in ("right", "shuffled", "gap")]
+            if all(name in metrics for name in names):
+                right, shuffled, gap = (metrics[name] for name in names)
+                found.append((mode, right, shuffled, gap))
+        return found
+
+    @property
+    def images(self) -> list[tuple[str, dict[str, Estimate]]]:
+        """(stages, metric → estimate) of the generated images, the main setting first."""
+        stages: dict[str, dict[str, Estimate]] = {}
+        for name, estimate in self.scores.metrics.items():
+            setting, _, metric = name.rpartition("/")
+            if metric in IMAGE_METRICS:
+                stages.setdefault(setting, {})[metric] = estimate
+        main = str(self.scores.config.get("stages", ["paper"])[0])
+        order = sorted(stages, key=lambda setting: (setting.startswith("before"), setting != "", setting))
+        return [(_stage_label(setting, main), stages[setting]) for setting in order]
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What a gate decided."""
+
+    model: str
+    version: str
+    promoted: bool
+    checks: Sequence[Mapping[str, Any]]
+    """name, value, threshold, passed, why."""
+
+
+@dataclass(frozen=True)
+class Finetune:
+    """A customer's subject before and after."""
+
+    customer: str
+    subject: str
+    grids: Sequence[tuple[str, str]]
+    """(caption, image)."""
+    scores: Sequence[tuple[str, Scores]] = ()
+    """(caption, scores)."""
+    facts: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def rows(self) -> list[tuple[str, list[Estimate | None]]]:
+        """(metric for people, an estimate for each of ``scores``)."""
+        labels = {"loss_right": "held-out loss", **IMAGE_METRICS}
+        rows = [(label, [scores.metrics.get(name) for _, scores in self.scores]) for name, label in labels.items()]
+        return [(label, estimates) for label, estimates in rows if any(estimates)]
+
+
+@dataclass(frozen=True)
+class Generation:
+    """Images that were asked for."""
+
+    model: str
+    sheet: str
+    images: int
+
+
+@dataclass(frozen=True)
+class Page:
+    """The page."""
+
+    title: str
+    curation: Curation | None = None
+    training: Training | None = None
+    evaluations: Sequence[Evaluation] = ()
+    decisions: Sequence[Decision] = ()
+    finetune: Finetune | None = None
+    generation: Generation | None = None
+    timings: Sequence[Mapping[str, Any]] = ()
+    """step, seconds, peak_memory_gib, outcome."""
+    code_version: str = ""
+
+    @property
+    def headline(self) -> dict[str, str]:
+        """The few numbers that stand at the top, by label."""
+        found = {}
+        if self.curation:
+            found["photographs in, with a reason for each one that was dropped"] = number(self.curation.images_in)
+            found["training samples"] = number(self.curation.triplets.get("train", 0))
+        if self.training and self.training.stages:
+            first, last = self.training.stages[0]["loss_first"], self.training.stages[-1]["loss_last"]
+            found["loss, first to last"] = f"{first:.2f} → {last:.2f}"
+        if self.evaluations and (losses := self.evaluations[0].losses):
+            gap = losses[0][3]
+            found["held-out loss gap, another subject's conditions against its own"] = f"{gap.mean:+.4f}"
+        if self.decisions:
+            found["by the gate"] = "promoted" if self.decisions[0].promoted else "refused"
+        if self.timings:
+            found["for all of it, on one machine"] = duration(sum(row["seconds"] for row in self.timings))
+        return found
+
+
+def render(page: Page) -> str:
+    """The page as one HTML document that loads nothing from anywhere."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+
+    environment = Environment(
+        loader=PackageLoader("lookalike.evaluation.report"),
+        autoescape=select_autoescape(["html", "j2"], default=True),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["number"] = number
+    environment.filters["figure"] = figure
+    environment.filters["duration"] = duration
+    environment.globals["image_metrics"] = IMAGE_METRICS
+    return environment.get_template("page.html.j2").render(page=page)
+
+
+def _stage_label(setting: str, main: str) -> str:
+    """``"before/mllm_only"`` → ``"before: MLLM only"``."""
+    before, name = setting.startswith("before"), setting.removeprefix("before").strip("/") or main
+    return ("before: " if before else "") + STAGE_LABELS.get(name, name)
+
+
+def number(value: int) -> str:
+    """Thousands apart: ``12345`` → ``"12 345"`` with a thin space."""
+    return f"{value:,}".replace(",", "\u2009")
+
+
+def figure(value: object) -> str:
+    """A check's value or threshold: floats with four digits, absent ones as a dash."""
+    if value is None:
+        return "–"
+    return f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
+def duration(seconds: float) -> str:
+    """``83.2`` → ``"1 min 23 s"``."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+def thumbnail(image: np.ndarray, side: int = 112) -> str:
+    """uint8 RGB ``[H, W, 3]`` as a JPEG ``data:`` URI whose longer side is at most ``side`` pixels."""
+    picture = Image.fromarray(image)
+    picture.thumbnail((side, side), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    picture.save(buffer, format="JPEG", quality=85)
+    return data_uri(buffer.getvalue(), "image/jpeg")
+
+
+def data_uri(data: bytes, kind: str = "image/png") -> str:
+    """Bytes as a ``data:`` URI."""
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
