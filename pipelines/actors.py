@@ -1,9 +1,10 @@
-"""Units of work on a pool of Ray Data actors, each of which holds a model."""
+"""Units of work on Ray Data: on a pool of actors, each of which holds a model, or as tasks."""
 
 import logging
 import pickle
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -55,7 +56,9 @@ class UnitActor(Protocol):
         """Do one unit; returns its rows."""
 
 
-def run_units(actor: type[UnitActor], work: Any, units: int, config: ActorConfig) -> Iterator[pa.Table]:
+def run_units(
+    actor: type[UnitActor], work: Any, units: int, config: ActorConfig, *, noun: str = "batches"
+) -> Iterator[pa.Table]:
     """Do the units 0 … ``units`` - 1 and give each one's rows as it is done, in any order, with a column ``unit``.
 
     A unit is one batch whose samples the plan fixed, not how Ray Data cuts its blocks: float sums differ with the
@@ -64,35 +67,62 @@ def run_units(actor: type[UnitActor], work: Any, units: int, config: ActorConfig
     import ray.data
 
     with ray_session():
-        context = ray.data.DataContext.get_current()
-        context.enable_progress_bars = False
-        done = (
-            ray.data.range(units, override_num_blocks=units)
-            .map_batches(
-                _Adapter,
-                fn_constructor_args=(actor, work),
-                batch_size=1,
-                compute=ray.data.ActorPoolStrategy(size=min(config.count, units)),
-                num_cpus=config.cpus,
-                num_gpus=1 if config.use_gpu else 0,
-            )
-            .iter_batches(batch_size=None, batch_format="pyarrow")
+        done = ray.data.range(units, override_num_blocks=units).map_batches(
+            _Adapter,
+            fn_constructor_args=(actor, work),
+            batch_size=1,
+            compute=ray.data.ActorPoolStrategy(size=min(config.count, units)),
+            num_cpus=config.cpus,
+            num_gpus=1 if config.use_gpu else 0,
         )
-        seen: set[int] = set()
-        for table in done:
-            if _ERROR in table.column_names:
-                raise pickle.loads(table[_ERROR][0].as_py())
-            seen.update(table["unit"].to_pylist())
-            log.info("%d of %d batches done", len(seen), units)
-            yield table
+        yield from _tables(done, units, noun)
+
+
+def run_tasks(
+    task: Callable[[Any, int], Columns], work: Any, units: int, *, cpus: float = 1.0, noun: str = "tasks"
+) -> Iterator[pa.Table]:
+    """As :func:`run_units`, for work that needs no model: ``task(work, unit)`` on whichever worker is free."""
+    import ray.data
+
+    with ray_session():
+        shared = ray.put(work)  # shipped to a node once, however many units run there
+        done = ray.data.range(units, override_num_blocks=units).map_batches(
+            _run_task, fn_args=(task, [shared]), batch_size=1, num_cpus=cpus
+        )
+        yield from _tables(done, units, noun)
+
+
+def _tables(dataset: Any, units: int, noun: str) -> Iterator[pa.Table]:
+    import ray.data
+
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    seen: set[int] = set()
+    for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
+        if _ERROR in table.column_names:
+            raise pickle.loads(table[_ERROR][0].as_py())
+        seen.update(table["unit"].to_pylist())
+        log.info("%d of %d %s done", len(seen), units, noun)
+        yield table
     assert len(seen) == units, f"Ray Data gave {len(seen)} of {units} units"
 
 
-class _Adapter:
-    """Ray Data calls this with a batch of one row.
+def _rows(unit: int, do: Callable[[int], Columns]) -> Columns:
+    """A unit's rows. Ray Data keeps the text of an error and loses the error, so ours travels as a row."""
+    try:
+        columns = do(unit)
+    except LookalikeError as error:
+        columns = {_ERROR: np.array([pickle.dumps(error)], dtype=object)}
+    return {"unit": np.full(len(next(iter(columns.values()))), unit), **columns}
 
-    Ray Data keeps the text of an error and loses the error, so ours travels as a row.
-    """
+
+def _run_task(batch: Columns, task: Callable[[Any, int], Columns], shared: list[Any]) -> Columns:
+    import ray
+
+    return _rows(int(batch["id"][0]), partial(task, ray.get(shared[0])))
+
+
+class _Adapter:
+    """Ray Data calls this with a batch of one row."""
 
     def __init__(self, actor: type[UnitActor], work: Any) -> None:
         self._error: LookalikeError | None = None
@@ -102,12 +132,9 @@ class _Adapter:
             self._error = error
 
     def __call__(self, batch: Columns) -> Columns:
-        unit = int(batch["id"][0])
-        try:
-            if self._error is not None:
-                raise self._error
-            columns = self._actor(unit)
-        except LookalikeError as error:
-            columns = {_ERROR: np.array([pickle.dumps(error)], dtype=object)}
-        rows = len(next(iter(columns.values())))
-        return {"unit": np.full(rows, unit), **columns}
+        return _rows(int(batch["id"][0]), self._do)
+
+    def _do(self, unit: int) -> Columns:
+        if self._error is not None:
+            raise self._error
+        return self._actor(unit)

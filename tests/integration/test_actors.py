@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from lookalike.errors import InputError
-from pipelines.actors import ActorConfig, Columns, run_units
+from pipelines.actors import ActorConfig, Columns, run_tasks, run_units
 
 pytestmark = pytest.mark.usefixtures("ray_local")
 
@@ -48,3 +48,16 @@ class _Broken:
 def test_an_actor_that_cannot_start_ends_the_work() -> None:
     with pytest.raises(InputError, match="no such model"):
         list(run_units(_Broken, None, 3, ActorConfig(count=2)))
+
+
+def _total(work: list[list[int]], unit: int) -> Columns:
+    if not work[unit]:
+        raise InputError("nothing to add", value=unit, fix="bring numbers")
+    return {"total": np.array([sum(work[unit])])}
+
+
+def test_tasks_give_their_rows_and_their_errors_too() -> None:
+    rows = [row for table in run_tasks(_total, [[1, 2], [3]], 2) for row in table.to_pylist()]
+    assert sorted((row["unit"], row["total"]) for row in rows) == [(0, 3), (1, 3)]
+    with pytest.raises(InputError, match="nothing to add"):
+        list(run_tasks(_total, [[1], []], 2))
