@@ -43,7 +43,23 @@ PLAN_SCHEMA = pa.schema(
     [*IMAGE_SCHEMA, ("drop_reason", pa.string()), ("reference_sets", pa.list_(pa.list_(REFERENCE)))]
 )
 
+# A subject that has triplets.
+SUBJECT_SCHEMA = pa.schema(
+    [
+        ("subject_hash", pa.int64()),
+        ("subject", pa.string()),
+        ("split_hash", pa.float64()),  # in [0, 1): decides between training and validation
+        ("triplets", pa.int64()),
+        ("bytes", pa.int64()),  # of all images of all its triplets, as they are in the raw shards
+    ]
+)
+
 _HASHES = 1 << 63
+
+
+def sha256(data: bytes) -> str:
+    """Hex SHA-256: the identity of an image's bytes."""
+    return hashlib.sha256(data).hexdigest()
 
 
 def subject_hash(subject: str) -> int:

@@ -13,7 +13,7 @@ class TooSmall:
     """Drops images whose short side is below the minimum."""
 
     min_short_side_px: int = 64
-    """Set what you train at: 64 is the ``mini`` preset's. Published sets ask for 480 (OpenS2V-5M) to 1024 (UniWorld)."""
+    """Set what you train at: 64 is that of ``mini``. Published sets ask for 480 (OpenS2V-5M) to 1024 (UniWorld)."""
 
     scope: ClassVar[Scope] = "image"
 

@@ -54,6 +54,11 @@ def decode_at_least(data: bytes, side: int) -> tuple[np.ndarray, tuple[int, int]
     return upright, ((width, height) if orientation >= 5 else (height, width))
 
 
+def short_side(data: bytes) -> int:
+    """Pixels of the short side, from the header alone."""
+    return min(_open(data).size)
+
+
 def crop_resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
     """Cut the centre of ``image`` to the aspect of ``height × width`` and resize it: uint8 ``[height, width, 3]``."""
     source_height, source_width = image.shape[:2]

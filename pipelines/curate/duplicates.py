@@ -1,0 +1,49 @@
+"""Exact duplicates: the one question that is asked across all subjects, answered from content hashes alone."""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipelines.actors import Columns
+from pipelines.curate.filters import Photos
+from pipelines.curate.tables import read_table, write_table
+from pipelines.curate.work import StageWork
+
+_COLUMNS = ("subject_hash", "shard", "offset", "sha256")
+
+
+def duplicates_key(work: StageWork, partition: int) -> str:
+    """Where the duplicates of a range of content hashes are kept."""
+    return work.inputs.stage_key("duplicates", f"part-{partition:05d}.parquet")
+
+
+def find_duplicates(work: StageWork, partition: int) -> Columns:
+    """List the images of one range of content hashes that came before, among those that pass the image filters."""
+    store, key = work.dataset, duplicates_key(work, partition)
+    if not store.exists(key):
+        parts = [_candidates(work, shard, partition) for shard in range(len(work.inputs.shards))]
+        candidates = pa.concat_tables(parts).sort_by([("shard", "ascending"), ("offset", "ascending")])
+        dropped = np.zeros(len(candidates), bool)
+        for _, step in work.config.filters.steps("content"):
+            dropped |= step.drop(Photos(candidates))
+        write_table(store, key, candidates.filter(pa.array(dropped)).sort_by([("subject_hash", "ascending")]))
+    return {"partition": np.array([partition])}
+
+
+def read_duplicates(work: StageWork, span: tuple[int, int]) -> set[tuple[str, int]]:
+    """(shard, offset) of the duplicates among a range of subjects."""
+    found: set[tuple[str, int]] = set()
+    for partition in range(work.content_partitions):
+        table = read_table(work.dataset, duplicates_key(work, partition), span)
+        found.update(zip(table["shard"].to_pylist(), table["offset"].to_pylist(), strict=True))
+    return found
+
+
+def _candidates(work: StageWork, shard: int, partition: int) -> pa.Table:
+    rows = read_table(work.dataset, work.inputs.rows_key(shard))
+    rows = rows.filter(pc.is_valid(rows["sha256"]))
+    place = np.array([int(content[:8], 16) for content in rows["sha256"].to_pylist()], np.int64)
+    rows = rows.filter(pa.array(place * work.content_partitions >> 32 == partition))
+    for _, step in work.config.filters.steps("image"):
+        rows = rows.filter(pa.array(~step.drop(Photos(rows))))
+    return rows.select(_COLUMNS)

@@ -1,0 +1,167 @@
+"""Index: each raw shard, streamed once, becomes a table of thin rows and a table of embeddings."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from lookalike.data.images import EXTENSIONS, ImageError, decode_at_least
+from lookalike.data.shards import BrokenTarError, Sample, iter_samples, open_object
+from lookalike.errors import LookalikeError
+from lookalike.storage import Store, open_store
+from pipelines.actors import ActorConfig, Columns
+from pipelines.curate.features import FEATURE_SIDE, features
+from pipelines.curate.rows import IMAGE_SCHEMA, sha256, subject_hash
+from pipelines.curate.sources import Inputs
+from pipelines.curate.tables import read_table, vectors_array, write_table
+
+_DECODE_SIDE = FEATURE_SIDE + 8  # px; enough for the features, and for the embedders' central crop
+_EMBED_BATCH = 32  # images; batches never cross a shard
+_FIELDS = {"subject": "subject", "class": "class_name", "caption": "caption", "licence": "licence", "source": "source"}
+_NOT_DECODED: dict[str, Any] = {
+    "width": 0, "height": 0, "phash": 0, "sharpness": 0.0, "luma_mean": 0.0, "luma_std": 0.0, "cut": False, "error": "",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class IndexWork:
+    """What an actor has to know: unit ``i`` is raw shard ``inputs.shards[units[i]]``."""
+
+    raw: str
+    dataset: str
+    inputs: Inputs
+    units: tuple[int, ...]
+    embedder: str
+    actors: ActorConfig
+
+
+class ShardIndexer:
+    """Holds the embedder; indexes one raw shard per call and writes what it found below ``work/``."""
+
+    def __init__(self, work: IndexWork) -> None:
+        from lookalike.models.embedder import load_embedder
+
+        self._work = work
+        self._raw, self._dataset = open_store(work.raw), open_store(work.dataset)
+        self._embedder = load_embedder(work.embedder, work.actors.prepare())
+
+    def __call__(self, unit: int) -> Columns:
+        """Index one shard. A shard that cannot be read is an ``error`` of its own, so that the others go on."""
+        shard = self._work.units[unit]
+        try:
+            images = self._index(shard)
+        except LookalikeError as error:
+            return {"shard": np.array([shard]), "images": np.array([0]), "error": np.array([str(error)], object)}
+        return {"shard": np.array([shard]), "images": np.array([images]), "error": np.array([""], object)}
+
+    def _index(self, shard: int) -> int:
+        inputs = self._work.inputs
+        info = inputs.shards[shard]
+        rows_key, vectors_key = inputs.rows_key(shard), inputs.vectors_key(shard)
+        known = read_table(self._dataset, rows_key) if self._dataset.exists(rows_key) else None
+        # rows without vectors: another embedder has been here
+        fresh = known is None
+        source = read_images(open_object(self._raw, info), info.key) if fresh else read_again(self._raw, known)
+        rows: list[dict[str, Any]] = []
+        vectors: dict[str, np.ndarray] = {}
+        batch: dict[str, np.ndarray] = {}
+        for row, pixels in source:
+            rows.append(row)
+            if pixels is not None and row["sha256"] not in vectors:
+                batch[row["sha256"]] = pixels
+            if len(batch) == _EMBED_BATCH:
+                vectors |= self._embed(batch)
+                batch = {}
+        vectors |= self._embed(batch)
+        table = pa.Table.from_pylist(rows, IMAGE_SCHEMA).sort_by(
+            [("subject_hash", "ascending"), ("offset", "ascending")]
+        )
+        write_table(self._dataset, vectors_key, self._vector_table(table, vectors))
+        if fresh:
+            write_table(self._dataset, rows_key, table)
+        return len(rows)
+
+    def _embed(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return dict(zip(batch, self._embedder(list(batch.values())), strict=True)) if batch else {}
+
+    def _vector_table(self, rows: pa.Table, vectors: dict[str, np.ndarray]) -> pa.Table:
+        """Beside each decodable row of the image table its vector, in the same order."""
+        pairs = [
+            (place, content)
+            for place, content in zip(rows["subject_hash"].to_pylist(), rows["sha256"].to_pylist(), strict=True)
+            if content in vectors
+        ]
+        stacked = np.stack([vectors[content] for _, content in pairs]) if pairs else np.zeros((0, self._embedder.dim))
+        return pa.table(
+            {
+                "subject_hash": pa.array([place for place, _ in pairs], pa.int64()),
+                "sha256": pa.array([content for _, content in pairs], pa.string()),
+                "vector": vectors_array(stacked),
+            }
+        )
+
+
+def read_images(file: Any, shard: str) -> Iterator[tuple[dict[str, Any], np.ndarray | None]]:
+    """A row for each sample of a raw shard, and its pixels at a reduced scale if it can be decoded.
+
+    A shard that breaks off ends with a row for each sample that is known to be cut, or with one that has no key.
+    """
+    try:
+        for sample, payload in iter_samples(file):
+            extension = next((name for name in sample.members if name in EXTENSIONS), None)
+            yield _read_sample(sample, payload, extension, shard)
+    except BrokenTarError as error:
+        for key in error.lost_keys or ("",):
+            yield _row(key, shard, cut=True, error=error.what), None
+
+
+def read_again(raw: Store, rows: pa.Table) -> Iterator[tuple[dict[str, Any], np.ndarray | None]]:
+    """The rows of a shard that was indexed before, and the pixels of its images by range."""
+    for row in rows.to_pylist():
+        pixels = None
+        if not row["error"]:
+            pixels, _ = decode_at_least(raw.read_range(row["shard"], row["offset"], row["length"]), _DECODE_SIDE)
+        yield row, pixels
+
+
+def _read_sample(
+    sample: Sample, payload: dict[str, bytes], extension: str | None, shard: str
+) -> tuple[dict[str, Any], np.ndarray | None]:
+    labels = _labels(payload.get("json", b""))
+    if extension is None:
+        return _row(sample.key, shard, **labels, error=f"no image among {sorted(sample.members)}"), None
+    member, data = sample.members[extension], payload[extension]
+    place = {"offset": member.offset, "length": member.length, "sha256": sha256(data)}
+    try:
+        pixels, (height, width) = decode_at_least(data, _DECODE_SIDE)
+    except ImageError as error:
+        return _row(sample.key, shard, **labels, **place, error=error.what), None
+    seen = {"width": width, "height": height, **features(pixels)}
+    return _row(sample.key, shard, **labels, **place, **seen), pixels
+
+
+def _row(key: str, shard: str, **values: Any) -> dict[str, Any]:
+    place = {"offset": -1, "length": 0, "sha256": None}
+    row = {"key": key, "shard": shard, **place, **dict.fromkeys(_FIELDS.values(), ""), **_NOT_DECODED, **values}
+    # names out of tars and JSON may hold lone surrogates, which no table takes
+    row |= {name: _encodable(value) for name, value in row.items() if isinstance(value, str)}
+    row["subject_hash"] = subject_hash(row["subject"])
+    return row
+
+
+def _encodable(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _labels(document: bytes) -> dict[str, str]:
+    """The columns that ``key.json`` gives; what is missing, broken or no text is empty."""
+    try:
+        values = json.loads(document)
+    except ValueError:
+        return {}
+    if not isinstance(values, dict):
+        return {}
+    return {column: str(values[name]).strip() for name, column in _FIELDS.items() if values.get(name) is not None}

@@ -1,0 +1,149 @@
+"""Materialise: read the bytes of the planned triplets by range and write one deterministic shard."""
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from lookalike.config import canonical_json
+from lookalike.data import triplets
+from lookalike.data.images import decode, encode_jpeg, fit_within, short_side
+from lookalike.data.shards import Sample, write_tar
+from lookalike.storage import Store
+from pipelines.actors import Columns
+from pipelines.curate.config import ShardsConfig
+from pipelines.curate.layout import ShardPlan
+from pipelines.curate.plan import plan_key
+from pipelines.curate.tables import read_table, write_table
+from pipelines.curate.work import StageWork
+
+_JPEG = b"\xff\xd8\xff"
+
+
+@dataclass(frozen=True)
+class MaterialiseWork:
+    """Unit ``i`` is ``shards[i]``."""
+
+    stage: StageWork
+    version: Store
+    """Store of the version that is being made."""
+    shards: tuple[ShardPlan, ...]
+
+
+def part_key(work: MaterialiseWork, shard: ShardPlan, suffix: str) -> str:
+    """Where the triplet table (``parquet``) and the hash (``json``, written last) of a shard are kept until the end."""
+    name = Path(shard.name).stem
+    return work.stage.inputs.stage_key("materialise", f"{Path(work.version.uri).name}-{name}.{suffix}")
+
+
+def write_shard(work: MaterialiseWork, unit: int) -> Columns:
+    """Write one triplet shard, unless that was done before."""
+    shard = work.shards[unit]
+    store, done_key = work.stage.dataset, part_key(work, shard, "json")
+    if not (store.exists(done_key) and work.version.exists(shard.name)):
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "shard.tar"
+            rows = _rows(work.stage, shard)
+            samples = write_tar(path, _samples(work.stage, rows))
+            table = pa.Table.from_pylist(
+                [_triplet(shard, row, sample) for row, sample in zip(rows, samples, strict=True)], triplets.SCHEMA
+            )
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            work.version.upload(shard.name, path)
+        write_table(store, part_key(work, shard, "parquet"), table)
+        store.write(done_key, canonical_json({"sha256": digest}).encode())
+    digest = json.loads(store.read(done_key))["sha256"]
+    return {"name": np.array([shard.name], object), "sha256": np.array([digest], object)}
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One triplet to write: the target's row of the plan, and one of its reference sets."""
+
+    triplet_id: str
+    target: dict[str, Any]
+    references: list[dict[str, Any]]
+
+    @property
+    def prompt(self) -> str:
+        """The target's caption, or what can be said without one."""
+        return self.target["caption"] or f"a photo of a {self.target['class_name'] or 'subject'}"
+
+
+def _rows(work: StageWork, shard: ShardPlan) -> list[_Row]:
+    table = read_table(work.dataset, plan_key(work, shard.partition, "images"), shard.span)
+    table = table.filter(pc.greater(pc.list_value_length(table["reference_sets"]), 0))
+    subjects = read_table(work.dataset, plan_key(work, shard.partition, "subjects"), shard.span)
+    below = pc.less(subjects["split_hash"], shard.split_cut)
+    mine = subjects.filter(below if shard.split == "validation" else pc.invert(below))["subject"]
+    table = table.filter(pc.is_in(table["subject"], value_set=mine.combine_chunks()))
+    return [
+        _Row(f"{target['sha256'][:20]}-{number}", target, references)
+        for target in table.to_pylist()
+        for number, references in enumerate(target["reference_sets"])
+    ]
+
+
+def _samples(work: StageWork, rows: list[_Row]) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """Members in the order ref0, ref1, …, target, json. The images of one subject are in memory at a time."""
+    raw, subject, images = work.raw, None, dict[str, bytes]()
+    for row in rows:
+        if row.target["subject"] != subject:
+            subject, images = row.target["subject"], {}
+        for image in [*row.references, row.target]:
+            if image["sha256"] not in images:
+                data = raw.read_range(image["shard"], image["offset"], image["length"])
+                images[image["sha256"]] = fit(data, work.config.shards)
+        payload = {f"ref{i}.jpg": images[image["sha256"]] for i, image in enumerate(row.references)}
+        payload["target.jpg"] = images[row.target["sha256"]]
+        payload["json"] = canonical_json(_metadata(row)).encode()
+        yield row.triplet_id, payload
+
+
+def fit(data: bytes, config: ShardsConfig) -> bytes:
+    """The JPEG that goes into a shard: the file's own bytes, or the image scaled down and encoded again."""
+    fits = config.image_size is None or short_side(data) <= config.image_size
+    if fits and data.startswith(_JPEG):
+        return data
+    image = decode(data)
+    return encode_jpeg(
+        image if config.image_size is None else fit_within(image, config.image_size), config.jpeg_quality
+    )
+
+
+def _metadata(row: _Row) -> dict[str, Any]:
+    target = row.target
+    return {
+        "subject": target["subject"],
+        "class": target["class_name"],
+        "prompt": row.prompt,
+        "target": {name: target[name] for name in ("sha256", "licence", "source")},
+        "references": [{name: image[name] for name in ("sha256", "similarity")} for image in row.references],
+    }
+
+
+def _triplet(shard: ShardPlan, row: _Row, sample: Sample) -> dict[str, Any]:
+    references = [sample.members[f"ref{i}.jpg"] for i in range(len(row.references))]
+    return {
+        "triplet_id": row.triplet_id,
+        "split": shard.split,
+        "subject": row.target["subject"],
+        "class_name": row.target["class_name"],
+        "prompt": row.prompt,
+        "shard": shard.name,
+        "target_offset": sample.members["target.jpg"].offset,
+        "target_length": sample.members["target.jpg"].length,
+        "reference_offsets": [member.offset for member in references],
+        "reference_lengths": [member.length for member in references],
+        "reference_similarities": [image["similarity"] for image in row.references],
+        "target_image": row.target["sha256"],
+        "reference_images": [image["sha256"] for image in row.references],
+    }

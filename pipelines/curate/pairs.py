@@ -1,0 +1,52 @@
+"""Which photos of a subject are the references of which: on similarities only, no pixels."""
+
+from collections.abc import Iterator
+from itertools import cycle, islice
+
+import numpy as np
+
+from pipelines.curate.config import PlanConfig
+
+# Legend: N photos of one subject.
+
+
+def reference_sets(
+    similarity_NN: np.ndarray, pairs_NN: np.ndarray, target_order: list[int], config: PlanConfig
+) -> list[list[tuple[int, ...]]]:
+    """For each of the N photos as a target, its sets of 1 to ``max_references`` reference photos.
+
+    Every pair is used in both directions where the caps allow. A target prefers the references that are least like
+    it: within the band a change of pose counts for a pair. If the subject has more triplets than it may, all targets
+    lose their last sets first, and among equals those at the end of ``target_order``.
+    """
+    sets = [
+        list(islice(_sets_of(_by_difference(similarity_NN[i], pairs_NN[i]), config), config.max_triplets_per_target))
+        for i in range(len(pairs_NN))
+    ]
+    left = config.max_triplets_per_subject
+    kept: list[list[tuple[int, ...]]] = [[] for _ in sets]
+    for turn in range(config.max_triplets_per_target):
+        for target in target_order:
+            if left and turn < len(sets[target]):
+                kept[target].append(sets[target][turn])
+                left -= 1
+    return kept
+
+
+def _by_difference(similarity_N: np.ndarray, paired_N: np.ndarray) -> list[int]:
+    candidates = np.flatnonzero(paired_N)
+    return [int(i) for i in candidates[np.argsort(similarity_N[candidates], kind="stable")]]
+
+
+def _sets_of(candidates: list[int], config: PlanConfig) -> Iterator[tuple[int, ...]]:
+    """Different sets, largest size first and then one smaller in turn, going round the candidates evenly."""
+    if not candidates:
+        return
+    largest = min(config.max_references, len(candidates))
+    around = cycle(candidates)
+    seen: set[frozenset[int]] = set()
+    for size in islice(cycle(range(largest, 0, -1)), 4 * largest * len(candidates)):
+        chosen = tuple(islice(around, size))
+        if frozenset(chosen) not in seen:
+            seen.add(frozenset(chosen))
+            yield chosen

@@ -1,0 +1,83 @@
+"""Figures of a plan that add up over partitions: counts, histograms, and a few examples of each reason."""
+
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from pipelines.curate.rows import unit_hash
+
+EXAMPLES_PER_REASON = 12
+
+# What is counted in which bins: first edge, last edge, number of bins. Values outside go to the outermost bins.
+HISTOGRAMS: dict[str, tuple[float, float, int]] = {
+    "similarity of photos of one subject": (0.0, 1.0, 50),
+    "similarity of references to their target": (0.0, 1.0, 50),
+    "images kept of a subject": (0.5, 30.5, 30),
+    "triplets of a subject": (0.5, 30.5, 30),
+    "short side (px, log2)": (4.0, 13.0, 36),
+    "sharpness (log10)": (-1.0, 5.0, 36),
+    "brightness": (0.0, 256.0, 32),
+}
+
+
+@dataclass
+class Summary:
+    """What one partition, or all of them together, came to."""
+
+    images: int = 0
+    """Rows of the image table."""
+    dropped: Counter[str] = field(default_factory=Counter)
+    """Images dropped, by reason."""
+    subjects_in: int = 0
+    """Subjects that came in."""
+    subjects: int = 0
+    """Subjects with a triplet."""
+    triplets: int = 0
+    """Triplets planned."""
+    classes: Counter[str] = field(default_factory=Counter)
+    """Subjects with a triplet, by class."""
+    histograms: dict[str, list[int]] = field(default_factory=dict)
+    """Counts of :data:`HISTOGRAMS`."""
+    examples: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    """A few dropped images of each reason, chosen by the hash of what they are."""
+
+    def count(self, name: str, values: np.ndarray) -> None:
+        """Add ``values`` to a histogram."""
+        first, last, bins = HISTOGRAMS[name]
+        inside = np.clip(values, first, np.nextafter(last, first))
+        counts, _ = np.histogram(inside, bins=bins, range=(first, last))
+        self.histograms[name] = (np.array(self.histograms.get(name, [0] * bins)) + counts).tolist()
+
+    def add_examples(self, reason: str, rows: list[dict[str, Any]]) -> None:
+        """Keep the first few of ``rows`` and those that are there, in the order of their hashes."""
+        rows = self.examples.get(reason, []) + rows
+        rows.sort(key=lambda row: unit_hash("example", row["shard"], row["key"], row["offset"]))
+        self.examples[reason] = rows[:EXAMPLES_PER_REASON]
+
+    def add(self, other: "Summary") -> None:
+        """Add another partition's figures."""
+        for name in ("images", "subjects_in", "subjects", "triplets"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.dropped.update(other.dropped)
+        self.classes.update(other.classes)
+        for name, counts in other.histograms.items():
+            own = np.array(self.histograms.get(name, [0] * len(counts)))
+            self.histograms[name] = (own + np.array(counts)).tolist()
+        for reason, rows in other.examples.items():
+            self.add_examples(reason, rows)
+
+    @property
+    def kept(self) -> int:
+        """Images kept: what came in less what was dropped."""
+        return self.images - self.dropped.total()
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return asdict(self) | {"dropped": dict(self.dropped), "classes": dict(self.classes)}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "Summary":
+        """The reverse of :meth:`to_json`."""
+        return cls(**(values | {"dropped": Counter(values["dropped"]), "classes": Counter(values["classes"])}))

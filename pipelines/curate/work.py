@@ -1,0 +1,54 @@
+"""What every stage after the index is told, and how the image table is cut into partitions of subjects."""
+
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from lookalike.storage import Store, open_store
+from pipelines.curate.config import CurateConfig
+from pipelines.curate.rows import IMAGE_SCHEMA, partition_range
+from pipelines.curate.sources import Inputs
+from pipelines.curate.tables import read_table
+
+_CONTENT_ROWS = 5_000_000  # rows whose hashes one task compares
+
+
+@dataclass(frozen=True)
+class StageWork:
+    """The work of the stages that follow the index; a unit is a partition."""
+
+    config: CurateConfig
+    inputs: Inputs
+    images: int
+    """Rows of the image table."""
+
+    @property
+    def dataset(self) -> Store:
+        """Where all of it is kept."""
+        return open_store(self.config.dataset)
+
+    @property
+    def raw(self) -> Store:
+        """Where the images' bytes are."""
+        return open_store(self.config.raw)
+
+    @property
+    def partitions(self) -> int:
+        """How many ranges of subject hashes are planned one by one. A matter of rows, never of the cluster's size."""
+        return -(-self.images // self.config.plan.rows_per_partition) or 1
+
+    @property
+    def content_partitions(self) -> int:
+        """How many ranges of content hashes are compared one by one."""
+        return -(-self.images // _CONTENT_ROWS) or 1
+
+    def span(self, partition: int) -> tuple[int, int]:
+        """The half-open range of subject hashes of a partition."""
+        return partition_range(partition, self.partitions)
+
+    def read_rows(self, span: tuple[int, int]) -> pa.Table:
+        """Image rows of a range of subjects, in the order of subject, shard and offset."""
+        store = self.dataset
+        tables = [read_table(store, self.inputs.rows_key(i), span) for i in range(len(self.inputs.shards))]
+        order = [(name, "ascending") for name in ("subject_hash", "subject", "shard", "offset", "key")]
+        return pa.concat_tables(tables).cast(IMAGE_SCHEMA).sort_by(order)
