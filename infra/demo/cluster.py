@@ -18,8 +18,11 @@ import psutil
 
 _STACK = Path(__file__).resolve().parents[1] / "local" / "stack.py"
 _ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
-_LOG_PREFIX = re.compile(r"^(\(\S+ pid=\d+[^)]*\) )?(\d\d:\d\d:\d\d [A-Z]+ \S+: )?")
-_FRAME = re.compile(r"^(-+|Job 'raysubmit_.*)$")  # what `ray job submit` adds at the end
+_WORKER = re.compile(r"^\(\S+ pid=\d+[^)]*\)\s*")
+_LOG = re.compile(r"^(\d{4}-\d\d-\d\d )?\d\d:\d\d:\d\d(,\d+)?\s+[A-Z]+ \S+?(:\d+ --|:) ")
+_OF_SUBMIT = re.compile(r"^\S+ \S+\s+[A-Z]+ (cli|sdk|dashboard_sdk|job_manager)\.py:")
+_TAIL_BEGINS = "Tailing logs until the job exits"
+_FRAME = re.compile(r"^(-+|Job 'raysubmit_.*|Tailing logs .*|Running entrypoint for job .*)$")  # of the submission
 _SAMPLE_EVERY_S = 1.0
 _HEARTBEAT_S = 30.0  # between lines of progress where the output is no terminal
 
@@ -155,15 +158,16 @@ def _follow(output: IO[str], log: IO[str], progress: Progress) -> str:
     """Copy a submission's output to ``log``; returns the last line of the job itself."""
     last, inside = "", False
     for raw in output:
-        line = _ANSI.sub("", raw)
-        log.write(line)
-        log.flush()
-        if line.startswith("Tailing logs until the job exits"):
-            inside = True
+        line = _ANSI.sub("", raw).rstrip()
+        if line:
+            log.write(f"{line}\n")
+            log.flush()
+        inside = inside or _TAIL_BEGINS in line
+        if not inside or not line.strip() or _OF_SUBMIT.match(line) or _FRAME.match(line):
             continue
-        text = _LOG_PREFIX.sub("", line.strip())
-        if inside and text and not _FRAME.match(text):
-            last = text
-            progress.show(text)
+        said = _WORKER.sub("", line)
+        if said == line and not _LOG.match(line):
+            last = line.strip()
+        progress.show(_LOG.sub("", said).strip())
     progress.close()
     return last

@@ -69,7 +69,7 @@ def run(steps: list[dict[str, Any]], values: dict[str, str], folder: Path) -> li
 def load(source: str, values: dict[str, str]) -> tuple[list[dict[str, Any]], dict[str, str]]:
     """The steps of demo.yaml for ``source`` (``sample`` or ``photos``), and the values that their commands name."""
     plan = yaml.safe_load((HERE / "demo.yaml").read_text())
-    for name, text in {**plan["values"]["all"], **plan["values"][source]}.items():
+    for name, text in {**plan["values"][source], **plan["values"]["all"]}.items():
         values = {name: expand_text(text, values)} | values
     return [step | {"run": step.get("run") or step[source]} for step in plan["steps"]], values
 
