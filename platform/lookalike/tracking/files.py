@@ -1,0 +1,71 @@
+"""A run as a folder: ``events.jsonl``, one JSON object a line, and the artifacts beside it."""
+
+import json
+import shutil
+import time
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from lookalike.errors import InputError
+from lookalike.tracking.tracker import status_of
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+EVENTS = "events.jsonl"
+
+
+class JsonLinesTracker:
+    """For machines without MLflow. Each event has ``time`` (seconds since 1970) and one of the keys ``status``,
+    ``config``, ``metrics`` (with ``step``), ``tags``, ``artifact``."""
+
+    def __init__(self, root: Path, experiment: str, *, run_name: str | None = None, run_id: str | None = None) -> None:
+        self._run_id = run_id or uuid.uuid4().hex
+        self.folder = root / experiment / self._run_id
+        if run_id is not None and not (self.folder / EVENTS).exists():
+            raise InputError("no such run", value=str(self.folder), fix="check the run id and the tracking URI")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._write(status="RUNNING", **({"name": run_name} if run_name else {}))
+
+    @property
+    def run_id(self) -> str:
+        return self._run_id
+
+    def log_config(self, config: Mapping[str, Any]) -> None:
+        self._write(config=dict(config))
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        self._write(step=step, metrics=dict(metrics))
+
+    def log_artifact(self, path: Path, folder: str = "") -> None:
+        target = self.folder / "artifacts" / folder / path.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)
+        self._write(artifact=target.relative_to(self.folder).as_posix())
+
+    def log_figure(self, figure: "Figure", name: str) -> None:
+        target = self.folder / "artifacts" / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(target)
+        self._write(artifact=target.relative_to(self.folder).as_posix())
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        self._write(tags=dict(tags))
+
+    def finish(self, status: str = "FINISHED") -> None:
+        self._write(status=status)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.finish(status_of(kind))
+
+    def _write(self, **event: Any) -> None:
+        with (self.folder / EVENTS).open("a") as file:
+            file.write(json.dumps({"time": time.time(), **event}, default=str) + "\n")

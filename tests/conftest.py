@@ -1,0 +1,111 @@
+"""Servers for the tests: the local stack, started by its own command, in parts, when a test first asks for one."""
+
+import os
+import subprocess
+import sys
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).resolve().parents[1]
+_STACK = REPO / "infra" / "local" / "stack.py"
+_CLIENT_VARIABLES = ("AWS_", "MLFLOW_TRACKING", "RAY_ADDRESS", "RAY_API_SERVER", "RAY_AUTH")
+
+
+@dataclass(frozen=True)
+class LocalStack:
+    """A stack in ``folder``; ``up`` adds services to it, ``environment`` is what its env file exports."""
+
+    folder: Path
+
+    def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run ``stack.py`` on this folder, as its user does."""
+        argv = [sys.executable, str(_STACK), *arguments, "--state", str(self.folder)]
+        return subprocess.run(argv, capture_output=True, text=True, timeout=180)
+
+    def up(self, *services: str) -> None:
+        """Start ``services``; those that run are left as they are."""
+        done = self.command("up", "--services", ",".join(services), "--num-cpus", "4", "--object-store-mib", "512")
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    def down(self) -> None:
+        """Stop what was started."""
+        done = self.command("down")
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Addresses and keys of the services."""
+        lines = (self.folder / "env").read_text().splitlines()
+        return dict(line.removeprefix("export ").split("=", 1) for line in lines)
+
+
+@pytest.fixture(scope="session")
+def local_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalStack]:
+    """The session's stack, with nothing running yet."""
+    stack = LocalStack(tmp_path_factory.mktemp("stack"))
+    yield stack
+    stack.down()
+
+
+@pytest.fixture(scope="session")
+def s3_server(local_stack: LocalStack) -> dict[str, str]:
+    """A real S3 server; its clients' environment."""
+    local_stack.up("s3")
+    return {name: value for name, value in local_stack.environment.items() if name.startswith("AWS_")}
+
+
+@pytest.fixture
+def s3_uri(s3_server: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> str:
+    """An empty ``s3://`` prefix of the test's own, with the environment to reach it."""
+    for name, value in s3_server.items():
+        monkeypatch.setenv(name, value)
+    return f"s3://scratch/{uuid.uuid4().hex}"
+
+
+@pytest.fixture(scope="session")
+def mlflow_server(local_stack: LocalStack) -> str:
+    """The tracking URI of a real MLflow server."""
+    local_stack.up("mlflow")
+    return local_stack.environment["MLFLOW_TRACKING_URI"]
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(local_stack: LocalStack) -> dict[str, str]:
+    """A Ray head with jobs, S3 and MLflow: the environment in which a user submits and runs jobs against it."""
+    local_stack.up("s3", "mlflow", "ray")
+    return local_stack.environment
+
+
+@pytest.fixture(scope="session")
+def ray_local() -> Iterator[None]:
+    """A private Ray inside the test process, with four logical CPUs."""
+    import ray
+
+    ray.init(address="local", num_cpus=4, include_dashboard=False, object_store_memory=512 << 20, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def run_job() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """``run_job("curate", "--raw", ..., env={...})``: a job in a process of its own, as its user starts it."""
+
+    def run(
+        name: str, *arguments: str, env: dict[str, str] | None = None, cwd: Path | None = None, timeout_s: float = 300
+    ) -> subprocess.CompletedProcess[str]:
+        argv = [sys.executable, str(REPO / "jobs" / f"{name}.py"), *arguments]
+        return subprocess.run(
+            argv, env=job_environment(env or {}), cwd=cwd or REPO, capture_output=True, text=True, timeout=timeout_s
+        )
+
+    return run
+
+
+def job_environment(changes: dict[str, str]) -> dict[str, str]:
+    """This process's environment without addresses of services, and with ``changes``."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(_CLIENT_VARIABLES)}
+    return {**kept, "OMP_NUM_THREADS": "1", **changes}
