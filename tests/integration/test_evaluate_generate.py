@@ -1,0 +1,309 @@
+"""Evaluation and generation on a real Ray, with a mini model of random weights and photographs of skimage."""
+
+import dataclasses
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from subprocess import CompletedProcess
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from lookalike.data.images import encode_jpeg
+from lookalike.data.shards import write_tar
+from lookalike.data.triplets import SCHEMA
+from lookalike.errors import ConfigError, ConflictError, InputError
+from lookalike.storage import open_store, publish, version_store
+from pipelines.actors import ActorConfig
+from pipelines.evaluate import EvaluateConfig, evaluate
+from pipelines.generate import GenerateConfig, generate
+
+pytestmark = pytest.mark.usefixtures("ray_local")
+
+SUBJECTS = ("astronaut", "cat", "coffee", "rocket")
+ONE_ACTOR = ActorConfig(count=1)
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A mini bundle whose DiT listens: at random, not at zero as it starts."""
+    import torch
+
+    from lookalike.diffusion.pipeline import SubjectPipeline
+    from lookalike.models.presets import load_preset
+    from lookalike.models.sources import materialise
+
+    start = materialise(load_preset("mini"), tmp_path_factory.mktemp("start"), seed=0)
+    pipe = SubjectPipeline.from_pretrained(start)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in pipe.transformer.parameters():
+        parameter.data += 0.05 * torch.randn(parameter.shape, generator=generator)
+    folder = tmp_path_factory.mktemp("bundle")
+    pipe.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`<subject>/<nn>.jpg`: four crops of each of four photographs."""
+    from skimage import data
+
+    folder = tmp_path_factory.mktemp("photos")
+    pictures = (data.astronaut(), data.chelsea(), data.coffee(), data.rocket())
+    for name, picture in zip(SUBJECTS, pictures, strict=True):
+        (folder / name).mkdir()
+        for view in range(4):
+            crop = picture[view * 12 : view * 12 + 200, view * 30 : view * 30 + 240]
+            (folder / name / f"{view:02d}.jpg").write_bytes(encode_jpeg(np.ascontiguousarray(crop)))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def dataset(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A snapshot of them, all subjects held out."""
+    folder = tmp_path_factory.mktemp("dataset")
+    store = version_store(open_store(str(folder)), 1)
+    samples, rows = [], []
+    for name in SUBJECTS:
+        views = [(photos / name / f"{view:02d}.jpg").read_bytes() for view in range(4)]
+        for view in range(4):
+            references = (views[(view + 1) % 4], views[(view + 2) % 4])
+            payload = {"ref0.jpg": references[0], "ref1.jpg": references[1], "target.jpg": views[view]}
+            samples.append((f"{name}-{view}", payload))
+            rows.append({"subject": name, "prompt": f"a {name} on grass, number {view}"})
+    buffer = io.BytesIO()
+    for sample, row in zip(write_tar(buffer, samples), rows, strict=True):
+        members = sample.members
+        row |= {"triplet_id": sample.key, "split": "validation", "class_name": "thing"}
+        row |= {"shard": "shards/validation-000000.tar", "target_image": "", "reference_images": ["", ""]}
+        row |= {"target_offset": members["target.jpg"].offset, "target_length": members["target.jpg"].length}
+        row |= {"reference_offsets": [members[f"ref{i}.jpg"].offset for i in range(2)]}
+        row |= {"reference_lengths": [members[f"ref{i}.jpg"].length for i in range(2)]}
+        row |= {"reference_similarities": [0.8, 0.8]}
+    store.write("shards/validation-000000.tar", buffer.getvalue())
+    table = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), table)
+    store.write("triplets.parquet", table.getvalue())
+    publish(open_store(str(folder)), 1, {"version": 1})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def quick(bundle: Path, dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> EvaluateConfig:
+    """An evaluation of seconds, done once."""
+    config = EvaluateConfig(
+        bundle=str(bundle),
+        suite=str(dataset),
+        out=str(tmp_path_factory.mktemp("scores")),
+        max_samples=24,
+        subjects=3,
+        prompts_per_subject=1,
+        stages=["paper", "mllm_only"],
+        steps=2,
+        actors=ONE_ACTOR,
+    )
+    evaluate(config)
+    return config
+
+
+def test_scores_measurements_images_and_grid_are_there(quick: EvaluateConfig) -> None:
+    out = Path(quick.out)
+    scores = evaluate(quick)  # done already: it reads what is there
+    rows = pq.read_table(out / "measurements.parquet").to_pylist()
+    by_case = {(row["metric"], row["case"]): row["value"] for row in rows}
+    gaps = [value for (metric, _), value in by_case.items() if metric == "loss_gap"]
+    assert scores.metrics["loss_gap"].n == len(gaps) == 24
+    assert scores.metrics["loss_gap"].mean == pytest.approx(np.mean(gaps))
+    for case in {case for metric, case in by_case if metric == "loss_gap"}:
+        difference = by_case["loss_shuffled", case] - by_case["loss_right", case]
+        assert by_case["loss_gap", case] == pytest.approx(difference)
+        assert difference != 0
+    assert {"identity", "identity_margin", "mllm_only/identity", "mllm_only/loss_gap"} <= scores.metrics.keys()
+    images = sorted(path.relative_to(out / "images").as_posix() for path in out.rglob("images/*/*.png"))
+    assert images == [f"{stages}/{name}-0.png" for stages in ("mllm_only", "paper") for name in sorted(SUBJECTS)[:3]]
+    assert Image.open(out / "images" / images[0]).size == (64, 64)
+    assert Image.open(out / "grid.png").width > 800
+    assert scores.config["max_samples"] == 24
+    assert scores.suite.version == 1
+    assert scores.embedder.startswith("efficientnet-lite0")
+
+
+def test_the_probe_measures_what_the_stranger_gives(quick: EvaluateConfig, tmp_path: Path) -> None:
+    right = evaluate(quick)
+    probe = evaluate(dataclasses.replace(quick, out=str(tmp_path), conditions="shuffled"))
+    assert probe.conditions == "shuffled"
+    # its first arm has the conditions, noise and levels of the other run's second arm
+    assert probe.metrics["loss_right"].mean == pytest.approx(right.metrics["loss_shuffled"].mean, rel=1e-5)
+    assert probe.metrics["loss_shuffled"].mean != pytest.approx(right.metrics["loss_shuffled"].mean, rel=1e-5)
+
+
+def test_two_bundles_stand_side_by_side_and_equal_ones_score_alike(
+    quick: EvaluateConfig, bundle: Path, tmp_path: Path
+) -> None:
+    config = dataclasses.replace(quick, out=str(tmp_path), base=str(bundle), subjects=1, max_samples=8, stages=["both"])
+    scores = evaluate(config)
+    assert scores.base == scores.bundle
+    for name in ("loss_right", "loss_gap", "identity"):
+        assert scores.metrics[name] == scores.metrics[f"before/{name}"]
+    assert (tmp_path / "images" / "before" / "both" / "astronaut-0.png").is_file()
+
+
+def test_another_configuration_does_not_overwrite(quick: EvaluateConfig) -> None:
+    with pytest.raises(ConflictError, match="seed"):
+        evaluate(dataclasses.replace(quick, seed=1))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"bundle": "nowhere"}, "no finished bundle"),
+        ({"suite": "nowhere"}, "no complete snapshot"),
+        ({"split": "train"}, "no train triplets"),
+    ],
+)
+def test_what_is_missing_is_named(
+    quick: EvaluateConfig, tmp_path: Path, change: dict[str, str], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=message):
+        evaluate(dataclasses.replace(quick, out=str(tmp_path / "out"), **change))  # type: ignore[arg-type]
+
+
+def test_clip_and_dino_are_measured_where_they_are_given(quick: EvaluateConfig, tmp_path: Path) -> None:
+    clip, dino = _tiny_clip(tmp_path / "clip"), _tiny_vit(tmp_path / "dino")
+    scores = evaluate(
+        dataclasses.replace(
+            quick, out=str(tmp_path / "out"), clip=str(clip), dino=str(dino), max_samples=4, stages=["paper"]
+        )
+    )
+    for name in ("clip_i", "clip_t", "dino_i"):
+        assert -1 <= scores.metrics[name].low <= scores.metrics[name].high <= 1
+        assert scores.metrics[name].n == 3
+
+
+def _request(bundle: Path, photos: Path, out: Path) -> GenerateConfig:
+    return GenerateConfig(
+        model=str(bundle),
+        out=str(out),
+        prompt=["a cat on snow", "a cat, asleep"],
+        reference=[str(photos / "cat")],
+        num_images=2,
+        seed=5,
+        steps=2,
+        batch_size=3,
+        actors=ONE_ACTOR,
+    )
+
+
+def test_images_carry_where_they_come_from(bundle: Path, photos: Path, tmp_path: Path) -> None:
+    result = generate(_request(bundle, photos, tmp_path))
+    listed = json.loads((tmp_path / "generations.json").read_text())
+    assert listed == result
+    assert [(image["prompt"], image["seed"]) for image in listed["images"]] == [
+        (prompt, seed) for prompt in ("a cat on snow", "a cat, asleep") for seed in (5, 6)
+    ]
+    for image in listed["images"]:
+        with Image.open(tmp_path / image["file"]) as picture:
+            assert picture.size == (64, 64)
+            assert picture.text["prompt"] == image["prompt"]  # type: ignore[attr-defined]
+            assert picture.text["seed"] == str(image["seed"])  # type: ignore[attr-defined]
+            assert picture.text["bundle_sha256"] == listed["model"]["sha256"]  # type: ignore[attr-defined]
+    assert [uri.rsplit("/", 1)[1] for uri in listed["references"]] == ["00.jpg", "01.jpg"]
+    assert Image.open(tmp_path / "contact_sheet.png").width > 600
+
+
+def test_a_generation_that_was_killed_makes_what_is_missing(bundle: Path, photos: Path, tmp_path: Path) -> None:
+    config = _request(bundle, photos, tmp_path)
+    files = [tmp_path / image["file"] for image in generate(config)["images"]]
+    before = [file.read_bytes() for file in files]
+    (tmp_path / "generations.json").unlink()
+    files[2].unlink()
+    kept = files[0].stat().st_mtime_ns
+    generate(config)
+    assert files[0].stat().st_mtime_ns == kept
+    pixels = [np.asarray(Image.open(io.BytesIO(data)), np.int16) for data in (before[2], files[2].read_bytes())]
+    assert np.abs(pixels[0] - pixels[1]).max() <= 1  # alone in its batch now: float sums may differ in the last bit
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"reference": ["{photos}/cat/00.jpg"] * 9}, ConfigError, "this model reads"),
+        ({"reference": ["{photos}/cat/none.jpg"]}, InputError, "none.jpg"),
+        ({"reference": ["{photos}/nobody"]}, InputError, "neither a photo nor a folder"),
+        ({"reference": ["{photos}/notes.txt"]}, InputError, "no photo"),
+        ({"prompt": [" "]}, InputError, "empty prompt"),
+        ({"prompt": ["word " * 500]}, InputError, "exceeds"),
+        ({"prompt": [], "prompts_file": "{photos}/empty.txt"}, InputError, "empty"),
+        ({"model": "{photos}"}, InputError, "no finished bundle"),
+    ],
+)
+def test_bad_requests_are_refused_before_any_work(
+    bundle: Path,
+    photos: Path,
+    tmp_path: Path,
+    change: dict[str, str | list[str]],
+    error: type[Exception],
+    message: str,
+) -> None:
+    (photos / "notes.txt").write_text("no image")
+    (photos / "empty.txt").write_text("\n \n")
+
+    def fill(value: str | list[str]) -> str | list[str]:
+        return (
+            [part.format(photos=photos) for part in value] if isinstance(value, list) else value.format(photos=photos)
+        )
+
+    changed = {key: fill(value) for key, value in change.items()}
+    with pytest.raises(error, match=message):
+        generate(dataclasses.replace(_request(bundle, photos, tmp_path / "out"), **changed))  # type: ignore[arg-type]
+    assert not (tmp_path / "out" / "images").exists()
+
+
+def test_the_jobs_say_what_they_did_and_exit_as_they_should(
+    run_job: Callable[..., CompletedProcess[str]], bundle: Path, photos: Path, tmp_path: Path
+) -> None:
+    asked = ["--model", str(bundle), "--reference", str(photos / "rocket"), "--prompt", "a rocket on sand"]
+    done = run_job("generate", *asked, "--num-images", "1", "--steps", "2", "--out", str(tmp_path / "images"))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1].startswith("1 images of 1 prompts")
+    refused = run_job("generate", *asked, "--reference", str(tmp_path / "none.png"), "--out", str(tmp_path / "other"))
+    assert refused.returncode == 2
+    assert "none.png" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+def _tiny_clip(folder: Path) -> Path:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, PreTrainedTokenizerFast
+
+    words = ["<pad>", "<unk>", "<end>", "a", "on", "grass", "number", *SUBJECTS, *"0123", ","]
+    tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tower = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = CLIPConfig(
+        text_config=tower | {"vocab_size": len(words), "max_position_embeddings": 16, "eos_token_id": 2},
+        vision_config=tower | {"image_size": 32, "patch_size": 8},
+        projection_dim=12,
+    )
+    CLIPModel(config).save_pretrained(folder)
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="<unk>", pad_token="<pad>", eos_token="<end>", model_max_length=16
+    ).save_pretrained(folder)
+    CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(folder)
+    return folder
+
+
+def _tiny_vit(folder: Path) -> Path:
+    from transformers import ViTConfig, ViTImageProcessor, ViTModel
+
+    config = ViTConfig(
+        hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=32, patch_size=8
+    )
+    ViTModel(config).save_pretrained(folder)
+    ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
+    return folder
