@@ -1,0 +1,148 @@
+"""The gate: may this bundle become champion? A pure function of scores, with a reason for each check."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+from lookalike.errors import ConfigError
+from lookalike.evaluation.metrics import Estimate
+from lookalike.evaluation.scores import Scores
+
+Bound = Literal["mean", "low", "high", "n"]
+
+
+@dataclass(frozen=True)
+class Floor:
+    """A figure that has to be above a fixed value, whoever is champion."""
+
+    metric: str
+    """Name of the metric in ``scores.json``."""
+    above: float
+    """The figure has to be greater than this."""
+    bound: Bound = "low"
+    """Which figure of the metric: ``low`` (lower end of the interval), ``mean``, ``high``, or ``n`` (samples)."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A mean that must not be worse than the champion's, on the same suite."""
+
+    metric: str
+    """Name of the metric in ``scores.json``."""
+    better: Literal["higher", "lower"] = "higher"
+    """Which way is better."""
+    tolerance: float = 0.0
+    """How much worse it may be, in the metric's unit."""
+
+    def __post_init__(self) -> None:
+        if not self.tolerance >= 0:
+            raise ConfigError("a comparison's tolerance is negative", value=self.tolerance, fix="use 0 or more")
+
+
+def _default_floors() -> list[Floor]:
+    return [Floor("loss_gap", above=0.0)]
+
+
+def _default_comparisons() -> list[Comparison]:
+    return [Comparison("loss_right", better="lower", tolerance=0.005), Comparison("identity_margin", tolerance=0.01)]
+
+
+@dataclass(frozen=True)
+class GateConfig:
+    """What a champion has to show."""
+
+    floors: list[Floor] = field(default_factory=_default_floors)
+    """By default: at 95 % the model tells the right conditions from another subject's (``loss_gap``)."""
+    comparisons: list[Comparison] = field(default_factory=_default_comparisons)
+    """Against the current champion, where there is one."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at."""
+
+    name: str
+    """``loss_gap.low``, ``loss_right vs champion``, …"""
+    value: float | str | None
+    """What was found; None where it was not measured."""
+    threshold: float | str
+    """What it was held against."""
+    passed: bool
+    """Whether it is good enough."""
+    why: str
+    """The reason in words."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Passed when every check did."""
+
+    checks: tuple[Check, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether the bundle may become champion."""
+        return all(check.passed for check in self.checks)
+
+
+def decide(scores: Scores, champion: Scores | None, config: GateConfig) -> Decision:
+    """Judge ``scores`` by the floors, and against the ``champion``'s scores if there is a champion.
+
+    What was not measured, is no number, or was measured on another suite never passes. Scores with shuffled conditions
+    never pass either, whatever their figures: they are a probe of the gate.
+    """
+    checks = [_conditions(scores), *(_floor(scores, floor) for floor in config.floors)]
+    if champion is not None:
+        same = [_same("suite", scores.suite.sha256, champion.suite.sha256)]
+        same += [_same("embedder", scores.embedder, champion.embedder)]
+        checks += same
+        if all(check.passed for check in same):
+            checks += [_comparison(scores, champion, comparison) for comparison in config.comparisons]
+    return Decision(tuple(checks))
+
+
+def _conditions(scores: Scores) -> Check:
+    passed = scores.conditions == "right"
+    why = (
+        "each sample had its own conditions" if passed else "the conditions were shuffled; evaluate with the right ones"
+    )
+    return Check("conditions", scores.conditions, "right", passed, why)
+
+
+def _floor(scores: Scores, floor: Floor) -> Check:
+    name = f"{floor.metric}.{floor.bound}"
+    value = _figure(scores.metrics.get(floor.metric), floor.bound)
+    if value is None:
+        return Check(name, None, floor.above, False, f"{floor.metric} was not measured")
+    passed = value > floor.above
+    return Check(name, value, floor.above, passed, f"{value:.4g} is {'' if passed else 'not '}above {floor.above:.4g}")
+
+
+def _same(name: str, ours: str, theirs: str) -> Check:
+    passed = ours == theirs
+    why = "the same as the champion's" if passed else "the champion was measured on another; evaluate both on one suite"
+    return Check(name, ours, theirs, passed, why)
+
+
+def _comparison(scores: Scores, champion: Scores, comparison: Comparison) -> Check:
+    name = f"{comparison.metric} vs champion"
+    ours = _figure(scores.metrics.get(comparison.metric), "mean")
+    theirs = _figure(champion.metrics.get(comparison.metric), "mean")
+    if theirs is None:
+        why = f"{comparison.metric} of the champion was not measured; evaluate the champion again"
+        return Check(name, ours, "unknown", False, why)
+    sign = 1.0 if comparison.better == "higher" else -1.0
+    threshold = theirs - sign * comparison.tolerance
+    if ours is None:
+        return Check(name, None, threshold, False, f"{comparison.metric} was not measured")
+    passed = sign * ours >= sign * threshold
+    verdict = "no worse than" if passed else "worse than"
+    why = f"{ours:.4g} is {verdict} the champion's {theirs:.4g} (tolerance {comparison.tolerance:.4g})"
+    return Check(name, ours, threshold, passed, why)
+
+
+def _figure(estimate: Estimate | None, bound: Bound) -> float | None:
+    if estimate is None:
+        return None
+    value = float(getattr(estimate, bound))
+    return None if math.isnan(value) else value
