@@ -1,5 +1,6 @@
 """Typed, frozen configurations: parsed from YAML and flags by jsonargparse, saved with every output."""
 
+import argparse
 import dataclasses
 import hashlib
 import json
@@ -14,17 +15,21 @@ import yaml
 ConfigT = TypeVar("ConfigT")
 
 
+class _HelpFormatter(jsonargparse.DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Keeps the lines of the description: examples in it can be copied."""
+
+
 def parse(config_class: type[ConfigT], argv: Sequence[str] | None = None, description: str | None = None) -> ConfigT:
     """Parse flags and ``--config FILE.yaml`` into ``config_class`` (a frozen dataclass).
 
     Flags win over the file; a nested field is ``--stage.steps 10``; ``--max-samples`` is ``--max_samples``; a
-    ``list[str]`` is a flag that may be repeated (``--prompt "a cup" --prompt "a hat"``) or a YAML list; an unknown key
-    is refused by name (exit code 2).
+    ``bool`` is a flag alone or with ``true`` or ``false``; a ``list[str]`` is a flag that may be repeated
+    (``--prompt "a cup" --prompt "a hat"``) or a YAML list; an unknown key is refused by name (exit code 2).
     """
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = jsonargparse.ArgumentParser(
         description=description or config_class.__doc__,
-        formatter_class=jsonargparse.DefaultHelpFormatter,
+        formatter_class=_HelpFormatter,
     )
     parser.add_argument("--config", action="config", help="A YAML file with the same keys as the flags; flags win.")
     parser.add_class_arguments(config_class, fail_untyped=True)
@@ -37,6 +42,7 @@ def parse(config_class: type[ConfigT], argv: Sequence[str] | None = None, descri
 def _normalise(config_class: type, argv: Sequence[str]) -> list[str]:
     """Spell ``--max-samples`` as the field is, and gather repeated ``list[str]`` flags into one JSON list."""
     hints = get_type_hints(config_class)
+    switches = {f"--{name}" for name, hint in hints.items() if hint is bool}
     gathered: dict[str, list[str]] = {f"--{name}": [] for name, hint in hints.items() if hint == list[str]}
     rest: list[str] = []
     tokens = list(reversed(argv))
@@ -44,6 +50,8 @@ def _normalise(config_class: type, argv: Sequence[str]) -> list[str]:
         flag, equals, value = tokens.pop().partition("=")
         if flag.startswith("--"):
             flag = "--" + flag[2:].replace("-", "_")
+        if flag in switches and not equals and (not tokens or tokens[-1].startswith("--")):
+            equals, value = "=", "true"
         if flag not in gathered or not (equals or tokens):
             rest.append(f"{flag}{equals}{value}")
             continue

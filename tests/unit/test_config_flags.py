@@ -49,3 +49,28 @@ def test_a_flag_without_its_value_is_refused(capsys) -> None:
 @pytest.mark.parametrize("flag", ["--log-every=7", "--log_every=7"])
 def test_words_of_a_flag_may_be_joined_by_dashes(flag: str) -> None:
     assert parse(_Config, [flag, "--prompt", "--not-a-flag"]) == _Config(["--not-a-flag"], log_every=7)
+
+
+@dataclass(frozen=True)
+class _Switches:
+    """What the test parses."""
+
+    out: str = ""
+    """Any other flag."""
+    require_promoted: bool = False
+    """A switch."""
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (["--require-promoted"], True),
+        (["--require_promoted", "--out", "x"], True),
+        (["--require-promoted", "true", "--out=x"], True),
+        (["--require-promoted", "false"], False),
+        (["--require_promoted=false"], False),
+        ([], False),
+    ],
+)
+def test_a_switch_needs_no_value(argv: list[str], expected: bool) -> None:
+    assert parse(_Switches, argv).require_promoted is expected
