@@ -3,7 +3,7 @@
 The scores are held against fixed floors, and against those of the current champion where there is one. If every check
 passes, the bundle becomes the champion of the registered model: an entry in the promotion log, and the MLflow alias
 `champion` that shows it. If not, the champion stays. Either way decision.json says which checks were made and why they
-came out as they did, and the job ends with 0; with --require_promoted a refusal ends with 3.
+came out as they did, and the job ends with 0; with --require-promoted a refusal ends with 3.
 
   python jobs/promote.py --model lookalike-mini --scores file:///runs/toys-1/scores \\
       --out file:///runs/toys-1/promotion --tracking sqlite:////runs/mlflow.db
