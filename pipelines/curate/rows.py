@@ -43,6 +43,11 @@ PLAN_SCHEMA = pa.schema(
     [*IMAGE_SCHEMA, ("drop_reason", pa.string()), ("reference_sets", pa.list_(pa.list_(REFERENCE)))]
 )
 
+# The image table of a snapshot.
+IMAGES_SCHEMA = pa.schema(
+    [field for field in PLAN_SCHEMA if field.name not in ("subject_hash", "reference_sets", "cut")]
+)
+
 # A subject that has triplets.
 SUBJECT_SCHEMA = pa.schema(
     [
@@ -54,7 +59,7 @@ SUBJECT_SCHEMA = pa.schema(
     ]
 )
 
-_HASHES = 1 << 63
+_HASHES = 1 << 62
 
 
 def sha256(data: bytes) -> str:
@@ -63,8 +68,8 @@ def sha256(data: bytes) -> str:
 
 
 def subject_hash(subject: str) -> int:
-    """A subject's place on the line [0, 2^63): the same on every machine, and independent of other subjects."""
-    return int.from_bytes(hashlib.sha256(subject.encode()).digest()[:8], "big") >> 1
+    """A subject's place on the line [0, 2^62): the same on every machine, and independent of other subjects."""
+    return int.from_bytes(hashlib.sha256(subject.encode()).digest()[:8], "big") >> 2
 
 
 def partition_range(partition: int, partitions: int) -> tuple[int, int]:

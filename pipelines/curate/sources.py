@@ -64,6 +64,11 @@ class Inputs:
         return cls(tuple(shards), settings, code_version(), embedders.revision_of(config.embedder))
 
     @property
+    def units(self) -> range:
+        """Numbers of the shards."""
+        return range(len(self.shards))
+
+    @property
     def fingerprint(self) -> str:
         """Equal fingerprints give equal snapshots."""
         shards = [[info.key, info.size, info.etag] for info in self.shards]

@@ -7,7 +7,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lookalike.storage import Store
+from lookalike.data.shards import open_object
+from lookalike.storage import ObjectInfo, Store
 
 _ROWS_PER_GROUP = 512  # a partition reads the row groups that overlap its range of subject hashes
 
@@ -27,6 +28,11 @@ def read_table(
     return pq.read_table(
         io.BytesIO(store.read(key)), filters=filters, columns=None if columns is None else list(columns)
     )
+
+
+def count_rows(store: Store, info: ObjectInfo) -> int:
+    """How many rows a table has, from its footer."""
+    return int(pq.read_metadata(open_object(store, info)).num_rows)
 
 
 def vectors_array(vectors_ND: np.ndarray) -> pa.FixedSizeListArray:

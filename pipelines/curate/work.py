@@ -6,7 +6,7 @@ import pyarrow as pa
 
 from lookalike.storage import Store, open_store
 from pipelines.curate.config import CurateConfig
-from pipelines.curate.rows import IMAGE_SCHEMA, partition_range
+from pipelines.curate.rows import IMAGE_SCHEMA, partition_range, subject_hash
 from pipelines.curate.sources import Inputs
 from pipelines.curate.tables import read_table
 
@@ -45,6 +45,11 @@ class StageWork:
     def span(self, partition: int) -> tuple[int, int]:
         """The half-open range of subject hashes of a partition."""
         return partition_range(partition, self.partitions)
+
+    def partition_of(self, subject: str) -> int:
+        """The partition that a subject is planned in."""
+        place = subject_hash(subject)
+        return next(i for i in range(self.partitions) if place < self.span(i)[1])
 
     def read_rows(self, span: tuple[int, int]) -> pa.Table:
         """Image rows of a range of subjects, in the order of subject, shard and offset."""

@@ -1,0 +1,70 @@
+"""Finish: the tables of all partitions and shards as one each, and the report."""
+
+import hashlib
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from lookalike.config import canonical_json
+from lookalike.data import triplets
+from lookalike.storage import Store
+from pipelines.actors import Columns
+from pipelines.curate.materialise import MaterialiseWork, part_key
+from pipelines.curate.plan import plan_key
+from pipelines.curate.report import build_report, render_report
+from pipelines.curate.rows import IMAGES_SCHEMA
+from pipelines.curate.summary import Summary
+from pipelines.curate.tables import read_table
+
+IMAGES_TABLE = "images.parquet"
+REPORT_JSON, REPORT_HTML = "report.json", "report.html"
+
+
+@dataclass(frozen=True)
+class FinishWork:
+    """What the last task is told."""
+
+    materialised: MaterialiseWork
+    summary: Summary
+    counts: dict[str, Any]
+    title: str
+
+
+def finish(work: FinishWork, unit: int) -> Columns:
+    """Write the tables and the report of a version; returns the hash of each. The tables stream part by part."""
+    done, version = work.materialised, work.materialised.version
+    stage = done.stage
+    hashes: dict[str, str] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        images, table = Path(folder) / IMAGES_TABLE, Path(folder) / triplets.TABLE
+        plans = (
+            read_table(stage.dataset, plan_key(stage, i, "images"), columns=IMAGES_SCHEMA.names)
+            for i in range(stage.partitions)
+        )
+        _join(images, IMAGES_SCHEMA, plans)
+        parts = (read_table(stage.dataset, part_key(done, shard, "parquet")) for shard in done.shards)
+        _join(table, triplets.SCHEMA, parts)
+        for path in (images, table):
+            version.upload(path.name, path)
+            hashes[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
+        report = build_report(stage, work.summary, work.counts, table, version)
+    for name, text in ((REPORT_JSON, canonical_json(report)), (REPORT_HTML, render_report(report, work.title))):
+        hashes[name] = _write(version, name, text.encode())
+    return {"name": np.array(list(hashes), object), "sha256": np.array(list(hashes.values()), object)}
+
+
+def _join(path: Path, schema: pa.Schema, parts: Iterable[pa.Table]) -> None:
+    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+        for part in parts:
+            writer.write_table(part.cast(schema))
+
+
+def _write(store: Store, name: str, data: bytes) -> str:
+    store.write(name, data)
+    return hashlib.sha256(data).hexdigest()

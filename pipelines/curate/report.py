@@ -1,0 +1,139 @@
+"""The report: what came in, what was dropped and why, what the triplets look like. One page, and the same as JSON."""
+
+import base64
+import heapq
+import inspect
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from lookalike.data import triplets
+from lookalike.data.images import ImageError, decode_at_least, encode_jpeg, fit_within
+from lookalike.storage import Store
+from pipelines.curate.plan import plan_key
+from pipelines.curate.rows import subject_hash, unit_hash
+from pipelines.curate.summary import HISTOGRAMS, Summary
+from pipelines.curate.tables import read_table
+from pipelines.curate.work import StageWork
+
+TEMPLATE = Path(__file__).with_name("report.html.j2")
+_THUMB_SIDE = 112  # px
+_REJECTS = 8  # shown of each reason
+_SIMILARITY_STEP = 0.05  # triplets are shown from the least to the most alike, two for each step
+_COMPARED = ("near_duplicate", "off_subject", "no_pair")  # reasons that make sense beside photos that were kept
+
+
+def build_report(
+    work: StageWork, summary: Summary, counts: dict[str, Any], table: Path, version: Store
+) -> dict[str, Any]:
+    """The figures of ``report.json``.
+
+    ``table`` is the triplet table as a local file; images are read by range, a few dozen of them. The keys:
+    ``counts``; ``funnel`` [{step, reason, what, dropped, left}]; ``rejects`` {reason: [{key, subject, why, thumb_b64,
+    beside_b64}]}; ``triplets`` [{prompt, subject, split, target_b64, references_b64, similarities}]; ``histograms``
+    {name: {first, last, counts}}; ``classes`` {name: subjects}; ``settings``. Thumbnails are JPEG in base64; a file
+    that cannot be decoded has an empty one.
+    """
+    return {
+        "counts": counts,
+        "funnel": _funnel(work, summary),
+        "rejects": {
+            reason: [_reject(work, reason, row) for row in rows[:_REJECTS]]
+            for reason, rows in sorted(summary.examples.items())
+        },
+        "triplets": [_triplet(version, row) for row in _examples(table)],
+        "histograms": {
+            name: {"first": first, "last": last, "counts": summary.histograms.get(name, [0] * bins)}
+            for name, (first, last, bins) in HISTOGRAMS.items()
+        },
+        "classes": dict(sorted(summary.classes.items(), key=lambda item: (-item[1], item[0]))),
+        "settings": {
+            "raw": work.raw.uri,
+            "embedder": work.inputs.embedder,
+            "code": work.inputs.code,
+            **work.inputs.config,
+        },
+    }
+
+
+def render_report(report: dict[str, Any], title: str) -> str:
+    """``report.html`` of the figures: one page without any outside asset."""
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.from_string(TEMPLATE.read_text("utf-8")).render(title=title, **report)
+
+
+def _funnel(work: StageWork, summary: Summary) -> list[dict[str, Any]]:
+    left = summary.images
+    steps = []
+    for number, (reason, step) in enumerate(work.config.filters.steps(), start=1):
+        dropped = summary.dropped.get(reason, 0)
+        left -= dropped
+        what = (inspect.getdoc(type(step)) or "").split("\n\n")[0].replace("\n", " ")
+        steps.append({"step": number, "reason": reason, "what": what, "dropped": dropped, "left": left})
+    assert left == summary.kept, "an image was dropped for a reason that no filter gives"
+    return steps
+
+
+def _reject(work: StageWork, reason: str, row: dict[str, Any]) -> dict[str, Any]:
+    beside = _kept_photos(work, row["subject"]) if reason in _COMPARED else []
+    return {
+        "key": row["key"] or f"the rest of {row['shard']}",
+        "subject": row["subject"],
+        "why": row["error"],
+        "thumb_b64": "" if row["error"] else _thumb(work.raw, row["shard"], row["offset"], row["length"]),
+        "beside_b64": [_thumb(work.raw, other["shard"], other["offset"], other["length"]) for other in beside],
+    }
+
+
+def _kept_photos(work: StageWork, subject: str) -> list[dict[str, Any]]:
+    """Two photos of a subject that were kept, where there are any."""
+    place = subject_hash(subject)
+    rows = read_table(work.dataset, plan_key(work, work.partition_of(subject), "images"), (place, place + 1))
+    kept = rows.filter(pc.and_(pc.is_null(rows["drop_reason"]), pc.equal(rows["subject"], subject)))
+    return list(kept.slice(0, 2).to_pylist())
+
+
+def _examples(table: Path) -> list[dict[str, Any]]:
+    """Triplets over the whole range of similarities, chosen by hash; the table streams by."""
+    chosen: dict[int, list[tuple[float, int, dict[str, Any]]]] = {}
+    number = 0
+    for batch in pq.ParquetFile(table).iter_batches(batch_size=4096):
+        for row in batch.to_pylist():
+            number += 1
+            similarity = float(np.mean(row["reference_similarities"]))
+            ranked = (-unit_hash("shown", row["triplet_id"]), number, row)
+            heap = chosen.setdefault(int(similarity / _SIMILARITY_STEP), [])
+            heapq.heappush(heap, ranked)
+            if len(heap) > 2:
+                heapq.heappop(heap)
+    rows = [row for _, heap in sorted(chosen.items()) for _, _, row in heap]
+    return sorted(rows, key=lambda row: float(np.mean(row["reference_similarities"])))
+
+
+def _triplet(version: Store, row: dict[str, Any]) -> dict[str, Any]:
+    triplet = triplets.Triplet.from_row(row)
+    references = zip(triplet.reference_offsets, triplet.reference_lengths, strict=True)
+    return {
+        "triplet_id": triplet.triplet_id,
+        "prompt": triplet.prompt,
+        "subject": triplet.subject,
+        "split": triplet.split,
+        "target_b64": _thumb(version, triplet.shard, triplet.target_offset, triplet.target_length),
+        "references_b64": [_thumb(version, triplet.shard, offset, length) for offset, length in references],
+        "similarities": [round(float(value), 3) for value in triplet.reference_similarities],
+    }
+
+
+def _thumb(store: Store, key: str, offset: int, length: int) -> str:
+    try:
+        image, _ = decode_at_least(store.read_range(key, offset, length), _THUMB_SIDE)
+    except ImageError:
+        return ""
+    small = fit_within(image, _THUMB_SIDE)[: 3 * _THUMB_SIDE, : 3 * _THUMB_SIDE]
+    return base64.b64encode(encode_jpeg(small, quality=85)).decode()

@@ -1,0 +1,198 @@
+"""One curation, from raw shards to a published snapshot."""
+
+import logging
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from lookalike import config as configs
+from lookalike.errors import ConflictError, InputError
+from lookalike.storage import Store, list_versions, open_store, publish, read_manifest, version_store
+from lookalike.storage.claim import claim
+from pipelines.actors import run_tasks, run_units
+from pipelines.curate.config import CurateConfig
+from pipelines.curate.duplicates import find_duplicates
+from pipelines.curate.finish import FinishWork, finish
+from pipelines.curate.index import IndexWork, ShardIndexer
+from pipelines.curate.layout import ShardPlan, plan_shards
+from pipelines.curate.materialise import MaterialiseWork, write_shard
+from pipelines.curate.plan import plan_partition, read_summary
+from pipelines.curate.sources import WORK, Inputs, list_shards
+from pipelines.curate.summary import Summary
+from pipelines.curate.tables import count_rows
+from pipelines.curate.work import StageWork
+from pipelines.entry import ray_session
+
+log = logging.getLogger(__name__)
+
+CLAIM = "claim.json"  # of a version: whose work is under way there
+
+
+@dataclass(frozen=True)
+class Curated:
+    """The newest snapshot, after a curation."""
+
+    dataset: str
+    """URI of the dataset."""
+    version: int
+    """Number of the snapshot."""
+    new: bool
+    """Whether this run published it."""
+    manifest: dict[str, Any]
+    """Its manifest."""
+
+
+def curate(config: CurateConfig) -> Curated:
+    """Curate what is below ``config.raw`` and publish a snapshot, unless the newest one holds just that.
+
+    Killed and started again it goes on where it was: every finished piece of work is kept under ``work/``.
+
+    Raises:
+        InputError: no raw shards, a shard that cannot be read, or no usable pair.
+        ConfigError: settings that cannot work.
+        ConflictError: the dataset belongs to other raw shards, or another run has published this version.
+    """
+    raw, dataset = open_store(config.raw), open_store(config.dataset)
+    shards = list_shards(raw, dataset)
+    claim(dataset, {"raw": raw.uri})
+    inputs = Inputs.of(config, shards)
+    versions = list_versions(dataset)
+    parent = versions[-1] if versions else None
+    if parent is not None:
+        manifest = read_manifest(dataset, parent)
+        if manifest["inputs"]["fingerprint"] == inputs.fingerprint:
+            log.info("nothing new since version %d", parent)
+            return Curated(dataset.uri, parent, False, manifest)
+    with ray_session():
+        images = _index(config, raw, dataset, inputs)
+        stage = StageWork(config, inputs, images)
+        _finish_all(run_tasks(find_duplicates, stage, stage.content_partitions, noun="ranges of content hashes"))
+        _finish_all(run_tasks(plan_partition, stage, stage.partitions, noun="ranges of subjects planned"))
+        summary = Summary()
+        for partition in range(stage.partitions):
+            summary.add(read_summary(stage, partition))
+        _check(summary, config)
+        number = _claim_version(dataset, inputs, (parent or 0) + 1)
+        plans = plan_shards(stage)
+        counts = _counts(summary, plans)
+        work = MaterialiseWork(stage, version_store(dataset, number), tuple(plans))
+        files = _hashes(run_tasks(write_shard, work, len(plans), noun="triplet shards"))
+        last = FinishWork(work, summary, counts, f"Snapshot {number} of {dataset.uri.rsplit('/', 1)[-1]}")
+        files |= _hashes(run_tasks(finish, last, 1, noun="reports"))
+    manifest = _manifest(number, parent, config, inputs, counts, files)
+    _publish(dataset, number, manifest)
+    return Curated(dataset.uri, number, True, manifest)
+
+
+def _index(config: CurateConfig, raw: Store, dataset: Store, inputs: Inputs) -> int:
+    """Index the shards that are new; returns the number of rows of the whole image table."""
+    present = {info.key for info in dataset.list(f"{WORK}/rows/")} & {inputs.rows_key(i) for i in inputs.units}
+    present |= {info.key for info in dataset.list(f"{WORK}/vectors/")}
+    missing = tuple(i for i in inputs.units if not {inputs.rows_key(i), inputs.vectors_key(i)} <= present)
+    log.info("%d raw shards, %d of them to be indexed", len(inputs.shards), len(missing))
+    if missing:
+        work = IndexWork(raw.uri, dataset.uri, inputs, missing, config.embedder, config.actors)
+        tables = list(run_units(ShardIndexer, work, len(missing), config.actors, noun="raw shards indexed"))
+        failed = [row for table in tables for row in table.to_pylist() if row["error"]]
+        if failed:
+            names = [inputs.shards[row["shard"]].key for row in failed]
+            raise InputError(
+                f"{len(failed)} of {len(inputs.shards)} raw shards cannot be read ({failed[0]['error']})",
+                value=names[:10],
+                fix="mend them and run the same command again: the others are indexed",
+            )
+    wanted = {inputs.rows_key(i) for i in inputs.units}
+    tables_of_rows = [info for info in dataset.list(f"{WORK}/rows/") if info.key in wanted]
+    with ThreadPoolExecutor(16) as pool:  # a footer each, by range
+        return sum(pool.map(lambda info: count_rows(dataset, info), tables_of_rows))
+
+
+def _check(summary: Summary, config: CurateConfig) -> None:
+    if summary.images != summary.kept + summary.dropped.total() or set(summary.dropped) - {
+        name for name, _ in config.filters.steps()
+    }:
+        raise AssertionError(f"images are lost: {summary.images} in, {summary.kept} kept, {summary.dropped}")
+    if summary.triplets == 0:
+        taken = ", ".join(f"{name} took {n}" for name, n in summary.dropped.most_common())
+        raise InputError(
+            f"no usable pair among {summary.images} images of {summary.subjects_in} subjects: {taken or 'no image'}",
+            value=config.raw,
+            fix="bring two or more photos of each subject, or loosen the filters that took most",
+        )
+
+
+def _claim_version(dataset: Store, inputs: Inputs, number: int) -> int:
+    """The number of the version to make: the first that nobody works at, or where we did before.
+
+    A run that was killed keeps its number for the same command; another one goes past it, so that no two ever write
+    into one version.
+    """
+    while True:
+        try:
+            version_store(dataset, number).create(CLAIM, configs.canonical_json(inputs.fingerprint).encode())
+        except ConflictError:
+            theirs = version_store(dataset, number).read(CLAIM)
+            if theirs != configs.canonical_json(inputs.fingerprint).encode():
+                number += 1
+                continue
+        return number
+
+
+def _counts(summary: Summary, plans: list[ShardPlan]) -> dict[str, Any]:
+    return {
+        "images_in": summary.images,
+        "images_kept": summary.kept,
+        "dropped": dict(sorted(summary.dropped.items())),
+        "subjects_in": summary.subjects_in,
+        "subjects": summary.subjects,
+        "triplets": {
+            split: sum(plan.triplets for plan in plans if plan.split == split) for split in ("train", "validation")
+        },
+    }
+
+
+def _manifest(
+    number: int,
+    parent: int | None,
+    config: CurateConfig,
+    inputs: Inputs,
+    counts: dict[str, Any],
+    files: dict[str, str],
+) -> dict[str, Any]:
+    """No clock and no place of work in it: equal inputs give equal bytes."""
+    return {
+        "version": number,
+        "parent": parent,
+        "config": inputs.config,
+        "config_fingerprint": configs.fingerprint(inputs.config),
+        "code_version": inputs.code,
+        "embedder": inputs.embedder,
+        "inputs": {
+            "raw": open_store(config.raw).uri,
+            "fingerprint": inputs.fingerprint,
+            "shards": {info.key: {"etag": info.etag, "size": info.size} for info in inputs.shards},
+        },
+        "counts": counts,
+        "files": dict(sorted(files.items())),
+    }
+
+
+def _publish(dataset: Store, number: int, manifest: dict[str, Any]) -> None:
+    try:
+        publish(dataset, number, manifest)
+    except ConflictError:  # the same command ran twice at once, and the other was first: its bytes are ours
+        if read_manifest(dataset, number) != manifest:
+            raise
+    log.info("published version %d", number)
+
+
+def _hashes(tables: Iterable[pa.Table]) -> dict[str, str]:
+    return {row["name"]: row["sha256"] for table in tables for row in table.to_pylist()}
+
+
+def _finish_all(tables: Iterable[pa.Table]) -> None:
+    for _ in tables:
+        pass
