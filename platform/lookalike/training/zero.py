@@ -110,7 +110,6 @@ class ZeroEngine:
         )
         self.model: nn.Module = engine
         self._engine: Any = engine
-        self._set_optimizer_steps(0)  # DeepSpeed makes the moments by a dry step, which Adam would count
 
     def accumulate(self, loss: Tensor) -> None:
         self._engine.backward(loss)
@@ -137,18 +136,20 @@ class ZeroEngine:
         from deepspeed.utils import safe_set_local_fp32_param, safe_set_local_optimizer_state
 
         check_keys(state_keys(list(self._named)), tensors)
+        self._make_moments(optimizer_steps)
         for name, parameter in self._named.items():
             safe_set_local_fp32_param(parameter, _partition_of(tensors[f"master/{name}"], parameter))
             for moment in MOMENTS:
                 safe_set_local_optimizer_state(parameter, _partition_of(tensors[f"{moment}/{name}"], parameter), moment)
             with torch.no_grad(), deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
                 parameter.copy_(tensors[f"master/{name}"])  # else one step would compute with stale weights
-        self._set_optimizer_steps(optimizer_steps)
 
-    def _set_optimizer_steps(self, steps: int) -> None:
-        for state in self._engine.optimizer.optimizer.state.values():
-            if "step" in state:
-                state["step"].fill_(steps)
+    def _make_moments(self, steps: int) -> None:
+        """AdamW's state as after ``steps`` steps, which torch would make in its first one: there to be written to."""
+        zero3 = self._engine.optimizer
+        for partition in zero3.fp32_partitioned_groups_flat:
+            moments = {moment: torch.zeros_like(partition) for moment in MOMENTS}
+            zero3.optimizer.state[partition] = {"step": torch.tensor(float(steps)), **moments}
 
 
 def _partition_of(full: Tensor, parameter: Any) -> Tensor:
