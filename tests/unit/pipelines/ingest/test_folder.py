@@ -1,0 +1,165 @@
+"""A folder of photographs as a source: what is taken, under which name, class and caption, and what is refused."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lookalike.data.shards import iter_samples
+from lookalike.errors import ConfigError, InputError
+from pipelines.ingest.config import IngestConfig
+from pipelines.ingest.folder import class_of, plan_folder
+from pipelines.ingest.source import Plan
+
+
+def photo(path: Path, side: int = 8, seed: int = 0) -> bytes:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (side, side, 3), np.uint8)).save(path)
+    return path.read_bytes()
+
+
+def plan(source: Path, **settings: object) -> Plan:
+    return plan_folder(IngestConfig(source=str(source), raw="unused", **settings))  # type: ignore[arg-type]
+
+
+def samples(plan: Plan, folder: Path) -> dict[str, dict[str, bytes]]:
+    found: dict[str, dict[str, bytes]] = {}
+    for shard in plan.shards:
+        shard.write(folder / shard.name)
+        with (folder / shard.name).open("rb") as file:
+            found |= {sample.key: members for sample, members in iter_samples(file)}
+    return found
+
+
+def meta(members: dict[str, bytes]) -> dict[str, str]:
+    return json.loads(members["json"])  # type: ignore[no-any-return]
+
+
+def test_bytes_are_untouched_and_metadata_is_made_from_the_folder(tmp_path: Path) -> None:
+    original = photo(tmp_path / "in" / "toy_car_03" / "00.jpg")
+    found = samples(plan(tmp_path / "in", licence="CC0-1.0"), tmp_path)
+    assert list(found) == ["toy_car_03-00"]
+    assert found["toy_car_03-00"]["jpg"] == original
+    assert meta(found["toy_car_03-00"]) == {
+        "subject": "toy_car_03",
+        "class": "toy car",
+        "caption": "a photo of a toy car",
+        "licence": "CC0-1.0",
+        "source": f"file://{tmp_path}/in/toy_car_03/00.jpg",
+    }
+
+
+def test_sidecars_say_more(tmp_path: Path) -> None:
+    photo(tmp_path / "in" / "a" / "00.jpg")
+    (tmp_path / "in" / "a" / "00.txt").write_text("my red mug\n")
+    photo(tmp_path / "in" / "a" / "01.png")
+    (tmp_path / "in" / "a" / "01.json").write_text('{"class": "mug", "licence": "MIT", "year": 2020}')
+    found = samples(plan(tmp_path / "in"), tmp_path)
+    assert meta(found["a-00"])["caption"] == "my red mug"
+    assert meta(found["a-01"]) | {"class": "mug", "licence": "MIT", "year": 2020} == meta(found["a-01"])
+    assert meta(found["a-01"])["caption"] == "a photo of a mug"
+
+
+@pytest.mark.parametrize("text", ["{", "[1]"])
+def test_a_sidecar_that_is_no_object_is_named(tmp_path: Path, text: str) -> None:
+    photo(tmp_path / "in" / "a" / "00.jpg")
+    (tmp_path / "in" / "a" / "00.json").write_text(text)
+    with pytest.raises(InputError, match=r"a/00\.json"):
+        samples(plan(tmp_path / "in"), tmp_path)
+
+
+def test_dreambooth_classes(tmp_path: Path) -> None:
+    for name in ("dog2", "red_cartoon"):
+        photo(tmp_path / "in" / name / "00.jpg")
+    (tmp_path / "in" / "prompts_and_classes.txt").write_text(
+        "Classes\n\nsubject_name,class\ndog2,puppy\n\nPrompts\n\nred_cartoon,no\n"
+    )
+    found = samples(plan(tmp_path / "in"), tmp_path)
+    assert [meta(m)["class"] for m in found.values()] == ["puppy", "red cartoon"]
+
+
+@pytest.mark.parametrize(
+    ("folder", "expected"),
+    [("dog7", "dog"), ("toy_car_03", "toy car"), ("Red-Mug", "red mug"), ("007", "object"), ("duck_0700000", "duck")],
+)
+def test_class_of_a_folder(folder: str, expected: str) -> None:
+    assert class_of(folder) == expected
+
+
+def test_what_is_no_image_is_listed_and_what_cannot_be_decoded_is_taken(tmp_path: Path) -> None:
+    photo(tmp_path / "in" / "a" / "00.jpg")
+    (tmp_path / "in" / "a" / "broken.JPEG").write_bytes(b"no image")
+    (tmp_path / "in" / "a" / "notes.md").write_text("x")
+    (tmp_path / "in" / "a" / "orphan.txt").write_text("x")
+    (tmp_path / "in" / "a" / ".DS_Store").write_text("x")
+    (tmp_path / "in" / "LICENSE").write_text("x")
+    (tmp_path / "in" / "a" / "deep").mkdir()
+    photo(tmp_path / "in" / "a" / "deep" / "01.jpg")
+    made = plan(tmp_path / "in")
+    assert set(made.skipped) == {"a/notes.md", "a/orphan.txt", "a/.DS_Store", "LICENSE", "a/deep/01.jpg"}
+    found = samples(made, tmp_path)
+    assert found["a-broken"]["jpeg"] == b"no image"
+    assert made.subjects == 1
+
+
+def test_keys_have_no_dots_and_are_unique(tmp_path: Path) -> None:
+    for name in ("a.b/0.1.jpg", "a.b/0_1.jpg", "a.b/0_1.png"):
+        photo(tmp_path / "in" / name)
+    found = samples(plan(tmp_path / "in"), tmp_path)
+    assert sorted(found) == ["a_b-0_1", "a_b-0_1-2", "a_b-0_1-3"]
+    assert {meta(m)["subject"] for m in found.values()} == {"a.b"}
+
+
+def test_subjects_can_be_chosen_and_excluded(tmp_path: Path) -> None:
+    for name in "abc":
+        photo(tmp_path / "in" / name / "00.jpg")
+    assert set(samples(plan(tmp_path / "in", exclude_subjects=["b"]), tmp_path)) == {"a-00", "c-00"}
+    made = plan(tmp_path / "in", subjects=["b"])
+    assert made.subjects == 1
+    assert made.skipped["a/"] == "excluded"
+    with pytest.raises(InputError, match="'d'"):
+        plan(tmp_path / "in", subjects=["d"])
+
+
+def test_shards_are_bounded_and_equal_plans_write_equal_bytes(tmp_path: Path) -> None:
+    for i in range(6):
+        photo(tmp_path / "in" / "a" / f"{i}.png", side=400, seed=i)  # noise: about 0.47 MB each
+    made = plan(tmp_path / "in", shard_mib=1)
+    assert [shard.images for shard in made.shards] == [2, 2, 2]
+    for folder in ("x", "y"):
+        (tmp_path / folder).mkdir()
+        assert len(samples(made, tmp_path / folder)) == 6
+    for shard in made.shards:
+        assert (tmp_path / "x" / shard.name).read_bytes() == (tmp_path / "y" / shard.name).read_bytes()
+
+
+def test_another_listing_is_another_identity(tmp_path: Path) -> None:
+    photo(tmp_path / "in" / "a" / "00.jpg")
+    first = plan(tmp_path / "in").identity
+    photo(tmp_path / "in" / "a" / "01.jpg")
+    assert plan(tmp_path / "in").identity != first
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ([], "missing or empty"),
+        (["00.jpg"], "no photographs in subject folders"),
+        (["a/00.jpg", "b/notes.txt"], "holds no image"),
+    ],
+)
+def test_bad_folders_are_refused(tmp_path: Path, files: list[str], message: str) -> None:
+    for name in files:
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "in" / name).write_bytes(b"x")
+    with pytest.raises(InputError, match=message):
+        plan(tmp_path / "in")
+
+
+def test_settings_that_cannot_work() -> None:
+    with pytest.raises(ConfigError, match="shard_mib"):
+        IngestConfig(source="x", raw="y", shard_mib=0)
+    with pytest.raises(ConfigError, match="sample world only"):
+        IngestConfig(source="x", raw="y", photos="z")

@@ -1,0 +1,127 @@
+"""The sample world: a function of its seed, with every defect that it says it has."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lookalike.data.images import ImageError, decode
+from lookalike.errors import ConfigError
+from lookalike.models.presets import PRESETS_DIR
+from pipelines.ingest.config import IngestConfig, SampleWorldConfig
+from pipelines.ingest.sample import shapes, vocabulary, world
+from pipelines.ingest.sample.defects import KINDS, Shot, encode, plan_shots
+from pipelines.ingest.sample.source import TRUTH, plan_sample
+
+
+def shots(**settings: object) -> list[Shot]:
+    config = SampleWorldConfig(**settings)  # type: ignore[arg-type]
+    return [shot for some in plan_shots(config, world.subjects(config)).values() for shot in some]
+
+
+def test_a_subject_depends_on_seed_and_number_only() -> None:
+    many = world.subjects(SampleWorldConfig(subjects=40, seed=3))
+    later = world.subjects(SampleWorldConfig(subjects=10, seed=3, first_subject=30))
+    assert many[30:] == later
+    assert len({thing.name for thing in many}) == 40
+    other = world.subjects(SampleWorldConfig(subjects=40, seed=4))
+    assert not {thing.name for thing in many} & {thing.name for thing in other}
+
+
+def test_every_fourth_subject_is_a_twin_of_another_shape() -> None:
+    things = world.subjects(SampleWorldConfig(subjects=80))
+    by_name = {thing.name: thing for thing in things}
+    twins = [thing for thing in things if thing.twin_of]
+    assert len(twins) == 20
+    for twin in twins:
+        first = by_name[str(twin.twin_of)]
+        assert (twin.colours, twin.pattern) == (first.colours, first.pattern)
+        assert twin.shape != first.shape
+
+
+def test_shapes_can_be_chosen() -> None:
+    things = world.subjects(SampleWorldConfig(subjects=5, shapes=["duck"]))
+    assert {thing.shape for thing in things} == {"duck"}
+    with pytest.raises(ConfigError, match="unicorn"):
+        world.subjects(SampleWorldConfig(shapes=["unicorn"]))
+
+
+def test_the_views_of_a_subject_go_about_it() -> None:
+    thing = world.subject(0, 0)
+    views = [world.photo(thing, i, 6).view for i in range(6)]
+    azimuths = np.sort([view.azimuth_deg for view in views])
+    assert np.diff(azimuths).max() < 110
+    assert len({world.photo(thing, i, 6).place for i in range(6)}) == 6
+
+
+def test_captions_are_made_of_the_words_that_the_tokenizer_knows() -> None:
+    known = set((PRESETS_DIR / "mini.words.txt").read_text().split()) | {","}
+    allowed = set(vocabulary.words(shapes.names()))
+    assert allowed <= known
+    for shot in shots(subjects=60):
+        said = shot.photo.caption.replace(",", " ,").split()
+        assert set(said) <= allowed, shot.photo.caption
+
+
+@pytest.mark.parametrize(
+    ("azimuth", "elevation", "name"),
+    [(0, 20, "the front"), (350, 20, "the front"), (90, 20, "the right"), (180, 20, "behind"), (0, 55, "above")],
+)
+def test_view_names(azimuth: float, elevation: float, name: str) -> None:
+    assert vocabulary.view_name(azimuth, elevation) == name
+
+
+@pytest.mark.parametrize("subjects", [4, 8, 200])
+def test_at_least_three_of_each_defect(subjects: int) -> None:
+    planned = shots(subjects=subjects)
+    counts = {kind: sum(shot.defect == kind for shot in planned) for kind in KINDS}
+    assert set(counts.values()) == {max(3, subjects // 40)}
+    assert len({shot.photo.key for shot in planned}) == len(planned)
+    for shot in planned:
+        if shot.defect == "wrong_subject":
+            assert shot.photo.subject.shape != shot.photo.filed_under.shape
+        else:
+            assert shot.photo.subject == shot.photo.filed_under
+
+
+def test_no_defects_without_asking() -> None:
+    planned = shots(subjects=3, views=4, defects=False)
+    assert len(planned) == 12
+    assert all(shot.defect is None for shot in planned)
+
+
+def test_defects_spoil_what_they_say() -> None:
+    ramp = np.linspace(0, 255, 256)
+    picture = np.stack(np.broadcast_arrays(ramp[None], ramp[:, None], 90.0), -1).astype(np.uint8)
+    clean = decode(encode(picture, Shot(world.photo(world.subject(0, 0), 0, 6))))
+    for variant in range(3):
+        photo = world.photo(world.subject(0, 0), 0, 6)
+        with pytest.raises(ImageError):
+            decode(encode(picture, Shot(photo, "corrupt", variant)))
+        assert max(decode(encode(picture, Shot(photo, "tiny", variant))).shape) <= 32
+        again = Image.open(io.BytesIO(encode(picture, Shot(photo, "near_duplicate", variant))))
+        difference = np.asarray(again.resize((256, 256)), float) - clean
+        assert 0 < np.abs(difference).mean() < 6
+        assert encode(picture, Shot(photo, "exact_duplicate", variant)) == encode(picture, Shot(photo))
+
+
+def test_the_truth_names_every_photo() -> None:
+    plan = plan_sample(IngestConfig(source="sample", raw="r", sample=SampleWorldConfig(subjects=8)))
+    truth = plan.extras[TRUTH]
+    assert len(truth["photos"]) == sum(shard.images for shard in plan.shards)
+    (cut,) = truth["truncated_shards"].values()
+    assert [key for key, entry in truth["photos"].items() if entry["defect"] == "truncated_shard"] == cut
+    assert len(cut) == 3
+    for entry in truth["photos"].values():
+        if entry["original"]:
+            assert truth["photos"][entry["original"]]["defect"] is None
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"subjects": 0}, {"views": 0}, {"seed": 100}, {"size_px": 8}, {"subjects": 3}, {"first_subject": -1}],
+)
+def test_worlds_that_cannot_be(settings: dict[str, int]) -> None:
+    with pytest.raises(ConfigError):
+        SampleWorldConfig(**settings)  # type: ignore[arg-type]
