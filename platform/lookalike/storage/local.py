@@ -2,9 +2,11 @@
 
 import os
 import shutil
-import tempfile
-from collections.abc import Iterator
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from lookalike.errors import ConfigError, ConflictError, InputError
 from lookalike.storage.store import ObjectInfo
@@ -23,72 +25,62 @@ class LocalStore:
         return f"file://{self.root.as_posix()}"
 
     def child(self, prefix: str) -> "LocalStore":
-        return LocalStore(self._path(prefix))
+        return LocalStore(self._path(prefix.strip("/")))
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        folder = self.root / prefix
-        base = folder if folder.is_dir() else folder.parent
-        if not base.is_dir():
-            return
-        for path in sorted(p for p in base.rglob("*") if p.is_file() and not p.name.startswith(_PART)):
-            key = path.relative_to(self.root).as_posix()
-            if key.startswith(prefix):
-                stat = path.stat()
-                yield ObjectInfo(key, stat.st_size, f"{stat.st_size:x}-{stat.st_mtime_ns:x}")
+        base = self._path(prefix)
+        if not prefix.endswith("/") and prefix:  # "v" is the start of a name, not a folder
+            base = base.parent
+        keys = (
+            (Path(folder) / name).relative_to(self.root).as_posix()
+            for folder, _, names in os.walk(base)
+            for name in names
+            if not name.startswith(_PART)
+        )
+        for key in sorted(key for key in keys if key.startswith(prefix)):
+            try:
+                stat = self._path(key).stat()
+            except FileNotFoundError:  # deleted while we listed
+                continue
+            yield ObjectInfo(key, stat.st_size, f"{stat.st_size:x}-{stat.st_mtime_ns:x}")
 
     def exists(self, key: str) -> bool:
         return self._path(key).is_file()
 
     def read(self, key: str) -> bytes:
-        try:
-            return self._path(key).read_bytes()
-        except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
-            raise self._missing(key) from None
+        with self._reading(key) as file:
+            return file.read()
 
     def read_range(self, key: str, offset: int, length: int) -> bytes:
-        try:
-            with self._path(key).open("rb") as file:
-                file.seek(offset)
-                data = file.read(length)
-        except FileNotFoundError:
-            raise self._missing(key) from None
+        with self._reading(key) as file:
+            file.seek(offset)
+            data = file.read(length)
         if len(data) != length:
             raise InputError("object is shorter than its index says", value=f"{self.uri}/{key}", fix="index it again")
         return data
 
     def write(self, key: str, data: bytes) -> None:
-        part = self._write_part(key, data)
-        part.replace(self._path(key))
+        with self._writing(key, lambda file: file.write(data)) as part:
+            part.replace(self._path(key))
 
     def create(self, key: str, data: bytes) -> None:
-        part = self._write_part(key, data)
-        try:
-            os.link(part, self._path(key))
-        except FileExistsError:
-            raise ConflictError(
-                "the object exists already", value=f"{self.uri}/{key}", fix="choose another location"
-            ) from None
-        finally:
-            part.unlink()
+        with self._writing(key, lambda file: file.write(data)) as part:
+            try:
+                os.link(part, self._path(key))
+            except FileExistsError:
+                raise ConflictError(
+                    "the object exists already", value=f"{self.uri}/{key}", fix="choose another location"
+                ) from None
 
     def upload(self, key: str, path: Path) -> None:
-        target = self._path(key)
-        if target == path.absolute():
+        if self._path(key) == path.absolute():
             return
-        target.parent.mkdir(parents=True, exist_ok=True)
-        handle, part = tempfile.mkstemp(prefix=_PART, dir=target.parent)
-        os.close(handle)
-        try:
-            shutil.copyfile(path, part)
-            Path(part).replace(target)
-        except OSError as error:
-            Path(part).unlink(missing_ok=True)
-            raise self._unwritable(key, error) from error
+        with path.open("rb") as source, self._writing(key, lambda file: shutil.copyfileobj(source, file)) as part:
+            part.replace(self._path(key))
 
     def download(self, key: str, path: Path) -> None:
-        if not self.exists(key):
-            raise self._missing(key)
-        LocalStore(path.parent.absolute()).upload(path.name, self._path(key))
+        with self._reading(key):  # the source is what is missing or unreadable, not the target
+            LocalStore(path.parent.absolute()).upload(path.name, self._path(key))
 
     def delete(self, key: str) -> None:
         self._path(key).unlink(missing_ok=True)
@@ -98,29 +90,35 @@ class LocalStore:
             raise ConfigError("a key leaves its store", value=key, fix="use a relative key without '..'")
         return self.root / key
 
-    def _write_part(self, key: str, data: bytes) -> Path:
+    @contextmanager
+    def _reading(self, key: str) -> Iterator[BinaryIO]:
+        where = f"{self.uri}/{key}"
+        try:
+            with self._path(key).open("rb") as file:
+                yield file
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+            raise InputError("no such object", value=where, fix="check the location") from None
+        except PermissionError as error:
+            raise InputError("no permission to read", value=where, fix="check who owns the file") from error
+
+    @contextmanager
+    def _writing(self, key: str, write: Callable[[BinaryIO], object]) -> Iterator[Path]:
+        """A complete file beside the target, to be moved or linked there; gone afterwards whatever happens."""
         target = self._path(key)
-        part: Path | None = None
+        part = target.with_name(f"{_PART}{uuid.uuid4().hex}")
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            handle, name = tempfile.mkstemp(prefix=_PART, dir=target.parent)
-            part = Path(name)
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
+            with part.open("xb") as file:
+                write(file)
                 file.flush()
                 os.fsync(file.fileno())
-        except OSError as error:  # a full disk, a read-only folder
-            if part is not None:
+            yield part
+        except OSError as error:  # a full disk, a read-only folder, a folder where the file should be
+            raise InputError(
+                f"cannot write: {error.strerror or error}",
+                value=f"{self.uri}/{key}",
+                fix="free some space or choose another location; nothing half-written was left",
+            ) from error
+        finally:
+            with suppress(OSError):
                 part.unlink(missing_ok=True)
-            raise self._unwritable(key, error) from error
-        return part
-
-    def _missing(self, key: str) -> InputError:
-        return InputError("no such object", value=f"{self.uri}/{key}", fix="check the location")
-
-    def _unwritable(self, key: str, error: OSError) -> InputError:
-        return InputError(
-            f"cannot write: {error.strerror or error}",
-            value=f"{self.uri}/{key}",
-            fix="free some space or choose another location; nothing half-written was left",
-        )

@@ -1,19 +1,26 @@
 """The store on S3 by boto3. Endpoint, region and keys come from the environment (AWS_ENDPOINT_URL, AWS_*)."""
 
-from collections.abc import Iterator
-from functools import cached_property
+import os
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import boto3
+from boto3.exceptions import Boto3Error
 from botocore.config import Config
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
     ConnectionError,
     HTTPClientError,
+    IncompleteReadError,
     NoCredentialsError,
+    ReadTimeoutError,
+    ResponseStreamingError,
 )
+from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_exponential
 
 from lookalike.errors import ConfigError, ConflictError, InputError, UnreachableError
 from lookalike.storage.store import ObjectInfo
@@ -21,10 +28,21 @@ from lookalike.storage.store import ObjectInfo
 if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client
 
-# Three tries of at most 5 s to connect: an endpoint that is down is named within 30 s.
+T = TypeVar("T")
+
 _CLIENT_CONFIG = Config(connect_timeout=5, read_timeout=60, retries={"mode": "standard", "total_max_attempts": 3})
-_MISSING = {"404", "NoSuchKey", "NotFound"}
+# The first request of a process asks only whether somebody is there: two tries of 10 s at most, so that an endpoint
+# that is down, or accepts and keeps silent, is named within 30 s.
+_PROBE_CONFIG = Config(connect_timeout=5, read_timeout=10, retries={"mode": "standard", "total_max_attempts": 2})
+_VARIABLES = (
+    *("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_DEFAULT_REGION", "AWS_REGION"),
+    *("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE"),
+)
+_HEAD_MISSING = {"404", "NotFound"}  # a HEAD has no body that could say what is missing
+_MISSING = {*_HEAD_MISSING, "NoSuchKey"}
 _LOST_RACE = {"412", "PreconditionFailed", "409", "ConditionalRequestConflict"}
+_DENIED = {"401", "403", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken"}
+_BROKEN_STREAM = (IncompleteReadError, ReadTimeoutError, ResponseStreamingError)  # botocore retries no body
 
 
 class S3Store:
@@ -33,106 +51,127 @@ class S3Store:
     def __init__(self, bucket: str, prefix: str) -> None:
         self.bucket, self.prefix = bucket, prefix
 
-    def __reduce__(self) -> tuple[object, ...]:
-        return (S3Store, (self.bucket, self.prefix))
-
     @property
     def uri(self) -> str:
         return f"s3://{self.bucket}/{self.prefix}".rstrip("/")
 
-    @cached_property
-    def _client(self) -> "S3Client":
-        return boto3.client("s3", config=_CLIENT_CONFIG)
-
     def child(self, prefix: str) -> "S3Store":
-        return S3Store(self.bucket, self._key(prefix.strip("/")))
+        return S3Store(self.bucket, self._key(prefix.strip("/")).rstrip("/"))
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         base = f"{self.prefix}/" if self.prefix else ""
-        pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=base + prefix)
+        found = []
         try:
+            pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=base + prefix)
             for page in pages:
                 for item in page.get("Contents", []):
-                    yield ObjectInfo(item["Key"][len(base) :], item["Size"], item["ETag"].strip('"'))
+                    found.append(ObjectInfo(item["Key"][len(base) :], item["Size"], item["ETag"].strip('"')))
         except (ClientError, BotoCoreError) as error:
             self._fail(prefix, error)
+        # Not every server sorts: SeaweedFS lists folder by folder, AWS's directory buckets in no order.
+        yield from sorted(found, key=lambda info: info.key)
 
     def exists(self, key: str) -> bool:
         try:
             self._client.head_object(Bucket=self.bucket, Key=self._key(key))
-        except ClientError as error:
-            if error.response["Error"]["Code"] in _MISSING:
+        except (ClientError, BotoCoreError) as error:
+            if _code(error) in _HEAD_MISSING and self._has_bucket():
                 return False
-            self._fail(key, error)
-        except BotoCoreError as error:
             self._fail(key, error)
         return True
 
     def read(self, key: str) -> bytes:
-        try:
-            return self._client.get_object(Bucket=self.bucket, Key=self._key(key))["Body"].read()
-        except (ClientError, BotoCoreError) as error:
-            self._fail(key, error)
+        return self._call(key, lambda: self._get(key))
 
     def read_range(self, key: str, offset: int, length: int) -> bytes:
         if length == 0:
             return b""
         span = f"bytes={offset}-{offset + length - 1}"
         try:
-            data = self._client.get_object(Bucket=self.bucket, Key=self._key(key), Range=span)["Body"].read()
+            data = self._get(key, Range=span)
         except (ClientError, BotoCoreError) as error:
-            self._fail(key, error)
+            if _code(error) != "InvalidRange":
+                self._fail(key, error)
+            data = b""
         if len(data) != length:
             raise InputError("object is shorter than its index says", value=f"{self.uri}/{key}", fix="index it again")
         return data
 
     def write(self, key: str, data: bytes) -> None:
-        self._put(key, data)
+        self._call(key, lambda: self._client.put_object(Bucket=self.bucket, Key=self._key(key), Body=data))
 
     def create(self, key: str, data: bytes) -> None:
-        self._put(key, data, IfNoneMatch="*")
+        try:
+            self._client.put_object(Bucket=self.bucket, Key=self._key(key), Body=data, IfNoneMatch="*")
+        except (ClientError, BotoCoreError) as error:
+            # A put whose answer got lost is repeated by botocore, and then meets the object that it made itself.
+            if not (_code(error) in _LOST_RACE and _was_repeated(error) and self.read(key) == data):
+                self._fail(key, error)
 
     def upload(self, key: str, path: Path) -> None:
-        try:
-            self._client.upload_file(str(path), self.bucket, self._key(key))
-        except (ClientError, BotoCoreError, boto3.exceptions.S3UploadFailedError) as error:
-            self._fail(key, error)
+        self._call(key, lambda: self._client.upload_file(str(path), self.bucket, self._key(key)))
 
     def download(self, key: str, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            self._client.download_file(self.bucket, self._key(key), str(path))
-        except (ClientError, BotoCoreError) as error:
-            self._fail(key, error)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._call(key, lambda: self._client.download_file(self.bucket, self._key(key), str(path)))
+        except OSError as error:
+            raise InputError(
+                f"cannot write: {error.strerror or error}", value=str(path), fix="free some space, or set TMPDIR"
+            ) from error
 
     def delete(self, key: str) -> None:
-        try:
-            self._client.delete_object(Bucket=self.bucket, Key=self._key(key))
-        except (ClientError, BotoCoreError) as error:
-            self._fail(key, error)
+        self._call(key, lambda: self._client.delete_object(Bucket=self.bucket, Key=self._key(key)))
 
-    def _put(self, key: str, data: bytes, **conditions: Any) -> None:
+    @property
+    def _client(self) -> "S3Client":
         try:
-            self._client.put_object(Bucket=self.bucket, Key=self._key(key), Body=data, **conditions)
-        except (ClientError, BotoCoreError) as error:
-            self._fail(key, error)
+            return _client(os.getpid(), _identity())
+        except (ClientError, BotoCoreError, ValueError) as error:
+            self._fail("", error)
+
+    @retry(
+        retry=retry_if_exception_type(_BROKEN_STREAM),
+        stop=stop_after_attempt(3),
+        wait=wait_exponential(multiplier=0.2, max=2),
+        reraise=True,
+    )
+    def _get(self, key: str, **options: Any) -> bytes:
+        return self._client.get_object(Bucket=self.bucket, Key=self._key(key), **options)["Body"].read()
+
+    def _has_bucket(self) -> bool:
+        try:
+            self._client.head_bucket(Bucket=self.bucket)
+        except ClientError as error:
+            return _code(error) not in {*_MISSING, "NoSuchBucket"}
+        except BotoCoreError as error:
+            self._fail("", error)
+        return True
 
     def _key(self, key: str) -> str:
         if key.startswith("/") or ".." in key.split("/"):
             raise ConfigError("a key leaves its store", value=key, fix="use a relative key without '..'")
         return f"{self.prefix}/{key}" if self.prefix else key
 
-    def _fail(self, key: str, error: Exception) -> NoReturn:
-        where = f"{self.uri}/{key}"
-        endpoint = self._client.meta.endpoint_url
-        if isinstance(error, ClientError):
-            code = error.response["Error"]["Code"]
-            if code == "NoSuchBucket":
-                raise InputError("no such bucket", value=self.bucket, fix=f"create it at {endpoint}") from error
-            if code in _MISSING:
-                raise InputError("no such object", value=where, fix="check the location") from error
-            if code in _LOST_RACE:
-                raise ConflictError("the object exists already", value=where, fix="choose another location") from error
+    def _call(self, key: str, request: Callable[[], T]) -> T:
+        try:
+            return request()
+        except (ClientError, BotoCoreError, Boto3Error) as error:
+            self._fail(key, error)
+
+    def _fail(self, key: str, error: BaseException) -> NoReturn:
+        if isinstance(error, Boto3Error) and error.__context__ is not None:  # a transfer that failed, and why
+            error = error.__context__
+        where = f"{self.uri}/{key}".rstrip("/")
+        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "AWS"
+        code = _code(error)
+        if code == "NoSuchBucket" or (code in _HEAD_MISSING and not self._has_bucket()):
+            raise InputError("no such bucket", value=self.bucket, fix=f"create it at {endpoint}") from error
+        if code in _MISSING:
+            raise InputError("no such object", value=where, fix="check the location") from error
+        if code in _LOST_RACE:
+            raise ConflictError("the object exists already", value=where, fix="choose another location") from error
+        if code in _DENIED:
             raise UnreachableError(
                 f"S3 refused at {endpoint}: {code}", value=where, fix="check AWS_ACCESS_KEY_ID and the bucket's policy"
             ) from error
@@ -145,3 +184,24 @@ class S3Store:
                 f"S3 does not answer at {endpoint}", value=where, fix="check AWS_ENDPOINT_URL and the network"
             ) from error
         raise UnreachableError(f"S3 failed at {endpoint}: {error}", value=where, fix="try again") from error
+
+
+def _identity() -> tuple[str | None, ...]:
+    return tuple(os.environ.get(name) for name in _VARIABLES)
+
+
+@lru_cache(maxsize=4)
+def _client(process: int, identity: tuple[str | None, ...]) -> "S3Client":
+    """One client for all stores of a process (a thread may share it, a fork may not) and of one environment."""
+    session = boto3.Session()  # boto3's default session keeps the first keys that it saw
+    with suppress(ClientError):  # whatever it says, it answers
+        session.client("s3", config=_PROBE_CONFIG).list_buckets()
+    return session.client("s3", config=_CLIENT_CONFIG)
+
+
+def _code(error: BaseException) -> str:
+    return str(error.response["Error"]["Code"]) if isinstance(error, ClientError) else ""
+
+
+def _was_repeated(error: Exception) -> bool:
+    return isinstance(error, ClientError) and int(error.response["ResponseMetadata"].get("RetryAttempts", 0)) > 0
