@@ -17,7 +17,7 @@ from pipelines.curate.summary import EXAMPLES_PER_REASON, Summary
 from pipelines.curate.tables import read_table, vectors_of, write_table
 from pipelines.curate.work import StageWork
 
-_EXAMPLE_COLUMNS = ("key", "shard", "offset", "length", "subject", "error")
+_EXAMPLE_COLUMNS = ("key", "shard", "offset", "length", "subject", "error", "phash")
 
 
 def plan_key(work: StageWork, partition: int, kind: str) -> str:
@@ -135,9 +135,8 @@ def _reference(image: dict[str, Any], similarity: float) -> dict[str, Any]:
 def _count(summary: Summary, rows: pa.Table, reasons: np.ndarray) -> None:
     decoded = Photos(rows.filter(pa.array(np.array(rows["error"].to_pylist(), object) == "")))
     if len(decoded):
-        side = np.minimum(decoded["width"], decoded["height"])
-        summary.count("short side (px, log2)", np.log2(np.maximum(side, 1)))
-        summary.count("sharpness (log10)", np.log10(np.maximum(decoded["sharpness"], 0.1)))
+        summary.count("short side, px", np.minimum(decoded["width"], decoded["height"]))
+        summary.count("sharpness", decoded["sharpness"])
         summary.count("brightness", decoded["luma_mean"])
     for reason in {reason for reason in reasons if reason is not None}:
         dropped = np.flatnonzero(reasons == reason)

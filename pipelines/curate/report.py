@@ -3,6 +3,7 @@
 import base64
 import heapq
 import inspect
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +33,11 @@ def build_report(
 ) -> dict[str, Any]:
     """The figures of ``report.json``.
 
-    ``table`` is the triplet table as a local file; images are read by range, a few dozen of them. The keys:
-    ``counts``; ``funnel`` [{step, reason, what, dropped, left}]; ``rejects`` {reason: [{key, subject, why, thumb_b64,
-    beside_b64}]}; ``triplets`` [{prompt, subject, split, target_b64, references_b64, similarities}]; ``histograms``
-    {name: {first, last, counts}}; ``classes`` {name: subjects}; ``settings``. Thumbnails are JPEG in base64; a file
-    that cannot be decoded has an empty one.
+    ``table`` is the triplet table as a local file; images are read by range, a few dozen of them. The keys: ``counts``;
+    ``funnel`` [{step, reason, what, dropped, left}]; ``rejects`` {reason: [{key, subject, why, thumb_b64, beside_b64}]};
+    ``triplets`` [{triplet_id, prompt, subject, split, target_b64, references_b64, similarities}]; ``histograms`` {name:
+    {first, last, bins, log_base, counts}}; ``classes`` {name: subjects}; ``settings``. Thumbnails are JPEG in base64; a
+    file that cannot be decoded has an empty one.
     """
     return {
         "counts": counts,
@@ -47,8 +48,8 @@ def build_report(
         },
         "triplets": [_triplet(version, row) for row in _examples(table)],
         "histograms": {
-            name: {"first": first, "last": last, "counts": summary.histograms.get(name, [0] * bins)}
-            for name, (first, last, bins) in HISTOGRAMS.items()
+            name: asdict(chart) | {"counts": summary.histograms.get(name, [0] * chart.bins)}
+            for name, chart in HISTOGRAMS.items()
         },
         "classes": dict(sorted(summary.classes.items(), key=lambda item: (-item[1], item[0]))),
         "settings": {
@@ -74,14 +75,14 @@ def _funnel(work: StageWork, summary: Summary) -> list[dict[str, Any]]:
     for number, (reason, step) in enumerate(work.config.filters.steps(), start=1):
         dropped = summary.dropped.get(reason, 0)
         left -= dropped
-        what = (inspect.getdoc(type(step)) or "").split("\n\n")[0].replace("\n", " ")
+        what = (inspect.getdoc(type(step)) or "").split("\n\n")[0].replace("\n", " ").replace("``", "")
         steps.append({"step": number, "reason": reason, "what": what, "dropped": dropped, "left": left})
     assert left == summary.kept, "an image was dropped for a reason that no filter gives"
     return steps
 
 
 def _reject(work: StageWork, reason: str, row: dict[str, Any]) -> dict[str, Any]:
-    beside = _kept_photos(work, row["subject"]) if reason in _COMPARED else []
+    beside = _kept_photos(work, row) if reason in _COMPARED else []
     return {
         "key": row["key"] or f"the rest of {row['shard']}",
         "subject": row["subject"],
@@ -91,12 +92,13 @@ def _reject(work: StageWork, reason: str, row: dict[str, Any]) -> dict[str, Any]
     }
 
 
-def _kept_photos(work: StageWork, subject: str) -> list[dict[str, Any]]:
-    """Two photos of a subject that were kept, where there are any."""
+def _kept_photos(work: StageWork, dropped: dict[str, Any]) -> list[dict[str, Any]]:
+    """Two photos of the same subject that were kept, those with the nearest hashes, where there are any."""
+    subject = dropped["subject"]
     place = subject_hash(subject)
     rows = read_table(work.dataset, plan_key(work, work.partition_of(subject), "images"), (place, place + 1))
-    kept = rows.filter(pc.and_(pc.is_null(rows["drop_reason"]), pc.equal(rows["subject"], subject)))
-    return list(kept.slice(0, 2).to_pylist())
+    kept = rows.filter(pc.and_(pc.is_null(rows["drop_reason"]), pc.equal(rows["subject"], subject))).to_pylist()
+    return sorted(kept, key=lambda row: (row["phash"] ^ dropped["phash"]).bit_count())[:2]
 
 
 def _examples(table: Path) -> list[dict[str, Any]]:

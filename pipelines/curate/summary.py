@@ -10,15 +10,29 @@ from pipelines.curate.rows import unit_hash
 
 EXAMPLES_PER_REASON = 12
 
-# What is counted in which bins: first edge, last edge, number of bins. Values outside go to the outermost bins.
-HISTOGRAMS: dict[str, tuple[float, float, int]] = {
-    "similarity of photos of one subject": (0.0, 1.0, 50),
-    "similarity of references to their target": (0.0, 1.0, 50),
-    "images kept of a subject": (0.5, 30.5, 30),
-    "triplets of a subject": (0.5, 30.5, 30),
-    "short side (px, log2)": (4.0, 13.0, 36),
-    "sharpness (log10)": (-1.0, 5.0, 36),
-    "brightness": (0.0, 256.0, 32),
+
+@dataclass(frozen=True)
+class Histogram:
+    """In which bins something is counted. Values outside go to the outermost bins."""
+
+    first: float
+    """Left edge of the first bin."""
+    last: float
+    """Right edge of the last bin."""
+    bins: int
+    """Number of bins, all of one width."""
+    log_base: int | None = None
+    """Where set, the logarithm to this base is counted."""
+
+
+HISTOGRAMS = {
+    "similarity of photos of one subject": Histogram(0, 1, 50),
+    "similarity of references to their target": Histogram(0, 1, 50),
+    "images kept of a subject": Histogram(0, 32, 32),
+    "triplets of a subject": Histogram(0, 32, 32),
+    "short side, px": Histogram(4, 12, 32, log_base=2),
+    "sharpness": Histogram(0, 4, 32, log_base=10),
+    "brightness": Histogram(0, 256, 32),
 }
 
 
@@ -45,10 +59,12 @@ class Summary:
 
     def count(self, name: str, values: np.ndarray) -> None:
         """Add ``values`` to a histogram."""
-        first, last, bins = HISTOGRAMS[name]
-        inside = np.clip(values, first, np.nextafter(last, first))
-        counts, _ = np.histogram(inside, bins=bins, range=(first, last))
-        self.histograms[name] = (np.array(self.histograms.get(name, [0] * bins)) + counts).tolist()
+        chart = HISTOGRAMS[name]
+        if chart.log_base is not None:
+            values = np.log(np.maximum(values, 1e-9)) / np.log(chart.log_base)
+        inside = np.clip(values, chart.first, np.nextafter(chart.last, chart.first))
+        counts, _ = np.histogram(inside, bins=chart.bins, range=(chart.first, chart.last))
+        self.histograms[name] = (np.array(self.histograms.get(name, [0] * chart.bins)) + counts).tolist()
 
     def add_examples(self, reason: str, rows: list[dict[str, Any]]) -> None:
         """Keep the first few of ``rows`` and those that are there, in the order of their hashes."""
