@@ -1,6 +1,7 @@
 """Servers for the tests: the local stack, started by its own command, in parts, when a test first asks for one."""
 
 import os
+import shutil
 import subprocess
 import sys
 import uuid
@@ -71,6 +72,25 @@ def mlflow_server(local_stack: LocalStack) -> str:
     """The tracking URI of a real MLflow server."""
     local_stack.up("mlflow")
     return local_stack.environment["MLFLOW_TRACKING_URI"]
+
+
+@pytest.fixture(scope="session")
+def mlflow_schema(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty MLflow database; making its schema takes seconds, copying it none."""
+    from lookalike.tracking.connection import connect
+
+    path = tmp_path_factory.mktemp("mlflow") / "empty.db"
+    connect(f"sqlite:///{path}").search_registered_models()
+    return path
+
+
+@pytest.fixture
+def mlflow_database(mlflow_schema: Path, tmp_path: Path) -> str:
+    """The tracking URI of an empty MLflow database of the test's own."""
+    path = tmp_path / "tracking" / "mlflow.db"
+    path.parent.mkdir()
+    shutil.copyfile(mlflow_schema, path)
+    return f"sqlite:///{path}"
 
 
 @pytest.fixture(scope="session")

@@ -144,7 +144,7 @@ class Registry:
                 if all(version.tags.get(key) == tags[key] for key in ("bundle_uri", "bundle_sha256")):
                     return _reference(version)
             # MLflow's server takes no local path as a source, so the source is the content; the tag says where it is.
-            source = f"sha256://{tags['bundle_sha256']}"
+            source = f"bundle://sha256/{tags['bundle_sha256']}"
             return _reference(self._client.create_model_version(name, source, run_id=run_id, tags=dict(tags)))
 
     def tag(self, version: ModelReference, tags: Mapping[str, str]) -> None:

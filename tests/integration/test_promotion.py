@@ -1,0 +1,219 @@
+"""Promotion with a real MLflow: the gate decides, the log is the truth, the alias shows it."""
+
+import json
+import threading
+from pathlib import Path
+
+import pytest
+
+from lookalike.config import fingerprint
+from lookalike.errors import ConfigError, InputError
+from lookalike.evaluation.gate import GateConfig
+from lookalike.evaluation.metrics import Estimate
+from lookalike.evaluation.scores import Scores, Source
+from lookalike.registry import Candidate, Outcome, Registry, personal_model_name, promote, resolve
+from lookalike.storage import open_store
+from lookalike.tracking.connection import connect
+
+GOOD = {"loss_gap": 0.2, "loss_right": 0.5, "identity_margin": 0.1}
+
+
+def bundle(root: str, name: str, base: Source | None = None) -> Source:
+    """A bundle as far as the registry looks: a manifest."""
+    components = {"transformer/model.safetensors": fingerprint(name)}
+    manifest = {"format": 1, "base": None, "components": components}
+    sha256 = fingerprint(components)
+    if base is not None:
+        manifest["base"] = {"uri": base.uri, "sha256": base.sha256}
+        sha256 = fingerprint({"base": base.sha256, "components": components})
+    store = open_store(f"{root}/{name}/bundle")
+    store.write("bundle.json", json.dumps(manifest).encode())
+    return Source(store.uri, sha256)
+
+
+def scored(root: str, name: str, of: Source, conditions: str = "right", **means: float) -> str:
+    """Scores of a bundle, by default good ones; their URI."""
+    metrics = {key: Estimate(mean, mean - 0.05, mean + 0.05, 256) for key, mean in (GOOD | means).items()}
+    suite = Source(f"{root}/suite", "s" * 64, 1)
+    scores = Scores(bundle=of, suite=suite, conditions=conditions, metrics=metrics, embedder="e")  # type: ignore[arg-type]
+    open_store(f"{root}/{name}").write("scores.json", scores.to_json())
+    return f"{root}/{name}/scores.json"
+
+
+def candidate(root: str, name: str, model: str = "mini", **means: float) -> Candidate:
+    made = bundle(root, name)
+    return Candidate(model, made.uri, scored(root, f"{name}/scores", made, **means))
+
+
+def judge(who: Candidate, tracking: str, root: str) -> Outcome:
+    return promote(who, tracking=tracking, log_uri=f"{root}/log", gate=GateConfig())
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> str:
+    return (tmp_path / "store").as_uri()
+
+
+def test_promoted_then_challenged(mlflow_database: str, root: str) -> None:
+    first = judge(candidate(root, "one"), mlflow_database, root)
+    assert (first.version, first.promoted, first.champion_before) == (1, True, None)
+    champion = resolve("models:/mini@champion", mlflow_database)
+    assert (champion.name, champion.version, champion.bundle_sha256) == ("mini", 1, first.bundle_sha256)
+    assert str(champion) == "models:/mini/1"
+    assert champion.scores_uri == f"{root}/one/scores/scores.json"
+
+    worse = judge(candidate(root, "two", loss_right=0.9), mlflow_database, root)
+    assert (worse.version, worse.promoted, worse.champion_before) == (2, False, 1)
+    assert [check.name for check in worse.checks if not check.passed] == ["loss_right vs champion"]
+    assert resolve("models:/mini@champion", mlflow_database).version == 1
+    assert resolve("models:/mini/2", mlflow_database).bundle_sha256 == worse.bundle_sha256
+
+    better = judge(candidate(root, "three", loss_right=0.4), mlflow_database, root)
+    assert (better.version, better.promoted, better.champion_before) == (3, True, 1)
+    assert resolve("models:/mini@champion", mlflow_database).version == 3
+    versions = {v.version: v.tags["gate"] for v in connect(mlflow_database).search_model_versions("name='mini'")}
+    assert {str(number): gate for number, gate in versions.items()} == {
+        "1": "promoted",
+        "2": "refused",
+        "3": "promoted",
+    }
+
+
+def test_a_first_candidate_that_fails_leaves_no_champion(mlflow_database: str, root: str) -> None:
+    refused = judge(candidate(root, "one", loss_gap=0.0), mlflow_database, root)
+    assert (refused.promoted, refused.champion_before) == (False, None)
+    with pytest.raises(InputError, match="mini has no champion"):
+        resolve("models:/mini@champion", mlflow_database)
+
+
+def test_the_same_promotion_again_changes_nothing(mlflow_database: str, root: str) -> None:
+    judge(candidate(root, "one"), mlflow_database, root)
+    who = candidate(root, "two", loss_right=0.4)
+    outcomes = [judge(who, mlflow_database, root) for _ in range(3)]
+    assert outcomes[0].promoted
+    assert outcomes.count(outcomes[0]) == 3
+    log = Registry(mlflow_database).promotion_log("mini")
+    assert log is not None
+    assert [entry.version for entry in log.entries()] == [1, 2]
+    assert len(connect(mlflow_database).search_model_versions("name='mini'")) == 2
+
+
+def test_killed_after_the_log_entry(mlflow_database: str, root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    who = candidate(root, "one")
+    with monkeypatch.context() as patch:
+
+        def die(*_: object) -> None:
+            raise KeyboardInterrupt
+
+        patch.setattr(Registry, "project", die)
+        with pytest.raises(KeyboardInterrupt):
+            judge(who, mlflow_database, root)
+    assert connect(mlflow_database).get_registered_model("mini").aliases == {}
+    assert resolve("models:/mini@champion", mlflow_database).version == 1  # a reader repairs the alias
+    assert str(connect(mlflow_database).get_registered_model("mini").aliases["champion"]) == "1"
+    assert judge(who, mlflow_database, root).promoted
+
+
+def test_an_alias_that_was_moved_by_hand_is_repaired(mlflow_database: str, root: str) -> None:
+    judge(candidate(root, "one"), mlflow_database, root)
+    judge(candidate(root, "two", loss_gap=0.0), mlflow_database, root)
+    connect(mlflow_database).set_registered_model_alias("mini", "champion", "2")
+    assert resolve("models:/mini@champion", mlflow_database).version == 1
+    assert str(connect(mlflow_database).get_registered_model("mini").aliases["champion"]) == "1"
+
+
+def test_a_probe_with_shuffled_conditions_is_refused_and_the_champion_stays(mlflow_database: str, root: str) -> None:
+    made = bundle(root, "one")
+    good = Candidate("mini", made.uri, scored(root, "right", made))
+    probe = Candidate("mini", made.uri, scored(root, "shuffled", made, conditions="shuffled", loss_gap=0.0))
+    assert not judge(probe, mlflow_database, root).promoted
+    assert judge(good, mlflow_database, root).promoted
+    refused = judge(probe, mlflow_database, root)  # the champion's own bundle
+    assert [check.name for check in refused.checks if not check.passed] == ["conditions", "loss_gap.low"]
+    champion = resolve("models:/mini@champion", mlflow_database)
+    assert (champion.version, champion.scores_uri) == (1, f"{root}/right/scores.json")
+
+
+def test_one_of_two_promotions_at_a_time_is_judged_against_the_other(
+    mlflow_server: str, s3_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both = [candidate(s3_uri, f"c{loss}", model="race", loss_right=loss) for loss in (0.4, 0.7)]
+    Registry(mlflow_server).ensure_model("race", f"{s3_uri}/log")
+    meet = threading.Barrier(2)
+    decide_alone = {"left": 2}
+
+    def wait_once(*arguments: object) -> object:
+        if decide_alone["left"] > 0:  # both have judged before either has written
+            decide_alone["left"] -= 1
+            decision = decide(*arguments)  # type: ignore[arg-type]
+            meet.wait(timeout=30)
+            return decision
+        return decide(*arguments)  # type: ignore[arg-type]
+
+    from lookalike.evaluation.gate import decide
+
+    monkeypatch.setattr("lookalike.registry.candidates.decide", wait_once)
+    outcomes: dict[int, Outcome] = {}
+
+    def run(index: int) -> None:
+        outcomes[index] = judge(both[index], mlflow_server, s3_uri)
+
+    threads = [threading.Thread(target=run, args=[index]) for index in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    log = Registry(mlflow_server).promotion_log("race")
+    assert log is not None
+    numbers = [entry.number for entry in log.entries()]
+    assert numbers == list(range(1, len(numbers) + 1))
+    # The better one ends as champion, whoever wrote first; the worse one was promoted only if it came first.
+    assert resolve("models:/race@champion", mlflow_server).version == outcomes[0].version
+    assert outcomes[0].promoted
+    assert outcomes[1].promoted is (log.entries()[0].version == outcomes[1].version)
+
+
+def test_customers_do_not_see_each_other(mlflow_database: str, root: str) -> None:
+    base = bundle(root, "base")
+    for customer, loss in (("acme", 0.5), ("zeta", 0.9)):
+        made = bundle(root, f"{customer}-dog", base)
+        scores = scored(root, f"{customer}-scores", made, loss_right=loss)
+        name = personal_model_name(customer, "dog")
+        outcome = judge(Candidate(name, made.uri, scores), mlflow_database, root)
+        assert (outcome.version, outcome.promoted, outcome.champion_before) == (1, True, None)
+        reference = resolve(f"models:/{name}@champion", mlflow_database)
+        assert (reference.bundle_sha256, reference.parent) == (made.sha256, base.sha256)
+
+
+def test_a_bundle_that_changed_after_it_was_registered_is_refused(mlflow_database: str, root: str) -> None:
+    judge(candidate(root, "one"), mlflow_database, root)
+    store = open_store(f"{root}/one/bundle")
+    manifest = json.loads(store.read("bundle.json"))
+    manifest["components"]["transformer/model.safetensors"] = "0" * 64
+    store.write("bundle.json", json.dumps(manifest).encode())
+    with pytest.raises(InputError, match="not the one that was registered"):
+        resolve("models:/mini@champion", mlflow_database)
+
+
+def test_bad_input_is_named(mlflow_database: str, root: str) -> None:
+    one, two = bundle(root, "one"), bundle(root, "two")
+    with pytest.raises(InputError, match="another bundle's"):
+        judge(Candidate("mini", one.uri, scored(root, "x", two)), mlflow_database, root)
+    with pytest.raises(InputError, match="no such object"):
+        judge(Candidate("mini", one.uri, f"{root}/nothing"), mlflow_database, root)
+    with pytest.raises(InputError, match="no such object"):
+        judge(Candidate("mini", f"{root}/nothing", f"{root}/x"), mlflow_database, root)
+    with pytest.raises(ConfigError, match="model name"):
+        judge(Candidate("../mini", one.uri, f"{root}/x"), mlflow_database, root)
+    for name in ("models:/mini", "models:/a/b/c", "models:/mini@", "models:/../x@champion"):
+        with pytest.raises(ConfigError):
+            resolve(name, mlflow_database)
+    with pytest.raises(InputError, match="no such object"):
+        resolve(f"{root}/nothing")
+    assert resolve(one.uri).bundle_sha256 == one.sha256
+
+
+def test_a_file_bundle_registers_on_a_server(mlflow_server: str, root: str) -> None:
+    outcome = judge(candidate(root, "one", model="on-a-server"), mlflow_server, root)
+    assert outcome.promoted
+    assert resolve("models:/on-a-server@champion", mlflow_server).bundle_uri == f"{root}/one/bundle"
