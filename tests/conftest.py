@@ -1,6 +1,7 @@
 """Servers for the tests: the local stack, started by its own command, in parts, when a test first asks for one."""
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -40,8 +41,8 @@ class LocalStack:
     @property
     def environment(self) -> dict[str, str]:
         """Addresses and keys of the services."""
-        lines = (self.folder / "env").read_text().splitlines()
-        return dict(line.removeprefix("export ").split("=", 1) for line in lines)
+        words = shlex.split((self.folder / "env").read_text())
+        return dict(word.split("=", 1) for word in words if word != "export")
 
 
 @pytest.fixture(scope="session")
