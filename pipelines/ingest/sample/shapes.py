@@ -9,6 +9,7 @@ from pipelines.ingest.sample.meshes import Mesh, box, extrude, merge, read_obj, 
 
 Builder = Callable[[np.random.Generator], Mesh]
 _RANDOM_OBJECTS = 1000  # pybullet_data/random_urdfs/000 … 999
+_BROKEN_OBJECT = 168  # the one whose file holds NaN only
 
 
 def build(shape: str, rng: np.random.Generator) -> Mesh:
@@ -38,6 +39,7 @@ def _assets() -> Path:
 
 def _sculpture(rng: np.random.Generator) -> Mesh:
     number = int(rng.integers(_RANDOM_OBJECTS))
+    number += number == _BROKEN_OBJECT
     return read_obj(_assets() / "random_urdfs" / f"{number:03d}" / f"{number:03d}.obj")
 
 

@@ -47,6 +47,18 @@ def test_every_shape_is_a_solid_of_usual_size(shape: str) -> None:
     assert np.prod(extents) ** (1 / 3) <= 0.7 + 1e-6
 
 
+def test_every_sculpture_has_a_body() -> None:
+    class Draw:
+        def __init__(self, number: int) -> None:
+            self.number = number
+
+        def integers(self, end: int) -> int:
+            return self.number
+
+    for number in range(160, 180):
+        assert np.isfinite(shapes.SHAPES["sculpture"](Draw(number)).vertices).all(), number  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("pattern", [name for name in PATTERNS if name != "plain"])
 def test_a_pattern_shows_both_colours_from_every_side(pattern: str) -> None:
     mesh = sphere().seated()
