@@ -21,7 +21,7 @@ def features(image: np.ndarray) -> dict[str, int | float]:
     small = fit_within(image, FEATURE_SIDE)
     luma = small.astype(np.float32) @ _LUMA
     return {
-        "phash": int(str(imagehash.phash(Image.fromarray(small))), 16),
+        "phash": int.from_bytes(np.packbits(imagehash.phash(Image.fromarray(small)).hash).tobytes(), "big"),
         "sharpness": float(ndimage.laplace(luma).var()),
         "luma_mean": float(luma.mean()),
         "luma_std": float(luma.std()),

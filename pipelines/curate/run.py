@@ -80,7 +80,7 @@ def curate(config: CurateConfig) -> Curated:
         counts = _counts(summary, plans)
         work = MaterialiseWork(stage, version_store(dataset, number), tuple(plans))
         files = _hashes(run_tasks(write_shard, work, len(plans), noun="triplet shards"))
-        last = FinishWork(work, summary, counts, f"Snapshot {number} of {dataset.uri.rsplit('/', 1)[-1]}")
+        last = FinishWork(work, summary, counts, title=f"Curation report, version {number}")
         files |= _hashes(run_tasks(finish, last, 1, noun="reports"))
     manifest = _manifest(number, parent, config, inputs, counts, files)
     _publish(dataset, number, manifest)
