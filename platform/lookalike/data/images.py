@@ -38,7 +38,7 @@ def decode_at_least(data: bytes, side: int) -> tuple[np.ndarray, tuple[int, int]
     libjpeg complains about is an :class:`ImageError`, also where it could go on: half an image teaches grey.
     """
     image = _open(data)
-    orientation = image.getexif().get(_ORIENTATION_TAG, 1)
+    orientation = _orientation(image)
     width, height = image.size
     if image.format == "JPEG" and image.mode in ("RGB", "L"):
         scale = side / max(1, min(width, height))
@@ -106,8 +106,15 @@ def _open(data: bytes) -> Image.Image:
     return image
 
 
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(_ORIENTATION_TAG, 1))
+    except (OSError, ValueError, SyntaxError, IndexError) as error:  # a PNG is read to its end for this
+        raise ImageError(f"the image is damaged: {error}") from error
+
+
 def _load(image: Image.Image) -> Image.Image:
-    orientation = image.getexif().get(_ORIENTATION_TAG, 1)
+    orientation = _orientation(image)
     try:
         image.load()
         if image.mode.startswith("I"):  # 16 bits; PIL's own conversion would clip at 255
