@@ -33,11 +33,16 @@ def build_report(
 ) -> dict[str, Any]:
     """The figures of ``report.json``.
 
-    ``table`` is the triplet table as a local file; images are read by range, a few dozen of them. The keys: ``counts``;
-    ``funnel`` [{step, reason, what, dropped, left}]; ``rejects`` {reason: [{key, subject, why, thumb_b64,
-    beside_b64}]}; ``triplets`` [{triplet_id, prompt, subject, split, target_b64, references_b64, similarities}]; ``histograms`` {name:
-    {first, last, bins, log_base, counts}}; ``classes`` {name: subjects}; ``settings``. Thumbnails are JPEG in base64; a
-    file that cannot be decoded has an empty one.
+    ``table`` is the triplet table as a local file; images are read by range, a few dozen of them. Thumbnails are JPEG
+    in base64; a file that cannot be decoded has an empty one. The keys:
+
+    - ``counts``: as in the manifest
+    - ``funnel``: [{step, reason, what, dropped, left}]
+    - ``rejects``: {reason: [{key, subject, why, thumb_b64, beside_b64}]}
+    - ``triplets``: [{triplet_id, prompt, subject, split, target_b64, references_b64, similarities}]
+    - ``histograms``: {name: {first, last, bins, log_base, counts}}
+    - ``classes``: {name: subjects}
+    - ``settings``
     """
     return {
         "counts": counts,

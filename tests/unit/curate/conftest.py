@@ -1,0 +1,62 @@
+"""Curation's stages without Ray: they are plain functions of a store."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lookalike.storage import open_store
+from pipelines.curate.config import CurateConfig
+from pipelines.curate.duplicates import find_duplicates
+from pipelines.curate.index import IndexWork, ShardIndexer
+from pipelines.curate.plan import plan_partition
+from pipelines.curate.sources import Inputs, list_shards
+from pipelines.curate.work import StageWork
+
+
+class GridEmbedder:
+    """The colours of the central 3 × 3 cells less their mean: quick, and good enough for flat test pictures."""
+
+    revision, dim = "grid-1", 27
+
+    def __init__(self, device: str = "cpu") -> None:
+        self.calls = 0
+
+    def __call__(self, images: Sequence[np.ndarray]) -> np.ndarray:
+        self.calls += len(images)
+        vectors = []
+        for image in images:
+            side = min(image.shape[:2]) // 5
+            cells = image[side : 4 * side, side : 4 * side].reshape(3, side, 3, side, 3).mean((1, 3)).reshape(-1)
+            vectors.append((cells - 128) / max(1e-6, np.linalg.norm(cells - 128)))
+        return np.array(vectors, np.float32)
+
+
+@pytest.fixture
+def grid_embedder(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Curation embeds by :class:`GridEmbedder`."""
+    monkeypatch.setattr("lookalike.models.embedder.load_embedder", lambda name, device="cpu": GridEmbedder(device))
+    monkeypatch.setattr("lookalike.models.embedder.revision_of", lambda name: GridEmbedder.revision)
+
+
+@pytest.fixture
+def planned(grid_embedder: None, tmp_path: Path) -> Callable[..., StageWork]:
+    """``planned(raw, **settings)``: the work of the stages after the plan, with everything up to it done."""
+
+    def make(raw: Path, **settings: object) -> StageWork:
+        config = CurateConfig(raw=str(raw), dataset=str(tmp_path / "dataset"), **settings)  # type: ignore[arg-type]
+        raw_store, dataset = open_store(config.raw), open_store(config.dataset)
+        inputs = Inputs.of(config, list_shards(raw_store, dataset))
+        units = tuple(inputs.units)
+        indexer = ShardIndexer(IndexWork(raw_store.uri, dataset.uri, inputs, units, config.embedder, config.actors))
+        indexed = [indexer(unit) for unit in units]
+        assert [str(columns["error"][0]) for columns in indexed] == [""] * len(units)
+        work = StageWork(config, inputs, sum(int(columns["images"][0]) for columns in indexed))
+        for partition in range(work.content_partitions):
+            find_duplicates(work, partition)
+        for partition in range(work.partitions):
+            plan_partition(work, partition)
+        return work
+
+    return make

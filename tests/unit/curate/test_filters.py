@@ -1,0 +1,110 @@
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from lookalike.errors import ConfigError
+from pipelines.curate.filters import OPTIONAL, FiltersConfig, Photos
+from pipelines.curate.filters.near_duplicate import NearDuplicate
+from pipelines.curate.filters.no_pair import NoPair
+from pipelines.curate.filters.off_subject import OffSubject
+from pipelines.curate.index import _row
+from pipelines.curate.rows import IMAGE_SCHEMA
+
+GOOD: dict[str, Any] = {
+    "offset": 0, "length": 1, "sha256": "00", "width": 640, "height": 480, "subject": "cup", "sharpness": 500.0,
+    "luma_mean": 120.0, "luma_std": 50.0,
+}  # fmt: skip
+
+
+def rows(*changes: dict[str, Any]) -> pa.Table:
+    return pa.Table.from_pylist(
+        [_row(f"k{i}", "s.tar", **GOOD | change) for i, change in enumerate(changes)], IMAGE_SCHEMA
+    )
+
+
+def with_similarity(similarity: np.ndarray, *changes: dict[str, Any]) -> Photos:
+    """Photos whose embeddings have just these similarities."""
+    values, basis = np.linalg.eigh(similarity)
+    vectors = basis * np.sqrt(np.maximum(values, 0))
+    return Photos(rows(*(changes or [{}] * len(similarity))), vectors.astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    ("reason", "bad", "barely_good"),
+    [
+        ("truncated_shard", {"cut": True}, {"cut": False}),
+        ("undecodable", {"error": "no image"}, {"error": ""}),
+        ("unlabelled", {"subject": ""}, {"subject": "0"}),
+        ("too_small", {"width": 63, "height": 80}, {"width": 64, "height": 80}),
+        ("aspect", {"width": 1441}, {"width": 1440}),
+        ("aspect", {"height": 1921}, {"height": 1920}),
+        ("flat", {"luma_std": 5.9}, {"luma_std": 6.0}),
+        ("blurry", {"sharpness": 11.9}, {"sharpness": 12.0}),
+    ],
+)
+def test_an_image_filter_drops_beyond_its_threshold_only(
+    reason: str, bad: dict[str, Any], barely_good: dict[str, Any]
+) -> None:
+    photos = Photos(rows(bad, barely_good))
+    reasons = [[name for name, step in FiltersConfig().steps("image") if step.drop(photos)[i]] for i in range(2)]
+    assert reasons == [[reason], []]
+
+
+def test_of_equal_files_the_first_is_kept() -> None:
+    contents = [{"sha256": content} for content in ("aa", "bb", "aa", "cc", "aa", "bb")]
+    ((reason, step),) = FiltersConfig().steps("content")
+    assert reason == "exact_duplicate"
+    assert step.drop(Photos(rows(*contents))).tolist() == [False, False, True, False, True, True]
+
+
+def test_a_near_duplicate_needs_both_witnesses_and_the_largest_stays() -> None:
+    similarity = np.array([[1, 0.95, 0.95, 0.6], [0.95, 1, 0.95, 0.6], [0.95, 0.95, 1, 0.6], [0.6, 0.6, 0.6, 1]])
+    hashes = [0b0, 0b1111, (1 << 63) - 1, 0b11]  # the third is far from all by its hash, the fourth by its embedding
+    photos = with_similarity(similarity, *({"phash": h, "width": 640 + i} for i, h in enumerate(hashes)))
+    assert NearDuplicate().drop(photos).tolist() == [True, False, False, False]
+
+
+def test_the_stranger_among_four_is_found_and_a_varied_subject_is_left_alone() -> None:
+    stranger = np.array([[1, 0.7, 0.75, 0.3], [0.7, 1, 0.72, 0.28], [0.75, 0.72, 1, 0.35], [0.3, 0.28, 0.35, 1]])
+    assert OffSubject().drop(with_similarity(stranger)).tolist() == [False, False, False, True]
+    varied = np.full((4, 4), 0.42) + 0.58 * np.eye(4)
+    assert not OffSubject().drop(with_similarity(varied)).any()
+    assert not OffSubject().drop(with_similarity(stranger[2:, 2:])).any()  # of two, who is the stranger?
+
+
+def test_a_pair_lies_in_the_band() -> None:
+    similarity = np.array([[1, 0.96, 0.6, 0.3], [0.96, 1, 0.5, 0.2], [0.6, 0.5, 1, 0.1], [0.3, 0.2, 0.1, 1]])
+    photos = with_similarity(similarity)
+    pairs = NoPair().pairs(photos)
+    assert {tuple(sorted(pair)) for pair in np.argwhere(pairs).tolist()} == {(0, 2), (1, 2)}
+    assert (pairs == pairs.T).all()
+    assert NoPair().drop(photos).tolist() == [False, False, False, True]
+
+
+@pytest.mark.parametrize("band", [(0.5, 0.99), (0.9, 0.5), (-2, 0.5)])
+def test_no_band_reaches_above_the_copy_paste_cap(band: tuple[float, float]) -> None:
+    with pytest.raises(ConfigError, match=r"similarity band .* 0\.98"):
+        NoPair(*band)
+
+
+def test_similarities_are_rounded_before_they_meet_a_threshold() -> None:
+    noisy = np.array([[1.0, 0.3999996], [0.3999996, 1.0]])
+    assert NoPair().pairs(with_similarity(noisy)).any()
+
+
+def test_filters_are_skipped_by_name() -> None:
+    everything = [name for name, _ in FiltersConfig().steps()]
+    assert [name for name, _ in FiltersConfig(skip=list(OPTIONAL)).steps()] == [
+        name for name in everything if name not in OPTIONAL
+    ]
+    with pytest.raises(ConfigError, match=r"no filter that can be skipped \('undecodable'\)"):
+        FiltersConfig(skip=["undecodable"])
+
+
+def test_what_sees_more_comes_later() -> None:
+    """The stages run by scope, so the order of the funnel has to be theirs."""
+    order = {"image": 0, "content": 1, "subject": 2}
+    scopes = [order[step.scope] for _, step in FiltersConfig().steps()]
+    assert scopes == sorted(scopes)

@@ -1,0 +1,232 @@
+"""Plan, layout, materialise and finish on a small world, as plain functions."""
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import webdataset
+
+from lookalike.data.images import decode
+from lookalike.data.triplets import load_images, read_triplets
+from lookalike.errors import ConfigError, InputError
+from lookalike.storage import open_store
+from pipelines.curate.config import CurateConfig, PlanConfig, ShardsConfig
+from pipelines.curate.filters import FiltersConfig
+from pipelines.curate.filters.no_pair import NoPair
+from pipelines.curate.finish import FinishWork, finish
+from pipelines.curate.layout import plan_shards, split_cut
+from pipelines.curate.materialise import MaterialiseWork, write_shard
+from pipelines.curate.plan import plan_key, read_summary
+from pipelines.curate.rows import partition_range, subject_hash
+from pipelines.curate.sources import Inputs, list_shards
+from pipelines.curate.summary import Summary
+from pipelines.curate.tables import read_table
+from pipelines.curate.work import StageWork
+from tests.drawn import Photo, draw, jpeg, photo, world, write_raw
+
+Planned = Callable[..., StageWork]
+LOOSE = FiltersConfig(no_pair=NoPair(min_similarity=-1.0))
+
+
+def rows_of(work: StageWork) -> list[dict[str, Any]]:
+    tables = [read_table(work.dataset, plan_key(work, i, "images")) for i in range(work.partitions)]
+    return list(pa.concat_tables(tables).to_pylist())
+
+
+def materialise(work: StageWork, name: str = "v0001") -> MaterialiseWork:
+    done = MaterialiseWork(work, open_store(f"{work.config.dataset}/{name}"), tuple(plan_shards(work)))
+    for unit in range(len(done.shards)):
+        write_shard(done, unit)
+    summary = Summary()
+    for partition in range(work.partitions):
+        summary.add(read_summary(work, partition))
+    split = Counter({plan.split: plan.triplets for plan in done.shards})
+    counts = {
+        "images_in": summary.images, "images_kept": summary.kept, "subjects": summary.subjects,
+        "subjects_in": summary.subjects_in, "triplets": {"train": split["train"], "validation": split["validation"]},
+    }  # fmt: skip
+    finish(FinishWork(done, summary, counts, "A report"), 0)
+    return done
+
+
+def test_every_image_is_kept_or_has_a_reason(planned: Planned, tmp_path: Path) -> None:
+    photos = world(4, 4)
+    first = photos[0]
+    photos += [
+        first.under("copy"), first.under("copy-elsewhere", "thing01"),
+        Photo("half", first.jpeg[:900], "thing00"), Photo("tiny", jpeg(draw(0, 9, 40)), "thing00"),
+        Photo("plain", jpeg(np.full((160, 160, 3), 90, np.uint8)), "thing01"),
+        Photo("unnamed", jpeg(draw(1, 9)), "", {"caption": "who?"}), photo(17, 0),
+    ]  # fmt: skip
+    raw = write_raw(tmp_path / "raw", photos, per_shard=9)
+    last = sorted(raw.glob("*.tar"))[-1]
+    last.write_bytes(last.read_bytes()[: -10240 - 2048])  # the end mark, and the sample before it
+    work = planned(raw, filters=LOOSE)
+    rows = rows_of(work)
+    assert len(rows) == work.images == len(photos)
+    reasons = {row["key"]: row["drop_reason"] for row in rows if row["drop_reason"]}
+    assert reasons == {
+        "copy": "exact_duplicate", "copy-elsewhere": "exact_duplicate", "half": "undecodable", "tiny": "too_small",
+        "plain": "flat", "unnamed": "unlabelled", "thing17-0": "truncated_shard",
+    }  # fmt: skip
+    summary = read_summary(work, 0)
+    assert summary.images == summary.kept + summary.dropped.total()
+    assert summary.dropped == Counter(reasons.values())
+    assert (summary.subjects_in, summary.subjects) == (4, 4)
+
+
+def test_partitions_change_nothing_but_the_number_of_tasks(planned: Planned, tmp_path: Path) -> None:
+    raw = write_raw(tmp_path / "raw", world(6, 4))
+    one = rows_of(planned(raw, filters=LOOSE))
+    work = planned(raw, filters=LOOSE, plan=PlanConfig(rows_per_partition=5))
+    assert work.partitions == 5
+    assert sorted(rows_of(work), key=str) == sorted(one, key=str)
+
+
+def test_partitions_cover_all_subjects_once() -> None:
+    spans = [partition_range(i, 7) for i in range(7)]
+    assert spans[0][0] == 0
+    assert [span[0] for span in spans[1:]] == [span[1] for span in spans[:-1]]
+    for name in ("", "cup", "Ärmel", "x" * 1000):
+        assert sum(low <= subject_hash(name) < high for low, high in spans) == 1
+
+
+def test_a_subjects_side_of_the_split_is_its_own_affair(planned: Planned, tmp_path: Path) -> None:
+    def validation(subjects: int) -> set[str]:
+        raw = write_raw(tmp_path / f"raw{subjects}", world(subjects, 2))
+        work = planned(raw, filters=LOOSE, plan=PlanConfig(validation_fraction=0.4, min_validation_subjects=0))
+        cut = split_cut(work)
+        assert cut == 0.4
+        table = read_table(work.dataset, plan_key(work, 0, "subjects")).to_pylist()
+        return {row["subject"] for row in table if row["split_hash"] < cut}
+
+    few, many = validation(12), validation(24)
+    assert few == {name for name in many if name < "thing12"}
+    assert 0 < len(few) < 12
+
+
+@pytest.mark.parametrize(("subjects", "expected"), [(1, 0), (2, 1), (3, 2), (6, 2)])
+def test_a_minimum_of_validation_subjects(planned: Planned, tmp_path: Path, subjects: int, expected: int) -> None:
+    raw = write_raw(tmp_path / "raw", world(subjects, 2))
+    work = planned(raw, filters=LOOSE, plan=PlanConfig(validation_fraction=0.0))
+    hashes = read_table(work.dataset, plan_key(work, 0, "subjects"))["split_hash"].to_numpy()
+    assert (hashes < split_cut(work)).sum() == expected
+
+
+def test_a_snapshot_reads_as_triplets_and_as_webdataset(planned: Planned, tmp_path: Path) -> None:
+    photos = world(6, 4)
+    content = {p.key: p.jpeg for p in photos}
+    work = planned(write_raw(tmp_path / "raw", photos), filters=LOOSE)
+    done = materialise(work)
+    triplets = read_triplets(done.version)
+    assert len({triplet.triplet_id for triplet in triplets}) == len(triplets) > 30
+    sides = {side: {t.subject for t in triplets if t.split == side} for side in ("train", "validation")}
+    assert not sides["train"] & sides["validation"]
+    assert len(sides["validation"]) >= 2
+    for triplet in triplets:
+        assert triplet.target_image not in triplet.reference_images
+        assert 1 <= len(triplet.reference_images) <= 2
+        assert max(triplet.reference_similarities) <= 0.95
+        assert triplet.prompt.startswith(f"a thing, {triplet.subject}-")
+        target, references = load_images(done.version, triplet)
+        np.testing.assert_array_equal(target, decode(content[triplet.prompt.removeprefix("a thing, ")]))
+        assert len(references) == len(triplet.reference_images)
+    shards = sorted({triplet.shard for triplet in triplets})
+    urls = [f"{work.config.dataset}/v0001/{shard}" for shard in shards]
+    samples = {sample["__key__"]: sample for sample in webdataset.WebDataset(urls, shardshuffle=False)}
+    assert samples.keys() == {triplet.triplet_id for triplet in triplets}
+    some = samples[triplets[0].triplet_id]
+    metadata = json.loads(some["json"])
+    assert (metadata["prompt"], metadata["subject"]) == (triplets[0].prompt, triplets[0].subject)
+    assert metadata["target"]["licence"] == "CC0-1.0"
+    members = [name for name in some if not name.startswith("__")]
+    assert members == ["ref0.jpg", "ref1.jpg", "target.jpg", "json"]
+
+
+def test_shards_are_bounded_and_work_goes_on_where_it_was(
+    planned: Planned, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos = [Photo(f"t{s}-{v}", jpeg(draw(s, v, 700), 99), f"t{s}") for s in range(4) for v in range(3)]
+    work = planned(
+        write_raw(tmp_path / "raw", photos), filters=LOOSE, shards=ShardsConfig(shard_mib=1, image_size=None)
+    )
+    done = materialise(work)
+    names = [shard.name for shard in done.shards]
+    assert names == sorted(names)
+    assert len(names) >= 4
+    before = {info.key: done.version.read(info.key) for info in done.version.list()}
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            "pipelines.curate.materialise.write_tar", lambda *_: pytest.fail("a finished shard is written again")
+        )
+        write_shard(done, 0)
+    done.version.delete(done.shards[1].name)
+    write_shard(done, 1)
+    assert {info.key: done.version.read(info.key) for info in done.version.list()} == before
+
+
+def test_large_images_are_scaled_down_once_and_others_keep_their_bytes(planned: Planned, tmp_path: Path) -> None:
+    photos = [Photo(f"t-{v}", jpeg(draw(3, v, 300 if v else 200)), "t") for v in range(3)]
+    work = planned(write_raw(tmp_path / "raw", photos), filters=LOOSE, shards=ShardsConfig(image_size=256))
+    done = materialise(work)
+    sizes = set()
+    for triplet in read_triplets(done.version):
+        target, _ = load_images(done.version, triplet)
+        sizes.add(target.shape[0])
+        data = done.version.read_range(triplet.shard, triplet.target_offset, triplet.target_length)
+        assert (data == photos[0].jpeg) == (target.shape[0] == 200)
+    assert sizes == {200, 256}
+
+
+def test_the_report_has_the_figures_and_shows_what_was_dropped(planned: Planned, tmp_path: Path) -> None:
+    photos = [*world(4, 4), photo(0, 0).under("copy"), Photo("half<b>", photo(0, 1).jpeg[:900], "thing00")]
+    done = materialise(planned(write_raw(tmp_path / "raw", photos), filters=LOOSE))
+    report = json.loads(done.version.read("report.json"))
+    assert [(row["reason"], row["dropped"], row["left"]) for row in report["funnel"] if row["dropped"]] == [
+        ("undecodable", 1, 17), ("exact_duplicate", 1, 16),
+    ]  # fmt: skip
+    assert report["rejects"]["undecodable"][0]["thumb_b64"] == ""
+    assert report["rejects"]["exact_duplicate"][0]["thumb_b64"]
+    similarities = [np.mean(row["similarities"]) for row in report["triplets"]]
+    assert similarities == sorted(similarities)
+    assert report["triplets"][0]["references_b64"][0]
+    assert sum(report["histograms"]["brightness"]["counts"]) == 17
+    page = done.version.read("report.html").decode()
+    assert "half&lt;b&gt;" in page
+    assert "half<b>" not in page
+    assert "http" not in page.replace("http-equiv", "")
+
+
+def test_inputs_know_what_matters(grid_embedder: None, tmp_path: Path) -> None:
+    raw = write_raw(tmp_path / "raw", world(2, 2))
+    config = CurateConfig(raw=str(raw), dataset=str(tmp_path / "dataset"))
+    store, dataset = open_store(config.raw), open_store(config.dataset)
+
+    def fingerprint(config: CurateConfig) -> str:
+        return Inputs.of(config, list_shards(store, dataset)).fingerprint
+
+    same = replace(config, dataset="elsewhere", actors=replace(config.actors, count=7))
+    assert fingerprint(same) == fingerprint(config)
+    assert fingerprint(replace(config, seed=1)) != fingerprint(config)
+    before = fingerprint(config)
+    write_raw(tmp_path / "raw", world(2, 3))
+    assert fingerprint(config) != before
+
+
+def test_prefixes_that_cannot_be_raw_shards(tmp_path: Path) -> None:
+    dataset = open_store(str(tmp_path / "dataset"))
+    with pytest.raises(InputError, match="missing or empty"):
+        list_shards(open_store(str(tmp_path / "nothing")), dataset)
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.jpg").write_bytes(b"x")
+    with pytest.raises(InputError, match=r"no \.tar among the 1 objects"):
+        list_shards(open_store(str(tmp_path / "photos")), dataset)
+    for raw in (tmp_path, tmp_path / "dataset", tmp_path / "dataset" / "v0001"):
+        with pytest.raises(ConfigError, match="share a prefix"):
+            list_shards(open_store(str(raw)), dataset)
