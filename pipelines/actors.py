@@ -67,6 +67,7 @@ def run_units(
     import ray.data
 
     with ray_session():
+        _our_progress_only()
         done = ray.data.range(units, override_num_blocks=units).map_batches(
             _Adapter,
             fn_constructor_args=(actor, work),
@@ -85,6 +86,7 @@ def run_tasks(
     import ray.data
 
     with ray_session():
+        _our_progress_only()
         shared = ray.put(work)  # shipped to a node once, however many units run there
         done = ray.data.range(units, override_num_blocks=units).map_batches(
             _run_task, fn_args=(task, [shared]), batch_size=1, num_cpus=cpus
@@ -92,10 +94,15 @@ def run_tasks(
         yield from _tables(done, units, noun)
 
 
-def _tables(dataset: Any, units: int, noun: str) -> Iterator[pa.Table]:
+def _our_progress_only() -> None:
     import ray.data
 
     ray.data.DataContext.get_current().enable_progress_bars = False
+    for noisy in ("ray.data", "ray.data._internal.execution.streaming_executor"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+
+
+def _tables(dataset: Any, units: int, noun: str) -> Iterator[pa.Table]:
     seen: set[int] = set()
     for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
         if _ERROR in table.column_names:
