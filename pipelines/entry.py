@@ -2,6 +2,7 @@
 
 import logging
 import os
+import socket
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -39,13 +40,23 @@ def ray_session() -> Iterator[None]:
 
     started = not ray.is_initialized()
     if started:
+        address = os.environ.get("RAY_ADDRESS", "")
         try:
+            _knock(address)
             ray.init(log_to_driver=True, logging_level=logging.WARNING)
-        except ConnectionError as error:
-            address = os.environ.get("RAY_ADDRESS")
-            raise UnreachableError("Ray does not answer", value=address, fix="check RAY_ADDRESS") from error
+        except OSError as error:  # ConnectionError is one
+            raise UnreachableError(
+                "Ray does not answer", value=address, fix="check RAY_ADDRESS, and RAY_AUTH_MODE with its token"
+            ) from error
     try:
         yield
     finally:
         if started:
             ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Raise OSError where nothing listens at ``host:port``: Ray itself would try for more than ten minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()

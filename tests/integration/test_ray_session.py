@@ -1,0 +1,45 @@
+"""Jobs join the cluster that RAY_ADDRESS names, or say that it is not there."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.conftest import job_environment
+
+_SESSION = """
+from lookalike.errors import UnreachableError
+from pipelines.entry import ray_session
+try:
+    with ray_session():
+        import ray
+        print("joined", ray.cluster_resources()["CPU"])
+except UnreachableError as error:
+    print(error)
+"""
+
+
+def _run(environment: dict[str, str]) -> str:
+    argv = [sys.executable, "-c", _SESSION]
+    done = subprocess.run(argv, env=job_environment(environment), capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("scheme", ["", "ray://"])
+def test_a_cluster_that_is_down_is_named_within_30_s(scheme: str) -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        address = f"{scheme}127.0.0.1:{closed.getsockname()[1]}"
+    started = time.monotonic()
+    assert f"Ray does not answer ('{address}')" in _run({"RAY_ADDRESS": address})
+    assert time.monotonic() - started < 30
+
+
+def test_a_cluster_with_a_token_is_joined_with_it_only(ray_cluster: dict[str, str]) -> None:
+    assert "joined 4.0" in _run(ray_cluster)
+    without = {"RAY_ADDRESS": ray_cluster["RAY_ADDRESS"], "RAY_AUTH_MODE": "disabled", "HOME": os.devnull}
+    assert "RAY_AUTH_MODE" in _run(without)
