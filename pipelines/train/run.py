@@ -3,6 +3,7 @@
 import json
 import logging
 import uuid
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from lookalike import config as configs
 from lookalike.errors import LookalikeError
 from lookalike.storage import Store, latest_version, open_store, read_manifest, version_store
 from lookalike.storage.claim import claim
-from lookalike.tracking import open_tracker
+from lookalike.tracking import open_tracker, tracking_uri
 from lookalike.training import checkpoint
 from lookalike.training.config import TrainConfig
 from lookalike.training.export import export_bundle, initial_bundle
@@ -36,11 +37,13 @@ def train(config: TrainConfig) -> dict[str, Any]:
     dataset = open_store(config.dataset)
     version = latest_version(dataset)
     snapshot = {
-        "uri": config.dataset,
+        "uri": dataset.uri,
         "version": version,
         "sha256": configs.fingerprint(read_manifest(dataset, version)),
     }
     store = open_store(config.run)
+    # Workers run in other folders than this process: what was relative to here becomes absolute.
+    config = replace(config, run=store.uri, tracking=tracking_uri(config.tracking))
     fingerprint = claim(store, {**configs.to_dict(config), "snapshot": snapshot}, ignore=_NOT_IDENTITY)
     if store.exists(RESULT):
         log.info("this run is done already: %s", store.uri)
