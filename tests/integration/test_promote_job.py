@@ -1,0 +1,128 @@
+"""jobs/promote.py: exit codes, what it writes, and what it refuses by name."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from jobs.promote import main
+from lookalike.registry import resolve
+from lookalike.storage import open_store
+from pipelines.entry import EXIT_ERROR, EXIT_REFUSED, run_job
+from pipelines.promote import PromoteConfig
+from tests.integration.test_promotion import bundle, scored
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> str:
+    return str(tmp_path / "store")
+
+
+def _job(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["promote.py", *arguments])
+    return run_job(PromoteConfig, main, main.__doc__)
+
+
+def _decision(out: str) -> dict:
+    return dict(json.loads(open_store(out).read("decision.json")))
+
+
+def test_a_promotion_from_the_command_line(
+    mlflow_database: str, root: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scored(root, "scores", bundle(root, "one"))
+    arguments = ["--model", "mini", "--scores", f"{root}/scores", "--out", f"{root}/out", "--tracking", mlflow_database]
+    assert _job(monkeypatch, *arguments, "--require-promoted") == 0
+    printed = capsys.readouterr().out
+    assert "ok   loss_gap.low" in printed
+    assert "models:/mini/1 is champion (champion before: none)" in printed
+    decision = _decision(f"{root}/out")
+    assert (decision["model"], decision["version"], decision["promoted"]) == ("mini", 1, True)
+    assert {"name", "value", "threshold", "passed", "why"} == set(decision["checks"][0])
+    assert resolve("models:/mini@champion", mlflow_database).version == 1
+    log = [info.key for info in open_store(root).list("promotion-log/")]
+    assert log == ["promotion-log/mini/00000001.json"]
+
+    before = open_store(f"{root}/out").read("decision.json")
+    assert _job(monkeypatch, *arguments) == 0  # again: nothing new
+    assert open_store(f"{root}/out").read("decision.json") == before
+    assert _job(monkeypatch, *arguments, "--gate.floors", "[]") == EXIT_ERROR
+    assert "another run's result, with another gate" in capsys.readouterr().err
+
+
+def test_a_refusal_is_a_result_and_an_exit_code_for_those_who_ask(
+    mlflow_database: str, root: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scored(root, "scores", bundle(root, "one"), loss_gap=0.0)
+    arguments = ["--model", "mini", "--scores", f"{root}/scores/scores.json", "--tracking", mlflow_database]
+    assert _job(monkeypatch, *arguments, "--out", f"{root}/out") == 0
+    assert _job(monkeypatch, *arguments, "--out", f"{root}/out", "--require-promoted") == EXIT_REFUSED
+    assert "FAIL loss_gap.low" in capsys.readouterr().out
+    assert not _decision(f"{root}/out")["promoted"]
+    floors = ["--gate.floors", "[{metric: loss_gap, bound: n, above: 255}]"]
+    assert _job(monkeypatch, *arguments, "--out", f"{root}/lenient", "--require-promoted", *floors) == 0
+
+
+def test_named_scores_of_the_champion_are_used(
+    mlflow_database: str, root: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = bundle(root, "one"), bundle(root, "two")
+    scored(root, "one/scores", one)
+    scored(root, "one/again", one, loss_right=0.1)
+    scored(root, "two/scores", two, loss_right=0.45)
+    common = ["--model", "mini", "--tracking", mlflow_database, "--log", f"{root}/log"]
+    assert _job(monkeypatch, *common, "--scores", f"{root}/one/scores", "--out", f"{root}/1") == 0
+    challenger = [*common, "--scores", f"{root}/two/scores"]
+    better = [*challenger, "--champion-scores", f"{root}/one/again", "--out", f"{root}/2"]
+    assert _job(monkeypatch, *better, "--require-promoted") == EXIT_REFUSED
+    wrong = [*challenger, "--champion-scores", f"{root}/two/scores", "--out", f"{root}/3"]
+    assert _job(monkeypatch, *wrong) == EXIT_ERROR
+    assert _job(monkeypatch, *challenger, "--out", f"{root}/4", "--require-promoted") == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model", "../mini"], "model name"),
+        (["--model", "a b"], "model name"),
+        (["--scores", "{root}/nothing"], "no such object"),
+        (["--bundle", "{root}/nothing"], "no such object"),
+        (["--bundle", "{root}/two/bundle"], "another bundle's"),
+        (["--scores", "{root}/notes.json"], "no scores file"),
+        (["--tracking", "http://127.0.0.1:1"], "MLflow does not answer ('http://127.0.0.1:1')"),
+        (["--tracking", "mlruns"], "unknown kind of tracking URI"),
+        (["--gate.comparisons", "[{metric: loss_right, tolerance: -1}]"], "tolerance"),
+        (["--gate.ceiling", "3"], "gate.ceiling"),
+        (["--out", "gs://bucket/out"], "unknown kind of location"),
+    ],
+)
+def test_bad_input_is_named_and_nothing_is_promoted(
+    arguments: list[str],
+    message: str,
+    mlflow_database: str,
+    root: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    scored(root, "scores", bundle(root, "one"))
+    bundle(root, "two")
+    open_store(root).write("notes.json", b'{"a": 1}')
+    given = {"--model": "mini", "--scores": f"{root}/scores", "--out": f"{root}/out", "--tracking": mlflow_database}
+    given |= dict(zip(arguments[::2], [value.replace("{root}", root) for value in arguments[1::2]], strict=True))
+    try:
+        code = _job(monkeypatch, *(word for pair in given.items() for word in pair))
+    except SystemExit as refused:
+        code = int(str(refused.code))
+    assert code == EXIT_ERROR
+    assert message in capsys.readouterr().err
+    assert not open_store(f"{root}/out").exists("decision.json")
+
+
+def test_no_tracking_server_is_named(
+    root: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    scored(root, "scores", bundle(root, "one"))
+    assert _job(monkeypatch, "--model", "mini", "--scores", f"{root}/scores", "--out", f"{root}/out") == EXIT_ERROR
+    assert "set MLFLOW_TRACKING_URI or --tracking" in capsys.readouterr().err
