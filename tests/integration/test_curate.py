@@ -1,0 +1,199 @@
+"""Whole curations on a real Ray, with the default embedder."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from skimage import data as photographs
+
+from lookalike.data.triplets import load_images, read_triplets
+from lookalike.errors import ConflictError, InputError
+from lookalike.storage import list_versions, open_store, version_store
+from pipelines.curate import CurateConfig, curate
+from tests.conftest import REPO, job_environment
+from tests.drawn import Photo, draw, jpeg, photo, world, write_raw
+
+PLANTED = {
+    "copy": "exact_duplicate", "again": "near_duplicate", "half": "undecodable", "tiny": "too_small",
+    "stranger": "off_subject", "lonely": "single_photo", "cut": "truncated_shard",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six things in four views each, and one image of each planted defect."""
+    stranger = Photo("stranger", jpeg(photographs.chelsea()), "thing02")
+    photos = world(6, 4)
+    photos += [
+        photos[0].under("copy"), Photo("again", jpeg(draw(1, 1), 70), "thing01"),
+        Photo("half", photos[9].jpeg[:2000], "thing02"), Photo("tiny", jpeg(draw(3, 1, 40)), "thing03"), stranger,
+        photo(20, 0).under("lonely", "thing20"), photo(4, 7).under("cut"),
+    ]  # fmt: skip
+    folder = write_raw(tmp_path_factory.mktemp("curate") / "raw", photos, per_shard=8)
+    last = sorted(folder.glob("*.tar"))[-1]
+    last.write_bytes(last.read_bytes().removesuffix(bytes(512))[: -10240 - 1024])
+    return folder
+
+
+def config_of(raw: Path, dataset: Path, **settings: Any) -> CurateConfig:
+    return CurateConfig(raw=str(raw), dataset=str(dataset), **settings)
+
+
+def contents(dataset: Path, version: str = "v0001") -> dict[str, bytes]:
+    folder = dataset / version
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def snapshot(ray_local: None, raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The dataset of an undisturbed curation."""
+    dataset = tmp_path_factory.mktemp("curated") / "dataset"
+    assert curate(config_of(raw, dataset)).new
+    return dataset
+
+
+def test_planted_defects_are_dropped_for_their_reasons_and_nothing_else(snapshot: Path) -> None:
+    rows = pq.read_table(snapshot / "v0001" / "images.parquet").to_pylist()
+    dropped = {row["key"]: row["drop_reason"] for row in rows if row["drop_reason"]}
+    assert dropped == PLANTED
+    manifest = json.loads((snapshot / "v0001" / "manifest.json").read_text())
+    counts = manifest["counts"]
+    assert counts["images_in"] == len(rows) == 24 + len(PLANTED)
+    assert counts["dropped"] == Counter(PLANTED.values())
+    assert counts["images_in"] == counts["images_kept"] + sum(counts["dropped"].values())
+
+
+def test_triplets_are_pairs_of_one_subject_in_one_split(snapshot: Path) -> None:
+    version = version_store(open_store(str(snapshot)), 1)
+    rows = pq.read_table(snapshot / "v0001" / "images.parquet").to_pylist()
+    images = {row["sha256"]: row for row in rows if row["drop_reason"] is None}
+    triplets = read_triplets(version)
+    counts = json.loads(version.read("manifest.json"))["counts"]["triplets"]
+    assert Counter(triplet.split for triplet in triplets) == counts
+    sides = {split: {t.subject for t in triplets if t.split == split} for split in counts}
+    assert not sides["train"] & sides["validation"]
+    assert len(sides["validation"]) >= 2
+    for triplet in triplets:
+        members = [triplet.target_image, *triplet.reference_images]
+        assert len(set(members)) == len(members)
+        assert {images[content]["subject"] for content in members} == {triplet.subject}
+        assert 0.4 <= min(triplet.reference_similarities) <= max(triplet.reference_similarities) <= 0.95
+        assert triplet.prompt == images[triplet.target_image]["caption"]
+    target, references = load_images(version, triplets[0])
+    assert target.shape == (160, 160, 3)
+    assert target.dtype == np.uint8
+    assert len(references) == len(triplets[0].reference_images)
+
+
+def test_the_manifest_names_every_file_by_its_hash(snapshot: Path) -> None:
+    from pipelines.curate.rows import sha256
+
+    files = contents(snapshot)
+    manifest = json.loads(files.pop("manifest.json"))
+    del files["claim.json"]
+    assert manifest["files"] == {name: sha256(data) for name, data in files.items()}
+
+
+def test_nothing_new_publishes_nothing(snapshot: Path, raw: Path) -> None:
+    before = contents(snapshot)
+    result = curate(config_of(raw, snapshot))
+    assert (result.version, result.new) == (1, False)
+    assert contents(snapshot) == before
+    assert list_versions(open_store(str(snapshot))) == [1]
+
+
+def test_two_runs_write_the_same_bytes(snapshot: Path, raw: Path, tmp_path: Path) -> None:
+    curate(config_of(raw, tmp_path / "dataset"))
+    assert contents(tmp_path / "dataset") == contents(snapshot)
+
+
+def test_a_new_shard_and_another_threshold_make_versions_and_index_only_what_is_new(
+    ray_local: None, tmp_path: Path
+) -> None:
+    raw, dataset = write_raw(tmp_path / "raw", world(4, 3), per_shard=6), tmp_path / "dataset"
+    config = config_of(raw, dataset)
+    curate(config)
+    rows = {path: path.stat().st_mtime_ns for path in (dataset / "work" / "rows").rglob("*.parquet")}
+    second = replace(config, filters=replace(config.filters, skip=["near_duplicate"]))
+    assert curate(second).version == 2
+    assert {path: path.stat().st_mtime_ns for path in (dataset / "work" / "rows").rglob("*.parquet")} == rows
+    write_raw(tmp_path / "more", world(6, 3)[12:])
+    (tmp_path / "more" / "shard-000000.tar").rename(raw / "shard-000002.tar")
+    third = curate(second)
+    assert (third.version, third.manifest["parent"], third.manifest["counts"]["images_in"]) == (3, 2, 18)
+    after = {path: path.stat().st_mtime_ns for path in (dataset / "work" / "rows").rglob("*.parquet")}
+    assert len(after) == len(rows) + 1
+    assert after.items() > rows.items()
+    assert json.loads((dataset / "v0001" / "manifest.json").read_text())["counts"]["images_in"] == 12
+
+
+def test_no_usable_pair_says_which_filter_took_the_images(ray_local: None, tmp_path: Path) -> None:
+    photos = [photo(subject, 0) for subject in range(3)] + [Photo("tiny", jpeg(draw(0, 1, 30)), "thing00")]
+    raw = write_raw(tmp_path / "raw", photos)
+    with pytest.raises(
+        InputError, match=r"no usable pair among 4 images of 3 subjects: single_photo took 3, too_small"
+    ):
+        curate(config_of(raw, tmp_path / "dataset"))
+    assert list_versions(open_store(str(tmp_path / "dataset"))) == []
+
+
+def test_a_dataset_belongs_to_its_raw_shards(snapshot: Path, tmp_path: Path) -> None:
+    other = write_raw(tmp_path / "raw", world(2, 2))
+    with pytest.raises(ConflictError, match="another run's result, with another raw"):
+        curate(config_of(other, snapshot))
+
+
+@pytest.mark.parametrize("after", ["work/rows/1/*.parquet", "v0001/claim.json"])
+def test_killed_and_started_again_it_ends_with_the_same_snapshot(
+    snapshot: Path, raw: Path, tmp_path: Path, after: str
+) -> None:
+    """kill -9 of the job as soon as a file of some stage is there."""
+    dataset = tmp_path / "dataset"
+    argv = [sys.executable, str(REPO / "jobs" / "curate.py"), "--raw", str(raw), "--dataset", str(dataset)]
+    with (tmp_path / "log").open("w") as log_file:
+        job = subprocess.Popen(argv, env=job_environment({}), stdout=log_file, stderr=log_file, cwd=REPO)
+        deadline = time.monotonic() + 180
+        while not any(dataset.glob(after)) and job.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        os.kill(job.pid, signal.SIGKILL)
+        job.wait()
+    assert any(dataset.glob(after)), (tmp_path / "log").read_text()
+    curate(config_of(raw, dataset))
+    assert contents(dataset) == contents(snapshot)
+
+
+def test_the_job_on_s3(
+    s3_uri: str, s3_server: dict[str, str], raw: Path, run_job: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    for path in sorted(raw.glob("*.tar")):
+        open_store(f"{s3_uri}/raw").upload(path.name, path)
+    arguments = ["--raw", f"{s3_uri}/raw", "--dataset", f"{s3_uri}/dataset", "--plan.max-references", "3"]
+    done = run_job("curate", *arguments, env=s3_server)
+    assert done.returncode == 0, done.stderr
+    assert "published v0001" in done.stdout
+    version = version_store(open_store(f"{s3_uri}/dataset"), 1)
+    assert max(len(triplet.reference_images) for triplet in read_triplets(version)) == 3
+    again = run_job("curate", *arguments, env=s3_server)
+    assert again.returncode == 0
+    assert "nothing new: still v0001" in again.stdout
+
+
+def test_the_job_says_what_is_wrong(tmp_path: Path, run_job: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+    nothing = run_job("curate", "--raw", str(tmp_path / "nothing"), "--dataset", str(tmp_path / "dataset"))
+    assert nothing.returncode == 2
+    assert "the raw prefix is missing or empty" in nothing.stderr
+    unknown = run_job("curate", "--raw", "a", "--dataset", "b", "--filters.blury.min_sharpness", "3")
+    assert unknown.returncode == 2
+    assert "blury" in unknown.stderr
+    assert not (tmp_path / "dataset").exists()
