@@ -14,7 +14,7 @@ from pipelines.curate.filters import Photos
 from pipelines.curate.pairs import reference_sets
 from pipelines.curate.rows import PLAN_SCHEMA, SUBJECT_SCHEMA, unit_hash
 from pipelines.curate.summary import EXAMPLES_PER_REASON, Summary
-from pipelines.curate.tables import read_table, vectors_of, write_table
+from pipelines.curate.tables import read_span, vectors_of, write_table
 from pipelines.curate.work import StageWork
 
 _EXAMPLE_COLUMNS = ("key", "shard", "offset", "length", "subject", "error", "phash")
@@ -138,6 +138,7 @@ def _count(summary: Summary, rows: pa.Table, reasons: np.ndarray) -> None:
         summary.count("short side, px", np.minimum(decoded["width"], decoded["height"]))
         summary.count("sharpness", decoded["sharpness"])
         summary.count("brightness", decoded["luma_mean"])
+    summary.kept = int((reasons == None).sum())  # noqa: E711
     for reason in {reason for reason in reasons if reason is not None}:
         dropped = np.flatnonzero(reasons == reason)
         summary.dropped[reason] += len(dropped)
@@ -148,8 +149,8 @@ def _count(summary: Summary, rows: pa.Table, reasons: np.ndarray) -> None:
 
 def _vectors(work: StageWork, span: tuple[int, int]) -> dict[str, np.ndarray]:
     found: dict[str, np.ndarray] = {}
-    for shard in range(len(work.inputs.shards)):
-        table = read_table(work.dataset, work.inputs.vectors_key(shard), span)
+    for info in work.vectors:
+        table = read_span(work.dataset, info, span)
         if len(table):
             vectors = vectors_of(table["vector"], table.schema.field("vector").type.list_size)
             found.update(zip(table["sha256"].to_pylist(), vectors, strict=True))

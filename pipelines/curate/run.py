@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,10 +19,9 @@ from pipelines.curate.index import IndexWork, ShardIndexer
 from pipelines.curate.layout import ShardPlan, plan_shards
 from pipelines.curate.materialise import MaterialiseWork, write_shard
 from pipelines.curate.plan import plan_partition, read_summary
-from pipelines.curate.sources import WORK, Inputs, list_shards
+from pipelines.curate.sources import Inputs, list_shards
 from pipelines.curate.summary import Summary
-from pipelines.curate.tables import count_rows
-from pipelines.curate.work import StageWork
+from pipelines.curate.work import StageWork, indexed
 from pipelines.entry import ray_session
 
 log = logging.getLogger(__name__)
@@ -67,14 +65,14 @@ def curate(config: CurateConfig) -> Curated:
             log.info("nothing new since version %d", parent)
             return Curated(dataset.uri, parent, False, manifest)
     with ray_session():
-        images = _index(config, raw, dataset, inputs)
-        stage = StageWork(config, inputs, images)
+        _index(config, raw, dataset, inputs)
+        stage = StageWork.of(config, inputs)
         _finish_all(run_tasks(find_duplicates, stage, stage.content_partitions, noun="ranges of content hashes"))
         _finish_all(run_tasks(plan_partition, stage, stage.partitions, noun="ranges of subjects planned"))
         summary = Summary()
         for partition in range(stage.partitions):
             summary.add(read_summary(stage, partition))
-        _check(summary, config)
+        _check(summary, stage)
         number = _claim_version(dataset, inputs, (parent or 0) + 1)
         plans = plan_shards(stage)
         counts = _counts(summary, plans)
@@ -87,39 +85,33 @@ def curate(config: CurateConfig) -> Curated:
     return Curated(dataset.uri, number, True, manifest)
 
 
-def _index(config: CurateConfig, raw: Store, dataset: Store, inputs: Inputs) -> int:
-    """Index the shards that are new; returns the number of rows of the whole image table."""
-    present = {info.key for info in dataset.list(f"{WORK}/rows/")} & {inputs.rows_key(i) for i in inputs.units}
-    present |= {info.key for info in dataset.list(f"{WORK}/vectors/")}
+def _index(config: CurateConfig, raw: Store, dataset: Store, inputs: Inputs) -> None:
+    """Index the shards that are new."""
+    present = indexed(dataset).keys()
     missing = tuple(i for i in inputs.units if not {inputs.rows_key(i), inputs.vectors_key(i)} <= present)
     log.info("%d raw shards, %d of them to be indexed", len(inputs.shards), len(missing))
-    if missing:
-        work = IndexWork(raw.uri, dataset.uri, inputs, missing, config.embedder, config.actors)
-        tables = list(run_units(ShardIndexer, work, len(missing), config.actors, noun="raw shards indexed"))
-        failed = [row for table in tables for row in table.to_pylist() if row["error"]]
-        if failed:
-            names = [inputs.shards[row["shard"]].key for row in failed]
-            raise InputError(
-                f"{len(failed)} of {len(inputs.shards)} raw shards cannot be read ({failed[0]['error']})",
-                value=names[:10],
-                fix="mend them and run the same command again: the others are indexed",
-            )
-    wanted = {inputs.rows_key(i) for i in inputs.units}
-    tables_of_rows = [info for info in dataset.list(f"{WORK}/rows/") if info.key in wanted]
-    with ThreadPoolExecutor(16) as pool:  # a footer each, by range
-        return sum(pool.map(lambda info: count_rows(dataset, info), tables_of_rows))
+    if not missing:
+        return
+    work = IndexWork(raw.uri, dataset.uri, inputs, missing, config.embedder, config.actors)
+    tables = list(run_units(ShardIndexer, work, len(missing), config.actors, noun="raw shards indexed"))
+    failed = [row for table in tables for row in table.to_pylist() if row["error"]]
+    if failed:
+        names = [inputs.shards[row["shard"]].key for row in failed]
+        raise InputError(
+            f"{len(failed)} of {len(inputs.shards)} raw shards cannot be read ({failed[0]['error']})",
+            value=names[:10],
+            fix="mend them and run the same command again: the others are indexed",
+        )
 
 
-def _check(summary: Summary, config: CurateConfig) -> None:
-    if summary.images != summary.kept + summary.dropped.total() or set(summary.dropped) - {
-        name for name, _ in config.filters.steps()
-    }:
-        raise AssertionError(f"images are lost: {summary.images} in, {summary.kept} kept, {summary.dropped}")
+def _check(summary: Summary, stage: StageWork) -> None:
+    """Nothing vanishes, and something is left."""
+    assert stage.images == summary.images == summary.kept + summary.dropped.total(), "images are lost"
     if summary.triplets == 0:
         taken = ", ".join(f"{name} took {n}" for name, n in summary.dropped.most_common())
         raise InputError(
             f"no usable pair among {summary.images} images of {summary.subjects_in} subjects: {taken or 'no image'}",
-            value=config.raw,
+            value=stage.config.raw,
             fix="bring two or more photos of each subject, or loosen the filters that took most",
         )
 

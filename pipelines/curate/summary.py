@@ -42,6 +42,8 @@ class Summary:
 
     images: int = 0
     """Rows of the image table."""
+    kept: int = 0
+    """Images without a reason to drop them."""
     dropped: Counter[str] = field(default_factory=Counter)
     """Images dropped, by reason."""
     subjects_in: int = 0
@@ -74,7 +76,7 @@ class Summary:
 
     def add(self, other: "Summary") -> None:
         """Add another partition's figures."""
-        for name in ("images", "subjects_in", "subjects", "triplets"):
+        for name in ("images", "kept", "subjects_in", "subjects", "triplets"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.dropped.update(other.dropped)
         self.classes.update(other.classes)
@@ -83,11 +85,6 @@ class Summary:
             self.histograms[name] = (own + np.array(counts)).tolist()
         for reason, rows in other.examples.items():
             self.add_examples(reason, rows)
-
-    @property
-    def kept(self) -> int:
-        """Images kept: what came in less what was dropped."""
-        return self.images - self.dropped.total()
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values."""

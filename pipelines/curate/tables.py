@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 from lookalike.data.shards import open_object
 from lookalike.storage import ObjectInfo, Store
 
+_READ_AHEAD = 64 << 10  # bytes; what is read of a table is small, or large and asked for at once
 _ROWS_PER_GROUP = 512  # a partition reads the row groups that overlap its range of subject hashes
 
 
@@ -23,16 +24,23 @@ def write_table(store: Store, key: str, table: pa.Table) -> None:
 def read_table(
     store: Store, key: str, span: tuple[int, int] | None = None, columns: Sequence[str] | None = None
 ) -> pa.Table:
-    """Read a table, or the rows whose ``subject_hash`` lies in the half-open ``span``."""
-    filters = None if span is None else [("subject_hash", ">=", span[0]), ("subject_hash", "<", span[1])]
-    return pq.read_table(
-        io.BytesIO(store.read(key)), filters=filters, columns=None if columns is None else list(columns)
-    )
+    """Read a table whole, or the rows whose ``subject_hash`` lies in the half-open ``span``."""
+    names = None if columns is None else list(columns)
+    return pq.read_table(io.BytesIO(store.read(key)), filters=_within(span), columns=names)
+
+
+def read_span(store: Store, info: ObjectInfo, span: tuple[int, int]) -> pa.Table:
+    """The rows of a table whose ``subject_hash`` lies in the half-open ``span``, of which alone the bytes are read."""
+    return pq.read_table(open_object(store, info, _READ_AHEAD), filters=_within(span))
 
 
 def count_rows(store: Store, info: ObjectInfo) -> int:
     """How many rows a table has, from its footer."""
-    return int(pq.read_metadata(open_object(store, info)).num_rows)
+    return int(pq.read_metadata(open_object(store, info, _READ_AHEAD)).num_rows)
+
+
+def _within(span: tuple[int, int] | None) -> list[tuple[str, str, int]] | None:
+    return None if span is None else [("subject_hash", ">=", span[0]), ("subject_hash", "<", span[1])]
 
 
 def vectors_array(vectors_ND: np.ndarray) -> pa.FixedSizeListArray:

@@ -1,14 +1,15 @@
 """What every stage after the index is told, and how the image table is cut into partitions of subjects."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import pyarrow as pa
 
-from lookalike.storage import Store, open_store
+from lookalike.storage import ObjectInfo, Store, open_store
 from pipelines.curate.config import CurateConfig
 from pipelines.curate.rows import IMAGE_SCHEMA, partition_range, subject_hash
-from pipelines.curate.sources import Inputs
-from pipelines.curate.tables import read_table
+from pipelines.curate.sources import WORK, Inputs
+from pipelines.curate.tables import count_rows, read_span
 
 _CONTENT_ROWS = 5_000_000  # rows whose hashes one task compares
 
@@ -19,8 +20,23 @@ class StageWork:
 
     config: CurateConfig
     inputs: Inputs
+    rows: tuple[ObjectInfo, ...]
+    """The table of image rows of each raw shard."""
+    vectors: tuple[ObjectInfo, ...]
+    """The table of embeddings of each raw shard."""
     images: int
-    """Rows of the image table."""
+    """Image rows in all tables together."""
+
+    @classmethod
+    def of(cls, config: CurateConfig, inputs: Inputs) -> "StageWork":
+        """The work that follows once every shard is indexed."""
+        dataset = open_store(config.dataset)
+        found = indexed(dataset)
+        rows = tuple(found[inputs.rows_key(i)] for i in inputs.units)
+        vectors = tuple(found[inputs.vectors_key(i)] for i in inputs.units)
+        with ThreadPoolExecutor(16) as pool:  # a footer each
+            images = sum(pool.map(lambda info: count_rows(dataset, info), rows))
+        return cls(config, inputs, rows, vectors, images)
 
     @property
     def dataset(self) -> Store:
@@ -54,6 +70,11 @@ class StageWork:
     def read_rows(self, span: tuple[int, int]) -> pa.Table:
         """Image rows of a range of subjects, in the order of subject, shard and offset."""
         store = self.dataset
-        tables = [read_table(store, self.inputs.rows_key(i), span) for i in range(len(self.inputs.shards))]
+        tables = [read_span(store, info, span) for info in self.rows]
         order = [(name, "ascending") for name in ("subject_hash", "subject", "shard", "offset", "key")]
         return pa.concat_tables(tables).cast(IMAGE_SCHEMA).sort_by(order)
+
+
+def indexed(dataset: Store) -> dict[str, ObjectInfo]:
+    """The tables that the index has written so far, by key."""
+    return {info.key: info for kind in ("rows", "vectors") for info in dataset.list(f"{WORK}/{kind}/")}

@@ -74,9 +74,9 @@ def split_name(name: str) -> tuple[str, str] | None:
     return match.group(1), match.group(2).lower()
 
 
-def open_object(store: Store, info: ObjectInfo) -> BinaryIO:
-    """A seekable, read-only file over range reads of one object; never holds more than a few MiB of it."""
-    return cast(BinaryIO, io.BufferedReader(_RangeFile(store, info), buffer_size=READ_AHEAD_BYTES))
+def open_object(store: Store, info: ObjectInfo, read_ahead: int = READ_AHEAD_BYTES) -> BinaryIO:
+    """A seekable, read-only file over range reads of one object; holds ``read_ahead`` bytes of it at a time."""
+    return cast(BinaryIO, io.BufferedReader(_RangeFile(store, info), buffer_size=read_ahead))
 
 
 def iter_samples(file: BinaryIO) -> Iterator[tuple[Sample, dict[str, bytes]]]:

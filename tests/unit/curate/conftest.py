@@ -52,7 +52,8 @@ def planned(grid_embedder: None, tmp_path: Path) -> Callable[..., StageWork]:
         indexer = ShardIndexer(IndexWork(raw_store.uri, dataset.uri, inputs, units, config.embedder, config.actors))
         indexed = [indexer(unit) for unit in units]
         assert [str(columns["error"][0]) for columns in indexed] == [""] * len(units)
-        work = StageWork(config, inputs, sum(int(columns["images"][0]) for columns in indexed))
+        work = StageWork.of(config, inputs)
+        assert work.images == sum(int(columns["images"][0]) for columns in indexed)
         for partition in range(work.content_partitions):
             find_duplicates(work, partition)
         for partition in range(work.partitions):
