@@ -1,0 +1,48 @@
+from pathlib import Path
+
+import pytest
+
+from lookalike.config import load_yaml, parse
+from lookalike.errors import ConfigError
+from pipelines.curate.config import CurateConfig, PlanConfig, ShardsConfig
+from tests.conftest import REPO
+
+LOCATIONS = ["--raw=file:///raw", "--dataset=file:///dataset"]
+
+
+@pytest.mark.parametrize("path", sorted((REPO / "jobs" / "configs").glob("curate*.yaml")), ids=lambda path: path.name)
+def test_shipped_configurations_are_understood(path: Path) -> None:
+    config = parse(CurateConfig, [f"--config={path}", *LOCATIONS])
+    assert config.filters.too_small.min_short_side_px == 480
+
+
+def test_thresholds_are_flags() -> None:
+    flags = ["--filters.no-pair.max-similarity=0.9", "--filters.skip=[blurry]", "--shards.image-size=null"]
+    config = parse(CurateConfig, [*LOCATIONS, *flags])
+    assert config.filters.no_pair.max_similarity == 0.9
+    assert config.filters.skip == ["blurry"]
+    assert config.shards.image_size is None
+
+
+def test_an_unknown_key_is_refused_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("raw: a\ndataset: b\nfilters: {too_smal: {min_short_side_px: 3}}\n")
+    with pytest.raises(SystemExit) as caught:
+        load_yaml(path, CurateConfig)
+    assert caught.value.code == 2
+    assert "too_smal" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: PlanConfig(max_references=0), "max_references is below 1"),
+        (lambda: PlanConfig(validation_fraction=1.0), "share of subjects"),
+        (lambda: ShardsConfig(image_size=0), "too small"),
+        (lambda: ShardsConfig(jpeg_quality=101), "JPEG quality"),
+        (lambda: ShardsConfig(shard_mib=0), "below 1"),
+    ],
+)
+def test_settings_that_cannot_work(make: object, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make()  # type: ignore[operator]
