@@ -8,6 +8,7 @@ from typing import Any
 import ray.data
 import torch
 
+from lookalike.diffusion.flow import FlowConfig
 from lookalike.models.joint import import_model_classes
 from lookalike.models.subject import SubjectModel
 from lookalike.models.vae import load_vae
@@ -60,7 +61,9 @@ def run_rank(settings: WorkerSettings, shard: "ray.data.DataIterator", rank: Ran
     rank = rank or Rank()
     store = open_store(config.run)
     bundle = local_bundle(settings.source.bundle_uri)
-    objective = DenoisingObjective(engine.model, load_vae(bundle).to(device), config.dropout, config.seed, device)
+    objective = DenoisingObjective(
+        engine.model, load_vae(bundle).to(device), FlowConfig.from_bundle(bundle), config.dropout, config.seed, device
+    )
     with open_tracker(
         config.tracking, config.experiment, run_id=settings.tracking_run, enabled=rank.is_first
     ) as tracker:

@@ -1,14 +1,16 @@
 """What the loop minimises and what it validates, on prepared columns."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lookalike.diffusion.flow import FlowConfig
 from lookalike.diffusion.objective import denoising_loss
 from lookalike.models.batch import to_batch
+from lookalike.models.vae import LatentCache
 from lookalike.training.config import DropoutConfig, StageConfig
 
 Columns = Mapping[str, np.ndarray]
@@ -20,9 +22,12 @@ class DenoisingObjective:
 
     model: nn.Module
     vae: nn.Module
+    flow: FlowConfig
     dropout: DropoutConfig
     seed: int
     device: torch.device
+    cache: LatentCache = field(default_factory=LatentCache)
+    """The VAE is frozen: each image is encoded once."""
 
     def __call__(self, columns: Columns, stage: StageConfig, epoch: int) -> Tensor:
         """Training loss of each sample, float32 ``[B]``."""
@@ -32,6 +37,8 @@ class DenoisingObjective:
             to_batch(columns).to(self.device),
             sample_ids=columns["sample_id"].tolist(),
             seed=(self.seed, epoch),
+            flow=self.flow,
+            cache=self.cache,
             use_mllm=True,
             use_references=stage.conditions == "mllm+references",
             dropout_mllm=self.dropout.mllm,
@@ -68,6 +75,8 @@ class HeldOutLoss:
                         chosen,
                         sample_ids=columns["sample_id"].tolist(),
                         seed=(self.objective.seed,),
+                        flow=self.objective.flow,
+                        cache=self.objective.cache,
                         use_mllm=True,
                         use_references=stage.conditions == "mllm+references",
                     )
