@@ -1,19 +1,13 @@
 """One page out of what the other jobs left: it reads, and decides nothing."""
 
-import io
 import json
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
 import lookalike
-from lookalike.data.images import ImageError, decode
-from lookalike.data.triplets import load_images, read_triplets
-from lookalike.errors import LookalikeError
 from lookalike.evaluation.report import (
     Curation,
     Decision,
@@ -22,19 +16,16 @@ from lookalike.evaluation.report import (
     Generation,
     Page,
     Reason,
+    Reject,
     Training,
     Triplet,
     render,
 )
 from lookalike.evaluation.report.curves import held_out_curve, loss_curve
-from lookalike.evaluation.report.page import data_uri, thumbnail
+from lookalike.evaluation.report.page import data_uri
 from lookalike.evaluation.scores import GRID, SCORES, Scores
-from lookalike.evaluation.suites import Suite
-from lookalike.storage import Store, latest_version, open_store, read_manifest, version_store
+from lookalike.storage import Store, latest_version, open_store, version_store
 
-log = logging.getLogger(__name__)
-
-_THUMBNAILS = 8  # of each reason
 _SAMPLES = 6
 
 
@@ -83,48 +74,39 @@ def report(config: ReportConfig) -> int:
 
 def _curation(dataset: Store) -> Curation:
     version = latest_version(dataset)
-    manifest, store = read_manifest(dataset, version), version_store(dataset, version)
-    counts = manifest["counts"]
-    images = pq.read_table(io.BytesIO(store.read("images.parquet")))
-    raw = open_store(manifest["config"]["raw"])
-    dropped = images.filter(images["drop_reason"].is_valid()).to_pylist()
+    found = json.loads(version_store(dataset, version).read("report.json"))
+    counts, rejects = found["counts"], found["rejects"]
     reasons = [
-        Reason(name, count, _thumbnails(raw, [row for row in dropped if row["drop_reason"] == name]))
-        for name, count in counts["dropped"].items()
-        if count
+        Reason(
+            step["reason"],
+            step["dropped"],
+            step["what"],
+            [
+                Reject(_jpeg(reject["thumb_b64"]), [_jpeg(photo) for photo in reject["beside_b64"] if photo])
+                for reject in rejects.get(step["reason"], [])
+                if reject["thumb_b64"]
+            ],
+        )
+        for step in found["funnel"]
+        if step["dropped"]
     ]
-    train = Suite(read_triplets(store, "train")).pool[:_SAMPLES]  # of different subjects
-    samples = []
-    for triplet in train:
-        target, references = load_images(store, triplet)
-        samples.append(Triplet([thumbnail(image, 168) for image in references], thumbnail(target, 168), triplet.prompt))
+    samples: dict[str, Triplet] = {}
+    for row in found["triplets"]:
+        if row["split"] == "train":
+            references = [_jpeg(photo) for photo in row["references_b64"]]
+            samples.setdefault(row["subject"], Triplet(references, _jpeg(row["target_b64"]), row["prompt"]))
     return Curation(
         images_in=counts["images_in"],
         images_kept=counts["images_kept"],
         subjects=counts["subjects"],
         triplets=counts["triplets"],
         reasons=reasons,
-        samples=samples,
-        version=version,
+        samples=list(samples.values())[:_SAMPLES],
     )
 
 
-def _thumbnails(raw: Store, rows: list[dict[str, Any]]) -> list[str]:
-    """Of the images that still decode; a picture that is gone is no reason to show no page."""
-    found: list[str] = []
-    for row in rows:
-        if len(found) == _THUMBNAILS:
-            break
-        if row["offset"] is None or row["offset"] < 0:
-            continue
-        try:
-            found.append(thumbnail(decode(raw.read_range(row["shard"], row["offset"], row["length"]))))
-        except ImageError:
-            continue
-        except LookalikeError as error:
-            log.warning("no thumbnail: %s", error)
-            break
-    return found
+def _jpeg(base64_text: str) -> str:
+    return f"data:image/jpeg;base64,{base64_text}"
 
 
 def _training(store: Store) -> Training:

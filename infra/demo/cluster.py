@@ -21,6 +21,7 @@ _ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 _WORKER = re.compile(r"^\(\S+ pid=\d+[^)]*\)\s*")
 _LOG = re.compile(r"^(\d{4}-\d\d-\d\d )?\d\d:\d\d:\d\d(,\d+)?\s+[A-Z]+ \S+?(:\d+ --|:) ")
 _OF_SUBMIT = re.compile(r"^\S+ \S+\s+[A-Z]+ (cli|sdk|dashboard_sdk|job_manager)\.py:")
+_ERROR = re.compile(r"^(\(\S+ pid=.*?\) )?(error: |[\w.]*(Error|Exception): )")
 _TAIL_BEGINS = "Tailing logs until the job exits"
 _FRAME = re.compile(r"^(-+|Job 'raysubmit_.*|Tailing logs .*|Running entrypoint for job .*)$")  # of the submission
 _SAMPLE_EVERY_S = 1.0
@@ -78,8 +79,7 @@ class Cluster:
                     child.terminate()
                 code = child.wait()
         if code:
-            tail = "\n".join(f"  {line}" for line in log.read_text().splitlines()[-25:])
-            raise JobFailedError(f"error: {shlex.join(command)}\nended with code {code}; the end of {log}:\n{tail}")
+            raise JobFailedError(f"error: {shlex.join(command)}\nended with code {code}; {log} says:\n{_reason(log)}")
         return last, memory.peak_bytes / 2**30
 
     def _head(self) -> psutil.Process:
@@ -152,6 +152,13 @@ def _memory_bytes(process: psutil.Process) -> int:
         return int(getattr(memory, "pss", memory.rss))
     except psutil.Error:
         return 0
+
+
+def _reason(log: Path) -> str:
+    """The lines of a failed job's log that a reader wants first: its errors, else its end."""
+    lines = [line for line in log.read_text().splitlines() if not _OF_SUBMIT.match(line) and "%|" not in line]
+    errors = list(dict.fromkeys(line for line in lines if _ERROR.search(line)))
+    return "\n".join(f"  {line[:500]}" for line in errors[-6:] or lines[-25:])
 
 
 def _follow(output: IO[str], log: IO[str], progress: Progress) -> str:

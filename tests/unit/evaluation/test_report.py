@@ -13,6 +13,7 @@ from lookalike.evaluation.report import (
     Generation,
     Page,
     Reason,
+    Reject,
     Training,
     Triplet,
     render,
@@ -44,7 +45,7 @@ def _full_page() -> Page:
             images_kept=7,
             subjects=3,
             triplets={"train": 1234, "validation": 4},
-            reasons=[Reason("too_small", 2, [PICTURE]), Reason("undecodable", 1)],
+            reasons=[Reason("too_small", 2, "Too few pixels.", [Reject(PICTURE, [PICTURE])]), Reason("undecodable", 1)],
             samples=[Triplet([PICTURE], PICTURE, 'a "quoted" <prompt>')],
         ),
         training=Training(

@@ -28,6 +28,16 @@ STAGE_LABELS = {
 
 
 @dataclass(frozen=True)
+class Reject:
+    """An image that was dropped."""
+
+    image: str
+    """The image."""
+    beside: Sequence[str] = ()
+    """Kept photos of the same subject, where the reason only makes sense beside them."""
+
+
+@dataclass(frozen=True)
 class Reason:
     """Why some images were dropped."""
 
@@ -35,8 +45,10 @@ class Reason:
     """As the images table says it."""
     count: int
     """Images."""
-    thumbnails: Sequence[str] = ()
-    """Some of them; none for files that no one can decode."""
+    what: str = ""
+    """What the filter looks at."""
+    rejects: Sequence[Reject] = ()
+    """Some of the images; none of files that no one can decode."""
 
     @property
     def label(self) -> str:
@@ -68,7 +80,6 @@ class Curation:
     reasons: Sequence[Reason]
     """In the order of the funnel."""
     samples: Sequence[Triplet] = ()
-    version: int = 1
 
 
 @dataclass(frozen=True)
