@@ -135,14 +135,8 @@ def _decision(uri: str) -> Decision:
 
 def _finetune(store: Store) -> Finetune:
     result = json.loads(store.read("result.json"))
-    grids, scores = [], []
-    for when in ("before", "after"):
-        uri = result.get(f"{when}_scores")
-        if uri:
-            evaluation = _evaluation(open_store(uri.removesuffix(f"/{SCORES}")))
-            grids.append((when, evaluation.grid))
-            scores.append((when, evaluation.scores))
-    return Finetune(result["customer"], result["subject"], grids, scores)
+    after = _evaluation(open_store(result["scores"]["after"]))  # beside its base: before and after on one sheet
+    return Finetune(result["customer"], result["subject"], after.grid, after.scores)
 
 
 def _generation(store: Store) -> Generation:

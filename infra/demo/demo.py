@@ -61,7 +61,7 @@ def run(steps: list[dict[str, Any]], values: dict[str, str], folder: Path) -> li
             earlier[name] = kept
             timings.write_text(json.dumps(list(earlier.values()), indent=1))
             refused = step.get("if_refused")
-            if refused and not json.loads(Path(values["DEMO"], refused["decision"]).read_text())["promoted"]:
+            if refused and not json.loads(Path(expand_text(refused["decision"], values)).read_text())["promoted"]:
                 values = values | {key: expand_text(text, values) for key, text in refused["values"].items()}
     return results
 

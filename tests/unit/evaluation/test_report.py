@@ -63,7 +63,7 @@ def _full_page() -> Page:
                 [{"name": "loss_gap", "value": 0.02, "threshold": None, "passed": True, "why": "above 0"}],
             )
         ],
-        finetune=Finetune("acme", "mug", [("before", PICTURE)], [("before", _scores()), ("after", _scores())]),
+        finetune=Finetune("acme", "mug", PICTURE, _scores()),
         generation=Generation("acme--mug, version 1", PICTURE, 4),
         timings=[{"step": "train", "seconds": 83.2, "peak_memory_gib": 2.5, "outcome": "a bundle"}],
         code_version="0.1.0",

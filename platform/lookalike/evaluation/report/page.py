@@ -138,22 +138,23 @@ class Decision:
 
 @dataclass(frozen=True)
 class Finetune:
-    """A customer's subject before and after."""
+    """A customer's subject before and after: an evaluation of the personal bundle beside its base."""
 
     customer: str
     subject: str
-    grids: Sequence[tuple[str, str]]
-    """(caption, image)."""
-    scores: Sequence[tuple[str, Scores]] = ()
-    """(caption, scores)."""
-    facts: Mapping[str, str] = field(default_factory=dict)
+    grid: str
+    scores: Scores
 
     @property
-    def rows(self) -> list[tuple[str, list[Estimate | None]]]:
-        """(metric for people, an estimate for each of ``scores``)."""
-        labels = {"loss_right": "held-out loss", **IMAGE_METRICS}
-        rows = [(label, [scores.metrics.get(name) for _, scores in self.scores]) for name, label in labels.items()]
-        return [(label, estimates) for label, estimates in rows if any(estimates)]
+    def rows(self) -> list[tuple[str, Estimate, Estimate]]:
+        """(metric for people, before, after)."""
+        labels = {"loss_right": "loss on the subject's photographs", **IMAGE_METRICS}
+        metrics = self.scores.metrics
+        return [
+            (label, metrics[f"before/{name}"], metrics[name])
+            for name, label in labels.items()
+            if name in metrics and f"before/{name}" in metrics
+        ]
 
 
 @dataclass(frozen=True)
