@@ -76,7 +76,7 @@ class LayerStack(nn.Module):
         """N tensors ``[B, S, C]`` → ``[B, S, N, D]``."""
         width = self.scale.shape[1]
         narrow = [
-            functional.linear(functional.rms_norm(layer, (width,), scale, NORM_EPS), self.weight)
+            functional.linear(functional.rms_norm(layer.to(scale.dtype), (width,), scale, NORM_EPS), self.weight)
             for layer, scale in zip(layers, self.scale, strict=True)
         ]
         return torch.stack(narrow, dim=2)

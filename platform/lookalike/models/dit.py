@@ -77,6 +77,7 @@ def velocity(
     the same result. The pooled embedding is zero.
     """
     config, batch, device = transformer.config, noisy.shape[0], noisy.device
+    noisy = noisy.to(transformer.dtype)
     if context is None:
         empty = noisy.new_zeros(batch, 0, config.joint_attention_dim)
         context = Context(empty, torch.ones(batch, 0, dtype=torch.bool, device=device))

@@ -46,6 +46,14 @@ class Preprocessor:
                 value=preprocessor.preset.mllm.image_token,
                 fix="use model and tokenizer of one checkpoint",
             )
+        tokens = config.get("image_seq_length", preprocessor.preset.mllm.tokens_per_image)
+        if tokens != preprocessor.preset.mllm.tokens_per_image:
+            raise InputError(
+                f"the MLLM makes {tokens} tokens of an image, the preset says "
+                f"{preprocessor.preset.mllm.tokens_per_image}",
+                value=str(bundle_dir),
+                fix="set mllm.tokens_per_image",
+            )
         return preprocessor
 
     def __getstate__(self) -> dict[str, Any]:

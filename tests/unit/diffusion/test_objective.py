@@ -35,7 +35,13 @@ def parts(bundle_dir, perturb):
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
 def test_a_samples_loss_is_the_same_in_any_batch(parts, batch, columns, dropout) -> None:
     model, vae, flow = parts
-    options = dict(seed=(3, 1), flow=flow, dropout_mllm=dropout, dropout_references=dropout, cache=LatentCache())
+    options = {
+        "seed": (3, 1),
+        "flow": flow,
+        "dropout_mllm": dropout,
+        "dropout_references": dropout,
+        "cache": LatentCache(),
+    }
     together = denoising_loss(model, vae, batch, sample_ids=IDS, **options)
     assert together.shape == (4,)
     backwards = denoising_loss(model, vae, batch.rows([3, 1, 0]), sample_ids=["d", "b", "a"], **options)

@@ -12,7 +12,7 @@ from lookalike.models.bundle import ADAPTER, Base, bundle_sha256, read_manifest,
 from lookalike.models.presets import LoraConfig
 from lookalike.models.subject import SubjectModel
 
-FAST = dict(num_inference_steps=4, output_type="latent")
+FAST = {"num_inference_steps": 4, "output_type": "latent"}
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +82,7 @@ def test_a_stage_computes_only_what_it_uses(pipe, photos, monkeypatch) -> None:
 
 
 def test_guidance_is_the_difference_of_two_branches(pipe, photos) -> None:
-    options = dict(stages="mllm_only", num_inference_steps=1, seeds=[0], output_type="latent")
+    options = {"stages": "mllm_only", "num_inference_steps": 1, "seeds": [0], "output_type": "latent"}
     plain, twice = (pipe("a mug", photos[:1], guidance_scale=scale, **options).images for scale in (1, 2))
     zero = pipe("a mug", photos[:1], guidance_scale=0, **options).images
     torch.testing.assert_close(twice, 2 * plain - zero, rtol=1e-4, atol=1e-4)
@@ -154,18 +154,18 @@ def test_bad_input_is_refused_before_anything_runs(pipe, photos, monkeypatch) ->
     monkeypatch.setattr(pipe.transformer, "forward", None)
     tiny = Image.new("RGB", (8, 8))
     cases = [
-        (InputError, "no references", dict(references=[])),
-        (InputError, "no references", dict(prompt=["a", "b"], references=[photos[:1], []])),
-        (InputError, "3 references, the preset mini takes 2", dict(references=photos[:3])),
-        (InputError, "1 lists of references for 2 prompts", dict(prompt=["a", "b"], references=[photos[:1]])),
-        (InputError, "mix images and lists", dict(references=[photos[0], photos[1:2]])),
-        (InputError, "8x8 pixels", dict(references=[tiny])),
-        (InputError, "20000x16 pixels", dict(references=[Image.new("RGB", (20_000, 16))])),
-        (InputError, "is no image", dict(references=["photo.jpg"])),
-        (InputError, "exceeds 40", dict(prompt="red " * 60)),
-        (ConfigError, "70x64 pixels; use multiples of 8", dict(width=70)),
-        (ConfigError, "stages out of order", dict(stages="0.2/0.9")),
-        (ConfigError, "2 seeds or generators for 1 images", dict(seeds=[1, 2])),
+        (InputError, "no references", {"references": []}),
+        (InputError, "no references", {"prompt": ["a", "b"], "references": [photos[:1], []]}),
+        (InputError, "3 references, the preset mini takes 2", {"references": photos[:3]}),
+        (InputError, "1 lists of references for 2 prompts", {"prompt": ["a", "b"], "references": [photos[:1]]}),
+        (InputError, "mix images and lists", {"references": [photos[0], photos[1:2]]}),
+        (InputError, "8x8 pixels", {"references": [tiny]}),
+        (InputError, "20000x16 pixels", {"references": [Image.new("RGB", (20_000, 16))]}),
+        (InputError, "is no image", {"references": ["photo.jpg"]}),
+        (InputError, "exceeds 40", {"prompt": "red " * 60}),
+        (ConfigError, "70x64 pixels; use multiples of 8", {"width": 70}),
+        (ConfigError, "stages out of order", {"stages": "0.2/0.9"}),
+        (ConfigError, "2 seeds or generators for 1 images", {"seeds": [1, 2]}),
     ]
     for error, message, change in cases:
         with pytest.raises(error, match=message):

@@ -70,7 +70,9 @@ def literal_block(block, tokens: list[Tensor], visible: list[bool]) -> list[Tens
     for i, token in enumerate(tokens):
         heads = []
         for h in range(D // HEAD):
-            scores = [torch.exp(query[i][h] @ key[j][h] / math.sqrt(HEAD)) if visible[j] else 0.0 for j in range(len(tokens))]
+            scores = [
+                torch.exp(query[i][h] @ key[j][h] / math.sqrt(HEAD)) if visible[j] else 0.0 for j in range(len(tokens))
+            ]
             total = sum(scores)
             heads.append(sum(scores[j] / total * value[j][h] for j in range(len(tokens))))
         attended.append(token + block.attention.out(torch.cat(heads)))

@@ -49,7 +49,9 @@ WEIGHTS = {
 
 
 def test_the_family_is_small_enough(bundle_dir) -> None:
-    total = sum(tensor.numel() for part, name in WEIGHTS.items() for tensor in load_file(bundle_dir / part / name).values())
+    total = sum(
+        tensor.numel() for part, name in WEIGHTS.items() for tensor in load_file(bundle_dir / part / name).values()
+    )
     assert total <= 10_000_000
 
 
@@ -157,7 +159,9 @@ def test_adapters_are_peft_folders_and_strict(bundle_dir, tmp_path) -> None:
     model.add_lora(lora)
     trained = {name: torch.randn_like(p) for name, p in model.transformer.named_parameters() if ".lora_" in name}
     save_lora(tmp_path, lora, trained)
-    by_peft = PeftModel.from_pretrained(FluxTransformer2DModel.from_pretrained(bundle_dir / "transformer"), str(tmp_path))
+    by_peft = PeftModel.from_pretrained(
+        FluxTransformer2DModel.from_pretrained(bundle_dir / "transformer"), str(tmp_path)
+    )
     found = dict(by_peft.get_base_model().named_parameters())
     assert all(torch.equal(found[name], tensor) for name, tensor in trained.items())
     assert json.loads((tmp_path / "adapter_config.json").read_text())["lora_alpha"] == 8.0
@@ -165,8 +169,10 @@ def test_adapters_are_peft_folders_and_strict(bundle_dir, tmp_path) -> None:
     plain = FluxTransformer2DModel.from_pretrained(bundle_dir / "transformer")
     tensors = load_file(tmp_path / "adapter_model.safetensors")
     first = sorted(tensors)[0]
-    save_file({name: tensor for name, tensor in tensors.items() if name != first}, tmp_path / "adapter_model.safetensors")
-    with pytest.raises(InputError, match="the adapter lacks base_model.model"):
+    save_file(
+        {name: tensor for name, tensor in tensors.items() if name != first}, tmp_path / "adapter_model.safetensors"
+    )
+    with pytest.raises(InputError, match=r"the adapter lacks base_model\.model"):
         load_lora(plain, tmp_path)
     assert first in adapter_names(model.transformer).values()
 

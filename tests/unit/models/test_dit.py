@@ -4,16 +4,16 @@ from diffusers import FluxPipeline, FluxTransformer2DModel
 
 from lookalike.models.dit import Context, References, image_ids, velocity
 
-CONFIG = dict(
-    in_channels=16,
-    num_layers=2,
-    num_single_layers=2,
-    attention_head_dim=16,
-    num_attention_heads=2,
-    joint_attention_dim=24,
-    pooled_projection_dim=8,
-    axes_dims_rope=(4, 6, 6),
-)
+CONFIG = {
+    "in_channels": 16,
+    "num_layers": 2,
+    "num_single_layers": 2,
+    "attention_head_dim": 16,
+    "num_attention_heads": 2,
+    "joint_attention_dim": 24,
+    "pooled_projection_dim": 8,
+    "axes_dims_rope": (4, 6, 6),
+}
 
 
 @pytest.fixture(params=[True, False], ids=["guidance", "no guidance"])

@@ -122,3 +122,12 @@ def test_lora_starts_as_nothing_and_trains_alone(bundle_dir, batch) -> None:
 def test_references_without_latents_are_refused(model, batch) -> None:
     with pytest.raises(ConfigError, match="without reference_latents"):
         model(batch, torch.randn(3, 64, 16), torch.full((3,), 0.5))
+
+
+@torch.no_grad()
+def test_half_precision_follows_full(bundle_dir, batch, model) -> None:
+    half = SubjectModel.from_config(bundle_dir, torch.bfloat16)
+    half.load_state_dict(model.state_dict())
+    assert {parameter.dtype for parameter in half.parameters()} == {torch.bfloat16}
+    found, expected = (forward(m.eval(), batch, [0, 1, 2]).float() for m in (half, model))
+    assert (found - expected).square().mean().sqrt() < 0.05 * expected.std()
