@@ -116,7 +116,7 @@ def run_job() -> Callable[..., subprocess.CompletedProcess[str]]:
     """``run_job("curate", "--raw", ..., env={...})``: a job in a process of its own, as its user starts it."""
 
     def run(
-        name: str, *arguments: str, env: dict[str, str] | None = None, cwd: Path | None = None, timeout_s: float = 300
+        name: str, *arguments: str, env: dict[str, str] | None = None, cwd: Path | None = None, timeout_s: float = 900
     ) -> subprocess.CompletedProcess[str]:
         argv = [sys.executable, str(REPO / "jobs" / f"{name}.py"), *arguments]
         return subprocess.run(

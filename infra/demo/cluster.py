@@ -18,8 +18,9 @@ import psutil
 
 _STACK = Path(__file__).resolve().parents[1] / "local" / "stack.py"
 _ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
-_WORKER = re.compile(r"^\(\S+ pid=\d+[^)]*\)\s*")
-_LOG = re.compile(r"^(\d{4}-\d\d-\d\d )?\d\d:\d\d:\d\d(,\d+)?\s+[A-Z]+ \S+?(:\d+ --|:) ")
+_WORKER = re.compile(r"^\((\S+ )?pid=\d+[^)]*\)\s*")
+_OUR_LOG = re.compile(r"^\d\d:\d\d:\d\d ([A-Z]+ \S+: )?")
+_LOG = re.compile(r"^\[?(\d{4}[-/]\d\d[-/]\d\d |\d\d:\d\d:\d\d )")
 _OF_SUBMIT = re.compile(r"^\S+ \S+\s+[A-Z]+ (cli|sdk|dashboard_sdk|job_manager)\.py:")
 _ERROR = re.compile(r"^(\(\S+ pid=.*?\) )?(error: |[\w.]*(Error|Exception): )")
 _TAIL_BEGINS = "Tailing logs until the job exits"
@@ -172,9 +173,11 @@ def _follow(output: IO[str], log: IO[str], progress: Progress) -> str:
         inside = inside or _TAIL_BEGINS in line
         if not inside or not line.strip() or _OF_SUBMIT.match(line) or _FRAME.match(line):
             continue
-        said = _WORKER.sub("", line)
-        if said == line and not _LOG.match(line):
-            last = line.strip()
-        progress.show(_LOG.sub("", said).strip())
+        said = _WORKER.sub("", line).strip()
+        bar = "%|" in said
+        if said == line.strip() and not bar and not _LOG.match(line):
+            last = said
+        if _OUR_LOG.match(said) or (bar and said == line.strip()):
+            progress.show(_OUR_LOG.sub("", said))
     progress.close()
     return last

@@ -97,6 +97,8 @@ Running entrypoint for job raysubmit_a: python jobs/x.py
 \x1b[36m(worker pid=12)\x1b[0m warming up
 3 things at /tmp/x
 \x1b[36m(worker pid=12)\x1b[0m good bye
+(pid=1745) - MapBatches: Tasks: 0: 100%|██████████| 80.0/80.0 [00:22<00:00, 3.60 row/s]
+[2026-01-01 10:00:01,943 E 1409 1525] core_worker.cc:2465: an actor
 2026-01-01 10:00:02,000\tSUCC cli.py:66 -- ------------------
 2026-01-01 10:00:02,000\tSUCC cli.py:67 -- Job 'raysubmit_a' succeeded
 """
@@ -107,6 +109,20 @@ def test_the_outcome_is_the_jobs_last_line(cluster: ModuleType) -> None:
     assert cluster._follow(io.StringIO(SUBMISSION), log, cluster.Progress("x")) == "3 things at /tmp/x"
     assert "warming up" in log.getvalue()
     assert "\x1b" not in log.getvalue()
+
+
+def test_progress_shows_our_own_lines(cluster: ModuleType) -> None:
+    shown: list[str] = []
+
+    class Recorder:
+        def show(self, line: str) -> None:
+            shown.append(line)
+
+        def close(self) -> None:
+            pass
+
+    cluster._follow(io.StringIO(SUBMISSION), io.StringIO(), Recorder())
+    assert shown == ["1 of 2 done"]
 
 
 def test_memory_counts_the_tree_and_shared_pages_once(cluster: ModuleType) -> None:
