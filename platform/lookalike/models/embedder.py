@@ -7,7 +7,7 @@ transformers (DINOv2, CLIP, SigLIP) is loaded by Hub id or folder.
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from PIL import Image
@@ -203,7 +203,7 @@ class TransformersEmbedder:
             return np.asarray(torch.nn.functional.normalize(vectors, dim=1).float().cpu().numpy())
 
 
-def _fold(model: "torch.nn.Module") -> "torch.nn.Module":
+def _fold(model: Any) -> Any:
     """Put batch norms and symmetric paddings into their convolutions: the same function, in 3/4 of the time."""
     import torch
     from torch.nn.utils.fusion import fuse_conv_bn_eval
