@@ -10,6 +10,7 @@ from typing import Any
 
 from lookalike import config as configs
 from lookalike.errors import ConfigError, InputError
+from lookalike.evaluation.gate import GateConfig
 from lookalike.models.presets import LoraConfig
 from lookalike.registry import personal_model_name, resolve
 from lookalike.storage import Store, open_store
@@ -65,6 +66,8 @@ class FinetuneConfig:
     """Samples per forward pass of one worker."""
     evaluation: dict[str, Any] = field(default_factory=default_evaluation)
     """Settings of the evaluation before and after (see ``jobs/evaluate.py``)."""
+    gate: GateConfig = field(default_factory=GateConfig)
+    """What the personal model has to show to become its subject's champion."""
     workers: WorkerConfig = field(default_factory=WorkerConfig)
     """The worker group."""
     seed: int = 0
@@ -102,6 +105,7 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
                 out=home.child("promotion").uri,
                 log=home.child("promotion-log").uri,
                 tracking=config.tracking,
+                gate=config.gate,
             )
         )
     result = {
@@ -113,7 +117,8 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
         "bundle_uri": trained["bundle_uri"],
         "bundle_sha256": trained["bundle_sha256"],
         "base": {"uri": bundle_uri, "sha256": base.bundle_sha256},
-        "scores": {"before": home.child("before").uri, "after": home.child("after").uri},
+        "before_scores": home.child("before").uri,
+        "after_scores": home.child("after").uri,
     }
     home.write(RESULT, configs.canonical_json(result).encode())
     return result
