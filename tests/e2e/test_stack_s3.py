@@ -52,11 +52,11 @@ def test_from_a_bundle_to_a_customers_images(run_job: RunJob, cluster_environmen
     assert champion.bundle_uri == bundle
 
     run("ingest", "--source", "sample", "--sample.seed", "4", "--sample.subjects", "1", "--sample.defects", "false",
-        "--raw", f"{ROOT}/customer")  # fmt: skip
+        "--raw", f"{ROOT}/customer", "--photos", f"{ROOT}/photos")  # fmt: skip
     subject = _subject(f"{ROOT}/customer")
     run("finetune", "--config", "jobs/configs/finetune-tiny.yaml", "--customer", "acme", "--subject", subject,
         "--photos", f"{ROOT}/customer", "--model", "models:/lookalike-mini@champion",
-        "--store", f"{ROOT}/store")  # fmt: skip
+        "--store", f"{ROOT}/store", *_LENIENT)  # fmt: skip
     personal = resolve(f"models:/acme--{subject}@champion", tracking)
     assert personal.parent == champion.bundle_sha256
 
