@@ -115,6 +115,8 @@ def _batches(shard: "ray.data.DataIterator", size: int) -> Iterator[Columns]:
 def _validation_batches(settings: WorkerSettings, rank: Rank) -> list[Columns]:
     """This rank's share of the fixed validation samples, prepared once."""
     config = settings.config
+    if config.validation.samples == 0:
+        return []
     source = replace(settings.source, split="validation")
     size = config.micro_batch_size
     samples = max(1, config.validation.samples // (size * rank.count)) * size * rank.count

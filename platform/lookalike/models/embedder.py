@@ -88,7 +88,7 @@ class EfficientNetLite0:
             )
         model = EfficientNet.from_name("efficientnet-lite0")
         model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True), strict=True)
-        model = _fold(model.eval().requires_grad_(False)).to(device, memory_format=torch.channels_last)
+        model = _fold(model.eval().requires_grad_(False)).to(device).to(memory_format=torch.channels_last)
         self._model, self._device = model, device
         axis = torch.linspace(-1, 1, 7)
         self._centre_hw = torch.exp(-(axis[:, None] ** 2 + axis**2) / (2 * self._CENTRE_SIGMA**2)).to(device)

@@ -85,7 +85,7 @@ class ValidationConfig:
     every: int = 50
     """Steps between validations; the last step of each stage validates in any case."""
     samples: int = 64
-    """Triplets of the validation split, the same each time."""
+    """Triplets of the validation split, the same each time; 0 skips it (a personal set holds none out)."""
 
 
 @dataclass(frozen=True)

@@ -69,7 +69,7 @@ class PlainEngine:
         self._optimizer = build_optimizer(list(trainable.values()), config)
 
     def accumulate(self, loss: Tensor) -> None:
-        (loss / self._accumulation).backward()  # type: ignore[no-untyped-call]
+        (loss / self._accumulation).backward()
 
     def finish_step(self) -> float:
         norm = torch.nn.utils.clip_grad_norm_(self._named.values(), self._max_grad_norm)

@@ -85,7 +85,7 @@ class Loop:
                 self.history.add(step, figures)
                 last_of_stage = ends_stage(config.stages, step)
                 step += 1
-                if last_of_stage or step % config.validation.every == 0:
+                if config.validation.samples and (last_of_stage or step % config.validation.every == 0):
                     with torch.no_grad():
                         held_out = self.validation(stage)
                     self.history.add_validation(step - 1, stage.name, held_out)
