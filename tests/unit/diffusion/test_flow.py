@@ -11,7 +11,7 @@ from lookalike.diffusion.flow import FlowConfig, add_noise, draw, flow_matching_
 from lookalike.errors import ConfigError
 
 FLOW = FlowConfig()
-SEED_OF_7_SAMPLE = 0
+SEED_OF_7_SAMPLE = 311094398976909013189493083179722473537
 
 
 @pytest.mark.parametrize("tokens", [64, 256, 1024, 4096])
