@@ -42,13 +42,13 @@ def _plan(work: StageWork, partition: int) -> None:
     span = work.span(partition)
     rows = work.read_rows(span)
     summary = Summary(images=len(rows))
-    reasons = np.full(len(rows), None, object)
+    reasons = np.full(len(rows), "", object)  # empty: kept
     _drop_one_by_one(work, rows, reasons, span)
     vectors = _vectors(work, span)
     sets: list[list[list[dict[str, Any]]]] = [[] for _ in range(len(rows))]
     subjects = []
     for members in _runs(rows["subject"].to_pylist()):
-        kept = members[[reasons[i] is None for i in members]]
+        kept = members[reasons[members] == ""]
         summary.subjects_in += bool(rows["subject"][members[0]].as_py())
         if len(kept) == 0:
             continue
@@ -57,9 +57,9 @@ def _plan(work: StageWork, partition: int) -> None:
         if len(kept):
             subjects.append(_pair(work, rows, kept, vectors, sets, summary))
     _count(summary, rows, reasons)
-    planned = rows.append_column("drop_reason", pa.array(reasons.tolist(), pa.string())).append_column(
-        "reference_sets", pa.array(sets, PLAN_SCHEMA.field("reference_sets").type)
-    )
+    planned = rows.append_column(
+        "drop_reason", pa.array([reason or None for reason in reasons], pa.string())
+    ).append_column("reference_sets", pa.array(sets, PLAN_SCHEMA.field("reference_sets").type))
     store = work.dataset
     write_table(store, plan_key(work, partition, "images"), planned.cast(PLAN_SCHEMA))
     write_table(store, plan_key(work, partition, "subjects"), pa.Table.from_pylist(subjects, SUBJECT_SCHEMA))
@@ -69,12 +69,12 @@ def _plan(work: StageWork, partition: int) -> None:
 def _drop_one_by_one(work: StageWork, rows: pa.Table, reasons: np.ndarray, span: tuple[int, int]) -> None:
     """The filters that see one image at a time, and the duplicates that were found before."""
     for name, step in work.config.filters.steps("image"):
-        reasons[step.drop(Photos(rows)) & (reasons == None)] = name  # noqa: E711
+        reasons[step.drop(Photos(rows)) & (reasons == "")] = name
     for name, _ in work.config.filters.steps("content"):
         repeated = read_duplicates(work, span)
         places = zip(rows["shard"].to_pylist(), rows["offset"].to_pylist(), strict=True)
         mask = np.array([place in repeated for place in places], bool)
-        reasons[mask & (reasons == None)] = name  # noqa: E711
+        reasons[mask & (reasons == "")] = name
 
 
 def _drop_of_subject(work: StageWork, photos: Photos, kept: np.ndarray, reasons: np.ndarray) -> np.ndarray:
@@ -138,8 +138,8 @@ def _count(summary: Summary, rows: pa.Table, reasons: np.ndarray) -> None:
         summary.count("short side, px", np.minimum(decoded["width"], decoded["height"]))
         summary.count("sharpness", decoded["sharpness"])
         summary.count("brightness", decoded["luma_mean"])
-    summary.kept = int((reasons == None).sum())  # noqa: E711
-    for reason in {reason for reason in reasons if reason is not None}:
+    summary.kept = int((reasons == "").sum())
+    for reason in set(reasons) - {""}:
         dropped = np.flatnonzero(reasons == reason)
         summary.dropped[reason] += len(dropped)
         for first in range(0, len(dropped), 10 * EXAMPLES_PER_REASON):  # a few at a time, so that few are in memory
