@@ -39,9 +39,9 @@ def held_out_curve(records: Sequence[Record]) -> str:
         for name, (_, colour) in names.items():
             values = [record["validation"][name] for record in part]
             axes.plot(steps, values, color=colour, linewidth=1.8, marker="o", markersize=3)
-        if part[0] is not points[0]:
-            _mark_stage(axes, steps[0], stage, first=False)
-    for (label, colour), place in zip(names.values(), (0.72, 1.0), strict=True):
+    for stage, part in _stages([record for record in records if "loss" in record])[1:]:
+        _mark_stage(axes, part[0]["step"], stage, first=False)
+    for (label, colour), place in zip(names.values(), (0.66, 1.0), strict=True):
         axes.annotate(
             label,
             (place, 1),
@@ -71,12 +71,15 @@ def _stages(points: Sequence[Record]) -> list[tuple[str, list[Record]]]:
 def _mark_stage(axes: Any, step: float, name: str, *, first: bool) -> None:
     if not first:
         axes.axvline(step, color=QUIET, linewidth=0.8, linestyle=(0, (3, 3)))
+    left, right = axes.get_xlim()
+    late = step > left + 0.7 * (right - left)  # then the name stands on the left of its line, inside of the plot
     axes.annotate(
         name,
         (step, 1),
         xycoords=("data", "axes fraction"),
-        xytext=(4, -10),
+        xytext=(-4 if late else 4, -10),
         textcoords="offset points",
+        ha="right" if late else "left",
         color=QUIET,
         fontsize=9,
     )
