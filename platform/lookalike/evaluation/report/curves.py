@@ -34,9 +34,9 @@ def held_out_curve(records: Sequence[Record]) -> str:
     points = [record for record in records if "validation" in record]
     figure, axes = _axes("held-out loss")
     names = {"loss_right": ("own conditions", RIGHT), "loss_shuffled": ("another subject's", WRONG)}
-    for stage, part in _stages(points):
+    for _, part in _stages(points):
         steps = [record["step"] + 1 for record in part]
-        for name, (_, colour) in names.items():
+        for name, (_label, colour) in names.items():
             values = [record["validation"][name] for record in part]
             axes.plot(steps, values, color=colour, linewidth=1.8, marker="o", markersize=3)
     for stage, part in _stages([record for record in records if "loss" in record])[1:]:
