@@ -239,7 +239,7 @@ def test_a_generation_that_was_killed_makes_what_is_missing(bundle: Path, photos
         ({"prompt": [" "]}, InputError, "empty prompt"),
         ({"prompt": ["word " * 500]}, InputError, "exceeds"),
         ({"prompt": [], "prompts_file": "{photos}/empty.txt"}, InputError, "empty"),
-        ({"model": "{photos}"}, InputError, "no finished bundle"),
+        ({"model": "{photos}"}, InputError, "no such object.*bundle.json"),
     ],
 )
 def test_bad_requests_are_refused_before_any_work(
