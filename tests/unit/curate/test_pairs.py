@@ -1,7 +1,7 @@
 from collections import Counter
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.curate.config import PlanConfig
@@ -14,6 +14,7 @@ def plan(pairs: np.ndarray, similarity: np.ndarray | None = None, **settings: in
     return reference_sets(similar, pairs, list(range(n)), PlanConfig(**settings))
 
 
+@settings(deadline=None)
 @given(
     st.integers(1, 8).flatmap(lambda n: st.lists(st.booleans(), min_size=n * n, max_size=n * n)),
     st.integers(1, 4), st.integers(1, 6), st.integers(1, 40),

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import webdataset
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lookalike.data.shards import (
@@ -104,6 +104,7 @@ def test_a_repeated_extension_begins_a_new_sample() -> None:
     assert samples == [("a", b"1"), ("a", b"2")]
 
 
+@settings(deadline=None)
 @given(st.integers(min_value=0))
 def test_what_stands_before_a_break_is_read_and_what_is_cut_is_named(cut: int) -> None:
     data = tar_of(SAMPLES)
