@@ -54,7 +54,7 @@ def test_both_arms_have_the_same_noise_and_differ_by_the_conditions(batch: Batch
 def test_the_mode_without_references_does_not_see_them(batch: Batch, measure: Measure) -> None:
     import dataclasses
 
-    others = dataclasses.replace(batch, references=batch.references.flip(0))
+    others = dataclasses.replace(batch, references=batch.references.roll(1, 0))
     before, after = measure(batch, None), measure(others, None)
     for case in IDS:
         assert before["mllm_only/loss_right", case] == pytest.approx(after["mllm_only/loss_right", case])
