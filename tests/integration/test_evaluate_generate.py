@@ -48,6 +48,30 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def personal(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A personal bundle: a random LoRA that names ``bundle`` as its base."""
+    import torch
+
+    from lookalike.models.adapters import save_lora
+    from lookalike.models.bundle import ADAPTER, Base, bundle_sha256, read_manifest, read_preset, write_manifest
+    from lookalike.models.presets import LoraConfig
+    from lookalike.models.subject import SubjectModel
+
+    lora = LoraConfig(rank=4)
+    model = SubjectModel.from_bundle(bundle)
+    model.add_lora(lora)
+    generator = torch.Generator().manual_seed(0)
+    weights = {
+        name.removeprefix("transformer."): 0.2 * torch.randn(parameter.shape, generator=generator)
+        for name, parameter in model.trainable(["transformer_lora"]).items()
+    }
+    folder = tmp_path_factory.mktemp("personal")
+    save_lora(folder / ADAPTER, lora, weights)
+    write_manifest(folder, read_preset(bundle), Base(str(bundle), bundle_sha256(read_manifest(bundle))))
+    return folder
+
+
+@pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`<subject>/<nn>.jpg`: four crops of each of four photographs."""
     from skimage import data
@@ -152,6 +176,18 @@ def test_two_bundles_stand_side_by_side_and_equal_ones_score_alike(
     assert (tmp_path / "images" / "before" / "both" / "astronaut-0.png").is_file()
 
 
+def test_a_personal_bundle_is_measured_beside_its_base(
+    quick: EvaluateConfig, bundle: Path, personal: Path, tmp_path: Path
+) -> None:
+    changes = {"subjects": 1, "max_samples": 4, "stages": ["both"], "actors": ActorConfig(count=2)}
+    scores = evaluate(
+        dataclasses.replace(quick, bundle=str(personal), base=str(bundle), out=str(tmp_path), **changes)  # type: ignore[arg-type]
+    )
+    assert scores.metrics["loss_right"].mean != pytest.approx(scores.metrics["before/loss_right"].mean, rel=1e-4)
+    pictures = [tmp_path / "images" / when / "both" / "astronaut-0.png" for when in (".", "before")]
+    assert not np.array_equal(*(np.asarray(Image.open(picture)) for picture in pictures))
+
+
 def test_another_configuration_does_not_overwrite(quick: EvaluateConfig) -> None:
     with pytest.raises(ConflictError, match="seed"):
         evaluate(dataclasses.replace(quick, seed=1))
@@ -214,6 +250,26 @@ def test_images_carry_where_they_come_from(bundle: Path, photos: Path, tmp_path:
             assert picture.text["bundle_sha256"] == listed["model"]["sha256"]  # type: ignore[attr-defined]
     assert [uri.rsplit("/", 1)[1] for uri in listed["references"]] == ["00.jpg", "01.jpg"]
     assert Image.open(tmp_path / "contact_sheet.png").width > 600
+
+
+def test_a_personal_bundle_brings_its_base_and_no_other(
+    bundle: Path, personal: Path, photos: Path, tmp_path: Path
+) -> None:
+    import shutil
+
+    request = dataclasses.replace(_request(bundle, photos, tmp_path / "own"), prompt=["a cat"], num_images=1)
+    pixels = []
+    for name, folder in (("own", bundle), ("personal", personal)):
+        config = dataclasses.replace(request, model=str(folder), out=str(tmp_path / name))
+        pixels.append(np.asarray(Image.open(tmp_path / name / generate(config)["images"][0]["file"])))
+    assert not np.array_equal(*pixels)
+
+    copy = shutil.copytree(personal, tmp_path / "copy")
+    manifest = json.loads((copy / "bundle.json").read_text())
+    manifest["base"]["sha256"] = "0" * 64
+    (copy / "bundle.json").write_text(json.dumps(manifest))
+    with pytest.raises(InputError, match="adapter was trained on the base 000000000000"):
+        generate(dataclasses.replace(request, model=str(copy), out=str(tmp_path / "refused")))
 
 
 def test_a_generation_that_was_killed_makes_what_is_missing(bundle: Path, photos: Path, tmp_path: Path) -> None:
