@@ -1,0 +1,92 @@
+"""The parts that `mini` ships with: small, of the preset's architecture, and they know the sample world."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from lookalike.data.images import crop_resize
+from lookalike.models.batch import to_batch
+from lookalike.models.preprocess import Preprocessor
+from lookalike.models.presets import load_preset
+from lookalike.models.sources import WEIGHTS_DIR, materialise
+from lookalike.models.vae import encode, load_vae
+from lookalike.training import parts
+from pipelines.ingest.sample import vocabulary, world
+
+pytest.importorskip("pybullet")
+
+Photos = list[tuple[np.ndarray, str]]
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return materialise(load_preset("mini"), tmp_path_factory.mktemp("mini") / "bundle")
+
+
+@pytest.fixture(scope="module")
+def photos() -> Photos:
+    """Two views of subjects of a world that nothing was trained on: picture and caption."""
+    from pipelines.ingest.sample.scene import photograph
+
+    taken = [world.photo(world.subject(98, number), view, 6) for number in range(16) for view in (0, 2)]
+    pictures = [photograph(world.body(p.subject), p.view, p.place, 128)[0] for p in taken]
+    return [(crop_resize(picture, 64, 64), p.caption) for picture, p in zip(pictures, taken, strict=True)]
+
+
+def test_they_are_small_and_of_the_presets_architecture() -> None:
+    files = [path for path in WEIGHTS_DIR.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 8 << 20
+    preset = load_preset("mini")
+    for name in ("vae", "mllm"):
+        part = getattr(preset, name)
+        assert part.source == f"package:mini/{name}"
+    from diffusers import AutoencoderKL
+
+    shipped = AutoencoderKL.from_pretrained(WEIGHTS_DIR / "mini" / "vae")
+    fresh = AutoencoderKL(**preset.vae.config)
+    assert {n: p.shape for n, p in shipped.named_parameters()} == {n: p.shape for n, p in fresh.named_parameters()}
+
+
+def test_the_shipped_mllm_is_what_the_preset_would_make_anew(bundle: Path, tmp_path: Path) -> None:
+    from safetensors import safe_open
+
+    preset = load_preset("mini")
+    anew = dataclasses.replace(preset, mllm=dataclasses.replace(preset.mllm, source=None))
+    materialise(anew, tmp_path / "anew")
+
+    def shapes(folder: Path) -> dict[str, list[int]]:
+        with safe_open(folder / "mllm" / "model.safetensors", framework="pt") as file:
+            return {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+
+    assert shapes(bundle) == shapes(tmp_path / "anew")
+    for name in ("tokenizer.json", "preprocessor_config.json"):
+        assert (bundle / "mllm" / name).read_bytes() == (tmp_path / "anew" / "mllm" / name).read_bytes()
+
+
+def test_the_vae_reconstructs_unseen_subjects(bundle: Path, photos: Photos) -> None:
+    vae = load_vae(bundle)
+    images = torch.from_numpy(np.stack([picture for picture, _ in photos]).transpose(0, 3, 1, 2).copy())
+    assert parts.psnr(images, parts.reconstruct(vae, images)) > 26
+    latents = encode(vae, images)
+    assert latents.std().item() == pytest.approx(1, abs=0.15)
+    assert latents.mean().item() == pytest.approx(0, abs=0.2)
+
+
+def test_the_mllm_says_what_unseen_photos_show(bundle: Path, photos: Photos) -> None:
+    from transformers import AutoTokenizer, InternVLForConditionalGeneration
+
+    mllm = InternVLForConditionalGeneration.from_pretrained(bundle / "mllm").eval()
+    assert mllm.dtype == torch.float32
+    tokenizer = AutoTokenizer.from_pretrained(bundle / "mllm")
+    preprocessor = Preprocessor.from_bundle(bundle)
+    right = to_batch(preprocessor([caption for _, caption in photos], [[picture] for picture, _ in photos]))
+    shuffled = right.with_conditions_of(range(len(photos)))
+    shuffled = dataclasses.replace(shuffled, pixel_values=right.pixel_values.roll(5, 0))
+    colours = {"colour": set(tokenizer.convert_tokens_to_ids(list(vocabulary.COLOURS)))}
+    seen = parts.caption_accuracy(mllm, [right], colours)
+    guessed = parts.caption_accuracy(mllm, [shuffled], colours)
+    assert seen["colour"] > 0.7
+    assert seen["colour"] > guessed["colour"] + 0.3
