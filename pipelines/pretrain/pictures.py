@@ -59,8 +59,10 @@ def jitter(image: Pixels, side: int, rng: np.random.Generator) -> Pixels:
 
 
 def save_grid(path: Path, rows: list[npt.NDArray[np.uint8]], scale: int = 2) -> None:
-    """Write rows of images, uint8 [N, 3, H, W] each, as one PNG."""
-    lines = [np.concatenate(list(row.transpose(0, 2, 3, 1)), axis=1) for row in rows]
+    """Write rows of images, uint8 [N, 3, H, W] each, as one PNG; shorter rows end in black."""
+    longest = max(len(row) for row in rows)
+    full = [np.pad(row, [(0, longest - len(row)), (0, 0), (0, 0), (0, 0)]) for row in rows]
+    lines = [np.concatenate(list(row.transpose(0, 2, 3, 1)), axis=1) for row in full]
     picture = Image.fromarray(np.concatenate(lines, axis=0))
     picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST).save(path)
 

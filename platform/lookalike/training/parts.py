@@ -93,7 +93,7 @@ def fit(
     return means
 
 
-def vae_loss(vae: Any, images: Tensor, noise: Tensor, kl_weight: float = 5e-4) -> tuple[Tensor, Figures]:
+def vae_loss(vae: Any, images: Tensor, noise: Tensor, kl_weight: float = 2e-4) -> tuple[Tensor, Figures]:
     """Reconstruction of ``images`` (uint8 ``[B, 3, H, W]``) by an AutoencoderKL: L1 + squares + edges + a little KL.
 
     ``noise`` float32 ``[B, C, h, w]`` draws from the posterior. Pixels are compared in [-1, 1].
