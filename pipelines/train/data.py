@@ -4,6 +4,7 @@ The epoch plan says which samples a step holds and which of them a rank computes
 (seed, step, rank) and on nothing that a restart or another cluster could change.
 """
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -14,6 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import ray
 import ray.data
+from ray.data._internal.execution.execution_callback import ExecutionCallback
 from ray.train import DataConfig
 
 from lookalike.data.triplets import Split, load_images, read_table
@@ -24,8 +26,22 @@ from lookalike.training.plan import PADDING, EpochPlan
 
 Columns = dict[str, npt.NDArray[Any]]
 
-_STEPS_PER_BLOCK = 4
+_STEPS_PER_BLOCK = 8
+_LOADERS_PER_RANK = 2
+_PACE_S = 0.02
 _LOADER_CPUS = 0.25  # decoding waits for storage most of the time; and two workers on two CPUs must leave room
+
+
+class PacedExecution(ExecutionCallback):
+    """Lets Ray Data's scheduling loop rest between its rounds.
+
+    While a consumer is slower than its loaders, finished blocks make ``ray.wait`` return at once and the loop spins: on
+    two cores it took as much time as the training itself.
+    """
+
+    def on_execution_step(self, executor: Any) -> None:
+        """Called after each round of the loop."""
+        time.sleep(_PACE_S)
 
 
 @dataclass(frozen=True)
@@ -94,8 +110,11 @@ def rank_dataset(
             columns = prepare(source, plan.rank_slots(int(step), rank, world_size))
             yield {**columns, "step": np.full(len(columns["weight"]), step)}
 
-    dataset = steps.map_batches(load, batch_size=None, num_cpus=_LOADER_CPUS)
-    dataset.context.execution_options.preserve_order = True
+    dataset = steps.map_batches(load, batch_size=None, num_cpus=_LOADER_CPUS, concurrency=_LOADERS_PER_RANK)
+    context = dataset.context
+    context.execution_options.preserve_order = True
+    context.custom_execution_callback_classes = [*context.custom_execution_callback_classes, PacedExecution]
+    context.enable_progress_bars = False  # the training logs its own progress
     return dataset
 
 
@@ -109,10 +128,14 @@ class PlannedDataConfig(DataConfig):
     def configure(
         self, datasets: dict[str, "ray.data.Dataset"], world_size: int, *args: Any, **kwargs: Any
     ) -> list[dict[str, "ray.data.DataIterator"]]:
-        """One data set of prepared samples for each rank (see :meth:`ray.train.DataConfig.configure`)."""
+        """One data set of prepared samples for each rank (see :meth:`ray.train.DataConfig.configure`).
+
+        A split into one part runs its executor in an actor of its own: in the rank's process its thread would hold the
+        interpreter's lock while the rank trains.
+        """
         return [
             {
-                name: rank_dataset(steps, self._source, self._plan, rank, world_size).iterator()
+                name: rank_dataset(steps, self._source, self._plan, rank, world_size).streaming_split(1)[0]
                 for name, steps in datasets.items()
             }
             for rank in range(world_size)
