@@ -9,8 +9,9 @@ with the same --run it resumes from the last checkpoint, with any number of work
   python jobs/train.py --config jobs/configs/train-demo.yaml --run s3://bucket/runs/toys-2 --seed 1
 """
 
+from lookalike.training.config import TrainConfig
 from pipelines.entry import run_job
-from pipelines.train import TrainConfig, train
+from pipelines.train.run import train
 
 
 def main(config: TrainConfig) -> int:

@@ -22,7 +22,7 @@ from pipelines.entry import ray_session
 from pipelines.evaluate import EvaluateConfig, evaluate
 from pipelines.ingest import IngestConfig, ingest
 from pipelines.promote import PromoteConfig, promote
-from pipelines.train import train
+from pipelines.train.run import train
 
 log = logging.getLogger(__name__)
 

@@ -1,6 +1,4 @@
-"""Training on Ray: the worker group, its data, and the bundle that comes out."""
+"""Training on Ray: the worker group, its data, and the bundle that comes out.
 
-from lookalike.training.config import TrainConfig
-from pipelines.train.run import train
-
-__all__ = ["TrainConfig", "train"]
+Nothing is imported here: data tasks import ``pipelines.train.data`` alone, and start seconds sooner without PyTorch.
+"""

@@ -18,7 +18,7 @@ from lookalike.training.export import export_bundle, initial_bundle
 from lookalike.training.plan import EpochPlan
 from pipelines.entry import ray_session
 from pipelines.train.data import PlannedDataConfig, TripletSource, rank_dataset, steps_from
-from pipelines.train.worker import WorkerSettings, run_rank, train_worker
+from pipelines.train.settings import WorkerSettings, train_worker
 
 log = logging.getLogger(__name__)
 
@@ -78,6 +78,8 @@ def _fit(settings: WorkerSettings, store: Store) -> None:
         return
     steps = steps_from(start, config.total_steps)
     if workers.num_workers == 0:
+        from pipelines.train.worker import run_rank
+
         run_rank(settings, rank_dataset(steps(), settings.source, settings.plan, 0, 1).iterator())
         return
     trainer = TorchTrainer(

@@ -1,9 +1,7 @@
 """One rank: build the engine, take the prepared samples, run the loop."""
 
-import logging
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
 import ray.data
 import torch
@@ -16,38 +14,14 @@ from lookalike.models.weights import strict_weights
 from lookalike.storage import open_store
 from lookalike.tracking import open_tracker
 from lookalike.training.bundles import local_bundle
-from lookalike.training.config import TrainConfig
 from lookalike.training.engine import Engine, PlainEngine
 from lookalike.training.export import adapter_of, trainable_parts
 from lookalike.training.history import History
 from lookalike.training.loop import Loop, Rank
 from lookalike.training.objective import DenoisingObjective, HeldOutLoss
-from lookalike.training.plan import EpochPlan
 from lookalike.training.zero import ZeroEngine, prepare_process
-from pipelines.train.data import Columns, TripletSource, prepare, validation_indices
-
-
-@dataclass(frozen=True)
-class WorkerSettings:
-    """What the driver tells every rank."""
-
-    config: TrainConfig
-    source: TripletSource
-    plan: EpochPlan
-    fingerprint: str
-    base_sha256: str
-    tracking_run: str
-
-
-def train_worker(loop_config: dict[str, Any]) -> None:
-    """Entry point of a Ray Train worker."""
-    import ray.train
-
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    settings: WorkerSettings = loop_config["settings"]
-    context = ray.train.get_context()
-    rank = Rank(context.get_world_rank(), context.get_world_size())
-    run_rank(settings, ray.train.get_dataset_shard("train"), rank)
+from pipelines.train.data import Columns, prepare, validation_indices
+from pipelines.train.settings import WorkerSettings
 
 
 def run_rank(settings: WorkerSettings, shard: "ray.data.DataIterator", rank: Rank | None = None) -> None:

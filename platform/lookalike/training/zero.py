@@ -33,7 +33,8 @@ def zero3_config(
             "stage": 3,
             "contiguous_gradients": True,
             "overlap_comm": False,  # Gloo has no streams to overlap on
-            "stage3_param_persistence_threshold": 100_000,
+            # Whole on every rank up to 4 MB each: gathering vectors and small matrices costs more than they weigh.
+            "stage3_param_persistence_threshold": 1_000_000,
         },
         "zero_force_ds_cpu_optimizer": False,
         "zero_allow_untested_optimizer": True,

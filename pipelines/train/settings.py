@@ -1,0 +1,41 @@
+"""What the driver tells every rank, and a rank's entry point; light, since Ray's own actors import it too."""
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+from lookalike.training.config import TrainConfig
+from lookalike.training.plan import EpochPlan
+from pipelines.train.data import TripletSource
+
+
+@dataclass(frozen=True)
+class WorkerSettings:
+    """One run, as its ranks need to know it."""
+
+    config: TrainConfig
+    """The resolved configuration."""
+    source: TripletSource
+    """Where samples come from."""
+    plan: EpochPlan
+    """Which sample each slot of a step gets."""
+    fingerprint: str
+    """Of the run."""
+    base_sha256: str
+    """Identity of the initial bundle."""
+    tracking_run: str
+    """Id of the tracker's run."""
+
+
+def train_worker(loop_config: dict[str, Any]) -> None:
+    """Entry point of a Ray Train worker."""
+    import ray.train
+
+    from lookalike.training.loop import Rank
+    from pipelines.train.worker import run_rank
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    settings: WorkerSettings = loop_config["settings"]
+    context = ray.train.get_context()
+    rank = Rank(context.get_world_rank(), context.get_world_size())
+    run_rank(settings, ray.train.get_dataset_shard("train"), rank)
