@@ -25,7 +25,7 @@ _OF_SUBMIT = re.compile(r"^\S+ \S+\s+[A-Z]+ (cli|sdk|dashboard_sdk|job_manager)\
 _ERROR = re.compile(r"^(\(\S+ pid=.*?\) )?(error: |[\w.]*(Error|Exception): )")
 _TAIL_BEGINS = "Tailing logs until the job exits"
 _FRAME = re.compile(r"^(-+|Job 'raysubmit_.*|Tailing logs .*|Running entrypoint for job .*)$")  # of the submission
-_SAMPLE_EVERY_S = 1.0
+_SAMPLE_EVERY_S = 5.0  # reading PSS of sixty processes takes a tenth of a second
 _HEARTBEAT_S = 30.0  # between lines of progress where the output is no terminal
 
 

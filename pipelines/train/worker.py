@@ -1,6 +1,7 @@
 """One rank: build the engine, take the prepared samples, run the loop."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import ray.data
@@ -30,6 +31,7 @@ def run_rank(settings: WorkerSettings, shard: "ray.data.DataIterator", rank: Ran
     device = torch.device("cuda", torch.cuda.current_device()) if config.workers.use_gpu else torch.device("cpu")
     if not config.workers.use_gpu:
         torch.set_num_threads(config.workers.threads_per_worker)
+    batches = _batches(shard, config.micro_batch_size)
     import_model_classes()
     engine = _engine(settings, device, rank)
     rank = rank or Rank()
@@ -52,7 +54,7 @@ def run_rank(settings: WorkerSettings, shard: "ray.data.DataIterator", rank: Ran
             history=History(store, tracker, config.total_steps, write=rank.is_first),
             fingerprint=settings.fingerprint,
             base_sha256=settings.base_sha256,
-        ).run(_batches(shard, config.micro_batch_size))
+        ).run(batches)
 
 
 def _engine(settings: WorkerSettings, device: torch.device, rank: Rank | None) -> Engine:
@@ -83,7 +85,17 @@ def _engine(settings: WorkerSettings, device: torch.device, rank: Rank | None) -
 
 
 def _batches(shard: "ray.data.DataIterator", size: int) -> Iterator[Columns]:
-    yield from shard.iter_batches(batch_size=size, batch_format="numpy", prefetch_batches=2)
+    """Prepared columns of ``size`` samples; the loaders start at once, while the caller builds its engine."""
+    batches = iter(shard.iter_batches(batch_size=size, batch_format="numpy", prefetch_batches=2))
+    starter = ThreadPoolExecutor(max_workers=1)
+    first = starter.submit(next, batches)
+    starter.shutdown(wait=False)
+
+    def in_order() -> Iterator[Columns]:
+        yield first.result()
+        yield from batches
+
+    return in_order()
 
 
 def _validation_batches(settings: WorkerSettings, rank: Rank) -> list[Columns]:

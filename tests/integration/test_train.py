@@ -1,0 +1,91 @@
+"""Training on a real Ray: ZeRO-3 on two Gloo ranks does what one plain process does, and either goes on from either."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from lookalike.data.images import encode_jpeg
+from lookalike.data.shards import write_tar
+from lookalike.errors import ConflictError
+from lookalike.storage import open_store
+from lookalike.training.config import CheckpointConfig, StageConfig, TrainConfig, ValidationConfig, WorkerConfig
+from pipelines.curate import CurateConfig, curate
+from pipelines.train.run import train
+from tests.drawn import Photo, draw
+
+pytestmark = [pytest.mark.usefixtures("ray_local"), pytest.mark.timeout(900)]
+
+STEPS = 6
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A snapshot of a few drawn subjects; its last batch of an epoch is not full."""
+    folder = tmp_path_factory.mktemp("train")
+    photos = [
+        Photo(f"thing{subject}-{view}", encode_jpeg(draw(subject, view)), f"thing{subject}")
+        for subject in range(5)
+        for view in range(3)
+    ]
+    raw = folder / "raw"
+    raw.mkdir()
+    write_tar(raw / "shard-000000.tar", [photo.sample() for photo in photos])
+    curate(CurateConfig(raw=str(raw), dataset=str(folder / "dataset")))
+    return str(folder / "dataset")
+
+
+def config_of(dataset: str, run: Path, workers: int) -> TrainConfig:
+    return TrainConfig(
+        dataset=dataset,
+        run=str(run),
+        stages=[
+            StageConfig(name="one", steps=3, conditions="mllm", warmup_steps=1),
+            StageConfig(name="two", steps=3, conditions="mllm+references", warmup_steps=1),
+        ],
+        batch_size=8,
+        micro_batch_size=2,  # accumulated: twice on two ranks, four times on one
+        validation=ValidationConfig(every=3, samples=8),
+        checkpoint=CheckpointConfig(every=3, keep=2),
+        workers=WorkerConfig(num_workers=workers),
+        log_every=1,
+        tracking=f"jsonl:{run}-tracking",
+    )
+
+
+def losses(run: Path) -> list[float]:
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    found = {record["step"]: record["loss"] for record in records if "loss" in record}
+    assert sorted(found) == list(range(STEPS))
+    return [found[step] for step in range(STEPS)]
+
+
+@pytest.fixture(scope="module")
+def plain(dataset: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The undisturbed run of one process without DeepSpeed."""
+    run = tmp_path_factory.mktemp("plain") / "run"
+    train(config_of(dataset, run, workers=0))
+    return run
+
+
+def test_zero3_on_two_ranks_equals_one_plain_process(dataset: str, plain: Path, tmp_path: Path) -> None:
+    result = train(config_of(dataset, tmp_path / "run", workers=2))
+    assert losses(tmp_path / "run") == pytest.approx(losses(plain), abs=1e-4)
+    assert open_store(result["bundle_uri"]).exists("bundle.json")
+
+
+def test_two_ranks_go_on_where_one_process_was(dataset: str, plain: Path, tmp_path: Path) -> None:
+    train(config_of(dataset, tmp_path / "run", workers=0))
+    store = open_store(str(tmp_path / "run"))
+    for info in list(store.list()):  # as if the machine had gone after the first checkpoint
+        if info.key.startswith(("checkpoints/step-00000006", "bundle/", "result.json")):
+            store.delete(info.key)
+    train(config_of(dataset, tmp_path / "run", workers=2))
+    assert losses(tmp_path / "run") == pytest.approx(losses(plain), abs=1e-3)
+
+
+def test_a_finished_run_returns_at_once_and_another_is_refused(dataset: str, plain: Path) -> None:
+    assert train(config_of(dataset, plain, workers=0))["steps"] == STEPS
+    other = config_of(dataset, plain, workers=0)
+    with pytest.raises(ConflictError, match="seed"):
+        train(TrainConfig(**{**other.__dict__, "seed": 1}))
