@@ -122,8 +122,8 @@ class Progress:
 class MemoryWatch:
     """Samples the memory of a process and all of its descendants; each shared page counts once (PSS)."""
 
-    def __init__(self, root: psutil.Process) -> None:
-        self._root, self._done = root, threading.Event()
+    def __init__(self, root: psutil.Process, every_s: float = _SAMPLE_EVERY_S) -> None:
+        self._root, self._every_s, self._done = root, every_s, threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self.peak_bytes = 0
 
@@ -136,7 +136,7 @@ class MemoryWatch:
         self._thread.join()
 
     def _watch(self) -> None:
-        while not self._done.wait(_SAMPLE_EVERY_S):
+        while not self._done.wait(self._every_s):
             self.peak_bytes = max(self.peak_bytes, sum(_memory_bytes(process) for process in self._tree()))
 
     def _tree(self) -> Iterator[psutil.Process]:

@@ -134,7 +134,7 @@ def test_memory_counts_the_tree_and_shared_pages_once(cluster: ModuleType) -> No
     code = "block = bytearray(80 << 20); block[::4096] = b'x' * len(block[::4096]); import time; time.sleep(30)"
     child = subprocess.Popen([sys.executable, "-c", code])
     try:
-        with cluster.MemoryWatch(psutil.Process(child.pid)) as memory:
+        with cluster.MemoryWatch(psutil.Process(child.pid), every_s=0.2) as memory:
             time.sleep(2.5)
         assert 80 << 20 < memory.peak_bytes < 140 << 20
     finally:
