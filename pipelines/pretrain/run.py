@@ -1,6 +1,5 @@
 """Teach a preset's small parts what images and captions are, before the whole model is trained."""
 
-import dataclasses
 import json
 import logging
 import tempfile
@@ -88,14 +87,7 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
 
 def _initial_bundle(config: PretrainConfig, folder: Path) -> Path:
     """A bundle from the seed: whatever the preset ships for the part is left aside."""
-    preset = load_preset(config.preset)
-    fresh = dataclasses.replace(
-        preset,
-        mllm=dataclasses.replace(preset.mllm, source=None),
-        vae=dataclasses.replace(preset.vae, source=None),
-        transformer=dataclasses.replace(preset.transformer, source=None),
-        aggregator=dataclasses.replace(preset.aggregator, source=None),
-    )
+    fresh = load_preset(config.preset).from_seed("mllm", "vae", "transformer", "aggregator")
     return materialise(fresh, folder, config.fit.seed)
 
 

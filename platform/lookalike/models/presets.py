@@ -14,6 +14,7 @@ from lookalike.errors import ConfigError
 PRESETS_DIR = Path(__file__).parent / "presets"
 
 AggregatorKind = Literal["last_layer", "layer_mean", "single_lap", "dla"]
+SourcedPart = Literal["mllm", "vae", "transformer", "aggregator"]
 ReferencePosition = Literal["diagonal", "index"]
 
 
@@ -166,6 +167,20 @@ class Preset:
         """Licence of each component that names one."""
         parts = {"mllm": self.mllm.licence, "vae": self.vae.licence, "transformer": self.transformer.licence}
         return {name: licence for name, licence in parts.items() if licence}
+
+    def from_seed(self, *parts: SourcedPart) -> "Preset":
+        """The same preset with the weights of ``parts`` made from a seed, whatever source it names for them.
+
+        Raises:
+            ConfigError: a part without the configuration that would describe it.
+        """
+        changed: dict[str, Any] = {}
+        for name in parts:
+            part = getattr(self, name)
+            if not isinstance(part, AggregatorConfig) and not part.config:
+                raise ConfigError(f"{name} has no config to make it from", value=self.name, fix="keep its source")
+            changed[name] = dataclasses.replace(part, source=None)
+        return dataclasses.replace(self, **changed)
 
 
 def check_lora(lora: LoraConfig, transformer_config: Mapping[str, Any]) -> None:

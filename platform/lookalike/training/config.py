@@ -130,6 +130,8 @@ class TrainConfig:
     """Name of a preset, or a path to a preset's YAML file."""
     base: str | None = None
     """URI of a bundle to start from (a finetune); by default the preset's own sources."""
+    from_seed: bool = False
+    """Start the DiT and the aggregator from the seed, whatever weights the preset ships. Not with ``base``."""
     adapter: LoraConfig | None = None
     """LoRA on the transformer; its export is a personal bundle that names its base. Needs ``base``."""
     stages: list[StageConfig] = field(default_factory=default_stages)
@@ -162,6 +164,8 @@ class TrainConfig:
             raise ConfigError("the curriculum is empty", fix="name at least one stage")
         if self.adapter is not None and self.base is None:
             raise ConfigError("an adapter needs a base to sit on", value=self.adapter, fix="set base to a bundle's URI")
+        if self.from_seed and self.base is not None:
+            raise ConfigError("a run starts from a base or from a seed", value=self.base, fix="drop base or from_seed")
         ranks = max(1, self.workers.num_workers)
         if self.batch_size < 1 or self.micro_batch_size < 1 or self.batch_size % (ranks * self.micro_batch_size):
             raise ConfigError(

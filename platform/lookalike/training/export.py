@@ -54,7 +54,9 @@ def initial_bundle(config: TrainConfig, store: Store) -> BundleReference:
     initial = store.child(INITIAL)
     if not initial.exists(bundles.MANIFEST):
         with tempfile.TemporaryDirectory(prefix="lookalike-initial-") as folder:
-            _upload_bundle(materialise(load_preset(config.preset), Path(folder), config.seed), initial)
+            preset = load_preset(config.preset)
+            preset = preset.from_seed("transformer", "aggregator") if config.from_seed else preset
+            _upload_bundle(materialise(preset, Path(folder), config.seed), initial)
     return _reference(initial.uri)
 
 

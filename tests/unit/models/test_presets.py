@@ -45,3 +45,13 @@ def test_lora_rank_is_held_against_the_attention_width() -> None:
     check_lora(LoraConfig(rank=512), {"num_attention_heads": 24, "attention_head_dim": 128})
     with pytest.raises(ConfigError, match="rank=4096 exceeds the attention width 3072"):
         check_lora(LoraConfig(rank=4096), {"num_attention_heads": 24, "attention_head_dim": 128})
+
+
+def test_chosen_parts_start_from_a_seed_and_the_others_keep_their_source() -> None:
+    preset = load_preset("mini").from_seed("transformer", "aggregator")
+    assert preset.transformer.source is None
+    assert preset.aggregator.source is None
+    assert preset.vae.source == "package:mini/vae"
+    from_the_hub = dataclasses.replace(preset, vae=dataclasses.replace(preset.vae, config={}))
+    with pytest.raises(ConfigError, match="vae has no config to make it from"):
+        from_the_hub.from_seed("vae")

@@ -37,6 +37,8 @@ def test_settings_that_cannot_work_name_value_and_fix() -> None:
         StageConfig(name="s", steps=5, conditions="mllm", warmup_steps=6)
     with pytest.raises(ConfigError, match="empty"):
         TrainConfig(dataset="d", run="r", stages=[])
+    with pytest.raises(ConfigError, match="a base or from a seed"):
+        TrainConfig(dataset="d", run="r", base="b", from_seed=True)
 
 
 def test_plain_process_takes_whole_batches() -> None:
