@@ -96,12 +96,11 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
     with ray_session():
         dataset = _dataset(config, home)
         trained = train(_train_config(config, home, dataset, bundle_uri))
-        _evaluate(config, home, "before", dataset, bundle_uri, None)
-        _evaluate(config, home, "after", dataset, trained["bundle_uri"], bundle_uri)
+        _evaluate(config, home, dataset, trained["bundle_uri"], bundle_uri)
         decision = promote(
             PromoteConfig(
                 model=name,
-                scores=home.child("after").uri,
+                scores=home.child("scores").uri,
                 out=home.child("promotion").uri,
                 log=home.child("promotion-log").uri,
                 tracking=config.tracking,
@@ -117,8 +116,7 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
         "bundle_uri": trained["bundle_uri"],
         "bundle_sha256": trained["bundle_sha256"],
         "base": {"uri": bundle_uri, "sha256": base.bundle_sha256},
-        "before_scores": home.child("before").uri,
-        "after_scores": home.child("after").uri,
+        "scores": home.child("scores").uri,
     }
     home.write(RESULT, configs.canonical_json(result).encode())
     return result
@@ -171,11 +169,12 @@ def _preset_name(bundle_uri: str) -> str:
     return read_preset(local_bundle(bundle_uri)).name
 
 
-def _evaluate(config: FinetuneConfig, home: Store, when: str, dataset: str, bundle: str, base: str | None) -> None:
+def _evaluate(config: FinetuneConfig, home: Store, dataset: str, bundle: str, base: str) -> None:
+    """Measure the personal bundle, and its base beside it on the same samples."""
     settings = {
         "bundle": bundle,
         "suite": dataset,
-        "out": home.child(when).uri,
+        "out": home.child("scores").uri,
         "base": base,
         "split": "train",
         "distractors": config.distractors,

@@ -135,7 +135,7 @@ def _decision(uri: str) -> Decision:
 
 def _finetune(store: Store) -> Finetune:
     result = json.loads(store.read("result.json"))
-    after = _evaluation(open_store(result["after_scores"]))  # beside its base: before and after on one sheet
+    after = _evaluation(open_store(result["scores"]))  # beside its base: before and after on one sheet
     return Finetune(result["customer"], result["subject"], after.grid, after.scores)
 
 
