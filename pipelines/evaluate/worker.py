@@ -7,7 +7,7 @@ from functools import cached_property
 import numpy as np
 
 from lookalike.data.images import encode_png
-from lookalike.data.triplets import Triplet, crop_resize, load_images
+from lookalike.data.triplets import Triplet, load_images
 from lookalike.diffusion.flow import FlowConfig, seed_of
 from lookalike.diffusion.pipeline import SubjectPipeline
 from lookalike.evaluation.clip import ClipScorer
@@ -18,6 +18,7 @@ from lookalike.models.embedder import load_embedder
 from lookalike.models.preprocess import Preprocessor
 from lookalike.models.subject import SubjectModel
 from lookalike.models.vae import LatentCache
+from lookalike.pixels import crop_resize
 from lookalike.storage import open_store
 from pipelines.actors import Columns
 from pipelines.bundles import BundleLocation

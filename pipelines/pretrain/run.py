@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lookalike.config import canonical_json, fingerprint, to_dict
-from lookalike.data.images import ImageError, crop_resize, decode
+from lookalike.data.images import ImageError, decode
 from lookalike.data.shards import iter_samples, open_object
 from lookalike.errors import InputError
 from lookalike.models.batch import Batch, to_batch
@@ -23,6 +23,7 @@ from lookalike.models.preprocess import Preprocessor
 from lookalike.models.presets import load_preset
 from lookalike.models.sources import materialise
 from lookalike.models.vae import downsampling
+from lookalike.pixels import crop_resize
 from lookalike.storage import open_store
 from lookalike.storage.claim import claim
 from lookalike.training import parts

@@ -1,6 +1,7 @@
 """What the driver tells every rank, and a rank's entry point; light, since Ray's own actors import it too."""
 
 import logging
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +36,8 @@ def train_worker(loop_config: dict[str, Any]) -> None:
     from pipelines.train.worker import run_rank
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    # DeepSpeed calls collectives by names that torch deprecates, at every step
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     settings: WorkerSettings = loop_config["settings"]
     context = ray.train.get_context()
     rank = Rank(context.get_world_rank(), context.get_world_size())

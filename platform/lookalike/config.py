@@ -33,10 +33,23 @@ def parse(config_class: type[ConfigT], argv: Sequence[str] | None = None, descri
     )
     parser.add_argument("--config", action="config", help="A YAML file with the same keys as the flags; flags win.")
     parser.add_class_arguments(config_class, fail_untyped=True)
+    parser.set_defaults(_plain_lists(config_class))
     namespace = parser.parse_args(_normalise(config_class, sys.argv[1:] if argv is None else argv))
     del namespace["config"]
     values = parser.instantiate_classes(namespace)
     return config_class(**values.as_dict()) if not isinstance(values, config_class) else values
+
+
+def _plain_lists(config_class: Any, prefix: str = "") -> dict[str, list[Any]]:
+    """Default lists of dataclasses as lists of mappings: as objects, ``--print_config`` could not show them."""
+    found: dict[str, list[Any]] = {}
+    for item in dataclasses.fields(config_class):
+        default = None if item.default_factory is dataclasses.MISSING else item.default_factory()
+        if dataclasses.is_dataclass(default):
+            found |= _plain_lists(type(default), f"{prefix}{item.name}.")
+        elif isinstance(default, list) and any(map(dataclasses.is_dataclass, default)):
+            found[prefix + item.name] = [dataclasses.asdict(element) for element in default]
+    return found
 
 
 def _normalise(config_class: type, argv: Sequence[str]) -> list[str]:

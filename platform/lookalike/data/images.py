@@ -59,17 +59,6 @@ def short_side(data: bytes) -> int:
     return min(_open(data).size)
 
 
-def crop_resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Cut the centre of ``image`` to the aspect of ``height × width`` and resize it: uint8 ``[height, width, 3]``."""
-    source_height, source_width = image.shape[:2]
-    scale = min(source_height / height, source_width / width)
-    box_height, box_width = min(height * scale, source_height), min(width * scale, source_width)
-    top, left = (source_height - box_height) / 2, (source_width - box_width) / 2
-    box = (left, top, left + box_width, top + box_height)
-    resized = Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC, box=box, reducing_gap=3)
-    return np.asarray(resized)
-
-
 def fit_within(image: np.ndarray, short_side: int) -> np.ndarray:
     """Scale ``image`` down so that its short side is ``short_side`` pixels; a smaller one is returned as it is."""
     height, width = image.shape[:2]

@@ -14,11 +14,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from lookalike.data.images import crop_resize, decode
+from lookalike.data.images import decode
 from lookalike.errors import InputError
 from lookalike.storage import Store
 
-__all__ = ["SCHEMA", "TABLE", "Split", "Triplet", "crop_resize", "load_images", "read_table", "read_triplets"]
+__all__ = ["SCHEMA", "TABLE", "Split", "Triplet", "load_images", "read_table", "read_triplets"]
 
 TABLE = "triplets.parquet"
 Split = Literal["train", "validation"]

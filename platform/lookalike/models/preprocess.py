@@ -12,6 +12,7 @@ from PIL import Image
 from lookalike.errors import ConfigError, InputError
 from lookalike.models.bundle import read_preset
 from lookalike.models.presets import MllmConfig, Preset
+from lookalike.pixels import crop_resize
 
 MIN_SIDE, MAX_SIDE = 16, 16_384  # pixels of a reference's side
 
@@ -181,23 +182,6 @@ def check_image(image: Pixels) -> None:
         raise InputError(
             f"a reference of {width}x{height} pixels", fix=f"use one with sides of {MIN_SIDE} to {MAX_SIDE} pixels"
         )
-
-
-def crop_resize(image: Pixels, height: int, width: int) -> Pixels:
-    """The largest centred crop of that aspect, resized: nothing is stretched."""
-    source_height, source_width = image.shape[:2]
-    if (source_height, source_width) == (height, width):
-        return image
-    scale = min(source_height / height, source_width / width)
-    top, left = (source_height - height * scale) / 2, (source_width - width * scale) / 2
-    box = (
-        max(0.0, left),
-        max(0.0, top),
-        min(source_width, source_width - left),
-        min(source_height, source_height - top),
-    )
-    resized = Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC, box=box, reducing_gap=3)
-    return np.asarray(resized)
 
 
 def fit_square(image: Pixels, side: int) -> Pixels:

@@ -105,7 +105,7 @@ class Loop:
             waited += time.perf_counter() - before
             assert (columns["step"] == step).all(), f"data of step {columns['step']} came at step {step}"
             losses = self.objective(columns, stage, epoch)
-            weighted = (losses * torch.from_numpy(columns["weight"]).to(losses)).sum()
+            weighted = (losses * losses.new_tensor(columns["weight"])).sum()
             # DeepSpeed and PlainEngine average over micro batches and ranks; padding slots must not count.
             self.engine.accumulate(weighted * (accumulation * self.rank.count / real_samples))
             loss_sum += float(weighted.detach())

@@ -8,7 +8,8 @@ from PIL import Image
 from skimage import data as photographs
 
 from lookalike.data import images
-from lookalike.data.images import ImageError, crop_resize, decode, decode_at_least, encode_jpeg, fit_within, short_side
+from lookalike.data.images import ImageError, decode, decode_at_least, encode_jpeg, fit_within, short_side
+from lookalike.pixels import crop_resize
 
 
 def file_of(image: Image.Image, kind: str = "JPEG", **options: object) -> bytes:

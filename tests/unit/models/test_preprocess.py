@@ -3,7 +3,8 @@ import pytest
 
 from lookalike.errors import InputError
 from lookalike.models.batch import to_batch
-from lookalike.models.preprocess import Preprocessor, crop_resize, fit_square
+from lookalike.models.preprocess import Preprocessor, fit_square
+from lookalike.pixels import crop_resize
 
 
 @pytest.fixture(scope="module")

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from lookalike.data.images import crop_resize
 from lookalike.models.batch import to_batch
 from lookalike.models.preprocess import Preprocessor
 from lookalike.models.presets import load_preset
 from lookalike.models.sources import WEIGHTS_DIR, materialise
 from lookalike.models.vae import encode, load_vae
+from lookalike.pixels import crop_resize
 from lookalike.training import parts
 from pipelines.ingest.sample import vocabulary, world
 
