@@ -11,7 +11,7 @@ export RAY_USAGE_STATS_ENABLED ?= 0
 export MLFLOW_DISABLE_TELEMETRY ?= true
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help setup demo test e2e check bench lock clean
+.PHONY: help setup demo test check bench lock clean
 
 help: ## Show what there is to do
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -31,11 +31,8 @@ $(VENV)/ready: requirements.lock pyproject.toml infra/setup/check.py
 demo: setup ## The main job, end to end, into ./.demo (PHOTOS=DIR: on your own photographs)
 	$(BIN)/python infra/demo/demo.py --profile $(PROFILE) $(if $(PHOTOS),--photos '$(PHOTOS)')
 
-test: setup ## Unit and integration tests but those marked gpu
+test: setup ## All tests but those marked gpu: unit, integration, and the jobs as their users submit them
 	$(BIN)/python -m pytest -m "not gpu"
-
-e2e: setup ## Every job as its user starts it: ray job submit, S3, an MLflow server
-	$(BIN)/python -m pytest -m "not gpu" tests/e2e
 
 check: setup ## Lint, format, types, import contracts
 	$(BIN)/ruff check .

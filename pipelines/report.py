@@ -25,6 +25,7 @@ from lookalike.evaluation.report.curves import held_out_curve, loss_curve
 from lookalike.evaluation.report.page import data_uri
 from lookalike.evaluation.scores import GRID, SCORES, Scores
 from lookalike.storage import Store, latest_version, open_store, version_store
+from lookalike.training.history import METRICS
 
 _SAMPLES = 6
 
@@ -110,7 +111,7 @@ def _jpeg(base64_text: str) -> str:
 
 
 def _training(store: Store) -> Training:
-    records = [json.loads(line) for line in store.read("metrics.jsonl").decode().splitlines()]
+    records = [json.loads(line) for line in store.read(METRICS).decode().splitlines()]
     result = json.loads(store.read("result.json"))
     steps = [record for record in records if "loss" in record]
     facts = {"optimizer steps": f"{result['steps']}"}

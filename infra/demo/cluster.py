@@ -34,19 +34,23 @@ class JobFailedError(Exception):
 
 
 class Cluster:
-    """``with Cluster(state, repo) as cluster``: a Ray head with jobs, started and stopped by infra/local/stack.py."""
+    """``with Cluster(state, repo) as cluster``: a Ray head with jobs, started and stopped by infra/local/stack.py.
 
-    def __init__(self, state: Path, repo: Path) -> None:
-        self._state, self._repo = state, repo
+    One that is not ``owned`` runs already, and goes on running.
+    """
+
+    def __init__(self, state: Path, repo: Path, owned: bool = True) -> None:
+        self._state, self._repo, self._owned = state.absolute(), repo, owned
         self._environment: dict[str, str] = {}
 
     def __enter__(self) -> "Cluster":
-        print("starting Ray", flush=True)
-        try:
-            self._stack("up", "--services", "ray")
-        except BaseException:
-            self._stack("down")
-            raise
+        if self._owned:
+            print("starting Ray", flush=True)
+            try:
+                self._stack("up", "--services", "ray")
+            except BaseException:
+                self._stack("down")
+                raise
         exports = shlex.split((self._state / "env").read_text())
         named = dict(word.split("=", 1) for word in exports if "=" in word)
         self._environment = os.environ | {name: named[name] for name in named if name.startswith("RAY_")}
@@ -55,7 +59,8 @@ class Cluster:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._stack("down")
+        if self._owned:
+            self._stack("down")
 
     def run(self, command: list[str], log: Path, label: str) -> tuple[str, float]:
         """Submit ``command`` as a job and wait: the last line that it printed, and the cluster's peak memory in GiB."""

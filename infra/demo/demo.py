@@ -2,13 +2,16 @@
 
     make demo                        # the rendered sample world, into ./.demo
     make demo PHOTOS=DIR             # your own photographs (<subject>/<nn>.jpg), into ./.demo-photos
+    python infra/local/stack.py up && python infra/demo/demo.py --stack .local      # on S3 and an MLflow server
 
 Every step is what a user types: `ray job submit … -- python jobs/x.py …`. The cluster is started for the demo and
-stopped at its end, also after a failure or Ctrl-C; nothing else is touched. Run again, it goes on where it stopped.
+stopped at its end, also after a failure or Ctrl-C (a --stack was there before and stays); nothing else is touched. Run
+again, it goes on where it stopped.
 """
 
 import argparse
 import json
+import os
 import re
 import shlex
 import signal
@@ -21,6 +24,8 @@ from typing import Any, NoReturn
 
 import yaml
 from cluster import Cluster, JobFailedError
+
+from lookalike.storage import open_store
 
 HERE = Path(__file__).resolve().parent
 REPO = HERE.parents[1]
@@ -41,12 +46,12 @@ class StepResult:
     """The last line that the job printed."""
 
 
-def run(steps: list[dict[str, Any]], values: dict[str, str], folder: Path) -> list[StepResult]:
-    """Run the steps in order on a cluster of their own."""
+def run(steps: list[dict[str, Any]], values: dict[str, str], folder: Path, cluster: Cluster) -> list[StepResult]:
+    """Run the steps in order on ``cluster``."""
     timings = folder / "timings.json"
     earlier = {row["step"]: row for row in json.loads(timings.read_text())} if timings.exists() else {}
     results: list[StepResult] = []
-    with Cluster(folder / "stack", REPO) as cluster:
+    with cluster:
         for number, step in enumerate(steps, start=1):
             name = step["name"]
             command = expand(step["run"], values)
@@ -61,7 +66,7 @@ def run(steps: list[dict[str, Any]], values: dict[str, str], folder: Path) -> li
             earlier[name] = kept
             timings.write_text(json.dumps(list(earlier.values()), indent=1))
             refused = step.get("if_refused")
-            if refused and not json.loads(Path(expand_text(refused["decision"], values)).read_text())["promoted"]:
+            if refused and not _read_json(expand_text(refused["decision"], values))["promoted"]:
                 values = values | {key: expand_text(text, values) for key, text in refused["values"].items()}
     return results
 
@@ -95,6 +100,15 @@ def photo_values(photos: Path) -> dict[str, str]:
     return {"PHOTOS": str(photos), "SUBJECT": subjects[-1], "THING": f"{'an' if words[0] in 'aeiou' else 'a'} {words}"}
 
 
+def stack_values(stack: Path, name: str) -> dict[str, str]:
+    """What a running local stack gives the commands; its clients' variables go into this process's environment."""
+    env = stack / "env"
+    if not env.is_file():
+        raise SystemExit(f"error: no stack in {stack}; start one: python infra/local/stack.py up --state {stack}")
+    os.environ.update(dict(word.split("=", 1) for word in shlex.split(env.read_text()) if word != "export"))
+    return {"DATA": f"s3://lookalike/{name.lstrip('.')}", "TRACKING": os.environ["MLFLOW_TRACKING_URI"]}
+
+
 def table(results: list[StepResult]) -> str:
     """The results as lines of a table."""
     rows = [f"{'step':14}{'time':>8}{'peak memory':>14}   what came out"]
@@ -109,25 +123,33 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--profile", default="demo", help="sizes: jobs/configs/*-PROFILE.yaml (demo, tiny)")
     parser.add_argument("--photos", type=Path, help="a folder of photographs, in place of the sample world")
+    parser.add_argument("--stack", type=Path, help="folder of a running local stack, in place of a Ray of its own")
     parser.add_argument("--out", type=Path, help="folder for all results (.demo, or .demo-photos with --photos)")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, _interrupt)
     folder = (options.out or Path(".demo-photos" if options.photos else ".demo")).absolute()
-    values = {"DEMO": str(folder), "PROFILE": options.profile, "CUSTOMER": CUSTOMER}
+    values = {"DEMO": str(folder), "DATA": str(folder), "PROFILE": options.profile, "CUSTOMER": CUSTOMER}
+    if options.stack:
+        values |= stack_values(options.stack.absolute(), folder.name)
     if options.photos:
         values |= photo_values(options.photos.absolute())
     steps, values = load("photos" if options.photos else "sample", values)
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        results = run(steps, values, folder)
+        results = run(steps, values, folder, Cluster(options.stack or folder / "stack", REPO, owned=not options.stack))
     except JobFailedError as error:
         print(f"\n{error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on from here", file=sys.stderr)
         return 130
-    print(f"\n{table(results)}\n\nreport: {folder / 'report.html'}")
+    print(f"\n{table(results)}\n\nreport: {values['DATA']}/report.html")
     return 0
+
+
+def _read_json(uri: str) -> dict[str, Any]:
+    parent, _, name = uri.rpartition("/")
+    return dict(json.loads(open_store(parent).read(name)))
 
 
 def _interrupt(*_: object) -> NoReturn:

@@ -211,6 +211,12 @@ def _s3_answers(stack: Stack) -> bool:
         config=Config(connect_timeout=2, read_timeout=5, retries={"total_max_attempts": 1}),
     )
     try:
-        return set(BUCKETS) <= {bucket["Name"] for bucket in client.list_buckets()["Buckets"]}
+        if not set(BUCKETS) <= {bucket["Name"] for bucket in client.list_buckets()["Buckets"]}:
+            return False
+        probe = {"Bucket": "scratch", "Key": ".probe"}  # buckets are listed before the volumes can be read
+        client.put_object(Body=b"there", **probe)
+        answered = client.get_object(**probe)["Body"].read() == b"there"
+        client.delete_object(**probe)
+        return bool(answered)
     except (BotoCoreError, ClientError):
         return False

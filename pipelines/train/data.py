@@ -92,10 +92,11 @@ def steps_from(start: Callable[[], int], total: int) -> Callable[[], "ray.data.D
 
     def build() -> "ray.data.Dataset":
         first = start()
-        remaining = max(1, total - first)
-        blocks = -(-remaining // _STEPS_PER_BLOCK)
-        steps = ray.data.range(remaining, override_num_blocks=blocks)
-        return steps.map_batches(lambda batch: {"step": batch["id"] + first}, num_cpus=_LOADER_CPUS)
+        steps = np.arange(first, max(total, first + 1))
+        # Numbers that lie there already: a read task would only keep one more process busy.
+        return ray.data.from_arrow(
+            [pa.table({"step": steps[i : i + _STEPS_PER_BLOCK]}) for i in range(0, len(steps), _STEPS_PER_BLOCK)]
+        )
 
     return build
 
@@ -110,7 +111,8 @@ def rank_dataset(
             columns = prepare(source, plan.rank_slots(int(step), rank, world_size))
             yield {**columns, "step": np.full(len(columns["weight"]), step)}
 
-    dataset = steps.map_batches(load, batch_size=None, num_cpus=_LOADER_CPUS, concurrency=_LOADERS_PER_RANK)
+    loaders = ray.data.TaskPoolStrategy(size=_LOADERS_PER_RANK)
+    dataset = steps.map_batches(load, batch_size=None, num_cpus=_LOADER_CPUS, compute=loaders)
     context = dataset.context
     context.execution_options.preserve_order = True
     context.custom_execution_callback_classes = [*context.custom_execution_callback_classes, PacedExecution]

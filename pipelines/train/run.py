@@ -24,7 +24,16 @@ log = logging.getLogger(__name__)
 
 RESULT = "result.json"
 # What may change between two attempts of one run without changing what it learns.
-_NOT_IDENTITY = ("run", "tracking", "experiment", "workers", "micro_batch_size", "checkpoint", "log_every")
+_NOT_IDENTITY = (
+    "run",
+    "tracking",
+    "experiment",
+    "workers",
+    "micro_batch_size",
+    "checkpoint",
+    "log_every",
+    "export_dtype",
+)
 
 
 def train(config: TrainConfig) -> dict[str, Any]:

@@ -36,6 +36,7 @@ def train_worker(loop_config: dict[str, Any]) -> None:
     from pipelines.train.worker import run_rank
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    logging.getLogger("botocore").setLevel(logging.WARNING)
     # DeepSpeed calls collectives by names that torch deprecates, at every step
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     settings: WorkerSettings = loop_config["settings"]

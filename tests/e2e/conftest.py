@@ -1,48 +1,53 @@
-"""The demo's first half, once for the session: submitted from a copy of the repository whose library was edited."""
+"""The demo on its smallest profile, once for the session: from a checkout whose library was edited, on a local stack.
+
+Jobs go to the stack's Ray head by ``ray job submit``, data to its S3 server, runs and models to its MLflow server.
+"""
 
 import re
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import REPO, job_environment
+from tests.conftest import REPO, LocalStack, job_environment
 
 VERSION = "9.9.9"
-METRICS = "metrics-of-the-copy.jsonl"
-ROOT = "s3://lookalike/e2e"
+METRICS = "metrics-of-the-checkout.jsonl"
+CUSTOMER, SUBJECT = "acme", "duck_0400000"
 _SUBMIT = ("job", "submit", "--working-dir", ".", "--runtime-env", "infra/ray/runtime-env.yaml", "--")
 _NOT_COPIED = shutil.ignore_patterns(".git", ".venv", ".demo*", ".local", "__pycache__", ".*_cache", "tests")
 
 
-@dataclass
+@dataclass(frozen=True)
 class Checkout:
-    """A copy of the repository, and the cluster that its jobs are submitted to."""
+    """A copy of the repository, whose jobs are submitted to the cluster of ``environment``."""
 
     folder: Path
     environment: dict[str, str]
-    logs: dict[str, str] = field(default_factory=dict)
 
-    def submit(self, *entrypoint: str, timeout_s: float = 900) -> str:
-        """``ray job submit`` from this checkout; returns what the job printed."""
-        ray = Path(sys.executable).with_name("ray")
-        log = self.folder.parent / "submit.log"
-        with log.open("w") as file:
-            done = subprocess.run(
-                [str(ray), *_SUBMIT, *entrypoint],
-                cwd=self.folder,
-                env=job_environment(self.environment),
-                stdin=subprocess.DEVNULL,
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                timeout=timeout_s,
-            )
-        lines = [line for line in log.read_text().splitlines() if "object store" not in line]  # no progress bars
-        assert done.returncode == 0, "\n".join(lines)[-8000:]
-        return "\n".join(lines)
+    def submit(self, *entrypoint: str) -> str:
+        """``ray job submit`` from this checkout; returns what it printed."""
+        command = [str(Path(sys.executable).with_name("ray")), *_SUBMIT, *entrypoint]
+        done = subprocess.run(
+            command, cwd=self.folder, env=job_environment(self.environment), capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+        return done.stdout
+
+
+@dataclass(frozen=True)
+class Demo:
+    """A demo that ran."""
+
+    folder: Path
+    """Logs and timings."""
+    data: str
+    """URI of its results."""
+    printed: str
+    """What it said."""
 
 
 @pytest.fixture(scope="session")
@@ -57,25 +62,28 @@ def checkout(ray_cluster: dict[str, str], tmp_path_factory: pytest.TempPathFacto
 
 
 @pytest.fixture(scope="session")
-def submitted(checkout: Checkout) -> Checkout:
-    """The checkout after its ingest, curate and train ran on the cluster, with data below ``ROOT``."""
-    jobs = {
-        "ingest": ["--config", "jobs/configs/ingest-tiny.yaml", "--raw", f"{ROOT}/raw"],
-        "curate": ["--raw", f"{ROOT}/raw", "--dataset", f"{ROOT}/dataset"],
-        "train": ["--config", "jobs/configs/train-tiny.yaml", "--dataset", f"{ROOT}/dataset", "--run", f"{ROOT}/run"],
-    }
-    for name, arguments in jobs.items():
-        checkout.logs[name] = checkout.submit("python", f"jobs/{name}.py", *arguments)
-    return checkout
+def demo(checkout: Checkout, local_stack: LocalStack, tmp_path_factory: pytest.TempPathFactory) -> Demo:
+    """The whole demo, from photographs to a customer's images."""
+    out = tmp_path_factory.mktemp("demo") / "tiny"
+    command = [sys.executable, "infra/demo/demo.py", "--profile", "tiny"]
+    done = subprocess.run(
+        [*command, "--stack", str(local_stack.folder), "--out", str(out)],
+        cwd=checkout.folder,
+        env=job_environment({}),
+        capture_output=True,
+        text=True,
+        timeout=1200,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
+    return Demo(out, "s3://lookalike/tiny", done.stdout)
 
 
-@pytest.fixture
-def cluster_environment(ray_cluster: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    """The test itself reaches the cluster's S3 and MLflow."""
+@pytest.fixture(autouse=True)
+def clients(ray_cluster: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The test itself reaches the stack's S3 and MLflow."""
     for name, value in ray_cluster.items():
         if not name.startswith("RAY_"):
             monkeypatch.setenv(name, value)
-    return ray_cluster
 
 
 def _edit(path: Path, pattern: str, replacement: str) -> None:

@@ -145,6 +145,13 @@ def _aggregator(preset: Preset, folder: Path, seed: int) -> None:
     config = preset.aggregator
     if config.source is not None:
         fetch(config.source, None, folder / "aggregator")
+        found = json.loads((folder / "aggregator" / "config.json").read_text())["kind"]
+        if found != config.kind:
+            raise ConfigError(
+                f"aggregator.source holds a {found}, aggregator.kind says {config.kind}",
+                value=config.source,
+                fix="leave source out (or train from_seed), or name the kind that it holds",
+            )
         return
     from transformers import AutoConfig
 

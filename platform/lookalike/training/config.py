@@ -152,6 +152,8 @@ class TrainConfig:
     """Saving and keeping state."""
     workers: WorkerConfig = field(default_factory=WorkerConfig)
     """The worker group."""
+    export_dtype: Literal["float32", "float16"] = "float32"
+    """Precision of the trained parts in the bundle; whoever loads them computes in its own."""
     log_every: int = 10
     """Steps between log lines and metric points."""
     tracking: str | None = None

@@ -120,7 +120,8 @@ def _save_trained(config: TrainConfig, initial: Path, weights: dict[str, Tensor]
             parameter.copy_(weights[name])
     for part in ("aggregator", "transformer"):
         if part in parts:
-            getattr(model, part).save_pretrained(folder / part)
+            trained = getattr(model, part)
+            (trained.half() if config.export_dtype == "float16" else trained).save_pretrained(folder / part)
 
 
 def _verify(folder: Path, base: Path | None, weights: dict[str, Tensor]) -> None:

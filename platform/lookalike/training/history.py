@@ -1,4 +1,4 @@
-"""The run's figures: a line in the log, a point in the tracker, a record in ``metrics.jsonl``."""
+"""The run's figures: a line in the log, a point in the tracker, a record in ``METRICS``."""
 
 import json
 import logging

@@ -38,7 +38,7 @@ def _load(name: str) -> ModuleType:
 
 
 def _values(folder: str = "/tmp/with blank") -> dict[str, str]:
-    return {"DEMO": folder, "PROFILE": "tiny", "CUSTOMER": "acme"}
+    return {"DEMO": folder, "DATA": folder, "PROFILE": "tiny", "CUSTOMER": "acme"}
 
 
 @pytest.mark.parametrize("source", ["sample", "photos"])

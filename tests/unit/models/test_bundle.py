@@ -21,7 +21,7 @@ from lookalike.models.bundle import (
     verify,
     write_manifest,
 )
-from lookalike.models.presets import LoraConfig
+from lookalike.models.presets import LoraConfig, load_preset
 from lookalike.models.sources import materialise
 from lookalike.models.subject import SubjectModel
 from lookalike.models.weights import component_weights, load_weights
@@ -209,3 +209,10 @@ def test_a_component_from_a_local_folder_is_copied(bundle_dir, tmp_path) -> None
     }
     copy = materialise(dataclasses.replace(preset, **parts), tmp_path / "copy", seed=5)
     assert read_manifest(copy)["components"] == read_manifest(bundle_dir)["components"]
+
+
+def test_an_aggregator_of_another_kind_than_its_source_is_refused(tmp_path) -> None:
+    preset = load_preset("mini")
+    other = dataclasses.replace(preset, aggregator=dataclasses.replace(preset.aggregator, kind="single_lap"))
+    with pytest.raises(ConfigError, match=r"holds a dla, aggregator\.kind says single_lap"):
+        materialise(other, tmp_path / "bundle")

@@ -12,6 +12,7 @@ from lookalike.models.preprocess import Preprocessor
 from lookalike.models.presets import load_preset
 from lookalike.models.sources import WEIGHTS_DIR, materialise
 from lookalike.models.vae import encode, load_vae
+from lookalike.models.weights import read_tensors
 from lookalike.pixels import crop_resize
 from lookalike.training import parts
 from pipelines.ingest.sample import vocabulary, world
@@ -36,32 +37,23 @@ def photos() -> Photos:
     return [(crop_resize(picture, 64, 64), p.caption) for picture, p in zip(pictures, taken, strict=True)]
 
 
-def test_they_are_small_and_of_the_presets_architecture() -> None:
+def test_they_are_small_and_of_the_presets_architecture(bundle: Path, tmp_path: Path) -> None:
     files = [path for path in WEIGHTS_DIR.rglob("*") if path.is_file()]
-    assert sum(path.stat().st_size for path in files) < 8 << 20
+    assert sum(path.stat().st_size for path in files) < 20e6
+    assert not [path for path in WEIGHTS_DIR.rglob("config.json") if "_name_or_path" in path.read_text()]
     preset = load_preset("mini")
-    for name in ("vae", "mllm"):
-        part = getattr(preset, name)
-        assert part.source == f"package:mini/{name}"
-    from diffusers import AutoencoderKL
-
-    shipped = AutoencoderKL.from_pretrained(WEIGHTS_DIR / "mini" / "vae")
-    fresh = AutoencoderKL(**preset.vae.config)
-    assert {n: p.shape for n, p in shipped.named_parameters()} == {n: p.shape for n, p in fresh.named_parameters()}
+    anew = materialise(preset.from_seed("mllm", "vae", "transformer", "aggregator"), tmp_path / "anew")
+    for name in ("vae", "mllm", "transformer", "aggregator"):
+        assert getattr(preset, name).source == f"package:mini/{name}"
+        assert _shapes(bundle / name) == _shapes(anew / name)
 
 
-def test_the_shipped_mllm_is_what_the_preset_would_make_anew(bundle: Path, tmp_path: Path) -> None:
-    from safetensors import safe_open
+def _shapes(folder: Path) -> dict[str, list[int]]:
+    return {name: list(tensor.shape) for name, tensor in read_tensors(folder)}
 
-    preset = load_preset("mini")
-    anew = dataclasses.replace(preset, mllm=dataclasses.replace(preset.mllm, source=None))
-    materialise(anew, tmp_path / "anew")
 
-    def shapes(folder: Path) -> dict[str, list[int]]:
-        with safe_open(folder / "mllm" / "model.safetensors", framework="pt") as file:
-            return {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
-
-    assert shapes(bundle) == shapes(tmp_path / "anew")
+def test_the_shipped_tokenizer_is_what_the_preset_would_make_anew(bundle: Path, tmp_path: Path) -> None:
+    materialise(load_preset("mini").from_seed("mllm"), tmp_path / "anew")
     for name in ("tokenizer.json", "preprocessor_config.json"):
         assert (bundle / "mllm" / name).read_bytes() == (tmp_path / "anew" / "mllm" / name).read_bytes()
 
