@@ -23,13 +23,17 @@ The same command again resumes, or says that it is done.
 from pipelines.entry import run_job
 from pipelines.ingest import IngestConfig, ingest
 
+_SHOWN = 5
+
 
 def main(config: IngestConfig) -> int:
     """Ingest, and print what is there."""
     result = ingest(config)
+    for file, reason in list(result["skipped"].items())[:_SHOWN]:
+        print(f"skipped: {file}, {reason}")
+    if len(result["skipped"]) > _SHOWN:
+        print(f"skipped: {len(result['skipped']) - _SHOWN} more, see ingest.json")
     print(f"{result['images']} images of {result['subjects']} subjects in {result['shards']} shards at {config.raw}")
-    if result["skipped"]:
-        print(f"skipped {len(result['skipped'])} (see ingest.json), e.g. {next(iter(result['skipped'].items()))}")
     return 0
 
 
