@@ -118,14 +118,6 @@ def test_an_error_inside_a_task_reaches_the_user_as_it_is(ray_local: None, tmp_p
     assert not (tmp_path / "raw" / "ingest.json").exists()
 
 
-def test_the_job_on_s3(raw: Path, s3_uri: str, s3_server: dict[str, str], run_job: RunJob) -> None:
-    flags = ["--sample.subjects", "8", "--sample.views", "4", "--sample.size_px", "64"]
-    done = run_job("ingest", "--source", "sample", "--raw", s3_uri, *flags, env=s3_server)
-    assert done.returncode == 0, done.stderr
-    store = open_store(s3_uri)
-    assert {info.key: store.read(info.key) for info in store.list("shard-")} == shard_bytes(raw)
-
-
 def test_the_job_says_what_is_wrong(tmp_path: Path, run_job: RunJob) -> None:
     done = run_job("ingest", "--source", str(tmp_path / "none"), "--raw", str(tmp_path / "raw"))
     assert done.returncode == 2

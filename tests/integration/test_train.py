@@ -77,6 +77,7 @@ def test_zero3_on_two_ranks_equals_one_plain_process(dataset: str, plain: Path, 
 
 def test_two_ranks_go_on_where_one_process_was(dataset: str, plain: Path, tmp_path: Path) -> None:
     shutil.copytree(plain, tmp_path / "run")
+    shutil.copytree(f"{plain}-tracking", tmp_path / "run-tracking")
     store = open_store(str(tmp_path / "run"))
     for info in list(store.list()):  # as if the machine had gone after the first checkpoint
         if info.key.startswith(("checkpoints/step-00000006", "bundle/", "result.json")):
