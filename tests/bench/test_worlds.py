@@ -33,6 +33,7 @@ REASONS = {
     "exact_duplicate": "exact_duplicate",
     "near_duplicate": "near_duplicate",
     "wrong_subject": "off_subject",
+    "truncated_shard": "truncated_shard",
 }
 SUBJECTS = 96
 
