@@ -51,8 +51,7 @@ class Cluster:
             except BaseException:
                 self._stack("down")
                 raise
-        exports = shlex.split((self._state / "env").read_text())
-        named = dict(word.split("=", 1) for word in exports if "=" in word)
+        named = exports(self._state)
         self._environment = os.environ | {name: named[name] for name in named if name.startswith("RAY_")}
         return self
 
@@ -96,6 +95,12 @@ class Cluster:
         done = subprocess.run(command, capture_output=True, text=True, start_new_session=True)  # Ctrl-C is ours
         if done.returncode:
             raise JobFailedError(done.stdout + done.stderr)
+
+
+def exports(state: Path) -> dict[str, str]:
+    """The variables that a stack's env file exports."""
+    words = shlex.split((state / "env").read_text())
+    return dict(word.split("=", 1) for word in words if word != "export")
 
 
 class Progress:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
-from cluster import Cluster, JobFailedError
+from cluster import Cluster, JobFailedError, exports
 
 from lookalike.storage import open_store
 
@@ -102,10 +102,9 @@ def photo_values(photos: Path) -> dict[str, str]:
 
 def stack_values(stack: Path, name: str) -> dict[str, str]:
     """What a running local stack gives the commands; its clients' variables go into this process's environment."""
-    env = stack / "env"
-    if not env.is_file():
+    if not (stack / "env").is_file():
         raise SystemExit(f"error: no stack in {stack}; start one: python infra/local/stack.py up --state {stack}")
-    os.environ.update(dict(word.split("=", 1) for word in shlex.split(env.read_text()) if word != "export"))
+    os.environ.update(exports(stack))
     return {"DATA": f"s3://lookalike/{name.lstrip('.')}", "TRACKING": os.environ["MLFLOW_TRACKING_URI"]}
 
 

@@ -84,7 +84,7 @@ def test_a_world(seed: int, renamed: bool, base: Path, tmp_path: Path, run_job: 
 
 
 def _rename(raw: Path) -> None:
-    """Call every subject by a hash of its name, in the metadata and in the keys."""
+    """Call every subject by a hash of its name, in its metadata."""
     for path in sorted(raw.glob("*.tar")):
         samples = []
         try:

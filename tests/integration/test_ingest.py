@@ -16,8 +16,6 @@ from lookalike.errors import ConflictError, InputError
 from lookalike.storage import open_store
 from pipelines.ingest import IngestConfig, SampleWorldConfig, ingest
 
-pytest.importorskip("pybullet")
-
 SMALL = SampleWorldConfig(subjects=8, views=4, size_px=64)
 RunJob = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -116,6 +114,14 @@ def test_an_error_inside_a_task_reaches_the_user_as_it_is(ray_local: None, tmp_p
         ingest(IngestConfig(source=str(tmp_path / "in"), raw=str(tmp_path / "raw")))
     assert type(caught.value) is InputError
     assert not (tmp_path / "raw" / "ingest.json").exists()
+
+
+def test_the_job_on_s3(raw: Path, s3_uri: str, s3_server: dict[str, str], run_job: RunJob) -> None:
+    flags = ["--sample.subjects", "8", "--sample.views", "4", "--sample.size_px", "64"]
+    done = run_job("ingest", "--source", "sample", "--raw", s3_uri, *flags, env=s3_server)
+    assert done.returncode == 0, done.stderr
+    store = open_store(s3_uri)
+    assert {info.key: store.read(info.key) for info in store.list("shard-")} == shard_bytes(raw)
 
 
 def test_the_job_says_what_is_wrong(tmp_path: Path, run_job: RunJob) -> None:

@@ -9,8 +9,6 @@ from lookalike.training.parts import LOSSES, FitConfig
 from pipelines.ingest import IngestConfig, SampleWorldConfig, ingest
 from pipelines.pretrain import PretrainConfig, pretrain
 
-pytest.importorskip("pybullet")
-
 SHORT = FitConfig(steps=5, batch_size=2, save_every=2)
 
 

@@ -17,8 +17,6 @@ from lookalike.pixels import crop_resize
 from lookalike.training import parts
 from pipelines.ingest.sample import vocabulary, world
 
-pytest.importorskip("pybullet")
-
 Photos = list[tuple[np.ndarray, str]]
 
 

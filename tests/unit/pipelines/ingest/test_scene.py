@@ -12,8 +12,6 @@ from pipelines.ingest.sample.places import TILE, tile
 from pipelines.ingest.sample.scene import Body, photograph
 from pipelines.ingest.sample.vocabulary import COLOURS, PATTERNS, PLACES
 
-pytest.importorskip("pybullet")
-
 
 def test_a_photo_is_the_same_every_time() -> None:
     first, other = world.photo(world.subject(0, 0), 0, 6), world.photo(world.subject(0, 1), 0, 6)
