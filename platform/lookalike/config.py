@@ -5,7 +5,7 @@ import dataclasses
 import hashlib
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast, get_type_hints
 
@@ -35,9 +35,20 @@ def parse(config_class: type[ConfigT], argv: Sequence[str] | None = None, descri
     parser.add_class_arguments(config_class, fail_untyped=True)
     parser.set_defaults(_plain_lists(config_class))
     namespace = parser.parse_args(_normalise(config_class, sys.argv[1:] if argv is None else argv))
-    del namespace["config"]
+    for file in namespace.pop("config") or []:
+        for key in _empty_mappings(yaml.safe_load(file.get_content())):
+            if key not in namespace:  # jsonargparse passes over what is empty
+                parser.error(f"Key '{key}' is not expected ({file})")
     values = parser.instantiate_classes(namespace)
     return config_class(**values.as_dict()) if not isinstance(values, config_class) else values
+
+
+def _empty_mappings(values: Any, prefix: str = "") -> Iterator[str]:
+    """Dotted keys of ``values`` under which an empty mapping lies."""
+    for name, value in values.items() if isinstance(values, dict) else ():
+        if value == {}:
+            yield f"{prefix}{name}"
+        yield from _empty_mappings(value, f"{prefix}{name}.")
 
 
 def _plain_lists(config_class: Any, prefix: str = "") -> dict[str, list[Any]]:

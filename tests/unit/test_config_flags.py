@@ -39,6 +39,16 @@ def test_flags_win_over_the_file(tmp_path) -> None:
     assert parse(_Config, ["--config", str(file)]).prompt == ["from the file", "second"]
 
 
+@pytest.mark.parametrize("document", ["nope: 1", "nope: {}", "nope: {deeper: {}}", "nope:"])
+def test_an_unknown_key_of_the_file_is_refused_by_name(document: str, tmp_path, capsys) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(document)
+    with pytest.raises(SystemExit) as refused:
+        parse(_Config, ["--config", str(file)])
+    assert refused.value.code == 2
+    assert "nope" in capsys.readouterr().err
+
+
 def test_a_flag_without_its_value_is_refused(capsys) -> None:
     with pytest.raises(SystemExit) as refused:
         parse(_Config, ["--prompt"])
