@@ -17,6 +17,7 @@ _STACK = REPO / "infra" / "local" / "stack.py"
 _CLIENT_VARIABLES = ("AWS_", "MLFLOW_TRACKING", "RAY_ADDRESS", "RAY_API_SERVER", "RAY_AUTH")
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Say what one worker of pytest-xdist runs in a row: a folder's tests that share servers, else a file's."""
     for item in items:
