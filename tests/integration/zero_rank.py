@@ -26,7 +26,7 @@ def main(rank: int, ranks: int, port: str, bundle: Path) -> None:
     engine = ZeroEngine(
         build=lambda: SubjectModel.from_config(bundle),
         weights=lambda model: strict_weights(model, bundle),
-        select=lambda model: model.trainable(("aggregator", "transformer")),  # type: ignore[attr-defined]
+        select=select,
         optimizer=OptimizerConfig(),
         micro_batch_size=1,
         accumulation=1,
@@ -37,6 +37,12 @@ def main(rank: int, ranks: int, port: str, bundle: Path) -> None:
         print(json.dumps(held(engine)))
     dist.barrier()
     dist.destroy_process_group()
+
+
+def select(model: Any) -> dict[str, torch.nn.Parameter]:
+    model.enable_gradient_checkpointing()
+    trainable: dict[str, torch.nn.Parameter] = model.trainable(("aggregator", "transformer"))
+    return trainable
 
 
 def step(engine: ZeroEngine) -> None:
