@@ -7,10 +7,17 @@ with the same --run it resumes from the last checkpoint, with any number of work
       --tracking sqlite:///mlflow.db
 
   python jobs/train.py --config jobs/configs/train-demo.yaml --run s3://bucket/runs/toys-2 --seed 1
+
+With --plan it prints what a training would need, and starts nothing (--plan --help shows its own flags):
+
+  python jobs/train.py --config jobs/configs/train-paper.yaml --plan --gpus 8x80
 """
+
+import sys
 
 from lookalike.training.config import TrainConfig
 from pipelines.entry import run_job
+from pipelines.train.plan import PlanConfig, plan
 from pipelines.train.run import train
 
 
@@ -21,5 +28,13 @@ def main(config: TrainConfig) -> int:
     return 0
 
 
+def main_plan(config: PlanConfig) -> int:
+    """Print the plan."""
+    print(plan(config))
+    return 0
+
+
 if __name__ == "__main__":
+    if "--plan" in sys.argv:
+        raise SystemExit(run_job(PlanConfig, main_plan, PlanConfig.__doc__))
     raise SystemExit(run_job(TrainConfig, main, __doc__))

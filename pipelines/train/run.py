@@ -30,6 +30,7 @@ _NOT_IDENTITY = (
     "experiment",
     "workers",
     "micro_batch_size",
+    "activation_checkpointing",
     "checkpoint",
     "log_every",
     "export_dtype",

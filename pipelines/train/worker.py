@@ -66,6 +66,8 @@ def _engine(settings: WorkerSettings, device: torch.device, rank: Rank | None) -
         adapter = adapter_of(config)
         if adapter is not None:
             model.add_lora(adapter)
+        if config.activation_checkpointing:
+            model.enable_gradient_checkpointing()
         return model.trainable(trainable_parts(config))
 
     accumulation = config.batch_size // ((rank.count if rank else 1) * config.micro_batch_size)

@@ -10,24 +10,19 @@ from torch import Tensor
 
 from lookalike.errors import ConfigError
 from lookalike.models.batch import Batch
+from lookalike.models.families import FAMILIES, family_of
 
 
 class JointEncoder(Protocol):
-    """What we ask of a multimodal base model (transformers' ``InternVLModel`` and its like, no language head)."""
+    """What we ask of a multimodal base model (transformers' ``InternVLModel``, ``Qwen3VLModel``; no language head)."""
 
     config: Any
 
-    def __call__(
-        self,
-        *,
-        input_ids: Tensor,
-        attention_mask: Tensor,
-        pixel_values: Tensor,
-        output_hidden_states: bool,
-        use_cache: bool,
-        return_dict: bool,
-    ) -> Any:
-        """An output whose ``hidden_states`` are the embedding and every block's output, ``[B, L, C]`` each."""
+    def __call__(self, *, output_hidden_states: bool, use_cache: bool, return_dict: bool, **inputs: Tensor) -> Any:
+        """An output whose ``hidden_states`` are the embedding and every block's output, ``[B, L, C]`` each.
+
+        ``inputs`` are what the model's :class:`~lookalike.models.families.Family` makes of a batch.
+        """
 
 
 def full_class(config: Any) -> Any:
@@ -58,19 +53,19 @@ def num_layers(config: Any) -> int:
 def hidden_states(encoder: JointEncoder, batch: Batch) -> Sequence[Tensor]:
     """All hidden states of ``batch``: ``num_layers`` tensors ``[B, L, C]``.
 
-    As transformers gives them, the last one is after the model's final norm, the others are before it. Absent
+    As transformers gives them, the last one is after the model's final norm, the others are before it (and in Qwen3-VL
+    before DeepStack adds its features to the image tokens, which the next one contains). Absent
     references keep their placeholders behind the text with zero pixels: causal attention never shows them to a real
     token, and every rank runs the vision tower.
     """
-    output = encoder(
-        input_ids=batch.input_ids,
-        attention_mask=batch.attention_mask,
-        pixel_values=batch.pixel_values.flatten(0, 1),
-        output_hidden_states=True,
-        use_cache=False,
-        return_dict=True,
-    )
+    inputs = encoder_inputs(encoder.config, batch)
+    output = encoder(**inputs, output_hidden_states=True, use_cache=False, return_dict=True)
     return tuple(output.hidden_states)
+
+
+def encoder_inputs(config: Any, batch: Batch) -> dict[str, Tensor]:
+    """``batch`` as the base model of ``config`` reads it."""
+    return family_of(config.model_type).inputs(config, batch)
 
 
 def import_model_classes() -> None:
@@ -79,7 +74,8 @@ def import_model_classes() -> None:
     ``deepspeed.zero.Init`` patches torch's factories; a lazy import inside it fails, so call this before.
     """
     lazy = {
-        "transformers": ("AutoConfig", "AutoModel", "InternVLForConditionalGeneration", "InternVLModel", "Qwen2Model"),
+        "transformers": ("AutoConfig", "AutoModel", *(name for family in FAMILIES.values() for name in family.classes)),
+        "transformers.vision_utils": (),
         "diffusers": ("FluxTransformer2DModel", "AutoencoderKL", "FlowMatchEulerDiscreteScheduler"),
         "transformers.initialization": ("no_init_weights",),
         "transformers.conversion_mapping": ("get_model_conversion_mapping",),

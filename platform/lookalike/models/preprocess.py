@@ -11,6 +11,7 @@ from PIL import Image
 
 from lookalike.errors import ConfigError, InputError
 from lookalike.models.bundle import read_preset
+from lookalike.models.families import family_of
 from lookalike.models.presets import MllmConfig, Preset
 from lookalike.pixels import crop_resize
 
@@ -47,7 +48,7 @@ class Preprocessor:
                 value=preprocessor.preset.mllm.image_token,
                 fix="use model and tokenizer of one checkpoint",
             )
-        tokens = config.get("image_seq_length", preprocessor.preset.mllm.tokens_per_image)
+        tokens = family_of(config.get("model_type")).tokens_per_image(config, preprocessor.preset.mllm.image_size)
         if tokens != preprocessor.preset.mllm.tokens_per_image:
             raise InputError(
                 f"the MLLM makes {tokens} tokens of an image, the preset says "

@@ -24,10 +24,12 @@ class ComponentConfig:
 
     source: str | None = None
     """``package:mini/vae`` (shipped with this package), a local folder, a Hub id, or null: made from the seed."""
+    subfolder: str | None = None
+    """Folder inside the source that holds the component, as in a pipeline of diffusers."""
     revision: str | None = None
     """Commit of a Hub id."""
     config: dict[str, Any] = field(default_factory=dict)
-    """The library's ``config.json`` keys; used where ``source`` is null."""
+    """The library's ``config.json`` keys; used where ``source`` is null, and for plans that load no weights."""
     licence: str | None = None
     """SPDX id or name of the licence of the weights; travels into the bundle."""
 
@@ -43,7 +45,7 @@ class MllmConfig:
     revision: str | None = None
     """Commit of a Hub id."""
     config: dict[str, Any] = field(default_factory=dict)
-    """``config.json`` keys; used where ``source`` is null."""
+    """``config.json`` keys; used where ``source`` is null, and for plans that load no weights."""
     licence: str | None = None
     """SPDX id or name of the licence of the weights."""
     vocabulary: str | None = None
@@ -147,6 +149,8 @@ class Preset:
     """Identity tokens."""
     lora: LoraConfig | None = None
     """LoRA of the base training; null trains the DiT itself."""
+    notice: str | None = None
+    """What a user must know before using the weights; logged as a warning whenever a bundle is made."""
 
     def __post_init__(self) -> None:
         if self.aggregator.inner_width % self.aggregator.head_dim:

@@ -140,6 +140,8 @@ class TrainConfig:
     """Samples per optimizer step over all workers."""
     micro_batch_size: int = 16
     """Samples per forward pass of one worker; the rest of the batch is accumulated."""
+    activation_checkpointing: bool = False
+    """Compute the activations of DiT and aggregator once more in the backward pass instead of keeping them."""
     seed: int = 0
     """Decides initial weights, order, noise and dropout."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from lookalike.errors import ConfigError
 from lookalike.models.batch import Batch
+from lookalike.models.joint import encoder_inputs
 
 STATE = "state.safetensors"
 LOSSES = "losses.jsonl"
@@ -156,12 +157,7 @@ def caption_accuracy(mllm: Any, batches: list[Batch], groups: Mapping[str, set[i
 
 def _predictions(mllm: Any, batch: Batch) -> tuple[Tensor, Tensor]:
     """Logits ``[N, V]`` and the N text tokens that they should predict: those after the last image of each row."""
-    hidden = mllm.base_model(
-        input_ids=batch.input_ids,
-        attention_mask=batch.attention_mask,
-        pixel_values=batch.pixel_values.flatten(0, 1),
-        use_cache=False,
-    ).last_hidden_state
+    hidden = mllm.base_model(**encoder_inputs(mllm.config, batch), use_cache=False).last_hidden_state
     real_image = batch.image_mask & batch.attention_mask
     position = torch.arange(batch.input_ids.shape[1])
     last_image = torch.where(real_image, position, 0).amax(1, keepdim=True)

@@ -211,6 +211,48 @@ def test_a_component_from_a_local_folder_is_copied(bundle_dir, tmp_path) -> None
     assert read_manifest(copy)["components"] == read_manifest(bundle_dir)["components"]
 
 
+def test_a_folder_of_diffusers_flux_pipeline_is_a_source(bundle_dir, tmp_path) -> None:
+    from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+
+    parts = {
+        "transformer": FluxTransformer2DModel.from_pretrained(bundle_dir / "transformer"),
+        "vae": AutoencoderKL.from_pretrained(bundle_dir / "vae"),
+        "scheduler": FlowMatchEulerDiscreteScheduler(shift=2.0),
+    }
+    texts = dict.fromkeys(("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"))
+    FluxPipeline(**parts, **texts).save_pretrained(tmp_path / "flux", max_shard_size="4MB")
+    assert len(list((tmp_path / "flux" / "transformer").glob("*.safetensors"))) > 1
+    preset = read_preset(bundle_dir)
+    sources = {
+        name: dataclasses.replace(getattr(preset, name), source=str(tmp_path / "flux"), subfolder=name, config={})
+        for name in parts
+    }
+    copy = materialise(dataclasses.replace(preset, **sources), tmp_path / "bundle", seed=0)
+    assert json.loads((copy / "scheduler" / "scheduler_config.json").read_text())["shift"] == 2.0
+    found, expected = (dict(component_weights(folder)) for folder in (copy, bundle_dir))
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+    vae = load_file(copy / "vae" / WEIGHTS["vae"])
+    assert all(
+        torch.equal(vae[name], tensor) for name, tensor in load_file(bundle_dir / "vae" / WEIGHTS["vae"]).items()
+    )
+    absent = dataclasses.replace(sources["vae"], subfolder="vae_2")
+    with pytest.raises(InputError, match=r"source is not there \('.*flux/vae_2'\)"):
+        materialise(dataclasses.replace(preset, vae=absent), tmp_path / "no")
+
+
+def test_licences_are_said_when_a_bundle_is_made(bundle_dir, tmp_path, caplog) -> None:
+    mini, paper = load_preset("mini"), load_preset("flux-internvl3-8b")
+    assert mini.notice is None
+    with caplog.at_level("INFO"):
+        folder = materialise(dataclasses.replace(mini, notice=paper.notice), tmp_path / "bundle")
+    assert "licences of its weights: mllm Apache-2.0, vae Apache-2.0, transformer Apache-2.0" in caplog.text
+    assert [record.levelname for record in caplog.records if "NON-COMMERCIAL" in record.message] == ["WARNING"]
+    assert read_preset(folder).notice == paper.notice
+    assert "Non-Commercial" in paper.licences["transformer"]
+    assert set(load_preset("flux-schnell-qwen3-vl").licences.values()) == {"Apache-2.0"}
+
+
 def test_an_aggregator_of_another_kind_than_its_source_is_refused(tmp_path) -> None:
     preset = load_preset("mini")
     other = dataclasses.replace(preset, aggregator=dataclasses.replace(preset.aggregator, kind="single_lap"))

@@ -1,0 +1,195 @@
+"""``jobs/train.py --plan``: what a configuration would need, printed before anything is started."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from lookalike.errors import ConfigError
+from lookalike.models.presets import Preset, load_preset
+from lookalike.training.budget import GB, PEAK_TFLOPS, Cluster, Precision, plan_memory, plan_stages
+from lookalike.training.config import TrainConfig
+
+STEPS = 25  # of the sampler
+_PRECISION: dict[Precision, str] = {
+    "float32": "float32",
+    "bfloat16": "bfloat16 (training itself runs in float32 so far: --precision float32)",
+}
+
+
+@dataclass(frozen=True)
+class PlanConfig(TrainConfig):
+    """A training as ``jobs/train.py`` takes it, and the GPUs it would run on. Nothing is read, downloaded or started.
+
+    ``workers`` and ``micro_batch_size`` are what the plan finds.
+    """
+
+    plan: bool = True
+    """Print the plan; without this flag the training itself would run."""
+    dataset: str = ""
+    """Not read."""
+    run: str = ""
+    """Not written."""
+    gpus: str = "8x80"
+    """Number of GPUs x memory of each in GB."""
+    precision: Precision = "bfloat16"
+    """Of the forward pass: DeepSpeed's mixed precision, or ``float32``, which is what training runs in so far."""
+    peak_tflops: float | None = None
+    """Dense peak of one GPU in that precision; by default an H100's: 989 in bfloat16, 67 in float32."""
+    utilisation: float = 0.35
+    """Assumed share of the peak that the model's FLOPs reach."""
+    references: int = 1
+    """Reference images of each sample."""
+    text_tokens: int = 64
+    """Tokens of the prompt with its template."""
+
+    @property
+    def cluster(self) -> Cluster:
+        """The GPUs. Raises ConfigError for what is no ``NUMBERxMEMORY``."""
+        number, _, memory = self.gpus.partition("x")
+        try:
+            gpus, memory_gb = int(number), float(memory)
+        except ValueError as error:
+            raise ConfigError("gpus is NUMBERxMEMORY in GB", value=self.gpus, fix="try 8x80") from error
+        peak = self.peak_tflops or PEAK_TFLOPS[self.precision]
+        return Cluster(gpus, memory_gb, peak_tflops=peak, utilisation=self.utilisation)
+
+
+def plan(config: PlanConfig) -> str:
+    """The plan as Markdown.
+
+    Raises:
+        ConfigError: a preset that does not tell its shapes, or a batch that does not divide over the GPUs.
+    """
+    preset, cluster = load_preset(config.preset), config.cluster
+    if config.batch_size % cluster.gpus:
+        raise ConfigError(
+            f"batch_size={config.batch_size} does not divide over {cluster.gpus} GPUs",
+            fix=f"use a multiple of {cluster.gpus}",
+        )
+    return "\n".join([*model_table(preset), "", *_training(config, preset, cluster)])
+
+
+def model_table(preset: Preset, sizes: Sequence[int] = (512, 1024)) -> list[str]:
+    """Parameters, and for square images and 1 to 4 references the DiT's tokens and the FLOPs of one image."""
+    from lookalike.models.costs import (
+        Sample,
+        aggregator_flops,
+        count_parameters,
+        denoising_flops,
+        meta_model,
+        meta_vae,
+        mllm_flops,
+        vae_flops,
+    )
+
+    model, vae = meta_model(preset), meta_vae(preset)
+    counts = count_parameters(model)
+    counts["vae"] = sum(parameter.numel() for parameter in vae.parameters())
+    lines = [f"{preset.name}, parameters in millions:", ""]
+    lines += _table([list(counts), [f"{count / 1e6:,.1f}" for count in counts.values()]])
+    lines += ["", f"Tokens of the DiT in a step, and TFLOPs of one image ({STEPS} steps with guidance):", ""]
+    rows = [["size", "references", "MLLM", "MLLM + VAE", "VAE", "steps of each", "encoding", "denoising", "image"]]
+    samples = [Sample.of(preset, references) for references in range(1, preset.references.max_references + 1)]
+    context = [mllm_flops(model, sample) + aggregator_flops(model, sample) for sample in samples]  # of any image
+    for side in sizes if preset.height >= min(sizes) else [preset.height]:
+        encode, decode = vae_flops(vae, side, side)
+        steps = steps_by_stage(preset, Sample.of(preset, height=side, width=side).image)
+        plain: int | None = None
+        for references, context_flops in enumerate(context, start=1):
+            sample = Sample.of(preset, references, height=side, width=side)
+            seen = {
+                stage: denoising_flops(model, sample, mllm=stage[0], references=stage[1])
+                for stage in ((True, False), (True, True), (False, True))
+            }
+            if plain is None:
+                plain = denoising_flops(model, sample, mllm=False, references=False)  # the negative branch
+            encoding = context_flops + encode * references
+            denoising = sum(count * (seen[stage] + plain) for stage, count in steps.items())
+            rows.append(
+                [
+                    f"{side}²",
+                    str(references),
+                    *(f"{sample.tokens(mllm=mllm, references=vae_tokens):,}" for mllm, vae_tokens in seen),
+                    " + ".join(str(steps[stage]) for stage in seen),
+                    *(f"{flops / 1e12:,.1f}" for flops in (encoding, denoising, encoding + denoising + decode)),
+                ]
+            )
+    return lines + _table(rows)
+
+
+def steps_by_stage(preset: Preset, tokens: int) -> Counter[tuple[bool, bool]]:
+    """How many of the sampler's steps see (MLLM, references) by the paper's stages, for an image of ``tokens``."""
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    from lookalike.diffusion.flow import FlowConfig
+    from lookalike.diffusion.stages import NAMED_STAGES
+
+    scheduler = FlowMatchEulerDiscreteScheduler(**preset.scheduler.config)
+    mu = FlowConfig.from_scheduler(scheduler.config).mu(tokens) if scheduler.config.use_dynamic_shifting else None
+    scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / STEPS, STEPS), mu=mu)
+    paper = NAMED_STAGES["paper"]
+    sigmas = [float(sigma) for sigma in scheduler.sigmas[:-1]]
+    return Counter((sigma >= paper.tau2, sigma < paper.tau1) for sigma in sigmas)
+
+
+def _training(config: PlanConfig, preset: Preset, cluster: Cluster) -> list[str]:
+    from lookalike.models.costs import Sample
+
+    sample = Sample.of(preset, config.references, text_tokens=config.text_tokens)
+    references = any(stage.conditions == "mllm+references" for stage in config.stages)
+    share = config.batch_size // cluster.gpus
+    memory = plan_memory(
+        preset,
+        sample,
+        cluster,
+        precision=config.precision,
+        checkpointing=config.activation_checkpointing,
+        references=references,
+    )
+    fits = max(
+        (micro for micro in range(1, share + 1) if share % micro == 0 and micro <= memory.micro_batch), default=0
+    )
+    checkpointing = "with" if config.activation_checkpointing else "without"
+    lines = [
+        f"Training on {config.gpus}, {_PRECISION[config.precision]}, ZeRO-3, {checkpointing} activation checkpointing, "
+        f"{config.references} reference(s), {preset.height}x{preset.width}; GB of each GPU:",
+        "",
+    ]
+    rows = [["what", "GB"], *([name, f"{size / GB:.2f}"] for name, size in memory.rows.items())]
+    rows.append([f"activations of a micro batch of {fits or 1}", f"{memory.activations(fits or 1) / GB:.2f}"])
+    total = sum(memory.rows.values()) + memory.activations(fits or 1)
+    lines += _table([*rows, ["all", f"{total / GB:.2f}"]])
+    offload = "none needed" if memory.offload == "none" else f"{memory.offload} (training cannot do that yet)"
+    lines += ["", f"Offload to the host: {offload}. Largest micro batch that fits: {memory.micro_batch}."]
+    if not fits:
+        return [*lines, "One sample does not fit; use more or larger GPUs, or activation_checkpointing."]
+    lines += [
+        f"The batch of {config.batch_size} is {cluster.gpus} GPUs x {share // fits} accumulated x {fits}.",
+        "",
+        f"At an assumed {cluster.utilisation:.0%} of {cluster.peak_tflops:g} TFLOP/s (projected, not measured):",
+        "",
+    ]
+    stages = plan_stages(preset, sample, cluster, config.stages, config.batch_size)
+    batch = config.batch_size
+    table = [["stage", "steps", "tokens of a step", "TFLOPs of a sample", "PFLOPs of a step", "days"]]
+    table += [
+        [
+            stage.name,
+            f"{stage.steps:,}",
+            f"{stage.tokens * batch:,}",
+            f"{stage.flops / 1e12:,.3f}",
+            f"{stage.flops * batch / 1e15:,.3f}",
+            f"{stage.days:.2f}",
+        ]
+        for stage in stages
+    ]
+    table.append(["all", f"{config.total_steps:,}", "", "", "", f"{sum(stage.days for stage in stages):.2f}"])
+    return lines + _table(table)
+
+
+def _table(rows: Iterable[Sequence[str]]) -> list[str]:
+    """Markdown; the first row is the heading."""
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    return [lines[0], "|" + "---|" * (lines[0].count("|") - 1), *lines[1:]]

@@ -1,0 +1,84 @@
+"""What Qwen3-VL reads: patches in the order of their merging, and positions in time, height and width.
+
+transformers reads the grid of patches back from the device, image by image. Our tiles all have one size, so everything
+that follows from the grid is made once on the CPU, by transformers' own functions, and handed over.
+
+N images, g patches a side, m x m patches merged into one token, p pixels a side of a patch, t frames of a patch.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lookalike.models.batch import Batch
+
+
+def encoder_inputs(config: Any, batch: Batch) -> dict[str, Tensor]:
+    """Arguments of ``Qwen3VLModel.forward``; ``image_…`` are those that its vision tower takes precomputed."""
+    vision, pixels = config.vision_config, batch.pixel_values.flatten(0, 1)
+    side = pixels.shape[-1] // vision.patch_size
+    grid = _grid(len(pixels), side, vision.spatial_merge_size, int(vision.num_position_embeddings**0.5))
+    return {
+        "input_ids": batch.input_ids,
+        "attention_mask": batch.attention_mask,
+        "position_ids": rotary_positions(batch.image_mask, side // vision.spatial_merge_size),
+        "pixel_values": patchify(pixels, vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size),
+        "image_grid_thw": grid.thw,
+        "image_cu_seqlens": grid.boundaries,
+        "image_position_ids": grid.position_ids.to(pixels.device),
+        "image_interp_indices": grid.indices.to(pixels.device),
+        "image_interp_weights": grid.weights.to(pixels.device),
+    }
+
+
+def patchify(pixels: Tensor, patch: int, merge: int, frames: int) -> Tensor:
+    """``[N, 3, h, w]`` → ``[N g², 3 t p²]``: patches that will be merged stand together; a still repeats its frame."""
+    images, channels, height, width = pixels.shape
+    blocks = pixels.view(
+        images, channels, height // (merge * patch), merge, patch, width // (merge * patch), merge, patch
+    )
+    patches = blocks.permute(0, 2, 5, 3, 6, 1, 4, 7).unsqueeze(6)  # N rows columns m m 3 1 p p
+    return patches.expand(*[-1] * 6, frames, -1, -1).reshape(-1, channels * frames * patch * patch)
+
+
+def rotary_positions(image_mask: Tensor, side: int) -> Tensor:
+    """Positions in time, height and width: int64 ``[3, B, L]``, of rows whose images have ``side``² tokens each.
+
+    A text token moves all three on by one; an image spreads its tokens over height and width and moves on by ``side``.
+    ``image_mask`` is bool ``[B, L]``.
+    """
+    image, text = image_mask.long(), image_mask.logical_not().long()
+    seen = image.cumsum(1) - image  # image tokens before this one
+    start = text.cumsum(1) - text + seen // side**2 * side
+    within = seen % side**2 * image
+    return start + torch.stack([torch.zeros_like(within), within // side, within % side])
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """All that follows from N square images of g patches a side, on the CPU."""
+
+    thw: Tensor
+    boundaries: Tensor
+    position_ids: Tensor
+    indices: Tensor
+    weights: Tensor
+
+
+@lru_cache(maxsize=16)
+def _grid(images: int, side: int, merge: int, table_side: int) -> _Grid:
+    from transformers.vision_utils import (
+        get_vision_cu_seqlens,
+        get_vision_interpolation_indices_and_weights,
+        get_vision_position_ids,
+    )
+
+    with torch.device("cpu"):
+        thw = torch.tensor([[1, side, side]]).repeat(images, 1)
+        indices, weights = get_vision_interpolation_indices_and_weights(
+            thw, table_side, mode="bilinear", align_corners=True, spatial_merge_size=merge
+        )
+        return _Grid(thw, get_vision_cu_seqlens(thw), get_vision_position_ids(thw, merge), indices, weights)

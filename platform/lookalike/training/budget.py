@@ -1,0 +1,162 @@
+"""What a training will need before it is paid for: memory per GPU, the largest micro batch, FLOPs and days."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from lookalike.errors import ConfigError
+from lookalike.models.costs import (
+    Sample,
+    aggregator_flops,
+    denoising_flops,
+    meta_model,
+    meta_vae,
+    mllm_flops,
+    vae_flops,
+)
+from lookalike.models.presets import Preset
+from lookalike.training.config import StageConfig
+from lookalike.training.footprint import (
+    activation_bytes,
+    communication_bytes,
+    encoding_bytes,
+    pretend,
+    zero3_states,
+)
+
+GB = 10**9
+Offload = Literal["none", "optimizer", "optimizer and parameters"]
+Precision = Literal["float32", "bfloat16"]
+PEAK_TFLOPS: dict[Precision, float] = {"float32": 67.0, "bfloat16": 989.0}
+"""Dense peak of an H100 SXM by NVIDIA's data sheet, TFLOP/s; PyTorch's float32 uses no TF32 unless told to."""
+
+
+_STATES = ("master weights, moments", "gradients")
+_OFFLOADED: dict[Offload, tuple[str, ...]] = {
+    "none": (),
+    "optimizer": _STATES,
+    "optimizer and parameters": (*_STATES, "frozen parameters", "trainable parameters"),
+}
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """GPUs, and what is assumed of them."""
+
+    gpus: int
+    """How many; one rank of ZeRO-3 each."""
+    memory_gb: float
+    """Memory of one, in 10⁹ bytes."""
+    reserve_gb: float = 4.0
+    """Kept free in each for the CUDA context, NCCL, workspaces and fragmentation."""
+    peak_tflops: float = PEAK_TFLOPS["bfloat16"]
+    """Peak of one in the precision of the training."""
+    utilisation: float = 0.35
+    """Share of the peak that the model's FLOPs reach."""
+
+    def __post_init__(self) -> None:
+        if self.gpus < 1 or self.memory_gb <= self.reserve_gb:
+            raise ConfigError("no such cluster", value=f"{self.gpus}x{self.memory_gb:g}", fix="try 8x80")
+        if not 0 < self.utilisation <= 1:
+            raise ConfigError("utilisation is a share", value=self.utilisation, fix="try 0.35")
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Bytes of one GPU by what holds them."""
+
+    rows: dict[str, int]
+    """All but activations."""
+    activation: int
+    """Peak of the activations of one sample; that of a micro batch is proportional within 2 %."""
+    offload: Offload
+    """What has to move to the host's memory for one sample to fit."""
+    micro_batch: int
+    """The largest that fits then; 0 if none does."""
+
+    def activations(self, micro_batch: int) -> int:
+        """Peak bytes of a pass on that many samples."""
+        return micro_batch * self.activation
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """What one stage of the curriculum costs."""
+
+    name: str
+    steps: int
+    tokens: int
+    """Tokens of one sample in the DiT."""
+    flops: int
+    """The model's FLOPs for one sample: forward and backward, without what checkpointing computes again."""
+    days: float
+    """On the cluster."""
+
+
+def plan_memory(
+    preset: Preset,
+    sample: Sample,
+    cluster: Cluster,
+    *,
+    precision: Precision,
+    checkpointing: bool,
+    references: bool = True,
+    average: bool = False,
+) -> MemoryPlan:
+    """Memory of one rank of ZeRO-3 that trains ``preset`` on such samples.
+
+    Exact for tensors that PyTorch and DeepSpeed keep (tests hold that against a real run); gathered layers are
+    DeepSpeed's own bound. The VAE is whole and float32 on each GPU.
+    """
+    dtype = getattr(torch, precision)
+    model, vae = meta_model(preset, dtype), meta_vae(preset)
+    if checkpointing:
+        model.enable_gradient_checkpointing()
+    states = zero3_states(model.parameters(), cluster.gpus, dtype, average=average)
+    communication = communication_bytes(model.parameters(), dtype)
+    pretend(model)
+    pretend(vae)
+    height, width = preset.height, preset.width
+    rows = {
+        "frozen parameters": states.frozen,
+        "trainable parameters": states.trainable,
+        "small parameters, whole": states.whole,
+        "master weights, moments": states.optimizer,
+        "gradients": states.gradients,
+        "VAE and its pass": sum(p.nbytes for p in vae.parameters()) + encoding_bytes(vae, height, width),
+        "layers in flight, bucket": communication,
+        "reserve": int(cluster.reserve_gb * GB),
+    }
+    return fit(rows, activation_bytes(model, sample, 1, references=references), cluster)
+
+
+def fit(rows: dict[str, int], activation: int, cluster: Cluster) -> MemoryPlan:
+    """The largest micro batch beside ``rows``, and what of them has to go to the host for one sample to fit."""
+    plans = []
+    for offload, away in _OFFLOADED.items():
+        kept = {name: 0 if name in away else size for name, size in rows.items()}
+        room = int(cluster.memory_gb * GB) - sum(kept.values())
+        plans.append(MemoryPlan(kept, activation, offload, max(0, room // activation)))
+    return next((plan for plan in plans if plan.micro_batch), plans[-1])
+
+
+def plan_stages(
+    preset: Preset, sample: Sample, cluster: Cluster, stages: Sequence[StageConfig], batch_size: int
+) -> list[StagePlan]:
+    """FLOPs, tokens and days of each stage at that global batch size."""
+    model, vae = meta_model(preset), meta_vae(preset)
+    encode, _ = vae_flops(vae, preset.height, preset.width)
+    both = mllm_flops(model, sample) + aggregator_flops(model, sample, backward=True)
+    plans = []
+    for stage in stages:
+        references = stage.conditions == "mllm+references"
+        images = 1 + references * sample.references
+        flops = both + encode * images
+        flops += denoising_flops(model, sample, mllm=True, references=references, backward=True)
+        seconds = stage.steps * batch_size * flops / (cluster.gpus * cluster.peak_tflops * 1e12 * cluster.utilisation)
+        plans.append(
+            StagePlan(stage.name, stage.steps, sample.tokens(mllm=True, references=references), flops, seconds / 86400)
+        )
+    return plans

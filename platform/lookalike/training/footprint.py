@@ -1,0 +1,164 @@
+"""Memory of one training process, told before anything is allocated: what ZeRO-3 keeps, and the peak of one pass.
+
+The pass runs the real modules on fake tensors (torch's ``FakeTensorMode``: shapes of the CPU's kernels, no storage) and
+counts the bytes that are alive at once. torch's own ``MemTracker`` cannot: it hooks every parameter, frozen ones too.
+"""
+
+import weakref
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakIdKeyDictionary
+
+from lookalike.models.costs import Sample, by_depth, context_of, denoise
+from lookalike.models.subject import SubjectModel
+from lookalike.training.zero import zero3_config
+
+REDUCE_BUCKET = 500_000_000  # elements; DeepSpeed's default, allocated once for each type of gradients
+MAX_LIVE = 1_000_000_000  # elements; DeepSpeed's default bound on layers gathered at once
+_FP32 = 4
+
+
+@dataclass(frozen=True)
+class States:
+    """Bytes that one rank of ZeRO-3 holds between two steps."""
+
+    frozen: int
+    """Its share of the parameters that do not learn."""
+    trainable: int
+    """Its share of those that do, in the type of the forward pass."""
+    whole: int
+    """Small parameters, kept whole on every rank."""
+    optimizer: int
+    """fp32: master weights (DeepSpeed copies them even where the trainable share is float32), two moments, average."""
+    gradients: int
+    """Its share of the accumulated gradients."""
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.frozen + self.trainable + self.whole + self.optimizer + self.gradients
+
+
+def zero3_states(
+    parameters: Iterable[nn.Parameter], ranks: int, dtype: torch.dtype = torch.float32, *, average: bool = False
+) -> States:
+    """What a rank of ``ranks`` keeps of these parameters (whose ``requires_grad`` says what learns)."""
+    threshold = zero3_config(micro_batch_size=1, accumulation=1, max_grad_norm=1.0)["zero_optimization"][
+        "stage3_param_persistence_threshold"
+    ]
+    size = dtype.itemsize
+    frozen = trainable = whole = 0
+    for parameter in parameters:
+        numel = parameter.numel()
+        share = -(-numel // ranks)  # padded to equal parts
+        frozen += share * (not parameter.requires_grad)
+        trainable += share * parameter.requires_grad
+        whole += numel * (numel <= threshold)
+    optimizer = trainable * _FP32 * (3 + average)
+    return States(frozen * size, trainable * size, whole * size, optimizer, trainable * size)
+
+
+def communication_bytes(parameters: Iterable[nn.Parameter], dtype: torch.dtype = torch.float32) -> int:
+    """Bucket of gradients on their way, and layers gathered for the pass: DeepSpeed's bounds on both."""
+    total = sum(parameter.numel() for parameter in parameters)
+    return (REDUCE_BUCKET + min(MAX_LIVE, total)) * dtype.itemsize
+
+
+def activation_bytes(model: SubjectModel, sample: Sample, batch: int, *, references: bool, mllm: bool = True) -> int:
+    """Peak bytes of one forward and backward pass on ``batch`` samples, beside parameters and gradients.
+
+    Hidden states of the MLLM, aggregator and DiT, with gradient checkpointing where the model has it on. Gradients are
+    taken away as they come: ZeRO-3 scatters them, and they are counted with the states. The frozen MLLM's own pass
+    keeps less than the DiT's and ends before it.
+
+    Args:
+        model: built by :func:`~lookalike.models.costs.meta_model` and :func:`pretend`\\ ed, or a real one on the CPU.
+        sample: tokens of each sample.
+        batch: samples of a micro batch.
+        references: whether the DiT sees reference tokens.
+        mllm: whether it sees the MLLM's.
+    """
+    hooks = [
+        parameter.register_post_accumulate_grad_hook(_drop_gradient)
+        for parameter in model.parameters()
+        if parameter.requires_grad
+    ]
+
+    def measure() -> int:
+        with LiveBytes(model) as live, torch.enable_grad():
+            context = context_of(model, sample, batch) if mllm else None
+            predicted = denoise(model, sample, context, references, batch)
+            predicted.float().square().mean().backward()
+        return int(live.peak)
+
+    try:
+        with _mode_of(model):
+            return by_depth(model.transformer, measure)
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def encoding_bytes(vae: Any, height: int, width: int) -> int:
+    """Peak bytes of encoding one image of that many pixels, beside the VAE's parameters."""
+    with _mode_of(vae), torch.no_grad(), LiveBytes(vae) as live:
+        vae.encode(torch.empty(1, 3, height, width, dtype=vae.dtype))
+    return int(live.peak)
+
+
+def pretend(module: Any) -> Any:
+    """Turn a module on the meta device into one of fake tensors on the CPU, in place: the CPU's kernels, no storage."""
+    mode = FakeTensorMode()
+    for part in module.modules():
+        for name, parameter in part._parameters.items():
+            if parameter is not None:
+                fake = FakeTensor(mode, parameter.detach(), torch.device("cpu"))
+                part._parameters[name] = nn.Parameter(fake, requires_grad=parameter.requires_grad)
+        for name, buffer in part._buffers.items():
+            if buffer is not None:
+                part._buffers[name] = FakeTensor(mode, buffer, torch.device("cpu"))
+    return module
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts bytes of storages that operations make, while they are alive; those of ``module`` do not count."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.live: int = 0
+        self.peak: int = 0
+        """Most bytes alive at once."""
+        self._known = WeakIdKeyDictionary()
+        for tensor in [*module.parameters(), *module.buffers()]:
+            self._known[tensor.untyped_storage()] = True
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for value in tree_leaves(out):
+            if isinstance(value, Tensor) and value.untyped_storage() not in self._known:
+                storage = value.untyped_storage()
+                self._known[storage] = True
+                self.live += storage.nbytes()
+                self.peak = max(self.peak, self.live)
+                weakref.finalize(storage, self._free, storage.nbytes())
+        return out
+
+    def _free(self, size: int) -> None:
+        self.live -= size
+
+
+def _mode_of(module: nn.Module) -> Any:
+    """The fake mode that a pretended module lives in; a real one needs none."""
+    first = next(module.parameters())
+    return first.fake_mode if isinstance(first, FakeTensor) else torch.enable_grad()
+
+
+def _drop_gradient(parameter: Tensor) -> None:
+    parameter.grad = None

@@ -1,0 +1,46 @@
+"""What two real ranks of ZeRO-3 hold, against what the plan says."""
+
+import json
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from lookalike.models.costs import meta_model
+from lookalike.models.presets import load_preset
+from lookalike.models.sources import materialise
+from lookalike.training.footprint import REDUCE_BUCKET, zero3_states
+
+RANKS = 2
+
+
+def test_two_ranks_hold_what_the_plan_says(tmp_path) -> None:
+    bundle = materialise(load_preset("mini"), tmp_path / "bundle")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    script = str(Path(__file__).with_name("zero_rank.py"))
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, script, str(rank), str(RANKS), str(port), str(bundle)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(RANKS)
+    ]
+    try:
+        outputs = [rank.communicate(timeout=300)[0] for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+    assert [rank.returncode for rank in ranks] == [0] * RANKS, "".join(outputs)[-4000:]
+    held = json.loads(outputs[0].strip().splitlines()[-1])
+    assert held.pop("bucket") == REDUCE_BUCKET * torch.float32.itemsize
+    told = zero3_states(meta_model(load_preset("mini")).parameters(), RANKS)
+    assert sum(held.values()) == pytest.approx(told.total, rel=0.01)
+    for kind, size in held.items():
+        assert size == pytest.approx(getattr(told, kind), rel=0.01), kind

@@ -1,0 +1,122 @@
+"""Memory that is told in advance, against what PyTorch's profiler sees, and DeepSpeed's own schema."""
+
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from lookalike.errors import ConfigError
+from lookalike.models.batch import Batch
+from lookalike.models.costs import Sample, meta_model, meta_vae
+from lookalike.models.presets import load_preset
+from lookalike.models.subject import SubjectModel
+from lookalike.models.vae import load_vae
+from lookalike.training.budget import GB, Cluster, fit
+from lookalike.training.footprint import activation_bytes, encoding_bytes, pretend, zero3_states
+from lookalike.training.zero import zero3_config
+
+SAMPLES = 3
+
+
+def profiled_peak(run) -> int:
+    """Most bytes that PyTorch's allocator held at once during ``run``, above what it held before."""
+    run()  # whatever is made once
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        run()
+    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
+    live = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        live += event.nbytes()
+        peak = max(peak, live)
+    return peak
+
+
+@pytest.fixture(scope="module")
+def sample() -> Sample:
+    return Sample.of(load_preset("mini"), 2, text_tokens=20)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_peak_of_a_pass_equals_the_profilers(bundle_dir, sample, checkpointing: bool) -> None:
+    """The real pass, MLLM included; gradients leave at once, as ZeRO-3 scatters them."""
+    model = SubjectModel.from_bundle(bundle_dir)
+    trainable = model.trainable(("aggregator", "transformer"))
+    model.train()
+    for parameter in trainable.values():
+        parameter.register_post_accumulate_grad_hook(lambda parameter: setattr(parameter, "grad", None))
+    told = meta_model(load_preset("mini"))
+    if checkpointing:
+        model.enable_gradient_checkpointing()
+        told.enable_gradient_checkpointing()
+
+    ids = torch.full((SAMPLES, sample.context), 9)
+    ids[:, : 2 * sample.tokens_per_image] = model.mllm.config.image_token_id
+    ones = torch.ones(SAMPLES, sample.context, dtype=torch.bool)
+    is_image = ids == model.mllm.config.image_token_id
+    pixels = torch.zeros(SAMPLES, 2, 3, 64, 64)
+    batch = Batch(ids, ones, is_image, pixels, pixels.to(torch.uint8), torch.ones(SAMPLES, 2, dtype=torch.bool))
+
+    def step() -> None:
+        latents = torch.randn(SAMPLES, 2, 64, 16)
+        noisy, sigma = torch.randn(SAMPLES, 64, 16), torch.full((SAMPLES,), 0.5)
+        model(batch, noisy, sigma, reference_latents=latents).square().mean().backward()
+
+    measured = profiled_peak(step)
+    assert activation_bytes(pretend(told), sample, SAMPLES, references=True) == pytest.approx(measured, rel=0.1)
+    # a real pass on the same shapes, whole and not by depth
+    assert activation_bytes(model, sample, SAMPLES, references=True) == pytest.approx(measured, rel=0.1)
+
+
+def test_peak_of_encoding_equals_the_profilers(bundle_dir) -> None:
+    vae, image = load_vae(bundle_dir), torch.zeros(1, 3, 64, 64)
+    with torch.no_grad():
+        measured = profiled_peak(lambda: vae.encode(image))
+    told = encoding_bytes(pretend(meta_vae(load_preset("mini"))), 64, 64)
+    assert told - image.nbytes == pytest.approx(measured, rel=0.1)
+
+
+def test_states_scale_as_zero3_shares_them() -> None:
+    parameters = list(meta_model(load_preset("flux-internvl3-8b"), torch.bfloat16).parameters())
+    eight, one = (zero3_states(parameters, ranks, torch.bfloat16) for ranks in (8, 1))
+    trainable = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
+    assert one.trainable == one.gradients == 2 * trainable
+    assert one.optimizer == 12 * trainable
+    assert zero3_states(parameters, 1, torch.bfloat16, average=True).optimizer == 16 * trainable
+    assert eight.whole == one.whole < 50e6
+    for name in ("frozen", "trainable", "optimizer", "gradients"):
+        assert getattr(eight, name) == pytest.approx(getattr(one, name) / 8, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("gb", "offload", "micro_batch"),
+    [(8.5, "none", 2), (7.5, "none", 1), (7.4, "optimizer", 3), (4, "optimizer and parameters", 3), (1, None, 0)],
+)
+def test_what_does_not_fit_goes_to_the_host(gb: float, offload: str | None, micro_batch: int) -> None:
+    rows = {"frozen parameters": 3 * GB, "master weights, moments": 2 * GB, "gradients": GB, "reserve": int(0.5 * GB)}
+    plan = fit(rows, GB, Cluster(8, gb, reserve_gb=0.5))
+    assert plan.micro_batch == micro_batch
+    if offload is not None:
+        assert plan.offload == offload
+        held = sum(plan.rows.values())
+        assert held + plan.activations(micro_batch) <= gb * GB < held + plan.activations(micro_batch + 1)
+
+
+def test_no_such_cluster() -> None:
+    with pytest.raises(ConfigError, match="no such cluster"):
+        Cluster(0, 80)
+    with pytest.raises(ConfigError, match="utilisation is a share"):
+        Cluster(8, 80, utilisation=35)
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_deepspeed_accepts_our_configuration(bf16: bool) -> None:
+    from deepspeed.runtime.config import DeepSpeedConfig
+
+    ours = zero3_config(micro_batch_size=4, accumulation=2, max_grad_norm=1.0, bf16=bf16)
+    read = DeepSpeedConfig(ours)
+    assert read.zero_optimization_stage == 3
+    assert read.bfloat16_config.enabled is bf16
+    assert read.zero_config.param_persistence_threshold == 1_000_000
+    assert read.train_batch_size == 8
+    wrong = {**ours, "zero_optimization": {**ours["zero_optimization"], "no_such_setting": 1}}
+    with pytest.raises(Exception, match="no_such_setting"):
+        DeepSpeedConfig(wrong)
