@@ -82,8 +82,8 @@ class Evaluator:
 
     def _losses(self, unit: LossUnit) -> list[Measurement]:
         pipe, pool = self._pipe(unit.bundle), self._work.pool
-        position = self._preprocessor(pipe).preset.references.position
-        model = SubjectModel(pipe.mllm, pipe.aggregator, pipe.transformer, position).eval()
+        references = self._preprocessor(pipe).preset.references
+        model = SubjectModel(pipe.mllm, pipe.aggregator, pipe.transformer, references).eval()
         targets = [self._load(sample.target)[0] for sample in unit.samples]
         strangers = [sample.shuffled for sample in unit.samples if sample.shuffled is not None]
         rows = paired_losses(

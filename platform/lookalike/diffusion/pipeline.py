@@ -24,7 +24,7 @@ from lookalike.models.aggregate import LayerAggregator
 from lookalike.models.batch import Batch, to_batch
 from lookalike.models.bundle import ADAPTER, open_bundle, write_manifest
 from lookalike.models.context import encode_context
-from lookalike.models.dit import Context, References, velocity
+from lookalike.models.dit import Context, References, prepare_references, velocity
 from lookalike.models.preprocess import Preprocessor
 from lookalike.models.vae import decode, downsampling, encode, token_grid
 
@@ -187,7 +187,10 @@ class SubjectPipeline(DiffusionPipeline):
         if any(conditions.mllm for conditions in plan):
             context = self._context(batch, num_images_per_prompt)
         if any(conditions.references for conditions in plan):
-            reference_tokens = self._references(batch, num_images_per_prompt)
+            latents_of = self._references(batch, num_images_per_prompt)
+            reference_tokens = prepare_references(
+                self.transformer, latents_of, grid, preset.references, distilled_guidance
+            )
 
         def predict(conditions: Conditions, sigma: Tensor) -> Tensor:
             return velocity(

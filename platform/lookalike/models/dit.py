@@ -1,15 +1,17 @@
-"""One step of the DiT: diffusers' FluxTransformer2DModel with reference tokens in its image sequence.
+"""One step of the DiT: diffusers' FluxTransformer2DModel with the references' tokens, or with their keys and values.
 
 B batch, T target tokens, R reference slots, K tokens of one reference, L context tokens, C packed latent channels.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lookalike.models.presets import ReferencePosition
+from lookalike.models.attention import KeyValues, use_reference_attention
+from lookalike.models.presets import ReferenceConfig, ReferencePosition
 
 
 @dataclass(frozen=True)
@@ -20,6 +22,8 @@ class Context:
     """float ``[B, L, joint_attention_dim]``."""
     mask: Tensor
     """bool ``[B, L]``: true on tokens that may be seen."""
+    weight: float = 1.0
+    """Above 0: factor of these tokens in every softmax; towards 0 they are as good as absent."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,20 @@ class References:
     """bool ``[B, R]``: true on references that may be seen."""
     grid: tuple[int, int]
     """Rows and columns of the patchified grid; their product is K."""
+    weight: float = 1.0
+    """As :attr:`Context.weight`."""
+
+
+@dataclass(frozen=True)
+class ReferenceKeys:
+    """What the tokens of target and context see of the references in every layer, the same at every noise level."""
+
+    layers: KeyValues
+    """Of R K tokens."""
+    mask: Tensor
+    """bool ``[B, R K]``: true on tokens that may be seen."""
+    weight: float = 1.0
+    """As :attr:`Context.weight`."""
 
 
 def grid_ids(grid: tuple[int, int], *, first: tuple[int, int, int] = (0, 0, 0)) -> Tensor:
@@ -61,13 +79,42 @@ def image_ids(
     return torch.cat(parts)
 
 
+def prepare_references(
+    transformer: Any, references: References, grid: tuple[int, int], config: ReferenceConfig, guidance: float = 1.0
+) -> References | ReferenceKeys:
+    """What :func:`velocity` reads of the references of a target of ``grid`` rows and columns, once for all its steps.
+
+    With ``attention: full`` that is the latents themselves. With ``cached`` one pass over the reference tokens alone,
+    modulated at noise level 0, leaves keys and values of every layer: a reference token sees the references of its
+    sample, and neither context nor target. Gradients flow through that pass.
+    """
+    if config.attention == "full":
+        return references
+    use_reference_attention(transformer)
+    slots, length = references.latents.shape[1:3]
+    tokens = references.latents.flatten(1, 2).to(transformer.dtype)
+    mask = references.mask.repeat_interleave(length, dim=1)
+    visible = mask | ~mask.any(dim=1, keepdim=True)  # softmax over no key at all would be NaN
+    layers = KeyValues()
+    _run(
+        transformer,
+        tokens,
+        tokens.new_zeros(len(tokens)),
+        image_ids(grid, references.grid, slots, config.position)[grid[0] * grid[1] :],
+        None,
+        guidance,
+        {"attention_mask": visible[:, None, None, :], "written": layers},
+    )
+    return ReferenceKeys(layers, mask, references.weight)
+
+
 def velocity(
     transformer: Any,
     noisy: Tensor,
     sigma: Tensor,
     grid: tuple[int, int],
     context: Context | None,
-    references: References | None,
+    references: References | ReferenceKeys | None,
     position: ReferencePosition,
     guidance: float,
 ) -> Tensor:
@@ -76,28 +123,55 @@ def velocity(
     A condition that is None adds no tokens at all; one that is masked adds tokens that nothing attends to. Both give
     the same result. The pooled embedding is zero.
     """
-    config, batch, device = transformer.config, noisy.shape[0], noisy.device
     noisy = noisy.to(transformer.dtype)
-    if context is None:
-        empty = noisy.new_zeros(batch, 0, config.joint_attention_dim)
-        context = Context(empty, torch.ones(batch, 0, dtype=torch.bool, device=device))
-    tokens, masks = [noisy], [context.mask, torch.ones(noisy.shape[:2], dtype=torch.bool, device=device)]
-    ids = grid_ids(grid)
-    if references is not None:
+    tokens, ids = noisy, grid_ids(grid)
+    seen = [(torch.ones(noisy.shape[:2], dtype=torch.bool, device=noisy.device), 1.0)]
+    if context is not None:
+        seen.insert(0, (context.mask, context.weight))
+    attention: dict[str, Any] = {}
+    if isinstance(references, ReferenceKeys):
+        attention["given"] = references.layers
+        seen.append((references.mask, references.weight))
+    elif references is not None:
         slots, length = references.latents.shape[1:3]
-        tokens.append(references.latents.flatten(1, 2).to(noisy.dtype))
-        masks.append(references.mask.repeat_interleave(length, dim=1))
+        tokens = torch.cat([noisy, references.latents.flatten(1, 2).to(noisy.dtype)], dim=1)
         ids = image_ids(grid, references.grid, slots, position)
-    mask = torch.cat(masks, dim=1)
-    predicted = transformer(
-        hidden_states=torch.cat(tokens, dim=1),
-        encoder_hidden_states=context.tokens.to(noisy.dtype),
-        pooled_projections=noisy.new_zeros(batch, config.pooled_projection_dim),
-        timestep=sigma.to(noisy.dtype),  # the model multiplies by 1000
-        guidance=noisy.new_full((batch,), guidance) if config.guidance_embeds else None,
-        img_ids=ids.to(device),
-        txt_ids=torch.zeros(context.tokens.shape[1], 3, device=device),
-        joint_attention_kwargs={"attention_mask": mask[:, None, None, :]},
+        seen.append((references.mask.repeat_interleave(length, dim=1), references.weight))
+    attention["attention_mask"] = _attention_mask(seen, noisy.dtype)
+    text = None if context is None else context.tokens
+    return _run(transformer, tokens, sigma, ids, text, guidance, attention)[:, : noisy.shape[1]]
+
+
+def _run(
+    transformer: Any,
+    tokens: Tensor,
+    sigma: Tensor,
+    ids: Tensor,
+    context: Tensor | None,
+    guidance: float,
+    attention: dict[str, Any],
+) -> Tensor:
+    """diffusers' forward on image tokens ``[B, S, C]`` with rotary ``ids`` ``[S, 3]``; no context has length 0."""
+    config, batch = transformer.config, len(tokens)
+    if context is None:
+        context = tokens.new_zeros(batch, 0, config.joint_attention_dim)
+    return transformer(  # type: ignore[no-any-return]
+        hidden_states=tokens,
+        encoder_hidden_states=context.to(tokens.dtype),
+        pooled_projections=tokens.new_zeros(batch, config.pooled_projection_dim),
+        timestep=sigma.to(tokens.dtype),  # the model multiplies by 1000
+        guidance=tokens.new_full((batch,), guidance) if config.guidance_embeds else None,
+        img_ids=ids.to(tokens.device),
+        txt_ids=torch.zeros(context.shape[1], 3, device=tokens.device),
+        joint_attention_kwargs=attention,
         return_dict=False,
     )[0]
-    return predicted[:, : noisy.shape[1]]  # type: ignore[no-any-return]
+
+
+def _attention_mask(seen: list[tuple[Tensor, float]], dtype: torch.dtype) -> Tensor:
+    """Keys in their order, ``[B, 1, 1, S]``: bool, or where a weight is not 1 its logarithm as a bias."""
+    mask = torch.cat([part for part, _ in seen], dim=1)[:, None, None, :]
+    if all(weight == 1 for _, weight in seen):
+        return mask
+    bias = torch.cat([torch.full_like(part, math.log(weight), dtype=dtype) for part, weight in seen], dim=1)
+    return bias[:, None, None, :].masked_fill(~mask, -math.inf)

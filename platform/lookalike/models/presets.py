@@ -16,6 +16,7 @@ PRESETS_DIR = Path(__file__).parent / "presets"
 AggregatorKind = Literal["last_layer", "layer_mean", "single_lap", "dla"]
 SourcedPart = Literal["mllm", "vae", "transformer", "aggregator"]
 ReferencePosition = Literal["diagonal", "index"]
+ReferenceAttention = Literal["full", "cached"]
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,10 @@ class ReferenceConfig:
     position: ReferencePosition = "diagonal"
     """Rotary ids: ``diagonal`` starts reference k behind the corner of what precedes it (UNO); ``index`` keeps (h, w)
     and counts the first axis (FLUX Kontext)."""
+    attention: ReferenceAttention = "full"
+    """``full``: reference tokens take part in every step as the target's do (the paper). ``cached``: they see the
+    references of their sample alone, at noise level 0, so their keys and values are computed once per image and not
+    once per step. What weights were trained with is what they generate with."""
 
 
 @dataclass(frozen=True)

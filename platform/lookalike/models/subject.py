@@ -17,8 +17,8 @@ from lookalike.models.aggregate import LayerAggregator
 from lookalike.models.batch import Batch
 from lookalike.models.bundle import open_bundle, read_preset
 from lookalike.models.context import encode_context
-from lookalike.models.dit import Context, References, velocity
-from lookalike.models.presets import LoraConfig, ReferencePosition
+from lookalike.models.dit import Context, ReferenceKeys, References, prepare_references, velocity
+from lookalike.models.presets import LoraConfig, ReferenceConfig
 from lookalike.models.weights import load_weights
 
 Part = Literal["mllm", "aggregator", "transformer", "transformer_lora"]
@@ -31,7 +31,7 @@ class SubjectModel(nn.Module):
         mllm: transformers multimodal base model (a :class:`~lookalike.models.joint.JointEncoder`), frozen at first.
         aggregator: layer aggregation and bridge.
         transformer: diffusers FluxTransformer2DModel.
-        reference_position: how reference tokens are numbered.
+        references: how reference tokens are numbered, and what they attend to.
     """
 
     def __init__(
@@ -39,13 +39,13 @@ class SubjectModel(nn.Module):
         mllm: nn.Module,
         aggregator: LayerAggregator,
         transformer: nn.Module,
-        reference_position: ReferencePosition,
+        references: ReferenceConfig,
     ) -> None:
         super().__init__()
         self.mllm = mllm
         self.aggregator = aggregator
         self.transformer = transformer
-        self.reference_position: ReferencePosition = reference_position
+        self.references = references
         self._mllm_learns = False
         self.trainable(())
 
@@ -60,7 +60,7 @@ class SubjectModel(nn.Module):
         from transformers import AutoConfig, AutoModel
         from transformers.initialization import no_init_weights
 
-        position = read_preset(bundle_dir).references.position
+        references = read_preset(bundle_dir).references
         mllm_config = AutoConfig.from_pretrained(bundle_dir / "mllm")
         default = torch.get_default_dtype()
         torch.set_default_dtype(dtype)
@@ -72,7 +72,7 @@ class SubjectModel(nn.Module):
                 transformer = FluxTransformer2DModel.from_config(config)
         finally:
             torch.set_default_dtype(default)
-        return cls(mllm, aggregator, transformer, position)
+        return cls(mllm, aggregator, transformer, references)
 
     @classmethod
     def from_bundle(
@@ -135,24 +135,21 @@ class SubjectModel(nn.Module):
         noisy_latents: Tensor,
         sigma: Tensor,
         context: Context | None,
-        references: References | None,
+        references: References | ReferenceKeys | None,
         *,
         grid: tuple[int, int] | None = None,
         guidance: float = 1.0,
     ) -> Tensor:
         """Velocity ``[B, T, C]`` of noisy packed latents ``[B, T, C]`` at noise level ``sigma`` ``[B]``.
 
-        ``grid`` is the target's rows and columns of tokens; by default a square of T.
+        ``grid`` is the target's rows and columns of tokens; by default a square of T. Of references by their latents
+        the keys and values are computed here, if the model caches them.
         """
+        grid = grid or square_grid(noisy_latents.shape[1])
+        if isinstance(references, References):
+            references = prepare_references(self.transformer, references, grid, self.references, guidance)
         return velocity(
-            self.transformer,
-            noisy_latents,
-            sigma,
-            grid or square_grid(noisy_latents.shape[1]),
-            context,
-            references,
-            self.reference_position,
-            guidance,
+            self.transformer, noisy_latents, sigma, grid, context, references, self.references.position, guidance
         )
 
     def forward(

@@ -1,3 +1,4 @@
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -6,11 +7,15 @@ import torch
 from PIL import Image
 
 from lookalike.diffusion.pipeline import SubjectPipeline
+from lookalike.diffusion.stages import StageSchedule
 from lookalike.errors import ConfigError, InputError
 from lookalike.models.adapters import load_lora, save_lora
+from lookalike.models.batch import to_batch
 from lookalike.models.bundle import ADAPTER, Base, bundle_sha256, read_manifest, read_preset, verify, write_manifest
+from lookalike.models.preprocess import Preprocessor
 from lookalike.models.presets import LoraConfig
 from lookalike.models.subject import SubjectModel
+from lookalike.models.vae import encode
 
 FAST = {"num_inference_steps": 4, "output_type": "latent"}
 
@@ -89,17 +94,59 @@ def test_guidance_is_the_difference_of_two_branches(pipe, photos) -> None:
 
 
 def test_sampling_is_eulers_method_on_the_models_velocity(pipe, photos) -> None:
-    from lookalike.models.batch import to_batch
-
     start = torch.randn(1, 64, 16, generator=torch.Generator().manual_seed(3))
     found = pipe("a mug", photos[:1], latents=start, guidance_scale=1, stages="mllm_only", **FAST).images
-    model = SubjectModel(pipe.mllm, pipe.aggregator, pipe.transformer, "diagonal").eval()
+    model = SubjectModel(pipe.mllm, pipe.aggregator, pipe.transformer, pipe.preprocessor.preset.references).eval()
     batch = to_batch(pipe.preprocessor(["a mug"], [[np.asarray(photos[0])]]))
     current = start
     with torch.no_grad():
         for sigma, after in zip(pipe.scheduler.sigmas[:-1], pipe.scheduler.sigmas[1:], strict=True):
             current = current + (after - sigma) * model(batch, current, sigma[None], use_references=False)
     torch.testing.assert_close(found, current, rtol=1e-4, atol=1e-4)
+
+
+def test_cached_references_are_computed_once_and_change_nothing(pipe, photos, monkeypatch) -> None:
+    preset = pipe.preprocessor.preset
+    references = dataclasses.replace(preset.references, attention="cached")
+    cached = Preprocessor(dataclasses.replace(preset, references=references), pipe.preprocessor.tokenizer_file)
+    monkeypatch.setattr(pipe, "preprocessor", cached)
+    calls, flux = [], pipe.transformer.forward
+
+    def record(*args, **kwargs):
+        lengths = kwargs["encoder_hidden_states"].shape[1], kwargs["hidden_states"].shape[1]
+        calls.append((float(kwargs["timestep"][0]), *lengths))
+        return flux(*args, **kwargs)
+
+    start = torch.randn(2, 64, 16, generator=torch.Generator().manual_seed(3))
+    prompts, given = ["a mug", "a blue box on sand"], [photos[:1], photos[1:3]]
+    options = {"guidance_scale": 1, "stages": "0.95/0.7", **FAST}
+    with monkeypatch.context() as patch:
+        patch.setattr(pipe.transformer, "forward", record)
+        found = pipe(prompts, given, latents=start, **options).images
+    levels = pipe.scheduler.sigmas.tolist()[:4]
+    lengths = [(43, 64), (43, 64), (0, 64), (0, 64)]
+    assert calls == [(0, 0, 128), *((s, *n) for s, n in zip(levels, lengths, strict=True))]
+    torch.testing.assert_close(pipe(*prompts[:1], given[0], latents=start[:1], **options).images, found[:1])
+
+    model = SubjectModel(pipe.mllm, pipe.aggregator, pipe.transformer, references).eval()
+    batch = to_batch(cached(prompts, [[np.asarray(photo) for photo in row] for row in given]))
+    latents = encode(pipe.vae, batch.references.flatten(0, 1)).unflatten(0, (2, 2))
+    current, plan = start, StageSchedule(0.95, 0.7).plan(levels)
+    with torch.no_grad():
+        for step, seen in enumerate(plan):  # keys and values anew in every step, as in training
+            change = pipe.scheduler.sigmas[step + 1] - pipe.scheduler.sigmas[step]
+            sigma = pipe.scheduler.sigmas[step].expand(2)
+            current = current + change * model(
+                batch,
+                current,
+                sigma,
+                reference_latents=latents,
+                use_mllm=seen.mllm,
+                use_references=seen.references,
+            )
+    torch.testing.assert_close(found, current, rtol=1e-4, atol=1e-4)
+    monkeypatch.undo()
+    assert (pipe(prompts, given, latents=start, **options).images - found).abs().max() > 1e-2
 
 
 def test_saves_and_loads_as_a_bundle(pipe, photos, tmp_path) -> None:
