@@ -9,12 +9,13 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 from lookalike import config as configs
-from lookalike.errors import LookalikeError, UnreachableError
+from lookalike.errors import LookalikeError, StoppedError, UnreachableError
 
 ConfigT = TypeVar("ConfigT")
 
 EXIT_ERROR = 2  # what argparse uses for a bad command line: the user can mend it
 EXIT_REFUSED = 3  # the gate refused, and the caller asked to hear of it
+EXIT_STOPPED = 143  # 128 + SIGTERM, as a shell reports it: not done, and nothing is wrong
 
 
 def run_job(config_class: type[ConfigT], body: Callable[[ConfigT], int | None], description: str | None) -> int:
@@ -28,6 +29,9 @@ def run_job(config_class: type[ConfigT], body: Callable[[ConfigT], int | None], 
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
         return body(configs.parse(config_class, description=description)) or 0
+    except StoppedError as stopped:
+        print(stopped, file=sys.stderr)
+        return EXIT_STOPPED
     except LookalikeError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_ERROR

@@ -16,6 +16,8 @@ from lookalike.training import checkpoint
 from lookalike.training.config import TrainConfig
 from lookalike.training.export import export_bundle, initial_bundle
 from lookalike.training.plan import EpochPlan
+from lookalike.training.stopping import stops_on_sigterm
+from lookalike.training.watchdog import HANGS
 from pipelines.entry import ray_session
 from pipelines.train.data import PlannedDataConfig, TripletSource, rank_dataset, steps_from
 from pipelines.train.settings import WorkerSettings, train_worker
@@ -32,6 +34,7 @@ _NOT_IDENTITY = (
     "micro_batch_size",
     "activation_checkpointing",
     "checkpoint",
+    "safety",
     "log_every",
     "export_dtype",
 )
@@ -43,6 +46,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
     Raises:
         ConflictError: ``config.run`` holds a run of another configuration or of another snapshot.
         InputError: no snapshot, no triplets, a base that is incomplete.
+        StoppedError: SIGTERM came; the same configuration again goes on from the checkpoint that was made.
+        TrainingDivergedError: the loss or its gradient is not finite or too large.
     """
     dataset = open_store(config.dataset)
     version = latest_version(dataset)
@@ -69,17 +74,17 @@ def train(config: TrainConfig) -> dict[str, Any]:
         base_sha256=initial.sha256,
         tracking_run=_tracking_run(config, store, snapshot),
     )
-    with ray_session():
+    with ray_session(), stops_on_sigterm(store, config.safety.grace_s):
         _fit(settings, store)
     return _finish(settings, store, snapshot)
 
 
 def _fit(settings: WorkerSettings, store: Store) -> None:
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchConfig, TorchTrainer
 
     config, workers = settings.config, settings.config.workers
-    checkpoints = store.child("checkpoints")
+    checkpoints = store.child(checkpoint.CHECKPOINTS)
 
     def start() -> int:
         return max(checkpoint.committed_steps(checkpoints), default=0)
@@ -110,7 +115,17 @@ def _fit(settings: WorkerSettings, store: Store) -> None:
             failure_config=FailureConfig(max_failures=workers.max_failures),
         ),
     )
-    trainer.fit()
+    try:
+        ended_early = trainer.fit().return_value
+    except TrainingFailedError as error:
+        hangs = sorted(info.key for info in store.list(f"{HANGS}/"))
+        raise LookalikeError(
+            f"training failed {workers.max_failures + 1} times",
+            value=str(error),
+            fix=f"stacks of ranks that hung are in {store.uri}: {', '.join(hangs)}" if hangs else "see the log above",
+        ) from error
+    if ended_early is not None:
+        raise ended_early
 
 
 def _tracking_run(config: TrainConfig, store: Store, snapshot: dict[str, Any]) -> str:
@@ -125,7 +140,7 @@ def _tracking_run(config: TrainConfig, store: Store, snapshot: dict[str, Any]) -
 
 def _finish(settings: WorkerSettings, store: Store, snapshot: dict[str, Any]) -> dict[str, Any]:
     config = settings.config
-    checkpoints = store.child("checkpoints")
+    checkpoints = store.child(checkpoint.CHECKPOINTS)
     steps = checkpoint.committed_steps(checkpoints)
     if not steps or steps[-1] < config.total_steps:
         raise LookalikeError("training ended early", value=f"step {steps[-1] if steps else 0}", fix="see the log above")

@@ -5,6 +5,7 @@ import warnings
 from dataclasses import dataclass
 from typing import Any
 
+from lookalike.errors import LookalikeError, StoppedError
 from lookalike.training.config import TrainConfig
 from lookalike.training.plan import EpochPlan
 from pipelines.train.data import TripletSource
@@ -28,11 +29,15 @@ class WorkerSettings:
     """Id of the tracker's run."""
 
 
-def train_worker(loop_config: dict[str, Any]) -> None:
-    """Entry point of a Ray Train worker."""
+def train_worker(loop_config: dict[str, Any]) -> LookalikeError | None:
+    """Entry point of a Ray Train worker.
+
+    Returns why training ended early where going on would not help: an exception would start the group again.
+    """
     import ray.train
 
-    from lookalike.training.loop import Rank
+    from lookalike.training.loop import TrainingDivergedError
+    from lookalike.training.ranks import Rank
     from pipelines.train.worker import run_rank
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
@@ -42,4 +47,8 @@ def train_worker(loop_config: dict[str, Any]) -> None:
     settings: WorkerSettings = loop_config["settings"]
     context = ray.train.get_context()
     rank = Rank(context.get_world_rank(), context.get_world_size())
-    run_rank(settings, ray.train.get_dataset_shard("train"), rank)
+    try:
+        run_rank(settings, ray.train.get_dataset_shard("train"), rank)
+    except (StoppedError, TrainingDivergedError) as error:
+        return error
+    return None

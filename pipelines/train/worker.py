@@ -18,15 +18,20 @@ from lookalike.training.bundles import local_bundle
 from lookalike.training.engine import Engine, PlainEngine
 from lookalike.training.export import adapter_of, trainable_parts
 from lookalike.training.history import History
-from lookalike.training.loop import Loop, Rank
+from lookalike.training.ledger import Ledger
+from lookalike.training.loop import Loop
 from lookalike.training.objective import DenoisingObjective, HeldOutLoss
+from lookalike.training.ranks import Rank
 from lookalike.training.zero import ZeroEngine, prepare_process
 from pipelines.train.data import Columns, prepare, validation_indices
 from pipelines.train.settings import WorkerSettings
 
 
 def run_rank(settings: WorkerSettings, shard: "ray.data.DataIterator", rank: Rank | None = None) -> None:
-    """Train as ``rank`` of a process group, or alone (``rank=None``: one plain process without DeepSpeed)."""
+    """Train as ``rank`` of a process group, or alone (``rank=None``: one plain process without DeepSpeed).
+
+    Raises what :meth:`Loop.run` raises.
+    """
     config = settings.config
     device = torch.device("cuda", torch.cuda.current_device()) if config.workers.use_gpu else torch.device("cpu")
     if not config.workers.use_gpu:
@@ -52,6 +57,7 @@ def run_rank(settings: WorkerSettings, shard: "ray.data.DataIterator", rank: Ran
             plan=settings.plan,
             store=store,
             history=History(store, tracker, config.total_steps, write=rank.is_first),
+            ledger=Ledger(rank),
             fingerprint=settings.fingerprint,
             base_sha256=settings.base_sha256,
         ).run(batches)

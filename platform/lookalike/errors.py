@@ -34,3 +34,7 @@ class ConflictError(LookalikeError):
 
 class UnreachableError(LookalikeError):
     """A service (S3, MLflow, Ray) that does not answer."""
+
+
+class StoppedError(LookalikeError):
+    """A job that was asked to end before it was done; the same command goes on."""

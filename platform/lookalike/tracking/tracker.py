@@ -5,6 +5,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
+from lookalike.errors import StoppedError
 from lookalike.tracking.address import tracking_uri
 
 if TYPE_CHECKING:
@@ -82,4 +83,4 @@ def status_of(kind: type[BaseException] | None) -> str:
     """How a run ended that was left with an exception of ``kind``."""
     if kind is None:
         return "FINISHED"
-    return "FAILED" if issubclass(kind, Exception) else "KILLED"
+    return "KILLED" if issubclass(kind, StoppedError) or not issubclass(kind, Exception) else "FAILED"

@@ -8,7 +8,7 @@ initial bundle holds them, and its hash is in ``state.json``.
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from safetensors.torch import load as load_safetensors
@@ -19,9 +19,10 @@ from lookalike.config import canonical_json
 from lookalike.errors import InputError
 from lookalike.storage import Store
 
+CHECKPOINTS = "checkpoints"
 COMMIT = "COMMIT"
 _STATE = "state.json"
-_PART_BYTES = 256 * 2**20  # a rank holds at most one part in memory while writing
+_PART_BYTES = 256 * 2**20
 _COMMITTED = re.compile(r"^step-(\d{8})/COMMIT$")
 
 
@@ -47,8 +48,26 @@ def committed_steps(store: Store) -> list[int]:
     return sorted(int(m.group(1)) for info in store.list("step-") if (m := _COMMITTED.match(info.key)))
 
 
-def save(store: Store, state: CheckpointState, tensors: Iterable[tuple[str, Tensor]], *, write: bool) -> None:
-    """Write one checkpoint. Every rank iterates ``tensors`` (a collective); only the one with ``write`` stores them."""
+def snapshot(tensors: Iterable[tuple[str, Tensor]], *, keep: bool = True) -> list[dict[str, Tensor]]:
+    """An engine's state in parts. Every rank iterates ``tensors`` (a collective); only the one with ``keep`` has them.
+
+    The tensors are copies already (:meth:`lookalike.training.engine.Engine.state`).
+    """
+    parts: list[dict[str, Tensor]] = []
+    size = _PART_BYTES
+    for key, tensor in tensors:
+        if not keep:
+            continue
+        if size + tensor.nbytes > _PART_BYTES:
+            parts.append({})
+            size = 0
+        parts[-1][key] = tensor.contiguous()
+        size += tensor.nbytes
+    return parts
+
+
+def write(store: Store, state: CheckpointState, parts: Sequence[Mapping[str, Tensor]]) -> None:
+    """Store a snapshot; ``COMMIT`` goes last."""
     target = store.child(folder_of(state.step))
     hashes: dict[str, str] = {}
 
@@ -56,12 +75,10 @@ def save(store: Store, state: CheckpointState, tensors: Iterable[tuple[str, Tens
         hashes[name] = hashlib.sha256(data).hexdigest()
         target.write(name, data)
 
-    for number, part in enumerate(_parts(tensors, keep=write)):
-        if write:
-            put(f"part-{number:05d}.safetensors", save_safetensors(part))
-    if write:
-        put(_STATE, canonical_json(asdict(state)).encode())
-        target.write(COMMIT, canonical_json(hashes).encode())
+    for number, part in enumerate(parts):
+        put(f"part-{number:05d}.safetensors", save_safetensors(dict(part)))
+    put(_STATE, canonical_json(asdict(state)).encode())
+    target.write(COMMIT, canonical_json(hashes).encode())
 
 
 def load(store: Store, step: int) -> tuple[CheckpointState, dict[str, Tensor]]:
@@ -100,10 +117,15 @@ def verify_owner(found: CheckpointState, fingerprint: str, base_sha256: str) -> 
             )
 
 
-def prune(store: Store, keep: int) -> None:
-    """Remove all but the ``keep`` newest complete checkpoints, and folders that a crash left without COMMIT."""
+def prune(store: Store, keep: int, keep_every: int | None = None) -> None:
+    """Remove checkpoints but the ``keep`` newest and those at multiples of ``keep_every`` steps.
+
+    Folders that a crash left without COMMIT go as well.
+    """
     steps = committed_steps(store)
     kept = {folder_of(step) for step in steps[-keep:]}
+    if keep_every is not None:
+        kept |= {folder_of(step) for step in steps if step % keep_every == 0}
     newest = folder_of(steps[-1]) if steps else ""
     doomed = [
         info.key for info in store.list("step-") if (folder := info.key.split("/")[0]) not in kept and folder < newest
@@ -115,18 +137,3 @@ def prune(store: Store, keep: int) -> None:
 def master_weights(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Trained parameters by name, fp32, out of a checkpoint's tensors."""
     return {key.removeprefix("master/"): value for key, value in tensors.items() if key.startswith("master/")}
-
-
-def _parts(tensors: Iterable[tuple[str, Tensor]], *, keep: bool) -> Iterator[dict[str, Tensor]]:
-    part: dict[str, Tensor] = {}
-    size = 0
-    for key, tensor in tensors:
-        if not keep:
-            continue
-        if part and size + tensor.nbytes > _PART_BYTES:
-            yield part
-            part, size = {}, 0
-        part[key] = tensor.contiguous()
-        size += tensor.nbytes
-    if part:
-        yield part

@@ -96,6 +96,36 @@ class CheckpointConfig:
     """Steps between checkpoints."""
     keep: int = 2
     """Newest checkpoints kept."""
+    keep_every: int | None = None
+    """Checkpoints at multiples of this many steps are kept as well; by default none."""
+
+    def __post_init__(self) -> None:
+        for name, value in (("every", self.every), ("keep", self.keep), ("keep_every", self.keep_every)):
+            if value is not None and value < 1:
+                raise ConfigError(f"checkpoint.{name} counts from 1", value=value, fix="raise it")
+
+
+@dataclass(frozen=True)
+class SafetyConfig:
+    """When a run ends before its time."""
+
+    grace_s: float = 60.0
+    """After SIGTERM (``ray job stop``) the job waits this long for the ranks' checkpoint, then ends without one. The
+    step that runs is finished, with its validation where one is due."""
+    step_timeout_s: float = 1800.0
+    """A rank whose step (with its validation, images and checkpoint) takes longer hangs: it leaves its threads' stacks
+    in the run's ``hangs/`` and ends, and the group restarts from the last checkpoint."""
+    max_loss: float = 100.0
+    """A step's mean loss above it has diverged; in latents of unit variance it starts near 2."""
+
+    def __post_init__(self) -> None:
+        for name, value in (
+            ("grace_s", self.grace_s),
+            ("step_timeout_s", self.step_timeout_s),
+            ("max_loss", self.max_loss),
+        ):
+            if value <= 0:
+                raise ConfigError(f"safety.{name} must be above 0", value=value, fix="raise it")
 
 
 @dataclass(frozen=True)
@@ -152,6 +182,8 @@ class TrainConfig:
     """Held-out loss in the loop."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     """Saving and keeping state."""
+    safety: SafetyConfig = field(default_factory=SafetyConfig)
+    """When a run ends before its time."""
     workers: WorkerConfig = field(default_factory=WorkerConfig)
     """The worker group."""
     export_dtype: Literal["float32", "float16"] = "float32"

@@ -29,7 +29,7 @@ class Engine(Protocol):
     def state(self) -> Iterator[tuple[str, Tensor]]:
         """Full fp32 tensors on the CPU: ``master/NAME``, ``exp_avg/NAME``, ``exp_avg_sq/NAME``, in a fixed order.
 
-        On ranks other than 0 the tensors may be empty.
+        They are copies, which later steps do not change. On ranks other than 0 they may be empty.
         """
 
     def load_state(self, tensors: Mapping[str, Tensor], optimizer_steps: int) -> None:
@@ -84,9 +84,9 @@ class PlainEngine:
     def state(self) -> Iterator[tuple[str, Tensor]]:
         for name, parameter in self._named.items():
             state = self._optimizer.state.get(parameter, {})
-            yield f"master/{name}", parameter.detach().float().cpu()
+            yield f"master/{name}", _copy(parameter)
             for moment in MOMENTS:
-                yield f"{moment}/{name}", state.get(moment, torch.zeros_like(parameter)).float().cpu()
+                yield f"{moment}/{name}", _copy(state.get(moment, torch.zeros_like(parameter)))
 
     def load_state(self, tensors: Mapping[str, Tensor], optimizer_steps: int) -> None:
         check_keys(state_keys(list(self._named)), tensors)
@@ -97,3 +97,7 @@ class PlainEngine:
                 "step": torch.tensor(float(optimizer_steps)),
                 **{moment: tensors[f"{moment}/{name}"].to(parameter.device).clone() for moment in MOMENTS},
             }
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", torch.float32, copy=True)

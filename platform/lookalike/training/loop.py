@@ -1,5 +1,6 @@
 """The training loop: the same lines for ZeRO-3 ranks and for one plain process."""
 
+import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -8,17 +9,21 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
-from lookalike.errors import LookalikeError
+from lookalike.errors import LookalikeError, StoppedError
 from lookalike.storage import Store
 from lookalike.training import checkpoint
 from lookalike.training.config import StageConfig, TrainConfig
 from lookalike.training.curriculum import ends_stage, learning_rate, stage_at
 from lookalike.training.engine import Engine
-from lookalike.training.history import History
+from lookalike.training.history import METRICS, History
+from lookalike.training.ledger import Ledger, forget_after, ledger_key
 from lookalike.training.plan import EpochPlan
+from lookalike.training.ranks import Rank
+from lookalike.training.saver import Saver
+from lookalike.training.stopping import StopNotice
+from lookalike.training.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
@@ -30,30 +35,7 @@ Validation = Callable[[StageConfig], dict[str, float]]
 
 
 class TrainingDivergedError(LookalikeError):
-    """The loss is no finite number any more."""
-
-
-@dataclass(frozen=True)
-class Rank:
-    """Which share of each step this process computes."""
-
-    index: int = 0
-    count: int = 1
-
-    @property
-    def is_first(self) -> bool:
-        """Whether this process writes what all have computed."""
-        return self.index == 0
-
-    def sum(self, *values: float) -> list[float]:
-        """Each value summed over all ranks; a collective."""
-        if self.count == 1:
-            return list(values)
-        total = torch.tensor(values, dtype=torch.float64)
-        if dist.get_backend() == "nccl":
-            total = total.cuda()
-        dist.all_reduce(total)
-        return [float(value) for value in total]
+    """The loss or its gradient is no finite number any more, or the loss is far too large."""
 
 
 @dataclass(frozen=True)
@@ -68,19 +50,32 @@ class Loop:
     plan: EpochPlan
     store: Store
     history: History
+    ledger: Ledger
     fingerprint: str
     base_sha256: str
 
     def run(self, batches: Iterator[Columns]) -> None:
-        """Train from the last complete checkpoint to the end of the curriculum."""
-        step = self._resume()
+        """Train from the last complete checkpoint to the end of the curriculum.
+
+        Raises, on every rank after the same step:
+            StoppedError: a stop was asked for; the state is in a checkpoint.
+            TrainingDivergedError: the ids of the batch's samples are in the run's ``diverged/``.
+        """
         config = self.config
         accumulation = config.batch_size // (config.micro_batch_size * self.rank.count)
-        with torch.enable_grad():
+        with (
+            torch.enable_grad(),
+            Watchdog(self.store, self.rank.index, config.safety.step_timeout_s) as watchdog,
+            StopNotice(self.store, poll=self.rank.is_first) as stop_notice,
+            Saver(self.store, config.checkpoint, write=self.rank.is_first) as saver,
+        ):
+            step = self._resume()
             while step < config.total_steps:
+                watchdog.alive(step)
+                saver.check()
                 index, stage, position = stage_at(config.stages, step)
                 self.engine.set_learning_rate(learning_rate(stage, position))
-                figures = self._step(batches, stage, step, accumulation)
+                figures, stop = self._step(batches, stage, step, accumulation, stop_notice())
                 figures.update(stage=stage.name, stage_index=index, learning_rate=learning_rate(stage, position))
                 self.history.add(step, figures)
                 last_of_stage = ends_stage(config.stages, step)
@@ -89,12 +84,21 @@ class Loop:
                     with torch.no_grad():
                         held_out = self.validation(stage)
                     self.history.add_validation(step - 1, stage.name, held_out)
-                if step % config.log_every == 0 or step == config.total_steps:
+                last = stop or step == config.total_steps
+                if last or step % config.log_every == 0:
                     self.history.flush(step)
-                if step % config.checkpoint.every == 0 or step == config.total_steps:
-                    self._save(step)
+                if last or step % config.checkpoint.every == 0:
+                    self._save(saver, step)
+                if stop and step < config.total_steps:
+                    raise StoppedError(
+                        f"stopped after step {step} of {config.total_steps}, with a checkpoint",
+                        fix="the same command goes on from there",
+                    )
 
-    def _step(self, batches: Iterator[Columns], stage: StageConfig, step: int, accumulation: int) -> dict[str, Any]:
+    def _step(
+        self, batches: Iterator[Columns], stage: StageConfig, step: int, accumulation: int, asked_to_stop: bool
+    ) -> tuple[dict[str, Any], bool]:
+        """One optimizer step: its figures, and whether any rank was asked to stop."""
         started, waited, loss_sum = time.perf_counter(), 0.0, 0.0
         epoch = self.plan.epoch_of(step)
         real_samples = int((self.plan.slots(step) >= 0).sum())
@@ -109,27 +113,38 @@ class Loop:
             # DeepSpeed and PlainEngine average over micro batches and ranks; padding slots must not count.
             self.engine.accumulate(weighted * (accumulation * self.rank.count / real_samples))
             loss_sum += float(weighted.detach())
-            sample_ids += columns["sample_id"].tolist()
+            sample_ids += columns["sample_id"][columns["weight"] > 0].tolist()
         gradient_norm = self.engine.finish_step()
-        (loss_sum,) = self.rank.sum(loss_sum)
+        self.ledger.add(step, epoch, sample_ids)
+        loss_sum, stop = self.rank.sum(loss_sum, float(asked_to_stop))
         loss = loss_sum / real_samples
-        if not np.isfinite(loss) or not np.isfinite(gradient_norm):
-            raise TrainingDivergedError(
-                f"loss {loss} and gradient norm {gradient_norm} at step {step} are not finite",
-                value=sample_ids[:32],
-                fix=f"lower the learning rate of stage {stage.name}, or look at these samples",
-            )
+        if not np.isfinite(gradient_norm) or not abs(loss) <= self.config.safety.max_loss:
+            self._give_up(stage, step, loss, gradient_norm)
         seconds = time.perf_counter() - started
-        return {
+        figures = {
             "loss": loss,
             "gradient_norm": gradient_norm,
             "images_per_second": real_samples / seconds,
             "data_wait_share": waited / seconds,
             "step_seconds": seconds,
         }
+        return figures, stop > 0
+
+    def _give_up(self, stage: StageConfig, step: int, loss: float, gradient_norm: float) -> None:
+        """Keep the samples of the step that diverged, then raise; every rank has seen the same figures."""
+        key = f"diverged/step-{step:08d}.json"
+        lines = self.ledger.take().decode().splitlines()
+        if self.rank.is_first:
+            found = {"stage": stage.name, "loss": loss, "gradient_norm": gradient_norm, **json.loads(lines[-1])}
+            self.store.write(key, json.dumps(found).encode())
+        raise TrainingDivergedError(
+            f"training diverged at step {step}: loss {loss:.4g}, gradient norm {gradient_norm:.4g}",
+            value=f"{self.store.uri}/{key}",
+            fix=f"look at the samples named there, or start a run with a lower learning rate in stage {stage.name}",
+        )
 
     def _resume(self) -> int:
-        checkpoints = self.store.child("checkpoints")
+        checkpoints = self.store.child(checkpoint.CHECKPOINTS)
         steps = checkpoint.committed_steps(checkpoints)
         if not steps:
             self.history.restart_at(0)
@@ -139,13 +154,11 @@ class Loop:
         self.engine.load_state(tensors, optimizer_steps=state.step)
         self.history.restart_at(state.step)
         if self.rank.is_first:
+            forget_after(self.store, state.step)
             log.info("resumed at step %d of %d", state.step, self.config.total_steps)
         return state.step
 
-    def _save(self, step: int) -> None:
-        checkpoints = self.store.child("checkpoints")
+    def _save(self, saver: Saver, step: int) -> None:
         state = checkpoint.CheckpointState(step=step, fingerprint=self.fingerprint, base_sha256=self.base_sha256)
-        self.history.save()  # before COMMIT: a checkpoint's metrics are never younger than it
-        checkpoint.save(checkpoints, state, self.engine.state(), write=self.rank.is_first)
-        if self.rank.is_first:
-            checkpoint.prune(checkpoints, self.config.checkpoint.keep)
+        beside = {METRICS: self.history.encoded(), ledger_key(step): self.ledger.take()}
+        saver.save(state, self.engine.state(), beside)

@@ -41,7 +41,7 @@ def test_resuming_repeats_the_undisturbed_losses(tmp_path: Path) -> None:
     store = open_store(str(tmp_path))
     first = engine_of(0)
     steps(first, 3)
-    checkpoint.save(store, STATE, first.state(), write=True)
+    checkpoint.write(store, STATE, checkpoint.snapshot(first.state()))
 
     second = engine_of(1)  # other initial weights: all that matters comes from the checkpoint
     state, tensors = checkpoint.load(store, 3)
@@ -51,14 +51,14 @@ def test_resuming_repeats_the_undisturbed_losses(tmp_path: Path) -> None:
 
 def test_a_checkpoint_without_commit_does_not_exist(tmp_path: Path) -> None:
     store = open_store(str(tmp_path))
-    checkpoint.save(store, STATE, engine_of(0).state(), write=True)
+    checkpoint.write(store, STATE, checkpoint.snapshot(engine_of(0).state()))
     store.delete("step-00000003/COMMIT")
     assert checkpoint.committed_steps(store) == []
 
 
 def test_a_flipped_byte_is_named(tmp_path: Path) -> None:
     store = open_store(str(tmp_path))
-    checkpoint.save(store, STATE, engine_of(0).state(), write=True)
+    checkpoint.write(store, STATE, checkpoint.snapshot(engine_of(0).state()))
     part = tmp_path / "step-00000003" / "part-00000.safetensors"
     data = bytearray(part.read_bytes())
     data[-1] ^= 1
@@ -86,18 +86,36 @@ def test_pruning_keeps_the_newest_and_sweeps_what_a_crash_left(tmp_path: Path) -
     store = open_store(str(tmp_path))
     for step in (1, 2, 3, 4):
         state = CheckpointState(step=step, fingerprint="run", base_sha256="base")
-        checkpoint.save(store, state, engine_of(0).state(), write=True)
+        checkpoint.write(store, state, checkpoint.snapshot(engine_of(0).state()))
     store.delete("step-00000001/COMMIT")
     checkpoint.prune(store, keep=2)
     assert checkpoint.committed_steps(store) == [3, 4]
     assert {info.key.split("/")[0] for info in store.list()} == {"step-00000003", "step-00000004"}
 
 
+def test_every_mth_is_kept_beside_the_newest(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
+    for step in range(1, 8):
+        state = CheckpointState(step=step, fingerprint="run", base_sha256="base")
+        checkpoint.write(store, state, checkpoint.snapshot(engine_of(0).state()))
+        checkpoint.prune(store, keep=1, keep_every=3)
+    assert checkpoint.committed_steps(store) == [3, 6, 7]
+
+
+def test_a_snapshot_is_a_copy() -> None:
+    engine = engine_of(0)
+    parts = checkpoint.snapshot(engine.state())
+    before = {key: tensor.clone() for key, tensor in parts[0].items()}
+    steps(engine, 2)
+    for key, tensor in parts[0].items():
+        assert torch.equal(tensor, before[key]), key
+
+
 def test_large_states_are_split_into_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checkpoint, "_PART_BYTES", 40)
     store = open_store(str(tmp_path))
     engine = engine_of(0)
-    checkpoint.save(store, STATE, engine.state(), write=True)
+    checkpoint.write(store, STATE, checkpoint.snapshot(engine.state()))
     assert sum(info.key.endswith(".safetensors") for info in store.list()) > 1
     _, tensors = checkpoint.load(store, 3)
     for key, tensor in engine.state():

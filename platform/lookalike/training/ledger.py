@@ -1,0 +1,57 @@
+"""Which samples each step has learned from, so that "each exactly once" can be checked after any number of restarts.
+
+``ledger/step-00000120.jsonl`` comes with the checkpoint after 120 steps and holds the steps since the one before, a
+line each: ``{"step": 119, "epoch": 3, "samples": [ids in the order of the plan's slots]}``.
+"""
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from lookalike.storage import Store
+from lookalike.training.ranks import Rank
+
+_FOLDER = "ledger"
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """This rank's part of the record; :meth:`take` puts the parts together."""
+
+    rank: Rank
+    _steps: list[tuple[int, int, list[str]]] = field(default_factory=list)
+
+    def add(self, step: int, epoch: int, sample_ids: list[str]) -> None:
+        """Record the samples, padding left out, that this rank's forward passes of ``step`` have used."""
+        self._steps.append((step, epoch, sample_ids))
+
+    def take(self) -> bytes:
+        """The lines of all steps since the last call, on the first rank; a collective."""
+        parts = self.rank.gather(list(self._steps))
+        self._steps.clear()
+        lines = []
+        for shares in zip(*parts, strict=True):
+            step, epoch, _ = shares[0]
+            assert all(share[:2] == (step, epoch) for share in shares), "ranks recorded different steps"
+            samples = [sample_id for share in shares for sample_id in share[2]]
+            lines.append(json.dumps({"step": step, "epoch": epoch, "samples": samples}) + "\n")
+        return "".join(lines).encode()
+
+
+def ledger_key(step: int) -> str:
+    """Object that comes with the checkpoint after ``step`` steps."""
+    return f"{_FOLDER}/step-{step:08d}.jsonl"
+
+
+def forget_after(store: Store, step: int) -> None:
+    """Drop what a dead attempt recorded beyond ``step``: those steps are done again."""
+    for info in list(store.list(f"{_FOLDER}/")):
+        if info.key > ledger_key(step):
+            store.delete(info.key)
+
+
+def read_ledger(store: Store) -> list[dict[str, Any]]:
+    """The records of a run, in the order of its steps."""
+    return [
+        json.loads(line) for info in store.list(f"{_FOLDER}/") for line in store.read(info.key).decode().splitlines()
+    ]

@@ -1,0 +1,68 @@
+"""The end of a process that hangs: its threads' stacks in the run's store, then an exit that its launcher sees."""
+
+import faulthandler
+import logging
+import os
+import tempfile
+import threading
+import time
+from types import TracebackType
+from typing import Self
+
+from lookalike.storage import Store
+
+log = logging.getLogger(__name__)
+
+EXIT_HANG = 70  # EX_SOFTWARE
+HANGS = "hangs"
+_STDERR = 2
+
+
+class Watchdog:
+    """Ends the process that has not said :meth:`alive` for ``timeout_s``.
+
+    A rank hangs where another one is missing from a collective; PyTorch releases the interpreter there, so a thread can
+    still look on. Where the interpreter itself is held, faulthandler's own thread dumps to stderr and exits, a little
+    later.
+    """
+
+    def __init__(self, store: Store, rank: int, timeout_s: float) -> None:
+        self._store, self._rank, self._timeout_s = store, rank, timeout_s
+        self._closed = threading.Event()
+        self._step, self._seen = 0, time.monotonic()
+
+    def alive(self, step: int) -> None:
+        """Say that ``step`` begins now."""
+        self._step, self._seen = step, time.monotonic()
+        faulthandler.dump_traceback_later(1.5 * self._timeout_s, exit=True, file=_STDERR)
+
+    def __enter__(self) -> Self:
+        self.alive(self._step)
+        threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._closed.set()
+        faulthandler.cancel_dump_traceback_later()
+
+    def _watch(self) -> None:
+        while not self._closed.wait(min(1.0, self._timeout_s / 4)):
+            if time.monotonic() - self._seen > self._timeout_s:
+                self._end()
+
+    def _end(self) -> None:
+        try:
+            with tempfile.TemporaryFile() as file:
+                faulthandler.dump_traceback(file)
+                file.seek(0)
+                stacks = file.read()
+            key = f"{HANGS}/step-{self._step:08d}-rank-{self._rank}.txt"
+            log.error(
+                "rank %d hangs at step %d for %.0f s; stacks in %s/%s\n%s",
+                *(self._rank, self._step, self._timeout_s, self._store.uri, key, stacks.decode()),
+            )
+            self._store.write(key, stacks)
+        finally:
+            os._exit(EXIT_HANG)

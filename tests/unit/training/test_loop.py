@@ -1,0 +1,210 @@
+"""The loop in one plain process: stops where it is asked to, gives up where it must, and repeats nothing."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lookalike.errors import StoppedError, UnreachableError
+from lookalike.storage import open_store
+from lookalike.storage.local import LocalStore
+from lookalike.tracking import open_tracker
+from lookalike.training import checkpoint, stopping
+from lookalike.training.config import (
+    CheckpointConfig,
+    StageConfig,
+    TrainConfig,
+    ValidationConfig,
+    WorkerConfig,
+)
+from lookalike.training.engine import PlainEngine
+from lookalike.training.history import METRICS, History
+from lookalike.training.ledger import Ledger, read_ledger
+from lookalike.training.loop import Columns, Loop, TrainingDivergedError
+from lookalike.training.plan import PADDING, EpochPlan
+from lookalike.training.ranks import Rank
+from lookalike.training.watchdog import EXIT_HANG
+
+STEPS, SAMPLES, BATCH, MICRO = 8, 7, 4, 2
+PLAN = EpochPlan(SAMPLES, BATCH, seed=0)
+
+
+def attempt(folder: Path, before_step: Callable[[int], None] = lambda step: None, poison: int | None = None) -> None:
+    """One process's share of a run: a linear model learns its samples' numbers; ``poison`` has no finite loss."""
+    config = TrainConfig(
+        dataset="none",
+        run=str(folder),
+        stages=[StageConfig(name="only", steps=STEPS, conditions="mllm", warmup_steps=1, learning_rate=0.05)],
+        batch_size=BATCH,
+        micro_batch_size=MICRO,
+        workers=WorkerConfig(num_workers=0),
+        validation=ValidationConfig(samples=0),
+        checkpoint=CheckpointConfig(every=3),
+        log_every=1,
+    )
+    torch.manual_seed(0)
+    model = nn.Linear(1, 1)
+    engine = PlainEngine(model, dict(model.named_parameters()), config.optimizer, BATCH // MICRO)
+    store = open_store(str(folder))
+
+    def objective(columns: Columns, stage: StageConfig, epoch: int) -> Tensor:
+        numbers = torch.tensor([[float(name)] for name in columns["sample_id"]])
+        losses = (model(numbers) - numbers).square().flatten()
+        return torch.where(numbers.flatten() == (-1 if poison is None else poison), torch.nan, losses)
+
+    def batches() -> Iterator[Columns]:
+        first = max(checkpoint.committed_steps(store.child(checkpoint.CHECKPOINTS)), default=0)
+        for step in range(first, STEPS):
+            before_step(step)
+            for part in PLAN.slots(step).reshape(-1, MICRO):
+                yield {
+                    "step": np.full(MICRO, step),
+                    "sample_id": np.array([str(max(0, index)) for index in part]),
+                    "weight": (part != PADDING).astype(np.float32),
+                }
+
+    Loop(
+        config=config,
+        rank=Rank(),
+        engine=engine,
+        objective=objective,
+        validation=lambda stage: {},
+        plan=PLAN,
+        store=store,
+        history=History(store, open_tracker("none:", "none"), STEPS, write=True),
+        ledger=Ledger(Rank()),
+        fingerprint="run",
+        base_sha256="base",
+    ).run(batches())
+
+
+def losses(folder: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (folder / METRICS).read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    attempt(folder)
+    return folder
+
+
+def test_asked_to_stop_it_saves_says_so_and_goes_on(
+    tmp_path: Path, undisturbed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stopping, "_POLL_S", 0.01)
+
+    def ask(step: int) -> None:
+        if step == 3:
+            (tmp_path / stopping.STOP).touch()
+            time.sleep(0.5)
+
+    with pytest.raises(StoppedError, match=r"after step 5 of 8.*same command"):
+        attempt(tmp_path, ask)
+    (tmp_path / stopping.STOP).unlink()  # as the next driver does
+    attempt(tmp_path)
+    assert losses(tmp_path) == losses(undisturbed)
+    assert read_ledger(open_store(str(tmp_path))) == read_ledger(open_store(str(undisturbed)))
+
+
+def test_the_ledger_has_each_sample_once_an_epoch(undisturbed: Path) -> None:
+    records = read_ledger(open_store(str(undisturbed)))
+    assert [record["step"] for record in records] == list(range(STEPS))
+    for epoch in range(STEPS // PLAN.steps_per_epoch):
+        seen = [sample for record in records if record["epoch"] == epoch for sample in record["samples"]]
+        assert sorted(seen) == [str(index) for index in range(SAMPLES)]
+
+
+def test_killed_between_checkpoints_it_repeats_the_same_steps(tmp_path: Path, undisturbed: Path) -> None:
+    def kill(step: int) -> None:
+        if step == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        attempt(tmp_path, kill)
+    (tmp_path / "ledger" / "step-00000005.jsonl").write_text("of a dead attempt")
+    attempt(tmp_path)
+    assert losses(tmp_path) == losses(undisturbed)
+    assert read_ledger(open_store(str(tmp_path))) == read_ledger(open_store(str(undisturbed)))
+
+
+def test_a_loss_that_is_no_number_ends_the_run_and_names_the_samples(tmp_path: Path) -> None:
+    with pytest.raises(TrainingDivergedError, match=r"diverged at step .*diverged/step-"):
+        attempt(tmp_path, poison=3)
+    (file,) = (tmp_path / "diverged").iterdir()
+    found = json.loads(file.read_text())
+    assert "3" in found["samples"]
+    assert found["samples"] == [str(index) for index in PLAN.slots(found["step"]) if index != PADDING]
+
+
+def test_a_checkpoint_that_cannot_be_written_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(store: LocalStore, key: str, data: bytes) -> None:
+        raise UnreachableError("the store is gone", value=key, fix="none")
+
+    monkeypatch.setattr(LocalStore, "write", refuse)
+    reached = []
+    with pytest.raises(UnreachableError):
+        attempt(tmp_path, lambda step: reached.append(step) or time.sleep(0.05))
+    assert reached[-1] < STEPS - 1  # at the next step, not at the next save
+    assert not (tmp_path / "checkpoints").exists()
+
+
+_HANGS = """
+import sys, time
+from lookalike.storage import open_store
+from lookalike.training.watchdog import Watchdog
+
+def waits_for_ever():
+    time.sleep(60)
+
+with Watchdog(open_store(sys.argv[1]), rank=1, timeout_s=0.5) as watchdog:
+    watchdog.alive(7)
+    waits_for_ever()
+"""
+
+
+def test_a_process_that_hangs_leaves_its_stacks_and_ends(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", _HANGS, str(tmp_path)], capture_output=True, text=True, timeout=50)
+    assert done.returncode == EXIT_HANG
+    assert "waits_for_ever" in (tmp_path / "hangs" / "step-00000007-rank-1.txt").read_text()
+    assert "rank 1 hangs at step 7" in done.stderr
+
+
+_STOPS = """
+import sys, time
+from lookalike.errors import StoppedError
+from lookalike.storage import open_store
+from lookalike.training.stopping import STOP, stops_on_sigterm
+
+store = open_store(sys.argv[1])
+try:
+    with stops_on_sigterm(store, grace_s=float(sys.argv[2])):
+        print("ready", flush=True)
+        while not store.exists(STOP) or sys.argv[2] == "0.5":
+            time.sleep(0.05)
+except StoppedError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize(("grace", "said"), [("30", ""), ("0.5", "stopped without a checkpoint")])
+def test_sigterm_becomes_a_marker_and_grace_is_not_for_ever(tmp_path: Path, grace: str, said: str) -> None:
+    argv = [sys.executable, "-c", _STOPS, str(tmp_path), grace]
+    (tmp_path / stopping.STOP).touch()  # an earlier attempt's
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        time.sleep(0.2)
+        assert process.poll() is None
+        process.send_signal(signal.SIGTERM)
+        assert said in process.communicate(timeout=20)[0]
+    assert process.returncode == 0
+    assert (tmp_path / stopping.STOP).exists()
