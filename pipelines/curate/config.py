@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from lookalike.errors import ConfigError
+from lookalike.models.embedder import NO_EMBEDDER
 from pipelines.actors import ActorConfig
 from pipelines.curate.filters import FiltersConfig
 
@@ -68,7 +69,8 @@ class CurateConfig:
     """URI of the prefix that gets the snapshots, and ``work/``, from which a killed run goes on."""
     embedder: str = "efficientnet-lite0-colour"
     """What similarity means: a packaged embedder, a folder or a Hub id (``facebook/dinov2-small@<revision>``). The
-    defaults of the filters that look at similarity are calibrated to the default embedder."""
+    defaults of the filters that look at similarity are calibrated to the default embedder. ``none`` embeds nothing:
+    then those filters have to be switched off, and all photos of a subject that are left are pairs."""
     seed: int = 0
     """Of the choices that are made by chance."""
     filters: FiltersConfig = field(default_factory=FiltersConfig)
@@ -79,3 +81,21 @@ class CurateConfig:
     """How triplets are written."""
     actors: ActorConfig = field(default_factory=ActorConfig)
     """Who indexes: each actor reads shards and holds the embedder. Changes no result."""
+
+    def __post_init__(self) -> None:
+        if self.embedder != NO_EMBEDDER:
+            return
+        blind = sorted({"near_duplicate", "off_subject"} - set(self.filters.skip))
+        if blind:
+            raise ConfigError(
+                "embedder 'none' tells no two images apart, which these filters need",
+                value=blind,
+                fix=f"set filters.skip to {sorted({*self.filters.skip, *blind})}, or choose an embedder",
+            )
+        band = self.filters.no_pair
+        if not band.min_similarity <= 0 <= band.max_similarity:
+            raise ConfigError(
+                "embedder 'none' makes every similarity 0, which lies outside the band of filters.no_pair",
+                value=[band.min_similarity, band.max_similarity],
+                fix="set filters.no_pair.min_similarity to 0, or choose an embedder",
+            )

@@ -50,7 +50,8 @@ def vectors_array(vectors_ND: np.ndarray) -> pa.FixedSizeListArray:
 
 
 def vectors_of(column: pa.ChunkedArray, dim: int) -> np.ndarray:
-    """The reverse of :func:`vectors_array`, as float32 and of unit norm again."""
+    """The reverse of :func:`vectors_array`, as float32 and of unit norm again; null vectors stay null."""
     flat = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
     vectors_ND = flat.astype(np.float32).reshape(-1, dim)
-    return np.asarray(vectors_ND / np.linalg.norm(vectors_ND, axis=1, keepdims=True))
+    norms_N1 = np.linalg.norm(vectors_ND, axis=1, keepdims=True)
+    return np.asarray(vectors_ND / np.where(norms_N1 == 0, 1, norms_N1))

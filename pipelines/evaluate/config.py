@@ -5,6 +5,7 @@ from typing import Literal
 
 from lookalike.errors import ConfigError
 from lookalike.evaluation.scores import Conditions
+from lookalike.models.embedder import NO_EMBEDDER
 from pipelines.actors import ActorConfig
 
 
@@ -64,6 +65,8 @@ class EvaluateConfig:
         for name in ("max_samples", "subjects", "prompts_per_subject", "steps", "loss_batch_size", "image_batch_size"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is below 1", value=getattr(self, name), fix="use 1 or more")
+        if self.embedder == NO_EMBEDDER:
+            raise ConfigError("identity cannot be measured without an embedder", value=self.embedder, fix="choose one")
         if not self.stages or len(set(self.stages)) != len(self.stages):
             raise ConfigError("name each stage setting once", value=self.stages, fix="e.g. --stages paper")
         for name in self.stages:

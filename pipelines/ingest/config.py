@@ -25,7 +25,9 @@ class SampleWorldConfig:
     size_px: int = 256
     """Width and height of a photo."""
     defects: bool = True
-    """Plant corrupt, tiny, duplicate and misfiled photos and a truncated shard; `_truth.json` names each."""
+    """Plant spoilt, duplicate and misfiled photos and a truncated shard; `_truth.json` names each."""
+    defects_of_each: int | None = None
+    """Planted photos of each kind; null: one for 40 subjects, and 3 at least."""
 
     def __post_init__(self) -> None:
         if self.subjects < 1 or self.views < 1:
@@ -38,6 +40,10 @@ class SampleWorldConfig:
             raise ConfigError("sample.first_subject is negative", value=self.first_subject, fix="use 0 or more")
         if not 32 <= self.size_px <= 1024:
             raise ConfigError("sample.size_px is out of range", value=self.size_px, fix="use 32 to 1024")
+        if self.defects_of_each is not None and self.defects_of_each < 1:
+            raise ConfigError(
+                "sample.defects_of_each is below 1", value=self.defects_of_each, fix="use 1 or more, or defects: false"
+            )
         if self.defects and self.subjects < _DEFECTS_NEED:
             raise ConfigError(
                 f"defects need {_DEFECTS_NEED} subjects or more",

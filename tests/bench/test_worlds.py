@@ -28,6 +28,10 @@ from lookalike.storage import open_store
 
 RESULTS = Path(__file__).parent / "results" / "worlds.json"
 REASONS = {
+    "blurred": "blurry",
+    "flat": "flat",
+    "strip": "aspect",
+    "truncated": "undecodable",
     "corrupt": "undecodable",
     "tiny": "too_small",
     "exact_duplicate": "exact_duplicate",

@@ -5,12 +5,15 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, ImageFilter
 
 from pipelines.ingest.config import SampleWorldConfig
 from pipelines.ingest.sample.world import Photo, Subject, photo
 
-KINDS = ("corrupt", "tiny", "exact_duplicate", "near_duplicate", "wrong_subject")
+KINDS = (
+    *("blurred", "flat", "strip", "truncated"),
+    *("corrupt", "tiny", "exact_duplicate", "near_duplicate", "wrong_subject"),
+)
 _DEFECT = 3  # what a seed is for
 _QUALITY = 92  # of an ordinary photo's JPEG
 _TINY_PX = (24, 32, 16)
@@ -40,7 +43,7 @@ def plan_shots(config: SampleWorldConfig, things: list[Subject]) -> dict[str, li
         return shots
     rng = np.random.default_rng([_DEFECT, config.seed, config.first_subject])
     hosts = [things[i] for i in rng.permutation(len(things) - 1)]
-    each = max(3, len(things) // 40)
+    each = config.defects_of_each or max(3, len(things) // 40)
     for number, kind in enumerate(kind for kind in reversed(KINDS) for _ in range(each)):
         host = hosts[number % len(hosts)]
         shots[host.name].append(_plant(kind, number, host, shots[host.name], things, config.views))
@@ -55,7 +58,15 @@ def encode(picture: npt.NDArray[np.uint8], shot: Shot) -> bytes:
         return _jpeg(image.resize((side, side), Image.Resampling.BICUBIC), _QUALITY)
     if shot.defect == "near_duplicate":
         return _again(image, shot.variant)
+    if shot.defect == "blurred":
+        image = image.filter(ImageFilter.GaussianBlur(image.width / (24, 32, 48)[shot.variant % 3]))
+    if shot.defect == "flat":
+        image = Image.new("RGB", image.size, ("black", "white", image.getpixel((0, 0)))[shot.variant % 3])
+    if shot.defect == "strip":
+        image = Image.fromarray(np.tile(picture, ((1, 4, 1), (5, 1, 1))[shot.variant % 2]))
     data = _jpeg(image, _QUALITY)
+    if shot.defect == "truncated":
+        return data[: len(data) * (2 + shot.variant % 7) // 10]
     if shot.defect == "corrupt":
         noise = np.random.default_rng([_DEFECT, shot.variant]).bytes(len(data))
         return (data[: len(data) // 2], data[:300] + noise[300:], b"<html>404 Not Found</html>\n")[shot.variant % 3]

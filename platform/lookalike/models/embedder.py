@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 # Legend: B images, C channels, h × w grid cells or pixels, D embedding dimensions.
 
 PACKAGED = ("efficientnet-lite0", "efficientnet-lite0-colour")
+NO_EMBEDDER = "none"
 _COLOUR_WEIGHT = (
     0.35  # of the similarity; .3 and .5 rank pairs about as well, without colour AUC falls from .995 to .97
 )
@@ -42,6 +43,7 @@ def load_embedder(name_or_path: str, device: str = "cpu") -> Embedder:
     - ``efficientnet-lite0``: 1280-d, looks at what differs from the image's border.
     - ``efficientnet-lite0-colour``: the same joined with a colour histogram of the foreground; tells subjects apart
       that differ in colour only, and is the default of curation.
+    - ``none``: costs nothing, and finds no two images alike.
 
     Raises :class:`~lookalike.errors.ConfigError` for a name that is none of these.
     """
@@ -49,6 +51,8 @@ def load_embedder(name_or_path: str, device: str = "cpu") -> Embedder:
         return EfficientNetLite0(device)
     if name_or_path == "efficientnet-lite0-colour":
         return Joined(EfficientNetLite0(device), ForegroundColour(), _COLOUR_WEIGHT)
+    if name_or_path == NO_EMBEDDER:
+        return NoEmbedder()
     return TransformersEmbedder(name_or_path, device)
 
 
@@ -58,6 +62,8 @@ def revision_of(name_or_path: str) -> str:
         return EfficientNetLite0.revision
     if name_or_path == "efficientnet-lite0-colour":
         return _joined_revision(EfficientNetLite0.revision, ForegroundColour.revision, _COLOUR_WEIGHT)
+    if name_or_path == NO_EMBEDDER:
+        return NoEmbedder.revision
     return _transformers_revision(name_or_path)
 
 
@@ -170,6 +176,16 @@ class Joined:
     def __call__(self, images: Sequence[np.ndarray]) -> np.ndarray:
         first, second = self._first(images), self._second(images)
         return np.concatenate([first * (1 - self._weight) ** 0.5, second * self._weight**0.5], axis=1)
+
+
+class NoEmbedder:
+    """The null vector for every image, so that every similarity is 0: for curating by labels and hashes alone."""
+
+    revision = NO_EMBEDDER
+    dim = 1
+
+    def __call__(self, images: Sequence[np.ndarray]) -> np.ndarray:
+        return np.zeros((len(images), self.dim), np.float32)
 
 
 class TransformersEmbedder:

@@ -5,6 +5,8 @@ import pytest
 from lookalike.config import load_yaml, parse
 from lookalike.errors import ConfigError
 from pipelines.curate.config import CurateConfig, PlanConfig, ShardsConfig
+from pipelines.curate.filters import FiltersConfig
+from pipelines.curate.filters.no_pair import NoPair
 from tests.conftest import REPO
 
 LOCATIONS = ["--raw=file:///raw", "--dataset=file:///dataset"]
@@ -46,3 +48,21 @@ def test_an_unknown_key_is_refused_by_name(tmp_path: Path, capsys: pytest.Captur
 def test_settings_that_cannot_work(make: object, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         make()  # type: ignore[operator]
+
+
+BLIND = ["near_duplicate", "off_subject"]
+
+
+@pytest.mark.parametrize(
+    ("filters", "message"),
+    [
+        (FiltersConfig(no_pair=NoPair(min_similarity=0)), r"near_duplicate', 'off_subject.*set filters.skip to"),
+        (FiltersConfig(no_pair=NoPair(min_similarity=0), skip=["blurry", "off_subject"]), r"\(\['near_duplicate'\]\)"),
+        (FiltersConfig(skip=BLIND), r"0\.4, 0\.95.*set filters.no_pair.min_similarity to 0"),
+        (FiltersConfig(no_pair=NoPair(-1, -0.5), skip=BLIND), "outside the band"),
+    ],
+)
+def test_without_an_embedder_nothing_may_ask_for_similarity(filters: FiltersConfig, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        CurateConfig(raw="a", dataset="b", embedder="none", filters=filters)
+    CurateConfig(raw="a", dataset="b", filters=filters)

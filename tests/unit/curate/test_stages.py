@@ -15,6 +15,7 @@ import webdataset
 from lookalike.data.images import decode
 from lookalike.data.triplets import load_images, read_triplets
 from lookalike.errors import ConfigError, InputError
+from lookalike.models.embedder import NO_EMBEDDER, NoEmbedder
 from lookalike.storage import open_store
 from pipelines.curate.config import CurateConfig, PlanConfig, ShardsConfig
 from pipelines.curate.filters import FiltersConfig
@@ -53,6 +54,19 @@ def materialise(work: StageWork, name: str = "v0001") -> MaterialiseWork:
     }  # fmt: skip
     finish(FinishWork(done, summary, counts, "A report"), 0)
     return done
+
+
+def test_without_an_embedder_all_photos_of_a_subject_are_pairs(
+    planned: Planned, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("lookalike.models.embedder.load_embedder", lambda name, device="cpu": NoEmbedder())
+    filters = FiltersConfig(no_pair=NoPair(min_similarity=0), skip=["near_duplicate", "off_subject"])
+    work = planned(write_raw(tmp_path / "raw", world(3, 3)), embedder=NO_EMBEDDER, filters=filters)
+    rows = rows_of(work)
+    assert [row["drop_reason"] for row in rows] == [None] * 9
+    references = [[image["sha256"] for image in row["reference_sets"][0]] for row in rows]
+    assert [len(set(group)) for group in references] == [2] * 9
+    assert {image["similarity"] for row in rows for group in row["reference_sets"] for image in group} == {0.0}
 
 
 def test_every_image_is_kept_or_has_a_reason(planned: Planned, tmp_path: Path) -> None:

@@ -9,10 +9,12 @@ from PIL import Image
 from lookalike.data.images import ImageError, decode
 from lookalike.errors import ConfigError
 from lookalike.models.presets import PRESETS_DIR
+from pipelines.curate.features import features
 from pipelines.ingest.config import IngestConfig, SampleWorldConfig
 from pipelines.ingest.sample import shapes, vocabulary, world
 from pipelines.ingest.sample.defects import KINDS, Shot, encode, plan_shots
 from pipelines.ingest.sample.source import TRUTH, plan_sample
+from tests.drawn import draw
 
 
 def shots(**settings: object) -> list[Shot]:
@@ -72,11 +74,11 @@ def test_view_names(azimuth: float, elevation: float, name: str) -> None:
     assert vocabulary.view_name(azimuth, elevation) == name
 
 
-@pytest.mark.parametrize("subjects", [4, 8, 200])
-def test_at_least_three_of_each_defect(subjects: int) -> None:
-    planned = shots(subjects=subjects)
+@pytest.mark.parametrize(("subjects", "asked", "each"), [(4, None, 3), (8, 11, 11), (200, None, 5)])
+def test_as_many_of_each_defect_as_wanted(subjects: int, asked: int | None, each: int) -> None:
+    planned = shots(subjects=subjects, defects_of_each=asked)
     counts = {kind: sum(shot.defect == kind for shot in planned) for kind in KINDS}
-    assert set(counts.values()) == {max(3, subjects // 40)}
+    assert set(counts.values()) == {each}
     assert len({shot.photo.key for shot in planned}) == len(planned)
     for shot in planned:
         if shot.defect == "wrong_subject":
@@ -97,9 +99,18 @@ def test_defects_spoil_what_they_say() -> None:
     clean = decode(encode(picture, Shot(world.photo(world.subject(0, 0), 0, 6))))
     for variant in range(3):
         photo = world.photo(world.subject(0, 0), 0, 6)
-        with pytest.raises(ImageError):
-            decode(encode(picture, Shot(photo, "corrupt", variant)))
+        for defect in ("corrupt", "truncated"):
+            with pytest.raises(ImageError):
+                decode(encode(picture, Shot(photo, defect, variant)))
         assert max(decode(encode(picture, Shot(photo, "tiny", variant))).shape) <= 32
+        assert decode(encode(picture, Shot(photo, "flat", variant))).std((0, 1)).max() < 1
+        drawn = draw(0, variant, 256)
+        before, after = (
+            features(decode(encode(drawn, Shot(photo, defect, variant))))["sharpness"] for defect in (None, "blurred")
+        )
+        assert after < 12 < before
+        height, width = decode(encode(picture, Shot(photo, "strip", variant))).shape[:2]
+        assert max(height, width) >= 4 * min(height, width)
         again = Image.open(io.BytesIO(encode(picture, Shot(photo, "near_duplicate", variant))))
         difference = np.asarray(again.resize((256, 256)), float) - clean
         assert 0 < np.abs(difference).mean() < 6
