@@ -17,14 +17,6 @@ _STACK = REPO / "infra" / "local" / "stack.py"
 _CLIENT_VARIABLES = ("AWS_", "MLFLOW_TRACKING", "RAY_ADDRESS", "RAY_API_SERVER", "RAY_AUTH")
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Say what one worker of pytest-xdist runs in a row: a folder's tests that share servers, else a file's."""
-    for item in items:
-        kind = item.path.relative_to(REPO / "tests").parts[0]
-        item.add_marker(pytest.mark.xdist_group(kind if kind in ("integration", "e2e") else item.nodeid.split("::")[0]))
-
-
 @dataclass(frozen=True)
 class LocalStack:
     """A stack in ``folder``; ``up`` adds services to it, ``environment`` is what its env file exports."""
