@@ -1,14 +1,12 @@
-"""What an image says about itself, from its pixels at a short side of 256 px."""
+"""What an image says about itself, from its luma at a short side of 256 px."""
 
 import imagehash
 import numpy as np
 from PIL import Image
-from scipy import ndimage
 
 from lookalike.data.images import fit_within
 
 FEATURE_SIDE = 256  # px; sharpness means something only at one scale
-_LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 
 def features(image: np.ndarray) -> dict[str, int | float]:
@@ -16,13 +14,19 @@ def features(image: np.ndarray) -> dict[str, int | float]:
 
     - ``phash``: 64 bits, DCT hash of the ``imagehash`` library.
     - ``sharpness``: variance of the Laplacian of luma.
-    - ``luma_mean``, ``luma_std``: of luma, 0–255.
+    - ``luma_mean``, ``luma_std``: of luma (ITU-R 601), 0–255.
     """
-    small = fit_within(image, FEATURE_SIDE)
-    luma = small.astype(np.float32) @ _LUMA
+    small = fit_within(np.asarray(Image.fromarray(image).convert("L")), FEATURE_SIDE)  # one plane is scaled, not three
+    luma = small.astype(np.float32)
     return {
         "phash": int.from_bytes(np.packbits(imagehash.phash(Image.fromarray(small)).hash).tobytes(), "big"),
-        "sharpness": float(ndimage.laplace(luma).var()),
+        "sharpness": _sharpness(luma),
         "luma_mean": float(luma.mean()),
         "luma_std": float(luma.std()),
     }
+
+
+def _sharpness(luma: np.ndarray) -> float:
+    """Variance of the second differences along both axes, inside of a frame of one pixel."""
+    laplacian = np.diff(luma, 2, axis=0)[:, 1:-1] + np.diff(luma, 2, axis=1)[1:-1]
+    return float(laplacian.var()) if laplacian.size else 0.0

@@ -42,11 +42,13 @@ class ShardIndexer:
     """Holds the embedder; indexes one raw shard per call and writes what it found below ``work/``."""
 
     def __init__(self, work: IndexWork) -> None:
-        from lookalike.models.embedder import load_embedder
+        from lookalike.models.embedder import NO_EMBEDDER, load_embedder
 
         self._work = work
         self._raw, self._dataset = open_store(work.raw), open_store(work.dataset)
-        self._embedder = load_embedder(work.embedder, work.actors.prepare())
+        # without a model there is no need of torch, whose import takes as long as two hundred images
+        device = "cpu" if work.embedder == NO_EMBEDDER else work.actors.prepare()
+        self._embedder = load_embedder(work.embedder, device)
 
     def __call__(self, unit: int) -> Columns:
         """Index one shard. A shard that cannot be read is an ``error`` of its own, so that the others go on."""

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from lookalike.config import canonical_json
+from lookalike.config import canonical_json, fingerprint
 from lookalike.data import triplets
 from lookalike.data.images import decode, encode_jpeg, fit_within, short_side
 from lookalike.data.shards import Sample, write_tar
@@ -86,10 +86,18 @@ def _rows(work: StageWork, shard: ShardPlan) -> list[_Row]:
     mine = subjects.filter(below if shard.split == "validation" else pc.invert(below))["subject"]
     table = table.filter(pc.is_in(table["subject"], value_set=mine.combine_chunks()))
     return [
-        _Row(f"{target['sha256'][:20]}-{number}", target, references)
+        _Row(f"{_target_id(work, target)}-{number}", target, references)
         for target in table.to_pylist()
         for number, references in enumerate(target["reference_sets"])
     ]
+
+
+def _target_id(work: StageWork, target: dict[str, Any]) -> str:
+    """The head of the target's hash, and where equal files are let through its place as well."""
+    content = str(target["sha256"])[:20]
+    if "exact_duplicate" not in work.config.filters.skip:
+        return content
+    return f"{content}-{fingerprint([target['shard'], target['offset']])[:12]}"
 
 
 def _samples(work: StageWork, rows: list[_Row]) -> Iterator[tuple[str, dict[str, bytes]]]:

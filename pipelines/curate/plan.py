@@ -47,15 +47,18 @@ def _plan(work: StageWork, partition: int) -> None:
     vectors = _vectors(work, span)
     sets: list[list[list[dict[str, Any]]]] = [[] for _ in range(len(rows))]
     subjects = []
+    figures: dict[str, list[np.ndarray]] = {}
     for members in _runs(rows["subject"].to_pylist()):
         kept = members[reasons[members] == ""]
         summary.subjects_in += bool(rows["subject"][members[0]].as_py())
         if len(kept) == 0:
             continue
         photos = Photos(rows.take(pa.array(kept)), _stack(vectors, rows, kept))
-        kept = _drop_of_subject(work, photos, kept, reasons)
+        photos, kept = _drop_of_subject(work, photos, kept, reasons)
         if len(kept):
-            subjects.append(_pair(work, rows, kept, vectors, sets, summary))
+            subjects.append(_pair(work, photos, kept, sets, summary, figures))
+    for name, values in figures.items():  # counting once costs less than once a subject
+        summary.count(name, np.concatenate(values))
     _count(summary, rows, reasons)
     planned = rows.append_column(
         "drop_reason", pa.array([reason or None for reason in reasons], pa.string())
@@ -77,28 +80,30 @@ def _drop_one_by_one(work: StageWork, rows: pa.Table, reasons: np.ndarray, span:
         reasons[mask & (reasons == "")] = name
 
 
-def _drop_of_subject(work: StageWork, photos: Photos, kept: np.ndarray, reasons: np.ndarray) -> np.ndarray:
-    """The filters that see all photos of a subject; returns which rows are left."""
+def _drop_of_subject(
+    work: StageWork, photos: Photos, kept: np.ndarray, reasons: np.ndarray
+) -> tuple[Photos, np.ndarray]:
+    """The filters that see all photos of a subject; returns the photos that are left, and their rows."""
     for name, step in work.config.filters.steps("subject"):
         drop = step.drop(photos)
-        reasons[kept[drop]] = name
-        photos, kept = photos.take(~drop), kept[~drop]
+        if drop.any():
+            reasons[kept[drop]] = name
+            photos, kept = photos.take(~drop), kept[~drop]
         if len(kept) == 0:
             break
-    return kept
+    return photos, kept
 
 
 def _pair(
     work: StageWork,
-    rows: pa.Table,
+    photos: Photos,
     kept: np.ndarray,
-    vectors: dict[str, np.ndarray],
     sets: list[list[list[dict[str, Any]]]],
     summary: Summary,
+    figures: dict[str, list[np.ndarray]],
 ) -> dict[str, Any]:
-    """Give each photo of a subject its reference sets; returns the subject's row."""
+    """Give each photo of a subject, in the rows ``kept``, its reference sets; returns the subject's row."""
     config = work.config
-    photos = Photos(rows.take(pa.array(kept)), _stack(vectors, rows, kept))
     images = photos.rows.to_pylist()
     order = sorted(range(len(images)), key=lambda i: unit_hash("target", config.seed, images[i]["sha256"]))
     similarity = photos.similarity
@@ -108,11 +113,14 @@ def _pair(
         sets[kept[target]] = [[_reference(images[i], similarity[target, i]) for i in group] for group in references]
         used += [similarity[target, i] for group in references for i in group]
     triplets = sum(map(len, chosen))
-    upper = np.triu_indices(len(images), 1)
-    summary.count("similarity of photos of one subject", similarity[upper])
-    summary.count("similarity of references to their target", np.array(used))
-    summary.count("images kept of a subject", np.array([len(images)]))
-    summary.count("triplets of a subject", np.array([triplets]))
+    seen = {
+        "similarity of photos of one subject": similarity[np.triu_indices(len(images), 1)],
+        "similarity of references to their target": np.array(used),
+        "images kept of a subject": np.array([len(images)]),
+        "triplets of a subject": np.array([triplets]),
+    }
+    for name, values in seen.items():
+        figures.setdefault(name, []).append(values)
     summary.subjects += 1
     summary.triplets += triplets
     first = images[0]

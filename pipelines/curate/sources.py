@@ -14,7 +14,7 @@ from lookalike.storage import ObjectInfo, Store
 from pipelines.curate.config import CurateConfig
 
 # Raise it when a row of the image table means something else than before: every shard is indexed again.
-INDEX_REVISION = 1
+INDEX_REVISION = 2
 WORK = "work"
 
 

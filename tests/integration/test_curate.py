@@ -154,7 +154,7 @@ def test_a_dataset_belongs_to_its_raw_shards(snapshot: Path, tmp_path: Path) -> 
         curate(config_of(other, snapshot))
 
 
-@pytest.mark.parametrize("after", ["work/rows/1/*.parquet", "v0001/claim.json"])
+@pytest.mark.parametrize("after", ["work/rows/*/*.parquet", "v0001/claim.json"])
 def test_killed_and_started_again_it_ends_with_the_same_snapshot(
     snapshot: Path, raw: Path, tmp_path: Path, after: str
 ) -> None:

@@ -29,10 +29,10 @@ class NoPair:
             )
 
     def pairs(self, photos: Photos) -> np.ndarray:
-        """Which two photos are a pair: bool [N, N], symmetric, false on the diagonal."""
-        similarity_NN = photos.similarity
+        """Which two photos are a pair: bool [N, N], symmetric, false on the diagonal and for two equal files."""
+        similarity_NN, contents = photos.similarity, photos["sha256"].astype(str)
         in_band_NN = (similarity_NN >= self.min_similarity) & (similarity_NN <= self.max_similarity)
-        return np.asarray(in_band_NN & ~np.eye(len(photos), dtype=bool), bool)
+        return np.asarray(in_band_NN & (contents[:, None] != contents[None, :]), bool)
 
     def drop(self, photos: Photos) -> np.ndarray:
         return np.asarray(~self.pairs(photos).any(axis=1), bool)

@@ -29,6 +29,6 @@ class OffSubject:
         n = len(photos)
         if n < self.min_photos:
             return np.zeros(n, bool)
-        others_NN = np.where(np.eye(n, dtype=bool), np.nan, photos.similarity)
-        typical_N = np.nanmedian(others_NN, axis=1)
+        others_NM = photos.similarity[~np.eye(n, dtype=bool)].reshape(n, n - 1)
+        typical_N = np.median(others_NM, axis=1)
         return np.asarray((typical_N < self.max_similarity) & (typical_N < np.median(typical_N) - self.min_gap), bool)

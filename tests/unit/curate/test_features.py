@@ -32,6 +32,12 @@ def test_brightness_and_contrast() -> None:
     assert grey["luma_std"] < Flat().min_luma_std
 
 
+def test_an_image_without_an_inside_has_no_sharpness() -> None:
+    line = np.arange(2 * 600 * 3, dtype=np.uint8).reshape(2, 600, 3)
+    assert features(line)["sharpness"] == 0
+    assert features(line)["luma_std"] > 10
+
+
 def test_copies_have_near_hashes_and_others_far_ones(coffee: np.ndarray) -> None:
     def distance(first: np.ndarray, second: np.ndarray) -> int:
         return (int(features(first)["phash"]) ^ int(features(second)["phash"])).bit_count()

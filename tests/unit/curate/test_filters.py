@@ -13,14 +13,15 @@ from pipelines.curate.index import _row
 from pipelines.curate.rows import IMAGE_SCHEMA
 
 GOOD: dict[str, Any] = {
-    "offset": 0, "length": 1, "sha256": "00", "width": 640, "height": 480, "subject": "cup", "sharpness": 500.0,
+    "offset": 0, "length": 1, "width": 640, "height": 480, "subject": "cup", "sharpness": 500.0,
     "luma_mean": 120.0, "luma_std": 50.0,
 }  # fmt: skip
 
 
 def rows(*changes: dict[str, Any]) -> pa.Table:
     return pa.Table.from_pylist(
-        [_row(f"k{i}", "s.tar", **GOOD | change) for i, change in enumerate(changes)], IMAGE_SCHEMA
+        [_row(f"k{i}", "s.tar", **GOOD | {"sha256": f"{i:02d}"} | change) for i, change in enumerate(changes)],
+        IMAGE_SCHEMA,
     )
 
 
@@ -81,6 +82,12 @@ def test_a_pair_lies_in_the_band() -> None:
     assert {tuple(sorted(pair)) for pair in np.argwhere(pairs).tolist()} == {(0, 2), (1, 2)}
     assert (pairs == pairs.T).all()
     assert NoPair().drop(photos).tolist() == [False, False, False, True]
+
+
+def test_equal_files_are_no_pair_whatever_an_embedder_says() -> None:
+    contents = [{"sha256": content} for content in ("aa", "bb", "aa")]
+    pairs = NoPair(min_similarity=0).pairs(Photos(rows(*contents), np.zeros((3, 1), np.float32)))
+    assert {tuple(sorted(pair)) for pair in np.argwhere(pairs).tolist()} == {(0, 1), (1, 2)}
 
 
 @pytest.mark.parametrize("band", [(0.5, 0.99), (0.9, 0.5), (-2, 0.5)])

@@ -24,7 +24,7 @@ from pipelines.curate.finish import FinishWork, finish
 from pipelines.curate.layout import plan_shards, split_cut
 from pipelines.curate.materialise import MaterialiseWork, write_shard
 from pipelines.curate.plan import plan_key, read_summary
-from pipelines.curate.rows import partition_range, subject_hash
+from pipelines.curate.rows import partition_range, sha256, subject_hash
 from pipelines.curate.sources import Inputs, list_shards
 from pipelines.curate.summary import Summary
 from pipelines.curate.tables import read_table
@@ -67,6 +67,20 @@ def test_without_an_embedder_all_photos_of_a_subject_are_pairs(
     references = [[image["sha256"] for image in row["reference_sets"][0]] for row in rows]
     assert [len(set(group)) for group in references] == [2] * 9
     assert {image["similarity"] for row in rows for group in row["reference_sets"] for image in group} == {0.0}
+
+
+def test_equal_files_that_are_let_through_are_no_pair_and_get_triplets_of_their_own(
+    planned: Planned, tmp_path: Path
+) -> None:
+    photos = world(2, 3)
+    photos += [photos[0].under("again"), photos[1].under("elsewhere", "thing01")]
+    filters = replace(LOOSE, skip=["exact_duplicate", "near_duplicate", "off_subject"])
+    work = planned(write_raw(tmp_path / "raw", photos), filters=filters)
+    assert [row["drop_reason"] for row in rows_of(work)] == [None] * 8
+    triplets = read_triplets(materialise(work).version)
+    assert len({triplet.triplet_id for triplet in triplets}) == len(triplets)
+    assert not [triplet for triplet in triplets if triplet.target_image in triplet.reference_images]
+    assert {"thing00", "thing01"} == {t.subject for t in triplets if t.target_image == sha256(photos[1].jpeg)}
 
 
 def test_every_image_is_kept_or_has_a_reason(planned: Planned, tmp_path: Path) -> None:
