@@ -117,6 +117,7 @@ def rank_dataset(
     context.execution_options.preserve_order = True
     context.custom_execution_callback_classes = [*context.custom_execution_callback_classes, PacedExecution]
     context.enable_progress_bars = False  # the training logs its own progress
+    context.execution_no_progress_timeout_s = -1  # a validation may take long; the ranks' watchdog looks for hangs
     return dataset
 
 

@@ -147,6 +147,7 @@ def _training(config: PlanConfig, preset: Preset, cluster: Cluster) -> list[str]
         precision=config.precision,
         checkpointing=config.activation_checkpointing,
         references=references,
+        average=config.ema.decay is not None,
     )
     fits = max(
         (micro for micro in range(1, share + 1) if share % micro == 0 and micro <= memory.micro_batch), default=0

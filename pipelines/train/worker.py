@@ -87,9 +87,10 @@ def _engine(settings: WorkerSettings, device: torch.device, rank: Rank | None) -
             optimizer=config.optimizer,
             micro_batch_size=config.micro_batch_size,
             accumulation=accumulation,
+            ema=config.ema,
         )
     model = SubjectModel.from_bundle(bundle).to(device)
-    return PlainEngine(model, select(model), config.optimizer, accumulation)
+    return PlainEngine(model, select(model), config.optimizer, accumulation, config.ema)
 
 
 def _batches(shard: "ray.data.DataIterator", size: int) -> Iterator[Columns]:

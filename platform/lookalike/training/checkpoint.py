@@ -1,8 +1,8 @@
 """Checkpoints: trainable state by parameter name in safetensors, hashes per file, and a COMMIT marker written last.
 
-``checkpoints/step-00000120/part-00000.safetensors … state.json COMMIT``. Keys are ``master/NAME``, ``exp_avg/NAME`` and
-``exp_avg_sq/NAME``, full fp32 tensors: any number of ranks can take them up. Frozen weights are not in it; the run's
-initial bundle holds them, and its hash is in ``state.json``.
+``checkpoints/step-00000120/part-00000.safetensors … state.json COMMIT``. Keys are ``master/NAME``, ``exp_avg/NAME``,
+``exp_avg_sq/NAME`` and, where an average is kept, ``ema/NAME``, full fp32 tensors: any number of ranks can take them
+up. Frozen weights are not in it; the run's initial bundle holds them, and its hash is in ``state.json``.
 """
 
 import hashlib
@@ -18,6 +18,7 @@ from torch import Tensor
 from lookalike.config import canonical_json
 from lookalike.errors import InputError
 from lookalike.storage import Store
+from lookalike.training.engine import AVERAGE, MASTER
 
 CHECKPOINTS = "checkpoints"
 COMMIT = "COMMIT"
@@ -134,6 +135,11 @@ def prune(store: Store, keep: int, keep_every: int | None = None) -> None:
         store.delete(key)
 
 
-def master_weights(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Trained parameters by name, fp32, out of a checkpoint's tensors."""
-    return {key.removeprefix("master/"): value for key, value in tensors.items() if key.startswith("master/")}
+def trained_weights(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What a run has made of its parameters, by name, fp32: their average where one is in the checkpoint's tensors."""
+    for kind in (AVERAGE, MASTER):
+        if found := {
+            key.removeprefix(f"{kind}/"): value for key, value in tensors.items() if key.startswith(f"{kind}/")
+        }:
+            return found
+    return {}

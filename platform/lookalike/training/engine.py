@@ -1,14 +1,16 @@
 """What the loop asks of an engine, and the plain one: a single process without DeepSpeed."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from lookalike.training.config import OptimizerConfig
+from lookalike.training.config import EmaConfig, OptimizerConfig
 
-MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's state by torch's names; stored beside "master" in a checkpoint
+MASTER, AVERAGE = "master", "ema"
+MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's state by torch's names
 
 
 class Engine(Protocol):
@@ -21,13 +23,17 @@ class Engine(Protocol):
         """Backward of one micro batch's loss (a scalar, the mean over the micro batch's samples)."""
 
     def finish_step(self) -> float:
-        """Optimizer step after all micro batches; returns the gradient norm before clipping."""
+        """Optimizer step after all micro batches, then the average; returns the gradient norm before clipping."""
 
     def set_learning_rate(self, value: float) -> None:
         """For all parameter groups."""
 
+    def averaged(self) -> AbstractContextManager[None]:
+        """Within it the model computes with the averaged weights; where no average is kept, with those it has."""
+
     def state(self) -> Iterator[tuple[str, Tensor]]:
-        """Full fp32 tensors on the CPU: ``master/NAME``, ``exp_avg/NAME``, ``exp_avg_sq/NAME``, in a fixed order.
+        """Full fp32 tensors on the CPU, in a fixed order: ``master/NAME``, ``exp_avg/NAME``, ``exp_avg_sq/NAME`` and,
+        where an average is kept, ``ema/NAME``.
 
         They are copies, which later steps do not change. On ranks other than 0 they may be empty.
         """
@@ -43,9 +49,23 @@ def build_optimizer(parameters: list[nn.Parameter], config: OptimizerConfig) -> 
     )
 
 
-def state_keys(names: list[str]) -> list[str]:
+def kept_by_optimizer(ema: EmaConfig) -> tuple[str, ...]:
+    """Keys of an optimizer's state: AdamW's moments, and the average, which lives there as one more.
+
+    So it is sharded, offloaded and addressed by name as the moments are.
+    """
+    return MOMENTS if ema.decay is None else (*MOMENTS, AVERAGE)
+
+
+def fresh_state(weights: Tensor, kept: tuple[str, ...], steps: int = 0) -> dict[str, Tensor]:
+    """AdamW's state after ``steps`` steps, as torch would make it in its first one, and the average at ``weights``."""
+    moments = {key: weights.detach().clone() if key == AVERAGE else torch.zeros_like(weights) for key in kept}
+    return {"step": torch.tensor(float(steps)), **moments}
+
+
+def state_keys(names: list[str], kept: tuple[str, ...]) -> list[str]:
     """Keys of a checkpoint's tensors for trainable parameters ``names``, in the order they are written."""
-    return [f"{kind}/{name}" for name in names for kind in ("master", *MOMENTS)]
+    return [f"{kind}/{name}" for name in names for kind in (MASTER, *kept)]
 
 
 def check_keys(expected: list[str], found: Mapping[str, Tensor]) -> None:
@@ -60,13 +80,23 @@ class PlainEngine:
     """One process: PyTorch's own optimizer and clipping, the reference that ZeRO-3 is compared with."""
 
     def __init__(
-        self, model: nn.Module, trainable: dict[str, nn.Parameter], config: OptimizerConfig, accumulation: int
+        self,
+        model: nn.Module,
+        trainable: dict[str, nn.Parameter],
+        optimizer: OptimizerConfig,
+        accumulation: int,
+        ema: EmaConfig | None = None,
     ) -> None:
         self.model = model
         self._named = trainable
-        self._max_grad_norm = config.max_grad_norm
+        self._max_grad_norm = optimizer.max_grad_norm
         self._accumulation = accumulation
-        self._optimizer = build_optimizer(list(trainable.values()), config)
+        self._ema = ema or EmaConfig()
+        self._kept = kept_by_optimizer(self._ema)
+        self._optimizer = build_optimizer(list(trainable.values()), optimizer)
+        self._steps = 0
+        for parameter in trainable.values():
+            self._optimizer.state[parameter] = fresh_state(parameter, self._kept)
 
     def accumulate(self, loss: Tensor) -> None:
         (loss / self._accumulation).backward()
@@ -75,28 +105,54 @@ class PlainEngine:
         norm = torch.nn.utils.clip_grad_norm_(self._named.values(), self._max_grad_norm)
         self._optimizer.step()
         self._optimizer.zero_grad()
+        self._steps += 1
+        update_average(self._optimizer, self._ema, self._steps)
         return float(norm)
 
     def set_learning_rate(self, value: float) -> None:
         for group in self._optimizer.param_groups:
             group["lr"] = value
 
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        if self._ema.decay is None:
+            yield
+            return
+        trained = [parameter.detach().clone() for parameter in self._named.values()]
+        try:
+            self._compute_with(self._optimizer.state[parameter][AVERAGE] for parameter in self._named.values())
+            yield
+        finally:
+            self._compute_with(trained)
+
     def state(self) -> Iterator[tuple[str, Tensor]]:
         for name, parameter in self._named.items():
-            state = self._optimizer.state.get(parameter, {})
-            yield f"master/{name}", _copy(parameter)
-            for moment in MOMENTS:
-                yield f"{moment}/{name}", _copy(state.get(moment, torch.zeros_like(parameter)))
+            yield f"{MASTER}/{name}", _copy(parameter)
+            for key in self._kept:
+                yield f"{key}/{name}", _copy(self._optimizer.state[parameter][key])
 
     def load_state(self, tensors: Mapping[str, Tensor], optimizer_steps: int) -> None:
-        check_keys(state_keys(list(self._named)), tensors)
+        check_keys(state_keys(list(self._named), self._kept), tensors)
+        self._steps = optimizer_steps
+        self._compute_with(tensors[f"{MASTER}/{name}"] for name in self._named)
         for name, parameter in self._named.items():
-            with torch.no_grad():
-                parameter.copy_(tensors[f"master/{name}"])
             self._optimizer.state[parameter] = {
                 "step": torch.tensor(float(optimizer_steps)),
-                **{moment: tensors[f"{moment}/{name}"].to(parameter.device).clone() for moment in MOMENTS},
+                **{key: tensors[f"{key}/{name}"].to(parameter.device, copy=True) for key in self._kept},
             }
+
+    @torch.no_grad()
+    def _compute_with(self, weights: Iterable[Tensor]) -> None:
+        for parameter, value in zip(self._named.values(), weights, strict=True):
+            parameter.copy_(value)
+
+
+@torch.no_grad()
+def update_average(optimizer: torch.optim.Optimizer, ema: EmaConfig, steps: int) -> None:
+    """Move the average of whatever ``optimizer`` steps (under ZeRO-3 this rank's partitions) towards its weights."""
+    if ema.decay is not None:
+        for weights, state in optimizer.state.items():
+            state[AVERAGE].lerp_(weights, 1 - ema.decay_after(steps))
 
 
 def _copy(tensor: Tensor) -> Tensor:

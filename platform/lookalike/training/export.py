@@ -83,7 +83,7 @@ def export_bundle(config: TrainConfig, store: Store, step: int) -> BundleReferen
     initial_uri = config.base or store.child(INITIAL).uri
     initial = local_bundle(initial_uri)
     _, tensors = checkpoint.load(store.child(checkpoint.CHECKPOINTS), step)
-    weights = checkpoint.master_weights(tensors)
+    weights = checkpoint.trained_weights(tensors)
 
     with tempfile.TemporaryDirectory(prefix="lookalike-export-") as name:
         folder = Path(name)

@@ -81,7 +81,7 @@ class Loop:
                 last_of_stage = ends_stage(config.stages, step)
                 step += 1
                 if config.validation.samples and (last_of_stage or step % config.validation.every == 0):
-                    with torch.no_grad():
+                    with torch.no_grad(), self.engine.averaged():
                         held_out = self.validation(stage)
                     self.history.add_validation(step - 1, stage.name, held_out)
                 last = stop or step == config.total_steps

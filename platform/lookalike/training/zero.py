@@ -8,14 +8,24 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lookalike.training.config import OptimizerConfig
-from lookalike.training.engine import MOMENTS, build_optimizer, check_keys, state_keys
+from lookalike.training.config import EmaConfig, OptimizerConfig
+from lookalike.training.engine import (
+    AVERAGE,
+    MASTER,
+    build_optimizer,
+    check_keys,
+    fresh_state,
+    kept_by_optimizer,
+    state_keys,
+    update_average,
+)
 
 _GATHER_ELEMENTS = 50_000_000  # parameters gathered at once while weights are loaded: 200 MB in fp32
 
@@ -95,6 +105,7 @@ class ZeroEngine:
         *,
         micro_batch_size: int,
         accumulation: int,
+        ema: EmaConfig | None = None,
     ) -> None:
         """``build`` makes the module without weights, ``weights`` reads them for it, ``select`` names what learns."""
         import deepspeed
@@ -111,46 +122,74 @@ class ZeroEngine:
         )
         self.model: nn.Module = engine
         self._engine: Any = engine
+        self._ema = ema or EmaConfig()
+        self._kept = kept_by_optimizer(self._ema)
+        self._begin_at(0)
 
     def accumulate(self, loss: Tensor) -> None:
         self._engine.backward(loss)
         self._engine.step()  # steps at the accumulation boundary only
 
     def finish_step(self) -> float:
+        self._steps += 1
+        update_average(self._engine.optimizer.optimizer, self._ema, self._steps)
         return float(self._engine.get_global_grad_norm())
 
     def set_learning_rate(self, value: float) -> None:
         for group in self._engine.optimizer.param_groups:
             group["lr"] = value
 
-    def state(self) -> Iterator[tuple[str, Tensor]]:
-        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        if self._ema.decay is None:
+            yield
+            return
+        try:
+            self._compute_with(AVERAGE)
+            yield
+        finally:
+            self._compute_with(MASTER)
 
+    def state(self) -> Iterator[tuple[str, Tensor]]:
         for name, parameter in self._named.items():
-            yield f"master/{name}", safe_get_full_fp32_param(parameter).view(parameter.ds_shape).cpu()
-            for moment in MOMENTS:
-                full = safe_get_full_optimizer_state(parameter, moment)
-                yield f"{moment}/{name}", full.view(parameter.ds_shape).cpu()
+            for key in (MASTER, *self._kept):
+                yield f"{key}/{name}", _full(parameter, key).cpu()
 
     def load_state(self, tensors: Mapping[str, Tensor], optimizer_steps: int) -> None:
-        import deepspeed
         from deepspeed.utils import safe_set_local_fp32_param, safe_set_local_optimizer_state
 
-        check_keys(state_keys(list(self._named)), tensors)
-        self._make_moments(optimizer_steps)
+        check_keys(state_keys(list(self._named), self._kept), tensors)
+        self._begin_at(optimizer_steps)
         for name, parameter in self._named.items():
-            safe_set_local_fp32_param(parameter, _partition_of(tensors[f"master/{name}"], parameter))
-            for moment in MOMENTS:
-                safe_set_local_optimizer_state(parameter, _partition_of(tensors[f"{moment}/{name}"], parameter), moment)
-            with torch.no_grad(), deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
-                parameter.copy_(tensors[f"master/{name}"])  # else one step would compute with stale weights
+            safe_set_local_fp32_param(parameter, _partition_of(tensors[f"{MASTER}/{name}"], parameter))
+            for key in self._kept:
+                safe_set_local_optimizer_state(parameter, _partition_of(tensors[f"{key}/{name}"], parameter), key)
+        self._compute_with(MASTER)  # else one step would compute with stale weights
 
-    def _make_moments(self, steps: int) -> None:
-        """AdamW's state as after ``steps`` steps, which torch would make in its first one: there to be written to."""
+    def _compute_with(self, key: str) -> None:
+        """Make the weights of the forward pass those under ``key``."""
+        import deepspeed
+
+        for parameter in self._named.values():
+            full = _full(parameter, key)
+            with torch.no_grad(), deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
+                parameter.copy_(full)
+
+    def _begin_at(self, steps: int) -> None:
+        """State of the optimizer as after ``steps`` steps, which torch would make in its first: there to be set."""
+        self._steps = steps
         zero3 = self._engine.optimizer
         for partition in zero3.fp32_partitioned_groups_flat:
-            moments = {moment: torch.zeros_like(partition) for moment in MOMENTS}
-            zero3.optimizer.state[partition] = {"step": torch.tensor(float(steps)), **moments}
+            zero3.optimizer.state[partition] = fresh_state(partition, self._kept, steps)
+
+
+def _full(parameter: Any, key: str) -> Tensor:
+    """Master weights or optimizer state of a partitioned parameter, whole on every rank, fp32; a collective."""
+    from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+    get_state = safe_get_full_optimizer_state
+    full: Tensor = safe_get_full_fp32_param(parameter) if key == MASTER else get_state(parameter, key)
+    return full.view(parameter.ds_shape)
 
 
 def _partition_of(full: Tensor, parameter: Any) -> Tensor:

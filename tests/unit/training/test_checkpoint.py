@@ -10,16 +10,16 @@ from lookalike.errors import InputError
 from lookalike.storage import open_store
 from lookalike.training import checkpoint
 from lookalike.training.checkpoint import CheckpointState
-from lookalike.training.config import OptimizerConfig
+from lookalike.training.config import EmaConfig, OptimizerConfig
 from lookalike.training.engine import PlainEngine
 
 STATE = CheckpointState(step=3, fingerprint="run", base_sha256="base")
 
 
-def engine_of(seed: int) -> PlainEngine:
+def engine_of(seed: int, decay: float | None = 0.99) -> PlainEngine:
     torch.manual_seed(seed)
     model = nn.Linear(4, 3)
-    return PlainEngine(model, dict(model.named_parameters()), OptimizerConfig(), accumulation=1)
+    return PlainEngine(model, dict(model.named_parameters()), OptimizerConfig(), 1, EmaConfig(decay))
 
 
 def steps(engine: PlainEngine, count: int, first: int = 0) -> list[float]:
@@ -47,6 +47,8 @@ def test_resuming_repeats_the_undisturbed_losses(tmp_path: Path) -> None:
     state, tensors = checkpoint.load(store, 3)
     second.load_state(tensors, optimizer_steps=state.step)
     assert steps(second, 3, first=3) == expected[3:]
+    for (key, value), (_, other) in zip(second.state(), undisturbed.state(), strict=True):
+        assert torch.equal(value, other), key
 
 
 def test_a_checkpoint_without_commit_does_not_exist(tmp_path: Path) -> None:
@@ -109,6 +111,22 @@ def test_a_snapshot_is_a_copy() -> None:
     steps(engine, 2)
     for key, tensor in parts[0].items():
         assert torch.equal(tensor, before[key]), key
+
+
+def test_the_average_is_the_one_of_its_definition_and_what_is_exported() -> None:
+    engine, reference = engine_of(0), engine_of(0, decay=None)
+    expected = dict(checkpoint.trained_weights(dict(reference.state())))
+    for step in range(4):
+        steps(engine, 1, first=step)
+        steps(reference, 1, first=step)
+        decay = min(0.99, (2 + step) / (11 + step))
+        weights = checkpoint.trained_weights(dict(reference.state()))
+        expected = {name: decay * mean + (1 - decay) * weights[name] for name, mean in expected.items()}
+    found = checkpoint.trained_weights(dict(engine.state()))
+    torch.testing.assert_close(found, expected)
+    with engine.averaged():
+        torch.testing.assert_close(dict(engine.model.named_parameters()), expected, check_dtype=False)
+    torch.testing.assert_close(dict(engine.model.named_parameters()), weights)
 
 
 def test_large_states_are_split_into_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
