@@ -39,7 +39,8 @@ class EvaluateConfig:
     prompts_per_subject: int = 2
     """Images of each subject and stage setting."""
     stages: list[str] = field(default_factory=default_stages)
-    """Stage settings (paper, mllm_only, both, reference_only or TAU1/TAU2); the first one's metrics have no prefix."""
+    """Stage settings (paper, mllm_only, both, reference_only, TAU1/TAU2 or TAU1/TAU2/BLEND); metrics of the first have
+    no prefix."""
     steps: int = 20
     """Denoising steps of an image."""
     guidance_scale: float = 2.5

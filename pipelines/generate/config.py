@@ -32,6 +32,8 @@ class GenerateConfig:
     """Noise level below which the references' latents join the MLLM's tokens."""
     tau2: float = 0.85
     """Noise level below which the MLLM's tokens leave. Lower values of both follow the text more, identity less."""
+    blend: float = 0.0
+    """Width in noise level over which either comes or goes; 0 is the paper's hard stages."""
     batch_size: int = 8
     """Images made at once."""
     tracking: str | None = None
@@ -40,6 +42,9 @@ class GenerateConfig:
     """Where it runs."""
 
     def __post_init__(self) -> None:
+        from lookalike.diffusion.stages import StageSchedule
+
+        StageSchedule(self.tau1, self.tau2, self.blend)  # refuses stages out of order
         for name in ("num_images", "steps", "batch_size"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is below 1", value=getattr(self, name), fix="use 1 or more")

@@ -53,7 +53,7 @@ class Generator:
             self._references,
             num_inference_steps=config.steps,
             guidance_scale=config.guidance_scale,
-            stages=StageSchedule(config.tau1, config.tau2),
+            stages=StageSchedule(config.tau1, config.tau2, config.blend),
             seeds=[request.seed for request in requests],
             output_type="np",
         ).images

@@ -47,7 +47,10 @@ class FlowConfig:
 
     @classmethod
     def from_scheduler(cls, config: Mapping[str, Any]) -> "FlowConfig":
-        """The shift of a FlowMatchEulerDiscreteScheduler's configuration."""
+        """The shift of a FlowMatchEulerDiscreteScheduler's configuration; fixed without ``use_dynamic_shifting``."""
+        if not config.get("use_dynamic_shifting", False):
+            fixed = math.log(config.get("shift", 1.0))  # shift s of sigma is exp(mu) = s
+            return cls(base_shift=fixed, max_shift=fixed)
         names = ("base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len")
         return cls(**{name: config[name] for name in names if name in config})
 

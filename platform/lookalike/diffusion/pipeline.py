@@ -18,17 +18,19 @@ from transformers import PreTrainedModel
 
 from lookalike.diffusion.flow import FlowConfig
 from lookalike.diffusion.inputs import check_generators, check_size, pair_references
-from lookalike.diffusion.stages import Conditions, StageSchedule, stages_of
+from lookalike.diffusion.lora import SubjectLoraLoaderMixin, loras
+from lookalike.diffusion.sampling import Denoiser, Negative
+from lookalike.diffusion.stages import Plan, Stages, stages_of
+from lookalike.errors import ConfigError
 from lookalike.models.adapters import ADAPTER_NAME, adapter_names, load_lora, read_lora_config, save_lora
 from lookalike.models.aggregate import LayerAggregator
 from lookalike.models.batch import Batch, to_batch
 from lookalike.models.bundle import ADAPTER, open_bundle, write_manifest
 from lookalike.models.context import encode_context
-from lookalike.models.dit import Context, References, prepare_references, velocity
+from lookalike.models.dit import Context, ReferenceKeys, References, prepare_references
 from lookalike.models.preprocess import Preprocessor
 from lookalike.models.vae import decode, downsampling, encode, token_grid
 
-Negative = Literal["all", "mllm"]
 TOKENIZER_FILES = (
     "tokenizer*",
     "vocab.*",
@@ -47,7 +49,7 @@ class SubjectPipelineOutput(BaseOutput):
     """PIL images, or an array or tensor as ``output_type`` says; those of one prompt stand together."""
 
 
-class SubjectPipeline(DiffusionPipeline):
+class SubjectPipeline(DiffusionPipeline, SubjectLoraLoaderMixin):
     """Images of a subject, given references of it and a prompt.
 
     >>> pipe = SubjectPipeline.from_pretrained("bundle")
@@ -99,8 +101,16 @@ class SubjectPipeline(DiffusionPipeline):
         return pipe
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
-        """Write a full bundle that :meth:`from_pretrained` reads; a LoRA is written beside the DiT, not merged."""
+        """Write a full bundle that :meth:`from_pretrained` reads; a LoRA is written beside the DiT, not merged.
+
+        Raises:
+            ConfigError: several LoRAs, or one of another name than ``default``: a bundle holds one.
+        """
         preprocessor = self._preprocessor()
+        if set(loras(self.transformer)) - {ADAPTER_NAME}:
+            raise ConfigError(
+                f"a bundle holds one LoRA, named {ADAPTER_NAME}", value=loras(self.transformer), fix="unload"
+            )
         folder = Path(save_directory)
         adapter = dict(self.transformer.named_parameters())
         adapter = {name: adapter[name] for name in adapter_names(self.transformer)}
@@ -130,7 +140,7 @@ class SubjectPipeline(DiffusionPipeline):
         *,
         num_inference_steps: int = 25,
         guidance_scale: float = 2.5,
-        stages: StageSchedule | str = "paper",
+        stages: Stages | str = "paper",
         negative: Negative = "all",
         distilled_guidance: float = 1.0,
         height: int | None = None,
@@ -151,10 +161,12 @@ class SubjectPipeline(DiffusionPipeline):
                 for each prompt. Their numbers may differ.
             num_inference_steps: Euler steps.
             guidance_scale: true classifier-free guidance: negative + scale × (positive − negative). 1 turns it off.
-            stages: which conditions are computed and seen at which noise level: a schedule, its name, ``"TAU1/TAU2"``.
-            negative: what the negative branch leaves away: ``all`` conditions of the step, or the ``mllm`` alone (then
-                a step without MLLM runs without guidance). Other tokens are not computed in it.
-            distilled_guidance: value of the guidance embedding, where the DiT has one; 1.0 is what it was trained at.
+            stages: which conditions are computed and seen at which noise level: a schedule, its name, ``"TAU1/TAU2"``
+                or ``"TAU1/TAU2/BLEND"``, or a function that makes ``Conditions`` of a noise level.
+            negative: what the negative branch of true guidance leaves away of what the step sees: ``all``, the ``mllm``
+                or the ``references`` alone. It is not computed in it; a step that loses nothing runs unguided.
+            distilled_guidance: value of the guidance embedding of a guidance-distilled DiT, in both branches; 1.0 is
+                what it was trained at.
             height: pixels; by default the preset's.
             width: pixels; by default the preset's.
             num_images_per_prompt: images of each prompt.
@@ -167,12 +179,13 @@ class SubjectPipeline(DiffusionPipeline):
 
         Raises:
             InputError: no references or too many, an image too small or too large, a prompt that is too long.
-            ConfigError: a size that does not divide, stages out of order.
+            ConfigError: a size that does not divide, stages out of order, no step, a guidance that the DiT has not.
         """
-        schedule = stages_of(stages)
         preset = self._preprocessor().preset
+        if distilled_guidance != 1 and not self.transformer.config.guidance_embeds:
+            raise ConfigError("this DiT has no guidance embedding", value=distilled_guidance, fix="use guidance_scale")
+        plan = self.plan(stages, num_inference_steps, height=height, width=width)
         height, width = height or preset.height, width or preset.width
-        check_size(height, width, 2 * downsampling(self.vae))
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         rows = self._preprocessor()(prompts, pair_references(references, len(prompts)))
         device = self._execution_device
@@ -181,37 +194,20 @@ class SubjectPipeline(DiffusionPipeline):
         count = len(prompts) * num_images_per_prompt
         generators = [torch.Generator().manual_seed(seed) for seed in seeds] if seeds is not None else generator
         current = self._noise(latents, (count, grid[0] * grid[1], self.transformer.config.in_channels), generators)
-        timesteps = self._set_timesteps(num_inference_steps, current.shape[1])
-        plan = schedule.plan(float(sigma) for sigma in self.scheduler.sigmas[:-1])
-        context = reference_tokens = None  # computed once, and only if a step of the plan sees them
-        if any(conditions.mllm for conditions in plan):
-            context = self._context(batch, num_images_per_prompt)
-        if any(conditions.references for conditions in plan):
-            latents_of = self._references(batch, num_images_per_prompt)
-            reference_tokens = prepare_references(
-                self.transformer, latents_of, grid, preset.references, distilled_guidance
-            )
-
-        def predict(conditions: Conditions, sigma: Tensor) -> Tensor:
-            return velocity(
-                self.transformer,
-                current,
-                sigma.expand(count),
-                grid,
-                context if conditions.mllm else None,
-                reference_tokens if conditions.references else None,
-                preset.references.position,
-                distilled_guidance,
-            )
-
-        with self.progress_bar(total=len(plan)) as progress:
-            for step, (timestep, conditions) in enumerate(zip(timesteps, plan, strict=True)):
+        denoiser = Denoiser(
+            self.transformer,
+            grid,  # what follows is computed once, and only if a step of the plan sees it
+            self._context(batch, num_images_per_prompt) if any(seen.mllm for seen in plan.conditions) else None,
+            self._references(batch, num_images_per_prompt, grid, distilled_guidance)
+            if any(seen.references for seen in plan.conditions)
+            else None,
+            preset.references.position,
+            distilled_guidance,
+        )
+        with self.progress_bar(total=num_inference_steps) as progress:
+            for step, (timestep, seen) in enumerate(zip(self.scheduler.timesteps, plan.conditions, strict=True)):
                 sigma = self.scheduler.sigmas[step].to(current)
-                predicted = predict(conditions, sigma)
-                without = Conditions(mllm=False, references=conditions.references and negative == "mllm")
-                if guidance_scale != 1 and without != conditions:
-                    unguided = predict(without, sigma)
-                    predicted = unguided + guidance_scale * (predicted - unguided)
+                predicted = denoiser.guided(current, sigma, seen, guidance_scale, negative)
                 current = self.scheduler.step(predicted, timestep, current, return_dict=False)[0]
                 if callback_on_step_end is not None:
                     current = callback_on_step_end(self, step, timestep, {"latents": current}).get("latents", current)
@@ -219,6 +215,31 @@ class SubjectPipeline(DiffusionPipeline):
         images = self._decode(current, grid, output_type)
         self.maybe_free_model_hooks()
         return SubjectPipelineOutput(images=images) if return_dict else (images,)
+
+    def plan(
+        self,
+        stages: Stages | str = "paper",
+        num_inference_steps: int = 25,
+        *,
+        height: int | None = None,
+        width: int | None = None,
+    ) -> Plan:
+        """What each step of such a call sees: print it, or plot it. Sets the scheduler's noise levels.
+
+        Raises:
+            ConfigError: a size that does not divide, stages out of order, no step.
+        """
+        schedule, preset = stages_of(stages), self._preprocessor().preset
+        height, width = height or preset.height, width or preset.width
+        check_size(height, width, 2 * downsampling(self.vae))
+        if num_inference_steps < 1:
+            raise ConfigError("no step to take", value=num_inference_steps, fix="use num_inference_steps of 1 or more")
+        rows, columns = token_grid(self.vae, height, width)
+        config = self.scheduler.config
+        mu = FlowConfig.from_scheduler(config).mu(rows * columns) if config.use_dynamic_shifting else None
+        sigmas = np.linspace(1.0, 1 / num_inference_steps, num_inference_steps)  # as diffusers' FluxPipeline does
+        self.scheduler.set_timesteps(sigmas=sigmas, mu=mu, device=self._execution_device)
+        return Plan.of(schedule, self.scheduler.sigmas[:-1].tolist())
 
     def _preprocessor(self) -> Preprocessor:
         if self.preprocessor is None:
@@ -232,22 +253,18 @@ class SubjectPipeline(DiffusionPipeline):
         check_generators(generators, shape[0])
         return randn_tensor(shape, generator=generators, device=device, dtype=dtype)  # type: ignore[no-any-return]
 
-    def _set_timesteps(self, num_inference_steps: int, tokens: int) -> Tensor:
-        """As diffusers' FluxPipeline does; returns the scheduler's timesteps."""
-        sigmas = np.linspace(1.0, 1 / num_inference_steps, num_inference_steps)
-        config = self.scheduler.config
-        mu = FlowConfig.from_scheduler(config).mu(tokens) if config.use_dynamic_shifting else None
-        self.scheduler.set_timesteps(sigmas=sigmas, mu=mu, device=self._execution_device)
-        return self.scheduler.timesteps  # type: ignore[no-any-return]
-
     def _context(self, batch: Batch, repeats: int) -> Context:
         once = encode_context(self.mllm, self.aggregator, batch)
         return Context(_repeat(once.tokens, repeats), _repeat(once.mask, repeats))
 
-    def _references(self, batch: Batch, repeats: int) -> References:
-        latents = encode(self.vae, batch.references.flatten(0, 1)).unflatten(0, batch.references.shape[:2])
-        grid = token_grid(self.vae, *batch.references.shape[-2:])
-        return References(_repeat(latents, repeats), _repeat(batch.reference_mask, repeats), grid)
+    def _references(
+        self, batch: Batch, repeats: int, grid: tuple[int, int], guidance: float
+    ) -> References | ReferenceKeys:
+        images, mask = batch.references, batch.reference_mask
+        latents = encode(self.vae, images.flatten(0, 1), self._execution_device).unflatten(0, images.shape[:2])
+        own_grid = token_grid(self.vae, *images.shape[-2:])
+        references = References(_repeat(latents, repeats), _repeat(mask, repeats), own_grid)
+        return prepare_references(self.transformer, references, grid, self._preprocessor().preset.references, guidance)
 
     def _decode(self, latents: Tensor, grid: tuple[int, int], output_type: str) -> Any:
         if output_type == "latent":

@@ -1,35 +1,54 @@
-"""Multi-stage denoising: which condition each step of the sampler sees, by its noise level."""
+"""Multi-stage denoising: how much of which condition each step of the sampler sees, by its noise level."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from lookalike.errors import ConfigError
 
 
 @dataclass(frozen=True)
 class Conditions:
-    """What one step computes and sees; what it does not use adds no tokens at all."""
+    """What one step sees of each condition, as a weight in [0, 1].
 
-    mllm: bool
-    references: bool
+    The weight multiplies the condition's tokens in every softmax of the DiT's attention (its logarithm is added to the
+    scores). So 1 is what training sees, and towards 0 the step approaches, without a jump, the one at 0, in which the
+    condition's tokens are not computed at all.
+    """
+
+    mllm: float
+    references: float
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.mllm <= 1 and 0 <= self.references <= 1):
+            raise ConfigError("a condition's weight is outside [0, 1]", value=str(self), fix="use 0 to 1")
 
     def __str__(self) -> str:
-        return "+".join(name for name, used in (("mllm", self.mllm), ("references", self.references)) if used) or "none"
+        parts = {"mllm": self.mllm, "references": self.references}
+        shown = [name if weight == 1 else f"{weight:.2f} {name}" for name, weight in parts.items() if weight]
+        return "+".join(shown) or "none"
+
+
+Stages = Callable[[float], Conditions]
+"""Conditions of a step that starts at this noise level: a :class:`StageSchedule`, or any function of yours."""
 
 
 @dataclass(frozen=True)
 class StageSchedule:
-    """The paper's hard stages over the shifted noise level: MLLM, then both, then references.
+    """The paper's stages over the shifted noise level: MLLM, then both, then references.
 
     ``sigma >= tau1``: MLLM tokens alone. ``tau2 <= sigma < tau1``: both. ``sigma < tau2``: reference tokens alone.
-    Lower values of both trade identity for following the text.
+    Lower values of both trade identity for following the text. With ``blend`` the weight of a condition does not jump
+    at its threshold but rises or falls linearly across it.
     """
 
     tau1: float = 0.95
     """Where references join."""
     tau2: float = 0.85
     """Where the MLLM leaves."""
+    blend: float = 0.0
+    """Width, in noise level, of the passage around each threshold; 0 is the paper's hard stages."""
 
     def __post_init__(self) -> None:
         if not self.tau1 >= self.tau2 >= 0:
@@ -38,18 +57,54 @@ class StageSchedule:
                 value=f"tau1={self.tau1}, tau2={self.tau2}",
                 fix="use tau1 >= tau2 >= 0",
             )
+        if not 0 <= self.blend < math.inf:
+            raise ConfigError("the blend of stages is a width", value=f"blend={self.blend}", fix="use 0 or more")
 
-    def at(self, sigma: float) -> Conditions:
+    def __call__(self, sigma: float) -> Conditions:
         """Conditions of a step that starts at this noise level."""
-        return Conditions(mllm=sigma >= self.tau2, references=sigma < self.tau1)
+        return Conditions(mllm=self._above(self.tau2, sigma), references=1 - self._above(self.tau1, sigma))
 
-    def plan(self, sigmas: Iterable[float]) -> list[Conditions]:
-        """Conditions of every step of a sampler."""
-        return [self.at(sigma) for sigma in sigmas]
+    def _above(self, threshold: float, sigma: float) -> float:
+        if not self.blend:
+            return float(sigma >= threshold)
+        return min(1.0, max(0.0, (sigma - threshold) / self.blend + 0.5))
 
-    def table(self, sigmas: Iterable[float]) -> str:
-        """The plan for people: one line a step."""
-        return "\n".join(f"{step:3d}  sigma {sigma:.4f}  {self.at(sigma)}" for step, sigma in enumerate(sigmas))
+
+@dataclass(frozen=True)
+class Plan:
+    """The steps of a sampler; ``str(plan)`` has one line for each."""
+
+    sigmas: tuple[float, ...]
+    """Noise level at which each step starts."""
+    conditions: tuple[Conditions, ...]
+    """What it sees."""
+
+    @classmethod
+    def of(cls, stages: Stages, sigmas: Iterable[float]) -> "Plan":
+        """The plan of these steps.
+
+        Raises:
+            ConfigError: a function that does not give :class:`Conditions`.
+        """
+        levels = tuple(sigmas)
+        conditions = tuple(stages(sigma) for sigma in levels)
+        for found in conditions:
+            if not isinstance(found, Conditions):
+                raise ConfigError("stages give no Conditions", value=found, fix="return Conditions(mllm, references)")
+        return cls(levels, conditions)
+
+    def __str__(self) -> str:
+        rows = zip(self.sigmas, self.conditions, strict=True)
+        return "\n".join(f"{step:3d}  sigma {sigma:.4f}  {seen}" for step, (sigma, seen) in enumerate(rows))
+
+    def plot(self, axes: Any) -> None:
+        """Draw both weights and the noise level over the steps on matplotlib ``axes``."""
+        edges = range(len(self.sigmas) + 1)
+        for name in ("mllm", "references"):
+            axes.stairs([getattr(seen, name) for seen in self.conditions], edges, label=name, fill=True, alpha=0.4)
+        axes.plot(edges[:-1], self.sigmas, label="noise level", color="black", linewidth=1)
+        axes.set_xlabel("step")
+        axes.legend()
 
 
 NAMED_STAGES = {
@@ -60,21 +115,25 @@ NAMED_STAGES = {
 }
 
 
-def stages_of(value: "StageSchedule | str") -> StageSchedule:
-    """A schedule by name (``paper``, ``mllm_only``, ``both``, ``reference_only``) or as ``"TAU1/TAU2"``.
+def stages_of(value: Stages | str) -> Stages:
+    """A schedule by name (``paper``, ``mllm_only``, ``both``, ``reference_only``), as ``"TAU1/TAU2"`` or
+    ``"TAU1/TAU2/BLEND"``, or a function as it is.
 
     Raises:
         ConfigError: neither, or stages out of order.
     """
-    if isinstance(value, StageSchedule):
+    if not isinstance(value, str):
         return value
     if value in NAMED_STAGES:
         return NAMED_STAGES[value]
+    parts = value.split("/")
     try:
-        tau1, tau2 = (float(part) for part in value.split("/"))
+        if len(parts) not in (2, 3):
+            raise ValueError("two or three numbers")
+        numbers = [float(part) for part in parts]
     except ValueError as error:
         names = ", ".join(NAMED_STAGES)
         raise ConfigError(
-            "unknown stages", value=value, fix=f"use one of {names}, or TAU1/TAU2 such as 0.95/0.85"
+            "unknown stages", value=value, fix=f"use one of {names}, or TAU1/TAU2[/BLEND] such as 0.95/0.85"
         ) from error
-    return StageSchedule(tau1, tau2)
+    return StageSchedule(*numbers)

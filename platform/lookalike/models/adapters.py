@@ -16,7 +16,7 @@ _WEIGHTS, _CONFIG = "adapter_model.safetensors", "adapter_config.json"
 _FILE_PREFIX = "base_model.model."
 
 
-def inject_lora(transformer: Any, lora: LoraConfig) -> None:
+def inject_lora(transformer: Any, lora: LoraConfig, name: str = ADAPTER_NAME) -> None:
     """Add a LoRA that changes nothing yet (its up projection is zero) to a FluxTransformer2DModel, in place.
 
     Raises:
@@ -25,16 +25,16 @@ def inject_lora(transformer: Any, lora: LoraConfig) -> None:
     from peft import LoraConfig as PeftLoraConfig
 
     check_lora(lora, transformer.config)
-    transformer.add_adapter(PeftLoraConfig(**_peft_values(lora)), adapter_name=ADAPTER_NAME)
+    transformer.add_adapter(PeftLoraConfig(**_peft_values(lora)), adapter_name=name)
 
 
-def adapter_names(transformer: Any) -> dict[str, str]:
-    """Parameter name in the DiT → name in a peft file, of every LoRA parameter."""
-    mark = f".{ADAPTER_NAME}."
+def adapter_names(transformer: Any, name: str = ADAPTER_NAME) -> dict[str, str]:
+    """Parameter name in the DiT → name in a peft file, of every parameter of that LoRA."""
+    mark = f".{name}."
     return {
-        name: _FILE_PREFIX + name.replace(mark, ".")
-        for name, _ in transformer.named_parameters()
-        if ".lora_" in name and mark in name
+        parameter: _FILE_PREFIX + parameter.replace(mark, ".")
+        for parameter, _ in transformer.named_parameters()
+        if ".lora_" in parameter and mark in parameter
     }
 
 
@@ -70,7 +70,12 @@ def read_lora_config(folder: Path) -> LoraConfig:
     )
 
 
-def load_lora(transformer: Any, folder: Path) -> None:
+def is_lora(folder: Path) -> bool:
+    """Whether ``folder`` is a peft folder, as :func:`save_lora` and peft write it."""
+    return (folder / _CONFIG).is_file() and (folder / _WEIGHTS).is_file()
+
+
+def load_lora(transformer: Any, folder: Path, adapter: str = ADAPTER_NAME) -> None:
     """Inject the adapter of a peft folder into the DiT and load it, strictly.
 
     Raises:
@@ -78,10 +83,10 @@ def load_lora(transformer: Any, folder: Path) -> None:
     """
     from safetensors.torch import load_file
 
-    inject_lora(transformer, read_lora_config(folder))
+    inject_lora(transformer, read_lora_config(folder), adapter)
     tensors = load_file(folder / _WEIGHTS)
     parameters = dict(transformer.named_parameters())
-    for name, file_name in adapter_names(transformer).items():
+    for name, file_name in adapter_names(transformer, adapter).items():
         if file_name not in tensors:
             raise InputError(f"the adapter lacks {file_name}", value=str(folder), fix="export it again")
         tensor = tensors.pop(file_name)

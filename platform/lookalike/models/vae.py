@@ -45,9 +45,12 @@ def unpack(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
 
 
 @torch.no_grad()
-def encode(vae: Any, images: Tensor) -> Tensor:
-    """uint8 ``[B, 3, H, W]`` → packed, shifted and scaled latents ``[B, T, C]``: the posterior's mode, so no noise."""
-    pixels = images.to(vae.device, vae.dtype) / 127.5 - 1
+def encode(vae: Any, images: Tensor, device: torch.device | None = None) -> Tensor:
+    """uint8 ``[B, 3, H, W]`` → packed, shifted and scaled latents ``[B, T, C]``: the posterior's mode, so no noise.
+
+    ``device`` is where the VAE computes, by default where it is now (an offloaded one is not there yet).
+    """
+    pixels = images.to(device or vae.device, vae.dtype) / 127.5 - 1
     latents = vae.encode(pixels, return_dict=False)[0].mode()
     scaled: Tensor = (latents - (vae.config.shift_factor or 0.0)) * vae.config.scaling_factor
     return pack(scaled)

@@ -24,6 +24,16 @@ def test_shift_equals_diffusers_flux_pipeline(tokens: int) -> None:
     torch.testing.assert_close(shifted, scheduler.sigmas[:-1])
 
 
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_a_scheduler_with_a_fixed_shift_has_it_in_training_too(shift: float) -> None:
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
+    levels = np.linspace(1, 1 / 25, 25)
+    scheduler.set_timesteps(sigmas=levels)
+    for tokens in (64, 4096):
+        shifted = shift_sigma(torch.from_numpy(levels), FlowConfig.from_scheduler(scheduler.config).mu(tokens))
+        torch.testing.assert_close(shifted.float(), scheduler.sigmas[:-1])
+
+
 def test_training_sees_a_shifted_logit_normal() -> None:
     numbers = draw([str(i) for i in range(4000)], 0, (64, 1), FLOW)
     logits = torch.logit(numbers.sigma.double()).numpy()

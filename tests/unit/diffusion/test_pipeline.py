@@ -20,19 +20,6 @@ from lookalike.models.vae import encode
 FAST = {"num_inference_steps": 4, "output_type": "latent"}
 
 
-@pytest.fixture(scope="module")
-def pipe(bundle_dir, perturb) -> SubjectPipeline:
-    pipe = SubjectPipeline.from_pretrained(bundle_dir)
-    pipe.set_progress_bar_config(disable=True)
-    perturb(pipe.transformer)
-    return pipe
-
-
-@pytest.fixture
-def photos(pictures) -> list[Image.Image]:
-    return [Image.fromarray(picture) for picture in pictures(4)]
-
-
 def test_images_come_out_in_every_form(pipe, photos) -> None:
     images = pipe("a red mug", photos[:1], num_inference_steps=2, num_images_per_prompt=2, seeds=[1, 2]).images
     assert [image.size for image in images] == [(64, 64)] * 2
@@ -81,16 +68,6 @@ def test_a_stage_computes_only_what_it_uses(pipe, photos, monkeypatch) -> None:
     pipe("a mug", photos[:1], stages="reference_only", guidance_scale=2, **FAST)
     assert (calls["mllm"], calls["vae"]) == (0, 1)
     assert calls["lengths"] == [(0, 128), (0, 64)] * 4
-    calls.update(mllm=0, vae=0, lengths=[])
-    pipe("a mug", photos[:1], stages="0.95/0.7", guidance_scale=2, negative="mllm", **FAST)
-    assert calls["lengths"] == [(22, 64), (0, 64), (22, 128), (0, 128), (0, 128), (0, 128)]
-
-
-def test_guidance_is_the_difference_of_two_branches(pipe, photos) -> None:
-    options = {"stages": "mllm_only", "num_inference_steps": 1, "seeds": [0], "output_type": "latent"}
-    plain, twice = (pipe("a mug", photos[:1], guidance_scale=scale, **options).images for scale in (1, 2))
-    zero = pipe("a mug", photos[:1], guidance_scale=0, **options).images
-    torch.testing.assert_close(twice, 2 * plain - zero, rtol=1e-4, atol=1e-4)
 
 
 def test_sampling_is_eulers_method_on_the_models_velocity(pipe, photos) -> None:
@@ -131,7 +108,7 @@ def test_cached_references_are_computed_once_and_change_nothing(pipe, photos, mo
     model = SubjectModel(pipe.mllm, pipe.aggregator, pipe.transformer, references).eval()
     batch = to_batch(cached(prompts, [[np.asarray(photo) for photo in row] for row in given]))
     latents = encode(pipe.vae, batch.references.flatten(0, 1)).unflatten(0, (2, 2))
-    current, plan = start, StageSchedule(0.95, 0.7).plan(levels)
+    current, plan = start, map(StageSchedule(0.95, 0.7), levels)
     with torch.no_grad():
         for step, seen in enumerate(plan):  # keys and values anew in every step, as in training
             change = pipe.scheduler.sigmas[step + 1] - pipe.scheduler.sigmas[step]
@@ -141,8 +118,8 @@ def test_cached_references_are_computed_once_and_change_nothing(pipe, photos, mo
                 current,
                 sigma,
                 reference_latents=latents,
-                use_mllm=seen.mllm,
-                use_references=seen.references,
+                use_mllm=bool(seen.mllm),
+                use_references=bool(seen.references),
             )
     torch.testing.assert_close(found, current, rtol=1e-4, atol=1e-4)
     monkeypatch.undo()

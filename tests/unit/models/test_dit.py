@@ -1,8 +1,12 @@
+import dataclasses
+
 import pytest
 import torch
 from diffusers import FluxPipeline, FluxTransformer2DModel
 
-from lookalike.models.dit import Context, References, image_ids, velocity
+from lookalike.models import dit
+from lookalike.models.dit import Context, References, image_ids, prepare_references, velocity
+from lookalike.models.presets import ReferenceConfig
 
 CONFIG = {
     "in_channels": 16,
@@ -61,6 +65,31 @@ def test_masked_conditions_equal_absent_ones(transformer) -> None:
     torch.testing.assert_close(run(no_text, no_images), run(None, None), rtol=0, atol=1e-5)
     assert (run(context, references) - run(context, None)).abs().max() > 1e-2
     assert (run(context, references) - run(None, references)).abs().max() > 1e-2
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("attention", ["full", "cached"])
+def test_twice_the_tokens_at_half_the_weight_change_nothing(transformer, monkeypatch, attention) -> None:
+    noisy, sigma, context, references = make(slots=1)
+    context.mask[0, :3] = False
+    config = ReferenceConfig(attention=attention)
+
+    def run(context: Context, references: References) -> torch.Tensor:
+        seen = prepare_references(transformer, references, (3, 4), config)
+        return velocity(transformer, noisy, sigma, (3, 4), context, seen, "diagonal", 1.0)
+
+    expected = run(context, references)
+    light = run(dataclasses.replace(context, weight=0.5), dataclasses.replace(references, weight=0.5))
+    assert (light - expected).abs().max() > 1e-3
+    feather = dataclasses.replace(context, weight=1e-9), dataclasses.replace(references, weight=1e-9)
+    nothing = velocity(transformer, noisy, sigma, (3, 4), None, None, "diagonal", 1.0)
+    torch.testing.assert_close(run(*feather), nothing, rtol=0, atol=1e-4)
+
+    twice = Context(context.tokens.repeat(1, 2, 1), context.mask.repeat(1, 2), weight=0.5)
+    ids = image_ids((3, 4), (2, 3), 1, "diagonal")
+    monkeypatch.setattr(dit, "image_ids", lambda *_: torch.cat([ids, ids[12:]]))  # copies stand where they stood
+    doubled = References(references.latents.repeat(1, 1, 2, 1), references.mask, (2, 3), weight=0.5)
+    torch.testing.assert_close(run(twice, doubled), expected, rtol=0, atol=1e-5)
 
 
 @torch.no_grad()
