@@ -47,7 +47,8 @@ def ray_session() -> Iterator[None]:
         address = os.environ.get("RAY_ADDRESS", "")
         try:
             _knock(address)
-            ray.init(log_to_driver=True, logging_level=logging.WARNING)
+            # a private cluster ends with its job: nobody would look at its dashboard, which is half of its processes
+            ray.init(include_dashboard=None if address else False, log_to_driver=True, logging_level=logging.WARNING)
         except OSError as error:  # ConnectionError is one
             raise UnreachableError(
                 "Ray does not answer", value=address, fix="check RAY_ADDRESS, and RAY_AUTH_MODE with its token"

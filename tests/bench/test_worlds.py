@@ -25,8 +25,8 @@ from lookalike.evaluation.scores import Scores
 from lookalike.models.presets import load_preset
 from lookalike.models.sources import materialise
 from lookalike.storage import open_store
+from tests.bench.measured import keep
 
-RESULTS = Path(__file__).parent / "results" / "worlds.json"
 REASONS = {
     "blurred": "blurry",
     "flat": "flat",
@@ -78,7 +78,7 @@ def test_a_world(seed: int, renamed: bool, base: Path, tmp_path: Path, run_job: 
                 for name in ("loss_right", "loss_shuffled", "loss_gap", "identity", "identity_margin")
             },
         }
-    _keep(f"seed {seed}{', renamed' if renamed else ''}", record)
+    keep("worlds", record, f"seed {seed}{', renamed' if renamed else ''}")
     assert record["curation"]["false_drops"] == 0
     assert record["curation"]["missed"] == {}
     assert record["right"]["promoted"]
@@ -128,9 +128,3 @@ def _curation(dataset: Path, truth: dict[str, Any]) -> dict[str, Any]:
         "missed": dict(missed),
         "false_drops": false_drops,
     }
-
-
-def _keep(name: str, record: dict[str, Any]) -> None:
-    kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    RESULTS.write_text(json.dumps(kept | {name: record}, indent=1, sort_keys=True) + "\n")
-    print(json.dumps(record, indent=1))

@@ -1,0 +1,40 @@
+"""Raw shards of any size out of a folder of photographs."""
+
+import json
+import os
+from itertools import cycle, islice
+from pathlib import Path
+
+import pytest
+
+from lookalike.data.shards import write_tar
+
+VARIABLE = "LOOKALIKE_BENCH_PHOTOS"
+
+
+def photographs() -> list[Path]:
+    """The photographs ``<subject>/<nn>.jpg`` of the folder that LOOKALIKE_BENCH_PHOTOS names; skips without it."""
+    folder = os.environ.get(VARIABLE)
+    if not folder:
+        pytest.skip(f"{VARIABLE} names no folder of photographs")
+    return sorted(Path(folder).rglob("*.jpg"))
+
+
+def write_repeated(raw: Path, photos: list[Path], shards: int, per_shard: int) -> Path:
+    """Shards below ``raw`` that repeat ``photos``, each time as other subjects; those that exist are left."""
+    raw.mkdir(parents=True, exist_ok=True)
+    numbered = ((i // len(photos), path) for i, path in enumerate(cycle(photos)))
+    for shard in range(shards):
+        samples = [_sample(number, path) for number, path in islice(numbered, per_shard)]
+        path = raw / f"shard-{shard:06d}.tar"
+        if not path.exists():
+            part = path.with_suffix(".part")
+            write_tar(part, samples)
+            part.rename(path)
+    return raw
+
+
+def _sample(repetition: int, path: Path) -> tuple[str, dict[str, bytes]]:
+    subject = f"{path.parent.name}-{repetition:04d}"
+    label = {"subject": subject, "class": path.parent.name, "caption": f"a {path.parent.name}"}
+    return f"{subject}-{path.stem}", {"jpg": path.read_bytes(), "json": json.dumps(label).encode()}

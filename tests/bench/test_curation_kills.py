@@ -1,0 +1,229 @@
+"""kill -9 of a curation at every write and at random moments, started again each time; and what a new shard costs.
+
+    python -m pytest tests/bench -k kills -s
+
+Writes results/curation-kills.json. The dataset is on an S3 server behind a proxy (faulty_s3.py) that sees every put
+and kills just before the server has it, or just after: the driver, after which nothing more goes through, or the worker
+that sent it.
+"""
+
+import asyncio
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections import Counter
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+import psutil
+import pytest
+from aiohttp import web
+
+from lookalike.storage import open_store
+from tests.bench.faulty_s3 import FaultyProxy
+from tests.bench.measured import keep
+from tests.conftest import REPO, job_environment
+from tests.drawn import photo, world, write_raw
+
+# What a curation writes, in the order in which it does.
+POINTS = (
+    r"run\.json", r"work/vectors/", r"work/rows/", r"work/duplicates/", r"work/plan/.*images", r"work/plan/.*subjects",
+    r"work/plan/.*summary", r"v\d+/claim\.json", r"v\d+/shards/", r"work/materialise/.*parquet",
+    r"work/materialise/.*json", r"v\d+/images\.parquet", r"v\d+/triplets\.parquet", r"v\d+/report\.json",
+    r"v\d+/report\.html", r"v\d+/manifest\.json",
+)  # fmt: skip
+OF_WORKERS = ((r"work/vectors/", "after"), (r"work/plan/.*images", "before"), (r"v\d+/shards/", "after"))
+RANDOM_MOMENTS = (7, 31, 53, 17, 71, 40)  # requests after the start; after the last kill it runs to its end
+SETTINGS = ("--plan.rows_per_partition", "40", "--shards.shard_mib", "1", "--shards.image_size", "null")
+
+pytestmark = pytest.mark.timeout(7200)
+
+
+class Reaper:
+    """Watches the requests below one dataset, and kills once at the armed moment."""
+
+    def __init__(self) -> None:
+        self.puts: list[str] = []  # keys below the dataset that the server got
+        self.begun: list[str] = []  # raw shards, each time that one was read from its start
+        self.driver: subprocess.Popen[bytes] | None = None
+        self.family: list[psutil.Process] = []
+        self.disarm()
+
+    def disarm(self) -> None:
+        """Let everything through."""
+        self._point, self._when, self._whom, self._countdown, self.struck = "", "", "", 0, False
+
+    def arm(self, point: str, when: str, whom: str) -> None:
+        """Kill ``whom`` (driver or worker) ``when`` (before or after) the server gets a key that matches."""
+        self.disarm()
+        self._point, self._when, self._whom = point, when, whom
+
+    def arm_random(self, requests: int) -> None:
+        """Kill the driver when so many requests have come."""
+        self.disarm()
+        self._countdown, self._whom = requests, "driver"
+
+    def choose(self, request: web.Request) -> str | None:
+        key = re.sub(r"^/scratch/\w+/\w+/", "", request.path)
+        if self.struck and self._whom == "driver":
+            return "reset before"  # whoever outlives the driver for a moment does no more
+        if self._countdown:
+            self._countdown -= 1
+            if self._countdown == 0:
+                self._kill(request)
+                return "reset before"
+        if request.method == "PUT":
+            if self._point and not self.struck and re.match(self._point, key):
+                if self._when == "before":
+                    self._kill(request)
+                    return "reset before"
+                self.puts.append(key)
+                return "reset after"
+            self.puts.append(key)
+        elif request.headers.get("Range", "").startswith("bytes=0-") and "/raw/" in request.path:
+            self.begun.append(request.path)
+        return None
+
+    def acted(self, request: web.Request) -> None:
+        self._kill(request)
+
+    def _kill(self, request: web.Request) -> None:
+        assert self.driver is not None
+        assert request.transport is not None
+        self.struck = True
+        self.family = psutil.Process(self.driver.pid).children(recursive=True)
+        pid = self.driver.pid
+        if self._whom == "worker":
+            port = request.transport.get_extra_info("peername")[1]
+            pid = next(
+                c.pid
+                for c in psutil.net_connections("tcp")
+                if c.laddr and c.laddr.port == port and c.pid != os.getpid()
+            )
+            assert pid != self.driver.pid
+        os.kill(pid, signal.SIGKILL)
+
+
+def serve(proxy: FaultyProxy) -> str:
+    """Run a proxy in a thread; its URL."""
+    ready: SimpleQueue[str] = SimpleQueue()
+    threading.Thread(target=lambda: asyncio.run(proxy.serve(ready.put)), daemon=True).start()
+    return ready.get(timeout=30)
+
+
+def run(reaper: Reaper, arguments: list[str], env: dict[str, str], log: Path) -> int:
+    """One start of the job; its exit status. Its Ray is gone afterwards."""
+    with log.open("ab") as file:
+        argv = [sys.executable, str(REPO / "jobs" / "curate.py"), *arguments]
+        reaper.driver = subprocess.Popen(argv, env=job_environment(env), stdout=file, stderr=file, cwd=REPO)
+        status = reaper.driver.wait(600)
+    _, alive = psutil.wait_procs(reaper.family, timeout=3)
+    for process in alive:
+        process.kill()
+    psutil.wait_procs(alive, timeout=10)
+    reaper.family = []
+    return status
+
+
+def contents(prefix: str) -> dict[str, bytes]:
+    store = open_store(prefix)
+    return {info.key: store.read(info.key) for info in store.list()}
+
+
+def test_killed_at_every_write_it_ends_with_the_same_bytes(
+    s3_uri: str, s3_server: dict[str, str], tmp_path: Path
+) -> None:
+    raw = open_store(f"{s3_uri}/raw")
+    for path in sorted(write_raw(tmp_path / "raw", world(40, 4), per_shard=8).glob("*.tar")):
+        raw.upload(path.name, path)
+    shards = len(list(raw.list()))
+    reaper, log = Reaper(), tmp_path / "log"
+    env = {**s3_server, "AWS_ENDPOINT_URL": serve(FaultyProxy(s3_server["AWS_ENDPOINT_URL"], reaper))}
+
+    def start(name: str) -> int:
+        return run(reaper, ["--raw", f"{s3_uri}/raw", "--dataset", f"{s3_uri}/{name}", *SETTINGS], env, log)
+
+    assert start("quiet") == 0, log.read_text()
+    expected = contents(f"{s3_uri}/quiet/v0001")
+    unnamed = [key for key in reaper.puts if not any(re.match(point, key) for point in POINTS)]
+    assert not unnamed
+    once = _work(reaper.puts, reaper.begun)
+    reaper.puts.clear()
+    reaper.begun.clear()
+
+    kills: list[dict[str, Any]] = []
+
+    def killed(name: str, **kill: Any) -> None:
+        before = _work(reaper.puts, reaper.begun)
+        status = start(name)
+        assert reaper.struck, f"never came to {kill}"
+        assert status == (0 if kill["whom"] == "worker" else -signal.SIGKILL), log.read_text()[-3000:]
+        kills.append(kill)
+        print(kill, dict(_work(reaper.puts, reaper.begun) - before), flush=True)
+
+    def finished(name: str) -> bool:
+        """Let it run to its end; whether it made the same snapshot."""
+        reaper.disarm()
+        assert start(name) == 0, log.read_text()[-3000:]
+        return contents(f"{s3_uri}/{name}/v0001") == expected
+
+    for point in POINTS:
+        for when in ("before", "after"):
+            reaper.arm(point, when, "driver")
+            killed("named", whom="driver", at=point, when=when)
+    same = [finished("named")]
+    for moment in RANDOM_MOMENTS:
+        reaper.arm_random(moment)
+        killed("random", whom="driver", at=f"request {moment}", when="random")
+    same.append(finished("random"))
+    twice = _work(reaper.puts, reaper.begun) - once - once
+    driver_kills = len(kills)
+    for point, when in OF_WORKERS:
+        reaper.arm(point, when, "worker")
+        killed(f"worker-{len(kills)}", whom="worker", at=point, when=when)
+        same.append(contents(f"{s3_uri}/worker-{len(kills) - 1}/v0001") == expected)
+    record = {
+        "command": "python -m pytest tests/bench -k kills -s",
+        "raw_shards": shards,
+        "kills": len(kills),
+        "at": kills,
+        "same_bytes": all(same),
+        "work_of_one_run": dict(once),
+        "kills_of_the_driver": driver_kills,
+        "work_done_twice_after_them": dict(twice),
+    }
+    keep("curation-kills", record)
+    assert all(same)
+    assert sum(twice.values()) <= driver_kills
+
+
+def test_a_new_shard_among_fifty_is_indexed_alone_after_kills(
+    s3_uri: str, s3_server: dict[str, str], tmp_path: Path
+) -> None:
+    raw = open_store(f"{s3_uri}/raw")
+    photos = [photo(number // 4, number % 4, 96) for number in range(51 * 4)]
+    paths = sorted(write_raw(tmp_path / "raw", photos, per_shard=4).glob("*.tar"))
+    reaper, log = Reaper(), tmp_path / "log"
+    env = {**s3_server, "AWS_ENDPOINT_URL": serve(FaultyProxy(s3_server["AWS_ENDPOINT_URL"], reaper))}
+    arguments = ["--raw", f"{s3_uri}/raw", "--dataset", f"{s3_uri}/dataset"]
+    for path in paths[:50]:
+        raw.upload(path.name, path)
+    assert run(reaper, arguments, env, log) == 0, log.read_text()
+    assert len(set(reaper.begun)) == len(reaper.begun) == 50
+    reaper.begun.clear()
+    reaper.puts.clear()
+    raw.upload(paths[50].name, paths[50])
+    assert run(reaper, arguments, env, log) == 0, log.read_text()
+    assert [Path(key).name for key in reaper.begun] == [paths[50].name]
+    assert sum(key.startswith("work/rows/") for key in reaper.puts) == 1
+
+
+def _work(puts: list[str], begun: list[str]) -> Counter[str]:
+    """Units of work: raw shards read, ranges planned, triplet shards written."""
+    kinds = {"ranges planned": POINTS[4], "triplet shards written": POINTS[8]}
+    found = {name: sum(bool(re.match(point, key)) for key in puts) for name, point in kinds.items()}
+    return Counter({"raw shards read": len(begun), **found})

@@ -1,0 +1,119 @@
+"""Curation against the truth of a sample world of 5,000 photos with 200 planted defects of each kind.
+
+    python -m pytest tests/bench -k right -s        # ten minutes on two cores, most of it rendering
+
+Writes results/curation-right.json.
+"""
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from subprocess import CompletedProcess
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from lookalike.data.triplets import read_triplets
+from lookalike.storage import open_store, version_store
+from pipelines.curate.filters import FiltersConfig
+from tests.bench.measured import keep
+
+REASONS = {
+    "blurred": "blurry",
+    "flat": "flat",
+    "strip": "aspect",
+    "truncated": "undecodable",
+    "corrupt": "undecodable",
+    "tiny": "too_small",
+    "exact_duplicate": "exact_duplicate",
+    "near_duplicate": "near_duplicate",
+    "wrong_subject": "off_subject",
+    "truncated_shard": "truncated_shard",
+}
+BY_EMBEDDING = ("off_subject", "no_pair")  # reported; what they reach is the embedder's matter
+WORLD = ("--sample.seed", "11", "--sample.subjects", "534", "--sample.defects_of_each", "200")
+
+pytestmark = pytest.mark.timeout(7200)
+
+
+def test_each_reason_is_given_to_what_was_planted_for_it_and_to_nothing_else(
+    bench_folder: Path,
+    tmp_path: Path,
+    run_job: Callable[..., CompletedProcess[str]],
+) -> None:
+    raw, dataset = bench_folder / "right-raw", tmp_path / "dataset"
+    for name, *arguments in (
+        ("ingest", "--source", "sample", "--raw", str(raw), *WORLD),
+        ("curate", "--raw", str(raw), "--dataset", str(dataset)),
+    ):
+        done = run_job(name, *arguments, timeout_s=3600)
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    truth = json.loads((raw / "_truth.json").read_text())["photos"]
+    rows = pq.read_table(dataset / "v0001" / "images.parquet", columns=["key", "sha256", "drop_reason"]).to_pylist()
+    record = {
+        "command": "python -m pytest tests/bench -k right -s",
+        "photos": len(truth),
+        "read": len(rows),  # those behind the cut in the truncated shard cannot be
+        "planted": dict(Counter(photo["defect"] for photo in truth.values() if photo["defect"])),
+        "reasons": _reasons(truth, rows),
+        "pairs": _pairs(dataset, {row["sha256"] for row in rows if row["drop_reason"] is None}),
+    }
+    keep("curation-right", record)
+    assert len(truth) >= 5000
+    for name, found in record["reasons"].items():
+        if name not in BY_EMBEDDING:
+            assert min(found["precision"], found["recall"]) >= 0.99, name
+    assert min(n for kind, n in record["planted"].items() if kind != "truncated_shard") >= 200
+    assert record["pairs"]["highest_similarity"] <= FiltersConfig().no_pair.max_similarity
+    assert record["pairs"]["subjects_in_both_splits"] == 0
+
+
+def _reasons(truth: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Precision and recall of each reason over the photos that could be read, and what was taken for what."""
+    planted, dropped = defaultdict(set), defaultdict(set)
+    mistakes: dict[str, Counter[str]] = defaultdict(Counter)
+    for row in rows:
+        expected = REASONS.get(truth[row["key"]]["defect"])
+        planted[expected].add(row["key"])
+        dropped[row["drop_reason"]].add(row["key"])
+        if expected != row["drop_reason"]:
+            mistakes[str(row["drop_reason"])][truth[row["key"]]["defect"] or "ordinary"] += 1
+            mistakes[str(expected)][f"became {row['drop_reason']}"] += 1
+    return {
+        name: {
+            "planted": len(planted[name]),
+            "dropped": len(dropped[name]),
+            "precision": len(planted[name] & dropped[name]) / max(1, len(dropped[name])),
+            "recall": len(planted[name] & dropped[name]) / max(1, len(planted[name])),
+            "mistakes": dict(mistakes[name]),
+        }
+        for name in sorted((planted.keys() | dropped.keys()) - {None})
+    }
+
+
+def _pairs(dataset: Path, kept: set[str]) -> dict[str, Any]:
+    """The pairs of the snapshot, their similarities computed again from the vectors."""
+    vectors: dict[str, np.ndarray] = {}
+    for path in (dataset / "work" / "vectors").rglob("*.parquet"):
+        for row in pq.read_table(path, columns=["sha256", "vector"]).to_pylist():
+            vector = np.array(row["vector"], np.float32)
+            vectors[row["sha256"]] = vector / np.linalg.norm(vector)
+    triplets = read_triplets(version_store(open_store(str(dataset)), 1))
+    similarities = []
+    for triplet in triplets:
+        assert triplet.target_image not in triplet.reference_images
+        assert {triplet.target_image, *triplet.reference_images} <= kept
+        similarities += [float(vectors[triplet.target_image] @ vectors[image]) for image in triplet.reference_images]
+    sides = defaultdict(set)
+    for triplet in triplets:
+        sides[triplet.subject].add(triplet.split)
+    return {
+        "triplets": len(triplets),
+        "subjects": len(sides),
+        "lowest_similarity": round(min(similarities), 3),
+        "highest_similarity": round(max(similarities), 3),
+        "subjects_in_both_splits": sum(len(side) > 1 for side in sides.values()),
+    }
