@@ -18,12 +18,13 @@ help: ## Show what there is to do
 
 setup: $(VENV)/ready ## Make .venv from requirements.lock and check the compiler
 
+# The lock is complete: nothing is to be resolved. Bytecode is made where a module is first used.
 $(VENV)/ready: requirements.lock pyproject.toml infra/setup/check.py
 	@command -v $(PYTHON) >/dev/null || { echo "error: no $(PYTHON); apt-get install python3 python3-venv" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' || \
 		{ echo "error: $$($(PYTHON) --version) cannot run this; use PYTHON=python3.11" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV) || { echo "error: no venv module; apt-get install python3-venv" >&2; exit 1; }
-	$(BIN)/python -m pip install --quiet --requirement requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps --no-compile --requirement requirements.lock
 	$(BIN)/python -m pip install --quiet --no-deps --editable .
 	$(BIN)/python infra/setup/check.py
 	@touch $@

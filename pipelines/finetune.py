@@ -17,6 +17,7 @@ from lookalike.storage import Store, open_store
 from lookalike.storage.claim import claim
 from lookalike.training.bundles import local_bundle
 from lookalike.training.config import StageConfig, TrainConfig, ValidationConfig, WorkerConfig
+from pipelines.actors import ActorConfig
 from pipelines.curate import CurateConfig, curate
 from pipelines.entry import ray_session
 from pipelines.evaluate import EvaluateConfig, evaluate
@@ -70,6 +71,8 @@ class FinetuneConfig:
     """What the personal model has to show to become its subject's champion."""
     workers: WorkerConfig = field(default_factory=WorkerConfig)
     """The worker group."""
+    actors: ActorConfig = field(default_factory=ActorConfig)
+    """Who curates and evaluates. Changes no result."""
     seed: int = 0
     """Of order, noise and initial adapter."""
     tracking: str | None = None
@@ -88,7 +91,7 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
     home = open_store(config.store).child("customers").child(config.customer).child(config.subject)
     base = resolve(config.model, config.tracking)
     identity = {**configs.to_dict(config), "base_sha256": base.bundle_sha256}
-    claim(home, identity, ignore=("tracking", "workers", "micro_batch_size", "model", "store"))
+    claim(home, identity, ignore=("tracking", "workers", "actors", "micro_batch_size", "model", "store"))
     if home.exists(RESULT):
         log.info("this finetune is done already: %s", home.uri)
         return dict(json.loads(home.read(RESULT)))
@@ -133,7 +136,7 @@ def _dataset(config: FinetuneConfig, home: Store) -> str:
         raw = home.child("raw").uri
         ingest(IngestConfig(source=photos.uri, raw=raw))
     dataset = home.child("dataset").uri
-    counts = curate(CurateConfig(raw=raw, dataset=dataset)).manifest["counts"]
+    counts = curate(CurateConfig(raw=raw, dataset=dataset, actors=config.actors)).manifest["counts"]
     if counts["subjects_in"] != 1:
         raise InputError(
             f"photographs of {counts['subjects_in']} subjects", value=config.photos, fix="bring one subject at a time"
@@ -179,6 +182,7 @@ def _evaluate(config: FinetuneConfig, home: Store, dataset: str, bundle: str, ba
         "split": "train",
         "distractors": config.distractors,
         "seed": config.seed,
+        "actors": config.actors,
     }
     try:
         chosen = EvaluateConfig(**{**config.evaluation, **settings})

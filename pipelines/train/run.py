@@ -13,8 +13,8 @@ from lookalike.storage import Store, latest_version, open_store, read_manifest, 
 from lookalike.storage.claim import claim
 from lookalike.tracking import open_tracker, tracking_uri
 from lookalike.training import checkpoint
+from lookalike.training.bundles import finished_bundle, initial_bundle
 from lookalike.training.config import TrainConfig
-from lookalike.training.export import export_bundle, initial_bundle
 from lookalike.training.plan import EpochPlan
 from lookalike.training.stopping import stops_on_sigterm
 from lookalike.training.watchdog import HANGS
@@ -144,7 +144,11 @@ def _finish(settings: WorkerSettings, store: Store, snapshot: dict[str, Any]) ->
     steps = checkpoint.committed_steps(checkpoints)
     if not steps or steps[-1] < config.total_steps:
         raise LookalikeError("training ended early", value=f"step {steps[-1] if steps else 0}", fix="see the log above")
-    bundle = export_bundle(config, store, steps[-1])
+    bundle = finished_bundle(store)
+    if bundle is None:  # killed between the last checkpoint and the export, which is the first rank's work
+        from lookalike.training.export import export_bundle
+
+        bundle = export_bundle(config, store, steps[-1])
     result = {
         "bundle_uri": bundle.uri,
         "bundle_sha256": bundle.sha256,

@@ -16,7 +16,7 @@ from lookalike.storage import open_store
 from lookalike.tracking import open_tracker
 from lookalike.training.bundles import local_bundle
 from lookalike.training.engine import Engine, PlainEngine
-from lookalike.training.export import adapter_of, trainable_parts
+from lookalike.training.export import adapter_of, export_bundle, trainable_parts
 from lookalike.training.history import History
 from lookalike.training.ledger import Ledger
 from lookalike.training.loop import Loop
@@ -28,7 +28,7 @@ from pipelines.train.settings import WorkerSettings
 
 
 def run_rank(settings: WorkerSettings, shard: "ray.data.DataIterator", rank: Rank | None = None) -> None:
-    """Train as ``rank`` of a process group, or alone (``rank=None``: one plain process without DeepSpeed).
+    """Train and export, as ``rank`` of a process group or alone (``rank=None``: a plain process without DeepSpeed).
 
     Raises what :meth:`Loop.run` raises.
     """
@@ -61,6 +61,8 @@ def run_rank(settings: WorkerSettings, shard: "ray.data.DataIterator", rank: Ran
             fingerprint=settings.fingerprint,
             base_sha256=settings.base_sha256,
         ).run(batches)
+    if rank.is_first:  # which has imported all that it takes; the driver has not
+        export_bundle(config, store, config.total_steps)
 
 
 def _engine(settings: WorkerSettings, device: torch.device, rank: Rank | None) -> Engine:

@@ -20,6 +20,7 @@ from skimage import data as photographs
 from lookalike.data.triplets import load_images, read_triplets
 from lookalike.errors import ConflictError, InputError
 from lookalike.storage import list_versions, open_store, version_store
+from pipelines.actors import ActorConfig
 from pipelines.curate import CurateConfig, curate
 from tests.conftest import REPO, job_environment
 from tests.drawn import Photo, draw, jpeg, photo, world, write_raw
@@ -47,7 +48,7 @@ def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def config_of(raw: Path, dataset: Path, **settings: Any) -> CurateConfig:
-    return CurateConfig(raw=str(raw), dataset=str(dataset), **settings)
+    return CurateConfig(raw=str(raw), dataset=str(dataset), actors=ActorConfig(count=1), **settings)
 
 
 def contents(dataset: Path, version: str = "v0001") -> dict[str, bytes]:
@@ -161,6 +162,7 @@ def test_killed_and_started_again_it_ends_with_the_same_snapshot(
     """kill -9 of the job as soon as a file of some stage is there."""
     dataset = tmp_path / "dataset"
     argv = [sys.executable, str(REPO / "jobs" / "curate.py"), "--raw", str(raw), "--dataset", str(dataset)]
+    argv += ["--actors.count", "1"]
     with (tmp_path / "log").open("w") as log_file:
         job = subprocess.Popen(argv, env=job_environment({}), stdout=log_file, stderr=log_file, cwd=REPO)
         deadline = time.monotonic() + 180
@@ -178,7 +180,16 @@ def test_the_job_on_s3(
 ) -> None:
     for path in sorted(raw.glob("*.tar")):
         open_store(f"{s3_uri}/raw").upload(path.name, path)
-    arguments = ["--raw", f"{s3_uri}/raw", "--dataset", f"{s3_uri}/dataset", "--plan.max-references", "3"]
+    arguments = [
+        "--raw",
+        f"{s3_uri}/raw",
+        "--dataset",
+        f"{s3_uri}/dataset",
+        "--plan.max-references",
+        "3",
+        "--actors.count",
+        "1",
+    ]
     done = run_job("curate", *arguments, env=s3_server)
     assert done.returncode == 0, done.stderr
     assert "published v0001" in done.stdout

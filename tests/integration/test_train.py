@@ -1,4 +1,4 @@
-"""Training on a real Ray: ZeRO-3 on two Gloo ranks does what one plain process does, and either goes on from either."""
+"""Training on a real Ray: ZeRO-3 on two Gloo ranks goes on where a plain process was, and does what that did."""
 
 import json
 import shutil
@@ -44,9 +44,9 @@ def config_of(dataset: str, run: Path, workers: int) -> TrainConfig:
             StageConfig(name="one", steps=3, conditions="mllm", warmup_steps=1),
             StageConfig(name="two", steps=3, conditions="mllm+references", warmup_steps=1),
         ],
-        batch_size=8,
-        micro_batch_size=2,  # accumulated: twice on two ranks, four times on one
-        validation=ValidationConfig(every=3, samples=8),
+        batch_size=4,
+        micro_batch_size=1,  # accumulated: twice on two ranks, four times on one
+        validation=ValidationConfig(every=3, samples=4),
         checkpoint=CheckpointConfig(every=3, keep=2),
         workers=WorkerConfig(num_workers=workers),
         log_every=1,
@@ -69,12 +69,6 @@ def plain(dataset: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
-def test_zero3_on_two_ranks_equals_one_plain_process(dataset: str, plain: Path, tmp_path: Path) -> None:
-    result = train(config_of(dataset, tmp_path / "run", workers=2))
-    assert losses(tmp_path / "run") == pytest.approx(losses(plain), abs=1e-4)
-    assert open_store(result["bundle_uri"]).exists("bundle.json")
-
-
 def test_two_ranks_go_on_where_one_process_was(dataset: str, plain: Path, tmp_path: Path) -> None:
     shutil.copytree(plain, tmp_path / "run")
     shutil.copytree(f"{plain}-tracking", tmp_path / "run-tracking")
@@ -82,8 +76,9 @@ def test_two_ranks_go_on_where_one_process_was(dataset: str, plain: Path, tmp_pa
     for info in list(store.list()):  # as if the machine had gone after the first checkpoint
         if info.key.startswith(("checkpoints/step-00000006", "bundle/", "result.json")):
             store.delete(info.key)
-    train(config_of(dataset, tmp_path / "run", workers=2))
-    assert losses(tmp_path / "run") == pytest.approx(losses(plain), abs=1e-3)
+    result = train(config_of(dataset, tmp_path / "run", workers=2))
+    assert losses(tmp_path / "run") == pytest.approx(losses(plain), abs=1e-4)
+    assert open_store(result["bundle_uri"]).exists("bundle.json")
 
 
 def test_a_finished_run_returns_at_once_and_another_is_refused(dataset: str, plain: Path) -> None:

@@ -17,9 +17,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lookalike.models.batch import Batch
 from lookalike.models.dit import Context, References
+from lookalike.models.fresh import outline
 from lookalike.models.joint import encoder_inputs, import_model_classes
 from lookalike.models.presets import Preset
-from lookalike.models.sources import outline
 from lookalike.models.subject import SubjectModel
 
 _TEXT_ARGUMENTS = ("input_ids", "attention_mask", "position_ids")

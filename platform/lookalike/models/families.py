@@ -20,6 +20,8 @@ class Family(Protocol):
 
     classes: tuple[str, ...]
     """Classes of transformers that building a model imports."""
+    base_class: str
+    """The one without language head, as ``model_index.json`` names it."""
 
     def tokens_per_image(self, config: Mapping[str, Any], side: int) -> int:
         """Placeholders of a square image of ``side`` pixels, by the values of a ``config.json``."""
@@ -38,6 +40,7 @@ class InternVL:
     """InternVL 2.5 to 3.5 in transformers' format: square tiles, every one of the same number of tokens."""
 
     classes: tuple[str, ...] = ("InternVLForConditionalGeneration", "InternVLModel", "Qwen2Model")
+    base_class: str = "InternVLModel"
 
     def tokens_per_image(self, config: Mapping[str, Any], side: int) -> int:
         """``image_seq_length``, whatever the side: a tile has one size."""
@@ -72,6 +75,7 @@ class Qwen3VL:
         "Qwen3VLTextModel",
         "Qwen3VLVisionModel",
     )
+    base_class: str = "Qwen3VLModel"
 
     def tokens_per_image(self, config: Mapping[str, Any], side: int) -> int:
         """One token for each block of merged patches."""

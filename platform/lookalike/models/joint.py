@@ -2,10 +2,8 @@
 
 import importlib
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor
 
 from lookalike.errors import ConfigError
@@ -34,15 +32,6 @@ def full_class(config: Any) -> Any:
     if model_class is None:
         raise ConfigError("transformers has no such architecture", value=names, fix="mend config.json")
     return model_class
-
-
-def base_class_name(folder: Path) -> str:
-    """Name of the class without language head that a model folder of transformers loads into."""
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(folder)
-    with torch.device("meta"):
-        return type(full_class(config)(config).base_model).__name__
 
 
 def num_layers(config: Any) -> int:

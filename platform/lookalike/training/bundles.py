@@ -1,14 +1,76 @@
-"""Bundles in a store, opened where a process can read them."""
+"""Bundles of a run in its store, and opened where a process can read them. Light at import: drivers use it."""
 
+import json
 import tempfile
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from lookalike.storage import open_store
-from lookalike.storage.store import download_tree
+from lookalike.errors import InputError
+from lookalike.models import bundle as bundles
+from lookalike.models.presets import check_lora, load_preset
+from lookalike.models.sources import materialise
+from lookalike.storage import Store, open_store
+from lookalike.storage.store import download_tree, upload_tree
+from lookalike.training.config import TrainConfig
+
+INITIAL, BUNDLE = "initial", "bundle"
+
+
+@dataclass(frozen=True)
+class BundleReference:
+    """A bundle by place and identity."""
+
+    uri: str
+    sha256: str
+
+
+def initial_bundle(config: TrainConfig, store: Store) -> BundleReference:
+    """What training starts from: the base that the run names, or the preset's sources written once below the run.
+
+    Raises:
+        InputError: a base that is incomplete, personal, or of another preset.
+        ConfigError: a LoRA rank above the attention width; an unknown preset.
+    """
+    if config.base is not None:
+        found = reference(config.base)
+        base = local_bundle(config.base)
+        bundles.check_preset(base, load_preset(config.preset).name)
+        if bundles.read_manifest(base)["base"] is not None:
+            raise InputError("the base is a personal bundle itself", value=config.base, fix="train on a whole bundle")
+        if config.adapter is not None:
+            check_lora(config.adapter, json.loads((base / "transformer" / "config.json").read_text()))
+        return found
+    initial = store.child(INITIAL)
+    if not initial.exists(bundles.MANIFEST):
+        with tempfile.TemporaryDirectory(prefix="lookalike-initial-") as folder:
+            preset = load_preset(config.preset)
+            preset = preset.from_seed("transformer", "aggregator") if config.from_seed else preset
+            upload_bundle(materialise(preset, Path(folder), config.seed), initial)
+    return reference(initial.uri)
+
+
+def finished_bundle(store: Store) -> BundleReference | None:
+    """What the run in ``store`` has exported, if it has."""
+    target = store.child(BUNDLE)
+    return reference(target.uri) if target.exists(bundles.MANIFEST) else None
 
 
 @lru_cache(maxsize=4)
 def local_bundle(uri: str) -> Path:
     """A local folder with the bundle at ``uri``: where it stands if that is a folder here, else a copy per process."""
     return download_tree(open_store(uri), Path(tempfile.mkdtemp(prefix="lookalike-bundle-")))
+
+
+def reference(uri: str) -> BundleReference:
+    """The finished bundle at ``uri``."""
+    return BundleReference(uri, bundles.bundle_sha256(bundles.read_manifest(local_bundle(uri))))
+
+
+def upload_bundle(folder: Path, store: Store) -> None:
+    """Copy a bundle; ``bundle.json`` goes last, since without it there is no bundle."""
+    manifest = folder / bundles.MANIFEST
+    data = manifest.read_bytes()
+    manifest.unlink()
+    upload_tree(folder, store)
+    store.write(bundles.MANIFEST, data)

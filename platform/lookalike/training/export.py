@@ -1,63 +1,29 @@
-"""Bundles at both ends of a run: the initial one that every rank loads, and the trained one that comes out."""
+"""The bundle that comes out of a run: the initial one with a checkpoint's weights."""
 
-import json
-import logging
 import shutil
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from lookalike.errors import InputError, LookalikeError
+from lookalike.errors import LookalikeError
 from lookalike.models import bundle as bundles
 from lookalike.models.adapters import save_lora
-from lookalike.models.presets import LoraConfig, check_lora, load_preset
-from lookalike.models.sources import materialise
+from lookalike.models.presets import LoraConfig, load_preset
 from lookalike.models.subject import Part, SubjectModel
 from lookalike.storage import Store
-from lookalike.storage.store import upload_tree
 from lookalike.training import checkpoint
-from lookalike.training.bundles import local_bundle
+from lookalike.training.bundles import (
+    BUNDLE,
+    INITIAL,
+    BundleReference,
+    finished_bundle,
+    local_bundle,
+    reference,
+    upload_bundle,
+)
 from lookalike.training.config import TrainConfig
-
-log = logging.getLogger(__name__)
-
-INITIAL, BUNDLE = "initial", "bundle"
-
-
-@dataclass(frozen=True)
-class BundleReference:
-    """A bundle by place and identity."""
-
-    uri: str
-    sha256: str
-
-
-def initial_bundle(config: TrainConfig, store: Store) -> BundleReference:
-    """What training starts from: the base that the run names, or the preset's sources written once below the run.
-
-    Raises:
-        InputError: a base that is incomplete, personal, or of another preset.
-        ConfigError: a LoRA rank above the attention width; an unknown preset.
-    """
-    if config.base is not None:
-        reference = _reference(config.base)
-        base = local_bundle(config.base)
-        bundles.check_preset(base, load_preset(config.preset).name)
-        if bundles.read_manifest(base)["base"] is not None:
-            raise InputError("the base is a personal bundle itself", value=config.base, fix="train on a whole bundle")
-        if config.adapter is not None:
-            check_lora(config.adapter, json.loads((base / "transformer" / "config.json").read_text()))
-        return reference
-    initial = store.child(INITIAL)
-    if not initial.exists(bundles.MANIFEST):
-        with tempfile.TemporaryDirectory(prefix="lookalike-initial-") as folder:
-            preset = load_preset(config.preset)
-            preset = preset.from_seed("transformer", "aggregator") if config.from_seed else preset
-            _upload_bundle(materialise(preset, Path(folder), config.seed), initial)
-    return _reference(initial.uri)
 
 
 def adapter_of(config: TrainConfig) -> LoraConfig | None:
@@ -78,8 +44,8 @@ def export_bundle(config: TrainConfig, store: Store, step: int) -> BundleReferen
     A run with ``config.adapter`` gives a personal bundle: the peft folder alone, and its base by URI and hash.
     """
     target = store.child(BUNDLE)
-    if target.exists(bundles.MANIFEST):
-        return _reference(target.uri)
+    if (done := finished_bundle(store)) is not None:
+        return done
     initial_uri = config.base or store.child(INITIAL).uri
     initial = local_bundle(initial_uri)
     _, tensors = checkpoint.load(store.child(checkpoint.CHECKPOINTS), step)
@@ -90,15 +56,15 @@ def export_bundle(config: TrainConfig, store: Store, step: int) -> BundleReferen
         preset = bundles.read_preset(initial)
         base = None
         if config.adapter is not None:
-            found = _reference(initial_uri)
+            found = reference(initial_uri)
             base = bundles.Base(found.uri, found.sha256)
         else:
             shutil.copytree(initial, folder, dirs_exist_ok=True)
         _save_trained(config, initial, weights, folder)
         bundles.write_manifest(folder, preset, base)
         _verify(folder, initial if base else None, weights)
-        _upload_bundle(folder, target)
-    return _reference(target.uri)
+        upload_bundle(folder, target)
+    return reference(target.uri)
 
 
 def _save_trained(config: TrainConfig, initial: Path, weights: dict[str, Tensor], folder: Path) -> None:
@@ -136,16 +102,3 @@ def _verify(folder: Path, base: Path | None, weights: dict[str, Tensor]) -> None
         torch.testing.assert_close(found[name].float(), expected, rtol=1e-3, atol=1e-5)
     if not any(bool(tensor.any()) for tensor in weights.values()):
         raise LookalikeError("every trained tensor is zero", fix="look at the losses: nothing was learned")
-
-
-def _reference(uri: str) -> BundleReference:
-    return BundleReference(uri, bundles.bundle_sha256(bundles.read_manifest(local_bundle(uri))))
-
-
-def _upload_bundle(folder: Path, store: Store) -> None:
-    """Copy a bundle; ``bundle.json`` goes last, since without it there is no bundle."""
-    manifest = folder / bundles.MANIFEST
-    data = manifest.read_bytes()
-    manifest.unlink()
-    upload_tree(folder, store)
-    store.write(bundles.MANIFEST, data)
