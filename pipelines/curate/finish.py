@@ -33,6 +33,7 @@ class FinishWork:
     materialised: MaterialiseWork
     summary: Summary
     counts: dict[str, Any]
+    taken_down: dict[str, Any] | None
     title: str
 
 
@@ -53,7 +54,7 @@ def finish(work: FinishWork, unit: int) -> Columns:
         for path in (images, table):
             version.upload(path.name, path)
             hashes[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
-        report = build_report(stage, work.summary, work.counts, table, version)
+        report = build_report(stage, work.summary, work.counts, table, version) | {"taken_down": work.taken_down}
     for name, text in ((REPORT_JSON, canonical_json(report)), (REPORT_HTML, render_report(report, work.title))):
         hashes[name] = _write(version, name, text.encode())
     return {"name": np.array(list(hashes), object), "sha256": np.array(list(hashes.values()), object)}

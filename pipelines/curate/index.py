@@ -20,7 +20,10 @@ from pipelines.curate.tables import read_table, vectors_array, write_table
 
 _DECODE_SIDE = FEATURE_SIDE + 8  # px; enough for the features, and for the embedders' central crop
 _EMBED_BATCH = 32  # images; batches never cross a shard
-_FIELDS = {"subject": "subject", "class": "class_name", "caption": "caption", "licence": "licence", "source": "source"}
+_FIELDS = {
+    "subject": "subject", "class": "class_name", "caption": "caption", "licence": "licence", "consent": "consent",
+    "source": "source",
+}  # fmt: skip
 _NOT_DECODED: dict[str, Any] = {
     "width": 0, "height": 0, "phash": 0, "sharpness": 0.0, "luma_mean": 0.0, "luma_std": 0.0, "cut": False, "error": "",
 }  # fmt: skip

@@ -18,6 +18,7 @@ IMAGE_SCHEMA = pa.schema(
         ("class_name", pa.string()),
         ("caption", pa.string()),
         ("licence", pa.string()),
+        ("consent", pa.string()),
         ("source", pa.string()),
         ("phash", pa.uint64()),
         ("sharpness", pa.float32()),  # variance of the Laplacian at a short side of 256 px

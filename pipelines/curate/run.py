@@ -2,13 +2,13 @@
 
 import logging
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
 
 from lookalike import config as configs
-from lookalike.errors import ConflictError, InputError
+from lookalike.errors import ConfigError, ConflictError, InputError
 from lookalike.storage import Store, list_versions, open_store, publish, read_manifest, version_store
 from lookalike.storage.claim import claim
 from pipelines.actors import run_tasks, run_units
@@ -21,6 +21,7 @@ from pipelines.curate.materialise import MaterialiseWork, write_shard
 from pipelines.curate.plan import plan_partition, read_summary
 from pipelines.curate.sources import Inputs, list_shards
 from pipelines.curate.summary import Summary
+from pipelines.curate.takedown import HoldersWork, find_holders, pin, pinned_hash, read_list
 from pipelines.curate.work import StageWork, indexed
 from pipelines.entry import ray_session
 
@@ -56,14 +57,14 @@ def curate(config: CurateConfig) -> Curated:
     raw, dataset = open_store(config.raw), open_store(config.dataset)
     shards = list_shards(raw, dataset)
     claim(dataset, {"raw": raw.uri})
-    inputs = Inputs.of(config, shards)
     versions = list_versions(dataset)
-    parent = versions[-1] if versions else None
-    if parent is not None:
-        manifest = read_manifest(dataset, parent)
-        if manifest["inputs"]["fingerprint"] == inputs.fingerprint:
-            log.info("nothing new since version %d", parent)
-            return Curated(dataset.uri, parent, False, manifest)
+    newest = read_manifest(dataset, versions[-1]) if versions else None
+    config = _with_pinned_list(config, dataset, newest)
+    inputs = Inputs.of(config, shards)
+    parent = newest["version"] if newest else None
+    if newest is not None and newest["inputs"]["fingerprint"] == inputs.fingerprint:
+        log.info("nothing new since version %d", parent)
+        return Curated(dataset.uri, newest["version"], False, newest)
     with ray_session():
         _index(config, raw, dataset, inputs)
         stage = StageWork.of(config, inputs)
@@ -76,13 +77,53 @@ def curate(config: CurateConfig) -> Curated:
         number = _claim_version(dataset, inputs, (parent or 0) + 1)
         plans = plan_shards(stage)
         counts = _counts(summary, plans)
+        taken_down = _taken_down(config, dataset, versions)
         work = MaterialiseWork(stage, version_store(dataset, number), tuple(plans))
         files = _hashes(run_tasks(write_shard, work, len(plans), noun="triplet shards"))
-        last = FinishWork(work, summary, counts, title=f"Curation report, version {number}")
+        last = FinishWork(work, summary, counts, taken_down, title=f"Curation report, version {number}")
         files |= _hashes(run_tasks(finish, last, 1, noun="reports"))
-    manifest = _manifest(number, parent, config, inputs, counts, files)
+    manifest = _manifest(number, parent, config, inputs, counts, files) | {"taken_down": taken_down}
     _publish(dataset, number, manifest)
     return Curated(dataset.uri, number, True, manifest)
+
+
+def _with_pinned_list(config: CurateConfig, dataset: Store, parent: dict[str, Any] | None) -> CurateConfig:
+    """The same configuration, with a copy of the take-down list in the place of the list; ``parent`` is a manifest."""
+    taken_down = config.filters.taken_down
+    if taken_down.list is None:
+        if parent is not None and parent.get("taken_down"):
+            raise ConfigError(
+                f"version {parent['version']} was made with a take-down list and this has none: what it removed would come back",
+                value=dataset.uri,
+                fix="name the list (filters.taken_down.list); an empty file takes everything back",
+            )
+        return config
+    pinned = replace(taken_down, list=pin(taken_down.list, dataset))
+    return replace(config, filters=replace(config.filters, taken_down=pinned))
+
+
+def _taken_down(config: CurateConfig, dataset: Store, versions: list[int]) -> dict[str, Any] | None:
+    """What the manifest says of the take-down list: its hash and entries, and how many images which snapshots hold."""
+    uri = config.filters.taken_down.list
+    if uri is None:
+        return None
+    digest = pinned_hash(uri)
+    before = read_manifest(dataset, versions[-1]).get("taken_down") if versions else None
+    if before is not None and before["list"] == digest:  # that snapshot holds none of it, and names those that do
+        return dict(before)
+    work = HoldersWork(dataset.uri, uri, tuple(versions))
+    held = {
+        f"v{row['version']:04d}": row["images"]
+        for table in (run_tasks(find_holders, work, len(versions), noun="snapshots searched") if versions else ())
+        for row in table.to_pylist()
+        if row["images"]
+    }
+    if held:
+        names = ", ".join(sorted(held))
+        log.warning(
+            "snapshots that hold images of the take-down list: %s; remove them, or what was made of them", names
+        )
+    return {"list": digest, "entries": len(read_list(uri)), "held_by": dict(sorted(held.items()))}
 
 
 def _index(config: CurateConfig, raw: Store, dataset: Store, inputs: Inputs) -> None:

@@ -12,9 +12,10 @@ from lookalike.errors import ConfigError, InputError
 from lookalike.models import embedder as embedders
 from lookalike.storage import ObjectInfo, Store
 from pipelines.curate.config import CurateConfig
+from pipelines.curate.takedown import pinned_hash
 
 # Raise it when a row of the image table means something else than before: every shard is indexed again.
-INDEX_REVISION = 2
+INDEX_REVISION = 3
 WORK = "work"
 
 
@@ -61,6 +62,9 @@ class Inputs:
         settings = configs.to_dict(config)
         for name in ("raw", "dataset", "actors"):  # locations, and who does the work
             del settings[name]
+        taken_down = settings["filters"]["taken_down"]
+        if taken_down["list"] is not None:
+            taken_down["list"] = pinned_hash(taken_down["list"])
         return cls(tuple(shards), settings, code_version(), embedders.revision_of(config.embedder))
 
     @property

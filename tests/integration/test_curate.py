@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,10 +19,12 @@ import pytest
 from skimage import data as photographs
 
 from lookalike.data.triplets import load_images, read_triplets
-from lookalike.errors import ConflictError, InputError
+from lookalike.errors import ConfigError, ConflictError, InputError
 from lookalike.storage import list_versions, open_store, version_store
 from pipelines.actors import ActorConfig
 from pipelines.curate import CurateConfig, curate
+from pipelines.curate.filters import FiltersConfig
+from pipelines.curate.filters.taken_down import TakenDown
 from tests.conftest import REPO, job_environment
 from tests.drawn import Photo, draw, jpeg, photo, world, write_raw
 
@@ -137,6 +140,27 @@ def test_a_new_shard_and_another_threshold_make_versions_and_index_only_what_is_
     assert len(after) == len(rows) + 1
     assert after.items() > rows.items()
     assert json.loads((dataset / "v0001" / "manifest.json").read_text())["counts"]["images_in"] == 12
+
+
+def test_what_is_taken_down_leaves_and_the_snapshots_that_held_it_are_named(
+    snapshot: Path, raw: Path, tmp_path: Path
+) -> None:
+    dataset = tmp_path / "dataset"
+    shutil.copytree(snapshot, dataset)
+    (tmp_path / "list.txt").write_text("subject:thing03\nkey:thing01-0  # a letter\n")
+    taken_down = FiltersConfig(taken_down=TakenDown(str(tmp_path / "list.txt")))
+    result = curate(config_of(raw, dataset, filters=taken_down))
+    assert result.version == 2
+    assert result.manifest["counts"]["dropped"]["taken_down"] == 6  # with the tiny photo of thing03
+    assert result.manifest["taken_down"]["held_by"] == {"v0001": 5}
+    assert "v0001 (5 images)" in (dataset / "v0002" / "report.html").read_text()
+    rows = pq.read_table(dataset / "v0002" / "images.parquet").to_pylist()
+    assert {row["key"] for row in rows if row["drop_reason"] == "taken_down"} >= {"thing01-0", "thing03-1"}
+    assert {triplet.subject for triplet in read_triplets(version_store(open_store(str(dataset)), 2))}.isdisjoint(
+        {"thing03"}
+    )
+    with pytest.raises(ConfigError, match="would come back"):
+        curate(config_of(raw, dataset))
 
 
 def test_no_usable_pair_says_which_filter_took_the_images(ray_local: None, tmp_path: Path) -> None:

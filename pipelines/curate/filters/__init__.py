@@ -13,10 +13,12 @@ from pipelines.curate.filters.base import Filter, Photos, Scope
 from pipelines.curate.filters.blurry import Blurry
 from pipelines.curate.filters.exact_duplicate import ExactDuplicate
 from pipelines.curate.filters.flat import Flat
+from pipelines.curate.filters.licence import Licence
 from pipelines.curate.filters.near_duplicate import NearDuplicate
 from pipelines.curate.filters.no_pair import NoPair
 from pipelines.curate.filters.off_subject import OffSubject
 from pipelines.curate.filters.single_photo import SinglePhoto
+from pipelines.curate.filters.taken_down import TakenDown
 from pipelines.curate.filters.too_small import TooSmall
 from pipelines.curate.filters.truncated_shard import TruncatedShard
 from pipelines.curate.filters.undecodable import Undecodable
@@ -31,6 +33,10 @@ OPTIONAL = ("too_small", "aspect", "flat", "blurry", "exact_duplicate", "near_du
 class FiltersConfig:
     """Thresholds of the filters. The first filter that drops an image names the reason."""
 
+    taken_down: TakenDown = field(default_factory=TakenDown)
+    """Removed on demand."""
+    licence: Licence = field(default_factory=Licence)
+    """Not allowed to be used."""
     too_small: TooSmall = field(default_factory=TooSmall)
     """Too few pixels."""
     aspect: Aspect = field(default_factory=Aspect)
@@ -56,9 +62,11 @@ class FiltersConfig:
     def steps(self, *scopes: Scope) -> Iterator[tuple[str, Filter]]:
         """(reason, filter) of each filter that is not skipped, in the order of the funnel; all scopes, or these."""
         everything: dict[str, Filter] = {
+            "taken_down": self.taken_down,
             "truncated_shard": TruncatedShard(),
             "undecodable": Undecodable(),
             "unlabelled": Unlabelled(),
+            "licence": self.licence,
             "too_small": self.too_small,
             "aspect": self.aspect,
             "flat": self.flat,

@@ -6,6 +6,7 @@ import pytest
 
 from lookalike.errors import ConfigError
 from pipelines.curate.filters import OPTIONAL, FiltersConfig, Photos
+from pipelines.curate.filters.licence import Licence
 from pipelines.curate.filters.near_duplicate import NearDuplicate
 from pipelines.curate.filters.no_pair import NoPair
 from pipelines.curate.filters.off_subject import OffSubject
@@ -51,6 +52,15 @@ def test_an_image_filter_drops_beyond_its_threshold_only(
     photos = Photos(rows(bad, barely_good))
     reasons = [[name for name, step in FiltersConfig().steps("image") if step.drop(photos)[i]] for i in range(2)]
     assert reasons == [[reason], []]
+
+
+def test_licences_and_consents_are_allowed_by_name() -> None:
+    photos = Photos(rows({"licence": "cc0-1.0", "consent": "training"}, {"licence": "CC-BY-NC-4.0"}, {"licence": ""}))
+    assert not Licence().drop(photos).any()
+    assert Licence(allowed=["CC0-1.0", "MIT"]).drop(photos).tolist() == [False, True, True]
+    assert Licence(consents=["training"]).drop(photos).tolist() == [False, True, True]
+    with pytest.raises(ConfigError, match="allows nothing"):
+        Licence(allowed=[])
 
 
 def test_of_equal_files_the_first_is_kept() -> None:

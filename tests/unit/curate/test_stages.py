@@ -52,7 +52,7 @@ def materialise(work: StageWork, name: str = "v0001") -> MaterialiseWork:
         "images_in": summary.images, "images_kept": summary.kept, "subjects": summary.subjects,
         "subjects_in": summary.subjects_in, "triplets": {"train": split["train"], "validation": split["validation"]},
     }  # fmt: skip
-    finish(FinishWork(done, summary, counts, "A report"), 0)
+    finish(FinishWork(done, summary, counts, None, "A report"), 0)
     return done
 
 

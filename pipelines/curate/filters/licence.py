@@ -1,0 +1,37 @@
+"""Images whose licence or consent does not allow their use."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from lookalike.errors import ConfigError
+from pipelines.curate.filters.base import Photos, Scope
+
+
+@dataclass(frozen=True)
+class Licence:
+    """Drops images whose licence or consent is on no allow-list; an image that names none is on none."""
+
+    allowed: list[str] | None = None
+    """Licences that may be used, as ``key.json`` spells them under ``licence`` (SPDX ids, in any case). null: any, and
+    none."""
+    consents: list[str] | None = None
+    """What ``consent`` of ``key.json`` has to say, for example ``[training]``. null: anything, and nothing."""
+
+    scope: ClassVar[Scope] = "image"
+
+    def __post_init__(self) -> None:
+        for name in ("allowed", "consents"):
+            if getattr(self, name) == []:
+                raise ConfigError(
+                    f"filters.licence.{name} allows nothing", value=[], fix="name what is allowed; null allows anything"
+                )
+
+    def drop(self, photos: Photos) -> np.ndarray:
+        refused = np.zeros(len(photos), bool)
+        for column, allowed in (("licence", self.allowed), ("consent", self.consents)):
+            if allowed is not None:
+                known = {name.casefold() for name in allowed}
+                refused |= np.array([value.casefold() not in known for value in photos[column].tolist()], bool)
+        return refused
