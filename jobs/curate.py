@@ -12,9 +12,20 @@ manifest.json last. Images that came in = images kept + images dropped, by reaso
 
 The same command again publishes nothing if nothing is new, and goes on where it was if it was killed. With other raw
 shards or other settings it makes the next version. To see every setting: --print_config.
+
+Two more things to ask, which change nothing (each with a --help of its own, and --json for programs):
+
+  python jobs/curate.py --diff 1 2 --dataset s3://bucket/dataset      # what changed between two snapshots, and why
+  python jobs/curate.py --trace 3f9c02aa --dataset ./dataset          # where a triplet comes from, what uses an image
 """
 
+import dataclasses
+import json
+import sys
+
 from pipelines.curate import CurateConfig, curate
+from pipelines.curate.diff import DiffConfig, diff, render_diff
+from pipelines.curate.trace import TraceConfig, render_trace, trace
 from pipelines.entry import run_job
 
 
@@ -34,5 +45,35 @@ def main(config: CurateConfig) -> int:
     return 0
 
 
+def main_diff(config: DiffConfig) -> int:
+    """Print what changed."""
+    found = diff(config)
+    print(json.dumps(dataclasses.asdict(found), indent=1) if config.json else render_diff(found))
+    return 0
+
+
+def main_trace(config: TraceConfig) -> int:
+    """Print where it comes from, or what uses it."""
+    found = trace(config)
+    print(json.dumps(found, indent=1) if config.json else render_trace(found))
+    return 0
+
+
+def _ask(flag: str, numbers: int) -> bool:
+    """Whether ``flag`` is asked; several numbers behind it become one list, and before --help it stands alone."""
+    if flag not in sys.argv:
+        return False
+    place = sys.argv.index(flag) + 1
+    if "--help" in sys.argv:
+        del sys.argv[place - 1]
+    elif numbers > 1:
+        sys.argv[place : place + numbers] = [f"[{','.join(sys.argv[place : place + numbers])}]"]
+    return True
+
+
 if __name__ == "__main__":
+    if _ask("--diff", 2):
+        raise SystemExit(run_job(DiffConfig, main_diff, DiffConfig.__doc__))
+    if _ask("--trace", 1):
+        raise SystemExit(run_job(TraceConfig, main_trace, TraceConfig.__doc__))
     raise SystemExit(run_job(CurateConfig, main, __doc__))

@@ -93,7 +93,8 @@ def _with_pinned_list(config: CurateConfig, dataset: Store, parent: dict[str, An
     if taken_down.list is None:
         if parent is not None and parent.get("taken_down"):
             raise ConfigError(
-                f"version {parent['version']} was made with a take-down list and this has none: what it removed would come back",
+                f"version {parent['version']} was made with a take-down list and this one would be without:"
+                " what was removed would come back",
                 value=dataset.uri,
                 fix="name the list (filters.taken_down.list); an empty file takes everything back",
             )

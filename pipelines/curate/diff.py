@@ -1,0 +1,184 @@
+"""What changed between two snapshots, and why: settings, raw shards, the fate of images, triplets."""
+
+import heapq
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from lookalike.data import triplets
+from lookalike.storage import Store, open_store, read_manifest, version_store
+from pipelines.curate.finish import IMAGES_TABLE
+from pipelines.curate.streams import Rows, by_subject, open_table, side_by_side
+
+_SPLITS = ("train", "validation")
+_EXAMPLES = 3  # keys of images shown for each change of fate
+KEPT, ABSENT = "kept", "not there"
+
+
+@dataclass(frozen=True)
+class DiffConfig:
+    """What changed between two snapshots of a dataset."""
+
+    diff: tuple[int, int]
+    """Numbers of the two, the older one first: ``--diff 3 4``."""
+    dataset: str
+    """URI of the prefix with the snapshots."""
+    json: bool = False
+    """Print JSON."""
+
+
+@dataclass
+class Fate:
+    """Images that shared one change of fate."""
+
+    before: str
+    """``kept``, a reason, or ``not there``."""
+    after: str
+    """Likewise."""
+    images: int = 0
+    """How many."""
+    examples: list[str] = field(default_factory=list)
+    """Keys of a few."""
+    why: list[str] = field(default_factory=list)
+    """Settings that changed and decide about it, or the raw shards."""
+
+
+@dataclass
+class Difference:
+    """What changed from one snapshot to another. JSON by :func:`dataclasses.asdict`."""
+
+    before: int
+    """Number of the older snapshot."""
+    after: int
+    """Number of the newer one."""
+    settings: dict[str, list[Any]]
+    """Dotted key: value before, value after; the code's version and the embedder's revision are among them."""
+    shards: dict[str, list[str]]
+    """Raw shards that are ``new``, ``gone`` or ``changed``."""
+    images: list[Fate]
+    """Changes of fate, the largest first; images whose fate is the same are not among them."""
+    unchanged: int
+    """Images whose fate is the same."""
+    triplets: dict[str, dict[str, int]]
+    """For each split how many triplets were ``added``, ``removed`` and ``kept``."""
+    moved: int
+    """Subjects that went from one split to the other."""
+
+
+def diff(config: DiffConfig) -> Difference:
+    """Compare two snapshots; their tables stream by, a subject at a time.
+
+    Raises:
+        InputError: a version that is not there.
+    """
+    dataset = open_store(config.dataset)
+    before, after = config.diff
+    old, new = (read_manifest(dataset, version) for version in config.diff)
+    settings = _settings(old, new)
+    shards = _shards(old["inputs"]["shards"], new["inputs"]["shards"])
+    stores = version_store(dataset, before), version_store(dataset, after)
+    fates, unchanged = _images(*stores)
+    for fate in fates:
+        fate.why = _why(fate, settings, shards)
+    changed, moved = _triplets(*stores)
+    return Difference(before, after, settings, shards, fates, unchanged, changed, moved)
+
+
+def render_diff(found: Difference) -> str:
+    """The same for people."""
+    lines = [f"v{found.before:04d} -> v{found.after:04d}", "", "settings"]
+    lines += [f"  {key}: {old} -> {new}" for key, (old, new) in found.settings.items()] or ["  the same"]
+    lines += ["", "raw shards"]
+    for state, keys in found.shards.items():
+        if keys:
+            lines.append(f"  {len(keys)} {state}: {', '.join(keys[:5])}{' ...' if len(keys) > 5 else ''}")
+    if not any(found.shards.values()):
+        lines.append("  the same")
+    lines += ["", f"images ({found.unchanged} as before)"]
+    for fate in found.images:
+        why = f"   ({'; '.join(fate.why)})" if fate.why else ""
+        lines.append(f"  {fate.images:>8}  {fate.before} -> {fate.after}{why}   e.g. {', '.join(fate.examples)}")
+    lines += ["", "triplets"]
+    for split, counts in found.triplets.items():
+        lines.append(f"  {split:<12}{counts['added']:>8} added {counts['removed']:>8} removed {counts['kept']:>8} kept")
+    if found.moved:
+        lines.append(f"  {found.moved} subjects changed their split")
+    return "\n".join(lines)
+
+
+def _settings(old: dict[str, Any], new: dict[str, Any]) -> dict[str, list[Any]]:
+    sides = [
+        _flat({name: manifest[name] for name in ("config", "code_version", "embedder")}) for manifest in (old, new)
+    ]
+    keys = [key for key in dict.fromkeys([*sides[0], *sides[1]]) if sides[0].get(key) != sides[1].get(key)]
+    return {key.removeprefix("config."): [side.get(key) for side in sides] for key in keys}
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        found |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return found
+
+
+def _shards(old: dict[str, Any], new: dict[str, Any]) -> dict[str, list[str]]:
+    return {
+        "new": sorted(new.keys() - old.keys()),
+        "gone": sorted(old.keys() - new.keys()),
+        "changed": sorted(key for key in old.keys() & new.keys() if old[key] != new[key]),
+    }
+
+
+def _images(before: Store, after: Store) -> tuple[list[Fate], int]:
+    columns = ("shard", "offset", "key", "drop_reason")
+    streams = [by_subject(open_table(store, IMAGES_TABLE), columns) for store in (before, after)]
+    fates: dict[tuple[str, str], Fate] = {}
+    unchanged = 0
+    for _, *sides in side_by_side(*streams):
+        old, new = (
+            {(row["shard"], row["offset"], row["key"]): row["drop_reason"] or KEPT for row in rows} for rows in sides
+        )
+        for place in dict.fromkeys([*old, *new]):
+            change = old.get(place, ABSENT), new.get(place, ABSENT)
+            if change[0] == change[1]:
+                unchanged += 1
+                continue
+            fate = fates.setdefault(change, Fate(*change))
+            fate.images += 1
+            if len(fate.examples) < _EXAMPLES:
+                fate.examples.append(place[2])
+    return sorted(fates.values(), key=lambda fate: (-fate.images, fate.before, fate.after)), unchanged
+
+
+def _why(fate: Fate, settings: dict[str, list[Any]], shards: dict[str, list[str]]) -> list[str]:
+    """The changed settings of the filters that drop such an image, or the shards that came and went."""
+    if ABSENT in (fate.before, fate.after):
+        kinds = ("new", "changed") if fate.before == ABSENT else ("gone", "changed")
+        return [f"raw shards {kind}: {len(shards[kind])}" for kind in kinds if shards[kind]]
+    reasons = {fate.before, fate.after} - {KEPT}
+    own = [key for key in settings if any(key.startswith(f"filters.{reason}.") for reason in reasons)]
+    if "filters.skip" in settings and reasons & {name for side in settings["filters.skip"] for name in side or ()}:
+        own.append("filters.skip")
+    wider = [key for key in ("embedder", "code_version") if key in settings]
+    return [f"{key}: {settings[key][0]} -> {settings[key][1]}" for key in own or wider]
+
+
+def _triplets(before: Store, after: Store) -> tuple[dict[str, dict[str, int]], int]:
+    counts = {split: Counter[str]() for split in _SPLITS}
+    moved = 0
+    for _, old, new in side_by_side(_of_splits(before), _of_splits(after)):
+        old_ids, new_ids = ({(row["split"], row["triplet_id"]) for row in rows} for rows in (old, new))
+        for state, ids in (("added", new_ids - old_ids), ("removed", old_ids - new_ids), ("kept", old_ids & new_ids)):
+            for split, _ in ids:
+                counts[split][state] += 1
+        moved += bool(old and new) and {split for split, _ in old_ids} != {split for split, _ in new_ids}
+    states = ("added", "removed", "kept")
+    return {split: {state: found[state] for state in states} for split, found in counts.items()}, moved
+
+
+def _of_splits(version: Store) -> Iterator[tuple[tuple[int, str], Rows]]:
+    """The triplets by subject, those of both splits in one order."""
+    columns = ("triplet_id", "split")
+    streams = (by_subject(open_table(version, triplets.TABLE), columns, split) for split in _SPLITS)
+    return heapq.merge(*streams, key=lambda item: item[0])

@@ -1,0 +1,67 @@
+"""The tables of a snapshot, read as streams: a row group or a subject is in memory at a time."""
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from lookalike.data.shards import open_object
+from lookalike.errors import InputError
+from lookalike.storage import Store
+from pipelines.curate.rows import subject_hash
+
+_READ_AHEAD = 1 << 20  # bytes
+
+Rows = list[dict[str, Any]]
+
+
+def open_table(version: Store, name: str) -> pq.ParquetFile:
+    """A Parquet table of a snapshot, of which only what is asked for is read, by range."""
+    info = next((info for info in version.list(name) if info.key == name), None)
+    if info is None:
+        raise InputError(f"the snapshot has no {name}", value=version.uri, fix="name a complete version")
+    return pq.ParquetFile(open_object(version, info, _READ_AHEAD))
+
+
+def find_rows(
+    table: pq.ParquetFile, columns: Sequence[str], matches: Callable[[pa.Table], np.ndarray]
+) -> Iterator[Rows]:
+    """For each row group the rows for which ``matches`` is true: bool [N] of a table that has ``columns`` alone."""
+    for group in range(table.num_row_groups):
+        mask = matches(table.read_row_group(group, columns=list(columns)))
+        if mask.any():
+            yield table.read_row_group(group).filter(pa.array(mask)).to_pylist()
+
+
+def by_subject(
+    table: pq.ParquetFile, columns: Sequence[str], split: str | None = None
+) -> Iterator[tuple[tuple[int, str], Rows]]:
+    """((hash, name) of a subject, its rows) in the order of hashes, as the image table holds subjects.
+
+    The triplet table holds them so within each ``split``.
+    """
+    batches = table.iter_batches(batch_size=8192, columns=["subject", *columns])
+    rows = (row for batch in batches for row in batch.to_pylist() if split is None or row["split"] == split)
+    for subject, group in groupby(rows, key=lambda row: str(row["subject"])):
+        yield (subject_hash(subject), subject), list(group)
+
+
+def side_by_side(
+    left: Iterator[tuple[tuple[int, str], Rows]], right: Iterator[tuple[tuple[int, str], Rows]]
+) -> Iterator[tuple[str, Rows, Rows]]:
+    """(subject, its rows on the left, its rows on the right) for every subject of either."""
+    one, other = next(left, None), next(right, None)
+    while one is not None or other is not None:
+        if other is None or (one is not None and one[0] < other[0]):
+            assert one is not None
+            yield one[0][1], one[1], []
+            one = next(left, None)
+        elif one is None or other[0] < one[0]:
+            yield other[0][1], [], other[1]
+            other = next(right, None)
+        else:
+            yield one[0][1], one[1], other[1]
+            one, other = next(left, None), next(right, None)

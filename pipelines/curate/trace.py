@@ -1,0 +1,152 @@
+"""Lineage: from a triplet to the bytes that it was made of, and from an image to all that was made of it."""
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from lookalike.data import triplets
+from lookalike.errors import ConfigError, InputError
+from lookalike.storage import Store, list_versions, open_store, read_manifest, version_store
+from pipelines.curate.finish import IMAGES_TABLE
+from pipelines.curate.streams import find_rows, open_table
+
+_TRIPLET_ID = re.compile(r"[0-9a-f]{20}(-[0-9a-f]{12})?-\d+")
+_CONTENT = re.compile(r"[0-9a-f]{8,64}")
+_SHOWN = 12  # triplets of an image in a snapshot
+
+
+@dataclass(frozen=True)
+class TraceConfig:
+    """Where a triplet comes from, or what was made of an image."""
+
+    trace: str
+    """Id of a triplet, or the SHA-256 of an image's bytes (its first 8 digits or more)."""
+    dataset: str
+    """URI of the prefix with the snapshots."""
+    version: int | None = None
+    """Look in this snapshot alone; by default in all, the newest first."""
+    json: bool = False
+    """Print JSON."""
+
+    def __post_init__(self) -> None:
+        if not (_TRIPLET_ID.fullmatch(self.trace) or _CONTENT.fullmatch(self.trace)):
+            raise ConfigError(
+                "neither a triplet's id nor a content hash",
+                value=self.trace,
+                fix="copy one from triplets.parquet or images.parquet; of a hash 8 hexadecimal digits or more",
+            )
+
+
+def trace(config: TraceConfig) -> list[dict[str, Any]]:
+    """What each snapshot knows of it, the newest first.
+
+    Of a triplet: ``version, triplet_id, split, subject, prompt, shard, images`` with the role and the place in the raw
+    shards of each image. Of an image: ``version, image`` with its place and why it was dropped, ``triplets`` (how many
+    it is part of) and ``examples`` of them.
+
+    Raises:
+        InputError: no snapshot, or none that has it.
+    """
+    dataset = open_store(config.dataset)
+    versions = [config.version] if config.version is not None else list_versions(dataset)[::-1]
+    if not versions:
+        raise InputError("no complete snapshot here", value=dataset.uri, fix="run jobs/curate.py first")
+    of_one = _triplet if _TRIPLET_ID.fullmatch(config.trace) else _image
+    found = [entry for version in versions for entry in of_one(dataset, version, config.trace)]
+    if not found:
+        names = ", ".join(f"v{version:04d}" for version in versions)
+        raise InputError(f"not in {names}", value=config.trace, fix="check the id and --dataset")
+    return found
+
+
+def render_trace(entries: list[dict[str, Any]]) -> str:
+    """The same for people."""
+    lines = []
+    for entry in entries:
+        if "triplet_id" in entry:
+            lines.append(
+                f"v{entry['version']:04d}  triplet {entry['triplet_id']} ({entry['split']}, {entry['subject']})"
+            )
+            lines.append(f"       in {entry['shard']}: {entry['prompt']!r}")
+            lines += [f"       {image['role']:<13}{_place(image)}" for image in entry["images"]]
+            continue
+        image = entry["image"]
+        fate = f"dropped: {image['drop_reason']}" if image["drop_reason"] else f"in {entry['triplets']} triplets"
+        lines.append(f"v{entry['version']:04d}  {_place(image)}  {fate}")
+        lines += [f"       {example['role']:<13}of {example['triplet_id']}" for example in entry["examples"]]
+    return "\n".join(lines)
+
+
+def _place(image: dict[str, Any]) -> str:
+    return f"{image['sha256'][:12]}  {image['raw']} at {image['offset']} + {image['length']}  key {image['key']}"
+
+
+def _triplet(dataset: Store, version: int, triplet_id: str) -> list[dict[str, Any]]:
+    store = version_store(dataset, version)
+    found = []
+    table = open_table(store, triplets.TABLE)
+    for rows in find_rows(table, ["triplet_id"], lambda t: np.asarray(pc.equal(t["triplet_id"], triplet_id))):
+        for row in rows:
+            contents = [row["target_image"], *row["reference_images"]]
+            images = {
+                image["sha256"]: image for image in _images(dataset, version, contents) if not image["drop_reason"]
+            }
+            roles = ["target", *(f"reference {i}" for i in range(len(contents) - 1))]
+            found.append(
+                {name: row[name] for name in ("triplet_id", "split", "subject", "prompt", "shard")}
+                | {
+                    "version": version,
+                    "images": [{"role": role} | images[content] for role, content in zip(roles, contents, strict=True)],
+                }
+            )
+    return found
+
+
+def _image(dataset: Store, version: int, content: str) -> list[dict[str, Any]]:
+    images = _images(dataset, version, [content])
+    used: dict[str, list[dict[str, str]]] = {}
+    if any(not image["drop_reason"] for image in images):
+        table = open_table(version_store(dataset, version), triplets.TABLE)
+        for rows in find_rows(table, ["target_image", "reference_images"], lambda t: _uses(t, content)):
+            for row in rows:
+                for role, name in [
+                    ("target", row["target_image"]),
+                    *(("reference", i) for i in row["reference_images"]),
+                ]:
+                    if name.startswith(content):
+                        used.setdefault(name, []).append({"role": role, "triplet_id": row["triplet_id"]})
+    of_kept = [[] if image["drop_reason"] else used.get(image["sha256"], []) for image in images]
+    return [
+        {"version": version, "image": image, "triplets": len(uses), "examples": uses[:_SHOWN]}
+        for image, uses in zip(images, of_kept, strict=True)
+    ]
+
+
+def _uses(table: pa.Table, content: str) -> np.ndarray:
+    """Which triplets have an image whose hash begins with ``content``: bool [N]."""
+    mask = np.array(pc.starts_with(table["target_image"], content))
+    parents = np.asarray(pc.list_parent_indices(table["reference_images"]))
+    mask[parents[np.asarray(pc.starts_with(pc.list_flatten(table["reference_images"]), content))]] = True
+    return mask
+
+
+def _images(dataset: Store, version: int, contents: list[str]) -> list[dict[str, Any]]:
+    """Rows of the image table whose hash begins with one of ``contents``, each with its raw shard's URI."""
+    raw = read_manifest(dataset, version)["inputs"]["raw"]
+
+    def begins(table: pa.Table) -> np.ndarray:
+        column = pc.fill_null(table["sha256"], "")
+        matched = [np.asarray(pc.starts_with(column, content)) for content in contents]
+        return np.asarray(np.logical_or.reduce(matched), bool)
+
+    table = open_table(version_store(dataset, version), IMAGES_TABLE)
+    kept = ("sha256", "key", "offset", "length", "subject", "licence", "source", "drop_reason")
+    return [
+        {name: row[name] for name in kept} | {"raw": f"{raw}/{row['shard']}"}
+        for rows in find_rows(table, ["sha256"], begins)
+        for row in rows
+    ]

@@ -1,0 +1,134 @@
+"""Two snapshots of drawn things: what changed between them, and where their triplets come from."""
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lookalike.data.images import decode
+from lookalike.data.triplets import read_triplets
+from lookalike.errors import ConfigError, InputError
+from lookalike.storage import open_store, publish, version_store
+from pipelines.curate.diff import DiffConfig, diff, render_diff
+from pipelines.curate.filters import FiltersConfig
+from pipelines.curate.filters.blurry import Blurry
+from pipelines.curate.finish import FinishWork, finish
+from pipelines.curate.layout import plan_shards
+from pipelines.curate.materialise import MaterialiseWork, write_shard
+from pipelines.curate.plan import read_summary
+from pipelines.curate.summary import Summary
+from pipelines.curate.trace import TraceConfig, render_trace, trace
+from pipelines.curate.work import StageWork
+from tests.drawn import world, write_raw
+
+SHARP = 2000.0  # some of the drawn photos are less sharp
+
+
+@pytest.fixture
+def dataset(planned: Callable[..., StageWork], tmp_path: Path) -> str:
+    """Version 1 of four things; version 2 with one more shard and a filter that takes more."""
+    raw = write_raw(tmp_path / "raw", world(4, 4), per_shard=8)
+    _publish(planned(raw), 1)
+    write_raw(tmp_path / "more", world(5, 4)[16:])
+    (tmp_path / "more" / "shard-000000.tar").rename(raw / "shard-000002.tar")
+    _publish(planned(raw, filters=FiltersConfig(blurry=Blurry(min_sharpness=SHARP))), 2)
+    return str(tmp_path / "dataset")
+
+
+def _publish(work: StageWork, version: int) -> None:
+    summary = Summary()
+    for partition in range(work.partitions):
+        summary.add(read_summary(work, partition))
+    done = MaterialiseWork(work, version_store(work.dataset, version), tuple(plan_shards(work)))
+    for unit in range(len(done.shards)):
+        write_shard(done, unit)
+    counts = {
+        "images_in": summary.images, "images_kept": summary.kept, "dropped": dict(summary.dropped),
+        "subjects_in": summary.subjects_in, "subjects": summary.subjects,
+        "triplets": {side: sum(s.triplets for s in done.shards if s.split == side) for side in ("train", "validation")},
+    }  # fmt: skip
+    finish(FinishWork(done, summary, counts, None, "A report"), 0)
+    inputs = work.inputs
+    shards = {info.key: {"etag": info.etag, "size": info.size} for info in inputs.shards}
+    manifest = {"version": version, "config": inputs.config, "code_version": inputs.code, "embedder": inputs.embedder}
+    publish(work.dataset, version, manifest | {"inputs": {"raw": work.raw.uri, "shards": shards}, "counts": counts})
+
+
+def test_a_difference_names_settings_shards_fates_and_triplets(dataset: str) -> None:
+    found = diff(DiffConfig(diff=(1, 2), dataset=dataset))
+    assert found.settings == {"filters.blurry.min_sharpness": [12.0, SHARP]}
+    assert found.shards == {"new": ["shard-000002.tar"], "gone": [], "changed": []}
+    fates = {(fate.before, fate.after): fate for fate in found.images}
+    assert sum(fate.images for fate in found.images if fate.before == "not there") == 4
+    blurry = fates["kept", "blurry"]
+    assert blurry.images >= 1
+    assert blurry.why == [f"filters.blurry.min_sharpness: 12.0 -> {SHARP}"]
+    assert found.unchanged + sum(fate.images for fate in found.images if fate.before != "not there") == 16
+    ids = [
+        {
+            split: {t.triplet_id for t in read_triplets(_version(dataset, v)) if t.split == split}
+            for split in found.triplets
+        }
+        for v in (1, 2)
+    ]
+    for split, counts in found.triplets.items():
+        old, new = ids[0][split], ids[1][split]
+        assert counts == {"added": len(new - old), "removed": len(old - new), "kept": len(old & new)}
+    text = render_diff(found)
+    assert f"filters.blurry.min_sharpness: 12.0 -> {SHARP}" in text
+    assert "1 new: shard-000002.tar" in text
+
+
+def test_a_snapshot_does_not_differ_from_itself(dataset: str) -> None:
+    found = diff(DiffConfig(diff=(2, 2), dataset=dataset))
+    assert (found.settings, found.images, found.unchanged, found.moved) == ({}, [], 20, 0)
+    assert {counts["added"] + counts["removed"] for counts in found.triplets.values()} == {0}
+    with pytest.raises(InputError, match="no such object"):
+        diff(DiffConfig(diff=(1, 7), dataset=dataset))
+
+
+def test_a_triplet_is_traced_to_the_bytes_it_was_made_of(dataset: str) -> None:
+    triplet = read_triplets(_version(dataset, 2))[0]
+    (entry,) = [e for e in trace(TraceConfig(trace=triplet.triplet_id, dataset=dataset)) if e["version"] == 2]
+    assert [image["sha256"] for image in entry["images"]] == [triplet.target_image, *triplet.reference_images]
+    for image in entry["images"]:
+        parent, _, name = image["raw"].rpartition("/")
+        data = open_store(parent).read_range(name, image["offset"], image["length"])
+        assert decode(data).shape == (160, 160, 3)
+        assert image["key"].startswith(triplet.subject)
+    assert f"reference 0  {triplet.reference_images[0][:12]}" in render_trace([entry])
+
+
+def test_an_image_is_traced_to_all_that_uses_it(dataset: str) -> None:
+    triplets = read_triplets(_version(dataset, 1))
+    content = triplets[0].target_image
+    users = {t.triplet_id for t in triplets if content in (t.target_image, *t.reference_images)}
+    entries = trace(TraceConfig(trace=content[:10], dataset=dataset))
+    assert [entry["version"] for entry in entries] == [2, 1]
+    assert entries[1]["triplets"] == len(users)
+    assert {example["triplet_id"] for example in entries[1]["examples"]} <= users
+    dropped = next(e for e in entries_of_dropped(dataset) if e["image"]["drop_reason"] == "blurry")
+    assert dropped["triplets"] == 0
+    assert "dropped: blurry" in render_trace([dropped])
+
+
+def entries_of_dropped(dataset: str) -> list[dict]:
+    import pyarrow.parquet as pq
+
+    rows = pq.read_table(io.BytesIO(_version(dataset, 2).read("images.parquet"))).to_pylist()
+    contents = [row["sha256"] for row in rows if row["drop_reason"]]
+    return [entry for c in contents for entry in trace(TraceConfig(trace=c, dataset=dataset, version=2))]
+
+
+def test_what_is_not_there_or_no_id_is_named(dataset: str) -> None:
+    with pytest.raises(InputError, match=r"not in v0002, v0001 \('00000000'\)"):
+        trace(TraceConfig(trace="00000000", dataset=dataset))
+    with pytest.raises(ConfigError, match="neither a triplet's id nor a content hash"):
+        TraceConfig(trace="cup", dataset=dataset)
+    with pytest.raises(InputError, match="no complete snapshot"):
+        trace(TraceConfig(trace="00000000", dataset=f"{dataset}/nothing"))
+
+
+def _version(dataset: str, number: int):
+    return version_store(open_store(dataset), number)
