@@ -13,6 +13,9 @@ manifest.json last. Images that came in = images kept + images dropped, by reaso
 The same command again publishes nothing if nothing is new, and goes on where it was if it was killed. With other raw
 shards or other settings it makes the next version. To see every setting: --print_config.
 
+While one run is at work another one on the same dataset says so and leaves with exit code 4. A run that died is taken
+over from at once on the same machine, and elsewhere a minute after its last sign of life.
+
 Two more things to ask, which change nothing (each with a --help of its own, and --json for programs):
 
   python jobs/curate.py --diff 1 2 --dataset s3://bucket/dataset      # what changed between two snapshots, and why

@@ -9,12 +9,13 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 from lookalike import config as configs
-from lookalike.errors import LookalikeError, StoppedError, UnreachableError
+from lookalike.errors import BusyError, LookalikeError, StoppedError, UnreachableError
 
 ConfigT = TypeVar("ConfigT")
 
 EXIT_ERROR = 2  # what argparse uses for a bad command line: the user can mend it
 EXIT_REFUSED = 3  # the gate refused, and the caller asked to hear of it
+EXIT_BUSY = 4  # another process does this work at the moment
 EXIT_STOPPED = 143  # 128 + SIGTERM, as a shell reports it: not done, and nothing is wrong
 
 
@@ -32,6 +33,9 @@ def run_job(config_class: type[ConfigT], body: Callable[[ConfigT], int | None], 
     except StoppedError as stopped:
         print(stopped, file=sys.stderr)
         return EXIT_STOPPED
+    except BusyError as busy:
+        print(busy, file=sys.stderr)
+        return EXIT_BUSY
     except LookalikeError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_ERROR

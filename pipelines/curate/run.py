@@ -9,8 +9,9 @@ import pyarrow as pa
 
 from lookalike import config as configs
 from lookalike.errors import ConfigError, ConflictError, InputError
-from lookalike.storage import Store, list_versions, open_store, publish, read_manifest, version_store
+from lookalike.storage import ObjectInfo, Store, list_versions, open_store, publish, read_manifest, version_store
 from lookalike.storage.claim import claim
+from lookalike.storage.lease import Lease, hold
 from pipelines.actors import run_tasks, run_units
 from pipelines.curate.config import CurateConfig
 from pipelines.curate.duplicates import find_duplicates
@@ -19,7 +20,7 @@ from pipelines.curate.index import IndexWork, ShardIndexer
 from pipelines.curate.layout import ShardPlan, plan_shards
 from pipelines.curate.materialise import MaterialiseWork, write_shard
 from pipelines.curate.plan import plan_partition, read_summary
-from pipelines.curate.sources import Inputs, list_shards
+from pipelines.curate.sources import WORK, Inputs, list_shards
 from pipelines.curate.summary import Summary
 from pipelines.curate.takedown import HoldersWork, find_holders, pin, pinned_hash, read_list
 from pipelines.curate.work import StageWork, indexed
@@ -27,6 +28,7 @@ from pipelines.entry import ray_session
 
 log = logging.getLogger(__name__)
 
+LEASE = f"{WORK}/lease"
 CLAIM = "claim.json"  # of a version: whose work is under way there
 
 
@@ -53,10 +55,16 @@ def curate(config: CurateConfig) -> Curated:
         InputError: no raw shards, a shard that cannot be read, or no usable pair.
         ConfigError: settings that cannot work.
         ConflictError: the dataset belongs to other raw shards, or another run has published this version.
+        BusyError: another curation of the dataset is at work.
     """
     raw, dataset = open_store(config.raw), open_store(config.dataset)
     shards = list_shards(raw, dataset)
     claim(dataset, {"raw": raw.uri})
+    with hold(dataset.child(LEASE)) as lease:
+        return _curate(config, raw, dataset, shards, lease)
+
+
+def _curate(config: CurateConfig, raw: Store, dataset: Store, shards: list[ObjectInfo], lease: Lease) -> Curated:
     versions = list_versions(dataset)
     newest = read_manifest(dataset, versions[-1]) if versions else None
     config = _with_pinned_list(config, dataset, newest)
@@ -78,11 +86,13 @@ def curate(config: CurateConfig) -> Curated:
         plans = plan_shards(stage)
         counts = _counts(summary, plans)
         taken_down = _taken_down(config, dataset, versions)
+        lease.check()
         work = MaterialiseWork(stage, version_store(dataset, number), tuple(plans))
         files = _hashes(run_tasks(write_shard, work, len(plans), noun="triplet shards"))
         last = FinishWork(work, summary, counts, taken_down, title=f"Curation report, version {number}")
         files |= _hashes(run_tasks(finish, last, 1, noun="reports"))
     manifest = _manifest(number, parent, config, inputs, counts, files) | {"taken_down": taken_down}
+    lease.check()
     _publish(dataset, number, manifest)
     return Curated(dataset.uri, number, True, manifest)
 

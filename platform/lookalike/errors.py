@@ -38,3 +38,7 @@ class UnreachableError(LookalikeError):
 
 class StoppedError(LookalikeError):
     """A job that was asked to end before it was done; the same command goes on."""
+
+
+class BusyError(LookalikeError):
+    """Another process does this work at the moment; jobs exit with code 4."""

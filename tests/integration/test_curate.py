@@ -21,6 +21,7 @@ from skimage import data as photographs
 from lookalike.data.triplets import load_images, read_triplets
 from lookalike.errors import ConfigError, ConflictError, InputError
 from lookalike.storage import list_versions, open_store, version_store
+from lookalike.storage.lease import hold
 from pipelines.actors import ActorConfig
 from pipelines.curate import CurateConfig, curate
 from pipelines.curate.filters import FiltersConfig
@@ -222,6 +223,17 @@ def test_the_job_on_s3(
     again = run_job("curate", *arguments, env=s3_server)
     assert again.returncode == 0
     assert "nothing new: still v0001" in again.stdout
+
+
+def test_two_at_once_one_works_and_the_other_leaves(
+    raw: Path, tmp_path: Path, run_job: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    dataset = tmp_path / "dataset"
+    with hold(open_store(str(dataset / "work" / "lease"))):
+        other = run_job("curate", "--raw", str(raw), "--dataset", str(dataset))
+    assert other.returncode == 4
+    assert f"process {os.getpid()} on" in other.stderr
+    assert list_versions(open_store(str(dataset))) == []
 
 
 def test_the_job_says_what_is_wrong(tmp_path: Path, run_job: Callable[..., subprocess.CompletedProcess[str]]) -> None:
