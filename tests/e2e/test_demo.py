@@ -71,22 +71,6 @@ def test_scores_and_decision_are_there(demo: Demo) -> None:
     assert resolve(f"models:/lookalike-mini/{decision['version']}").bundle_uri == f"{demo.data}/run/bundle"
 
 
-def test_a_probe_with_shuffled_conditions_is_refused(demo: Demo, run_job: RunJob, ray_cluster: dict[str, str]) -> None:
-    def run(name: str, *arguments: str) -> int:
-        return run_job(name, *arguments, env=ray_cluster).returncode
-
-    suite = ("--config", "jobs/configs/evaluate-tiny.yaml", "--suite", f"{demo.data}/dataset")
-    probe, out = f"{demo.data}/probe", f"{demo.data}/refused"
-    assert (
-        run("evaluate", *suite, "--bundle", f"{demo.data}/run/bundle", "--out", probe, "--conditions", "shuffled") == 0
-    )
-    asked = ("--model", "lookalike-mini", "--scores", probe, "--log", f"{demo.data}/probe-log")
-    assert run("promote", *asked, "--out", out, "--require-promoted") == 3
-    refused = _read(f"{out}/decision.json")
-    assert not refused["promoted"]
-    assert "conditions" in [check["name"] for check in refused["checks"] if not check["passed"]]
-
-
 def test_the_customer_has_a_personal_model_and_images(demo: Demo) -> None:
     result = _read(f"{demo.data}/store/customers/{CUSTOMER}/{SUBJECT}/result.json")
     personal = resolve(f"models:/{CUSTOMER}--{SUBJECT}/{result['version']}")

@@ -118,11 +118,6 @@ def test_nothing_new_publishes_nothing(snapshot: Path, raw: Path) -> None:
     assert list_versions(open_store(str(snapshot))) == [1]
 
 
-def test_two_runs_write_the_same_bytes(snapshot: Path, raw: Path, tmp_path: Path) -> None:
-    curate(config_of(raw, tmp_path / "dataset"))
-    assert contents(tmp_path / "dataset") == contents(snapshot)
-
-
 def test_a_new_shard_and_another_threshold_make_versions_and_index_only_what_is_new(
     ray_local: None, tmp_path: Path
 ) -> None:

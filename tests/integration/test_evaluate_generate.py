@@ -17,6 +17,7 @@ from lookalike.data.images import encode_jpeg
 from lookalike.data.shards import write_tar
 from lookalike.data.triplets import SCHEMA
 from lookalike.errors import ConfigError, ConflictError, InputError
+from lookalike.evaluation.gate import GateConfig, decide
 from lookalike.storage import open_store, publish, version_store
 from pipelines.actors import ActorConfig
 from pipelines.evaluate import EvaluateConfig, evaluate
@@ -166,29 +167,22 @@ def test_the_probe_measures_what_the_stranger_gives(quick: EvaluateConfig, tmp_p
     # its first arm has the conditions, noise and levels of the other run's second arm
     assert probe.metrics["loss_right"].mean == pytest.approx(right.metrics["loss_shuffled"].mean, rel=1e-5)
     assert probe.metrics["loss_shuffled"].mean != pytest.approx(right.metrics["loss_shuffled"].mean, rel=1e-5)
-
-
-def test_two_bundles_stand_side_by_side_and_equal_ones_score_alike(
-    quick: EvaluateConfig, bundle: Path, tmp_path: Path
-) -> None:
-    config = dataclasses.replace(
-        quick, out=str(tmp_path), base=str(bundle), clip=None, dino=None, subjects=1, max_samples=8, stages=["both"]
-    )
-    scores = evaluate(config)
-    assert scores.base == scores.bundle
-    for name in ("loss_right", "loss_gap", "identity"):
-        assert scores.metrics[name] == scores.metrics[f"before/{name}"]
-    assert (tmp_path / "images" / "before" / "both" / "astronaut-0.png").is_file()
+    decision = decide(probe, None, GateConfig(floors=[]))
+    assert [check.name for check in decision.checks if not check.passed] == ["conditions"]
+    assert decide(right, None, GateConfig(floors=[])).passed
 
 
 def test_a_personal_bundle_is_measured_beside_its_base(
     quick: EvaluateConfig, bundle: Path, personal: Path, tmp_path: Path
 ) -> None:
-    changes = {"subjects": 1, "max_samples": 4, "stages": ["both"], "clip": None, "dino": None}
+    changes = {"subjects": 1, "stages": ["both"], "clip": None, "dino": None}
     scores = evaluate(
         dataclasses.replace(quick, bundle=str(personal), base=str(bundle), out=str(tmp_path), **changes)  # type: ignore[arg-type]
     )
     assert scores.metrics["loss_right"].mean != pytest.approx(scores.metrics["before/loss_right"].mean, rel=1e-4)
+    alone = evaluate(quick)  # the same samples, noise and strangers
+    for name in ("loss_right", "loss_shuffled", "loss_gap"):
+        assert scores.metrics[f"before/{name}"] == alone.metrics[name]
     pictures = [tmp_path / "images" / when / "both" / "astronaut-0.png" for when in (".", "before")]
     assert not np.array_equal(*(np.asarray(Image.open(picture)) for picture in pictures))
 

@@ -1,4 +1,9 @@
-"""What two real ranks of ZeRO-3 hold, against what the plan says."""
+"""What two real ranks of ZeRO-3 hold, against what the plan says.
+
+    python -m pytest tests/bench/test_zero_footprint.py -s
+
+Writes results/zero-footprint.json.
+"""
 
 import json
 import socket
@@ -13,6 +18,7 @@ from lookalike.models.costs import meta_model
 from lookalike.models.presets import load_preset
 from lookalike.models.sources import materialise
 from lookalike.training.footprint import REDUCE_BUCKET, zero3_states
+from tests.bench.measured import keep
 
 RANKS = 2
 
@@ -41,6 +47,15 @@ def test_two_ranks_hold_what_the_plan_says(tmp_path) -> None:
     held = json.loads(outputs[0].strip().splitlines()[-1])
     assert held.pop("bucket") == REDUCE_BUCKET * torch.float32.itemsize
     told = zero3_states(meta_model(load_preset("mini")).parameters(), RANKS)
+    keep(
+        "zero-footprint",
+        {
+            "command": "python -m pytest tests/bench/test_zero_footprint.py -s",
+            "held_bytes": held,
+            "planned_bytes": {kind: getattr(told, kind) for kind in held},
+            "held_over_planned": round(sum(held.values()) / told.total, 5),
+        },
+    )
     assert sum(held.values()) == pytest.approx(told.total, rel=0.01)
     for kind, size in held.items():
         assert size == pytest.approx(getattr(told, kind), rel=0.01), kind
