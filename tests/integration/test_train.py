@@ -1,6 +1,6 @@
 """Training in one plain process, fed by a real Ray.
 
-On two ranks of ZeRO-3 it runs in the demo (tests/e2e), and is compared with one in tests/bench/test_zero_equals_plain.py.
+On two ranks of ZeRO-3 it runs in the demo (tests/e2e), and is compared with one process in tests/bench.
 """
 
 import json
