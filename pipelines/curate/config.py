@@ -1,5 +1,6 @@
 """The configuration of a curation."""
 
+import re
 from dataclasses import dataclass, field
 
 from lookalike.errors import ConfigError
@@ -39,6 +40,31 @@ class PlanConfig:
 
 
 @dataclass(frozen=True)
+class LabelsConfig:
+    """Where a photograph's subject is read."""
+
+    subject_field: str = "subject"
+    """Key of ``key.json`` that names the subject."""
+    subject_pattern: str | None = None
+    """Where that is missing: a regular expression, searched for in the sample's key, whose first group is the subject,
+    such as ``^(.+)-`` for ``cup-03``. null: such a photograph has no subject."""
+
+    def __post_init__(self) -> None:
+        if self.subject_pattern is None:
+            return
+        try:
+            groups = re.compile(self.subject_pattern).groups
+        except re.error as error:
+            raise ConfigError(
+                f"labels.subject_pattern is no regular expression: {error}", value=self.subject_pattern, fix="mend it"
+            ) from None
+        if groups == 0:
+            raise ConfigError(
+                "labels.subject_pattern has no group", value=self.subject_pattern, fix="put the subject in parentheses"
+            )
+
+
+@dataclass(frozen=True)
 class ShardsConfig:
     """How the triplet shards are written."""
 
@@ -63,14 +89,17 @@ class ShardsConfig:
 class CurateConfig:
     """Where the raw shards are, where the snapshots go, and what a good image is."""
 
-    raw: str
-    """URI of the prefix with the raw shards (``*.tar``)."""
+    raw: str | list[str]
+    """URI of the prefix with the raw shards (``*.tar``, ``*.tar.gz``), a brace expression
+    (``s3://bucket/raw/shard-{000000..000063}.tar``), or a list of either. What is named lies below one prefix."""
     dataset: str
     """URI of the prefix that gets the snapshots, and ``work/``, from which a killed run goes on."""
     embedder: str = "efficientnet-lite0-colour"
     """What similarity means: a packaged embedder, a folder or a Hub id (``facebook/dinov2-small@<revision>``). The
     defaults of the filters that look at similarity are calibrated to the default embedder. ``none`` embeds nothing:
     then those filters have to be switched off, and all photos of a subject that are left are pairs."""
+    labels: LabelsConfig = field(default_factory=LabelsConfig)
+    """Where a photograph's subject is read."""
     seed: int = 0
     """Of the choices that are made by chance."""
     filters: FiltersConfig = field(default_factory=FiltersConfig)

@@ -1,6 +1,7 @@
 """Index: each raw shard, streamed once, becomes a table of thin rows and a table of embeddings."""
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -12,16 +13,18 @@ from lookalike.data.images import EXTENSIONS, ImageError, decode_at_least
 from lookalike.data.shards import BrokenTarError, Sample, iter_samples, open_object
 from lookalike.errors import LookalikeError
 from lookalike.storage import Store, open_store
-from pipelines.actors import ActorConfig, Columns
+from pipelines.actors import Columns
+from pipelines.curate.config import CurateConfig, LabelsConfig
 from pipelines.curate.features import FEATURE_SIDE, features
+from pipelines.curate.raw import unpack
 from pipelines.curate.rows import IMAGE_SCHEMA, sha256, subject_hash
 from pipelines.curate.sources import Inputs
 from pipelines.curate.tables import read_table, vectors_array, write_table
 
 _DECODE_SIDE = FEATURE_SIDE + 8  # px; enough for the features, and for the embedders' central crop
 _EMBED_BATCH = 32  # images; batches never cross a shard
-_FIELDS = {
-    "subject": "subject", "class": "class_name", "caption": "caption", "licence": "licence", "consent": "consent",
+_FIELDS = {  # column: key of the sample's JSON
+    "subject": "subject", "class_name": "class", "caption": "caption", "licence": "licence", "consent": "consent",
     "source": "source",
 }  # fmt: skip
 _NOT_DECODED: dict[str, Any] = {
@@ -37,8 +40,7 @@ class IndexWork:
     dataset: str
     inputs: Inputs
     units: tuple[int, ...]
-    embedder: str
-    actors: ActorConfig
+    config: CurateConfig
 
 
 class ShardIndexer:
@@ -50,8 +52,8 @@ class ShardIndexer:
         self._work = work
         self._raw, self._dataset = open_store(work.raw), open_store(work.dataset)
         # without a model there is no need of torch, whose import takes as long as two hundred images
-        device = "cpu" if work.embedder == NO_EMBEDDER else work.actors.prepare()
-        self._embedder = load_embedder(work.embedder, device)
+        device = "cpu" if work.config.embedder == NO_EMBEDDER else work.config.actors.prepare()
+        self._embedder = load_embedder(work.config.embedder, device)
 
     def __call__(self, unit: int) -> Columns:
         """Index one shard. A shard that cannot be read is an ``error`` of its own, so that the others go on."""
@@ -69,7 +71,13 @@ class ShardIndexer:
         known = read_table(self._dataset, rows_key) if self._dataset.exists(rows_key) else None
         # rows without vectors: another embedder has been here
         fresh = known is None
-        source = read_images(open_object(self._raw, info), info.key) if fresh else read_again(self._raw, known)
+        store, place = self._raw, info
+        if info.key in inputs.unpacked:
+            store, place = self._dataset, unpack(self._raw, info, self._dataset, inputs.unpacked[info.key])
+        if fresh:
+            source = read_images(open_object(store, place), info.key, self._work.config.labels)
+        else:
+            source = read_again(store, place.key, known)
         rows: list[dict[str, Any]] = []
         vectors: dict[str, np.ndarray] = {}
         batch: dict[str, np.ndarray] = {}
@@ -109,7 +117,7 @@ class ShardIndexer:
         )
 
 
-def read_images(file: Any, shard: str) -> Iterator[tuple[dict[str, Any], np.ndarray | None]]:
+def read_images(file: Any, shard: str, labels: LabelsConfig) -> Iterator[tuple[dict[str, Any], np.ndarray | None]]:
     """A row for each sample of a raw shard, and its pixels at a reduced scale if it can be decoded.
 
     A shard that breaks off ends with a row for each sample that is known to be cut, or with one that has no key.
@@ -117,25 +125,25 @@ def read_images(file: Any, shard: str) -> Iterator[tuple[dict[str, Any], np.ndar
     try:
         for sample, payload in iter_samples(file):
             extension = next((name for name in sample.members if name in EXTENSIONS), None)
-            yield _read_sample(sample, payload, extension, shard)
+            yield _read_sample(sample, payload, extension, shard, labels)
     except BrokenTarError as error:
         for key in error.lost_keys or ("",):
             yield _row(key, shard, cut=True, error=error.what), None
 
 
-def read_again(raw: Store, rows: pa.Table) -> Iterator[tuple[dict[str, Any], np.ndarray | None]]:
+def read_again(store: Store, key: str, rows: pa.Table) -> Iterator[tuple[dict[str, Any], np.ndarray | None]]:
     """The rows of a shard that was indexed before, and the pixels of its images by range."""
     for row in rows.to_pylist():
         pixels = None
         if not row["error"]:
-            pixels, _ = decode_at_least(raw.read_range(row["shard"], row["offset"], row["length"]), _DECODE_SIDE)
+            pixels, _ = decode_at_least(store.read_range(key, row["offset"], row["length"]), _DECODE_SIDE)
         yield row, pixels
 
 
 def _read_sample(
-    sample: Sample, payload: dict[str, bytes], extension: str | None, shard: str
+    sample: Sample, payload: dict[str, bytes], extension: str | None, shard: str, config: LabelsConfig
 ) -> tuple[dict[str, Any], np.ndarray | None]:
-    labels = _labels(payload.get("json", b""))
+    labels = _labels(sample.key, payload, config)
     if extension is None:
         return _row(sample.key, shard, **labels, error=f"no image among {sorted(sample.members)}"), None
     member, data = sample.members[extension], payload[extension]
@@ -150,7 +158,7 @@ def _read_sample(
 
 def _row(key: str, shard: str, **values: Any) -> dict[str, Any]:
     place = {"offset": -1, "length": 0, "sha256": None}
-    row = {"key": key, "shard": shard, **place, **dict.fromkeys(_FIELDS.values(), ""), **_NOT_DECODED, **values}
+    row = {"key": key, "shard": shard, **place, **dict.fromkeys(_FIELDS, ""), **_NOT_DECODED, **values}
     # names out of tars and JSON may hold lone surrogates, which no table takes
     row |= {name: _encodable(value) for name, value in row.items() if isinstance(value, str)}
     row["subject_hash"] = subject_hash(row["subject"])
@@ -161,12 +169,18 @@ def _encodable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def _labels(document: bytes) -> dict[str, str]:
-    """The columns that ``key.json`` gives; what is missing, broken or no text is empty."""
+def _labels(key: str, payload: dict[str, bytes], config: LabelsConfig) -> dict[str, str]:
+    """The columns that ``key.json`` gives, or ``key.txt`` (a caption) and the key, where they give any."""
     try:
-        values = json.loads(document)
+        values = json.loads(payload.get("json", b""))
     except ValueError:
-        return {}
-    if not isinstance(values, dict):
-        return {}
-    return {column: str(values[name]).strip() for name, column in _FIELDS.items() if values.get(name) is not None}
+        values = None
+    values = values if isinstance(values, dict) else {}
+    fields = _FIELDS | {"subject": config.subject_field}
+    found = {column: str(values[name]).strip() for column, name in fields.items() if values.get(name) is not None}
+    if not found.get("caption") and "txt" in payload:
+        found["caption"] = payload["txt"].decode("utf-8", "replace").strip()
+    if not found.get("subject") and config.subject_pattern is not None:
+        match = re.search(config.subject_pattern, key)
+        found["subject"] = (match.group(1) or "") if match else ""
+    return found

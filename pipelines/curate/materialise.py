@@ -102,14 +102,13 @@ def _target_id(work: StageWork, target: dict[str, Any]) -> str:
 
 def _samples(work: StageWork, rows: list[_Row]) -> Iterator[tuple[str, dict[str, bytes]]]:
     """Members in the order ref0, ref1, …, target, json. The images of one subject are in memory at a time."""
-    raw, subject, images = work.raw, None, dict[str, bytes]()
+    subject, images = None, dict[str, bytes]()
     for row in rows:
         if row.target["subject"] != subject:
             subject, images = row.target["subject"], {}
         for image in [*row.references, row.target]:
             if image["sha256"] not in images:
-                data = raw.read_range(image["shard"], image["offset"], image["length"])
-                images[image["sha256"]] = fit(data, work.config.shards)
+                images[image["sha256"]] = fit(work.read_image(image), work.config.shards)
         payload = {f"ref{i}.jpg": images[image["sha256"]] for i, image in enumerate(row.references)}
         payload["target.jpg"] = images[row.target["sha256"]]
         payload["json"] = canonical_json(_metadata(row)).encode()

@@ -92,8 +92,8 @@ def _reject(work: StageWork, reason: str, row: dict[str, Any]) -> dict[str, Any]
         "key": row["key"] or f"the rest of {row['shard']}",
         "subject": row["subject"],
         "why": row["error"],
-        "thumb_b64": "" if row["error"] else _thumb(work.raw, row["shard"], row["offset"], row["length"]),
-        "beside_b64": [_thumb(work.raw, other["shard"], other["offset"], other["length"]) for other in beside],
+        "thumb_b64": "" if row["error"] else _thumb(work.read_image(row)),
+        "beside_b64": [_thumb(work.read_image(other)) for other in beside],
     }
 
 
@@ -131,15 +131,15 @@ def _triplet(version: Store, row: dict[str, Any]) -> dict[str, Any]:
         "prompt": triplet.prompt,
         "subject": triplet.subject,
         "split": triplet.split,
-        "target_b64": _thumb(version, triplet.shard, triplet.target_offset, triplet.target_length),
-        "references_b64": [_thumb(version, triplet.shard, offset, length) for offset, length in references],
+        "target_b64": _thumb(version.read_range(triplet.shard, triplet.target_offset, triplet.target_length)),
+        "references_b64": [_thumb(version.read_range(triplet.shard, *where)) for where in references],
         "similarities": [round(float(value), 3) for value in triplet.reference_similarities],
     }
 
 
-def _thumb(store: Store, key: str, offset: int, length: int) -> str:
+def _thumb(data: bytes) -> str:
     try:
-        image, _ = decode_at_least(store.read_range(key, offset, length), _THUMB_SIDE)
+        image, _ = decode_at_least(data, _THUMB_SIDE)
     except ImageError:
         return ""
     small = fit_within(image, _THUMB_SIDE)[: 3 * _THUMB_SIDE, : 3 * _THUMB_SIDE]

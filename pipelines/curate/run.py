@@ -20,7 +20,8 @@ from pipelines.curate.index import IndexWork, ShardIndexer
 from pipelines.curate.layout import ShardPlan, plan_shards
 from pipelines.curate.materialise import MaterialiseWork, write_shard
 from pipelines.curate.plan import plan_partition, read_summary
-from pipelines.curate.sources import WORK, Inputs, list_shards
+from pipelines.curate.raw import list_shards, raw_store
+from pipelines.curate.sources import WORK, Inputs
 from pipelines.curate.summary import Summary
 from pipelines.curate.takedown import HoldersWork, find_holders, pin, pinned_hash, read_list
 from pipelines.curate.work import StageWork, indexed
@@ -57,8 +58,8 @@ def curate(config: CurateConfig) -> Curated:
         ConflictError: the dataset belongs to other raw shards, or another run has published this version.
         BusyError: another curation of the dataset is at work.
     """
-    raw, dataset = open_store(config.raw), open_store(config.dataset)
-    shards = list_shards(raw, dataset)
+    raw, dataset = raw_store(config.raw), open_store(config.dataset)
+    shards = list_shards(config.raw, dataset)
     claim(dataset, {"raw": raw.uri})
     with hold(dataset.child(LEASE)) as lease:
         return _curate(config, raw, dataset, shards, lease)
@@ -144,7 +145,7 @@ def _index(config: CurateConfig, raw: Store, dataset: Store, inputs: Inputs) -> 
     log.info("%d raw shards, %d of them to be indexed", len(inputs.shards), len(missing))
     if not missing:
         return
-    work = IndexWork(raw.uri, dataset.uri, inputs, missing, config.embedder, config.actors)
+    work = IndexWork(raw.uri, dataset.uri, inputs, missing, config)
     tables = list(run_units(ShardIndexer, work, len(missing), config.actors, noun="raw shards indexed"))
     failed = [row for table in tables for row in table.to_pylist() if row["error"]]
     if failed:
@@ -163,7 +164,7 @@ def _check(summary: Summary, stage: StageWork) -> None:
         taken = ", ".join(f"{name} took {n}" for name, n in summary.dropped.most_common())
         raise InputError(
             f"no usable pair among {summary.images} images of {summary.subjects_in} subjects: {taken or 'no image'}",
-            value=stage.config.raw,
+            value=stage.raw.uri,
             fix="bring two or more photos of each subject, or loosen the filters that took most",
         )
 
@@ -215,7 +216,7 @@ def _manifest(
         "code_version": inputs.code,
         "embedder": inputs.embedder,
         "inputs": {
-            "raw": open_store(config.raw).uri,
+            "raw": raw_store(config.raw).uri,
             "fingerprint": inputs.fingerprint,
             "shards": {info.key: {"etag": info.etag, "size": info.size} for info in inputs.shards},
         },

@@ -2,45 +2,22 @@
 
 import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import lookalike
 from lookalike import config as configs
 from lookalike.data import images, shards, triplets
-from lookalike.errors import ConfigError, InputError
 from lookalike.models import embedder as embedders
-from lookalike.storage import ObjectInfo, Store
+from lookalike.storage import ObjectInfo
 from pipelines.curate.config import CurateConfig
+from pipelines.curate.raw import COMPRESSED
 from pipelines.curate.takedown import pinned_hash
 
 # Raise it when a row of the image table means something else than before: every shard is indexed again.
 INDEX_REVISION = 3
 WORK = "work"
-
-
-def list_shards(raw: Store, dataset: Store) -> list[ObjectInfo]:
-    """The tars below the raw prefix, in the order of their keys.
-
-    Raises:
-        ConfigError: one of the two prefixes lies inside the other.
-        InputError: there is nothing, or nothing that ends in ``.tar``.
-    """
-    ours, theirs = f"{dataset.uri}/", f"{raw.uri}/"
-    if ours.startswith(theirs) or theirs.startswith(ours):
-        raise ConfigError("raw and dataset share a prefix", value=[raw.uri, dataset.uri], fix="keep them apart")
-    found, others = [], 0
-    for info in raw.list():
-        if info.key.endswith(".tar"):
-            found.append(info)
-        else:
-            others += 1
-    if not found:
-        what = (
-            f"no .tar among the {others} objects of the raw prefix" if others else "the raw prefix is missing or empty"
-        )
-        raise InputError(what, value=raw.uri, fix="check --raw, or run jobs/ingest.py first")
-    return found
 
 
 @dataclass(frozen=True)
@@ -79,12 +56,19 @@ class Inputs:
         return configs.fingerprint([shards, self.config, self.code, self.embedder])
 
     def rows_key(self, shard: int) -> str:
-        """Where the image rows of a raw shard are kept: by its key, size and ETag."""
-        return f"{WORK}/rows/{INDEX_REVISION}/{self._shard_id(shard)}.parquet"
+        """Where the image rows of a raw shard are kept: by its key, size and ETag, and what labels it."""
+        labels = configs.fingerprint(self.config["labels"])[:8]
+        return f"{WORK}/rows/{INDEX_REVISION}-{labels}/{self._shard_id(shard)}.parquet"
 
     def vectors_key(self, shard: int) -> str:
         """Where the embeddings of a raw shard are kept: by the same, and the embedder's revision."""
         return f"{WORK}/vectors/{configs.fingerprint(self.embedder)[:16]}/{self._shard_id(shard)}.parquet"
+
+    @cached_property
+    def unpacked(self) -> dict[str, str]:
+        """For the key of each compressed raw shard, where the tar that is in it is kept below the dataset's prefix."""
+        compressed = (i for i in self.units if self.shards[i].key.endswith(COMPRESSED))
+        return {self.shards[i].key: f"{WORK}/unpacked/{self._shard_id(i)}.tar" for i in compressed}
 
     def stage_key(self, stage: str, name: str) -> str:
         """Where a later stage keeps the result ``name``."""

@@ -82,7 +82,9 @@ def render_trace(entries: list[dict[str, Any]]) -> str:
 
 
 def _place(image: dict[str, Any]) -> str:
-    return f"{image['sha256'][:12]}  {image['raw']} at {image['offset']} + {image['length']}  key {image['key']}"
+    inside = "" if image["raw"].endswith(".tar") else " of the tar inside"
+    place = f"{image['raw']} at {image['offset']} + {image['length']}{inside}"
+    return f"{image['sha256'][:12]}  {place}  key {image['key']}"
 
 
 def _triplet(dataset: Store, version: int, triplet_id: str) -> list[dict[str, Any]]:

@@ -1,12 +1,15 @@
 """What every stage after the index is told, and how the image table is cut into partitions of subjects."""
 
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 
 from lookalike.storage import ObjectInfo, Store, open_store
 from pipelines.curate.config import CurateConfig
+from pipelines.curate.raw import raw_store
 from pipelines.curate.rows import IMAGE_SCHEMA, partition_range, subject_hash
 from pipelines.curate.sources import WORK, Inputs
 from pipelines.curate.tables import count_rows, read_span
@@ -45,8 +48,14 @@ class StageWork:
 
     @property
     def raw(self) -> Store:
-        """Where the images' bytes are."""
-        return open_store(self.config.raw)
+        """Below which the raw shards are."""
+        return raw_store(self.config.raw)
+
+    def read_image(self, image: Mapping[str, Any]) -> bytes:
+        """The file of an image, by the ``shard``, ``offset`` and ``length`` of its row."""
+        unpacked = self.inputs.unpacked.get(image["shard"])
+        store, key = (self.raw, image["shard"]) if unpacked is None else (self.dataset, unpacked)
+        return store.read_range(key, image["offset"], image["length"])
 
     @property
     def partitions(self) -> int:

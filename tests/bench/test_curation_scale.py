@@ -22,8 +22,9 @@ from pipelines.actors import run_tasks
 from pipelines.curate.config import CurateConfig
 from pipelines.curate.duplicates import find_duplicates
 from pipelines.curate.plan import plan_partition, read_summary
+from pipelines.curate.raw import list_shards
 from pipelines.curate.rows import IMAGE_SCHEMA, subject_hash
-from pipelines.curate.sources import Inputs, list_shards
+from pipelines.curate.sources import Inputs
 from pipelines.curate.summary import Summary
 from pipelines.curate.tables import vectors_array, write_table
 from pipelines.curate.work import StageWork
@@ -133,7 +134,7 @@ def _synthetic(config: CurateConfig, rows: int) -> StageWork:
     shards = -(-rows // ROWS_PER_SHARD)
     for shard in range(shards):
         raw.write(f"shard-{shard:06d}.tar", b"")
-    inputs = Inputs.of(config, list_shards(raw, dataset))
+    inputs = Inputs.of(config, list_shards(config.raw, dataset))
     for shard in inputs.units:
         table, vectors = _tables(shard, min(ROWS_PER_SHARD, rows - shard * ROWS_PER_SHARD))
         write_table(dataset, inputs.rows_key(shard), table)

@@ -11,7 +11,8 @@ from pipelines.curate.config import CurateConfig
 from pipelines.curate.duplicates import find_duplicates
 from pipelines.curate.index import IndexWork, ShardIndexer
 from pipelines.curate.plan import plan_partition
-from pipelines.curate.sources import Inputs, list_shards
+from pipelines.curate.raw import list_shards
+from pipelines.curate.sources import Inputs
 from pipelines.curate.work import StageWork
 
 
@@ -47,9 +48,9 @@ def planned(grid_embedder: None, tmp_path: Path) -> Callable[..., StageWork]:
     def make(raw: Path, **settings: object) -> StageWork:
         config = CurateConfig(raw=str(raw), dataset=str(tmp_path / "dataset"), **settings)  # type: ignore[arg-type]
         raw_store, dataset = open_store(config.raw), open_store(config.dataset)
-        inputs = Inputs.of(config, list_shards(raw_store, dataset))
+        inputs = Inputs.of(config, list_shards(config.raw, dataset))
         units = tuple(inputs.units)
-        indexer = ShardIndexer(IndexWork(raw_store.uri, dataset.uri, inputs, units, config.embedder, config.actors))
+        indexer = ShardIndexer(IndexWork(raw_store.uri, dataset.uri, inputs, units, config))
         indexed = [indexer(unit) for unit in units]
         assert [str(columns["error"][0]) for columns in indexed] == [""] * len(units)
         work = StageWork.of(config, inputs)

@@ -2,6 +2,7 @@ import io
 import json
 import tarfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from lookalike.errors import ConfigError
 from lookalike.storage import open_store
-from pipelines.curate.config import CurateConfig
+from pipelines.curate.config import CurateConfig, LabelsConfig
 from pipelines.curate.index import IndexWork, ShardIndexer, read_images
+from pipelines.curate.raw import list_shards
 from pipelines.curate.rows import sha256
-from pipelines.curate.sources import Inputs, list_shards
+from pipelines.curate.sources import Inputs
 from pipelines.curate.tables import read_table
 from pipelines.curate.work import StageWork
 from tests.drawn import draw, jpeg, photo, world, write_raw
@@ -33,13 +36,13 @@ def tar_of(*members: tuple[str, bytes]) -> io.BytesIO:
 
 
 def rows_of(*members: tuple[str, bytes]) -> list[dict[str, Any]]:
-    return [row for row, _ in read_images(tar_of(*members), "s.tar")]
+    return [row for row, _ in read_images(tar_of(*members), "s.tar", LabelsConfig())]
 
 
 def test_a_row_says_where_the_image_is_and_what_it_is() -> None:
     metadata = {"subject": "cup", "class": "mug", "caption": " a mug ", "licence": "CC0", "source": "here", "more": 1}
     tar = tar_of(("k.jpg", JPEG), ("k.json", json.dumps(metadata).encode()))
-    ((row, pixels),) = read_images(tar, "s.tar")
+    ((row, pixels),) = read_images(tar, "s.tar", LabelsConfig())
     assert {name: row[name] for name in ("key", "shard", "subject", "class_name", "caption", "licence", "source")} == {
         "key": "k", "shard": "s.tar", "subject": "cup", "class_name": "mug", "caption": "a mug", "licence": "CC0",
         "source": "here",
@@ -67,6 +70,16 @@ def test_odd_metadata(document: bytes, subject: str) -> None:
     assert (row["subject"], row["error"]) == (subject, "")
 
 
+def test_labels_come_from_json_then_from_the_text_and_the_key() -> None:
+    members = [("cup-03.jpg", JPEG), ("cup-03.txt", b" a red cup\n"), ("x.jpg", JPEG), ("x.json", b'{"item": "mug"}')]
+    labels = LabelsConfig(subject_field="item", subject_pattern=r"^(.+)-\d+$")
+    rows = [row for row, _ in read_images(tar_of(*members), "s.tar", labels)]
+    assert [(row["subject"], row["caption"]) for row in rows] == [("cup", "a red cup"), ("mug", "")]
+    for pattern, what in (("(", "no regular expression"), ("a.*", "no group")):
+        with pytest.raises(ConfigError, match=what):
+            LabelsConfig(subject_pattern=pattern)
+
+
 def test_samples_that_hold_no_image_or_a_broken_one_have_an_error() -> None:
     rows = rows_of(("a.txt", b"x"), ("b.jpg", JPEG[:900]), ("c.jpeg", b""), ("d.png", b"<html>"), ("e.jpg", JPEG))
     assert [bool(row["error"]) for row in rows] == [True, True, True, True, False]
@@ -87,7 +100,7 @@ def test_a_name_that_is_no_text_is_kept_readable() -> None:
         info = tarfile.TarInfo("caf\u00e9.jpg")
         info.size = len(JPEG)
         tar.addfile(info, io.BytesIO(JPEG))
-    ((row, _),) = read_images(buffer, "s.tar")
+    ((row, _),) = read_images(buffer, "s.tar", LabelsConfig())
     assert row["key"] == "caf\\udce9"
 
 
@@ -95,9 +108,9 @@ def test_a_shard_that_breaks_off_keeps_what_came_before_and_counts_what_is_known
     whole = tar_of(
         *[(f"k{i}.{kind}", data) for i in range(4) for kind, data in (("jpg", JPEG), ("json", b"{}"))]
     ).getvalue()
-    rows = [row for row, _ in read_images(io.BytesIO(whole[: len(JPEG) * 5 // 2]), "s.tar")]
+    rows = [row for row, _ in read_images(io.BytesIO(whole[: len(JPEG) * 5 // 2]), "s.tar", LabelsConfig())]
     assert [(row["key"], row["cut"]) for row in rows] == [("k0", False), ("k1", False), ("k2", True)]
-    (row,) = [row for row, _ in read_images(io.BytesIO(b""), "s.tar")]
+    (row,) = [row for row, _ in read_images(io.BytesIO(b""), "s.tar", LabelsConfig())]
     assert (row["key"], row["cut"], row["sha256"]) == ("", True, None)
 
 
@@ -108,7 +121,9 @@ def test_another_embedder_reads_the_images_again_but_not_the_index(
     before = {info.key: info.etag for info in work.dataset.list("work/rows")}
     monkeypatch.setattr("lookalike.models.embedder.revision_of", lambda name: "grid-2")
     inputs = Inputs.of(work.config, list(work.inputs.shards))
-    indexer = ShardIndexer(IndexWork(work.raw.uri, work.dataset.uri, inputs, (0,), "other", work.config.actors))
+    indexer = ShardIndexer(
+        IndexWork(work.raw.uri, work.dataset.uri, inputs, (0,), replace(work.config, embedder="other"))
+    )
     assert indexer(0)["error"] == [""]
     assert {info.key: info.etag for info in work.dataset.list("work/rows")} == before
     old, new = (read_table(work.dataset, i.vectors_key(0)) for i in (work.inputs, inputs))
@@ -119,9 +134,9 @@ def test_a_shard_that_vanished_is_an_error_of_its_own(grid_embedder: None, tmp_p
     raw = write_raw(tmp_path / "raw", world(2, 3), per_shard=3)
     config = CurateConfig(raw=str(raw), dataset=str(tmp_path / "dataset"))
     store, dataset = open_store(config.raw), open_store(config.dataset)
-    inputs = Inputs.of(config, list_shards(store, dataset))
+    inputs = Inputs.of(config, list_shards(config.raw, dataset))
     (raw / "shard-000000.tar").unlink()
-    indexer = ShardIndexer(IndexWork(store.uri, dataset.uri, inputs, (0, 1), config.embedder, config.actors))
+    indexer = ShardIndexer(IndexWork(store.uri, dataset.uri, inputs, (0, 1), config))
     gone, there = indexer(0), indexer(1)
     assert "no such object" in str(gone["error"][0])
     assert (there["error"].tolist(), there["images"].tolist()) == ([""], [3])

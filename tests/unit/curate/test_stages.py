@@ -24,8 +24,9 @@ from pipelines.curate.finish import FinishWork, finish
 from pipelines.curate.layout import plan_shards, split_cut
 from pipelines.curate.materialise import MaterialiseWork, write_shard
 from pipelines.curate.plan import plan_key, read_summary
+from pipelines.curate.raw import list_shards
 from pipelines.curate.rows import partition_range, sha256, subject_hash
-from pipelines.curate.sources import Inputs, list_shards
+from pipelines.curate.sources import Inputs
 from pipelines.curate.summary import Summary
 from pipelines.curate.tables import read_table
 from pipelines.curate.work import StageWork
@@ -234,10 +235,10 @@ def test_the_report_has_the_figures_and_shows_what_was_dropped(planned: Planned,
 def test_inputs_know_what_matters(grid_embedder: None, tmp_path: Path) -> None:
     raw = write_raw(tmp_path / "raw", world(2, 2))
     config = CurateConfig(raw=str(raw), dataset=str(tmp_path / "dataset"))
-    store, dataset = open_store(config.raw), open_store(config.dataset)
+    dataset = open_store(config.dataset)
 
     def fingerprint(config: CurateConfig) -> str:
-        return Inputs.of(config, list_shards(store, dataset)).fingerprint
+        return Inputs.of(config, list_shards(config.raw, dataset)).fingerprint
 
     same = replace(config, dataset="elsewhere", actors=replace(config.actors, count=7))
     assert fingerprint(same) == fingerprint(config)
@@ -250,11 +251,11 @@ def test_inputs_know_what_matters(grid_embedder: None, tmp_path: Path) -> None:
 def test_prefixes_that_cannot_be_raw_shards(tmp_path: Path) -> None:
     dataset = open_store(str(tmp_path / "dataset"))
     with pytest.raises(InputError, match="missing or empty"):
-        list_shards(open_store(str(tmp_path / "nothing")), dataset)
+        list_shards(str(tmp_path / "nothing"), dataset)
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "a.jpg").write_bytes(b"x")
     with pytest.raises(InputError, match=r"no \.tar among the 1 objects"):
-        list_shards(open_store(str(tmp_path / "photos")), dataset)
+        list_shards(str(tmp_path / "photos"), dataset)
     for raw in (tmp_path, tmp_path / "dataset", tmp_path / "dataset" / "v0001"):
         with pytest.raises(ConfigError, match="share a prefix"):
-            list_shards(open_store(str(raw)), dataset)
+            list_shards(str(raw), dataset)

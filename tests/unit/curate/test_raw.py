@@ -1,0 +1,88 @@
+"""Which raw shards are named, and compressed ones."""
+
+import gzip
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lookalike.errors import ConfigError, InputError
+from lookalike.storage import open_store
+from pipelines.curate.filters import FiltersConfig
+from pipelines.curate.filters.no_pair import NoPair
+from pipelines.curate.index import IndexWork, ShardIndexer
+from pipelines.curate.raw import list_shards, raw_store
+from pipelines.curate.tables import read_table
+from pipelines.curate.work import StageWork
+from tests.drawn import world, write_raw
+
+
+@pytest.fixture
+def raw(tmp_path: Path) -> Path:
+    """Four shards of four photos, two of them in another folder."""
+    write_raw(tmp_path / "raw" / "a", world(2, 4), per_shard=4)
+    write_raw(tmp_path / "raw" / "b", world(4, 4)[8:], per_shard=4)
+    return tmp_path / "raw"
+
+
+def keys(raw: str | list[str], tmp_path: Path) -> list[str]:
+    return [info.key for info in list_shards(raw, open_store(str(tmp_path / "dataset")))]
+
+
+def test_shards_are_named_by_prefix_brace_or_list(raw: Path, tmp_path: Path) -> None:
+    everything = [f"{folder}/shard-00000{i}.tar" for folder in "ab" for i in range(2)]
+    assert keys(str(raw), tmp_path) == everything
+    assert keys(f"{raw}/{{a,b}}/shard-{{000000..000001}}.tar", tmp_path) == everything
+    assert keys([f"{raw}/b", f"file://{raw}/a/shard-000001.tar"], tmp_path) == everything[1:]
+    assert keys(f"{raw}/a/shard-00000{{0..1}}.tar", tmp_path) == ["shard-000000.tar", "shard-000001.tar"]
+    assert raw_store([f"{raw}/b", f"{raw}/a/shard-000001.tar"]).uri == f"file://{raw}"
+    assert raw_store(["s3://bucket/x/a.tar", "s3://bucket/y"]).uri == "s3://bucket"
+
+
+def test_what_is_not_there_is_named(raw: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no such shard .*shard-000002\.tar"):
+        keys(f"{raw}/a/shard-{{000000..000002}}.tar", tmp_path)
+    with pytest.raises(InputError, match=r"missing or empty .*/c"):
+        keys([f"{raw}/a", f"{raw}/c"], tmp_path)
+    with pytest.raises(ConfigError, match="no prefix in common"):
+        raw_store(["s3://one/a", "s3://two/a"])
+    with pytest.raises(ConfigError, match="no raw shards are named"):
+        raw_store([])
+
+
+def test_a_compressed_shard_gives_the_triplets_of_a_plain_one(
+    planned: Callable[..., StageWork], raw: Path, tmp_path: Path
+) -> None:
+    from pipelines.curate.layout import plan_shards
+    from pipelines.curate.materialise import MaterialiseWork, write_shard
+
+    def shards_of(work: StageWork) -> dict[str, bytes]:
+        version = work.dataset.child("v0001")
+        plans = plan_shards(work)
+        for unit in range(len(plans)):
+            write_shard(MaterialiseWork(work, version, tuple(plans)), unit)
+        return {plan.name: version.read(plan.name) for plan in plans}
+
+    filters = FiltersConfig(no_pair=NoPair(min_similarity=-1.0))
+    plain = shards_of(planned(raw, filters=filters))
+    for path in list(raw.rglob("*.tar")):
+        path.with_suffix(".tar.gz").write_bytes(gzip.compress(path.read_bytes()))
+        path.unlink()
+    work = planned(raw, filters=filters)
+    assert next(info.key for info in work.inputs.shards) == "a/shard-000000.tar.gz"
+    assert shards_of(work) == plain
+
+
+def test_a_compressed_shard_that_breaks_off_keeps_what_came_before(
+    planned: Callable[..., StageWork], raw: Path, tmp_path: Path
+) -> None:
+    shard = raw / "a" / "shard-000000.tar"
+    whole = gzip.compress(shard.read_bytes())
+    shard.with_suffix(".tar.gz").write_bytes(whole[: len(whole) // 2])
+    shard.unlink()
+    work = planned(raw)
+    rows = read_table(work.dataset, work.inputs.rows_key(0)).to_pylist()
+    assert any(row["cut"] for row in rows)
+    assert any(not row["error"] for row in rows)
+    indexer = ShardIndexer(IndexWork(work.raw.uri, work.dataset.uri, work.inputs, (0,), work.config))
+    assert indexer(0)["images"] == [len(rows)]
