@@ -1,9 +1,9 @@
 """Turn raw shards into an immutable snapshot of triplets (target, prompt, references of the same subject).
 
 Reads every *.tar and *.tar.gz that --raw names (WebDataset: key.jpg + key.json with "subject", "class", "caption", …),
-judges each image, pairs the photos of a subject whose similarity lies in a band, and publishes <dataset>/v0001, v0002,
-and so on: triplet shards, triplets.parquet, images.parquet (every image, with the reason where it was dropped), report.html and
-report.json, and manifest.json last. Images that came in = images kept + images dropped, by reason.
+judges each image, pairs the photos of a subject whose similarity lies in a band, and publishes <dataset>/v0001, v0002
+and so on: triplet shards, triplets.parquet, images.parquet (every image, with the reason where it was dropped),
+report.html and report.json, and manifest.json last. Images that came in = images kept + images dropped, by reason.
 
   python jobs/curate.py --raw file:///data/raw --dataset file:///data/dataset
   python jobs/curate.py --raw s3://bucket/raw --dataset s3://bucket/dataset --config jobs/configs/curate.yaml
