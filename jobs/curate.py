@@ -11,6 +11,12 @@ report.html and report.json, and manifest.json last. Images that came in = image
   python jobs/curate.py --raw ./raw --dataset ./dataset --filters.too-small.min-short-side-px 512 \\
       --filters.skip '[blurry]' --plan.max-references 3 --shards.image-size null
 
+Photographs without a subject, and filters and captions by a model, all off until they are asked for:
+
+  python jobs/curate.py --raw ./raw --dataset ./dataset --labels.found.min-similarity 0.66
+  python jobs/curate.py --raw ./raw --dataset ./dataset --filters.not-safe.max-score 0.8 \\
+      --filters.overlaid-text.max-share 0.02 --captioner.model Salesforce/blip-image-captioning-base
+
 The same command again publishes nothing if nothing is new, and goes on where it was if it was killed. With other raw
 shards or other settings it makes the next version. To see every setting: --print_config.
 

@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass, field
 
 from lookalike.errors import ConfigError
+from lookalike.models.captioner import Captioner
 from lookalike.models.embedder import NO_EMBEDDER
 from pipelines.actors import ActorConfig
 from pipelines.curate.filters import FiltersConfig
@@ -40,6 +41,27 @@ class PlanConfig:
 
 
 @dataclass(frozen=True)
+class FoundConfig:
+    """How subjects are found among photographs without a label: by their embeddings, across all shards."""
+
+    min_similarity: float = 0.7
+    """Cosine similarity from which on two photographs, and on average two groups of them, are of one subject. The
+    default is for the default embedder; what each threshold finds and mistakes is in
+    tests/bench/results/found-subjects.json."""
+    neighbours: int = 16
+    """Nearest photographs that each is compared with."""
+    images_per_cell: int = 50_000
+    """A task compares about this many; a subject that lies in two cells is found twice."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.min_similarity < 1:
+            raise ConfigError("no such similarity", value=self.min_similarity, fix="use a value between 0 and 1")
+        for name in ("neighbours", "images_per_cell"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"labels.found.{name} is below 1", value=getattr(self, name), fix="use 1 or more")
+
+
+@dataclass(frozen=True)
 class LabelsConfig:
     """Where a photograph's subject is read."""
 
@@ -48,6 +70,8 @@ class LabelsConfig:
     subject_pattern: str | None = None
     """Where that is missing: a regular expression, searched for in the sample's key, whose first group is the subject,
     such as ``^(.+)-`` for ``cup-03``. null: such a photograph has no subject."""
+    found: FoundConfig | None = None
+    """Where neither names one: photographs that look alike are one subject. null: such photographs are dropped."""
 
     def __post_init__(self) -> None:
         if self.subject_pattern is None:
@@ -71,6 +95,12 @@ class ShardsConfig:
     image_size: int | None = 512
     """Images whose short side is larger (px) are scaled down to it and encoded again; null keeps every JPEG's bytes.
     Other formats than JPEG are always encoded again, so that members are called ``.jpg`` with reason."""
+    buckets: list[tuple[int, int]] | None = None
+    """Sizes (height, width) in px: each image is cropped to that of the nearest aspect and scaled to it, in the place
+    of ``image_size``. null: images keep their aspect."""
+    latents: str | None = None
+    """URI of a bundle (such as a run's ``initial``) whose VAE encodes every image at the sizes of its preset, so that a
+    training of that model need not. They become a member ``latents.safetensors``; null: none."""
     jpeg_quality: int = 95
     """Of what is encoded again, without chroma subsampling."""
     shard_mib: int = 256
@@ -79,6 +109,10 @@ class ShardsConfig:
     def __post_init__(self) -> None:
         if self.image_size is not None and self.image_size < 16:
             raise ConfigError("shards.image_size is too small", value=self.image_size, fix="use 16 or more, or null")
+        if self.buckets is not None and (not self.buckets or min(min(size) for size in self.buckets) < 16):
+            raise ConfigError(
+                "shards.buckets has no size, or one below 16 px", value=self.buckets, fix="name sizes, or null"
+            )
         if not 1 <= self.jpeg_quality <= 100:
             raise ConfigError("no such JPEG quality", value=self.jpeg_quality, fix="use 1 to 100")
         if self.shard_mib < 1:
@@ -100,6 +134,8 @@ class CurateConfig:
     then those filters have to be switched off, and all photos of a subject that are left are pairs."""
     labels: LabelsConfig = field(default_factory=LabelsConfig)
     """Where a photograph's subject is read."""
+    captioner: Captioner | None = None
+    """Describes the photographs that have no caption; null: they are called after their class."""
     seed: int = 0
     """Of the choices that are made by chance."""
     filters: FiltersConfig = field(default_factory=FiltersConfig)
@@ -114,6 +150,8 @@ class CurateConfig:
     def __post_init__(self) -> None:
         if self.embedder != NO_EMBEDDER:
             return
+        if self.labels.found is not None:
+            raise ConfigError("embedder 'none' finds no subjects", value="labels.found", fix="choose an embedder")
         blind = sorted({"near_duplicate", "off_subject"} - set(self.filters.skip))
         if blind:
             raise ConfigError(

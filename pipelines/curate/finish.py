@@ -1,6 +1,7 @@
 """Finish: the tables of all partitions and shards as one each, and the report."""
 
 import hashlib
+import json
 import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -13,8 +14,9 @@ import pyarrow.parquet as pq
 
 from lookalike.config import canonical_json
 from lookalike.data import triplets
-from lookalike.storage import Store
+from lookalike.storage import Store, version_store
 from pipelines.actors import Columns
+from pipelines.curate.drift import drift
 from pipelines.curate.materialise import MaterialiseWork, part_key
 from pipelines.curate.plan import plan_key
 from pipelines.curate.report import build_report, render_report
@@ -34,6 +36,8 @@ class FinishWork:
     summary: Summary
     counts: dict[str, Any]
     taken_down: dict[str, Any] | None
+    parent: int | None
+    """Version of the snapshot before."""
     title: str
 
 
@@ -54,10 +58,19 @@ def finish(work: FinishWork, unit: int) -> Columns:
         for path in (images, table):
             version.upload(path.name, path)
             hashes[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
-        report = build_report(stage, work.summary, work.counts, table, version) | {"taken_down": work.taken_down}
+        report = build_report(stage, work.summary, work.counts, table, version)
+        report |= {"taken_down": work.taken_down, "drift": _drift(stage.dataset, report, work.parent)}
     for name, text in ((REPORT_JSON, canonical_json(report)), (REPORT_HTML, render_report(report, work.title))):
         hashes[name] = _write(version, name, text.encode())
     return {"name": np.array(list(hashes), object), "sha256": np.array(list(hashes.values()), object)}
+
+
+def _drift(dataset: Store, report: dict[str, Any], parent: int | None) -> dict[str, Any] | None:
+    """What has changed since the parent snapshot; None where there is none, or where its report is gone."""
+    before = None if parent is None else version_store(dataset, parent)
+    if before is None or not before.exists(REPORT_JSON):
+        return None
+    return {"since": parent, **drift(report, json.loads(before.read(REPORT_JSON)))}
 
 
 def _join(path: Path, schema: pa.Schema, parts: Iterable[pa.Table]) -> None:

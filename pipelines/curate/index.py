@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from lookalike.data.images import EXTENSIONS, ImageError, decode_at_least
+from lookalike.data.images import EXTENSIONS, ImageError, decode, decode_at_least
 from lookalike.data.shards import BrokenTarError, Sample, iter_samples, open_object
 from lookalike.errors import LookalikeError
 from lookalike.storage import Store, open_store
@@ -28,8 +28,10 @@ _FIELDS = {  # column: key of the sample's JSON
     "source": "source",
 }  # fmt: skip
 _NOT_DECODED: dict[str, Any] = {
-    "width": 0, "height": 0, "phash": 0, "sharpness": 0.0, "luma_mean": 0.0, "luma_std": 0.0, "cut": False, "error": "",
+    "width": 0, "height": 0, "phash": 0, "sharpness": 0.0, "luma_mean": 0.0, "luma_std": 0.0, "subject_area": None,
+    "cut": False, "error": "",
 }  # fmt: skip
+_MASKS = tuple(f"mask.{extension}" for extension in EXTENSIONS)
 
 
 @dataclass(frozen=True)
@@ -152,8 +154,19 @@ def _read_sample(
         pixels, (height, width) = decode_at_least(data, _DECODE_SIDE)
     except ImageError as error:
         return _row(sample.key, shard, **labels, **place, error=error.what), None
-    seen = {"width": width, "height": height, **features(pixels)}
+    seen = {"width": width, "height": height, "subject_area": _subject_area(payload), **features(pixels)}
     return _row(sample.key, shard, **labels, **place, **seen), pixels
+
+
+def _subject_area(payload: dict[str, bytes]) -> float | None:
+    """Share of the image that ``key.mask.png`` (or another format) marks as the subject, if there is one."""
+    for name in _MASKS:
+        if name in payload:
+            try:
+                return float((decode(payload[name]).max(axis=2) > 127).mean())
+            except ImageError:
+                return None
+    return None
 
 
 def _row(key: str, shard: str, **values: Any) -> dict[str, Any]:

@@ -36,16 +36,14 @@ def split_cut(work: StageWork) -> float:
     """The split hash below which a subject is validation.
 
     It is the configured fraction, unless too few subjects lie below it: then it is raised to admit the next ones, but
-    never the last subject.
+    never the last. Subjects that are linked have one hash, and count as one.
     """
     plan = work.config.plan
     lowest: list[float] = []
-    subjects = 0
     for partition in range(work.partitions):
-        hashes = _subjects(work, partition)["split_hash"].to_numpy()
-        subjects += len(hashes)
-        lowest = heapq.nsmallest(plan.min_validation_subjects, [*lowest, *hashes.tolist()])
-    wanted = min(plan.min_validation_subjects, max(0, subjects - 1))
+        hashes = _subjects(work, partition)["split_hash"].to_pylist()
+        lowest = heapq.nsmallest(plan.min_validation_subjects + 1, {*lowest, *hashes})
+    wanted = min(plan.min_validation_subjects, max(0, len(lowest) - 1))
     enough = float(np.nextafter(lowest[wanted - 1], 1)) if wanted else 0.0
     return max(plan.validation_fraction, enough)
 

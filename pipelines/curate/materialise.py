@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +16,7 @@ from lookalike.config import canonical_json, fingerprint
 from lookalike.data import triplets
 from lookalike.data.images import decode, encode_jpeg, fit_within, short_side
 from lookalike.data.shards import Sample, write_tar
+from lookalike.pixels import crop_resize
 from lookalike.storage import Store
 from pipelines.actors import Columns
 from pipelines.curate.config import ShardsConfig
@@ -24,7 +25,11 @@ from pipelines.curate.plan import plan_key
 from pipelines.curate.tables import read_table, write_table
 from pipelines.curate.work import StageWork
 
+if TYPE_CHECKING:
+    from pipelines.curate.latents import Encoder
+
 _JPEG = b"\xff\xd8\xff"
+_LATENTS = "latents.safetensors"
 
 
 @dataclass(frozen=True)
@@ -43,15 +48,28 @@ def part_key(work: MaterialiseWork, shard: ShardPlan, suffix: str) -> str:
     return work.stage.inputs.stage_key("materialise", f"{Path(work.version.uri).name}-{name}.{suffix}")
 
 
-def write_shard(work: MaterialiseWork, unit: int) -> Columns:
-    """Write one triplet shard, unless that was done before."""
+class ShardWriter:
+    """:func:`write_shard` in an actor that holds the VAE."""
+
+    def __init__(self, work: MaterialiseWork) -> None:
+        from pipelines.curate.latents import Encoder
+
+        self._work = work
+        self._encoder = Encoder(str(work.stage.config.shards.latents), work.stage.config.actors.prepare())
+
+    def __call__(self, unit: int) -> Columns:
+        return write_shard(self._work, unit, self._encoder)
+
+
+def write_shard(work: MaterialiseWork, unit: int, encoder: "Encoder | None" = None) -> Columns:
+    """Write one triplet shard, with latents where there is an encoder, unless that was done before."""
     shard = work.shards[unit]
     store, done_key = work.stage.dataset, part_key(work, shard, "json")
     if not (store.exists(done_key) and work.version.exists(shard.name)):
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "shard.tar"
             rows = _rows(work.stage, shard)
-            samples = write_tar(path, _samples(work.stage, rows))
+            samples = write_tar(path, _samples(work.stage, rows, encoder))
             table = pa.Table.from_pylist(
                 [_triplet(shard, row, sample) for row, sample in zip(rows, samples, strict=True)], triplets.SCHEMA
             )
@@ -100,8 +118,8 @@ def _target_id(work: StageWork, target: dict[str, Any]) -> str:
     return f"{content}-{fingerprint([target['shard'], target['offset']])[:12]}"
 
 
-def _samples(work: StageWork, rows: list[_Row]) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """Members in the order ref0, ref1, …, target, json. The images of one subject are in memory at a time."""
+def _samples(work: StageWork, rows: list[_Row], encoder: "Encoder | None") -> Iterator[tuple[str, dict[str, bytes]]]:
+    """Members in the order ref0, ref1, …, target, latents, json. The images of one subject are in memory at a time."""
     subject, images = None, dict[str, bytes]()
     for row in rows:
         if row.target["subject"] != subject:
@@ -111,12 +129,17 @@ def _samples(work: StageWork, rows: list[_Row]) -> Iterator[tuple[str, dict[str,
                 images[image["sha256"]] = fit(work.read_image(image), work.config.shards)
         payload = {f"ref{i}.jpg": images[image["sha256"]] for i, image in enumerate(row.references)}
         payload["target.jpg"] = images[row.target["sha256"]]
+        if encoder is not None:
+            payload[_LATENTS] = encoder.of(payload["target.jpg"], list(payload.values())[:-1])
         payload["json"] = canonical_json(_metadata(row)).encode()
         yield row.triplet_id, payload
 
 
 def fit(data: bytes, config: ShardsConfig) -> bytes:
-    """The JPEG that goes into a shard: the file's own bytes, or the image scaled down and encoded again."""
+    """The JPEG that goes into a shard: the file's own bytes, or the image scaled (or cropped) and encoded again."""
+    if config.buckets is not None:
+        image = decode(data)
+        return encode_jpeg(crop_resize(image, *nearest_bucket(image, config.buckets)), config.jpeg_quality)
     fits = config.image_size is None or short_side(data) <= config.image_size
     if fits and data.startswith(_JPEG):
         return data
@@ -124,6 +147,12 @@ def fit(data: bytes, config: ShardsConfig) -> bytes:
     return encode_jpeg(
         image if config.image_size is None else fit_within(image, config.image_size), config.jpeg_quality
     )
+
+
+def nearest_bucket(image: np.ndarray, buckets: list[tuple[int, int]]) -> tuple[int, int]:
+    """The (height, width) whose aspect is nearest to that of ``image`` [H, W, 3], by its logarithm."""
+    aspect = np.log(image.shape[0] / image.shape[1])
+    return min(buckets, key=lambda size: abs(float(np.log(size[0] / size[1]) - aspect)))
 
 
 def _metadata(row: _Row) -> dict[str, Any]:
@@ -139,6 +168,7 @@ def _metadata(row: _Row) -> dict[str, Any]:
 
 def _triplet(shard: ShardPlan, row: _Row, sample: Sample) -> dict[str, Any]:
     references = [sample.members[f"ref{i}.jpg"] for i in range(len(row.references))]
+    latents = sample.members.get(_LATENTS)
     return {
         "triplet_id": row.triplet_id,
         "split": shard.split,
@@ -153,4 +183,6 @@ def _triplet(shard: ShardPlan, row: _Row, sample: Sample) -> dict[str, Any]:
         "reference_similarities": [image["similarity"] for image in row.references],
         "target_image": row.target["sha256"],
         "reference_images": [image["sha256"] for image in row.references],
+        "latents_offset": latents.offset if latents else None,
+        "latents_length": latents.length if latents else None,
     }

@@ -11,12 +11,16 @@ from lookalike.config import canonical_json
 from pipelines.actors import Columns
 from pipelines.curate.duplicates import read_duplicates
 from pipelines.curate.filters import Photos
+from pipelines.curate.languages import count_languages
+from pipelines.curate.links import read_components
 from pipelines.curate.pairs import reference_sets
 from pipelines.curate.rows import PLAN_SCHEMA, SUBJECT_SCHEMA, unit_hash
+from pipelines.curate.score import read_scores, with_scores
 from pipelines.curate.summary import EXAMPLES_PER_REASON, Summary
 from pipelines.curate.tables import read_span, vectors_of, write_table
 from pipelines.curate.work import StageWork
 
+_CAPTIONS_READ = 200  # of a partition, for their languages
 _EXAMPLE_COLUMNS = ("key", "shard", "offset", "length", "subject", "error", "phash")
 
 
@@ -44,10 +48,12 @@ def _plan(work: StageWork, partition: int) -> None:
     summary = Summary(images=len(rows))
     reasons = np.full(len(rows), "", object)  # empty: kept
     _drop_one_by_one(work, rows, reasons, span)
+    rows = _captioned(work, rows, span)
     vectors = _vectors(work, span)
     sets: list[list[list[dict[str, Any]]]] = [[] for _ in range(len(rows))]
     subjects = []
     figures: dict[str, list[np.ndarray]] = {}
+    components = read_components(work) if work.linked else {}
     for members in _runs(rows["subject"].to_pylist()):
         kept = members[reasons[members] == ""]
         summary.subjects_in += bool(rows["subject"][members[0]].as_py())
@@ -56,7 +62,7 @@ def _plan(work: StageWork, partition: int) -> None:
         photos = Photos(rows.take(pa.array(kept)), _stack(vectors, rows, kept))
         photos, kept = _drop_of_subject(work, photos, kept, reasons)
         if len(kept):
-            subjects.append(_pair(work, photos, kept, sets, summary, figures))
+            subjects.append(_pair(work, photos, kept, components, sets, summary, figures))
     for name, values in figures.items():  # counting once costs less than once a subject
         summary.count(name, np.concatenate(values))
     _count(summary, rows, reasons)
@@ -78,6 +84,19 @@ def _drop_one_by_one(work: StageWork, rows: pa.Table, reasons: np.ndarray, span:
         places = zip(rows["shard"].to_pylist(), rows["offset"].to_pylist(), strict=True)
         mask = np.array([place in repeated for place in places], bool)
         reasons[mask & (reasons == "")] = name
+    for name, step in work.config.filters.scored():
+        scores = {} if step.scorer is None else read_scores(work, step.scorer.revision, span)
+        left = np.flatnonzero(reasons == "")
+        reasons[left[step.drop(with_scores(rows.take(pa.array(left)), scores))]] = name
+
+
+def _captioned(work: StageWork, rows: pa.Table, span: tuple[int, int]) -> pa.Table:
+    """The rows, with what the captioner says where they have no caption."""
+    if work.config.captioner is None:
+        return rows
+    said = read_scores(work, work.config.captioner.revision, span)
+    captions = [row["caption"] or said.get(row["sha256"], "") for row in rows.select(["caption", "sha256"]).to_pylist()]
+    return rows.set_column(rows.schema.get_field_index("caption"), "caption", pa.array(captions, pa.string()))
 
 
 def _drop_of_subject(
@@ -98,6 +117,7 @@ def _pair(
     work: StageWork,
     photos: Photos,
     kept: np.ndarray,
+    components: dict[str, str],
     sets: list[list[list[dict[str, Any]]]],
     summary: Summary,
     figures: dict[str, list[np.ndarray]],
@@ -130,7 +150,7 @@ def _pair(
     return {
         "subject_hash": first["subject_hash"],
         "subject": first["subject"],
-        "split_hash": unit_hash("split", config.seed, first["subject"]),
+        "split_hash": unit_hash("split", config.seed, components.get(first["subject"], first["subject"])),
         "triplets": triplets,
         "bytes": size,
     }
@@ -146,7 +166,10 @@ def _count(summary: Summary, rows: pa.Table, reasons: np.ndarray) -> None:
         summary.count("short side, px", np.minimum(decoded["width"], decoded["height"]))
         summary.count("sharpness", decoded["sharpness"])
         summary.count("brightness", decoded["luma_mean"])
-    summary.kept = int((reasons == "").sum())
+    kept = rows.filter(pa.array(reasons == "", pa.bool_()))
+    summary.kept = len(kept)
+    captions = dict(zip(kept["sha256"].to_pylist(), kept["caption"].to_pylist(), strict=True))
+    summary.languages = count_languages(captions[content] for content in sorted(captions)[:_CAPTIONS_READ])
     for reason in set(reasons) - {""}:
         dropped = np.flatnonzero(reasons == reason)
         summary.dropped[reason] += len(dropped)

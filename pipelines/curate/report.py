@@ -42,6 +42,7 @@ def build_report(
     - ``triplets``: [{triplet_id, prompt, subject, split, target_b64, references_b64, similarities}]
     - ``histograms``: {name: {first, last, bins, log_base, counts}}
     - ``classes``: {name: subjects}
+    - ``languages``: {ISO 639 code: captions}, of a sample of the kept images
     - ``settings``
     """
     return {
@@ -57,9 +58,11 @@ def build_report(
             for name, chart in HISTOGRAMS.items()
         },
         "classes": dict(sorted(summary.classes.items(), key=lambda item: (-item[1], item[0]))),
+        "languages": dict(sorted(summary.languages.items(), key=lambda item: (-item[1], item[0]))),
         "settings": {
             "raw": work.raw.uri,
             "embedder": work.inputs.embedder,
+            "models": work.inputs.models,
             "code": work.inputs.code,
             **work.inputs.config,
         },

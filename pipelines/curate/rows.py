@@ -24,6 +24,7 @@ IMAGE_SCHEMA = pa.schema(
         ("sharpness", pa.float32()),  # variance of the Laplacian at a short side of 256 px
         ("luma_mean", pa.float32()),  # 0–255
         ("luma_std", pa.float32()),
+        ("subject_area", pa.float32()),  # share of the image that its mask marks; null where there is no mask
         ("cut", pa.bool_()),  # the shard broke off inside this sample
         ("error", pa.string()),  # why it cannot be decoded; empty where it can
     ]

@@ -1,7 +1,7 @@
 """One curation, from raw shards to a published snapshot."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,11 +16,14 @@ from pipelines.actors import run_tasks, run_units
 from pipelines.curate.config import CurateConfig
 from pipelines.curate.duplicates import find_duplicates
 from pipelines.curate.finish import FinishWork, finish
+from pipelines.curate.found import FoundWork, assign_cells, find_centroids, group_cell, label_shard
 from pipelines.curate.index import IndexWork, ShardIndexer
 from pipelines.curate.layout import ShardPlan, plan_shards
-from pipelines.curate.materialise import MaterialiseWork, write_shard
+from pipelines.curate.links import find_links, join_links, link_units
+from pipelines.curate.materialise import MaterialiseWork, ShardWriter, write_shard
 from pipelines.curate.plan import plan_partition, read_summary
 from pipelines.curate.raw import list_shards, raw_store
+from pipelines.curate.score import ShardScorer, scored
 from pipelines.curate.sources import WORK, Inputs
 from pipelines.curate.summary import Summary
 from pipelines.curate.takedown import HoldersWork, find_holders, pin, pinned_hash, read_list
@@ -76,8 +79,14 @@ def _curate(config: CurateConfig, raw: Store, dataset: Store, shards: list[Objec
         return Curated(dataset.uri, newest["version"], False, newest)
     with ray_session():
         _index(config, raw, dataset, inputs)
+        _find_subjects(config, inputs, dataset)
         stage = StageWork.of(config, inputs)
         _finish_all(run_tasks(find_duplicates, stage, stage.content_partitions, noun="ranges of content hashes"))
+        links = run_tasks(find_links, stage, link_units(stage), noun="ranges searched for shared images")
+        if sum(sum(table["links"].to_pylist()) for table in links):
+            _finish_all(run_tasks(join_links, stage, 1, noun="sets of linked subjects"))
+            stage = replace(stage, linked=True)
+        stage = _score(stage)
         _finish_all(run_tasks(plan_partition, stage, stage.partitions, noun="ranges of subjects planned"))
         summary = Summary()
         for partition in range(stage.partitions):
@@ -89,10 +98,11 @@ def _curate(config: CurateConfig, raw: Store, dataset: Store, shards: list[Objec
         taken_down = _taken_down(config, dataset, versions)
         lease.check()
         work = MaterialiseWork(stage, version_store(dataset, number), tuple(plans))
-        files = _hashes(run_tasks(write_shard, work, len(plans), noun="triplet shards"))
-        last = FinishWork(work, summary, counts, taken_down, title=f"Curation report, version {number}")
+        files = _hashes(_write_shards(work))
+        last = FinishWork(work, summary, counts, taken_down, parent, title=f"Curation report, version {number}")
         files |= _hashes(run_tasks(finish, last, 1, noun="reports"))
-    manifest = _manifest(number, parent, config, inputs, counts, files) | {"taken_down": taken_down}
+    manifest = _manifest(number, parent, config, inputs, counts, files)
+    manifest |= {"taken_down": taken_down, "latents": inputs.latents}
     lease.check()
     _publish(dataset, number, manifest)
     return Curated(dataset.uri, number, True, manifest)
@@ -157,6 +167,37 @@ def _index(config: CurateConfig, raw: Store, dataset: Store, inputs: Inputs) -> 
         )
 
 
+def _find_subjects(config: CurateConfig, inputs: Inputs, dataset: Store) -> None:
+    """Group the photographs without a label, where that is asked for."""
+    settings = config.labels.found
+    if settings is None:
+        return
+    work = FoundWork.of(config, settings, inputs, indexed(dataset))
+    shards = len(inputs.shards)
+    _finish_all(run_tasks(find_centroids, work, 1, noun="sets of centroids"))
+    _finish_all(run_tasks(assign_cells, work, shards, noun="raw shards assigned to cells"))
+    _finish_all(run_tasks(group_cell, work, work.cells, noun="cells grouped"))
+    _finish_all(run_tasks(label_shard, work, shards, noun="raw shards labelled"))
+
+
+def _score(stage: StageWork) -> StageWork:
+    """Show what the cheap filters have left to the models that other filters ask."""
+    if not stage.inputs.models:
+        return stage
+    units, actors = len(stage.inputs.shards), stage.config.actors
+    tables = run_units(ShardScorer, stage, units, actors, noun="raw shards scored")
+    shown = sum(sum(table["shown"].to_pylist()) for table in tables)
+    log.info("models were shown %d images that they had not seen", shown)
+    return replace(stage, scores=scored(stage))
+
+
+def _write_shards(work: MaterialiseWork) -> Iterator[pa.Table]:
+    config, shards, noun = work.stage.config, len(work.shards), "triplet shards"
+    if config.shards.latents is None:
+        return run_tasks(write_shard, work, shards, noun=noun)
+    return run_units(ShardWriter, work, shards, config.actors, noun=noun)
+
+
 def _check(summary: Summary, stage: StageWork) -> None:
     """Nothing vanishes, and something is left."""
     assert stage.images == summary.images == summary.kept + summary.dropped.total(), "images are lost"
@@ -215,6 +256,7 @@ def _manifest(
         "config_fingerprint": configs.fingerprint(inputs.config),
         "code_version": inputs.code,
         "embedder": inputs.embedder,
+        "models": inputs.models,
         "inputs": {
             "raw": raw_store(config.raw).uri,
             "fingerprint": inputs.fingerprint,

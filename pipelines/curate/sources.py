@@ -9,14 +9,16 @@ from typing import Any
 import lookalike
 from lookalike import config as configs
 from lookalike.data import images, shards, triplets
+from lookalike.models import bundle
 from lookalike.models import embedder as embedders
 from lookalike.storage import ObjectInfo
+from lookalike.training.bundles import local_bundle
 from pipelines.curate.config import CurateConfig
 from pipelines.curate.raw import COMPRESSED
 from pipelines.curate.takedown import pinned_hash
 
 # Raise it when a row of the image table means something else than before: every shard is indexed again.
-INDEX_REVISION = 3
+INDEX_REVISION = 4
 WORK = "work"
 
 
@@ -32,6 +34,10 @@ class Inputs:
     """Version of the code that decides about it."""
     embedder: str
     """Revision of the embedder."""
+    models: dict[str, str]
+    """Revisions of the models that score and caption, by what they are for."""
+    latents: dict[str, Any] | None
+    """Identity of the latents that are encoded (:func:`lookalike.models.bundle.latent_identity`)."""
 
     @classmethod
     def of(cls, config: CurateConfig, shards: list[ObjectInfo]) -> "Inputs":
@@ -42,7 +48,15 @@ class Inputs:
         taken_down = settings["filters"]["taken_down"]
         if taken_down["list"] is not None:
             taken_down["list"] = pinned_hash(taken_down["list"])
-        return cls(tuple(shards), settings, code_version(), embedders.revision_of(config.embedder))
+        models = {name: step.scorer.revision for name, step in config.filters.scored() if step.scorer is not None}
+        if config.captioner is not None:
+            models["caption"] = config.captioner.revision
+        latents = None
+        if config.shards.latents is not None:
+            latents = bundle.latent_identity(bundle.read_manifest(local_bundle(config.shards.latents)))
+            del settings["shards"]["latents"]  # a place
+        embedder = embedders.revision_of(config.embedder)
+        return cls(tuple(shards), settings, code_version(), embedder, models, latents)
 
     @property
     def units(self) -> range:
@@ -53,16 +67,25 @@ class Inputs:
     def fingerprint(self) -> str:
         """Equal fingerprints give equal snapshots."""
         shards = [[info.key, info.size, info.etag] for info in self.shards]
-        return configs.fingerprint([shards, self.config, self.code, self.embedder])
+        return configs.fingerprint([shards, self.config, self.code, self.embedder, self.models, self.latents])
 
     def rows_key(self, shard: int) -> str:
         """Where the image rows of a raw shard are kept: by its key, size and ETag, and what labels it."""
-        labels = configs.fingerprint(self.config["labels"])[:8]
-        return f"{WORK}/rows/{INDEX_REVISION}-{labels}/{self._shard_id(shard)}.parquet"
+        return f"{WORK}/rows/{self._labels}/{self._shard_id(shard)}.parquet"
 
     def vectors_key(self, shard: int) -> str:
         """Where the embeddings of a raw shard are kept: by the same, and the embedder's revision."""
-        return f"{WORK}/vectors/{configs.fingerprint(self.embedder)[:16]}/{self._shard_id(shard)}.parquet"
+        revision = configs.fingerprint(self.embedder)[:16]
+        return f"{WORK}/vectors/{self._labels}-{revision}/{self._shard_id(shard)}.parquet"
+
+    def answers_key(self, revision: str, shard: int) -> str:
+        """Where is kept what the model of that revision said of a raw shard's images: by content, whatever the labels
+        and filters are."""
+        return f"{WORK}/answers/{configs.fingerprint(revision)[:16]}/{self._shard_id(shard)}.parquet"
+
+    def found_key(self, kind: str, shard: int) -> str:
+        """Where the ``rows`` and ``vectors`` of a raw shard are kept once subjects were found."""
+        return self.stage_key("found", f"{kind}/{shard:06d}.parquet")
 
     @cached_property
     def unpacked(self) -> dict[str, str]:
@@ -73,6 +96,12 @@ class Inputs:
     def stage_key(self, stage: str, name: str) -> str:
         """Where a later stage keeps the result ``name``."""
         return f"{WORK}/{stage}/{self.fingerprint[:16]}/{name}"
+
+    @property
+    def _labels(self) -> str:
+        """What decides in which order rows and vectors lie."""
+        read = {name: value for name, value in self.config["labels"].items() if name != "found"}
+        return f"{INDEX_REVISION}-{configs.fingerprint(read)[:8]}"
 
     def _shard_id(self, shard: int) -> str:
         info = self.shards[shard]

@@ -9,6 +9,7 @@ import numpy as np
 from pipelines.curate.rows import unit_hash
 
 EXAMPLES_PER_REASON = 12
+_COUNTERS = ("dropped", "classes", "languages")
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,8 @@ class Summary:
     """Triplets planned."""
     classes: Counter[str] = field(default_factory=Counter)
     """Subjects with a triplet, by class."""
+    languages: Counter[str] = field(default_factory=Counter)
+    """Captions of kept images, by language; of some in each partition, chosen by hash."""
     histograms: dict[str, list[int]] = field(default_factory=dict)
     """Counts of :data:`HISTOGRAMS`."""
     examples: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
@@ -80,6 +83,7 @@ class Summary:
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.dropped.update(other.dropped)
         self.classes.update(other.classes)
+        self.languages.update(other.languages)
         for name, counts in other.histograms.items():
             own = np.array(self.histograms.get(name, [0] * len(counts)))
             self.histograms[name] = (own + np.array(counts)).tolist()
@@ -88,9 +92,9 @@ class Summary:
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values."""
-        return asdict(self) | {"dropped": dict(self.dropped), "classes": dict(self.classes)}
+        return asdict(self) | {name: dict(getattr(self, name)) for name in _COUNTERS}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Summary":
         """The reverse of :meth:`to_json`."""
-        return cls(**(values | {"dropped": Counter(values["dropped"]), "classes": Counter(values["classes"])}))
+        return cls(**(values | {name: Counter(values[name]) for name in _COUNTERS}))

@@ -22,16 +22,20 @@ def write_table(store: Store, key: str, table: pa.Table) -> None:
 
 
 def read_table(
-    store: Store, key: str, span: tuple[int, int] | None = None, columns: Sequence[str] | None = None
+    store: Store,
+    key: str,
+    span: tuple[int, int] | None = None,
+    columns: Sequence[str] | None = None,
+    by: str = "subject_hash",
 ) -> pa.Table:
-    """Read a table whole, or the rows whose ``subject_hash`` lies in the half-open ``span``."""
+    """Read a table whole, or the rows whose ``by`` lies in the half-open ``span``."""
     names = None if columns is None else list(columns)
-    return pq.read_table(io.BytesIO(store.read(key)), filters=_within(span), columns=names)
+    return pq.read_table(io.BytesIO(store.read(key)), filters=_within(span, by), columns=names)
 
 
-def read_span(store: Store, info: ObjectInfo, span: tuple[int, int]) -> pa.Table:
-    """The rows of a table whose ``subject_hash`` lies in the half-open ``span``, of which alone the bytes are read."""
-    return pq.read_table(open_object(store, info, _READ_AHEAD), filters=_within(span))
+def read_span(store: Store, info: ObjectInfo, span: tuple[int, int], by: str = "subject_hash") -> pa.Table:
+    """The rows of a table whose ``by`` lies in the half-open ``span``, of which alone the bytes are read."""
+    return pq.read_table(open_object(store, info, _READ_AHEAD), filters=_within(span, by))
 
 
 def count_rows(store: Store, info: ObjectInfo) -> int:
@@ -39,8 +43,8 @@ def count_rows(store: Store, info: ObjectInfo) -> int:
     return int(pq.read_metadata(open_object(store, info, _READ_AHEAD)).num_rows)
 
 
-def _within(span: tuple[int, int] | None) -> list[tuple[str, str, int]] | None:
-    return None if span is None else [("subject_hash", ">=", span[0]), ("subject_hash", "<", span[1])]
+def _within(span: tuple[int, int] | None, by: str = "subject_hash") -> list[tuple[str, str, int]] | None:
+    return None if span is None else [(by, ">=", span[0]), (by, "<", span[1])]
 
 
 def vectors_array(vectors_ND: np.ndarray) -> pa.FixedSizeListArray:

@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -29,14 +30,21 @@ class StageWork:
     """The table of embeddings of each raw shard."""
     images: int
     """Image rows in all tables together."""
+    linked: bool = False
+    """Whether any two subjects share an image or a near copy of one."""
+    scores: dict[str, tuple[ObjectInfo, ...]] = field(default_factory=dict)
+    """What models say of the images of each raw shard, by the revision of the model; made after the duplicates."""
 
     @classmethod
     def of(cls, config: CurateConfig, inputs: Inputs) -> "StageWork":
         """The work that follows once every shard is indexed."""
         dataset = open_store(config.dataset)
         found = indexed(dataset)
-        rows = tuple(found[inputs.rows_key(i)] for i in inputs.units)
-        vectors = tuple(found[inputs.vectors_key(i)] for i in inputs.units)
+        keys = inputs.rows_key, inputs.vectors_key
+        if config.labels.found is not None:
+            found = {info.key: info for info in dataset.list(inputs.stage_key("found", ""))}
+            keys = partial(inputs.found_key, "rows"), partial(inputs.found_key, "vectors")
+        rows, vectors = (tuple(found[key(i)] for i in inputs.units) for key in keys)
         with ThreadPoolExecutor(16) as pool:  # a footer each
             images = sum(pool.map(lambda info: count_rows(dataset, info), rows))
         return cls(config, inputs, rows, vectors, images)

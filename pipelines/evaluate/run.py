@@ -13,6 +13,7 @@ from lookalike.data.images import decode
 from lookalike.data.triplets import Split, Triplet, load_images, read_triplets
 from lookalike.evaluation.scores import GRID, SCORES, Scores, Source
 from lookalike.evaluation.suites import ImageCase, Suite
+from lookalike.models.embedder import revision_of
 from lookalike.storage import Store, latest_version, open_store, read_manifest, version_store
 from lookalike.storage.claim import claim
 from pipelines.actors import run_units
@@ -48,8 +49,6 @@ def evaluate(config: EvaluateConfig) -> Scores:
         InputError: no bundle, no snapshot, no triplets in the split.
         ConflictError: ``config.out`` holds another evaluation.
     """
-    from lookalike.models.embedder import load_embedder
-
     bundles = [locate_bundle(uri) for uri in (config.bundle, config.base) if uri is not None]
     snapshot = _snapshot(config.suite)
     store = open_store(config.out)
@@ -71,7 +70,7 @@ def evaluate(config: EvaluateConfig) -> Scores:
         suite=snapshot,
         conditions=config.conditions,
         metrics=_summary(table, config.seed),
-        embedder=load_embedder(config.embedder).revision,
+        embedder=revision_of(config.embedder),
         base=Source(bundles[1].uri, bundles[1].sha256) if config.base else None,
         config=configs.to_dict(config),
     )

@@ -1,10 +1,13 @@
-"""A folder of photographs as a source: ``<subject>/<nn>.jpg``; beside each ``<nn>.txt`` (caption) or ``<nn>.json``."""
+"""A folder of photographs as a source: ``<subject>/<nn>.jpg``.
+
+Beside each may lie ``<nn>.txt`` (its caption), ``<nn>.json`` and ``<nn>.mask.png`` (white where the subject is).
+"""
 
 import csv
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -17,6 +20,7 @@ from pipelines.ingest.config import IngestConfig
 from pipelines.ingest.source import Plan, shard_name
 
 _SIDECARS = {".txt", ".json"}
+_MASK = ".mask.png"
 _CLASSES_FILE = "prompts_and_classes.txt"  # DreamBooth's list of classes, beside its folders
 
 
@@ -34,6 +38,8 @@ class PhotoFile:
     """What kind of thing it shows, unless a sidecar says otherwise."""
     sidecars: tuple[str, ...]
     """Keys of its sidecar files."""
+    mask: str | None
+    """Key of its mask."""
     size: int
     """Bytes of the image."""
 
@@ -72,13 +78,13 @@ class FolderShard:
             for sidecar in photo.sidecars:
                 meta |= _read_sidecar(store, sidecar)
             meta.setdefault("caption", f"a photo of a {meta['class']}")
-            yield (
-                photo.key,
-                {
-                    PurePosixPath(photo.path).suffix[1:].lower(): store.read(photo.path),
-                    "json": canonical_json(meta).encode(),
-                },
-            )
+            payload = {
+                PurePosixPath(photo.path).suffix[1:].lower(): store.read(photo.path),
+                "json": canonical_json(meta).encode(),
+            }
+            if photo.mask is not None:
+                payload[_MASK[1:]] = store.read(photo.mask)
+            yield photo.key, payload
 
 
 def plan_folder(config: IngestConfig) -> Plan:
@@ -141,14 +147,15 @@ def _photos(subject: str, files: list[ObjectInfo], class_name: str, skipped: dic
     found = False
     for info in files:
         path = PurePosixPath(info.key)
-        if path.suffix[1:].lower() not in EXTENSIONS:
+        if path.suffix[1:].lower() not in EXTENSIONS or path.name.lower().endswith(_MASK):
             continue
         found = True
         sidecars = tuple(str(path.with_suffix(s)) for s in sorted(_SIDECARS, reverse=True))
         present = tuple(key for key in sidecars if key in keys)
-        used |= {info.key, *present}
+        mask = str(path.with_suffix(_MASK)) if str(path.with_suffix(_MASK)) in keys else None
+        used |= {info.key, *present, *([mask] if mask else [])}
         key = f"{subject}-{path.stem}".replace(".", "_")
-        yield PhotoFile(key, info.key, subject, class_name, present, info.size)
+        yield PhotoFile(key, info.key, subject, class_name, present, mask, info.size)
     if not found:
         raise InputError(
             "a subject's folder holds no image", value=subject, fix="add photographs, or name it in --exclude_subjects"
@@ -164,7 +171,7 @@ def _unique_keys(photos: list[PhotoFile]) -> Iterator[PhotoFile]:
         while key in taken:
             key, number = f"{photo.key}-{number}", number + 1
         taken.add(key)
-        yield PhotoFile(key, photo.path, photo.subject, photo.class_name, photo.sidecars, photo.size)
+        yield replace(photo, key=key)
 
 
 def _deal(photos: Iterator[PhotoFile], limit: int) -> Iterator[list[PhotoFile]]:

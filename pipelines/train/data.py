@@ -18,9 +18,9 @@ import ray.data
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 from ray.train import DataConfig
 
-from lookalike.data.triplets import Split, load_images, read_table
+from lookalike.data.triplets import Split, load_images, load_latents, read_table
 from lookalike.models.preprocess import Preprocessor
-from lookalike.storage import open_store
+from lookalike.storage import Store, open_store
 from lookalike.training.bundles import local_bundle
 from lookalike.training.plan import PADDING, EpochPlan
 
@@ -54,6 +54,8 @@ class TripletSource:
     """Which rows."""
     bundle_uri: str
     """Whose tokenizer and image processing prepare them."""
+    latents: bool = False
+    """Whether the snapshot's latents are those of the bundle's VAE, and are read."""
 
     def table(self) -> pa.Table:
         """The rows of the split."""
@@ -81,10 +83,22 @@ def prepare(source: TripletSource, indices: npt.NDArray[np.int64]) -> Columns:
     columns: Columns = _preprocessor(source.bundle_uri)(
         [row["prompt"] for row in rows], [references for _, references in images], [target for target, _ in images]
     )
+    if source.latents:
+        columns |= _latents(store, rows, columns["reference_mask"].shape[1])
     columns["sample_id"] = np.array([row["triplet_id"] for row in rows])
     columns["subject"] = np.array([row["subject"] for row in rows])
     columns["weight"] = (indices != PADDING).astype(np.float32)
     return columns
+
+
+def _latents(store: Store, rows: list[dict[str, Any]], slots: int) -> Columns:
+    """``target_latents`` float32 ``[B, T, C]`` and ``reference_latents`` ``[B, slots, T', C]``, zero where none is."""
+    read = [load_latents(store, row) for row in rows]
+    tokens, channels = read[0][1].shape[1:]
+    references = np.zeros((len(rows), slots, tokens, channels), np.float32)
+    for place, (_, latents) in zip(references, read, strict=True):
+        place[: len(latents)] = latents
+    return {"target_latents": np.stack([target for target, _ in read]), "reference_latents": references}
 
 
 def steps_from(start: Callable[[], int], total: int) -> Callable[[], "ray.data.Dataset"]:

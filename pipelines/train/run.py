@@ -9,11 +9,12 @@ from typing import Any
 
 from lookalike import config as configs
 from lookalike.errors import LookalikeError
+from lookalike.models import bundle as bundles
 from lookalike.storage import Store, latest_version, open_store, read_manifest, version_store
 from lookalike.storage.claim import claim
 from lookalike.tracking import open_tracker, tracking_uri
 from lookalike.training import checkpoint
-from lookalike.training.bundles import finished_bundle, initial_bundle
+from lookalike.training.bundles import finished_bundle, initial_bundle, local_bundle
 from lookalike.training.config import TrainConfig
 from lookalike.training.plan import EpochPlan
 from lookalike.training.stopping import stops_on_sigterm
@@ -51,11 +52,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
     """
     dataset = open_store(config.dataset)
     version = latest_version(dataset)
-    snapshot = {
-        "uri": dataset.uri,
-        "version": version,
-        "sha256": configs.fingerprint(read_manifest(dataset, version)),
-    }
+    manifest = read_manifest(dataset, version)
+    snapshot = {"uri": dataset.uri, "version": version, "sha256": configs.fingerprint(manifest)}
     store = open_store(config.run)
     # Workers run in other folders than this process: what was relative to here becomes absolute.
     config = replace(config, run=store.uri, tracking=tracking_uri(config.tracking))
@@ -65,7 +63,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
         return dict(json.loads(store.read(RESULT)))
 
     initial = initial_bundle(config, store)
-    source = TripletSource(version_store(dataset, version).uri, "train", initial.uri)
+    latents = _latents_fit(manifest.get("latents"), initial.uri)
+    source = TripletSource(version_store(dataset, version).uri, "train", initial.uri, latents)
     settings = WorkerSettings(
         config=config,
         source=source,
@@ -77,6 +76,16 @@ def train(config: TrainConfig) -> dict[str, Any]:
     with ray_session(), stops_on_sigterm(store, config.safety.grace_s):
         _fit(settings, store)
     return _finish(settings, store, snapshot)
+
+
+def _latents_fit(encoded: dict[str, Any] | None, bundle_uri: str) -> bool:
+    """Whether the snapshot's latents are those that the bundle's VAE would make."""
+    if encoded is None:
+        return False
+    fit: bool = encoded == bundles.latent_identity(bundles.read_manifest(local_bundle(bundle_uri)))
+    if not fit:
+        log.warning("the snapshot's latents are of another VAE or size; the VAE runs in training")
+    return fit
 
 
 def _fit(settings: WorkerSettings, store: Store) -> None:

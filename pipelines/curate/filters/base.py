@@ -2,13 +2,19 @@
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar, Literal, Protocol
+from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import pyarrow as pa
 
-Scope = Literal["image", "content", "subject"]
-"""What a filter must see together: one image, all images with the same bytes, or all images of one subject."""
+from lookalike.models.scorers import Scorer
+
+Scope = Literal["image", "content", "score", "subject"]
+"""What a filter must see together: one image, all images with the same bytes, one image and what a model says of it, or
+all images of one subject."""
+
+SCORE = "score"
+"""Column that a filter of scope ``score`` sees besides: its scorer's number, NaN where the image got none."""
 
 
 @dataclass(frozen=True)
@@ -50,3 +56,15 @@ class Filter(Protocol):
 
     def drop(self, photos: Photos) -> np.ndarray:
         """Which photos to drop: bool [N]."""
+
+
+@runtime_checkable
+class ScoreFilter(Filter, Protocol):
+    """A filter of scope ``score``. Its model sees only what the filters before it have left."""
+
+    @property
+    def scorer(self) -> Scorer | None:
+        """The model that it asks; None: it judges by what the rows say."""
+
+    def asks(self, photos: Photos) -> np.ndarray:
+        """Which photos it needs a score of: bool [N]."""

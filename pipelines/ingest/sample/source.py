@@ -5,7 +5,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from lookalike.config import canonical_json, fingerprint, to_dict
+from lookalike.data.images import encode_png
 from lookalike.data.shards import write_tar
 from lookalike.storage import open_store
 from pipelines.ingest.config import IngestConfig
@@ -54,7 +57,7 @@ class SampleShard:
         folder = open_store(self.photos) if self.photos else None
         for shot in self.shots:
             photo, owner = shot.photo, shot.photo.filed_under
-            picture, _ = photograph(body(photo.subject), photo.view, photo.place, self.size_px)
+            picture, mask = photograph(body(photo.subject), photo.view, photo.place, self.size_px)
             data = encode(picture, shot)
             if folder:
                 folder.write(f"{owner.name}/{photo.key.rsplit('-', 1)[1]}.jpg", data)
@@ -65,7 +68,10 @@ class SampleShard:
                 "source": "lookalike sample world",
                 "licence": _LICENCE,
             }
-            yield photo.key, {"jpg": data, "json": canonical_json(meta).encode()}
+            payload = {"jpg": data, "json": canonical_json(meta).encode()}
+            if shot.defect is None:  # a spoilt photo's mask would not fit
+                payload["mask.png"] = encode_png(np.repeat(mask[..., None], 3, axis=2))
+            yield photo.key, payload
 
 
 def plan_sample(config: IngestConfig) -> Plan:

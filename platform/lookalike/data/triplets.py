@@ -13,12 +13,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from safetensors.numpy import load, save
 
 from lookalike.data.images import decode
 from lookalike.errors import InputError
 from lookalike.storage import Store
 
-__all__ = ["SCHEMA", "TABLE", "Split", "Triplet", "load_images", "read_table", "read_triplets"]
+__all__ = [
+    *("SCHEMA", "TABLE", "Split", "Triplet", "load_images", "load_latents", "read_table", "read_triplets"),
+    "write_latents",
+]
 
 TABLE = "triplets.parquet"
 Split = Literal["train", "validation"]
@@ -38,6 +42,8 @@ SCHEMA = pa.schema(
         ("reference_similarities", pa.list_(pa.float32())),
         ("target_image", pa.string()),
         ("reference_images", pa.list_(pa.string())),
+        ("latents_offset", pa.int64()),  # null where none were encoded
+        ("latents_length", pa.int64()),
     ]
 )
 
@@ -72,11 +78,15 @@ class Triplet:
     """SHA-256 (hex) of the raw target file, as in ``images.parquet``."""
     reference_images: tuple[str, ...]
     """SHA-256 (hex) of each raw reference file."""
+    latents_offset: int | None = None
+    """First byte of the VAE's latents in ``shard``, where the curation has encoded them (``shards.latents``)."""
+    latents_length: int | None = None
+    """Their bytes."""
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> "Triplet":
         """A triplet from a row of the table as Arrow, Ray Data or pandas give it."""
-        values = {f.name: row[f.name] for f in fields(cls)}
+        values = {f.name: row.get(f.name) for f in fields(cls)}
         return cls(**{name: _plain(value) for name, value in values.items()})
 
 
@@ -105,6 +115,25 @@ def load_images(version_store: Store, row: Triplet | Mapping[str, Any]) -> tuple
 
     references = zip(triplet.reference_offsets, triplet.reference_lengths, strict=True)
     return load(triplet.target_offset, triplet.target_length), [load(*where) for where in references]
+
+
+def write_latents(target: np.ndarray, references: np.ndarray) -> bytes:
+    """Packed latents of a triplet, ``[T, C]`` and ``[R, T', C]``, as a safetensors file of float16."""
+    tensors = {"target": target, "references": references}
+    return bytes(save({name: np.ascontiguousarray(tensor, np.float16) for name, tensor in tensors.items()}))
+
+
+def load_latents(version_store: Store, row: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    """Read the latents of one triplet by range: the target's ``[T, C]`` and the references' ``[R, T', C]``, float32.
+
+    Raises:
+        InputError: the snapshot holds none.
+    """
+    triplet = Triplet.from_row(row)
+    if triplet.latents_offset is None or triplet.latents_length is None:
+        raise InputError("the triplet has no latents", value=triplet.triplet_id, fix="curate with shards.latents")
+    tensors = load(version_store.read_range(triplet.shard, triplet.latents_offset, triplet.latents_length))
+    return tensors["target"].astype(np.float32), tensors["references"].astype(np.float32)
 
 
 def _plain(value: Any) -> Any:

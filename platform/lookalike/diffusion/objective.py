@@ -33,7 +33,7 @@ def denoising_loss(
     Args:
         model: a SubjectModel, or an engine that calls one.
         vae: frozen AutoencoderKL.
-        batch: with targets.
+        batch: with targets; latents that it brings are not computed again.
         sample_ids: B identities.
         seed: anything with a stable ``str``, such as (run seed, epoch).
         flow: noise levels and shift; see :meth:`FlowConfig.from_bundle`.
@@ -52,11 +52,15 @@ def denoising_loss(
     if len(sample_ids) != len(batch):
         raise ConfigError(f"{len(sample_ids)} sample ids for {len(batch)} samples", fix="pass one for each")
     to_latents = encode if cache is None else cache.encode
-    clean = to_latents(vae, batch.target)
+    clean = batch.target_latents
+    if clean is None:
+        clean = to_latents(vae, batch.target)
     reference_latents = reference_grid = None
     if use_references:
-        references = to_latents(vae, batch.references.flatten(0, 1))
-        reference_latents = references.unflatten(0, batch.references.shape[:2])
+        reference_latents = batch.reference_latents
+        if reference_latents is None:
+            references = to_latents(vae, batch.references.flatten(0, 1))
+            reference_latents = references.unflatten(0, batch.references.shape[:2])
         reference_grid = token_grid(vae, *batch.references.shape[-2:])
     numbers = draw(sample_ids, seed, (clean.shape[1], clean.shape[2]), flow)
     noise, sigma, uniform = (values.to(clean.device) for values in (numbers.noise, numbers.sigma, numbers.uniform))

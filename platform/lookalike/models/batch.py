@@ -32,6 +32,10 @@ class Batch:
     """bool ``[B, R]``: true on slots that hold a reference."""
     target: Tensor | None = None
     """uint8 ``[B, 3, H, W]``, in training and evaluation."""
+    target_latents: Tensor | None = None
+    """float32 ``[B, T, C]``, packed: of the target, where they were encoded beforehand."""
+    reference_latents: Tensor | None = None
+    """float32 ``[B, R, T', C]``: of the references, likewise."""
 
     def __len__(self) -> int:
         return self.input_ids.shape[0]
@@ -52,7 +56,7 @@ class Batch:
 
     def with_conditions_of(self, index: Sequence[int] | Tensor) -> "Batch":
         """Targets stay; row i gets prompt and references of row ``index[i]`` (the shuffled-condition diagnostic)."""
-        return dataclasses.replace(self.rows(index), target=self.target)
+        return dataclasses.replace(self.rows(index), target=self.target, target_latents=self.target_latents)
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         changed: dict[str, Any] = {}
@@ -86,6 +90,8 @@ def to_batch(columns: Mapping[str, np.ndarray]) -> Batch:
         references=_tensor(columns["references"][:, :slots]),
         reference_mask=_tensor(reference_mask[:, :slots]),
         target=None if target is None else _tensor(target),
+        target_latents=_tensor(columns["target_latents"]) if "target_latents" in columns else None,
+        reference_latents=_tensor(columns["reference_latents"][:, :slots]) if "reference_latents" in columns else None,
     )
 
 

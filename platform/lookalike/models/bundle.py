@@ -95,6 +95,21 @@ def bundle_sha256(manifest: dict[str, Any]) -> str:
     return fingerprint(components if base is None else {"base": base["sha256"], "components": components})
 
 
+def latent_identity(manifest: dict[str, Any]) -> dict[str, Any]:
+    """What decides about the latents that a bundle's model trains on: equal identities, equal latents.
+
+    ``vae`` is a hash of the VAE's files, ``target`` and ``references`` are (height, width) in px.
+    """
+    preset = manifest["preset"]
+    files = {name: digest for name, digest in manifest["components"].items() if name.startswith("vae/")}
+    grid = preset["references"]
+    return {
+        "vae": fingerprint(files),
+        "target": [preset["height"], preset["width"]],
+        "references": [grid["height"], grid["width"]],
+    }
+
+
 def verify(bundle_dir: Path) -> dict[str, Any]:
     """Check every file against the manifest, which is returned.
 

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from PIL import Image
 
-from lookalike.errors import ConfigError, InputError
+from lookalike.errors import InputError
+from lookalike.models.hub import model_revision, no_such_model, split_pin
 
 if TYPE_CHECKING:
     import torch
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 PACKAGED = ("efficientnet-lite0", "efficientnet-lite0-colour")
 NO_EMBEDDER = "none"
+_KIND = "embedder"
 _COLOUR_WEIGHT = (
     0.35  # of the similarity; .3 and .5 rank pairs about as well, without colour AUC falls from .995 to .97
 )
@@ -64,7 +66,7 @@ def revision_of(name_or_path: str) -> str:
         return _joined_revision(EfficientNetLite0.revision, ForegroundColour.revision, _COLOUR_WEIGHT)
     if name_or_path == NO_EMBEDDER:
         return NoEmbedder.revision
-    return _transformers_revision(name_or_path)
+    return model_revision(name_or_path, _KIND)
 
 
 class EfficientNetLite0:
@@ -195,13 +197,13 @@ class TransformersEmbedder:
         import torch
         from transformers import AutoImageProcessor, AutoModel
 
-        self.revision = _transformers_revision(name_or_path)
-        name, pinned = _split_pin(name_or_path)
+        self.revision = model_revision(name_or_path, _KIND)
+        name, pinned = split_pin(name_or_path)
         try:
             self._processor = AutoImageProcessor.from_pretrained(name, revision=pinned)
             model = AutoModel.from_pretrained(name, revision=pinned, use_safetensors=True, dtype=torch.float32)
         except (OSError, ValueError) as error:
-            raise _no_such_embedder(name_or_path, error) from error
+            raise no_such_model(_KIND, name_or_path, error, PACKAGED) from error
         self._model, self._device = model.eval().requires_grad_(False).to(device), device
         self.dim = len(self([np.zeros((64, 64, 3), np.uint8)])[0])
 
@@ -265,35 +267,3 @@ def _lab(image: np.ndarray) -> np.ndarray:
 
 def _joined_revision(first: str, second: str, weight: float) -> str:
     return f"{first}+{weight:g}*{second}"
-
-
-def _split_pin(name_or_path: str) -> tuple[str, str | None]:
-    """A folder or Hub id, and the revision behind its ``@``."""
-    if Path(name_or_path).is_dir():
-        return name_or_path, None
-    name, _, pinned = name_or_path.partition("@")
-    return name, pinned or None
-
-
-def _transformers_revision(name_or_path: str) -> str:
-    from transformers import AutoConfig
-
-    name, pinned = _split_pin(name_or_path)
-    try:
-        config = AutoConfig.from_pretrained(name, revision=pinned)
-    except (OSError, ValueError) as error:
-        raise _no_such_embedder(name_or_path, error) from error
-    if not Path(name).is_dir():
-        return f"{name}@{getattr(config, '_commit_hash', None) or pinned}"
-    digest = hashlib.sha256()
-    for path in sorted(p for p in Path(name).iterdir() if p.suffix in (".safetensors", ".json")):
-        digest.update(path.name.encode() + b"\0" + path.read_bytes())
-    return f"{Path(name).name}@{digest.hexdigest()[:16]}"
-
-
-def _no_such_embedder(name_or_path: str, error: Exception) -> ConfigError:
-    return ConfigError(
-        f"no such embedder ({str(error).splitlines()[0]})",
-        value=name_or_path,
-        fix=f"use one of {list(PACKAGED)}, a folder, or a Hub id of a transformers vision model",
-    )

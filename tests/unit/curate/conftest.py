@@ -1,6 +1,7 @@
 """Curation's stages without Ray: they are plain functions of a store."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +10,15 @@ import pytest
 from lookalike.storage import open_store
 from pipelines.curate.config import CurateConfig
 from pipelines.curate.duplicates import find_duplicates
+from pipelines.curate.found import FoundWork, assign_cells, find_centroids, group_cell, label_shard
 from pipelines.curate.index import IndexWork, ShardIndexer
+from pipelines.curate.links import find_links, join_links, link_units
 from pipelines.curate.plan import plan_partition
 from pipelines.curate.raw import list_shards
+from pipelines.curate.score import ShardScorer, scored
 from pipelines.curate.sources import Inputs
 from pipelines.curate.work import StageWork
+from pipelines.curate.work import indexed as index_tables
 
 
 class GridEmbedder:
@@ -53,10 +58,25 @@ def planned(grid_embedder: None, tmp_path: Path) -> Callable[..., StageWork]:
         indexer = ShardIndexer(IndexWork(raw_store.uri, dataset.uri, inputs, units, config))
         indexed = [indexer(unit) for unit in units]
         assert [str(columns["error"][0]) for columns in indexed] == [""] * len(units)
+        if config.labels.found is not None:
+            found = FoundWork.of(config, config.labels.found, inputs, index_tables(dataset))
+            for task, count in ((find_centroids, 1), (assign_cells, len(units)), (group_cell, found.cells)):
+                for unit in range(count):
+                    task(found, unit)
+            for unit in units:
+                label_shard(found, unit)
         work = StageWork.of(config, inputs)
         assert work.images == sum(int(columns["images"][0]) for columns in indexed)
         for partition in range(work.content_partitions):
             find_duplicates(work, partition)
+        if sum(int(find_links(work, unit)["links"][0]) for unit in range(link_units(work))):
+            join_links(work, 0)
+            work = replace(work, linked=True)
+        if inputs.models:
+            scorer = ShardScorer(work)
+            for unit in units:
+                scorer(unit)
+            work = replace(work, scores=scored(work))
         for partition in range(work.partitions):
             plan_partition(work, partition)
         return work

@@ -122,6 +122,6 @@ def test_filters_are_skipped_by_name() -> None:
 
 def test_what_sees_more_comes_later() -> None:
     """The stages run by scope, so the order of the funnel has to be theirs."""
-    order = {"image": 0, "content": 1, "subject": 2}
+    order = {"image": 0, "content": 1, "score": 2, "subject": 3}
     scopes = [order[step.scope] for _, step in FiltersConfig().steps()]
     assert scopes == sorted(scopes)

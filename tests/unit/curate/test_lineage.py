@@ -48,7 +48,7 @@ def _publish(work: StageWork, version: int) -> None:
         "subjects_in": summary.subjects_in, "subjects": summary.subjects,
         "triplets": {side: sum(s.triplets for s in done.shards if s.split == side) for side in ("train", "validation")},
     }  # fmt: skip
-    finish(FinishWork(done, summary, counts, None, "A report"), 0)
+    finish(FinishWork(done, summary, counts, None, None, "A report"), 0)
     inputs = work.inputs
     shards = {info.key: {"etag": info.etag, "size": info.size} for info in inputs.shards}
     manifest = {"version": version, "config": inputs.config, "code_version": inputs.code, "embedder": inputs.embedder}

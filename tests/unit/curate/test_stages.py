@@ -53,7 +53,7 @@ def materialise(work: StageWork, name: str = "v0001") -> MaterialiseWork:
         "images_in": summary.images, "images_kept": summary.kept, "subjects": summary.subjects,
         "subjects_in": summary.subjects_in, "triplets": {"train": split["train"], "validation": split["validation"]},
     }  # fmt: skip
-    finish(FinishWork(done, summary, counts, None, "A report"), 0)
+    finish(FinishWork(done, summary, counts, None, None, "A report"), 0)
     return done
 
 
@@ -211,6 +211,17 @@ def test_large_images_are_scaled_down_once_and_others_keep_their_bytes(planned: 
         data = done.version.read_range(triplet.shard, triplet.target_offset, triplet.target_length)
         assert (data == photos[0].jpeg) == (target.shape[0] == 200)
     assert sizes == {200, 256}
+
+
+def test_images_go_to_the_bucket_of_the_nearest_aspect(planned: Planned, tmp_path: Path) -> None:
+    wide = [jpeg(draw(3, view, 300)[:200]) for view in range(2)]
+    photos = [Photo(f"t-{i}", data, "t") for i, data in enumerate([*wide, jpeg(draw(3, 2, 240)), jpeg(draw(3, 3, 90))])]
+    work = planned(
+        write_raw(tmp_path / "raw", photos), filters=LOOSE, shards=ShardsConfig(buckets=[(128, 128), (96, 160)])
+    )
+    done = materialise(work)
+    shapes = {t.target_image: load_images(done.version, t)[0].shape[:2] for t in read_triplets(done.version)}
+    assert shapes == {sha256(p.jpeg): (96, 160) if p.jpeg in wide else (128, 128) for p in photos}
 
 
 def test_the_report_has_the_figures_and_shows_what_was_dropped(planned: Planned, tmp_path: Path) -> None:

@@ -1,0 +1,45 @@
+"""Images of which the subject is too small a part."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from lookalike.errors import ConfigError
+from lookalike.models.scorers import ClassArea, Scorer
+from pipelines.curate.filters.base import SCORE, Photos, Scope
+
+
+@dataclass(frozen=True)
+class SubjectArea:
+    """Drops images in which the subject covers too little, or nearly all; one of unknown area is kept."""
+
+    min_share: float = 0.01
+    """Of the image's area (UniWorld asks for 1/100, OpenS2V-5M for 1/32)."""
+    max_share: float = 1.0
+    """Above it nothing of a place is left to learn from; 1 drops nothing."""
+    model: str | None = None
+    """Where a sample has no mask: a CLIPSeg model of transformers, by folder or Hub id, that is asked for the sample's
+    class. null: such an image is kept."""
+
+    scope: ClassVar[Scope] = "score"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.min_share < self.max_share <= 1:
+            raise ConfigError(
+                "no such range of shares",
+                value=[self.min_share, self.max_share],
+                fix="choose 0 <= min_share < max_share <= 1",
+            )
+
+    @property
+    def scorer(self) -> Scorer | None:
+        return None if self.model is None else ClassArea(self.model)
+
+    def asks(self, photos: Photos) -> np.ndarray:
+        return np.asarray(np.isnan(photos["subject_area"].astype(float)))
+
+    def drop(self, photos: Photos) -> np.ndarray:
+        by_mask = photos["subject_area"].astype(float)
+        share = np.where(np.isnan(by_mask), photos[SCORE], by_mask)
+        return np.asarray((share < self.min_share) | (share > self.max_share), bool)

@@ -1,0 +1,209 @@
+"""Found subjects: photographs without a label are grouped by their embeddings, across all raw shards.
+
+Similar vectors are brought together first (cells about k-means centroids), so that a task compares the images of one
+cell and no more; within it the nearest neighbours come from an approximate index (``usearch``, HNSW). Images that are
+joined by neighbours are one group, which average linkage cuts where a chain of pairs has joined two subjects.
+"""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from scipy.cluster.hierarchy import fcluster, linkage
+from scipy.cluster.vq import kmeans2
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+from scipy.spatial.distance import squareform
+
+from lookalike.storage import ObjectInfo, Store, open_store
+from pipelines.actors import Columns
+from pipelines.curate.config import CurateConfig, FoundConfig
+from pipelines.curate.rows import IMAGE_SCHEMA, subject_hash
+from pipelines.curate.sources import Inputs
+from pipelines.curate.tables import count_rows, read_span, read_table, vectors_array, vectors_of, write_table
+
+# Legend: N images of a cell, D embedding dimensions, K cells.
+
+_SAMPLES_PER_CELL = 256  # vectors that a centroid is made of
+_LARGEST = 4096  # images of a group whose similarities are compared each with each
+_STEP = 0.02  # of similarity, by which a larger group is taken apart
+
+
+@dataclass(frozen=True)
+class FoundWork:
+    """What the tasks are told; a unit is a raw shard, or a cell where they say so."""
+
+    config: CurateConfig
+    settings: FoundConfig
+    inputs: Inputs
+    rows: tuple[ObjectInfo, ...]
+    """The table of image rows of each raw shard, as the index wrote it."""
+    vectors: tuple[ObjectInfo, ...]
+    """The table of embeddings of each raw shard."""
+    cells: int
+    """How many there are."""
+
+    @classmethod
+    def of(
+        cls, config: CurateConfig, settings: FoundConfig, inputs: Inputs, tables: dict[str, ObjectInfo]
+    ) -> "FoundWork":
+        """The work on an index whose ``tables`` are these, by key."""
+        dataset = open_store(config.dataset)
+        rows = tuple(tables[inputs.rows_key(i)] for i in inputs.units)
+        vectors = tuple(tables[inputs.vectors_key(i)] for i in inputs.units)
+        with ThreadPoolExecutor(16) as pool:  # a footer each
+            images = sum(pool.map(lambda info: count_rows(dataset, info), vectors))
+        return cls(config, settings, inputs, rows, vectors, -(-images // settings.images_per_cell) or 1)
+
+    @property
+    def dataset(self) -> Store:
+        """Where all of it is kept."""
+        return open_store(self.config.dataset)
+
+    def key(self, name: str) -> str:
+        """Where the result ``name`` is kept."""
+        return self.inputs.stage_key("found", name)
+
+
+def find_centroids(work: FoundWork, unit: int) -> Columns:
+    """Write the centroids of all cells, float16 [K, D], from a sample of each shard; there is one unit."""
+    store, key = work.dataset, work.key("centroids.parquet")
+    if not store.exists(key):
+        share = -(-_SAMPLES_PER_CELL * work.cells // len(work.vectors))
+        sample_ND = np.concatenate([_unlabelled(work, shard)[1][:share] for shard in work.inputs.units])
+        centroids_KD = sample_ND[:1]
+        if work.cells > 1:
+            centroids_KD, _ = kmeans2(sample_ND, work.cells, minit="++", seed=work.config.seed, missing="raise")
+        write_table(store, key, pa.table({"vector": vectors_array(centroids_KD)}))
+    return {"unit_done": np.array([unit])}
+
+
+def assign_cells(work: FoundWork, unit: int) -> Columns:
+    """Write the unlabelled images of one raw shard with their vectors, in the order of cells."""
+    store, key = work.dataset, work.key(f"assigned/{unit:06d}.parquet")
+    if not store.exists(key):
+        contents, vectors_ND = _unlabelled(work, unit)
+        centroids = read_table(store, work.key("centroids.parquet"))["vector"]
+        centroids_KD = vectors_of(centroids, centroids.type.list_size)
+        columns = {
+            "cell": pa.array((vectors_ND @ centroids_KD.T).argmax(1), pa.int64()),
+            "sha256": pa.array(contents, pa.string()),
+            "vector": vectors_array(vectors_ND),
+        }
+        write_table(store, key, pa.table(columns).sort_by([("cell", "ascending"), ("sha256", "ascending")]))
+    return {"unit_done": np.array([unit])}
+
+
+def group_cell(work: FoundWork, cell: int) -> Columns:
+    """Give every image of a cell its subject, which is called after the lowest content hash of its images."""
+    store, key = work.dataset, work.key(f"subjects/{cell:06d}.parquet")
+    if not store.exists(key):
+        parts = list(_assigned(work, cell))
+        table = pa.concat_tables(part for _, part in parts)
+        contents, first = np.unique(table["sha256"].to_numpy(zero_copy_only=False).astype(str), return_index=True)
+        vectors_ND = vectors_of(table["vector"], table["vector"].type.list_size)[first]
+        labels = group(vectors_ND, work.settings)
+        name = {label: f"found-{contents[np.flatnonzero(labels == label)[0]][:16]}" for label in np.unique(labels)}
+        subjects = dict(zip(contents.tolist(), (name[label] for label in labels), strict=True))
+        rows = [
+            {"unit": unit, "sha256": content, "subject": subjects[content]}
+            for unit, part in parts
+            for content in part["sha256"].to_pylist()
+        ]
+        schema = pa.schema([("unit", pa.int64()), ("sha256", pa.string()), ("subject", pa.string())])
+        write_table(store, key, pa.Table.from_pylist(rows, schema))
+    return {"unit_done": np.array([cell])}
+
+
+def label_shard(work: FoundWork, unit: int) -> Columns:
+    """Write the rows and vectors of one raw shard again, with the subjects that were found, in their order."""
+    store = work.dataset
+    rows_key, vectors_key = (work.inputs.found_key(kind, unit) for kind in ("rows", "vectors"))
+    if not store.exists(rows_key):  # written last
+        subjects: dict[str, str] = {}
+        for cell in range(work.cells):
+            found = read_table(store, work.key(f"subjects/{cell:06d}.parquet"), (unit, unit + 1), by="unit")
+            subjects.update(zip(found["sha256"].to_pylist(), found["subject"].to_pylist(), strict=True))
+        rows = read_table(store, work.rows[unit].key).to_pylist()
+        places: dict[str, list[int]] = {}
+        for row in rows:
+            row["subject"] = row["subject"] or subjects.get(row["sha256"], "")
+            row["subject_hash"] = subject_hash(row["subject"])
+            places.setdefault(row["sha256"], []).append(row["subject_hash"])
+        order = [("subject_hash", "ascending"), ("offset", "ascending")]
+        table = read_table(store, work.vectors[unit].key)
+        contents = table["sha256"].to_pylist()
+        number = {content: i for i, content in enumerate(contents)}
+        pairs = sorted({(place, content) for content in number for place in places[content]})
+        vectors = table.take([number[content] for _, content in pairs]).set_column(
+            0, "subject_hash", pa.array([place for place, _ in pairs], pa.int64())
+        )
+        write_table(store, vectors_key, vectors)
+        write_table(store, rows_key, pa.Table.from_pylist(rows, IMAGE_SCHEMA).sort_by(order))
+    return {"unit_done": np.array([unit])}
+
+
+def group(vectors_ND: np.ndarray, settings: FoundConfig) -> np.ndarray:
+    """Group number of each of N unit-norm vectors, int [N]: images of one subject have one number."""
+    from usearch.index import Index
+
+    n = len(vectors_ND)
+    labels = np.arange(n)
+    if n < 2:
+        return labels
+    index = Index(ndim=vectors_ND.shape[1], metric="cos", dtype="f32")
+    index.add(np.arange(n), vectors_ND, threads=1)  # several threads would build another graph each time
+    found = index.search(vectors_ND, min(n, settings.neighbours + 1), threads=1)
+    heads, tails = np.repeat(np.arange(n), found.keys.shape[1]), found.keys.reshape(-1).astype(np.int64)
+    similarity = np.round(1 - found.distances.reshape(-1), 3)
+    for members in _joined(heads, tails, similarity, np.arange(n), settings.min_similarity):
+        labels[members] = members[_cut(vectors_ND[members], settings.min_similarity)]
+    return labels
+
+
+def _joined(
+    heads: np.ndarray, tails: np.ndarray, similarity: np.ndarray, members: np.ndarray, threshold: float
+) -> Iterator[np.ndarray]:
+    """The connected components among ``members`` of pairs at least so similar; large ones are taken apart further."""
+    near = (similarity >= threshold) & np.isin(heads, members) & np.isin(tails, members)
+    size = int(max(heads.max(), tails.max())) + 1
+    graph = coo_array((np.ones(near.sum(), bool), (heads[near], tails[near])), shape=(size, size))
+    _, component = connected_components(graph, directed=False)
+    order = np.argsort(component[members], kind="stable")
+    for part in np.split(members[order], np.flatnonzero(np.diff(component[members][order])) + 1):
+        if len(part) > _LARGEST and threshold < 1:
+            yield from _joined(heads, tails, similarity, part, threshold + _STEP)
+        elif len(part) > 1:
+            yield part
+
+
+def _cut(vectors_ND: np.ndarray, min_similarity: float) -> np.ndarray:
+    """For each of N vectors the position of the first in its group, by average linkage: int [N]."""
+    distance_NN = 1 - np.round(vectors_ND @ vectors_ND.T, 3)
+    np.fill_diagonal(distance_NN, 0)
+    tree = linkage(squareform(np.maximum(distance_NN, distance_NN.T), checks=False), "average")
+    labels = fcluster(tree, 1 - min_similarity, "distance")
+    _, first, group_of = np.unique(labels, return_index=True, return_inverse=True)
+    return np.asarray(first[group_of])
+
+
+def _unlabelled(work: FoundWork, unit: int) -> tuple[list[str], np.ndarray]:
+    """Content hashes, in their order, and vectors [N, D] of the images of a raw shard that have no subject."""
+    rows = read_table(work.dataset, work.rows[unit].key, columns=["sha256", "subject", "error"])
+    silent = rows.filter(pc.and_(pc.equal(rows["subject"], ""), pc.equal(rows["error"], "")))["sha256"]
+    table = read_table(work.dataset, work.vectors[unit].key)
+    table = table.filter(pc.is_in(table["sha256"], value_set=silent.combine_chunks())).sort_by("sha256")
+    contents = table["sha256"].to_pylist()
+    first = [i for i, content in enumerate(contents) if i == 0 or content != contents[i - 1]]
+    vectors_ND = vectors_of(table["vector"], table["vector"].type.list_size)
+    return [contents[i] for i in first], vectors_ND[first]
+
+
+def _assigned(work: FoundWork, cell: int) -> Iterator[tuple[int, pa.Table]]:
+    infos = {info.key: info for info in work.dataset.list(work.key("assigned/"))}
+    for unit in work.inputs.units:
+        info = infos[work.key(f"assigned/{unit:06d}.parquet")]
+        yield unit, read_span(work.dataset, info, (cell, cell + 1), by="cell")

@@ -1,0 +1,69 @@
+"""Captions by an image-text-to-text model of transformers, by Hub id or folder."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from lookalike.errors import ConfigError
+from lookalike.models.hub import model_revision, no_such_model, split_pin
+
+
+@dataclass(frozen=True)
+class Captioner:
+    """Which model describes an image, and how it is asked."""
+
+    model: str
+    """Folder or Hub id, such as ``Salesforce/blip-image-captioning-base``; ``id@revision`` pins it."""
+    prompt: str = "Describe this photo in one sentence."
+    """What a model that follows instructions (one with a chat template) is asked."""
+    max_tokens: int = 64
+    """Length of a caption."""
+
+    def __post_init__(self) -> None:
+        if self.max_tokens < 1:
+            raise ConfigError("captioner.max_tokens is below 1", value=self.max_tokens, fix="use 32 to 128")
+
+    @property
+    def revision(self) -> str:
+        """Equal revisions give equal captions."""
+        return f"{model_revision(self.model, 'captioner')}/{self.max_tokens}/{self.prompt}"
+
+    def load(self, device: str) -> "LoadedCaptioner":
+        """The model. Raises ConfigError where it is not to be had."""
+        return LoadedCaptioner(self, device)
+
+
+class LoadedCaptioner:
+    """Describes one image at a time, greedily: the same caption each time."""
+
+    def __init__(self, captioner: Captioner, device: str) -> None:
+        from transformers import AutoModelForImageTextToText, AutoProcessor
+
+        name, pinned = split_pin(captioner.model)
+        try:
+            self._processor: Any = AutoProcessor.from_pretrained(name, revision=pinned)
+            model: Any = AutoModelForImageTextToText.from_pretrained(name, revision=pinned, use_safetensors=True)
+        except (ImportError, OSError, ValueError) as error:
+            raise no_such_model("captioner", captioner.model, error) from error
+        self._model = model.eval().requires_grad_(False).to(device)
+        self._device, self._captioner = device, captioner
+        self._question = None
+        if getattr(self._processor, "chat_template", None):
+            content = [{"type": "image"}, {"type": "text", "text": captioner.prompt}]
+            turns = [{"role": "user", "content": content}]
+            self._question = self._processor.apply_chat_template(turns, add_generation_prompt=True)
+
+    def __call__(self, image: np.ndarray) -> str:
+        """One line about an upright uint8 RGB image ``[H, W, 3]``."""
+        import torch
+
+        text = {} if self._question is None else {"text": [self._question]}
+        inputs = self._processor(images=[Image.fromarray(image)], return_tensors="pt", **text).to(self._device)
+        with torch.inference_mode():
+            tokens = self._model.generate(**inputs, max_new_tokens=self._captioner.max_tokens, do_sample=False)
+        asked = inputs["input_ids"] if "input_ids" in inputs else tokens[:, :0]
+        if torch.equal(tokens[:, : asked.shape[1]], asked):  # a decoder repeats what it was asked
+            tokens = tokens[:, asked.shape[1] :]
+        return " ".join(self._processor.batch_decode(tokens, skip_special_tokens=True)[0].split())

@@ -1,0 +1,40 @@
+"""Models of transformers by Hub id or folder: what ``id@revision`` names, and what stands for its weights."""
+
+import hashlib
+from pathlib import Path
+
+from lookalike.errors import ConfigError
+
+
+def split_pin(name_or_path: str) -> tuple[str, str | None]:
+    """A folder or Hub id, and the revision behind its ``@``."""
+    if Path(name_or_path).is_dir():
+        return name_or_path, None
+    name, _, pinned = name_or_path.partition("@")
+    return name, pinned or None
+
+
+def model_revision(name_or_path: str, kind: str = "model") -> str:
+    """Equal revisions are equal weights: the commit on the Hub, or a hash of what is in the folder.
+
+    Raises ConfigError for what is neither; ``kind`` is what the message calls it.
+    """
+    from transformers import AutoConfig
+
+    name, pinned = split_pin(name_or_path)
+    try:
+        config = AutoConfig.from_pretrained(name, revision=pinned)
+    except (OSError, ValueError) as error:
+        raise no_such_model(kind, name_or_path, error) from error
+    if not Path(name).is_dir():
+        return f"{name}@{getattr(config, '_commit_hash', None) or pinned}"
+    digest = hashlib.sha256()
+    for path in sorted(p for p in Path(name).iterdir() if p.suffix in (".safetensors", ".json")):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return f"{Path(name).name}@{digest.hexdigest()[:16]}"
+
+
+def no_such_model(kind: str, name_or_path: str, error: Exception, others: tuple[str, ...] = ()) -> ConfigError:
+    """The error of a name that leads to no model; ``others`` are names that do."""
+    fix = f"use {f'one of {list(others)}, ' if others else ''}a folder, or a Hub id of such a model of transformers"
+    return ConfigError(f"no such {kind} ({str(error).splitlines()[0]})", value=name_or_path, fix=fix)

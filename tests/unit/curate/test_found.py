@@ -1,0 +1,65 @@
+"""Subjects that are found by their embeddings."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from pipelines.curate.config import FoundConfig, LabelsConfig
+from pipelines.curate.filters import FiltersConfig
+from pipelines.curate.filters.no_pair import NoPair
+from pipelines.curate.found import group
+from pipelines.curate.plan import plan_key
+from pipelines.curate.tables import read_table
+from pipelines.curate.work import StageWork
+from tests.drawn import photo, world, write_raw
+
+LOOSE = FiltersConfig(no_pair=NoPair(min_similarity=-1.0))
+Planned = Callable[..., StageWork]
+
+
+def directions(subjects: int, views: int, noise: float) -> np.ndarray:
+    random = np.random.default_rng(0)
+    centres = np.repeat(random.normal(size=(subjects, 64)), views, axis=0)
+    vectors = centres + noise * random.normal(size=centres.shape)
+    return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True), np.float32)
+
+
+def test_views_of_one_subject_are_one_group_and_the_same_groups_each_time() -> None:
+    vectors = directions(200, 5, 0.4)
+    labels = group(vectors, FoundConfig())
+    assert (labels == np.repeat(np.arange(200) * 5, 5)).mean() > 0.98
+    assert (labels == group(vectors, FoundConfig())).all()
+
+
+def test_a_chain_of_similar_images_is_cut() -> None:
+    angles = np.radians(np.arange(0, 180, 20))  # neighbours have 0.94, ends -0.94
+    vectors = np.stack([np.cos(angles), np.sin(angles), 0 * angles], 1).astype(np.float32)
+    labels = group(vectors, FoundConfig(min_similarity=0.66, neighbours=4))
+    assert len(set(labels)) >= 3
+
+
+def test_one_image_is_a_group_of_its_own() -> None:
+    assert group(directions(1, 1, 0), FoundConfig()).tolist() == [0]
+
+
+def test_unlabelled_photographs_of_many_shards_get_subjects_and_labelled_ones_keep_theirs(
+    planned: Planned, tmp_path: Path
+) -> None:
+    silent = {"caption": "a thing"}
+    photos = [replace(p, metadata=silent) for p in world(6, 4)] + [photo(6, view) for view in range(3)]
+    raw = write_raw(tmp_path / "raw", photos, per_shard=4)
+    for cells in (1, 3):  # photographs of a subject that lie in two cells are two subjects
+        settings = FoundConfig(min_similarity=0.7, images_per_cell=-(-len(photos) // cells))
+        work = planned(raw, filters=LOOSE, labels=LabelsConfig(found=settings))
+        tables = [read_table(work.dataset, plan_key(work, i, "images")) for i in range(work.partitions)]
+        subject = {row["key"]: row["subject"] for row in pa.concat_tables(tables).to_pylist()}
+        assert {subject[p.key] for p in photos[24:]} == {"thing06"}
+        found = [{subject[f"thing{thing:02d}-{view}"] for view in range(4)} for thing in range(6)]
+        assert all(name.startswith("found-") for names in found for name in names)
+        owners = [sum(name in names for names in found) for name in set().union(*found)]
+        assert owners.count(1) >= 0.8 * len(owners)  # few found subjects are two
+        if cells == 1:
+            assert sum(len(names) < 4 for names in found) >= 4  # most have views that are found together

@@ -1,0 +1,78 @@
+"""Latents that a curation has encoded are what training would have computed."""
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from lookalike.data.triplets import read_triplets
+from lookalike.diffusion.flow import FlowConfig
+from lookalike.diffusion.objective import denoising_loss
+from lookalike.models.batch import to_batch
+from lookalike.models.bundle import latent_identity, read_manifest
+from lookalike.models.presets import load_preset
+from lookalike.models.sources import materialise
+from lookalike.models.subject import SubjectModel
+from lookalike.models.vae import load_vae
+from lookalike.storage import open_store
+from pipelines.curate.config import ShardsConfig
+from pipelines.curate.filters import FiltersConfig
+from pipelines.curate.filters.no_pair import NoPair
+from pipelines.curate.finish import FinishWork, finish
+from pipelines.curate.layout import plan_shards
+from pipelines.curate.materialise import MaterialiseWork, ShardWriter
+from pipelines.curate.plan import read_summary
+from pipelines.curate.summary import Summary
+from pipelines.curate.work import StageWork
+from pipelines.train.data import TripletSource, prepare
+from tests.drawn import world, write_raw
+
+
+def test_training_reads_them_in_the_place_of_the_vae(
+    planned: Callable[..., StageWork], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = materialise(load_preset("mini"), tmp_path / "bundle")
+    work = planned(
+        write_raw(tmp_path / "raw", world(3, 4)),
+        filters=FiltersConfig(no_pair=NoPair(min_similarity=-1.0)),
+        shards=ShardsConfig(latents=str(bundle)),
+    )
+    assert work.inputs.latents == latent_identity(read_manifest(bundle))
+    version = snapshot(work)
+    assert all(triplet.latents_length for triplet in read_triplets(open_store(version)))
+    rows = np.array([0, 5, 3])
+    read = prepare(TripletSource(version, "train", str(bundle), latents=True), rows)
+    computed = prepare(TripletSource(version, "train", str(bundle)), rows)
+    model, vae, flow = SubjectModel.from_bundle(bundle), load_vae(bundle), FlowConfig.from_bundle(bundle)
+
+    def loss(columns: dict[str, np.ndarray]) -> torch.Tensor:
+        with torch.no_grad():
+            return denoising_loss(
+                model, vae, to_batch(columns), sample_ids=columns["sample_id"].tolist(), seed=0, flow=flow
+            )
+
+    expected = loss(computed)
+    monkeypatch.setattr("lookalike.diffusion.objective.encode", lambda *_: pytest.fail("the VAE has run"))
+    assert torch.allclose(loss(read), expected, rtol=2e-3)
+
+
+def snapshot(work: StageWork) -> str:
+    """Everything behind the plan; the URI of the version."""
+    version = open_store(f"{work.config.dataset}/v0001")
+    done = MaterialiseWork(work, version, tuple(plan_shards(work)))
+    writer = ShardWriter(done)
+    for unit in range(len(done.shards)):
+        writer(unit)
+    summary = Summary()
+    for partition in range(work.partitions):
+        summary.add(read_summary(work, partition))
+    split = Counter({plan.split: plan.triplets for plan in done.shards})
+    counts = {
+        "images_in": summary.images, "images_kept": summary.kept, "subjects": summary.subjects,
+        "subjects_in": summary.subjects_in, "triplets": {"train": split["train"], "validation": split["validation"]},
+    }  # fmt: skip
+    finish(FinishWork(done, summary, counts, None, None, "A report"), 0)
+    return version.uri

@@ -1,0 +1,113 @@
+"""Scorers and captioner, on the models that packages bring and on small checkpoints of transformers' own classes."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from PIL import Image, ImageDraw
+
+from lookalike.errors import ConfigError, InputError
+from lookalike.models.captioner import Captioner
+from lookalike.models.scorers import ClassArea, ClassProbability, OpenNsfw, TextShare, checked
+from tests.drawn import draw
+
+WORDS = ["[UNK]", "[PAD]", "[CLS]", "[SEP]", "[DEC]", "[ENC]", "a", "photo", "of", "cup", "red", "on", "snow"]
+
+
+def test_text_over_a_picture_covers_a_share_of_it_and_a_picture_without_text_has_none() -> None:
+    image = draw(1, 2, 512)
+    picture = Image.fromarray(image)
+    ImageDraw.Draw(picture).text((40, 220), "SAMPLE STOCK PHOTO", fill="white", font_size=42)
+    share = TextShare().load("cpu")
+    assert share(image, "thing") == 0
+    assert 0.04 < share(np.asarray(picture), "thing") < 0.15
+
+
+def test_a_harmless_picture_is_safe_and_the_score_is_a_probability() -> None:
+    score = OpenNsfw().load("cpu")(draw(0, 0, 256), "thing")
+    assert 0 <= score < 0.2
+
+
+@pytest.mark.parametrize(("value", "low_enough"), [(11.0, False), (float("nan"), False), (-0.1, False), (9.5, True)])
+def test_a_score_that_there_cannot_be_is_an_error(tmp_path: Path, value: float, low_enough: bool) -> None:
+    scorer = ClassProbability(str(image_classifier(tmp_path, ["score"])))
+    if low_enough:
+        assert checked(scorer, value) == value
+        return
+    with pytest.raises(InputError, match="outside of 0 to 10"):
+        checked(scorer, value)
+
+
+def test_a_classifier_gives_the_probability_of_a_label_or_its_one_output(tmp_path: Path) -> None:
+    folder = image_classifier(tmp_path / "three", ["good", "bad", "ugly"])
+    image = draw(0, 0)
+    shares = [ClassProbability(str(folder), label).load("cpu")(image, "") for label in ("good", "bad", "ugly")]
+    assert sum(shares) == pytest.approx(1)
+    model = transformers.AutoModelForImageClassification.from_pretrained(folder)
+    processor = transformers.AutoImageProcessor.from_pretrained(folder)
+    with torch.no_grad():
+        logits = model(**processor(images=Image.fromarray(image), return_tensors="pt")).logits[0]
+    assert shares == pytest.approx(logits.softmax(0).tolist(), abs=1e-6)
+    one = ClassProbability(str(image_classifier(tmp_path / "one", ["score"])))
+    assert np.isfinite(one.load("cpu")(image, ""))
+    assert one.revision != ClassProbability(str(folder)).revision
+    with pytest.raises(ConfigError, match="no such label"):
+        ClassProbability(str(folder), "lovely").load("cpu")
+
+
+def test_a_model_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="nowhere"):
+        _ = ClassProbability(str(tmp_path / "nowhere")).revision
+    with pytest.raises(ConfigError, match="nowhere"):
+        _ = Captioner(str(tmp_path / "nowhere")).revision
+
+
+def test_the_area_of_a_class_is_a_share(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = transformers.CLIPSegConfig(
+        text_config={**small, "vocab_size": len(WORDS), "max_position_embeddings": 16, "eos_token_id": 3},
+        vision_config={**small, "image_size": 32, "patch_size": 8},
+        projection_dim=16, reduce_dim=16, extract_layers=[0, 1], decoder_num_attention_heads=2,
+        decoder_intermediate_size=32, conditional_layer=0,
+    )  # fmt: skip
+    transformers.CLIPSegForImageSegmentation(config).save_pretrained(tmp_path)
+    vocabulary = {word: i for i, word in enumerate(["<|startoftext|>", "<|endoftext|>", "a</w>", "c", "u", "p</w>"])}
+    tokenizer = transformers.CLIPTokenizer(vocab=vocabulary, merges=[])
+    processor = transformers.ViTImageProcessor(size={"height": 32, "width": 32})
+    transformers.CLIPSegProcessor(processor, tokenizer).save_pretrained(tmp_path)
+    share = ClassArea(str(tmp_path)).load("cpu")(draw(0, 0), "cup")
+    assert 0 <= share <= 1
+
+
+def test_a_captioner_says_the_same_of_the_same_picture(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = {**small, "vocab_size": len(WORDS), "encoder_hidden_size": 16, "max_position_embeddings": 32}
+    ids = {"bos_token_id": 4, "eos_token_id": 3, "sep_token_id": 3, "pad_token_id": 1}
+    config = transformers.BlipConfig(
+        text_config={**text, **ids}, vision_config={**small, "image_size": 32, "patch_size": 8}
+    )
+    transformers.BlipForConditionalGeneration(config).save_pretrained(tmp_path)
+    (tmp_path / "vocab.txt").write_text("\n".join(WORDS))
+    tokenizer = transformers.BertTokenizer(str(tmp_path / "vocab.txt"))
+    processor = transformers.BlipImageProcessor(size={"height": 32, "width": 32})
+    transformers.BlipProcessor(processor, tokenizer).save_pretrained(tmp_path)
+    describe = Captioner(str(tmp_path), max_tokens=6).load("cpu")
+    said = describe(draw(0, 0))
+    assert said == describe(draw(0, 0))
+    assert set(said.split()) <= set(WORDS)
+
+
+def image_classifier(folder: Path, labels: list[str]) -> Path:
+    """A small ViT in transformers' format."""
+    torch.manual_seed(0)
+    config = transformers.ViTConfig(
+        hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=32, patch_size=8,
+        id2label=dict(enumerate(labels)), label2id={label: i for i, label in enumerate(labels)},
+    )  # fmt: skip
+    transformers.ViTForImageClassification(config).save_pretrained(folder)
+    transformers.ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
+    return folder
