@@ -24,6 +24,8 @@ class SampleWorldConfig:
     """Only these shapes, e.g. '[duck]'; none means all."""
     size_px: int = 256
     """Width and height of a photo."""
+    bare_captions: float = 0.0
+    """Share of captions that name class, place and view alone: what a subject looks like is then seen, not told."""
     defects: bool = True
     """Plant spoilt, duplicate and misfiled photos and a truncated shard; `_truth.json` names each."""
     defects_of_each: int | None = None
@@ -40,6 +42,8 @@ class SampleWorldConfig:
             raise ConfigError("sample.first_subject is negative", value=self.first_subject, fix="use 0 or more")
         if not 32 <= self.size_px <= 1024:
             raise ConfigError("sample.size_px is out of range", value=self.size_px, fix="use 32 to 1024")
+        if not 0 <= self.bare_captions <= 1:
+            raise ConfigError("sample.bare_captions is a share", value=self.bare_captions, fix="use 0 to 1")
         if self.defects_of_each is not None and self.defects_of_each < 1:
             raise ConfigError(
                 "sample.defects_of_each is below 1", value=self.defects_of_each, fix="use 1 or more, or defects: false"

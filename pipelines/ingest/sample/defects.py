@@ -38,7 +38,11 @@ def plan_shots(config: SampleWorldConfig, things: list[Subject]) -> dict[str, li
 
     The last subject gets no planted photo: its shard is the one that is cut.
     """
-    shots = {thing.name: [Shot(photo(thing, i, config.views)) for i in range(config.views)] for thing in things}
+    bare = config.bare_captions
+    shots = {
+        thing.name: [Shot(photo(thing, i, config.views, bare_captions=bare)) for i in range(config.views)]
+        for thing in things
+    }
     if not config.defects:
         return shots
     rng = np.random.default_rng([_DEFECT, config.seed, config.first_subject])

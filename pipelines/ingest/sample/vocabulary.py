@@ -46,9 +46,12 @@ VIEWS = ("the front", "the right", "behind", "the left", "above")
 _WORD = re.compile(r"\w+|[^\w\s]")
 
 
-def caption(shape: str, colours: tuple[str, str], pattern: str, place: str, view: str) -> str:
-    """Say what a photo shows, e.g. ``"a red and white striped duck on grass, seen from the left"``."""
-    noun = PATTERNS[pattern].format(a=colours[0], b=colours[1], shape=shape)
+def caption(shape: str, place: str, view: str, look: tuple[str, tuple[str, str]] | None = None) -> str:
+    """Say what a photo shows, e.g. ``"a red and white striped duck on grass, seen from the left"``.
+
+    ``look`` is pattern and colours; without it the caption is bare: ``"a duck on grass, seen from the left"``.
+    """
+    noun = shape if look is None else PATTERNS[look[0]].format(a=look[1][0], b=look[1][1], shape=shape)
     article = "an" if noun[0] in "aeiou" else "a"
     return f"{article} {noun} {PLACES[place]}, seen from {view}"
 

@@ -11,7 +11,7 @@ from pipelines.ingest.sample import shapes, vocabulary
 from pipelines.ingest.sample.patterns import SolidPattern
 from pipelines.ingest.sample.scene import Body, View
 
-_SUBJECT, _PHOTO = 1, 2  # what a seed is for
+_SUBJECT, _PHOTO, _CAPTION = 1, 2, 4  # what a seed is for; defects have 3
 _SCULPTURES = 0.3  # share of subjects whose class name says nothing about their form
 
 
@@ -47,13 +47,16 @@ class Photo:
     """From where."""
     place: str
     """A key of ``vocabulary.PLACES``."""
+    bare: bool = False
+    """Whether its caption leaves colours and pattern to be seen."""
 
     @property
     def caption(self) -> str:
         """What the photo is said to show: a misfiled one is described as what it was taken for."""
         side = vocabulary.view_name(self.view.azimuth_deg, self.view.elevation_deg)
         thing = self.filed_under
-        return vocabulary.caption(thing.shape, thing.colours, thing.pattern, self.place, side)
+        look = None if self.bare else (thing.pattern, thing.colours)
+        return vocabulary.caption(thing.shape, self.place, side, look)
 
 
 def subject(seed: int, number: int, allowed: tuple[str, ...] = ()) -> Subject:
@@ -81,7 +84,7 @@ def subject(seed: int, number: int, allowed: tuple[str, ...] = ()) -> Subject:
     return Subject(_name(shape, seed, number), (seed, number), shape, colours, pattern, twin_of=None)
 
 
-def photo(thing: Subject, index: int, views: int, key: str | None = None) -> Photo:
+def photo(thing: Subject, index: int, views: int, key: str | None = None, bare_captions: float = 0.0) -> Photo:
     """Photo ``index`` of a subject; the first ``views`` of them go evenly about it."""
     rng = np.random.default_rng([_PHOTO, *thing.seed, index])
     turn = np.random.default_rng([_PHOTO, *thing.seed]).uniform(-30, 30)
@@ -98,7 +101,8 @@ def photo(thing: Subject, index: int, views: int, key: str | None = None) -> Pho
         place_turn_deg=float(rng.uniform(0, 360)),
     )
     place = str(places[index % len(places)])
-    return Photo(key or f"{thing.name}-{index:02d}", thing, thing, view, place)
+    bare = np.random.default_rng([_CAPTION, *thing.seed, index]).random() < bare_captions
+    return Photo(key or f"{thing.name}-{index:02d}", thing, thing, view, place, bool(bare))
 
 
 @lru_cache(maxsize=8)

@@ -30,6 +30,7 @@ from lookalike.models.context import encode_context
 from lookalike.models.dit import Context, ReferenceKeys, References, prepare_references
 from lookalike.models.preprocess import Preprocessor
 from lookalike.models.vae import decode, downsampling, encode, token_grid
+from lookalike.models.weights import check_names
 
 TOKENIZER_FILES = (
     "tokenizer*",
@@ -87,16 +88,20 @@ class SubjectPipeline(DiffusionPipeline, SubjectLoraLoaderMixin):
         Other arguments are those of ``DiffusionPipeline.from_pretrained`` (``torch_dtype``, ``device_map``, …).
 
         Raises:
-            InputError: no bundle, an incomplete one, or another base than the adapter was trained on.
+            InputError: no bundle, an incomplete one, another base than the adapter was trained on, or a tensor that is
+                missing or unknown (not looked for with a ``quantization_config``, which renames them).
         """
         opened = open_bundle(Path(folder), None if base is None else Path(base))
         kwargs.setdefault("use_safetensors", True)
         pipe: SubjectPipeline = super().from_pretrained(
             str(opened.components), preprocessor=Preprocessor.from_bundle(opened.components), **kwargs
         )
+        parts = {name: getattr(pipe, name) for name in ("mllm", "aggregator", "transformer", "vae")}
+        if "quantization_config" not in kwargs:
+            check_names(parts, opened.components)
         if opened.adapter is not None:
             load_lora(pipe.transformer, opened.adapter)
-        for module in (pipe.mllm, pipe.aggregator, pipe.transformer, pipe.vae):
+        for module in parts.values():
             module.requires_grad_(False).eval()
         return pipe
 

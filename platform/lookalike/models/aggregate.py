@@ -1,7 +1,8 @@
 """Layer aggregation and bridge: from all hidden states of the MLLM to context tokens of the DiT.
 
 Layerwise Attention Pooling (UniFusion, arXiv 2510.12789) and Dual Layer Aggregation (Squeeze-MLLM, arXiv 2605.26111),
-beside the baselines of its ablation. B batch, N layers, L tokens, C channels of the MLLM, D inner, E channels out.
+beside the baselines of its ablation. B batch, N layers, L tokens, S of them that a branch reads, C channels of the
+MLLM, D inner, E channels out.
 """
 
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from diffusers.models.modeling_utils import ModelMixin  # diffusers finds how to
 from torch import Tensor, nn
 
 from lookalike.errors import ConfigError
-from lookalike.models.blocks import NORM_EPS, Block, LayerStack
+from lookalike.models.blocks import NORM_EPS, Block, LayerStack, take
 
 KINDS = ("last_layer", "layer_mean", "single_lap", "dla")
 
@@ -28,10 +29,10 @@ class LayerPooling(nn.Module):
         self.collapse = nn.Linear(num_layers, 1, bias=False)  # no softmax: learned weights come out signed
         nn.init.constant_(self.collapse.weight, 1 / num_layers)
 
-    def forward(self, layers: Sequence[Tensor]) -> Tensor:
-        """N tensors ``[B, L, C]`` → ``[B, L, D]``."""
-        stacked = self.stack(layers)  # B L N D
-        tokens = stacked.flatten(0, 1)  # BL N D: every token attends over its own layers
+    def forward(self, layers: Sequence[Tensor], index: Tensor | None = None) -> Tensor:
+        """N tensors ``[B, L, C]`` and which tokens to read, ``[B, S]`` (by default all) → ``[B, S, D]``."""
+        stacked = self.stack(layers, index)  # B S N D
+        tokens = stacked.flatten(0, 1)  # BS N D: every token attends over its own layers
         for block in self.blocks:
             tokens = block(tokens)
         return self.collapse(tokens.transpose(1, 2)).view(*stacked.shape[:2], -1)  # type: ignore[no-any-return]
@@ -44,9 +45,9 @@ class LastLayer(nn.Module):
         super().__init__()
         self.stack = LayerStack(1, mllm_width, width)
 
-    def forward(self, layers: Sequence[Tensor]) -> Tensor:
-        """N tensors ``[B, L, C]`` → ``[B, L, D]``."""
-        return self.stack(layers[-1:]).squeeze(2)  # type: ignore[no-any-return]
+    def forward(self, layers: Sequence[Tensor], index: Tensor | None = None) -> Tensor:
+        """As :class:`LayerPooling`'s."""
+        return self.stack(layers[-1:], index).squeeze(2)  # type: ignore[no-any-return]
 
 
 class LayerMean(nn.Module):
@@ -56,9 +57,9 @@ class LayerMean(nn.Module):
         super().__init__()
         self.stack = LayerStack(num_layers, mllm_width, width)
 
-    def forward(self, layers: Sequence[Tensor]) -> Tensor:
-        """N tensors ``[B, L, C]`` → ``[B, L, D]``."""
-        return self.stack(layers).mean(dim=2)  # type: ignore[no-any-return]
+    def forward(self, layers: Sequence[Tensor], index: Tensor | None = None) -> Tensor:
+        """As :class:`LayerPooling`'s."""
+        return self.stack(layers, index).mean(dim=2)  # type: ignore[no-any-return]
 
 
 class Branch(nn.Module):
@@ -71,9 +72,10 @@ class Branch(nn.Module):
         self.norm = nn.RMSNorm(width, eps=NORM_EPS)
         self.mlp = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, out_width))
 
-    def forward(self, layers: Sequence[Tensor], mask: Tensor) -> Tensor:
-        """N tensors ``[B, L, C]`` and the mask of real tokens, bool ``[B, L]`` → ``[B, L, E]``."""
-        tokens = self.pooling(layers)
+    def forward(self, layers: Sequence[Tensor], mask: Tensor, index: Tensor | None = None) -> Tensor:
+        """N tensors ``[B, L, C]``, the mask of real tokens among those that are read, bool ``[B, S]``, and which are,
+        ``[B, S]`` (by default all) → ``[B, S, E]``."""
+        tokens = self.pooling(layers, index)
         visible = mask | ~mask.any(dim=1, keepdim=True)  # softmax over no key at all would be NaN
         for block in self.refiners:
             tokens = block(tokens, visible)
@@ -145,16 +147,15 @@ class LayerAggregator(ModelMixin, ConfigMixin):
         order = torch.argsort(image_mask.logical_not(), dim=1, stable=True)  # image tokens first, order kept
         image, text = order[:, :images_per_row], order[:, images_per_row:]
         parts = [
-            self._run(name, [_take(layer, index) for layer in layers], mask.gather(1, index))
-            for name, index in (("image", image), ("text", text))
+            self._run(name, layers, mask.gather(1, index), index) for name, index in (("image", image), ("text", text))
         ]
-        return _take(torch.cat(parts, dim=1), torch.argsort(order, dim=1))
+        return take(torch.cat(parts, dim=1), torch.argsort(order, dim=1))
 
-    def _run(self, name: str, layers: Sequence[Tensor], mask: Tensor) -> Tensor:
+    def _run(self, name: str, layers: Sequence[Tensor], mask: Tensor, index: Tensor | None = None) -> Tensor:
         branch = self.branches[name]
         if self.gradient_checkpointing and torch.is_grad_enabled():
-            return self._gradient_checkpointing_func(branch, layers, mask)  # type: ignore[no-any-return]
-        return branch(layers, mask)  # type: ignore[no-any-return]
+            return self._gradient_checkpointing_func(branch, layers, mask, index)  # type: ignore[no-any-return]
+        return branch(layers, mask, index)  # type: ignore[no-any-return]
 
     def layer_weights(self) -> dict[str, Tensor]:
         """The learned, signed weight of each layer by branch (``text``, ``image`` or ``all``): float32 ``[N]``.
@@ -169,8 +170,3 @@ class LayerAggregator(ModelMixin, ConfigMixin):
                 raise ConfigError("this aggregator has no layer weights", value=self.config.kind, fix="use dla")
             weights[name] = pooling.collapse.weight.detach().float().view(-1).cpu()
         return weights
-
-
-def _take(tokens: Tensor, index: Tensor) -> Tensor:
-    """Rows of ``[B, L, C]`` by ``index`` ``[B, K]`` → ``[B, K, C]``."""
-    return tokens.gather(1, index.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))

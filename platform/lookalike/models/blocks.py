@@ -1,6 +1,7 @@
 """Transformer parts of the layer aggregation: pre-norm attention + SwiGLU, and the normalisation of stacked layers.
 
-B batch, N layers, S positions of whichever axis is attended over, C channels of the MLLM, D inner channels.
+B batch, N layers, L tokens, S of them or positions of whichever axis is attended over, C channels of the MLLM, D inner
+channels.
 """
 
 from collections.abc import Sequence
@@ -72,11 +73,17 @@ class LayerStack(nn.Module):
         self.weight = nn.Parameter(torch.empty(inner_width, mllm_width))
         nn.init.normal_(self.weight, std=mllm_width**-0.5)
 
-    def forward(self, layers: Sequence[Tensor]) -> Tensor:
-        """N tensors ``[B, S, C]`` → ``[B, S, N, D]``."""
+    def forward(self, layers: Sequence[Tensor], index: Tensor | None = None) -> Tensor:
+        """N tensors ``[B, L, C]``, of which ``index`` ``[B, S]`` takes tokens (by default all) → ``[B, S, N, D]``."""
         width = self.scale.shape[1]
-        narrow = [
-            functional.linear(functional.rms_norm(layer.to(scale.dtype), (width,), scale, NORM_EPS), self.weight)
-            for layer, scale in zip(layers, self.scale, strict=True)
-        ]
+        narrow = []
+        for layer, scale in zip(layers, self.scale, strict=True):
+            taken = layer if index is None else take(layer, index)
+            normed = functional.rms_norm(taken.to(scale.dtype), (width,), scale, NORM_EPS)
+            narrow.append(functional.linear(normed, self.weight))
         return torch.stack(narrow, dim=2)
+
+
+def take(tokens: Tensor, index: Tensor) -> Tensor:
+    """Rows of ``[B, L, C]`` by ``index`` ``[B, S]`` → ``[B, S, C]``."""
+    return tokens.gather(1, index.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))

@@ -8,14 +8,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lookalike.models.weights import check_names
+
 PATCH = 2  # latents are packed 2 x 2 into tokens
 
 
 def load_vae(bundle_dir: Path) -> Any:
-    """The frozen AutoencoderKL of a bundle in this folder, float32, in evaluation mode."""
+    """The frozen AutoencoderKL of a bundle in this folder, float32, in evaluation mode.
+
+    Raises:
+        InputError: names a tensor that is missing or unknown.
+    """
     from diffusers import AutoencoderKL
 
     vae = AutoencoderKL.from_pretrained(bundle_dir / "vae", use_safetensors=True)
+    check_names({"vae": vae}, bundle_dir)
     return vae.requires_grad_(False).eval()
 
 

@@ -43,6 +43,14 @@ def read_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
                 yield name, tensors.get_tensor(name)
 
 
+def _tensor_names(folder: Path) -> Iterator[str]:
+    from safetensors import safe_open
+
+    for file in safetensors_files(folder):
+        with safe_open(file, framework="pt") as tensors:
+            yield from tensors.keys()
+
+
 def component_weights(bundle_dir: Path) -> Iterator[tuple[str, Tensor]]:
     """(parameter name in ``SubjectModel``, tensor) of a bundle's joint encoder, aggregator and DiT.
 
@@ -74,6 +82,27 @@ def strict_weights(model: nn.Module, bundle_dir: Path) -> Iterator[tuple[str, Te
             value=str(bundle_dir),
             fix="use weights and configuration of one checkpoint",
         )
+
+
+def check_names(parts: Mapping[str, nn.Module], bundle_dir: Path) -> None:
+    """Hold modules that a library has loaded, by the names of their folders, against the files that it read.
+
+    transformers and diffusers only warn of a tensor that is missing (and draw it at random) or left over.
+
+    Raises:
+        InputError: names one of either.
+    """
+    for part, module in parts.items():
+        rename = _mllm_names(bundle_dir / part) if part == "mllm" else str
+        own = {rename(name) for name in _tensor_names(bundle_dir / part)} - {None}
+        expected = {name for name, _ in _own_tensors(module)}
+        for what, names in (("missing", expected - own), ("unknown", own - expected)):
+            if names:
+                raise InputError(
+                    f"{len(names)} tensors are {what}, the first is {part}.{min(names)}",
+                    value=str(bundle_dir),
+                    fix="use weights and configuration of one checkpoint",
+                )
 
 
 def load_weights(model: nn.Module, bundle_dir: Path) -> None:

@@ -1,10 +1,14 @@
 import dataclasses
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from diffusers import FluxPipeline
+from diffusers.configuration_utils import FrozenDict
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from lookalike.diffusion.pipeline import SubjectPipeline
 from lookalike.diffusion.stages import StageSchedule
@@ -12,10 +16,11 @@ from lookalike.errors import ConfigError, InputError
 from lookalike.models.adapters import load_lora, save_lora
 from lookalike.models.batch import to_batch
 from lookalike.models.bundle import ADAPTER, Base, bundle_sha256, read_manifest, read_preset, verify, write_manifest
+from lookalike.models.context import encode_context
 from lookalike.models.preprocess import Preprocessor
 from lookalike.models.presets import LoraConfig
 from lookalike.models.subject import SubjectModel
-from lookalike.models.vae import encode
+from lookalike.models.vae import encode, load_vae
 
 FAST = {"num_inference_steps": 4, "output_type": "latent"}
 
@@ -82,6 +87,50 @@ def test_sampling_is_eulers_method_on_the_models_velocity(pipe, photos) -> None:
     torch.testing.assert_close(found, current, rtol=1e-4, atol=1e-4)
 
 
+def test_without_references_it_is_diffusers_flux_pipeline(pipe, photos, monkeypatch) -> None:
+    """Our context in T5's place: rotary ids, shift, schedule, guidance embedding, unpacking and decoding."""
+    scaled = FrozenDict({**pipe.vae.config, "shift_factor": 0.1, "scaling_factor": 0.4})
+    monkeypatch.setattr(pipe.vae, "_internal_dict", scaled)
+    prompts, size = ["a red mug", "a blue mug"], {"height": 32, "width": 64}  # as many tokens: nothing is masked
+    batch = to_batch(pipe.preprocessor(prompts, [[np.asarray(photos[0])]] * 2))
+    assert batch.attention_mask.all()
+    none = dict.fromkeys(("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"))
+    flux = FluxPipeline(scheduler=pipe.scheduler, vae=pipe.vae, transformer=pipe.transformer, **none)
+    flux.set_progress_bar_config(disable=True)
+    start = torch.randn(2, 32, 16, generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        context = encode_context(pipe.mllm, pipe.aggregator, batch)
+
+    def theirs(output_type: str) -> torch.Tensor:
+        return flux(
+            prompt_embeds=context.tokens,
+            pooled_prompt_embeds=torch.zeros(2, pipe.transformer.config.pooled_projection_dim),
+            latents=start,
+            guidance_scale=2.0,
+            num_inference_steps=4,
+            output_type=output_type,
+            **size,
+        ).images
+
+    def ours(output_type: str) -> torch.Tensor:
+        return pipe(
+            prompts,
+            photos[:1],
+            latents=start,
+            stages="mllm_only",
+            guidance_scale=1,
+            distilled_guidance=2.0,
+            num_inference_steps=4,
+            output_type=output_type,
+            **size,
+        ).images
+
+    expected = theirs("latent")
+    assert (expected[0] - expected[1]).abs().max() > 1e-3
+    torch.testing.assert_close(ours("latent"), expected, rtol=0, atol=1e-5)
+    assert (ours("pt").float() - 255 * theirs("pt")).abs().max() <= 1
+
+
 def test_cached_references_are_computed_once_and_change_nothing(pipe, photos, monkeypatch) -> None:
     preset = pipe.preprocessor.preset
     references = dataclasses.replace(preset.references, attention="cached")
@@ -136,6 +185,25 @@ def test_saves_and_loads_as_a_bundle(pipe, photos, tmp_path) -> None:
     SubjectModel.from_bundle(tmp_path / "saved")
 
 
+@pytest.mark.parametrize("part", ["mllm", "vae"])
+def test_a_missing_and_an_extra_tensor_are_named(bundle_dir, tmp_path, part) -> None:
+    """diffusers' own loading draws the one at random and leaves the other, with a warning."""
+    copy = Path(shutil.copytree(bundle_dir, tmp_path / "copy"))
+    (path,) = (copy / part).glob("*.safetensors")
+    tensors = load_file(path)
+    missing = next(name for name in sorted(tensors) if "norm" in name and name.endswith("weight"))
+    save_file({name: tensor for name, tensor in tensors.items() if name != missing}, path, {"format": "pt"})
+    with pytest.raises(InputError, match=rf"1 tensors are missing, the first is {part}\..*norm"):
+        SubjectPipeline.from_pretrained(copy)
+    prefix = "language_model.model." if part == "mllm" else ""
+    save_file({**tensors, f"{prefix}bogus.weight": torch.zeros(2)}, path, {"format": "pt"})
+    with pytest.raises(InputError, match=rf"1 tensors are unknown, the first is {part}\..*bogus\.weight"):
+        SubjectPipeline.from_pretrained(copy)
+    if part == "vae":
+        with pytest.raises(InputError, match="unknown"):
+            load_vae(copy)
+
+
 def test_a_personal_bundle_changes_the_image_and_survives_saving(bundle_dir, photos, tmp_path, perturb) -> None:
     whole = tmp_path / "whole"
     pipe = SubjectPipeline.from_pretrained(bundle_dir)
@@ -188,6 +256,7 @@ def test_bad_input_is_refused_before_anything_runs(pipe, photos, monkeypatch) ->
         (InputError, "is no image", {"references": ["photo.jpg"]}),
         (InputError, "exceeds 40", {"prompt": "red " * 60}),
         (ConfigError, "70x64 pixels; use multiples of 8", {"width": 70}),
+        (ConfigError, "64x60 pixels; use multiples of 8", {"height": 60}),
         (ConfigError, "stages out of order", {"stages": "0.2/0.9"}),
         (ConfigError, "2 seeds or generators for 1 images", {"seeds": [1, 2]}),
     ]

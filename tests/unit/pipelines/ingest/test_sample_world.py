@@ -66,6 +66,17 @@ def test_captions_are_made_of_the_words_that_the_tokenizer_knows() -> None:
         assert set(said) <= allowed, shot.photo.caption
 
 
+def test_a_bare_caption_tells_neither_colours_nor_pattern() -> None:
+    told, half, bare = (
+        [shot.photo.caption for shot in shots(subjects=60, defects=False, bare_captions=share)] for share in (0, 0.5, 1)
+    )
+    looks = {*vocabulary.COLOURS, "striped", "checked", "spots", "half", "patched"} - {"pink", "blue"}  # of places
+    assert not [caption for caption in bare if looks & set(caption.split())]
+    short = [one for one, long in zip(half, told, strict=True) if one != long]
+    assert 0.4 < len(short) / len(told) < 0.6
+    assert set(short) <= set(bare)
+
+
 @pytest.mark.parametrize(
     ("azimuth", "elevation", "name"),
     [(0, 20, "the front"), (350, 20, "the front"), (90, 20, "the right"), (180, 20, "behind"), (0, 55, "above")],
@@ -131,7 +142,15 @@ def test_the_truth_names_every_photo() -> None:
 
 @pytest.mark.parametrize(
     "settings",
-    [{"subjects": 0}, {"views": 0}, {"seed": 100}, {"size_px": 8}, {"subjects": 3}, {"first_subject": -1}],
+    [
+        {"subjects": 0},
+        {"views": 0},
+        {"seed": 100},
+        {"size_px": 8},
+        {"bare_captions": 2},
+        {"subjects": 3},
+        {"first_subject": -1},
+    ],
 )
 def test_worlds_that_cannot_be(settings: dict[str, int]) -> None:
     with pytest.raises(ConfigError):
