@@ -1,0 +1,236 @@
+"""Whether `mini` has learned: pictures of subjects that it never saw, judged by a probe that knows the sample world.
+
+    python -m pytest tests/bench/test_probes.py -s        # half an hour on one core
+
+The probe (tests/bench/probe.py) learns from a world of its own; its error on real photographs stands in the first row
+of the table. Then 64 held-out subjects x 4 prompts are drawn from one reference: as the paper does, with the MLLM
+alone, and without any reference. The prompts are the captions of the subject's other photographs, whose place and
+mostly view differ from the reference's; once whole ("told": colours and pattern are in the text), and once bare, where
+they have to come from the reference. Half of the subjects have a twin: another shape in the same colours and pattern.
+
+Writes results/probes.json and results/probes-grid.png. LOOKALIKE_BENCH_BUNDLE names another bundle than the shipped.
+"""
+
+import dataclasses
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from subprocess import CompletedProcess
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from lookalike.diffusion.pipeline import SubjectPipeline
+from lookalike.evaluation.grid import GridRow, draw_grid
+from lookalike.evaluation.metrics import cluster_bootstrap
+from lookalike.models.preprocess import Preprocessor
+from lookalike.models.presets import load_preset
+from lookalike.models.sources import materialise
+from lookalike.training.parts import reconstruct
+from pipelines.ingest.config import SampleWorldConfig
+from pipelines.ingest.sample import vocabulary, world
+from tests.bench.measured import RESULTS, keep
+from tests.bench.probe import CHOICES, COLOURS, Photo, Probe, read_photos, to_tensor, train_probe
+
+WORLD = ("--sample.size_px", "128", "--sample.defects", "false", "--sample.views", "6")
+TAUGHT = {"seed": 61, "subjects": 1200}  # what the probe learns from
+HELD_OUT = {"seed": 70, "subjects": 64}  # seen by neither probe nor model
+PROMPTS, BATCH = 4, 32
+MODES = {"paper": "paper", "MLLM only": "mllm_only", "no reference": "mllm_only"}  # -> stages
+REAL = "real photographs, through the VAE"
+
+pytestmark = pytest.mark.timeout(7200)
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One picture to draw."""
+
+    reference: Photo
+    target: Photo
+    """A real photograph that shows what the prompt asks for."""
+    seed: int
+
+    def prompt(self, bare: bool) -> str:
+        """The target's caption."""
+        return (
+            vocabulary.caption(self.target.shape, self.target.place, self.target.view) if bare else self.target.caption
+        )
+
+
+class WithoutReferences(Preprocessor):
+    """Shows the model nothing but the prompt."""
+
+    def __call__(self, prompts: Any, references: Any, *args: Any, **kwargs: Any) -> dict[str, np.ndarray]:
+        """As the parent's, whatever the references."""
+        return super().__call__(prompts, [[] for _ in prompts], *args, **kwargs)
+
+
+def test_it_learns(
+    bench_folder: Path, tmp_path: Path, run_job: Callable[..., CompletedProcess[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.set_num_threads(1)
+    pipe = SubjectPipeline.from_pretrained(_bundle(tmp_path))
+    pipe.set_progress_bar_config(disable=True)
+    taught, held_out = (_photos(run_job, bench_folder, **which) for which in (TAUGHT, HELD_OUT))
+    probe = train_probe(taught, pipe.vae, bench_folder / "probe")
+    judge = Judge(probe, pipe.vae, held_out)
+    cases = list(_cases(held_out))
+    targets = reconstruct(pipe.vae, to_tensor([case.target.image for case in cases]))
+    values = {REAL: judge(targets, cases)}
+    drawn: dict[str, np.ndarray] = {}
+    for bare in (True, False):
+        for mode, stages in MODES.items():
+            name = f"{mode}, {'bare' if bare else 'told'}"
+            with monkeypatch.context() as patch:
+                if mode == "no reference":
+                    patch.setattr(pipe, "preprocessor", _blind(pipe.preprocessor))
+                drawn[name] = _draw(pipe, cases, bare, stages)
+            values[name] = judge(torch.from_numpy(drawn[name].transpose(0, 3, 1, 2).copy()), cases)
+            record = {"cases": len(cases), "probe": judge.own_error(), "table": _table(values, cases)}
+            keep("probes", record)
+    _grid(cases, drawn).save(RESULTS / "probes-grid.png", optimize=True)
+
+
+def _bundle(tmp_path: Path) -> Path:
+    given = os.environ.get("LOOKALIKE_BENCH_BUNDLE")
+    return Path(given) if given else materialise(load_preset("mini"), tmp_path / "bundle")
+
+
+def _photos(run_job: Callable[..., CompletedProcess[str]], folder: Path, seed: int, subjects: int) -> list[Photo]:
+    raw = folder / f"probe-world-{seed}"
+    which = ("--sample.seed", str(seed), "--sample.subjects", str(subjects))
+    done = run_job("ingest", "--source", "sample", "--raw", str(raw), *which, *WORLD, timeout_s=3600)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    return read_photos(raw)
+
+
+def _cases(photos: list[Photo]) -> Iterator[Case]:
+    for name in sorted({photo.subject for photo in photos}):
+        reference, *others = (photo for photo in photos if photo.subject == name)
+        for number, target in enumerate(others[:PROMPTS]):
+            yield Case(reference, target, number)
+
+
+def _blind(preprocessor: Preprocessor) -> Preprocessor:
+    return WithoutReferences(preprocessor.preset, preprocessor.tokenizer_file)
+
+
+def _draw(pipe: SubjectPipeline, cases: list[Case], bare: bool, stages: str) -> np.ndarray:
+    images = [
+        pipe(
+            [case.prompt(bare) for case in part],
+            [[case.reference.image] for case in part],
+            stages=stages,
+            seeds=[case.seed for case in part],
+            output_type="np",
+        ).images
+        for part in (cases[first : first + BATCH] for first in range(0, len(cases), BATCH))
+    ]
+    return np.concatenate(images)
+
+
+class Judge:
+    """Says of a picture what it shows, and whose it is among the held-out subjects."""
+
+    def __init__(self, probe: Probe, vae: Any, photos: list[Photo]) -> None:
+        self._probe, self._photos = probe, photos
+        self._names = sorted({photo.subject for photo in photos})
+        self._owner = np.array([self._names.index(photo.subject) for photo in photos])
+        self._found = self._see(reconstruct(vae, to_tensor([photo.image for photo in photos])))
+        things = world.subjects(SampleWorldConfig(**HELD_OUT))
+        pairs = [(thing.name, thing.twin_of) for thing in things if thing.twin_of]
+        self._twin = {a: b for pair in pairs for a, b in (pair, pair[::-1])}
+
+    def __call__(self, images: torch.Tensor, cases: list[Case]) -> dict[str, np.ndarray]:
+        """Scores of each picture, uint8 ``[B, 3, H, W]``; NaN where one does not apply."""
+        found = self._see(images)
+        likeness = np.stack([self._likeness(row, case) for row, case in zip(found["subject"], cases, strict=True)])
+        own = np.array([self._names.index(case.target.subject) for case in cases])
+        rows = np.arange(len(cases))
+        twins = [self._twin.get(case.target.subject) for case in cases]
+        nearer = [
+            np.nan if twin is None else float(row[mine] > row[self._names.index(twin)])
+            for row, mine, twin in zip(likeness, own, twins, strict=True)
+        ]
+        reference = self._see_photos([case.reference for case in cases])
+        scores = {
+            "identity": likeness[rows, own],
+            f"found among {len(self._names)}": likeness.argmax(1) == own,
+            "nearer than its twin": np.array(nearer),
+            "colours": np.array(
+                [_colours(row, case.target) for row, case in zip(found["colours"], cases, strict=True)]
+            ),
+        }
+        for name, choices in CHOICES.items():
+            asked = np.array([choices.index(getattr(case.target, name)) for case in cases])
+            scores[name] = found[name].argmax(1) == asked
+        scores["view is not the reference's"] = found["view"].argmax(1) != reference["view"].argmax(1)
+        return {name: np.asarray(value, float) for name, value in scores.items()}
+
+    def own_error(self) -> dict[str, float]:
+        """Share of the held-out subjects' real photographs, all of them, that the probe tells right."""
+        right = {
+            name: self._found[name].argmax(1) == [choices.index(getattr(photo, name)) for photo in self._photos]
+            for name, choices in CHOICES.items()
+        }
+        right["colours"] = [
+            _colours(row, photo) for row, photo in zip(self._found["colours"], self._photos, strict=True)
+        ]
+        return {name: round(float(np.mean(values)), 3) for name, values in right.items()}
+
+    def _likeness(self, embedding: np.ndarray, case: Case) -> np.ndarray:
+        """Mean cosine with the photographs of each held-out subject, but with neither target nor reference."""
+        kept = np.array([photo is not case.target and photo is not case.reference for photo in self._photos])
+        cosine = self._found["subject"][kept] @ embedding
+        return np.bincount(self._owner[kept], weights=cosine) / np.bincount(self._owner[kept])
+
+    def _see_photos(self, photos: list[Photo]) -> dict[str, np.ndarray]:
+        rows = [next(i for i, photo in enumerate(self._photos) if photo is wanted) for wanted in photos]
+        return {name: values[rows] for name, values in self._found.items()}
+
+    @torch.no_grad()
+    def _see(self, images: torch.Tensor) -> dict[str, np.ndarray]:
+        parts = [self._probe(part) for part in images.split(64)]
+        return {name: torch.cat([part[name] for part in parts]).numpy() for name in parts[0]}
+
+
+def _colours(logits: np.ndarray, photo: Photo) -> float:
+    """Share of the photograph's colours among as many that are seen most clearly."""
+    seen = {COLOURS[index] for index in np.argsort(-logits)[: len(photo.colours)]}
+    return len(seen & set(photo.colours)) / len(photo.colours)
+
+
+def _table(values: dict[str, dict[str, np.ndarray]], cases: list[Case]) -> dict[str, dict[str, list[float]]]:
+    """For each row and score mean and 95 % interval over subjects; for each mode also its lead over the others."""
+    subjects = np.array([case.target.subject for case in cases])
+
+    def estimate(scores: np.ndarray) -> list[float]:
+        kept = ~np.isnan(scores)
+        found = cluster_bootstrap(scores[kept], subjects[kept].tolist())
+        return [round(value, 3) for value in (found.mean, found.low, found.high)]
+
+    table = {row: {name: estimate(scores) for name, scores in found.items()} for row, found in values.items()}
+    for text in ("bare", "told"):
+        for other in list(MODES)[1:]:
+            pair = [values.get(f"{mode}, {text}") for mode in ("paper", other)]
+            if None not in pair:
+                lead = {name: estimate(pair[0][name] - pair[1][name]) for name in pair[0]}
+                table[f"paper less {other}, {text}"] = lead
+    return table
+
+
+def _grid(cases: list[Case], drawn: dict[str, np.ndarray], every: int = 29) -> Any:
+    """A picture of every ``every``-th case, as they came."""
+    columns = {"real photo": np.stack([case.target.image for case in cases]), **drawn}
+    rows = [
+        GridRow(
+            [cases[i].reference.image], cases[i].prompt(False), {name: images[i] for name, images in columns.items()}
+        )
+        for i in range(0, len(cases), every)
+    ]
+    return draw_grid(
+        rows, list(columns), "Held-out subjects, one reference; bare: the prompt without colours and pattern"
+    )

@@ -1,0 +1,22 @@
+"""The README's tables of the paper's size against what the plan counts; half a minute, so no unit test."""
+
+from pathlib import Path
+
+from lookalike import config as configs
+from pipelines.train.plan import PlanConfig, plan
+
+README = Path(__file__).parents[2] / "README.md"
+PAPER = "jobs/configs/train-paper.yaml"
+
+
+def test_the_readme_says_what_the_papers_plan_says() -> None:
+    readme = README.read_text()
+    text = plan(configs.parse(PlanConfig, [f"--config={PAPER}", "--plan", "--gpus", "8x80"]))
+    lines = [line for line in text.splitlines() if line.startswith(("| 7,4", "| 512² ", "| 1024² "))]
+    assert len(lines) == 1 + 2 * 4
+    assert [line for line in lines if line not in readme] == []
+    stages = [
+        line.split(" | ") for line in text.splitlines() if line.startswith(("| mllm | 2", "| mllm+references | 1"))
+    ]
+    first, second = (f"{float(stage[4]):.1f}" for stage in stages)
+    assert f"takes {first} PFLOPs in the first stage and {second} in the second" in " ".join(readme.split())
