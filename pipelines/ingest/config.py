@@ -5,6 +5,11 @@ from dataclasses import dataclass, field
 from lookalike.errors import ConfigError
 
 SAMPLE = "sample"
+MORE_DEFECTS = (
+    "wrong_licence",
+    "taken_down",
+    "overlaid_text",
+)  # of the sample world; no default of curation drops them
 _DEFECTS_NEED = 4  # subjects: one for the cut shard, and a stranger to misfile
 
 
@@ -30,6 +35,8 @@ class SampleWorldConfig:
     """Plant spoilt, duplicate and misfiled photos and a truncated shard; `_truth.json` names each."""
     defects_of_each: int | None = None
     """Planted photos of each kind; null: one for 40 subjects, and 3 at least."""
+    more_defects: list[str] = field(default_factory=list)
+    """Further kinds, which a curation finds only if told what to look for: wrong_licence, taken_down, overlaid_text."""
 
     def __post_init__(self) -> None:
         if self.subjects < 1 or self.views < 1:
@@ -47,6 +54,13 @@ class SampleWorldConfig:
         if self.defects_of_each is not None and self.defects_of_each < 1:
             raise ConfigError(
                 "sample.defects_of_each is below 1", value=self.defects_of_each, fix="use 1 or more, or defects: false"
+            )
+        unknown = sorted(set(self.more_defects) - set(MORE_DEFECTS))
+        if unknown or (self.more_defects and not self.defects):
+            raise ConfigError(
+                "sample.more_defects cannot be planted",
+                value=unknown or self.more_defects,
+                fix=f"choose from {list(MORE_DEFECTS)}, with defects: true",
             )
         if self.defects and self.subjects < _DEFECTS_NEED:
             raise ConfigError(

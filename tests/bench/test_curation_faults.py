@@ -22,7 +22,7 @@ import pytest
 
 from lookalike.storage import Store, open_store
 from tests.bench.measured import keep
-from tests.conftest import job_environment
+from tests.conftest import REPO, job_environment
 from tests.drawn import photo, write_raw
 
 SUBJECTS, VIEWS, PER_SHARD = 160, 5, 40  # 20 shards of about 6 MiB: each takes two range requests
@@ -32,7 +32,7 @@ SETTINGS = (
     "--embedder=none", "--filters.skip=[near_duplicate,off_subject]", "--filters.no_pair.min_similarity=0",
     "--plan.max_triplets_per_target=1", "--shards.shard_mib=16", "--shards.image_size=null",
 )  # fmt: skip
-_PROXY = Path(__file__).with_name("faulty_s3.py")
+_PROXY = REPO / "tests" / "faulty_s3.py"
 _RAY_READER = """
 import collections, json, sys, pyarrow.fs, ray
 ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")

@@ -7,16 +7,13 @@ and kills just before the server has it, or just after: the driver, after which 
 that sent it.
 """
 
-import asyncio
 import os
 import re
 import signal
 import subprocess
 import sys
-import threading
 from collections import Counter
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any
 
 import psutil
@@ -24,10 +21,10 @@ import pytest
 from aiohttp import web
 
 from lookalike.storage import open_store
-from tests.bench.faulty_s3 import FaultyProxy
 from tests.bench.measured import keep
 from tests.conftest import REPO, job_environment
 from tests.drawn import photo, world, write_raw
+from tests.faulty_s3 import FaultyProxy, serve_in_thread
 
 # What a curation writes, in the order in which it does.
 POINTS = (
@@ -108,13 +105,6 @@ class Reaper:
         os.kill(pid, signal.SIGKILL)
 
 
-def serve(proxy: FaultyProxy) -> str:
-    """Run a proxy in a thread; its URL."""
-    ready: SimpleQueue[str] = SimpleQueue()
-    threading.Thread(target=lambda: asyncio.run(proxy.serve(ready.put)), daemon=True).start()
-    return ready.get(timeout=30)
-
-
 def run(reaper: Reaper, arguments: list[str], env: dict[str, str], log: Path) -> int:
     """One start of the job; its exit status. Its Ray is gone afterwards."""
     with log.open("ab") as file:
@@ -142,7 +132,7 @@ def test_killed_at_every_write_it_ends_with_the_same_bytes(
         raw.upload(path.name, path)
     shards = len(list(raw.list()))
     reaper, log = Reaper(), tmp_path / "log"
-    env = {**s3_server, "AWS_ENDPOINT_URL": serve(FaultyProxy(s3_server["AWS_ENDPOINT_URL"], reaper))}
+    env = {**s3_server, "AWS_ENDPOINT_URL": serve_in_thread(FaultyProxy(s3_server["AWS_ENDPOINT_URL"], reaper))}
 
     def start(name: str) -> int:
         return run(reaper, ["--raw", f"{s3_uri}/raw", "--dataset", f"{s3_uri}/{name}", *SETTINGS], env, log)
@@ -160,7 +150,7 @@ def test_killed_at_every_write_it_ends_with_the_same_bytes(
     def killed(name: str, **kill: Any) -> None:
         before = _work(reaper.puts, reaper.begun)
         status = start(name)
-        assert reaper.struck, f"never came to {kill}"
+        assert reaper.struck, f"never came to {kill}: {log.read_text()[-3000:]}"
         assert status == (0 if kill["whom"] == "worker" else -signal.SIGKILL), log.read_text()[-3000:]
         kills.append(kill)
         print(kill, dict(_work(reaper.puts, reaper.begun) - before), flush=True)
@@ -208,7 +198,7 @@ def test_a_new_shard_among_fifty_is_indexed_alone_after_kills(
     photos = [photo(number // 4, number % 4, 96) for number in range(51 * 4)]
     paths = sorted(write_raw(tmp_path / "raw", photos, per_shard=4).glob("*.tar"))
     reaper, log = Reaper(), tmp_path / "log"
-    env = {**s3_server, "AWS_ENDPOINT_URL": serve(FaultyProxy(s3_server["AWS_ENDPOINT_URL"], reaper))}
+    env = {**s3_server, "AWS_ENDPOINT_URL": serve_in_thread(FaultyProxy(s3_server["AWS_ENDPOINT_URL"], reaper))}
     arguments = ["--raw", f"{s3_uri}/raw", "--dataset", f"{s3_uri}/dataset"]
     for path in paths[:50]:
         raw.upload(path.name, path)

@@ -20,7 +20,7 @@ from skimage import data as photographs
 
 from lookalike.data.triplets import load_images, read_triplets
 from lookalike.errors import ConfigError, ConflictError, InputError
-from lookalike.storage import list_versions, open_store, version_store
+from lookalike.storage import ObjectInfo, list_versions, open_store, version_store
 from lookalike.storage.lease import hold
 from pipelines.actors import ActorConfig
 from pipelines.curate import CurateConfig, curate
@@ -28,6 +28,7 @@ from pipelines.curate.filters import FiltersConfig
 from pipelines.curate.filters.blurry import Blurry
 from pipelines.curate.filters.no_pair import NoPair
 from pipelines.curate.filters.taken_down import TakenDown
+from pipelines.curate.raw import list_shards
 from tests.conftest import REPO, job_environment
 from tests.drawn import Photo, draw, jpeg, photo, world, write_raw
 
@@ -154,6 +155,30 @@ def test_a_new_shard_and_another_threshold_make_versions_and_index_only_what_is_
     assert len(after) == len(rows) + 1
     assert after.items() > rows.items()
     assert json.loads((dataset / "v0001" / "manifest.json").read_text())["counts"]["images_in"] == 12
+
+
+def test_a_shard_that_cannot_be_read_is_named_at_the_end_and_taken_up_alone(
+    ray_local: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw, dataset = write_raw(tmp_path / "raw", world(6, 3), per_shard=6), tmp_path / "dataset"
+    monkeypatch.setattr("pipelines.curate.run.list_shards", _as_if_the_first_had_shrunk)
+    with pytest.raises(
+        InputError, match=r"1 of 3 raw shards cannot be read.*shard-000000\.tar.*the others are indexed"
+    ):
+        curate(blind(raw, dataset))
+    assert list_versions(open_store(str(dataset))) == []
+    rows = {path: path.stat().st_mtime_ns for path in (dataset / "work" / "rows").rglob("*.parquet")}
+    assert len(rows) == 2
+    monkeypatch.undo()
+    assert curate(blind(raw, dataset)).manifest["counts"]["images_in"] == 18
+    after = {path: path.stat().st_mtime_ns for path in (dataset / "work" / "rows").rglob("*.parquet")}
+    assert len(after) == 3
+    assert after.items() > rows.items()
+
+
+def _as_if_the_first_had_shrunk(*arguments: Any) -> list[ObjectInfo]:
+    first, *others = list_shards(*arguments)
+    return [replace(first, size=first.size + 512), *others]
 
 
 def test_what_is_taken_down_leaves_and_the_snapshots_that_held_it_are_named(

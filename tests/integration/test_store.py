@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from aiohttp import web
 from botocore.exceptions import IncompleteReadError
 
 from lookalike.errors import ConfigError, ConflictError, InputError, UnreachableError
@@ -20,6 +21,7 @@ from lookalike.storage import Store, open_store
 from lookalike.storage.local import LocalStore
 from lookalike.storage.s3 import S3Store
 from lookalike.storage.store import download_tree, upload_tree
+from tests.faulty_s3 import FaultyProxy, serve_in_thread
 
 
 @pytest.fixture(params=["file", "s3"])
@@ -253,6 +255,43 @@ def test_a_stream_that_breaks_is_read_again(s3_uri: str, monkeypatch: pytest.Mon
     answers += [{"Body": Broken()}] * 3
     with pytest.raises(UnreachableError, match="S3 failed"):
         store.read("x")
+
+
+class _OneFault:
+    """The next request for an object fails in a given way."""
+
+    def __init__(self) -> None:
+        self.next: str | None = None
+
+    def choose(self, request: web.Request) -> str | None:
+        fault, self.next = self.next, None
+        return fault
+
+    def acted(self, request: web.Request) -> None:
+        """Nothing else happens."""
+
+
+@pytest.mark.parametrize("fault", ["throttled", "reset before", "reset after", "broken off"])
+def test_a_request_that_fails_is_made_again(s3_uri: str, monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
+    faults = _OneFault()
+    proxy = FaultyProxy(os.environ["AWS_ENDPOINT_URL"], faults)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", serve_in_thread(proxy))
+    store = open_store(s3_uri)
+    data = os.urandom(1 << 20)
+    store.write("there", data)
+
+    def again(request: Callable[[], object]) -> object:
+        faults.next = fault
+        return request()
+
+    assert again(lambda: store.read("there")) == data
+    assert again(lambda: store.read_range("there", 1000, 500_000)) == data[1000:501_000]
+    assert again(lambda: [info.key for info in store.list()]) == ["there"]
+    assert again(lambda: store.exists("there")) is True
+    again(lambda: store.write("written", data))
+    again(lambda: store.create("created", data))
+    assert store.read("written") == store.read("created") == data
+    assert proxy.faults == {fault: 6}
 
 
 # -- what goes wrong: files

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageFilter
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from pipelines.ingest.config import SampleWorldConfig
 from pipelines.ingest.sample.world import Photo, Subject, photo
@@ -17,6 +17,7 @@ KINDS = (
 _DEFECT = 3  # what a seed is for
 _QUALITY = 92  # of an ordinary photo's JPEG
 _TINY_PX = (24, 32, 16)
+_WORDS = ("SAMPLE STOCK PHOTO", "www.studio.example", "SALE 50% OFF")
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Shot:
     photo: Photo
     """What is taken, and its key."""
     defect: str | None = None
-    """One of KINDS."""
+    """One of KINDS or MORE_DEFECTS."""
     variant: int = 0
     """Which flavour of the defect."""
     original: str | None = None
@@ -48,7 +49,8 @@ def plan_shots(config: SampleWorldConfig, things: list[Subject]) -> dict[str, li
     rng = np.random.default_rng([_DEFECT, config.seed, config.first_subject])
     hosts = [things[i] for i in rng.permutation(len(things) - 1)]
     each = config.defects_of_each or max(3, len(things) // 40)
-    for number, kind in enumerate(kind for kind in reversed(KINDS) for _ in range(each)):
+    kinds = (*reversed(KINDS), *config.more_defects)
+    for number, kind in enumerate(kind for kind in kinds for _ in range(each)):
         host = hosts[number % len(hosts)]
         shots[host.name].append(_plant(kind, number, host, shots[host.name], things, config.views))
     return shots
@@ -68,6 +70,8 @@ def encode(picture: npt.NDArray[np.uint8], shot: Shot) -> bytes:
         image = Image.new("RGB", image.size, ("black", "white", image.getpixel((0, 0)))[shot.variant % 3])
     if shot.defect == "strip":
         image = Image.fromarray(np.tile(picture, ((1, 4, 1), (5, 1, 1))[shot.variant % 2]))
+    if shot.defect == "overlaid_text":
+        image = _overlaid(image, shot.variant)
     data = _jpeg(image, _QUALITY)
     if shot.defect == "truncated":
         return data[: len(data) * (2 + shot.variant % 7) // 10]
@@ -106,6 +110,18 @@ def _again(image: Image.Image, variant: int) -> bytes:
         edge = max(1, side // 40)
         return _jpeg(image.crop((edge, edge, side - edge, side - edge)), _QUALITY)
     return _jpeg(image.resize((side * 7 // 8, side * 7 // 8), Image.Resampling.LANCZOS), 80)
+
+
+def _overlaid(image: Image.Image, variant: int) -> Image.Image:
+    """Words across four fifths of the width, at the top, in the middle or at the bottom, as a stock agency does."""
+    words, height = _WORDS[variant % 3], (0.12, 0.5, 0.88)[variant // 3 % 3]
+    wide = ImageFont.load_default(100).getlength(words)
+    font = ImageFont.load_default(80 * image.width / wide)
+    layer = Image.new("RGBA", image.size)
+    place = (image.width / 2, image.height * height)
+    pen = ImageDraw.Draw(layer)
+    pen.text(place, words, (255, 255, 255, 210), font, anchor="mm", stroke_width=1, stroke_fill=(0, 0, 0, 210))
+    return Image.alpha_composite(image.convert("RGBA"), layer).convert("RGB")
 
 
 def _jpeg(image: Image.Image, quality: int) -> bytes:

@@ -20,6 +20,7 @@ from pipelines.ingest.source import Plan, shard_name
 TRUTH = "_truth.json"
 _SUBJECTS_PER_SHARD = 16  # one unit of work: a few seconds of rendering
 _LICENCE = "zlib"  # of the meshes in pybullet_data; all else is made here
+_WRONG_LICENCES = ("CC-BY-NC-4.0", "all rights reserved", "")
 
 
 @dataclass(frozen=True)
@@ -66,12 +67,16 @@ class SampleShard:
                 "class": owner.shape,
                 "caption": photo.caption,
                 "source": "lookalike sample world",
-                "licence": _LICENCE,
+                "licence": _licence(shot),
             }
             payload = {"jpg": data, "json": canonical_json(meta).encode()}
             if shot.defect is None:  # a spoilt photo's mask would not fit
                 payload["mask.png"] = encode_png(np.repeat(mask[..., None], 3, axis=2))
             yield photo.key, payload
+
+
+def _licence(shot: Shot) -> str:
+    return _WRONG_LICENCES[shot.variant % 3] if shot.defect == "wrong_licence" else _LICENCE
 
 
 def plan_sample(config: IngestConfig) -> Plan:

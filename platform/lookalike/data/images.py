@@ -88,7 +88,9 @@ def encode_png(image: np.ndarray, text: Mapping[str, str] | None = None) -> byte
 def _open(data: bytes) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(data))
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except Image.DecompressionBombError as error:
+        raise ImageError("too many pixels") from error
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
         raise ImageError("no image format that we know", value=data[:8]) from error
     if image.width * image.height > MAX_PIXELS:
         raise ImageError("too many pixels", value=f"{image.width}x{image.height}")

@@ -1,6 +1,7 @@
 """The sample world: a function of its seed, with every defect that it says it has."""
 
 import io
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from lookalike.data.images import ImageError, decode
 from lookalike.errors import ConfigError
 from lookalike.models.presets import PRESETS_DIR
 from pipelines.curate.features import features
-from pipelines.ingest.config import IngestConfig, SampleWorldConfig
+from pipelines.ingest.config import MORE_DEFECTS, IngestConfig, SampleWorldConfig
 from pipelines.ingest.sample import shapes, vocabulary, world
 from pipelines.ingest.sample.defects import KINDS, Shot, encode, plan_shots
 from pipelines.ingest.sample.source import TRUTH, plan_sample
@@ -98,6 +99,13 @@ def test_as_many_of_each_defect_as_wanted(subjects: int, asked: int | None, each
             assert shot.photo.subject == shot.photo.filed_under
 
 
+def test_more_defects_are_planted_after_all_others() -> None:
+    usual, more = shots(subjects=8), shots(subjects=8, more_defects=list(MORE_DEFECTS))
+    assert {shot.photo.key: shot.defect for shot in usual}.items() <= {s.photo.key: s.defect for s in more}.items()
+    added = Counter(shot.defect for shot in more) - Counter(shot.defect for shot in usual)
+    assert added == dict.fromkeys(MORE_DEFECTS, 3)
+
+
 def test_no_defects_without_asking() -> None:
     planned = shots(subjects=3, views=4, defects=False)
     assert len(planned) == 12
@@ -125,7 +133,11 @@ def test_defects_spoil_what_they_say() -> None:
         again = Image.open(io.BytesIO(encode(picture, Shot(photo, "near_duplicate", variant))))
         difference = np.asarray(again.resize((256, 256)), float) - clean
         assert 0 < np.abs(difference).mean() < 6
-        assert encode(picture, Shot(photo, "exact_duplicate", variant)) == encode(picture, Shot(photo))
+        for defect in ("exact_duplicate", "wrong_licence", "taken_down"):
+            assert encode(picture, Shot(photo, defect, variant)) == encode(picture, Shot(photo))
+        written = np.abs(decode(encode(picture, Shot(photo, "overlaid_text", variant))).astype(int) - clean).max(2) > 60
+        assert 0.01 < written.mean() < 0.3
+        assert np.ptp(np.flatnonzero(written.any(axis=0))) > 0.6 * 256
 
 
 def test_the_truth_names_every_photo() -> None:
@@ -150,8 +162,10 @@ def test_the_truth_names_every_photo() -> None:
         {"bare_captions": 2},
         {"subjects": 3},
         {"first_subject": -1},
+        {"more_defects": ["blurred"]},
+        {"more_defects": ["taken_down"], "defects": False},
     ],
 )
-def test_worlds_that_cannot_be(settings: dict[str, int]) -> None:
+def test_worlds_that_cannot_be(settings: dict[str, object]) -> None:
     with pytest.raises(ConfigError):
         SampleWorldConfig(**settings)  # type: ignore[arg-type]

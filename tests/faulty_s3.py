@@ -1,6 +1,6 @@
 """A proxy in front of an S3 server that lets a share of the requests fail, in the ways in which networks do.
 
-    python tests/bench/faulty_s3.py http://127.0.0.1:8333 --rate 0.01 --seed 0
+    python tests/faulty_s3.py http://127.0.0.1:8333 --rate 0.01 --seed 0
 
 Prints its own URL. ``GET /-/faults`` tells how many requests came and how many failed, by kind. The Host header, which
 S3's signatures cover, goes on as the client wrote it.
@@ -10,8 +10,10 @@ import argparse
 import asyncio
 import json
 import random
+import threading
 from collections import Counter
 from collections.abc import Callable
+from queue import SimpleQueue
 from typing import Protocol
 
 from aiohttp import ClientSession, DummyCookieJar, web
@@ -114,6 +116,13 @@ class FaultyProxy:
         if request.transport is not None:
             request.transport.abort()
         return web.Response()
+
+
+def serve_in_thread(proxy: FaultyProxy) -> str:
+    """Run a proxy in a thread of this process, which ends with it; its URL."""
+    ready: SimpleQueue[str] = SimpleQueue()
+    threading.Thread(target=lambda: asyncio.run(proxy.serve(ready.put)), daemon=True).start()
+    return ready.get(timeout=30)
 
 
 def main() -> None:
