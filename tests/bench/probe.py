@@ -12,14 +12,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from tqdm import tqdm
 
 from lookalike.data.images import decode
-from lookalike.data.shards import iter_samples, open_object
+from lookalike.data.shards import iter_samples
 from lookalike.pixels import crop_resize
-from lookalike.storage import open_store
 from lookalike.training.parts import FitConfig, fit, reconstruct
+from pipelines.ingest.config import IngestConfig, SampleWorldConfig
 from pipelines.ingest.sample import shapes, vocabulary
-from pipelines.ingest.sample.source import TRUTH
+from pipelines.ingest.sample.source import TRUTH, plan_sample
 
 SIDE = 64  # pixels
 CHOICES = {
@@ -30,7 +31,7 @@ CHOICES = {
 }
 COLOURS = list(vocabulary.COLOURS)
 EMBEDDING, SHARPNESS = 64, 16.0  # channels of a subject's embedding; scale of its cosines in the softmax
-FIT = FitConfig(steps=1200, batch_size=64, learning_rate=2e-3, weight_decay=0.02, save_every=100)
+FIT = FitConfig(steps=700, batch_size=64, learning_rate=2e-3, weight_decay=0.02, save_every=100)
 
 
 @dataclass(frozen=True)
@@ -49,15 +50,19 @@ class Photo:
     view: str
 
 
-def read_photos(raw: Path) -> list[Photo]:
-    """The photographs of a sample world's raw shards, in the order of their keys."""
-    store = open_store(str(raw))
-    truth = json.loads(store.read(TRUTH))["photos"]
-    found = {}
-    for info in store.list():
-        if info.key.endswith(".tar"):
-            for sample, members in iter_samples(open_object(store, info)):
-                found[sample.key] = _photo(members, truth[sample.key])
+def photographs(raw: Path, world: SampleWorldConfig) -> list[Photo]:
+    """The photographs of a sample world in the order of their keys; shards that lie in ``raw`` are not made again."""
+    plan = plan_sample(IngestConfig(source="sample", raw=str(raw), sample=world))
+    truth, found = plan.extras[TRUTH]["photos"], {}
+    raw.mkdir(parents=True, exist_ok=True)
+    for shard in tqdm(plan.shards, desc=raw.name, unit="shard"):
+        path = raw / shard.name
+        if not path.exists():
+            part = path.with_suffix(".part")
+            shard.write(part)
+            part.rename(path)
+        with path.open("rb") as file:
+            found |= {sample.key: _photo(members, truth[sample.key]) for sample, members in iter_samples(file)}
     return [found[key] for key in sorted(found)]
 
 

@@ -76,7 +76,8 @@ def test_memory(preset: Preset, checkpointing: bool) -> None:
     mib["peak of a training step, mllm"] = activation_bytes(model, sample, 1, references=False)
     record = {"mib": {name: round(size / 2**20, 1) for name, size in mib.items()}}
     keep("dla-cost", record, f"memory of a sample, {'with' if checkpointing else 'without'} activation checkpointing")
-    assert mib["peak of forward, without gradients"] < mib["hidden states"]
+    left = ["left by forward, without gradients", *(["left by forward, for the backward pass"] * checkpointing)]
+    assert max(mib[name] for name in left) < mib["hidden states"] / 10  # no copy of them, as they were or normalised
 
 
 def test_time(preset: Preset) -> None:

@@ -3,7 +3,7 @@
     python -m pytest tests/bench/test_probes.py -s        # half an hour on one core
 
 The probe (tests/bench/probe.py) learns from a world of its own; its error on real photographs stands in the first row
-of the table. Then 64 held-out subjects x 4 prompts are drawn from one reference: as the paper does, with the MLLM
+of the table. Then 52 held-out subjects x 4 prompts are drawn from one reference: as the paper does, with the MLLM
 alone, and without any reference. The prompts are the captions of the subject's other photographs, whose place and
 mostly view differ from the reference's; once whole ("told": colours and pattern are in the text), and once bare, where
 they have to come from the reference. Half of the subjects have a twin: another shape in the same colours and pattern.
@@ -13,9 +13,8 @@ Writes results/probes.json and results/probes-grid.png. LOOKALIKE_BENCH_BUNDLE n
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from subprocess import CompletedProcess
 from typing import Any
 
 import numpy as np
@@ -32,12 +31,11 @@ from lookalike.training.parts import reconstruct
 from pipelines.ingest.config import SampleWorldConfig
 from pipelines.ingest.sample import vocabulary, world
 from tests.bench.measured import RESULTS, keep
-from tests.bench.probe import CHOICES, COLOURS, Photo, Probe, read_photos, to_tensor, train_probe
+from tests.bench.probe import CHOICES, COLOURS, Photo, Probe, photographs, to_tensor, train_probe
 
-WORLD = ("--sample.size_px", "128", "--sample.defects", "false", "--sample.views", "6")
-TAUGHT = {"seed": 61, "subjects": 1200}  # what the probe learns from
-HELD_OUT = {"seed": 70, "subjects": 64}  # seen by neither probe nor model
-PROMPTS, BATCH = 4, 32
+TAUGHT = SampleWorldConfig(seed=61, subjects=480, size_px=128, defects=False)  # what the probe learns from
+HELD_OUT = SampleWorldConfig(seed=70, subjects=52, size_px=128, defects=False)  # seen by neither probe nor model
+PROMPTS, STEPS, BATCH = 4, 12, 16
 MODES = {"paper": "paper", "MLLM only": "mllm_only", "no reference": "mllm_only"}  # -> stages
 REAL = "real photographs, through the VAE"
 
@@ -68,13 +66,11 @@ class WithoutReferences(Preprocessor):
         return super().__call__(prompts, [[] for _ in prompts], *args, **kwargs)
 
 
-def test_it_learns(
-    bench_folder: Path, tmp_path: Path, run_job: Callable[..., CompletedProcess[str]], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_it_learns(bench_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.set_num_threads(1)
     pipe = SubjectPipeline.from_pretrained(_bundle(tmp_path))
     pipe.set_progress_bar_config(disable=True)
-    taught, held_out = (_photos(run_job, bench_folder, **which) for which in (TAUGHT, HELD_OUT))
+    taught, held_out = (photographs(bench_folder / f"world-{made.seed}", made) for made in (TAUGHT, HELD_OUT))
     probe = train_probe(taught, pipe.vae, bench_folder / "probe")
     judge = Judge(probe, pipe.vae, held_out)
     cases = list(_cases(held_out))
@@ -99,14 +95,6 @@ def _bundle(tmp_path: Path) -> Path:
     return Path(given) if given else materialise(load_preset("mini"), tmp_path / "bundle")
 
 
-def _photos(run_job: Callable[..., CompletedProcess[str]], folder: Path, seed: int, subjects: int) -> list[Photo]:
-    raw = folder / f"probe-world-{seed}"
-    which = ("--sample.seed", str(seed), "--sample.subjects", str(subjects))
-    done = run_job("ingest", "--source", "sample", "--raw", str(raw), *which, *WORLD, timeout_s=3600)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    return read_photos(raw)
-
-
 def _cases(photos: list[Photo]) -> Iterator[Case]:
     for name in sorted({photo.subject for photo in photos}):
         reference, *others = (photo for photo in photos if photo.subject == name)
@@ -123,6 +111,7 @@ def _draw(pipe: SubjectPipeline, cases: list[Case], bare: bool, stages: str) -> 
         pipe(
             [case.prompt(bare) for case in part],
             [[case.reference.image] for case in part],
+            num_inference_steps=STEPS,
             stages=stages,
             seeds=[case.seed for case in part],
             output_type="np",
@@ -140,7 +129,7 @@ class Judge:
         self._names = sorted({photo.subject for photo in photos})
         self._owner = np.array([self._names.index(photo.subject) for photo in photos])
         self._found = self._see(reconstruct(vae, to_tensor([photo.image for photo in photos])))
-        things = world.subjects(SampleWorldConfig(**HELD_OUT))
+        things = world.subjects(HELD_OUT)
         pairs = [(thing.name, thing.twin_of) for thing in things if thing.twin_of]
         self._twin = {a: b for pair in pairs for a, b in (pair, pair[::-1])}
 
