@@ -37,14 +37,15 @@ REASONS = {
     "truncated_shard": "truncated_shard",
     "wrong_licence": "licence",
     "taken_down": "taken_down",
+    "overlaid_text": "overlaid_text",
 }
 BY_EMBEDDING = ("off_subject", "no_pair")  # reported; what they reach is the embedder's matter
-MORE = ("wrong_licence", "taken_down")  # and what the curation is told of them:
-TOLD = ("--filters.licence.allowed", "[zlib]")  # and a take-down list
 WORLD = (
-    *("--sample.subjects", "480", "--sample.defects_of_each", "200"),
-    *("--sample.more_defects", f"[{','.join(MORE)}]"),
+    *("--sample.subjects", "440", "--sample.defects_of_each", "200"),
+    *("--sample.more_defects", "[wrong_licence,taken_down,overlaid_text]"),
 )
+# What the defaults let through; and a take-down list.
+ASKED = ("--filters.licence.allowed", "[zlib]", "--filters.overlaid_text.max_share", "0.02")
 
 pytestmark = pytest.mark.timeout(7200)
 
@@ -65,7 +66,7 @@ def test_each_reason_is_given_to_what_was_planted_for_it_and_to_nothing_else(
     run("ingest", "--source", "sample", "--raw", str(raw), "--sample.seed", str(seed), *WORLD)
     truth = json.loads((raw / "_truth.json").read_text())["photos"]
     removed = _take_down_list(raw, truth, tmp_path / "removed.txt")
-    run("curate", "--raw", str(raw), "--dataset", str(dataset), *TOLD, "--filters.taken_down.list", str(removed))
+    run("curate", "--raw", str(raw), "--dataset", str(dataset), *ASKED, "--filters.taken_down.list", str(removed))
     rows = pq.read_table(dataset / "v0001" / "images.parquet", columns=["key", "sha256", "drop_reason"]).to_pylist()
     record = {
         "command": "python -m pytest tests/bench -k right -s",
