@@ -8,8 +8,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
+from tenacity import before_sleep_log, retry, retry_if_exception_message, stop_after_attempt
+
 from lookalike import config as configs
 from lookalike.errors import BusyError, LookalikeError, StoppedError, UnreachableError
+
+log = logging.getLogger(__name__)
 
 ConfigT = TypeVar("ConfigT")
 
@@ -51,8 +55,7 @@ def ray_session() -> Iterator[None]:
         address = os.environ.get("RAY_ADDRESS", "")
         try:
             _knock(address)
-            # a private cluster ends with its job: nobody would look at its dashboard, which is half of its processes
-            ray.init(include_dashboard=None if address else False, log_to_driver=True, logging_level=logging.WARNING)
+            _init(address)
         except OSError as error:  # ConnectionError is one
             raise UnreachableError(
                 "Ray does not answer", value=address, fix="check RAY_ADDRESS, and RAY_AUTH_MODE with its token"
@@ -62,6 +65,20 @@ def ray_session() -> Iterator[None]:
     finally:
         if started:
             ray.shutdown()
+
+
+@retry(
+    retry=retry_if_exception_message(match="The current node timed out during startup"),
+    stop=stop_after_attempt(3),
+    before_sleep=before_sleep_log(log, logging.WARNING),
+    reraise=True,
+)
+def _init(address: str) -> None:
+    """Join a cluster, or start one, once more where its node missed the 30 s that Ray gives it (a busy machine)."""
+    import ray
+
+    # a private cluster ends with its job: nobody would look at its dashboard, which is half of its processes
+    ray.init(include_dashboard=None if address else False, log_to_driver=True, logging_level=logging.WARNING)
 
 
 def _knock(address: str) -> None:

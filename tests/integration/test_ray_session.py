@@ -1,4 +1,4 @@
-"""Jobs join the cluster that RAY_ADDRESS names, or say that it is not there."""
+"""Jobs join the cluster that RAY_ADDRESS names, or say that it is not there; without one they start their own."""
 
 import os
 import socket
@@ -21,9 +21,19 @@ except UnreachableError as error:
     print(error)
 """
 
+_ON_A_BUSY_MACHINE = """
+import ray
+late, start = [Exception("The current node timed out during startup. This could happen because ...")], ray.init
+def init(**options):
+    if late:
+        raise late.pop()
+    return start(**options)
+ray.init = init
+"""
 
-def _run(environment: dict[str, str]) -> str:
-    argv = [sys.executable, "-c", _SESSION]
+
+def _run(environment: dict[str, str], before: str = "") -> str:
+    argv = [sys.executable, "-c", before + _SESSION]
     done = subprocess.run(argv, env=job_environment(environment), capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -43,3 +53,7 @@ def test_a_cluster_with_a_token_is_joined_with_it_only(ray_cluster: dict[str, st
     assert "joined 4.0" in _run(ray_cluster)
     without = {"RAY_ADDRESS": ray_cluster["RAY_ADDRESS"], "RAY_AUTH_MODE": "disabled", "HOME": os.devnull}
     assert "RAY_AUTH_MODE" in _run(without)
+
+
+def test_a_node_that_came_up_too_late_is_started_again() -> None:
+    assert "joined" in _run({}, before=_ON_A_BUSY_MACHINE)
