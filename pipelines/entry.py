@@ -69,12 +69,12 @@ def ray_session() -> Iterator[None]:
 
 @retry(
     retry=retry_if_exception_message(match="The current node timed out during startup"),
-    stop=stop_after_attempt(3),
+    stop=stop_after_attempt(5),
     before_sleep=before_sleep_log(log, logging.WARNING),
     reraise=True,
 )
 def _init(address: str) -> None:
-    """Join a cluster, or start one, once more where its node missed the 30 s that Ray gives it (a busy machine)."""
+    """Join a cluster, or start one; again where its node missed the 15 s that Ray gives its agents (a busy machine)."""
     import ray
 
     # a private cluster ends with its job: nobody would look at its dashboard, which is half of its processes

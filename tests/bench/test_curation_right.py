@@ -37,15 +37,13 @@ REASONS = {
     "truncated_shard": "truncated_shard",
     "wrong_licence": "licence",
     "taken_down": "taken_down",
-    "overlaid_text": "overlaid_text",
 }
 BY_EMBEDDING = ("off_subject", "no_pair")  # reported; what they reach is the embedder's matter
 WORLD = (
     *("--sample.subjects", "440", "--sample.defects_of_each", "200"),
     *("--sample.more_defects", "[wrong_licence,taken_down,overlaid_text]"),
 )
-# What the defaults let through; and a take-down list.
-ASKED = ("--filters.licence.allowed", "[zlib]", "--filters.overlaid_text.max_share", "0.02")
+TEXT = ("--filters.overlaid_text.max_share", "0.02")
 
 pytestmark = pytest.mark.timeout(7200)
 
@@ -66,22 +64,33 @@ def test_each_reason_is_given_to_what_was_planted_for_it_and_to_nothing_else(
     run("ingest", "--source", "sample", "--raw", str(raw), "--sample.seed", str(seed), *WORLD)
     truth = json.loads((raw / "_truth.json").read_text())["photos"]
     removed = _take_down_list(raw, truth, tmp_path / "removed.txt")
-    run("curate", "--raw", str(raw), "--dataset", str(dataset), *ASKED, "--filters.taken_down.list", str(removed))
-    rows = pq.read_table(dataset / "v0001" / "images.parquet", columns=["key", "sha256", "drop_reason"]).to_pylist()
+    told = ("--filters.licence.allowed", "[zlib]", "--filters.taken_down.list", str(removed))
+    curate = ("curate", "--raw", str(raw), "--dataset", str(dataset), *told)
+    run(*curate)
+    _check(dataset, 1, truth, REASONS, f"seed {seed}")
+    run(*curate, *TEXT)  # half a second of text recognition for each photo that is left
+    _check(dataset, 2, truth, REASONS | {"overlaid_text": "overlaid_text"}, f"seed {seed}, with overlaid text")
+
+
+def _check(dataset: Path, number: int, truth: dict[str, Any], expected: dict[str, str], part: str) -> None:
+    """Hold a snapshot to the truth, and keep what was found."""
+    table = pq.read_table(dataset / f"v{number:04d}" / "images.parquet", columns=["key", "sha256", "drop_reason"])
+    rows = table.to_pylist()
+    planted = Counter(photo["defect"] for photo in truth.values() if photo["defect"] in expected)
     record = {
         "command": "python -m pytest tests/bench -k right -s",
         "photos": len(truth),
         "read": len(rows),  # those behind the cut in the truncated shard cannot be
-        "planted": dict(Counter(photo["defect"] for photo in truth.values() if photo["defect"])),
-        "reasons": _reasons(truth, rows),
-        "pairs": _pairs(dataset, {row["sha256"] for row in rows if row["drop_reason"] is None}),
+        "planted": dict(planted),
+        "reasons": _reasons(truth, rows, expected),
+        "pairs": _pairs(dataset, number, {row["sha256"] for row in rows if row["drop_reason"] is None}),
     }
-    keep("curation-right", record, f"seed {seed}")
+    keep("curation-right", record, part)
     assert len(truth) >= 5000
     for name, found in record["reasons"].items():
         if name not in BY_EMBEDDING:
             assert min(found["precision"], found["recall"]) >= 0.99, name
-    assert min(n for kind, n in record["planted"].items() if kind != "truncated_shard") >= 200
+    assert min(n for kind, n in planted.items() if kind != "truncated_shard") >= 200
     assert record["pairs"]["highest_similarity"] <= FiltersConfig().no_pair.max_similarity
     assert record["pairs"]["subjects_in_both_splits"] == 0
 
@@ -100,12 +109,12 @@ def _take_down_list(raw: Path, truth: dict[str, Any], path: Path) -> Path:
     return path
 
 
-def _reasons(truth: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, Any]:
+def _reasons(truth: dict[str, Any], rows: list[dict[str, Any]], reasons: dict[str, str]) -> dict[str, Any]:
     """Precision and recall of each reason over the photos that could be read, and what was taken for what."""
     planted, dropped = defaultdict(set), defaultdict(set)
     mistakes: dict[str, Counter[str]] = defaultdict(Counter)
     for row in rows:
-        expected = REASONS.get(truth[row["key"]]["defect"])
+        expected = reasons.get(truth[row["key"]]["defect"])
         planted[expected].add(row["key"])
         dropped[row["drop_reason"]].add(row["key"])
         if expected != row["drop_reason"]:
@@ -123,14 +132,14 @@ def _reasons(truth: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, Any
     }
 
 
-def _pairs(dataset: Path, kept: set[str]) -> dict[str, Any]:
+def _pairs(dataset: Path, number: int, kept: set[str]) -> dict[str, Any]:
     """The pairs of the snapshot, their similarities computed again from the vectors."""
     vectors: dict[str, np.ndarray] = {}
     for path in (dataset / "work" / "vectors").rglob("*.parquet"):
         for row in pq.read_table(path, columns=["sha256", "vector"]).to_pylist():
             vector = np.array(row["vector"], np.float32)
             vectors[row["sha256"]] = vector / np.linalg.norm(vector)
-    triplets = read_triplets(version_store(open_store(str(dataset)), 1))
+    triplets = read_triplets(version_store(open_store(str(dataset)), number))
     similarities = []
     for triplet in triplets:
         assert triplet.target_image not in triplet.reference_images
