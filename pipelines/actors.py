@@ -25,7 +25,8 @@ class ActorConfig:
     """The actors that hold the model."""
 
     count: int = 2
-    """Actors, each with a copy of the model."""
+    """Actors, each with a copy of the model. 0: the job's own process does the units one after the other, which spares
+    a few of them the start of an actor, and can be debugged."""
     cpus: float = 0.5
     """Logical CPUs that an actor reserves; below 1 so that a small machine has some left for reading."""
     threads: int = 1
@@ -34,7 +35,7 @@ class ActorConfig:
     """One GPU for each actor."""
 
     def __post_init__(self) -> None:
-        if self.count < 1 or self.threads < 1:
+        if self.count < 0 or self.threads < 1:
             raise ConfigError("no actor to run on", value=(self.count, self.threads), fix="use 1 or more of each")
 
     def prepare(self) -> str:
@@ -64,6 +65,9 @@ def run_units(
     A unit is one batch whose samples the plan fixed, not how Ray Data cuts its blocks: float sums differ with the
     batch, and results have to repeat. Raises the LookalikeError that an actor raised.
     """
+    if config.count == 0:
+        yield from _here(actor, work, units, noun)
+        return
     import ray.data
 
     with ray_session():
@@ -77,6 +81,15 @@ def run_units(
             num_gpus=1 if config.use_gpu else 0,
         )
         yield from _tables(done, units, noun)
+
+
+def _here(actor: type[UnitActor], work: Any, units: int, noun: str) -> Iterator[pa.Table]:
+    """The units in this process."""
+    do = actor(work)
+    for unit in range(units):
+        rows = pa.table(_with_unit(unit, do(unit)))
+        log.info("%d of %d %s done", unit + 1, units, noun)
+        yield rows
 
 
 def run_tasks(
@@ -119,6 +132,10 @@ def _rows(unit: int, do: Callable[[int], Columns]) -> Columns:
         columns = do(unit)
     except LookalikeError as error:
         columns = {_ERROR: np.array([pickle.dumps(error)], dtype=object)}
+    return _with_unit(unit, columns)
+
+
+def _with_unit(unit: int, columns: Columns) -> Columns:
     return {"unit": np.full(len(next(iter(columns.values()))), unit), **columns}
 
 

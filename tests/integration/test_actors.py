@@ -23,17 +23,19 @@ class _Squares:
         return {"number": np.array(numbers), "square": np.square(numbers)}
 
 
-def test_every_unit_gives_its_rows_once() -> None:
+@pytest.mark.parametrize("count", [0, 2])
+def test_every_unit_gives_its_rows_once(count: int) -> None:
     work = [[1, 2], [3], [4, 5, 6]]
-    rows = [row for table in run_units(_Squares, work, 3, ActorConfig(count=2)) for row in table.to_pylist()]
+    rows = [row for table in run_units(_Squares, work, 3, ActorConfig(count=count)) for row in table.to_pylist()]
     assert sorted((row["unit"], row["number"], row["square"]) for row in rows) == [
         (unit, number, number**2) for unit, numbers in enumerate(work) for number in numbers
     ]
 
 
-def test_our_own_error_comes_out_as_it_went_in() -> None:
+@pytest.mark.parametrize("count", [0, 1])
+def test_our_own_error_comes_out_as_it_went_in(count: int) -> None:
     with pytest.raises(InputError, match=r"nothing to square \(1\); bring numbers") as caught:
-        list(run_units(_Squares, [[1], []], 2, ActorConfig(count=1)))
+        list(run_units(_Squares, [[1], []], 2, ActorConfig(count=count)))
     assert type(caught.value) is InputError
 
 

@@ -55,7 +55,7 @@ def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def config_of(raw: Path, dataset: Path, **settings: Any) -> CurateConfig:
-    return CurateConfig(raw=str(raw), dataset=str(dataset), actors=ActorConfig(count=1), **settings)
+    return CurateConfig(raw=str(raw), dataset=str(dataset), **{"actors": ActorConfig(count=0), **settings})
 
 
 # Without an embedder a curation starts in half the time: where it does not matter how photos are paired.
