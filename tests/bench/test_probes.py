@@ -72,12 +72,12 @@ def test_it_learns(bench_folder: Path, tmp_path: Path, monkeypatch: pytest.Monke
     pipe.set_progress_bar_config(disable=True)
     taught, held_out = (photographs(bench_folder / f"world-{made.seed}", made) for made in (TAUGHT, HELD_OUT))
     probe = train_probe(taught, pipe.vae, bench_folder / "probe")
-    judge = Judge(probe, pipe.vae, held_out)
+    shown = reconstruct(pipe.vae, to_tensor([photo.image for photo in held_out]))
+    judge = Judge(probe, shown, held_out)
     cases = list(_cases(held_out))
-    targets = reconstruct(pipe.vae, to_tensor([case.target.image for case in cases]))
-    values = {REAL: judge(targets, cases)}
+    values = {REAL: judge(shown[[_place(held_out, case.target) for case in cases]], cases)}
     drawn: dict[str, np.ndarray] = {}
-    for bare in (True, False):
+    for bare in (False, True):
         for mode, stages in MODES.items():
             name = f"{mode}, {'bare' if bare else 'told'}"
             with monkeypatch.context() as patch:
@@ -87,7 +87,7 @@ def test_it_learns(bench_folder: Path, tmp_path: Path, monkeypatch: pytest.Monke
             values[name] = judge(torch.from_numpy(drawn[name].transpose(0, 3, 1, 2).copy()), cases)
             record = {"cases": len(cases), "probe": judge.own_error(), "table": _table(values, cases)}
             keep("probes", record)
-    _grid(cases, drawn).save(RESULTS / "probes-grid.png", optimize=True)
+            _grid(cases, drawn).save(RESULTS / "probes-grid.png", optimize=True)
 
 
 def _bundle(tmp_path: Path) -> Path:
@@ -124,11 +124,11 @@ def _draw(pipe: SubjectPipeline, cases: list[Case], bare: bool, stages: str) -> 
 class Judge:
     """Says of a picture what it shows, and whose it is among the held-out subjects."""
 
-    def __init__(self, probe: Probe, vae: Any, photos: list[Photo]) -> None:
+    def __init__(self, probe: Probe, shown: torch.Tensor, photos: list[Photo]) -> None:
         self._probe, self._photos = probe, photos
         self._names = sorted({photo.subject for photo in photos})
         self._owner = np.array([self._names.index(photo.subject) for photo in photos])
-        self._found = self._see(reconstruct(vae, to_tensor([photo.image for photo in photos])))
+        self._found = self._see(shown)
         things = world.subjects(HELD_OUT)
         pairs = [(thing.name, thing.twin_of) for thing in things if thing.twin_of]
         self._twin = {a: b for pair in pairs for a, b in (pair, pair[::-1])}
@@ -144,7 +144,7 @@ class Judge:
             np.nan if twin is None else float(row[mine] > row[self._names.index(twin)])
             for row, mine, twin in zip(likeness, own, twins, strict=True)
         ]
-        reference = self._see_photos([case.reference for case in cases])
+        references = [_place(self._photos, case.reference) for case in cases]
         scores = {
             "identity": likeness[rows, own],
             f"found among {len(self._names)}": likeness.argmax(1) == own,
@@ -156,7 +156,7 @@ class Judge:
         for name, choices in CHOICES.items():
             asked = np.array([choices.index(getattr(case.target, name)) for case in cases])
             scores[name] = found[name].argmax(1) == asked
-        scores["view is not the reference's"] = found["view"].argmax(1) != reference["view"].argmax(1)
+        scores["view is not the reference's"] = found["view"].argmax(1) != self._found["view"][references].argmax(1)
         return {name: np.asarray(value, float) for name, value in scores.items()}
 
     def own_error(self) -> dict[str, float]:
@@ -176,14 +176,14 @@ class Judge:
         cosine = self._found["subject"][kept] @ embedding
         return np.bincount(self._owner[kept], weights=cosine) / np.bincount(self._owner[kept])
 
-    def _see_photos(self, photos: list[Photo]) -> dict[str, np.ndarray]:
-        rows = [next(i for i, photo in enumerate(self._photos) if photo is wanted) for wanted in photos]
-        return {name: values[rows] for name, values in self._found.items()}
-
     @torch.no_grad()
     def _see(self, images: torch.Tensor) -> dict[str, np.ndarray]:
         parts = [self._probe(part) for part in images.split(64)]
         return {name: torch.cat([part[name] for part in parts]).numpy() for name in parts[0]}
+
+
+def _place(photos: list[Photo], wanted: Photo) -> int:
+    return next(index for index, photo in enumerate(photos) if photo is wanted)
 
 
 def _colours(logits: np.ndarray, photo: Photo) -> float:
