@@ -15,7 +15,8 @@ class ExactDuplicate:
     scope: ClassVar[Scope] = "content"
 
     def drop(self, photos: Photos) -> np.ndarray:
-        _, first = np.unique(photos["sha256"].astype(str), return_index=True)
+        numbered = photos.rows["sha256"].combine_chunks().dictionary_encode().indices  # millions of hashes, once each
+        _, first = np.unique(numbered.to_numpy(), return_index=True)
         repeated = np.ones(len(photos), bool)
         repeated[first] = False
         return repeated

@@ -77,6 +77,15 @@ def test_a_near_duplicate_needs_both_witnesses_and_the_largest_stays() -> None:
     assert NearDuplicate().drop(photos).tolist() == [True, False, False, False]
 
 
+@pytest.mark.parametrize(
+    ("bits", "similarity", "one"),
+    [(12, 0.92, True), (12, 0.919, False), (13, 0.923, False), (22, 0.96, True), (24, 0.967, False), (33, 1.0, False)],
+)
+def test_the_farther_the_hashes_the_surer_the_embedding_has_to_be(bits: int, similarity: float, one: bool) -> None:
+    photos = with_similarity(np.array([[1, similarity], [similarity, 1]]), {"phash": 0}, {"phash": (1 << bits) - 1})
+    assert NearDuplicate().drop(photos).any() == one
+
+
 def test_the_stranger_among_four_is_found_and_a_varied_subject_is_left_alone() -> None:
     stranger = np.array([[1, 0.7, 0.75, 0.3], [0.7, 1, 0.72, 0.28], [0.75, 0.72, 1, 0.35], [0.3, 0.28, 0.35, 1]])
     assert OffSubject().drop(with_similarity(stranger)).tolist() == [False, False, False, True]
