@@ -69,16 +69,23 @@ def ray_session() -> Iterator[None]:
 
 @retry(
     retry=retry_if_exception_message(match="The current node timed out during startup"),
-    stop=stop_after_attempt(5),
+    stop=stop_after_attempt(3),
     before_sleep=before_sleep_log(log, logging.WARNING),
     reraise=True,
 )
 def _init(address: str) -> None:
     """Join a cluster, or start one; again where its node missed the 15 s that Ray gives its agents (a busy machine)."""
+    import psutil  # comes with Ray
     import ray
 
-    # a private cluster ends with its job: nobody would look at its dashboard, which is half of its processes
-    ray.init(include_dashboard=None if address else False, log_to_driver=True, logging_level=logging.WARNING)
+    before = set(psutil.Process().children())
+    try:
+        # a private cluster ends with its job: nobody would look at its dashboard, which is half of its processes
+        ray.init(include_dashboard=None if address else False, log_to_driver=True, logging_level=logging.WARNING)
+    except Exception:
+        for process in set(psutil.Process().children()) - before:  # Ray leaves them until we end
+            process.kill()
+        raise
 
 
 def _knock(address: str) -> None:

@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -22,10 +23,12 @@ except UnreachableError as error:
 """
 
 _ON_A_BUSY_MACHINE = """
-import ray
+import ray, subprocess
 late, start = [Exception("The current node timed out during startup. This could happen because ...")], ray.init
 def init(**options):
     if late:
+        left = subprocess.Popen(["sleep", "60"])
+        print("left", left.pid)
         raise late.pop()
     return start(**options)
 ray.init = init
@@ -56,4 +59,6 @@ def test_a_cluster_with_a_token_is_joined_with_it_only(ray_cluster: dict[str, st
 
 
 def test_a_node_that_came_up_too_late_is_started_again() -> None:
-    assert "joined" in _run({}, before=_ON_A_BUSY_MACHINE)
+    said = _run({}, before=_ON_A_BUSY_MACHINE).split()
+    assert "joined" in said
+    assert not Path(f"/proc/{said[said.index('left') + 1]}").exists()
