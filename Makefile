@@ -10,6 +10,8 @@ export RAY_AUTH_MODE ?= disabled
 export RAY_USAGE_STATS_ENABLED ?= 0
 export MLFLOW_DISABLE_TELEMETRY ?= true
 export TOKENIZERS_PARALLELISM ?= false
+# Bytecode is made once: a process that imports diffusers takes 15 s of a slow core without it.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help setup demo test check bench lock clean
 
@@ -18,7 +20,7 @@ help: ## Show what there is to do
 
 setup: $(VENV)/ready ## Make .venv from requirements.lock and check the compiler
 
-# The lock is complete: nothing is to be resolved. Bytecode is made where a module is first used.
+# The lock is complete: nothing is to be resolved. Bytecode is made where a module is first used, most is never.
 $(VENV)/ready: requirements.lock pyproject.toml infra/setup/check.py
 	@command -v $(PYTHON) >/dev/null || { echo "error: no $(PYTHON); apt-get install python3 python3-venv" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' || \
