@@ -4,7 +4,7 @@
 
 Writes results/curation-kills.json. The dataset is on an S3 server behind a proxy (faulty_s3.py) that sees every put
 and kills just before the server has it, or just after: the driver, after which nothing more goes through, or the worker
-that sent it.
+that sent it. The jobs join one Ray cluster, which outlives them.
 """
 
 import os
@@ -12,7 +12,12 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
+import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +54,6 @@ class Reaper:
         self.puts: list[str] = []  # keys below the dataset that the server got
         self.begun: list[str] = []  # raw shards, each time that one was read from its start
         self.driver: subprocess.Popen[bytes] | None = None
-        self.family: list[psutil.Process] = []
         self.disarm()
 
     def disarm(self) -> None:
@@ -96,7 +100,6 @@ class Reaper:
         assert self.driver is not None
         assert request.transport is not None
         self.struck = True
-        self.family = psutil.Process(self.driver.pid).children(recursive=True)
         pid = self.driver.pid
         if self._whom == "worker":
             port = request.transport.get_extra_info("peername")[1]
@@ -109,18 +112,63 @@ class Reaper:
         os.kill(pid, signal.SIGKILL)
 
 
-def run(reaper: Reaper, arguments: list[str], env: dict[str, str], log: Path) -> int:
-    """One start of the job; its exit status. Its Ray is gone afterwards."""
-    with log.open("ab") as file:
-        argv = [sys.executable, str(REPO / "jobs" / "curate.py"), *arguments]
-        reaper.driver = subprocess.Popen(argv, env=job_environment(env), stdout=file, stderr=file, cwd=REPO)
-        status = reaper.driver.wait(600)
-    _, alive = psutil.wait_procs(reaper.family, timeout=3)
-    for process in alive:
-        process.kill()
-    psutil.wait_procs(alive, timeout=10)
-    reaper.family = []
-    return status
+@contextmanager
+def cluster(env: dict[str, str]) -> Iterator[tuple[psutil.Process, dict[str, str]]]:
+    """A Ray head of two CPUs whose workers have ``env``, and the environment in which a job joins it."""
+    with tempfile.TemporaryDirectory(prefix="ray-") as folder:
+        env = {**env, "RAY_AUTH_MODE": "disabled"}
+        options = ("--port=0", "--num-cpus=2", "--include-dashboard=false", f"--temp-dir={folder}", "--block")
+        argv = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--disable-usage-stats", *options]
+        with (
+            (Path(folder) / "log").open("wb") as log,
+            subprocess.Popen(argv, env=job_environment(env), stdout=log, stderr=log) as head,
+        ):
+            try:
+                address = Path(folder) / "ray_current_cluster"
+                deadline = time.monotonic() + 120
+                while not address.exists() and head.poll() is None and time.monotonic() < deadline:
+                    time.sleep(0.2)
+                yield psutil.Process(head.pid), {**env, "RAY_ADDRESS": address.read_text().strip()}
+            finally:
+                head.terminate()  # with --block it ends what it started
+
+
+@dataclass
+class Bench:
+    """Starts jobs on a cluster, under the eyes of a reaper."""
+
+    reaper: Reaper
+    head: psutil.Process
+    env: dict[str, str]
+    log: Path
+
+    def run(self, *arguments: str) -> int:
+        """One start of the job; its exit status. Its workers are at rest afterwards."""
+        with self.log.open("ab") as file:
+            argv = [sys.executable, str(REPO / "jobs" / "curate.py"), *arguments]
+            self.reaper.driver = subprocess.Popen(
+                argv, env=job_environment(self.env), stdout=file, stderr=file, cwd=REPO
+            )
+            status = self.reaper.driver.wait(600)
+        while any(map(_maps, self.head.children(recursive=True))):
+            time.sleep(0.2)
+        return status
+
+
+def _maps(process: psutil.Process) -> bool:
+    """Whether it is a worker of Ray Data that has something to do."""
+    with suppress(psutil.Error):
+        return any("Map" in word for word in process.cmdline()[:1])
+    return False
+
+
+@pytest.fixture
+def bench(s3_server: dict[str, str], tmp_path: Path) -> Iterator[Bench]:
+    """The proxy, the cluster behind it, and a reaper that lets everything through."""
+    reaper = Reaper()
+    env = {**s3_server, "AWS_ENDPOINT_URL": serve_in_thread(FaultyProxy(s3_server["AWS_ENDPOINT_URL"], reaper))}
+    with cluster(env) as (head, joined):
+        yield Bench(reaper, head, joined, tmp_path / "log")
 
 
 def contents(prefix: str) -> dict[str, bytes]:
@@ -128,19 +176,16 @@ def contents(prefix: str) -> dict[str, bytes]:
     return {info.key: store.read(info.key) for info in store.list()}
 
 
-def test_killed_at_every_write_it_ends_with_the_same_bytes(
-    s3_uri: str, s3_server: dict[str, str], tmp_path: Path
-) -> None:
+def test_killed_at_every_write_it_ends_with_the_same_bytes(s3_uri: str, bench: Bench, tmp_path: Path) -> None:
     raw = open_store(f"{s3_uri}/raw")
     for path in sorted(write_raw(tmp_path / "raw", world(40, 4), per_shard=8).glob("*.tar")):
         raw.upload(path.name, path)
     shards = len(list(raw.list()))
-    reaper, log = Reaper(), tmp_path / "log"
-    env = {**s3_server, "AWS_ENDPOINT_URL": serve_in_thread(FaultyProxy(s3_server["AWS_ENDPOINT_URL"], reaper))}
+    reaper, log = bench.reaper, bench.log
 
     def start(name: str) -> int:
         own = BLIND if "blind" in name else ()
-        return run(reaper, ["--raw", f"{s3_uri}/raw", "--dataset", f"{s3_uri}/{name}", *SETTINGS, *own], env, log)
+        return bench.run("--raw", f"{s3_uri}/raw", "--dataset", f"{s3_uri}/{name}", *SETTINGS, *own)
 
     expected: dict[bool, dict[str, bytes]] = {}
     once: Counter[str] = Counter()
@@ -202,23 +247,20 @@ def test_killed_at_every_write_it_ends_with_the_same_bytes(
     assert sum(twice.values()) <= driver_kills
 
 
-def test_a_new_shard_among_fifty_is_indexed_alone_after_kills(
-    s3_uri: str, s3_server: dict[str, str], tmp_path: Path
-) -> None:
+def test_a_new_shard_among_fifty_is_indexed_alone_after_kills(s3_uri: str, bench: Bench, tmp_path: Path) -> None:
     raw = open_store(f"{s3_uri}/raw")
     photos = [photo(number // 4, number % 4, 96) for number in range(51 * 4)]
     paths = sorted(write_raw(tmp_path / "raw", photos, per_shard=4).glob("*.tar"))
-    reaper, log = Reaper(), tmp_path / "log"
-    env = {**s3_server, "AWS_ENDPOINT_URL": serve_in_thread(FaultyProxy(s3_server["AWS_ENDPOINT_URL"], reaper))}
+    reaper, log = bench.reaper, bench.log
     arguments = ["--raw", f"{s3_uri}/raw", "--dataset", f"{s3_uri}/dataset", *BLIND]
     for path in paths[:50]:
         raw.upload(path.name, path)
-    assert run(reaper, arguments, env, log) == 0, log.read_text()
+    assert bench.run(*arguments) == 0, log.read_text()
     assert len(set(reaper.begun)) == len(reaper.begun) == 50
     reaper.begun.clear()
     reaper.puts.clear()
     raw.upload(paths[50].name, paths[50])
-    assert run(reaper, arguments, env, log) == 0, log.read_text()
+    assert bench.run(*arguments) == 0, log.read_text()
     tables = sum(key.startswith("work/rows/") for key in reaper.puts)
     keep("curation-kills", {"raw_shards": 51, "read": len(reaper.begun), "indexed": tables}, "a new shard among fifty")
     assert [Path(key).name for key in reaper.begun] == [paths[50].name]
