@@ -108,7 +108,7 @@ def _near(work: StageWork, rows: pa.Table) -> Iterator[tuple[str, str]]:
             near = (distance <= settings.max_hash_distance) & (places[a, None] != places[None, b])
             for i, j in zip(*np.nonzero(near), strict=True):
                 left, right = first + int(i), second + int(j)
-                if _similarity(work, rows.slice(left, 1), rows.slice(right, 1)) >= settings.min_similarity:
+                if _similarity(work, rows.slice(left, 1), rows.slice(right, 1)) >= settings.asked(distance[i, j]):
                     yield min(subjects[left], subjects[right]), max(subjects[left], subjects[right])
 
 

@@ -15,7 +15,7 @@ from pipelines.curate.rows import IMAGE_SCHEMA, partition_range, subject_hash
 from pipelines.curate.sources import WORK, Inputs
 from pipelines.curate.tables import count_rows, read_span
 
-_CONTENT_ROWS = 5_000_000  # rows whose hashes one task compares
+CONTENT_ROWS = 5_000_000  # rows whose hashes one task compares
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class StageWork:
     @property
     def content_partitions(self) -> int:
         """How many ranges of content hashes are compared one by one."""
-        return -(-self.images // _CONTENT_ROWS) or 1
+        return -(-self.images // CONTENT_ROWS) or 1
 
     def span(self, partition: int) -> tuple[int, int]:
         """The half-open range of subject hashes of a partition."""

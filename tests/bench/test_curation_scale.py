@@ -89,7 +89,7 @@ def test_four_times_the_shards_cost_four_times_the_time(bench_folder: Path, tmp_
 
 def test_a_plan_over_many_rows_is_made_range_by_range(tmp_path: Path) -> None:
     config = CurateConfig(raw=str(tmp_path / "raw"), dataset=str(tmp_path / "dataset"))
-    stage = _synthetic(config, ROWS)
+    stage = synthetic_stage(config, ROWS)
     assert stage.images == ROWS
     seconds: dict[str, float] = {}
     import ray
@@ -128,15 +128,15 @@ def test_a_plan_over_many_rows_is_made_range_by_range(tmp_path: Path) -> None:
     assert record["all_processes_mib"] <= 8 << 10
 
 
-def _synthetic(config: CurateConfig, rows: int) -> StageWork:
+def synthetic_stage(config: CurateConfig, rows: int, rows_per_shard: int = ROWS_PER_SHARD) -> StageWork:
     """The tables that the index would have written, of subjects whose photos lie about a direction of their own."""
     raw, dataset = open_store(config.raw), open_store(config.dataset)
-    shards = -(-rows // ROWS_PER_SHARD)
+    shards = -(-rows // rows_per_shard)
     for shard in range(shards):
         raw.write(f"shard-{shard:06d}.tar", b"")
     inputs = Inputs.of(config, list_shards(config.raw, dataset))
     for shard in inputs.units:
-        table, vectors = _tables(shard, min(ROWS_PER_SHARD, rows - shard * ROWS_PER_SHARD))
+        table, vectors = _tables(shard, min(rows_per_shard, rows - shard * rows_per_shard))
         write_table(dataset, inputs.rows_key(shard), table)
         write_table(dataset, inputs.vectors_key(shard), vectors)
     return StageWork.of(config, inputs)

@@ -16,17 +16,19 @@ class NearDuplicate:
     Two witnesses are heard together. Perceptual hashes of different plain subjects come as near as copies do, so a hit
     needs the embedding's word too; and a picture with little structure gets another hash by being saved again, so the
     farther apart two hashes are, the surer the embedding has to be.
+
+    Of 105 DreamBooth photographs, saved again at quality 60, cut by 1/40 or 1/20 at each edge, scaled to 7/8 or 1/2, or
+    made brighter by 15 %, all copies are found and none of 227 pairs of different photographs of one subject; with 12
+    bits and .92 for all it was 81 to 98 %.
     """
 
     max_hash_distance: int = 12
-    """Bits of 64 up to which ``min_similarity`` is enough. Of 105 DreamBooth photographs saved again at quality 60, 103
-    keep within 2 bits and two differ in 20 and 24 (similarity .995 and more); cut by 1/40 at each edge, 103 keep within
-    12. Two different photographs of one subject have 14 or more."""
+    """Bits of 64 in which the perceptual hashes differ where ``min_similarity`` is asked of the embeddings."""
     min_similarity: float = 0.92
-    """Cosine similarity of the embeddings from which on two photos with near hashes are one."""
+    """Cosine similarity of the embeddings that is asked there."""
     similarity_per_bit: float = 0.004
-    """How much more is asked for each further bit: .968 at 24 bits, and 1 at 32, where unrelated hashes lie. Different
-    photographs of one subject reach .959 at 30 bits, where .992 is asked."""
+    """How much more is asked for each bit more, and less for each bit less: .872 for equal hashes, .968 at 24 bits, and
+    1 at 32, where unrelated hashes lie."""
 
     scope: ClassVar[Scope] = "subject"
 
@@ -35,16 +37,18 @@ class NearDuplicate:
             raise ConfigError(
                 "filters.near_duplicate.similarity_per_bit asks for nothing",
                 value=self.similarity_per_bit,
-                fix="use a value above 0; 1 lets no hash differ in more than max_hash_distance bits",
+                fix="use a value above 0",
             )
+
+    def asked(self, distance: np.ndarray) -> np.ndarray:
+        """The similarity from which on two photos whose hashes differ in ``distance`` bits are one."""
+        beyond = distance.astype(np.float32) - self.max_hash_distance
+        return np.round(self.min_similarity + self.similarity_per_bit * beyond, 3)
 
     def copies(self, photos: Photos) -> np.ndarray:
         """Which two photos are one: bool [N, N], symmetric, true on the diagonal."""
         hashes = photos["phash"].astype(np.uint64)
-        distance_NN = np.bitwise_count(hashes[:, None] ^ hashes[None, :]).astype(np.int64)
-        beyond_NN = np.maximum(0, distance_NN - self.max_hash_distance)
-        asked_NN = np.round(self.min_similarity + self.similarity_per_bit * beyond_NN, 3)
-        return np.asarray(photos.similarity >= asked_NN.astype(np.float32), bool)
+        return np.asarray(photos.similarity >= self.asked(np.bitwise_count(hashes[:, None] ^ hashes[None, :])), bool)
 
     def drop(self, photos: Photos) -> np.ndarray:
         copies_NN = self.copies(photos)
