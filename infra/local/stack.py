@@ -104,8 +104,6 @@ def _environment(stack: Stack) -> dict[str, str]:
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # two processes and 0.5 GB instead of fifteen and 2.9 GB
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",  # else idle workers of ended jobs hold up `down` for 30 s
-        "RAY_JOB_STOP_SIGNAL": "SIGINT",  # the one that Ray Train handles
-        "RAY_JOB_STOP_WAIT_TIME_S": "30",
     }
 
 

@@ -23,9 +23,9 @@ def main() -> int:
     import torch
 
     if not torch.cuda.is_available():
-        from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
+        from lookalike.training.zero import load_operator
 
-        ShareMemCommBuilder().load(verbose=False)
+        load_operator()
     print("set up: training can run here")
     return 0
 

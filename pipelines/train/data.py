@@ -1,11 +1,11 @@
-"""Ray Data for training: a data set of steps, which tasks on any node turn into prepared samples.
+"""Ray Data for training: steps, which tasks on any node turn into prepared samples.
 
 The epoch plan says which samples a step holds and which of them a rank computes, so the pixels a worker sees depend on
 (seed, step, rank) and on nothing that a restart or another cluster could change.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -16,7 +16,6 @@ import pyarrow as pa
 import ray
 import ray.data
 from ray.data._internal.execution.execution_callback import ExecutionCallback
-from ray.train import DataConfig
 
 from lookalike.data.triplets import Split, load_images, load_latents, read_table
 from lookalike.models.preprocess import Preprocessor
@@ -26,7 +25,8 @@ from lookalike.training.plan import PADDING, EpochPlan
 
 Columns = dict[str, npt.NDArray[Any]]
 
-_STEPS_PER_BLOCK = 8
+_STEPS_PER_TASK = 8
+_STEPS_PER_DATASET = 1024  # Ray Data holds every task of a data set from its start: 100,000 steps took it half a minute
 _LOADERS_PER_RANK = 2
 _PACE_S = 0.02
 _LOADER_CPUS = 0.25  # decoding waits for storage most of the time; and two workers on two CPUs must leave room
@@ -101,62 +101,40 @@ def _latents(store: Store, rows: list[dict[str, Any]], slots: int) -> Columns:
     return {"target_latents": np.stack([target for target, _ in read]), "reference_latents": references}
 
 
-def steps_from(start: Callable[[], int], total: int) -> Callable[[], "ray.data.Dataset"]:
-    """A factory of the data set of remaining steps; Ray Train calls it at each start of a worker group."""
+def rank_batches(
+    source: TripletSource, plan: EpochPlan, steps: range, rank: int, world_size: int, batch_size: int
+) -> Iterator[Columns]:
+    """What ``rank`` computes in ``steps``, in their order, ``batch_size`` samples (which divides its share) at a time.
 
-    def build() -> "ray.data.Dataset":
-        first = start()
-        steps = np.arange(first, max(total, first + 1))
-        # Numbers that lie there already: a read task would only keep one more process busy.
-        return ray.data.from_arrow(
-            [pa.table({"step": steps[i : i + _STEPS_PER_BLOCK]}) for i in range(0, len(steps), _STEPS_PER_BLOCK)]
-        )
+    Loaders start at the first ``next``. Whoever asks needs a running Ray, and may be any of its processes.
+    """
+    for first in range(0, len(steps), _STEPS_PER_DATASET):
+        part = steps[first : first + _STEPS_PER_DATASET]
+        # A split into one part runs its executor in an actor of its own: in the rank's process its thread would hold
+        # the interpreter's lock while the rank trains.
+        (shard,) = _dataset(source, plan, part, rank, world_size).streaming_split(1)
+        yield from shard.iter_batches(batch_size=batch_size, batch_format="numpy", prefetch_batches=2)
 
-    return build
 
-
-def rank_dataset(
-    steps: "ray.data.Dataset", source: TripletSource, plan: EpochPlan, rank: int, world_size: int
-) -> "ray.data.Dataset":
-    """The samples that ``rank`` computes, in order: ``batch_size / world_size`` rows for each row of ``steps``."""
+def _dataset(source: TripletSource, plan: EpochPlan, steps: range, rank: int, world_size: int) -> "ray.data.Dataset":
+    """``plan.batch_size / world_size`` rows for each step."""
 
     def load(batch: Columns) -> Iterator[Columns]:
         for step in batch["step"]:
             columns = prepare(source, plan.rank_slots(int(step), rank, world_size))
             yield {**columns, "step": np.full(len(columns["weight"]), step)}
 
+    # Numbers that lie there already: a read task would only keep one more process busy.
+    tasks = [steps[first : first + _STEPS_PER_TASK] for first in range(0, len(steps), _STEPS_PER_TASK)]
+    numbers = ray.data.from_arrow([pa.table({"step": np.array(task)}) for task in tasks])
     loaders = ray.data.TaskPoolStrategy(size=_LOADERS_PER_RANK)
-    dataset = steps.map_batches(load, batch_size=None, num_cpus=_LOADER_CPUS, compute=loaders)
+    dataset = numbers.map_batches(load, batch_size=None, num_cpus=_LOADER_CPUS, compute=loaders)
     context = dataset.context
     context.execution_options.preserve_order = True
     context.custom_execution_callback_classes = [*context.custom_execution_callback_classes, PacedExecution]
     context.enable_progress_bars = False  # the training logs its own progress
     context.execution_no_progress_timeout_s = -1  # a validation may take long; the ranks' watchdog looks for hangs
     return dataset
-
-
-class PlannedDataConfig(DataConfig):
-    """Gives each rank the slots of the epoch plan, where Ray Train's own splits would depend on the world size."""
-
-    def __init__(self, source: TripletSource, plan: EpochPlan) -> None:
-        super().__init__(datasets_to_split=[])
-        self._source, self._plan = source, plan
-
-    def configure(
-        self, datasets: dict[str, "ray.data.Dataset"], world_size: int, *args: Any, **kwargs: Any
-    ) -> list[dict[str, "ray.data.DataIterator"]]:
-        """One data set of prepared samples for each rank (see :meth:`ray.train.DataConfig.configure`).
-
-        A split into one part runs its executor in an actor of its own: in the rank's process its thread would hold the
-        interpreter's lock while the rank trains.
-        """
-        return [
-            {
-                name: rank_dataset(steps, self._source, self._plan, rank, world_size).streaming_split(1)[0]
-                for name, steps in datasets.items()
-            }
-            for rank in range(world_size)
-        ]
 
 
 def validation_indices(source: TripletSource, samples: int) -> npt.NDArray[np.int64]:

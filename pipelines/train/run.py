@@ -5,13 +5,14 @@ import logging
 import uuid
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lookalike import config as configs
 from lookalike.errors import LookalikeError
 from lookalike.models import bundle as bundles
 from lookalike.storage import Store, latest_version, open_store, read_manifest, version_store
 from lookalike.storage.claim import claim
+from lookalike.storage.lease import hold
 from lookalike.tracking import open_tracker, tracking_uri
 from lookalike.training import checkpoint
 from lookalike.training.bundles import finished_bundle, initial_bundle, local_bundle
@@ -20,8 +21,11 @@ from lookalike.training.plan import EpochPlan
 from lookalike.training.stopping import stops_on_sigterm
 from lookalike.training.watchdog import HANGS
 from pipelines.entry import ray_session
-from pipelines.train.data import PlannedDataConfig, TripletSource, rank_dataset, steps_from
+from pipelines.train.data import TripletSource
 from pipelines.train.settings import WorkerSettings, train_worker
+
+if TYPE_CHECKING:
+    from ray.train import RunConfig
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +49,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     """Train and export; returns what ``result.json`` holds. The same configuration again resumes or returns at once.
 
     Raises:
+        BusyError: another process trains this run at the moment.
         ConflictError: ``config.run`` holds a run of another configuration or of another snapshot.
         InputError: no snapshot, no triplets, a base that is incomplete.
         StoppedError: SIGTERM came; the same configuration again goes on from the checkpoint that was made.
@@ -62,20 +67,21 @@ def train(config: TrainConfig) -> dict[str, Any]:
         log.info("this run is done already: %s", store.uri)
         return dict(json.loads(store.read(RESULT)))
 
-    initial = initial_bundle(config, store)
-    latents = _latents_fit(manifest.get("latents"), initial.uri)
-    source = TripletSource(version_store(dataset, version).uri, "train", initial.uri, latents)
-    settings = WorkerSettings(
-        config=config,
-        source=source,
-        plan=EpochPlan(source.table().num_rows, config.batch_size, config.seed),
-        fingerprint=fingerprint,
-        base_sha256=initial.sha256,
-        tracking_run=_tracking_run(config, store, snapshot),
-    )
-    with ray_session(), stops_on_sigterm(store, config.safety.grace_s):
-        _fit(settings, store)
-    return _finish(settings, store, snapshot)
+    with hold(store.child("lease")):
+        initial = initial_bundle(config, store)
+        latents = _latents_fit(manifest.get("latents"), initial.uri)
+        source = TripletSource(version_store(dataset, version).uri, "train", initial.uri, latents)
+        settings = WorkerSettings(
+            config=config,
+            source=source,
+            plan=EpochPlan(source.table().num_rows, config.batch_size, config.seed),
+            fingerprint=fingerprint,
+            base_sha256=initial.sha256,
+            tracking_run=_tracking_run(config, store, snapshot),
+        )
+        with ray_session(), stops_on_sigterm(store, config.safety.grace_s):
+            _fit(settings, store)
+        return _finish(settings, store, snapshot)
 
 
 def _latents_fit(encoded: dict[str, Any] | None, bundle_uri: str) -> bool:
@@ -89,40 +95,27 @@ def _latents_fit(encoded: dict[str, Any] | None, bundle_uri: str) -> bool:
 
 
 def _fit(settings: WorkerSettings, store: Store) -> None:
-    from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+    from ray.train import ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchConfig, TorchTrainer
 
     config, workers = settings.config, settings.config.workers
-    checkpoints = store.child(checkpoint.CHECKPOINTS)
-
-    def start() -> int:
-        return max(checkpoint.committed_steps(checkpoints), default=0)
-
-    if start() >= config.total_steps:
+    if checkpoint.newest(store) >= config.total_steps:
         return
-    steps = steps_from(start, config.total_steps)
     if workers.num_workers == 0:
         from pipelines.train.worker import run_rank
 
-        run_rank(settings, rank_dataset(steps(), settings.source, settings.plan, 0, 1).iterator())
+        run_rank(settings)
         return
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={"settings": settings},
-        datasets={"train": steps},
-        dataset_config=PlannedDataConfig(settings.source, settings.plan),
         torch_config=TorchConfig(backend="nccl" if workers.use_gpu else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=workers.num_workers,
             use_gpu=workers.use_gpu,
             resources_per_worker={"CPU": workers.cpus_per_worker, **({"GPU": 1} if workers.use_gpu else {})},
         ),
-        run_config=RunConfig(
-            # Ray resumes silently what it finds under a name; our checkpoints are the truth, so each attempt is new.
-            name=f"attempt-{uuid.uuid4().hex[:12]}",
-            storage_path=f"{store.uri}/ray",
-            failure_config=FailureConfig(max_failures=workers.max_failures),
-        ),
+        run_config=attempt_config(store, workers.max_failures),
     )
     try:
         ended_early = trainer.fit().return_value
@@ -137,6 +130,21 @@ def _fit(settings: WorkerSettings, store: Store) -> None:
         raise ended_early
 
 
+def attempt_config(store: Store, max_failures: int) -> "RunConfig":
+    """What Ray Train keeps of one attempt, below the run in ``store``.
+
+    Ray Train resumes silently what it finds under a name, and stops at what it misses there. Our checkpoints are the
+    truth, so each attempt has a name that nobody had.
+    """
+    from ray.train import FailureConfig, RunConfig
+
+    return RunConfig(
+        name=f"attempt-{uuid.uuid4().hex[:12]}",
+        storage_path=f"{store.uri}/ray",
+        failure_config=FailureConfig(max_failures=max_failures),
+    )
+
+
 def _tracking_run(config: TrainConfig, store: Store, snapshot: dict[str, Any]) -> str:
     """The id of the tracker's run, made once per run prefix."""
     key = "tracking.json"
@@ -149,19 +157,18 @@ def _tracking_run(config: TrainConfig, store: Store, snapshot: dict[str, Any]) -
 
 def _finish(settings: WorkerSettings, store: Store, snapshot: dict[str, Any]) -> dict[str, Any]:
     config = settings.config
-    checkpoints = store.child(checkpoint.CHECKPOINTS)
-    steps = checkpoint.committed_steps(checkpoints)
-    if not steps or steps[-1] < config.total_steps:
-        raise LookalikeError("training ended early", value=f"step {steps[-1] if steps else 0}", fix="see the log above")
+    step = checkpoint.newest(store)
+    if step < config.total_steps:
+        raise LookalikeError("training ended early", value=f"step {step}", fix="see the log above")
     bundle = finished_bundle(store)
     if bundle is None:  # killed between the last checkpoint and the export, which is the first rank's work
         from lookalike.training.export import export_bundle
 
-        bundle = export_bundle(config, store, steps[-1])
+        bundle = export_bundle(config, store, step)
     result = {
         "bundle_uri": bundle.uri,
         "bundle_sha256": bundle.sha256,
-        "steps": steps[-1],
+        "steps": step,
         "stages": _stage_losses(store),
         "tracking_run": settings.tracking_run,
         "dataset": snapshot,

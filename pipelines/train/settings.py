@@ -1,6 +1,7 @@
 """What the driver tells every rank, and a rank's entry point; light, since Ray's own actors import it too."""
 
 import logging
+import os
 import warnings
 from dataclasses import dataclass
 from typing import Any
@@ -40,7 +41,7 @@ def train_worker(loop_config: dict[str, Any]) -> LookalikeError | None:
     from lookalike.training.ranks import Rank
     from pipelines.train.worker import run_rank
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    logging.getLogger("lookalike").setLevel(os.environ.get("LOOKALIKE_LOG_LEVEL", "INFO"))
     logging.getLogger("botocore").setLevel(logging.WARNING)
     # DeepSpeed calls collectives by names that torch deprecates, at every step
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
@@ -48,7 +49,7 @@ def train_worker(loop_config: dict[str, Any]) -> LookalikeError | None:
     context = ray.train.get_context()
     rank = Rank(context.get_world_rank(), context.get_world_size())
     try:
-        run_rank(settings, ray.train.get_dataset_shard("train"), rank)
+        run_rank(settings, rank)
     except (StoppedError, TrainingDivergedError) as error:
         return error
     return None

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
-import ray.data
 import torch
 
 from lookalike.diffusion.flow import FlowConfig
@@ -14,6 +13,7 @@ from lookalike.models.vae import load_vae
 from lookalike.models.weights import strict_weights
 from lookalike.storage import open_store
 from lookalike.tracking import open_tracker
+from lookalike.training import checkpoint
 from lookalike.training.bundles import local_bundle
 from lookalike.training.engine import Engine, PlainEngine
 from lookalike.training.export import adapter_of, export_bundle, trainable_parts
@@ -23,11 +23,11 @@ from lookalike.training.loop import Loop
 from lookalike.training.objective import DenoisingObjective, HeldOutLoss
 from lookalike.training.ranks import Rank
 from lookalike.training.zero import ZeroEngine, prepare_process
-from pipelines.train.data import Columns, prepare, validation_indices
+from pipelines.train.data import Columns, prepare, rank_batches, validation_indices
 from pipelines.train.settings import WorkerSettings
 
 
-def run_rank(settings: WorkerSettings, shard: "ray.data.DataIterator", rank: Rank | None = None) -> None:
+def run_rank(settings: WorkerSettings, rank: Rank | None = None) -> None:
     """Train and export, as ``rank`` of a process group or alone (``rank=None``: a plain process without DeepSpeed).
 
     Raises what :meth:`Loop.run` raises.
@@ -36,11 +36,11 @@ def run_rank(settings: WorkerSettings, shard: "ray.data.DataIterator", rank: Ran
     device = torch.device("cuda", torch.cuda.current_device()) if config.workers.use_gpu else torch.device("cpu")
     if not config.workers.use_gpu:
         torch.set_num_threads(config.workers.threads_per_worker)
-    batches = _batches(shard, config.micro_batch_size)
+    store = open_store(config.run)
+    batches = _batches(settings, checkpoint.newest(store), rank or Rank())
     import_model_classes()
     engine = _engine(settings, device, rank)
     rank = rank or Rank()
-    store = open_store(config.run)
     bundle = local_bundle(settings.source.bundle_uri)
     objective = DenoisingObjective(
         engine.model, load_vae(bundle).to(device), FlowConfig.from_bundle(bundle), config.dropout, config.seed, device
@@ -95,9 +95,10 @@ def _engine(settings: WorkerSettings, device: torch.device, rank: Rank | None) -
     return PlainEngine(model, select(model), config.optimizer, accumulation, config.ema)
 
 
-def _batches(shard: "ray.data.DataIterator", size: int) -> Iterator[Columns]:
-    """Prepared columns of ``size`` samples; the loaders start at once, while the caller builds its engine."""
-    batches = iter(shard.iter_batches(batch_size=size, batch_format="numpy", prefetch_batches=2))
+def _batches(settings: WorkerSettings, first_step: int, rank: Rank) -> Iterator[Columns]:
+    """Prepared columns of micro batches; the loaders start at once, while the caller builds its engine."""
+    config, steps = settings.config, range(first_step, settings.config.total_steps)
+    batches = rank_batches(settings.source, settings.plan, steps, rank.index, rank.count, config.micro_batch_size)
     starter = ThreadPoolExecutor(max_workers=1)
     first = starter.submit(next, batches)
     starter.shutdown(wait=False)

@@ -17,7 +17,7 @@ from tests.conftest import REPO, LocalStack, job_environment
 VERSION = "9.9.9"
 METRICS = "metrics-of-the-checkout.jsonl"
 CUSTOMER, SUBJECT = "acme", "duck_0400000"
-_SUBMIT = ("job", "submit", "--working-dir", ".", "--runtime-env", "infra/ray/runtime-env.yaml", "--")
+_SUBMIT = ("job", "submit", "--working-dir", ".", "--runtime-env", "infra/ray/runtime-env.yaml")
 _NOT_COPIED = shutil.ignore_patterns(".git", ".venv", ".demo*", ".local", "__pycache__", ".*_cache", "tests")
 
 
@@ -28,9 +28,13 @@ class Checkout:
     folder: Path
     environment: dict[str, str]
 
-    def submit(self, *entrypoint: str) -> str:
+    def submit(self, *entrypoint: str, options: tuple[str, ...] = ()) -> str:
         """``ray job submit`` from this checkout; returns what it printed."""
-        command = [str(Path(sys.executable).with_name("ray")), *_SUBMIT, *entrypoint]
+        return self.ray(*_SUBMIT, *options, "--", *entrypoint)
+
+    def ray(self, *arguments: str) -> str:
+        """A command of Ray from this checkout; returns what it printed."""
+        command = [str(Path(sys.executable).with_name("ray")), *arguments]
         done = subprocess.run(
             command, cwd=self.folder, env=job_environment(self.environment), capture_output=True, text=True, timeout=300
         )

@@ -1,5 +1,8 @@
 """`ray job submit --working-dir .`: a job runs the code of its checkout, whatever is installed on the cluster."""
 
+import time
+from pathlib import Path
+
 import pytest
 
 import lookalike
@@ -27,3 +30,29 @@ def test_driver_and_tasks_see_the_checkout(checkout: Checkout) -> None:
         assert f"['{VERSION}'" in line
         assert line.count("/runtime_resources/") == 2
     assert "PLATFORM 3." in printed  # the standard library's, beside a folder of that name
+
+
+_SAVES_SLOWLY = """
+import pathlib, sys, time
+from lookalike.storage import open_store
+from lookalike.training.stopping import STOP, stops_on_sigterm
+folder = pathlib.Path(sys.argv[1])
+store = open_store(sys.argv[1])
+with stops_on_sigterm(store, grace_s=60):
+    (folder / "ready").touch()
+    while not store.exists(STOP):
+        time.sleep(0.1)
+    time.sleep(5)  # longer than Ray waits by default
+    (folder / "saved").touch()
+"""
+
+
+@pytest.mark.timeout(600)
+def test_a_stopped_job_has_the_time_to_save(checkout: Checkout, tmp_path: Path) -> None:
+    checkout.submit("python", "-c", _SAVES_SLOWLY, str(tmp_path), options=("--no-wait", "--submission-id", "slow"))
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "ready").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    assert "was stopped" in checkout.ray("job", "stop", "slow")
+    assert (tmp_path / "saved").exists()

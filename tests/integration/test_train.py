@@ -5,16 +5,26 @@ On two ranks of ZeRO-3 it runs in the demo (tests/e2e), and is compared with one
 
 import json
 import shutil
+import time
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import pytest
+import ray
+from ray.util.placement_group import placement_group, remove_placement_group
 
 from lookalike.data.images import encode_jpeg
 from lookalike.data.shards import write_tar
-from lookalike.errors import ConflictError
+from lookalike.errors import BusyError, ConflictError
 from lookalike.storage import open_store
+from lookalike.storage.lease import hold
 from lookalike.training.config import CheckpointConfig, StageConfig, TrainConfig, ValidationConfig, WorkerConfig
+from lookalike.training.plan import PADDING, EpochPlan
 from pipelines.curate import CurateConfig, curate
+from pipelines.train import data
+from pipelines.train.data import TripletSource
 from pipelines.train.run import train
 from tests.drawn import Photo, draw
 
@@ -82,6 +92,43 @@ def test_a_killed_run_goes_on_where_its_checkpoint_is(dataset: str, plain: Path,
     result = train(config_of(dataset, tmp_path / "run", workers=0))
     assert losses(tmp_path / "run") == pytest.approx(losses(plain), abs=1e-6)
     assert open_store(result["bundle_uri"]).exists("bundle.json")
+
+
+@dataclass(frozen=True)
+class SlowAtFirst(EpochPlan):
+    """A plan whose first steps take long to look up: those behind them are ready before."""
+
+    def rank_slots(self, step: int, rank: int, world_size: int) -> npt.NDArray[np.int64]:
+        time.sleep(0.3 if step < 2 else 0)
+        return super().rank_slots(step, rank, world_size)
+
+
+def test_two_ranks_get_their_slots_in_order_with_two_cpus(
+    dataset: str, plain: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The ranks reserve what they do by default; what is left of two CPUs feeds them."""
+    ranks = 2
+    source = TripletSource(f"{dataset}/v0001", "train", f"{plain}/initial")
+    plan = SlowAtFirst(source.table().num_rows, 4, seed=0)
+    steps = range(1, 26)
+    monkeypatch.setattr(data, "_STEPS_PER_DATASET", 16)
+    others = ray.cluster_resources()["CPU"] - 2
+    taken = placement_group([{"CPU": others + ranks * WorkerConfig().cpus_per_worker}])
+    ray.get(taken.ready(), timeout=60)
+    ids = source.table().column("triplet_id").to_pylist()
+    streams = [data.rank_batches(source, plan, steps, rank, ranks, 4 // ranks) for rank in range(ranks)]
+    for step, batches in zip(steps, zip(*streams, strict=True), strict=True):
+        for rank, batch in enumerate(batches):
+            slots = EpochPlan.rank_slots(plan, step, rank, ranks)
+            assert batch["step"].tolist() == [step] * (4 // ranks)
+            assert batch["sample_id"].tolist() == [ids[max(0, slot)] for slot in slots]
+            assert batch["weight"].tolist() == [float(slot != PADDING) for slot in slots]
+    remove_placement_group(taken)
+
+
+def test_a_run_that_somebody_trains_is_left_to_him(dataset: str, tmp_path: Path) -> None:
+    with hold(open_store(str(tmp_path / "run")).child("lease")), pytest.raises(BusyError, match="works here since"):
+        train(config_of(dataset, tmp_path / "run", workers=0))
 
 
 def test_a_finished_run_returns_at_once_and_another_is_refused(dataset: str, plain: Path) -> None:

@@ -1,7 +1,10 @@
 """ZeRO-3 on two Gloo ranks against the plain engine: weights, moments and their average, step by step and resumed."""
 
 import os
+import shutil
 import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.utils.cpp_extension import _get_build_directory
 
 from lookalike.training.config import EmaConfig, OptimizerConfig
 from lookalike.training.engine import Engine, PlainEngine
@@ -123,3 +127,21 @@ def test_two_ranks_keep_the_weights_moments_and_average_of_one_process(tmp_path:
     alone.load_state(state_in(tmp_path / "half"), optimizer_steps=STEPS)
     train(alone, STEPS)
     torch.testing.assert_close(dict(alone.state()), dict(engine.state()), rtol=1e-5, atol=1e-6)
+
+
+_LOADS = """
+import os
+os.environ["DS_ACCELERATOR"] = "cpu"
+from lookalike.training.zero import load_operator
+load_operator()
+"""
+
+
+def test_the_mark_of_a_killed_compilation_keeps_nobody_waiting(tmp_path: Path) -> None:
+    name = "deepspeed_shm_comm"
+    shutil.copytree(_get_build_directory(name, verbose=False), tmp_path / name)  # compiled by `make setup`
+    mark = tmp_path / name / "lock"
+    mark.touch()
+    environment = {**os.environ, "TORCH_EXTENSIONS_DIR": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", _LOADS], env=environment, check=True, timeout=200)
+    assert not mark.exists()

@@ -19,6 +19,7 @@ from lookalike.config import canonical_json
 from lookalike.errors import InputError
 from lookalike.storage import Store
 from lookalike.training.engine import AVERAGE, MASTER
+from lookalike.training.ledger import LEDGER
 
 CHECKPOINTS = "checkpoints"
 COMMIT = "COMMIT"
@@ -47,6 +48,19 @@ def folder_of(step: int) -> str:
 def committed_steps(store: Store) -> list[int]:
     """Steps of complete checkpoints, ascending; a folder without COMMIT does not count."""
     return sorted(int(m.group(1)) for info in store.list("step-") if (m := _COMMITTED.match(info.key)))
+
+
+def newest(run: Store) -> int:
+    """Steps done at the newest complete checkpoint of the run in ``run``; 0 where it never had one.
+
+    Raises InputError where its checkpoints are gone: each leaves a part of the ledger, which is written before it, so a
+    second part without any checkpoint tells of one that was complete.
+    """
+    checkpoints = run.child(CHECKPOINTS)
+    steps = committed_steps(checkpoints)
+    if not steps and sum(1 for _ in run.list(f"{LEDGER}/")) > 1:
+        raise InputError("a run's checkpoints are gone", value=checkpoints.uri, fix="give another --run to begin anew")
+    return max(steps, default=0)
 
 
 def snapshot(tensors: Iterable[tuple[str, Tensor]], *, keep: bool = True) -> list[dict[str, Tensor]]:

@@ -11,7 +11,7 @@ from typing import Any
 from lookalike.storage import Store
 from lookalike.training.ranks import Rank
 
-_FOLDER = "ledger"
+LEDGER = "ledger"
 
 
 @dataclass(frozen=True)
@@ -40,12 +40,12 @@ class Ledger:
 
 def ledger_key(step: int) -> str:
     """Object that comes with the checkpoint after ``step`` steps."""
-    return f"{_FOLDER}/step-{step:08d}.jsonl"
+    return f"{LEDGER}/step-{step:08d}.jsonl"
 
 
 def forget_after(store: Store, step: int) -> None:
     """Drop what a dead attempt recorded beyond ``step``: those steps are done again."""
-    for info in list(store.list(f"{_FOLDER}/")):
+    for info in list(store.list(f"{LEDGER}/")):
         if info.key > ledger_key(step):
             store.delete(info.key)
 
@@ -53,5 +53,5 @@ def forget_after(store: Store, step: int) -> None:
 def read_ledger(store: Store) -> list[dict[str, Any]]:
     """The records of a run, in the order of its steps."""
     return [
-        json.loads(line) for info in store.list(f"{_FOLDER}/") for line in store.read(info.key).decode().splitlines()
+        json.loads(line) for info in store.list(f"{LEDGER}/") for line in store.read(info.key).decode().splitlines()
     ]

@@ -113,7 +113,9 @@ class Loop:
             # DeepSpeed and PlainEngine average over micro batches and ranks; padding slots must not count.
             self.engine.accumulate(weighted * (accumulation * self.rank.count / real_samples))
             loss_sum += float(weighted.detach())
-            sample_ids += columns["sample_id"][columns["weight"] > 0].tolist()
+            learned = columns["sample_id"][columns["weight"] > 0].tolist()
+            log.debug("step %d learns from %s", step, json.dumps(learned))
+            sample_ids += learned
         gradient_norm = self.engine.finish_step()
         self.ledger.add(step, epoch, sample_ids)
         loss_sum, stop = self.rank.sum(loss_sum, float(asked_to_stop))
@@ -144,19 +146,16 @@ class Loop:
         )
 
     def _resume(self) -> int:
-        checkpoints = self.store.child(checkpoint.CHECKPOINTS)
-        steps = checkpoint.committed_steps(checkpoints)
-        if not steps:
-            self.history.restart_at(0)
-            return 0
-        state, tensors = checkpoint.load(checkpoints, steps[-1])
-        checkpoint.verify_owner(state, self.fingerprint, self.base_sha256)
-        self.engine.load_state(tensors, optimizer_steps=state.step)
-        self.history.restart_at(state.step)
+        step = checkpoint.newest(self.store)
+        if step:
+            state, tensors = checkpoint.load(self.store.child(checkpoint.CHECKPOINTS), step)
+            checkpoint.verify_owner(state, self.fingerprint, self.base_sha256)
+            self.engine.load_state(tensors, optimizer_steps=step)
+        self.history.restart_at(step)
         if self.rank.is_first:
-            forget_after(self.store, state.step)
-            log.info("resumed at step %d of %d", state.step, self.config.total_steps)
-        return state.step
+            forget_after(self.store, step)
+            log.info("begins at step %d of %d", step, self.config.total_steps)
+        return step
 
     def _save(self, saver: Saver, step: int) -> None:
         state = checkpoint.CheckpointState(step=step, fingerprint=self.fingerprint, base_sha256=self.base_sha256)

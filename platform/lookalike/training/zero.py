@@ -4,6 +4,7 @@ DeepSpeed's own checkpoints are pickles tied to a world size. Here full fp32 ten
 so a run continues at any number of ranks.
 """
 
+import fcntl
 import os
 import shutil
 import sys
@@ -60,7 +61,26 @@ def prepare_process(device: torch.device) -> None:
         os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     import deepspeed
 
+    if device.type == "cpu":
+        load_operator()
     deepspeed.init_distributed(dist_backend=torch.distributed.get_backend(), auto_mpi_discovery=False, verbose=False)
+
+
+def load_operator() -> None:
+    """Load DeepSpeed's shared-memory collectives; the first time they are compiled, into torch's extensions folder.
+
+    torch marks a compilation by a file that is there until it ends (``torch.utils.file_baton``): after a killed one
+    everybody would wait for ever. So processes take turns by a lock that the system takes back from the dead, and a
+    mark that is there at one's turn is nobody's.
+    """
+    from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
+    from torch.utils.cpp_extension import _get_build_directory
+
+    folder = Path(_get_build_directory(ShareMemCommBuilder.NAME, verbose=False))
+    with (folder / "turn").open("w") as turn:
+        fcntl.flock(turn, fcntl.LOCK_EX)
+        (folder / "lock").unlink(missing_ok=True)
+        ShareMemCommBuilder().load(verbose=False)
 
 
 def load_partitioned(model: nn.Module, weights: Iterable[tuple[str, Tensor]]) -> None:

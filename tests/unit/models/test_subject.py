@@ -89,6 +89,29 @@ def test_training_reaches_what_it_should_and_nothing_else(model, batch) -> None:
         model.eval()
 
 
+def test_every_batch_runs_the_same_modules_in_the_same_order(bundle_dir, batch, perturb) -> None:
+    """Ranks of ZeRO-3 gather each module's weights together: one that runs another than the rest waits for ever."""
+    model = SubjectModel.from_bundle(bundle_dir)
+    perturb(model.transformer)
+    trainable = model.trainable(("aggregator", "transformer"))
+    called: list[str] = []
+    for name, module in model.named_modules():
+        module.register_forward_pre_hook(lambda _module, _inputs, name=name: called.append(name))
+
+    def run(given: Batch, rows: list[int], **options: Any) -> tuple[list[str], list[str]]:
+        called.clear()
+        model.zero_grad()
+        forward(model, given, rows, **options).square().mean().backward()
+        return list(called), [name for name, parameter in trainable.items() if parameter.grad is not None]
+
+    none = torch.zeros(3, dtype=torch.bool)
+    everything = run(batch, [0, 1, 2])
+    assert everything[1] == list(trainable)
+    assert run(batch, [0, 1, 2], mllm_keep=none, reference_keep=none) == everything
+    without_reference = to_batch(Preprocessor.from_bundle(bundle_dir)(["a dog"], [[]]))
+    assert run(without_reference, [2]) == everything
+
+
 def test_gradient_checkpointing_changes_no_gradient(bundle_dir, batch, perturb) -> None:
     gradients = []
     for checkpointing in (False, True):

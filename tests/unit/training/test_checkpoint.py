@@ -113,6 +113,12 @@ def test_a_snapshot_is_a_copy() -> None:
         assert torch.equal(tensor, before[key]), key
 
 
+def test_a_rank_that_writes_nothing_takes_part_in_every_gathering() -> None:
+    state = engine_of(0).state()
+    assert checkpoint.snapshot(state, keep=False) == []
+    assert next(state, None) is None
+
+
 def test_the_average_is_the_one_of_its_definition_and_what_is_exported() -> None:
     engine, reference = engine_of(0), engine_of(0, decay=None)
     expected = dict(checkpoint.trained_weights(dict(reference.state())))

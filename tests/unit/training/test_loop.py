@@ -1,6 +1,7 @@
 """The loop in one plain process: stops where it is asked to, gives up where it must, and repeats nothing."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lookalike.errors import StoppedError, UnreachableError
+from lookalike.errors import InputError, StoppedError, UnreachableError
 from lookalike.storage import open_store
 from lookalike.storage.local import LocalStore
 from lookalike.tracking import open_tracker
@@ -134,6 +135,20 @@ def test_killed_between_checkpoints_it_repeats_the_same_steps(tmp_path: Path, un
     attempt(tmp_path)
     assert losses(tmp_path) == losses(undisturbed)
     assert read_ledger(open_store(str(tmp_path))) == read_ledger(open_store(str(undisturbed)))
+
+
+def test_what_a_first_checkpoint_that_was_not_finished_left_is_forgotten(tmp_path: Path, undisturbed: Path) -> None:
+    (tmp_path / "ledger").mkdir()
+    (tmp_path / "ledger" / "step-00000002.jsonl").write_text("of a dead attempt")
+    attempt(tmp_path)
+    assert read_ledger(open_store(str(tmp_path))) == read_ledger(open_store(str(undisturbed)))
+
+
+def test_checkpoints_that_are_gone_end_the_run(tmp_path: Path, undisturbed: Path) -> None:
+    shutil.copytree(undisturbed, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    with pytest.raises(InputError, match=r"checkpoints are gone.*begin anew"):
+        attempt(tmp_path / "run")
 
 
 def test_a_loss_that_is_no_number_ends_the_run_and_names_the_samples(tmp_path: Path) -> None:

@@ -1,0 +1,397 @@
+"""kill -9 of a training, twenty times and more in an epoch, on two ranks, on one and on two again.
+
+    python -m pytest tests/bench/test_training_kills.py -s
+
+Writes results/training-kills.json. The run lies on an S3 server behind a proxy (faulty_s3.py) that can kill just before
+or just after the server has an object; other kills strike in the middle of a step or of a start. Who is killed and when
+is drawn from a seed: a rank, a process of Ray Data, Ray Train's controller, the raylet, the driver, or the driver with
+everything below it. What has ended is started again by the same command (from one section to the next with another
+number of ranks), at once and without a look at what may still run.
+"""
+
+import asyncio
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+from aiohttp import web
+
+from lookalike.data.triplets import read_table
+from lookalike.storage import latest_version, open_store, version_store
+from lookalike.training.checkpoint import committed_steps
+from lookalike.training.ledger import read_ledger
+from lookalike.training.plan import EpochPlan
+from pipelines.curate import CurateConfig, curate
+from tests.bench.faulty_s3 import FaultyProxy
+from tests.bench.measured import keep
+from tests.conftest import REPO, job_environment
+from tests.drawn import world, write_raw
+
+pytestmark = [pytest.mark.usefixtures("ray_local"), pytest.mark.timeout(7200)]
+
+SEED = 0
+SECTIONS = ((2, 9), (1, 4), (2, 8))  # ranks, kills
+BATCH, MICRO, EVERY = 8, 1, 2  # samples of a step, of a forward pass; steps between checkpoints
+PATIENCE_S = 300.0
+
+# A process by the title that Ray gives it.
+TITLES = {
+    "rank": r"ray::RayTrainWorker",
+    "data": r"ray::(MapBatches|SplitCoordinator)",
+    "controller": r"ray::TrainController",
+    "raylet": r"\S*/raylet/raylet ",
+}
+ENDS_THE_JOB = ("raylet", "driver", "job")
+WHOM = ("rank",) * 8 + ("data",) * 2 + ("controller",) * 2 + ("raylet",) * 2 + ("driver",) * 4 + ("job",) * 3
+UPLOADS = (
+    ("PUT metrics", "after"),
+    ("PUT ledger/", "after"),
+    ("PUT checkpoints/.*part-", "before"),
+    ("PUT checkpoints/.*part-", "after"),
+    ("PUT checkpoints/.*state", "after"),
+    ("PUT checkpoints/.*COMMIT", "before"),
+    ("PUT checkpoints/.*COMMIT", "after"),
+    ("DELETE checkpoints/", "after"),
+)
+MOMENTS = (*UPLOADS, *(("start", ""),) * 2, *(("step", ""),) * 11)
+
+
+@dataclass(frozen=True)
+class Kill:
+    """Who is killed, on how many ranks, when, and not before which step."""
+
+    whom: str
+    ranks: int
+    moment: tuple[str, str]
+    step: int
+
+
+def draw_kills(total_steps: int) -> list[Kill]:
+    """The schedule: each kind of process and each moment as often as named above, in an order of the seed."""
+    chance = random.Random(SEED)
+    whom, moments = (chance.sample(pool, len(pool)) for pool in (WHOM, MOMENTS))
+    last = 0
+    for _, count in SECTIONS:  # another number of ranks takes another start
+        last += count
+        ender = next(i for i in range(last - count, last) if whom[i] in ENDS_THE_JOB)
+        whom[last - 1], whom[ender] = whom[ender], whom[last - 1]
+    ranks = [ranks for ranks, count in SECTIONS for _ in range(count)]
+    return [
+        Kill(*drawn, step=round((number + 1) * total_steps / (len(ranks) + 2)))
+        for number, drawn in enumerate(zip(whom, ranks, moments, strict=True))
+    ]
+
+
+@dataclass
+class Trap:
+    """Stands at the proxy, and strikes at the first request that it was set for."""
+
+    pattern: str = ""
+    when: str = ""
+    strike: Callable[[], None] = print
+    sprung: str = ""
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def set(self, pattern: str, when: str, strike: Callable[[], None]) -> None:
+        """Call ``strike`` ``when`` (before or after) the server gets a request ``METHOD key`` that matches."""
+        self.sprung, self.when, self.strike, self.pattern = "", when, strike, pattern
+
+    def choose(self, request: web.Request) -> str | None:
+        asked = f"{request.method} {re.sub(r'^/scratch/[^/]+/[^/]+/', '', request.path)}"
+        with self._lock:
+            if not self.pattern or not re.match(self.pattern, asked):
+                return None
+            self.sprung, self.pattern = asked, ""
+        if self.when == "after":
+            return "reset after"
+        self.strike()
+        return "reset before"
+
+    def acted(self, request: web.Request) -> None:
+        self.strike()
+
+
+@dataclass
+class Job:
+    """A training as its user starts it, again and again."""
+
+    config: Path
+    env: dict[str, str]
+    tracking: Path
+    log: Path
+    process: subprocess.Popen[bytes] | None = None
+    starts: int = 0
+
+    def start(self, ranks: int) -> None:
+        """The same command, but for the number of ranks."""
+        argv = [sys.executable, str(REPO / "jobs" / "train.py"), "--config", str(self.config)]
+        argv += ["--workers.num_workers", str(ranks)]
+        with self.log.open("ab") as file:
+            self.process = subprocess.Popen(argv, env=self.env, stdout=file, stderr=file, cwd=REPO)
+        self.starts += 1
+
+    @property
+    def runs(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
+    def family(self) -> list[psutil.Process]:
+        """The driver and everything that it has started."""
+        assert self.process is not None
+        try:
+            driver = psutil.Process(self.process.pid)
+            return [driver, *driver.children(recursive=True)]
+        except psutil.NoSuchProcess:
+            return []
+
+    def find(self, kind: str) -> list[psutil.Process]:
+        """Its processes of a kind."""
+        found = []
+        for process in self.family():
+            try:
+                if re.match(TITLES[kind], " ".join(process.cmdline())):
+                    found.append(process)
+            except psutil.Error:  # it has just ended
+                continue
+        return found
+
+    def steps(self, since: float) -> list[tuple[float, int]]:
+        """(time, step) of the steps that were done after ``since``."""
+        lines = [line for path in self.tracking.glob("*/*/events.jsonl") for line in path.read_text().splitlines()]
+        events = [json.loads(line) for line in lines if '"train/loss"' in line]
+        return [(event["time"], event["step"]) for event in events if event["time"] > since]
+
+
+class Reaper:
+    """Carries out kills on a job."""
+
+    def __init__(self, job: Job, trap: Trap) -> None:
+        self.job, self.trap, self.chance = job, trap, random.Random(SEED)
+        self.struck_at = 0.0
+        self.family: list[psutil.Process] = []
+
+    def strike(self, whom: str) -> None:
+        """SIGKILL, now."""
+        self.family = self.job.family()
+        if whom in TITLES:
+            victims = [self.chance.choice(self.job.find(whom))]
+        else:
+            victims = self.family if whom == "job" else self.family[:1]
+        self.struck_at = time.time()
+        for victim in victims:
+            try:
+                os.kill(victim.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+
+    def carry_out(self, kill: Kill) -> dict[str, Any]:
+        """Wait for the moment, with as many starts as that takes, and strike; what happened."""
+        began, (moment, when) = self.struck_at, kill.moment
+        while True:
+            if not self.job.runs:
+                self.job.start(kill.ranks)
+            if self._await(lambda: len(self.job.find("rank")) == kill.ranks) and self._strikes(kill, moment, when):
+                break
+        done = self.job.steps(began)
+        return {
+            **{"whom": kill.whom, "ranks": kill.ranks, "after_step": done[-1][1] if done else None},
+            "moment": f"{when} {self.trap.sprung}" if self.trap.sprung else f"in a {moment}",
+            "stepping_again_after_s": round(done[0][0] - began, 1) if done and began else None,
+        }
+
+    def _strikes(self, kill: Kill, moment: str, when: str) -> bool:
+        since, self.trap.sprung = self.struck_at, ""
+        if moment == "start":
+            time.sleep(self.chance.uniform(0, 6))
+        else:
+            early = 0 if moment == "step" else EVERY  # so that a checkpoint is still to come
+            if not self._await(lambda: any(step >= kill.step - early for _, step in self.job.steps(since))):
+                return False
+        if when:
+            self.trap.set(moment, when, lambda: self.strike(kill.whom))
+            return self._await(lambda: self.struck_at > since)
+        if moment == "step":
+            times = [at for at, _ in self.job.steps(since)]
+            length = statistics.median(b - a for a, b in pairwise(times)) if times[1:] else 1.0
+            time.sleep(self.chance.uniform(0.1, 0.9) * length)
+        if kill.whom in TITLES and not self._await(lambda: bool(self.job.find(kill.whom))):
+            return False
+        self.strike(kill.whom)
+        return True
+
+    def settle(self, kill: Kill) -> dict[str, Any]:
+        """See what a kill did to the job; whatever lives on is left alone."""
+        if kill.whom not in (*ENDS_THE_JOB, "controller"):
+            return {}
+        assert self.job.process is not None
+        status = self.job.process.wait(PATIENCE_S)
+        _, alive = psutil.wait_procs(self.family, timeout=30)
+        return {
+            "exit": status,
+            "ended_after_s": round(time.time() - self.struck_at, 1),
+            **({"left_over": len(alive)} if alive else {}),
+        }
+
+    def _await(self, condition: Callable[[], bool]) -> bool:
+        """Until the condition holds (True) or the job has ended (False)."""
+        deadline = time.monotonic() + PATIENCE_S
+        while time.monotonic() < deadline:
+            if condition():
+                return True
+            if not self.job.runs:
+                return False
+            time.sleep(0.02)
+        raise AssertionError(f"the job hangs; the end of its log:\n{self.job.log.read_text()[-4000:]}")
+
+
+@pytest.fixture
+def ray_folder() -> Iterator[Path]:
+    """Where the jobs' Ray keeps its sockets, whose paths must be short, and its logs."""
+    folder = Path(tempfile.mkdtemp(prefix="kills-", dir="/tmp"))
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def serve(proxy: FaultyProxy) -> str:
+    """Run a proxy in a thread; its URL."""
+    ready: SimpleQueue[str] = SimpleQueue()
+    threading.Thread(target=lambda: asyncio.run(proxy.serve(ready.put)), daemon=True).start()
+    return ready.get(timeout=30)
+
+
+def losses(run: str) -> dict[int, float]:
+    records = [json.loads(line) for line in open_store(run).read("metrics.jsonl").decode().splitlines()]
+    return {record["step"]: record["loss"] for record in records if "loss" in record}
+
+
+def learned(ray_folder: Path) -> dict[int, list[list[str]]]:
+    """For each step what each attempt's ranks have logged: ids in the order of their forward passes."""
+    found: dict[int, list[list[str]]] = defaultdict(list)
+    for path in sorted(p for p in ray_folder.glob("session_2*/logs/train/ray-train-app-worker-*.log")):
+        of_rank: dict[int, list[str]] = defaultdict(list)
+        for line in path.read_text().splitlines():
+            if match := re.match(r"step (\d+) learns from (\[.*\])$", json.loads(line)["message"]):
+                of_rank[int(match[1])] += json.loads(match[2])
+        for step, ids in of_rank.items():
+            found[step].append(ids)
+    return found
+
+
+def test_killed_twenty_times_an_epoch_is_seen_once(
+    s3_uri: str, s3_server: dict[str, str], tmp_path: Path, ray_folder: Path
+) -> None:
+    raw, dataset = write_raw(tmp_path / "raw", world(24, 5)), f"{s3_uri}/dataset"
+    curate(CurateConfig(raw=str(raw), dataset=dataset))
+    rows = read_table(version_store(open_store(dataset), latest_version(open_store(dataset))), "train")
+    ids = rows.column("triplet_id").to_pylist()
+    plan = EpochPlan(len(ids), BATCH, SEED)
+    total = plan.steps_per_epoch
+    trap = Trap()
+    url = serve(FaultyProxy(s3_server["AWS_ENDPOINT_URL"], trap))
+
+    def job_of(name: str) -> Job:
+        tracking = tmp_path / f"{name}-tracking"
+        first = total // 2
+        config = {
+            **{"dataset": dataset, "run": f"{s3_uri}/{name}", "tracking": f"jsonl:{tracking}", "seed": SEED},
+            "stages": [
+                {"name": "one", "steps": first, "conditions": "mllm", "warmup_steps": 2},
+                {"name": "two", "steps": total - first, "conditions": "mllm+references", "warmup_steps": 2},
+            ],
+            **{"batch_size": BATCH, "micro_batch_size": MICRO, "log_every": 1},
+            **{"validation": {"every": 10_000, "samples": 4}, "checkpoint": {"every": EVERY, "keep": 2}},
+            "workers": {"max_failures": 100},
+        }
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(yaml.safe_dump(config))
+        variables = {"AWS_ENDPOINT_URL": url, "LOOKALIKE_LOG_LEVEL": "DEBUG", "RAY_TMPDIR": str(ray_folder)}
+        return Job(path, job_environment({**s3_server, **variables}), tracking, tmp_path / f"{name}.log")
+
+    quiet = job_of("quiet")
+    quiet.start(2)
+    assert quiet.process is not None
+    assert quiet.process.wait(1200) == 0, quiet.log.read_text()[-4000:]
+    shutil.rmtree(ray_folder)
+    ray_folder.mkdir()
+
+    kills, job = draw_kills(total), job_of("killed")
+    reaper, events, taken_up = Reaper(job, trap), [], list[int]()
+    print(f"{len(ids)} samples, {total} steps, {len(kills)} kills", flush=True)
+    started = time.monotonic()
+    for before, kill in zip([None, *kills], kills, strict=False):
+        if before and before.ranks != kill.ranks:  # nothing runs now
+            taken_up.append(committed_steps(open_store(f"{s3_uri}/killed/checkpoints"))[-1])
+        event = reaper.carry_out(kill)
+        event |= reaper.settle(kill)
+        events.append(event)
+        print(f"{time.monotonic() - started:.0f} s", event, flush=True)
+    if not job.runs:
+        job.start(SECTIONS[-1][0])
+    assert job.process is not None
+    assert job.process.wait(1200) == 0, job.log.read_text()[-4000:]
+
+    ledger = {record["step"]: record for record in read_ledger(open_store(f"{s3_uri}/killed"))}
+    seen = Counter((record["epoch"], sample) for record in ledger.values() for sample in record["samples"])
+    attempts = learned(ray_folder)
+    strange = [
+        (step, found)
+        for step, lists in attempts.items()
+        for found in lists
+        if found not in _starts_of_shares(ledger[step]["samples"])
+    ]
+    expected, found = losses(f"{s3_uri}/quiet"), losses(f"{s3_uri}/killed")
+    record = {
+        "command": "python -m pytest tests/bench/test_training_kills.py -s",
+        "samples": len(ids),
+        "steps": total,
+        "kills": events,
+        "kills_by_victim": dict(Counter(kill.whom for kill in kills)),
+        "taken_up_by_another_number_of_ranks_at": taken_up,
+        "starts_of_the_job": job.starts,
+        "minutes": round((time.monotonic() - started) / 60, 1),
+        "steps_begun_again": sum(len(lists) > 2 for lists in attempts.values()),
+        "shares_cut_off_in_mid_accumulation": sum(
+            found not in _shares(ledger[step]["samples"]) for step, lists in attempts.items() for found in lists
+        ),
+        "ids_that_differ_from_the_ledger": len(strange),
+        "each_sample_once": seen == Counter((0, sample) for sample in ids),
+        "largest_difference_of_a_loss_before_the_first_resize": max(
+            abs(found[step] - expected[step]) for step in range(taken_up[0])
+        ),
+        "largest_difference_of_a_loss": max(abs(found[step] - expected[step]) for step in expected),
+    }
+    keep("training-kills", record)
+    assert not strange
+    assert sorted(ledger) == sorted(found) == sorted(expected) == list(range(total))
+    assert record["each_sample_once"]
+    assert record["shares_cut_off_in_mid_accumulation"] > 0
+    assert record["largest_difference_of_a_loss_before_the_first_resize"] < 1e-5
+    assert record["largest_difference_of_a_loss"] < 1e-3
+
+
+def _shares(samples: list[str]) -> list[list[str]]:
+    """What one rank of one, and each of two, computes of a step's samples (padding, which is last, left out)."""
+    half = BATCH // 2
+    return [samples, samples[:half], samples[half:]]
+
+
+def _starts_of_shares(samples: list[str]) -> list[list[str]]:
+    return [share[:length] for share in _shares(samples) for length in range(len(share) + 1)]
