@@ -7,6 +7,8 @@ or just after the server has an object; other kills strike in the middle of a st
 is drawn from a seed: a rank, a process of Ray Data, Ray Train's controller, the raylet, the driver, or the driver with
 everything below it. What has ended is started again by the same command (from one section to the next with another
 number of ranks), at once and without a look at what may still run.
+
+With LOOKALIKE_BENCH_FOLDER it goes on there after the last kill that it has noted.
 """
 
 import asyncio
@@ -19,12 +21,12 @@ import signal
 import statistics
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from hashlib import sha256
 from itertools import pairwise
 from pathlib import Path
 from queue import SimpleQueue
@@ -36,22 +38,22 @@ import yaml
 from aiohttp import web
 
 from lookalike.data.triplets import read_table
-from lookalike.storage import latest_version, open_store, version_store
+from lookalike.storage import open_store, version_store
 from lookalike.training.checkpoint import committed_steps
 from lookalike.training.ledger import read_ledger
 from lookalike.training.plan import EpochPlan
 from pipelines.curate import CurateConfig, curate
 from tests.bench.faulty_s3 import FaultyProxy
 from tests.bench.measured import keep
-from tests.conftest import REPO, job_environment
+from tests.conftest import REPO, LocalStack, job_environment
 from tests.drawn import world, write_raw
 
-pytestmark = [pytest.mark.usefixtures("ray_local"), pytest.mark.timeout(7200)]
+pytestmark = pytest.mark.timeout(7200)
 
 SEED = 0
 SECTIONS = ((2, 9), (1, 4), (2, 8))  # ranks, kills
 BATCH, MICRO, EVERY = 8, 1, 2  # samples of a step, of a forward pass; steps between checkpoints
-PATIENCE_S = 300.0
+PATIENCE_S = 600.0
 
 # A process by the title that Ray gives it.
 TITLES = {
@@ -148,6 +150,11 @@ class Job:
         with self.log.open("ab") as file:
             self.process = subprocess.Popen(argv, env=self.env, stdout=file, stderr=file, cwd=REPO)
         self.starts += 1
+
+    def end(self) -> None:
+        """Wait until it has done all its steps."""
+        assert self.process is not None
+        assert self.process.wait(2 * PATIENCE_S) == 0, self.log.read_text()[-4000:]
 
     @property
     def runs(self) -> bool:
@@ -263,11 +270,20 @@ class Reaper:
 
 
 @pytest.fixture
-def ray_folder() -> Iterator[Path]:
-    """Where the jobs' Ray keeps its sockets, whose paths must be short, and its logs."""
-    folder = Path(tempfile.mkdtemp(prefix="kills-", dir="/tmp"))
-    yield folder
-    shutil.rmtree(folder, ignore_errors=True)
+def folder(bench_folder: Path) -> Path:
+    """Where all of it lies, so that it can go on."""
+    folder = bench_folder / "training-kills"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@pytest.fixture
+def s3(folder: Path) -> Iterator[dict[str, str]]:
+    """An S3 server of the bench's own, for the environment of its clients."""
+    stack = LocalStack(folder / "stack")
+    stack.up("s3")
+    yield {name: value for name, value in stack.environment.items() if name.startswith("AWS_")}
+    stack.down()
 
 
 def serve(proxy: FaultyProxy) -> str:
@@ -296,22 +312,27 @@ def learned(ray_folder: Path) -> dict[int, list[list[str]]]:
 
 
 def test_killed_twenty_times_an_epoch_is_seen_once(
-    s3_uri: str, s3_server: dict[str, str], tmp_path: Path, ray_folder: Path
+    folder: Path, s3: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    raw, dataset = write_raw(tmp_path / "raw", world(24, 5)), f"{s3_uri}/dataset"
-    curate(CurateConfig(raw=str(raw), dataset=dataset))
-    rows = read_table(version_store(open_store(dataset), latest_version(open_store(dataset))), "train")
-    ids = rows.column("triplet_id").to_pylist()
+    for name, value in s3.items():
+        monkeypatch.setenv(name, value)
+    dataset, quietly, killed = (f"s3://scratch/training-kills/{name}" for name in ("dataset", "quiet", "killed"))
+    if not open_store(dataset).exists("v0001/manifest.json"):
+        curate(CurateConfig(raw=str(write_raw(folder / "raw", world(24, 5))), dataset=dataset))
+    ids = read_table(version_store(open_store(dataset), 1), "train").column("triplet_id").to_pylist()
     plan = EpochPlan(len(ids), BATCH, SEED)
     total = plan.steps_per_epoch
     trap = Trap()
-    url = serve(FaultyProxy(s3_server["AWS_ENDPOINT_URL"], trap))
+    url = serve(FaultyProxy(s3["AWS_ENDPOINT_URL"], trap))
+    # Ray's sockets lie there, whose paths must be short, and its logs.
+    ray_folder = Path("/tmp") / f"kills-{sha256(str(folder).encode()).hexdigest()[:8]}"
 
-    def job_of(name: str) -> Job:
-        tracking = tmp_path / f"{name}-tracking"
+    def job_of(run: str) -> Job:
+        name = run.rpartition("/")[2]
+        tracking = folder / f"{name}-tracking"
         first = total // 2
         config = {
-            **{"dataset": dataset, "run": f"{s3_uri}/{name}", "tracking": f"jsonl:{tracking}", "seed": SEED},
+            **{"dataset": dataset, "run": run, "tracking": f"jsonl:{tracking}", "seed": SEED},
             "stages": [
                 {"name": "one", "steps": first, "conditions": "mllm", "warmup_steps": 2},
                 {"name": "two", "steps": total - first, "conditions": "mllm+references", "warmup_steps": 2},
@@ -320,44 +341,45 @@ def test_killed_twenty_times_an_epoch_is_seen_once(
             **{"validation": {"every": 10_000, "samples": 4}, "checkpoint": {"every": EVERY, "keep": 2}},
             "workers": {"max_failures": 100},
         }
-        path = tmp_path / f"{name}.yaml"
+        path = folder / f"{name}.yaml"
         path.write_text(yaml.safe_dump(config))
-        variables = {"AWS_ENDPOINT_URL": url, "LOOKALIKE_LOG_LEVEL": "DEBUG", "RAY_TMPDIR": str(ray_folder)}
-        return Job(path, job_environment({**s3_server, **variables}), tracking, tmp_path / f"{name}.log")
+        where = ray_folder / name
+        where.mkdir(parents=True, exist_ok=True)
+        variables = {"AWS_ENDPOINT_URL": url, "LOOKALIKE_LOG_LEVEL": "DEBUG", "RAY_TMPDIR": str(where)}
+        return Job(path, job_environment({**s3, **variables}), tracking, folder / f"{name}.log")
 
-    quiet = job_of("quiet")
-    quiet.start(2)
-    assert quiet.process is not None
-    assert quiet.process.wait(1200) == 0, quiet.log.read_text()[-4000:]
-    shutil.rmtree(ray_folder)
-    ray_folder.mkdir()
+    if not open_store(quietly).exists("result.json"):
+        quiet = job_of(quietly)
+        quiet.start(2)
+        quiet.end()
 
-    kills, job = draw_kills(total), job_of("killed")
-    reaper, events, taken_up = Reaper(job, trap), [], list[int]()
-    print(f"{len(ids)} samples, {total} steps, {len(kills)} kills", flush=True)
-    started = time.monotonic()
-    for before, kill in zip([None, *kills], kills, strict=False):
-        if before and before.ranks != kill.ranks:  # nothing runs now
-            taken_up.append(committed_steps(open_store(f"{s3_uri}/killed/checkpoints"))[-1])
-        event = reaper.carry_out(kill)
-        event |= reaper.settle(kill)
-        events.append(event)
-        print(f"{time.monotonic() - started:.0f} s", event, flush=True)
+    kills, job, notes = draw_kills(total), job_of(killed), folder / "notes.jsonl"
+    reaper = Reaper(job, trap)
+    events = [json.loads(line) for line in notes.read_text().splitlines()] if notes.exists() else []
+    print(f"{len(ids)} samples, {total} steps, {len(kills)} kills, {len(events)} of them done", flush=True)
+    for kill in kills[len(events) :]:
+        began, found = time.monotonic(), committed_steps(open_store(f"{killed}/checkpoints"))
+        event = {"from": found[-1] if found else 0, **reaper.carry_out(kill), **reaper.settle(kill)}
+        events.append({**event, "seconds": round(time.monotonic() - began, 1)})
+        with notes.open("a") as file:
+            file.write(json.dumps(events[-1]) + "\n")
+        print(events[-1], flush=True)
     if not job.runs:
         job.start(SECTIONS[-1][0])
-    assert job.process is not None
-    assert job.process.wait(1200) == 0, job.log.read_text()[-4000:]
+    job.end()
 
-    ledger = {record["step"]: record for record in read_ledger(open_store(f"{s3_uri}/killed"))}
+    ledger = {record["step"]: record for record in read_ledger(open_store(killed))}
     seen = Counter((record["epoch"], sample) for record in ledger.values() for sample in record["samples"])
-    attempts = learned(ray_folder)
+    attempts = learned(ray_folder / "killed")
     strange = [
         (step, found)
         for step, lists in attempts.items()
         for found in lists
         if found not in _starts_of_shares(ledger[step]["samples"])
     ]
-    expected, found = losses(f"{s3_uri}/quiet"), losses(f"{s3_uri}/killed")
+    pairs = pairwise(events)
+    taken_up = [after["from"] for before, after in pairs if before["ranks"] != after["ranks"]]
+    expected, found = losses(quietly), losses(killed)
     record = {
         "command": "python -m pytest tests/bench/test_training_kills.py -s",
         "samples": len(ids),
@@ -365,8 +387,7 @@ def test_killed_twenty_times_an_epoch_is_seen_once(
         "kills": events,
         "kills_by_victim": dict(Counter(kill.whom for kill in kills)),
         "taken_up_by_another_number_of_ranks_at": taken_up,
-        "starts_of_the_job": job.starts,
-        "minutes": round((time.monotonic() - started) / 60, 1),
+        "minutes_to_the_last_kill": round(sum(event["seconds"] for event in events) / 60, 1),
         "steps_begun_again": sum(len(lists) > 2 for lists in attempts.values()),
         "shares_cut_off_in_mid_accumulation": sum(
             found not in _shares(ledger[step]["samples"]) for step, lists in attempts.items() for found in lists
@@ -379,6 +400,7 @@ def test_killed_twenty_times_an_epoch_is_seen_once(
         "largest_difference_of_a_loss": max(abs(found[step] - expected[step]) for step in expected),
     }
     keep("training-kills", record)
+    shutil.rmtree(ray_folder)
     assert not strange
     assert sorted(ledger) == sorted(found) == sorted(expected) == list(range(total))
     assert record["each_sample_once"]
