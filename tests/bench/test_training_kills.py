@@ -2,16 +2,15 @@
 
     python -m pytest tests/bench/test_training_kills.py -s
 
-Writes results/training-kills.json. The run lies on an S3 server behind a proxy (faulty_s3.py) that can kill just before
-or just after the server has an object; other kills strike in the middle of a step or of a start. Who is killed and when
-is drawn from a seed: a rank, a process of Ray Data, Ray Train's controller, the raylet, the driver, or the driver with
-everything below it. What has ended is started again by the same command (from one section to the next with another
+Writes results/training-kills.json. The run lies on an S3 server behind a proxy (tests/faulty_s3.py) that can kill just
+before or just after the server has an object; others strike in the middle of a step or of a start. Who is killed and
+when is drawn from a seed: a rank, a process of Ray Data, Ray Train's controller, the raylet, the driver, or the driver
+with everything below it. What has ended is started again by the same command (from one section to the next with another
 number of ranks), at once and without a look at what may still run.
 
 With LOOKALIKE_BENCH_FOLDER it goes on there after the last kill that it has noted.
 """
 
-import asyncio
 import json
 import os
 import random
@@ -29,7 +28,6 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from itertools import pairwise
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any
 
 import psutil
@@ -43,10 +41,10 @@ from lookalike.training.checkpoint import committed_steps
 from lookalike.training.ledger import read_ledger
 from lookalike.training.plan import EpochPlan
 from pipelines.curate import CurateConfig, curate
-from tests.bench.faulty_s3 import FaultyProxy
 from tests.bench.measured import keep
 from tests.conftest import REPO, LocalStack, job_environment
 from tests.drawn import world, write_raw
+from tests.faulty_s3 import FaultyProxy, serve_in_thread
 
 pytestmark = pytest.mark.timeout(7200)
 
@@ -286,13 +284,6 @@ def s3(folder: Path) -> Iterator[dict[str, str]]:
     stack.down()
 
 
-def serve(proxy: FaultyProxy) -> str:
-    """Run a proxy in a thread; its URL."""
-    ready: SimpleQueue[str] = SimpleQueue()
-    threading.Thread(target=lambda: asyncio.run(proxy.serve(ready.put)), daemon=True).start()
-    return ready.get(timeout=30)
-
-
 def losses(run: str) -> dict[int, float]:
     records = [json.loads(line) for line in open_store(run).read("metrics.jsonl").decode().splitlines()]
     return {record["step"]: record["loss"] for record in records if "loss" in record}
@@ -323,7 +314,7 @@ def test_killed_twenty_times_an_epoch_is_seen_once(
     plan = EpochPlan(len(ids), BATCH, SEED)
     total = plan.steps_per_epoch
     trap = Trap()
-    url = serve(FaultyProxy(s3["AWS_ENDPOINT_URL"], trap))
+    url = serve_in_thread(FaultyProxy(s3["AWS_ENDPOINT_URL"], trap))
     # Ray's sockets lie there, whose paths must be short, and its logs.
     ray_folder = Path("/tmp") / f"kills-{sha256(str(folder).encode()).hexdigest()[:8]}"
 
