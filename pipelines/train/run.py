@@ -95,6 +95,7 @@ def _latents_fit(encoded: dict[str, Any] | None, bundle_uri: str) -> bool:
 
 
 def _fit(settings: WorkerSettings, store: Store) -> None:
+    from ray.exceptions import RayActorError
     from ray.train import ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -125,6 +126,12 @@ def _fit(settings: WorkerSettings, store: Store) -> None:
             f"training failed {workers.max_failures + 1} times",
             value=str(error),
             fix=f"stacks of ranks that hung are in {store.uri}: {', '.join(hangs)}" if hangs else "see the log above",
+        ) from error
+    except RayActorError as error:  # the controller died, and with it the ranks
+        raise LookalikeError(
+            "training lost its controller",
+            value=str(error).splitlines()[0],
+            fix="the same command goes on from the last checkpoint",
         ) from error
     if ended_early is not None:
         raise ended_early
