@@ -8,25 +8,29 @@ alone, and without any reference. The prompts are the captions of the subject's 
 mostly view differ from the reference's; once whole ("told": colours and pattern are in the text), and once bare, where
 they have to come from the reference. Half of the subjects have a twin: another shape in the same colours and pattern.
 
-Writes results/probes.json and results/probes-grid.png. LOOKALIKE_BENCH_BUNDLE names another bundle than the shipped.
+Writes results/probes.json and results/probes-grid.png. What was drawn and what the probe has learned stays in
+LOOKALIKE_BENCH_FOLDER, so that a run that was stopped goes on. LOOKALIKE_BENCH_BUNDLE names another bundle than the
+shipped one.
 """
 
 import dataclasses
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from tqdm import tqdm
 
 from lookalike.diffusion.pipeline import SubjectPipeline
 from lookalike.evaluation.grid import GridRow, draw_grid
 from lookalike.evaluation.metrics import cluster_bootstrap
+from lookalike.models.bundle import bundle_sha256, read_manifest
 from lookalike.models.preprocess import Preprocessor
 from lookalike.models.presets import load_preset
 from lookalike.models.sources import materialise
+from lookalike.models.vae import load_vae
 from lookalike.training.parts import reconstruct
 from pipelines.ingest.config import SampleWorldConfig
 from pipelines.ingest.sample import vocabulary, world
@@ -37,6 +41,7 @@ TAUGHT = SampleWorldConfig(seed=61, subjects=480, size_px=128, defects=False)  #
 HELD_OUT = SampleWorldConfig(seed=70, subjects=52, size_px=128, defects=False)  # seen by neither probe nor model
 PROMPTS, STEPS, BATCH = 4, 12, 16
 MODES = {"paper": "paper", "MLLM only": "mllm_only", "no reference": "mllm_only"}  # -> stages
+ROWS = [f"{mode}, {text}" for text in ("told", "bare") for mode in MODES]
 REAL = "real photographs, through the VAE"
 
 pytestmark = pytest.mark.timeout(7200)
@@ -58,6 +63,12 @@ class Case:
         )
 
 
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    given = os.environ.get("LOOKALIKE_BENCH_BUNDLE")
+    return Path(given) if given else materialise(load_preset("mini"), tmp_path / "bundle")
+
+
 class WithoutReferences(Preprocessor):
     """Shows the model nothing but the prompt."""
 
@@ -66,59 +77,61 @@ class WithoutReferences(Preprocessor):
         return super().__call__(prompts, [[] for _ in prompts], *args, **kwargs)
 
 
-def test_it_learns(bench_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("row", ROWS)
+def test_pictures_are_drawn(row: str, bundle: Path, bench_folder: Path) -> None:
+    file = _drawn(bench_folder, bundle, row)
+    if file.exists():
+        return
     torch.set_num_threads(1)
-    pipe = SubjectPipeline.from_pretrained(_bundle(tmp_path))
+    mode, _, text = row.partition(", ")
+    pipe = SubjectPipeline.from_pretrained(bundle)
     pipe.set_progress_bar_config(disable=True)
-    taught, held_out = (photographs(bench_folder / f"world-{made.seed}", made) for made in (TAUGHT, HELD_OUT))
-    probe = train_probe(taught, pipe.vae, bench_folder / "probe")
-    shown = reconstruct(pipe.vae, to_tensor([photo.image for photo in held_out]))
-    judge = Judge(probe, shown, held_out)
-    cases = list(_cases(held_out))
-    values = {REAL: judge(shown[[_place(held_out, case.target) for case in cases]], cases)}
-    drawn: dict[str, np.ndarray] = {}
-    for bare in (False, True):
-        for mode, stages in MODES.items():
-            name = f"{mode}, {'bare' if bare else 'told'}"
-            with monkeypatch.context() as patch:
-                if mode == "no reference":
-                    patch.setattr(pipe, "preprocessor", _blind(pipe.preprocessor))
-                drawn[name] = _draw(pipe, cases, bare, stages)
-            values[name] = judge(torch.from_numpy(drawn[name].transpose(0, 3, 1, 2).copy()), cases)
-            record = {"cases": len(cases), "probe": judge.own_error(), "table": _table(values, cases)}
-            keep("probes", record)
-            _grid(cases, drawn).save(RESULTS / "probes-grid.png", optimize=True)
-
-
-def _bundle(tmp_path: Path) -> Path:
-    given = os.environ.get("LOOKALIKE_BENCH_BUNDLE")
-    return Path(given) if given else materialise(load_preset("mini"), tmp_path / "bundle")
-
-
-def _cases(photos: list[Photo]) -> Iterator[Case]:
-    for name in sorted({photo.subject for photo in photos}):
-        reference, *others = (photo for photo in photos if photo.subject == name)
-        for number, target in enumerate(others[:PROMPTS]):
-            yield Case(reference, target, number)
-
-
-def _blind(preprocessor: Preprocessor) -> Preprocessor:
-    return WithoutReferences(preprocessor.preset, preprocessor.tokenizer_file)
-
-
-def _draw(pipe: SubjectPipeline, cases: list[Case], bare: bool, stages: str) -> np.ndarray:
+    if mode == "no reference":
+        pipe.preprocessor = WithoutReferences(pipe.preprocessor.preset, pipe.preprocessor.tokenizer_file)
+    cases = _cases(_held_out(bench_folder))
     images = [
         pipe(
-            [case.prompt(bare) for case in part],
+            [case.prompt(text == "bare") for case in part],
             [[case.reference.image] for case in part],
             num_inference_steps=STEPS,
-            stages=stages,
+            stages=MODES[mode],
             seeds=[case.seed for case in part],
             output_type="np",
         ).images
-        for part in (cases[first : first + BATCH] for first in range(0, len(cases), BATCH))
+        for part in tqdm([cases[first : first + BATCH] for first in range(0, len(cases), BATCH)], desc=row)
     ]
-    return np.concatenate(images)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    np.save(file, np.concatenate(images))
+
+
+def test_it_has_learned(bundle: Path, bench_folder: Path) -> None:
+    """Whatever has been drawn, judged."""
+    torch.set_num_threads(1)
+    vae, held_out = load_vae(bundle), _held_out(bench_folder)
+    probe = train_probe(photographs(bench_folder / f"world-{TAUGHT.seed}", TAUGHT), vae, bench_folder / "probe")
+    shown = reconstruct(vae, to_tensor([photo.image for photo in held_out]))
+    judge, cases = Judge(probe, shown, held_out), _cases(held_out)
+    drawn = {row: np.load(file) for row in ROWS if (file := _drawn(bench_folder, bundle, row)).exists()}
+    values = {REAL: judge(shown[[_place(held_out, case.target) for case in cases]], cases)}
+    values |= {row: judge(to_tensor(images), cases) for row, images in drawn.items()}
+    keep("probes", {"cases": len(cases), "probe": judge.own_error(), "table": _table(values, cases)})
+    _grid(cases, drawn).save(RESULTS / "probes-grid.png", optimize=True)
+
+
+def _held_out(bench_folder: Path) -> list[Photo]:
+    return photographs(bench_folder / f"world-{HELD_OUT.seed}", HELD_OUT)
+
+
+def _drawn(bench_folder: Path, bundle: Path, row: str) -> Path:
+    return bench_folder / f"drawn-{bundle_sha256(read_manifest(bundle))[:12]}" / f"{row}.npy"
+
+
+def _cases(photos: list[Photo]) -> list[Case]:
+    cases = []
+    for name in sorted({photo.subject for photo in photos}):
+        reference, *others = (photo for photo in photos if photo.subject == name)
+        cases += [Case(reference, target, number) for number, target in enumerate(others[:PROMPTS])]
+    return cases
 
 
 class Judge:
