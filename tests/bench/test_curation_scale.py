@@ -152,8 +152,8 @@ def _tables(shard: int, rows: int) -> tuple[pa.Table, pa.Table]:
     digests = [random.bytes(32).hex() for _ in range(rows)]
     constant = {
         "shard": f"shard-{shard:06d}.tar", "length": 100_000, "width": 1024, "height": 768, "class_name": "thing",
-        "caption": "a thing on a table", "licence": "CC0-1.0", "source": "synthetic", "sharpness": 300.0,
-        "luma_mean": 120.0, "luma_std": 50.0, "cut": False, "error": "",
+        "caption": "a thing on a table", "licence": "CC0-1.0", "consent": "", "source": "synthetic", "sharpness": 300.0,
+        "luma_mean": 120.0, "luma_std": 50.0, "subject_area": None, "cut": False, "error": "",
     }  # fmt: skip
     columns: dict[str, Any] = {name: [value] * rows for name, value in constant.items()}
     columns |= {
