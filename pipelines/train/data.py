@@ -73,7 +73,8 @@ def _preprocessor(bundle_uri: str) -> Preprocessor:
 
 
 def prepare(source: TripletSource, indices: npt.NDArray[np.int64]) -> Columns:
-    """Read and prepare samples: the preprocessor's columns, ``sample_id`` (str), ``subject`` (str), ``weight`` (f32).
+    """Read and prepare samples: the preprocessor's columns, ``sample_id``, ``subject`` and ``prompt`` (str), ``weight``
+    (f32).
 
     A padding slot repeats the first row with weight 0.
     """
@@ -87,6 +88,7 @@ def prepare(source: TripletSource, indices: npt.NDArray[np.int64]) -> Columns:
         columns |= _latents(store, rows, columns["reference_mask"].shape[1])
     columns["sample_id"] = np.array([row["triplet_id"] for row in rows])
     columns["subject"] = np.array([row["subject"] for row in rows])
+    columns["prompt"] = np.array([row["prompt"] for row in rows])
     columns["weight"] = (indices != PADDING).astype(np.float32)
     return columns
 

@@ -8,14 +8,11 @@ import numpy as np
 
 from lookalike.errors import ConfigError
 from lookalike.models.presets import Preset, load_preset
-from lookalike.training.budget import GB, PEAK_TFLOPS, Cluster, Precision, plan_memory, plan_stages
+from lookalike.training.budget import GB, Cluster, plan_memory, plan_stages
 from lookalike.training.config import TrainConfig
+from lookalike.training.workload import peak_tflops
 
 STEPS = 25  # of the sampler
-_PRECISION: dict[Precision, str] = {
-    "float32": "float32",
-    "bfloat16": "bfloat16 (training itself runs in float32 so far: --precision float32)",
-}
 
 
 @dataclass(frozen=True)
@@ -33,8 +30,6 @@ class PlanConfig(TrainConfig):
     """Not written."""
     gpus: str = "8x80"
     """Number of GPUs x memory of each in GB."""
-    precision: Precision = "bfloat16"
-    """Of the forward pass: DeepSpeed's mixed precision, or ``float32``, which is what training runs in so far."""
     peak_tflops: float | None = None
     """Dense peak of one GPU in that precision; by default an H100's: 989 in bfloat16, 67 in float32."""
     utilisation: float = 0.35
@@ -52,7 +47,8 @@ class PlanConfig(TrainConfig):
             gpus, memory_gb = int(number), float(memory)
         except ValueError as error:
             raise ConfigError("gpus is NUMBERxMEMORY in GB", value=self.gpus, fix="try 8x80") from error
-        peak = self.peak_tflops or PEAK_TFLOPS[self.precision]
+        peak = self.peak_tflops or peak_tflops("H100", self.precision)
+        assert peak is not None
         return Cluster(gpus, memory_gb, peak_tflops=peak, utilisation=self.utilisation)
 
 
@@ -146,6 +142,7 @@ def _training(config: PlanConfig, preset: Preset, cluster: Cluster) -> list[str]
         cluster,
         precision=config.precision,
         checkpointing=config.activation_checkpointing,
+        zero=config.zero,
         references=references,
         average=config.ema.decay is not None,
     )
@@ -154,7 +151,7 @@ def _training(config: PlanConfig, preset: Preset, cluster: Cluster) -> list[str]
     )
     checkpointing = "with" if config.activation_checkpointing else "without"
     lines = [
-        f"Training on {config.gpus}, {_PRECISION[config.precision]}, ZeRO-3, {checkpointing} activation checkpointing, "
+        f"Training on {config.gpus}, {config.precision}, ZeRO-3, {checkpointing} activation checkpointing, "
         f"{config.references} reference(s), {preset.height}x{preset.width}; GB of each GPU:",
         "",
     ]
@@ -162,7 +159,9 @@ def _training(config: PlanConfig, preset: Preset, cluster: Cluster) -> list[str]
     rows.append([f"activations of a micro batch of {fits or 1}", f"{memory.activations(fits or 1) / GB:.2f}"])
     total = sum(memory.rows.values()) + memory.activations(fits or 1)
     lines += _table([*rows, ["all", f"{total / GB:.2f}"]])
-    offload = "none needed" if memory.offload == "none" else f"{memory.offload} (training cannot do that yet)"
+    offload = "none needed"
+    if memory.offload != "none":
+        offload = f"zero.offload={memory.offload}, {memory.host / GB:.2f} GB of the host's memory for each GPU"
     lines += ["", f"Offload to the host: {offload}. Largest micro batch that fits: {memory.micro_batch}."]
     if not fits:
         return [*lines, "One sample does not fit; use more or larger GPUs, or activation_checkpointing."]

@@ -2,6 +2,8 @@
 
 import json
 import logging
+import sys
+import time
 import uuid
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +22,7 @@ from lookalike.training.config import TrainConfig
 from lookalike.training.plan import EpochPlan
 from lookalike.training.stopping import stops_on_sigterm
 from lookalike.training.watchdog import HANGS
+from lookalike.training.zero_config import check_schema, zero3_config
 from pipelines.entry import ray_session
 from pipelines.train.data import TripletSource
 from pipelines.train.settings import WorkerSettings, train_worker
@@ -38,10 +41,13 @@ _NOT_IDENTITY = (
     "workers",
     "micro_batch_size",
     "activation_checkpointing",
+    "zero",
+    "images",
     "checkpoint",
     "safety",
     "log_every",
     "export_dtype",
+    "export_lora",
 )
 
 
@@ -77,7 +83,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
             plan=EpochPlan(source.table().num_rows, config.batch_size, config.seed),
             fingerprint=fingerprint,
             base_sha256=initial.sha256,
-            tracking_run=_tracking_run(config, store, snapshot),
+            **_tracking_run(config, store, snapshot),
+            terminal=sys.stderr.isatty(),
         )
         with ray_session(), stops_on_sigterm(store, config.safety.grace_s):
             _fit(settings, store)
@@ -107,6 +114,7 @@ def _fit(settings: WorkerSettings, store: Store) -> None:
 
         run_rank(settings)
         return
+    check_schema(zero3_config(config, workers.num_workers))
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={"settings": settings},
@@ -152,14 +160,14 @@ def attempt_config(store: Store, max_failures: int) -> "RunConfig":
     )
 
 
-def _tracking_run(config: TrainConfig, store: Store, snapshot: dict[str, Any]) -> str:
-    """The id of the tracker's run, made once per run prefix."""
+def _tracking_run(config: TrainConfig, store: Store, snapshot: dict[str, Any]) -> dict[str, Any]:
+    """``tracking_run``, the id of the tracker's run, and ``submitted``, when it was made: once per run prefix."""
     key = "tracking.json"
     if not store.exists(key):
         with open_tracker(config.tracking, config.experiment, run_name=Path(store.uri).name) as tracker:
             tracker.log_config({**configs.to_dict(config), "snapshot": snapshot})
-            store.write(key, json.dumps({"run_id": tracker.run_id}).encode())
-    return str(json.loads(store.read(key))["run_id"])
+            store.write(key, json.dumps({"tracking_run": tracker.run_id, "submitted": time.time()}).encode())
+    return dict(json.loads(store.read(key)))
 
 
 def _finish(settings: WorkerSettings, store: Store, snapshot: dict[str, Any]) -> dict[str, Any]:

@@ -28,6 +28,10 @@ class WorkerSettings:
     """Identity of the initial bundle."""
     tracking_run: str
     """Id of the tracker's run."""
+    submitted: float
+    """When the run was first submitted, in seconds since 1970."""
+    terminal: bool
+    """Whether somebody looks on in a terminal."""
 
 
 def train_worker(loop_config: dict[str, Any]) -> LookalikeError | None:

@@ -2,28 +2,34 @@
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
 
 from lookalike.diffusion.flow import FlowConfig
+from lookalike.models.bundle import read_preset
 from lookalike.models.joint import import_model_classes
 from lookalike.models.subject import SubjectModel
 from lookalike.models.vae import load_vae
 from lookalike.models.weights import strict_weights
 from lookalike.storage import open_store
-from lookalike.tracking import open_tracker
+from lookalike.tracking import Tracker, open_tracker
 from lookalike.training import checkpoint
 from lookalike.training.bundles import local_bundle
+from lookalike.training.clock import StepClock
 from lookalike.training.engine import Engine, PlainEngine
 from lookalike.training.export import adapter_of, export_bundle, trainable_parts
-from lookalike.training.history import History
+from lookalike.training.history import History, Listener
 from lookalike.training.ledger import Ledger
 from lookalike.training.loop import Loop
 from lookalike.training.objective import DenoisingObjective, HeldOutLoss
 from lookalike.training.ranks import Rank
+from lookalike.training.samples import HeldOutImages
+from lookalike.training.workload import Workload, peak_tflops
 from lookalike.training.zero import ZeroEngine, prepare_process
 from pipelines.train.data import Columns, prepare, rank_batches, validation_indices
+from pipelines.train.observe import ProgressBar, RayMetrics, TrackedImages
 from pipelines.train.settings import WorkerSettings
 
 
@@ -45,9 +51,13 @@ def run_rank(settings: WorkerSettings, rank: Rank | None = None) -> None:
     objective = DenoisingObjective(
         engine.model, load_vae(bundle).to(device), FlowConfig.from_bundle(bundle), config.dropout, config.seed, device
     )
-    with open_tracker(
-        config.tracking, config.experiment, run_id=settings.tracking_run, enabled=rank.is_first
-    ) as tracker:
+    workload = _workload(settings, device)
+    with (
+        open_tracker(
+            config.tracking, config.experiment, run_id=settings.tracking_run, enabled=rank.is_first
+        ) as tracker,
+        _listeners(settings, rank) as listeners,
+    ):
         Loop(
             config=config,
             rank=rank,
@@ -56,10 +66,21 @@ def run_rank(settings: WorkerSettings, rank: Rank | None = None) -> None:
             validation=HeldOutLoss(objective, _validation_batches(settings, rank), rank.sum),
             plan=settings.plan,
             store=store,
-            history=History(store, tracker, config.total_steps, write=rank.is_first),
+            history=History(
+                store,
+                tracker,
+                config.total_steps,
+                write=rank.is_first,
+                submitted=settings.submitted,
+                listeners=listeners,
+            ),
             ledger=Ledger(rank),
             fingerprint=settings.fingerprint,
             base_sha256=settings.base_sha256,
+            workload=workload,
+            peak_tflops=workload.peak_tflops,
+            images=_images(settings, objective, rank, tracker),
+            clock=StepClock(device),
         ).run(batches)
     if rank.is_first:  # which has imported all that it takes; the driver has not
         export_bundle(config, store, config.total_steps)
@@ -78,7 +99,6 @@ def _engine(settings: WorkerSettings, device: torch.device, rank: Rank | None) -
             model.enable_gradient_checkpointing()
         return model.trainable(trainable_parts(config))
 
-    accumulation = config.batch_size // ((rank.count if rank else 1) * config.micro_batch_size)
     torch.manual_seed(config.seed)  # adapters draw their initial weights here, alike on every rank
     if rank is not None:
         prepare_process(device)
@@ -86,12 +106,10 @@ def _engine(settings: WorkerSettings, device: torch.device, rank: Rank | None) -
             build=lambda: SubjectModel.from_config(bundle),
             weights=lambda model: strict_weights(model, bundle),
             select=select,
-            optimizer=config.optimizer,
-            micro_batch_size=config.micro_batch_size,
-            accumulation=accumulation,
-            ema=config.ema,
+            config=config,
         )
     model = SubjectModel.from_bundle(bundle).to(device)
+    accumulation = config.batch_size // config.micro_batch_size
     return PlainEngine(model, select(model), config.optimizer, accumulation, config.ema)
 
 
@@ -108,6 +126,43 @@ def _batches(settings: WorkerSettings, first_step: int, rank: Rank) -> Iterator[
         yield from batches
 
     return in_order()
+
+
+@contextmanager
+def _listeners(settings: WorkerSettings, rank: Rank) -> Iterator[list[Listener]]:
+    """Who hears the first rank's figures."""
+    listeners: list[Listener] = []
+    if rank.is_first:
+        listeners.append(RayMetrics(settings.config.run))
+    if not rank.is_first or not settings.terminal:
+        yield listeners
+        return
+    bar = ProgressBar(settings.config.total_steps)
+    try:
+        yield [*listeners, bar]
+    finally:
+        bar.close()
+
+
+def _workload(settings: WorkerSettings, device: torch.device) -> Workload:
+    config = settings.config
+    peak = config.workers.peak_tflops
+    if peak is None and device.type == "cuda":
+        peak = peak_tflops(torch.cuda.get_device_name(device), config.precision)
+    preset = read_preset(local_bundle(settings.source.bundle_uri))
+    return Workload(preset, adapter_of(config), trainable_parts(config), peak)
+
+
+def _images(
+    settings: WorkerSettings, objective: DenoisingObjective, rank: Rank, tracker: Tracker
+) -> TrackedImages | None:
+    config = settings.config.images
+    if config.count == 0:
+        return None
+    source = replace(settings.source, split="validation")
+    each = -(-config.count // rank.count)
+    mine = validation_indices(source, each * rank.count)[rank.index * each : (rank.index + 1) * each]
+    return TrackedImages(HeldOutImages(objective, prepare(source, mine), config), rank, tracker)
 
 
 def _validation_batches(settings: WorkerSettings, rank: Rank) -> list[Columns]:

@@ -17,7 +17,8 @@ import torch
 from lookalike.models.costs import meta_model
 from lookalike.models.presets import load_preset
 from lookalike.models.sources import materialise
-from lookalike.training.footprint import REDUCE_BUCKET, zero3_states
+from lookalike.training.config import ZeroConfig
+from lookalike.training.footprint import zero3_states
 from tests.bench.measured import keep
 
 RANKS = 2
@@ -45,7 +46,7 @@ def test_two_ranks_hold_what_the_plan_says(tmp_path) -> None:
             rank.kill()
     assert [rank.returncode for rank in ranks] == [0] * RANKS, "".join(outputs)[-4000:]
     held = json.loads(outputs[0].strip().splitlines()[-1])
-    assert held.pop("bucket") == REDUCE_BUCKET * torch.float32.itemsize
+    assert held.pop("bucket") == ZeroConfig().reduce_bucket * torch.float32.itemsize
     told = zero3_states(meta_model(load_preset("mini")).parameters(), RANKS)
     keep(
         "zero-footprint",

@@ -13,7 +13,7 @@ from lookalike.models.batch import Batch
 from lookalike.models.joint import import_model_classes
 from lookalike.models.subject import SubjectModel
 from lookalike.models.weights import strict_weights
-from lookalike.training.config import OptimizerConfig
+from lookalike.training.config import TrainConfig, WorkerConfig
 from lookalike.training.zero import ZeroEngine, prepare_process
 
 
@@ -27,9 +27,9 @@ def main(rank: int, ranks: int, port: str, bundle: Path) -> None:
         build=lambda: SubjectModel.from_config(bundle),
         weights=lambda model: strict_weights(model, bundle),
         select=select,
-        optimizer=OptimizerConfig(),
-        micro_batch_size=1,
-        accumulation=1,
+        config=TrainConfig(
+            dataset="none", run="none", batch_size=ranks, micro_batch_size=1, workers=WorkerConfig(num_workers=ranks)
+        ),
     )
     for _ in range(2):
         step(engine)

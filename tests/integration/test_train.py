@@ -20,7 +20,14 @@ from lookalike.data.shards import write_tar
 from lookalike.errors import BusyError, ConflictError
 from lookalike.storage import open_store
 from lookalike.storage.lease import hold
-from lookalike.training.config import CheckpointConfig, StageConfig, TrainConfig, ValidationConfig, WorkerConfig
+from lookalike.training.config import (
+    CheckpointConfig,
+    ImagesConfig,
+    StageConfig,
+    TrainConfig,
+    ValidationConfig,
+    WorkerConfig,
+)
 from lookalike.training.plan import PADDING, EpochPlan
 from pipelines.curate import CurateConfig, curate
 from pipelines.train import data
@@ -60,6 +67,7 @@ def config_of(dataset: str, run: Path, workers: int) -> TrainConfig:
         batch_size=4,
         micro_batch_size=1,  # accumulated: twice on two ranks, four times on one
         validation=ValidationConfig(every=3, samples=4),
+        images=ImagesConfig(count=3, every=3, steps=2),
         checkpoint=CheckpointConfig(every=3, keep=2),
         workers=WorkerConfig(num_workers=workers),
         log_every=1,
@@ -129,6 +137,16 @@ def test_two_ranks_get_their_slots_in_order_with_two_cpus(
 def test_a_run_that_somebody_trains_is_left_to_him(dataset: str, tmp_path: Path) -> None:
     with hold(open_store(str(tmp_path / "run")).child("lease")), pytest.raises(BusyError, match="works here since"):
         train(config_of(dataset, tmp_path / "run", workers=0))
+
+
+def test_the_run_is_seen_in_the_tracker(plain: Path) -> None:
+    (events,) = Path(f"{plain}-tracking").rglob("events.jsonl")
+    logged = [json.loads(line) for line in events.read_text().splitlines()]
+    names = {name for event in logged for name in event.get("metrics", {})}
+    assert {"train/loss", "train/tokens_per_second", "train/backward_seconds", "train/goodput"} <= names
+    assert any(name.startswith("validation/loss_sigma_") for name in names)
+    pictures = sorted(path.name for path in (events.parent / "artifacts" / "samples").iterdir())
+    assert pictures == ["step-00000003.png", "step-00000006.png"]
 
 
 def test_a_finished_run_returns_at_once_and_another_is_refused(dataset: str, plain: Path) -> None:

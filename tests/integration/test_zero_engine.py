@@ -1,4 +1,7 @@
-"""ZeRO-3 on two Gloo ranks against the plain engine: weights, moments and their average, step by step and resumed."""
+"""ZeRO-3 on two Gloo ranks against the plain engine: weights, moments and their average, step by step and resumed.
+
+In float32 and in bfloat16, and with its state offloaded (on CPUs from memory to memory, by the same code).
+"""
 
 import os
 import shutil
@@ -14,11 +17,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.cpp_extension import _get_build_directory
 
-from lookalike.training.config import EmaConfig, OptimizerConfig
+from lookalike.training.config import EmaConfig, OptimizerConfig, TrainConfig, WorkerConfig, ZeroConfig
 from lookalike.training.engine import Engine, PlainEngine
 from lookalike.training.zero import ZeroEngine, prepare_process
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(900)
 
 RANKS, MICRO, STEPS = 2, 2, 4
 BATCH = 2 * RANKS * MICRO  # two micro batches on each rank
@@ -46,11 +49,12 @@ def inputs_of(step: int) -> Tensor:
 def train(engine: Engine, first: int, share: slice = slice(None), micro: int = MICRO) -> list[float]:
     """``STEPS`` steps on a share of each batch; the mean losses of that share."""
     means = []
+    dtype = next(engine.model.parameters()).dtype
     for step in range(first, first + STEPS):
         engine.set_learning_rate(0.05)
         losses = []
         for part in inputs_of(step)[share].split(micro):
-            loss = engine.model(part).square().mean()
+            loss = engine.model(part.to(dtype)).float().square().mean()
             engine.accumulate(loss)
             losses.append(float(loss))
         engine.finish_step()
@@ -60,14 +64,36 @@ def train(engine: Engine, first: int, share: slice = slice(None), micro: int = M
 
 @torch.no_grad()
 def outputs(engine: Engine) -> dict[str, Tensor]:
-    probe = inputs_of(99)
+    probe = inputs_of(99).to(next(engine.model.parameters()).dtype)
     with engine.averaged():
         averaged = engine.model(probe).clone()
     return {"outputs/averaged": averaged, "outputs/trained": engine.model(probe).clone()}
 
 
+def config_of(**changes: Any) -> TrainConfig:
+    return TrainConfig(
+        dataset="none",
+        run="none",
+        batch_size=BATCH,
+        micro_batch_size=MICRO,
+        optimizer=OPTIMIZER,
+        ema=EMA,
+        workers=WorkerConfig(num_workers=RANKS),
+        **changes,
+    )
+
+
+CONFIGS = {
+    "float32": config_of(),
+    "bfloat16": config_of(precision="bfloat16"),
+    "offloaded": config_of(zero=ZeroConfig(offload="optimizer+parameters")),
+    "offloaded bfloat16": config_of(precision="bfloat16", zero=ZeroConfig(offload="optimizer")),
+}
+
+
 def rank_main(rank: int, port: int, folder: Path) -> None:
-    """Half of the steps, what came of it saved, and the rest by a second engine that takes it up."""
+    """With each configuration half of the steps, what came of it saved, and the rest by the same engine and by a second
+    one that takes it up."""
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), LOCAL_RANK="0")
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(RANKS))
     torch.set_num_threads(1)
@@ -75,25 +101,21 @@ def rank_main(rank: int, port: int, folder: Path) -> None:
     prepare_process(torch.device("cpu"))
     share = slice(rank * BATCH // RANKS, (rank + 1) * BATCH // RANKS)
 
-    def engine_with(start: dict[str, Tensor]) -> ZeroEngine:
-        return ZeroEngine(
-            build, lambda _: start.items(), trainable, OPTIMIZER, micro_batch_size=MICRO, accumulation=2, ema=EMA
-        )
-
-    def save(name: str, engine: ZeroEngine) -> None:
-        found = {**dict(engine.state()), **outputs(engine)}
+    def save(name: str, engine: ZeroEngine, losses: list[float]) -> None:
+        found = {**dict(engine.state()), **outputs(engine), "outputs/losses": torch.tensor(losses)}
         if rank == 0:
             save_file({key: tensor.contiguous() for key, tensor in found.items()}, folder / name)
         torch.distributed.barrier()
 
-    first = engine_with(weights())
-    train(first, 0, share)
-    save("half", first)
     # What does not learn is no part of a checkpoint.
-    second = engine_with({**{n: torch.zeros_like(t) for n, t in weights().items()}, "0.bias": weights()["0.bias"]})
-    second.load_state(state_in(folder / "half"), optimizer_steps=STEPS)
-    train(second, STEPS, share)
-    save("whole", second)
+    other = {**{n: torch.zeros_like(t) for n, t in weights().items()}, "0.bias": weights()["0.bias"]}
+    for name, config in CONFIGS.items():
+        first = ZeroEngine(build, lambda _: weights().items(), trainable, config)
+        save(f"{name} half", first, train(first, 0, share))
+        save(f"{name} whole", first, train(first, STEPS, share))
+        second = ZeroEngine(build, lambda _: other.items(), trainable, config)
+        second.load_state(state_in(folder / f"{name} half"), optimizer_steps=STEPS)
+        save(f"{name} resumed", second, train(second, STEPS, share))
     torch.distributed.destroy_process_group()
 
 
@@ -115,18 +137,58 @@ def in_ranks(function: Any, *arguments: Any) -> None:
     torch.multiprocessing.spawn(function, (port, *arguments), nprocs=RANKS)
 
 
-def test_two_ranks_keep_the_weights_moments_and_average_of_one_process(tmp_path: Path) -> None:
-    in_ranks(rank_main, tmp_path)
-    engine = plain()
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two ranks saved."""
+    folder = tmp_path_factory.mktemp("ranks")
+    in_ranks(rank_main, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def one_process() -> dict[str, dict[str, Tensor]]:
+    """State and outputs of the plain engine, half-way and at the end."""
+    engine, found = plain(), {}
     for name, first in (("half", 0), ("whole", STEPS)):
         train(engine, first)
-        expected = {**dict(engine.state()), **outputs(engine)}
-        torch.testing.assert_close(load_file(tmp_path / name), expected, rtol=1e-5, atol=1e-6, msg=name)
-        assert not torch.equal(expected["ema/0.weight"], expected["master/0.weight"])
-    alone = plain()  # from two ranks to one
-    alone.load_state(state_in(tmp_path / "half"), optimizer_steps=STEPS)
+        found[name] = {**dict(engine.state()), **outputs(engine)}
+    return found
+
+
+@pytest.mark.parametrize("name", ["float32", "offloaded"])
+def test_two_ranks_keep_the_weights_moments_and_average_of_one_process(
+    two_ranks: Path, one_process: dict[str, dict[str, Tensor]], name: str
+) -> None:
+    for part, expected in (("half", "half"), ("whole", "whole"), ("resumed", "whole")):
+        found = load_file(two_ranks / f"{name} {part}")
+        del found["outputs/losses"]
+        torch.testing.assert_close(found, one_process[expected], rtol=1e-5, atol=1e-6, msg=f"{name} {part}")
+    assert not torch.equal(found["ema/0.weight"], found["master/0.weight"])
+
+
+def test_one_process_goes_on_where_two_ranks_were(two_ranks: Path, one_process: dict[str, dict[str, Tensor]]) -> None:
+    alone = plain()
+    alone.load_state(state_in(two_ranks / "float32 half"), optimizer_steps=STEPS)
     train(alone, STEPS)
-    torch.testing.assert_close(dict(alone.state()), dict(engine.state()), rtol=1e-5, atol=1e-6)
+    found = {**dict(alone.state()), **outputs(alone)}
+    torch.testing.assert_close(found, one_process["whole"], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["bfloat16", "offloaded bfloat16"])
+def test_bfloat16_trains_on_float32_master_weights_and_resumes_exactly(
+    two_ranks: Path, one_process: dict[str, dict[str, Tensor]], name: str
+) -> None:
+    half, whole, resumed = (load_file(two_ranks / f"{name} {part}") for part in ("half", "whole", "resumed"))
+    assert whole.keys() == resumed.keys()
+    for key, value in whole.items():
+        assert torch.equal(value, resumed[key]), key
+    assert whole["outputs/losses"][-1] < half["outputs/losses"][0]
+    for key in ("master/0.weight", "exp_avg/0.weight", "ema/0.weight"):
+        assert whole[key].dtype == torch.float32
+        assert not torch.equal(whole[key], whole[key].bfloat16().float()), f"{key} is rounded"
+    assert whole["outputs/trained"].dtype == torch.bfloat16
+    # eight significant bits: near what float32 learns, and not the same
+    torch.testing.assert_close(whole["master/0.weight"], one_process["whole"]["master/0.weight"], rtol=0, atol=0.03)
 
 
 _LOADS = """

@@ -87,8 +87,7 @@ def draw(sample_ids: Sequence[str], seed: object, shape: tuple[int, int], flow: 
     noise, sigma, uniform = [], [], []
     for sample_id in sample_ids:
         random = np.random.default_rng(seed_of(seed, sample_id))
-        logit = flow.logit_mean + flow.logit_std * random.standard_normal()
-        sigma.append(1 / (1 + math.exp(-(logit + shift))))  # shifting a logit-normal adds mu to its logit
+        sigma.append(_level(random, flow, shift))
         uniform.append(random.random(2, dtype=np.float32))
         noise.append(random.standard_normal(shape, dtype=np.float32))
     return Draw(
@@ -96,6 +95,16 @@ def draw(sample_ids: Sequence[str], seed: object, shape: tuple[int, int], flow: 
         sigma=torch.tensor(sigma, dtype=torch.float32),
         uniform=torch.from_numpy(np.stack(uniform)),
     )
+
+
+def noise_levels(sample_ids: Sequence[str], seed: object, tokens: int, flow: FlowConfig) -> list[float]:
+    """The noise level that :func:`draw` gives each sample's image of ``tokens`` tokens."""
+    return [_level(np.random.default_rng(seed_of(seed, name)), flow, flow.mu(tokens)) for name in sample_ids]
+
+
+def _level(random: np.random.Generator, flow: FlowConfig, shift: float) -> float:
+    logit = flow.logit_mean + flow.logit_std * random.standard_normal()
+    return 1 / (1 + math.exp(-(logit + shift)))  # shifting a logit-normal adds mu to its logit
 
 
 def shift_sigma(sigma: Tensor, mu: float) -> Tensor:

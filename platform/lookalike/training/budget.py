@@ -2,22 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 
 from lookalike.errors import ConfigError
-from lookalike.models.costs import (
-    Sample,
-    aggregator_flops,
-    denoising_flops,
-    meta_model,
-    meta_vae,
-    mllm_flops,
-    vae_flops,
-)
+from lookalike.models.costs import Sample, meta_model, meta_vae, vae_flops
 from lookalike.models.presets import Preset
-from lookalike.training.config import StageConfig
+from lookalike.training.config import Offload, Precision, StageConfig, ZeroConfig
 from lookalike.training.footprint import (
     activation_bytes,
     communication_bytes,
@@ -25,19 +16,14 @@ from lookalike.training.footprint import (
     pretend,
     zero3_states,
 )
+from lookalike.training.workload import step_flops
 
 GB = 10**9
-Offload = Literal["none", "optimizer", "optimizer and parameters"]
-Precision = Literal["float32", "bfloat16"]
-PEAK_TFLOPS: dict[Precision, float] = {"float32": 67.0, "bfloat16": 989.0}
-"""Dense peak of an H100 SXM by NVIDIA's data sheet, TFLOP/s; PyTorch's float32 uses no TF32 unless told to."""
-
-
 _STATES = ("master weights, moments", "gradients")
 _OFFLOADED: dict[Offload, tuple[str, ...]] = {
     "none": (),
     "optimizer": _STATES,
-    "optimizer and parameters": (*_STATES, "frozen parameters", "trainable parameters"),
+    "optimizer+parameters": (*_STATES, "frozen parameters", "trainable parameters"),
 }
 
 
@@ -51,7 +37,7 @@ class Cluster:
     """Memory of one, in 10⁹ bytes."""
     reserve_gb: float = 4.0
     """Kept free in each for the CUDA context, NCCL, workspaces and fragmentation."""
-    peak_tflops: float = PEAK_TFLOPS["bfloat16"]
+    peak_tflops: float = 989.0
     """Peak of one in the precision of the training."""
     utilisation: float = 0.35
     """Share of the peak that the model's FLOPs reach."""
@@ -75,6 +61,8 @@ class MemoryPlan:
     """What has to move to the host's memory for one sample to fit."""
     micro_batch: int
     """The largest that fits then; 0 if none does."""
+    host: int
+    """Bytes that this rank keeps in the host's memory then."""
 
     def activations(self, micro_batch: int) -> int:
         """Peak bytes of a pass on that many samples."""
@@ -102,10 +90,11 @@ def plan_memory(
     *,
     precision: Precision,
     checkpointing: bool,
+    zero: ZeroConfig,
     references: bool = True,
     average: bool = False,
 ) -> MemoryPlan:
-    """Memory of one rank of ZeRO-3 that trains ``preset`` on such samples.
+    """Memory of one rank of ZeRO-3 that trains ``preset`` on such samples, with at least the offload of ``zero``.
 
     Exact for tensors that PyTorch and DeepSpeed keep (tests hold that against a real run); gathered layers are
     DeepSpeed's own bound. The VAE is whole and float32 on each GPU.
@@ -114,8 +103,8 @@ def plan_memory(
     model, vae = meta_model(preset, dtype), meta_vae(preset)
     if checkpointing:
         model.enable_gradient_checkpointing()
-    states = zero3_states(model.parameters(), cluster.gpus, dtype, average=average)
-    communication = communication_bytes(model.parameters(), dtype)
+    states = zero3_states(model.parameters(), cluster.gpus, dtype, zero=zero, average=average)
+    communication = communication_bytes(model.parameters(), dtype, zero=zero)
     pretend(model)
     pretend(vae)
     height, width = preset.height, preset.width
@@ -129,16 +118,18 @@ def plan_memory(
         "layers in flight, bucket": communication,
         "reserve": int(cluster.reserve_gb * GB),
     }
-    return fit(rows, activation_bytes(model, sample, 1, references=references), cluster)
+    return fit(rows, activation_bytes(model, sample, 1, references=references), cluster, zero.offload)
 
 
-def fit(rows: dict[str, int], activation: int, cluster: Cluster) -> MemoryPlan:
-    """The largest micro batch beside ``rows``, and what of them has to go to the host for one sample to fit."""
+def fit(rows: dict[str, int], activation: int, cluster: Cluster, least: Offload = "none") -> MemoryPlan:
+    """The largest micro batch beside ``rows``, and what of them has to go to the host for one sample to fit; what
+    ``least`` names goes there in any case."""
     plans = []
-    for offload, away in _OFFLOADED.items():
-        kept = {name: 0 if name in away else size for name, size in rows.items()}
+    for offload in list(_OFFLOADED)[list(_OFFLOADED).index(least) :]:
+        kept = {name: 0 if name in _OFFLOADED[offload] else size for name, size in rows.items()}
         room = int(cluster.memory_gb * GB) - sum(kept.values())
-        plans.append(MemoryPlan(kept, activation, offload, max(0, room // activation)))
+        away = sum(rows.values()) - sum(kept.values())
+        plans.append(MemoryPlan(kept, activation, offload, max(0, room // activation), away))
     return next((plan for plan in plans if plan.micro_batch), plans[-1])
 
 
@@ -148,13 +139,11 @@ def plan_stages(
     """FLOPs, tokens and days of each stage at that global batch size."""
     model, vae = meta_model(preset), meta_vae(preset)
     encode, _ = vae_flops(vae, preset.height, preset.width)
-    both = mllm_flops(model, sample) + aggregator_flops(model, sample, backward=True)
     plans = []
     for stage in stages:
         references = stage.conditions == "mllm+references"
         images = 1 + references * sample.references
-        flops = both + encode * images
-        flops += denoising_flops(model, sample, mllm=True, references=references, backward=True)
+        flops = encode * images + step_flops(model, sample, references=references)
         seconds = stage.steps * batch_size * flops / (cluster.gpus * cluster.peak_tflops * 1e12 * cluster.utilisation)
         plans.append(
             StagePlan(stage.name, stage.steps, sample.tokens(mllm=True, references=references), flops, seconds / 86400)

@@ -29,7 +29,7 @@ def initial_bundle(config: TrainConfig, store: Store) -> BundleReference:
     """What training starts from: the base that the run names, or the preset's sources written once below the run.
 
     Raises:
-        InputError: a base that is incomplete, personal, or of another preset.
+        InputError: a base that is incomplete, personal, of another preset, or with a LoRA that is not merged.
         ConfigError: a LoRA rank above the attention width; an unknown preset.
     """
     if config.base is not None:
@@ -38,6 +38,12 @@ def initial_bundle(config: TrainConfig, store: Store) -> BundleReference:
         bundles.check_preset(base, load_preset(config.preset).name)
         if bundles.read_manifest(base)["base"] is not None:
             raise InputError("the base is a personal bundle itself", value=config.base, fix="train on a whole bundle")
+        if (base / bundles.ADAPTER).is_dir():
+            raise InputError(
+                "the base has a LoRA of its own, which this training would leave out",
+                value=config.base,
+                fix="export the base with export_lora: merged",
+            )
         if config.adapter is not None:
             check_lora(config.adapter, json.loads((base / "transformer" / "config.json").read_text()))
         return found

@@ -7,6 +7,8 @@ from lookalike.errors import ConfigError
 from lookalike.models.presets import LoraConfig
 
 Conditions = Literal["mllm", "mllm+references"]
+Precision = Literal["float32", "bfloat16"]
+Offload = Literal["none", "optimizer", "optimizer+parameters"]
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,25 @@ class ValidationConfig:
 
 
 @dataclass(frozen=True)
+class ImagesConfig:
+    """Images of held-out samples, drawn while training and kept by the tracker."""
+
+    count: int = 0
+    """How many; none by default, as each costs ``steps`` forward passes, twice that with guidance."""
+    every: int = 500
+    """Steps between them; the last step of each stage draws in any case."""
+    steps: int = 25
+    """Of the sampler."""
+    guidance: float = 2.5
+    """Scale of classifier-free guidance; 1 turns it off."""
+
+    def __post_init__(self) -> None:
+        for name, value, least in (("count", self.count, 0), ("every", self.every, 1), ("steps", self.steps, 1)):
+            if value < least:
+                raise ConfigError(f"images.{name} is below {least}", value=value, fix="raise it")
+
+
+@dataclass(frozen=True)
 class CheckpointConfig:
     """How often the state is saved, and how much of it is kept."""
 
@@ -160,10 +181,42 @@ class WorkerConfig:
     """One GPU for each worker."""
     max_failures: int = 2
     """Restarts from the last checkpoint before the run gives up."""
+    peak_tflops: float | None = None
+    """Dense peak of one worker's device in the training's precision, for the model FLOPs utilisation; known without for
+    A100, H100, H200 and L40S, and not told of others."""
 
     def __post_init__(self) -> None:
         if self.num_workers < 0:
             raise ConfigError("num_workers is negative", value=self.num_workers, fix="use 0 for one plain process")
+
+
+@dataclass(frozen=True)
+class ZeroConfig:
+    """How DeepSpeed's ZeRO-3 keeps and moves what ranks share. Sizes count elements; none of it changes a result."""
+
+    offload: Offload = "none"
+    """What lies in the host's memory and not on the GPU: nothing; master weights, moments and gradients (AdamW steps
+    there); or the parameters between their uses as well."""
+    reduce_bucket: int = 500_000_000
+    """Gradients that travel at once; a buffer of this size is allocated."""
+    prefetch_bucket: int = 50_000_000
+    """Parameters fetched ahead of their use."""
+    max_live: int = 1_000_000_000
+    """Most gathered parameters that a rank keeps for a next use."""
+    keep_whole: int = 1_000_000
+    """Parameters up to this size stay whole on every rank: gathering small ones costs more than they weigh."""
+    overlap: bool | None = None
+    """Reduce gradients while the backward pass goes on; by default where there are GPUs."""
+
+    def __post_init__(self) -> None:
+        for name in ("reduce_bucket", "prefetch_bucket", "max_live", "keep_whole"):
+            if getattr(self, name) < (name == "reduce_bucket"):
+                raise ConfigError(f"zero.{name} counts elements", value=getattr(self, name), fix="raise it")
+        if self.prefetch_bucket > self.max_live:
+            raise ConfigError(
+                f"zero.prefetch_bucket={self.prefetch_bucket} exceeds zero.max_live={self.max_live}",
+                fix="lower prefetch_bucket: what is fetched ahead has to be kept",
+            )
 
 
 @dataclass(frozen=True)
@@ -190,6 +243,11 @@ class TrainConfig:
     """Samples per forward pass of one worker; the rest of the batch is accumulated."""
     activation_checkpointing: bool = False
     """Compute the activations of DiT and aggregator once more in the backward pass instead of keeping them."""
+    precision: Precision = "float32"
+    """Of weights and passes. ``bfloat16`` keeps master weights, moments and accumulated gradients in float32
+    (DeepSpeed's mixed precision), and starts from the base's weights rounded to it; the VAE computes in float32."""
+    zero: ZeroConfig = field(default_factory=ZeroConfig)
+    """What DeepSpeed offloads, and the sizes of its communication."""
     seed: int = 0
     """Decides initial weights, order, noise and dropout."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -200,6 +258,8 @@ class TrainConfig:
     """Condition dropout."""
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     """Held-out loss in the loop."""
+    images: ImagesConfig = field(default_factory=ImagesConfig)
+    """Images of held-out samples in the loop."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     """Saving and keeping state."""
     safety: SafetyConfig = field(default_factory=SafetyConfig)
@@ -208,6 +268,9 @@ class TrainConfig:
     """The worker group."""
     export_dtype: Literal["float32", "float16"] = "float32"
     """Precision of the trained parts in the bundle; whoever loads them computes in its own."""
+    export_lora: Literal["separate", "merged"] = "separate"
+    """Whether a LoRA lies beside the DiT in the bundle (a personal bundle is the LoRA alone) or is added into its
+    weights, for a bundle that stands by itself and that others can be trained on."""
     log_every: int = 10
     """Steps between log lines and metric points."""
     tracking: str | None = None
@@ -222,6 +285,24 @@ class TrainConfig:
             raise ConfigError("an adapter needs a base to sit on", value=self.adapter, fix="set base to a bundle's URI")
         if self.from_seed and self.base is not None:
             raise ConfigError("a run starts from a base or from a seed", value=self.base, fix="drop base or from_seed")
+        if self.images.count and not self.validation.samples:
+            raise ConfigError(
+                "images are of held-out samples, and there are none", value=self.images, fix="raise validation.samples"
+            )
+        if self.workers.num_workers == 0:
+            for name, value, plain in (
+                ("precision", self.precision, "float32"),
+                ("zero.offload", self.zero.offload, "none"),
+            ):
+                if value != plain:
+                    raise ConfigError(
+                        f"{name}={value} needs DeepSpeed, which workers.num_workers=0 does without",
+                        fix=f"use num_workers=1 or more, or {name}={plain}",
+                    )
+        if self.zero.overlap and not self.workers.use_gpu:
+            raise ConfigError(
+                "zero.overlap needs GPUs: Gloo has no streams to overlap on", fix="leave it to its default"
+            )
         ranks = max(1, self.workers.num_workers)
         if self.batch_size < 1 or self.micro_batch_size < 1 or self.batch_size % (ranks * self.micro_batch_size):
             raise ConfigError(

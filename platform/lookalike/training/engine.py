@@ -42,10 +42,12 @@ class Engine(Protocol):
         """Take up what :meth:`state` gave, at any number of ranks. Strict: every key, no other."""
 
 
-def build_optimizer(parameters: list[nn.Parameter], config: OptimizerConfig) -> torch.optim.AdamW:
-    """AdamW at learning rate 0; the loop sets the rate before each step."""
+def build_optimizer(
+    parameters: list[nn.Parameter], config: OptimizerConfig, *, fused: bool = False
+) -> torch.optim.AdamW:
+    """AdamW at learning rate 0; the loop sets the rate before each step; ``fused`` is one kernel, for hosts."""
     return torch.optim.AdamW(
-        parameters, lr=0.0, betas=config.betas, eps=config.epsilon, weight_decay=config.weight_decay
+        parameters, lr=0.0, betas=config.betas, eps=config.epsilon, weight_decay=config.weight_decay, fused=fused
     )
 
 

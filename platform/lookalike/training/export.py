@@ -2,7 +2,9 @@
 
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -10,6 +12,7 @@ from torch import Tensor
 from lookalike.errors import LookalikeError
 from lookalike.models import bundle as bundles
 from lookalike.models.adapters import save_lora
+from lookalike.models.dit import Context, References
 from lookalike.models.presets import LoraConfig, load_preset
 from lookalike.models.subject import Part, SubjectModel
 from lookalike.storage import Store
@@ -24,6 +27,8 @@ from lookalike.training.bundles import (
     upload_bundle,
 )
 from lookalike.training.config import TrainConfig
+
+_TOLERANCE = 1e-3  # of weights and outputs; float16 has 11 significant bits
 
 
 def adapter_of(config: TrainConfig) -> LoraConfig | None:
@@ -41,7 +46,11 @@ def trainable_parts(config: TrainConfig) -> tuple[Part, ...]:
 def export_bundle(config: TrainConfig, store: Store, step: int) -> BundleReference:
     """The initial bundle with a checkpoint's weights, saved in the libraries' formats, read back and compared.
 
-    A run with ``config.adapter`` gives a personal bundle: the peft folder alone, and its base by URI and hash.
+    A run with ``config.adapter`` gives a personal bundle (the peft folder alone, and its base by URI and hash), unless
+    ``config.export_lora`` is ``merged``.
+
+    Raises:
+        LookalikeError: what was written is not what was trained, or nothing was.
     """
     target = store.child(BUNDLE)
     if (done := finished_bundle(store)) is not None:
@@ -50,55 +59,101 @@ def export_bundle(config: TrainConfig, store: Store, step: int) -> BundleReferen
     initial = local_bundle(initial_uri)
     _, tensors = checkpoint.load(store.child(checkpoint.CHECKPOINTS), step)
     weights = checkpoint.trained_weights(tensors)
+    _check_trained(weights)
 
     with tempfile.TemporaryDirectory(prefix="lookalike-export-") as name:
         folder = Path(name)
         preset = bundles.read_preset(initial)
         base = None
-        if config.adapter is not None:
+        if config.adapter is not None and config.export_lora == "separate":
             found = reference(initial_uri)
             base = bundles.Base(found.uri, found.sha256)
         else:
             shutil.copytree(initial, folder, dirs_exist_ok=True)
-        _save_trained(config, initial, weights, folder)
+        expected = _save_trained(config, initial, weights, folder)
         bundles.write_manifest(folder, preset, base)
-        _verify(folder, initial if base else None, weights)
+        _verify(folder, initial if base else None, weights, expected, merged=config.export_lora == "merged")
         upload_bundle(folder, target)
     return reference(target.uri)
 
 
-def _save_trained(config: TrainConfig, initial: Path, weights: dict[str, Tensor], folder: Path) -> None:
-    """Write the parts that learned, each in its library's format, over what the initial bundle holds."""
+def _check_trained(weights: Mapping[str, Tensor]) -> None:
+    """Refuse weights that no training would leave."""
+    for name, tensor in weights.items():
+        if tensor.numel() == 0 or not torch.isfinite(tensor).all():
+            raise LookalikeError("a trained tensor is empty or not finite", value=name, fix="look at the losses")
+        if not tensor.any():
+            raise LookalikeError(
+                "a trained tensor is all zero", value=name, fix="look at the losses: it has learned nothing"
+            )
+
+
+def _trained_model(config: TrainConfig, initial: Path, weights: Mapping[str, Tensor]) -> SubjectModel:
+    """The initial bundle's model, with its LoRA if it trains one, and the checkpoint's weights; strict."""
     model = SubjectModel.from_bundle(initial)
-    adapter, parts = adapter_of(config), trainable_parts(config)
-    if adapter is not None:
+    if (adapter := adapter_of(config)) is not None:
         model.add_lora(adapter)
-    named = model.trainable(parts)
+    named = model.trainable(trainable_parts(config))
     if differing := sorted(set(named) ^ set(weights)):
         raise LookalikeError(
             "the checkpoint does not fit the model", value=differing[0], fix="export with the run's own configuration"
         )
-    if adapter is not None:
-        lora = {name.removeprefix("transformer."): tensor for name, tensor in weights.items() if ".lora_" in name}
-        save_lora(folder / bundles.ADAPTER, adapter, lora)
     with torch.no_grad():
         for name, parameter in named.items():
             parameter.copy_(weights[name])
-    for part in ("aggregator", "transformer"):
-        if part in parts:
-            trained = getattr(model, part)
-            (trained.half() if config.export_dtype == "float16" else trained).save_pretrained(folder / part)
+    return model.eval()
 
 
-def _verify(folder: Path, base: Path | None, weights: dict[str, Tensor]) -> None:
-    """Read the bundle back as a user would: all tensors there, none empty or all zero, values as trained."""
+def _save_trained(config: TrainConfig, initial: Path, weights: Mapping[str, Tensor], folder: Path) -> Tensor:
+    """Write the parts that learned, each in its library's format, over what the initial bundle holds of them; returns
+    the trained model's :func:`_output`, and lets the model go."""
+    model = _trained_model(config, initial, weights)
+    expected = _output(model)
+    adapter, transformer = adapter_of(config), cast(Any, model.transformer)
+    changed = [part for part in ("aggregator", "transformer") if part in trainable_parts(config)]
+    if adapter is not None and config.export_lora == "merged":
+        transformer.fuse_lora()
+        transformer.unload_lora()
+        changed.append("transformer")
+    elif adapter is not None:
+        lora = {name.removeprefix("transformer."): tensor for name, tensor in weights.items() if ".lora_" in name}
+        save_lora(folder / bundles.ADAPTER, adapter, lora)
+    for part in changed:
+        shutil.rmtree(folder / part)  # the initial weights may lie in more files
+        trained = getattr(model, part)
+        (trained.half() if config.export_dtype == "float16" else trained).save_pretrained(folder / part)
+    return expected
+
+
+@torch.no_grad()
+def _output(model: SubjectModel) -> Tensor:
+    """What aggregator and DiT make of inputs that are always the same."""
+    generator = torch.Generator().manual_seed(0)
+    config, channels = model.aggregator.config, cast(Any, model.transformer).config.in_channels
+    layers = [torch.randn(1, 8, config.mllm_width, generator=generator) for _ in range(config.num_layers)]
+    mask = torch.ones(1, 8, dtype=torch.bool)
+    context = Context(model.aggregator(layers, mask, torch.arange(8)[None] < 4, 4), mask)
+    noisy, latents = (torch.randn(1, *shape, channels, generator=generator) for shape in ((16,), (1, 16)))
+    references = References(latents, torch.ones(1, 1, dtype=torch.bool), (4, 4))
+    return model.denoise(noisy, torch.tensor([0.5]), context, references)
+
+
+def _verify(folder: Path, base: Path | None, weights: Mapping[str, Tensor], expected: Tensor, *, merged: bool) -> None:
+    """Read the bundle back as a user would: every tensor there and no other, with the values and outputs of what was
+    trained."""
     bundles.verify(folder)
-    found = dict(SubjectModel.from_bundle(folder, base).named_parameters())
-    for name, expected in weights.items():
+    model = SubjectModel.from_bundle(folder, base)
+    found = dict(model.named_parameters())
+    for name, value in weights.items():
+        if merged and ".lora_" in name:
+            continue
         if name not in found:
             raise LookalikeError("a trained tensor is missing in the export", value=name, fix="report this as a bug")
-        if expected.numel() == 0 or not torch.isfinite(expected).all():
-            raise LookalikeError("a trained tensor is empty or not finite", value=name, fix="look at the losses")
-        torch.testing.assert_close(found[name].float(), expected, rtol=1e-3, atol=1e-5)
-    if not any(bool(tensor.any()) for tensor in weights.values()):
-        raise LookalikeError("every trained tensor is zero", fix="look at the losses: nothing was learned")
+        if not torch.allclose(found[name].float(), value, rtol=_TOLERANCE, atol=1e-5):
+            raise LookalikeError("a trained tensor has other values in the export", value=name, fix="report this")
+    difference, size = float((_output(model) - expected).norm()), float(expected.norm())
+    if not difference <= _TOLERANCE * size:
+        raise LookalikeError(
+            f"the exported model computes something else than the trained one: {difference:.1e} of {size:.1e}",
+            fix="report this as a bug",
+        )

@@ -18,10 +18,8 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from lookalike.models.costs import Sample, by_depth, context_of, denoise
 from lookalike.models.subject import SubjectModel
-from lookalike.training.zero import zero3_config
+from lookalike.training.config import ZeroConfig
 
-REDUCE_BUCKET = 500_000_000  # elements; DeepSpeed's default, allocated once for each type of gradients
-MAX_LIVE = 1_000_000_000  # elements; DeepSpeed's default bound on layers gathered at once
 _FP32 = 4
 
 
@@ -38,7 +36,7 @@ class States:
     optimizer: int
     """fp32: master weights (DeepSpeed copies them even where the trainable share is float32), two moments, average."""
     gradients: int
-    """Its share of the accumulated gradients."""
+    """Its share of the accumulated gradients, fp32."""
 
     @property
     def total(self) -> int:
@@ -47,12 +45,15 @@ class States:
 
 
 def zero3_states(
-    parameters: Iterable[nn.Parameter], ranks: int, dtype: torch.dtype = torch.float32, *, average: bool = False
+    parameters: Iterable[nn.Parameter],
+    ranks: int,
+    dtype: torch.dtype = torch.float32,
+    *,
+    zero: ZeroConfig | None = None,
+    average: bool = False,
 ) -> States:
     """What a rank of ``ranks`` keeps of these parameters (whose ``requires_grad`` says what learns)."""
-    threshold = zero3_config(micro_batch_size=1, accumulation=1, max_grad_norm=1.0)["zero_optimization"][
-        "stage3_param_persistence_threshold"
-    ]
+    threshold = (zero or ZeroConfig()).keep_whole
     size = dtype.itemsize
     frozen = trainable = whole = 0
     for parameter in parameters:
@@ -62,13 +63,16 @@ def zero3_states(
         trainable += share * parameter.requires_grad
         whole += numel * (numel <= threshold)
     optimizer = trainable * _FP32 * (3 + average)
-    return States(frozen * size, trainable * size, whole * size, optimizer, trainable * size)
+    return States(frozen * size, trainable * size, whole * size, optimizer, trainable * _FP32)
 
 
-def communication_bytes(parameters: Iterable[nn.Parameter], dtype: torch.dtype = torch.float32) -> int:
+def communication_bytes(
+    parameters: Iterable[nn.Parameter], dtype: torch.dtype = torch.float32, *, zero: ZeroConfig | None = None
+) -> int:
     """Bucket of gradients on their way, and layers gathered for the pass: DeepSpeed's bounds on both."""
+    zero = zero or ZeroConfig()
     total = sum(parameter.numel() for parameter in parameters)
-    return (REDUCE_BUCKET + min(MAX_LIVE, total)) * dtype.itemsize
+    return (zero.reduce_bucket + min(zero.max_live, total)) * dtype.itemsize
 
 
 def activation_bytes(model: SubjectModel, sample: Sample, batch: int, *, references: bool, mllm: bool = True) -> int:

@@ -4,7 +4,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from torch import Tensor
 from lookalike.errors import LookalikeError, StoppedError
 from lookalike.storage import Store
 from lookalike.training import checkpoint
+from lookalike.training.clock import StepClock
 from lookalike.training.config import StageConfig, TrainConfig
 from lookalike.training.curriculum import ends_stage, learning_rate, stage_at
 from lookalike.training.engine import Engine
@@ -27,11 +28,17 @@ from lookalike.training.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
+_PARTS = ("data_wait", "forward", "backward", "optimizer", "validation", "checkpoint")
+
 Columns = Mapping[str, np.ndarray]
 Objective = Callable[[Columns, StageConfig, int], Tensor]
 """(prepared columns, stage, epoch) → loss of each sample, float32 ``[B]``."""
 Validation = Callable[[StageConfig], dict[str, float]]
 """Held-out figures for a stage; a collective: every rank calls it."""
+Images = Callable[[StageConfig, int], None]
+"""Draws held-out images after that many steps and keeps them; a collective too."""
+Workload = Callable[[Columns, StageConfig], tuple[int, float]]
+"""Tokens and FLOPs of this rank's prepared columns; 0 FLOPs where no peak is known to hold them against."""
 
 
 class TrainingDivergedError(LookalikeError):
@@ -53,6 +60,11 @@ class Loop:
     ledger: Ledger
     fingerprint: str
     base_sha256: str
+    workload: Workload | None = None
+    peak_tflops: float | None = None
+    """Of one rank's device; None if unknown."""
+    images: Images | None = None
+    clock: StepClock = field(default_factory=StepClock)
 
     def run(self, batches: Iterator[Columns]) -> None:
         """Train from the last complete checkpoint to the end of the curriculum.
@@ -81,14 +93,18 @@ class Loop:
                 last_of_stage = ends_stage(config.stages, step)
                 step += 1
                 if config.validation.samples and (last_of_stage or step % config.validation.every == 0):
-                    with torch.no_grad(), self.engine.averaged():
+                    with self.clock.measure("validation"), torch.no_grad(), self.engine.averaged():
                         held_out = self.validation(stage)
                     self.history.add_validation(step - 1, stage.name, held_out)
+                if self.images and (last_of_stage or step % config.images.every == 0):
+                    with self.clock.measure("validation"), torch.no_grad(), self.engine.averaged():
+                        self.images(stage, step)
                 last = stop or step == config.total_steps
                 if last or step % config.log_every == 0:
                     self.history.flush(step)
                 if last or step % config.checkpoint.every == 0:
-                    self._save(saver, step)
+                    with self.clock.measure("checkpoint"):
+                        self._save(saver, step)
                 if stop and step < config.total_steps:
                     raise StoppedError(
                         f"stopped after step {step} of {config.total_steps}, with a checkpoint",
@@ -98,38 +114,55 @@ class Loop:
     def _step(
         self, batches: Iterator[Columns], stage: StageConfig, step: int, accumulation: int, asked_to_stop: bool
     ) -> tuple[dict[str, Any], bool]:
-        """One optimizer step: its figures, and whether any rank was asked to stop."""
-        started, waited, loss_sum = time.perf_counter(), 0.0, 0.0
+        """One optimizer step: its figures, and whether any rank was asked to stop.
+
+        Seconds of validation and of checkpoints are those since the step before.
+        """
+        started, loss_sum, tokens, flops = time.perf_counter(), 0.0, 0, 0.0
+        measure = self.clock.measure
         epoch = self.plan.epoch_of(step)
         real_samples = int((self.plan.slots(step) >= 0).sum())
         sample_ids: list[str] = []
         for _ in range(accumulation):
-            before = time.perf_counter()
-            columns = next(batches)
-            waited += time.perf_counter() - before
+            with measure("data_wait"):
+                columns = next(batches)
             assert (columns["step"] == step).all(), f"data of step {columns['step']} came at step {step}"
-            losses = self.objective(columns, stage, epoch)
-            weighted = (losses * losses.new_tensor(columns["weight"])).sum()
-            # DeepSpeed and PlainEngine average over micro batches and ranks; padding slots must not count.
-            self.engine.accumulate(weighted * (accumulation * self.rank.count / real_samples))
+            if self.workload is not None:
+                work = self.workload(columns, stage)
+                tokens, flops = tokens + work[0], flops + work[1]
+            with measure("forward"):
+                losses = self.objective(columns, stage, epoch)
+                weighted = (losses * losses.new_tensor(columns["weight"])).sum()
+            with measure("backward"):
+                # DeepSpeed and PlainEngine average over micro batches and ranks; padding slots must not count.
+                self.engine.accumulate(weighted * (accumulation * self.rank.count / real_samples))
             loss_sum += float(weighted.detach())
             learned = columns["sample_id"][columns["weight"] > 0].tolist()
             log.debug("step %d learns from %s", step, json.dumps(learned))
             sample_ids += learned
-        gradient_norm = self.engine.finish_step()
+        with measure("optimizer"):
+            gradient_norm = self.engine.finish_step()
         self.ledger.add(step, epoch, sample_ids)
-        loss_sum, stop = self.rank.sum(loss_sum, float(asked_to_stop))
+        loss_sum, stop, tokens_sum, flops_sum = self.rank.sum(loss_sum, float(asked_to_stop), tokens, flops)
         loss = loss_sum / real_samples
         if not np.isfinite(gradient_norm) or not abs(loss) <= self.config.safety.max_loss:
             self._give_up(stage, step, loss, gradient_norm)
         seconds = time.perf_counter() - started
-        figures = {
+        parts = dict(zip(_PARTS, self.clock.take(*_PARTS), strict=True))
+        figures: dict[str, Any] = {
             "loss": loss,
             "gradient_norm": gradient_norm,
             "images_per_second": real_samples / seconds,
-            "data_wait_share": waited / seconds,
+            "data_wait_share": parts["data_wait"] / seconds,
             "step_seconds": seconds,
+            **{f"{part}_seconds": spent for part, spent in parts.items()},
+            "peak_memory_gb": self.clock.peak_memory_gb(),
         }
+        if self.workload is not None:
+            figures["tokens_per_second"] = tokens_sum / seconds
+        if self.peak_tflops is not None:
+            peak = self.peak_tflops * 1e12 * self.rank.count
+            figures["model_flops_utilisation"] = flops_sum / (seconds * peak)
         return figures, stop > 0
 
     def _give_up(self, stage: StageConfig, step: int, loss: float, gradient_norm: float) -> None:

@@ -4,16 +4,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from lookalike.diffusion.flow import FlowConfig
+from lookalike.diffusion.flow import FlowConfig, noise_levels
 from lookalike.diffusion.objective import denoising_loss
 from lookalike.models.batch import to_batch
-from lookalike.models.vae import LatentCache
+from lookalike.models.vae import LatentCache, token_grid
 from lookalike.training.config import DropoutConfig, StageConfig
 
 Columns = Mapping[str, np.ndarray]
+
+_BINS = 4  # of the noise level, equally wide
 
 
 @dataclass(frozen=True)
@@ -60,37 +63,52 @@ class HeldOutLoss:
     """Sums each argument over all ranks."""
 
     def __call__(self, stage: StageConfig) -> dict[str, float]:
-        """``loss_right``, ``loss_shuffled`` and their difference ``loss_gap``, means over all ranks' samples."""
+        """Means over all ranks' samples: ``loss_right``, ``loss_shuffled`` and their difference ``loss_gap``, and
+        ``loss_sigma_A-B``, the right one of samples whose noise level lies there; a bin without samples is left out."""
         sums = torch.zeros(2)
+        binned = np.zeros((2, _BINS))  # sum of losses, number of samples
         count = 0
         self.objective.model.eval()
         for columns in self.batches:
             partners = partners_of_other_subjects(columns["subject"].tolist())
             batch = to_batch(columns).to(self.objective.device)
             for index, chosen in enumerate((batch, batch.with_conditions_of(partners))):
-                sums[index] += (
-                    denoising_loss(
-                        self.objective.model,
-                        self.objective.vae,
-                        chosen,
-                        sample_ids=columns["sample_id"].tolist(),
-                        seed=(self.objective.seed,),
-                        flow=self.objective.flow,
-                        cache=self.objective.cache,
-                        use_mllm=True,
-                        use_references=stage.conditions == "mllm+references",
-                    )
-                    .sum()
-                    .cpu()
-                )
+                losses = denoising_loss(
+                    self.objective.model,
+                    self.objective.vae,
+                    chosen,
+                    sample_ids=columns["sample_id"].tolist(),
+                    seed=(self.objective.seed,),
+                    flow=self.objective.flow,
+                    cache=self.objective.cache,
+                    use_mllm=True,
+                    use_references=stage.conditions == "mllm+references",
+                ).cpu()
+                sums[index] += losses.sum()
+                if chosen is batch:
+                    bins = self._bins(columns)
+                    binned += [np.bincount(bins, weights, _BINS) for weights in (losses.double().numpy(), None)]
             count += len(columns["weight"])
         self.objective.model.train()
-        right, shuffled, samples = self.total(float(sums[0]), float(sums[1]), float(count))
+        totals = self.total(*sums.tolist(), float(count), *binned.flatten().tolist())
+        right, shuffled, samples = totals[:3]
+        by_level = zip(totals[3 : 3 + _BINS], totals[3 + _BINS :], strict=True)
         return {
             "loss_right": right / samples,
             "loss_shuffled": shuffled / samples,
             "loss_gap": (shuffled - right) / samples,
+            **{
+                f"loss_sigma_{index / _BINS:.2f}-{(index + 1) / _BINS:.2f}": total / number
+                for index, (total, number) in enumerate(by_level)
+                if number
+            },
         }
+
+    def _bins(self, columns: Columns) -> npt.NDArray[np.int64]:
+        """The bin of each sample's noise level."""
+        rows, cols = token_grid(self.objective.vae, *columns["target"].shape[-2:])
+        levels = noise_levels(columns["sample_id"].tolist(), (self.objective.seed,), rows * cols, self.objective.flow)
+        return np.minimum((np.array(levels) * _BINS).astype(np.int64), _BINS - 1)
 
 
 def partners_of_other_subjects(subjects: Sequence[str]) -> list[int]:

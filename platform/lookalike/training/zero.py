@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lookalike.training.config import EmaConfig, OptimizerConfig
+from lookalike.training.config import TrainConfig
 from lookalike.training.engine import (
     AVERAGE,
     MASTER,
@@ -27,31 +27,9 @@ from lookalike.training.engine import (
     state_keys,
     update_average,
 )
+from lookalike.training.zero_config import zero3_config
 
 _GATHER_ELEMENTS = 50_000_000  # parameters gathered at once while weights are loaded: 200 MB in fp32
-
-
-def zero3_config(
-    *, micro_batch_size: int, accumulation: int, max_grad_norm: float, bf16: bool = False
-) -> dict[str, Any]:
-    """DeepSpeed's configuration for ZeRO-3; keys and meanings are DeepSpeed's (``docs/config-json``)."""
-    return {
-        "train_micro_batch_size_per_gpu": micro_batch_size,
-        "gradient_accumulation_steps": accumulation,
-        "gradient_clipping": max_grad_norm,
-        "bf16": {"enabled": bf16},
-        "zero_optimization": {
-            "stage": 3,
-            "contiguous_gradients": True,
-            "overlap_comm": False,  # Gloo has no streams to overlap on
-            # Whole on every rank up to 4 MB each: gathering vectors and small matrices costs more than they weigh.
-            "stage3_param_persistence_threshold": 1_000_000,
-        },
-        "zero_force_ds_cpu_optimizer": False,
-        "zero_allow_untested_optimizer": True,
-        "steps_per_print": 10**9,
-        "wall_clock_breakdown": False,
-    }
 
 
 def prepare_process(device: torch.device) -> None:
@@ -121,36 +99,36 @@ class ZeroEngine:
         build: Callable[[], nn.Module],
         weights: Callable[[nn.Module], Iterable[tuple[str, Tensor]]],
         select: Callable[[nn.Module], dict[str, nn.Parameter]],
-        optimizer: OptimizerConfig,
-        *,
-        micro_batch_size: int,
-        accumulation: int,
-        ema: EmaConfig | None = None,
+        config: TrainConfig,
     ) -> None:
-        """``build`` makes the module without weights, ``weights`` reads them for it, ``select`` names what learns."""
+        """``build`` makes the module without weights, ``weights`` reads them for it, ``select`` names what learns.
+
+        Of ``config`` count the optimizer, the average, the precision, the batch and what ZeRO-3 is told.
+        """
         import deepspeed
 
-        config = zero3_config(
-            micro_batch_size=micro_batch_size, accumulation=accumulation, max_grad_norm=optimizer.max_grad_norm
-        )
-        with deepspeed.zero.Init(config_dict_or_path=config):
+        settings = zero3_config(config, torch.distributed.get_world_size())
+        with deepspeed.zero.Init(config_dict_or_path=settings):
             module = build()
         load_partitioned(module, weights(module))
         self._named: dict[str, Any] = dict(select(module))  # ZeRO-3 adds ds_shape and ds_tensor to each
-        engine, _, _, _ = deepspeed.initialize(
-            model=module, optimizer=build_optimizer(list(self._named.values()), optimizer), config=config
-        )
+        for parameter in self._named.values():  # DeepSpeed casts what was made under zero.Init, and no adapter
+            parameter.data = parameter.data.to(getattr(torch, config.precision))
+        optimizer = build_optimizer(list(self._named.values()), config.optimizer, fused=config.zero.offload != "none")
+        engine, _, _, _ = deepspeed.initialize(model=module, optimizer=optimizer, config=settings)
         self.model: nn.Module = engine
         self._engine: Any = engine
-        self._ema = ema or EmaConfig()
+        self._ema = config.ema
         self._kept = kept_by_optimizer(self._ema)
         self._begin_at(0)
 
     def accumulate(self, loss: Tensor) -> None:
         self._engine.backward(loss)
-        self._engine.step()  # steps at the accumulation boundary only
+        if not self._engine.is_gradient_accumulation_boundary():
+            self._engine.step()  # which counts, and steps at the boundary only
 
     def finish_step(self) -> float:
+        self._engine.step()
         self._steps += 1
         update_average(self._engine.optimizer.optimizer, self._ema, self._steps)
         return float(self._engine.get_global_grad_norm())

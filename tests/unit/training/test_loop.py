@@ -116,6 +116,16 @@ def test_asked_to_stop_it_saves_says_so_and_goes_on(
     assert read_ledger(open_store(str(tmp_path))) == read_ledger(open_store(str(undisturbed)))
 
 
+def test_the_parts_of_a_step_add_up(undisturbed: Path) -> None:
+    for line in (undisturbed / METRICS).read_text().splitlines():
+        figures = json.loads(line)
+        parts = [figures[f"{name}_seconds"] for name in ("data_wait", "forward", "backward", "optimizer")]
+        assert all(seconds > 0 for seconds in parts)
+        assert sum(parts) <= figures["step_seconds"]
+        assert (figures["checkpoint_seconds"] > 0) == (figures["step"] in (3, 6))  # the steps after a save
+        assert figures["validation_seconds"] == 0
+
+
 def test_the_ledger_has_each_sample_once_an_epoch(undisturbed: Path) -> None:
     records = read_ledger(open_store(str(undisturbed)))
     assert [record["step"] for record in records] == list(range(STEPS))

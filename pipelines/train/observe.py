@@ -1,0 +1,128 @@
+"""What a run shows while it goes on: Prometheus through Ray's metrics, a bar in a terminal, images in the tracker."""
+
+import logging
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from lookalike.errors import LookalikeError
+from lookalike.tracking import Tracker
+from lookalike.training.config import StageConfig
+from lookalike.training.ranks import Rank
+from lookalike.training.samples import HeldOutImages
+
+log = logging.getLogger(__name__)
+
+_COUNTED = {"images": "images_per_second", "tokens": "tokens_per_second"}
+
+
+class RayMetrics:
+    """A listener: each figure of a step as a gauge ``lookalike_train_NAME`` of Ray's, and counters of steps, images and
+    tokens. Ray's agents serve them to Prometheus (``ray_lookalike_train_loss{run="…"}``)."""
+
+    def __init__(self, run: str) -> None:
+        self._tags = {"run": run}
+        self._gauges: dict[str, Any] = {}
+        self._counters: dict[str, Any] = {}
+
+    def __call__(self, steps: int, figures: Mapping[str, float]) -> None:
+        for name, value in {"step": float(steps), **figures}.items():
+            self._gauge(_metric_name(name)).set(value, tags=self._tags)
+        if "step_seconds" in figures:
+            self._count("steps", 1)
+            for name, rate in _COUNTED.items():
+                self._count(name, figures.get(rate, 0.0) * figures["step_seconds"])
+
+    def _gauge(self, name: str) -> Any:
+        from ray.util.metrics import Gauge
+
+        if name not in self._gauges:
+            self._gauges[name] = Gauge(name, description="of the last step", tag_keys=("run",))
+        return self._gauges[name]
+
+    def _count(self, name: str, number: float) -> None:
+        from ray.util.metrics import Counter
+
+        if name not in self._counters:
+            self._counters[name] = Counter(f"lookalike_train_{name}", description="trained on", tag_keys=("run",))
+        if number > 0:
+            self._counters[name].inc(number, tags=self._tags)
+
+
+def _metric_name(name: str) -> str:
+    """Letters, digits and underscores, as Prometheus wants them."""
+    return "lookalike_train_" + "".join(letter if letter.isalnum() else "_" for letter in name)
+
+
+class ProgressBar:
+    """A listener: a bar that Ray draws in the driver's terminal, wherever the first rank runs."""
+
+    def __init__(self, total: int) -> None:
+        from ray.experimental import tqdm_ray
+
+        self._bar: Any = tqdm_ray.tqdm(desc="train", total=total, unit="step")
+        self._shown = 0
+
+    def __call__(self, steps: int, figures: Mapping[str, float]) -> None:
+        if "loss" in figures:
+            self._bar.set_description(f"train  loss {figures['loss']:.3f}")
+            self._bar.update(steps - self._shown)
+            self._shown = steps
+
+    def close(self) -> None:
+        """Take the bar away."""
+        self._bar.close()
+
+
+@dataclass(frozen=True)
+class TrackedImages:
+    """Draws held-out images on all ranks; the first one lays them beside references and real photo and keeps them as
+    ``samples/step-N.png`` in the tracker."""
+
+    images: HeldOutImages
+    rank: Rank
+    tracker: Tracker
+
+    def __call__(self, stage: StageConfig, steps: int) -> None:
+        from lookalike.evaluation.grid import GridRow, draw_grid  # matplotlib: only for who wants images
+
+        columns = self.images.columns
+        drawn = self.images(stage)
+        rows = [
+            GridRow(
+                references=[_upright(image) for image in references[mask.astype(bool)]],
+                prompt=str(prompt),
+                images={"real": _upright(target), "drawn": image},
+            )
+            for references, mask, prompt, target, image in zip(
+                columns["references"],
+                columns["reference_mask"],
+                columns["prompt"],
+                columns["target"],
+                drawn,
+                strict=True,
+            )
+        ]
+        gathered = [row for part in self.rank.gather(rows) for row in part]
+        if self.rank.is_first:
+            picture = draw_grid(gathered[: self.images.config.count], ["real", "drawn"], f"after {steps} steps")
+            self._keep(picture, steps)
+
+    def _keep(self, picture: Image.Image, steps: int) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / f"step-{steps:08d}.png"
+            picture.save(path)
+            try:
+                self.tracker.log_artifact(path, "samples")
+            except LookalikeError as error:  # a tracker that is away ends no training
+                log.warning("the images after step %d are lost: %s", steps, error)
+
+
+def _upright(image: np.ndarray) -> np.ndarray:
+    """``[3, H, W]`` → ``[H, W, 3]``."""
+    return np.moveaxis(image, 0, -1)

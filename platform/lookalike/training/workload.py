@@ -1,0 +1,85 @@
+"""What a batch asks of the model: tokens, and FLOPs where the peak of the device is known."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+
+from lookalike.models.costs import Sample, aggregator_flops, denoising_flops, meta_model, mllm_flops
+from lookalike.models.presets import LoraConfig, Preset
+from lookalike.models.subject import Part, SubjectModel
+from lookalike.training.config import Precision, StageConfig
+
+Columns = Mapping[str, np.ndarray]
+
+_PEAK_TFLOPS: dict[str, dict[Precision, float]] = {
+    "A100": {"float32": 19.5, "bfloat16": 312},
+    "H100 PCIe": {"float32": 51, "bfloat16": 756},
+    "H100": {"float32": 67, "bfloat16": 989},
+    "H200": {"float32": 67, "bfloat16": 989},
+    "L40S": {"float32": 91.6, "bfloat16": 362},
+}
+"""Dense peaks by a part of the device's name, as NVIDIA's data sheets give them; PyTorch's float32 uses no TF32 unless
+told to."""
+
+
+def peak_tflops(device_name: str, precision: Precision) -> float | None:
+    """Dense peak of a device by the name that CUDA gives it, in TFLOP/s; None for one that is not known here."""
+    return next((peaks[precision] for part, peaks in _PEAK_TFLOPS.items() if part in device_name), None)
+
+
+def step_flops(model: SubjectModel, sample: Sample, *, references: bool) -> int:
+    """The model's FLOPs for one sample of a training step: forward and backward, without what checkpointing computes
+    again, and without the VAE."""
+    learns = any(parameter.requires_grad for parameter in model.aggregator.parameters())
+    both = mllm_flops(model, sample) + aggregator_flops(model, sample, backward=learns)
+    return both + denoising_flops(model, sample, mllm=True, references=references, backward=True)
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Counts the tokens of a batch, and its FLOPs from what the meta device tells of the preset."""
+
+    preset: Preset
+    """What the model was made from."""
+    adapter: LoraConfig | None
+    """The LoRA that this training adds."""
+    learns: tuple[Part, ...]
+    """What it trains."""
+    peak_tflops: float | None
+    """Of one rank's device; None if unknown, then no FLOPs are counted."""
+    _polynomials: dict[tuple[int, bool], Any] = field(default_factory=dict)
+
+    def __call__(self, columns: Columns, stage: StageConfig) -> tuple[int, float]:
+        """Tokens that the DiT computes for the real samples of ``columns``, and FLOPs of all its rows."""
+        latents = stage.conditions == "mllm+references"
+        real, present = columns["weight"] > 0, columns["reference_mask"].astype(bool)
+        sample = Sample.of(self.preset)
+        tokens = sample.image * int(real.sum()) + int(columns["attention_mask"][real].sum())
+        tokens += latents * sample.reference * int(present[real].sum())
+        if self.peak_tflops is None:
+            return tokens, 0.0
+        slots = max(1, int(present.sum(axis=1).max(initial=0)))
+        text = columns["attention_mask"].sum(axis=1) - present.sum(axis=1) * sample.tokens_per_image
+        return tokens, len(real) * self._flops(slots, latents, int(text.max()))
+
+    def _flops(self, references: int, latents: bool, text_tokens: int) -> float:
+        """Attention is quadratic in the length and all else linear: three lengths tell every other one."""
+        if (references, latents) not in self._polynomials:
+            lengths = (8, 16, 24)
+            samples = [Sample.of(self.preset, references, text_tokens=length) for length in lengths]
+            flops = [step_flops(self._model, sample, references=latents) for sample in samples]
+            self._polynomials[references, latents] = np.polynomial.Polynomial.fit(lengths, flops, 2)
+        return float(self._polynomials[references, latents](text_tokens))
+
+    @cached_property
+    def _model(self) -> SubjectModel:
+        model = meta_model(self.preset)
+        if self.adapter is not None and self.adapter != self.preset.lora:
+            with torch.device("meta"):
+                model.add_lora(self.adapter)
+        model.trainable(self.learns)
+        return model

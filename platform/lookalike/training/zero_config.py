@@ -1,0 +1,53 @@
+"""DeepSpeed's configuration for ZeRO-3, made from ours and held against DeepSpeed's own schema. Light at import."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from lookalike.errors import ConfigError
+from lookalike.training.config import TrainConfig
+
+
+def zero3_config(config: TrainConfig, ranks: int) -> dict[str, Any]:
+    """What ``deepspeed.initialize`` takes for this training on ``ranks`` ranks; keys and meanings are DeepSpeed's
+    (``docs/config-json``)."""
+    zero = config.zero
+    overlap = config.workers.use_gpu if zero.overlap is None else zero.overlap
+    settings: dict[str, Any] = {
+        "stage": 3,
+        "contiguous_gradients": True,
+        "overlap_comm": overlap,
+        "reduce_bucket_size": zero.reduce_bucket,
+        "stage3_prefetch_bucket_size": zero.prefetch_bucket,
+        "stage3_max_live_parameters": zero.max_live,
+        "stage3_param_persistence_threshold": zero.keep_whole,
+    }
+    if zero.offload != "none":
+        settings["offload_optimizer"] = {"device": "cpu"}
+    if zero.offload == "optimizer+parameters":
+        settings["offload_param"] = {"device": "cpu"}
+    return {
+        "train_micro_batch_size_per_gpu": config.micro_batch_size,
+        "gradient_accumulation_steps": config.batch_size // (ranks * config.micro_batch_size),
+        "gradient_clipping": config.optimizer.max_grad_norm,
+        "bf16": {"enabled": config.precision == "bfloat16"},
+        "data_types": {"grad_accum_dtype": "fp32"},  # a sum of many micro batches in bfloat16 loses the small ones
+        "zero_optimization": settings,
+        "zero_force_ds_cpu_optimizer": False,  # torch's fused AdamW steps on the host, and needs no operator compiled
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": 10**9,
+        "wall_clock_breakdown": False,
+    }
+
+
+def check_schema(settings: Mapping[str, Any]) -> None:
+    """Read ``settings`` as DeepSpeed will on every rank.
+
+    Raises:
+        ConfigError: what DeepSpeed says is wrong with them.
+    """
+    from deepspeed.runtime.config import DeepSpeedConfig, DeepSpeedConfigError
+
+    try:
+        DeepSpeedConfig(dict(settings))
+    except (ValueError, AssertionError, DeepSpeedConfigError) as error:
+        raise ConfigError(f"DeepSpeed refuses its configuration: {error}", fix="change zero or the batch") from error

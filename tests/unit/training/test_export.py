@@ -1,0 +1,153 @@
+"""Exports: in the libraries' formats, with or without a LoRA of their own, verified after writing."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from lookalike.errors import InputError, LookalikeError
+from lookalike.models import bundle as bundles
+from lookalike.models.adapters import save_lora
+from lookalike.models.presets import LoraConfig
+from lookalike.models.subject import SubjectModel
+from lookalike.storage import open_store
+from lookalike.training import checkpoint, export
+from lookalike.training.bundles import initial_bundle
+from lookalike.training.config import TrainConfig
+from lookalike.training.export import export_bundle
+
+LORA = LoraConfig(rank=2)
+DIT_FILE = "transformer/diffusion_pytorch_model.safetensors"
+
+Perturb = Callable[..., Any]
+
+
+def config_of(folder: Path, **changes: Any) -> TrainConfig:
+    return TrainConfig(dataset="none", run=str(folder / "run"), **changes)
+
+
+@pytest.fixture(scope="module")
+def base_dir(bundle_dir: Path, perturb: Perturb, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base whose DiT has learned something: from a seed its output is zero, with or without a LoRA."""
+    folder = shutil.copytree(bundle_dir, tmp_path_factory.mktemp("base") / "bundle")
+    transformer: Any = perturb(SubjectModel.from_bundle(bundle_dir).transformer)
+    transformer.save_pretrained(folder / "transformer")
+    bundles.write_manifest(folder, bundles.read_preset(folder))
+    return folder
+
+
+def trained(config: TrainConfig, bundle_dir: Path, perturb: Perturb) -> SubjectModel:
+    """The initial model after a training of seeded noise."""
+    model = SubjectModel.from_bundle(bundle_dir)
+    if config.adapter is not None:
+        model.add_lora(config.adapter)
+    learns = model.trainable(export.trainable_parts(config))
+    perturb(torch.nn.ParameterList(learns.values()))
+    return model.eval()
+
+
+def export_of(config: TrainConfig, model: SubjectModel, bundle_dir: Path, **changed: Tensor) -> Path:
+    """The bundle of a run that ends with the weights of ``model``, or with those ``changed`` by name."""
+    run = Path(config.run)
+    if config.base is None:
+        shutil.copytree(bundle_dir, run / "initial")
+    weights = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad} | changed
+    state = checkpoint.CheckpointState(step=1, fingerprint="run", base_sha256="base")
+    store = open_store(config.run)
+    tensors = {f"master/{name}": weight.contiguous() for name, weight in weights.items()}
+    checkpoint.write(store.child(checkpoint.CHECKPOINTS), state, [tensors])
+    return Path(export_bundle(config, store, 1).uri.removeprefix("file://"))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_a_base_training_exports_a_whole_bundle(bundle_dir: Path, tmp_path: Path, perturb: Perturb, dtype: str) -> None:
+    config = config_of(tmp_path, export_dtype=dtype)
+    model = trained(config, bundle_dir, perturb)
+    folder = export_of(config, model, bundle_dir)
+    again = SubjectModel.from_bundle(folder)
+    expected = dict(model.named_parameters())
+    for name, found in again.named_parameters():
+        torch.testing.assert_close(found, expected[name], rtol=1e-3, atol=1e-5)
+    assert load_file(folder / DIT_FILE)["proj_out.weight"].dtype == getattr(torch, dtype)
+
+
+def test_a_personal_adapter_is_the_lora_alone(base_dir: Path, tmp_path: Path, perturb: Perturb) -> None:
+    config = config_of(tmp_path, base=str(base_dir), adapter=LORA)
+    model = trained(config, base_dir, perturb)
+    folder = export_of(config, model, base_dir)
+    assert sorted(path.name for path in folder.iterdir()) == ["bundle.json", "transformer_lora"]
+    torch.testing.assert_close(
+        export._output(SubjectModel.from_bundle(folder, base_dir)), export._output(model), rtol=0, atol=0
+    )
+
+
+def test_a_merged_adapter_stands_by_itself(base_dir: Path, tmp_path: Path, perturb: Perturb) -> None:
+    config = config_of(tmp_path, base=str(base_dir), adapter=LORA, export_lora="merged")
+    model = trained(config, base_dir, perturb)
+    expected = export._output(model)
+    folder = export_of(config, model, base_dir)
+    assert not (folder / bundles.ADAPTER).exists()
+    assert bundles.read_manifest(folder)["base"] is None
+    torch.testing.assert_close(export._output(SubjectModel.from_bundle(folder)), expected, rtol=1e-4, atol=1e-5)
+    assert (export._output(SubjectModel.from_bundle(base_dir)) - expected).norm() > 1e-2 * expected.norm()
+    initial_bundle(config_of(tmp_path, base=str(folder), adapter=LORA), open_store(config.run))
+
+
+def test_a_base_whose_lora_would_be_left_out_is_refused(base_dir: Path, tmp_path: Path, perturb: Perturb) -> None:
+    base = shutil.copytree(base_dir, tmp_path / "base")
+    model = trained(config_of(tmp_path, base=str(base_dir), adapter=LORA), base_dir, perturb)
+    weights = {n.removeprefix("transformer."): p for n, p in model.named_parameters() if ".lora_" in n}
+    save_lora(base / bundles.ADAPTER, LORA, weights)
+    bundles.write_manifest(base, bundles.read_preset(base))
+    with pytest.raises(InputError, match=r"LoRA of its own.*merged"):
+        initial_bundle(config_of(tmp_path, base=str(base)), open_store(str(tmp_path / "run")))
+
+
+@pytest.mark.parametrize(
+    ("value", "said"), [(0.0, "a trained tensor is all zero"), (float("nan"), "empty or not finite")]
+)
+def test_weights_that_no_training_leaves_are_refused(
+    bundle_dir: Path, tmp_path: Path, perturb: Perturb, value: float, said: str
+) -> None:
+    config, name = config_of(tmp_path), "transformer.proj_out.weight"
+    model = trained(config, bundle_dir, perturb)
+    weight = dict(model.named_parameters())[name]
+    with pytest.raises(LookalikeError, match=rf"{said}.*{name}"):
+        export_of(config, model, bundle_dir, **{name: torch.full_like(weight, value)})
+    assert not (tmp_path / "run" / "bundle").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "factor", "said"),
+    [
+        ("proj_out.weight", None, "1 tensors are missing, the first is transformer.proj_out.weight"),
+        ("proj_out.weight", 1.01, "other values in the export"),
+        ("time_text_embed.timestep_embedder.linear_1.weight", 1.5, "other values in the export"),
+    ],
+)
+def test_what_was_written_wrongly_is_found(
+    bundle_dir: Path, tmp_path: Path, perturb: Perturb, name: str, factor: float | None, said: str
+) -> None:
+    model = trained(config_of(tmp_path), bundle_dir, perturb)
+    weights = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
+    folder = export_of(config_of(tmp_path), model, bundle_dir)
+    tensors = load_file(folder / DIT_FILE)
+    tensor = tensors.pop(name)
+    save_file(tensors if factor is None else {**tensors, name: tensor * factor}, folder / DIT_FILE)
+    bundles.write_manifest(folder, bundles.read_preset(folder))
+    with pytest.raises(LookalikeError, match=said):
+        export._verify(folder, None, weights, export._output(model), merged=False)
+
+
+def test_an_export_that_computes_something_else_is_found(base_dir: Path, tmp_path: Path, perturb: Perturb) -> None:
+    """Of a merged LoRA there are no weights to compare: here it was left out."""
+    config = config_of(tmp_path, base=str(base_dir), adapter=LORA)
+    model = trained(config, base_dir, perturb)
+    weights = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
+    with pytest.raises(LookalikeError, match="computes something else than the trained one"):
+        export._verify(base_dir, None, weights, export._output(model), merged=True)

@@ -1,0 +1,58 @@
+"""Tokens and FLOPs of a batch, against the plan's own counting."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lookalike.models.bundle import read_preset
+from lookalike.models.costs import Sample, meta_model
+from lookalike.models.preprocess import Preprocessor
+from lookalike.models.presets import LoraConfig
+from lookalike.training.config import StageConfig
+from lookalike.training.workload import Workload, peak_tflops, step_flops
+
+BOTH = StageConfig(name="both", steps=10, conditions="mllm+references")
+MLLM = StageConfig(name="mllm", steps=10, conditions="mllm")
+
+
+@pytest.fixture(scope="module")
+def columns(bundle_dir: Path) -> dict[str, np.ndarray]:
+    """Three samples of two references, and one that only fills the batch."""
+    photos = list(np.zeros((4, 64, 64, 3), dtype=np.uint8))
+    found = Preprocessor.from_bundle(bundle_dir)(["a red mug on a beach"] * 4, [photos[:2]] * 4, photos)
+    return {**found, "weight": np.array([1, 1, 1, 0], dtype=np.float32)}
+
+
+def text_of(columns: dict[str, np.ndarray], sample: Sample) -> int:
+    return int(columns["attention_mask"][0].sum()) - 2 * sample.tokens_per_image
+
+
+@pytest.mark.parametrize(("stage", "latents"), [(BOTH, True), (MLLM, False)])
+def test_tokens_and_flops_are_the_plans(
+    bundle_dir: Path, columns: dict[str, np.ndarray], stage: StageConfig, latents: bool
+) -> None:
+    preset = read_preset(bundle_dir)
+    workload = Workload(preset, None, ("aggregator", "transformer"), peak_tflops=1.0)
+    tokens, flops = workload(columns, stage)
+    text = text_of(columns, Sample.of(preset))
+    sample = Sample.of(preset, 2, text_tokens=text)
+    assert text not in (8, 16, 24)  # where it is counted; all else is interpolated
+    assert tokens == 3 * sample.tokens(mllm=True, references=latents)
+    assert flops == pytest.approx(4 * step_flops(meta_model(preset), sample, references=latents), rel=1e-9)
+    unknown = Workload(preset, None, ("aggregator", "transformer"), peak_tflops=None)
+    assert unknown(columns, stage) == (tokens, 0.0)
+
+
+def test_an_adapter_alone_asks_for_less(bundle_dir: Path, columns: dict[str, np.ndarray]) -> None:
+    preset = read_preset(bundle_dir)
+    whole = Workload(preset, None, ("aggregator", "transformer"), peak_tflops=1.0)(columns, BOTH)[1]
+    adapter = Workload(preset, LoraConfig(rank=2), ("transformer_lora",), peak_tflops=1.0)(columns, BOTH)[1]
+    assert 0.4 * whole < adapter < 0.8 * whole
+
+
+def test_peaks_by_the_names_that_cuda_gives() -> None:
+    assert peak_tflops("NVIDIA H100 80GB HBM3", "bfloat16") == 989
+    assert peak_tflops("NVIDIA H100 PCIe", "bfloat16") == 756
+    assert peak_tflops("NVIDIA A100-SXM4-80GB", "float32") == 19.5
+    assert peak_tflops("NVIDIA GeForce GTX 1080", "float32") is None

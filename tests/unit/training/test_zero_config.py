@@ -1,0 +1,78 @@
+"""Our configuration of ZeRO-3 as DeepSpeed's own schema reads it, and what is refused before that."""
+
+from typing import Any
+
+import pytest
+
+from lookalike import config as configs
+from lookalike.errors import ConfigError
+from lookalike.training.config import OptimizerConfig, TrainConfig, WorkerConfig, ZeroConfig
+from lookalike.training.zero_config import check_schema, zero3_config
+
+GPUS = WorkerConfig(num_workers=2, use_gpu=True)
+
+
+def config_of(**changes: Any) -> TrainConfig:
+    values = {"dataset": "none", "run": "none", "batch_size": 16, "micro_batch_size": 4, **changes}
+    return TrainConfig(**values)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("offload", ["none", "optimizer", "optimizer+parameters"])
+def test_deepspeed_reads_what_we_mean(precision: str, offload: str) -> None:
+    from deepspeed.runtime.config import DeepSpeedConfig
+
+    sizes: dict[str, Any] = {"reduce_bucket": 11, "prefetch_bucket": 12, "max_live": 13, "keep_whole": 14}
+    zero = ZeroConfig(offload=offload, **sizes)  # type: ignore[arg-type]
+    optimizer = OptimizerConfig(max_grad_norm=0.5)
+    ours = zero3_config(config_of(precision=precision, zero=zero, optimizer=optimizer, workers=GPUS), ranks=2)
+    check_schema(ours)
+    read = DeepSpeedConfig(ours)
+    assert read.zero_optimization_stage == 3
+    assert read.bfloat16_config.enabled == (precision == "bfloat16")
+    assert read.grad_accum_dtype == "fp32"
+    assert (read.train_micro_batch_size_per_gpu, read.gradient_accumulation_steps) == (4, 2)
+    assert read.gradient_clipping == 0.5
+    found = read.zero_config
+    assert (found.reduce_bucket_size, found.prefetch_bucket_size) == (11, 12)
+    assert (found.max_live_parameters, found.param_persistence_threshold) == (13, 14)
+    assert found.overlap_comm
+    places = [getattr(place, "device", "none") for place in (found.offload_optimizer, found.offload_param)]
+    assert places.count("cpu") == ["none", "optimizer", "optimizer+parameters"].index(offload)
+
+
+def test_what_deepspeed_refuses_is_told_in_its_words() -> None:
+    ours = zero3_config(config_of(), ranks=2)
+    wrong = {**ours, "zero_optimization": {**ours["zero_optimization"], "no_such_setting": 1}}
+    with pytest.raises(ConfigError, match=r"(?s)DeepSpeed refuses its configuration.*no_such_setting"):
+        check_schema(wrong)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"precision": "bfloat16", "workers": WorkerConfig(num_workers=0)}, "precision=bfloat16 needs DeepSpeed"),
+        (
+            {"zero": ZeroConfig(offload="optimizer"), "workers": WorkerConfig(num_workers=0)},
+            "zero.offload=optimizer needs DeepSpeed",
+        ),
+        ({"zero": ZeroConfig(overlap=True)}, "zero.overlap needs GPUs"),
+    ],
+)
+def test_combinations_that_cannot_be_are_named(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        config_of(**changes)
+
+
+def test_sizes_that_cannot_be_are_named() -> None:
+    with pytest.raises(ConfigError, match=r"zero.reduce_bucket counts elements"):
+        ZeroConfig(reduce_bucket=0)
+    with pytest.raises(ConfigError, match=r"zero.prefetch_bucket=2000000000 exceeds zero.max_live"):
+        ZeroConfig(prefetch_bucket=2 * 10**9)
+
+
+def test_flags_that_do_not_exist_are_refused_by_name(capsys: pytest.CaptureFixture[str]) -> None:
+    for flag in ("--zero.stage=2", "--precision=float16", "--zero.offload=disk"):
+        with pytest.raises(SystemExit):
+            configs.parse(TrainConfig, ["--dataset=d", "--run=r", flag])
+        assert flag.removeprefix("--").partition("=")[0] in capsys.readouterr().err
