@@ -6,7 +6,7 @@ from functools import cache
 from typing import Any
 
 UNSURE = "und"  # ISO 639: undetermined
-_MIN_CONFIDENCE = 0.5  # of a few words one cannot tell
+_MIN_CONFIDENCE = 0.2  # of 139 languages; "a photo of a dog" has 0.21 for English, "x 1" 0.04 for none
 
 
 def count_languages(captions: Iterable[str]) -> Counter[str]:
