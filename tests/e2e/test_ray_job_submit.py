@@ -54,5 +54,5 @@ def test_a_stopped_job_has_the_time_to_save(checkout: Checkout, tmp_path: Path) 
     while not (tmp_path / "ready").exists():
         assert time.monotonic() < deadline
         time.sleep(0.2)
-    assert "was stopped" in checkout.ray("job", "stop", "slow")
+    checkout.ray("job", "stop", "slow")  # returns when it has ended
     assert (tmp_path / "saved").exists()
