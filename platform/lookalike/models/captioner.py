@@ -1,13 +1,12 @@
 """Captions by an image-text-to-text model of transformers, by Hub id or folder."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from lookalike.errors import ConfigError
-from lookalike.models.hub import model_revision, no_such_model, split_pin
+from lookalike.models.hub import load_model, model_revision
 
 
 @dataclass(frozen=True)
@@ -41,13 +40,8 @@ class LoadedCaptioner:
     def __init__(self, captioner: Captioner, device: str) -> None:
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
-        name, pinned = split_pin(captioner.model)
-        try:
-            self._processor: Any = AutoProcessor.from_pretrained(name, revision=pinned)
-            model: Any = AutoModelForImageTextToText.from_pretrained(name, revision=pinned, use_safetensors=True)
-        except (ImportError, OSError, ValueError) as error:
-            raise no_such_model("captioner", captioner.model, error) from error
-        self._model = model.eval().requires_grad_(False).to(device)
+        classes = AutoProcessor, AutoModelForImageTextToText
+        self._processor, self._model = load_model("captioner", captioner.model, *classes, device)
         self._device, self._captioner = device, captioner
         self._question = None
         if getattr(self._processor, "chat_template", None):

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from lookalike.errors import InputError
-from lookalike.models.hub import model_revision, no_such_model, split_pin
+from lookalike.models.hub import load_model, model_revision
 
 if TYPE_CHECKING:
     import torch
@@ -194,17 +194,12 @@ class TransformersEmbedder:
     """A vision model of transformers: image features where it has a joint space (CLIP, SigLIP), else its CLS token."""
 
     def __init__(self, name_or_path: str, device: str = "cpu") -> None:
-        import torch
         from transformers import AutoImageProcessor, AutoModel
 
         self.revision = model_revision(name_or_path, _KIND)
-        name, pinned = split_pin(name_or_path)
-        try:
-            self._processor = AutoImageProcessor.from_pretrained(name, revision=pinned)
-            model = AutoModel.from_pretrained(name, revision=pinned, use_safetensors=True, dtype=torch.float32)
-        except (OSError, ValueError) as error:
-            raise no_such_model(_KIND, name_or_path, error, PACKAGED) from error
-        self._model, self._device = model.eval().requires_grad_(False).to(device), device
+        classes = AutoImageProcessor, AutoModel
+        self._processor, self._model = load_model(_KIND, name_or_path, *classes, device, PACKAGED)
+        self._device = device
         self.dim = len(self([np.zeros((64, 64, 3), np.uint8)])[0])
 
     def __call__(self, images: Sequence[np.ndarray]) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 from lookalike.errors import ConfigError
 
@@ -32,6 +33,24 @@ def model_revision(name_or_path: str, kind: str = "model") -> str:
     for path in sorted(p for p in Path(name).iterdir() if p.suffix in (".safetensors", ".json")):
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
     return f"{Path(name).name}@{digest.hexdigest()[:16]}"
+
+
+def load_model(
+    kind: str, name_or_path: str, processor_class: Any, model_class: Any, device: str, others: tuple[str, ...] = ()
+) -> tuple[Any, Any]:
+    """Processor and model, frozen, in float32 whatever the checkpoint is in, on ``device``.
+
+    Raises ConfigError for a name that leads to none; ``kind`` and ``others`` are for its message.
+    """
+    import torch
+
+    name, pinned = split_pin(name_or_path)
+    try:
+        processor = processor_class.from_pretrained(name, revision=pinned)
+        model = model_class.from_pretrained(name, revision=pinned, use_safetensors=True, dtype=torch.float32)
+    except (ImportError, OSError, ValueError) as error:
+        raise no_such_model(kind, name_or_path, error, others) from error
+    return processor, model.eval().requires_grad_(False).to(device)
 
 
 def no_such_model(kind: str, name_or_path: str, error: Exception, others: tuple[str, ...] = ()) -> ConfigError:

@@ -8,13 +8,13 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, ClassVar, Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 from PIL import Image
 
 from lookalike.errors import ConfigError, InputError
-from lookalike.models.hub import model_revision, no_such_model, split_pin
+from lookalike.models.hub import load_model, model_revision
 
 Score = Callable[[np.ndarray, str], float]
 """From an upright uint8 RGB image ``[H, W, 3]`` and the name of its class to a number."""
@@ -135,13 +135,8 @@ class ClassProbability:
         import torch
         from transformers import AutoImageProcessor, AutoModelForImageClassification
 
-        name, pinned = split_pin(self.model)
-        try:
-            processor = AutoImageProcessor.from_pretrained(name, revision=pinned)
-            model: Any = AutoModelForImageClassification.from_pretrained(name, revision=pinned, use_safetensors=True)
-        except (OSError, ValueError) as error:
-            raise no_such_model("image classifier", self.model, error) from error
-        model = model.eval().requires_grad_(False).to(device)
+        classes = AutoImageProcessor, AutoModelForImageClassification
+        processor, model = load_model("image classifier", self.model, *classes, device)
         labels = {str(text): int(number) for text, number in model.config.label2id.items()}
         if len(labels) > 1 and self.label not in labels:
             raise ConfigError("the classifier has no such label", value=self.label, fix=f"choose from {list(labels)}")
@@ -174,13 +169,8 @@ class ClassArea:
         import torch
         from transformers import AutoProcessor, CLIPSegForImageSegmentation
 
-        name, pinned = split_pin(self.model)
-        try:
-            processor = AutoProcessor.from_pretrained(name, revision=pinned)
-            model: Any = CLIPSegForImageSegmentation.from_pretrained(name, revision=pinned, use_safetensors=True)
-        except (OSError, ValueError) as error:
-            raise no_such_model("CLIPSeg model", self.model, error) from error
-        model = model.eval().requires_grad_(False).to(device)
+        classes = AutoProcessor, CLIPSegForImageSegmentation
+        processor, model = load_model("CLIPSeg model", self.model, *classes, device)
 
         def share(image: np.ndarray, class_name: str) -> float:
             inputs = processor(

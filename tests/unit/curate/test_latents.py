@@ -1,6 +1,5 @@
 """Latents that a curation has encoded are what training would have computed."""
 
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,14 +20,11 @@ from lookalike.storage import open_store
 from pipelines.curate.config import ShardsConfig
 from pipelines.curate.filters import FiltersConfig
 from pipelines.curate.filters.no_pair import NoPair
-from pipelines.curate.finish import FinishWork, finish
-from pipelines.curate.layout import plan_shards
-from pipelines.curate.materialise import MaterialiseWork, ShardWriter
-from pipelines.curate.plan import read_summary
-from pipelines.curate.summary import Summary
+from pipelines.curate.materialise import ShardWriter
 from pipelines.curate.work import StageWork
 from pipelines.train.data import TripletSource, prepare
 from tests.drawn import world, write_raw
+from tests.published import materialise as publish
 
 
 def test_training_reads_them_in_the_place_of_the_vae(
@@ -41,7 +37,7 @@ def test_training_reads_them_in_the_place_of_the_vae(
         shards=ShardsConfig(latents=str(bundle)),
     )
     assert work.inputs.latents == latent_identity(read_manifest(bundle))
-    version = snapshot(work)
+    version = publish(work, write=lambda done, unit: ShardWriter(done)(unit)).version.uri
     assert all(triplet.latents_length for triplet in read_triplets(open_store(version)))
     rows = np.array([0, 5, 3])
     read = prepare(TripletSource(version, "train", str(bundle), latents=True), rows)
@@ -57,22 +53,3 @@ def test_training_reads_them_in_the_place_of_the_vae(
     expected = loss(computed)
     monkeypatch.setattr("lookalike.diffusion.objective.encode", lambda *_: pytest.fail("the VAE has run"))
     assert torch.allclose(loss(read), expected, rtol=2e-3)
-
-
-def snapshot(work: StageWork) -> str:
-    """Everything behind the plan; the URI of the version."""
-    version = open_store(f"{work.config.dataset}/v0001")
-    done = MaterialiseWork(work, version, tuple(plan_shards(work)))
-    writer = ShardWriter(done)
-    for unit in range(len(done.shards)):
-        writer(unit)
-    summary = Summary()
-    for partition in range(work.partitions):
-        summary.add(read_summary(work, partition))
-    split = Counter({plan.split: plan.triplets for plan in done.shards})
-    counts = {
-        "images_in": summary.images, "images_kept": summary.kept, "subjects": summary.subjects,
-        "subjects_in": summary.subjects_in, "triplets": {"train": split["train"], "validation": split["validation"]},
-    }  # fmt: skip
-    finish(FinishWork(done, summary, counts, None, None, "A report"), 0)
-    return version.uri

@@ -1,6 +1,7 @@
 """Two snapshots of drawn things: what changed between them, and where their triplets come from."""
 
 import io
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,14 +14,10 @@ from lookalike.storage import open_store, publish, version_store
 from pipelines.curate.diff import DiffConfig, diff, render_diff
 from pipelines.curate.filters import FiltersConfig
 from pipelines.curate.filters.blurry import Blurry
-from pipelines.curate.finish import FinishWork, finish
-from pipelines.curate.layout import plan_shards
-from pipelines.curate.materialise import MaterialiseWork, write_shard
-from pipelines.curate.plan import read_summary
-from pipelines.curate.summary import Summary
 from pipelines.curate.trace import TraceConfig, render_trace, trace
 from pipelines.curate.work import StageWork
 from tests.drawn import world, write_raw
+from tests.published import materialise
 
 SHARP = 2000.0  # some of the drawn photos are less sharp
 
@@ -37,18 +34,8 @@ def dataset(planned: Callable[..., StageWork], tmp_path: Path) -> str:
 
 
 def _publish(work: StageWork, version: int) -> None:
-    summary = Summary()
-    for partition in range(work.partitions):
-        summary.add(read_summary(work, partition))
-    done = MaterialiseWork(work, version_store(work.dataset, version), tuple(plan_shards(work)))
-    for unit in range(len(done.shards)):
-        write_shard(done, unit)
-    counts = {
-        "images_in": summary.images, "images_kept": summary.kept, "dropped": dict(summary.dropped),
-        "subjects_in": summary.subjects_in, "subjects": summary.subjects,
-        "triplets": {side: sum(s.triplets for s in done.shards if s.split == side) for side in ("train", "validation")},
-    }  # fmt: skip
-    finish(FinishWork(done, summary, counts, None, None, "A report"), 0)
+    done = materialise(work, f"v{version:04d}")
+    counts = json.loads(done.version.read("report.json"))["counts"]
     inputs = work.inputs
     shards = {info.key: {"etag": info.etag, "size": info.size} for info in inputs.shards}
     manifest = {"version": version, "config": inputs.config, "code_version": inputs.code, "embedder": inputs.embedder}

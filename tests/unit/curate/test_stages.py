@@ -20,17 +20,16 @@ from lookalike.storage import open_store
 from pipelines.curate.config import CurateConfig, PlanConfig, ShardsConfig
 from pipelines.curate.filters import FiltersConfig
 from pipelines.curate.filters.no_pair import NoPair
-from pipelines.curate.finish import FinishWork, finish
-from pipelines.curate.layout import plan_shards, split_cut
-from pipelines.curate.materialise import MaterialiseWork, write_shard
+from pipelines.curate.layout import split_cut
+from pipelines.curate.materialise import write_shard
 from pipelines.curate.plan import plan_key, read_summary
 from pipelines.curate.raw import list_shards
 from pipelines.curate.rows import partition_range, sha256, subject_hash
 from pipelines.curate.sources import Inputs
-from pipelines.curate.summary import Summary
 from pipelines.curate.tables import read_table
 from pipelines.curate.work import StageWork
 from tests.drawn import Photo, draw, jpeg, photo, world, write_raw
+from tests.published import materialise
 
 Planned = Callable[..., StageWork]
 LOOSE = FiltersConfig(no_pair=NoPair(min_similarity=-1.0))
@@ -39,22 +38,6 @@ LOOSE = FiltersConfig(no_pair=NoPair(min_similarity=-1.0))
 def rows_of(work: StageWork) -> list[dict[str, Any]]:
     tables = [read_table(work.dataset, plan_key(work, i, "images")) for i in range(work.partitions)]
     return list(pa.concat_tables(tables).to_pylist())
-
-
-def materialise(work: StageWork, name: str = "v0001") -> MaterialiseWork:
-    done = MaterialiseWork(work, open_store(f"{work.config.dataset}/{name}"), tuple(plan_shards(work)))
-    for unit in range(len(done.shards)):
-        write_shard(done, unit)
-    summary = Summary()
-    for partition in range(work.partitions):
-        summary.add(read_summary(work, partition))
-    split = Counter({plan.split: plan.triplets for plan in done.shards})
-    counts = {
-        "images_in": summary.images, "images_kept": summary.kept, "subjects": summary.subjects,
-        "subjects_in": summary.subjects_in, "triplets": {"train": split["train"], "validation": split["validation"]},
-    }  # fmt: skip
-    finish(FinishWork(done, summary, counts, None, None, "A report"), 0)
-    return done
 
 
 def test_without_an_embedder_all_photos_of_a_subject_are_pairs(
