@@ -74,9 +74,10 @@ def find_centroids(work: FoundWork, unit: int) -> Columns:
     if not store.exists(key):
         share = -(-_SAMPLES_PER_CELL * work.cells // len(work.vectors))
         sample_ND = np.concatenate([_unlabelled(work, shard)[1][:share] for shard in work.inputs.units])
-        centroids_KD = sample_ND[:1]
-        if work.cells > 1:
-            centroids_KD, _ = kmeans2(sample_ND, work.cells, minit="++", seed=work.config.seed, missing="raise")
+        cells = min(work.cells, len(sample_ND))  # most photographs may have a label
+        centroids_KD = np.zeros((1, sample_ND.shape[1]), np.float32)  # one cell takes whatever there is
+        if cells > 1:
+            centroids_KD, _ = kmeans2(sample_ND, cells, minit="++", seed=work.config.seed)
         write_table(store, key, pa.table({"vector": vectors_array(centroids_KD)}))
     return {"unit_done": np.array([unit])}
 

@@ -63,3 +63,15 @@ def test_unlabelled_photographs_of_many_shards_get_subjects_and_labelled_ones_ke
         assert owners.count(1) >= 0.8 * len(owners)  # few found subjects are two
         if cells == 1:
             assert sum(len(names) < 4 for names in found) >= 4  # most have views that are found together
+
+
+def test_where_all_or_most_are_labelled_they_keep_their_subjects(planned: Planned, tmp_path: Path) -> None:
+    settings = LabelsConfig(found=FoundConfig(images_per_cell=2))
+    for unlabelled in (0, 1):
+        photos = world(3, 3)
+        photos[:unlabelled] = [replace(p, metadata={"caption": "a thing"}) for p in photos[:unlabelled]]
+        work = planned(write_raw(tmp_path / f"raw{unlabelled}", photos), filters=LOOSE, labels=settings)
+        tables = [read_table(work.dataset, plan_key(work, i, "images")) for i in range(work.partitions)]
+        rows = pa.concat_tables(tables).to_pylist()
+        assert sum(row["subject"].startswith("thing") for row in rows) == len(photos) - unlabelled
+        assert sum(row["subject"].startswith("found-") for row in rows) == unlabelled
