@@ -160,6 +160,7 @@ def _train_config(config: FinetuneConfig, home: Store, dataset: str, base: str) 
         micro_batch_size=config.micro_batch_size,
         seed=config.seed,
         validation=ValidationConfig(samples=0),
+        keep_samples=True,  # of a few photographs
         workers=config.workers,
         tracking=config.tracking,
         experiment=config.customer,

@@ -1,6 +1,8 @@
 """What a run shows while it goes on: Prometheus through Ray's metrics, a bar in a terminal, images in the tracker."""
 
+import importlib
 import logging
+import sys
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -59,13 +61,18 @@ def _metric_name(name: str) -> str:
     return "lookalike_train_" + "".join(letter if letter.isalnum() else "_" for letter in name)
 
 
+def ray_runs() -> bool:
+    """Whether this process has joined a cluster. Does not import Ray: a plain process may not need it."""
+    ray: Any = sys.modules.get("ray")
+    return ray is not None and bool(ray.is_initialized())
+
+
 class ProgressBar:
-    """A listener: a bar that Ray draws in the driver's terminal, wherever the first rank runs."""
+    """A listener: a bar that Ray draws in the driver's terminal, wherever the first rank runs; without Ray, here."""
 
     def __init__(self, total: int) -> None:
-        from ray.experimental import tqdm_ray
-
-        self._bar: Any = tqdm_ray.tqdm(desc="train", total=total, unit="step")
+        bars = importlib.import_module("ray.experimental.tqdm_ray" if ray_runs() else "tqdm")
+        self._bar: Any = bars.tqdm(desc="train", total=total, unit="step")
         self._shown = 0
 
     def __call__(self, steps: int, figures: Mapping[str, float]) -> None:

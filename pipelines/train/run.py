@@ -5,6 +5,7 @@ import logging
 import sys
 import time
 import uuid
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +25,7 @@ from lookalike.training.stopping import stops_on_sigterm
 from lookalike.training.watchdog import HANGS
 from lookalike.training.zero_config import check_schema, zero3_config
 from pipelines.entry import ray_session
-from pipelines.train.data import TripletSource
+from pipelines.train.samples import TripletSource
 from pipelines.train.settings import WorkerSettings, train_worker
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ _NOT_IDENTITY = (
     "workers",
     "micro_batch_size",
     "activation_checkpointing",
+    "keep_samples",
     "zero",
     "images",
     "checkpoint",
@@ -86,9 +88,14 @@ def train(config: TrainConfig) -> dict[str, Any]:
             **_tracking_run(config, store, snapshot),
             terminal=sys.stderr.isatty(),
         )
-        with ray_session(), stops_on_sigterm(store, config.safety.grace_s):
+        with _ray_for(config), stops_on_sigterm(store, config.safety.grace_s):
             _fit(settings, store)
         return _finish(settings, store, snapshot)
+
+
+def _ray_for(config: TrainConfig) -> AbstractContextManager[None]:
+    """A plain process that keeps its samples has nothing to ask of Ray."""
+    return nullcontext() if config.workers.num_workers == 0 and config.keep_samples else ray_session()
 
 
 def _latents_fit(encoded: dict[str, Any] | None, bundle_uri: str) -> bool:
@@ -102,10 +109,6 @@ def _latents_fit(encoded: dict[str, Any] | None, bundle_uri: str) -> bool:
 
 
 def _fit(settings: WorkerSettings, store: Store) -> None:
-    from ray.exceptions import RayActorError
-    from ray.train import ScalingConfig, TrainingFailedError
-    from ray.train.torch import TorchConfig, TorchTrainer
-
     config, workers = settings.config, settings.config.workers
     if checkpoint.newest(store) >= config.total_steps:
         return
@@ -114,6 +117,10 @@ def _fit(settings: WorkerSettings, store: Store) -> None:
 
         run_rank(settings)
         return
+    from ray.exceptions import RayActorError
+    from ray.train import ScalingConfig, TrainingFailedError
+    from ray.train.torch import TorchConfig, TorchTrainer
+
     check_schema(zero3_config(config, workers.num_workers))
     trainer = TorchTrainer(
         train_worker,

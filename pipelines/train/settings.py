@@ -9,7 +9,7 @@ from typing import Any
 from lookalike.errors import LookalikeError, StoppedError
 from lookalike.training.config import TrainConfig
 from lookalike.training.plan import EpochPlan
-from pipelines.train.data import TripletSource
+from pipelines.train.samples import TripletSource
 
 
 @dataclass(frozen=True)

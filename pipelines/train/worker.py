@@ -28,8 +28,9 @@ from lookalike.training.ranks import Rank
 from lookalike.training.samples import HeldOutImages
 from lookalike.training.workload import Workload, peak_tflops
 from lookalike.training.zero import ZeroEngine, prepare_process
-from pipelines.train.data import Columns, prepare, rank_batches, validation_indices
-from pipelines.train.observe import ProgressBar, RayMetrics, TrackedImages
+from pipelines.train.kept import kept_batches
+from pipelines.train.observe import ProgressBar, RayMetrics, TrackedImages, ray_runs
+from pipelines.train.samples import Columns, prepare, validation_indices
 from pipelines.train.settings import WorkerSettings
 
 
@@ -42,6 +43,8 @@ def run_rank(settings: WorkerSettings, rank: Rank | None = None) -> None:
     device = torch.device("cuda", torch.cuda.current_device()) if config.workers.use_gpu else torch.device("cpu")
     if not config.workers.use_gpu:
         torch.set_num_threads(config.workers.threads_per_worker)
+    elif config.workers.tf32:
+        torch.set_float32_matmul_precision("high")
     store = open_store(config.run)
     batches = _batches(settings, checkpoint.newest(store), rank or Rank())
     import_model_classes()
@@ -116,7 +119,13 @@ def _engine(settings: WorkerSettings, device: torch.device, rank: Rank | None) -
 def _batches(settings: WorkerSettings, first_step: int, rank: Rank) -> Iterator[Columns]:
     """Prepared columns of micro batches; the loaders start at once, while the caller builds its engine."""
     config, steps = settings.config, range(first_step, settings.config.total_steps)
-    batches = rank_batches(settings.source, settings.plan, steps, rank.index, rank.count, config.micro_batch_size)
+    where = (settings.source, settings.plan, steps, rank.index, rank.count, config.micro_batch_size)
+    if config.keep_samples:
+        batches = kept_batches(*where)
+    else:
+        from pipelines.train.data import rank_batches
+
+        batches = rank_batches(*where)
     starter = ThreadPoolExecutor(max_workers=1)
     first = starter.submit(next, batches)
     starter.shutdown(wait=False)
@@ -132,7 +141,7 @@ def _batches(settings: WorkerSettings, first_step: int, rank: Rank) -> Iterator[
 def _listeners(settings: WorkerSettings, rank: Rank) -> Iterator[list[Listener]]:
     """Who hears the first rank's figures."""
     listeners: list[Listener] = []
-    if rank.is_first:
+    if rank.is_first and ray_runs():
         listeners.append(RayMetrics(settings.config.run))
     if not rank.is_first or not settings.terminal:
         yield listeners

@@ -6,7 +6,7 @@ On two ranks of ZeRO-3 it runs in the demo (tests/e2e), and is compared with one
 import json
 import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -30,9 +30,10 @@ from lookalike.training.config import (
 )
 from lookalike.training.plan import PADDING, EpochPlan
 from pipelines.curate import CurateConfig, curate
-from pipelines.train import data
-from pipelines.train.data import TripletSource
+from pipelines.train import data, kept
+from pipelines.train.kept import kept_batches
 from pipelines.train.run import train
+from pipelines.train.samples import TripletSource
 from tests.drawn import Photo, draw
 
 pytestmark = [pytest.mark.usefixtures("ray_local"), pytest.mark.timeout(900)]
@@ -132,6 +133,30 @@ def test_two_ranks_get_their_slots_in_order_with_two_cpus(
             assert batch["sample_id"].tolist() == [ids[max(0, slot)] for slot in slots]
             assert batch["weight"].tolist() == [float(slot != PADDING) for slot in slots]
     remove_placement_group(taken)
+
+
+def test_samples_that_are_kept_are_those_that_ray_prepares(
+    dataset: str, plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared: list[int] = []
+    prepare_rows = kept.prepare
+    monkeypatch.setattr(kept, "prepare", lambda source, rows: [prepared.extend(rows), prepare_rows(source, rows)][1])
+    train(replace(config_of(dataset, tmp_path / "run", workers=0), keep_samples=True))
+    assert losses(tmp_path / "run") == pytest.approx(losses(plain), abs=1e-6)
+    assert len(prepared) == len(set(prepared)), "a sample was prepared again"
+
+
+def test_two_ranks_get_their_slots_from_memory(dataset: str, plain: Path) -> None:
+    source = TripletSource(f"{dataset}/v0001", "train", f"{plain}/initial")
+    plan = EpochPlan(source.table().num_rows, 4, seed=0)
+    ids = source.table().column("triplet_id").to_pylist()
+    steps = range(1, 2 * plan.steps_per_epoch)
+    for rank in range(2):
+        for number, batch in enumerate(kept_batches(source, plan, steps, rank, 2, 1)):
+            step, slot = steps[number // 2], plan.rank_slots(steps[number // 2], rank, 2)[number % 2]
+            assert batch["step"].tolist() == [step]
+            assert batch["sample_id"].tolist() == [ids[max(0, slot)]]
+            assert batch["weight"].tolist() == [float(slot != PADDING)]
 
 
 def test_a_run_that_somebody_trains_is_left_to_him(dataset: str, tmp_path: Path) -> None:

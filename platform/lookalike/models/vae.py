@@ -2,6 +2,7 @@
 
 import hashlib
 from collections import OrderedDict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from lookalike.models.weights import check_names
 
 PATCH = 2  # latents are packed 2 x 2 into tokens
+_ENCODED_AT_ONCE = 16  # images on a GPU
 
 
 def load_vae(bundle_dir: Path) -> Any:
@@ -74,8 +76,9 @@ def decode(vae: Any, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
 class LatentCache:
     """Latents of images that were encoded before: the VAE is frozen, and training sees an image many times.
 
-    Each image is encoded alone, so its latents (which differ in the last bits with the batch size) depend on nothing
-    but itself, and a resumed run computes the same. The least recently used go first.
+    The VAE always sees the same number of images at once (on a CPU one, on a GPU some, filled up with black ones), so
+    that latents, which differ in the last bits with the batch size, depend on nothing but their image, and a resumed
+    run computes the same. The least recently used go first.
     """
 
     def __init__(self, capacity_mib: int = 256) -> None:
@@ -85,17 +88,23 @@ class LatentCache:
 
     def encode(self, vae: Any, images: Tensor) -> Tensor:
         """As :func:`encode`: uint8 ``[B, 3, H, W]`` → ``[B, T, C]``. One cache serves one VAE."""
-        return torch.stack([self._encode(vae, image) for image in images.cpu()]).to(vae.device)
-
-    def _encode(self, vae: Any, image: Tensor) -> Tensor:
-        header = repr(tuple(image.shape)).encode()
-        key = hashlib.blake2b(header + image.numpy().tobytes(), digest_size=16).digest()
-        if key in self._latents:
-            self._latents.move_to_end(key)
-            return self._latents[key]
-        latents = encode(vae, image[None])[0].cpu()
-        self._latents[key] = latents
-        self._bytes += latents.nbytes
+        header = repr(tuple(images.shape[1:])).encode()
+        keys = [hashlib.sha256(header + image.tobytes()).digest() for image in images.cpu().numpy()]
+        wanted: dict[bytes, Tensor] = {}
+        for key in keys:
+            if key in self._latents:
+                self._latents.move_to_end(key)
+                wanted[key] = self._latents[key]
+        missing = {key: index for index, key in enumerate(keys) if key not in wanted}
+        for key, latents in zip(missing, self._computed(vae, images[list(missing.values())]), strict=True):
+            wanted[key] = self._latents[key] = latents
+            self._bytes += latents.nbytes
         while self._bytes > self._capacity:
             self._bytes -= self._latents.popitem(last=False)[1].nbytes
-        return latents
+        return torch.stack([wanted[key] for key in keys]).to(vae.device)
+
+    def _computed(self, vae: Any, images: Tensor) -> Iterator[Tensor]:
+        size = 1 if vae.device.type == "cpu" else _ENCODED_AT_ONCE
+        for part in images.split(size) if len(images) else ():
+            filled = torch.cat([part, part.new_zeros(size - len(part), *part.shape[1:])])
+            yield from encode(vae, filled)[: len(part)].cpu()

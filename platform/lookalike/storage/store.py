@@ -64,12 +64,13 @@ class Store(Protocol):
 def open_store(uri: str) -> Store:
     """Open ``file:///path``, a plain path, or ``s3://bucket/prefix`` (endpoint and keys from the AWS environment)."""
     from lookalike.storage.local import LocalStore
-    from lookalike.storage.s3 import S3Store
 
     parts = urlsplit(uri)
     if parts.scheme == "s3":
         if not parts.netloc:
             raise ConfigError("an S3 URI names no bucket", value=uri, fix="write s3://bucket/prefix")
+        from lookalike.storage.s3 import S3Store  # boto3 takes 0.3 s, which files do not need
+
         return S3Store(bucket=parts.netloc, prefix=parts.path.strip("/"))
     if parts.scheme == "file":
         return LocalStore(Path(unquote(parts.path)))

@@ -22,7 +22,7 @@ from pipelines.curate.filters import FiltersConfig
 from pipelines.curate.filters.no_pair import NoPair
 from pipelines.curate.materialise import ShardWriter
 from pipelines.curate.work import StageWork
-from pipelines.train.data import TripletSource, prepare
+from pipelines.train.samples import TripletSource, prepare
 from tests.drawn import world, write_raw
 from tests.published import materialise as publish
 

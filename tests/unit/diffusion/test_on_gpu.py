@@ -1,0 +1,77 @@
+"""The same on a GPU as on a CPU: ``pytest -m gpu tests/unit/diffusion/test_on_gpu.py`` on a machine that has one."""
+
+import copy
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from lookalike.diffusion.flow import FlowConfig
+from lookalike.diffusion.pipeline import SubjectPipeline
+from lookalike.models.preprocess import Preprocessor
+from lookalike.models.subject import SubjectModel
+from lookalike.models.vae import load_vae
+from lookalike.training.config import DropoutConfig, EmaConfig, OptimizerConfig, StageConfig
+from lookalike.training.engine import PlainEngine
+from lookalike.training.objective import DenoisingObjective
+
+pytestmark = pytest.mark.gpu
+
+OPTIONS = {"num_inference_steps": 6, "output_type": "latent", "seeds": [4], "stages": "0.95/0.7"}
+
+
+@pytest.fixture
+def losses(bundle_dir, pictures):
+    """``losses(device)``: of six optimizer steps there, with an average of the weights."""
+    images = pictures(8)
+    columns = Preprocessor.from_bundle(bundle_dir)(["a mug"] * 4, [[image] for image in images[:4]], images[4:])
+    columns |= {"sample_id": np.array(list("abcd")), "weight": np.ones(4, np.float32)}
+    stage = StageConfig(name="both", steps=6, conditions="mllm+references", warmup_steps=0)
+
+    def run(device: torch.device) -> list[float]:
+        model = SubjectModel.from_bundle(bundle_dir).to(device)
+        engine = PlainEngine(
+            model, model.trainable(("aggregator", "transformer")), OptimizerConfig(), 1, EmaConfig(decay=0.9)
+        )
+        flow = FlowConfig.from_bundle(bundle_dir)
+        objective = DenoisingObjective(model, load_vae(bundle_dir).to(device), flow, DropoutConfig(), 0, device)
+        engine.set_learning_rate(2e-3)
+        model.train()
+        found = []
+        for step in range(6):
+            loss = objective(columns, stage, step % 2).mean()
+            engine.accumulate(loss)
+            engine.finish_step()
+            found.append(float(loss.detach()))
+        state = dict(engine.state())
+        engine.load_state(state, optimizer_steps=6)
+        assert all(torch.equal(value, state[key]) for key, value in engine.state())
+        return found
+
+    return run
+
+
+def test_six_steps_of_training_are_the_cpus(losses) -> None:
+    assert losses(torch.device("cuda")) == pytest.approx(losses(torch.device("cpu")), abs=1e-3)
+
+
+@pytest.mark.parametrize("attention", ["full", "cached"])
+def test_the_pipeline_draws_what_the_cpu_draws(pipe, photos, attention: str) -> None:
+    own = copy.deepcopy(pipe)
+    preset = own.preprocessor.preset
+    changed = dataclasses.replace(preset, references=dataclasses.replace(preset.references, attention=attention))
+    own.preprocessor = Preprocessor(changed, own.preprocessor.tokenizer_file)
+    expected = own("a mug", photos[:2], **OPTIONS).images
+    found = own.to("cuda")("a mug", photos[:2], **OPTIONS).images
+    torch.testing.assert_close(found.cpu(), expected, rtol=0, atol=5e-3)
+    half = own.to(torch.bfloat16)("a mug", photos[:2], **OPTIONS).images
+    assert (half.float().cpu() - expected).square().mean().sqrt() < 0.1 * expected.std()
+
+
+def test_offloading_to_the_host_changes_nothing(bundle_dir, pipe, photos) -> None:
+    resident, offloaded = copy.deepcopy(pipe).to("cuda"), copy.deepcopy(pipe)
+    offloaded.enable_model_cpu_offload()
+    expected = resident("a mug", photos[:1], **OPTIONS).images
+    torch.testing.assert_close(offloaded("a mug", photos[:1], **OPTIONS).images, expected, rtol=0, atol=1e-5)
+    assert isinstance(offloaded, SubjectPipeline)
