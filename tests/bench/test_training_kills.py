@@ -90,9 +90,9 @@ def draw_kills(total_steps: int) -> list[Kill]:
     chance = random.Random(SEED)
     whom, moments = (chance.sample(pool, len(pool)) for pool in (WHOM, MOMENTS))
     last = 0
-    for _, count in SECTIONS:  # another number of ranks takes another start
+    for _, count in SECTIONS:  # another number of ranks takes another start, so each ends with one that ends the job
         last += count
-        ender = next(i for i in range(last - count, last) if whom[i] in ENDS_THE_JOB)
+        ender = next(i for i in range(last - count, len(whom)) if whom[i] in ENDS_THE_JOB)
         whom[last - 1], whom[ender] = whom[ender], whom[last - 1]
     ranks = [ranks for ranks, count in SECTIONS for _ in range(count)]
     return [
