@@ -6,6 +6,7 @@ On two ranks of ZeRO-3 it runs in the demo (tests/e2e), and is compared with one
 import json
 import shutil
 import time
+import urllib.request
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -32,6 +33,7 @@ from lookalike.training.plan import PADDING, EpochPlan
 from pipelines.curate import CurateConfig, curate
 from pipelines.train import data, kept
 from pipelines.train.kept import kept_batches
+from pipelines.train.observe import RayMetrics
 from pipelines.train.run import train
 from pipelines.train.samples import TripletSource
 from tests.drawn import Photo, draw
@@ -172,6 +174,29 @@ def test_the_run_is_seen_in_the_tracker(plain: Path) -> None:
     assert any(name.startswith("validation/loss_sigma_") for name in names)
     pictures = sorted(path.name for path in (events.parent / "artifacts" / "samples").iterdir())
     assert pictures == ["step-00000003.png", "step-00000006.png"]
+
+
+def scraped(run: str) -> dict[str, float]:
+    """What Prometheus would read of ``run`` on this node: value by metric."""
+    node = ray.nodes()[0]
+    address = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+    with urllib.request.urlopen(address, timeout=5) as response:
+        lines = response.read().decode().splitlines()
+    rows = (line.rsplit(" ", 1) for line in lines if line.startswith("ray_lookalike_train_") and f'run="{run}"' in line)
+    return {name.partition("{")[0].removeprefix("ray_lookalike_train_"): float(value) for name, value in rows}
+
+
+def test_prometheus_reads_the_figures_of_the_last_step() -> None:
+    listener, expected = RayMetrics("file:///runs/scraped"), {"step", "loss", "validation_loss_gap", "steps_total"}
+    for step in range(3):
+        listener(step + 1, {"loss": 2.0 - step, "step_seconds": 0.5, "images_per_second": 8.0})
+    listener(3, {"validation_loss_gap": 0.25})
+    deadline = time.monotonic() + 90  # Ray's workers report every few seconds
+    while not expected <= (found := scraped("file:///runs/scraped")).keys():
+        assert time.monotonic() < deadline, f"only {sorted(found)}"
+        time.sleep(1)
+    assert (found["step"], found["loss"], found["validation_loss_gap"]) == (3, 0, 0.25)
+    assert (found["steps_total"], found["images_total"]) == (3, 12)
 
 
 def test_a_finished_run_returns_at_once_and_another_is_refused(dataset: str, plain: Path) -> None:

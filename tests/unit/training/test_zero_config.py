@@ -76,3 +76,15 @@ def test_flags_that_do_not_exist_are_refused_by_name(capsys: pytest.CaptureFixtu
         with pytest.raises(SystemExit):
             configs.parse(TrainConfig, ["--dataset=d", "--run=r", flag])
         assert flag.removeprefix("--").partition("=")[0] in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("gpus", "micro_batch_size"), [(8, 4), (64, 1)])
+def test_deepspeed_accepts_the_papers_configuration(gpus: int, micro_batch_size: int) -> None:
+    flags = [f"--workers.num_workers={gpus}", f"--micro_batch_size={micro_batch_size}"]
+    config = configs.parse(
+        TrainConfig, ["--config=jobs/configs/train-paper.yaml", "--dataset=none", "--run=none", *flags]
+    )
+    ours = zero3_config(config, gpus)
+    check_schema(ours)
+    assert ours["bf16"]["enabled"]
+    assert gpus * micro_batch_size * ours["gradient_accumulation_steps"] == config.batch_size == 64
