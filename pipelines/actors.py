@@ -116,9 +116,6 @@ def _our_progress_only() -> None:
 
 
 def _tables(dataset: Any, units: int, noun: str) -> Iterator[pa.Table]:
-    from pipelines.pace import pace
-
-    pace(dataset)
     seen: set[int] = set()
     for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
         if _ERROR in table.column_names:

@@ -4,21 +4,36 @@ The epoch plan says which samples a step holds and which of them a rank computes
 (seed, step, rank) and on nothing that a restart or another cluster could change.
 """
 
+import time
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import ray
 import ray.data
+from ray.data._internal.execution.execution_callback import ExecutionCallback
 
 from lookalike.training.plan import EpochPlan
-from pipelines.pace import pace
 from pipelines.train.samples import Columns, TripletSource, prepare
 
 _STEPS_PER_TASK = 8
 _STEPS_PER_DATASET = 1024  # Ray Data holds every task of a data set from its start: 100,000 steps took it half a minute
 _LOADERS_PER_RANK = 2
+_PACE_S = 0.02
 _LOADER_CPUS = 0.25  # decoding waits for storage most of the time; and two workers on two CPUs must leave room
+
+
+class PacedExecution(ExecutionCallback):
+    """Lets Ray Data's scheduling loop rest between its rounds.
+
+    While a consumer is slower than its loaders, finished blocks make ``ray.wait`` return at once and the loop spins: on
+    two cores it took as much time as the training itself.
+    """
+
+    def on_execution_step(self, executor: Any) -> None:
+        """Called after each round of the loop."""
+        time.sleep(_PACE_S)
 
 
 def rank_batches(
@@ -51,7 +66,7 @@ def _dataset(source: TripletSource, plan: EpochPlan, steps: range, rank: int, wo
     dataset = numbers.map_batches(load, batch_size=None, num_cpus=_LOADER_CPUS, compute=loaders)
     context = dataset.context
     context.execution_options.preserve_order = True
-    pace(dataset)
+    context.custom_execution_callback_classes = [*context.custom_execution_callback_classes, PacedExecution]
     context.enable_progress_bars = False  # the training logs its own progress
     context.execution_no_progress_timeout_s = -1  # a validation may take long; the ranks' watchdog looks for hangs
     return dataset

@@ -175,12 +175,16 @@ def _images(
 
 
 def _validation_batches(settings: WorkerSettings, rank: Rank) -> list[Columns]:
-    """This rank's share of the fixed validation samples, prepared once."""
+    """This rank's share of the fixed validation samples, prepared once.
+
+    Batches are cut before they are dealt to the ranks: whose conditions a sample is shown for wrong, its neighbour's in
+    the batch, does not depend on the number of ranks.
+    """
     config = settings.config
     if config.validation.samples == 0:
         return []
     source = replace(settings.source, split="validation")
     size = config.micro_batch_size
     samples = max(1, config.validation.samples // (size * rank.count)) * size * rank.count
-    mine = validation_indices(source, samples)[rank.index :: rank.count]
-    return [prepare(source, mine[first : first + size]) for first in range(0, len(mine), size)]
+    batches = validation_indices(source, samples).reshape(-1, size)
+    return [prepare(source, batch) for batch in batches[rank.index :: rank.count]]

@@ -292,7 +292,7 @@ def losses(run: str) -> dict[int, float]:
 def learned(ray_folder: Path) -> dict[int, list[list[str]]]:
     """For each step what each attempt's ranks have logged: ids in the order of their forward passes."""
     found: dict[int, list[list[str]]] = defaultdict(list)
-    for path in sorted(p for p in ray_folder.glob("session_2*/logs/train/ray-train-app-worker-*.log")):
+    for path in sorted(p for p in ray_folder.glob("**/session_2*/logs/train/ray-train-app-worker-*.log")):
         of_rank: dict[int, list[str]] = defaultdict(list)
         for line in path.read_text().splitlines():
             if match := re.match(r"step (\d+) learns from (\[.*\])$", json.loads(line)["message"]):
