@@ -67,14 +67,18 @@ def ray_session() -> Iterator[None]:
             ray.shutdown()
 
 
-@retry(
+patient = retry(
     retry=retry_if_exception_message(match="The current node timed out during startup"),
     stop=stop_after_attempt(3),
     before_sleep=before_sleep_log(log, logging.WARNING),
     reraise=True,
 )
+"""Calls what starts a node of Ray again where that missed the 15 s that Ray gives its agents: a busy machine."""
+
+
+@patient
 def _init(address: str) -> None:
-    """Join a cluster, or start one; again where its node missed the 15 s that Ray gives its agents (a busy machine)."""
+    """Join a cluster, or start one."""
     import psutil  # comes with Ray
     import ray
 

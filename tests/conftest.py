@@ -106,7 +106,10 @@ def ray_local() -> Iterator[None]:
     """A private Ray inside the test process, with four logical CPUs."""
     import ray
 
-    ray.init(address="local", num_cpus=4, include_dashboard=False, object_store_memory=512 << 20, log_to_driver=False)
+    from pipelines.entry import patient
+
+    start = patient(ray.init)
+    start(address="local", num_cpus=4, include_dashboard=False, object_store_memory=512 << 20, log_to_driver=False)
     yield
     ray.shutdown()
 
