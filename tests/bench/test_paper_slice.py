@@ -10,6 +10,7 @@ ranks of ZeRO-3 train it for three steps in both stages with the precision and t
 import json
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from lookalike.models.presets import load_preset
 from lookalike.training.config import CheckpointConfig, StageConfig, TrainConfig, ValidationConfig, WorkerConfig
 from lookalike.training.zero_config import check_schema, zero3_config
 from pipelines.curate import CurateConfig, curate
+from pipelines.curate import config as curation
 from pipelines.train.plan import PlanConfig, plan
 from pipelines.train.run import train
 from tests.bench.measured import keep
@@ -36,7 +38,8 @@ def test_the_papers_training_is_planned_and_accepted(gpus: str) -> None:
     config = configs.parse(PlanConfig, [f"--config={PAPER}", "--plan", f"--gpus={gpus}"])
     started = time.perf_counter()
     text = plan(config)
-    ours = zero3_config(config, config.cluster.gpus)
+    share = config.batch_size // config.cluster.gpus  # the plan finds the micro batch; as configured it is for 8 GPUs
+    ours = zero3_config(replace(config, micro_batch_size=min(config.micro_batch_size, share)), config.cluster.gpus)
     check_schema(ours)
     keep(
         "paper-slice",
@@ -53,7 +56,8 @@ def test_the_papers_training_is_planned_and_accepted(gpus: str) -> None:
 
 def test_the_whole_loop_runs_on_a_slice_of_its_widths(tmp_path: Path) -> None:
     raw = write_raw(tmp_path / "raw", world(4, 3))
-    curate(CurateConfig(raw=str(raw), dataset=str(tmp_path / "dataset")))
+    one = curation.PlanConfig(max_references=1)  # as the slice takes
+    curate(CurateConfig(raw=str(raw), dataset=str(tmp_path / "dataset"), plan=one))
     paper = configs.load_yaml(Path(PAPER), PlanConfig)
     preset = slice_of(tmp_path)
     config = TrainConfig(
