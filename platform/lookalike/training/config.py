@@ -180,7 +180,7 @@ class WorkerConfig:
     use_gpu: bool = False
     """One GPU for each worker; without workers, the machine's first."""
     tf32: bool = False
-    """Let GPUs multiply float32 matrices with 10 bits of mantissa (TensorFloat-32): much faster, less exact."""
+    """Let GPUs multiply float32 matrices with 10 bits of mantissa (TensorFloat-32), on their tensor cores: less exact."""
     max_failures: int = 2
     """Restarts from the last checkpoint before the run gives up."""
     peak_tflops: float | None = None
@@ -250,7 +250,7 @@ class TrainConfig:
     (DeepSpeed's mixed precision), and starts from the base's weights rounded to it; the VAE computes in float32."""
     keep_samples: bool = False
     """Prepare each sample once and keep it in every worker's memory, where Ray Data would prepare it anew each time it
-    is due (0.14 MB a sample of ``mini``, 3 MB at 512 pixels with one reference). Same order, same values."""
+    is due (0.14 MB a sample of ``mini``, more with larger images). Same order, same values."""
     zero: ZeroConfig = field(default_factory=ZeroConfig)
     """What DeepSpeed offloads, and the sizes of its communication."""
     seed: int = 0

@@ -1,4 +1,7 @@
-"""The same on a GPU as on a CPU: ``pytest -m gpu tests/unit/diffusion/test_on_gpu.py`` on a machine that has one."""
+"""The same on a GPU as on a CPU: ``pytest -m gpu tests/unit/diffusion/test_on_gpu.py`` on a machine that has one.
+
+On an H200 with torch 2.11 all passed but half precision, which draws another image there: not understood yet.
+"""
 
 import copy
 import dataclasses
@@ -67,7 +70,6 @@ def test_the_pipeline_draws_what_the_cpu_draws(pipe, photos, attention: str) -> 
     torch.testing.assert_close(found.cpu(), expected, rtol=0, atol=5e-3)
 
 
-@pytest.mark.xfail(reason="on an H200 (torch 2.11) the images are others; on CPUs the error is 5 %. Not understood yet")
 def test_half_precision_follows_full(pipe, photos) -> None:
     full = copy.deepcopy(pipe)("a mug", photos[:2], **OPTIONS).images
     half = copy.deepcopy(pipe).to("cuda", torch.bfloat16)("a mug", photos[:2], **OPTIONS).images
