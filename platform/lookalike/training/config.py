@@ -180,7 +180,7 @@ class WorkerConfig:
     use_gpu: bool = False
     """One GPU for each worker; without workers, the machine's first."""
     tf32: bool = False
-    """Let GPUs multiply float32 matrices with 10 bits of mantissa (TensorFloat-32), on their tensor cores: less exact."""
+    """Let GPUs multiply float32 matrices with 10 bits of mantissa (TensorFloat-32): less exact."""
     max_failures: int = 2
     """Restarts from the last checkpoint before the run gives up."""
     peak_tflops: float | None = None
