@@ -72,7 +72,7 @@ def run_units(
 
     with ray_session():
         _our_progress_only()
-        done = ray.data.range(units, override_num_blocks=units).map_batches(
+        done = _numbers(units).map_batches(
             _Adapter,
             fn_constructor_args=(actor, work),
             batch_size=1,
@@ -101,10 +101,15 @@ def run_tasks(
     with ray_session():
         _our_progress_only()
         shared = ray.put(work)  # shipped to a node once, however many units run there
-        done = ray.data.range(units, override_num_blocks=units).map_batches(
-            _run_task, fn_args=(task, [shared]), batch_size=1, num_cpus=cpus
-        )
+        done = _numbers(units).map_batches(_run_task, fn_args=(task, [shared]), batch_size=1, num_cpus=cpus)
         yield from _tables(done, units, noun)
+
+
+def _numbers(units: int) -> Any:
+    """A block for each unit, made here: ``ray.data.range`` would have tasks, and so processes, to make them."""
+    import ray.data
+
+    return ray.data.from_items([{"id": unit} for unit in range(units)], override_num_blocks=units)
 
 
 def _our_progress_only() -> None:

@@ -1,7 +1,8 @@
 """Plan: for one range of subjects at a time, on rows and embeddings, decide what is kept and what becomes a triplet."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,7 @@ import pyarrow as pa
 from lookalike.config import canonical_json
 from pipelines.actors import Columns
 from pipelines.curate.duplicates import read_duplicates
-from pipelines.curate.filters import Photos
-from pipelines.curate.languages import count_languages
+from pipelines.curate.filters import Filter, Photos
 from pipelines.curate.links import read_components
 from pipelines.curate.pairs import reference_sets
 from pipelines.curate.rows import PLAN_SCHEMA, SUBJECT_SCHEMA, unit_hash
@@ -20,7 +20,7 @@ from pipelines.curate.summary import EXAMPLES_PER_REASON, Summary
 from pipelines.curate.tables import read_span, vectors_of, write_table
 from pipelines.curate.work import StageWork
 
-_CAPTIONS_READ = 200  # of a partition, for their languages
+_REFERENCE_COLUMNS = ("sha256", "shard", "offset", "length")
 _EXAMPLE_COLUMNS = ("key", "shard", "offset", "length", "subject", "error", "phash")
 
 
@@ -48,21 +48,29 @@ def _plan(work: StageWork, partition: int) -> None:
     summary = Summary(images=len(rows))
     reasons = np.full(len(rows), "", object)  # empty: kept
     _drop_one_by_one(work, rows, reasons, span)
-    rows = _captioned(work, rows, span)
-    vectors = _vectors(work, span)
+    rows = _captioned(work, rows, span).combine_chunks()  # so that a subject's rows are a slice
+    vectors, contents = _vectors(work, span), rows["sha256"].to_pylist()
+    places = rows.select(_REFERENCE_COLUMNS).to_pylist()
+    steps = list(work.config.filters.steps("subject"))
     sets: list[list[list[dict[str, Any]]]] = [[] for _ in range(len(rows))]
     subjects = []
     figures: dict[str, list[np.ndarray]] = {}
     components = read_components(work) if work.linked else {}
-    for members in _runs(rows["subject"].to_pylist()):
-        kept = members[reasons[members] == ""]
-        summary.subjects_in += bool(rows["subject"][members[0]].as_py())
+    for subject, members in _runs(rows["subject"].to_pylist()):
+        left = reasons[members] == ""
+        kept = members[left]
+        summary.subjects_in += bool(subject)
         if len(kept) == 0:
             continue
-        photos = Photos(rows.take(pa.array(kept)), _stack(vectors, rows, kept))
-        photos, kept = _drop_of_subject(work, photos, kept, reasons)
+        own = Photos(rows.slice(members[0], len(members))).take(left)
+        photos = Photos(own.rows, np.stack([vectors[contents[i]] for i in kept]))
+        photos, kept = _drop_of_subject(steps, photos, kept, reasons)
         if len(kept):
-            subjects.append(_pair(work, photos, kept, components, sets, summary, figures))
+            images = [places[i] for i in kept]
+            pairs, row = _pair(work, photos, images, components.get(subject, subject), summary, figures)
+            subjects.append(row)
+            for i, groups in zip(kept, pairs, strict=True):
+                sets[i] = groups
     for name, values in figures.items():  # counting once costs less than once a subject
         summary.count(name, np.concatenate(values))
     _count(summary, rows, reasons)
@@ -100,10 +108,10 @@ def _captioned(work: StageWork, rows: pa.Table, span: tuple[int, int]) -> pa.Tab
 
 
 def _drop_of_subject(
-    work: StageWork, photos: Photos, kept: np.ndarray, reasons: np.ndarray
+    steps: Sequence[tuple[str, Filter]], photos: Photos, kept: np.ndarray, reasons: np.ndarray
 ) -> tuple[Photos, np.ndarray]:
     """The filters that see all photos of a subject; returns the photos that are left, and their rows."""
-    for name, step in work.config.filters.steps("subject"):
+    for name, step in steps:
         drop = step.drop(photos)
         if drop.any():
             reasons[kept[drop]] = name
@@ -116,25 +124,23 @@ def _drop_of_subject(
 def _pair(
     work: StageWork,
     photos: Photos,
-    kept: np.ndarray,
-    components: dict[str, str],
-    sets: list[list[list[dict[str, Any]]]],
+    images: list[dict[str, Any]],
+    component: str,
     summary: Summary,
     figures: dict[str, list[np.ndarray]],
-) -> dict[str, Any]:
-    """Give each photo of a subject, in the rows ``kept``, its reference sets; returns the subject's row."""
+) -> tuple[list[list[list[dict[str, Any]]]], dict[str, Any]]:
+    """The reference sets of each photo of a subject, whose places ``images`` gives; and the subject's row."""
     config = work.config
-    images = photos.rows.to_pylist()
     order = sorted(range(len(images)), key=lambda i: unit_hash("target", config.seed, images[i]["sha256"]))
     similarity = photos.similarity
     chosen = reference_sets(similarity, config.filters.no_pair.pairs(photos), order, config.plan)
-    used = []
-    for target, references in enumerate(chosen):
-        sets[kept[target]] = [[_reference(images[i], similarity[target, i]) for i in group] for group in references]
-        used += [similarity[target, i] for group in references for i in group]
+    sets, used = [], []
+    for target, groups in enumerate(chosen):
+        sets.append([[images[i] | {"similarity": float(similarity[target, i])} for i in group] for group in groups])
+        used += [similarity[target, i] for group in groups for i in group]
     triplets = sum(map(len, chosen))
     seen = {
-        "similarity of photos of one subject": similarity[np.triu_indices(len(images), 1)],
+        "similarity of photos of one subject": similarity[_above_diagonal(len(images))],
         "similarity of references to their target": np.array(used),
         "images kept of a subject": np.array([len(images)]),
         "triplets of a subject": np.array([triplets]),
@@ -143,21 +149,17 @@ def _pair(
         figures.setdefault(name, []).append(values)
     summary.subjects += 1
     summary.triplets += triplets
-    first = images[0]
-    summary.classes[first["class_name"]] += 1
+    first = photos.rows.slice(0, 1).select(["subject_hash", "subject", "class_name"]).to_pylist()[0]
+    summary.classes[first.pop("class_name")] += 1
     lengths = [image["length"] for image in images]
     size = sum(lengths[t] + sum(lengths[i] for i in group) for t, groups in enumerate(chosen) for group in groups)
-    return {
-        "subject_hash": first["subject_hash"],
-        "subject": first["subject"],
-        "split_hash": unit_hash("split", config.seed, components.get(first["subject"], first["subject"])),
-        "triplets": triplets,
-        "bytes": size,
-    }
+    split_hash = unit_hash("split", config.seed, component)
+    return sets, first | {"split_hash": split_hash, "triplets": triplets, "bytes": size}
 
 
-def _reference(image: dict[str, Any], similarity: float) -> dict[str, Any]:
-    return {name: image[name] for name in ("sha256", "shard", "offset", "length")} | {"similarity": float(similarity)}
+@lru_cache
+def _above_diagonal(n: int) -> tuple[np.ndarray, np.ndarray]:
+    return np.triu_indices(n, 1)
 
 
 def _count(summary: Summary, rows: pa.Table, reasons: np.ndarray) -> None:
@@ -168,8 +170,7 @@ def _count(summary: Summary, rows: pa.Table, reasons: np.ndarray) -> None:
         summary.count("brightness", decoded["luma_mean"])
     kept = rows.filter(pa.array(reasons == "", pa.bool_()))
     summary.kept = len(kept)
-    captions = dict(zip(kept["sha256"].to_pylist(), kept["caption"].to_pylist(), strict=True))
-    summary.languages = count_languages(captions[content] for content in sorted(captions)[:_CAPTIONS_READ])
+    summary.add_captions(dict(zip(kept["sha256"].to_pylist(), kept["caption"].to_pylist(), strict=True)))
     for reason in set(reasons) - {""}:
         dropped = np.flatnonzero(reasons == reason)
         summary.dropped[reason] += len(dropped)
@@ -188,14 +189,10 @@ def _vectors(work: StageWork, span: tuple[int, int]) -> dict[str, np.ndarray]:
     return found
 
 
-def _stack(vectors: dict[str, np.ndarray], rows: pa.Table, members: np.ndarray) -> np.ndarray:
-    return np.stack([vectors[content] for content in rows["sha256"].take(pa.array(members)).to_pylist()])
-
-
-def _runs(subjects: list[str]) -> Iterator[np.ndarray]:
-    """Positions of each subject's rows, which lie side by side."""
+def _runs(subjects: list[str]) -> Iterator[tuple[str, np.ndarray]]:
+    """Each subject, and the positions of its rows, which lie side by side."""
     first = 0
     for i in range(1, len(subjects) + 1):
         if i == len(subjects) or subjects[i] != subjects[first]:
-            yield np.arange(first, i)
+            yield subjects[first], np.arange(first, i)
             first = i

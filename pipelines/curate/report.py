@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from lookalike.data import triplets
 from lookalike.data.images import ImageError, decode_at_least, encode_jpeg, fit_within
 from lookalike.storage import Store
+from pipelines.curate.languages import count_languages
 from pipelines.curate.plan import plan_key
 from pipelines.curate.rows import subject_hash, unit_hash
 from pipelines.curate.summary import HISTOGRAMS, Summary
@@ -45,6 +46,7 @@ def build_report(
     - ``languages``: {ISO 639 code: captions}, of a sample of the kept images
     - ``settings``
     """
+    languages = count_languages(summary.captions.values())
     return {
         "counts": counts,
         "funnel": _funnel(work, summary),
@@ -58,7 +60,7 @@ def build_report(
             for name, chart in HISTOGRAMS.items()
         },
         "classes": dict(sorted(summary.classes.items(), key=lambda item: (-item[1], item[0]))),
-        "languages": dict(sorted(summary.languages.items(), key=lambda item: (-item[1], item[0]))),
+        "languages": dict(sorted(languages.items(), key=lambda item: (-item[1], item[0]))),
         "settings": {
             "raw": work.raw.uri,
             "embedder": work.inputs.embedder,

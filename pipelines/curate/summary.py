@@ -1,5 +1,6 @@
 """Figures of a plan that add up over partitions: counts, histograms, and a few examples of each reason."""
 
+import heapq
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -9,7 +10,8 @@ import numpy as np
 from pipelines.curate.rows import unit_hash
 
 EXAMPLES_PER_REASON = 12
-_COUNTERS = ("dropped", "classes", "languages")
+CAPTIONS_KEPT = 500
+_COUNTERS = ("dropped", "classes")
 
 
 @dataclass(frozen=True)
@@ -55,8 +57,8 @@ class Summary:
     """Triplets planned."""
     classes: Counter[str] = field(default_factory=Counter)
     """Subjects with a triplet, by class."""
-    languages: Counter[str] = field(default_factory=Counter)
-    """Captions of kept images, by language; of some in each partition, chosen by hash."""
+    captions: dict[str, str] = field(default_factory=dict)
+    """Captions of some kept images by content hash: those of the first hashes."""
     histograms: dict[str, list[int]] = field(default_factory=dict)
     """Counts of :data:`HISTOGRAMS`."""
     examples: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
@@ -77,13 +79,18 @@ class Summary:
         rows.sort(key=lambda row: unit_hash("example", row["shard"], row["key"], row["offset"]))
         self.examples[reason] = rows[:EXAMPLES_PER_REASON]
 
+    def add_captions(self, captions: dict[str, str]) -> None:
+        """Keep those of the first hashes of ``captions`` and those that are there."""
+        captions = self.captions | captions
+        self.captions = {content: captions[content] for content in heapq.nsmallest(CAPTIONS_KEPT, captions)}
+
     def add(self, other: "Summary") -> None:
         """Add another partition's figures."""
         for name in ("images", "kept", "subjects_in", "subjects", "triplets"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.dropped.update(other.dropped)
         self.classes.update(other.classes)
-        self.languages.update(other.languages)
+        self.add_captions(other.captions)
         for name, counts in other.histograms.items():
             own = np.array(self.histograms.get(name, [0] * len(counts)))
             self.histograms[name] = (own + np.array(counts)).tolist()

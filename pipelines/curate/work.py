@@ -16,6 +16,7 @@ from pipelines.curate.sources import WORK, Inputs
 from pipelines.curate.tables import count_rows, read_span
 
 CONTENT_ROWS = 5_000_000  # rows whose hashes one task compares
+_WORTH_A_TASK, _AT_ONCE = 5_000, 4  # rows of a range, and ranges, that a small data set is cut into
 
 
 @dataclass(frozen=True)
@@ -67,8 +68,13 @@ class StageWork:
 
     @property
     def partitions(self) -> int:
-        """How many ranges of subject hashes are planned one by one. A matter of rows, never of the cluster's size."""
-        return -(-self.images // self.config.plan.rows_per_partition) or 1
+        """How many ranges of subject hashes are planned one by one. A matter of rows, never of the cluster's size.
+
+        As few as the setting allows, since each range looks into the table of each raw shard; but a small data set is
+        cut into a few, so that cores do not wait for one.
+        """
+        fewest = -(-self.images // self.config.plan.rows_per_partition)
+        return max(fewest, min(_AT_ONCE, self.images // _WORTH_A_TASK), 1)
 
     @property
     def content_partitions(self) -> int:

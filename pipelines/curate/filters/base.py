@@ -33,6 +33,12 @@ class Photos:
         """A column as a NumPy array of N values."""
         return np.asarray(self.rows[column].to_numpy(zero_copy_only=False))
 
+    @property
+    def contents(self) -> np.ndarray:
+        """int32 [N]: a number for each content, so that files are equal where the numbers are."""
+        encoded = self.rows["sha256"].combine_chunks().dictionary_encode()
+        return np.asarray(encoded.indices.to_numpy(zero_copy_only=False))
+
     @cached_property
     def similarity(self) -> np.ndarray:
         """Cosine similarities, float32 [N, N], rounded to 0.001.
@@ -45,6 +51,8 @@ class Photos:
 
     def take(self, keep: np.ndarray) -> "Photos":
         """The photos where ``keep`` (bool [N]) is true."""
+        if keep.all():
+            return self
         vectors = None if self.vectors is None else self.vectors[keep]
         return Photos(self.rows.filter(pa.array(keep)), vectors)
 

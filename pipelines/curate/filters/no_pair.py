@@ -30,7 +30,7 @@ class NoPair:
 
     def pairs(self, photos: Photos) -> np.ndarray:
         """Which two photos are a pair: bool [N, N], symmetric, false on the diagonal and for two equal files."""
-        similarity_NN, contents = photos.similarity, photos["sha256"].astype(str)
+        similarity_NN, contents = photos.similarity, photos.contents
         in_band_NN = (similarity_NN >= self.min_similarity) & (similarity_NN <= self.max_similarity)
         return np.asarray(in_band_NN & (contents[:, None] != contents[None, :]), bool)
 

@@ -1,0 +1,14 @@
+"""Figures of partitions add up to those of the whole."""
+
+from pipelines.curate.summary import CAPTIONS_KEPT, Summary
+
+
+def test_captions_are_those_of_the_first_hashes_in_whichever_parts_they_come() -> None:
+    captions = {f"{number:04d}": f"a photo of thing {number}" for number in range(3 * CAPTIONS_KEPT)}
+    parts = [Summary(), Summary(), Summary()]
+    for number, part in enumerate(parts):
+        part.add_captions(dict(list(captions.items())[number::3]))
+    whole = Summary()
+    for part in reversed(parts):
+        whole.add(Summary.from_json(part.to_json()))
+    assert whole.captions == dict(list(captions.items())[:CAPTIONS_KEPT])
