@@ -39,7 +39,7 @@ class PacedExecution(ExecutionCallback):
 def rank_batches(
     source: TripletSource, plan: EpochPlan, steps: range, rank: int, world_size: int, batch_size: int
 ) -> Iterator[Columns]:
-    """What ``rank`` computes in ``steps``, in their order, ``batch_size`` samples (which divides its share) at a time.
+    """What ``rank`` computes in ``steps``, in their order, ``batch_size`` samples at a time.
 
     Loaders start at the first ``next``. Whoever asks needs a running Ray, and may be any of its processes.
     """
@@ -47,16 +47,18 @@ def rank_batches(
         part = steps[first : first + _STEPS_PER_DATASET]
         # A split into one part runs its executor in an actor of its own: in the rank's process its thread would hold
         # the interpreter's lock while the rank trains.
-        (shard,) = _dataset(source, plan, part, rank, world_size).streaming_split(1)
+        (shard,) = _dataset(source, plan, part, rank, world_size, batch_size).streaming_split(1)
         yield from shard.iter_batches(batch_size=batch_size, batch_format="numpy", prefetch_batches=2)
 
 
-def _dataset(source: TripletSource, plan: EpochPlan, steps: range, rank: int, world_size: int) -> "ray.data.Dataset":
-    """``plan.batch_size / world_size`` rows for each step."""
+def _dataset(
+    source: TripletSource, plan: EpochPlan, steps: range, rank: int, world_size: int, batch_size: int
+) -> "ray.data.Dataset":
+    """The rank's slots as rows, for each step."""
 
     def load(batch: Columns) -> Iterator[Columns]:
         for step in batch["step"]:
-            columns = prepare(source, plan.rank_slots(int(step), rank, world_size))
+            columns = prepare(source, plan.rank_slots(int(step), rank, world_size, batch_size))
             yield {**columns, "step": np.full(len(columns["weight"]), step)}
 
     # Numbers that lie there already: a read task would only keep one more process busy.

@@ -55,7 +55,7 @@ def kept_batches(
     kept = KeptSamples(source)
 
     def load(step: int) -> Columns:
-        return kept.take(plan.rank_slots(step, rank, world_size))
+        return kept.take(plan.rank_slots(step, rank, world_size, batch_size))
 
     with ThreadPoolExecutor(1) as ahead:
         loading = (ahead.submit(load, step) for step in steps)  # not before it is asked for

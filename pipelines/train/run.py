@@ -10,16 +10,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pyarrow.compute as pc
+
 from lookalike import config as configs
-from lookalike.errors import LookalikeError
+from lookalike.errors import InputError, LookalikeError
 from lookalike.models import bundle as bundles
+from lookalike.models.bundle import read_preset
 from lookalike.storage import Store, latest_version, open_store, read_manifest, version_store
 from lookalike.storage.claim import claim
 from lookalike.storage.lease import hold
 from lookalike.tracking import open_tracker, tracking_uri
 from lookalike.training import checkpoint
 from lookalike.training.bundles import finished_bundle, initial_bundle, local_bundle
-from lookalike.training.config import TrainConfig
+from lookalike.training.config import TrainConfig, WorkerConfig
 from lookalike.training.plan import EpochPlan
 from lookalike.training.stopping import stops_on_sigterm
 from lookalike.training.watchdog import HANGS
@@ -79,6 +82,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         initial = initial_bundle(config, store)
         latents = _latents_fit(manifest.get("latents"), initial.uri)
         source = TripletSource(version_store(dataset, version).uri, "train", initial.uri, latents)
+        references_fit(source)
         settings = WorkerSettings(
             config=config,
             source=source,
@@ -108,6 +112,19 @@ def _latents_fit(encoded: dict[str, Any] | None, bundle_uri: str) -> bool:
     return fit
 
 
+def references_fit(source: TripletSource) -> None:
+    """Raise InputError where a triplet has more references than the bundle's preset takes, before anything starts."""
+    preset = read_preset(local_bundle(source.bundle_uri))
+    found = int(pc.max(pc.list_value_length(source.table()["reference_offsets"])).as_py() or 0)
+    if found > preset.references.max_references:
+        raise InputError(
+            f"triplets have up to {found} references, the preset {preset.name} takes"
+            f" {preset.references.max_references}",
+            value=source.snapshot_uri,
+            fix=f"curate with plan.max_references={preset.references.max_references}",
+        )
+
+
 def _fit(settings: WorkerSettings, store: Store) -> None:
     config, workers = settings.config, settings.config.workers
     if checkpoint.newest(store) >= config.total_steps:
@@ -127,7 +144,8 @@ def _fit(settings: WorkerSettings, store: Store) -> None:
         train_loop_config={"settings": settings},
         torch_config=TorchConfig(backend="nccl" if workers.use_gpu else "gloo"),
         scaling_config=ScalingConfig(
-            num_workers=workers.num_workers,
+            num_workers=_from_to(workers),
+            elastic_resize_monitor_interval_s=workers.resize_every_s,
             use_gpu=workers.use_gpu,
             resources_per_worker={"CPU": workers.cpus_per_worker, **({"GPU": 1} if workers.use_gpu else {})},
         ),
@@ -150,6 +168,10 @@ def _fit(settings: WorkerSettings, store: Store) -> None:
         ) from error
     if ended_early is not None:
         raise ended_early
+
+
+def _from_to(workers: WorkerConfig) -> int | tuple[int, int]:
+    return workers.num_workers if workers.min_workers is None else (workers.min_workers, workers.num_workers)
 
 
 def attempt_config(store: Store, max_failures: int) -> "RunConfig":

@@ -112,8 +112,7 @@ def _engine(settings: WorkerSettings, device: torch.device, rank: Rank | None) -
             config=config,
         )
     model = SubjectModel.from_bundle(bundle).to(device)
-    accumulation = config.batch_size // config.micro_batch_size
-    return PlainEngine(model, select(model), config.optimizer, accumulation, config.ema)
+    return PlainEngine(model, select(model), config.optimizer, config.accumulation(1), config.ema)
 
 
 def _batches(settings: WorkerSettings, first_step: int, rank: Rank) -> Iterator[Columns]:

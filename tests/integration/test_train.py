@@ -18,7 +18,7 @@ from ray.util.placement_group import placement_group, remove_placement_group
 
 from lookalike.data.images import encode_jpeg
 from lookalike.data.shards import write_tar
-from lookalike.errors import BusyError, ConflictError
+from lookalike.errors import BusyError, ConflictError, InputError
 from lookalike.storage import open_store
 from lookalike.storage.lease import hold
 from lookalike.training.config import (
@@ -31,7 +31,7 @@ from lookalike.training.config import (
 )
 from lookalike.training.plan import PADDING, EpochPlan
 from pipelines.curate import CurateConfig, curate
-from pipelines.train import data, kept
+from pipelines.train import data, kept, run
 from pipelines.train.kept import kept_batches
 from pipelines.train.observe import RayMetrics
 from pipelines.train.run import train
@@ -93,14 +93,18 @@ def plain(dataset: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
-def test_a_killed_run_goes_on_where_its_checkpoint_is(dataset: str, plain: Path, tmp_path: Path) -> None:
+def test_a_killed_run_goes_on_where_its_checkpoint_is(
+    dataset: str, plain: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     shutil.copytree(plain, tmp_path / "run")
     shutil.copytree(f"{plain}-tracking", tmp_path / "run-tracking")
     store = open_store(str(tmp_path / "run"))
     for info in list(store.list()):  # as if the machine had gone after the first checkpoint
         if info.key.startswith(("checkpoints/step-00000006", "bundle/", "result.json")):
             store.delete(info.key)
-    result = train(config_of(dataset, tmp_path / "run", workers=0))
+    with caplog.at_level("INFO", "lookalike.training.loop"):
+        result = train(config_of(dataset, tmp_path / "run", workers=0))
+    assert "begins at step 3 of 6" in caplog.text  # not at 0, with the same losses
     assert losses(tmp_path / "run") == pytest.approx(losses(plain), abs=1e-6)
     assert open_store(result["bundle_uri"]).exists("bundle.json")
 
@@ -161,6 +165,18 @@ def test_two_ranks_get_their_slots_from_memory(dataset: str, plain: Path) -> Non
             assert batch["weight"].tolist() == [float(slot != PADDING)]
 
 
+def test_more_references_than_the_preset_takes_are_refused_before_anything_starts(
+    dataset: str, plain: Path, tmp_path: Path
+) -> None:
+    bundle = tmp_path / "bundle"
+    shutil.copytree(plain / "initial", bundle)
+    manifest = json.loads((bundle / "bundle.json").read_text())
+    manifest["preset"]["references"]["max_references"] = 1
+    (bundle / "bundle.json").write_text(json.dumps(manifest))
+    with pytest.raises(InputError, match="up to 2 references, the preset mini takes 1"):
+        run.references_fit(TripletSource(f"{dataset}/v0001", "train", str(bundle)))
+
+
 def test_a_run_that_somebody_trains_is_left_to_him(dataset: str, tmp_path: Path) -> None:
     with hold(open_store(str(tmp_path / "run")).child("lease")), pytest.raises(BusyError, match="works here since"):
         train(config_of(dataset, tmp_path / "run", workers=0))
@@ -200,7 +216,8 @@ def test_prometheus_reads_the_figures_of_the_last_step() -> None:
 
 
 def test_a_finished_run_returns_at_once_and_another_is_refused(dataset: str, plain: Path) -> None:
-    assert train(config_of(dataset, plain, workers=0))["steps"] == STEPS
+    with hold(open_store(str(plain)).child("lease")):  # at once: before it asks for the lease
+        assert train(config_of(dataset, plain, workers=0))["steps"] == STEPS
     other = config_of(dataset, plain, workers=0)
     with pytest.raises(ConflictError, match="seed"):
         train(TrainConfig(**{**other.__dict__, "seed": 1}))

@@ -96,9 +96,11 @@ def write(store: Store, state: CheckpointState, parts: Sequence[Mapping[str, Ten
     target.write(COMMIT, canonical_json(hashes).encode())
 
 
-def load(store: Store, step: int) -> tuple[CheckpointState, dict[str, Tensor]]:
-    """Read a checkpoint and verify every file's hash; raises InputError that names the damaged file."""
+def load(store: Store, step: int, without: tuple[str, ...] = ()) -> tuple[CheckpointState, dict[str, Tensor]]:
+    """Read a checkpoint, but for tensors of the kinds ``without``, and verify every file's hash; raises InputError that
+    names the damaged file."""
     source = store.child(folder_of(step))
+    left_out = tuple(f"{kind}/" for kind in without)
     tensors: dict[str, Tensor] = {}
     state: CheckpointState | None = None
     for name, expected in json.loads(source.read(COMMIT)).items():
@@ -112,7 +114,8 @@ def load(store: Store, step: int) -> tuple[CheckpointState, dict[str, Tensor]]:
         if name == _STATE:
             state = CheckpointState(**json.loads(data))
         else:
-            tensors.update(load_safetensors(data))
+            found = load_safetensors(data).items()
+            tensors.update((key, tensor) for key, tensor in found if not key.startswith(left_out))
     if state is None:
         raise InputError("a checkpoint lacks its state", value=source.uri, fix="remove its COMMIT")
     return state, tensors

@@ -173,6 +173,11 @@ class WorkerConfig:
 
     num_workers: int = 2
     """Ray Train workers (ZeRO-3 ranks). 0 runs the same loop in this process without DeepSpeed, for debugging."""
+    min_workers: int | None = None
+    """Where set, the run is elastic: it goes on with as many workers as the cluster has room for, no fewer than these,
+    and from its last checkpoint with more, up to ``num_workers``, when there is room again."""
+    resize_every_s: float = 60.0
+    """Seconds between two looks for more room."""
     cpus_per_worker: float = 0.5
     """Logical CPUs a worker reserves; below 1 so that Ray Data keeps some on a small machine."""
     threads_per_worker: int = 1
@@ -190,6 +195,10 @@ class WorkerConfig:
     def __post_init__(self) -> None:
         if self.num_workers < 0:
             raise ConfigError("num_workers is negative", value=self.num_workers, fix="use 0 for one plain process")
+        if self.min_workers is not None and not 1 <= self.min_workers <= self.num_workers:
+            raise ConfigError(
+                "no range of workers", value=[self.min_workers, self.num_workers], fix="1 <= min_workers <= num_workers"
+            )
 
 
 @dataclass(frozen=True)
@@ -315,6 +324,10 @@ class TrainConfig:
                 value=f"batch_size={self.batch_size}, num_workers={ranks}, micro_batch_size={self.micro_batch_size}",
                 fix=f"use a batch_size divisible by {ranks * max(1, self.micro_batch_size)}, or a smaller micro batch",
             )
+
+    def accumulation(self, ranks: int) -> int:
+        """Micro batches of each rank in a step; with a number of ranks that divides no batch, some are padded."""
+        return -(-self.batch_size // (ranks * self.micro_batch_size))
 
     @property
     def total_steps(self) -> int:

@@ -27,6 +27,7 @@ from lookalike.training.bundles import (
     upload_bundle,
 )
 from lookalike.training.config import TrainConfig
+from lookalike.training.engine import MOMENTS
 
 _TOLERANCE = 1e-3  # of weights and outputs; float16 has 11 significant bits
 
@@ -57,8 +58,9 @@ def export_bundle(config: TrainConfig, store: Store, step: int) -> BundleReferen
         return done
     initial_uri = config.base or store.child(INITIAL).uri
     initial = local_bundle(initial_uri)
-    _, tensors = checkpoint.load(store.child(checkpoint.CHECKPOINTS), step)
+    _, tensors = checkpoint.load(store.child(checkpoint.CHECKPOINTS), step, without=MOMENTS)
     weights = checkpoint.trained_weights(tensors)
+    del tensors
     _check_trained(weights)
 
     with tempfile.TemporaryDirectory(prefix="lookalike-export-") as name:

@@ -74,7 +74,7 @@ class Loop:
             TrainingDivergedError: the ids of the batch's samples are in the run's ``diverged/``.
         """
         config = self.config
-        accumulation = config.batch_size // (config.micro_batch_size * self.rank.count)
+        accumulation = config.accumulation(self.rank.count)
         with (
             torch.enable_grad(),
             Watchdog(self.store, self.rank.index, config.safety.step_timeout_s) as watchdog,
@@ -187,7 +187,8 @@ class Loop:
         self.history.restart_at(step)
         if self.rank.is_first:
             forget_after(self.store, step)
-            log.info("begins at step %d of %d", step, self.config.total_steps)
+            ranks = "1 rank" if self.rank.count == 1 else f"{self.rank.count} ranks"
+            log.info("begins at step %d of %d on %s", step, self.config.total_steps, ranks)
         return step
 
     def _save(self, saver: Saver, step: int) -> None:

@@ -33,10 +33,16 @@ class EpochPlan:
         taken = order[first : first + self.batch_size]
         return np.pad(taken, (0, self.batch_size - len(taken)), constant_values=PADDING)
 
-    def rank_slots(self, step: int, rank: int, world_size: int) -> npt.NDArray[np.int64]:
-        """The contiguous share of ``step`` that ``rank`` computes: int64 [batch_size / world_size]."""
-        share = self.batch_size // world_size
-        return self.slots(step)[rank * share : (rank + 1) * share]
+    def rank_slots(self, step: int, rank: int, world_size: int, micro_batch_size: int = 1) -> npt.NDArray[np.int64]:
+        """The contiguous share of ``step`` that ``rank`` computes: int64 [n], the same n on every rank.
+
+        n is the least multiple of ``micro_batch_size`` with room for the batch on all ranks; what is too much is
+        ``PADDING``.
+        """
+        share = -(-self.batch_size // (world_size * micro_batch_size)) * micro_batch_size
+        padding = share * world_size - self.batch_size
+        slots = np.pad(self.slots(step), (0, padding), constant_values=PADDING)
+        return slots[rank * share : (rank + 1) * share]
 
 
 @lru_cache(maxsize=2)

@@ -27,7 +27,7 @@ def zero3_config(config: TrainConfig, ranks: int) -> dict[str, Any]:
         settings["offload_param"] = {"device": "cpu"}
     return {
         "train_micro_batch_size_per_gpu": config.micro_batch_size,
-        "gradient_accumulation_steps": config.batch_size // (ranks * config.micro_batch_size),
+        "gradient_accumulation_steps": config.accumulation(ranks),
         "gradient_clipping": config.optimizer.max_grad_norm,
         "bf16": {"enabled": config.precision == "bfloat16"},
         "data_types": {"grad_accum_dtype": "fp32"},  # a sum of many micro batches in bfloat16 loses the small ones

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lookalike.training import plan as plans
 from lookalike.training.plan import PADDING, EpochPlan
 
 
@@ -23,6 +24,26 @@ def test_ranks_together_take_each_step_whole(world_size: int) -> None:
     for step in range(2 * plan.steps_per_epoch):
         shares = [plan.rank_slots(step, rank, world_size) for rank in range(world_size)]
         np.testing.assert_array_equal(np.concatenate(shares), plan.slots(step))
+
+
+@pytest.mark.parametrize(("world_size", "micro_batch_size"), [(3, 1), (3, 2), (5, 4), (1, 8)])
+def test_any_number_of_ranks_takes_each_step_whole_with_padding_behind(world_size: int, micro_batch_size: int) -> None:
+    plan = EpochPlan(num_samples=30, batch_size=8, seed=3)
+    for step in range(plan.steps_per_epoch):
+        shares = [plan.rank_slots(step, rank, world_size, micro_batch_size) for rank in range(world_size)]
+        assert len({len(share) for share in shares}) == 1
+        assert len(shares[0]) % micro_batch_size == 0
+        taken = np.concatenate(shares)
+        np.testing.assert_array_equal(taken[:8], plan.slots(step))
+        assert (taken[8:] == PADDING).all()
+
+
+def test_a_new_process_finds_the_same_order() -> None:
+    plan, orders = EpochPlan(num_samples=30, batch_size=8, seed=3), []
+    for _ in range(2):
+        plans._order.cache_clear()
+        orders.append(plan.slots(5).tolist())
+    assert orders[0] == orders[1]
 
 
 def test_epochs_and_seeds_differ() -> None:
