@@ -25,7 +25,7 @@ def slice_of(folder: Path) -> Path:
     paper = load_preset("flux-internvl3-8b")
     transformer = {**paper.transformer.config, "num_layers": 1, "num_single_layers": 1}
     torch.manual_seed(0)
-    FluxTransformer2DModel(**transformer).save_pretrained(folder / "transformer")
+    FluxTransformer2DModel(**transformer).save_pretrained(folder / "transformer", max_shard_size="500MB")
     mllm = _with(paper.mllm.config, "vision_config", num_hidden_layers=1, image_size=[TILE, TILE])
     mllm = _with(mllm, "text_config", num_hidden_layers=1, vocab_size=2048, max_position_embeddings=256)
     tokens = (TILE // 28) ** 2

@@ -17,7 +17,14 @@ import pytest
 
 from lookalike import config as configs
 from lookalike.models.presets import load_preset
-from lookalike.training.config import CheckpointConfig, StageConfig, TrainConfig, ValidationConfig, WorkerConfig
+from lookalike.training.config import (
+    CheckpointConfig,
+    StageConfig,
+    TrainConfig,
+    ValidationConfig,
+    WorkerConfig,
+    ZeroConfig,
+)
 from lookalike.training.zero_config import check_schema, zero3_config
 from pipelines.curate import CurateConfig, curate
 from pipelines.curate import config as curation
@@ -74,6 +81,8 @@ def test_the_whole_loop_runs_on_a_slice_of_its_widths(tmp_path: Path) -> None:
         micro_batch_size=1,
         activation_checkpointing=paper.activation_checkpointing,
         precision=paper.precision,
+        # buffers that every rank has, and here all are on one machine
+        zero=ZeroConfig(reduce_bucket=50_000_000, max_live=100_000_000),
         validation=ValidationConfig(every=3, samples=2),
         checkpoint=CheckpointConfig(every=3),
         workers=WorkerConfig(num_workers=2),

@@ -1,3 +1,4 @@
+import dataclasses
 from typing import Any
 
 import pytest
@@ -61,8 +62,6 @@ def test_dropped_conditions_equal_conditions_that_are_not_computed(model, batch)
 
 @torch.no_grad()
 def test_text_sees_the_images_before_it_and_images_do_not_see_the_text(model, batch) -> None:
-    import dataclasses
-
     text_only = dataclasses.replace(batch, pixel_values=batch.pixel_values + 1)
     other_text = batch.input_ids.clone()
     other_text[0, int(batch.attention_mask[0].sum()) - 2] = 300
@@ -89,10 +88,16 @@ def test_training_reaches_what_it_should_and_nothing_else(model, batch) -> None:
         model.eval()
 
 
-def test_every_batch_runs_the_same_modules_in_the_same_order(bundle_dir, batch, perturb) -> None:
+def test_the_vae_is_no_part_of_what_deepspeed_gets(model) -> None:
+    assert {name for name, _ in model.named_children()} == {"mllm", "aggregator", "transformer"}
+
+
+@pytest.mark.parametrize("attention", ["full", "cached"])
+def test_every_batch_runs_the_same_modules_in_the_same_order(bundle_dir, batch, perturb, attention) -> None:
     """Ranks of ZeRO-3 gather each module's weights together: one that runs another than the rest waits for ever."""
     model = SubjectModel.from_bundle(bundle_dir)
     perturb(model.transformer)
+    model.references = dataclasses.replace(model.references, attention=attention)
     trainable = model.trainable(("aggregator", "transformer"))
     called: list[str] = []
     for name, module in model.named_modules():

@@ -8,10 +8,11 @@ from torch import nn
 
 from lookalike.errors import InputError
 from lookalike.storage import open_store
+from lookalike.storage.local import LocalStore
 from lookalike.training import checkpoint
 from lookalike.training.checkpoint import CheckpointState
 from lookalike.training.config import EmaConfig, OptimizerConfig
-from lookalike.training.engine import PlainEngine
+from lookalike.training.engine import MOMENTS, PlainEngine
 
 STATE = CheckpointState(step=3, fingerprint="run", base_sha256="base")
 
@@ -49,12 +50,30 @@ def test_resuming_repeats_the_undisturbed_losses(tmp_path: Path) -> None:
     assert steps(second, 3, first=3) == expected[3:]
     for (key, value), (_, other) in zip(second.state(), undisturbed.state(), strict=True):
         assert torch.equal(value, other), key
+    _, weights = checkpoint.load(store, 3, without=MOMENTS)
+    assert set(weights) == {key for key in tensors if key.startswith(("master/", "ema/"))}
 
 
 def test_a_checkpoint_without_commit_does_not_exist(tmp_path: Path) -> None:
     store = open_store(str(tmp_path))
     checkpoint.write(store, STATE, checkpoint.snapshot(engine_of(0).state()))
     store.delete("step-00000003/COMMIT")
+    assert checkpoint.committed_steps(store) == []
+
+
+@pytest.mark.parametrize("written", [0, 1, 2])
+def test_a_write_that_breaks_off_leaves_no_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: int
+) -> None:
+    store, left, write = open_store(str(tmp_path)), [True] * written, LocalStore.write
+
+    def break_off(target: LocalStore, key: str, data: bytes) -> None:
+        left.pop()  # IndexError: the process is gone
+        write(target, key, data)
+
+    monkeypatch.setattr(LocalStore, "write", break_off)
+    with pytest.raises(IndexError):
+        checkpoint.write(store, STATE, checkpoint.snapshot(engine_of(0).state()))
     assert checkpoint.committed_steps(store) == []
 
 

@@ -7,7 +7,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -38,7 +40,13 @@ STEPS, SAMPLES, BATCH, MICRO = 8, 7, 4, 2
 PLAN = EpochPlan(SAMPLES, BATCH, seed=0)
 
 
-def attempt(folder: Path, before_step: Callable[[int], None] = lambda step: None, poison: int | None = None) -> None:
+def attempt(
+    folder: Path,
+    before_step: Callable[[int], None] = lambda step: None,
+    poison: int | None = None,
+    rank: Rank = Rank(),  # noqa: B008
+    fingerprint: str = "run",
+) -> None:
     """One process's share of a run: a linear model learns its samples' numbers; ``poison`` has no finite loss."""
     config = TrainConfig(
         dataset="none",
@@ -74,15 +82,15 @@ def attempt(folder: Path, before_step: Callable[[int], None] = lambda step: None
 
     Loop(
         config=config,
-        rank=Rank(),
+        rank=rank,
         engine=engine,
         objective=objective,
         validation=lambda stage: {},
         plan=PLAN,
         store=store,
         history=History(store, open_tracker("none:", "none"), STEPS, write=True),
-        ledger=Ledger(Rank()),
-        fingerprint="run",
+        ledger=Ledger(rank),
+        fingerprint=fingerprint,
         base_sha256="base",
     ).run(batches())
 
@@ -110,10 +118,55 @@ def test_asked_to_stop_it_saves_says_so_and_goes_on(
 
     with pytest.raises(StoppedError, match=r"after step 5 of 8.*same command"):
         attempt(tmp_path, ask)
+    assert checkpoint.newest(open_store(str(tmp_path))) == 5
     (tmp_path / stopping.STOP).unlink()  # as the next driver does
     attempt(tmp_path)
     assert losses(tmp_path) == losses(undisturbed)
     assert read_ledger(open_store(str(tmp_path))) == read_ledger(open_store(str(undisturbed)))
+
+
+class BesideOneThatIsAsked(Rank):
+    def sum(self, *values: float) -> list[float]:
+        loss, stop, *work = values
+        return [loss, stop + 1, *work]
+
+
+def test_a_rank_stops_with_the_one_that_is_asked(tmp_path: Path) -> None:
+    with pytest.raises(StoppedError, match="after step 1 of 8"):
+        attempt(tmp_path, rank=BesideOneThatIsAsked())
+
+
+@dataclass(frozen=True)
+class Recorded(Rank):
+    collectives: list[str] = field(default_factory=list)
+
+    def sum(self, *values: float) -> list[float]:
+        self.collectives.append("sum")
+        return super().sum(*values)
+
+    def gather(self, value: Any) -> list[Any]:
+        self.collectives.append("gather")
+        return super().gather(value)
+
+
+def test_ranks_take_part_in_the_same_collectives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that leaves out what another waits for keeps it waiting for ever."""
+    state = PlainEngine.state
+    found = []
+    for index in range(2):
+        rank = Recorded(index)
+
+        def gathered(engine: PlainEngine, rank: Recorded = rank) -> Iterator[tuple[str, Tensor]]:
+            for key, tensor in state(engine):
+                rank.collectives.append(key)
+                yield key, tensor
+
+        monkeypatch.setattr(PlainEngine, "state", gathered)
+        attempt(tmp_path / str(index), rank=rank)
+        found.append(rank.collectives)
+    assert found[0] == found[1]
+    assert found[0].count("master/weight") == 3  # after 3, 6 and 8 steps
+    assert not (tmp_path / "1" / "checkpoints").exists()
 
 
 def test_the_parts_of_a_step_add_up(undisturbed: Path) -> None:
@@ -161,6 +214,12 @@ def test_checkpoints_that_are_gone_end_the_run(tmp_path: Path, undisturbed: Path
         attempt(tmp_path / "run")
 
 
+def test_checkpoints_of_another_run_are_not_taken_up(tmp_path: Path, undisturbed: Path) -> None:
+    shutil.copytree(undisturbed, tmp_path / "run")
+    with pytest.raises(InputError, match="another configuration"):
+        attempt(tmp_path / "run", fingerprint="other")
+
+
 def test_a_loss_that_is_no_number_ends_the_run_and_names_the_samples(tmp_path: Path) -> None:
     with pytest.raises(TrainingDivergedError, match=r"diverged at step .*diverged/step-"):
         attempt(tmp_path, poison=3)
@@ -178,8 +237,23 @@ def test_a_checkpoint_that_cannot_be_written_ends_the_run(tmp_path: Path, monkey
     reached = []
     with pytest.raises(UnreachableError):
         attempt(tmp_path, lambda step: reached.append(step) or time.sleep(0.05))
-    assert reached[-1] < STEPS - 1  # at the next step, not at the next save
+    assert reached[-1] < 5  # the first save is behind step 2, the next one behind step 5: a step ends it, no save
     assert not (tmp_path / "checkpoints").exists()
+
+
+def test_the_last_checkpoint_that_cannot_be_written_fails_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = LocalStore.write
+
+    def refuse_last(store: LocalStore, key: str, data: bytes) -> None:
+        if checkpoint.folder_of(STEPS) in f"{store.uri}/{key}":
+            raise UnreachableError("the store is gone", value=key, fix="none")
+        write(store, key, data)
+
+    monkeypatch.setattr(LocalStore, "write", refuse_last)
+    with pytest.raises(UnreachableError):
+        attempt(tmp_path)
 
 
 _HANGS = """
@@ -230,6 +304,9 @@ def test_sigterm_becomes_a_marker_and_grace_is_not_for_ever(tmp_path: Path, grac
         time.sleep(0.2)
         assert process.poll() is None
         process.send_signal(signal.SIGTERM)
-        assert said in process.communicate(timeout=20)[0]
+        try:
+            assert said in process.communicate(timeout=20)[0]
+        finally:
+            process.kill()  # else leaving waits for one that did not stop
     assert process.returncode == 0
     assert (tmp_path / stopping.STOP).exists()
