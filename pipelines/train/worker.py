@@ -177,13 +177,13 @@ def _validation_batches(settings: WorkerSettings, rank: Rank) -> list[Columns]:
     """This rank's share of the fixed validation samples, prepared once.
 
     Batches are cut before they are dealt to the ranks: whose conditions a sample is shown for wrong, its neighbour's in
-    the batch, does not depend on the number of ranks.
+    the batch, does not depend on the number of ranks. A batch has two samples at least: one alone has no neighbour.
     """
     config = settings.config
     if config.validation.samples == 0:
         return []
     source = replace(settings.source, split="validation")
-    size = config.micro_batch_size
+    size = max(2, config.micro_batch_size)
     samples = max(1, config.validation.samples // (size * rank.count)) * size * rank.count
     batches = validation_indices(source, samples).reshape(-1, size)
     return [prepare(source, batch) for batch in batches[rank.index :: rank.count]]

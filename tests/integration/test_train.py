@@ -182,6 +182,14 @@ def test_a_run_that_somebody_trains_is_left_to_him(dataset: str, tmp_path: Path)
         train(config_of(dataset, tmp_path / "run", workers=0))
 
 
+def test_held_out_samples_are_shown_the_conditions_of_others(plain: Path) -> None:
+    """Also where a micro batch is one sample."""
+    records = [json.loads(line) for line in (plain / "metrics.jsonl").read_text().splitlines()]
+    gaps = [record["validation"]["loss_gap"] for record in records if "validation" in record]
+    assert len(gaps) == 2
+    assert all(gap != 0 for gap in gaps)
+
+
 def test_the_run_is_seen_in_the_tracker(plain: Path) -> None:
     (events,) = Path(f"{plain}-tracking").rglob("events.jsonl")
     logged = [json.loads(line) for line in events.read_text().splitlines()]
