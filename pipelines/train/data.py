@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import ray
 import ray.data
 from ray.data._internal.execution.execution_callback import ExecutionCallback
@@ -61,9 +60,10 @@ def _dataset(
             columns = prepare(source, plan.rank_slots(int(step), rank, world_size, batch_size))
             yield {**columns, "step": np.full(len(columns["weight"]), step)}
 
-    # Numbers that lie there already: a read task would only keep one more process busy.
-    tasks = [steps[first : first + _STEPS_PER_TASK] for first in range(0, len(steps), _STEPS_PER_TASK)]
-    numbers = ray.data.from_arrow([pa.table({"step": np.array(task)}) for task in tasks])
+    # Numbers that lie there already: read tasks, or tasks that look at Arrow blocks, would keep one more process busy.
+    numbers = ray.data.from_items(
+        [{"step": step} for step in steps], override_num_blocks=-(-len(steps) // _STEPS_PER_TASK)
+    )
     loaders = ray.data.TaskPoolStrategy(size=_LOADERS_PER_RANK)
     dataset = numbers.map_batches(load, batch_size=None, num_cpus=_LOADER_CPUS, compute=loaders)
     context = dataset.context

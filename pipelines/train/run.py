@@ -66,6 +66,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         StoppedError: SIGTERM came; the same configuration again goes on from the checkpoint that was made.
         TrainingDivergedError: the loss or its gradient is not finite or too large.
     """
+    started = time.perf_counter()
     dataset = open_store(config.dataset)
     version = latest_version(dataset)
     manifest = read_manifest(dataset, version)
@@ -92,6 +93,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
             **_tracking_run(config, store, snapshot),
             terminal=sys.stderr.isatty(),
         )
+        log.info("ready for its ranks in %.1f s", time.perf_counter() - started)
         with _ray_for(config), stops_on_sigterm(store, config.safety.grace_s):
             _fit(settings, store)
         return _finish(settings, store, snapshot)

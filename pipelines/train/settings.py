@@ -45,7 +45,8 @@ def train_worker(loop_config: dict[str, Any]) -> LookalikeError | None:
     from lookalike.training.ranks import Rank
     from pipelines.train.worker import run_rank
 
-    logging.getLogger("lookalike").setLevel(os.environ.get("LOOKALIKE_LOG_LEVEL", "INFO"))
+    for ours in ("lookalike", "pipelines"):
+        logging.getLogger(ours).setLevel(os.environ.get("LOOKALIKE_LOG_LEVEL", "INFO"))
     logging.getLogger("botocore").setLevel(logging.WARNING)
     # DeepSpeed calls collectives by names that torch deprecates, at every step
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")

@@ -1,5 +1,7 @@
 """One rank: build the engine, take the prepared samples, run the loop."""
 
+import logging
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -33,6 +35,8 @@ from pipelines.train.observe import ProgressBar, RayMetrics, TrackedImages, ray_
 from pipelines.train.samples import Columns, prepare, validation_indices
 from pipelines.train.settings import WorkerSettings
 
+log = logging.getLogger(__name__)
+
 
 def run_rank(settings: WorkerSettings, rank: Rank | None = None) -> None:
     """Train and export, as ``rank`` of a process group or alone (``rank=None``: a plain process without DeepSpeed).
@@ -48,8 +52,11 @@ def run_rank(settings: WorkerSettings, rank: Rank | None = None) -> None:
     store = open_store(config.run)
     batches = _batches(settings, checkpoint.newest(store), rank or Rank())
     import_model_classes()
+    started = time.perf_counter()
     engine = _engine(settings, device, rank)
     rank = rank or Rank()
+    if rank.is_first:
+        log.info("the model is built in %.1f s", time.perf_counter() - started)
     bundle = local_bundle(settings.source.bundle_uri)
     objective = DenoisingObjective(
         engine.model, load_vae(bundle).to(device), FlowConfig.from_bundle(bundle), config.dropout, config.seed, device

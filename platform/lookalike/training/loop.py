@@ -179,6 +179,7 @@ class Loop:
         )
 
     def _resume(self) -> int:
+        started = time.perf_counter()
         step = checkpoint.newest(self.store)
         if step:
             state, tensors = checkpoint.load(self.store.child(checkpoint.CHECKPOINTS), step)
@@ -188,7 +189,8 @@ class Loop:
         if self.rank.is_first:
             forget_after(self.store, step)
             ranks = "1 rank" if self.rank.count == 1 else f"{self.rank.count} ranks"
-            log.info("begins at step %d of %d on %s", step, self.config.total_steps, ranks)
+            taken = time.perf_counter() - started
+            log.info("begins at step %d of %d on %s, found in %.1f s", step, self.config.total_steps, ranks, taken)
         return step
 
     def _save(self, saver: Saver, step: int) -> None:
