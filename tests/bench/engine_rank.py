@@ -23,7 +23,7 @@ from lookalike.models.subject import SubjectModel
 from lookalike.models.vae import load_vae
 from lookalike.models.weights import strict_weights
 from lookalike.training.clock import StepClock
-from lookalike.training.config import StageConfig, TrainConfig, WorkerConfig
+from lookalike.training.config import StageConfig, TrainConfig, WorkerConfig, ZeroConfig
 from lookalike.training.engine import build_optimizer
 from lookalike.training.objective import DenoisingObjective
 from lookalike.training.zero import ZeroEngine, prepare_process
@@ -76,6 +76,7 @@ def main(name: str, rank: int, ranks: int, port: str, bundle: Path, batches: Pat
         run="none",
         batch_size=ranks * micro,
         micro_batch_size=micro,
+        zero=ZeroConfig(reduce_bucket=50_000_000),  # a buffer on every rank, and both are on one machine
         workers=WorkerConfig(num_workers=ranks),
     )
     torch.manual_seed(0)

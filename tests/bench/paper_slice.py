@@ -16,7 +16,7 @@ TILE = 112
 """Side of what the MLLM reads of a reference: 16 tokens, where the paper's 448 give 256."""
 
 
-def slice_of(folder: Path) -> Path:
+def slice_of(folder: Path, pixels: int = PIXELS) -> Path:
     """Write a preset of one double and one single block, one layer of the language model and one of its vision tower,
     and the DiT's weights; returns the preset's file.
 
@@ -33,8 +33,8 @@ def slice_of(folder: Path) -> Path:
         paper,
         name="paper-slice",
         notice=None,
-        height=PIXELS,
-        width=PIXELS,
+        height=pixels,
+        width=pixels,
         mllm=dataclasses.replace(
             paper.mllm,
             source=None,
@@ -50,7 +50,7 @@ def slice_of(folder: Path) -> Path:
         transformer=dataclasses.replace(
             paper.transformer, source=str(folder / "transformer"), subfolder=None, revision=None, config=transformer
         ),
-        references=dataclasses.replace(paper.references, max_references=1, height=PIXELS, width=PIXELS),
+        references=dataclasses.replace(paper.references, max_references=1, height=pixels, width=pixels),
     )
     file = folder / "paper-slice.yaml"
     file.write_text(yaml.safe_dump(_plain(preset)))
