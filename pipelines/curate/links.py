@@ -15,6 +15,7 @@ from scipy.sparse.csgraph import connected_components
 
 from lookalike.models.embedder import NO_EMBEDDER
 from pipelines.actors import Columns
+from pipelines.curate.duplicates import find_duplicates
 from pipelines.curate.filters import Photos
 from pipelines.curate.tables import read_span, read_table, vectors_of, write_table
 from pipelines.curate.work import StageWork
@@ -29,6 +30,14 @@ def link_units(work: StageWork) -> int:
     """Units of :func:`find_links`: ranges of content hashes, and as many of each band where near copies are dropped."""
     near = "near_duplicate" not in work.config.filters.skip and work.config.embedder != NO_EMBEDDER
     return work.content_partitions * (1 + _BANDS * near)
+
+
+def compare(work: StageWork, unit: int) -> Columns:
+    """A unit of :func:`find_duplicates`, which come first, or of :func:`find_links`: neither waits for the other."""
+    if unit >= work.content_partitions:
+        return find_links(work, unit - work.content_partitions)
+    find_duplicates(work, unit)
+    return {"links": np.array([0])}
 
 
 def find_links(work: StageWork, unit: int) -> Columns:

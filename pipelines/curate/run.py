@@ -14,12 +14,11 @@ from lookalike.storage.claim import claim
 from lookalike.storage.lease import Lease, hold
 from pipelines.actors import run_tasks, run_units
 from pipelines.curate.config import CurateConfig
-from pipelines.curate.duplicates import find_duplicates
 from pipelines.curate.finish import FinishWork, finish
 from pipelines.curate.found import FoundWork, assign_cells, find_centroids, group_cell, label_shard
 from pipelines.curate.index import IndexWork, ShardIndexer
 from pipelines.curate.layout import ShardPlan, plan_shards
-from pipelines.curate.links import find_links, join_links, link_units
+from pipelines.curate.links import compare, join_links, link_units
 from pipelines.curate.materialise import MaterialiseWork, ShardWriter, write_shard
 from pipelines.curate.plan import plan_partition, read_summary
 from pipelines.curate.raw import list_shards, raw_store
@@ -81,8 +80,8 @@ def _curate(config: CurateConfig, raw: Store, dataset: Store, shards: list[Objec
         _index(config, raw, dataset, inputs)
         _find_subjects(config, inputs, dataset)
         stage = StageWork.of(config, inputs)
-        _finish_all(run_tasks(find_duplicates, stage, stage.content_partitions, noun="ranges of content hashes"))
-        links = run_tasks(find_links, stage, link_units(stage), noun="ranges searched for shared images")
+        comparisons = stage.content_partitions + link_units(stage)
+        links = run_tasks(compare, stage, comparisons, noun="ranges compared across subjects")
         if sum(sum(table["links"].to_pylist()) for table in links):
             _finish_all(run_tasks(join_links, stage, 1, noun="sets of linked subjects"))
             stage = replace(stage, linked=True)

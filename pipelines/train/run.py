@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import sys
 import time
 import uuid
@@ -141,6 +142,7 @@ def _fit(settings: WorkerSettings, store: Store) -> None:
     from ray.train.torch import TorchConfig, TorchTrainer
 
     check_schema(zero3_config(config, workers.num_workers))
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # a process that tells nobody: we look at SIGTERM
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={"settings": settings},

@@ -3,7 +3,8 @@
     LOOKALIKE_BENCH_PHOTOS=FOLDER python -m pytest tests/bench -k speed -s
 
 FOLDER holds ``<subject>/<nn>.jpg`` photographs, which are repeated to 12,800 in 64 shards; without it the test is
-skipped. Writes results/curation-speed.json. Ray runs before a clock starts; processes are started inside the clock.
+skipped. Writes results/curation-speed.json. Ray and its own helpers run before a clock starts, as on a cluster; the
+processes that do the work are started inside the clock.
 """
 
 import io
@@ -52,6 +53,7 @@ def ray_two_cpus() -> Iterator[None]:
 
     ray.init(address="local", num_cpus=2, include_dashboard=False, object_store_memory=2 << 30, log_to_driver=False)
     ray.data.DataContext.get_current().enable_progress_bars = False
+    assert ray.data.range(1).count() == 1
     yield
     ray.shutdown()
 

@@ -220,25 +220,28 @@ def test_waiting_for_data_and_writing_checkpoints(dataset: Path, tmp_path: Path,
     )
 
 
-def test_a_resume_is_stepping_again_soon(dataset: Path, tmp_path: Path, local_stack: LocalStack) -> None:
+@pytest.mark.parametrize("keep_samples", ["true", "false"])
+def test_a_resume_is_stepping_again_soon(
+    keep_samples: str, dataset: Path, tmp_path: Path, local_stack: LocalStack
+) -> None:
     """Submitted to a cluster, killed behind its first checkpoint, and submitted again at once."""
     local_stack.up("ray")
     checkout, run = Checkout(REPO, local_stack.environment), tmp_path / "run"
     job = [
         *("python", "jobs/train.py", "--dataset", str(dataset), "--run", str(run)),
-        *("--tracking", f"jsonl:{tmp_path / 'tracking'}"),
+        *("--tracking", f"jsonl:{tmp_path / 'tracking'}", "--keep_samples", keep_samples),
         *("--batch_size=4", "--micro_batch_size=2", "--validation.samples=0", "--checkpoint.every=10", "--log_every=1"),
     ]
     cluster, found = local_stack.environment, {}
     token = Path(cluster["RAY_AUTH_TOKEN_PATH"]).read_text()
     jobs = JobSubmissionClient(cluster["RAY_API_SERVER_ADDRESS"], headers={"Authorization": f"Bearer {token}"})
     for attempt, wanted in (("first", "step 12/"), ("resumed", "step 11/")):
-        started = time.perf_counter()
-        checkout.submit(*job, options=("--no-wait", "--submission-id", attempt))
+        submission, started = f"{attempt}-{keep_samples}", time.perf_counter()
+        checkout.submit(*job, options=("--no-wait", "--submission-id", submission))
         log, marks = "", {"submitted": time.perf_counter() - started}
         while wanted not in log:
             time.sleep(0.1)
-            log = jobs.get_job_logs(attempt)
+            log = jobs.get_job_logs(submission)
             for mark in ("ready for its ranks", "the model is built", "begins at step", " step "):
                 if mark in log:
                     marks.setdefault(mark.strip(), time.perf_counter() - started)
@@ -252,7 +255,7 @@ def test_a_resume_is_stepping_again_soon(dataset: Path, tmp_path: Path, local_st
         for process in psutil.process_iter(["cmdline"]):
             if str(run) in " ".join(process.info["cmdline"] or ()):
                 process.kill()
-    keep("training-overhead", {"command": f"{COMMAND} resume", **found}, part="resume")
+    keep("training-overhead", {"command": f"{COMMAND} resume", **found}, part=f"resume, keep_samples={keep_samples}")
     assert found["resumed"]["stepping_after_s"] <= 30
     assert found["resumed"]["ours_s"]["all"] <= 12
 
