@@ -82,10 +82,12 @@ class TextShare:
 
     min_confidence: float = 0.6
     """Of a line of text to count."""
+    min_characters: int = 2
+    """Of a line of text to count: a ball is read as 0, two legs as a character for man, each as large as the image."""
 
     @property
     def revision(self) -> str:
-        return f"rapidocr-{_package_version('rapidocr')}/{self.min_confidence:g}"
+        return f"rapidocr-{_package_version('rapidocr')}/{self.min_confidence:g}/{self.min_characters}"
 
     def load(self, device: str) -> Score:
         from rapidocr import RapidOCR
@@ -102,8 +104,10 @@ class TextShare:
         )
 
         def share(image: np.ndarray, class_name: str) -> float:
-            boxes = reader(np.ascontiguousarray(image[..., ::-1])).boxes  # it takes BGR, as OpenCV does
-            areas = [] if boxes is None else [_polygon_area(np.asarray(box, float)) for box in boxes]
+            found = reader(np.ascontiguousarray(image[..., ::-1]))  # it takes BGR, as OpenCV does
+            lines = () if found.boxes is None else zip(found.boxes, found.txts, strict=True)
+            long = [box for box, text in lines if len(text.strip()) >= self.min_characters]
+            areas = [_polygon_area(np.asarray(box, float)) for box in long]
             return min(1.0, float(sum(areas)) / float(image.shape[0] * image.shape[1]))
 
         return share

@@ -23,6 +23,10 @@ def test_text_over_a_picture_covers_a_share_of_it_and_a_picture_without_text_has
     share = TextShare().load("cpu")
     assert share(image, "thing") == 0
     assert 0.04 < share(np.asarray(picture), "thing") < 0.15
+    ring = Image.new("RGB", (256, 256), "white")
+    ImageDraw.Draw(ring).ellipse((60, 20, 196, 236), outline="black", width=24)
+    assert TextShare(min_characters=1).load("cpu")(np.asarray(ring), "thing") > 0.2  # it is read as 0
+    assert share(np.asarray(ring), "thing") == 0
 
 
 def test_a_harmless_picture_is_safe_and_the_score_is_a_probability() -> None:
