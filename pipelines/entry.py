@@ -85,7 +85,9 @@ def _init(address: str) -> None:
     before = set(psutil.Process().children())
     try:
         # a private cluster ends with its job: nobody would look at its dashboard, which is half of its processes
-        ray.init(include_dashboard=None if address else False, log_to_driver=True, logging_level=logging.WARNING)
+        dashboard = None if address else False
+        # "local": without an address Ray joins whatever cluster somebody has started on this machine
+        ray.init(address or "local", include_dashboard=dashboard, log_to_driver=True, logging_level=logging.WARNING)
     except Exception:
         for process in set(psutil.Process().children()) - before:  # Ray leaves them until we end
             process.kill()

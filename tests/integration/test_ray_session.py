@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from ray.cluster_utils import Cluster
 
 from tests.conftest import job_environment
 
@@ -25,12 +26,12 @@ except UnreachableError as error:
 _ON_A_BUSY_MACHINE = """
 import ray, subprocess
 late, start = [Exception("The current node timed out during startup. This could happen because ...")], ray.init
-def init(**options):
+def init(*address, **options):
     if late:
         left = subprocess.Popen(["sleep", "60"])
         print("left", left.pid)
         raise late.pop()
-    return start(**options)
+    return start(*address, **options)
 ray.init = init
 """
 
@@ -56,6 +57,16 @@ def test_a_cluster_with_a_token_is_joined_with_it_only(ray_cluster: dict[str, st
     assert "joined 4.0" in _run(ray_cluster)
     without = {"RAY_ADDRESS": ray_cluster["RAY_ADDRESS"], "RAY_AUTH_MODE": "disabled", "HOME": os.devnull}
     assert "RAY_AUTH_MODE" in _run(without)
+
+
+def test_somebody_else_s_cluster_on_the_machine_is_not_joined() -> None:
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 7, "object_store_memory": 128 << 20})
+    try:
+        said = _run({})
+    finally:
+        cluster.shutdown()
+    assert "joined" in said
+    assert "joined 7.0" not in said
 
 
 def test_a_node_that_came_up_too_late_is_started_again() -> None:
