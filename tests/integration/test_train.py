@@ -113,9 +113,9 @@ def test_a_killed_run_goes_on_where_its_checkpoint_is(
 class SlowAtFirst(EpochPlan):
     """A plan whose first steps take long to look up: those behind them are ready before."""
 
-    def rank_slots(self, step: int, rank: int, world_size: int) -> npt.NDArray[np.int64]:
+    def rank_slots(self, step: int, rank: int, world_size: int, micro_batch_size: int = 1) -> npt.NDArray[np.int64]:
         time.sleep(0.3 if step < 2 else 0)
-        return super().rank_slots(step, rank, world_size)
+        return super().rank_slots(step, rank, world_size, micro_batch_size)
 
 
 def test_two_ranks_get_their_slots_in_order_with_two_cpus(
