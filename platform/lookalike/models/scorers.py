@@ -83,7 +83,7 @@ class TextShare:
     min_confidence: float = 0.6
     """Of a line of text to count."""
     min_characters: int = 2
-    """Of a line of text to count: a ball is read as 0, two legs as a character for man, each as large as the image."""
+    """Of a line of text to count: a shape can be read as one character as large as the image, a ring as 0."""
 
     @property
     def revision(self) -> str:
