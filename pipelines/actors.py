@@ -16,6 +16,7 @@ from pipelines.entry import ray_session
 log = logging.getLogger(__name__)
 
 _ERROR = "lookalike_error"
+_TASKS_PER_CORE = 8  # at most; so that none waits long for the last one
 
 Columns = dict[str, np.ndarray]
 
@@ -71,8 +72,8 @@ def run_units(
     import ray.data
 
     with ray_session():
-        _our_progress_only()
-        done = _numbers(units).map_batches(
+        _set_up_ray_data()
+        done = _numbers(units, units).map_batches(
             _Adapter,
             fn_constructor_args=(actor, work),
             batch_size=1,
@@ -95,27 +96,37 @@ def _here(actor: type[UnitActor], work: Any, units: int, noun: str) -> Iterator[
 def run_tasks(
     task: Callable[[Any, int], Columns], work: Any, units: int, *, cpus: float = 1.0, noun: str = "tasks"
 ) -> Iterator[pa.Table]:
-    """As :func:`run_units`, for work that needs no model: ``task(work, unit)`` on whichever worker is free."""
+    """As :func:`run_units`, for work that needs no model: ``task(work, unit)`` on whichever worker is free.
+
+    Where there are many units to a core, a Ray task does several: Ray Data hands out tasks in steps of 0.1 s.
+    """
     import ray.data
 
     with ray_session():
-        _our_progress_only()
+        _set_up_ray_data()
         shared = ray.put(work)  # shipped to a node once, however many units run there
-        done = _numbers(units).map_batches(_run_task, fn_args=(task, [shared]), batch_size=1, num_cpus=cpus)
+        at_once = max(1, int(ray.cluster_resources()["CPU"] / cpus))
+        numbers = _numbers(units, min(units, _TASKS_PER_CORE * at_once))
+        done = numbers.map_batches(_run_task, fn_args=(task, [shared]), batch_size=1, num_cpus=cpus)
         yield from _tables(done, units, noun)
 
 
-def _numbers(units: int) -> Any:
-    """A block for each unit, made here: ``ray.data.range`` would have tasks, and so processes, to make them."""
+def _numbers(units: int, blocks: int) -> Any:
+    """Blocks of units, made here: ``ray.data.range`` would have tasks, and so processes, to make them."""
     import ray.data
 
-    return ray.data.from_items([{"id": unit} for unit in range(units)], override_num_blocks=units)
+    return ray.data.from_items([{"id": unit} for unit in range(units)], override_num_blocks=blocks)
 
 
-def _our_progress_only() -> None:
+def _set_up_ray_data() -> None:
+    """Our progress only, and all cores from the first second on."""
     import ray.data
+    from ray.data._internal.execution.resource_manager import ResourceManager
 
     ray.data.DataContext.get_current().enable_progress_bars = False
+    # Ray Data asks what it may use without waiting for the answer and looks again after a second (Ray 2.60): until then
+    # it runs one task at a time, which is most of a short stage
+    ResourceManager.GLOBAL_LIMITS_UPDATE_INTERVAL_S = 0.1
     for noisy in ("ray.data", "ray.data._internal.execution.streaming_executor"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
 
@@ -124,7 +135,7 @@ def _tables(dataset: Any, units: int, noun: str) -> Iterator[pa.Table]:
     seen: set[int] = set()
     for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
         if _ERROR in table.column_names:
-            raise pickle.loads(table[_ERROR][0].as_py())
+            raise pickle.loads(table[_ERROR].drop_null()[0].as_py())
         seen.update(table["unit"].to_pylist())
         log.info("%d of %d %s done", len(seen), units, noun)
         yield table

@@ -12,15 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from scipy.cluster.hierarchy import fcluster, linkage
-from scipy.cluster.vq import kmeans2
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
-from scipy.spatial.distance import squareform
 
 from lookalike.storage import ObjectInfo, Store, open_store
 from pipelines.actors import Columns
 from pipelines.curate.config import CurateConfig, FoundConfig
+from pipelines.curate.graph import components
 from pipelines.curate.rows import IMAGE_SCHEMA, subject_hash
 from pipelines.curate.sources import Inputs
 from pipelines.curate.tables import count_rows, read_span, read_table, vectors_array, vectors_of, write_table
@@ -77,6 +73,8 @@ def find_centroids(work: FoundWork, unit: int) -> Columns:
         cells = min(work.cells, len(sample_ND))  # most photographs may have a label
         centroids_KD = np.zeros((1, sample_ND.shape[1]), np.float32)  # one cell takes whatever there is
         if cells > 1:
+            from scipy.cluster.vq import kmeans2
+
             centroids_KD, _ = kmeans2(sample_ND, cells, minit="++", seed=work.config.seed)
         write_table(store, key, pa.table({"vector": vectors_array(centroids_KD)}))
     return {"unit_done": np.array([unit])}
@@ -171,8 +169,7 @@ def _joined(
     """The connected components among ``members`` of pairs at least so similar; large ones are taken apart further."""
     near = (similarity >= threshold) & np.isin(heads, members) & np.isin(tails, members)
     size = int(max(heads.max(), tails.max())) + 1
-    graph = coo_array((np.ones(near.sum(), bool), (heads[near], tails[near])), shape=(size, size))
-    _, component = connected_components(graph, directed=False)
+    component = components(heads[near], tails[near], size)
     order = np.argsort(component[members], kind="stable")
     for part in np.split(members[order], np.flatnonzero(np.diff(component[members][order])) + 1):
         if len(part) > _LARGEST and threshold < 1:
@@ -183,6 +180,9 @@ def _joined(
 
 def _cut(vectors_ND: np.ndarray, min_similarity: float) -> np.ndarray:
     """For each of N vectors the position of the first in its group, by average linkage: int [N]."""
+    from scipy.cluster.hierarchy import fcluster, linkage
+    from scipy.spatial.distance import squareform
+
     distance_NN = 1 - np.round(vectors_ND @ vectors_ND.T, 3)
     np.fill_diagonal(distance_NN, 0)
     tree = linkage(squareform(np.maximum(distance_NN, distance_NN.T), checks=False), "average")

@@ -71,8 +71,9 @@ class ShardIndexer:
         info = inputs.shards[shard]
         rows_key, vectors_key = inputs.rows_key(shard), inputs.vectors_key(shard)
         known = read_table(self._dataset, rows_key) if self._dataset.exists(rows_key) else None
-        # rows without vectors: another embedder has been here
-        fresh = known is None
+        if known is not None and self._dataset.exists(vectors_key):  # Ray runs a task again whose process died
+            return len(known)
+        fresh = known is None  # rows without vectors: another embedder has been here
         store, place = self._raw, info
         if info.key in inputs.unpacked:
             store, place = self._dataset, unpack(self._raw, info, self._dataset, inputs.unpacked[info.key])
@@ -117,6 +118,11 @@ class ShardIndexer:
                 "vector": vectors_array(stacked),
             }
         )
+
+
+def index_shard(work: IndexWork, unit: int) -> Columns:
+    """The same where there is no embedder to hold, and so no need of an actor."""
+    return ShardIndexer(work)(unit)
 
 
 def read_images(file: Any, shard: str, labels: LabelsConfig) -> Iterator[tuple[dict[str, Any], np.ndarray | None]]:

@@ -10,13 +10,12 @@ from collections.abc import Iterator
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from lookalike.models.embedder import NO_EMBEDDER
 from pipelines.actors import Columns
 from pipelines.curate.duplicates import find_duplicates
 from pipelines.curate.filters import Photos
+from pipelines.curate.graph import components
 from pipelines.curate.tables import read_span, read_table, vectors_of, write_table
 from pipelines.curate.work import StageWork
 
@@ -59,8 +58,7 @@ def join_links(work: StageWork, unit: int) -> Columns:
         return_inverse=True,
     )
     heads, tails = np.split(ends, 2)
-    graph = coo_array((np.ones(len(heads), bool), (heads, tails)), shape=(len(names), len(names)))
-    _, component = connected_components(graph, directed=False)
+    component = components(heads, tails, len(names))
     _, first = np.unique(component, return_index=True)  # names are sorted, so the first one is the lowest
     write_table(work.dataset, _components_key(work), pa.table({"subject": names, "component": names[first[component]]}))
     return {"subjects": np.array([len(names)])}

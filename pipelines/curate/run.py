@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from lookalike import config as configs
 from lookalike.errors import ConfigError, ConflictError, InputError
+from lookalike.models.embedder import NO_EMBEDDER
 from lookalike.storage import ObjectInfo, Store, list_versions, open_store, publish, read_manifest, version_store
 from lookalike.storage.claim import claim
 from lookalike.storage.lease import Lease, hold
@@ -16,7 +17,7 @@ from pipelines.actors import run_tasks, run_units
 from pipelines.curate.config import CurateConfig
 from pipelines.curate.finish import FinishWork, finish
 from pipelines.curate.found import FoundWork, assign_cells, find_centroids, group_cell, label_shard
-from pipelines.curate.index import IndexWork, ShardIndexer
+from pipelines.curate.index import IndexWork, ShardIndexer, index_shard
 from pipelines.curate.layout import ShardPlan, plan_shards
 from pipelines.curate.links import compare, join_links, link_units
 from pipelines.curate.materialise import MaterialiseWork, ShardWriter, write_shard
@@ -155,7 +156,11 @@ def _index(config: CurateConfig, raw: Store, dataset: Store, inputs: Inputs) -> 
     if not missing:
         return
     work = IndexWork(raw.uri, dataset.uri, inputs, missing, config)
-    tables = list(run_units(ShardIndexer, work, len(missing), config.actors, noun="raw shards indexed"))
+    noun = "raw shards indexed"
+    if config.embedder == NO_EMBEDDER and config.actors.count:
+        tables = list(run_tasks(index_shard, work, len(missing), noun=noun))
+    else:
+        tables = list(run_units(ShardIndexer, work, len(missing), config.actors, noun=noun))
     failed = [row for table in tables for row in table.to_pylist() if row["error"]]
     if failed:
         names = [inputs.shards[row["shard"]].key for row in failed]
