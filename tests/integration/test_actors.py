@@ -63,3 +63,11 @@ def test_tasks_give_their_rows_and_their_errors_too() -> None:
     assert sorted((row["unit"], row["total"]) for row in rows) == [(0, 3), (1, 3)]
     with pytest.raises(InputError, match="nothing to add"):
         list(run_tasks(_total, [[1], []], 2))
+
+
+def test_many_units_share_tasks() -> None:
+    units = 500
+    rows = [row for table in run_tasks(_total, [[n] for n in range(units)], units) for row in table.to_pylist()]
+    assert sorted((row["unit"], row["total"]) for row in rows) == [(n, n) for n in range(units)]
+    with pytest.raises(InputError, match=r"nothing to add \(77\)"):  # which is not the first of its task
+        list(run_tasks(_total, [[] if n == 77 else [n] for n in range(units)], units))
