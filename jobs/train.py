@@ -17,7 +17,6 @@ import sys
 
 from lookalike.training.config import TrainConfig
 from pipelines.entry import run_job
-from pipelines.train.plan import PlanConfig, plan
 from pipelines.train.run import train
 
 
@@ -28,13 +27,14 @@ def main(config: TrainConfig) -> int:
     return 0
 
 
-def main_plan(config: PlanConfig) -> int:
+def main_plan() -> int:
     """Print the plan."""
-    print(plan(config))
-    return 0
+    from pipelines.train.plan import PlanConfig, plan  # it builds the model, whose imports a training need not wait for
+
+    return run_job(PlanConfig, lambda config: print(plan(config)), PlanConfig.__doc__)
 
 
 if __name__ == "__main__":
     if "--plan" in sys.argv:
-        raise SystemExit(run_job(PlanConfig, main_plan, PlanConfig.__doc__))
+        raise SystemExit(main_plan())
     raise SystemExit(run_job(TrainConfig, main, __doc__))

@@ -29,7 +29,7 @@ from lookalike.training.objective import DenoisingObjective, HeldOutLoss
 from lookalike.training.ranks import Rank
 from lookalike.training.samples import HeldOutImages
 from lookalike.training.workload import Workload, peak_tflops
-from lookalike.training.zero import ZeroEngine, prepare_process
+from lookalike.training.zero import ZeroEngine, import_deepspeed, prepare_process
 from pipelines.train.kept import kept_batches
 from pipelines.train.observe import ProgressBar, RayMetrics, TrackedImages, ray_runs
 from pipelines.train.samples import Columns, prepare, validation_indices
@@ -52,6 +52,8 @@ def run_rank(settings: WorkerSettings, rank: Rank | None = None) -> None:
     store = open_store(config.run)
     batches = _batches(settings, checkpoint.newest(store), rank or Rank())
     import_model_classes()
+    if rank is not None:
+        import_deepspeed()
     started = time.perf_counter()
     engine = _engine(settings, device, rank)
     rank = rank or Rank()

@@ -1,4 +1,8 @@
-"""Inside ``deepspeed.zero.Init`` torch's factories are patched, and a library that is imported there first breaks."""
+"""What is imported where.
+
+Inside ``deepspeed.zero.Init`` torch's factories are patched, and a library that is imported there first breaks; and the
+start of a training is mostly imports.
+"""
 
 import subprocess
 import sys
@@ -24,4 +28,49 @@ def test_building_a_model_imports_nothing_more(tmp_path: Path) -> None:
     bundle = materialise(load_preset("mini"), tmp_path / "mini", seed=0)
     argv = [sys.executable, "-c", _BUILDS, str(bundle)]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=200)
+    assert done.stdout == "[]\n", done.stdout + done.stderr
+
+
+_ENGINE = """
+import os, sys
+from pathlib import Path
+import torch
+from lookalike.models.joint import import_model_classes
+from lookalike.models.subject import SubjectModel
+from lookalike.models.weights import strict_weights
+from lookalike.training.config import TrainConfig
+from lookalike.training.zero import ZeroEngine, prepare_process
+os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1")
+bundle = Path(sys.argv[1])
+torch.distributed.init_process_group("gloo", init_method=f"file://{bundle}.rendezvous", rank=0, world_size=1)
+import_model_classes()
+prepare_process(torch.device("cpu"))
+ZeroEngine(
+    build=lambda: SubjectModel.from_config(bundle),
+    weights=lambda model: strict_weights(model, bundle),
+    select=lambda model: model.trainable(("aggregator", "transformer")),
+    config=TrainConfig(dataset="", run="", batch_size=2, micro_batch_size=1),
+)
+print("compiler" if "torch._inductor.compile_fx" in sys.modules else "no compiler")
+"""
+
+
+def test_an_engine_imports_no_compiler(tmp_path: Path) -> None:
+    bundle = materialise(load_preset("mini"), tmp_path / "mini", seed=0)
+    argv = [sys.executable, "-c", _ENGINE, str(bundle)]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=200)
+    assert done.stdout.endswith("no compiler\n"), done.stdout + done.stderr
+
+
+_STARTS = """
+import importlib, pkgutil, sys, jobs
+for job in pkgutil.iter_modules(jobs.__path__):
+    importlib.import_module(f"jobs.{job.name}")
+print(sorted({name.split(".")[0] for name in sys.modules} & {"diffusers", "transformers", "peft", "deepspeed"}))
+"""
+
+
+def test_a_job_starts_without_the_libraries_of_models() -> None:
+    """They take seconds, which its ranks and actors spend beside each other; the job would spend them before."""
+    done = subprocess.run([sys.executable, "-c", _STARTS], capture_output=True, text=True, timeout=200)
     assert done.stdout == "[]\n", done.stdout + done.stderr

@@ -37,11 +37,30 @@ def prepare_process(device: torch.device) -> None:
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if device.type == "cuda" else "cpu")
     if shutil.which("ninja") is None:  # DeepSpeed calls it by name; pip put it beside an interpreter not on PATH
         os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    import deepspeed
-
+    deepspeed = import_deepspeed()
     if device.type == "cpu":
         load_operator()
     deepspeed.init_distributed(dist_backend=torch.distributed.get_backend(), auto_mpi_discovery=False, verbose=False)
+
+
+def import_deepspeed() -> Any:
+    """DeepSpeed, with the parts that it would import while it builds an engine.
+
+    It decorates functions of an optimizer that nobody asked for with ``torch.compile``, which imports a compiler:
+    1.3 s of the start of each rank. It is told meanwhile that there is none.
+    """
+    before = os.environ.get("TORCHDYNAMO_DISABLE")
+    os.environ["TORCHDYNAMO_DISABLE"] = "1"
+    try:
+        import deepspeed
+        import deepspeed.runtime.zero.muon.muon_optimizer
+        import deepspeed.runtime.zero.stage3
+    finally:
+        if before is None:
+            del os.environ["TORCHDYNAMO_DISABLE"]
+        else:
+            os.environ["TORCHDYNAMO_DISABLE"] = before
+    return deepspeed
 
 
 def load_operator() -> None:
