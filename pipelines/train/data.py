@@ -18,7 +18,7 @@ from pipelines.train.samples import Columns, TripletSource, prepare
 
 _STEPS_PER_TASK = 8
 _STEPS_PER_DATASET = 1024  # Ray Data holds every task of a data set from its start: 100,000 steps took it half a minute
-_LOADERS_PER_RANK = 2
+_LOADERS_PER_RANK = 4  # at most, and half of a rank's share of the cores: each is a process to start
 _PACE_S = 0.02
 _LOADER_CPUS = 0.25  # decoding waits for storage most of the time; and two workers on two CPUs must leave room
 
@@ -64,7 +64,8 @@ def _dataset(
     numbers = ray.data.from_items(
         [{"step": step} for step in steps], override_num_blocks=-(-len(steps) // _STEPS_PER_TASK)
     )
-    loaders = ray.data.TaskPoolStrategy(size=_LOADERS_PER_RANK)
+    share = int(ray.cluster_resources()["CPU"] / world_size / 2)
+    loaders = ray.data.TaskPoolStrategy(size=max(1, min(_LOADERS_PER_RANK, share)))
     dataset = numbers.map_batches(load, batch_size=None, num_cpus=_LOADER_CPUS, compute=loaders)
     context = dataset.context
     context.execution_options.preserve_order = True

@@ -80,10 +80,10 @@ class TextShare:
     low: ClassVar[float] = 0.0
     high: ClassVar[float] = 1.0
 
-    min_confidence: float = 0.6
+    min_confidence: float = 0.8
     """Of a line of text to count."""
-    min_characters: int = 2
-    """Of a line of text to count: a shape can be read as one character as large as the image, a ring as 0."""
+    min_characters: int = 4
+    """Of a line of text to count: shapes are read as a character or a few, a ring as 0 and stripes as —8."""
 
     @property
     def revision(self) -> str:
