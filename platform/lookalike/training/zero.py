@@ -35,12 +35,21 @@ _GATHER_ELEMENTS = 50_000_000  # parameters gathered at once while weights are l
 def prepare_process(device: torch.device) -> None:
     """Select DeepSpeed's accelerator and join the process group that Ray Train made."""
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if device.type == "cuda" else "cpu")
-    if shutil.which("ninja") is None:  # DeepSpeed calls it by name; pip put it beside an interpreter not on PATH
-        os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    prefer_own_ninja()
     deepspeed = import_deepspeed()
     if device.type == "cpu":
         load_operator()
     deepspeed.init_distributed(dist_backend=torch.distributed.get_backend(), auto_mpi_discovery=False, verbose=False)
+
+
+def prefer_own_ninja() -> None:
+    """Put the ninja that lies beside the interpreter first on PATH: DeepSpeed calls it by name.
+
+    One of another version, such as the system's, takes every file for changed and compiles it again.
+    """
+    folder = str(Path(sys.executable).parent)
+    if Path(folder, "ninja").exists() and shutil.which("ninja", path=os.environ["PATH"]) != f"{folder}/ninja":
+        os.environ["PATH"] = f"{folder}{os.pathsep}{os.environ['PATH']}"
 
 
 def import_deepspeed() -> Any:

@@ -1,0 +1,22 @@
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from lookalike.training.zero import prefer_own_ninja
+
+
+def test_the_systems_ninja_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It compiled DeepSpeed's operator again that set-up had compiled: half a minute of both cores, at each change."""
+    own, system = tmp_path / "venv", tmp_path / "system"
+    for folder in (own, system):
+        folder.mkdir()
+        (folder / "ninja").touch(0o755)
+    monkeypatch.setattr(sys, "executable", str(own / "python"))
+    monkeypatch.setenv("PATH", str(system))
+    for _ in range(2):
+        prefer_own_ninja()
+        assert shutil.which("ninja") == str(own / "ninja")
+    assert os.environ["PATH"] == f"{own}{os.pathsep}{system}"
