@@ -31,7 +31,7 @@ CHOICES = {
 }
 COLOURS = list(vocabulary.COLOURS)
 EMBEDDING, SHARPNESS = 64, 16.0  # channels of a subject's embedding; scale of its cosines in the softmax
-FIT = FitConfig(steps=2400, batch_size=32, learning_rate=2e-3, weight_decay=0.02, save_every=100)
+FIT = FitConfig(steps=6000, batch_size=32, learning_rate=2e-3, weight_decay=0.02, save_every=100)
 
 
 @dataclass(frozen=True)
@@ -89,17 +89,20 @@ class Probe(nn.Module):
 
     def __init__(self, subjects: int) -> None:
         super().__init__()
-        widths = (32, 64, 96, 128)
-        stages = [_stage(a, b, n) for a, b, n in zip((3, *widths[:-1]), widths, (0, 1, 1, 1), strict=True)]
+        widths = (32, 64, 128, 192)
+        stages = [_stage(a, b, n) for a, b, n in zip((3, *widths[:-1]), widths, (0, 1, 2, 2), strict=True)]
         self.body = nn.Sequential(*stages, nn.GroupNorm(8, widths[-1]), nn.SiLU())
-        self.heads = nn.ModuleDict({name: nn.Linear(widths[-1], len(values)) for name, values in CHOICES.items()})
-        self.colours = nn.Linear(widths[-1], len(COLOURS))
-        self.embedding = nn.Linear(widths[-1], EMBEDDING)
+        seen = 2 * widths[-1]
+        self.heads = nn.ModuleDict({name: nn.Linear(seen, len(values)) for name, values in CHOICES.items()})
+        self.colours = nn.Linear(seen, len(COLOURS))
+        self.embedding = nn.Linear(seen, EMBEDDING)
         self.subjects = nn.Parameter(torch.randn(subjects, EMBEDDING))
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """uint8 ``[B, 3, H, W]`` → logits by the names of CHOICES and for ``colours``, and unit rows ``subject``."""
-        seen = self.body(images.float() / 127.5 - 1).mean((2, 3))
+        found = self.body(images.float() / 127.5 - 1)
+        # the place fills the picture and the subject does not: the strongest answer beside the mean one
+        seen = torch.cat([found.mean((2, 3)), found.amax((2, 3))], 1)
         logits = {name: head(seen) for name, head in self.heads.items()}
         return {**logits, "colours": self.colours(seen), "subject": functional.normalize(self.embedding(seen), dim=1)}
 

@@ -1,6 +1,6 @@
 """Whether `mini` has learned: pictures of subjects that it never saw, judged by a probe that knows the sample world.
 
-    python -m pytest tests/bench/test_probes.py -s        # half an hour on one core
+    python -m pytest tests/bench/test_probes.py -s        # an hour on one core
 
 The probe (tests/bench/probe.py) learns from a world of its own; its error on real photographs stands in the first row
 of the table. Then 52 held-out subjects x 4 prompts are drawn from one reference: as the paper does, with the MLLM
@@ -37,7 +37,7 @@ from pipelines.ingest.sample import vocabulary, world
 from tests.bench.measured import RESULTS, keep
 from tests.bench.probe import CHOICES, COLOURS, Photo, Probe, photographs, to_tensor, train_probe
 
-TAUGHT = SampleWorldConfig(seed=61, subjects=480, size_px=128, defects=False)  # what the probe learns from
+TAUGHT = SampleWorldConfig(seed=61, subjects=2400, size_px=128, defects=False)  # what the probe learns from
 HELD_OUT = SampleWorldConfig(seed=70, subjects=52, size_px=128, defects=False)  # seen by neither probe nor model
 PROMPTS, STEPS, BATCH = 4, 12, 16
 MODES = {"paper": "paper", "MLLM only": "mllm_only", "no reference": "mllm_only"}  # -> stages
@@ -108,7 +108,8 @@ def test_it_has_learned(bundle: Path, bench_folder: Path) -> None:
     """Whatever has been drawn, judged."""
     torch.set_num_threads(1)
     vae, held_out = load_vae(bundle), _held_out(bench_folder)
-    probe = train_probe(photographs(bench_folder / f"world-{TAUGHT.seed}", TAUGHT), vae, bench_folder / "probe")
+    taught = photographs(bench_folder / f"world-{TAUGHT.seed}-{TAUGHT.subjects}", TAUGHT)
+    probe = train_probe(taught, vae, bench_folder / "probe")
     shown = reconstruct(vae, to_tensor([photo.image for photo in held_out]))
     judge, cases = Judge(probe, shown, held_out), _cases(held_out)
     drawn = {row: np.load(file) for row in ROWS if (file := _drawn(bench_folder, bundle, row)).exists()}
