@@ -3,10 +3,11 @@
     python -m pytest tests/bench/test_probes.py -s        # an hour on one core
 
 The probe (tests/bench/probe.py) learns from a world of its own; its error on real photographs stands in the first row
-of the table. Then 52 held-out subjects x 4 prompts are drawn from one reference: as the paper does, with the MLLM
-alone, and without any reference. The prompts are the captions of the subject's other photographs, whose place and
-mostly view differ from the reference's; once whole ("told": colours and pattern are in the text), and once bare, where
-they have to come from the reference. Half of the subjects have a twin: another shape in the same colours and pattern.
+of the table. Then 52 held-out subjects x 4 prompts are drawn from one reference: as the paper does, with longer stages
+of both conditions, with the MLLM alone, and without any reference. The prompts are the captions of the subject's other
+photographs, whose place and mostly view differ from the reference's; once whole ("told": colours and pattern are in the
+text), and once bare, where they have to come from the reference. Half of the subjects have a twin: another shape in the
+same colours and pattern.
 
 Writes results/probes.json and results/probes-grid.png. What was drawn and what the probe has learned stays in
 LOOKALIKE_BENCH_FOLDER, so that a run that was stopped goes on. LOOKALIKE_BENCH_BUNDLE names another bundle than the
@@ -15,6 +16,7 @@ shipped one.
 
 import dataclasses
 import os
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +42,14 @@ from tests.bench.probe import CHOICES, COLOURS, Photo, Probe, photographs, to_te
 TAUGHT = SampleWorldConfig(seed=61, subjects=2400, size_px=128, defects=False)  # what the probe learns from
 HELD_OUT = SampleWorldConfig(seed=70, subjects=52, size_px=128, defects=False)  # seen by neither probe nor model
 PROMPTS, STEPS, BATCH = 4, 12, 16
-MODES = {"paper": "paper", "MLLM only": "mllm_only", "no reference": "mllm_only"}  # -> stages
+MODES = {  # -> stages
+    "paper": "paper",
+    "longer overlap": "0.95/0.5",
+    "both throughout": "both",
+    "MLLM only": "mllm_only",
+    "no reference": "mllm_only",
+}
+WITH_BOTH, WITHOUT = list(MODES)[:3], list(MODES)[3:]
 ROWS = [f"{mode}, {text}" for text in ("told", "bare") for mode in MODES]
 REAL = "real photographs, through the VAE"
 
@@ -217,11 +226,11 @@ def _table(values: dict[str, dict[str, np.ndarray]], cases: list[Case]) -> dict[
 
     table = {row: {name: estimate(scores) for name, scores in found.items()} for row, found in values.items()}
     for text in ("bare", "told"):
-        for other in list(MODES)[1:]:
-            pair = [values.get(f"{mode}, {text}") for mode in ("paper", other)]
+        for mode, other in product(WITH_BOTH, WITHOUT):
+            pair = [values.get(f"{name}, {text}") for name in (mode, other)]
             if None not in pair:
                 lead = {name: estimate(pair[0][name] - pair[1][name]) for name in pair[0]}
-                table[f"paper less {other}, {text}"] = lead
+                table[f"{mode} less {other}, {text}"] = lead
     return table
 
 
