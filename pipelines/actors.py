@@ -16,7 +16,7 @@ from pipelines.entry import ray_session
 log = logging.getLogger(__name__)
 
 _ERROR = "lookalike_error"
-_TASKS_PER_CORE = 16  # at most; so that none waits long for the last one
+_TASKS_PER_CORE, _UNITS_PER_TASK = 16, 4  # few units share a task: cores wait for the last one, and clusters grow
 
 Columns = dict[str, np.ndarray]
 
@@ -105,8 +105,8 @@ def run_tasks(
     with ray_session():
         _set_up_ray_data()
         shared = ray.put(work)  # shipped to a node once, however many units run there
-        at_once = max(1, int(ray.cluster_resources()["CPU"] / cpus))
-        numbers = _numbers(units, min(units, _TASKS_PER_CORE * at_once))
+        at_once = max(1, int(ray.cluster_resources().get("CPU", 0) / cpus))
+        numbers = _numbers(units, max(min(units, _TASKS_PER_CORE * at_once), -(-units // _UNITS_PER_TASK)))
         done = numbers.map_batches(_run_task, fn_args=(task, [shared]), batch_size=1, num_cpus=cpus)
         yield from _tables(done, units, noun)
 
@@ -127,7 +127,7 @@ def _set_up_ray_data() -> None:
     ray.data.DataContext.get_current().enable_progress_bars = False
     # It asks what it may use without waiting for the answer, runs one task at a time and asks again after 1 s.
     ResourceManager.GLOBAL_LIMITS_UPDATE_INTERVAL_S = 0.1
-    # It looks for finished tasks every 0.1 s, twice for each: a core waited 0.18 s for its next task.
+    # It looks for finished tasks every 0.1 s, twice for each, while a core waits for its next task.
     streaming_executor_state.WAIT_FOR_TASK_COMPLETION_TIMEOUT_S = 0.02
     for noisy in ("ray.data", "ray.data._internal.execution.streaming_executor"):
         logging.getLogger(noisy).setLevel(logging.ERROR)

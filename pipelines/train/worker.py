@@ -53,7 +53,7 @@ def run_rank(settings: WorkerSettings, rank: Rank | None = None) -> None:
     batches = _batches(settings, checkpoint.newest(store), rank or Rank())
     import_model_classes()
     if rank is not None:
-        import_deepspeed()
+        import_deepspeed(device)
     started = time.perf_counter()
     engine = _engine(settings, device, rank)
     rank = rank or Rank()

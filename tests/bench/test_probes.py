@@ -125,7 +125,7 @@ def test_it_has_learned(bundle: Path, bench_folder: Path) -> None:
     values = {REAL: judge(shown[[_place(held_out, case.target) for case in cases]], cases)}
     values |= {row: judge(to_tensor(images), cases) for row, images in drawn.items()}
     keep("probes", {"cases": len(cases), "probe": judge.own_error(), "table": _table(values, cases)})
-    _grid(cases, drawn).save(RESULTS / "probes-grid.png", optimize=True)
+    _grid(cases, drawn).quantize(256).save(RESULTS / "probes-grid.png", optimize=True)
 
 
 def _held_out(bench_folder: Path) -> list[Photo]:

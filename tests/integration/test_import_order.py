@@ -40,6 +40,7 @@ from lookalike.models.subject import SubjectModel
 from lookalike.models.weights import strict_weights
 from lookalike.training.config import TrainConfig
 from lookalike.training.zero import ZeroEngine, prepare_process
+os.environ.pop("DS_ACCELERATOR", None)
 os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1")
 bundle = Path(sys.argv[1])
 torch.distributed.init_process_group("gloo", init_method=f"file://{bundle}.rendezvous", rank=0, world_size=1)
@@ -51,6 +52,7 @@ ZeroEngine(
     select=lambda model: model.trainable(("aggregator", "transformer")),
     config=TrainConfig(dataset="", run="", batch_size=2, micro_batch_size=1),
 )
+assert os.environ["DS_ACCELERATOR"] == "cpu"
 print(sorted({"torch._inductor.compile_fx", "mlflow"} & sys.modules.keys()))
 import mlflow
 """

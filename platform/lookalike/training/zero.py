@@ -33,10 +33,9 @@ _GATHER_ELEMENTS = 50_000_000  # parameters gathered at once while weights are l
 
 
 def prepare_process(device: torch.device) -> None:
-    """Select DeepSpeed's accelerator and join the process group that Ray Train made."""
-    os.environ.setdefault("DS_ACCELERATOR", "cuda" if device.type == "cuda" else "cpu")
+    """Import DeepSpeed for ``device`` and join the process group that Ray Train made."""
     prefer_own_ninja()
-    deepspeed = import_deepspeed()
+    deepspeed = import_deepspeed(device)
     if device.type == "cpu":
         load_operator()
     deepspeed.init_distributed(dist_backend=torch.distributed.get_backend(), auto_mpi_discovery=False, verbose=False)
@@ -52,12 +51,13 @@ def prefer_own_ninja() -> None:
         os.environ["PATH"] = f"{folder}{os.pathsep}{os.environ['PATH']}"
 
 
-def import_deepspeed() -> Any:
-    """DeepSpeed, with the parts that it would import while it builds an engine, and without what nobody asked for.
+def import_deepspeed(device: torch.device) -> Any:
+    """DeepSpeed, told its accelerator, with what it would import while it builds an engine, but not what nobody needs.
 
     Its autotuner imports mlflow where that is installed, and ``torch.compile`` on functions of an optimizer imports a
-    compiler: 1.8 s of the start of each rank. Both are hidden meanwhile.
+    compiler, at the start of each rank. Both are hidden meanwhile.
     """
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if device.type == "cuda" else "cpu")
     with _set(os.environ, "TORCHDYNAMO_DISABLE", "1"), _set(sys.modules, "mlflow", sys.modules.get("mlflow")):
         import deepspeed
         import deepspeed.runtime.zero.muon.muon_optimizer

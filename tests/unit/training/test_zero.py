@@ -9,7 +9,7 @@ from lookalike.training.zero import prefer_own_ninja
 
 
 def test_the_systems_ninja_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It compiled DeepSpeed's operator again that set-up had compiled: half a minute of both cores, at each change."""
+    """It compiled DeepSpeed's operator again that set-up had compiled."""
     own, system = tmp_path / "venv", tmp_path / "system"
     for folder in (own, system):
         folder.mkdir()
