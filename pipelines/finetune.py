@@ -38,7 +38,7 @@ def default_stages() -> list[StageConfig]:
 
 def default_evaluation() -> dict[str, Any]:
     """A few images of the one subject, and its loss at many noise levels."""
-    return {"max_samples": 64, "subjects": 1, "prompts_per_subject": 2, "stages": ["paper"], "steps": 16}
+    return {"max_samples": 64, "subjects": 1, "prompts_per_subject": 2, "stages": ["preset"], "steps": 16}
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from pipelines.actors import ActorConfig
 
 
 def default_stages() -> list[str]:
-    """The paper's stages, and what each condition gives alone."""
-    return ["paper", "mllm_only", "reference_only"]
+    """The preset's stages, and what each condition gives alone."""
+    return ["preset", "mllm_only", "reference_only"]
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,8 @@ class EvaluateConfig:
     prompts_per_subject: int = 2
     """Images of each subject and stage setting."""
     stages: list[str] = field(default_factory=default_stages)
-    """Stage settings (paper, mllm_only, both, reference_only, TAU1/TAU2 or TAU1/TAU2/BLEND); metrics of the first have
-    no prefix."""
+    """Stage settings (preset, paper, mllm_only, both, reference_only, TAU1/TAU2 or TAU1/TAU2/BLEND); metrics of the
+    first have no prefix."""
     steps: int = 20
     """Denoising steps of an image."""
     guidance_scale: float = 2.5
@@ -69,6 +69,6 @@ class EvaluateConfig:
         if self.embedder == NO_EMBEDDER:
             raise ConfigError("identity cannot be measured without an embedder", value=self.embedder, fix="choose one")
         if not self.stages or len(set(self.stages)) != len(self.stages):
-            raise ConfigError("name each stage setting once", value=self.stages, fix="e.g. --stages paper")
+            raise ConfigError("name each stage setting once", value=self.stages, fix="e.g. --stages preset")
         for name in self.stages:
             stages_of(name)

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from lookalike import config as configs
 from lookalike.data.images import decode
 from lookalike.data.triplets import Split, Triplet, load_images, read_triplets
+from lookalike.diffusion.stages import STAGE_TITLES
 from lookalike.evaluation.scores import GRID, SCORES, Scores, Source
 from lookalike.evaluation.suites import ImageCase, Suite
 from lookalike.models.embedder import revision_of
@@ -23,12 +24,6 @@ from pipelines.evaluate.config import EvaluateConfig
 log = logging.getLogger(__name__)
 
 MEASUREMENTS = "measurements.parquet"
-STAGE_TITLES = {
-    "paper": "staged (τ .95 / .85)",
-    "mllm_only": "MLLM only",
-    "both": "both throughout",
-    "reference_only": "references only",
-}
 _GRID_ROWS = 8
 _NOT_IDENTITY = ("out", "actors")
 _SCHEMA = pa.schema(

@@ -3,9 +3,12 @@
 They come in the same order and with the same values as through Ray Data, and no Ray is needed.
 """
 
+import multiprocessing
 import os
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from functools import partial
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +17,10 @@ from lookalike.training.plan import PADDING, EpochPlan
 from pipelines.train.samples import Columns, TripletSource, prepare
 
 _CHUNK = 16  # samples that a thread prepares at a time
+_MANY = 4096  # samples that are worth processes of their own
+_CHUNK_OF_MANY = 64
+
+T = TypeVar("T")
 
 
 class KeptSamples:
@@ -28,14 +35,23 @@ class KeptSamples:
     def take(self, indices: npt.NDArray[np.int64]) -> Columns:
         """As ``prepare(source, indices)``; what was asked for before is not read again."""
         rows = np.where(indices == PADDING, 0, indices)
-        self._learn(np.unique(rows[~self._known[rows]]))
+        self.learn(rows)
         columns = {name: values.take(rows, axis=0) for name, values in self._columns.items()}
         return {**columns, "weight": (indices != PADDING).astype(np.float32)}
 
-    def _learn(self, rows: npt.NDArray[np.int64]) -> None:
-        chunks = [rows[first : first + _CHUNK] for first in range(0, len(rows), _CHUNK)]
-        with ThreadPoolExecutor(os.cpu_count()) as threads:
-            prepared = threads.map(lambda chunk: prepare(self._source, chunk), chunks)
+    def learn(self, rows: npt.NDArray[np.int64]) -> None:
+        """Prepare those of ``rows`` that are not known yet; many at once in processes, which share no lock."""
+        rows = np.unique(rows[~self._known[rows]])
+        many = len(rows) >= _MANY
+        size = _CHUNK_OF_MANY if many else _CHUNK
+        chunks = [rows[first : first + size] for first in range(0, len(rows), size)]
+        executor: Executor
+        if many:
+            executor = ProcessPoolExecutor(os.cpu_count(), mp_context=multiprocessing.get_context("spawn"))
+        else:
+            executor = ThreadPoolExecutor(os.cpu_count())
+        with executor:
+            prepared = executor.map(partial(prepare, self._source), chunks)
             for chunk, columns in zip(chunks, prepared, strict=True):
                 for name, values in columns.items():
                     self._column(name, values)[chunk] = values
@@ -53,16 +69,22 @@ def kept_batches(
 ) -> Iterator[Columns]:
     """As :func:`~pipelines.train.data.rank_batches`, from memory; a thread is one step ahead of the caller."""
     kept = KeptSamples(source)
+    epoch = steps[: plan.steps_per_epoch]
+    if len(epoch) * plan.batch_size >= _MANY * world_size:
+        due = np.concatenate([plan.rank_slots(step, rank, world_size, batch_size) for step in epoch])
+        kept.learn(due[due != PADDING])
+    slots = (plan.rank_slots(step, rank, world_size, batch_size) for step in steps)
+    for step, columns in zip(steps, ahead(kept.take(part) for part in slots), strict=True):
+        for first in range(0, len(columns["weight"]), batch_size):
+            part = {name: values[first : first + batch_size] for name, values in columns.items()}
+            yield {**part, "step": np.full(len(part["weight"]), step)}
 
-    def load(step: int) -> Columns:
-        return kept.take(plan.rank_slots(step, rank, world_size, batch_size))
 
-    with ThreadPoolExecutor(1) as ahead:
-        loading = (ahead.submit(load, step) for step in steps)  # not before it is asked for
-        following = next(loading, None)
-        for step in steps:
-            assert following is not None
-            columns, following = following.result(), next(loading, None)
-            for first in range(0, len(columns["weight"]), batch_size):
-                part = {name: values[first : first + batch_size] for name, values in columns.items()}
-                yield {**part, "step": np.full(len(part["weight"]), step)}
+def ahead(items: Iterator[T]) -> Iterator[T]:
+    """The same items; a thread makes the next one while the caller has the last. It begins when asked for the first."""
+    with ThreadPoolExecutor(1) as thread:
+        end = object()
+        following = thread.submit(next, items, end)
+        while (item := following.result()) is not end:
+            following = thread.submit(next, items, end)
+            yield item  # type: ignore[misc]

@@ -116,18 +116,17 @@ def model_table(preset: Preset, sizes: Sequence[int] = (512, 1024)) -> list[str]
 
 
 def steps_by_stage(preset: Preset, tokens: int) -> Counter[tuple[bool, bool]]:
-    """How many of the sampler's steps see (MLLM, references) by the paper's stages, for an image of ``tokens``."""
+    """How many of the sampler's steps see (MLLM, references) by the preset's stages, for an image of ``tokens``."""
     from diffusers import FlowMatchEulerDiscreteScheduler
 
     from lookalike.diffusion.flow import FlowConfig
-    from lookalike.diffusion.stages import NAMED_STAGES
+    from lookalike.diffusion.stages import Plan, stages_of
 
     scheduler = FlowMatchEulerDiscreteScheduler(**preset.scheduler.config)
     mu = FlowConfig.from_scheduler(scheduler.config).mu(tokens) if scheduler.config.use_dynamic_shifting else None
     scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / STEPS, STEPS), mu=mu)
-    paper = NAMED_STAGES["paper"]
-    sigmas = [float(sigma) for sigma in scheduler.sigmas[:-1]]
-    return Counter((sigma >= paper.tau2, sigma < paper.tau1) for sigma in sigmas)
+    plan = Plan.of(stages_of(preset.stages), scheduler.sigmas[:-1].tolist())
+    return Counter((seen.mllm > 0, seen.references > 0) for seen in plan.conditions)
 
 
 def _training(config: PlanConfig, preset: Preset, cluster: Cluster) -> list[str]:

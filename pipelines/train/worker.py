@@ -20,6 +20,7 @@ from lookalike.tracking import Tracker, open_tracker
 from lookalike.training import checkpoint
 from lookalike.training.bundles import local_bundle
 from lookalike.training.clock import StepClock
+from lookalike.training.curriculum import stage_at
 from lookalike.training.engine import Engine, PlainEngine
 from lookalike.training.export import adapter_of, export_bundle, trainable_parts
 from lookalike.training.history import History, Listener
@@ -30,7 +31,7 @@ from lookalike.training.ranks import Rank
 from lookalike.training.samples import HeldOutImages
 from lookalike.training.workload import Workload, peak_tflops
 from lookalike.training.zero import ZeroEngine, import_deepspeed, prepare_process
-from pipelines.train.kept import kept_batches
+from pipelines.train.kept import ahead, kept_batches
 from pipelines.train.observe import ProgressBar, RayMetrics, TrackedImages, ray_runs
 from pipelines.train.samples import Columns, prepare, validation_indices
 from pipelines.train.settings import WorkerSettings
@@ -64,6 +65,8 @@ def run_rank(settings: WorkerSettings, rank: Rank | None = None) -> None:
         engine.model, load_vae(bundle).to(device), FlowConfig.from_bundle(bundle), config.dropout, config.seed, device
     )
     workload = _workload(settings, device)
+    if device.type == "cuda":
+        batches = _prepared_ahead(batches, objective, settings)
     with (
         open_tracker(
             config.tracking, config.experiment, run_id=settings.tracking_run, enabled=rank.is_first
@@ -121,6 +124,10 @@ def _engine(settings: WorkerSettings, device: torch.device, rank: Rank | None) -
             config=config,
         )
     model = SubjectModel.from_bundle(bundle).to(device)
+    if config.precision != "float32":
+        half = torch.autocast(device.type, getattr(torch, config.precision))
+        model.forward = half(model.forward)  # type: ignore[method-assign]
+        torch.backends.cuda.enable_cudnn_sdp(False)  # without it bfloat16 was trained on an H200; with it, not tried
     return PlainEngine(model, select(model), config.optimizer, config.accumulation(1), config.ema)
 
 
@@ -143,6 +150,23 @@ def _batches(settings: WorkerSettings, first_step: int, rank: Rank) -> Iterator[
         yield from batches
 
     return in_order()
+
+
+def _prepared_ahead(
+    batches: Iterator[Columns], objective: DenoisingObjective, settings: WorkerSettings
+) -> Iterator[Columns]:
+    """The host's share of the next micro batch is done while the GPU computes; the VAE runs on a stream of its own."""
+    stream = torch.cuda.Stream()
+
+    def prepared() -> Iterator[Columns]:
+        for columns in batches:
+            step = int(columns["step"][0])
+            stage = stage_at(settings.config.stages, step)[1]
+            with torch.cuda.stream(stream):
+                made = objective.prepare(columns, stage, settings.plan.epoch_of(step))
+            yield made
+
+    return ahead(prepared())
 
 
 @contextmanager
@@ -179,7 +203,8 @@ def _images(
     source = replace(settings.source, split="validation")
     each = -(-config.count // rank.count)
     mine = validation_indices(source, each * rank.count)[rank.index * each : (rank.index + 1) * each]
-    return TrackedImages(HeldOutImages(objective, prepare(source, mine), config), rank, tracker)
+    stages = read_preset(local_bundle(settings.source.bundle_uri)).stages
+    return TrackedImages(HeldOutImages(objective, prepare(source, mine), config, stages), rank, tracker)
 
 
 def _validation_batches(settings: WorkerSettings, rank: Rank) -> list[Columns]:

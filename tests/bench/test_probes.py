@@ -1,13 +1,13 @@
 """Whether `mini` has learned: pictures of subjects that it never saw, judged by a probe that knows the sample world.
 
-    python -m pytest tests/bench/test_probes.py -s        # an hour on one core
+    python -m pytest tests/bench/test_probes.py -s        # an hour and a half on one core
 
 The probe (tests/bench/probe.py) learns from a world of its own; its error on real photographs stands in the first row
-of the table. Then 52 held-out subjects x 4 prompts are drawn from one reference: as the paper does, with longer stages
-of both conditions, with the MLLM alone, and without any reference. The prompts are the captions of the subject's other
-photographs, whose place and mostly view differ from the reference's; once whole ("told": colours and pattern are in the
-text), and once bare, where they have to come from the reference. Half of the subjects have a twin: another shape in the
-same colours and pattern.
+of the table. Then 240 held-out subjects x 4 prompts are drawn from one reference: by the preset's stages, as the paper
+does, with both conditions throughout, with the MLLM alone, and without any reference. The prompts are the captions of
+the subject's other photographs, whose place and mostly view differ from the reference's; once whole ("told": colours
+and pattern are in the text), and once bare, where they have to come from the reference. Half of the subjects have a
+twin: another shape in the same colours and pattern.
 
 Writes results/probes.json and results/probes-grid.png. What was drawn and what the probe has learned stays in
 LOOKALIKE_BENCH_FOLDER, so that a run that was stopped goes on. LOOKALIKE_BENCH_BUNDLE names another bundle than the
@@ -40,11 +40,11 @@ from tests.bench.measured import RESULTS, keep
 from tests.bench.probe import CHOICES, COLOURS, Photo, Probe, photographs, to_tensor, train_probe
 
 TAUGHT = SampleWorldConfig(seed=61, subjects=2400, size_px=128, defects=False)  # what the probe learns from
-HELD_OUT = SampleWorldConfig(seed=70, subjects=52, size_px=128, defects=False)  # seen by neither probe nor model
+HELD_OUT = SampleWorldConfig(seed=71, subjects=240, size_px=128, defects=False)  # seen by neither probe nor model
 PROMPTS, STEPS, BATCH = 4, 12, 16
 MODES = {  # -> stages
+    "mini": "preset",
     "paper": "paper",
-    "longer overlap": "0.95/0.5",
     "both throughout": "both",
     "MLLM only": "mllm_only",
     "no reference": "mllm_only",
@@ -234,15 +234,15 @@ def _table(values: dict[str, dict[str, np.ndarray]], cases: list[Case]) -> dict[
     return table
 
 
-def _grid(cases: list[Case], drawn: dict[str, np.ndarray], every: int = 29) -> Any:
-    """A picture of every ``every``-th case, as they came."""
+def _grid(cases: list[Case], drawn: dict[str, np.ndarray], rows: int = 8) -> Any:
+    """Pictures of so many cases, evenly spread, as they came."""
     columns = {"real photo": np.stack([case.target.image for case in cases]), **drawn}
-    rows = [
+    chosen = [
         GridRow(
             [cases[i].reference.image], cases[i].prompt(False), {name: images[i] for name, images in columns.items()}
         )
-        for i in range(0, len(cases), every)
+        for i in range(0, len(cases), len(cases) // rows + 1)  # an odd step, so that each prompt has its turn
     ]
     return draw_grid(
-        rows, list(columns), "Held-out subjects, one reference; bare: the prompt without colours and pattern"
+        chosen, list(columns), "Held-out subjects, one reference; bare: the prompt without colours and pattern"
     )

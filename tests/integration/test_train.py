@@ -152,7 +152,19 @@ def test_samples_that_are_kept_are_those_that_ray_prepares(
     assert len(prepared) == len(set(prepared)), "a sample was prepared again"
 
 
-def test_two_ranks_get_their_slots_from_memory(dataset: str, plain: Path) -> None:
+def test_a_plain_process_trains_in_half_precision(dataset: str, plain: Path, tmp_path: Path) -> None:
+    half = replace(config_of(dataset, tmp_path / "run", workers=0), keep_samples=True, precision="bfloat16")
+    train(half)
+    assert losses(tmp_path / "run") == pytest.approx(losses(plain), rel=0.02)
+    assert losses(tmp_path / "run") != pytest.approx(losses(plain), rel=1e-6)
+
+
+@pytest.mark.parametrize("many", [4096, 1])
+def test_two_ranks_get_their_slots_from_memory(
+    dataset: str, plain: Path, many: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``many=1``: every sample was prepared in a process of its own before the first step."""
+    monkeypatch.setattr(kept, "_MANY", many)
     source = TripletSource(f"{dataset}/v0001", "train", f"{plain}/initial")
     plan = EpochPlan(source.table().num_rows, 4, seed=0)
     ids = source.table().column("triplet_id").to_pylist()

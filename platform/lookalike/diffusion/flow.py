@@ -7,7 +7,7 @@ Flux and Stable Diffusion 3 do. B batch, T tokens, C channels.
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,6 +70,17 @@ class Draw:
     """float32 ``[B]`` in (0, 1), shifted."""
     uniform: Tensor
     """float32 ``[B, 2]`` in [0, 1): decides the dropout of the MLLM's and of the references' condition."""
+
+    def to(self, device: torch.device) -> "Draw":
+        """The same numbers on ``device``; pinned ones travel to a GPU while the host goes on."""
+        return self._map(lambda value: value.to(device, non_blocking=device.type == "cuda"))
+
+    def pin_memory(self) -> "Draw":
+        """The same numbers in page-locked memory of the host."""
+        return self._map(lambda value: value.pin_memory())
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> "Draw":
+        return Draw(change(self.noise), change(self.sigma), change(self.uniform))
 
 
 def seed_of(*identity: object) -> int:

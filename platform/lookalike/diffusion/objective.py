@@ -1,11 +1,12 @@
 """The training objective, and the held-out loss: the same function, deterministic by the samples' identities."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor
 
-from lookalike.diffusion.flow import FlowConfig, add_noise, draw, flow_matching_loss
+from lookalike.diffusion.flow import Draw, FlowConfig, add_noise, draw, flow_matching_loss
 from lookalike.errors import ConfigError
 from lookalike.models.batch import Batch
 from lookalike.models.vae import LatentCache, encode, token_grid
@@ -24,6 +25,7 @@ def denoising_loss(
     dropout_mllm: float = 0.0,
     dropout_references: float = 0.0,
     cache: LatentCache | None = None,
+    drawn: Draw | None = None,
 ) -> Tensor:
     """Flow-matching loss of each sample: float32 ``[B]``.
 
@@ -43,6 +45,7 @@ def denoising_loss(
         dropout_references: probability, independent of the other, that it does not see the reference tokens. Dropped
             is absent: exactly what a stage of denoising that does not use the condition computes.
         cache: keeps latents between calls; without it the VAE runs on every image.
+        drawn: what :func:`~lookalike.diffusion.flow.draw` gives for these ids and this seed, if the caller has it.
 
     Raises:
         ConfigError: no targets, or not one id for each sample.
@@ -51,19 +54,18 @@ def denoising_loss(
         raise ConfigError("the batch has no targets", fix="pass targets to the preprocessor")
     if len(sample_ids) != len(batch):
         raise ConfigError(f"{len(sample_ids)} sample ids for {len(batch)} samples", fix="pass one for each")
-    to_latents = encode if cache is None else cache.encode
-    clean = batch.target_latents
-    if clean is None:
-        clean = to_latents(vae, batch.target)
+    batch = with_latents(batch, vae, cache, references=use_references)
+    clean, target = batch.target_latents, batch.target
+    assert clean is not None
+    assert target is not None
     reference_latents = reference_grid = None
     if use_references:
         reference_latents = batch.reference_latents
-        if reference_latents is None:
-            references = to_latents(vae, batch.references.flatten(0, 1))
-            reference_latents = references.unflatten(0, batch.references.shape[:2])
         reference_grid = token_grid(vae, *batch.references.shape[-2:])
-    numbers = draw(sample_ids, seed, (clean.shape[1], clean.shape[2]), flow)
-    noise, sigma, uniform = (values.to(clean.device) for values in (numbers.noise, numbers.sigma, numbers.uniform))
+    if drawn is None:
+        drawn = draw(sample_ids, seed, (clean.shape[1], clean.shape[2]), flow)
+    drawn = drawn.to(clean.device)
+    noise, sigma, uniform = drawn.noise, drawn.sigma, drawn.uniform
     predicted = model(
         batch,
         add_noise(clean, noise, sigma),
@@ -73,7 +75,19 @@ def denoising_loss(
         use_references=use_references,
         mllm_keep=uniform[:, 0] >= dropout_mllm,
         reference_keep=uniform[:, 1] >= dropout_references,
-        grid=token_grid(vae, *batch.target.shape[-2:]),
+        grid=token_grid(vae, *target.shape[-2:]),
         reference_grid=reference_grid,
     )
     return flow_matching_loss(predicted, noise, clean)
+
+
+def with_latents(batch: Batch, vae: Any, cache: LatentCache | None = None, *, references: bool = True) -> Batch:
+    """``batch`` with the latents of its targets, and of its ``references``, where it does not bring them."""
+    to_latents = encode if cache is None else cache.encode
+    found = {}
+    if batch.target_latents is None and batch.target is not None:
+        found["target_latents"] = to_latents(vae, batch.target)
+    if batch.reference_latents is None and references:
+        flat = to_latents(vae, batch.references.flatten(0, 1))
+        found["reference_latents"] = flat.unflatten(0, batch.references.shape[:2])
+    return dataclasses.replace(batch, **found)

@@ -20,7 +20,7 @@ from lookalike.diffusion.flow import FlowConfig
 from lookalike.diffusion.inputs import check_generators, check_size, pair_references
 from lookalike.diffusion.lora import SubjectLoraLoaderMixin, loras
 from lookalike.diffusion.sampling import Denoiser, Negative
-from lookalike.diffusion.stages import Plan, Stages, stages_of
+from lookalike.diffusion.stages import PRESET, Plan, Stages, stages_of
 from lookalike.errors import ConfigError
 from lookalike.models.adapters import ADAPTER_NAME, adapter_names, load_lora, read_lora_config, save_lora
 from lookalike.models.aggregate import LayerAggregator
@@ -145,7 +145,7 @@ class SubjectPipeline(DiffusionPipeline, SubjectLoraLoaderMixin):
         *,
         num_inference_steps: int = 25,
         guidance_scale: float = 2.5,
-        stages: Stages | str = "paper",
+        stages: Stages | str = PRESET,
         negative: Negative = "all",
         distilled_guidance: float = 1.0,
         height: int | None = None,
@@ -167,7 +167,8 @@ class SubjectPipeline(DiffusionPipeline, SubjectLoraLoaderMixin):
             num_inference_steps: Euler steps.
             guidance_scale: true classifier-free guidance: negative + scale × (positive − negative). 1 turns it off.
             stages: which conditions are computed and seen at which noise level: a schedule, its name, ``"TAU1/TAU2"``
-                or ``"TAU1/TAU2/BLEND"``, or a function that makes ``Conditions`` of a noise level.
+                or ``"TAU1/TAU2/BLEND"``, or a function that makes ``Conditions`` of a noise level; by default what the
+                bundle's preset says.
             negative: what the negative branch of true guidance leaves away of what the step sees: ``all``, the ``mllm``
                 or the ``references`` alone. It is not computed in it; a step that loses nothing runs unguided.
             distilled_guidance: value of the guidance embedding of a guidance-distilled DiT, in both branches; 1.0 is
@@ -223,7 +224,7 @@ class SubjectPipeline(DiffusionPipeline, SubjectLoraLoaderMixin):
 
     def plan(
         self,
-        stages: Stages | str = "paper",
+        stages: Stages | str = PRESET,
         num_inference_steps: int = 25,
         *,
         height: int | None = None,
@@ -234,7 +235,8 @@ class SubjectPipeline(DiffusionPipeline, SubjectLoraLoaderMixin):
         Raises:
             ConfigError: a size that does not divide, stages out of order, no step.
         """
-        schedule, preset = stages_of(stages), self._preprocessor().preset
+        preset = self._preprocessor().preset
+        schedule = stages_of(stages, preset.stages)
         height, width = height or preset.height, width or preset.width
         check_size(height, width, 2 * downsampling(self.vae))
         if num_inference_steps < 1:
@@ -256,7 +258,8 @@ class SubjectPipeline(DiffusionPipeline, SubjectLoraLoaderMixin):
         if given is not None:
             return given.to(device, dtype)
         check_generators(generators, shape[0])
-        return randn_tensor(shape, generator=generators, device=device, dtype=dtype)  # type: ignore[no-any-return]
+        noise: Tensor = randn_tensor(shape, generator=generators, device=device, dtype=torch.float32)
+        return noise.to(dtype)  # drawn in half precision, a seed would give other numbers
 
     def _context(self, batch: Batch, repeats: int) -> Context:
         once = encode_context(self.mllm, self.aggregator, batch)

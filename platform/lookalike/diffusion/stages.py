@@ -107,6 +107,9 @@ class Plan:
         axes.legend()
 
 
+PRESET = "preset"
+"""The name of whatever a bundle's preset says."""
+
 NAMED_STAGES = {
     "paper": StageSchedule(0.95, 0.85),
     "mllm_only": StageSchedule(0.0, 0.0),
@@ -115,15 +118,27 @@ NAMED_STAGES = {
 }
 
 
-def stages_of(value: Stages | str) -> Stages:
-    """A schedule by name (``paper``, ``mllm_only``, ``both``, ``reference_only``), as ``"TAU1/TAU2"`` or
-    ``"TAU1/TAU2/BLEND"``, or a function as it is.
+STAGE_TITLES = {
+    PRESET: "staged",
+    "paper": "staged (τ .95 / .85)",
+    "mllm_only": "MLLM only",
+    "both": "both throughout",
+    "reference_only": "references only",
+}
+"""For tables and captions."""
+
+
+def stages_of(value: Stages | str, preset: str = "paper") -> Stages:
+    """A schedule by name (``paper``, ``mllm_only``, ``both``, ``reference_only``, or ``preset`` for that of a preset),
+    as ``"TAU1/TAU2"`` or ``"TAU1/TAU2/BLEND"``, or a function as it is.
 
     Raises:
         ConfigError: neither, or stages out of order.
     """
     if not isinstance(value, str):
         return value
+    if value == PRESET:
+        value = preset
     if value in NAMED_STAGES:
         return NAMED_STAGES[value]
     parts = value.split("/")
@@ -132,7 +147,7 @@ def stages_of(value: Stages | str) -> Stages:
             raise ValueError("two or three numbers")
         numbers = [float(part) for part in parts]
     except ValueError as error:
-        names = ", ".join(NAMED_STAGES)
+        names = ", ".join((PRESET, *NAMED_STAGES))
         raise ConfigError(
             "unknown stages", value=value, fix=f"use one of {names}, or TAU1/TAU2[/BLEND] such as 0.95/0.85"
         ) from error

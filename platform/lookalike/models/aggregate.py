@@ -19,6 +19,18 @@ from lookalike.models.blocks import NORM_EPS, Block, LayerStack, take
 KINDS = ("last_layer", "layer_mean", "single_lap", "dla")
 
 
+class WeightedSum(nn.Module):
+    """A signed weight for each layer, without softmax: at first their mean."""
+
+    def __init__(self, num_layers: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.full((1, num_layers), 1 / num_layers))
+
+    def forward(self, layers: Tensor) -> Tensor:
+        """``[B, N, D]`` → ``[B, D]``."""
+        return (layers * self.weight.view(-1, 1)).sum(dim=1)
+
+
 class LayerPooling(nn.Module):
     """LAP's first half: for each token, self-attention over its layers, then a signed weighted sum of them."""
 
@@ -26,8 +38,7 @@ class LayerPooling(nn.Module):
         super().__init__()
         self.stack = LayerStack(num_layers, mllm_width, width)
         self.blocks = nn.ModuleList(Block(width, head_dim) for _ in range(num_blocks))
-        self.collapse = nn.Linear(num_layers, 1, bias=False)  # no softmax: learned weights come out signed
-        nn.init.constant_(self.collapse.weight, 1 / num_layers)
+        self.collapse = WeightedSum(num_layers)
 
     def forward(self, layers: Sequence[Tensor], index: Tensor | None = None) -> Tensor:
         """N tensors ``[B, L, C]`` and which tokens to read, ``[B, S]`` (by default all) → ``[B, S, D]``."""
@@ -35,7 +46,7 @@ class LayerPooling(nn.Module):
         tokens = stacked.flatten(0, 1)  # BS N D: every token attends over its own layers
         for block in self.blocks:
             tokens = block(tokens)
-        return self.collapse(tokens.transpose(1, 2)).view(*stacked.shape[:2], -1)  # type: ignore[no-any-return]
+        return self.collapse(tokens).view(*stacked.shape[:2], -1)  # type: ignore[no-any-return]
 
 
 class LastLayer(nn.Module):

@@ -46,8 +46,12 @@ class Batch:
         return int(self.image_mask[0].sum()) if len(self) else 0
 
     def to(self, device: torch.device | str) -> "Batch":
-        """The same batch on ``device``."""
-        return self._map(lambda value: value.to(device))
+        """The same batch on ``device``; a pinned one travels to a GPU while the host goes on."""
+        return self._map(lambda value: value.to(device, non_blocking=torch.device(device).type == "cuda"))
+
+    def pin_memory(self) -> "Batch":
+        """The same batch in page-locked memory of the host."""
+        return self._map(lambda value: value.pin_memory())
 
     def rows(self, index: Sequence[int] | Tensor) -> "Batch":
         """Those rows, in that order."""

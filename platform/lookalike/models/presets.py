@@ -152,6 +152,10 @@ class Preset:
     """Layer aggregation and bridge."""
     references: ReferenceConfig
     """Identity tokens."""
+    stages: str = "paper"
+    """Which condition a step of denoising sees, as :func:`~lookalike.diffusion.stages.stages_of` reads it, where nobody
+    says otherwise. The paper's thresholds are noise levels of its resolution: with fewer tokens, whose noise levels are
+    shifted less, few steps lie between them."""
     lora: LoraConfig | None = None
     """LoRA of the base training; null trains the DiT itself."""
     notice: str | None = None

@@ -87,7 +87,7 @@ class LatentCache:
         self._latents: OrderedDict[bytes, Tensor] = OrderedDict()
 
     def encode(self, vae: Any, images: Tensor) -> Tensor:
-        """As :func:`encode`: uint8 ``[B, 3, H, W]`` → ``[B, T, C]``. One cache serves one VAE."""
+        """As :func:`encode`: uint8 ``[B, 3, H, W]`` → ``[B, T, C]``, where the images are. One cache serves one VAE."""
         header = repr(tuple(images.shape[1:])).encode()
         keys = [hashlib.sha256(header + image.tobytes()).digest() for image in images.cpu().numpy()]
         wanted: dict[bytes, Tensor] = {}
@@ -101,7 +101,7 @@ class LatentCache:
             self._bytes += latents.nbytes
         while self._bytes > self._capacity:
             self._bytes -= self._latents.popitem(last=False)[1].nbytes
-        return torch.stack([wanted[key] for key in keys]).to(vae.device)
+        return torch.stack([wanted[key] for key in keys]).to(images.device)
 
     def _computed(self, vae: Any, images: Tensor) -> Iterator[Tensor]:
         size = 1 if vae.device.type == "cpu" else _ENCODED_AT_ONCE

@@ -17,18 +17,29 @@ class StepClock:
     def __init__(self, device: torch.device | None = None) -> None:
         self._gpu = device if device is not None and device.type == "cuda" else None
         self._seconds: dict[str, float] = defaultdict(float)
+        self._events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
 
     @contextmanager
     def measure(self, name: str) -> Iterator[None]:
-        """Add the seconds of the body to ``name``. On a GPU it waits for what the body has queued."""
-        started = time.perf_counter()
+        """Add the seconds of the body to ``name``. On a GPU those between its first and its last queued work: nobody
+        waits for them before they are taken."""
+        if self._gpu is None:
+            started = time.perf_counter()
+            yield
+            self._seconds[name] += time.perf_counter() - started
+            return
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record(torch.cuda.current_stream(self._gpu))
         yield
-        if self._gpu is not None:
-            torch.cuda.synchronize(self._gpu)
-        self._seconds[name] += time.perf_counter() - started
+        end.record(torch.cuda.current_stream(self._gpu))
+        self._events.append((name, begin, end))
 
     def take(self, *names: str) -> list[float]:
         """Seconds of each name since they were last taken."""
+        for name, begin, end in self._events:
+            end.synchronize()
+            self._seconds[name] += begin.elapsed_time(end) / 1000
+        self._events.clear()
         return [self._seconds.pop(name, 0.0) for name in names]
 
     def peak_memory_gb(self) -> float:

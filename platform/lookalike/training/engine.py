@@ -45,7 +45,7 @@ class Engine(Protocol):
 def build_optimizer(
     parameters: list[nn.Parameter], config: OptimizerConfig, *, fused: bool = False
 ) -> torch.optim.AdamW:
-    """AdamW at learning rate 0; the loop sets the rate before each step; ``fused`` is one kernel, for hosts."""
+    """AdamW at learning rate 0; the loop sets the rate before each step; ``fused`` is one kernel for all."""
     return torch.optim.AdamW(
         parameters, lr=0.0, betas=config.betas, eps=config.epsilon, weight_decay=config.weight_decay, fused=fused
     )
@@ -62,7 +62,7 @@ def kept_by_optimizer(ema: EmaConfig) -> tuple[str, ...]:
 def fresh_state(weights: Tensor, kept: tuple[str, ...], steps: int = 0) -> dict[str, Tensor]:
     """AdamW's state after ``steps`` steps, as torch would make it in its first one, and the average at ``weights``."""
     moments = {key: weights.detach().clone() if key == AVERAGE else torch.zeros_like(weights) for key in kept}
-    return {"step": torch.tensor(float(steps)), **moments}
+    return {"step": torch.tensor(float(steps), device=weights.device), **moments}
 
 
 def state_keys(names: list[str], kept: tuple[str, ...]) -> list[str]:
@@ -95,7 +95,8 @@ class PlainEngine:
         self._accumulation = accumulation
         self._ema = ema or EmaConfig()
         self._kept = kept_by_optimizer(self._ema)
-        self._optimizer = build_optimizer(list(trainable.values()), optimizer)
+        on_gpu = next(iter(trainable.values())).is_cuda
+        self._optimizer = build_optimizer(list(trainable.values()), optimizer, fused=on_gpu)
         self._steps = 0
         for parameter in trainable.values():
             self._optimizer.state[parameter] = fresh_state(parameter, self._kept)
@@ -139,7 +140,7 @@ class PlainEngine:
         self._compute_with(tensors[f"{MASTER}/{name}"] for name in self._named)
         for name, parameter in self._named.items():
             self._optimizer.state[parameter] = {
-                "step": torch.tensor(float(optimizer_steps)),
+                "step": torch.tensor(float(optimizer_steps), device=parameter.device),
                 **{key: tensors[f"{key}/{name}"].to(parameter.device, copy=True) for key in self._kept},
             }
 
@@ -152,9 +153,9 @@ class PlainEngine:
 @torch.no_grad()
 def update_average(optimizer: torch.optim.Optimizer, ema: EmaConfig, steps: int) -> None:
     """Move the average of whatever ``optimizer`` steps (under ZeRO-3 this rank's partitions) towards its weights."""
-    if ema.decay is not None:
-        for weights, state in optimizer.state.items():
-            state[AVERAGE].lerp_(weights, 1 - ema.decay_after(steps))
+    if ema.decay is not None and optimizer.state:
+        averages = [state[AVERAGE] for state in optimizer.state.values()]
+        torch._foreach_lerp_(averages, list(optimizer.state), 1 - ema.decay_after(steps))
 
 
 def _copy(tensor: Tensor) -> Tensor:

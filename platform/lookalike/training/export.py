@@ -29,7 +29,8 @@ from lookalike.training.bundles import (
 from lookalike.training.config import TrainConfig
 from lookalike.training.engine import MOMENTS
 
-_TOLERANCE = 1e-3  # of weights and outputs; float16 has 11 significant bits
+_TOLERANCE = 1e-3  # of weights; float16 has 11 significant bits
+_OUTPUT_TOLERANCE = {"float32": 1e-3, "float16": 1e-2}  # rounded weights add up: 1.6e-3 was seen in `mini`
 
 
 def adapter_of(config: TrainConfig) -> LoraConfig | None:
@@ -74,7 +75,7 @@ def export_bundle(config: TrainConfig, store: Store, step: int) -> BundleReferen
             shutil.copytree(initial, folder, dirs_exist_ok=True)
         expected = _save_trained(config, initial, weights, folder)
         bundles.write_manifest(folder, preset, base)
-        _verify(folder, initial if base else None, weights, expected, merged=config.export_lora == "merged")
+        _verify(config, folder, initial if base else None, weights, expected)
         upload_bundle(folder, target)
     return reference(target.uri)
 
@@ -140,21 +141,23 @@ def _output(model: SubjectModel) -> Tensor:
     return model.denoise(noisy, torch.tensor([0.5]), context, references)
 
 
-def _verify(folder: Path, base: Path | None, weights: Mapping[str, Tensor], expected: Tensor, *, merged: bool) -> None:
+def _verify(
+    config: TrainConfig, folder: Path, base: Path | None, weights: Mapping[str, Tensor], expected: Tensor
+) -> None:
     """Read the bundle back as a user would: every tensor there and no other, with the values and outputs of what was
     trained."""
     bundles.verify(folder)
     model = SubjectModel.from_bundle(folder, base)
     found = dict(model.named_parameters())
     for name, value in weights.items():
-        if merged and ".lora_" in name:
+        if config.export_lora == "merged" and ".lora_" in name:
             continue
         if name not in found:
             raise LookalikeError("a trained tensor is missing in the export", value=name, fix="report this as a bug")
         if not torch.allclose(found[name].float(), value, rtol=_TOLERANCE, atol=1e-5):
             raise LookalikeError("a trained tensor has other values in the export", value=name, fix="report this")
     difference, size = float((_output(model) - expected).norm()), float(expected.norm())
-    if not difference <= _TOLERANCE * size:
+    if not difference <= _OUTPUT_TOLERANCE[config.export_dtype] * size:
         raise LookalikeError(
             f"the exported model computes something else than the trained one: {difference:.1e} of {size:.1e}",
             fix="report this as a bug",

@@ -118,7 +118,8 @@ class Loop:
 
         Seconds of validation and of checkpoints are those since the step before.
         """
-        started, loss_sum, tokens, flops = time.perf_counter(), 0.0, 0, 0.0
+        started, tokens, flops = time.perf_counter(), 0, 0.0
+        parts: list[Tensor] = []
         measure = self.clock.measure
         epoch = self.plan.epoch_of(step)
         real_samples = int((self.plan.slots(step) >= 0).sum())
@@ -132,30 +133,31 @@ class Loop:
                 tokens, flops = tokens + work[0], flops + work[1]
             with measure("forward"):
                 losses = self.objective(columns, stage, epoch)
-                weighted = (losses * losses.new_tensor(columns["weight"])).sum()
+                weighted = (losses * torch.from_numpy(columns["weight"]).to(losses.device, non_blocking=True)).sum()
             with measure("backward"):
                 # DeepSpeed and PlainEngine average over micro batches and ranks; padding slots must not count.
                 self.engine.accumulate(weighted * (accumulation * self.rank.count / real_samples))
-            loss_sum += float(weighted.detach())
+            parts.append(weighted.detach())
             learned = columns["sample_id"][columns["weight"] > 0].tolist()
             log.debug("step %d learns from %s", step, json.dumps(learned))
             sample_ids += learned
         with measure("optimizer"):
             gradient_norm = self.engine.finish_step()
         self.ledger.add(step, epoch, sample_ids)
+        loss_sum = float(torch.stack(parts).double().sum())  # not before all is queued: reading it waits for a GPU
         loss_sum, stop, tokens_sum, flops_sum = self.rank.sum(loss_sum, float(asked_to_stop), tokens, flops)
         loss = loss_sum / real_samples
         if not np.isfinite(gradient_norm) or not abs(loss) <= self.config.safety.max_loss:
             self._give_up(stage, step, loss, gradient_norm)
         seconds = time.perf_counter() - started
-        parts = dict(zip(_PARTS, self.clock.take(*_PARTS), strict=True))
+        spent = dict(zip(_PARTS, self.clock.take(*_PARTS), strict=True))
         figures: dict[str, Any] = {
             "loss": loss,
             "gradient_norm": gradient_norm,
             "images_per_second": real_samples / seconds,
-            "data_wait_share": parts["data_wait"] / seconds,
+            "data_wait_share": spent["data_wait"] / seconds,
             "step_seconds": seconds,
-            **{f"{part}_seconds": spent for part, spent in parts.items()},
+            **{f"{part}_seconds": taken for part, taken in spent.items()},
             "peak_memory_gb": self.clock.peak_memory_gb(),
         }
         if self.workload is not None:

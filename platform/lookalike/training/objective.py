@@ -8,9 +8,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from lookalike.diffusion.flow import FlowConfig, noise_levels
-from lookalike.diffusion.objective import denoising_loss
-from lookalike.models.batch import to_batch
+from lookalike.diffusion.flow import Draw, FlowConfig, draw, noise_levels
+from lookalike.diffusion.objective import denoising_loss, with_latents
+from lookalike.models.batch import Batch, to_batch
 from lookalike.models.vae import LatentCache, token_grid
 from lookalike.training.config import DropoutConfig, StageConfig
 
@@ -34,19 +34,40 @@ class DenoisingObjective:
 
     def __call__(self, columns: Columns, stage: StageConfig, epoch: int) -> Tensor:
         """Training loss of each sample, float32 ``[B]``."""
+        prepared = columns if isinstance(columns, PreparedColumns) else None
         return denoising_loss(
             self.model,
             self.vae,
-            to_batch(columns).to(self.device),
+            (to_batch(columns) if prepared is None else prepared.batch).to(self.device),
             sample_ids=columns["sample_id"].tolist(),
             seed=(self.seed, epoch),
             flow=self.flow,
             cache=self.cache,
+            drawn=None if prepared is None else prepared.drawn,
             use_mllm=True,
-            use_references=stage.conditions == "mllm+references",
+            use_references=_sees_references(stage),
             dropout_mllm=self.dropout.mllm,
             dropout_references=self.dropout.references,
         )
+
+    def prepare(self, columns: Columns, stage: StageConfig, epoch: int) -> "PreparedColumns":
+        """The host's share of such a call, for a GPU that computes the step before meanwhile: latents and noise."""
+        batch = with_latents(to_batch(columns), self.vae, self.cache, references=_sees_references(stage))
+        assert batch.target_latents is not None
+        tokens, channels = batch.target_latents.shape[1:]
+        drawn = draw(columns["sample_id"].tolist(), (self.seed, epoch), (tokens, channels), self.flow)
+        if self.device.type == "cuda":
+            batch, drawn = batch.pin_memory(), drawn.pin_memory()
+        return PreparedColumns(columns, batch, drawn)
+
+
+class PreparedColumns(dict[str, np.ndarray]):
+    """Columns, and what :meth:`DenoisingObjective.prepare` made of them: on the host, for a GPU in pinned memory."""
+
+    def __init__(self, columns: Columns, batch: Batch, drawn: Draw) -> None:
+        super().__init__(columns)
+        self.batch = batch
+        self.drawn = drawn
 
 
 @dataclass(frozen=True)
@@ -82,7 +103,7 @@ class HeldOutLoss:
                     flow=self.objective.flow,
                     cache=self.objective.cache,
                     use_mllm=True,
-                    use_references=stage.conditions == "mllm+references",
+                    use_references=_sees_references(stage),
                 ).cpu()
                 sums[index] += losses.sum()
                 if chosen is batch:
@@ -109,6 +130,10 @@ class HeldOutLoss:
         rows, cols = token_grid(self.objective.vae, *columns["target"].shape[-2:])
         levels = noise_levels(columns["sample_id"].tolist(), (self.objective.seed,), rows * cols, self.objective.flow)
         return np.minimum((np.array(levels) * _BINS).astype(np.int64), _BINS - 1)
+
+
+def _sees_references(stage: StageConfig) -> bool:
+    return stage.conditions == "mllm+references"
 
 
 def partners_of_other_subjects(subjects: Sequence[str]) -> list[int]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lookalike.diffusion.flow import draw, shift_sigma
-from lookalike.diffusion.stages import NAMED_STAGES, Conditions
+from lookalike.diffusion.stages import PRESET, Conditions, stages_of
 from lookalike.models.batch import to_batch
 from lookalike.models.vae import decode, token_grid
 from lookalike.training.config import ImagesConfig, StageConfig
@@ -28,10 +28,12 @@ class HeldOutImages:
     columns: Columns
     """This rank's samples, as many as every other rank has."""
     config: ImagesConfig
+    stages: str
+    """Of the preset."""
 
     @torch.no_grad()
     def __call__(self, stage: StageConfig) -> npt.NDArray[np.uint8]:
-        """uint8 ``[n, H, W, 3]``: by the paper's stages, or from the MLLM alone where ``stage`` trains that."""
+        """uint8 ``[n, H, W, 3]``: by the preset's stages, or from the MLLM alone where ``stage`` trains that."""
         vae, flow, cache = self.objective.vae, self.objective.flow, self.objective.cache
         batch = to_batch(self.columns).to(self.objective.device)
         assert batch.target is not None
@@ -43,7 +45,7 @@ class HeldOutImages:
         noisy = draw(ids, ("images", self.objective.seed), shape, flow).noise.to(self.objective.device)
         steps = self.config.steps
         sigmas = shift_sigma(torch.linspace(1, 1 / steps, steps), flow.mu(shape[0])).tolist()
-        schedule = NAMED_STAGES["paper" if stage.conditions == "mllm+references" else "mllm_only"]
+        schedule = stages_of(PRESET if stage.conditions == "mllm+references" else "mllm_only", self.stages)
 
         def velocity(seen: Conditions, sigma: float) -> Tensor:
             return self.objective.model(  # type: ignore[no-any-return]

@@ -80,8 +80,8 @@ def test_what_is_missing_is_said(parts, batch) -> None:
 
 # The loss of the first steps from seed 0, by stage. A change here changes what is learned: say why in the commit.
 PINNED = {
-    False: [1.173978, 1.021431, 0.907129, 0.771811, 0.642657, 0.552696],
-    True: [1.173978, 1.021431, 0.907069, 0.771732, 0.639831, 0.560926],
+    False: [1.173978, 1.021431, 0.907129, 0.771811, 0.642925, 0.555621],
+    True: [1.173978, 1.021431, 0.907069, 0.771603, 0.640498, 0.558637],
 }
 
 

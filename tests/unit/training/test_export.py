@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -141,7 +142,7 @@ def test_what_was_written_wrongly_is_found(
     save_file(tensors if factor is None else {**tensors, name: tensor * factor}, folder / DIT_FILE)
     bundles.write_manifest(folder, bundles.read_preset(folder))
     with pytest.raises(LookalikeError, match=said):
-        export._verify(folder, None, weights, export._output(model), merged=False)
+        export._verify(config_of(tmp_path), folder, None, weights, export._output(model))
 
 
 def test_an_export_that_computes_something_else_is_found(base_dir: Path, tmp_path: Path, perturb: Perturb) -> None:
@@ -150,4 +151,4 @@ def test_an_export_that_computes_something_else_is_found(base_dir: Path, tmp_pat
     model = trained(config, base_dir, perturb)
     weights = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
     with pytest.raises(LookalikeError, match="computes something else than the trained one"):
-        export._verify(base_dir, None, weights, export._output(model), merged=True)
+        export._verify(replace(config, export_lora="merged"), base_dir, None, weights, export._output(model))

@@ -71,6 +71,17 @@ def test_held_out_losses_by_noise_level_are_those_of_their_samples(
         assert found[name] == pytest.approx(value, rel=1e-4)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("stage", [BOTH, MLLM])
+def test_columns_prepared_ahead_give_the_same_losses(
+    objective: DenoisingObjective, columns: dict[str, np.ndarray], stage: StageConfig
+) -> None:
+    prepared = objective.prepare(columns, stage, 3)
+    assert prepared["sample_id"].tolist() == IDS
+    assert torch.equal(objective(prepared, stage, 3), objective(columns, stage, 3))
+    assert not torch.equal(objective(prepared, stage, 3), objective(columns, stage, 4))
+
+
 @pytest.mark.parametrize(("stage", "schedule"), [(BOTH, "paper"), (MLLM, "mllm_only")])
 @pytest.mark.parametrize("guidance", [1.0, 2.5])
 def test_images_are_those_of_the_pipeline(
@@ -83,7 +94,7 @@ def test_images_are_those_of_the_pipeline(
     guidance: float,
 ) -> None:
     config = ImagesConfig(count=3, steps=6, guidance=guidance)
-    found = HeldOutImages(objective, columns, config)(stage)
+    found = HeldOutImages(objective, columns, config, "paper")(stage)
     assert objective.model.training
     objective.model.eval()
     pipe = SubjectPipeline.from_pretrained(bundle_dir)

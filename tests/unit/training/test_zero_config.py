@@ -51,7 +51,6 @@ def test_what_deepspeed_refuses_is_told_in_its_words() -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"precision": "bfloat16", "workers": WorkerConfig(num_workers=0)}, "precision=bfloat16 needs DeepSpeed"),
         (
             {"zero": ZeroConfig(offload="optimizer"), "workers": WorkerConfig(num_workers=0)},
             "zero.offload=optimizer needs DeepSpeed",

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from lookalike.diffusion.stages import STAGE_TITLES
 from lookalike.evaluation.metrics import Estimate
 from lookalike.evaluation.scores import Scores
 
@@ -18,12 +19,6 @@ IMAGE_METRICS = {
     "dino_i": "DINO-I",
     "clip_i": "CLIP-I",
     "clip_t": "CLIP-T",
-}
-STAGE_LABELS = {
-    "paper": "staged (τ .95 / .85)",
-    "mllm_only": "MLLM only",
-    "both": "both throughout",
-    "reference_only": "references only",
 }
 
 
@@ -222,7 +217,7 @@ def render(page: Page) -> str:
 def _stage_label(setting: str, main: str) -> str:
     """``"before/mllm_only"`` → ``"before: MLLM only"``."""
     before, name = setting.startswith("before"), setting.removeprefix("before").strip("/") or main
-    return ("before: " if before else "") + STAGE_LABELS.get(name, name)
+    return ("before: " if before else "") + STAGE_TITLES.get(name, name)
 
 
 def number(value: int) -> str:
