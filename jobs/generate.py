@@ -8,13 +8,13 @@ lists them; contact_sheet.png shows references, prompts and images at one look.
       --prompt "a red mug on grass, seen from the left" --prompt "a red mug on snow" --num-images 4 --out ./mug-images
 
   python jobs/generate.py --model file:///runs/toys-1/bundle --reference s3://photos/mug --prompts-file prompts.txt \\
-      --out s3://images/mug --tau1 0.85 --tau2 0.7
+      --out s3://images/mug --stages 0.85/0.7
 
 A personal model is asked for by its customer and subject:
 
   python jobs/generate.py --model models:/acme--mug@champion --reference mug --prompt "a red mug on sand" --out ./acme
 
-The noise levels --tau1 and --tau2 trade text for identity: lower ones follow the prompt more closely. A job that was
+The noise levels of --stages trade text for identity: lower ones follow the prompt more closely. A job that was
 submitted to a cluster runs in another folder: give it absolute paths or URIs.
 """
 

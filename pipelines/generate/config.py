@@ -28,12 +28,10 @@ class GenerateConfig:
     """Denoising steps."""
     guidance_scale: float = 2.5
     """Classifier-free guidance; 1 turns it off."""
-    tau1: float = 0.95
-    """Noise level below which the references' latents join the MLLM's tokens."""
-    tau2: float = 0.85
-    """Noise level below which the MLLM's tokens leave. Lower values of both follow the text more, identity less."""
-    blend: float = 0.0
-    """Width in noise level over which either comes or goes; 0 is the paper's hard stages."""
+    stages: str = "preset"
+    """Which condition a step sees: what the model's preset says, paper, mllm_only, both, reference_only, TAU1/TAU2 or
+    TAU1/TAU2/BLEND: the noise levels below which the references' latents join and the MLLM's tokens leave, and the
+    width over which they come and go. Lower ones follow the text more, identity less."""
     batch_size: int = 8
     """Images made at once."""
     tracking: str | None = None
@@ -42,9 +40,9 @@ class GenerateConfig:
     """Where it runs."""
 
     def __post_init__(self) -> None:
-        from lookalike.diffusion.stages import StageSchedule
+        from lookalike.diffusion.stages import stages_of
 
-        StageSchedule(self.tau1, self.tau2, self.blend)  # refuses stages out of order
+        stages_of(self.stages)  # refuses what is none, and stages out of order
         for name in ("num_images", "steps", "batch_size"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is below 1", value=getattr(self, name), fix="use 1 or more")

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from lookalike.data.images import decode, encode_png
-from lookalike.diffusion.stages import StageSchedule
 from lookalike.storage import open_store
 from pipelines.actors import Columns
 from pipelines.bundles import BundleLocation
@@ -53,7 +52,7 @@ class Generator:
             self._references,
             num_inference_steps=config.steps,
             guidance_scale=config.guidance_scale,
-            stages=StageSchedule(config.tau1, config.tau2, config.blend),
+            stages=config.stages,
             seeds=[request.seed for request in requests],
             output_type="np",
         ).images

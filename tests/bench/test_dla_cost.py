@@ -27,7 +27,8 @@ from tests.bench.measured import keep
 
 STAGES = {"mllm": False, "mllm+references": True}  # of training: whether the DiT sees the references' latents
 BLOCKS, ROUNDS = 2, 3  # blocks of each kind in a slice
-LIMIT = 0.08  # of a step with one reference
+STEPS = {"mllm": 25_000, "mllm+references": 10_000}  # of the paper's training
+LIMIT = 0.08
 DTYPE = torch.bfloat16
 
 pytestmark = pytest.mark.timeout(7200)
@@ -39,19 +40,26 @@ def preset() -> Preset:
 
 
 def test_flops(preset: Preset) -> None:
+    """Of a step of either stage with one reference, and of the mean step of the paper's training with any number."""
     model, record = meta_model(preset), {}
     for references in range(1, preset.references.max_references + 1):
         sample = Sample.of(preset, references)
         own, encoder = aggregator_flops(model, sample, backward=True), mllm_flops(model, sample)
+        whole = 0
         for stage, seen in STAGES.items():
             dit = denoising_flops(model, sample, mllm=True, references=seen, backward=True)
             parts = {"aggregator": own, "mllm": encoder, "transformer": dit}
+            whole += STEPS[stage] * sum(parts.values())
             record[f"{references} references, {stage}"] = {
                 "tflops": {name: round(flops / 1e12, 2) for name, flops in parts.items()},
                 "share": round(own / sum(parts.values()), 4),
             }
+        record[f"{references} references, the paper's training"] = {
+            "share": round(sum(STEPS.values()) * own / whole, 4)
+        }
     keep("dla-cost", record, "flops of a training step")
     assert max(record[f"1 references, {stage}"]["share"] for stage in STAGES) <= LIMIT
+    assert max(found["share"] for name, found in record.items() if name.endswith("training")) <= LIMIT
 
 
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["stored", "checkpointed"])

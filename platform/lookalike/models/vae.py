@@ -1,6 +1,7 @@
 """Images and packed latents: diffusers' AutoencoderKL, scaled and packed as diffusers' Flux pipelines do."""
 
 import hashlib
+import threading
 from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
@@ -78,18 +79,24 @@ class LatentCache:
 
     The VAE always sees the same number of images at once (on a CPU one, on a GPU some, filled up with black ones), so
     that latents, which differ in the last bits with the batch size, depend on nothing but their image, and a resumed
-    run computes the same. The least recently used go first.
+    run computes the same. The least recently used go first. Threads may share one.
     """
 
     def __init__(self, capacity_mib: int = 256) -> None:
         self._capacity = capacity_mib * 2**20
         self._bytes = 0
         self._latents: OrderedDict[bytes, Tensor] = OrderedDict()
+        self._lock = threading.Lock()
 
     def encode(self, vae: Any, images: Tensor) -> Tensor:
         """As :func:`encode`: uint8 ``[B, 3, H, W]`` → ``[B, T, C]``, where the images are. One cache serves one VAE."""
         header = repr(tuple(images.shape[1:])).encode()
         keys = [hashlib.sha256(header + image.tobytes()).digest() for image in images.cpu().numpy()]
+        with self._lock:
+            wanted = self._wanted(vae, images, keys)
+        return torch.stack([wanted[key] for key in keys]).to(images.device)
+
+    def _wanted(self, vae: Any, images: Tensor, keys: list[bytes]) -> dict[bytes, Tensor]:
         wanted: dict[bytes, Tensor] = {}
         for key in keys:
             if key in self._latents:
@@ -101,7 +108,7 @@ class LatentCache:
             self._bytes += latents.nbytes
         while self._bytes > self._capacity:
             self._bytes -= self._latents.popitem(last=False)[1].nbytes
-        return torch.stack([wanted[key] for key in keys]).to(images.device)
+        return wanted
 
     def _computed(self, vae: Any, images: Tensor) -> Iterator[Tensor]:
         size = 1 if vae.device.type == "cpu" else _ENCODED_AT_ONCE
