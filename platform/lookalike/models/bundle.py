@@ -89,10 +89,10 @@ def read_preset(bundle_dir: Path) -> Preset:
 
 
 def bundle_sha256(manifest: dict[str, Any]) -> str:
-    """Identity of a bundle: of its files' hashes, and for a personal one of its base too."""
+    """Identity of a bundle: its files and its preset, which say what it draws, and the base of a personal one."""
     base = manifest["base"]
-    components = manifest["components"]
-    return fingerprint(components if base is None else {"base": base["sha256"], "components": components})
+    identity = {"components": manifest["components"], "preset": manifest["preset"]}
+    return fingerprint(identity if base is None else {"base": base["sha256"], **identity})
 
 
 def latent_identity(manifest: dict[str, Any]) -> dict[str, Any]:

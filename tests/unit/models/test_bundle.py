@@ -258,3 +258,9 @@ def test_an_aggregator_of_another_kind_than_its_source_is_refused(tmp_path) -> N
     other = dataclasses.replace(preset, aggregator=dataclasses.replace(preset.aggregator, kind="single_lap"))
     with pytest.raises(ConfigError, match=r"holds a dla, aggregator\.kind says single_lap"):
         materialise(other, tmp_path / "bundle")
+
+
+def test_a_preset_is_part_of_a_bundles_identity(bundle_dir: Path) -> None:
+    manifest = read_manifest(bundle_dir)
+    preset = {**manifest["preset"], "stages": "both"}
+    assert bundle_sha256({**manifest, "preset": preset}) != bundle_sha256(manifest)
