@@ -26,6 +26,8 @@ class BundleLocation:
     """Where the base of a personal bundle is."""
     max_references: int
     """How many reference images its model reads."""
+    stages: str
+    """By which it draws where nobody says otherwise."""
 
     def open(self) -> "OpenBundle":
         """Its folders on this machine. Raises InputError for another base than the adapter was trained on."""
@@ -74,5 +76,6 @@ def locate_bundle(uri: str, sha256: str | None = None) -> BundleLocation:
             f"the bundle is {found[:12]}, the registry says {sha256[:12]}", value=store.uri, fix="register it again"
         )
     base = manifest["base"]
-    references = int(manifest["preset"]["references"]["max_references"])
-    return BundleLocation(store.uri, found, base["uri"] if base else None, references)
+    preset = manifest["preset"]
+    references = int(preset["references"]["max_references"])
+    return BundleLocation(store.uri, found, base["uri"] if base else None, references, preset.get("stages", "paper"))

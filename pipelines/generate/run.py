@@ -69,7 +69,13 @@ def generate(config: GenerateConfig) -> dict[str, Any]:
             pass
     store.write(SHEET, _contact_sheet(store, config, pixels, requests))
     result = {
-        "model": {"name": model.name, "version": model.version, "bundle_uri": bundle.uri, "sha256": bundle.sha256},
+        "model": {
+            "name": model.name,
+            "version": model.version,
+            "bundle_uri": bundle.uri,
+            "sha256": bundle.sha256,
+            "stages": bundle.stages,
+        },
         "references": [uri for uri, _ in references],
         "images": [asdict(request) for request in requests],
         "config": configs.to_dict(config),

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lookalike.data.images import decode, encode_png
+from lookalike.diffusion.stages import PRESET
 from lookalike.storage import open_store
 from pipelines.actors import Columns
 from pipelines.bundles import BundleLocation
@@ -67,6 +68,7 @@ class Generator:
                         "seed": str(request.seed),
                         "model": work.model,
                         "bundle_sha256": work.bundle.sha256,
+                        "stages": work.bundle.stages if config.stages == PRESET else config.stages,
                         "Software": "lookalike",
                     },
                 ),

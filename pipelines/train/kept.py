@@ -3,6 +3,7 @@
 They come in the same order and with the same values as through Ray Data, and no Ray is needed.
 """
 
+import logging
 import multiprocessing
 import os
 from collections.abc import Iterator
@@ -19,6 +20,9 @@ from pipelines.train.samples import Columns, TripletSource, prepare
 _CHUNK = 16  # samples that a thread prepares at a time
 _MANY = 4096  # samples that are worth processes of their own
 _CHUNK_OF_MANY = 64
+_TOLD_EVERY = 8192
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -39,15 +43,18 @@ class KeptSamples:
         columns = {name: values.take(rows, axis=0) for name, values in self._columns.items()}
         return {**columns, "weight": (indices != PADDING).astype(np.float32)}
 
-    def learn(self, rows: npt.NDArray[np.int64]) -> None:
-        """Prepare those of ``rows`` that are not known yet; many at once in processes, which share no lock."""
+    def learn(self, rows: npt.NDArray[np.int64], processes: int = 1) -> None:
+        """Prepare those of ``rows`` that are not known yet; many at once in so many processes, which share no lock.
+
+        Those import the main module again, which therefore has to guard what it runs (``if __name__ == …``).
+        """
         rows = np.unique(rows[~self._known[rows]])
         many = len(rows) >= _MANY
         size = _CHUNK_OF_MANY if many else _CHUNK
         chunks = [rows[first : first + size] for first in range(0, len(rows), size)]
         executor: Executor
         if many:
-            executor = ProcessPoolExecutor(os.cpu_count(), mp_context=multiprocessing.get_context("spawn"))
+            executor = ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn"))
         else:
             executor = ThreadPoolExecutor(os.cpu_count())
         with executor:
@@ -55,7 +62,9 @@ class KeptSamples:
             for chunk, columns in zip(chunks, prepared, strict=True):
                 for name, values in columns.items():
                     self._column(name, values)[chunk] = values
-        self._known[rows] = True
+                self._known[chunk] = True
+                if many and (done := int(self._known.sum())) % _TOLD_EVERY < len(chunk):
+                    log.info("%d of %d samples are prepared", done, self._rows)
 
     def _column(self, name: str, like: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
         if name not in self._columns:
@@ -72,7 +81,7 @@ def kept_batches(
     epoch = steps[: plan.steps_per_epoch]
     if len(epoch) * plan.batch_size >= _MANY * world_size:
         due = np.concatenate([plan.rank_slots(step, rank, world_size, batch_size) for step in epoch])
-        kept.learn(due[due != PADDING])
+        kept.learn(due[due != PADDING], max(1, len(os.sched_getaffinity(0)) // world_size))
     slots = (plan.rank_slots(step, rank, world_size, batch_size) for step in steps)
     for step, columns in zip(steps, ahead(kept.take(part) for part in slots), strict=True):
         for first in range(0, len(columns["weight"]), batch_size):

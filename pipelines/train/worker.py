@@ -44,7 +44,7 @@ def run_rank(settings: WorkerSettings, rank: Rank | None = None) -> None:
 
     Raises what :meth:`Loop.run` raises.
     """
-    config = settings.config
+    config, plain = settings.config, rank is None
     device = torch.device("cuda", torch.cuda.current_device()) if config.workers.use_gpu else torch.device("cpu")
     if not config.workers.use_gpu:
         torch.set_num_threads(config.workers.threads_per_worker)
@@ -65,7 +65,7 @@ def run_rank(settings: WorkerSettings, rank: Rank | None = None) -> None:
         engine.model, load_vae(bundle).to(device), FlowConfig.from_bundle(bundle), config.dropout, config.seed, device
     )
     workload = _workload(settings, device)
-    if device.type == "cuda":
+    if plain and device.type == "cuda":
         batches = _prepared_ahead(batches, objective, settings)
     with (
         open_tracker(
@@ -124,11 +124,7 @@ def _engine(settings: WorkerSettings, device: torch.device, rank: Rank | None) -
             config=config,
         )
     model = SubjectModel.from_bundle(bundle).to(device)
-    if config.precision != "float32":
-        half = torch.autocast(device.type, getattr(torch, config.precision))
-        model.forward = half(model.forward)  # type: ignore[method-assign]
-        torch.backends.cuda.enable_cudnn_sdp(False)  # without it bfloat16 was trained on an H200; with it, not tried
-    return PlainEngine(model, select(model), config.optimizer, config.accumulation(1), config.ema)
+    return PlainEngine(model, select(model), config.optimizer, config.accumulation(1), config.ema, config.precision)
 
 
 def _batches(settings: WorkerSettings, first_step: int, rank: Rank) -> Iterator[Columns]:
@@ -159,6 +155,7 @@ def _prepared_ahead(
     stream = torch.cuda.Stream()
 
     def prepared() -> Iterator[Columns]:
+        torch.cuda.set_device(objective.device)  # a thread begins on the first one
         for columns in batches:
             step = int(columns["step"][0])
             stage = stage_at(settings.config.stages, step)[1]

@@ -229,6 +229,11 @@ def _request(bundle: Path, photos: Path, out: Path) -> GenerateConfig:
     )
 
 
+def test_stages_that_are_none_are_refused_before_anything_starts(bundle: Path, photos: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="stages out of order"):
+        dataclasses.replace(_request(bundle, photos, tmp_path), stages="0.5/0.9")
+
+
 def test_images_carry_where_they_come_from_and_a_killed_request_makes_what_is_missing(
     bundle: Path, photos: Path, tmp_path: Path
 ) -> None:
@@ -245,6 +250,7 @@ def test_images_carry_where_they_come_from_and_a_killed_request_makes_what_is_mi
             assert picture.text["prompt"] == image["prompt"]  # type: ignore[attr-defined]
             assert picture.text["seed"] == str(image["seed"])  # type: ignore[attr-defined]
             assert picture.text["bundle_sha256"] == listed["model"]["sha256"]  # type: ignore[attr-defined]
+            assert picture.text["stages"] == listed["model"]["stages"] == "0.95/0.5"  # type: ignore[attr-defined]
     assert [uri.rsplit("/", 1)[1] for uri in listed["references"]] == ["00.jpg", "01.jpg"]
     assert Image.open(tmp_path / "contact_sheet.png").width > 600
 

@@ -163,7 +163,7 @@ def test_a_plain_process_trains_in_half_precision(dataset: str, plain: Path, tmp
 def test_two_ranks_get_their_slots_from_memory(
     dataset: str, plain: Path, many: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """``many=1``: every sample was prepared in a process of its own before the first step."""
+    """``many=1``: the epoch was prepared in other processes before the first step."""
     monkeypatch.setattr(kept, "_MANY", many)
     source = TripletSource(f"{dataset}/v0001", "train", f"{plain}/initial")
     plan = EpochPlan(source.table().num_rows, 4, seed=0)

@@ -137,8 +137,10 @@ def stages_of(value: Stages | str, preset: str = "paper") -> Stages:
     """
     if not isinstance(value, str):
         return value
+    names = [PRESET, *NAMED_STAGES]
     if value == PRESET:
         value = preset
+        names.remove(PRESET)
     if value in NAMED_STAGES:
         return NAMED_STAGES[value]
     parts = value.split("/")
@@ -147,8 +149,7 @@ def stages_of(value: Stages | str, preset: str = "paper") -> Stages:
             raise ValueError("two or three numbers")
         numbers = [float(part) for part in parts]
     except ValueError as error:
-        names = ", ".join((PRESET, *NAMED_STAGES))
         raise ConfigError(
-            "unknown stages", value=value, fix=f"use one of {names}, or TAU1/TAU2[/BLEND] such as 0.95/0.85"
+            "unknown stages", value=value, fix=f"use one of {', '.join(names)}, or TAU1/TAU2[/BLEND] such as 0.95/0.85"
         ) from error
     return StageSchedule(*numbers)

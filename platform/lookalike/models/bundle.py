@@ -17,6 +17,7 @@ from lookalike.errors import InputError
 from lookalike.models.presets import Preset, preset_from_dict
 
 FORMAT = 1
+_PROVENANCE = ("source", "revision", "licence", "config", "vocabulary")  # of the MLLM: its files tell
 MANIFEST = "bundle.json"
 ADAPTER = "transformer_lora"
 COMPONENTS = ("mllm", "vae", "transformer", "scheduler", "aggregator")
@@ -89,10 +90,16 @@ def read_preset(bundle_dir: Path) -> Preset:
 
 
 def bundle_sha256(manifest: dict[str, Any]) -> str:
-    """Identity of a bundle: its files and its preset, which say what it draws, and the base of a personal one."""
-    base = manifest["base"]
-    identity = {"components": manifest["components"], "preset": manifest["preset"]}
-    return fingerprint(identity if base is None else {"base": base["sha256"], **identity})
+    """Identity of a bundle: its files and what its preset says of drawing, and the base of a personal one.
+
+    Bundles from before presets had stages keep the identity of before, which was that of their files.
+    """
+    base, preset, components = manifest["base"], manifest["preset"], manifest["components"]
+    if "stages" in preset:
+        drawing: dict[str, Any] = {name: preset[name] for name in ("height", "width", "references", "stages")}
+        drawing["mllm"] = {name: value for name, value in preset["mllm"].items() if name not in _PROVENANCE}
+        return fingerprint({"base": base and base["sha256"], "components": components, "drawing": drawing})
+    return fingerprint(components if base is None else {"base": base["sha256"], "components": components})
 
 
 def latent_identity(manifest: dict[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from lookalike.diffusion.stages import stages_of
 from lookalike.errors import InputError
 from lookalike.models import bundle as bundles
 from lookalike.models.presets import check_lora, load_preset
@@ -30,8 +31,9 @@ def initial_bundle(config: TrainConfig, store: Store) -> BundleReference:
 
     Raises:
         InputError: a base that is incomplete, personal, of another preset, or with a LoRA that is not merged.
-        ConfigError: a LoRA rank above the attention width; an unknown preset.
+        ConfigError: a LoRA rank above the attention width; an unknown preset, or one whose stages are none.
     """
+    stages_of(load_preset(config.preset).stages)
     if config.base is not None:
         found = reference(config.base)
         base = local_bundle(config.base)

@@ -21,8 +21,8 @@ class StepClock:
 
     @contextmanager
     def measure(self, name: str) -> Iterator[None]:
-        """Add the seconds of the body to ``name``. On a GPU those between its first and its last queued work: nobody
-        waits for them before they are taken."""
+        """Add the seconds of the body to ``name``. On a GPU those from the end of what was queued before it to the end
+        of what it queues: nobody waits for them before they are taken."""
         if self._gpu is None:
             started = time.perf_counter()
             yield

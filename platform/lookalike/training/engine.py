@@ -2,12 +2,12 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from lookalike.training.config import EmaConfig, OptimizerConfig
+from lookalike.training.config import EmaConfig, OptimizerConfig, Precision
 
 MASTER, AVERAGE = "master", "ema"
 MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's state by torch's names
@@ -59,10 +59,15 @@ def kept_by_optimizer(ema: EmaConfig) -> tuple[str, ...]:
     return MOMENTS if ema.decay is None else (*MOMENTS, AVERAGE)
 
 
-def fresh_state(weights: Tensor, kept: tuple[str, ...], steps: int = 0) -> dict[str, Tensor]:
+def fresh_state(weights: Tensor, kept: tuple[str, ...], steps: int = 0, *, fused: bool = False) -> dict[str, Tensor]:
     """AdamW's state after ``steps`` steps, as torch would make it in its first one, and the average at ``weights``."""
     moments = {key: weights.detach().clone() if key == AVERAGE else torch.zeros_like(weights) for key in kept}
-    return {"step": torch.tensor(float(steps), device=weights.device), **moments}
+    return {"step": _step(weights, steps, fused=fused), **moments}
+
+
+def _step(weights: Tensor, steps: int, *, fused: bool) -> Tensor:
+    """AdamW counts on the host, and where ``fused`` beside the weights."""
+    return torch.tensor(float(steps), device=weights.device if fused else None)
 
 
 def state_keys(names: list[str], kept: tuple[str, ...]) -> list[str]:
@@ -78,6 +83,22 @@ def check_keys(expected: list[str], found: Mapping[str, Tensor]) -> None:
         raise KeyError(f"the checkpoint holds {len(extra)} tensors of another model, the first is {extra[0]}")
 
 
+class _Autocast(nn.Module):
+    """A model whose passes are in half precision while its weights stay as they are."""
+
+    def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.model = model
+        self.dtype = dtype
+        # Bfloat16 was trained on an H200 without cuDNN's attention; with it was not tried again after a backward pass
+        # had failed, for which a matrix product with one column may be to blame, too.
+        torch.backends.cuda.enable_cudnn_sdp(False)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        with torch.autocast(next(self.model.parameters()).device.type, self.dtype):
+            return self.model(*args, **kwargs)  # type: ignore[no-any-return]
+
+
 class PlainEngine:
     """One process: PyTorch's own optimizer and clipping, the reference that ZeRO-3 is compared with."""
 
@@ -88,18 +109,19 @@ class PlainEngine:
         optimizer: OptimizerConfig,
         accumulation: int,
         ema: EmaConfig | None = None,
+        precision: Precision = "float32",
     ) -> None:
-        self.model = model
+        self.model = model if precision == "float32" else _Autocast(model, getattr(torch, precision))
         self._named = trainable
         self._max_grad_norm = optimizer.max_grad_norm
         self._accumulation = accumulation
         self._ema = ema or EmaConfig()
         self._kept = kept_by_optimizer(self._ema)
-        on_gpu = next(iter(trainable.values())).is_cuda
-        self._optimizer = build_optimizer(list(trainable.values()), optimizer, fused=on_gpu)
+        self._fused = next(iter(trainable.values())).is_cuda
+        self._optimizer = build_optimizer(list(trainable.values()), optimizer, fused=self._fused)
         self._steps = 0
         for parameter in trainable.values():
-            self._optimizer.state[parameter] = fresh_state(parameter, self._kept)
+            self._optimizer.state[parameter] = fresh_state(parameter, self._kept, fused=self._fused)
 
     def accumulate(self, loss: Tensor) -> None:
         (loss / self._accumulation).backward()
@@ -140,7 +162,7 @@ class PlainEngine:
         self._compute_with(tensors[f"{MASTER}/{name}"] for name in self._named)
         for name, parameter in self._named.items():
             self._optimizer.state[parameter] = {
-                "step": torch.tensor(float(optimizer_steps), device=parameter.device),
+                "step": _step(parameter, optimizer_steps, fused=self._fused),
                 **{key: tensors[f"{key}/{name}"].to(parameter.device, copy=True) for key in self._kept},
             }
 

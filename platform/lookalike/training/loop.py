@@ -133,7 +133,7 @@ class Loop:
                 tokens, flops = tokens + work[0], flops + work[1]
             with measure("forward"):
                 losses = self.objective(columns, stage, epoch)
-                weighted = (losses * torch.from_numpy(columns["weight"]).to(losses.device, non_blocking=True)).sum()
+                weighted = (losses * torch.tensor(columns["weight"]).to(losses.device, non_blocking=True)).sum()
             with measure("backward"):
                 # DeepSpeed and PlainEngine average over micro batches and ranks; padding slots must not count.
                 self.engine.accumulate(weighted * (accumulation * self.rank.count / real_samples))

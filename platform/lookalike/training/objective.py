@@ -35,6 +35,7 @@ class DenoisingObjective:
     def __call__(self, columns: Columns, stage: StageConfig, epoch: int) -> Tensor:
         """Training loss of each sample, float32 ``[B]``."""
         prepared = columns if isinstance(columns, PreparedColumns) else None
+        assert prepared is None or prepared.of == (stage, epoch)
         return denoising_loss(
             self.model,
             self.vae,
@@ -58,16 +59,17 @@ class DenoisingObjective:
         drawn = draw(columns["sample_id"].tolist(), (self.seed, epoch), (tokens, channels), self.flow)
         if self.device.type == "cuda":
             batch, drawn = batch.pin_memory(), drawn.pin_memory()
-        return PreparedColumns(columns, batch, drawn)
+        return PreparedColumns(columns, batch, drawn, of=(stage, epoch))
 
 
 class PreparedColumns(dict[str, np.ndarray]):
     """Columns, and what :meth:`DenoisingObjective.prepare` made of them: on the host, for a GPU in pinned memory."""
 
-    def __init__(self, columns: Columns, batch: Batch, drawn: Draw) -> None:
+    def __init__(self, columns: Columns, batch: Batch, drawn: Draw, of: tuple[StageConfig, int]) -> None:
         super().__init__(columns)
         self.batch = batch
         self.drawn = drawn
+        self.of = of
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,8 @@ _NOTHING = Conditions(mllm=0, references=0)
 class HeldOutImages:
     """Draws the same samples from the same noise each time. A collective: every rank runs the same modules.
 
-    Under ZeRO-3 a part of the model cannot be called alone, so each step is a whole forward pass, the MLLM's too.
+    Under ZeRO-3 a part of the model cannot be called alone, so each step is a whole forward pass, the MLLM's too. Of
+    stages that blend, a condition with any weight is seen whole.
     """
 
     objective: DenoisingObjective

@@ -45,6 +45,16 @@ def test_the_same_seed_is_the_same_image_in_any_batch(pipe, photos) -> None:
     assert (together[2] - together[3]).abs().max() > 0.1
 
 
+def test_a_bundle_is_drawn_by_its_presets_stages(pipe, photos) -> None:
+    own = pipe.preprocessor.preset.stages
+    assert own != "paper"
+    assert pipe.plan(num_inference_steps=25) == pipe.plan(own, 25) != pipe.plan("paper", 25)
+    options = {"num_inference_steps": 8, "seeds": [3], "output_type": "latent"}
+    expected = pipe("a mug", photos[:1], stages=own, **options).images
+    assert torch.equal(pipe("a mug", photos[:1], **options).images, expected)
+    assert not torch.equal(pipe("a mug", photos[:1], stages="paper", **options).images, expected)
+
+
 def test_a_stage_computes_only_what_it_uses(pipe, photos, monkeypatch) -> None:
     calls = {"mllm": 0, "vae": 0, "lengths": []}
     forward, encode, flux = pipe.mllm.forward, pipe.vae.encode, pipe.transformer.forward

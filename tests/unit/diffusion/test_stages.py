@@ -6,6 +6,7 @@ from matplotlib.figure import Figure
 from lookalike.diffusion.flow import FlowConfig, shift_sigma
 from lookalike.diffusion.stages import NAMED_STAGES, Conditions, Plan, StageSchedule, stages_of
 from lookalike.errors import ConfigError
+from lookalike.models.presets import list_presets, load_preset
 
 
 def test_the_papers_plan_at_512_pixels_is_3_4_18() -> None:
@@ -71,6 +72,18 @@ def test_text_forms() -> None:
     for bad in ("0.95", "early", "a/b", "0.9/0.8/0.1/0.1"):
         with pytest.raises(ConfigError, match="unknown stages"):
             stages_of(bad)
+
+
+def test_a_presets_stages_go_by_the_name_preset() -> None:
+    assert stages_of("preset", "0.9/0.4") == StageSchedule(0.9, 0.4)
+    assert stages_of("both", "0.9/0.4") == NAMED_STAGES["both"]
+    with pytest.raises(ConfigError, match=r"unknown stages.*use one of paper"):
+        stages_of("preset", "preset")
+
+
+@pytest.mark.parametrize("name", list_presets())
+def test_shipped_presets_have_stages(name: str) -> None:
+    assert isinstance(stages_of("preset", load_preset(name).stages), StageSchedule)
 
 
 def test_stages_out_of_order_are_refused() -> None:

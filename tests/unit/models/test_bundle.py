@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from lookalike.config import fingerprint
 from lookalike.errors import ConfigError, InputError
 from lookalike.models.adapters import adapter_names, load_lora, save_lora
 from lookalike.models.bundle import (
@@ -260,7 +261,24 @@ def test_an_aggregator_of_another_kind_than_its_source_is_refused(tmp_path) -> N
         materialise(other, tmp_path / "bundle")
 
 
-def test_a_preset_is_part_of_a_bundles_identity(bundle_dir: Path) -> None:
+@pytest.mark.parametrize(
+    ("change", "same"),
+    [
+        ({"stages": "both"}, False),
+        ({"height": 128}, False),
+        ({"description": "Another."}, True),
+        ({"notice": "!"}, True),
+    ],
+)
+def test_what_a_preset_says_of_drawing_is_part_of_a_bundles_identity(
+    bundle_dir: Path, change: dict[str, object], same: bool
+) -> None:
     manifest = read_manifest(bundle_dir)
-    preset = {**manifest["preset"], "stages": "both"}
-    assert bundle_sha256({**manifest, "preset": preset}) != bundle_sha256(manifest)
+    changed = bundle_sha256({**manifest, "preset": {**manifest["preset"], **change}})
+    assert (changed == bundle_sha256(manifest)) is same
+
+
+def test_a_bundle_from_before_presets_had_stages_keeps_its_identity(bundle_dir: Path) -> None:
+    manifest = read_manifest(bundle_dir)
+    preset = {name: value for name, value in manifest["preset"].items() if name != "stages"}
+    assert bundle_sha256({**manifest, "preset": preset}) == fingerprint(manifest["components"])

@@ -82,7 +82,7 @@ def test_columns_prepared_ahead_give_the_same_losses(
     assert not torch.equal(objective(prepared, stage, 3), objective(columns, stage, 4))
 
 
-@pytest.mark.parametrize(("stage", "schedule"), [(BOTH, "paper"), (MLLM, "mllm_only")])
+@pytest.mark.parametrize(("stage", "schedule"), [(BOTH, "paper"), (BOTH, "0.9/0.3"), (MLLM, "mllm_only")])
 @pytest.mark.parametrize("guidance", [1.0, 2.5])
 def test_images_are_those_of_the_pipeline(
     bundle_dir: Path,
@@ -94,7 +94,7 @@ def test_images_are_those_of_the_pipeline(
     guidance: float,
 ) -> None:
     config = ImagesConfig(count=3, steps=6, guidance=guidance)
-    found = HeldOutImages(objective, columns, config, "paper")(stage)
+    found = HeldOutImages(objective, columns, config, schedule if stage is BOTH else "paper")(stage)
     assert objective.model.training
     objective.model.eval()
     pipe = SubjectPipeline.from_pretrained(bundle_dir)

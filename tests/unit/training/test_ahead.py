@@ -1,0 +1,43 @@
+"""A thread that is one item ahead."""
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from pipelines.train.kept import ahead
+
+
+def test_items_come_in_order_and_one_ahead_from_another_thread() -> None:
+    made: list[int] = []
+
+    def items() -> Iterator[int]:
+        for number in range(4):
+            assert threading.current_thread() is not threading.main_thread()
+            made.append(number)
+            yield number
+
+    found = ahead(items())
+    assert made == []
+    assert next(found) == 0
+    assert list(found) == [1, 2, 3]
+    assert made == [0, 1, 2, 3]
+
+
+def test_an_error_of_the_maker_reaches_the_taker_in_its_turn() -> None:
+    def items() -> Iterator[int]:
+        yield 0
+        raise OSError("gone")
+
+    found = ahead(items())
+    assert next(found) == 0
+    with pytest.raises(OSError, match="gone"):
+        next(found)
+
+
+def test_whoever_takes_no_more_leaves_no_thread_behind() -> None:
+    threads = threading.active_count()
+    found = ahead(iter(range(10)))
+    assert next(found) == 0
+    found.close()  # type: ignore[attr-defined]
+    assert threading.active_count() == threads
