@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from safetensors.numpy import load as load_tensors
 
 import lookalike
 from lookalike.evaluation.report import (
@@ -21,7 +22,7 @@ from lookalike.evaluation.report import (
     Triplet,
     render,
 )
-from lookalike.evaluation.report.curves import held_out_curve, loss_curve
+from lookalike.evaluation.report.curves import held_out_curve, layer_curve, loss_curve
 from lookalike.evaluation.report.page import data_uri
 from lookalike.evaluation.scores import GRID, SCORES, Scores
 from lookalike.storage import Store, latest_version, open_store, version_store
@@ -119,7 +120,24 @@ def _training(store: Store) -> Training:
         facts["training images a second"] = f"{np.median([step['images_per_second'] for step in steps]):.0f}"
         facts["of the time spent waiting for data"] = f"{100 * np.mean([s['data_wait_share'] for s in steps]):.0f} %"
     validated = any("validation" in record for record in records)
-    return Training(loss_curve(records), held_out_curve(records) if validated else None, result["stages"], facts)
+    weights = _layer_weights(open_store(result["bundle_uri"]))
+    return Training(
+        loss_curve(records),
+        held_out_curve(records) if validated else None,
+        result["stages"],
+        facts,
+        layer_curve(weights) if weights else None,
+    )
+
+
+def _layer_weights(bundle: Store) -> dict[str, list[float]]:
+    """What :meth:`~lookalike.models.aggregate.LayerAggregator.layer_weights` tells, read without PyTorch."""
+    file = "aggregator/diffusion_pytorch_model.safetensors"
+    if not bundle.exists(file):  # a personal one
+        return {}
+    tensors = load_tensors(bundle.read(file))
+    ending = ".pooling.collapse.weight"
+    return {name.split(".")[-4]: tensor[0].tolist() for name, tensor in tensors.items() if name.endswith(ending)}
 
 
 def _evaluation(store: Store, title: str = "How it does on subjects it never saw") -> Evaluation:

@@ -181,3 +181,11 @@ class LayerAggregator(ModelMixin, ConfigMixin):
                 raise ConfigError("this aggregator has no layer weights", value=self.config.kind, fix="use dla")
             weights[name] = pooling.collapse.weight.detach().float().view(-1).cpu()
         return weights
+
+    def plot(self, axes: Any) -> None:
+        """Draw the weight of each layer by branch on matplotlib ``axes``; 0 is the MLLM's embedding."""
+        for name, weights in self.layer_weights().items():
+            axes.plot(range(len(weights)), weights.numpy(), marker="o", label=name)
+        axes.axhline(0, color="black", linewidth=1)
+        axes.set_xlabel("layer of the MLLM")
+        axes.legend()

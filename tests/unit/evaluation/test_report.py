@@ -1,5 +1,6 @@
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,9 +19,12 @@ from lookalike.evaluation.report import (
     Triplet,
     render,
 )
-from lookalike.evaluation.report.curves import held_out_curve, loss_curve, smooth
+from lookalike.evaluation.report.curves import held_out_curve, layer_curve, loss_curve, smooth
 from lookalike.evaluation.report.page import duration, thumbnail
 from lookalike.evaluation.scores import Scores, Source
+from lookalike.models.aggregate import LayerAggregator
+from lookalike.storage import open_store
+from pipelines.report import _layer_weights
 
 PICTURE = thumbnail(np.full((40, 80, 3), 128, np.uint8))
 RECORDS = [
@@ -152,3 +156,14 @@ def test_curves_are_the_same_bytes_each_time() -> None:
 @pytest.mark.parametrize(("seconds", "text"), [(0.4, "0 s"), (59.4, "59 s"), (60, "1 min 00 s"), (3601, "60 min 01 s")])
 def test_durations_for_people(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+def test_layer_weights_are_those_of_the_aggregator(bundle_dir: Path) -> None:
+    weights = LayerAggregator.from_pretrained(bundle_dir / "aggregator").layer_weights()
+    found = _layer_weights(open_store(str(bundle_dir)))
+    assert {name: pytest.approx(values) for name, values in found.items()} == {
+        name: values.tolist() for name, values in weights.items()
+    }
+    svg = layer_curve(found)
+    assert {"image", "text"} <= set(found)
+    assert all(f">{name}<" in svg for name in found)

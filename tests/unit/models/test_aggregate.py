@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from lookalike.errors import ConfigError
@@ -116,6 +117,15 @@ def test_layer_weights_are_read_by_modality(perturb) -> None:
     assert weights["text"].shape == (N,)
     with pytest.raises(ConfigError, match="no layer weights"):
         build("layer_mean", perturb).layer_weights()
+
+
+def test_layer_weights_are_drawn_by_modality(perturb) -> None:
+    axes = Figure().add_subplot()
+    aggregator = build("dla", perturb)
+    aggregator.plot(axes)
+    lines = {line.get_label(): line.get_ydata() for line in axes.lines[:2]}
+    for name, weights in aggregator.layer_weights().items():
+        assert lines[name] == pytest.approx(weights.numpy())
 
 
 def test_sizes_of_the_paper() -> None:

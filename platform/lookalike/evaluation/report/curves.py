@@ -55,6 +55,26 @@ def held_out_curve(records: Sequence[Record]) -> str:
     return _svg(figure)
 
 
+def layer_curve(weights: Mapping[str, Sequence[float]]) -> str:
+    """Learned weight of each layer of the MLLM by branch of the aggregator; 0 is the embedding."""
+    figure, axes = _axes("weight of each layer, by token", "layer of the multimodal model")
+    axes.axhline(0, color=QUIET, linewidth=0.8)
+    for place, (name, colour) in enumerate(zip(weights, (RIGHT, WRONG), strict=False)):
+        axes.plot(range(len(weights[name])), weights[name], color=colour, linewidth=1.8, marker="o", markersize=3)
+        axes.annotate(
+            name,
+            (0.8 + 0.2 * place, 1),
+            xycoords="axes fraction",
+            xytext=(0, 7),
+            textcoords="offset points",
+            ha="right",
+            color=colour,
+        )
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.margins(x=0.03, y=0.2)
+    return _svg(figure)
+
+
 def smooth(values: np.ndarray, share: float = 0.08) -> np.ndarray:
     """Centred mean over about ``share`` of the points, whose window shrinks at the ends."""
     half = max(1, round(len(values) * share / 2))
@@ -85,13 +105,13 @@ def _mark_stage(axes: Any, step: float, name: str, *, first: bool) -> None:
     )
 
 
-def _axes(label: str) -> tuple[Any, Any]:
+def _axes(label: str, below: str = "step") -> tuple[Any, Any]:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5.6, 2.9))
     axes = figure.add_subplot()
     axes.set_title(label, loc="left", fontsize=10, color=INK)
-    axes.set_xlabel("step", fontsize=9, color=QUIET)
+    axes.set_xlabel(below, fontsize=9, color=QUIET)
     axes.tick_params(colors=QUIET, labelsize=9, length=0)
     axes.grid(axis="y", color=LINE, linewidth=0.8)
     axes.set_axisbelow(True)

@@ -86,6 +86,8 @@ class Training:
     stages: Sequence[Mapping[str, Any]]
     """As the run's result says them: stage, loss_first, loss_last, validation."""
     facts: Mapping[str, str] = field(default_factory=dict)
+    layers_svg: str | None = None
+    """Which layers of the multimodal model are used, where the aggregator weighs them."""
 
 
 @dataclass(frozen=True)
