@@ -13,7 +13,7 @@ from torch import Tensor
 from lookalike.models.weights import check_names
 
 PATCH = 2  # latents are packed 2 x 2 into tokens
-_ENCODED_AT_ONCE = 16  # images on a GPU
+_PIXELS_AT_ONCE = 512 * 512  # on a GPU: small images together, large ones one by one
 
 
 def load_vae(bundle_dir: Path) -> Any:
@@ -77,9 +77,10 @@ def decode(vae: Any, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
 class LatentCache:
     """Latents of images that were encoded before: the VAE is frozen, and training sees an image many times.
 
-    The VAE always sees the same number of images at once (on a CPU one, on a GPU some, filled up with black ones), so
-    that latents, which differ in the last bits with the batch size, depend on nothing but their image, and a resumed
-    run computes the same. The least recently used go first. Threads may share one.
+    The VAE always sees the same number of images of a size at once (on a CPU one, on a GPU as many as a 512² image has
+    pixels for, filled up with black ones), so that latents, which differ in the last bits with the batch size, depend
+    on nothing but their image, and a resumed run computes the same. The least recently used go first. Threads may share
+    one.
     """
 
     def __init__(self, capacity_mib: int = 256) -> None:
@@ -111,7 +112,7 @@ class LatentCache:
         return wanted
 
     def _computed(self, vae: Any, images: Tensor) -> Iterator[Tensor]:
-        size = 1 if vae.device.type == "cpu" else _ENCODED_AT_ONCE
+        size = 1 if vae.device.type == "cpu" else max(1, _PIXELS_AT_ONCE // (images.shape[-2] * images.shape[-1]))
         for part in images.split(size) if len(images) else ():
             filled = torch.cat([part, part.new_zeros(size - len(part), *part.shape[1:])])
             yield from encode(vae, filled)[: len(part)].cpu()
