@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import yaml
 
 REPO = Path(__file__).resolve().parents[1]
 _STACK = REPO / "infra" / "local" / "stack.py"
@@ -133,3 +134,17 @@ def job_environment(changes: dict[str, str]) -> dict[str, str]:
     """This process's environment without addresses of services, and with ``changes``."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(_CLIENT_VARIABLES)}
     return {**kept, "OMP_NUM_THREADS": "1", **changes}
+
+
+@pytest.fixture
+def mllm_lora_preset(tmp_path: Path) -> Callable[..., str]:
+    """``mllm_lora_preset(rank=2, ...)``: a file with the preset `mini`, whose MLLM learns a LoRA."""
+
+    def write(**lora: object) -> str:
+        values = yaml.safe_load((REPO / "platform/lookalike/models/presets/mini.yaml").read_text())
+        values["mllm"]["lora"] = lora
+        file = tmp_path / "preset.yaml"
+        file.write_text(yaml.safe_dump(values))
+        return str(file)
+
+    return write

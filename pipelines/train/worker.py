@@ -22,7 +22,7 @@ from lookalike.training.bundles import local_bundle
 from lookalike.training.clock import StepClock
 from lookalike.training.curriculum import stage_at
 from lookalike.training.engine import Engine, PlainEngine
-from lookalike.training.export import adapter_of, export_bundle, trainable_parts
+from lookalike.training.export import adapter_of, add_loras, export_bundle, trainable_parts
 from lookalike.training.history import History, Listener
 from lookalike.training.ledger import Ledger
 from lookalike.training.loop import Loop
@@ -107,9 +107,7 @@ def _engine(settings: WorkerSettings, device: torch.device, rank: Rank | None) -
 
     def select(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
         assert isinstance(model, SubjectModel)
-        adapter = adapter_of(config)
-        if adapter is not None:
-            model.add_lora(adapter)
+        add_loras(config, model)
         if config.activation_checkpointing:
             model.enable_gradient_checkpointing()
         return model.trainable(trainable_parts(config))

@@ -21,7 +21,7 @@ GOOD = {"loss_gap": 0.2, "loss_right": 0.5, "identity_margin": 0.1}
 def bundle(root: str, name: str, base: Source | None = None) -> Source:
     """A bundle as far as the registry looks: a manifest."""
     components = {"transformer/model.safetensors": fingerprint(name)}
-    manifest = {"format": 1, "base": None, "components": components}
+    manifest = {"format": 1, "base": None, "preset": {}, "components": components}
     sha256 = fingerprint(components)
     if base is not None:
         manifest["base"] = {"uri": base.uri, "sha256": base.sha256}

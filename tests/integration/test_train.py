@@ -4,9 +4,11 @@ On two ranks of ZeRO-3 it runs in the demo (tests/e2e), and is compared with one
 """
 
 import json
+import re
 import shutil
 import time
 import urllib.request
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,11 +16,13 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import ray
+import torch
 from ray.util.placement_group import placement_group, remove_placement_group
 
 from lookalike.data.images import encode_jpeg
 from lookalike.data.shards import write_tar
 from lookalike.errors import BusyError, ConflictError, InputError
+from lookalike.models.weights import component_weights
 from lookalike.storage import open_store
 from lookalike.storage.lease import hold
 from lookalike.training.config import (
@@ -157,6 +161,24 @@ def test_a_plain_process_trains_in_half_precision(dataset: str, plain: Path, tmp
     train(half)
     assert losses(tmp_path / "run") == pytest.approx(losses(plain), rel=0.02)
     assert losses(tmp_path / "run") != pytest.approx(losses(plain), rel=1e-6)
+
+
+def test_a_lora_on_the_mllm_learns_on_two_ranks_as_in_one_process(
+    dataset: str, plain: Path, tmp_path: Path, mllm_lora_preset: Callable[..., str]
+) -> None:
+    preset = mllm_lora_preset(rank=4, target_modules=["q_proj", "v_proj"])
+    for workers in (0, 2):
+        run = tmp_path / str(workers)
+        train(replace(config_of(dataset, run, workers), preset=preset, keep_samples=True, images=ImagesConfig()))
+    assert losses(tmp_path / "2") == pytest.approx(losses(tmp_path / "0"), abs=1e-5)
+    assert losses(tmp_path / "0") != pytest.approx(losses(plain), abs=1e-5)
+    kept, *exported = (
+        dict(component_weights(run)) for run in (plain / "initial", *(tmp_path / w / "bundle" for w in "02"))
+    )
+    changed = {name for name in kept if name.startswith("mllm.") and not torch.equal(kept[name], exported[0][name])}
+    assert changed == {name for name in kept if re.search(r"language_model.*\.[qv]_proj\.weight", name)}
+    for name in changed:
+        torch.testing.assert_close(exported[1][name], exported[0][name], rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("many", [4096, 1])

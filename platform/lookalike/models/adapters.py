@@ -1,6 +1,7 @@
-"""LoRA on the DiT through peft, saved and read in peft's own format."""
+"""LoRA through peft: on the DiT, saved and read in peft's own format, and on the MLLM, which is trained and merged."""
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lookalike.errors import InputError
+from lookalike.errors import ConfigError, InputError
 from lookalike.models.presets import LoraConfig, check_lora
 
 ADAPTER_NAME = "default"
@@ -26,6 +27,40 @@ def inject_lora(transformer: Any, lora: LoraConfig, name: str = ADAPTER_NAME) ->
 
     check_lora(lora, transformer.config)
     transformer.add_adapter(PeftLoraConfig(**_peft_values(lora)), adapter_name=name)
+
+
+def inject_mllm_lora(mllm: Any, lora: LoraConfig) -> None:
+    """Add a LoRA that changes nothing yet to linear layers of an MLLM's language model, in place.
+
+    Raises:
+        ConfigError: it has no layers of those names.
+    """
+    from peft import LoraConfig as PeftLoraConfig
+    from peft import inject_adapter_in_model
+
+    names = "|".join(re.escape(name) for name in sorted(lora.target_modules))
+    values = {**_peft_values(lora), "target_modules": rf"language_model\.(.*\.)?({names})"}
+    try:
+        inject_adapter_in_model(PeftLoraConfig(**values), mllm, ADAPTER_NAME)
+    except ValueError as error:
+        raise ConfigError(
+            "the language model has no such layers", value=sorted(lora.target_modules), fix="name some, such as q_proj"
+        ) from error
+
+
+def merge_mllm_lora(mllm: Any) -> dict[str, Tensor]:
+    """Add the LoRA into the weights of its layers, in place; returns those by their names in the MLLM."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    merged = {}
+    for name, layer in list(mllm.named_modules()):
+        if isinstance(layer, BaseTunerLayer):
+            layer.merge()
+            parent, _, child = name.rpartition(".")
+            plain: Any = layer.get_base_layer()
+            setattr(mllm.get_submodule(parent), child, plain)
+            merged[f"{name}.weight"] = plain.weight.detach()
+    return merged
 
 
 def adapter_names(transformer: Any, name: str = ADAPTER_NAME) -> dict[str, str]:

@@ -17,7 +17,7 @@ from lookalike.errors import InputError
 from lookalike.models.presets import Preset, preset_from_dict
 
 FORMAT = 1
-_PROVENANCE = ("source", "revision", "licence", "config", "vocabulary")  # of the MLLM: its files tell
+_PROVENANCE = ("source", "revision", "licence", "config", "vocabulary", "lora")  # of the MLLM: its files tell
 MANIFEST = "bundle.json"
 ADAPTER = "transformer_lora"
 COMPONENTS = ("mllm", "vae", "transformer", "scheduler", "aggregator")

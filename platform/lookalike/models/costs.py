@@ -20,7 +20,7 @@ from lookalike.models.dit import Context, References
 from lookalike.models.fresh import outline
 from lookalike.models.joint import encoder_inputs, import_model_classes
 from lookalike.models.presets import Preset
-from lookalike.models.subject import SubjectModel
+from lookalike.models.subject import Part, SubjectModel
 
 _TEXT_ARGUMENTS = ("input_ids", "attention_mask", "position_ids")
 
@@ -85,7 +85,10 @@ def meta_model(preset: Preset, dtype: torch.dtype = torch.float32) -> SubjectMod
         model = SubjectModel.from_config(outline(preset, Path(folder)), dtype)
         if preset.lora is not None:
             model.add_lora(preset.lora)
-    model.trainable(("aggregator", "transformer" if preset.lora is None else "transformer_lora"))
+        if preset.mllm.lora is not None:
+            model.add_mllm_lora(preset.mllm.lora)
+    encoder: tuple[Part, ...] = () if preset.mllm.lora is None else ("mllm_lora",)
+    model.trainable((*encoder, "aggregator", "transformer" if preset.lora is None else "transformer_lora"))
     return model.train()
 
 
@@ -110,8 +113,9 @@ def count_parameters(model: SubjectModel) -> dict[str, int]:
     return counts
 
 
-def mllm_flops(model: SubjectModel, sample: Sample) -> int:
-    """FLOPs of the joint encoder's forward pass on one sample, vision tower and language model."""
+def mllm_flops(model: SubjectModel, sample: Sample, *, backward: bool = False) -> int:
+    """FLOPs of the joint encoder on one sample, vision tower and language model; with ``backward`` those of a training
+    step of what learns in the language model."""
     mllm: Any = model.mllm
     inputs = encoder_inputs(mllm.config, _batch(sample))
     width = mllm.config.get_text_config().hidden_size
@@ -120,9 +124,16 @@ def mllm_flops(model: SubjectModel, sample: Sample) -> int:
     text = {"attention_mask": torch.ones(1, 1, length, length, dtype=torch.bool, device="meta")}  # used as it is
     if "position_ids" in inputs:
         text["position_ids"] = inputs["position_ids"]
+
+    def read() -> None:
+        with torch.set_grad_enabled(backward):
+            states = mllm.language_model(inputs_embeds=embeddings, use_cache=False, **text).last_hidden_state
+            if backward:
+                states.sum().backward()
+
     with torch.no_grad():
         seen = _flops(lambda: mllm.get_image_features(**{n: v for n, v in inputs.items() if n not in _TEXT_ARGUMENTS}))
-        return seen + _flops(lambda: mllm.language_model(inputs_embeds=embeddings, use_cache=False, **text))
+    return seen + _flops(read)
 
 
 def aggregator_flops(model: SubjectModel, sample: Sample, *, backward: bool = False) -> int:

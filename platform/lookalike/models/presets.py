@@ -36,6 +36,27 @@ class ComponentConfig:
 
 
 @dataclass(frozen=True)
+class LoraConfig:
+    """A peft LoRA, on the DiT or on the MLLM's language model."""
+
+    rank: int = 16
+    """Rank of the update."""
+    alpha: float | None = None
+    """The update is scaled by alpha / rank; null means alpha = rank."""
+    target_modules: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
+    """Suffixes of the linear layers that get an update: the DiT's (``add_q_proj`` ... for the text stream), or for the
+    MLLM those of its language model, such as ``q_proj``."""
+    dropout: float = 0.0
+    """Dropout before the down projection."""
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise ConfigError("LoRA rank is below 1", value=f"rank={self.rank}", fix="use 4 to 512")
+        if not self.target_modules:
+            raise ConfigError("LoRA without target modules trains nothing", fix="name at least one, such as to_q")
+
+
+@dataclass(frozen=True)
 class MllmConfig:
     """The joint encoder (a transformers multimodal model), and how a prompt and its references are written for it."""
 
@@ -69,6 +90,9 @@ class MllmConfig:
     """Divided by, per RGB channel."""
     max_prompt_tokens: int = 128
     """Tokens of the longest prompt, template not counted."""
+    lora: LoraConfig | None = None
+    """LoRA of a base training on the language model; its export adds it into the weights. Null: the MLLM is frozen. What
+    its backward pass keeps in memory is not in ``--plan``."""
 
 
 @dataclass(frozen=True)
@@ -106,26 +130,6 @@ class ReferenceConfig:
     """``full``: reference tokens take part in every step as the target's do (the paper). ``cached``: they see the
     references of their sample alone, at noise level 0, so their keys and values are computed once per image and not
     once per step. What weights were trained with is what they generate with."""
-
-
-@dataclass(frozen=True)
-class LoraConfig:
-    """A peft LoRA on the DiT."""
-
-    rank: int = 16
-    """Rank of the update."""
-    alpha: float | None = None
-    """The update is scaled by alpha / rank; null means alpha = rank."""
-    target_modules: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
-    """Suffixes of the linear layers that get an update (``add_q_proj`` ... for the text stream)."""
-    dropout: float = 0.0
-    """Dropout before the down projection."""
-
-    def __post_init__(self) -> None:
-        if self.rank < 1:
-            raise ConfigError("LoRA rank is below 1", value=f"rank={self.rank}", fix="use 4 to 512")
-        if not self.target_modules:
-            raise ConfigError("LoRA without target modules trains nothing", fix="name at least one, such as to_q")
 
 
 @dataclass(frozen=True)

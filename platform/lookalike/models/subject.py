@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lookalike.errors import ConfigError
-from lookalike.models.adapters import inject_lora, load_lora
+from lookalike.models.adapters import inject_lora, inject_mllm_lora, load_lora
 from lookalike.models.aggregate import LayerAggregator
 from lookalike.models.batch import Batch
 from lookalike.models.bundle import open_bundle, read_preset
@@ -21,7 +21,7 @@ from lookalike.models.dit import Context, ReferenceKeys, References, prepare_ref
 from lookalike.models.presets import LoraConfig, ReferenceConfig
 from lookalike.models.weights import load_weights
 
-Part = Literal["mllm", "aggregator", "transformer", "transformer_lora"]
+Part = Literal["mllm", "mllm_lora", "aggregator", "transformer", "transformer_lora"]
 
 
 class SubjectModel(nn.Module):
@@ -96,20 +96,28 @@ class SubjectModel(nn.Module):
         inject_lora(self.transformer, lora)
         self.trainable(())
 
+    def add_mllm_lora(self, lora: LoraConfig) -> None:
+        """Inject a LoRA into the MLLM's language model, after the weights are loaded too."""
+        inject_mllm_lora(self.mllm, lora)
+        self.trainable(())
+
     def trainable(self, parts: Sequence[Part]) -> dict[str, nn.Parameter]:
         """Let exactly these parts learn; returns their parameters by name, in a fixed order.
 
-        ``transformer`` is the DiT without its LoRA. Raises ConfigError for ``transformer_lora`` without a LoRA.
+        ``transformer`` is the DiT without its LoRA, ``mllm`` likewise. Raises ConfigError for the LoRA of a part that
+        has none.
         """
         chosen = {}
         for name, parameter in self.named_parameters():
-            part = "transformer_lora" if ".lora_" in name else name.partition(".")[0]
+            part = name.partition(".")[0] + ("_lora" if ".lora_" in name else "")
             parameter.requires_grad_(part in parts)
             if part in parts:
                 chosen[name] = parameter
-        if "transformer_lora" in parts and not any(".lora_" in name for name in chosen):
-            raise ConfigError("the model has no LoRA to train", value=list(parts), fix="call add_lora first")
-        self._mllm_learns = "mllm" in parts
+        for part in parts:
+            whole = part.removesuffix("_lora")
+            if part != whole and not any(name.startswith(f"{whole}.") and ".lora_" in name for name in chosen):
+                raise ConfigError("the model has no LoRA to train", value=part, fix="add it first")
+        self._mllm_learns = "mllm" in parts or "mllm_lora" in parts
         self.train(self.training)
         return chosen
 

@@ -105,6 +105,23 @@ def check_names(parts: Mapping[str, nn.Module], bundle_dir: Path) -> None:
                 )
 
 
+def replace_mllm_weights(folder: Path, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Write ``weights``, by their names in the base model, over those in an MLLM's files, whose names and dtypes stay;
+    returns what stands there now."""
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    rename, written = _mllm_names(folder), {}
+    for file in safetensors_files(folder):
+        with safe_open(file, framework="pt") as opened:
+            metadata, tensors = opened.metadata(), {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+        for name, tensor in tensors.items():
+            if (own := rename(name)) in weights:
+                tensors[name] = written[own] = weights[own].to(tensor.dtype).contiguous()
+        save_file(tensors, file, metadata)
+    return written
+
+
 def load_weights(model: nn.Module, bundle_dir: Path) -> None:
     """Copy a bundle's weights into ``model`` in this process; strict as :func:`strict_weights`."""
     own = dict(_own_tensors(model))

@@ -11,10 +11,11 @@ from torch import Tensor
 
 from lookalike.errors import LookalikeError
 from lookalike.models import bundle as bundles
-from lookalike.models.adapters import save_lora
+from lookalike.models.adapters import merge_mllm_lora, save_lora
 from lookalike.models.dit import Context, References
 from lookalike.models.presets import LoraConfig, load_preset
 from lookalike.models.subject import Part, SubjectModel
+from lookalike.models.weights import replace_mllm_weights
 from lookalike.storage import Store
 from lookalike.training import checkpoint
 from lookalike.training.bundles import (
@@ -38,11 +39,25 @@ def adapter_of(config: TrainConfig) -> LoraConfig | None:
     return config.adapter or (None if config.base else load_preset(config.preset).lora)
 
 
+def mllm_lora_of(config: TrainConfig) -> LoraConfig | None:
+    """The LoRA that this run trains on the MLLM: the preset's, unless it trains a personal adapter."""
+    return None if config.adapter else load_preset(config.preset).mllm.lora
+
+
 def trainable_parts(config: TrainConfig) -> tuple[Part, ...]:
     """Names for :meth:`SubjectModel.trainable`: a personal adapter learns alone; a base run also trains the bridge."""
     if config.adapter is not None:
         return ("transformer_lora",)
-    return ("aggregator", "transformer_lora" if adapter_of(config) else "transformer")
+    encoder: tuple[Part, ...] = ("mllm_lora",) if mllm_lora_of(config) else ()
+    return (*encoder, "aggregator", "transformer_lora" if adapter_of(config) else "transformer")
+
+
+def add_loras(config: TrainConfig, model: SubjectModel) -> None:
+    """Inject what this run trains as LoRA into a model whose weights are loaded."""
+    if (adapter := adapter_of(config)) is not None:
+        model.add_lora(adapter)
+    if (lora := mllm_lora_of(config)) is not None:
+        model.add_mllm_lora(lora)
 
 
 def export_bundle(config: TrainConfig, store: Store, step: int) -> BundleReference:
@@ -73,9 +88,9 @@ def export_bundle(config: TrainConfig, store: Store, step: int) -> BundleReferen
             base = bundles.Base(found.uri, found.sha256)
         else:
             shutil.copytree(initial, folder, dirs_exist_ok=True)
-        expected = _save_trained(config, initial, weights, folder)
+        expected, merged = _save_trained(config, initial, weights, folder)
         bundles.write_manifest(folder, preset, base)
-        _verify(config, folder, initial if base else None, weights, expected)
+        _verify(config, folder, initial if base else None, {**weights, **merged}, expected)
         upload_bundle(folder, target)
     return reference(target.uri)
 
@@ -94,8 +109,7 @@ def _check_trained(weights: Mapping[str, Tensor]) -> None:
 def _trained_model(config: TrainConfig, initial: Path, weights: Mapping[str, Tensor]) -> SubjectModel:
     """The initial bundle's model, with its LoRA if it trains one, and the checkpoint's weights; strict."""
     model = SubjectModel.from_bundle(initial)
-    if (adapter := adapter_of(config)) is not None:
-        model.add_lora(adapter)
+    add_loras(config, model)
     named = model.trainable(trainable_parts(config))
     if differing := sorted(set(named) ^ set(weights)):
         raise LookalikeError(
@@ -107,9 +121,11 @@ def _trained_model(config: TrainConfig, initial: Path, weights: Mapping[str, Ten
     return model.eval()
 
 
-def _save_trained(config: TrainConfig, initial: Path, weights: Mapping[str, Tensor], folder: Path) -> Tensor:
+def _save_trained(
+    config: TrainConfig, initial: Path, weights: Mapping[str, Tensor], folder: Path
+) -> tuple[Tensor, dict[str, Tensor]]:
     """Write the parts that learned, each in its library's format, over what the initial bundle holds of them; returns
-    the trained model's :func:`_output`, and lets the model go."""
+    the trained model's :func:`_output` and the MLLM's weights into which its LoRA went, and lets the model go."""
     model = _trained_model(config, initial, weights)
     expected = _output(model)
     adapter, transformer = adapter_of(config), cast(Any, model.transformer)
@@ -119,13 +135,15 @@ def _save_trained(config: TrainConfig, initial: Path, weights: Mapping[str, Tens
         transformer.unload_lora()
         changed.append("transformer")
     elif adapter is not None:
-        lora = {name.removeprefix("transformer."): tensor for name, tensor in weights.items() if ".lora_" in name}
+        own = {name: tensor for name, tensor in weights.items() if name.startswith("transformer.")}
+        lora = {name.removeprefix("transformer."): tensor for name, tensor in own.items() if ".lora_" in name}
         save_lora(folder / bundles.ADAPTER, adapter, lora)
     for part in changed:
         shutil.rmtree(folder / part)  # the initial weights may lie in more files
         trained = getattr(model, part)
         (trained.half() if config.export_dtype == "float16" else trained).save_pretrained(folder / part)
-    return expected
+    merged = replace_mllm_weights(folder / "mllm", merge_mllm_lora(model.mllm)) if mllm_lora_of(config) else {}
+    return expected, {f"mllm.{name}": tensor.float() for name, tensor in merged.items()}
 
 
 @torch.no_grad()
@@ -150,7 +168,7 @@ def _verify(
     model = SubjectModel.from_bundle(folder, base)
     found = dict(model.named_parameters())
     for name, value in weights.items():
-        if config.export_lora == "merged" and ".lora_" in name:
+        if ".lora_" in name and (config.export_lora == "merged" or name.startswith("mllm.")):
             continue
         if name not in found:
             raise LookalikeError("a trained tensor is missing in the export", value=name, fix="report this as a bug")

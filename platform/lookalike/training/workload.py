@@ -35,7 +35,8 @@ def step_flops(model: SubjectModel, sample: Sample, *, references: bool) -> int:
     """The model's FLOPs for one sample of a training step: forward and backward, without what checkpointing computes
     again, and without the VAE."""
     learns = any(parameter.requires_grad for parameter in model.aggregator.parameters())
-    both = mllm_flops(model, sample) + aggregator_flops(model, sample, backward=learns)
+    encoder = any(parameter.requires_grad for parameter in model.mllm.parameters())
+    both = mllm_flops(model, sample, backward=encoder) + aggregator_flops(model, sample, backward=learns)
     return both + denoising_flops(model, sample, mllm=True, references=references, backward=True)
 
 

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lookalike.errors import InputError, LookalikeError
+from lookalike.errors import ConfigError, InputError, LookalikeError
 from lookalike.models import bundle as bundles
 from lookalike.models.adapters import save_lora
 from lookalike.models.presets import LoraConfig
@@ -45,8 +45,7 @@ def base_dir(bundle_dir: Path, perturb: Perturb, tmp_path_factory: pytest.TempPa
 def trained(config: TrainConfig, bundle_dir: Path, perturb: Perturb) -> SubjectModel:
     """The initial model after a training of seeded noise."""
     model = SubjectModel.from_bundle(bundle_dir)
-    if config.adapter is not None:
-        model.add_lora(config.adapter)
+    export.add_loras(config, model)
     learns = model.trainable(export.trainable_parts(config))
     perturb(torch.nn.ParameterList(learns.values()))
     return model.eval()
@@ -152,3 +151,30 @@ def test_an_export_that_computes_something_else_is_found(base_dir: Path, tmp_pat
     weights = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
     with pytest.raises(LookalikeError, match="computes something else than the trained one"):
         export._verify(replace(config, export_lora="merged"), base_dir, None, weights, export._output(model))
+
+
+def test_a_lora_on_the_mllm_goes_into_its_weights(
+    bundle_dir: Path, tmp_path: Path, perturb: Perturb, mllm_lora_preset: Callable[..., str]
+) -> None:
+    config = config_of(tmp_path, preset=mllm_lora_preset(rank=2, target_modules=["q_proj", "down_proj"]))
+    model = trained(config, bundle_dir, perturb)
+    learned = [name for name, p in model.mllm.named_parameters() if p.requires_grad]
+    layers = model.mllm.config.get_text_config().num_hidden_layers
+    assert len(learned) == 2 * 2 * layers  # up and down, of two layers of each block
+    assert all(name.startswith("language_model.") for name in learned)
+    folder = export_of(config, model, bundle_dir)
+    found = SubjectModel.from_bundle(folder)
+    assert not any(".lora_" in name for name, _ in found.named_parameters())
+    tokens = {"input_ids": torch.arange(1, 9)[None], "attention_mask": torch.ones(1, 8, dtype=torch.bool)}
+    states = [m.mllm.language_model(**tokens).last_hidden_state for m in (found, model)]
+    torch.testing.assert_close(*states, rtol=1e-4, atol=1e-4)
+    before = SubjectModel.from_bundle(bundle_dir).mllm.language_model(**tokens).last_hidden_state
+    assert (states[0] - before).abs().max() > 1e-2
+
+
+def test_a_lora_on_layers_that_the_mllm_has_not_is_refused(
+    bundle_dir: Path, tmp_path: Path, mllm_lora_preset: Callable[..., str]
+) -> None:
+    config = config_of(tmp_path, preset=mllm_lora_preset(target_modules=["to_q"]))
+    with pytest.raises(ConfigError, match=r"no such layers \(\['to_q'\]\)"):
+        export.add_loras(config, SubjectModel.from_bundle(bundle_dir))
