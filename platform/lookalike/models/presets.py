@@ -91,8 +91,8 @@ class MllmConfig:
     max_prompt_tokens: int = 128
     """Tokens of the longest prompt, template not counted."""
     lora: LoraConfig | None = None
-    """LoRA of a base training on the language model; its export adds it into the weights. Null: the MLLM is frozen. What
-    its backward pass keeps in memory is not in ``--plan``."""
+    """LoRA of a base training on the language model; its export adds it into the weights. Null: the MLLM is frozen.
+    What its backward pass keeps in memory is not in ``--plan``."""
 
 
 @dataclass(frozen=True)
