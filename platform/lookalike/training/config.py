@@ -258,7 +258,8 @@ class TrainConfig:
     precision: Precision = "float32"
     """Of weights and passes. ``bfloat16`` keeps master weights, moments and accumulated gradients in float32
     (DeepSpeed's mixed precision), and starts from the base's weights rounded to it; the VAE computes in float32. In a
-    plain process it is PyTorch's autocast: weights stay in float32."""
+    plain process it is PyTorch's autocast: weights stay in float32, so a run that changes between the two rounds a
+    little differently from there on."""
     keep_samples: bool = False
     """Prepare each sample once and keep it in every worker's memory, where Ray Data would prepare it anew each time it
     is due (0.14 MB a sample of ``mini``, more with larger images). Same order, same values."""
