@@ -1,14 +1,15 @@
 """Tokens and FLOPs of a batch, against the plan's own counting."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from lookalike.models.bundle import read_preset
-from lookalike.models.costs import Sample, meta_model
+from lookalike.models.costs import Sample, meta_model, mllm_flops
 from lookalike.models.preprocess import Preprocessor
-from lookalike.models.presets import LoraConfig
+from lookalike.models.presets import LoraConfig, load_preset
 from lookalike.training.config import StageConfig
 from lookalike.training.workload import Workload, peak_tflops, step_flops
 
@@ -56,3 +57,14 @@ def test_peaks_by_the_names_that_cuda_gives() -> None:
     assert peak_tflops("NVIDIA H100 PCIe", "bfloat16") == 756
     assert peak_tflops("NVIDIA A100-SXM4-80GB", "float32") == 19.5
     assert peak_tflops("NVIDIA GeForce GTX 1080", "float32") is None
+
+
+def test_a_lora_on_the_mllm_counts_its_backward_pass() -> None:
+    frozen = load_preset("mini")
+    lora = LoraConfig(rank=4, target_modules=("q_proj", "v_proj"))
+    learning = dataclasses.replace(frozen, mllm=dataclasses.replace(frozen.mllm, lora=lora))
+    models = [meta_model(preset) for preset in (frozen, learning)]
+    sample = Sample.of(frozen)
+    less, more = (step_flops(model, sample, references=True) for model in models)
+    forward = mllm_flops(models[0], sample)
+    assert less + 0.5 * forward < more < less + 2 * forward  # gradients of activations, of few weights
