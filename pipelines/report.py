@@ -137,7 +137,7 @@ def _layer_weights(bundle: Store) -> dict[str, list[float]]:
         return {}
     tensors = load_tensors(bundle.read(file))
     ending = ".pooling.collapse.weight"
-    return {name.split(".")[-4]: tensor[0].tolist() for name, tensor in tensors.items() if name.endswith(ending)}
+    return {name.split(".")[-4]: tensors[name][0].tolist() for name in sorted(tensors) if name.endswith(ending)}
 
 
 def _evaluation(store: Store, title: str = "How it does on subjects it never saw") -> Evaluation:
