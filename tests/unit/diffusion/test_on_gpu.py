@@ -1,7 +1,6 @@
 """The same on a GPU as on a CPU: ``pytest -m gpu tests/unit/diffusion/test_on_gpu.py`` on a machine that has one.
 
-On an H200 with torch 2.11 each passed. Half precision did once the noise was drawn in float32 and then rounded: in
-bfloat16 that torch draws other numbers.
+On an H200 with torch 2.11 each passed. Half precision did once the noise was drawn in float32 and then rounded.
 """
 
 import copy
