@@ -53,6 +53,8 @@ class Summary:
     """Subjects that came in."""
     subjects: int = 0
     """Subjects with a triplet."""
+    bounded_subjects: int = 0
+    """Subjects with more photos than ``filters.large_subject`` lets be compared."""
     triplets: int = 0
     """Triplets planned."""
     classes: Counter[str] = field(default_factory=Counter)
@@ -86,7 +88,7 @@ class Summary:
 
     def add(self, other: "Summary") -> None:
         """Add another partition's figures."""
-        for name in ("images", "kept", "subjects_in", "subjects", "triplets"):
+        for name in ("images", "kept", "subjects_in", "subjects", "bounded_subjects", "triplets"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.dropped.update(other.dropped)
         self.classes.update(other.classes)

@@ -20,7 +20,7 @@ from skimage import data as photographs
 
 from lookalike.data.triplets import load_images, read_triplets
 from lookalike.errors import ConfigError, ConflictError, InputError
-from lookalike.storage import ObjectInfo, list_versions, open_store, version_store
+from lookalike.storage import list_versions, open_store, version_store
 from lookalike.storage.lease import hold
 from pipelines.actors import ActorConfig
 from pipelines.curate import CurateConfig, curate
@@ -28,7 +28,7 @@ from pipelines.curate.filters import FiltersConfig
 from pipelines.curate.filters.blurry import Blurry
 from pipelines.curate.filters.no_pair import NoPair
 from pipelines.curate.filters.taken_down import TakenDown
-from pipelines.curate.raw import list_shards
+from pipelines.curate.raw import RawListing, list_raw
 from tests.conftest import REPO, job_environment
 from tests.drawn import Photo, draw, jpeg, photo, world, write_raw
 
@@ -161,7 +161,7 @@ def test_a_shard_that_cannot_be_read_is_named_at_the_end_and_taken_up_alone(
     ray_local: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     raw, dataset = write_raw(tmp_path / "raw", world(6, 3), per_shard=6), tmp_path / "dataset"
-    monkeypatch.setattr("pipelines.curate.run.list_shards", _as_if_the_first_had_shrunk)
+    monkeypatch.setattr("pipelines.curate.run.list_raw", _as_if_the_first_had_shrunk)
     with pytest.raises(
         InputError, match=r"1 of 3 raw shards cannot be read.*shard-000000\.tar.*the others are indexed"
     ):
@@ -176,9 +176,10 @@ def test_a_shard_that_cannot_be_read_is_named_at_the_end_and_taken_up_alone(
     assert after.items() > rows.items()
 
 
-def _as_if_the_first_had_shrunk(*arguments: Any) -> list[ObjectInfo]:
-    first, *others = list_shards(*arguments)
-    return [replace(first, size=first.size + 512), *others]
+def _as_if_the_first_had_shrunk(*arguments: Any) -> RawListing:
+    listing = list_raw(*arguments)
+    first, *others = listing.shards
+    return replace(listing, shards=[replace(first, size=first.size + 512), *others])
 
 
 def test_what_is_taken_down_leaves_and_the_snapshots_that_held_it_are_named(
@@ -186,7 +187,7 @@ def test_what_is_taken_down_leaves_and_the_snapshots_that_held_it_are_named(
 ) -> None:
     dataset = tmp_path / "dataset"
     shutil.copytree(snapshot, dataset)
-    (tmp_path / "list.txt").write_text("subject:thing03\nkey:thing01-0  # a letter\n")
+    (tmp_path / "list.txt").write_text("subject:thing03\n# a letter\nkey:thing01-0\n")
     taken_down = FiltersConfig(taken_down=TakenDown(str(tmp_path / "list.txt")))
     result = curate(config_of(raw, dataset, filters=taken_down))
     assert result.version == 2

@@ -10,8 +10,7 @@ from typing import BinaryIO
 
 from lookalike.errors import ConfigError, ConflictError, InputError
 from lookalike.storage.store import ObjectInfo
-
-_PART = ".part-"  # prefix of files that are still being written; no listing shows them
+from lookalike.storage.walk import PART, Skipped, walk
 
 
 class LocalStore:
@@ -28,21 +27,29 @@ class LocalStore:
         return LocalStore(self._path(prefix.strip("/")))
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        base = self._path(prefix)
-        if not prefix.endswith("/") and prefix:  # "v" is the start of a name, not a folder
-            base = base.parent
-        keys = (
-            (Path(folder) / name).relative_to(self.root).as_posix()
-            for folder, _, names in os.walk(base)
-            for name in names
-            if not name.startswith(_PART)
-        )
-        for key in sorted(key for key in keys if key.startswith(prefix)):
-            try:
-                stat = self._path(key).stat()
-            except FileNotFoundError:  # deleted while we listed
-                continue
-            yield ObjectInfo(key, stat.st_size, f"{stat.st_size:x}-{stat.st_mtime_ns:x}")
+        self._path(prefix)
+        for entry in walk(self.root, prefix):
+            if isinstance(entry, ObjectInfo):
+                yield entry
+            elif entry.reason == "locked_folder":
+                raise InputError(
+                    "no permission to list a folder",
+                    value=str(self.root / entry.key),
+                    fix="check who owns it, or move it away",
+                )
+
+    def survey(self, prefix: str = "") -> Iterator[ObjectInfo | Skipped]:
+        """Objects as in :meth:`list`, for a folder that others have filled: links are followed within the store, and
+        every name that gives no object is there with its reason.
+
+        Raises:
+            InputError: the folder itself cannot be listed.
+        """
+        self._path(prefix)
+        for entry in walk(self.root, prefix, follow=True):
+            if isinstance(entry, Skipped) and entry.reason == "locked_folder" and entry.key in ("", prefix.strip("/")):
+                raise InputError("no permission to list a folder", value=str(self.root), fix="check who owns it")
+            yield entry
 
     def exists(self, key: str) -> bool:
         return self._path(key).is_file()
@@ -105,7 +112,7 @@ class LocalStore:
     def _writing(self, key: str, write: Callable[[BinaryIO], object]) -> Iterator[Path]:
         """A complete file beside the target, to be moved or linked there; gone afterwards whatever happens."""
         target = self._path(key)
-        part = target.with_name(f"{_PART}{uuid.uuid4().hex}")
+        part = target.with_name(f"{PART}{uuid.uuid4().hex}")
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             with part.open("xb") as file:

@@ -71,5 +71,5 @@ def test_a_list_counts_by_its_content_and_not_by_its_place(tmp_path: Path) -> No
 
 def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_bytes(np.arange(256, dtype=np.uint8).tobytes())
-    with pytest.raises(InputError, match=r"no UTF-8 text"):
+    with pytest.raises(InputError, match=r"line 2 .* not UTF-8 text"):
         pin(str(tmp_path / "list.txt"), open_store(str(tmp_path / "dataset")))
