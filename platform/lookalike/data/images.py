@@ -9,10 +9,10 @@ from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
 from lookalike.errors import InputError
+from lookalike.pixels import orientation_of, to_rgb, turn_upright
 
 EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 MAX_PIXELS = 128_000_000  # an image that says it is larger is refused before a byte of it is unpacked
-_ORIENTATION_TAG = 0x0112
 
 
 class ImageError(InputError):
@@ -28,7 +28,7 @@ def decode(data: bytes) -> np.ndarray:
     CMYK and 16-bit images are converted, transparency is laid on white, of an animation the first frame is taken.
     Raises :class:`ImageError` for anything that does not decode to its last row.
     """
-    return np.asarray(_load(_open(data)))
+    return _load(_open(data))
 
 
 def decode_at_least(data: bytes, side: int) -> tuple[np.ndarray, tuple[int, int]]:
@@ -38,7 +38,7 @@ def decode_at_least(data: bytes, side: int) -> tuple[np.ndarray, tuple[int, int]
     libjpeg complains about is an :class:`ImageError`, also where it could go on: half an image teaches grey.
     """
     image = _open(data)
-    orientation = _orientation(image)
+    orientation = orientation_of(image)
     width, height = image.size
     if image.format == "JPEG" and image.mode in ("RGB", "L"):
         scale = side / max(1, min(width, height))
@@ -48,9 +48,9 @@ def decode_at_least(data: bytes, side: int) -> tuple[np.ndarray, tuple[int, int]
             )
         except ValueError as error:
             raise ImageError(f"the JPEG is damaged: {error}") from error
-        upright = np.asarray(_turn(Image.fromarray(pixels), orientation))
+        upright = np.asarray(turn_upright(Image.fromarray(pixels), orientation))
     else:
-        upright = np.asarray(_load(image))
+        upright = _load(image)
     return upright, ((width, height) if orientation >= 5 else (height, width))
 
 
@@ -97,35 +97,8 @@ def _open(data: bytes) -> Image.Image:
     return image
 
 
-def _orientation(image: Image.Image) -> int:
+def _load(image: Image.Image) -> np.ndarray:
     try:
-        return int(image.getexif().get(_ORIENTATION_TAG, 1))
-    except (OSError, ValueError, SyntaxError, IndexError) as error:  # a PNG is read to its end for this
-        raise ImageError(f"the image is damaged: {error}") from error
-
-
-def _load(image: Image.Image) -> Image.Image:
-    orientation = _orientation(image)
-    try:
-        image.load()
-        if image.mode.startswith("I"):  # 16 bits; PIL's own conversion would clip at 255
-            image = Image.fromarray((np.asarray(image, dtype=np.uint32) >> 8).clip(0, 255).astype(np.uint8))
-        elif image.has_transparency_data:
-            layer = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
-        return _turn(image.convert("RGB"), orientation)
+        return to_rgb(image)
     except (OSError, ValueError, SyntaxError, IndexError) as error:
         raise ImageError(f"the image is damaged: {error}") from error
-
-
-def _turn(image: Image.Image, orientation: int) -> Image.Image:
-    method = {
-        2: Image.Transpose.FLIP_LEFT_RIGHT,
-        3: Image.Transpose.ROTATE_180,
-        4: Image.Transpose.FLIP_TOP_BOTTOM,
-        5: Image.Transpose.TRANSPOSE,
-        6: Image.Transpose.ROTATE_270,
-        7: Image.Transpose.TRANSVERSE,
-        8: Image.Transpose.ROTATE_90,
-    }.get(orientation)
-    return image if method is None else image.transpose(method)
