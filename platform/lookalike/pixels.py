@@ -47,14 +47,20 @@ def to_rgb(image: Image.Image) -> np.ndarray:
 
 def orientation_of(image: Image.Image) -> int:
     """The EXIF orientation, 1 to 8; 1 if there is none, if it is not one of these, or if the EXIF cannot be read."""
+    return read_orientation(image)[0]
+
+
+def read_orientation(image: Image.Image) -> tuple[int, str]:
+    """The EXIF orientation as :func:`orientation_of` gives it, and a note if something else stands there."""
     try:
         value = image.getexif().get(_ORIENTATION_TAG, 1)
-        if isinstance(value, (tuple, list)) and len(value) == 1:
-            value = value[0]
-        number = int(value)
-        return number if 1 <= number <= 8 and number == value else 1
-    except Exception:  # EXIF is parsed from bytes of any origin: struct, rationals, recursion, text
-        return 1
+        first = value[0] if isinstance(value, (tuple, list)) and len(value) == 1 else value
+        number = int(first)
+        if 1 <= number <= 8 and number == first:
+            return number, ""
+    except Exception as error:  # EXIF is parsed from bytes of any origin: struct, rationals, recursion, text
+        return 1, f"the EXIF cannot be read ({type(error).__name__})"
+    return 1, f"the EXIF orientation {str(value)[:20]!r} is not one of 1 to 8"
 
 
 def turn_upright(image: Image.Image, orientation: int) -> Image.Image:
