@@ -2,9 +2,9 @@
 
 | written | means |
 |---|---|
-| ``file:///path`` | a folder or file; ``%XX`` is one byte, every other character is itself (also ``#``, ``?`` and blanks) |
+| ``file:///path`` | a folder or file; ``%XX`` is a byte, the rest is literal (``#``, ``?``, blanks) |
 | ``/path``, ``path``, ``~/path`` | the same, each character being itself (also ``%``); ``~`` is the user's home |
-| ``s3://bucket/key`` | a key as it is, as in the AWS CLI: no character has another meaning, ``//`` is an empty segment |
+| ``s3://bucket/key`` | a literal key, as in the AWS CLI; ``//`` holds an empty segment |
 
 Schemes may be written in upper case, and ``localhost`` is the only host of a ``file:`` URI.
 """
@@ -101,8 +101,7 @@ def _decoded(location: str) -> str:
             raise ConfigError(
                 f"the file URI names the host {host!r}",
                 value=location,
-                fix=f"write file:///{host}/{path}".rstrip("/")
-                + f" for an absolute path, or ./{host} for a relative one",
+                fix=f"write file:///{f'{host}/{path}'.rstrip('/')} for an absolute path, ./{host} for a relative one",
             )
         rest = slash + path
     if not rest.startswith("/"):
@@ -134,9 +133,7 @@ def _without_parents(path: str) -> str:
     """``path`` where the file system goes: what stands before a ``..`` may be a link to elsewhere."""
     segments = path.split("/")
     last = len(segments) - segments[::-1].index("..")
-    return os.path.join(
-        os.path.realpath("/".join(segments[:last])), *(s for s in segments[last:] if s not in ("", "."))
-    )
+    return str(Path(os.path.realpath("/".join(segments[:last])), *segments[last:]))
 
 
 def _no_name(location: str) -> ConfigError:

@@ -77,7 +77,7 @@ class Store(Protocol):
 
 
 def open_store(uri: str) -> Store:
-    """Open a prefix: ``file:///path``, a plain path, or ``s3://bucket/prefix`` (endpoint and keys from the environment).
+    """Open ``file:///path``, a plain path, or ``s3://bucket/prefix`` (endpoint and keys from the AWS environment).
 
     The exact inverse of :attr:`Store.uri`; :mod:`lookalike.storage.location` has the syntax. Raises ConfigError for
     what is not a location.

@@ -193,7 +193,6 @@ def test_prefixes_that_hold_each_other_overlap(tmp_path: Path) -> None:
         lambda store: store.read("x" * 300),
         lambda store: store.write("x" * 300, b""),
         lambda store: store.delete("x" * 300),
-        lambda store: store.exists("loop"),
         lambda store: store.read("loop"),
         lambda store: store.write("file/x", b""),
         lambda store: store.delete("folder"),
@@ -204,9 +203,5 @@ def test_what_the_file_system_says_is_an_error_for_users(call: Callable[[Store],
     (tmp_path / "loop").symlink_to("loop")
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").write_text("")
-    try:
-        result = call(open_store(str(tmp_path)))
-    except InputError as error:
-        assert tmp_path.as_uri() in str(error)
-    else:
-        assert result is False
+    with pytest.raises(InputError, match=tmp_path.as_uri()):
+        call(open_store(str(tmp_path)))
