@@ -112,7 +112,7 @@ class ResilientTracker:
             self._closing = True
             self._progress = time.monotonic()
             self._changed.notify_all()
-            while self._events and time.monotonic() - self._progress < _PATIENCE_S:
+            while self._events and time.monotonic() - self._progress < self._patience_s():
                 self._changed.wait(0.2)
             self._given_up = True
             self._changed.notify_all()
@@ -164,13 +164,18 @@ class ResilientTracker:
                     self._progress = time.monotonic()
                     self._changed.notify_all()
                     continue
-                if self._away is None:
+                if self._away is None and not self._restored:  # else the process before has said it
                     self._warn(None, "the tracker is away: %s. The run continues; what it records waits", problem)
                 self._away, self._tracker = problem, None
             self._save()
             with self._changed:
                 self._changed.wait_for(lambda: self._given_up, timeout=wait_s)
             wait_s = _FIRST_WAIT_S if self._closing else min(_LONGEST_WAIT_S, 2 * wait_s)
+
+    def _patience_s(self) -> float:
+        """A run that was deleted does not come back by itself, as a server or a locked database does."""
+        gone = self._away is not None and not isinstance(self._away, UnreachableError)
+        return min(_PATIENCE_S, 2.0) if gone else _PATIENCE_S
 
     def _stopped(self) -> bool:
         return self._given_up
