@@ -48,7 +48,7 @@ def read_image(store: Store, key: str, row: Mapping[str, Any], shard: ObjectInfo
         return data
     dataset.write(f"{FOLDER}/{shard_id(shard)}", sha256(data).encode())
     raise InputError(
-        f"the raw shard changed after it was indexed: {row['key']!r} has other bytes",
+        f"the raw shard changed after it was indexed: the image at byte {row['offset']} is another",
         value=f"{store.uri}/{key}",
         fix="run the same command again: the shard is indexed anew",
     )

@@ -127,7 +127,7 @@ def _below(store: Store, prefix: str, objects: PassedOver) -> dict[str, ObjectIn
     if shards:
         return shards
     where = f"{store.uri}/{prefix}" if prefix else store.uri
-    if prefix and store.exists(prefix):
+    if _is_object(where):
         raise InputError("this file is not a raw shard", value=where, fix="name .tar files, or the folder of them")
     if not own.found:
         what = "the raw prefix is missing or empty"
@@ -137,6 +137,15 @@ def _below(store: Store, prefix: str, objects: PassedOver) -> dict[str, ObjectIn
     if own.counts["link_outside"]:
         fix = "a link that leads out of the prefix is not followed: name the places that it leads to in --raw"
     raise InputError(f"no .tar among the {own.found} objects of the raw prefix: {reasons}", value=where, fix=fix)
+
+
+def _is_object(place: str) -> bool:
+    """Whether a place that was listed as a prefix is an object itself."""
+    parent_uri, _, name = place.rpartition("/")
+    if not name or parent_uri.endswith("/"):  # a bucket, or the root of a file system
+        return False
+    parent = open_store(parent_uri)
+    return parent.exists(key_below(parent, place))
 
 
 def _why_no_shard(key: str) -> str:
