@@ -27,6 +27,7 @@ IMAGE_SCHEMA = pa.schema(
         ("subject_area", pa.float32()),  # share of the image that its mask marks; null where there is no mask
         ("cut", pa.bool_()),  # the shard broke off inside this sample
         ("error", pa.string()),  # why it cannot be decoded; empty where it can
+        ("note", pa.string()),  # flaws that were passed over, and labels that were left out; empty if there are none
     ]
 )
 

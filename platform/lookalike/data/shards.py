@@ -11,17 +11,22 @@ A tar that breaks off (a failed upload, a full disk) is no reason to lose what s
 
 import io
 import re
+import struct
 import tarfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from lookalike.errors import InputError
+from lookalike.errors import InputError, LookalikeError
 from lookalike.storage import ObjectInfo, Store
 
 READ_AHEAD_BYTES = 4 << 20  # one range request of S3 gets this much: a shard streams in constant memory
 _KEY_AND_EXTENSION = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")
+_UNREADABLE = (  # what tarfile raises for bytes that are no header, or for numbers and names in one that are none
+    *(tarfile.TarError, EOFError, ValueError, OverflowError, ArithmeticError, LookupError, TypeError, RecursionError),
+    struct.error,
+)
 _META = re.compile(r"__[^/]*__($|/)")  # names that webdataset skips
 _ZERO_BLOCK = tarfile.NUL * tarfile.BLOCKSIZE
 
@@ -149,14 +154,16 @@ def _group(file: BinaryIO, with_bytes: bool) -> Iterator[tuple[Sample, dict[str,
                 sample, payload = Sample(key), {}
             sample.members[extension] = member
             payload[extension] = data
-    except (tarfile.TarError, EOFError) as error:
+    except LookalikeError:  # of the store
+        raise
+    except _UNREADABLE as error:
         lost = [key for key, _ in reached]
         if sample is not None and ("json" not in sample.members or sample.key in lost):
             lost.insert(0, sample.key)
         elif sample is not None:
             yield sample, payload
         raise BrokenTarError(
-            f"the shard breaks off: {error}",
+            f"the shard breaks off: {error or type(error).__name__}",
             fix="upload it again; the samples before the break were read",
             lost_keys=tuple(dict.fromkeys(lost)),
         ) from error
