@@ -1,7 +1,6 @@
 """Index: each raw shard, streamed once, becomes a table of thin rows and a table of embeddings."""
 
-import json
-import re
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +8,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from lookalike.data.images import EXTENSIONS, ImageError, decode, decode_at_least
+from lookalike.data.formats import HEIC_EXTENSIONS
+from lookalike.data.images import EXTENSIONS, ImageError, decode_at_least, decode_noted
 from lookalike.data.passed_over import PassedOver
 from lookalike.data.shards import BrokenTarError, Sample, iter_samples, open_object
 from lookalike.errors import LookalikeError
@@ -19,22 +19,20 @@ from pipelines.curate.changed import read_image
 from pipelines.curate.compressed import compression_of, unpack
 from pipelines.curate.config import CurateConfig, LabelsConfig
 from pipelines.curate.features import FEATURE_SIDE, features
+from pipelines.curate.labels import FIELDS, MASKS, read_labels, read_mask
 from pipelines.curate.rows import IMAGE_SCHEMA, sha256, subject_hash
 from pipelines.curate.sources import Inputs
 from pipelines.curate.tables import read_table, vectors_array, with_notes, write_table
 
 _DECODE_SIDE = FEATURE_SIDE + 8  # px; enough for the features, and for the embedders' central crop
 _EMBED_BATCH = 32  # images; batches never cross a shard
-_FIELDS = {  # column: key of the sample's JSON
-    "subject": "subject", "class_name": "class", "caption": "caption", "licence": "licence", "consent": "consent",
-    "source": "source",
-}  # fmt: skip
 _NOT_DECODED: dict[str, Any] = {
     "width": 0, "height": 0, "phash": 0, "sharpness": 0.0, "luma_mean": 0.0, "luma_std": 0.0, "subject_area": None,
-    "cut": False, "linked": False, "error": "",
+    "cut": False, "linked": False, "error": "", "note": "",
 }  # fmt: skip
-_MASKS = tuple(f"mask.{extension}" for extension in EXTENSIONS)
-_READ = ("json", "txt", *_MASKS)  # members of a sample that are read beside its image
+_READ = ("json", "txt", *MASKS)  # members of a sample that are read beside its image
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -65,8 +63,12 @@ class ShardIndexer:
         shard = self._work.units[unit]
         try:
             images = self._index(shard)
-        except LookalikeError as error:
-            return {"shard": np.array([shard]), "images": np.array([0]), "error": np.array([str(error)], object)}
+        except Exception as error:  # of whatever kind: the others are indexed, and the message names this one
+            what = str(error)
+            if not isinstance(error, LookalikeError):
+                log.exception("raw shard %s cannot be indexed", self._work.inputs.shards[shard].key)
+                what = f"{type(error).__name__}: {error}"
+            return {"shard": np.array([shard]), "images": np.array([0]), "error": np.array([what], object)}
         return {"shard": np.array([shard]), "images": np.array([images]), "error": np.array([""], object)}
 
     def _index(self, shard: int) -> int:
@@ -176,33 +178,37 @@ def _pass_over_unread(sample: Sample, extension: str | None, members: PassedOver
 def _read_sample(
     sample: Sample, payload: dict[str, bytes], extension: str | None, shard: str, config: LabelsConfig
 ) -> tuple[dict[str, Any], np.ndarray | None]:
-    labels = _labels(sample.key, payload, config)
-    if extension is None:
-        return _row(sample.key, shard, **labels, error=f"no image among {sorted(sample.members)}"), None
-    member, data = sample.members[extension], payload[extension]
-    place = {"offset": member.offset, "length": member.length, "linked": member.linked, "sha256": sha256(data)}
+    notes: list[str] = []
+    known: dict[str, Any] = {}  # of the row
     try:
-        pixels, (height, width) = decode_at_least(data, _DECODE_SIDE)
+        known |= read_labels(sample.key, payload, config, notes)
+        if extension is None:
+            return _row(sample.key, shard, **known, error=_no_image(sample), note="; ".join(notes)), None
+        member, data = sample.members[extension], payload[extension]
+        known |= {"offset": member.offset, "length": member.length, "linked": member.linked, "sha256": sha256(data)}
+        photo = decode_noted(data, _DECODE_SIDE)
+        notes += [f"image: {photo.note}"] if photo.note else []
+        area = read_mask(payload, (photo.height, photo.width), notes)
+        seen = {"width": photo.width, "height": photo.height, "subject_area": area, **features(photo.pixels)}
     except ImageError as error:
-        return _row(sample.key, shard, **labels, **place, error=error.what), None
-    seen = {"width": width, "height": height, "subject_area": _subject_area(payload), **features(pixels)}
-    return _row(sample.key, shard, **labels, **place, **seen), pixels
+        return _row(sample.key, shard, **known, error=error.what, note="; ".join(notes)), None
+    except Exception as error:  # one sample never ends the index
+        log.warning("%s: sample %r cannot be read", shard, sample.key, exc_info=True)
+        what = f"{type(error).__name__}: {error}"
+        return _row(sample.key, shard, **known, error=what, note="; ".join(notes)), None
+    return _row(sample.key, shard, **known, **seen, note="; ".join(notes)), photo.pixels
 
 
-def _subject_area(payload: dict[str, bytes]) -> float | None:
-    """Share of the image that ``key.mask.png`` (or another format) marks as the subject, if there is one."""
-    for name in _MASKS:
-        if name in payload:
-            try:
-                return float((decode(payload[name]).max(axis=2) > 127).mean())
-            except ImageError:
-                return None
-    return None
+def _no_image(sample: Sample) -> str:
+    what = f"no image among {sorted(sample.members)}"
+    if any(name in HEIC_EXTENSIONS and name not in EXTENSIONS for name in sample.members):
+        what += "; HEIC and AVIF are read with the extra: pip install 'lookalike[heic]'"
+    return what
 
 
 def _row(key: str, shard: str, **values: Any) -> dict[str, Any]:
     place = {"offset": -1, "length": 0, "sha256": None}
-    row = {"key": key, "shard": shard, **place, **dict.fromkeys(_FIELDS, ""), **_NOT_DECODED, **values}
+    row = {"key": key, "shard": shard, **place, **dict.fromkeys(FIELDS, ""), **_NOT_DECODED, **values}
     # names out of tars and JSON may hold lone surrogates, which no table takes
     row |= {name: _encodable(value) for name, value in row.items() if isinstance(value, str)}
     row["subject_hash"] = subject_hash(row["subject"])
@@ -211,20 +217,3 @@ def _row(key: str, shard: str, **values: Any) -> dict[str, Any]:
 
 def _encodable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
-
-
-def _labels(key: str, payload: dict[str, bytes], config: LabelsConfig) -> dict[str, str]:
-    """The columns that ``key.json`` gives, or ``key.txt`` (a caption) and the key, where they give any."""
-    try:
-        values = json.loads(payload.get("json", b""))
-    except ValueError:
-        values = None
-    values = values if isinstance(values, dict) else {}
-    fields = _FIELDS | {"subject": config.subject_field}
-    found = {column: str(values[name]).strip() for column, name in fields.items() if values.get(name) is not None}
-    if not found.get("caption") and "txt" in payload:
-        found["caption"] = payload["txt"].decode("utf-8", "replace").strip()
-    if not found.get("subject") and config.subject_pattern is not None:
-        match = re.search(config.subject_pattern, key)
-        found["subject"] = (match.group(1) or "") if match else ""
-    return found

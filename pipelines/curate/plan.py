@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from lookalike.config import canonical_json
 from pipelines.actors import Columns
+from pipelines.curate.captions import fit_captions
 from pipelines.curate.duplicates import read_duplicates
 from pipelines.curate.filters import BOUND, Filter, Photos
 from pipelines.curate.links import read_components
@@ -22,7 +23,7 @@ from pipelines.curate.work import StageWork
 
 _CACHED_SIDE = 128  # photos; larger subjects are few, and their indices take 16 bytes a pair
 _REFERENCE_COLUMNS = ("sha256", "shard", "offset", "length")
-_EXAMPLE_COLUMNS = ("key", "shard", "offset", "length", "sha256", "subject", "error", "phash")
+_EXAMPLE_COLUMNS = ("key", "shard", "offset", "length", "sha256", "subject", "error", "note", "phash")
 
 
 def plan_key(work: StageWork, partition: int, kind: str) -> str:
@@ -49,7 +50,8 @@ def _plan(work: StageWork, partition: int) -> None:
     summary = Summary(images=len(rows))
     reasons = np.full(len(rows), "", object)  # empty: kept
     _drop_one_by_one(work, rows, reasons, span)
-    rows = _captioned(work, rows, span).combine_chunks()  # so that a subject's rows are a slice
+    rows = fit_captions(_captioned(work, rows, span), work.config.captions)
+    rows = rows.combine_chunks()  # so that a subject's rows are a slice
     vectors, contents = _vectors(work, span), rows["sha256"].to_pylist()
     places = rows.select(_REFERENCE_COLUMNS).to_pylist()
     steps = list(work.config.filters.steps("subject"))
@@ -180,6 +182,7 @@ def _count(summary: Summary, rows: pa.Table, reasons: np.ndarray) -> None:
         summary.count("brightness", decoded["luma_mean"])
     kept = rows.filter(pa.array(reasons == "", pa.bool_()))
     summary.kept = len(kept)
+    summary.add_notes(rows["note"].to_pylist())
     summary.add_captions(dict(zip(kept["sha256"].to_pylist(), kept["caption"].to_pylist(), strict=True)))
     for reason in set(reasons) - {""}:
         dropped = np.flatnonzero(reasons == reason)

@@ -49,6 +49,7 @@ def build_report(
     - ``rejects``: {reason: [{key, subject, why, thumb_b64, beside_b64}]}
     - ``triplets``: [{triplet_id, prompt, subject, split, target_b64, references_b64, similarities}]
     - ``histograms``: {name: {first, last, bins, log_base, counts}}
+    - ``noted``: {what a note is of: images}, flaws that dropped no image
     - ``classes``: {name: subjects}
     - ``languages``: {ISO 639 code: captions}, of a sample of the kept images
     - ``settings``
@@ -67,6 +68,7 @@ def build_report(
             name: asdict(chart) | {"counts": summary.histograms.get(name, [0] * chart.bins)}
             for name, chart in HISTOGRAMS.items()
         },
+        "noted": dict(sorted(summary.noted.items())),
         "classes": dict(sorted(summary.classes.items(), key=lambda item: (-item[1], item[0]))),
         "languages": dict(sorted(languages.items(), key=lambda item: (-item[1], item[0]))),
         "settings": {
@@ -106,7 +108,7 @@ def _reject(work: StageWork, reason: str, row: dict[str, Any]) -> dict[str, Any]
     return {
         "key": row["key"] or f"the rest of {row['shard']}",
         "subject": row["subject"],
-        "why": row["error"],
+        "why": row["error"] or row["note"],
         "thumb_b64": "" if row["error"] else _thumb(work.read_image(row)),
         "beside_b64": [_thumb(work.read_image(other)) for other in beside],
     }

@@ -28,6 +28,7 @@ IMAGE_SCHEMA = pa.schema(
         ("cut", pa.bool_()),  # the shard broke off inside this sample
         ("linked", pa.bool_()),  # its tar names these bytes by a link, so another row has the same offset
         ("error", pa.string()),  # why it cannot be decoded; empty where it can
+        ("note", pa.string()),  # flaws that were passed over, and labels that were left out; empty if there are none
     ]
 )
 

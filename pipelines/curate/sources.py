@@ -7,11 +7,13 @@ from typing import Any
 
 import lookalike
 from lookalike import config as configs
-from lookalike.data import archive, images, shards, triplets
+from lookalike import pixels
+from lookalike.data import archive, containers, formats, images, shards, text, triplets
 from lookalike.models import bundle
 from lookalike.models import embedder as embedders
 from lookalike.storage import ObjectInfo
 from lookalike.training.bundles import local_bundle
+from pipelines.curate.captions import tokenizer_hashes
 from pipelines.curate.changed import shard_id
 from pipelines.curate.config import CurateConfig
 from pipelines.curate.takedown import pinned_hash
@@ -48,6 +50,8 @@ class Inputs:
         del taken_down["allow_unmatched"]  # decides about no image
         if taken_down["list"] is not None:
             taken_down["list"] = pinned_hash(taken_down["list"])
+        if config.captions.presets:
+            settings["captions"]["tokenizers"] = tokenizer_hashes(config.captions)
         models = {name: step.scorer.revision for name, step in config.filters.scored() if step.scorer is not None}
         if config.captioner is not None:
             models["caption"] = config.captioner.revision
@@ -99,6 +103,8 @@ class Inputs:
     def _labels(self) -> str:
         """What decides in which order rows and vectors lie."""
         read = {name: value for name, value in self.config["labels"].items() if name != "found"}
+        if images.HEIC_INSTALLED:  # what could not be read without it is read again
+            read["formats"] = images.EXTENSIONS
         return f"{INDEX_REVISION}-{configs.fingerprint(read)[:8]}"
 
     def _shard_id(self, shard: int) -> str:
@@ -110,7 +116,8 @@ def code_version() -> str:
     sources = sorted(Path(__file__).parent.rglob("*.py")) + sorted(Path(__file__).parent.glob("*.j2"))
     modules = (archive, images, shards, triplets, embedders)
     sources += [Path(str(module.__file__)) for module in modules]
+    sources += [Path(str(module.__file__)) for module in (containers, formats, pixels, text)]
     digest = hashlib.sha256()
     for path in sources:
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
-    return f"{lookalike.__version__}+{digest.hexdigest()[:12]}"
+    return f"{lookalike.__version__}+{digest.hexdigest()[:12]}{'+heic' if images.HEIC_INSTALLED else ''}"

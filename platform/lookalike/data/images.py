@@ -21,7 +21,7 @@ from lookalike.errors import InputError
 from lookalike.pixels import read_orientation, to_rgb, turn_upright
 
 HEIC_INSTALLED = importlib.util.find_spec("pillow_heif") is not None  # the extra `heic`
-EXTENSIONS = ("jpg", "jpeg", "png", "webp", *(HEIC_EXTENSIONS if HEIC_INSTALLED else ()))
+EXTENSIONS = ("jpg", "jpeg", "jfif", "png", "webp", *(HEIC_EXTENSIONS if HEIC_INSTALLED else ()))
 MAX_PIXELS = 128_000_000  # an image that says it is larger is refused before a byte of it is unpacked
 
 
@@ -146,8 +146,8 @@ def _open(data: bytes) -> Image.Image:
     except Exception as error:  # plugins of PIL raise whatever a damaged file makes them raise
         if needs_heic(data) and not HEIC_INSTALLED:
             raise ImageError(
-                f"{what_it_is(data)} is read with the extra heic only",
-                fix="pip install 'lookalike[heic]', or convert the file to JPEG",
+                f"{what_it_is(data)} needs an extra: pip install 'lookalike[heic]'",
+                fix="install it, or convert the file to JPEG",
             ) from error
         raise ImageError(f"not an image of a format that we read: {what_it_is(data)}", value=data[:8]) from error
     if image.width * image.height > MAX_PIXELS:

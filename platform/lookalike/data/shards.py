@@ -159,7 +159,7 @@ def _group(file: BinaryIO, with_bytes: bool, passed_over: PassedOver) -> Iterato
         elif sample is not None:
             yield sample, payload
         raise BrokenTarError(
-            f"the shard breaks off: {error}",
+            f"the shard breaks off: {error or type(error).__name__}",
             fix="upload it again; the samples before the break were read",
             lost_keys=tuple(dict.fromkeys(lost)),
         ) from error
