@@ -7,7 +7,7 @@ from typing import Any
 
 from lookalike import config as configs
 from lookalike.evaluation.gate import GateConfig
-from lookalike.storage import open_store
+from lookalike.storage import open_store, read_object
 from lookalike.storage.claim import claim
 
 log = logging.getLogger(__name__)
@@ -57,11 +57,11 @@ def promote(config: PromoteConfig) -> dict[str, Any]:
     claim(store, {**configs.to_dict(config), "inputs": inputs}, ignore=("tracking", "require_promoted"))
     if store.exists(DECISION):
         log.info("this decision was made already: %s", store.uri)
-        return dict(json.loads(store.read(DECISION)))
+        return read_object(store, DECISION)
     outcome = decide_and_record(
         Candidate(name, config.bundle or scores.bundle.uri, config.scores),
         tracking=config.tracking,
-        log_uri=config.log or f"{store.uri.rpartition('/')[0]}/promotion-log",
+        log_uri=config.log or store.parent.child("promotion-log").uri,
         gate=config.gate,
         champion_scores_uri=config.champion_scores,
     )

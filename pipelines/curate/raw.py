@@ -1,20 +1,23 @@
 """The raw shards: which they are, and how the bytes of their images are read."""
 
-import os
-import tempfile
+import math
+import re
 import zlib
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from itertools import islice
 from typing import BinaryIO
 
 import braceexpand
 
 from lookalike.data.shards import open_object
 from lookalike.errors import ConfigError, InputError
-from lookalike.storage import ObjectInfo, Store, open_store
+from lookalike.scratch import scratch
+from lookalike.storage import ObjectInfo, Store, locate_object, open_store, overlap
 
 COMPRESSED = (".tar.gz", ".tgz")
 _SHARD = (".tar", *COMPRESSED)
+_MAX_NAMES = 1_000_000  # that one brace expression may stand for
+_RANGE = re.compile(r"(-?\d{1,30})\.\.(-?\d{1,30})(?:\.\.(-?\d{1,30}))?")
 
 
 def raw_store(raw: str | Sequence[str]) -> Store:
@@ -31,16 +34,15 @@ def list_shards(raw: str | Sequence[str], dataset: Store) -> list[ObjectInfo]:
     """
     places = _places(raw)
     common = _common(places)
-    ours, theirs = f"{dataset.uri}/", f"{common.uri}/"
-    if ours.startswith(theirs) or theirs.startswith(ours):
+    if overlap(dataset, common):
         raise ConfigError("raw and dataset share a prefix", value=[common.uri, dataset.uri], fix="keep them apart")
     found: dict[str, ObjectInfo] = {}
-    for place in places:
-        key = place.removeprefix(common.uri).strip("/")
-        if place.endswith(_SHARD):
-            found[key] = _object(common, key)
+    for store, shard in places:
+        prefix = store.prefix_in(common) or ""
+        if shard:
+            found[prefix + shard] = _object(common, prefix + shard)
         else:
-            found |= {info.key: info for info in _below(common, key)}
+            found |= {info.key: info for info in _below(common, prefix)}
     return sorted(found.values(), key=lambda info: info.key)
 
 
@@ -51,8 +53,8 @@ def unpack(raw: Store, info: ObjectInfo, dataset: Store, key: str) -> ObjectInfo
     the break.
     """
     if not dataset.exists(key):
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "shard.tar"
+        with scratch("shard") as folder:
+            path = folder / "shard.tar"
             with path.open("wb") as file:
                 for data in _inflated(open_object(raw, info)):
                     file.write(data)
@@ -74,31 +76,62 @@ def _inflated(file: BinaryIO) -> Iterator[bytes]:
                 stream = zlib.decompressobj(wbits=31)
 
 
-def _places(raw: str | Sequence[str]) -> list[str]:
-    """URIs of shards and prefixes, brace expressions expanded, each as its store spells it."""
+def _places(raw: str | Sequence[str]) -> list[tuple[Store, str]]:
+    """The store and the key of each shard that is named, and the store of each prefix with the key ``""``."""
     written = [raw] if isinstance(raw, str) else list(raw)
-    places = [open_store(place).uri for item in written for place in braceexpand.braceexpand(item)]
-    if not places:
+    names = [name for item in written for name in _expanded(item)]
+    if not names:
         raise ConfigError("no raw shards are named", value=written, fix="name a prefix, or shards")
-    return places
+    return [locate_object(name) if name.endswith(_SHARD) else (open_store(name), "") for name in names]
 
 
-def _common(places: Sequence[str]) -> Store:
-    prefixes = [place.rpartition("/")[0] if place.endswith(_SHARD) else place for place in places]
-    schemes = [prefix.partition("://") for prefix in prefixes]
-    if len({scheme for scheme, _, _ in schemes}) == 1:
-        common = os.path.commonpath([f"/{path.lstrip('/')}" for _, _, path in schemes]).lstrip("/")
-        if common:  # of S3 a bucket at least
-            scheme = schemes[0][0]
-            return open_store(f"{scheme}:///{common}" if scheme == "file" else f"{scheme}://{common}")
+def _expanded(item: str) -> Iterator[str]:
+    """What a brace expression names; a folder or prefix that is named just like this, with its braces, is itself."""
+    if "{" not in item or _is_there(item):
+        yield item
+        return
+    ranges = [[int(number or 1) for number in found] for found in _RANGE.findall(item)]
+    counts = [abs(end - start) // max(abs(step), 1) + 1 for start, end, step in ranges]
+    if math.prod(counts) > _MAX_NAMES:  # braceexpand makes a list of each range
+        raise ConfigError(f"a brace expression for more than {_MAX_NAMES} names", value=item, fix="name the prefix")
+    try:
+        names = list(islice(braceexpand.braceexpand(item), _MAX_NAMES + 1))
+    except ValueError as error:
+        raise ConfigError(str(error), value=item, fix="close each brace, or name the prefix") from None
+    if len(names) > _MAX_NAMES:
+        raise ConfigError(f"a brace expression for more than {_MAX_NAMES} names", value=item, fix="name the prefix")
+    yield from names
+
+
+def _is_there(item: str) -> bool:
+    store, key = locate_object(item) if item.endswith(_SHARD) else (open_store(item), "")
+    try:
+        return store.exists(key) if key else next(store.list(), None) is not None
+    except InputError:  # a name that no file can have
+        return False
+
+
+def _common(places: Sequence[tuple[Store, str]]) -> Store:
+    stores = [store for store, _ in places]
+    common = stores[0]
+    while any(store.prefix_in(common) is None for store in stores):
+        try:
+            common = common.parent
+        except ConfigError:
+            break
+    else:
+        if common.uri != "file:///":
+            return common
     raise ConfigError(
-        "these raw shards have no prefix in common", value=list(places)[:4], fix="keep them in one bucket"
+        "these raw shards have no prefix in common",
+        value=[store.uri_of(key) if key else store.uri for store, key in places[:4]],
+        fix="keep them in one bucket",
     )
 
 
 def _below(store: Store, prefix: str) -> list[ObjectInfo]:
     found, others = [], 0
-    for info in store.list(f"{prefix}/" if prefix else ""):
+    for info in store.list(prefix):
         if info.key.endswith(_SHARD):
             found.append(info)
         else:
@@ -107,13 +140,14 @@ def _below(store: Store, prefix: str) -> list[ObjectInfo]:
         what = (
             f"no .tar among the {others} objects of the raw prefix" if others else "the raw prefix is missing or empty"
         )
-        where = f"{store.uri}/{prefix}" if prefix else store.uri
-        raise InputError(what, value=where, fix="check --raw, or run jobs/ingest.py first")
+        raise InputError(
+            what, value=store.uri_of(prefix) if prefix else store.uri, fix="check --raw, or run jobs/ingest.py first"
+        )
     return found
 
 
 def _object(store: Store, key: str) -> ObjectInfo:
     info = next((info for info in store.list(key) if info.key == key), None)
     if info is None:
-        raise InputError("no such shard", value=f"{store.uri}/{key}", fix="check --raw")
+        raise InputError("no such shard", value=store.uri_of(key), fix="check --raw")
     return info

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lookalike.data.shards import open_object
+from lookalike.documents import decoding
 from lookalike.storage import ObjectInfo, Store
 
 _READ_AHEAD = 64 << 10  # bytes; what is read of a table is small, or large and asked for at once
@@ -30,17 +31,21 @@ def read_table(
 ) -> pa.Table:
     """Read a table whole, or the rows whose ``by`` lies in the half-open ``span``."""
     names = None if columns is None else list(columns)
-    return pq.read_table(io.BytesIO(store.read(key)), filters=_within(span, by), columns=names)
+    data = store.read(key)
+    with decoding("a Parquet table", store.uri_of(key)):
+        return pq.read_table(io.BytesIO(data), filters=_within(span, by), columns=names)
 
 
 def read_span(store: Store, info: ObjectInfo, span: tuple[int, int], by: str = "subject_hash") -> pa.Table:
     """The rows of a table whose ``by`` lies in the half-open ``span``, of which alone the bytes are read."""
-    return pq.read_table(open_object(store, info, _READ_AHEAD), filters=_within(span, by))
+    with decoding("a Parquet table", store.uri_of(info.key)):
+        return pq.read_table(open_object(store, info, _READ_AHEAD), filters=_within(span, by))
 
 
 def count_rows(store: Store, info: ObjectInfo) -> int:
     """How many rows a table has, from its footer."""
-    return int(pq.read_metadata(open_object(store, info, _READ_AHEAD)).num_rows)
+    with decoding("a Parquet table", store.uri_of(info.key)):
+        return int(pq.read_metadata(open_object(store, info, _READ_AHEAD)).num_rows)
 
 
 def _within(span: tuple[int, int] | None, by: str = "subject_hash") -> list[tuple[str, str, int]] | None:

@@ -2,17 +2,16 @@
 
 import hashlib
 import re
-import tempfile
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lookalike.errors import InputError
-from lookalike.storage import Store, open_store, version_store
+from lookalike.scratch import scratch
+from lookalike.storage import Store, locate_object, open_store, version_store
 from pipelines.actors import Columns
 
 FOLDER = "work/taken-down"
@@ -72,12 +71,12 @@ def pin(uri: str, dataset: Store) -> str:
     key = f"{FOLDER}/{hashlib.sha256(data).hexdigest()}.txt"
     if not dataset.exists(key):
         dataset.write(key, data)
-    return f"{dataset.uri}/{key}"
+    return dataset.uri_of(key)
 
 
 def pinned_hash(uri: str) -> str:
     """SHA-256 of the list that :func:`pin` has copied to ``uri``, by its name."""
-    return Path(uri).stem
+    return locate_object(uri)[1].removesuffix(".txt")
 
 
 @lru_cache(maxsize=2)
@@ -98,8 +97,8 @@ class HoldersWork:
 def find_holders(work: HoldersWork, unit: int) -> Columns:
     """How many images that the list names a snapshot holds; its image table streams by."""
     version, taken, held = work.versions[unit], read_list(work.list), 0
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "images.parquet"
+    with scratch("images") as folder:
+        path = folder / "images.parquet"
         version_store(open_store(work.dataset), version).download(path.name, path)
         for batch in pq.ParquetFile(path).iter_batches(batch_size=65536, columns=[*_KINDS, "drop_reason"]):
             rows = pa.Table.from_batches([batch])
@@ -108,8 +107,8 @@ def find_holders(work: HoldersWork, unit: int) -> Columns:
 
 
 def _read(uri: str) -> bytes:
-    parent, _, name = uri.rpartition("/")
-    return open_store(parent or ".").read(name)
+    store, key = locate_object(uri)
+    return store.read(key)
 
 
 def _text(data: bytes, uri: str) -> str:

@@ -3,16 +3,15 @@
 import importlib
 import logging
 import sys
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from lookalike.errors import LookalikeError
+from lookalike.scratch import scratch
 from lookalike.tracking import Tracker
 from lookalike.training.config import StageConfig
 from lookalike.training.ranks import Rank
@@ -121,8 +120,8 @@ class TrackedImages:
             self._keep(picture, steps)
 
     def _keep(self, picture: Image.Image, steps: int) -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / f"step-{steps:08d}.png"
+        with scratch("samples") as folder:
+            path = folder / f"step-{steps:08d}.png"
             picture.save(path)
             try:
                 self.tracker.log_artifact(path, "samples")

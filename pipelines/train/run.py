@@ -8,7 +8,6 @@ import time
 import uuid
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow.compute as pc
@@ -17,7 +16,8 @@ from lookalike import config as configs
 from lookalike.errors import InputError, LookalikeError
 from lookalike.models import bundle as bundles
 from lookalike.models.bundle import read_preset
-from lookalike.storage import Store, latest_version, open_store, read_manifest, version_store
+from lookalike.storage import Store, latest_version, open_store, read_lines, read_manifest, read_object, version_store
+from lookalike.storage.arrow import arrow_filesystem
 from lookalike.storage.claim import claim
 from lookalike.storage.lease import hold
 from lookalike.tracking import open_tracker, tracking_uri
@@ -78,7 +78,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     fingerprint = claim(store, {**configs.to_dict(config), "snapshot": snapshot}, ignore=_NOT_IDENTITY)
     if store.exists(RESULT):
         log.info("this run is done already: %s", store.uri)
-        return dict(json.loads(store.read(RESULT)))
+        return read_object(store, RESULT)
 
     with hold(store.child("lease")):
         initial = initial_bundle(config, store)
@@ -186,9 +186,11 @@ def attempt_config(store: Store, max_failures: int) -> "RunConfig":
     """
     from ray.train import FailureConfig, RunConfig
 
+    filesystem, path = arrow_filesystem(store.child("ray"))
     return RunConfig(
         name=f"attempt-{uuid.uuid4().hex[:12]}",
-        storage_path=f"{store.uri}/ray",
+        storage_path=path,
+        storage_filesystem=filesystem,
         failure_config=FailureConfig(max_failures=max_failures),
     )
 
@@ -197,10 +199,10 @@ def _tracking_run(config: TrainConfig, store: Store, snapshot: dict[str, Any]) -
     """``tracking_run``, the id of the tracker's run, and ``submitted``, when it was made: once per run prefix."""
     key = "tracking.json"
     if not store.exists(key):
-        with open_tracker(config.tracking, config.experiment, run_name=Path(store.uri).name) as tracker:
+        with open_tracker(config.tracking, config.experiment, run_name=store.name) as tracker:
             tracker.log_config({**configs.to_dict(config), "snapshot": snapshot})
             store.write(key, json.dumps({"tracking_run": tracker.run_id, "submitted": time.time()}).encode())
-    return dict(json.loads(store.read(key)))
+    return read_object(store, key, "tracking_run", "submitted")
 
 
 def _finish(settings: WorkerSettings, store: Store, snapshot: dict[str, Any]) -> dict[str, Any]:
@@ -232,8 +234,7 @@ def _stage_losses(store: Store) -> list[dict[str, Any]]:
     from lookalike.training.history import METRICS
 
     stages: dict[str, dict[str, Any]] = {}
-    for line in store.read(METRICS).decode().splitlines():
-        record = json.loads(line)
+    for record in read_lines(store, METRICS, "stage"):
         stage = stages.setdefault(record["stage"], {"losses": [], "validation": None})
         if "validation" in record:
             stage["validation"] = record["validation"]

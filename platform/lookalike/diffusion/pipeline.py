@@ -1,7 +1,6 @@
 """``SubjectPipeline``: subject-driven generation as a diffusers pipeline."""
 
 import shutil
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +30,7 @@ from lookalike.models.dit import Context, ReferenceKeys, References, prepare_ref
 from lookalike.models.preprocess import Preprocessor
 from lookalike.models.vae import decode, downsampling, encode, token_grid
 from lookalike.models.weights import check_names
+from lookalike.scratch import scratch
 
 TOKENIZER_FILES = (
     "tokenizer*",
@@ -123,9 +123,9 @@ class SubjectPipeline(DiffusionPipeline, SubjectLoraLoaderMixin):
             super().save_pretrained(str(folder), **kwargs)
         else:
             config = self.transformer.peft_config[ADAPTER_NAME]
-            with tempfile.TemporaryDirectory() as kept:
-                config.save_pretrained(kept)
-                lora = read_lora_config(Path(kept))
+            with scratch("adapter") as kept:
+                config.save_pretrained(str(kept))
+                lora = read_lora_config(kept)
             save_lora(folder / ADAPTER, lora, adapter)
             self.transformer.unload_lora()
             try:

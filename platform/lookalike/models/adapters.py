@@ -1,6 +1,5 @@
 """LoRA through peft: on the DiT, saved and read in peft's own format, and on the MLLM, which is trained and merged."""
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lookalike.documents import decoding, parse_object
 from lookalike.errors import ConfigError, InputError
 from lookalike.models.presets import LoraConfig, check_lora
 
@@ -96,7 +96,8 @@ def save_lora(folder: Path, lora: LoraConfig, weights: Mapping[str, Tensor]) -> 
 
 def read_lora_config(folder: Path) -> LoraConfig:
     """Settings of a peft folder."""
-    values = json.loads((folder / _CONFIG).read_text())
+    path = folder / _CONFIG
+    values = parse_object(path.read_bytes(), str(path), "r", "lora_alpha", "target_modules", fix="save it again")
     return LoraConfig(
         rank=values["r"],
         alpha=float(values["lora_alpha"]),
@@ -119,7 +120,8 @@ def load_lora(transformer: Any, folder: Path, adapter: str = ADAPTER_NAME) -> No
     from safetensors.torch import load_file
 
     inject_lora(transformer, read_lora_config(folder), adapter)
-    tensors = load_file(folder / _WEIGHTS)
+    with decoding("a safetensors file", str(folder / _WEIGHTS), fix="save it again"):
+        tensors = load_file(folder / _WEIGHTS)
     parameters = dict(transformer.named_parameters())
     for name, file_name in adapter_names(transformer, adapter).items():
         if file_name not in tensors:

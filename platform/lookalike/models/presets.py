@@ -9,6 +9,7 @@ from typing import Any, Literal
 import jsonargparse
 import yaml
 
+from lookalike.documents import decoding
 from lookalike.errors import ConfigError
 
 PRESETS_DIR = Path(__file__).parent / "presets"
@@ -232,7 +233,8 @@ def load_preset(name_or_path: str | Path) -> Preset:
             )
     if not path.is_file():
         raise ConfigError("preset file not found", value=str(path), fix="check the path")
-    values = yaml.safe_load(path.read_text())
+    with decoding("a YAML file", str(path), fix="start from presets/mini.yaml"):
+        values = yaml.safe_load(path.read_text())
     if not isinstance(values, dict):
         raise ConfigError("a preset is a mapping of settings", value=str(path), fix="start from presets/mini.yaml")
     return preset_from_dict(values, origin=str(path))

@@ -4,7 +4,6 @@ import json
 import logging
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from pathlib import PurePosixPath
 
 from lookalike.config import fingerprint
 from lookalike.errors import ConflictError, InputError
@@ -14,7 +13,7 @@ from lookalike.models.bundle import MANIFEST
 from lookalike.registry.names import validate_model_name
 from lookalike.registry.promotions import Promotion
 from lookalike.registry.versions import ModelReference, Registry, identify
-from lookalike.storage import open_store
+from lookalike.storage import locate_object, open_store, read_object
 from lookalike.tracking import tracking_uri
 
 log = logging.getLogger(__name__)
@@ -134,10 +133,8 @@ def promote(
 
 def read_scores(uri: str) -> Scores:
     """The scores at ``uri``: a file, or the prefix that an evaluation wrote to."""
-    folder, _, name = uri.rstrip("/").rpartition("/")
-    if PurePosixPath(name).suffix != ".json":
-        folder, name = uri, SCORES
-    return Scores.from_json(open_store(folder or ".").read(name), uri)
+    store, key = locate_object(uri) if uri.endswith(".json") else (open_store(uri), SCORES)
+    return Scores.from_json(store.read(key), uri)
 
 
 def _champion_scores(registry: Registry, name: str, last: Promotion | None, uri: str | None) -> Scores | None:
@@ -175,5 +172,5 @@ def _tag(
 
 
 def _parent(bundle_uri: str) -> str:
-    base = json.loads(open_store(bundle_uri).read(MANIFEST)).get("base")
+    base = read_object(open_store(bundle_uri), MANIFEST).get("base")
     return str(base["sha256"]) if base else ""

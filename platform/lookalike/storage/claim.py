@@ -5,7 +5,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from lookalike.config import canonical_json, fingerprint
-from lookalike.errors import ConflictError
+from lookalike.errors import ConfigError, ConflictError
+from lookalike.storage import location
+from lookalike.storage.documents import read_object
 from lookalike.storage.store import Store
 
 RECORD = "run.json"
@@ -22,10 +24,11 @@ def claim(store: Store, config: Mapping[str, Any], *, ignore: tuple[str, ...] = 
     try:
         store.create(RECORD, canonical_json(record).encode())
     except ConflictError:
-        found = json.loads(store.read(RECORD))
+        found = read_object(store, RECORD, "fingerprint", "identity")
         if found["fingerprint"] != record["fingerprint"]:
-            theirs = found["identity"]
-            ours = json.loads(canonical_json(identity))
+            theirs, ours = _spelled_alike(found["identity"]), _spelled_alike(json.loads(canonical_json(identity)))
+            if theirs == ours:
+                return str(found["fingerprint"])
             differing = sorted(key for key in theirs.keys() | ours.keys() if theirs.get(key) != ours.get(key))
             raise ConflictError(
                 f"the location holds another run's result, with another {', '.join(differing)}",
@@ -33,3 +36,17 @@ def claim(store: Store, config: Mapping[str, Any], *, ignore: tuple[str, ...] = 
                 fix="choose another location, or remove that one",
             ) from None
     return str(record["fingerprint"])
+
+
+def _spelled_alike(value: Any) -> Any:
+    """``value`` with each ``file:`` URI as stores spell it: records of before have blanks and marks unencoded."""
+    if isinstance(value, dict):
+        return {name: _spelled_alike(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_spelled_alike(item) for item in value]
+    if isinstance(value, str) and value.startswith("file:"):
+        try:
+            return location.local_uri(location.local_path(value))
+        except ConfigError:
+            return value
+    return value
