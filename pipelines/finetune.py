@@ -16,6 +16,7 @@ from lookalike.storage import Store, open_store, read_object
 from lookalike.storage.claim import claim
 from lookalike.training.bundles import local_bundle
 from lookalike.training.config import StageConfig, TrainConfig, ValidationConfig, WorkerConfig
+from lookalike.values import check_values
 from pipelines.actors import ActorConfig
 from pipelines.curate import CurateConfig, curate
 from pipelines.entry import ray_session
@@ -76,6 +77,9 @@ class FinetuneConfig:
     """Of order, noise and initial adapter."""
     tracking: str | None = None
     """MLflow tracking URI; by default MLFLOW_TRACKING_URI."""
+
+    def __post_init__(self) -> None:
+        check_values(self)
 
 
 def finetune(config: FinetuneConfig) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from lookalike import config as configs
 from lookalike.evaluation.gate import GateConfig
 from lookalike.storage import open_store, read_object
 from lookalike.storage.claim import claim
+from lookalike.values import check_values
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +38,9 @@ class PromoteConfig:
     """What a champion has to show."""
     require_promoted: bool = False
     """End with exit code 3 where the gate refuses; otherwise a refusal is a result like any other."""
+
+    def __post_init__(self) -> None:
+        check_values(self)
 
 
 def promote(config: PromoteConfig) -> dict[str, Any]:

@@ -36,6 +36,7 @@ from lookalike.storage import (
     version_store,
 )
 from lookalike.training.history import METRICS
+from lookalike.values import check_values
 
 _SAMPLES = 6
 
@@ -62,6 +63,9 @@ class ReportConfig:
     """URI of a generation."""
     timings: str | None = None
     """URI of a JSON list of {step, seconds, peak_memory_gib, outcome}."""
+
+    def __post_init__(self) -> None:
+        check_values(self)
 
 
 def report(config: ReportConfig) -> int:

@@ -27,6 +27,7 @@ from lookalike.scratch import scratch
 from lookalike.storage import open_store, read_object
 from lookalike.storage.claim import claim
 from lookalike.training import parts
+from lookalike.values import check_values
 from pipelines.ingest.sample import shapes, vocabulary
 from pipelines.pretrain import pictures
 
@@ -56,6 +57,9 @@ class PretrainConfig:
     at half the cost of whole images; the rest, on whole images, settles what depends on their size."""
     fit: parts.FitConfig = field(default_factory=parts.FitConfig)
     """The loop."""
+
+    def __post_init__(self) -> None:
+        check_values(self)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import yaml
 
 from lookalike.documents import decoding
 from lookalike.errors import ConfigError
+from lookalike.values import check_values
 
 PRESETS_DIR = Path(__file__).parent / "presets"
 
@@ -51,6 +52,7 @@ class LoraConfig:
     """Dropout before the down projection."""
 
     def __post_init__(self) -> None:
+        check_values(self)
         if self.rank < 1:
             raise ConfigError("LoRA rank is below 1", value=f"rank={self.rank}", fix="use 4 to 512")
         if not self.target_modules:
