@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from lookalike.errors import ConfigError, LookalikeError
+from lookalike.values import check_values
 from pipelines.entry import ray_session
 
 log = logging.getLogger(__name__)
@@ -36,6 +37,7 @@ class ActorConfig:
     """One GPU for each actor."""
 
     def __post_init__(self) -> None:
+        check_values(self)
         if self.count < 0 or self.threads < 1:
             raise ConfigError("no actor to run on", value=(self.count, self.threads), fix="use 1 or more of each")
 

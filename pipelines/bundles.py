@@ -1,12 +1,11 @@
 """Bundles by URI, opened where a worker can read them; a personal bundle brings its base along."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lookalike.errors import InputError
-from lookalike.storage import open_store
+from lookalike.storage import open_store, read_object
 from lookalike.training.bundles import local_bundle
 
 if TYPE_CHECKING:
@@ -69,7 +68,7 @@ def locate_bundle(uri: str, sha256: str | None = None) -> BundleLocation:
     store = open_store(uri)
     if not store.exists(MANIFEST):
         raise InputError("no finished bundle here", value=store.uri, fix="name the bundle_uri of a run's result.json")
-    manifest: dict[str, Any] = json.loads(store.read(MANIFEST))
+    manifest = read_object(store, MANIFEST, "base", "preset")
     found = bundle_sha256(manifest)
     if sha256 is not None and found != sha256:
         raise InputError(

@@ -2,10 +2,13 @@
 
 import logging
 import os
+import signal
 import socket
 import sys
+import threading
+import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TypeVar
 
 from tenacity import before_sleep_log, retry, retry_if_exception_message, stop_after_attempt
@@ -13,6 +16,7 @@ from tenacity import before_sleep_log, retry, retry_if_exception_message, stop_a
 from lookalike import config as configs
 from lookalike.errors import BusyError, LookalikeError, StoppedError, UnreachableError
 from lookalike.redaction import redact
+from lookalike.scratch import JOB_VARIABLE, sweep
 
 log = logging.getLogger(__name__)
 
@@ -20,8 +24,12 @@ ConfigT = TypeVar("ConfigT")
 
 EXIT_ERROR = 2  # what argparse uses for a bad command line: the user can fix it
 EXIT_REFUSED = 3  # the gate refused, and the caller asked for this code
+EXIT_INTERNAL = 1  # an error that we did not foresee
 EXIT_BUSY = 4  # another process does this work at the moment
+EXIT_INTERRUPTED = 130  # 128 + SIGINT
+EXIT_PIPE = 141  # 128 + SIGPIPE
 EXIT_STOPPED = 143  # 128 + SIGTERM, as a shell reports it: not done, and nothing is wrong
+_WORKERS_END_S = 5.0  # in which Ray's workers end after the job, and leave their temporary folders to be removed
 
 
 def run_job(config_class: type[ConfigT], body: Callable[[ConfigT], int | None], description: str | None) -> int:
@@ -36,17 +44,68 @@ def run_job(config_class: type[ConfigT], body: Callable[[ConfigT], int | None], 
             handler.setFormatter(_Redacting(handler.formatter))
     for noisy in ("httpx", "alembic", "botocore"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    os.environ[JOB_VARIABLE] = job = uuid.uuid4().hex
+    _end_on_sigterm()
     try:
-        return body(configs.parse(config_class, description=description)) or 0
+        return _run(config_class, body, description)
+    finally:
+        sweep(job, wait_s=_WORKERS_END_S)
+
+
+def _run(config_class: type[ConfigT], body: Callable[[ConfigT], int | None], description: str | None) -> int:
+    try:
+        code = body(configs.parse(config_class, description=description)) or 0
+        sys.stdout.flush()  # here a reader that has gone is noticed
+        return code
     except StoppedError as stopped:
-        print(stopped, file=sys.stderr)
+        _say(str(stopped))
         return EXIT_STOPPED
     except BusyError as busy:
-        print(busy, file=sys.stderr)
+        _say(str(busy))
         return EXIT_BUSY
     except LookalikeError as error:
-        print(f"error: {error}", file=sys.stderr)
+        log.debug("the error's traceback", exc_info=True)
+        _say(f"error: {error}")
         return EXIT_ERROR
+    except KeyboardInterrupt:
+        _say("interrupted; the same command resumes")
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:  # of `| head`: the reader has ended
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains at its end
+        return EXIT_PIPE
+    except Exception as error:
+        return _unexpected(error)
+
+
+def _unexpected(error: Exception) -> int:
+    """The last frame, for what no boundary has turned into an error of ours: one line; the traceback goes to DEBUG."""
+    while isinstance(cause := getattr(error, "cause", None), Exception):  # of a task of Ray
+        error = cause
+    if isinstance(error, LookalikeError):
+        _say(f"error: {error}")
+        return EXIT_ERROR
+    log.debug("traceback of the error", exc_info=True)
+    said = next(iter(str(error).splitlines()), "")
+    if isinstance(error, MemoryError):
+        _say("error: out of memory; use a machine with more, or lower the batch size")
+    elif isinstance(error, OSError):
+        _say(f"error: the operating system refused: {said or type(error).__name__}; fix that and run the command again")
+    else:
+        what = f"internal error, {type(error).__name__}: {said[:300]}"
+        _say(f"error: {what}; please report it, with its traceback by LOOKALIKE_LOG_LEVEL=DEBUG")
+    return EXIT_INTERNAL
+
+
+def _say(message: str) -> None:
+    """Print to standard error, whatever characters it has, also if its reader has ended."""
+    with suppress(OSError):
+        print(redact(message).encode("utf-8", "backslashreplace").decode(), file=sys.stderr)
+
+
+def _end_on_sigterm() -> None:
+    """Make SIGTERM unwind the stack, so that temporary folders and Ray's processes end with the job."""
+    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(EXIT_STOPPED))
 
 
 class _Redacting(logging.Formatter):

@@ -3,7 +3,6 @@
 Each part is what its own job does; here they follow one another below one prefix, ``customers/CUSTOMER/SUBJECT/``.
 """
 
-import json
 import logging
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,10 +12,11 @@ from lookalike.errors import ConfigError, InputError
 from lookalike.evaluation.gate import GateConfig
 from lookalike.models.presets import LoraConfig
 from lookalike.registry import personal_model_name, resolve
-from lookalike.storage import Store, open_store
+from lookalike.storage import Store, open_store, read_object
 from lookalike.storage.claim import claim
 from lookalike.training.bundles import local_bundle
 from lookalike.training.config import StageConfig, TrainConfig, ValidationConfig, WorkerConfig
+from lookalike.values import check_values
 from pipelines.actors import ActorConfig
 from pipelines.curate import CurateConfig, curate
 from pipelines.entry import ray_session
@@ -78,6 +78,9 @@ class FinetuneConfig:
     tracking: str | None = None
     """MLflow tracking URI; by default MLFLOW_TRACKING_URI."""
 
+    def __post_init__(self) -> None:
+        check_values(self)
+
 
 def finetune(config: FinetuneConfig) -> dict[str, Any]:
     """Run the whole way; returns what ``result.json`` holds.
@@ -94,7 +97,7 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
     claim(home, identity, ignore=("tracking", "workers", "actors", "micro_batch_size", "model", "store"))
     if home.exists(RESULT):
         log.info("this finetune is done already: %s", home.uri)
-        return dict(json.loads(home.read(RESULT)))
+        return read_object(home, RESULT)
     bundle_uri = open_store(base.bundle_uri).uri
     with ray_session():
         dataset = _dataset(config, home)

@@ -10,6 +10,7 @@ from lookalike.errors import ConfigError, InputError
 from lookalike.evaluation.gate import GateConfig
 from lookalike.storage import Store, open_store
 from lookalike.storage.claim import claim
+from lookalike.values import check_values
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +50,7 @@ class PromoteConfig:
     """End with exit code 3 if the gate refuses; otherwise a refusal is a result like any other."""
 
     def __post_init__(self) -> None:
+        check_values(self)
         if self.returns and (self.scores or self.begin_anew is not None):
             raise ConfigError(
                 "a rollback takes no scores, and does not begin the log anew",
@@ -114,7 +116,7 @@ def _decide(config: PromoteConfig, name: str, store: Store, fingerprint: str) ->
         assert config.scores is not None
         scores = registry.read_scores(config.scores)
         candidate = registry.Candidate(name, config.bundle or scores.bundle.uri, config.scores)
-        log_uri = config.log or f"{store.uri.rpartition('/')[0]}/promotion-log"
+        log_uri = config.log or store.parent.child("promotion-log").uri
         if config.begin_anew is not None:
             known = registry.standing_log(name, config.tracking)
             outcome = registry.begin_anew(

@@ -1,7 +1,5 @@
 """One page out of what the other jobs left: it reads, and decides nothing."""
 
-import json
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,6 +7,8 @@ import numpy as np
 from safetensors.numpy import load as load_tensors
 
 import lookalike
+from lookalike.documents import decoding
+from lookalike.errors import InputError
 from lookalike.evaluation.report import (
     Curation,
     Decision,
@@ -25,8 +25,18 @@ from lookalike.evaluation.report import (
 from lookalike.evaluation.report.curves import held_out_curve, layer_curve, loss_curve
 from lookalike.evaluation.report.page import data_uri
 from lookalike.evaluation.scores import GRID, SCORES, Scores
-from lookalike.storage import Store, latest_version, open_store, version_store
+from lookalike.storage import (
+    Store,
+    latest_version,
+    locate_object,
+    open_store,
+    read_json,
+    read_lines,
+    read_object,
+    version_store,
+)
 from lookalike.training.history import METRICS
+from lookalike.values import check_values
 
 _SAMPLES = 6
 
@@ -54,9 +64,13 @@ class ReportConfig:
     timings: str | None = None
     """URI of a JSON list of {step, seconds, peak_memory_gib, outcome}."""
 
+    def __post_init__(self) -> None:
+        check_values(self)
+
 
 def report(config: ReportConfig) -> int:
     """Write the page; returns its size in bytes. Raises InputError for a location that holds no such result."""
+    out, name = locate_object(config.out)
     page = Page(
         title=config.title,
         curation=_curation(open_store(config.dataset)) if config.dataset else None,
@@ -65,18 +79,17 @@ def report(config: ReportConfig) -> int:
         decisions=[_decision(uri) for uri in config.decision],
         finetune=_finetune(open_store(config.finetune)) if config.finetune else None,
         generation=_generation(open_store(config.generation)) if config.generation else None,
-        timings=_read_json(config.timings) if config.timings else [],
+        timings=_timings(config.timings) if config.timings else [],
         code_version=lookalike.__version__,
     )
     data = render(page).encode()
-    parent, _, name = config.out.rpartition("/")
-    open_store(parent or ".").write(name, data)
+    out.write(name, data)
     return len(data)
 
 
 def _curation(dataset: Store) -> Curation:
     version = latest_version(dataset)
-    found = json.loads(version_store(dataset, version).read("report.json"))
+    found = read_object(version_store(dataset, version), "report.json", "counts", "rejects", "funnel", "triplets")
     counts, rejects = found["counts"], found["rejects"]
     reasons = [
         Reason(
@@ -112,8 +125,8 @@ def _jpeg(base64_text: str) -> str:
 
 
 def _training(store: Store) -> Training:
-    records = [json.loads(line) for line in store.read(METRICS).decode().splitlines()]
-    result = json.loads(store.read("result.json"))
+    records = read_lines(store, METRICS)
+    result = read_object(store, "result.json", "steps", "stages", "bundle_uri")
     steps = [record for record in records if "loss" in record]
     facts = {"optimizer steps": f"{result['steps']}"}
     if steps and "images_per_second" in steps[0]:
@@ -135,36 +148,44 @@ def _layer_weights(bundle: Store) -> dict[str, list[float]]:
     file = "aggregator/diffusion_pytorch_model.safetensors"
     if not bundle.exists(file):  # a personal one
         return {}
-    tensors = load_tensors(bundle.read(file))
+    data = bundle.read(file)
+    with decoding("a safetensors file", bundle.uri_of(file)):
+        tensors = load_tensors(data)
     ending = ".pooling.collapse.weight"
     return {name.split(".")[-4]: tensors[name][0].tolist() for name in sorted(tensors) if name.endswith(ending)}
 
 
 def _evaluation(store: Store, title: str = "How it does on subjects it never saw") -> Evaluation:
-    scores = Scores.from_json(store.read(SCORES), f"{store.uri}/{SCORES}")
+    scores = Scores.from_json(store.read(SCORES), store.uri_of(SCORES))
     if scores.conditions == "shuffled":
         title = "The probe: everyone else's conditions"
     return Evaluation(scores, data_uri(store.read(GRID)), title)
 
 
 def _decision(uri: str) -> Decision:
-    found = _read_json(uri if uri.endswith(".json") else f"{uri.rstrip('/')}/decision.json")
+    store, key = locate_object(uri) if uri.endswith(".json") else (open_store(uri), "decision.json")
+    found = read_object(store, key, "model", "promoted", "checks")
     return Decision(found["model"], str(found.get("version") or ""), found["promoted"], found["checks"])
 
 
 def _finetune(store: Store) -> Finetune:
-    result = json.loads(store.read("result.json"))
+    result = read_object(store, "result.json", "customer", "subject", "scores")
     after = _evaluation(open_store(result["scores"]))  # beside its base: before and after on one sheet
     return Finetune(result["customer"], result["subject"], after.grid, after.scores)
 
 
 def _generation(store: Store) -> Generation:
-    result: Mapping[str, Any] = json.loads(store.read("generations.json"))
+    result = read_object(store, "generations.json", "model", "images")
     model = result["model"]
     name = f"{model['name']}, version {model['version']}" if model["version"] else model["bundle_uri"]
     return Generation(name, data_uri(store.read("contact_sheet.png")), len(result["images"]))
 
 
-def _read_json(uri: str) -> Any:
-    parent, _, name = uri.rpartition("/")
-    return json.loads(open_store(parent or ".").read(name))
+def _timings(uri: str) -> Any:
+    store, key = locate_object(uri)
+    found = read_json(store, key)
+    if not isinstance(found, list) or not all(isinstance(row, dict) and "step" in row for row in found):
+        raise InputError(
+            "not a list of timed steps", value=uri, fix="write [{step, seconds, peak_memory_gib, outcome}]"
+        )
+    return found

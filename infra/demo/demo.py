@@ -25,7 +25,7 @@ from typing import Any, NoReturn
 import yaml
 from cluster import Cluster, JobFailedError, exports
 
-from lookalike.storage import open_store
+from lookalike.storage import locate_object, read_object
 
 HERE = Path(__file__).resolve().parent
 REPO = HERE.parents[1]
@@ -147,8 +147,7 @@ def main() -> int:
 
 
 def _read_json(uri: str) -> dict[str, Any]:
-    parent, _, name = uri.rpartition("/")
-    return dict(json.loads(open_store(parent).read(name)))
+    return read_object(*locate_object(uri))
 
 
 def _interrupt(*_: object) -> NoReturn:

@@ -6,16 +6,15 @@ Which they are is seen by their first bytes: a gzip that is called ``.tar`` is r
 
 import bz2
 import lzma
-import tempfile
 import zlib
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import BinaryIO, Protocol
 
 import pyarrow as pa
 
 from lookalike.data.archive import HEAD_BYTES, kind_of
 from lookalike.data.shards import open_object
+from lookalike.scratch import scratch
 from lookalike.storage import ObjectInfo, Store
 
 _CHUNK = 1 << 20  # bytes that are inflated at a time, however far they are compressed
@@ -36,8 +35,8 @@ def unpack(raw: Store, info: ObjectInfo, kind: str, dataset: Store, key: str) ->
     """
     broken_key = f"{key}.broken"
     if not dataset.exists(key):
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "shard.tar"
+        with scratch("shard") as folder:
+            path = folder / "shard.tar"
             broken = ""
             with path.open("wb") as file:
                 try:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from lookalike.errors import ConfigError
 from lookalike.models.captioner import Captioner
 from lookalike.models.embedder import NO_EMBEDDER
+from lookalike.values import check_values
 from pipelines.actors import ActorConfig
 from pipelines.curate.captions import CaptionsConfig
 from pipelines.curate.filters import FiltersConfig
@@ -30,6 +31,7 @@ class PlanConfig:
     """A task plans about this many images at once; a subject is never divided."""
 
     def __post_init__(self) -> None:
+        check_values(self)
         for name in ("max_references", "max_triplets_per_target", "max_triplets_per_subject", "rows_per_partition"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"plan.{name} is below 1", value=getattr(self, name), fix="use 1 or more")
@@ -55,6 +57,7 @@ class FoundConfig:
     """A task compares about this many; a subject that lies in two cells is found twice."""
 
     def __post_init__(self) -> None:
+        check_values(self)
         if not 0 < self.min_similarity < 1:
             raise ConfigError("no such similarity", value=self.min_similarity, fix="use a value between 0 and 1")
         for name in ("neighbours", "images_per_cell"):
@@ -75,6 +78,7 @@ class LabelsConfig:
     """Where neither names one: photographs that look alike are one subject. null: such photographs are dropped."""
 
     def __post_init__(self) -> None:
+        check_values(self)
         if self.subject_pattern is None:
             return
         try:
@@ -108,6 +112,7 @@ class ShardsConfig:
     """A shard holds about this much, counted before images are scaled down."""
 
     def __post_init__(self) -> None:
+        check_values(self)
         if self.image_size is not None and self.image_size < 16:
             raise ConfigError("shards.image_size is too small", value=self.image_size, fix="use 16 or more, or null")
         if self.buckets is not None and (not self.buckets or min(min(size) for size in self.buckets) < 16):
@@ -151,6 +156,7 @@ class CurateConfig:
     """Who indexes: each actor reads shards and holds the embedder. Changes no result."""
 
     def __post_init__(self) -> None:
+        check_values(self)
         if self.embedder != NO_EMBEDDER:
             return
         if self.labels.found is not None:

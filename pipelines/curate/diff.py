@@ -8,6 +8,7 @@ from typing import Any
 
 from lookalike.data import triplets
 from lookalike.storage import Store, open_store, read_manifest, version_store
+from lookalike.values import check_values
 from pipelines.curate.finish import IMAGES_TABLE
 from pipelines.curate.streams import Rows, by_subject, open_table, side_by_side
 
@@ -26,6 +27,9 @@ class DiffConfig:
     """URI of the prefix with the snapshots."""
     json: bool = False
     """Print JSON."""
+
+    def __post_init__(self) -> None:
+        check_values(self)
 
 
 @dataclass

@@ -1,8 +1,6 @@
 """Finish: the tables of all partitions and shards as one each, and the report."""
 
 import hashlib
-import json
-import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +12,8 @@ import pyarrow.parquet as pq
 
 from lookalike.config import canonical_json
 from lookalike.data import triplets
-from lookalike.storage import Store, version_store
+from lookalike.scratch import scratch
+from lookalike.storage import Store, read_object, version_store
 from pipelines.actors import Columns
 from pipelines.curate.drift import drift
 from pipelines.curate.materialise import MaterialiseWork, part_key
@@ -51,8 +50,8 @@ def finish(work: FinishWork, unit: int) -> Columns:
     done, version = work.materialised, work.materialised.version
     stage = done.stage
     hashes: dict[str, str] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        images, table = Path(folder) / IMAGES_TABLE, Path(folder) / triplets.TABLE
+    with scratch("tables") as folder:
+        images, table = folder / IMAGES_TABLE, folder / triplets.TABLE
         plans = (
             read_table(stage.dataset, plan_key(stage, i, "images"), columns=IMAGES_SCHEMA.names)
             for i in range(stage.partitions)
@@ -77,7 +76,7 @@ def _drift(dataset: Store, report: dict[str, Any], parent: int | None) -> dict[s
     before = None if parent is None else version_store(dataset, parent)
     if before is None or not before.exists(REPORT_JSON):
         return None
-    return {"since": parent, **drift(report, json.loads(before.read(REPORT_JSON)))}
+    return {"since": parent, **drift(report, read_object(before, REPORT_JSON))}
 
 
 def _join(path: Path, schema: pa.Schema, parts: Iterable[pa.Table]) -> None:

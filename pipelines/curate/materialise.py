@@ -1,8 +1,6 @@
 """Materialise: read the bytes of the planned triplets by range and write one deterministic shard."""
 
 import hashlib
-import json
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +15,8 @@ from lookalike.data import triplets
 from lookalike.data.images import decode, encode_jpeg, fit_within, short_side
 from lookalike.data.shards import Sample, write_tar
 from lookalike.pixels import crop_resize
-from lookalike.storage import Store
+from lookalike.scratch import scratch
+from lookalike.storage import Store, read_object
 from pipelines.actors import Columns
 from pipelines.curate.config import ShardsConfig
 from pipelines.curate.layout import ShardPlan
@@ -45,7 +44,7 @@ class MaterialiseWork:
 def part_key(work: MaterialiseWork, shard: ShardPlan, suffix: str) -> str:
     """Where the triplet table (``parquet``) and the hash (``json``, written last) of a shard are kept until the end."""
     name = Path(shard.name).stem
-    return work.stage.inputs.stage_key("materialise", f"{Path(work.version.uri).name}-{name}.{suffix}")
+    return work.stage.inputs.stage_key("materialise", f"{work.version.name}-{name}.{suffix}")
 
 
 class ShardWriter:
@@ -66,8 +65,8 @@ def write_shard(work: MaterialiseWork, unit: int, encoder: "Encoder | None" = No
     shard = work.shards[unit]
     store, done_key = work.stage.dataset, part_key(work, shard, "json")
     if not (store.exists(done_key) and work.version.exists(shard.name)):
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "shard.tar"
+        with scratch("shard") as folder:
+            path = folder / "shard.tar"
             rows = _rows(work.stage, shard)
             samples = write_tar(path, _samples(work.stage, rows, encoder))
             table = pa.Table.from_pylist(
@@ -78,7 +77,7 @@ def write_shard(work: MaterialiseWork, unit: int, encoder: "Encoder | None" = No
             work.version.upload(shard.name, path)
         write_table(store, part_key(work, shard, "parquet"), table)
         store.write(done_key, canonical_json({"sha256": digest}).encode())
-    digest = json.loads(store.read(done_key))["sha256"]
+    digest = read_object(store, done_key, "sha256")["sha256"]
     return {"name": np.array([shard.name], object), "sha256": np.array([digest], object)}
 
 

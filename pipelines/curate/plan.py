@@ -1,6 +1,5 @@
 """Plan: for one range of subjects at a time, on rows and embeddings, decide what is kept and what becomes a triplet."""
 
-import json
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any
@@ -9,6 +8,8 @@ import numpy as np
 import pyarrow as pa
 
 from lookalike.config import canonical_json
+from lookalike.documents import decoding
+from lookalike.storage import read_object
 from pipelines.actors import Columns
 from pipelines.curate.captions import fit_captions
 from pipelines.curate.duplicates import read_duplicates
@@ -34,7 +35,9 @@ def plan_key(work: StageWork, partition: int, kind: str) -> str:
 
 def read_summary(work: StageWork, partition: int) -> Summary:
     """What a partition came to."""
-    return Summary.from_json(json.loads(work.dataset.read(plan_key(work, partition, "summary"))))
+    key = plan_key(work, partition, "summary")
+    with decoding("a partition's summary", work.dataset.uri_of(key)):
+        return Summary.from_json(read_object(work.dataset, key))
 
 
 def plan_partition(work: StageWork, partition: int) -> Columns:

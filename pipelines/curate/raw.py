@@ -1,16 +1,17 @@
 """The raw shards: which they are, and what else lies beside them."""
 
+import math
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from urllib.parse import unquote
+from itertools import islice
 
 import braceexpand
 
 from lookalike.data.passed_over import PassedOver
 from lookalike.errors import ConfigError, InputError
-from lookalike.storage import ObjectInfo, Store, open_store
+from lookalike.storage import ObjectInfo, Store, locate_object, open_store, overlap
 from lookalike.storage.survey import survey
 from lookalike.storage.walk import Skipped
 
@@ -18,6 +19,8 @@ _SHARD = re.compile(r".*\.(tar(\.(gz|bz2|xz|zst|zstd|lz4))?|tgz|tbz2?|txz|tzst)"
 _ARCHIVE = re.compile(
     r".*\.(tar\..*|tar~|zip|7z|rar|cpio|ar|(gz|bz2|xz|zst|lz4|lzma|br|z)|(tlz|tz|taz))", re.IGNORECASE | re.DOTALL
 )
+_MAX_NAMES = 1_000_000  # that one brace expression may stand for
+_RANGE = re.compile(r"(-?\d{1,30})\.\.(-?\d{1,30})(?:\.\.(-?\d{1,30}))?")
 _RECORDS = {"run.json", "ingest.json", "_truth.json"}  # that jobs/ingest.py writes beside the shards
 
 
@@ -55,19 +58,18 @@ def list_raw(raw: str | Sequence[str], dataset: Store) -> RawListing:
     """
     places = _places(raw)
     common = _common(places)
-    ours, theirs = f"{dataset.uri}/", f"{common.uri}/"
-    if ours.startswith(theirs) or theirs.startswith(ours):
+    if overlap(dataset, common):
         raise ConfigError("raw and dataset share a prefix", value=[common.uri, dataset.uri], fix="keep them apart")
     shards: dict[str, ObjectInfo] = {}
     objects = PassedOver()
-    prefixes = {key_below(common, place) for place in places if not is_shard(place)}
+    prefixes = {(store.prefix_in(common) or "").rstrip("/") for store, shard in places if not shard}
     outermost = sorted(prefix for prefix in prefixes if not any(_holds(other, prefix) for other in prefixes - {prefix}))
     for prefix in outermost:
         shards |= _below(common, prefix, objects)
     for prefix in prefixes.difference(outermost):
         if not any(_holds(prefix, key) for key in shards):
             _below(common, prefix, PassedOver())  # says what is there instead
-    named = sorted({key_below(common, place) for place in places if is_shard(place)})
+    named = sorted({(store.prefix_in(common) or "") + shard for store, shard in places if shard})
     wanted = [key for key in named if not any(_holds(prefix, key) for prefix in outermost)]
     there = _named(common, wanted)
     objects.found += len(there)
@@ -75,35 +77,60 @@ def list_raw(raw: str | Sequence[str], dataset: Store) -> RawListing:
     missing = [key for key in named if key not in shards]
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise InputError("no such shard", value=f"{common.uri}/{missing[0]}{more}", fix="check --raw")
+        raise InputError("no such shard", value=f"{common.uri_of(missing[0])}{more}", fix="check --raw")
     return RawListing(sorted(shards.values(), key=lambda info: info.key), objects)
 
 
-def key_below(store: Store, place: str) -> str:
-    """The key of the URI ``place``, which lies below ``store``; a store may escape characters in its URIs."""
-    text = place.removeprefix(store.uri).strip("/")
-    return next((key for key in (text, unquote(text)) if not key or store.child(key).uri == place), text)
-
-
-def _places(raw: str | Sequence[str]) -> list[str]:
-    """URIs of shards and prefixes, brace expressions expanded, each as its store spells it."""
+def _places(raw: str | Sequence[str]) -> list[tuple[Store, str]]:
+    """The store and the key of each shard that is named, and the store of each prefix with the key ``""``."""
     written = [raw] if isinstance(raw, str) else list(raw)
-    places = [open_store(place).uri for item in written for place in braceexpand.braceexpand(item)]
-    if not places:
+    names = [name for item in written for name in _expanded(item)]
+    if not names:
         raise ConfigError("no raw shards are named", value=written, fix="name a prefix, or shards")
-    return places
+    return [locate_object(name) if is_shard(name) else (open_store(name), "") for name in names]
 
 
-def _common(places: Sequence[str]) -> Store:
-    prefixes = [place.rpartition("/")[0] if is_shard(place) else place for place in places]
-    schemes = [prefix.partition("://") for prefix in prefixes]
-    if len({scheme for scheme, _, _ in schemes}) == 1:
-        common = os.path.commonpath([f"/{path.lstrip('/')}" for _, _, path in schemes]).lstrip("/")
-        if common:  # of S3 a bucket at least
-            scheme = schemes[0][0]
-            return open_store(f"{scheme}:///{common}" if scheme == "file" else f"{scheme}://{common}")
+def _expanded(item: str) -> Iterator[str]:
+    """What a brace expression names; a folder or prefix that is named just like this, with its braces, is itself."""
+    if "{" not in item or _is_there(item):
+        yield item
+        return
+    ranges = [[int(number or 1) for number in found] for found in _RANGE.findall(item)]
+    counts = [abs(end - start) // max(abs(step), 1) + 1 for start, end, step in ranges]
+    if math.prod(counts) > _MAX_NAMES:  # braceexpand makes a list of each range
+        raise ConfigError(f"a brace expression for more than {_MAX_NAMES} names", value=item, fix="name the prefix")
+    try:
+        names = list(islice(braceexpand.braceexpand(item), _MAX_NAMES + 1))
+    except ValueError as error:
+        raise ConfigError(str(error), value=item, fix="close each brace, or name the prefix") from None
+    if len(names) > _MAX_NAMES:
+        raise ConfigError(f"a brace expression for more than {_MAX_NAMES} names", value=item, fix="name the prefix")
+    yield from names
+
+
+def _is_there(item: str) -> bool:
+    store, key = locate_object(item) if is_shard(item) else (open_store(item), "")
+    try:
+        return store.exists(key) if key else next(store.list(), None) is not None
+    except InputError:  # a name that no file can have
+        return False
+
+
+def _common(places: Sequence[tuple[Store, str]]) -> Store:
+    stores = [store for store, _ in places]
+    common = stores[0]
+    while any(store.prefix_in(common) is None for store in stores):
+        try:
+            common = common.parent
+        except ConfigError:
+            break
+    else:
+        if common.uri != "file:///":
+            return common
     raise ConfigError(
-        "these raw shards have no prefix in common", value=list(places)[:4], fix="keep them in one bucket"
+        "these raw shards have no prefix in common",
+        value=[store.uri_of(key) if key else store.uri for store, key in places[:4]],
+        fix="keep them in one bucket",
     )
 
 
@@ -126,8 +153,9 @@ def _below(store: Store, prefix: str, objects: PassedOver) -> dict[str, ObjectIn
     objects.merge(own)
     if shards:
         return shards
-    where = f"{store.uri}/{prefix}" if prefix else store.uri
-    if _is_object(where):
+    place = store.child(prefix) if prefix else store
+    where = place.uri
+    if _is_object(place):
         raise InputError("this file is not a raw shard", value=where, fix="name .tar files, or the folder of them")
     if not own.found:
         what = "the raw prefix is missing or empty"
@@ -139,13 +167,12 @@ def _below(store: Store, prefix: str, objects: PassedOver) -> dict[str, ObjectIn
     raise InputError(f"no .tar among the {own.found} objects of the raw prefix: {reasons}", value=where, fix=fix)
 
 
-def _is_object(place: str) -> bool:
+def _is_object(place: Store) -> bool:
     """Whether a place that was listed as a prefix is an object itself."""
-    parent_uri, _, name = place.rpartition("/")
-    if not name or parent_uri.endswith("/"):  # a bucket, or the root of a file system
+    try:
+        return place.parent.exists(place.name)
+    except ConfigError:  # a bucket, or the root of a file system
         return False
-    parent = open_store(parent_uri)
-    return parent.exists(key_below(parent, place))
 
 
 def _why_no_shard(key: str) -> str:

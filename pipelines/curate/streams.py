@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lookalike.data.shards import open_object
+from lookalike.documents import decoding
 from lookalike.errors import InputError
 from lookalike.storage import Store
 from pipelines.curate.rows import subject_hash
@@ -23,7 +24,8 @@ def open_table(version: Store, name: str) -> pq.ParquetFile:
     info = next((info for info in version.list(name) if info.key == name), None)
     if info is None:
         raise InputError(f"the snapshot has no {name}", value=version.uri, fix="name a complete version")
-    return pq.ParquetFile(open_object(version, info, _READ_AHEAD))
+    with decoding("a Parquet table", version.uri_of(name)):
+        return pq.ParquetFile(open_object(version, info, _READ_AHEAD))
 
 
 def find_rows(

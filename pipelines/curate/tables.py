@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from lookalike.config import canonical_json
 from lookalike.data.shards import open_object
+from lookalike.documents import decoding
 from lookalike.storage import ObjectInfo, Store
 
 _READ_AHEAD = 64 << 10  # bytes; what is read of a table is small, or large and asked for at once
@@ -34,17 +35,21 @@ def read_table(
 ) -> pa.Table:
     """Read a table whole, or the rows whose ``by`` lies in the half-open ``span``."""
     names = None if columns is None else list(columns)
-    return pq.read_table(io.BytesIO(store.read(key)), filters=_within(span, by), columns=names)
+    data = store.read(key)
+    with decoding("a Parquet table", store.uri_of(key)):
+        return pq.read_table(io.BytesIO(data), filters=_within(span, by), columns=names)
 
 
 def read_span(store: Store, info: ObjectInfo, span: tuple[int, int], by: str = "subject_hash") -> pa.Table:
     """The rows of a table whose ``by`` lies in the half-open ``span``, of which alone the bytes are read."""
-    return pq.read_table(open_object(store, info, _READ_AHEAD), filters=_within(span, by))
+    with decoding("a Parquet table", store.uri_of(info.key)):
+        return pq.read_table(open_object(store, info, _READ_AHEAD), filters=_within(span, by))
 
 
 def read_columns(store: Store, info: ObjectInfo, columns: Sequence[str]) -> pa.Table:
     """Some columns of a table, of which alone the bytes are read."""
-    return pq.read_table(open_object(store, info, _READ_AHEAD), columns=list(columns))
+    with decoding("a Parquet table", store.uri_of(info.key)):
+        return pq.read_table(open_object(store, info, _READ_AHEAD), columns=list(columns))
 
 
 def with_notes(table: pa.Table, notes: Mapping[str, Any]) -> pa.Table:
@@ -54,8 +59,9 @@ def with_notes(table: pa.Table, notes: Mapping[str, Any]) -> pa.Table:
 
 def read_footer(store: Store, info: ObjectInfo) -> tuple[int, dict[str, Any]]:
     """How many rows a table has, and its notes."""
-    footer = pq.read_metadata(open_object(store, info, _READ_AHEAD))
-    return int(footer.num_rows), json.loads((footer.metadata or {}).get(_NOTES, b"{}"))
+    with decoding("a Parquet table", store.uri_of(info.key)):
+        footer = pq.read_metadata(open_object(store, info, _READ_AHEAD))
+        return int(footer.num_rows), json.loads((footer.metadata or {}).get(_NOTES, b"{}"))
 
 
 def count_rows(store: Store, info: ObjectInfo) -> int:

@@ -4,12 +4,10 @@ import codecs
 import hashlib
 import json
 import re
-import tempfile
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,9 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lookalike.errors import InputError
-from lookalike.storage import ObjectInfo, Store, open_store, version_store
+from lookalike.scratch import scratch
+from lookalike.storage import ObjectInfo, Store, locate_object, open_store, version_store
 from pipelines.actors import Columns
-from pipelines.curate.raw import key_below
 from pipelines.curate.tables import read_columns
 
 FOLDER = "work/taken-down"
@@ -135,12 +133,12 @@ def pin(uri: str, dataset: Store) -> str:
     key = f"{FOLDER}/{hashlib.sha256(data).hexdigest()}.txt"
     if not dataset.exists(key):
         dataset.write(key, data)
-    return dataset.child(key).uri
+    return dataset.uri_of(key)
 
 
 def pinned_hash(uri: str) -> str:
     """SHA-256 of the list that :func:`pin` has copied to ``uri``, by its name."""
-    return Path(uri).stem
+    return locate_object(uri)[1].removesuffix(".txt")
 
 
 @lru_cache(maxsize=2)
@@ -170,8 +168,8 @@ def find_holders(work: TakeDownWork, unit: int) -> Columns:
     each entry names."""
     version, taken, held = work.versions[unit], read_list(work.list), 0
     counts = np.zeros(len(taken), np.int64)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "images.parquet"
+    with scratch("images") as folder:
+        path = folder / "images.parquet"
         version_store(open_store(work.dataset), version).download(path.name, path)
         for batch in pq.ParquetFile(path).iter_batches(batch_size=65536, columns=[*_KINDS, "drop_reason"]):
             rows = pa.Table.from_batches([batch])
@@ -240,9 +238,8 @@ def _sparse(counts: np.ndarray, held: int, of: int) -> Columns:
 
 
 def _read(uri: str) -> bytes:
-    place = open_store(uri).uri
-    parent = open_store(place.rpartition("/")[0])
-    return parent.read(key_below(parent, place))
+    store, key = locate_object(uri)
+    return store.read(key)
 
 
 def _text(data: bytes, uri: str) -> str:

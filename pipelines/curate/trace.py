@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 from lookalike.data import triplets
 from lookalike.errors import ConfigError, InputError
 from lookalike.storage import Store, list_versions, open_store, read_manifest, version_store
+from lookalike.values import check_values
 from pipelines.curate.finish import IMAGES_TABLE
 from pipelines.curate.streams import find_rows, open_table
 
@@ -33,6 +34,7 @@ class TraceConfig:
     """Print JSON."""
 
     def __post_init__(self) -> None:
+        check_values(self)
         if not (_TRIPLET_ID.fullmatch(self.trace) or _CONTENT.fullmatch(self.trace)):
             raise ConfigError(
                 "neither a triplet's id nor a content hash",

@@ -6,6 +6,7 @@ from typing import Literal
 from lookalike.errors import ConfigError
 from lookalike.evaluation.scores import Conditions
 from lookalike.models.embedder import NO_EMBEDDER
+from lookalike.values import check_values
 from pipelines.actors import ActorConfig
 
 
@@ -61,6 +62,7 @@ class EvaluateConfig:
     """Where it runs."""
 
     def __post_init__(self) -> None:
+        check_values(self)
         from lookalike.diffusion.stages import stages_of
 
         for name in ("max_samples", "subjects", "prompts_per_subject", "steps", "loss_batch_size", "image_batch_size"):

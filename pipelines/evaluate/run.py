@@ -51,7 +51,7 @@ def evaluate(config: EvaluateConfig) -> Scores:
     claim(store, {**configs.to_dict(config), "inputs": inputs}, ignore=_NOT_IDENTITY)
     if store.exists(SCORES):
         log.info("this evaluation is done already: %s", store.uri)
-        return Scores.from_json(store.read(SCORES), f"{store.uri}/{SCORES}")
+        return Scores.from_json(store.read(SCORES), store.uri_of(SCORES))
 
     suite, snapshots = _suite(config, snapshot)
     cases = suite.images(config.subjects, config.prompts_per_subject, config.conditions)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from lookalike.errors import ConfigError
+from lookalike.values import check_values
 from pipelines.actors import ActorConfig
 
 
@@ -40,6 +41,7 @@ class GenerateConfig:
     """Where it runs."""
 
     def __post_init__(self) -> None:
+        check_values(self)
         from lookalike.diffusion.stages import stages_of
 
         stages_of(self.stages)  # refuses what is none, and stages out of order

@@ -7,12 +7,11 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import PurePosixPath
 from typing import Any
-from urllib.parse import urlsplit
 
 from lookalike import config as configs
 from lookalike.data.images import EXTENSIONS, ImageError, decode
 from lookalike.errors import ConfigError, InputError
-from lookalike.storage import Store, open_store
+from lookalike.storage import Store, locate_object, open_store, read_object
 from lookalike.storage.claim import claim
 from pipelines.actors import run_units
 from pipelines.bundles import BundleLocation, locate_bundle
@@ -50,7 +49,7 @@ def generate(config: GenerateConfig) -> dict[str, Any]:
     claim(store, {**configs.to_dict(config), "inputs": inputs}, ignore=_NOT_IDENTITY)
     if store.exists(RESULT):
         log.info("this generation is done already: %s", store.uri)
-        return dict(json.loads(store.read(RESULT)))
+        return read_object(store, RESULT)
 
     pixels = [decode(data) for _, data in references]
     Preprocessor.from_bundle(bundle.open().components)(prompts, [pixels] * len(prompts))  # refuses before any work
@@ -87,7 +86,7 @@ def generate(config: GenerateConfig) -> dict[str, Any]:
 def _prompts(config: GenerateConfig) -> list[str]:
     prompts = [prompt.strip() for prompt in config.prompt]
     if config.prompts_file:
-        store, key = _open_file(config.prompts_file)
+        store, key = locate_object(config.prompts_file)
         prompts += [line.strip() for line in store.read(key).decode("utf-8-sig").splitlines() if line.strip()]
     if not prompts or not all(prompts):
         raise InputError("an empty prompt", value=config.prompts_file or "", fix="say what to show")
@@ -99,15 +98,15 @@ def _references(locations: Sequence[str], bundle: BundleLocation) -> list[tuple[
     limit = bundle.max_references
     files: list[tuple[str, bytes]] = []
     for location in locations:
-        store, key = _open_file(location)
-        if PurePosixPath(key).suffix[1:].lower() in EXTENSIONS or store.exists(key):
-            files.append((f"{store.uri}/{key}", store.read(key)))
+        found = None if location.endswith("/") else locate_object(location)
+        if found and (PurePosixPath(found[1]).suffix[1:].lower() in EXTENSIONS or found[0].exists(found[1])):
+            files.append((found[0].uri_of(found[1]), found[0].read(found[1])))
             continue
-        folder = store.child(key)
+        folder = open_store(location)
         keys = [info.key for info in folder.list() if PurePosixPath(info.key).suffix[1:].lower() in EXTENSIONS]
         if not keys:
             raise InputError("neither a photo nor a folder of photos", value=location, fix="check --reference")
-        files += [(f"{folder.uri}/{key}", folder.read(key)) for key in keys[: max(1, limit - len(files))]]
+        files += [(folder.uri_of(key), folder.read(key)) for key in keys[: max(1, limit - len(files))]]
     if len(files) > limit:
         raise ConfigError(
             f"{len(files)} references; this model reads {limit}", value=[uri for uri, _ in files], fix="name fewer"
@@ -118,15 +117,6 @@ def _references(locations: Sequence[str], bundle: BundleLocation) -> list[tuple[
         except ImageError as error:
             raise InputError(f"a reference is no photo: {error.what}", value=uri, fix="name another file") from error
     return files
-
-
-def _open_file(uri: str) -> tuple[Store, str]:
-    """The store above a file, and its key there."""
-    path = uri.rstrip("/")
-    parent, slash, name = path.rpartition("/")
-    if urlsplit(path).scheme and (not name or parent.endswith(("/", ":"))):
-        raise InputError("names no file", value=uri, fix="name a file below a bucket or a folder")
-    return open_store(parent or (slash or ".")), name
 
 
 def _contact_sheet(store: Store, config: GenerateConfig, references: Sequence[Any], requests: Sequence[Any]) -> bytes:

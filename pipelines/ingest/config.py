@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from lookalike.errors import ConfigError
+from lookalike.values import check_values
 
 SAMPLE = "sample"
 MORE_DEFECTS = (
@@ -39,6 +40,7 @@ class SampleWorldConfig:
     """Further kinds, which a curation finds only if told what to look for: wrong_licence, taken_down, overlaid_text."""
 
     def __post_init__(self) -> None:
+        check_values(self)
         if self.subjects < 1 or self.views < 1:
             raise ConfigError(
                 "a world needs subjects and views", value=(self.subjects, self.views), fix="use 1 or more"
@@ -92,6 +94,7 @@ class IngestConfig:
     """The sample world; used with `--source sample`."""
 
     def __post_init__(self) -> None:
+        check_values(self)
         if self.shard_mib < 1:
             raise ConfigError("shard_mib is below 1", value=self.shard_mib, fix="use 1 or more")
         if self.source != SAMPLE and self.photos:

@@ -83,7 +83,7 @@ class FolderShard:
             meta: dict[str, Any] = {
                 "subject": photo.subject,
                 "class": photo.class_name,
-                "source": f"{store.uri}/{photo.path}",
+                "source": store.uri_of(photo.path),
                 "licence": self.licence,
             }
             for sidecar in photo.sidecars:
@@ -240,9 +240,7 @@ def _read_sidecar(store: Store, key: str) -> dict[str, Any]:
     try:
         values = json.loads(text)
     except ValueError as error:
-        raise InputError(
-            f"a sidecar is no JSON: {error}", value=f"{store.uri}/{key}", fix="mend or remove it"
-        ) from None
+        raise InputError(f"a sidecar is no JSON: {error}", value=store.uri_of(key), fix="mend or remove it") from None
     if not isinstance(values, dict):
-        raise InputError("a sidecar is no JSON object", value=f"{store.uri}/{key}", fix='write {"caption": "…"}')
+        raise InputError("a sidecar is no JSON object", value=store.uri_of(key), fix='write {"caption": "…"}')
     return values

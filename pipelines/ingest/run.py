@@ -1,11 +1,8 @@
 """Plan the shards of a source, write them in parallel, and say so when the last one is there."""
 
-import json
 import logging
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import ray
 from ray.exceptions import RayTaskError
@@ -13,7 +10,8 @@ from tqdm import tqdm
 
 from lookalike.config import canonical_json, to_dict
 from lookalike.errors import LookalikeError
-from lookalike.storage import Store, open_store
+from lookalike.scratch import scratch
+from lookalike.storage import Store, open_store, read_object
 from lookalike.storage.claim import claim
 from pipelines.entry import ray_session
 from pipelines.ingest.config import SAMPLE, IngestConfig
@@ -40,7 +38,7 @@ def ingest(config: IngestConfig) -> dict[str, Any]:
     claim(store, to_dict(config) | {"source_identity": plan.identity})
     if store.exists(RESULT):
         logger.info("%s is complete already", store.uri)
-        return cast(dict[str, Any], json.loads(store.read(RESULT)))
+        return read_object(store, RESULT)
     for key, document in plan.extras.items():
         store.write(key, canonical_json(document).encode())
     present = {info.key for info in store.list("shard-")}
@@ -71,8 +69,8 @@ def plan_source(config: IngestConfig) -> Plan:
 
 def write_shard(shard: Shard, store: Store) -> int:
     """Make one shard and put it below ``store``, where it appears whole; returns its number of images."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / shard.name
+    with scratch("shard") as folder:
+        path = folder / shard.name
         shard.write(path)
         store.upload(shard.name, path)
     return shard.images

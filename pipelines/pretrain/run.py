@@ -2,7 +2,6 @@
 
 import json
 import logging
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,9 +23,11 @@ from lookalike.models.presets import load_preset
 from lookalike.models.sources import materialise
 from lookalike.models.vae import downsampling
 from lookalike.pixels import crop_resize
-from lookalike.storage import open_store
+from lookalike.scratch import scratch
+from lookalike.storage import open_store, read_object
 from lookalike.storage.claim import claim
 from lookalike.training import parts
+from lookalike.values import check_values
 from pipelines.ingest.sample import shapes, vocabulary
 from pipelines.pretrain import pictures
 
@@ -57,6 +58,9 @@ class PretrainConfig:
     fit: parts.FitConfig = field(default_factory=parts.FitConfig)
     """The loop."""
 
+    def __post_init__(self) -> None:
+        check_values(self)
+
 
 @dataclass(frozen=True)
 class _Subject:
@@ -76,9 +80,9 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
     claim(open_store(str(run)), to_dict(config))
     if (run / "result.json").is_file():
         logger.info("%s is complete already", run)
-        return dict(json.loads((run / "result.json").read_text()))
-    with tempfile.TemporaryDirectory() as folder:
-        initial = _initial_bundle(config, Path(folder) / "bundle")
+        return read_object(open_store(str(run)), "result.json")
+    with scratch("pretrain") as folder:
+        initial = _initial_bundle(config, folder / "bundle")
         train, held_out = _read(config)
         measure = _pretrain_vae if config.part == "vae" else _pretrain_mllm
         result = measure(config, initial, train, held_out, run)

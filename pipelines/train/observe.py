@@ -3,10 +3,8 @@
 import importlib
 import logging
 import sys
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -14,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from lookalike.redaction import redact
+from lookalike.scratch import scratch
 from lookalike.tracking import Tracker
 from lookalike.training.config import StageConfig
 from lookalike.training.ranks import Rank
@@ -138,8 +137,8 @@ class TrackedImages:
             self._keep(picture, steps)
 
     def _keep(self, picture: Image.Image, steps: int) -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / f"step-{steps:08d}.png"
+        with scratch("samples") as folder:
+            path = folder / f"step-{steps:08d}.png"
             picture.save(path)
             self.tracker.log_artifact(path, "samples")
 

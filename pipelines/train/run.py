@@ -1,6 +1,5 @@
 """One training run from its configuration to its bundle."""
 
-import json
 import logging
 import os
 import sys
@@ -16,7 +15,17 @@ from lookalike import config as configs
 from lookalike.errors import InputError, LookalikeError
 from lookalike.models import bundle as bundles
 from lookalike.models.bundle import read_preset
-from lookalike.storage import Store, latest_version, list_versions, open_store, read_manifest, version_store
+from lookalike.storage import (
+    Store,
+    latest_version,
+    list_versions,
+    open_store,
+    read_lines,
+    read_manifest,
+    read_object,
+    version_store,
+)
+from lookalike.storage.arrow import arrow_filesystem
 from lookalike.storage.claim import claim, read_claim
 from lookalike.storage.lease import hold
 from lookalike.tracking import tracking_uri
@@ -191,9 +200,11 @@ def attempt_config(store: Store, max_failures: int) -> "RunConfig":
     """
     from ray.train import FailureConfig, RunConfig
 
+    filesystem, path = arrow_filesystem(store.child("ray"))
     return RunConfig(
         name=f"attempt-{uuid.uuid4().hex[:12]}",
-        storage_path=f"{store.uri}/ray",
+        storage_path=path,
+        storage_filesystem=filesystem,
         failure_config=FailureConfig(max_failures=max_failures),
     )
 
@@ -213,7 +224,7 @@ def _version(dataset: Store, run: Store) -> int:
 
 def _earlier_result(config: TrainConfig, store: Store) -> dict[str, Any]:
     """What ``result.json`` holds; its bundle is where the run is now."""
-    result = dict(json.loads(store.read(RESULT)))
+    result = read_object(store, RESULT, "bundle_sha256", "tracking_run")
     bundle = finished_bundle(store)
     if bundle is not None and bundle.sha256 == result["bundle_sha256"]:
         result["bundle_uri"] = bundle.uri
@@ -251,8 +262,7 @@ def _stage_losses(store: Store) -> list[dict[str, Any]]:
     from lookalike.training.history import METRICS
 
     stages: dict[str, dict[str, Any]] = {}
-    for line in store.read(METRICS).decode().splitlines():
-        record = json.loads(line)
+    for record in read_lines(store, METRICS, "stage"):
         stage = stages.setdefault(record["stage"], {"losses": [], "validation": None})
         if "validation" in record:
             stage["validation"] = record["validation"]

@@ -6,15 +6,19 @@ import hashlib
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, cast, get_type_hints
 
 import jsonargparse
 import yaml
 
+from lookalike.errors import ConfigError, LookalikeError
 from lookalike.redaction import redact, redacted
 
 ConfigT = TypeVar("ConfigT")
+
+_MAX_SETTINGS = 100_000  # in one file
 
 
 class _HelpFormatter(jsonargparse.DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -43,13 +47,58 @@ def parse(config_class: type[ConfigT], argv: Sequence[str] | None = None, descri
     parser.add_argument("--config", action="config", help="A YAML file with the same keys as the flags; flags win.")
     parser.add_class_arguments(config_class, fail_untyped=True)
     parser.set_defaults(_plain_lists(config_class))
-    namespace = parser.parse_args(_normalise(config_class, sys.argv[1:] if argv is None else argv))
-    for file in namespace.pop("config") or []:
-        for key in _empty_mappings(yaml.safe_load(file.get_content())):
-            if key not in namespace:  # jsonargparse passes over what is empty
-                parser.error(f"Key '{key}' is not expected ({file})")
-    values = parser.instantiate_classes(namespace)
-    return config_class(**values.as_dict()) if not isinstance(values, config_class) else values
+    given = _normalise(config_class, sys.argv[1:] if argv is None else argv)
+    files = {name: check_config_file(Path(name)) for name in _config_files(given)}
+    try:
+        namespace = parser.parse_args(given)
+        namespace.pop("config")
+        for name, document in files.items():
+            for key in _empty_mappings(document):
+                if key not in namespace:  # jsonargparse passes over what is empty
+                    parser.error(f"Key '{key}' is not expected ({name})")
+        values = parser.instantiate_classes(namespace)
+        return config_class(**values.as_dict()) if not isinstance(values, config_class) else values
+    except LookalikeError:
+        raise
+    except Exception as error:  # jsonargparse and YAML have many for values that nobody foresaw
+        said = (str(error).splitlines() or [""])[0][:300]
+        raise ConfigError(
+            f"the settings cannot be read: {type(error).__name__} {said}", fix="compare them with --print_config"
+        ) from error
+
+
+def _config_files(argv: Sequence[str]) -> list[str]:
+    """Values of ``--config``."""
+    values = [token.removeprefix("--config=") for token in argv if token.startswith("--config=")]
+    return values + [value for flag, value in pairwise(argv) if flag == "--config"]
+
+
+def check_config_file(path: Path) -> dict[str, Any]:
+    """The settings in a YAML file. Raises ConfigError for what is not a mapping; its text is never shown."""
+    fix = "name a YAML file with the same keys as the flags"
+    try:
+        document = yaml.safe_load(path.read_bytes())
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        said = f"not valid YAML, line {mark.line + 1}" if mark else "not valid YAML in UTF-8"
+        said = str(error.strerror) if isinstance(error, OSError) else said
+        raise ConfigError(f"cannot read the configuration file: {said}", value=str(path), fix=fix) from None
+    if document is None:
+        return {}
+    if not isinstance(document, dict):
+        raise ConfigError("the configuration file holds no mapping of settings", value=str(path), fix=fix)
+    left, waiting = _MAX_SETTINGS, [document]
+    while waiting:  # by a counter, since anchors can make a small file endless
+        item = waiting.pop()
+        if (left := left - 1) < 0:
+            raise ConfigError(f"more than {_MAX_SETTINGS} settings, or endless ones", value=str(path), fix=fix)
+        if isinstance(item, dict):
+            if unnamed := [key for key in item if not isinstance(key, str)]:
+                raise ConfigError(f"the key {unnamed[0]!r:.80} is not text", value=str(path), fix="put it in quotes")
+            waiting.extend(item.values())
+        elif isinstance(item, (list, tuple, set)):
+            waiting.extend(item)
+    return document
 
 
 def _empty_mappings(values: Any, prefix: str = "") -> Iterator[str]:

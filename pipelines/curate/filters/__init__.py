@@ -5,9 +5,10 @@ its place in :meth:`FiltersConfig.steps`. One that asks a model has the scope ``
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 
 from lookalike.errors import ConfigError
+from lookalike.values import check_values
 from pipelines.curate.filters.aesthetic import Aesthetic
 from pipelines.curate.filters.aspect import Aspect
 from pipelines.curate.filters.base import SCORE, Filter, Photos, Scope, ScoreFilter
@@ -75,6 +76,10 @@ class FiltersConfig:
     """Filters to switch off, for example ``[blurry, near_duplicate]``."""
 
     def __post_init__(self) -> None:
+        check_values(self)
+        for item in fields(self):
+            if is_dataclass(step := getattr(self, item.name)):
+                check_values(step)
         for name in self.skip:
             if name not in OPTIONAL:
                 raise ConfigError("no filter that can be skipped", value=name, fix=f"choose from {list(OPTIONAL)}")

@@ -1,14 +1,13 @@
 """One photograph of the sample world: a subject rendered by pybullet, composited over a place by its true mask."""
 
-import tempfile
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFilter
 
+from lookalike.scratch import scratch
 from pipelines.ingest.sample.meshes import Mesh, write_obj
 from pipelines.ingest.sample.patterns import SolidPattern
 from pipelines.ingest.sample.places import TILE, TILE_SIZE, WALLS, mean_colour, tile
@@ -97,8 +96,8 @@ class _Engine:
         if mesh is self._loaded:
             return
         pybullet.resetSimulation(physicsClientId=self.client)
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "subject.obj"
+        with scratch("mesh") as folder:
+            path = folder / "subject.obj"
             write_obj(mesh, path)
             visual = pybullet.createVisualShape(
                 pybullet.GEOM_MESH, fileName=str(path), rgbaColor=[1, 1, 1, 1], physicsClientId=self.client

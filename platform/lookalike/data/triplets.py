@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from safetensors.numpy import load, save
 
 from lookalike.data.images import decode
+from lookalike.documents import decoding
 from lookalike.errors import InputError
 from lookalike.storage import Store
 
@@ -92,7 +93,9 @@ class Triplet:
 
 def read_table(version_store: Store, split: Split | None = None) -> pa.Table:
     """The triplet table of one snapshot version (:data:`SCHEMA`), of one split or both, in the order of the shards."""
-    table = pq.read_table(io.BytesIO(version_store.read(TABLE)), schema=SCHEMA)
+    data = version_store.read(TABLE)
+    with decoding("a triplet table", version_store.uri_of(TABLE), fix="restore the file, or curate again"):
+        table = pq.read_table(io.BytesIO(data), schema=SCHEMA)
     if split is None:
         return table
     chosen = table.filter(pc.equal(table["split"], split))

@@ -7,6 +7,7 @@ from typing import Literal
 from lookalike.errors import ConfigError
 from lookalike.evaluation.metrics import Estimate
 from lookalike.evaluation.scores import Scores
+from lookalike.values import check_values
 
 Bound = Literal["mean", "low", "high", "n"]
 
@@ -22,6 +23,9 @@ class Floor:
     bound: Bound = "low"
     """Which figure of the metric: ``low`` (lower end of the interval), ``mean``, ``high``, or ``n`` (samples)."""
 
+    def __post_init__(self) -> None:
+        check_values(self)
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -35,6 +39,7 @@ class Comparison:
     """How much worse it may be, in the metric's unit."""
 
     def __post_init__(self) -> None:
+        check_values(self)
         if not self.tolerance >= 0:
             raise ConfigError("a comparison's tolerance is negative", value=self.tolerance, fix="use 0 or more")
 
@@ -55,6 +60,9 @@ class GateConfig:
     """By default: at 95 % the model tells the right conditions from another subject's (``loss_gap``)."""
     comparisons: list[Comparison] = field(default_factory=_default_comparisons)
     """Against the current champion, where there is one."""
+
+    def __post_init__(self) -> None:
+        check_values(self)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lookalike.config import fingerprint
+from lookalike.documents import decoding, parse_object
 from lookalike.errors import InputError
 from lookalike.models.presets import Preset, preset_from_dict
 
@@ -78,10 +79,11 @@ def read_manifest(bundle_dir: Path) -> dict[str, Any]:
         raise InputError(
             f"no {MANIFEST}: not a bundle, or not a finished one", value=str(bundle_dir), fix="check the path"
         )
-    manifest = json.loads(path.read_text())
+    with decoding("a bundle's manifest", str(path)):
+        manifest = parse_object(path.read_bytes(), str(path), "base", "preset", "components")
     if manifest.get("format") != FORMAT:
         raise InputError("unknown bundle format", value=manifest.get("format"), fix="use the version that wrote it")
-    return manifest  # type: ignore[no-any-return]
+    return manifest
 
 
 def read_preset(bundle_dir: Path) -> Preset:

@@ -4,11 +4,9 @@ torch counts the FLOPs of the real modules as they run on tensors without storag
 over all keys, masked or not. The DiT's count is linear in its blocks, so it is taken at depths (1, 1), (2, 1), (1, 2).
 """
 
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +19,7 @@ from lookalike.models.fresh import outline
 from lookalike.models.joint import encoder_inputs, import_model_classes
 from lookalike.models.presets import Preset
 from lookalike.models.subject import Part, SubjectModel
+from lookalike.scratch import scratch
 
 _TEXT_ARGUMENTS = ("input_ids", "attention_mask", "position_ids")
 
@@ -81,8 +80,8 @@ class Sample:
 def meta_model(preset: Preset, dtype: torch.dtype = torch.float32) -> SubjectModel:
     """The model of ``preset`` on the meta device, with its LoRA; what a base training trains is trainable."""
     import_model_classes()
-    with tempfile.TemporaryDirectory(prefix="lookalike-outline-") as folder, torch.device("meta"):
-        model = SubjectModel.from_config(outline(preset, Path(folder)), dtype)
+    with scratch("outline") as folder, torch.device("meta"):
+        model = SubjectModel.from_config(outline(preset, folder), dtype)
         if preset.lora is not None:
             model.add_lora(preset.lora)
         if preset.mllm.lora is not None:

@@ -9,7 +9,9 @@ from typing import Any, Literal
 import jsonargparse
 import yaml
 
+from lookalike.documents import decoding
 from lookalike.errors import ConfigError
+from lookalike.values import check_values
 
 PRESETS_DIR = Path(__file__).parent / "presets"
 
@@ -50,6 +52,7 @@ class LoraConfig:
     """Dropout before the down projection."""
 
     def __post_init__(self) -> None:
+        check_values(self)
         if self.rank < 1:
             raise ConfigError("LoRA rank is below 1", value=f"rank={self.rank}", fix="use 4 to 512")
         if not self.target_modules:
@@ -232,7 +235,8 @@ def load_preset(name_or_path: str | Path) -> Preset:
             )
     if not path.is_file():
         raise ConfigError("preset file not found", value=str(path), fix="check the path")
-    values = yaml.safe_load(path.read_text())
+    with decoding("a YAML file", str(path), fix="start from presets/mini.yaml"):
+        values = yaml.safe_load(path.read_text())
     if not isinstance(values, dict):
         raise ConfigError("a preset is a mapping of settings", value=str(path), fix="start from presets/mini.yaml")
     return preset_from_dict(values, origin=str(path))

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lookalike.documents import decoding
 from lookalike.errors import InputError
 
 PARTS = ("mllm", "aggregator", "transformer")
@@ -21,7 +22,8 @@ def safetensors_files(folder: Path) -> list[Path]:
     """
     indices = sorted(folder.glob("*.safetensors.index.json"))
     if indices:
-        names = sorted(set(json.loads(indices[0].read_text())["weight_map"].values()))
+        with decoding("an index of safetensors files", str(indices[0]), fix="download it again"):
+            names = sorted(set(json.loads(indices[0].read_text())["weight_map"].values()))
         files = [folder / name for name in names]
     else:
         files = sorted(folder.glob("*.safetensors"))[:1]

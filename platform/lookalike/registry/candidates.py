@@ -5,7 +5,6 @@ import logging
 import uuid
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from pathlib import PurePosixPath
 
 from lookalike.config import fingerprint
 from lookalike.errors import ConflictError, InputError
@@ -16,7 +15,7 @@ from lookalike.registry.champions import Standing, champion, project, standing, 
 from lookalike.registry.names import validate_model_name
 from lookalike.registry.promotions import LOG_TAG, Kind, Promotion, PromotionLog
 from lookalike.registry.versions import ModelReference, Registry, identify
-from lookalike.storage import open_store
+from lookalike.storage import locate_object, open_store, read_object
 from lookalike.tracking import tracking_uri
 
 log = logging.getLogger(__name__)
@@ -137,10 +136,8 @@ def read_candidate(candidate: Candidate) -> tuple[str, Scores]:
 
 def read_scores(uri: str) -> Scores:
     """The scores at ``uri``: a file, or the prefix that an evaluation wrote to."""
-    folder, _, name = uri.rstrip("/").rpartition("/")
-    if PurePosixPath(name).suffix != ".json":
-        folder, name = uri, SCORES
-    return Scores.from_json(open_store(folder or ".").read(name), uri)
+    store, key = locate_object(uri) if uri.endswith(".json") else (open_store(uri), SCORES)
+    return Scores.from_json(store.read(key), uri)
 
 
 def scores_hash(scores: Scores) -> str:
@@ -151,7 +148,7 @@ def scores_hash(scores: Scores) -> str:
 def version_tags(candidate: Candidate, sha256: str) -> dict[str, str]:
     """Tags of the candidate's version."""
     uri = open_store(candidate.bundle_uri).uri
-    base = json.loads(open_store(uri).read(MANIFEST)).get("base")
+    base = read_object(open_store(uri), MANIFEST).get("base")
     return {
         "bundle_uri": uri,
         "bundle_sha256": sha256,

@@ -1,5 +1,6 @@
 """One door to ``file://`` and ``s3://``, and immutable snapshots on top of it."""
 
+from lookalike.storage.documents import read_json, read_lines, read_object
 from lookalike.storage.snapshot import (
     latest_version,
     list_versions,
@@ -7,17 +8,20 @@ from lookalike.storage.snapshot import (
     read_manifest,
     version_store,
 )
-from lookalike.storage.store import ObjectInfo, Store, open_object, open_store, overlap
+from lookalike.storage.store import ObjectInfo, Store, locate_object, open_store, overlap
 
 __all__ = [
     "ObjectInfo",
     "Store",
     "latest_version",
     "list_versions",
-    "open_object",
+    "locate_object",
     "open_store",
     "overlap",
     "publish",
+    "read_json",
+    "read_lines",
     "read_manifest",
+    "read_object",
     "version_store",
 ]

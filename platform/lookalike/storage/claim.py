@@ -8,8 +8,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from lookalike.config import canonical_json, fingerprint
-from lookalike.errors import ConflictError, InputError
+from lookalike.errors import ConfigError, ConflictError, InputError
 from lookalike.redaction import redacted
+from lookalike.storage import location
+from lookalike.storage.documents import read_object
 from lookalike.storage.store import Store
 
 RECORD = "run.json"
@@ -55,15 +57,12 @@ def read_claim(store: Store) -> dict[str, Any] | None:
     """
     if not store.exists(RECORD):
         return None
-    try:
-        record = json.loads(store.read(RECORD))
-        if isinstance(record["identity"], dict) and isinstance(record["config"], dict) and record["fingerprint"]:
-            return dict(record)
-    except (ValueError, KeyError, TypeError):
-        pass
+    record = read_object(store, RECORD, "identity", "config", "fingerprint")
+    if isinstance(record["identity"], dict) and isinstance(record["config"], dict) and record["fingerprint"]:
+        return record
     raise InputError(
-        f"{RECORD} is damaged: it does not say whose result the location holds",
-        value=f"{store.uri}/{RECORD}",
+        "the record of whose result the location holds is damaged",
+        value=store.uri_of(RECORD),
         fix="restore it, or remove the location and run the same command again",
     )
 
@@ -77,4 +76,18 @@ def _identity(config: Mapping[str, Any], ignore: tuple[str, ...], content: Mappi
         for key, value in config.items()
         if key not in ignore
     }
-    return dict(redacted(json.loads(canonical_json(identity))))
+    return dict(_spelled_alike(redacted(json.loads(canonical_json(identity)))))
+
+
+def _spelled_alike(value: Any) -> Any:
+    """``value`` with each ``file:`` URI as stores spell it: records of before have blanks and marks unencoded."""
+    if isinstance(value, dict):
+        return {name: _spelled_alike(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_spelled_alike(item) for item in value]
+    if isinstance(value, str) and value.startswith("file:"):
+        try:
+            return location.local_uri(location.local_path(value))
+        except ConfigError:
+            return value
+    return value

@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from lookalike.documents import parse_object
 from lookalike.errors import BusyError, ConflictError, InputError, LookalikeError
 from lookalike.storage.store import Store
 
@@ -25,6 +26,7 @@ log = logging.getLogger(__name__)
 
 TTL_S = 60.0  # a holder that was not heard of for so long is dead
 _BEAT_S = 10.0
+_LATEST = 1e11  # s since 1970
 _NUMBERED = re.compile(r"^(\d{8})\.json$")
 
 
@@ -123,10 +125,21 @@ def _keep(
 def _newest(store: Store) -> tuple[int, dict[str, Any] | None]:
     while numbers := [int(match.group(1)) for info in store.list() if (match := _NUMBERED.match(info.key))]:
         try:
-            return max(numbers), dict(json.loads(store.read(_key(max(numbers)))))
+            data = store.read(_key(max(numbers)))
         except InputError:  # a later holder has just removed it: look again
             continue
+        return max(numbers), _parse(data, store.uri_of(_key(max(numbers))))
     return 0, None
+
+
+def _parse(data: bytes, where: str) -> dict[str, Any]:
+    """A record with the types that are counted with. Raises InputError for a broken one, which nobody can judge."""
+    fix = "remove this file when no other process works here"
+    record = parse_object(data, where, "host", "pid", "since", "expires", fix=fix)
+    numbers = [record[name] for name in ("pid", "since", "expires")]
+    if not all(type(number) in (int, float) and abs(number) < _LATEST for number in numbers):
+        raise InputError("a lease's record holds no times", value=where, fix=fix)
+    return record
 
 
 def _record(identity: dict[str, Any], expires: float) -> bytes:

@@ -4,13 +4,13 @@ A version without a manifest does not exist for any reader. The manifest is the 
 put, so two publishers of the same version cannot both win.
 """
 
-import json
 import re
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 from lookalike.config import canonical_json
 from lookalike.errors import InputError
+from lookalike.storage.documents import read_object
 from lookalike.storage.store import Store
 
 MANIFEST = "manifest.json"
@@ -43,4 +43,4 @@ def publish(store: Store, version: int, manifest: Mapping[str, Any]) -> None:
 def read_manifest(store: Store, version: int | None = None) -> dict[str, Any]:
     """The manifest of ``version``, by default of the newest one."""
     chosen = latest_version(store) if version is None else version
-    return cast(dict[str, Any], json.loads(version_store(store, chosen).read(MANIFEST)))
+    return read_object(version_store(store, chosen), MANIFEST)

@@ -36,7 +36,7 @@ class Store(Protocol):
         """The last segment of the prefix, for people to read."""
 
     def uri_of(self, key: str) -> str:
-        """The URI of an object; :func:`open_object` of it finds this object and no other."""
+        """The URI of an object; :func:`locate_object` of it finds this object and no other."""
 
     def prefix_in(self, outer: "Store") -> str | None:
         """What stands before this store's keys in ``outer`` (``""`` or ``a/b/``), or None if it is not below it."""
@@ -91,7 +91,7 @@ def open_store(uri: str) -> Store:
     return LocalStore(location.local_path(uri))
 
 
-def open_object(uri: str) -> tuple[Store, str]:
+def locate_object(uri: str) -> tuple[Store, str]:
     """The store and the key of one object: the exact inverse of :meth:`Store.uri_of`, for what users and records name.
 
     Raises:

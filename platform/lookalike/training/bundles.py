@@ -1,7 +1,6 @@
 """Bundles of a run in its store, and opened where a process can read them. Light at import: drivers use it."""
 
 import json
-import tempfile
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -11,7 +10,9 @@ from lookalike.errors import InputError
 from lookalike.models import bundle as bundles
 from lookalike.models.presets import check_lora, load_preset
 from lookalike.models.sources import materialise
+from lookalike.scratch import kept_folder, scratch
 from lookalike.storage import Store, open_store
+from lookalike.storage.local import LocalStore
 from lookalike.storage.store import download_tree, upload_tree
 from lookalike.training.config import TrainConfig
 
@@ -51,10 +52,10 @@ def initial_bundle(config: TrainConfig, store: Store) -> BundleReference:
         return found
     initial = store.child(INITIAL)
     if not initial.exists(bundles.MANIFEST):
-        with tempfile.TemporaryDirectory(prefix="lookalike-initial-") as folder:
+        with scratch("initial") as folder:
             preset = load_preset(config.preset)
             preset = preset.from_seed("transformer", "aggregator") if config.from_seed else preset
-            upload_bundle(materialise(preset, Path(folder), config.seed), initial)
+            upload_bundle(materialise(preset, folder, config.seed), initial)
     return reference(initial.uri)
 
 
@@ -66,8 +67,10 @@ def finished_bundle(store: Store) -> BundleReference | None:
 
 @lru_cache(maxsize=4)
 def local_bundle(uri: str) -> Path:
-    """A local folder with the bundle at ``uri``: where it stands if that is a folder here, else a copy per process."""
-    return download_tree(open_store(uri), Path(tempfile.mkdtemp(prefix="lookalike-bundle-")))
+    """A local folder with the bundle at ``uri``: where it stands if that is a folder here, else a copy that is removed
+    when the process ends."""
+    store = open_store(uri)
+    return store.root if isinstance(store, LocalStore) else download_tree(store, kept_folder("bundle"))
 
 
 def reference(uri: str) -> BundleReference:

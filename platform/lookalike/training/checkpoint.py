@@ -16,14 +16,16 @@ from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
 from lookalike.config import canonical_json
+from lookalike.documents import decoding
 from lookalike.errors import InputError
-from lookalike.storage import Store
+from lookalike.storage import Store, read_object
 from lookalike.training.engine import AVERAGE, MASTER
 from lookalike.training.ledger import LEDGER
 
 CHECKPOINTS = "checkpoints"
 COMMIT = "COMMIT"
 _STATE = "state.json"
+_REMOVE = "remove this checkpoint's COMMIT to continue from the one before"
 _PART_BYTES = 256 * 2**20
 _COMMITTED = re.compile(r"^step-(\d{8})/COMMIT$")
 
@@ -103,18 +105,20 @@ def load(store: Store, step: int, without: tuple[str, ...] = ()) -> tuple[Checkp
     left_out = tuple(f"{kind}/" for kind in without)
     tensors: dict[str, Tensor] = {}
     state: CheckpointState | None = None
-    for name, expected in json.loads(source.read(COMMIT)).items():
+    for name, expected in read_object(source, COMMIT).items():
         data = source.read(name)
         if hashlib.sha256(data).hexdigest() != expected:
             raise InputError(
                 "a checkpoint's file is damaged",
-                value=f"{source.uri}/{name}",
-                fix="remove this checkpoint's COMMIT to continue from the one before",
+                value=source.uri_of(name),
+                fix=_REMOVE,
             )
         if name == _STATE:
-            state = CheckpointState(**json.loads(data))
+            with decoding("a checkpoint's state", source.uri_of(name), fix=_REMOVE):
+                state = CheckpointState(**json.loads(data))
         else:
-            found = load_safetensors(data).items()
+            with decoding("a safetensors file", source.uri_of(name), fix=_REMOVE):
+                found = load_safetensors(data).items()
             tensors.update((key, tensor) for key, tensor in found if not key.startswith(left_out))
     if state is None:
         raise InputError("a checkpoint lacks its state", value=source.uri, fix="remove its COMMIT")

@@ -5,6 +5,7 @@ from typing import Literal
 
 from lookalike.errors import ConfigError
 from lookalike.models.presets import LoraConfig
+from lookalike.values import check_values
 
 Conditions = Literal["mllm", "mllm+references"]
 Precision = Literal["float32", "bfloat16"]
@@ -29,6 +30,7 @@ class StageConfig:
     """Learning rate at the end of the stage, as a share of the peak."""
 
     def __post_init__(self) -> None:
+        check_values(self)
         if self.steps < 1:
             raise ConfigError(
                 "a stage needs at least one step", value=f"{self.name}: steps={self.steps}", fix="raise it"
@@ -64,6 +66,9 @@ class OptimizerConfig:
     epsilon: float = 1e-8
     """Added to the denominator."""
 
+    def __post_init__(self) -> None:
+        check_values(self)
+
 
 @dataclass(frozen=True)
 class EmaConfig:
@@ -75,6 +80,7 @@ class EmaConfig:
     weights do not linger. Where it is kept, it is what is validated and exported."""
 
     def __post_init__(self) -> None:
+        check_values(self)
         if self.decay is not None and not 0 < self.decay < 1:
             raise ConfigError("ema.decay lies between 0 and 1", value=self.decay, fix="try 0.999")
 
@@ -93,6 +99,7 @@ class DropoutConfig:
     """Probability that a sample trains without reference latents (stages that use them)."""
 
     def __post_init__(self) -> None:
+        check_values(self)
         for name, value in (("mllm", self.mllm), ("references", self.references)):
             if not 0 <= value < 1:
                 raise ConfigError(f"dropout.{name} is a probability below 1", value=value, fix="try 0.1")
@@ -106,6 +113,9 @@ class ValidationConfig:
     """Steps between validations; the last step of each stage validates in any case."""
     samples: int = 64
     """Triplets of the validation split, the same each time; 0 skips it (a personal set holds none out)."""
+
+    def __post_init__(self) -> None:
+        check_values(self)
 
 
 @dataclass(frozen=True)
@@ -122,6 +132,7 @@ class ImagesConfig:
     """Scale of classifier-free guidance; 1 turns it off."""
 
     def __post_init__(self) -> None:
+        check_values(self)
         for name, value, least in (("count", self.count, 0), ("every", self.every, 1), ("steps", self.steps, 1)):
             if value < least:
                 raise ConfigError(f"images.{name} is below {least}", value=value, fix="raise it")
@@ -139,6 +150,7 @@ class CheckpointConfig:
     """Checkpoints at multiples of this many steps are kept as well; by default none."""
 
     def __post_init__(self) -> None:
+        check_values(self)
         for name, value in (("every", self.every), ("keep", self.keep), ("keep_every", self.keep_every)):
             if value is not None and value < 1:
                 raise ConfigError(f"checkpoint.{name} counts from 1", value=value, fix="raise it")
@@ -158,6 +170,7 @@ class SafetyConfig:
     """A step's mean loss above it has diverged; in latents of unit variance it starts near 2."""
 
     def __post_init__(self) -> None:
+        check_values(self)
         for name, value in (
             ("grace_s", self.grace_s),
             ("step_timeout_s", self.step_timeout_s),
@@ -194,6 +207,7 @@ class WorkerConfig:
     A100, H100, H200 and L40S, and not told of others."""
 
     def __post_init__(self) -> None:
+        check_values(self)
         if self.num_workers < 0:
             raise ConfigError("num_workers is negative", value=self.num_workers, fix="use 0 for one plain process")
         if self.min_workers is not None and not 1 <= self.min_workers <= self.num_workers:
@@ -221,6 +235,7 @@ class ZeroConfig:
     """Reduce gradients while the backward pass goes on; by default where there are GPUs."""
 
     def __post_init__(self) -> None:
+        check_values(self)
         for name in ("reduce_bucket", "prefetch_bucket", "max_live", "keep_whole"):
             if getattr(self, name) < (name == "reduce_bucket"):
                 raise ConfigError(f"zero.{name} counts elements", value=getattr(self, name), fix="raise it")
@@ -296,6 +311,7 @@ class TrainConfig:
     """MLflow experiment."""
 
     def __post_init__(self) -> None:
+        check_values(self)
         if not self.stages:
             raise ConfigError("the curriculum is empty", fix="name at least one stage")
         if self.adapter is not None and self.base is None:

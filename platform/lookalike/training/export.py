@@ -1,7 +1,6 @@
 """The bundle that comes out of a run: the initial one with a checkpoint's weights."""
 
 import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -16,6 +15,7 @@ from lookalike.models.dit import Context, References
 from lookalike.models.presets import LoraConfig, load_preset
 from lookalike.models.subject import Part, SubjectModel
 from lookalike.models.weights import replace_mllm_weights
+from lookalike.scratch import scratch
 from lookalike.storage import Store
 from lookalike.training import checkpoint
 from lookalike.training.bundles import (
@@ -79,8 +79,7 @@ def export_bundle(config: TrainConfig, store: Store, step: int) -> BundleReferen
     del tensors
     _check_trained(weights)
 
-    with tempfile.TemporaryDirectory(prefix="lookalike-export-") as name:
-        folder = Path(name)
+    with scratch("export") as folder:
         preset = bundles.read_preset(initial)
         base = None
         if config.adapter is not None and config.export_lora == "separate":

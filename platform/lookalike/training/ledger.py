@@ -8,7 +8,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
-from lookalike.storage import Store
+from lookalike.storage import Store, read_lines
 from lookalike.training.ranks import Rank
 
 LEDGER = "ledger"
@@ -52,6 +52,4 @@ def forget_after(store: Store, step: int) -> None:
 
 def read_ledger(store: Store) -> list[dict[str, Any]]:
     """The records of a run, in the order of its steps."""
-    return [
-        json.loads(line) for info in store.list(f"{LEDGER}/") for line in store.read(info.key).decode().splitlines()
-    ]
+    return [record for info in store.list(f"{LEDGER}/") for record in read_lines(store, info.key)]

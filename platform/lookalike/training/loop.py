@@ -176,7 +176,7 @@ class Loop:
             self.store.write(key, json.dumps(found).encode())
         raise TrainingDivergedError(
             f"training diverged at step {step}: loss {loss:.4g}, gradient norm {gradient_norm:.4g}",
-            value=f"{self.store.uri}/{key}",
+            value=self.store.uri_of(key),
             fix=f"look at the samples named there, or start a run with a lower learning rate in stage {stage.name}",
         )
 

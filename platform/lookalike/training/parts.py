@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from lookalike.errors import ConfigError
 from lookalike.models.batch import Batch
 from lookalike.models.joint import encoder_inputs
+from lookalike.values import check_values
 
 STATE = "state.safetensors"
 LOSSES = "losses.jsonl"
@@ -45,6 +46,7 @@ class FitConfig:
     """Of initial weights, order and augmentation of the data."""
 
     def __post_init__(self) -> None:
+        check_values(self)
         if min(self.steps, self.batch_size, self.save_every, self.threads) < 1 or self.learning_rate <= 0:
             raise ConfigError(
                 "steps, batch_size, save_every, threads and learning_rate must be above 0", value=self, fix="raise them"

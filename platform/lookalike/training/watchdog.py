@@ -60,8 +60,8 @@ class Watchdog:
                 stacks = file.read()
             key = f"{HANGS}/step-{self._step:08d}-rank-{self._rank}.txt"
             log.error(
-                "rank %d hangs at step %d for %.0f s; stacks in %s/%s\n%s",
-                *(self._rank, self._step, self._timeout_s, self._store.uri, key, stacks.decode()),
+                "rank %d hangs at step %d for %.0f s; stacks in %s\n%s",
+                *(self._rank, self._step, self._timeout_s, self._store.uri_of(key), stacks.decode()),
             )
             self._store.write(key, stacks)
         finally:

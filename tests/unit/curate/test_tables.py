@@ -13,6 +13,9 @@ class Counting:
     def __init__(self, store: Store) -> None:
         self._store, self.bytes = store, 0
 
+    def uri_of(self, key: str) -> str:
+        return self._store.uri_of(key)
+
     def read_range(self, key: str, offset: int, length: int) -> bytes:
         self.bytes += length
         return self._store.read_range(key, offset, length)

@@ -1,4 +1,4 @@
-"""A store's ``uri`` and ``open_store``, an object's ``uri_of`` and ``open_object`` are exact inverses."""
+"""A store's ``uri`` and ``open_store``, an object's ``uri_of`` and ``locate_object`` are exact inverses."""
 
 import os
 import pickle
@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lookalike.errors import ConfigError, InputError
-from lookalike.storage import Store, open_object, open_store, overlap
+from lookalike.storage import Store, locate_object, open_store, overlap
 from lookalike.storage.local import LocalStore
 from lookalike.storage.s3 import S3Store
 
@@ -39,10 +39,10 @@ def test_the_uri_of_a_folder_opens_that_folder(names: list[str]) -> None:
         assert open_store(store.uri) == store
         store.uri.encode("ascii")  # can be stored and shown anywhere
     assert open_store(str(root)) == LocalStore(root)  # a plain path is itself
-    store, key = open_object(LocalStore(root).uri_of("x/" + names[0]))
+    store, key = locate_object(LocalStore(root).uri_of("x/" + names[0]))
     assert store == LocalStore(root / "x")
     assert key == names[0]
-    assert open_object(str(root)) == (LocalStore(root.parent), root.name)
+    assert locate_object(str(root)) == (LocalStore(root.parent), root.name)
 
 
 @settings(max_examples=400, deadline=None)
@@ -67,7 +67,7 @@ def test_the_uri_of_an_s3_prefix_opens_that_prefix(prefix: str, name: str) -> No
         assert store.prefix_in(store.parent) == store.prefix[len(store.parent.prefix) :]
     if "/" not in name and name not in (".", ".."):
         assert store.uri_of(name) == f"s3://bucket/{store.prefix}{name}"
-        found, key = open_object(store.uri_of(name))
+        found, key = locate_object(store.uri_of(name))
         assert found == store
         assert key == name
 
@@ -81,7 +81,7 @@ def test_what_is_written_lies_in_the_folder_that_was_named(name: str, tmp_path: 
     again.write(f"k {name}", b"data")
     assert (folder / "a #1" / f"k {name}").read_bytes() == b"data"
     assert [info.key for info in store.list()] == [f"k {name}"]
-    found, key = open_object(store.uri_of(f"k {name}"))
+    found, key = locate_object(store.uri_of(f"k {name}"))
     assert found.read(key) == b"data"
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
@@ -145,7 +145,7 @@ def test_relative_paths_count_from_here(tmp_path: Path, monkeypatch: pytest.Monk
     ],
 )
 def test_what_is_not_a_location_is_refused_by_name(written: str, words: str) -> None:
-    for opened in (open_store, open_object):
+    for opened in (open_store, locate_object):
         with pytest.raises(ConfigError, match=words):
             opened(written)
 
@@ -153,7 +153,7 @@ def test_what_is_not_a_location_is_refused_by_name(written: str, words: str) -> 
 @pytest.mark.parametrize("written", ["/a/", "s3://b/", "s3://b/x/", "/", "file:///a/", "s3://b", "/a/.", "x/.."])
 def test_a_folder_is_not_an_object(written: str) -> None:
     with pytest.raises(ConfigError, match="not a"):
-        open_object(written)
+        locate_object(written)
 
 
 def test_the_spelling_of_an_s3_location_is_one() -> None:

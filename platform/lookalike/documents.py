@@ -1,0 +1,52 @@
+"""Files that other processes have written: what is broken is an error that names the file."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from lookalike.errors import InputError, LookalikeError
+
+_FIX = "restore it, or remove it and run the job that writes it again"
+
+
+def parse_json(data: bytes | str, where: str, *, fix: str = _FIX) -> Any:
+    """The value in ``data``, which was read from ``where``. Raises InputError if it is not JSON."""
+    try:
+        return json.loads(data)
+    except RecursionError:
+        raise InputError("the JSON is nested too deeply", value=where, fix=fix) from None
+    except ValueError as error:  # also text that is not UTF-8, and integers of thousands of digits
+        raise InputError(f"not valid JSON: {str(error)[:200]}", value=where, fix=fix) from None
+
+
+def parse_object(data: bytes | str, where: str, *names: str, fix: str = _FIX) -> dict[str, Any]:
+    """The JSON object in ``data``, which was read from ``where`` and has at least the keys ``names``.
+
+    Raises:
+        InputError: not JSON, not an object, or a key that is missing.
+    """
+    value = parse_json(data, where, fix=fix)
+    if not isinstance(value, dict):
+        raise InputError(f"a JSON {type(value).__name__}, but an object was expected", value=where, fix=fix)
+    if missing := [name for name in names if name not in value]:
+        raise InputError(f"the JSON object lacks {', '.join(map(repr, missing))}", value=where, fix=fix)
+    return value
+
+
+@contextmanager
+def decoding(what: str, where: str, *, fix: str = _FIX) -> Iterator[None]:
+    """Turn what a library raises on broken bytes (pyarrow, safetensors, YAML, a missing key) into an InputError.
+
+    Args:
+        what: the kind of file, with its article: ``"a Parquet table"``.
+        where: the file or object.
+        fix: what its reader can do.
+    """
+    try:
+        yield
+    except LookalikeError:
+        raise
+    except Exception as error:  # each format's library has classes of its own
+        said = str(error).splitlines()[0][:200] if str(error) else ""
+        raise InputError(f"not {what}: {type(error).__name__} {said}".rstrip(), value=where, fix=fix) from error

@@ -1,0 +1,34 @@
+"""A store as pyarrow's file systems know it, for libraries that write by themselves (Ray Train)."""
+
+from typing import TYPE_CHECKING
+
+from lookalike.errors import ConfigError
+from lookalike.storage.local import LocalStore
+from lookalike.storage.s3 import S3Store
+from lookalike.storage.store import Store
+
+if TYPE_CHECKING:
+    from pyarrow.fs import FileSystem
+
+
+def arrow_filesystem(store: Store) -> "tuple[FileSystem, str]":
+    """The file system and the path in it. A URI would not do: pyarrow reads ``#``, ``?`` and ``%`` in its own way.
+
+    Raises:
+        ConfigError: a place that pyarrow cannot name exactly.
+    """
+    from pyarrow.fs import FileSystem, LocalFileSystem
+
+    if isinstance(store, LocalStore):
+        filesystem, path = LocalFileSystem(), str(store.root)
+    elif isinstance(store, S3Store):
+        filesystem, path = FileSystem.from_uri(f"s3://{store.bucket}")[0], f"{store.bucket}/{store.prefix[:-1]}"
+    else:
+        raise ConfigError("unknown kind of store", value=store.uri, fix="use a folder or an S3 prefix")
+    if "//" in path or path.endswith("/") or not path.isprintable():
+        raise ConfigError(
+            "Ray cannot keep its state in this place, which has an empty segment, control characters or is not UTF-8",
+            value=store.uri,
+            fix="choose another location",
+        )
+    return filesystem, path
