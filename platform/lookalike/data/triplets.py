@@ -6,6 +6,7 @@ the same snapshot, so that any row can be read alone, in any order, by range.
 
 import io
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
@@ -19,6 +20,8 @@ from safetensors.numpy import load, save
 from lookalike.data.images import decode
 from lookalike.errors import InputError
 from lookalike.storage import Store
+
+log = logging.getLogger(__name__)
 
 __all__ = [
     *("SCHEMA", "TABLE", "ShardError", "Split", "Triplet", "load_images", "load_latents", "read_table"),
@@ -109,8 +112,35 @@ def read_table(version_store: Store, split: Split | None = None) -> pa.Table:
 
 
 def read_triplets(version_store: Store, split: Split | None = None) -> list[Triplet]:
-    """The rows of :func:`read_table` as objects."""
-    return [Triplet.from_row(row) for row in read_table(version_store, split).to_pylist()]
+    """The rows of :func:`read_table` as objects, without those that hold no triplet, which are logged.
+
+    Raises:
+        InputError: no row holds a triplet.
+    """
+    table = read_table(version_store, split)
+    try:
+        rows = table.to_pylist()
+    except UnicodeDecodeError:  # a text that is not UTF-8 hides the whole table
+        rows = [row for index in range(len(table)) for row in _one(table, index)]
+    whole = []
+    for row in rows:
+        try:
+            triplet = Triplet.from_row(row)
+            _check(triplet)
+            whole.append(triplet)
+        except InputError as error:
+            log.warning("%s is left out of %s", error, version_store.uri)
+    if not whole:
+        raise InputError("no row of the snapshot holds a triplet", value=version_store.uri, fix="curate it again")
+    return whole
+
+
+def _one(table: pa.Table, index: int) -> list[dict[str, Any]]:
+    try:
+        return list(table.slice(index, 1).to_pylist())
+    except UnicodeDecodeError as error:
+        log.warning("row %d is left out: %s", index, error)
+        return []
 
 
 def load_images(version_store: Store, row: Triplet | Mapping[str, Any]) -> tuple[np.ndarray, list[np.ndarray]]:
