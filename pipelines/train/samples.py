@@ -117,10 +117,11 @@ def _sample(source: TripletSource, store: Store, index: int) -> _Sample:
         reason = json.dumps([error.what, error.value, error.fix])
         return _Sample(blank, sample_id, reason=reason, fatal=True)
     except Exception as error:  # whatever a decoder or a tokenizer raises for the bytes of this one sample
-        what = error.what if isinstance(error, LookalikeError) else f"{type(error).__name__}: {error}"
-        shown = f"{what} ({error.value})" if isinstance(error, LookalikeError) and error.value is not None else what
+        reason = error.what if isinstance(error, LookalikeError) else f"{type(error).__name__}: {error}"
+        if isinstance(error, LookalikeError) and error.value not in (None, sample_id):
+            reason += f" ({error.value})"
         log.debug("sample %s cannot be prepared", sample_id, exc_info=True)
-        return _Sample(blank, sample_id, reason=shown[:_SHOWN] or type(error).__name__)
+        return _Sample(blank, sample_id, reason=reason[:_SHOWN])
 
 
 @lru_cache(maxsize=4)

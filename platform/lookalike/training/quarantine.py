@@ -90,9 +90,9 @@ class Quarantine:
             if not failure.fatal and failure.sample not in self._samples:
                 self._samples[failure.sample] = {"sample": failure.sample, "step": step, **failure.record()}
                 log.warning(
-                    "sample %s is left out from step %d on: %s (%d of at most %d)",
+                    "%s %s is left out: %s (%d of at most %d)",
+                    "held-out sample" if step == _VALIDATION else f"step {step}: sample",
                     failure.sample,
-                    step,
                     failure.reason,
                     len(self._samples),
                     self._limit,
