@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
+from lookalike.models.batch import to_batch
 from lookalike.models.preprocess import Preprocessor
 from lookalike.models.presets import load_preset
 from lookalike.models.tokenizer import PromptTokenizer, build_tokenizer, readable
@@ -200,3 +201,24 @@ def test_a_prompt_with_placeholders_leaves_the_image_tokens_in_place(bundle_dir:
     assert columns["image_mask"].sum(1).tolist() == [32] * 4
     ends = (columns["input_ids"] == 3).sum(1)
     assert ends.tolist() == [1] * 4
+
+
+@given(texts=st.lists(TEXT, min_size=1, max_size=3))
+@settings(max_examples=60, deadline=None)
+def test_any_prompt_makes_a_batch(bundle_dir: Path, texts: list[str]) -> None:
+    """What training, evaluation and generation hand to the model has its image tokens in their places."""
+    preprocessor = Preprocessor.from_bundle(bundle_dir)
+    image = np.zeros((32, 32, 3), np.uint8)
+    cut: list[str] = []
+    columns = preprocessor(
+        texts, [[image]] * len(texts), truncate_prompts=True, on_cut=lambda *told: cut.append(told[1])
+    )
+    batch = to_batch(columns)
+    assert batch.image_tokens_per_row == 16
+    assert (batch.image_mask.sum(1) == 16).all()
+    assert ((batch.input_ids == preprocessor.image_token_id) == batch.image_mask).all()
+    for ids, mask in zip(batch.input_ids, batch.attention_mask, strict=True):
+        real = ids[mask].tolist()
+        assert mask[: len(real)].all(), "real tokens stand first"
+        assert (real[0], real[-1], real.count(2), real.count(3)) == (2, 3, 1, 1)
+        assert len(real) <= 1 + 18 + 40 + 1
