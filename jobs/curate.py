@@ -1,9 +1,11 @@
 """Turn raw shards into an immutable snapshot of triplets (target, prompt, references of the same subject).
 
-Reads every *.tar and *.tar.gz that --raw names (WebDataset: key.jpg + key.json with "subject", "class", "caption", …),
+Reads every *.tar that --raw names, plain or compressed (.gz, .bz2, .xz, .zst, .lz4), in which samples are key.jpg +
+key.json with "subject", "class", "caption", … (WebDataset);
 judges each image, pairs the photos of a subject whose similarity lies in a band, and publishes <dataset>/v0001, v0002
 and so on: triplet shards, triplets.parquet, images.parquet (every image, with the reason where it was dropped),
-report.html and report.json, and manifest.json last. Images that came in = images kept + images dropped, by reason.
+report.html and report.json, and manifest.json last. Images that came in = images kept + images dropped, by reason;
+objects and members of tars that give no image are named as passed over.
 
   python jobs/curate.py --raw file:///data/raw --dataset file:///data/dataset
   python jobs/curate.py --raw s3://bucket/raw --dataset s3://bucket/dataset --config jobs/configs/curate.yaml
@@ -33,8 +35,9 @@ import dataclasses
 import json
 import sys
 
-from pipelines.curate import CurateConfig, curate
+from pipelines.curate import CurateConfig, curate, inventory
 from pipelines.curate.diff import DiffConfig, diff, render_diff
+from pipelines.curate.takedown import entry_lines
 from pipelines.curate.trace import TraceConfig, render_trace, trace
 from pipelines.entry import run_job
 
@@ -45,7 +48,11 @@ def main(config: CurateConfig) -> int:
     counts = result.manifest["counts"]
     dropped = ", ".join(f"{reason} {n}" for reason, n in counts["dropped"].items()) or "none"
     triplets = counts["triplets"]
+    for line in inventory.lines(result.passed_over):
+        print(line)
     print(f"images: {counts['images_in']} in, {counts['images_kept']} kept; dropped: {dropped}")
+    for line in entry_lines(result.manifest["taken_down"]):
+        print(line)
     print(f"report: {result.dataset}/v{result.version:04d}/report.html")
     state = "published" if result.new else "nothing new: still"
     print(

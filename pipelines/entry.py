@@ -12,13 +12,14 @@ from tenacity import before_sleep_log, retry, retry_if_exception_message, stop_a
 
 from lookalike import config as configs
 from lookalike.errors import BusyError, LookalikeError, StoppedError, UnreachableError
+from lookalike.redaction import redact
 
 log = logging.getLogger(__name__)
 
 ConfigT = TypeVar("ConfigT")
 
-EXIT_ERROR = 2  # what argparse uses for a bad command line: the user can mend it
-EXIT_REFUSED = 3  # the gate refused, and the caller asked to hear of it
+EXIT_ERROR = 2  # what argparse uses for a bad command line: the user can fix it
+EXIT_REFUSED = 3  # the gate refused, and the caller asked for this code
 EXIT_BUSY = 4  # another process does this work at the moment
 EXIT_STOPPED = 143  # 128 + SIGTERM, as a shell reports it: not done, and nothing is wrong
 
@@ -30,6 +31,9 @@ def run_job(config_class: type[ConfigT], body: Callable[[ConfigT], int | None], 
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
         datefmt="%H:%M:%S",
     )
+    for handler in logging.getLogger().handlers:
+        if not isinstance(handler.formatter, _Redacting):
+            handler.setFormatter(_Redacting(handler.formatter))
     for noisy in ("httpx", "alembic", "botocore"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
@@ -43,6 +47,17 @@ def run_job(config_class: type[ConfigT], body: Callable[[ConfigT], int | None], 
     except LookalikeError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_ERROR
+
+
+class _Redacting(logging.Formatter):
+    """What ``inner`` makes of a record, without users and passwords of URIs."""
+
+    def __init__(self, inner: logging.Formatter | None) -> None:
+        super().__init__()
+        self._inner = inner or logging.Formatter()
+
+    def format(self, record: logging.LogRecord) -> str:
+        return redact(self._inner.format(record))
 
 
 @contextmanager

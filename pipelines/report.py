@@ -90,7 +90,7 @@ def _curation(dataset: Store) -> Curation:
             ],
         )
         for step in found["funnel"]
-        if step["dropped"]
+        if step["dropped"] and step.get("unit", "images") == "images"
     ]
     samples: dict[str, Triplet] = {}
     for row in found["triplets"]:

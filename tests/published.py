@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+from lookalike.data.passed_over import PassedOver
 from lookalike.storage import open_store
 from pipelines.curate.finish import FinishWork, finish
 from pipelines.curate.layout import plan_shards
@@ -26,8 +27,9 @@ def materialise(
     split = Counter({plan.split: plan.triplets for plan in done.shards})
     counts = {
         "images_in": summary.images, "images_kept": summary.kept, "dropped": dict(summary.dropped),
-        "subjects": summary.subjects,
+        "subjects": summary.subjects, "subjects_bounded": summary.bounded_subjects,
         "subjects_in": summary.subjects_in, "triplets": {"train": split["train"], "validation": split["validation"]},
     }  # fmt: skip
-    finish(FinishWork(done, summary, counts, None, None, "A report"), 0)
+    passed_over = {"objects": PassedOver(len(work.inputs.shards)).to_json(), "members": work.members.to_json()}
+    finish(FinishWork(done, summary, counts, None, None, "A report", passed_over), 0)
     return done

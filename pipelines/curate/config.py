@@ -7,6 +7,7 @@ from lookalike.errors import ConfigError
 from lookalike.models.captioner import Captioner
 from lookalike.models.embedder import NO_EMBEDDER
 from pipelines.actors import ActorConfig
+from pipelines.curate.captions import CaptionsConfig
 from pipelines.curate.filters import FiltersConfig
 
 
@@ -136,6 +137,8 @@ class CurateConfig:
     """Where a photograph's subject is read."""
     captioner: Captioner | None = None
     """Describes the photographs that have no caption; null: they are called after their class."""
+    captions: CaptionsConfig = field(default_factory=CaptionsConfig)
+    """How long captions may be, and for which models."""
     seed: int = 0
     """Of the choices that are made by chance."""
     filters: FiltersConfig = field(default_factory=FiltersConfig)

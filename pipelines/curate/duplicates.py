@@ -11,7 +11,7 @@ from pipelines.curate.filters import Photos
 from pipelines.curate.tables import read_table, write_table
 from pipelines.curate.work import StageWork
 
-_COLUMNS = ("subject_hash", "shard", "offset", "sha256")
+_COLUMNS = ("subject_hash", "shard", "offset", "key", "linked", "sha256")
 
 
 def duplicates_key(work: StageWork, partition: int, order: Literal["subjects", "shards"] = "subjects") -> str:
@@ -24,7 +24,9 @@ def find_duplicates(work: StageWork, partition: int) -> Columns:
     store, key = work.dataset, duplicates_key(work, partition)
     if not store.exists(key):  # written last
         parts = [_candidates(work, shard, partition) for shard in range(len(work.inputs.shards))]
-        candidates = pa.concat_tables(parts).sort_by([("shard", "ascending"), ("offset", "ascending")])
+        candidates = pa.concat_tables(parts).sort_by(
+            [(name, "ascending") for name in ("shard", "offset", "linked", "key")]
+        )
         dropped = np.zeros(len(candidates), bool)
         for _, step in work.config.filters.steps("content"):
             dropped |= step.drop(Photos(candidates))
@@ -34,21 +36,22 @@ def find_duplicates(work: StageWork, partition: int) -> Columns:
     return {"partition": np.array([partition])}
 
 
-def read_duplicates(work: StageWork, span: tuple[int, int]) -> set[tuple[str, int]]:
-    """(shard, offset) of the duplicates among a range of subjects."""
-    found: set[tuple[str, int]] = set()
+def read_duplicates(work: StageWork, span: tuple[int, int]) -> set[tuple[str, int, str]]:
+    """(shard, offset, key) of the duplicates among a range of subjects; linked members share their offset."""
+    found: set[tuple[str, int, str]] = set()
     for partition in range(work.content_partitions):
         table = read_table(work.dataset, duplicates_key(work, partition), span)
-        found.update(zip(table["shard"].to_pylist(), table["offset"].to_pylist(), strict=True))
+        found.update(zip(*(table[name].to_pylist() for name in ("shard", "offset", "key")), strict=True))
     return found
 
 
-def read_duplicates_of_shard(work: StageWork, unit: int) -> set[int]:
-    """Offsets of the duplicates in one raw shard."""
-    found: set[int] = set()
+def read_duplicates_of_shard(work: StageWork, unit: int) -> set[tuple[int, str]]:
+    """(offset, key) of the duplicates in one raw shard."""
+    found: set[tuple[int, str]] = set()
     for partition in range(work.content_partitions):
         key = duplicates_key(work, partition, "shards")
-        found.update(read_table(work.dataset, key, (unit, unit + 1), by="unit")["offset"].to_pylist())
+        table = read_table(work.dataset, key, (unit, unit + 1), by="unit")
+        found.update(zip(table["offset"].to_pylist(), table["key"].to_pylist(), strict=True))
     return found
 
 

@@ -4,7 +4,7 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from pipelines.curate.tables import read_table
 
 IMAGES_TABLE = "images.parquet"
 REPORT_JSON, REPORT_HTML = "report.json", "report.html"
+TAKEN_DOWN_JSON = "taken_down.json"
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,10 @@ class FinishWork:
     parent: int | None
     """Version of the snapshot before."""
     title: str
+    passed_over: dict[str, Any]
+    """As the manifest has it."""
+    matched: dict[str, int] = field(default_factory=dict)
+    """Images that each entry of the take-down list names, if they are too many for the manifest."""
 
 
 def finish(work: FinishWork, unit: int) -> Columns:
@@ -58,10 +63,12 @@ def finish(work: FinishWork, unit: int) -> Columns:
         for path in (images, table):
             version.upload(path.name, path)
             hashes[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
-        report = build_report(stage, work.summary, work.counts, table, version)
+        report = build_report(stage, work.summary, work.counts, table, version, work.passed_over)
         report |= {"taken_down": work.taken_down, "drift": _drift(stage.dataset, report, work.parent)}
     for name, text in ((REPORT_JSON, canonical_json(report)), (REPORT_HTML, render_report(report, work.title))):
         hashes[name] = _write(version, name, text.encode())
+    if work.matched:
+        hashes[TAKEN_DOWN_JSON] = _write(version, TAKEN_DOWN_JSON, canonical_json(work.matched).encode())
     return {"name": np.array(list(hashes), object), "sha256": np.array(list(hashes.values()), object)}
 
 

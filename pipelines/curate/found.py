@@ -126,7 +126,8 @@ def label_shard(work: FoundWork, unit: int) -> Columns:
         for cell in range(work.cells):
             found = read_table(store, work.key(f"subjects/{cell:06d}.parquet"), (unit, unit + 1), by="unit")
             subjects.update(zip(found["sha256"].to_pylist(), found["subject"].to_pylist(), strict=True))
-        rows = read_table(store, work.rows[unit].key).to_pylist()
+        indexed = read_table(store, work.rows[unit].key)
+        rows = indexed.to_pylist()
         places: dict[str, list[int]] = {}
         for row in rows:
             row["subject"] = row["subject"] or subjects.get(row["sha256"], "")
@@ -141,7 +142,8 @@ def label_shard(work: FoundWork, unit: int) -> Columns:
             0, "subject_hash", pa.array([place for place, _ in pairs], pa.int64())
         )
         write_table(store, vectors_key, vectors)
-        write_table(store, rows_key, pa.Table.from_pylist(rows, IMAGE_SCHEMA).sort_by(order))
+        named = pa.Table.from_pylist(rows, IMAGE_SCHEMA).sort_by(order)
+        write_table(store, rows_key, named.replace_schema_metadata(indexed.schema.metadata))  # with its notes
     return {"unit_done": np.array([unit])}
 
 

@@ -1,7 +1,6 @@
 """Index: each raw shard, streamed once, becomes a table of thin rows and a table of embeddings."""
 
-import json
-import re
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -9,29 +8,31 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from lookalike.data.images import EXTENSIONS, ImageError, decode, decode_at_least
+from lookalike.data.formats import HEIC_EXTENSIONS
+from lookalike.data.images import EXTENSIONS, ImageError, decode_at_least, decode_noted
+from lookalike.data.passed_over import PassedOver
 from lookalike.data.shards import BrokenTarError, Sample, iter_samples, open_object
 from lookalike.errors import LookalikeError
-from lookalike.storage import Store, open_store
+from lookalike.storage import ObjectInfo, Store, open_store
 from pipelines.actors import Columns
+from pipelines.curate.changed import read_image
+from pipelines.curate.compressed import compression_of, unpack
 from pipelines.curate.config import CurateConfig, LabelsConfig
 from pipelines.curate.features import FEATURE_SIDE, features
-from pipelines.curate.raw import unpack
+from pipelines.curate.labels import FIELDS, MASKS, read_labels, read_mask
 from pipelines.curate.rows import IMAGE_SCHEMA, sha256, subject_hash
 from pipelines.curate.sources import Inputs
-from pipelines.curate.tables import read_table, vectors_array, write_table
+from pipelines.curate.tables import read_table, vectors_array, with_notes, write_table
 
 _DECODE_SIDE = FEATURE_SIDE + 8  # px; enough for the features, and for the embedders' central crop
 _EMBED_BATCH = 32  # images; batches never cross a shard
-_FIELDS = {  # column: key of the sample's JSON
-    "subject": "subject", "class_name": "class", "caption": "caption", "licence": "licence", "consent": "consent",
-    "source": "source",
-}  # fmt: skip
 _NOT_DECODED: dict[str, Any] = {
     "width": 0, "height": 0, "phash": 0, "sharpness": 0.0, "luma_mean": 0.0, "luma_std": 0.0, "subject_area": None,
-    "cut": False, "error": "",
+    "cut": False, "linked": False, "error": "", "note": "",
 }  # fmt: skip
-_MASKS = tuple(f"mask.{extension}" for extension in EXTENSIONS)
+_READ = ("json", "txt", *MASKS)  # members of a sample that are read beside its image
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -62,8 +63,12 @@ class ShardIndexer:
         shard = self._work.units[unit]
         try:
             images = self._index(shard)
-        except LookalikeError as error:
-            return {"shard": np.array([shard]), "images": np.array([0]), "error": np.array([str(error)], object)}
+        except Exception as error:  # of whatever kind: the others are indexed, and the message names this one
+            what = str(error)
+            if not isinstance(error, LookalikeError):
+                log.exception("raw shard %s cannot be indexed", self._work.inputs.shards[shard].key)
+                what = f"{type(error).__name__}: {error}"
+            return {"shard": np.array([shard]), "images": np.array([0]), "error": np.array([what], object)}
         return {"shard": np.array([shard]), "images": np.array([images]), "error": np.array([""], object)}
 
     def _index(self, shard: int) -> int:
@@ -74,13 +79,17 @@ class ShardIndexer:
         if known is not None and self._dataset.exists(vectors_key):  # Ray runs a task again whose process died
             return len(known)
         fresh = known is None  # rows without vectors: another embedder has been here
-        store, place = self._raw, info
-        if info.key in inputs.unpacked:
-            store, place = self._dataset, unpack(self._raw, info, self._dataset, inputs.unpacked[info.key])
+        store, place, broken = self._raw, info, ""
+        compression = compression_of(self._raw, info)
+        if compression is not None:
+            unpacked_key = inputs.unpacked_key(shard)
+            store, (place, broken) = self._dataset, unpack(self._raw, info, compression, self._dataset, unpacked_key)
+        members = PassedOver()
         if fresh:
-            source = read_images(open_object(store, place), info.key, self._work.config.labels)
+            file = open_object(store, place)
+            source = read_images(file, info.key, self._work.config.labels, members, broken)
         else:
-            source = read_again(store, place.key, known)
+            source = read_again(store, place.key, known, info, self._dataset)
         rows: list[dict[str, Any]] = []
         vectors: dict[str, np.ndarray] = {}
         batch: dict[str, np.ndarray] = {}
@@ -97,7 +106,8 @@ class ShardIndexer:
         )
         write_table(self._dataset, vectors_key, self._vector_table(table, vectors))
         if fresh:
-            write_table(self._dataset, rows_key, table)
+            notes = {"members": members.to_json(), "unpacked": compression is not None}
+            write_table(self._dataset, rows_key, with_notes(table, notes))
         return len(rows)
 
     def _embed(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -125,59 +135,80 @@ def index_shard(work: IndexWork, unit: int) -> Columns:
     return ShardIndexer(work)(unit)
 
 
-def read_images(file: Any, shard: str, labels: LabelsConfig) -> Iterator[tuple[dict[str, Any], np.ndarray | None]]:
+def read_images(
+    file: Any, shard: str, labels: LabelsConfig, members: PassedOver | None = None, broken: str = ""
+) -> Iterator[tuple[dict[str, Any], np.ndarray | None]]:
     """A row for each sample of a raw shard, and its pixels at a reduced scale if it can be decoded.
 
     A shard that breaks off ends with a row for each sample that is known to be cut, or with one that has no key.
+    ``broken`` says that more is missing than the tar itself can tell. ``members`` counts what is read and what is not.
     """
+    members = PassedOver() if members is None else members
     try:
-        for sample, payload in iter_samples(file):
+        for sample, payload in iter_samples(file, members):
             extension = next((name for name in sample.members if name in EXTENSIONS), None)
+            _pass_over_unread(sample, extension, members)
             yield _read_sample(sample, payload, extension, shard, labels)
     except BrokenTarError as error:
         for key in error.lost_keys or ("",):
             yield _row(key, shard, cut=True, error=error.what), None
+    else:
+        if broken:
+            yield _row("", shard, cut=True, error=f"the shard breaks off: {broken}"), None
 
 
-def read_again(store: Store, key: str, rows: pa.Table) -> Iterator[tuple[dict[str, Any], np.ndarray | None]]:
+def read_again(
+    store: Store, key: str, rows: pa.Table, shard: ObjectInfo, dataset: Store
+) -> Iterator[tuple[dict[str, Any], np.ndarray | None]]:
     """The rows of a shard that was indexed before, and the pixels of its images by range."""
     for row in rows.to_pylist():
         pixels = None
         if not row["error"]:
-            pixels, _ = decode_at_least(store.read_range(key, row["offset"], row["length"]), _DECODE_SIDE)
+            pixels, _ = decode_at_least(read_image(store, key, row, shard, dataset), _DECODE_SIDE)
         yield row, pixels
+
+
+def _pass_over_unread(sample: Sample, extension: str | None, members: PassedOver) -> None:
+    """Count the members of a sample that no row is made of. A sample without an image has a row that names them."""
+    for name in sample.members:
+        if extension is not None and name not in (extension, *_READ):
+            members.add("second_image" if name in EXTENSIONS else "not_read", f"{sample.key}.{name}")
 
 
 def _read_sample(
     sample: Sample, payload: dict[str, bytes], extension: str | None, shard: str, config: LabelsConfig
 ) -> tuple[dict[str, Any], np.ndarray | None]:
-    labels = _labels(sample.key, payload, config)
-    if extension is None:
-        return _row(sample.key, shard, **labels, error=f"no image among {sorted(sample.members)}"), None
-    member, data = sample.members[extension], payload[extension]
-    place = {"offset": member.offset, "length": member.length, "sha256": sha256(data)}
+    notes: list[str] = []
+    known: dict[str, Any] = {}  # of the row
     try:
-        pixels, (height, width) = decode_at_least(data, _DECODE_SIDE)
+        known |= read_labels(sample.key, payload, config, notes)
+        if extension is None:
+            return _row(sample.key, shard, **known, error=_no_image(sample), note="; ".join(notes)), None
+        member, data = sample.members[extension], payload[extension]
+        known |= {"offset": member.offset, "length": member.length, "linked": member.linked, "sha256": sha256(data)}
+        photo = decode_noted(data, _DECODE_SIDE)
+        notes += [f"image: {photo.note}"] if photo.note else []
+        area = read_mask(payload, (photo.height, photo.width), notes)
+        seen = {"width": photo.width, "height": photo.height, "subject_area": area, **features(photo.pixels)}
     except ImageError as error:
-        return _row(sample.key, shard, **labels, **place, error=error.what), None
-    seen = {"width": width, "height": height, "subject_area": _subject_area(payload), **features(pixels)}
-    return _row(sample.key, shard, **labels, **place, **seen), pixels
+        return _row(sample.key, shard, **known, error=error.what, note="; ".join(notes)), None
+    except Exception as error:  # one sample never ends the index
+        log.warning("%s: sample %r cannot be read", shard, sample.key, exc_info=True)
+        what = f"{type(error).__name__}: {error}"
+        return _row(sample.key, shard, **known, error=what, note="; ".join(notes)), None
+    return _row(sample.key, shard, **known, **seen, note="; ".join(notes)), photo.pixels
 
 
-def _subject_area(payload: dict[str, bytes]) -> float | None:
-    """Share of the image that ``key.mask.png`` (or another format) marks as the subject, if there is one."""
-    for name in _MASKS:
-        if name in payload:
-            try:
-                return float((decode(payload[name]).max(axis=2) > 127).mean())
-            except ImageError:
-                return None
-    return None
+def _no_image(sample: Sample) -> str:
+    what = f"no image among {sorted(sample.members)}"
+    if any(name in HEIC_EXTENSIONS and name not in EXTENSIONS for name in sample.members):
+        what += "; HEIC and AVIF are read with the extra: pip install 'lookalike[heic]'"
+    return what
 
 
 def _row(key: str, shard: str, **values: Any) -> dict[str, Any]:
     place = {"offset": -1, "length": 0, "sha256": None}
-    row = {"key": key, "shard": shard, **place, **dict.fromkeys(_FIELDS, ""), **_NOT_DECODED, **values}
+    row = {"key": key, "shard": shard, **place, **dict.fromkeys(FIELDS, ""), **_NOT_DECODED, **values}
     # names out of tars and JSON may hold lone surrogates, which no table takes
     row |= {name: _encodable(value) for name, value in row.items() if isinstance(value, str)}
     row["subject_hash"] = subject_hash(row["subject"])
@@ -186,20 +217,3 @@ def _row(key: str, shard: str, **values: Any) -> dict[str, Any]:
 
 def _encodable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
-
-
-def _labels(key: str, payload: dict[str, bytes], config: LabelsConfig) -> dict[str, str]:
-    """The columns that ``key.json`` gives, or ``key.txt`` (a caption) and the key, where they give any."""
-    try:
-        values = json.loads(payload.get("json", b""))
-    except ValueError:
-        values = None
-    values = values if isinstance(values, dict) else {}
-    fields = _FIELDS | {"subject": config.subject_field}
-    found = {column: str(values[name]).strip() for column, name in fields.items() if values.get(name) is not None}
-    if not found.get("caption") and "txt" in payload:
-        found["caption"] = payload["txt"].decode("utf-8", "replace").strip()
-    if not found.get("subject") and config.subject_pattern is not None:
-        match = re.search(config.subject_pattern, key)
-        found["subject"] = (match.group(1) or "") if match else ""
-    return found

@@ -115,7 +115,8 @@ def _target_id(work: StageWork, target: dict[str, Any]) -> str:
     content = str(target["sha256"])[:20]
     if "exact_duplicate" not in work.config.filters.skip:
         return content
-    return f"{content}-{fingerprint([target['shard'], target['offset']])[:12]}"
+    place = [target["shard"], target["offset"], *([target["key"]] if target["linked"] else [])]
+    return f"{content}-{fingerprint(place)[:12]}"
 
 
 def _samples(work: StageWork, rows: list[_Row], encoder: "Encoder | None") -> Iterator[tuple[str, dict[str, bytes]]]:

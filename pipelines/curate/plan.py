@@ -10,8 +10,9 @@ import pyarrow as pa
 
 from lookalike.config import canonical_json
 from pipelines.actors import Columns
+from pipelines.curate.captions import fit_captions
 from pipelines.curate.duplicates import read_duplicates
-from pipelines.curate.filters import Filter, Photos
+from pipelines.curate.filters import BOUND, Filter, Photos
 from pipelines.curate.links import read_components
 from pipelines.curate.pairs import reference_sets
 from pipelines.curate.rows import PLAN_SCHEMA, SUBJECT_SCHEMA, unit_hash
@@ -20,8 +21,9 @@ from pipelines.curate.summary import EXAMPLES_PER_REASON, Summary
 from pipelines.curate.tables import read_span, vectors_of, write_table
 from pipelines.curate.work import StageWork
 
+_CACHED_SIDE = 128  # photos; larger subjects are few, and their indices take 16 bytes a pair
 _REFERENCE_COLUMNS = ("sha256", "shard", "offset", "length")
-_EXAMPLE_COLUMNS = ("key", "shard", "offset", "length", "subject", "error", "phash")
+_EXAMPLE_COLUMNS = ("key", "shard", "offset", "length", "sha256", "subject", "error", "note", "phash")
 
 
 def plan_key(work: StageWork, partition: int, kind: str) -> str:
@@ -48,7 +50,8 @@ def _plan(work: StageWork, partition: int) -> None:
     summary = Summary(images=len(rows))
     reasons = np.full(len(rows), "", object)  # empty: kept
     _drop_one_by_one(work, rows, reasons, span)
-    rows = _captioned(work, rows, span).combine_chunks()  # so that a subject's rows are a slice
+    rows = fit_captions(_captioned(work, rows, span), work.config.captions)
+    rows = rows.combine_chunks()  # so that a subject's rows are a slice
     vectors, contents = _vectors(work, span), rows["sha256"].to_pylist()
     places = rows.select(_REFERENCE_COLUMNS).to_pylist()
     steps = list(work.config.filters.steps("subject"))
@@ -65,6 +68,7 @@ def _plan(work: StageWork, partition: int) -> None:
         own = Photos(rows.slice(members[0], len(members))).take(left)
         photos = Photos(own.rows, np.stack([vectors[contents[i]] for i in kept]))
         photos, kept = _drop_of_subject(steps, photos, kept, reasons)
+        summary.bounded_subjects += bool((reasons[members] == BOUND).any())
         if len(kept):
             images = [places[i] for i in kept]
             pairs, row = _pair(work, photos, images, components.get(subject, subject), summary, figures)
@@ -89,7 +93,7 @@ def _drop_one_by_one(work: StageWork, rows: pa.Table, reasons: np.ndarray, span:
         reasons[step.drop(Photos(rows)) & (reasons == "")] = name
     for name, _ in work.config.filters.steps("content"):
         repeated = read_duplicates(work, span)
-        places = zip(rows["shard"].to_pylist(), rows["offset"].to_pylist(), strict=True)
+        places = zip(*(rows[name].to_pylist() for name in ("shard", "offset", "key")), strict=True)
         mask = np.array([place in repeated for place in places], bool)
         reasons[mask & (reasons == "")] = name
     for name, step in work.config.filters.scored():
@@ -140,7 +144,7 @@ def _pair(
         used += [similarity[target, i] for group in groups for i in group]
     triplets = sum(map(len, chosen))
     seen = {
-        "similarity of photos of one subject": similarity[_above_diagonal(len(images))],
+        "similarity of photos of one subject": _above_diagonal(similarity),
         "similarity of references to their target": np.array(used),
         "images kept of a subject": np.array([len(images)]),
         "triplets of a subject": np.array([triplets]),
@@ -157,8 +161,16 @@ def _pair(
     return sets, first | {"split_hash": split_hash, "triplets": triplets, "bytes": size}
 
 
+def _above_diagonal(matrix_NN: np.ndarray) -> np.ndarray:
+    """The N (N - 1) / 2 values above the diagonal."""
+    n = len(matrix_NN)
+    if n <= _CACHED_SIDE:
+        return np.asarray(matrix_NN[_indices_above_diagonal(n)])
+    return np.concatenate([row[i + 1 :] for i, row in enumerate(matrix_NN)])
+
+
 @lru_cache
-def _above_diagonal(n: int) -> tuple[np.ndarray, np.ndarray]:
+def _indices_above_diagonal(n: int) -> tuple[np.ndarray, np.ndarray]:
     return np.triu_indices(n, 1)
 
 
@@ -170,6 +182,7 @@ def _count(summary: Summary, rows: pa.Table, reasons: np.ndarray) -> None:
         summary.count("brightness", decoded["luma_mean"])
     kept = rows.filter(pa.array(reasons == "", pa.bool_()))
     summary.kept = len(kept)
+    summary.add_notes(rows["note"].to_pylist())
     summary.add_captions(dict(zip(kept["sha256"].to_pylist(), kept["caption"].to_pylist(), strict=True)))
     for reason in set(reasons) - {""}:
         dropped = np.flatnonzero(reasons == reason)

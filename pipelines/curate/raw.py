@@ -1,20 +1,39 @@
-"""The raw shards: which they are, and how the bytes of their images are read."""
+"""The raw shards: which they are, and what else lies beside them."""
 
 import os
-import tempfile
-import zlib
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import BinaryIO
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from urllib.parse import unquote
 
 import braceexpand
 
-from lookalike.data.shards import open_object
+from lookalike.data.passed_over import PassedOver
 from lookalike.errors import ConfigError, InputError
 from lookalike.storage import ObjectInfo, Store, open_store
+from lookalike.storage.survey import survey
+from lookalike.storage.walk import Skipped
 
-COMPRESSED = (".tar.gz", ".tgz")
-_SHARD = (".tar", *COMPRESSED)
+_SHARD = re.compile(r".*\.(tar(\.(gz|bz2|xz|zst|zstd|lz4))?|tgz|tbz2?|txz|tzst)", re.IGNORECASE | re.DOTALL)
+_ARCHIVE = re.compile(
+    r".*\.(tar\..*|tar~|zip|7z|rar|cpio|ar|(gz|bz2|xz|zst|lz4|lzma|br|z)|(tlz|tz|taz))", re.IGNORECASE | re.DOTALL
+)
+_RECORDS = {"run.json", "ingest.json", "_truth.json"}  # that jobs/ingest.py writes beside the shards
+
+
+@dataclass(frozen=True)
+class RawListing:
+    """The raw shards, and a tally of all objects that were listed to find them."""
+
+    shards: list[ObjectInfo]
+    """In the order of their keys below :func:`raw_store`."""
+    objects: PassedOver
+    """``found``: names below the prefixes that ``raw`` names; those that are no raw shard are passed over."""
+
+
+def is_shard(name: str) -> bool:
+    """Whether a name is that of a raw shard, in lower or upper case. What is in it decides how it is read."""
+    return _SHARD.fullmatch(name) is not None
 
 
 def raw_store(raw: str | Sequence[str]) -> Store:
@@ -23,7 +42,12 @@ def raw_store(raw: str | Sequence[str]) -> Store:
 
 
 def list_shards(raw: str | Sequence[str], dataset: Store) -> list[ObjectInfo]:
-    """The shards that ``raw`` names, in the order of their keys below :func:`raw_store`.
+    """The shards of :func:`list_raw`."""
+    return list_raw(raw, dataset).shards
+
+
+def list_raw(raw: str | Sequence[str], dataset: Store) -> RawListing:
+    """The shards that ``raw`` names, and what lies beside them. Each folder is listed once, however many it has.
 
     Raises:
         ConfigError: the raw shards and the dataset share a prefix, or several places have no prefix in common.
@@ -34,44 +58,31 @@ def list_shards(raw: str | Sequence[str], dataset: Store) -> list[ObjectInfo]:
     ours, theirs = f"{dataset.uri}/", f"{common.uri}/"
     if ours.startswith(theirs) or theirs.startswith(ours):
         raise ConfigError("raw and dataset share a prefix", value=[common.uri, dataset.uri], fix="keep them apart")
-    found: dict[str, ObjectInfo] = {}
-    for place in places:
-        key = place.removeprefix(common.uri).strip("/")
-        if place.endswith(_SHARD):
-            found[key] = _object(common, key)
-        else:
-            found |= {info.key: info for info in _below(common, key)}
-    return sorted(found.values(), key=lambda info: info.key)
+    shards: dict[str, ObjectInfo] = {}
+    objects = PassedOver()
+    prefixes = {key_below(common, place) for place in places if not is_shard(place)}
+    outermost = sorted(prefix for prefix in prefixes if not any(_holds(other, prefix) for other in prefixes - {prefix}))
+    for prefix in outermost:
+        shards |= _below(common, prefix, objects)
+    for prefix in prefixes.difference(outermost):
+        if not any(_holds(prefix, key) for key in shards):
+            _below(common, prefix, PassedOver())  # says what is there instead
+    named = sorted({key_below(common, place) for place in places if is_shard(place)})
+    wanted = [key for key in named if not any(_holds(prefix, key) for prefix in outermost)]
+    there = _named(common, wanted)
+    objects.found += len(there)
+    shards |= there
+    missing = [key for key in named if key not in shards]
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise InputError("no such shard", value=f"{common.uri}/{missing[0]}{more}", fix="check --raw")
+    return RawListing(sorted(shards.values(), key=lambda info: info.key), objects)
 
 
-def unpack(raw: Store, info: ObjectInfo, dataset: Store, key: str) -> ObjectInfo:
-    """Write the tar inside the compressed shard ``info`` to ``key`` of the dataset, unless it is there; returns it.
-
-    A gzip stream has no ranges, so what follows the index reads the copy. One that breaks off gives what stands before
-    the break.
-    """
-    if not dataset.exists(key):
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "shard.tar"
-            with path.open("wb") as file:
-                for data in _inflated(open_object(raw, info)):
-                    file.write(data)
-            dataset.upload(key, path)
-    return _object(dataset, key)
-
-
-def _inflated(file: BinaryIO) -> Iterator[bytes]:
-    """What a gzip file holds, up to where it breaks off: a tar that is too short then, which whoever reads it tells."""
-    stream = zlib.decompressobj(wbits=31)
-    while data := file.read(1 << 20):
-        while data:
-            try:
-                yield stream.decompress(data)
-            except zlib.error:
-                return
-            data = stream.unused_data
-            if stream.eof:  # a file may be several, one after the other
-                stream = zlib.decompressobj(wbits=31)
+def key_below(store: Store, place: str) -> str:
+    """The key of the URI ``place``, which lies below ``store``; a store may escape characters in its URIs."""
+    text = place.removeprefix(store.uri).strip("/")
+    return next((key for key in (text, unquote(text)) if not key or store.child(key).uri == place), text)
 
 
 def _places(raw: str | Sequence[str]) -> list[str]:
@@ -84,7 +95,7 @@ def _places(raw: str | Sequence[str]) -> list[str]:
 
 
 def _common(places: Sequence[str]) -> Store:
-    prefixes = [place.rpartition("/")[0] if place.endswith(_SHARD) else place for place in places]
+    prefixes = [place.rpartition("/")[0] if is_shard(place) else place for place in places]
     schemes = [prefix.partition("://") for prefix in prefixes]
     if len({scheme for scheme, _, _ in schemes}) == 1:
         common = os.path.commonpath([f"/{path.lstrip('/')}" for _, _, path in schemes]).lstrip("/")
@@ -96,24 +107,65 @@ def _common(places: Sequence[str]) -> Store:
     )
 
 
-def _below(store: Store, prefix: str) -> list[ObjectInfo]:
-    found, others = [], 0
-    for info in store.list(f"{prefix}/" if prefix else ""):
-        if info.key.endswith(_SHARD):
-            found.append(info)
+def _holds(prefix: str, key: str) -> bool:
+    return not prefix or key.startswith(f"{prefix}/")
+
+
+def _below(store: Store, prefix: str, objects: PassedOver) -> dict[str, ObjectInfo]:
+    """The shards below a prefix by key; everything that is there is counted in ``objects``."""
+    shards: dict[str, ObjectInfo] = {}
+    own = PassedOver()
+    for entry in survey(store, f"{prefix}/" if prefix else ""):
+        own.found += 1
+        if isinstance(entry, Skipped):
+            own.add(entry.reason, entry.key)
+        elif is_shard(entry.key):
+            shards[entry.key] = entry
         else:
-            others += 1
-    if not found:
-        what = (
-            f"no .tar among the {others} objects of the raw prefix" if others else "the raw prefix is missing or empty"
-        )
-        where = f"{store.uri}/{prefix}" if prefix else store.uri
+            own.add(_why_no_shard(entry.key), entry.key or prefix)
+    objects.merge(own)
+    if shards:
+        return shards
+    where = f"{store.uri}/{prefix}" if prefix else store.uri
+    if _is_object(where):
+        raise InputError("this file is not a raw shard", value=where, fix="name .tar files, or the folder of them")
+    if not own.found:
+        what = "the raw prefix is missing or empty"
         raise InputError(what, value=where, fix="check --raw, or run jobs/ingest.py first")
-    return found
+    reasons = ", ".join(f"{reason} {n}" for reason, n in sorted(own.counts.items()))
+    fix = "check --raw, or run jobs/ingest.py first"
+    if own.counts["link_outside"]:
+        fix = "a link that leads out of the prefix is not followed: name the places that it leads to in --raw"
+    raise InputError(f"no .tar among the {own.found} objects of the raw prefix: {reasons}", value=where, fix=fix)
 
 
-def _object(store: Store, key: str) -> ObjectInfo:
-    info = next((info for info in store.list(key) if info.key == key), None)
-    if info is None:
-        raise InputError("no such shard", value=f"{store.uri}/{key}", fix="check --raw")
-    return info
+def _is_object(place: str) -> bool:
+    """Whether a place that was listed as a prefix is an object itself."""
+    parent_uri, _, name = place.rpartition("/")
+    if not name or parent_uri.endswith("/"):  # a bucket, or the root of a file system
+        return False
+    parent = open_store(parent_uri)
+    return parent.exists(key_below(parent, place))
+
+
+def _why_no_shard(key: str) -> str:
+    name = key.rpartition("/")[2]
+    if not name:
+        return "folder_marker"
+    if name in _RECORDS:
+        return "record_of_ingest"
+    return "unsupported_archive" if _ARCHIVE.fullmatch(name) else "not_a_shard"
+
+
+def _named(store: Store, keys: Iterable[str]) -> dict[str, ObjectInfo]:
+    """Those of ``keys`` that are there. One listing for each folder, of the names that begin as theirs do."""
+    folders: dict[str, set[str]] = {}
+    for key in keys:
+        folders.setdefault(key.rpartition("/")[0], set()).add(key)
+    there: dict[str, ObjectInfo] = {}
+    for wanted in folders.values():
+        begin = os.path.commonprefix(sorted(wanted))  # noqa: RUF071  # of characters: names, not folders
+        for info in store.list(begin):
+            if info.key in wanted:
+                there[info.key] = info
+    return there

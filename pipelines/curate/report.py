@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from lookalike.data import triplets
 from lookalike.data.images import ImageError, decode_at_least, encode_jpeg, fit_within
 from lookalike.storage import Store
+from pipelines.curate.inventory import funnel_rows
 from pipelines.curate.languages import count_languages
 from pipelines.curate.plan import plan_key
 from pipelines.curate.rows import subject_hash, unit_hash
@@ -30,7 +31,12 @@ _COMPARED = ("near_duplicate", "off_subject", "no_pair")  # reasons that make se
 
 
 def build_report(
-    work: StageWork, summary: Summary, counts: dict[str, Any], table: Path, version: Store
+    work: StageWork,
+    summary: Summary,
+    counts: dict[str, Any],
+    table: Path,
+    version: Store,
+    passed_over: dict[str, Any],
 ) -> dict[str, Any]:
     """The figures of ``report.json``.
 
@@ -38,10 +44,12 @@ def build_report(
     in base64; a file that cannot be decoded has an empty one. The keys:
 
     - ``counts``: as in the manifest
-    - ``funnel``: [{step, reason, what, dropped, left}]
+    - ``passed_over``: as in the manifest
+    - ``funnel``: [{step, unit, reason, what, dropped, left}]; ``unit`` is objects, members (with examples) or images
     - ``rejects``: {reason: [{key, subject, why, thumb_b64, beside_b64}]}
     - ``triplets``: [{triplet_id, prompt, subject, split, target_b64, references_b64, similarities}]
     - ``histograms``: {name: {first, last, bins, log_base, counts}}
+    - ``noted``: {what a note is of: images}, flaws that dropped no image
     - ``classes``: {name: subjects}
     - ``languages``: {ISO 639 code: captions}, of a sample of the kept images
     - ``settings``
@@ -49,7 +57,8 @@ def build_report(
     languages = count_languages(summary.captions.values())
     return {
         "counts": counts,
-        "funnel": _funnel(work, summary),
+        "passed_over": passed_over,
+        "funnel": [*funnel_rows(passed_over, summary.images), *_funnel(work, summary)],
         "rejects": {
             reason: [_reject(work, reason, row) for row in rows[:_REJECTS]]
             for reason, rows in sorted(summary.examples.items())
@@ -59,6 +68,7 @@ def build_report(
             name: asdict(chart) | {"counts": summary.histograms.get(name, [0] * chart.bins)}
             for name, chart in HISTOGRAMS.items()
         },
+        "noted": dict(sorted(summary.noted.items())),
         "classes": dict(sorted(summary.classes.items(), key=lambda item: (-item[1], item[0]))),
         "languages": dict(sorted(languages.items(), key=lambda item: (-item[1], item[0]))),
         "settings": {
@@ -86,7 +96,9 @@ def _funnel(work: StageWork, summary: Summary) -> list[dict[str, Any]]:
         dropped = summary.dropped.get(reason, 0)
         left -= dropped
         what = (inspect.getdoc(type(step)) or "").split("\n\n")[0].replace("\n", " ").replace("``", "")
-        steps.append({"step": number, "reason": reason, "what": what, "dropped": dropped, "left": left})
+        steps.append(
+            {"step": number, "unit": "images", "reason": reason, "what": what, "dropped": dropped, "left": left}
+        )
     assert left == summary.kept, "an image was dropped for a reason that no filter gives"
     return steps
 
@@ -96,7 +108,7 @@ def _reject(work: StageWork, reason: str, row: dict[str, Any]) -> dict[str, Any]
     return {
         "key": row["key"] or f"the rest of {row['shard']}",
         "subject": row["subject"],
-        "why": row["error"],
+        "why": row["error"] or row["note"],
         "thumb_b64": "" if row["error"] else _thumb(work.read_image(row)),
         "beside_b64": [_thumb(work.read_image(other)) for other in beside],
     }

@@ -26,7 +26,9 @@ IMAGE_SCHEMA = pa.schema(
         ("luma_std", pa.float32()),
         ("subject_area", pa.float32()),  # share of the image that its mask marks; null where there is no mask
         ("cut", pa.bool_()),  # the shard broke off inside this sample
+        ("linked", pa.bool_()),  # its tar names these bytes by a link, so another row has the same offset
         ("error", pa.string()),  # why it cannot be decoded; empty where it can
+        ("note", pa.string()),  # flaws that were passed over, and labels that were left out; empty if there are none
     ]
 )
 
@@ -47,7 +49,7 @@ PLAN_SCHEMA = pa.schema(
 
 # The image table of a snapshot.
 IMAGES_SCHEMA = pa.schema(
-    [field for field in PLAN_SCHEMA if field.name not in ("subject_hash", "reference_sets", "cut")]
+    [field for field in PLAN_SCHEMA if field.name not in ("subject_hash", "reference_sets", "cut", "linked")]
 )
 
 # A subject that has triplets.

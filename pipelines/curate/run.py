@@ -5,15 +5,17 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from lookalike import config as configs
 from lookalike.errors import ConfigError, ConflictError, InputError
 from lookalike.models.embedder import NO_EMBEDDER
-from lookalike.storage import ObjectInfo, Store, list_versions, open_store, publish, read_manifest, version_store
+from lookalike.storage import Store, list_versions, open_store, publish, read_manifest, version_store
 from lookalike.storage.claim import claim
 from lookalike.storage.lease import Lease, hold
 from pipelines.actors import run_tasks, run_units
+from pipelines.curate.changed import with_recorded_changes
 from pipelines.curate.config import CurateConfig
 from pipelines.curate.finish import FinishWork, finish
 from pipelines.curate.found import FoundWork, assign_cells, find_centroids, group_cell, label_shard
@@ -22,17 +24,27 @@ from pipelines.curate.layout import ShardPlan, plan_shards
 from pipelines.curate.links import compare, join_links, link_units
 from pipelines.curate.materialise import MaterialiseWork, ShardWriter, write_shard
 from pipelines.curate.plan import plan_partition, read_summary
-from pipelines.curate.raw import list_shards, raw_store
+from pipelines.curate.raw import RawListing, list_raw, raw_store
 from pipelines.curate.score import ShardScorer, scored
 from pipelines.curate.sources import WORK, Inputs
 from pipelines.curate.summary import Summary
-from pipelines.curate.takedown import HoldersWork, find_holders, pin, pinned_hash, read_list
+from pipelines.curate.takedown import (
+    TakeDownWork,
+    check_matched,
+    count_matches,
+    find_holders,
+    pin,
+    pinned_hash,
+    read_list,
+    summed,
+)
 from pipelines.curate.work import StageWork, indexed
 from pipelines.entry import ray_session
 
 log = logging.getLogger(__name__)
 
 LEASE = f"{WORK}/lease"
+ENTRIES_SHOWN = 1000  # entries of the take-down list in the manifest; a longer list has a file of its own
 CLAIM = "claim.json"  # of a version: whose work is under way there
 
 
@@ -48,6 +60,8 @@ class Curated:
     """Whether this run published it."""
     manifest: dict[str, Any]
     """Its manifest."""
+    passed_over: dict[str, Any]
+    """As in the manifest, but the objects are those that this run has listed, also where it published nothing."""
 
 
 def curate(config: CurateConfig) -> Curated:
@@ -62,25 +76,27 @@ def curate(config: CurateConfig) -> Curated:
         BusyError: another curation of the dataset is at work.
     """
     raw, dataset = raw_store(config.raw), open_store(config.dataset)
-    shards = list_shards(config.raw, dataset)
+    listing = list_raw(config.raw, dataset)
     claim(dataset, {"raw": raw.uri})
     with hold(dataset.child(LEASE)) as lease:
-        return _curate(config, raw, dataset, shards, lease)
+        return _curate(config, raw, dataset, listing, lease)
 
 
-def _curate(config: CurateConfig, raw: Store, dataset: Store, shards: list[ObjectInfo], lease: Lease) -> Curated:
+def _curate(config: CurateConfig, raw: Store, dataset: Store, listing: RawListing, lease: Lease) -> Curated:
     versions = list_versions(dataset)
     newest = read_manifest(dataset, versions[-1]) if versions else None
     config = _with_pinned_list(config, dataset, newest)
-    inputs = Inputs.of(config, shards)
+    inputs = Inputs.of(config, with_recorded_changes(listing.shards, dataset))
+    objects = listing.objects.to_json()
     parent = newest["version"] if newest else None
     if newest is not None and newest["inputs"]["fingerprint"] == inputs.fingerprint:
         log.info("nothing new since version %d", parent)
-        return Curated(dataset.uri, newest["version"], False, newest)
+        return Curated(dataset.uri, newest["version"], False, newest, newest["passed_over"] | {"objects": objects})
     with ray_session():
         _index(config, raw, dataset, inputs)
         _find_subjects(config, inputs, dataset)
         stage = StageWork.of(config, inputs)
+        taken_down, matched = _taken_down(config, stage, dataset, versions)
         comparisons = stage.content_partitions + link_units(stage)
         links = run_tasks(compare, stage, comparisons, noun="ranges compared across subjects")
         if sum(sum(table["links"].to_pylist()) for table in links):
@@ -95,17 +111,18 @@ def _curate(config: CurateConfig, raw: Store, dataset: Store, shards: list[Objec
         number = _claim_version(dataset, inputs, (parent or 0) + 1)
         plans = plan_shards(stage)
         counts = _counts(summary, plans)
-        taken_down = _taken_down(config, dataset, versions)
+        passed_over = {"objects": objects, "members": stage.members.to_json()}
         lease.check()
         work = MaterialiseWork(stage, version_store(dataset, number), tuple(plans))
         files = _hashes(_write_shards(work))
-        last = FinishWork(work, summary, counts, taken_down, parent, title=f"Curation report, version {number}")
+        title = f"Curation report, version {number}"
+        last = FinishWork(work, summary, counts, taken_down, parent, title, passed_over, matched)
         files |= _hashes(run_tasks(finish, last, 1, noun="reports"))
     manifest = _manifest(number, parent, config, inputs, counts, files)
-    manifest |= {"taken_down": taken_down, "latents": inputs.latents}
+    manifest |= {"taken_down": taken_down, "latents": inputs.latents, "passed_over": passed_over}
     lease.check()
     _publish(dataset, number, manifest)
-    return Curated(dataset.uri, number, True, manifest)
+    return Curated(dataset.uri, number, True, manifest, passed_over)
 
 
 def _with_pinned_list(config: CurateConfig, dataset: Store, parent: dict[str, Any] | None) -> CurateConfig:
@@ -124,28 +141,42 @@ def _with_pinned_list(config: CurateConfig, dataset: Store, parent: dict[str, An
     return replace(config, filters=replace(config.filters, taken_down=pinned))
 
 
-def _taken_down(config: CurateConfig, dataset: Store, versions: list[int]) -> dict[str, Any] | None:
-    """What the manifest says of the take-down list: its hash and entries, and how many images which snapshots hold."""
-    uri = config.filters.taken_down.list
-    if uri is None:
-        return None
-    digest = pinned_hash(uri)
+def _taken_down(
+    config: CurateConfig, stage: StageWork, dataset: Store, versions: list[int]
+) -> tuple[dict[str, Any] | None, dict[str, int]]:
+    """What the manifest says of the take-down list: its hash and entries, how many images each names, and how many
+    images which snapshots hold. And the images by entry, if there are more than the manifest shows.
+
+    Raises:
+        InputError: an entry that names no image, here or in an earlier snapshot, and is not allowed to.
+    """
+    settings = config.filters.taken_down
+    if settings.list is None:
+        return None, {}
+    taken, digest = read_list(settings.list), pinned_hash(settings.list)
+    work = TakeDownWork(dataset.uri, settings.list, stage.rows, tuple(versions))
+    noun = "raw shards compared with the take-down list"
+    counts, _ = summed(run_tasks(count_matches, work, len(work.rows), noun=noun), len(taken))
     before = read_manifest(dataset, versions[-1]).get("taken_down") if versions else None
-    if before is not None and before["list"] == digest:  # that snapshot holds none of it, and names those that do
-        return dict(before)
-    work = HoldersWork(dataset.uri, uri, tuple(versions))
-    held = {
-        f"v{row['version']:04d}": row["images"]
-        for table in (run_tasks(find_holders, work, len(versions), noun="snapshots searched") if versions else ())
-        for row in table.to_pylist()
-        if row["images"]
-    }
+    if before is not None and before["list"] == digest and "matched" in before:
+        earlier, held = np.ones(len(taken), int), before["held_by"]  # each was judged then; nothing new can hold it
+    else:
+        noun = "snapshots searched"
+        tables = run_tasks(find_holders, work, len(versions), noun=noun) if versions else ()
+        earlier, images = summed(tables, len(taken))
+        held = {f"v{version:04d}": count for version, count in sorted(images.items())}
+    check_matched(taken, counts, earlier, settings.allow_unmatched)
     if held:
         names = ", ".join(sorted(held))
         log.warning(
             "snapshots that hold images of the take-down list: %s; remove them, or what was made of them", names
         )
-    return {"list": digest, "entries": len(read_list(uri)), "held_by": dict(sorted(held.items()))}
+    matched = dict(zip(taken.names, counts.tolist(), strict=True))
+    shown = dict(list(matched.items())[:ENTRIES_SHOWN])
+    unmatched = [name for name, count in matched.items() if not count]
+    record = {"list": digest, "entries": len(taken), "held_by": held, "matched": shown}
+    record |= {"not_shown": len(matched) - len(shown), "unmatched": unmatched[:ENTRIES_SHOWN]}
+    return record, matched if len(matched) > len(shown) else {}
 
 
 def _index(config: CurateConfig, raw: Store, dataset: Store, inputs: Inputs) -> None:
@@ -238,6 +269,7 @@ def _counts(summary: Summary, plans: list[ShardPlan]) -> dict[str, Any]:
         "dropped": dict(sorted(summary.dropped.items())),
         "subjects_in": summary.subjects_in,
         "subjects": summary.subjects,
+        "subjects_bounded": summary.bounded_subjects,
         "triplets": {
             split: sum(plan.triplets for plan in plans if plan.split == split) for split in ("train", "validation")
         },

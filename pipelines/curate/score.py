@@ -87,7 +87,8 @@ class ShardScorer:
             rows = rows.filter(pa.array(~step.drop(Photos(rows)), pa.bool_()))
         for _ in work.config.filters.steps("content"):
             repeated = read_duplicates_of_shard(work, unit)
-            rows = rows.filter(pa.array([offset not in repeated for offset in rows["offset"].to_pylist()], pa.bool_()))
+            places = zip(rows["offset"].to_pylist(), rows["key"].to_pylist(), strict=True)
+            rows = rows.filter(pa.array([place not in repeated for place in places], pa.bool_()))
         return rows
 
     def _ask(self, unit: int, rows: pa.Table, question: "_Question") -> tuple[dict[str, Any], int]:

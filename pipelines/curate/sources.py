@@ -2,23 +2,24 @@
 
 import hashlib
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import lookalike
 from lookalike import config as configs
-from lookalike.data import images, shards, triplets
+from lookalike import pixels
+from lookalike.data import archive, containers, formats, images, shards, text, triplets
 from lookalike.models import bundle
 from lookalike.models import embedder as embedders
 from lookalike.storage import ObjectInfo
 from lookalike.training.bundles import local_bundle
+from pipelines.curate.captions import tokenizer_hashes
+from pipelines.curate.changed import shard_id
 from pipelines.curate.config import CurateConfig
-from pipelines.curate.raw import COMPRESSED
 from pipelines.curate.takedown import pinned_hash
 
 # Raise it when a row of the image table means something else than before: every shard is indexed again.
-INDEX_REVISION = 4
+INDEX_REVISION = 5
 WORK = "work"
 
 
@@ -46,8 +47,11 @@ class Inputs:
         for name in ("raw", "dataset", "actors"):  # locations, and who does the work
             del settings[name]
         taken_down = settings["filters"]["taken_down"]
+        del taken_down["allow_unmatched"]  # decides about no image
         if taken_down["list"] is not None:
             taken_down["list"] = pinned_hash(taken_down["list"])
+        if config.captions.presets:
+            settings["captions"]["tokenizers"] = tokenizer_hashes(config.captions)
         models = {name: step.scorer.revision for name, step in config.filters.scored() if step.scorer is not None}
         if config.captioner is not None:
             models["caption"] = config.captioner.revision
@@ -87,11 +91,9 @@ class Inputs:
         """Where the ``rows`` and ``vectors`` of a raw shard are kept once subjects were found."""
         return self.stage_key("found", f"{kind}/{shard:06d}.parquet")
 
-    @cached_property
-    def unpacked(self) -> dict[str, str]:
-        """For the key of each compressed raw shard, where the tar that is in it is kept below the dataset's prefix."""
-        compressed = (i for i in self.units if self.shards[i].key.endswith(COMPRESSED))
-        return {self.shards[i].key: f"{WORK}/unpacked/{self._shard_id(i)}.tar" for i in compressed}
+    def unpacked_key(self, shard: int) -> str:
+        """Where the tar inside a raw shard is kept below the dataset's prefix, if the shard is compressed."""
+        return f"{WORK}/unpacked/{INDEX_REVISION}-{self._shard_id(shard)}.tar"
 
     def stage_key(self, stage: str, name: str) -> str:
         """Where a later stage keeps the result ``name``."""
@@ -101,19 +103,21 @@ class Inputs:
     def _labels(self) -> str:
         """What decides in which order rows and vectors lie."""
         read = {name: value for name, value in self.config["labels"].items() if name != "found"}
+        if images.HEIC_INSTALLED:  # what could not be read without it is read again
+            read["formats"] = images.EXTENSIONS
         return f"{INDEX_REVISION}-{configs.fingerprint(read)[:8]}"
 
     def _shard_id(self, shard: int) -> str:
-        info = self.shards[shard]
-        return configs.fingerprint([info.key, info.size, info.etag])[:24]
+        return shard_id(self.shards[shard])
 
 
 def code_version() -> str:
     """The library's version and a hash of the sources that decide about a snapshot."""
     sources = sorted(Path(__file__).parent.rglob("*.py")) + sorted(Path(__file__).parent.glob("*.j2"))
-    modules = (images, shards, triplets, embedders)
+    modules = (archive, images, shards, triplets, embedders)
     sources += [Path(str(module.__file__)) for module in modules]
+    sources += [Path(str(module.__file__)) for module in (containers, formats, pixels, text)]
     digest = hashlib.sha256()
     for path in sources:
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
-    return f"{lookalike.__version__}+{digest.hexdigest()[:12]}"
+    return f"{lookalike.__version__}+{digest.hexdigest()[:12]}{'+heic' if images.HEIC_INSTALLED else ''}"

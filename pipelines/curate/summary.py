@@ -1,6 +1,7 @@
 """Figures of a plan that add up over partitions: counts, histograms, and a few examples of each reason."""
 
 import heapq
+import re
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -11,7 +12,8 @@ from pipelines.curate.rows import unit_hash
 
 EXAMPLES_PER_REASON = 12
 CAPTIONS_KEPT = 500
-_COUNTERS = ("dropped", "classes")
+_NOTED = re.compile(r"(?:^|; )(\w+): ")
+_COUNTERS = ("dropped", "classes", "noted")
 
 
 @dataclass(frozen=True)
@@ -53,10 +55,14 @@ class Summary:
     """Subjects that came in."""
     subjects: int = 0
     """Subjects with a triplet."""
+    bounded_subjects: int = 0
+    """Subjects with more photos than ``filters.large_subject`` lets be compared."""
     triplets: int = 0
     """Triplets planned."""
     classes: Counter[str] = field(default_factory=Counter)
     """Subjects with a triplet, by class."""
+    noted: Counter[str] = field(default_factory=Counter)
+    """Images with a note, by what the note is of (``caption``, ``image``, ``json``, ...)."""
     captions: dict[str, str] = field(default_factory=dict)
     """Captions of some kept images by content hash: those of the first hashes."""
     histograms: dict[str, list[int]] = field(default_factory=dict)
@@ -79,6 +85,12 @@ class Summary:
         rows.sort(key=lambda row: unit_hash("example", row["shard"], row["key"], row["offset"]))
         self.examples[reason] = rows[:EXAMPLES_PER_REASON]
 
+    def add_notes(self, notes: list[str]) -> None:
+        """Count images by what their notes are of: ``caption: cut …; image: …`` counts once for each of both."""
+        for note in notes:
+            if note:
+                self.noted.update(set(_NOTED.findall(note)))
+
     def add_captions(self, captions: dict[str, str]) -> None:
         """Keep those of the first hashes of ``captions`` and those that are there."""
         captions = self.captions | captions
@@ -86,10 +98,11 @@ class Summary:
 
     def add(self, other: "Summary") -> None:
         """Add another partition's figures."""
-        for name in ("images", "kept", "subjects_in", "subjects", "triplets"):
+        for name in ("images", "kept", "subjects_in", "subjects", "bounded_subjects", "triplets"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.dropped.update(other.dropped)
         self.classes.update(other.classes)
+        self.noted.update(other.noted)
         self.add_captions(other.captions)
         for name, counts in other.histograms.items():
             own = np.array(self.histograms.get(name, [0] * len(counts)))

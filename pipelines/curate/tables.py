@@ -1,16 +1,20 @@
 """Parquet tables in a store. A table that is there is whole, so its presence is the ledger of what is done."""
 
 import io
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lookalike.config import canonical_json
 from lookalike.data.shards import open_object
 from lookalike.storage import ObjectInfo, Store
 
 _READ_AHEAD = 64 << 10  # bytes; what is read of a table is small, or large and asked for at once
+_NOTES = b"lookalike"  # key of the footer
 _ROWS_PER_GROUP = 512  # a partition reads the row groups that overlap its range of subject hashes
 
 
@@ -38,9 +42,25 @@ def read_span(store: Store, info: ObjectInfo, span: tuple[int, int], by: str = "
     return pq.read_table(open_object(store, info, _READ_AHEAD), filters=_within(span, by))
 
 
+def read_columns(store: Store, info: ObjectInfo, columns: Sequence[str]) -> pa.Table:
+    """Some columns of a table, of which alone the bytes are read."""
+    return pq.read_table(open_object(store, info, _READ_AHEAD), columns=list(columns))
+
+
+def with_notes(table: pa.Table, notes: Mapping[str, Any]) -> pa.Table:
+    """The table with ``notes`` (JSON values), which its footer will hold."""
+    return table.replace_schema_metadata({_NOTES: canonical_json(notes)})
+
+
+def read_footer(store: Store, info: ObjectInfo) -> tuple[int, dict[str, Any]]:
+    """How many rows a table has, and its notes."""
+    footer = pq.read_metadata(open_object(store, info, _READ_AHEAD))
+    return int(footer.num_rows), json.loads((footer.metadata or {}).get(_NOTES, b"{}"))
+
+
 def count_rows(store: Store, info: ObjectInfo) -> int:
     """How many rows a table has, from its footer."""
-    return int(pq.read_metadata(open_object(store, info, _READ_AHEAD)).num_rows)
+    return read_footer(store, info)[0]
 
 
 def _within(span: tuple[int, int] | None, by: str = "subject_hash") -> list[tuple[str, str, int]] | None:

@@ -1,62 +1,125 @@
-"""The take-down list: what it names, the copy that a curation keeps of it, and which snapshots held what it names."""
+"""The take-down list: what it names, the copy that a curation keeps of it, and what each entry of it has matched."""
 
+import codecs
 import hashlib
+import json
 import re
 import tempfile
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lookalike.errors import InputError
-from lookalike.storage import Store, open_store, version_store
+from lookalike.storage import ObjectInfo, Store, open_store, version_store
 from pipelines.actors import Columns
+from pipelines.curate.raw import key_below
+from pipelines.curate.tables import read_columns
 
 FOLDER = "work/taken-down"
+_SHOWN = 20  # entries in a job's output
 _KINDS = ("sha256", "key", "subject", "source")  # columns of the image table
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_HASH_LINE = re.compile(r"(?:sha256\s*:)?\s*([0-9a-f]{64})\s*(?:\s#.*)?", re.IGNORECASE)
+_LINE = re.compile(r"\r\n|\n|\r")  # str.splitlines would also divide a name at a form feed or U+2028
+_MARKS = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+# Spaces of no width and marks of direction: what comes along when a name is copied out of a page or a file manager.
+_UNSEEN = "\u200b\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2060\u2066\u2067\u2068\u2069\ufeff"
+
+
+def normal(name: str) -> str:
+    """The form in which names are compared: Unicode's NFC, without spaces and invisible marks at the ends."""
+    text = unicodedata.normalize("NFC", name)
+    while (shorter := text.strip().strip(_UNSEEN)) != text:
+        text = shorter
+    return text
 
 
 @dataclass(frozen=True)
 class TakeDownList:
-    """What is to be removed: for each kind of name (a column of the image table) the names."""
+    """What is to be removed."""
 
-    names: dict[str, frozenset[str]]
-    """``sha256``, ``key``, ``subject`` and ``source``, those that occur."""
+    entries: tuple[tuple[str, str], ...]
+    """(kind, name) of each entry, in the order of the list and once each. The kind is a column of the image table:
+    ``sha256``, ``key``, ``subject`` or ``source``; the name is as :func:`normal` gives it."""
 
     def __len__(self) -> int:
-        return sum(map(len, self.names.values()))
+        return len(self.entries)
+
+    @property
+    def names(self) -> list[str]:
+        """Each entry as it could be written."""
+        return [f"{kind}:{name}" for kind, name in self.entries]
 
     @classmethod
     def parse(cls, text: str, origin: str) -> "TakeDownList":
-        """Read a list. Raises InputError for a line that is no entry: a removal must not be lost to a typing error."""
-        names: dict[str, set[str]] = {}
-        for number, line in enumerate(text.splitlines(), start=1):
-            entry = line.partition("#")[0].strip()
-            if not entry:
-                continue
-            kind, colon, name = entry.partition(":")
-            if not colon and _SHA256.fullmatch(entry.lower()):
-                kind, name = "sha256", entry
-            name = name.strip().lower() if kind == "sha256" else name.strip()
-            if kind not in _KINDS or not name or (kind == "sha256" and not _SHA256.fullmatch(name)):
-                raise InputError(
-                    f"line {number} of the take-down list is no entry",
-                    value=entry,
-                    fix=f"write a SHA-256, key:KEY, subject:NAME or source:TEXT in {origin}",
-                )
-            names.setdefault(kind, set()).add(name)
-        return cls({kind: frozenset(found) for kind, found in sorted(names.items())})
+        """Read a list. Raises InputError for a line that is not an entry: a removal must not be lost to a typing
+        error."""
+        entries: dict[tuple[str, str], None] = {}
+        for number, line in enumerate(_LINE.split(text), start=1):
+            written = normal(line)
+            if written and not written.startswith("#"):
+                entries[_entry(written, f"line {number} of the take-down list", origin)] = None
+        return cls(tuple(entries))
+
+    def matches(self, rows: pa.Table) -> tuple[np.ndarray, np.ndarray]:
+        """Which rows of an image table the list names (bool [N]), and how many each entry names (int [entries])."""
+        named, counts = np.zeros(len(rows), bool), np.zeros(len(self), np.int64)
+        for kind, numbers in self._numbers.items():
+            column = rows[kind].combine_chunks().dictionary_encode()  # a subject or source stands in many rows
+            values = [
+                -1 if value is None else numbers.get(normal(value), -1) for value in column.dictionary.to_pylist()
+            ]
+            places = column.indices.fill_null(len(values)).to_numpy(zero_copy_only=False)
+            entry_N = np.array([*values, -1], np.int64)[places]
+            named |= entry_N >= 0
+            counts += np.bincount(entry_N[entry_N >= 0], minlength=len(self))
+        return named, counts
 
     def named(self, rows: pa.Table) -> np.ndarray:
         """Which rows of an image table the list names: bool [N]."""
-        found = np.zeros(len(rows), bool)
-        for kind, names in self.names.items():
-            found |= np.array([value in names for value in rows[kind].to_pylist()], bool)
-        return found
+        return self.matches(rows)[0]
+
+    @property
+    def _numbers(self) -> dict[str, dict[str, int]]:
+        return _numbered(self.entries)
+
+
+@lru_cache(maxsize=2)
+def _numbered(entries: tuple[tuple[str, str], ...]) -> dict[str, dict[str, int]]:
+    """The number of each entry by kind and name."""
+    numbers: dict[str, dict[str, int]] = {}
+    for number, (kind, name) in enumerate(entries):
+        numbers.setdefault(kind, {})[name] = number
+    return numbers
+
+
+def _entry(written: str, where: str, origin: str) -> tuple[str, str]:
+    """(kind, name) of one line."""
+    content = _HASH_LINE.fullmatch(written)
+    if content is not None:
+        return "sha256", content.group(1).lower()
+    kind, _, name = written.partition(":")
+    kind, name = kind.strip().lower(), normal(name)
+    if kind not in _KINDS[1:] or not name:
+        raise InputError(
+            f"{where} is not an entry",
+            value=written,
+            fix=f"write a SHA-256, key:KEY, subject:NAME or source:TEXT in {origin}, one a line and without quotes",
+        )
+    return kind, name
 
 
 def pin(uri: str, dataset: Store) -> str:
@@ -65,14 +128,14 @@ def pin(uri: str, dataset: Store) -> str:
     Tasks read the copy: whoever changes the list in the middle of a curation changes the next one.
 
     Raises:
-        InputError: no list there, or a line that is no entry.
+        InputError: no list there, or a line that is not an entry.
     """
     data = _read(uri)
     TakeDownList.parse(_text(data, uri), uri)
     key = f"{FOLDER}/{hashlib.sha256(data).hexdigest()}.txt"
     if not dataset.exists(key):
         dataset.write(key, data)
-    return f"{dataset.uri}/{key}"
+    return dataset.child(key).uri
 
 
 def pinned_hash(uri: str) -> str:
@@ -87,33 +150,107 @@ def read_list(pinned: str) -> TakeDownList:
 
 
 @dataclass(frozen=True)
-class HoldersWork:
-    """Unit ``i`` is the snapshot ``versions[i]``."""
+class TakeDownWork:
+    """Unit ``i`` is the table of image rows ``rows[i]``, or the snapshot ``versions[i]``."""
 
     dataset: str
     list: str
-    versions: tuple[int, ...]
+    rows: tuple[ObjectInfo, ...] = ()
+    versions: tuple[int, ...] = ()
 
 
-def find_holders(work: HoldersWork, unit: int) -> Columns:
-    """How many images that the list names a snapshot holds; its image table streams by."""
+def count_matches(work: TakeDownWork, unit: int) -> Columns:
+    """How many images of one raw shard each entry names; entries that name none are left out."""
+    rows = read_columns(open_store(work.dataset), work.rows[unit], _KINDS)
+    return _sparse(read_list(work.list).matches(rows)[1], 0, unit)
+
+
+def find_holders(work: TakeDownWork, unit: int) -> Columns:
+    """How many images that the list names a snapshot holds, and how many rows of its image table, which streams by,
+    each entry names."""
     version, taken, held = work.versions[unit], read_list(work.list), 0
+    counts = np.zeros(len(taken), np.int64)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "images.parquet"
         version_store(open_store(work.dataset), version).download(path.name, path)
         for batch in pq.ParquetFile(path).iter_batches(batch_size=65536, columns=[*_KINDS, "drop_reason"]):
             rows = pa.Table.from_batches([batch])
-            held += int((taken.named(rows) & np.asarray(rows["drop_reason"].is_null())).sum())
-    return {"version": np.array([version]), "images": np.array([held])}
+            named, matched = taken.matches(rows)
+            held += int((named & np.asarray(rows["drop_reason"].is_null())).sum())
+            counts += matched
+    return _sparse(counts, held, version)
+
+
+def summed(tables: Iterable[pa.Table], entries: int) -> tuple[np.ndarray, dict[int, int]]:
+    """Images that each entry names (int [entries]), and the images held by each unit that holds any, of all tables."""
+    counts, held = np.zeros(entries, np.int64), dict[int, int]()
+    for table in tables:
+        for row in table.to_pylist():
+            for entry, images in json.loads(row["matched"]):
+                counts[entry] += images
+            if row["held"]:
+                held[row["of"]] = row["held"]
+    return counts, held
+
+
+def check_matched(taken: TakeDownList, counts: np.ndarray, before: np.ndarray, allowed: Sequence[str]) -> None:
+    """Every entry names an image of these raw shards (``counts``) or of an earlier snapshot (``before``).
+
+    Raises:
+        InputError: entries that name none and are not in ``allowed``, each as the list has it.
+    """
+    permitted = {_entry(normal(entry), "filters.taken_down.allow_unmatched", "the setting") for entry in allowed}
+    missing = [
+        name
+        for name, entry, count, earlier in zip(taken.names, taken.entries, counts, before, strict=True)
+        if not count and not earlier and entry not in permitted
+    ]
+    if missing:
+        shown = missing[:10]
+        more = f" (10 of {len(missing)} are shown)" if len(missing) > 10 else ""
+        raise InputError(
+            f"{len(missing)} of {len(taken)} entries of the take-down list name no image{more}",
+            value=shown,
+            fix="compare them with the columns sha256, key, subject and source of the snapshots' images.parquet and"
+            " correct them (names count exactly, with case, %xx and whatever follows a #), or allow them by name:"
+            f" --filters.taken_down.allow_unmatched '{_flag(shown)}'",
+        )
+
+
+def entry_lines(taken_down: Mapping[str, Any] | None) -> list[str]:
+    """For a job's output: how many images each entry of the list has matched, those that matched none first."""
+    if taken_down is None:
+        return []
+    matched = sorted(taken_down.get("matched", {}).items(), key=lambda item: item[1] > 0)
+    lines = [f"taken down: {entry!r} names {images} images" for entry, images in matched[:_SHOWN]]
+    more = taken_down["entries"] - len(lines)
+    return [*lines, f"taken down: {more} more entries, see manifest.json"] if more else lines
+
+
+def _flag(entries: list[str]) -> str:
+    """The entries as a list of YAML within single quotes of a shell."""
+    quoted = ('"' + entry.replace("\\", "\\\\").replace('"', '\\"') + '"' for entry in entries)
+    return f"[{', '.join(quoted)}]".replace("'", "'\\''")
+
+
+def _sparse(counts: np.ndarray, held: int, of: int) -> Columns:
+    """One row; the entries that name images as JSON, since a batch may hold rows of different lengths."""
+    matched = json.dumps([[int(entry), int(counts[entry])] for entry in np.flatnonzero(counts)])
+    return {"of": np.array([of]), "held": np.array([held]), "matched": np.array([matched], object)}
 
 
 def _read(uri: str) -> bytes:
-    parent, _, name = uri.rpartition("/")
-    return open_store(parent or ".").read(name)
+    place = open_store(uri).uri
+    parent = open_store(place.rpartition("/")[0])
+    return parent.read(key_below(parent, place))
 
 
 def _text(data: bytes, uri: str) -> str:
+    encoding = next((name for mark, name in _MARKS if data.startswith(mark)), "utf-8")
     try:
-        return data.decode("utf-8-sig")
+        return data.decode(encoding)
     except UnicodeDecodeError as error:
-        raise InputError("the take-down list is no UTF-8 text", value=uri, fix="save it as UTF-8") from error
+        line = data[: error.start].count(b"\n") + 1
+        raise InputError(
+            f"line {line} of the take-down list is not {encoding.upper()} text", value=uri, fix="save it as UTF-8"
+        ) from error

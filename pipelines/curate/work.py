@@ -3,17 +3,19 @@
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import pyarrow as pa
 
+from lookalike.data.passed_over import PassedOver
 from lookalike.storage import ObjectInfo, Store, open_store
+from pipelines.curate.changed import read_image
 from pipelines.curate.config import CurateConfig
 from pipelines.curate.raw import raw_store
 from pipelines.curate.rows import IMAGE_SCHEMA, partition_range, subject_hash
 from pipelines.curate.sources import WORK, Inputs
-from pipelines.curate.tables import count_rows, read_span
+from pipelines.curate.tables import read_footer, read_span
 
 CONTENT_ROWS = 5_000_000  # rows whose hashes one task compares
 _WORTH_A_TASK, _AT_ONCE = 5_000, 4  # rows of a range, and ranges, that a small data set is cut into
@@ -35,6 +37,10 @@ class StageWork:
     """Whether any two subjects share an image or a near copy of one."""
     scores: dict[str, tuple[ObjectInfo, ...]] = field(default_factory=dict)
     """What models say of the images of each raw shard, by the revision of the model; made after the duplicates."""
+    members: PassedOver = field(default_factory=PassedOver)
+    """Members of all raw shards, and those that are part of no sample."""
+    unpacked: dict[str, str] = field(default_factory=dict)
+    """For the key of each compressed raw shard, where the tar that is in it is kept below the dataset's prefix."""
 
     @classmethod
     def of(cls, config: CurateConfig, inputs: Inputs) -> "StageWork":
@@ -47,8 +53,14 @@ class StageWork:
             keys = partial(inputs.found_key, "rows"), partial(inputs.found_key, "vectors")
         rows, vectors = (tuple(found[key(i)] for i in inputs.units) for key in keys)
         with ThreadPoolExecutor(16) as pool:  # a footer each
-            images = sum(pool.map(lambda info: count_rows(dataset, info), rows))
-        return cls(config, inputs, rows, vectors, images)
+            footers = list(pool.map(lambda info: read_footer(dataset, info), rows))
+        members, unpacked = PassedOver(), {}
+        for i, (_, notes) in zip(inputs.units, footers, strict=True):
+            members.merge(PassedOver.from_json(notes["members"]))
+            if notes["unpacked"]:
+                unpacked[inputs.shards[i].key] = inputs.unpacked_key(i)
+        images = sum(count for count, _ in footers)
+        return cls(config, inputs, rows, vectors, images, members=members, unpacked=unpacked)
 
     @property
     def dataset(self) -> Store:
@@ -61,10 +73,19 @@ class StageWork:
         return raw_store(self.config.raw)
 
     def read_image(self, image: Mapping[str, Any]) -> bytes:
-        """The file of an image, by the ``shard``, ``offset`` and ``length`` of its row."""
-        unpacked = self.inputs.unpacked.get(image["shard"])
+        """The file of an image, by the ``shard``, ``offset`` and ``length`` of its row. Everything behind the index
+        reads here.
+
+        Raises:
+            InputError: the bytes are no longer those that were indexed.
+        """
+        unpacked = self.unpacked.get(image["shard"])
         store, key = (self.raw, image["shard"]) if unpacked is None else (self.dataset, unpacked)
-        return store.read_range(key, image["offset"], image["length"])
+        return read_image(store, key, image, self._shards[image["shard"]], self.dataset)
+
+    @cached_property
+    def _shards(self) -> dict[str, ObjectInfo]:
+        return {info.key: info for info in self.inputs.shards}
 
     @property
     def partitions(self) -> int:

@@ -6,6 +6,7 @@ Beside each may lie ``<nn>.txt`` (its caption), ``<nn>.json`` and ``<nn>.mask.pn
 import csv
 import json
 import re
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -16,11 +17,21 @@ from lookalike.data.images import EXTENSIONS
 from lookalike.data.shards import write_tar
 from lookalike.errors import InputError
 from lookalike.storage import ObjectInfo, Store, open_store
+from lookalike.storage.survey import survey
+from lookalike.storage.walk import Skipped
 from pipelines.ingest.config import IngestConfig
 from pipelines.ingest.source import Plan, shard_name
 
 _SIDECARS = {".txt", ".json"}
 _MASK = ".mask.png"
+_UNLISTED = {
+    "link_outside": "a link that leads out of the source: copy what it leads to",
+    "dangling_link": "a link to nothing",
+    "link_loop": "a link that leads back to itself",
+    "locked_folder": "no permission to list this folder",
+    "special_file": "neither a file nor a folder",
+    "empty_folder": "an empty folder",
+}
 _CLASSES_FILE = "prompts_and_classes.txt"  # DreamBooth's list of classes, beside its folders
 
 
@@ -94,17 +105,18 @@ def plan_folder(config: IngestConfig) -> Plan:
         InputError: nothing is there, a subject's folder holds no image, or a named subject does not exist.
     """
     store = open_store(config.source)
-    listing = list(store.list())
+    listing, unlisted = _listing(store)
     if not listing:
-        raise InputError("the source is missing or empty", value=config.source, fix="name a folder of photographs")
+        why = f": {', '.join(sorted(set(unlisted.values())))}" if unlisted else ""
+        what = f"the source is missing or empty{why}"
+        raise InputError(what, value=config.source, fix="name a folder of photographs")
     folders, skipped = _by_subject(listing)
-    for name in {*config.subjects, *config.exclude_subjects} - folders.keys():
+    skipped |= unlisted
+    # a name is typed in one of Unicode's normal forms, and a file system may have kept another
+    wanted, excluded = ({normal(name) for name in names} for names in (config.subjects, config.exclude_subjects))
+    for name in sorted((wanted | excluded) - {normal(name) for name in folders}):
         raise InputError("no such subject", value=name, fix=f"choose from {', '.join(sorted(folders)) or 'none'}")
-    chosen = [
-        name
-        for name in folders
-        if name not in config.exclude_subjects and (not config.subjects or name in config.subjects)
-    ]
+    chosen = [name for name in folders if normal(name) not in excluded and (not wanted or normal(name) in wanted)]
     skipped |= {f"{name}/": "excluded" for name in folders if name not in chosen}
     classes = _classes(store, {info.key for info in listing})
     photos: list[PhotoFile] = []
@@ -120,6 +132,23 @@ def plan_folder(config: IngestConfig) -> Plan:
     ]
     identity = fingerprint([[info.key, info.size] for info in listing])
     return Plan(shards, subjects=len(chosen), identity=identity, skipped=skipped)
+
+
+def normal(name: str) -> str:
+    """The form in which names of subjects are compared: Unicode's NFC."""
+    return unicodedata.normalize("NFC", name)
+
+
+def _listing(store: Store) -> tuple[list[ObjectInfo], dict[str, str]]:
+    """The files of the source, and the names that give none, with the reason."""
+    listing: list[ObjectInfo] = []
+    unlisted: dict[str, str] = {}
+    for entry in survey(store):
+        if isinstance(entry, Skipped):
+            unlisted[entry.key] = _UNLISTED.get(entry.reason, entry.reason)
+        else:
+            listing.append(entry)
+    return listing, unlisted
 
 
 def class_of(folder: str) -> str:

@@ -8,11 +8,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 from PIL import Image
 
-from lookalike.errors import LookalikeError
+from lookalike.redaction import redact
 from lookalike.tracking import Tracker
 from lookalike.training.config import StageConfig
 from lookalike.training.ranks import Rank
@@ -20,6 +21,7 @@ from lookalike.training.samples import HeldOutImages
 
 log = logging.getLogger(__name__)
 
+_TAG_LENGTH = 255
 _COUNTED = {"images": "images_per_second", "tokens": "tokens_per_second"}
 
 
@@ -28,11 +30,21 @@ class RayMetrics:
     tokens. Ray's agents serve them to Prometheus (``ray_lookalike_train_loss{run="…"}``)."""
 
     def __init__(self, run: str) -> None:
-        self._tags = {"run": run}
+        self._tags = {"run": _tag(run)}
+        self._broken = False
         self._gauges: dict[str, Any] = {}
         self._counters: dict[str, Any] = {}
 
     def __call__(self, steps: int, figures: Mapping[str, float]) -> None:
+        if self._broken:
+            return
+        try:
+            self._show(steps, figures)
+        except Exception as error:  # telemetry never ends a run, whatever it refuses
+            self._broken = True
+            log.warning("the run's metrics are not shown to Prometheus: %s", error)
+
+    def _show(self, steps: int, figures: Mapping[str, float]) -> None:
         for name, value in {"step": float(steps), **figures}.items():
             self._gauge(_metric_name(name)).set(value, tags=self._tags)
         if "step_seconds" in figures:
@@ -56,9 +68,14 @@ class RayMetrics:
             self._counters[name].inc(number, tags=self._tags)
 
 
+def _tag(value: str) -> str:
+    """A tag that Ray's metrics take: printable ASCII; other characters of a URI are percent-encoded."""
+    return quote(redact(value), safe="".join(map(chr, range(0x21, 0x7F))))[:_TAG_LENGTH]
+
+
 def _metric_name(name: str) -> str:
     """Letters, digits and underscores, as Prometheus wants them."""
-    return "lookalike_train_" + "".join(letter if letter.isalnum() else "_" for letter in name)
+    return "lookalike_train_" + "".join(letter if letter.isascii() and letter.isalnum() else "_" for letter in name)
 
 
 def ray_runs() -> bool:
@@ -126,10 +143,7 @@ class TrackedImages:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / f"step-{steps:08d}.png"
             picture.save(path)
-            try:
-                self.tracker.log_artifact(path, "samples")
-            except LookalikeError as error:  # a tracker that is away ends no training
-                log.warning("the images after step %d are lost: %s", steps, error)
+            self.tracker.log_artifact(path, "samples")
 
 
 def _upright(image: np.ndarray) -> np.ndarray:

@@ -8,7 +8,6 @@ import time
 import uuid
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow.compute as pc
@@ -17,12 +16,13 @@ from lookalike import config as configs
 from lookalike.errors import InputError, LookalikeError
 from lookalike.models import bundle as bundles
 from lookalike.models.bundle import read_preset
-from lookalike.storage import Store, latest_version, open_store, read_manifest, version_store
-from lookalike.storage.claim import claim
+from lookalike.storage import Store, latest_version, list_versions, open_store, read_manifest, version_store
+from lookalike.storage.claim import claim, read_claim
 from lookalike.storage.lease import hold
-from lookalike.tracking import open_tracker, tracking_uri
+from lookalike.tracking import tracking_uri
+from lookalike.tracking.events import PENDING
 from lookalike.training import checkpoint
-from lookalike.training.bundles import finished_bundle, initial_bundle, local_bundle
+from lookalike.training.bundles import finished_bundle, initial_bundle, local_bundle, reference
 from lookalike.training.config import TrainConfig, WorkerConfig
 from lookalike.training.plan import EpochPlan
 from lookalike.training.stopping import stops_on_sigterm
@@ -31,6 +31,7 @@ from lookalike.training.zero_config import check_schema, zero3_config
 from pipelines.entry import ray_session
 from pipelines.train.samples import TripletSource
 from pipelines.train.settings import WorkerSettings, train_worker
+from pipelines.train.tracked import record_result, tracking_run
 
 if TYPE_CHECKING:
     from ray.train import RunConfig
@@ -38,9 +39,11 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 RESULT = "result.json"
-# What may change between two attempts of one run without changing what it learns.
+# What may change between two attempts of one run without changing what it learns. Data set and base count by content.
 _NOT_IDENTITY = (
     "run",
+    "dataset",
+    "base",
     "tracking",
     "experiment",
     "workers",
@@ -62,23 +65,25 @@ def train(config: TrainConfig) -> dict[str, Any]:
 
     Raises:
         BusyError: another process trains this run at the moment.
-        ConflictError: ``config.run`` holds a run of another configuration or of another snapshot.
+        ConflictError: ``config.run`` holds a run of another configuration, of another snapshot or of another base.
         InputError: no snapshot, no triplets, a base that is incomplete.
-        StoppedError: SIGTERM came; the same configuration again goes on from the checkpoint that was made.
+        StoppedError: SIGTERM came; the same configuration again resumes from the checkpoint that was made.
         TrainingDivergedError: the loss or its gradient is not finite or too large.
     """
     started = time.perf_counter()
-    dataset = open_store(config.dataset)
-    version = latest_version(dataset)
+    dataset, store = open_store(config.dataset), open_store(config.run)
+    # Workers run in other folders than this process: what was relative to here becomes absolute.
+    config = replace(config, dataset=dataset.uri, run=store.uri, tracking=tracking_uri(config.tracking))
+    version = _version(dataset, store)
     manifest = read_manifest(dataset, version)
     snapshot = {"uri": dataset.uri, "version": version, "sha256": configs.fingerprint(manifest)}
-    store = open_store(config.run)
-    # Workers run in other folders than this process: what was relative to here becomes absolute.
-    config = replace(config, run=store.uri, tracking=tracking_uri(config.tracking))
-    fingerprint = claim(store, {**configs.to_dict(config), "snapshot": snapshot}, ignore=_NOT_IDENTITY)
+    content: dict[str, Any] = {"snapshot": snapshot}
+    if config.base is not None:
+        content["base_sha256"] = reference(config.base).sha256
+    fingerprint = claim(store, configs.to_dict(config), ignore=_NOT_IDENTITY, content=content)
     if store.exists(RESULT):
         log.info("this run is done already: %s", store.uri)
-        return dict(json.loads(store.read(RESULT)))
+        return _earlier_result(config, store)
 
     with hold(store.child("lease")):
         initial = initial_bundle(config, store)
@@ -91,7 +96,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
             plan=EpochPlan(source.table().num_rows, config.batch_size, config.seed),
             fingerprint=fingerprint,
             base_sha256=initial.sha256,
-            **_tracking_run(config, store, snapshot),
+            **tracking_run(config, store, snapshot),
             terminal=sys.stderr.isatty(),
         )
         log.info("ready for its ranks in %.1f s", time.perf_counter() - started)
@@ -168,7 +173,7 @@ def _fit(settings: WorkerSettings, store: Store) -> None:
         raise LookalikeError(
             "training lost its controller",
             value=str(error).splitlines()[0],
-            fix="the same command goes on from the last checkpoint",
+            fix="run the same command again: it resumes from the last checkpoint",
         ) from error
     if ended_early is not None:
         raise ended_early
@@ -193,14 +198,28 @@ def attempt_config(store: Store, max_failures: int) -> "RunConfig":
     )
 
 
-def _tracking_run(config: TrainConfig, store: Store, snapshot: dict[str, Any]) -> dict[str, Any]:
-    """``tracking_run``, the id of the tracker's run, and ``submitted``, when it was made: once per run prefix."""
-    key = "tracking.json"
-    if not store.exists(key):
-        with open_tracker(config.tracking, config.experiment, run_name=Path(store.uri).name) as tracker:
-            tracker.log_config({**configs.to_dict(config), "snapshot": snapshot})
-            store.write(key, json.dumps({"tracking_run": tracker.run_id, "submitted": time.time()}).encode())
-    return dict(json.loads(store.read(key)))
+def _version(dataset: Store, run: Store) -> int:
+    """The snapshot that the run has begun with, if the data set still has it; else the newest one."""
+    recorded = (read_claim(run) or {}).get("identity", {}).get("snapshot")
+    newest = latest_version(dataset)
+    if not isinstance(recorded, dict) or recorded.get("version") not in list_versions(dataset):
+        return newest
+    version = int(recorded["version"])
+    same = configs.fingerprint(read_manifest(dataset, version)) == recorded.get("sha256")
+    if same and version != newest:
+        log.info("the run continues with snapshot %d, with which it began; the newest is %d", version, newest)
+    return version if same else newest
+
+
+def _earlier_result(config: TrainConfig, store: Store) -> dict[str, Any]:
+    """What ``result.json`` holds; its bundle is where the run is now."""
+    result = dict(json.loads(store.read(RESULT)))
+    bundle = finished_bundle(store)
+    if bundle is not None and bundle.sha256 == result["bundle_sha256"]:
+        result["bundle_uri"] = bundle.uri
+    if store.exists(PENDING):
+        record_result(config, store, result["tracking_run"], {})
+    return result
 
 
 def _finish(settings: WorkerSettings, store: Store, snapshot: dict[str, Any]) -> dict[str, Any]:
@@ -221,8 +240,8 @@ def _finish(settings: WorkerSettings, store: Store, snapshot: dict[str, Any]) ->
         "tracking_run": settings.tracking_run,
         "dataset": snapshot,
     }
-    with open_tracker(config.tracking, config.experiment, run_id=settings.tracking_run) as tracker:
-        tracker.set_tags({"bundle_uri": bundle.uri, "bundle_sha256": bundle.sha256})
+    tags = {"bundle_uri": bundle.uri, "bundle_sha256": bundle.sha256}
+    record_result(config, store, settings.tracking_run, tags)
     store.write(RESULT, configs.canonical_json(result).encode())
     return result
 

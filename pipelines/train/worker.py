@@ -16,7 +16,7 @@ from lookalike.models.subject import SubjectModel
 from lookalike.models.vae import load_vae
 from lookalike.models.weights import strict_weights
 from lookalike.storage import open_store
-from lookalike.tracking import Tracker, open_tracker
+from lookalike.tracking import Tracker, open_resilient
 from lookalike.training import checkpoint
 from lookalike.training.bundles import local_bundle
 from lookalike.training.clock import StepClock
@@ -69,8 +69,8 @@ def run_rank(settings: WorkerSettings, rank: Rank | None = None) -> None:
     if plain and device.type == "cuda":
         batches = _prepared_ahead(batches, objective, settings)
     with (
-        open_tracker(
-            config.tracking, config.experiment, run_id=settings.tracking_run, enabled=rank.is_first
+        open_resilient(
+            config.tracking, config.experiment, run_id=settings.tracking_run, enabled=rank.is_first, spool=store
         ) as tracker,
         _listeners(settings, rank) as listeners,
     ):

@@ -7,16 +7,25 @@ import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, cast, get_type_hints
+from typing import Any, NoReturn, TypeVar, cast, get_type_hints
 
 import jsonargparse
 import yaml
+
+from lookalike.redaction import redact, redacted
 
 ConfigT = TypeVar("ConfigT")
 
 
 class _HelpFormatter(jsonargparse.DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """Keeps the lines of the description: examples in it can be copied."""
+
+
+class _Parser(jsonargparse.ArgumentParser):
+    """Hides users and passwords of URIs in its errors."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        super().error(redact(message), ex)
 
 
 def parse(config_class: type[ConfigT], argv: Sequence[str] | None = None, description: str | None = None) -> ConfigT:
@@ -27,7 +36,7 @@ def parse(config_class: type[ConfigT], argv: Sequence[str] | None = None, descri
     (``--prompt "a cup" --prompt "a hat"``) or a YAML list; an unknown key is refused by name (exit code 2).
     """
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = jsonargparse.ArgumentParser(
+    parser = _Parser(
         description=description or config_class.__doc__,
         formatter_class=_HelpFormatter,
     )
@@ -94,9 +103,9 @@ def load_yaml(path: Path, config_class: type[ConfigT]) -> ConfigT:
 
 
 def to_dict(config: object) -> dict[str, Any]:
-    """The resolved configuration as plain JSON values."""
+    """The resolved configuration as plain JSON values, to be stored: users and passwords of URIs are hidden."""
     plain = dataclasses.asdict(cast(Any, config))
-    return cast(dict[str, Any], json.loads(json.dumps(plain, default=str)))
+    return cast(dict[str, Any], redacted(json.loads(json.dumps(plain, default=str))))
 
 
 def canonical_json(value: object) -> str:

@@ -1,16 +1,18 @@
-"""Errors for users. Each message says what is wrong, with which value, and how to mend it."""
+"""Errors for users. Each message says what is wrong, with which value, and how to fix it."""
+
+from lookalike.redaction import redact, redacted
 
 
 class LookalikeError(Exception):
     """An error that its reader can act on: ``what``, the ``value`` that caused it, and the ``fix``.
 
-    Jobs print it without a traceback and exit with code 2.
+    Jobs print it without a traceback and exit with code 2. Users and passwords of URIs are hidden in all three.
     """
 
     def __init__(self, what: str, *, value: object = None, fix: str) -> None:
-        self.what, self.value, self.fix = what, value, fix
-        shown = "" if value is None else f" ({value!r})"
-        super().__init__(f"{what}{shown}; {fix}")
+        self.what, self.value, self.fix = redact(what), redacted(value), redact(fix)
+        shown = "" if value is None else f" ({self.value!r})"
+        super().__init__(redact(f"{self.what}{shown}; {self.fix}"))
 
     def __reduce__(self) -> tuple[object, ...]:  # Ray ships exceptions between processes
         return (_rebuild, (type(self), self.what, self.value, self.fix))

@@ -1,7 +1,18 @@
-"""Geometry of pixels that both wings need: curation and training see the same crop of a photograph."""
+"""Geometry and colour of pixels that both wings need: every door sees the same RGB and the same crop of a photo."""
 
 import numpy as np
 from PIL import Image
+
+_ORIENTATION_TAG = 0x0112
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 def crop_resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -15,3 +26,78 @@ def crop_resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
     box = (left, top, left + box_width, top + box_height)
     resized = Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC, box=box, reducing_gap=3)
     return np.asarray(resized)
+
+
+def to_rgb(image: Image.Image) -> np.ndarray:
+    """Convert a PIL image of any mode to uint8 RGB ``[H, W, 3]``, turned upright as its EXIF orientation says.
+
+    Transparency (an alpha channel, a transparent palette entry, a transparent colour) is laid on white. 16-bit values
+    are scaled to 8 bits (``>> 8``; modes ``I`` and ``I;16*`` hold 16 bits, as PIL writes them to a PNG), mode ``F``
+    holds 0–255 as in PIL. Of an animation the current frame is taken. An orientation that cannot be read, or that EXIF
+    does not define, counts as upright.
+
+    Raises:
+        OSError, ValueError, SyntaxError, ...: what PIL raises if the pixels of a lazily opened file do not decode, or
+            if the mode has no conversion to RGB.
+    """
+    image.load()  # first, so that damaged pixels are an error of their own, and not of the EXIF that a PNG holds last
+    turn = orientation_of(image)
+    return np.asarray(turn_upright(_opaque(image), turn))
+
+
+def orientation_of(image: Image.Image) -> int:
+    """The EXIF orientation, 1 to 8; 1 if there is none, if it is not one of these, or if the EXIF cannot be read."""
+    return read_orientation(image)[0]
+
+
+def read_orientation(image: Image.Image) -> tuple[int, str]:
+    """The EXIF orientation as :func:`orientation_of` gives it, and a note if something else stands there."""
+    try:
+        value = image.getexif().get(_ORIENTATION_TAG, 1)
+        first = value[0] if isinstance(value, (tuple, list)) and len(value) == 1 else value
+        number = int(first)
+        if 1 <= number <= 8 and number == first:
+            return number, ""
+    except Exception as error:  # EXIF is parsed from bytes of any origin: struct, rationals, recursion, text
+        return 1, f"the EXIF cannot be read ({type(error).__name__})"
+    return 1, f"the EXIF orientation {str(value)[:20]!r} is not one of 1 to 8"
+
+
+def turn_upright(image: Image.Image, orientation: int) -> Image.Image:
+    """Undo an EXIF orientation of 2 to 8; 1 returns the image as it is."""
+    method = _TURNS.get(orientation)
+    return image if method is None else image.transpose(method)
+
+
+def _opaque(image: Image.Image) -> Image.Image:
+    """The image in mode RGB, transparency laid on white."""
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode.startswith("I"):
+        return _from_16_bits(image)
+    if image.mode == "F":
+        values = np.nan_to_num(np.asarray(image), nan=0.0, posinf=255.0, neginf=0.0)
+        return Image.fromarray(values.clip(0, 255).astype(np.uint8)).convert("RGB")
+    if image.mode in ("La", "RGBa"):  # premultiplied; PIL converts it to its plain form only
+        image = image.convert("LA" if image.mode == "La" else "RGBA")
+    try:
+        if image.has_transparency_data:
+            return _on_white(image)
+    except (ValueError, TypeError, IndexError, OverflowError):  # a transparent colour that the mode cannot hold
+        image = image.copy()
+        image.info.pop("transparency", None)
+    return image.convert("RGB")
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    layer = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
+
+
+def _from_16_bits(image: Image.Image) -> Image.Image:
+    values = np.asarray(image).astype(np.int64)
+    grey = (values.clip(0, 0xFFFF) >> 8).astype(np.uint8)
+    transparent = image.info.get("transparency")
+    if isinstance(transparent, int):
+        grey = np.where(values == transparent, np.uint8(255), grey)
+    return Image.fromarray(grey).convert("RGB")

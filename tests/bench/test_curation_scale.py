@@ -153,7 +153,7 @@ def _tables(shard: int, rows: int) -> tuple[pa.Table, pa.Table]:
     constant = {
         "shard": f"shard-{shard:06d}.tar", "length": 100_000, "width": 1024, "height": 768, "class_name": "thing",
         "caption": "a thing on a table", "licence": "CC0-1.0", "consent": "", "source": "synthetic", "sharpness": 300.0,
-        "luma_mean": 120.0, "luma_std": 50.0, "subject_area": None, "cut": False, "error": "",
+        "luma_mean": 120.0, "luma_std": 50.0, "subject_area": None, "cut": False, "error": "", "note": "",
     }  # fmt: skip
     columns: dict[str, Any] = {name: [value] * rows for name, value in constant.items()}
     columns |= {

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -20,7 +21,7 @@ from skimage import data as photographs
 
 from lookalike.data.triplets import load_images, read_triplets
 from lookalike.errors import ConfigError, ConflictError, InputError
-from lookalike.storage import ObjectInfo, list_versions, open_store, version_store
+from lookalike.storage import list_versions, open_store, version_store
 from lookalike.storage.lease import hold
 from pipelines.actors import ActorConfig
 from pipelines.curate import CurateConfig, curate
@@ -28,7 +29,7 @@ from pipelines.curate.filters import FiltersConfig
 from pipelines.curate.filters.blurry import Blurry
 from pipelines.curate.filters.no_pair import NoPair
 from pipelines.curate.filters.taken_down import TakenDown
-from pipelines.curate.raw import list_shards
+from pipelines.curate.raw import RawListing, list_raw
 from tests.conftest import REPO, job_environment
 from tests.drawn import Photo, draw, jpeg, photo, world, write_raw
 
@@ -161,7 +162,7 @@ def test_a_shard_that_cannot_be_read_is_named_at_the_end_and_taken_up_alone(
     ray_local: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     raw, dataset = write_raw(tmp_path / "raw", world(6, 3), per_shard=6), tmp_path / "dataset"
-    monkeypatch.setattr("pipelines.curate.run.list_shards", _as_if_the_first_had_shrunk)
+    monkeypatch.setattr("pipelines.curate.run.list_raw", _as_if_the_first_had_shrunk)
     with pytest.raises(
         InputError, match=r"1 of 3 raw shards cannot be read.*shard-000000\.tar.*the others are indexed"
     ):
@@ -176,9 +177,10 @@ def test_a_shard_that_cannot_be_read_is_named_at_the_end_and_taken_up_alone(
     assert after.items() > rows.items()
 
 
-def _as_if_the_first_had_shrunk(*arguments: Any) -> list[ObjectInfo]:
-    first, *others = list_shards(*arguments)
-    return [replace(first, size=first.size + 512), *others]
+def _as_if_the_first_had_shrunk(*arguments: Any) -> RawListing:
+    listing = list_raw(*arguments)
+    first, *others = listing.shards
+    return replace(listing, shards=[replace(first, size=first.size + 512), *others])
 
 
 def test_what_is_taken_down_leaves_and_the_snapshots_that_held_it_are_named(
@@ -186,7 +188,7 @@ def test_what_is_taken_down_leaves_and_the_snapshots_that_held_it_are_named(
 ) -> None:
     dataset = tmp_path / "dataset"
     shutil.copytree(snapshot, dataset)
-    (tmp_path / "list.txt").write_text("subject:thing03\nkey:thing01-0  # a letter\n")
+    (tmp_path / "list.txt").write_text("subject:thing03\n# a letter\nkey:thing01-0\n")
     taken_down = FiltersConfig(taken_down=TakenDown(str(tmp_path / "list.txt")))
     result = curate(config_of(raw, dataset, filters=taken_down))
     assert result.version == 2
@@ -290,3 +292,41 @@ def test_the_job_says_what_is_wrong(tmp_path: Path, run_job: Callable[..., subpr
     assert unknown.returncode == 2
     assert "blury" in unknown.stderr
     assert not (tmp_path / "dataset").exists()
+
+
+def test_what_is_passed_over_and_what_each_entry_names_is_in_manifest_report_and_output(
+    tmp_path: Path, run_job: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    raw, dataset = write_raw(tmp_path / "raw", world(4, 3), per_shard=6), tmp_path / "dataset"
+    first, second = sorted(raw.glob("*.tar"))
+    first.write_bytes(first.read_bytes() + second.read_bytes())  # joined: the second half would be lost
+    second.unlink()
+    (raw / "photos.zip").write_bytes(b"PK")
+    (raw / "outside.tar").symlink_to(tmp_path)
+    (tmp_path / "list.txt").write_text("subject:thing03\nkey:thing01-0 # a letter\n")
+    arguments = ["--raw", str(raw), "--dataset", str(dataset), "--actors.count", "0", *BLIND_FLAGS]
+    arguments += ["--filters.taken_down.list", str(tmp_path / "list.txt")]
+    refused = run_job("curate", *arguments)
+    assert refused.returncode == 2
+    assert "1 of 2 entries of the take-down list name no image (['key:thing01-0 # a letter'])" in refused.stderr
+    flag = refused.stderr[refused.stderr.index("--filters.taken_down.allow_unmatched") :].splitlines()[0]
+    done = run_job("curate", *arguments, *shlex.split(flag))  # the advice, to the letter
+    assert done.returncode == 0, done.stderr
+    said = "passed over: 2 of 3 objects: link_outside 1 (such as 'outside.tar'), unsupported_archive 1"
+    assert said in done.stdout
+    assert "taken down: 'key:thing01-0 # a letter' names 0 images" in done.stdout
+    assert "taken down: 'subject:thing03' names 3 images" in done.stdout
+    manifest = json.loads((dataset / "v0001" / "manifest.json").read_text())
+    report = json.loads((dataset / "v0001" / "report.json").read_text())
+    assert manifest["taken_down"]["matched"] == {"subject:thing03": 3, "key:thing01-0 # a letter": 0}
+    assert manifest["taken_down"]["unmatched"] == ["key:thing01-0 # a letter"]
+    assert manifest["counts"]["images_in"] == 12
+    assert manifest["passed_over"] == report["passed_over"]
+    assert manifest["passed_over"]["members"] == {"found": 24, "read": 24, "reasons": {}}
+    assert [row["reason"] for row in report["funnel"][:4]] == [
+        *("objects_found", "link_outside", "unsupported_archive", "members_found"),
+    ]  # fmt: skip
+    (raw / "later.txt").write_text("hello")
+    again = run_job("curate", *arguments)
+    assert "nothing new: still v0001" in again.stdout, again.stderr
+    assert "passed over: 3 of 4 objects: link_outside 1 (such as 'outside.tar'), not_a_shard 1" in again.stdout

@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 
 from lookalike.errors import InputError, UnreachableError
 from lookalike.registry import resolve
-from lookalike.tracking import open_tracker
+from lookalike.storage import open_store
+from lookalike.tracking import open_resilient, open_tracker
 from lookalike.tracking.connection import connect
 
 
@@ -110,24 +111,24 @@ def test_a_server_that_keeps_silent_is_named_within_30_s() -> None:
 
 
 def test_a_server_that_goes_away_costs_no_training(
-    mlflow_server: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    mlflow_server: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    tracker = open_tracker(mlflow_server, "toys")
-    client = tracker._client
-    monkeypatch.setattr("lookalike.tracking.mlflow_tracker._RETRY_S", 0.0)
+    monkeypatch.setattr("lookalike.tracking.resilient._FIRST_WAIT_S", 0.05)
+    monkeypatch.setattr("lookalike.tracking.resilient._PATIENCE_S", 2.0)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    away = connect(f"http://127.0.0.1:{_closed_port()}")
-    with caplog.at_level(logging.WARNING):
-        tracker._client = away
-        tracker.log_metrics({"loss": 1.0}, step=0)
-        tracker.log_metrics({"loss": 0.5}, step=1)
-    assert "2 figures wait" in caplog.text
-    with pytest.raises(UnreachableError):
-        tracker.finish()  # the result is not there yet, and says so
-    tracker._client = client
-    tracker.log_metrics({"loss": 0.25}, step=2)
-    tracker.finish()
-    assert [m.value for m in client.get_metric_history(tracker.run_id, "loss")] == [1.0, 0.5, 0.25]
+    run_id = open_tracker(mlflow_server, "toys").run_id
+    away, spool = f"http://127.0.0.1:{_closed_port()}", open_store(str(tmp_path))
+    with caplog.at_level(logging.WARNING), open_resilient(away, "toys", run_id=run_id, spool=spool) as tracker:
+        for step, loss in enumerate((1.0, 0.5)):
+            tracker.log_metrics({"loss": loss}, step=step)
+    assert caplog.text.count("the tracker is away") == 1
+    assert f"kept in {spool.uri}/tracking-pending.jsonl" in caplog.text  # the result is not there yet, and says so
+    with open_resilient(mlflow_server, "toys", run_id=run_id, spool=spool) as tracker:
+        tracker.log_metrics({"loss": 0.25}, step=2)
+    client = connect(mlflow_server)
+    assert [m.value for m in client.get_metric_history(run_id, "loss")] == [1.0, 0.5, 0.25]
+    assert client.get_run(run_id).info.status == "FINISHED"
+    assert list(spool.list()) == []
 
 
 def test_the_first_error_is_the_one_to_show(caplog: pytest.LogCaptureFixture, mlflow_server: str) -> None:

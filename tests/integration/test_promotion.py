@@ -105,7 +105,7 @@ def test_killed_after_the_log_entry(mlflow_database: str, root: str, monkeypatch
         def die(*_: object) -> None:
             raise KeyboardInterrupt
 
-        patch.setattr(Registry, "project", die)
+        patch.setattr("lookalike.registry.candidates.project", die)
         with pytest.raises(KeyboardInterrupt):
             judge(who, mlflow_database, root)
     assert connect(mlflow_database).get_registered_model("mini").aliases == {}

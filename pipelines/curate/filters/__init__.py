@@ -14,6 +14,7 @@ from pipelines.curate.filters.base import SCORE, Filter, Photos, Scope, ScoreFil
 from pipelines.curate.filters.blurry import Blurry
 from pipelines.curate.filters.exact_duplicate import ExactDuplicate
 from pipelines.curate.filters.flat import Flat
+from pipelines.curate.filters.large_subject import LargeSubject
 from pipelines.curate.filters.licence import Licence
 from pipelines.curate.filters.near_duplicate import NearDuplicate
 from pipelines.curate.filters.no_pair import NoPair
@@ -28,7 +29,10 @@ from pipelines.curate.filters.truncated_shard import TruncatedShard
 from pipelines.curate.filters.undecodable import Undecodable
 from pipelines.curate.filters.unlabelled import Unlabelled
 
-__all__ = ["SCORE", "Filter", "FiltersConfig", "Photos", "Scope", "ScoreFilter"]
+__all__ = ["BOUND", "SCORE", "Filter", "FiltersConfig", "Photos", "Scope", "ScoreFilter"]
+
+BOUND = "large_subject"
+"""Reason of photos beyond the number that is compared of one subject."""
 
 OPTIONAL = (
     *("too_small", "aspect", "flat", "blurry", "exact_duplicate", "subject_area", "near_duplicate", "off_subject"),
@@ -59,6 +63,8 @@ class FiltersConfig:
     """Not good to look at, as a model sees it; null asks no model."""
     overlaid_text: OverlaidText | None = None
     """Watermarks and captions in the picture, by text recognition (half a second an image); null asks no model."""
+    large_subject: LargeSubject = field(default_factory=LargeSubject)
+    """More photos of one subject than are compared."""
     near_duplicate: NearDuplicate = field(default_factory=NearDuplicate)
     """A copy in another size or quality."""
     off_subject: OffSubject = field(default_factory=OffSubject)
@@ -90,6 +96,7 @@ class FiltersConfig:
             "not_safe": self.not_safe,
             "aesthetic": self.aesthetic,
             "overlaid_text": self.overlaid_text,
+            BOUND: self.large_subject,
             "near_duplicate": self.near_duplicate,
             "off_subject": self.off_subject,
             "single_photo": SinglePhoto(),

@@ -8,14 +8,21 @@ import numpy as np
 from lookalike.errors import ConfigError
 from pipelines.curate.filters.base import Photos, Scope
 
+CONFLICT = "conflicting"
+"""In the column ``licence``: two licences that differ, or something that is not one; ``note`` says which."""
+
 
 @dataclass(frozen=True)
 class Licence:
-    """Drops images whose licence or consent is on no allow-list; an image that names none is on none."""
+    """Drops images whose licence or consent is on no allow-list, or whose two licences differ.
+
+    An image that names none is on no list. Names are compared as they are written, without regard to case:
+    ``CC BY 4.0`` is not ``CC-BY-4.0``, so that no licence is read into a spelling.
+    """
 
     allowed: list[str] | None = None
-    """Licences that may be used, as ``key.json`` spells them under ``licence`` (SPDX ids, in any case). null: any, and
-    none."""
+    """Licences that may be used, as ``key.json`` spells them under ``licence`` or ``license`` (SPDX ids, in any case).
+    null: any, and none."""
     consents: list[str] | None = None
     """What ``consent`` of ``key.json`` has to say, for example ``[training]``. null: anything, and nothing."""
 
@@ -29,9 +36,9 @@ class Licence:
                 )
 
     def drop(self, photos: Photos) -> np.ndarray:
-        refused = np.zeros(len(photos), bool)
+        refused = np.asarray(photos["licence"] == CONFLICT, bool)
         for column, allowed in (("licence", self.allowed), ("consent", self.consents)):
             if allowed is not None:
-                known = {name.casefold() for name in allowed}
-                refused |= np.array([value.casefold() not in known for value in photos[column].tolist()], bool)
+                known = {name.strip().casefold() for name in allowed}
+                refused |= np.array([value.strip().casefold() not in known for value in photos[column].tolist()], bool)
         return refused

@@ -1,12 +1,14 @@
 """Images that somebody had removed."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import numpy as np
 
 from pipelines.curate.filters.base import Photos, Scope
 from pipelines.curate.takedown import read_list
+
+Entries = list[str]  # ``list`` is a field below
 
 
 @dataclass(frozen=True)
@@ -15,7 +17,11 @@ class TakenDown:
 
     list: str | None = None
     """URI of a text file with an entry on each line: the SHA-256 of an image's bytes, ``key:KEY``, ``subject:NAME`` or
-    ``source:TEXT``, each as in the raw shards; ``#`` begins a comment. null: nothing is taken down."""
+    ``source:TEXT``, each as in the raw shards; a line that begins with ``#`` is a comment. Names are compared in
+    Unicode's normal form NFC and without spaces at their ends, else exactly. null: nothing is taken down."""
+    allow_unmatched: Entries = field(default_factory=Entries)
+    """Entries of the list, as they are written there, that may name no image. Any other one that names none ends the
+    run, since a removal must not be lost to a typing error."""
 
     scope: ClassVar[Scope] = "image"
 

@@ -1,18 +1,28 @@
-"""Image bytes to upright RGB arrays and back. Nothing is stretched, and nothing is guessed about broken bytes."""
+"""Image bytes to upright RGB arrays and back. Nothing is stretched, and nothing is guessed about broken pixels.
 
+A flaw in metadata (EXIF, profiles, texts, a checksum beside the pixels, a second image) is not damage: the pixels are
+decoded without it, and a note says so. Damaged or missing pixels are an :class:`ImageError`.
+"""
+
+import importlib.util
 import io
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import simplejpeg
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from lookalike.data.containers import without_metadata, without_padding
+from lookalike.data.formats import HEIC_EXTENSIONS, needs_heic, what_it_is
 from lookalike.errors import InputError
+from lookalike.pixels import read_orientation, to_rgb, turn_upright
 
-EXTENSIONS = ("jpg", "jpeg", "png", "webp")
+HEIC_INSTALLED = importlib.util.find_spec("pillow_heif") is not None  # the extra `heic`
+EXTENSIONS = ("jpg", "jpeg", "jfif", "png", "webp", *(HEIC_EXTENSIONS if HEIC_INSTALLED else ()))
 MAX_PIXELS = 128_000_000  # an image that says it is larger is refused before a byte of it is unpacked
-_ORIENTATION_TAG = 0x0112
 
 
 class ImageError(InputError):
@@ -22,41 +32,69 @@ class ImageError(InputError):
         super().__init__(what, value=value, fix=fix)
 
 
+@dataclass(frozen=True)
+class Decoded:
+    """A decoded photo."""
+
+    pixels: np.ndarray
+    """uint8 RGB ``[H, W, 3]``, upright; possibly at a reduced scale."""
+    height: int
+    """Pixels of the whole photo, upright."""
+    width: int
+    """Pixels of the whole photo, upright."""
+    note: str = ""
+    """Which flaw in the metadata was passed over, if any."""
+
+
 def decode(data: bytes) -> np.ndarray:
     """Decode to uint8 RGB ``[H, W, 3]``, turned as its EXIF orientation says.
 
     CMYK and 16-bit images are converted, transparency is laid on white, of an animation the first frame is taken.
     Raises :class:`ImageError` for anything that does not decode to its last row.
     """
-    return np.asarray(_load(_open(data)))
+    return decode_noted(data).pixels
 
 
 def decode_at_least(data: bytes, side: int) -> tuple[np.ndarray, tuple[int, int]]:
     """Decode at a cheap scale whose short side is still ≥ ``side`` pixels: the image, and its full (height, width).
 
-    A JPEG is decoded by libjpeg-turbo at n/8 of its size, several times faster than a full decode. A JPEG that
+    A JPEG is decoded by libjpeg-turbo at n/8 of its size, several times faster than a full decode. A JPEG whose pixels
     libjpeg complains about is an :class:`ImageError`, also where it could go on: half an image teaches grey.
     """
-    image = _open(data)
-    orientation = _orientation(image)
-    width, height = image.size
-    if image.format == "JPEG" and image.mode in ("RGB", "L"):
-        scale = side / max(1, min(width, height))
+    decoded = decode_noted(data, side)
+    return decoded.pixels, (decoded.height, decoded.width)
+
+
+def decode_noted(data: bytes, side: int | None = None) -> Decoded:
+    """Decode as :func:`decode` does, or with a ``side`` as :func:`decode_at_least`; says which flaw it passed over.
+
+    Raises:
+        ImageError: not a format that we read, too many pixels, damaged or missing pixels.
+    """
+    try:
+        return _decode(data, side)
+    except ImageError as error:
+        if error.what.startswith(_TOO_MANY):
+            raise
+        bare = without_metadata(data)
+        if bare is None:
+            raise
         try:
-            pixels = simplejpeg.decode_jpeg(
-                data, "RGB", min_height=min(height, int(height * scale)), min_width=min(width, int(width * scale))
-            )
-        except ValueError as error:
-            raise ImageError(f"the JPEG is damaged: {error}") from error
-        upright = np.asarray(_turn(Image.fromarray(pixels), orientation))
-    else:
-        upright = np.asarray(_load(image))
-    return upright, ((width, height) if orientation >= 5 else (height, width))
+            decoded = _decode_bare(*bare, side)
+        except ImageError:
+            raise error from None
+        return Decoded(decoded.pixels, decoded.height, decoded.width, f"a flaw beside the pixels ({error.what})")
 
 
 def short_side(data: bytes) -> int:
     """Pixels of the short side, from the header alone."""
-    return min(_open(data).size)
+    try:
+        return min(_open(data).size)
+    except ImageError:
+        bare = without_metadata(data)
+        if bare is None:
+            raise
+        return min(_open(bare[0]).size)
 
 
 def fit_within(image: np.ndarray, short_side: int) -> np.ndarray:
@@ -85,47 +123,100 @@ def encode_png(image: np.ndarray, text: Mapping[str, str] | None = None) -> byte
     return buffer.getvalue()
 
 
+_TOO_MANY = "too many pixels"
+_PADDING_TRIES = 4
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    """Names of PIL's formats that are opened; no other is tried, since some start programs or read other files."""
+    if not HEIC_INSTALLED:
+        return ("JPEG", "PNG", "WEBP")
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()
+    return ("JPEG", "PNG", "WEBP", "HEIF", "AVIF")
+
+
 def _open(data: bytes) -> Image.Image:
     try:
-        image = Image.open(io.BytesIO(data))
+        image = Image.open(io.BytesIO(data), formats=_formats())
     except Image.DecompressionBombError as error:
-        raise ImageError("too many pixels") from error
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
-        raise ImageError("no image format that we know", value=data[:8]) from error
+        raise ImageError(_TOO_MANY) from error
+    except Exception as error:  # plugins of PIL raise whatever a damaged file makes them raise
+        if needs_heic(data) and not HEIC_INSTALLED:
+            raise ImageError(
+                f"{what_it_is(data)} needs an extra: pip install 'lookalike[heic]'",
+                fix="install it, or convert the file to JPEG",
+            ) from error
+        raise ImageError(f"not an image of a format that we read: {what_it_is(data)}", value=data[:8]) from error
     if image.width * image.height > MAX_PIXELS:
-        raise ImageError("too many pixels", value=f"{image.width}x{image.height}")
+        raise ImageError(_TOO_MANY, value=f"{image.width}x{image.height}")
     return image
 
 
-def _orientation(image: Image.Image) -> int:
+def _decode(data: bytes, side: int | None) -> Decoded:
+    image = _open(data)
+    width, height = image.size
+    if side is None or image.format not in ("JPEG", "MPO") or image.mode not in ("RGB", "L"):
+        pixels = _load(image)
+        orientation, note = read_orientation(image)
+        return Decoded(pixels, *_upright_size(height, width, orientation), note)
+    scale = side / max(1, min(width, height))
+    pixels = _strict_jpeg(data, min(height, int(height * scale)), min(width, int(width * scale)))
+    return _turned(pixels, height, width, *read_orientation(image))
+
+
+def _decode_bare(data: bytes, exif: bytes, side: int | None) -> Decoded:
+    """Decode a file that was rewritten without metadata; a JPEG strictly, since PIL passes over damaged pixels."""
+    image = _open(data)
+    width, height = image.size
+    if image.format == "JPEG" and image.mode in ("RGB", "L"):
+        scale = 1 if side is None else min(1, side / max(1, min(width, height)))
+        pixels = _unpadded_jpeg(data, int(height * scale), int(width * scale))
+    else:
+        pixels = _load(image)
+    return _turned(pixels, height, width, *_orientation_in(exif))
+
+
+def _unpadded_jpeg(data: bytes, min_height: int, min_width: int) -> np.ndarray:
+    """Decode strictly, without the padding between pixels and end mark that libjpeg counts, some of it at a time."""
+    for _ in range(_PADDING_TRIES):
+        try:
+            return _strict_jpeg(data, min_height, min_width)
+        except ImageError as error:
+            shorter = without_padding(data, error.what)
+            if shorter is None:
+                raise
+            data = shorter
+    return _strict_jpeg(data, min_height, min_width)
+
+
+def _strict_jpeg(data: bytes, min_height: int, min_width: int) -> np.ndarray:
     try:
-        return int(image.getexif().get(_ORIENTATION_TAG, 1))
-    except (OSError, ValueError, SyntaxError, IndexError) as error:  # a PNG is read to its end for this
-        raise ImageError(f"the image is damaged: {error}") from error
+        return np.asarray(simplejpeg.decode_jpeg(data, "RGB", min_height=min_height, min_width=min_width))
+    except Exception as error:
+        raise ImageError(f"the JPEG is damaged: {error}") from error
 
 
-def _load(image: Image.Image) -> Image.Image:
-    orientation = _orientation(image)
+def _load(image: Image.Image) -> np.ndarray:
     try:
-        image.load()
-        if image.mode.startswith("I"):  # 16 bits; PIL's own conversion would clip at 255
-            image = Image.fromarray((np.asarray(image, dtype=np.uint32) >> 8).clip(0, 255).astype(np.uint8))
-        elif image.has_transparency_data:
-            layer = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
-        return _turn(image.convert("RGB"), orientation)
-    except (OSError, ValueError, SyntaxError, IndexError) as error:
-        raise ImageError(f"the image is damaged: {error}") from error
+        return to_rgb(image)
+    except Exception as error:  # decoders raise whatever a damaged file makes them raise
+        name = "" if isinstance(error, (OSError, ValueError, SyntaxError)) else f"{type(error).__name__}: "
+        raise ImageError(f"the image is damaged: {name}{error}") from error
 
 
-def _turn(image: Image.Image, orientation: int) -> Image.Image:
-    method = {
-        2: Image.Transpose.FLIP_LEFT_RIGHT,
-        3: Image.Transpose.ROTATE_180,
-        4: Image.Transpose.FLIP_TOP_BOTTOM,
-        5: Image.Transpose.TRANSPOSE,
-        6: Image.Transpose.ROTATE_270,
-        7: Image.Transpose.TRANSVERSE,
-        8: Image.Transpose.ROTATE_90,
-    }.get(orientation)
-    return image if method is None else image.transpose(method)
+def _turned(pixels: np.ndarray, height: int, width: int, orientation: int, note: str) -> Decoded:
+    upright = np.asarray(turn_upright(Image.fromarray(pixels), orientation))
+    return Decoded(upright, *_upright_size(height, width, orientation), note)
+
+
+def _upright_size(height: int, width: int, orientation: int) -> tuple[int, int]:
+    return (width, height) if orientation >= 5 else (height, width)
+
+
+def _orientation_in(exif: bytes) -> tuple[int, str]:
+    image = Image.new("L", (1, 1))
+    image.info["exif"] = exif
+    return read_orientation(image)

@@ -7,6 +7,9 @@ nothing is lost.
 
 A tar that breaks off (a failed upload, a full disk) is no reason to lose what stands before the break:
 :func:`iter_samples` gives every whole sample and raises :class:`BrokenTarError` after the last one.
+
+Every member of a tar is part of a sample or is counted as passed over, with a reason (:mod:`lookalike.data.archive`
+says which bytes are read: those behind an end mark are, and links within the tar are followed).
 """
 
 import io
@@ -17,21 +20,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, cast
 
+from lookalike.data.archive import Member, read_entries
+from lookalike.data.passed_over import PassedOver
 from lookalike.errors import InputError
 from lookalike.storage import ObjectInfo, Store
+
+__all__ = [
+    *("BrokenTarError", "Member", "Sample", "TarIndex"),
+    *("index_tar", "iter_samples", "open_object", "split_name", "write_tar"),
+]
 
 READ_AHEAD_BYTES = 4 << 20  # one range request of S3 gets this much: a shard streams in constant memory
 _KEY_AND_EXTENSION = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")
 _META = re.compile(r"__[^/]*__($|/)")  # names that webdataset skips
-_ZERO_BLOCK = tarfile.NUL * tarfile.BLOCKSIZE
-
-
-@dataclass(frozen=True)
-class Member:
-    """Where a member's bytes lie in its tar: ``offset`` of the first byte and ``length``, both in bytes."""
-
-    offset: int
-    length: int
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,8 @@ class TarIndex:
     samples: list[Sample]
     broken: str | None = None
     lost_keys: tuple[str, ...] = ()
+    passed_over: PassedOver = field(default_factory=PassedOver)
+    """Members that are part of no sample; ``found`` counts all members whose header was read."""
 
 
 class BrokenTarError(InputError):
@@ -79,23 +82,27 @@ def open_object(store: Store, info: ObjectInfo, read_ahead: int = READ_AHEAD_BYT
     return cast(BinaryIO, io.BufferedReader(_RangeFile(store, info), buffer_size=read_ahead))
 
 
-def iter_samples(file: BinaryIO) -> Iterator[tuple[Sample, dict[str, bytes]]]:
+def iter_samples(file: BinaryIO, passed_over: PassedOver | None = None) -> Iterator[tuple[Sample, dict[str, bytes]]]:
     """Every whole sample of a tar with its members' bytes, in order; one sample is in memory at a time.
+
+    ``passed_over`` counts the members that are part of no sample; its ``found`` counts every header that was read, so
+    that ``found`` = members of samples, cut ones among them, + those passed over.
 
     Raises :class:`BrokenTarError` after the last whole sample where the tar ends too early. The sample before the
     break counts as cut unless it holds its ``json``, since more members may have followed.
     """
-    return _group(file, with_bytes=True)
+    return _group(file, True, PassedOver() if passed_over is None else passed_over)
 
 
 def index_tar(file: BinaryIO) -> TarIndex:
     """Offsets and lengths of every sample, reading headers only. A broken tar gives what stands before the break."""
     samples: list[Sample] = []
+    passed_over = PassedOver()
     try:
-        samples.extend(sample for sample, _ in _group(file, with_bytes=False))
+        samples.extend(sample for sample, _ in _group(file, False, passed_over))
     except BrokenTarError as error:
-        return TarIndex(samples, broken=error.what, lost_keys=error.lost_keys)
-    return TarIndex(samples)
+        return TarIndex(samples, error.what, error.lost_keys, passed_over)
+    return TarIndex(samples, passed_over=passed_over)
 
 
 def write_tar(target: Path | BinaryIO, samples: Iterable[tuple[str, Mapping[str, bytes]]]) -> list[Sample]:
@@ -133,16 +140,12 @@ def write_tar(target: Path | BinaryIO, samples: Iterable[tuple[str, Mapping[str,
     return written
 
 
-def _group(file: BinaryIO, with_bytes: bool) -> Iterator[tuple[Sample, dict[str, bytes]]]:
+def _group(file: BinaryIO, with_bytes: bool, passed_over: PassedOver) -> Iterator[tuple[Sample, dict[str, bytes]]]:
     sample: Sample | None = None
     payload: dict[str, bytes] = {}
-    reached: list[tuple[str, str]] = []  # the member whose header was read last
+    reached: list[str] = []  # key of the member whose header was read last, until its bytes are known
     try:
-        for name, member, data in _members(file, with_bytes, reached):
-            parts = split_name(name)
-            if parts is None:
-                continue
-            key, extension = parts
+        for key, extension, member, data in _members(file, with_bytes, reached, passed_over):
             if sample is None or key != sample.key or extension in sample.members:
                 if sample is not None:
                     yield sample, payload
@@ -150,13 +153,13 @@ def _group(file: BinaryIO, with_bytes: bool) -> Iterator[tuple[Sample, dict[str,
             sample.members[extension] = member
             payload[extension] = data
     except (tarfile.TarError, EOFError) as error:
-        lost = [key for key, _ in reached]
+        lost = list(reached)
         if sample is not None and ("json" not in sample.members or sample.key in lost):
             lost.insert(0, sample.key)
         elif sample is not None:
             yield sample, payload
         raise BrokenTarError(
-            f"the shard breaks off: {error}",
+            f"the shard breaks off: {error or type(error).__name__}",
             fix="upload it again; the samples before the break were read",
             lost_keys=tuple(dict.fromkeys(lost)),
         ) from error
@@ -164,32 +167,41 @@ def _group(file: BinaryIO, with_bytes: bool) -> Iterator[tuple[Sample, dict[str,
         yield sample, payload
 
 
-def _members(file: BinaryIO, with_bytes: bool, reached: list[tuple[str, str]]) -> Iterator[tuple[str, Member, bytes]]:
-    """Regular members in order. ``reached`` holds the (key, extension) of a header whose bytes are not yet known."""
+def _members(
+    file: BinaryIO, with_bytes: bool, reached: list[str], passed_over: PassedOver
+) -> Iterator[tuple[str, str, Member, bytes]]:
+    """(key, extension, place, bytes) of the members that are part of a sample, in order; the others are counted.
+
+    ``reached`` holds the key of a header whose bytes are not yet known to be there.
+    """
     size = file.seek(0, io.SEEK_END)
-    file.seek(0)
-    if size == 0:
-        raise tarfile.ReadError("it is empty")
-    with tarfile.open(fileobj=file, mode="r:") as tar:
-        while (info := tar.next()) is not None:
-            tar.members.clear()  # type: ignore[attr-defined]  # tarfile would keep every header for ever
-            if not info.isreg() or info.issparse():
-                continue
-            parts = split_name(info.name)
-            reached[:] = [] if parts is None else [parts]
-            end = info.offset_data + info.size
-            if end > size:
-                raise tarfile.ReadError(f"{info.name!r} needs {end} bytes of {size}")
-            data = b""
-            if with_bytes:
-                file.seek(info.offset_data)
-                data = file.read(info.size)
-            reached.clear()
-            yield info.name, Member(info.offset_data, info.size), data
-        # tarfile takes any unreadable header for the end, so look for the end mark that POSIX requires
-        file.seek(tar.offset)
-        if file.read(tarfile.BLOCKSIZE) != _ZERO_BLOCK:
-            raise tarfile.ReadError(f"no end mark at byte {tar.offset} of {size}")
+    for entry in read_entries(file):
+        passed_over.found += 1
+        member, parts = entry.member, split_name(entry.name)
+        if member is None:
+            passed_over.add(entry.reason, entry.name)
+            continue
+        reached[:] = [] if parts is None else parts[:1]
+        end = member.offset + member.length
+        if end > size:
+            if parts is None:
+                passed_over.add(_why_no_sample(entry.name), entry.name)
+            raise tarfile.ReadError(f"{entry.name!r} needs {end} bytes of {size}")
+        reached.clear()
+        if parts is None:
+            passed_over.add(_why_no_sample(entry.name), entry.name)
+            continue
+        data = b""
+        if with_bytes:
+            file.seek(member.offset)
+            data = file.read(member.length)
+        yield *parts, member, data
+
+
+def _why_no_sample(name: str) -> str:
+    if _META.match(name):
+        return "webdataset_meta"
+    return "hidden_file" if name.rpartition("/")[2].startswith(".") else "no_extension"
 
 
 class _RangeFile(io.RawIOBase):

@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from lookalike.errors import ConfigError, InputError
+from lookalike.pixels import to_rgb
 
 
 def check_size(height: int, width: int, multiple: int) -> None:
@@ -47,4 +48,9 @@ def _array(image: Any) -> np.ndarray:
         return image
     if not isinstance(image, Image.Image):
         raise InputError("a reference is no image", value=type(image).__name__, fix="pass PIL images or uint8 arrays")
-    return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    try:
+        return to_rgb(image)
+    except Exception as error:  # a file that PIL opened lazily is decoded here, and may be damaged
+        raise InputError(
+            f"a reference cannot be decoded ({type(error).__name__}: {error})", fix="pass another image"
+        ) from error

@@ -1,7 +1,6 @@
 """``SubjectPipeline``: subject-driven generation as a diffusers pipeline."""
 
 import shutil
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,14 +17,15 @@ from transformers import PreTrainedModel
 
 from lookalike.diffusion.flow import FlowConfig
 from lookalike.diffusion.inputs import check_generators, check_size, pair_references
-from lookalike.diffusion.lora import SubjectLoraLoaderMixin, loras
+from lookalike.diffusion.lora import SubjectLoraLoaderMixin
 from lookalike.diffusion.sampling import Denoiser, Negative
 from lookalike.diffusion.stages import PRESET, Plan, Stages, stages_of
 from lookalike.errors import ConfigError
-from lookalike.models.adapters import ADAPTER_NAME, adapter_names, load_lora, read_lora_config, save_lora
+from lookalike.models.adapter_state import adapter_state, effective_loras, loras, without_loras
+from lookalike.models.adapters import ADAPTER_NAME, load_lora, write_adapter
 from lookalike.models.aggregate import LayerAggregator
 from lookalike.models.batch import Batch, to_batch
-from lookalike.models.bundle import ADAPTER, open_bundle, write_manifest
+from lookalike.models.bundle import ADAPTER, COMPONENTS, open_bundle, write_manifest
 from lookalike.models.context import encode_context
 from lookalike.models.dit import Context, ReferenceKeys, References, prepare_references
 from lookalike.models.preprocess import Preprocessor
@@ -62,7 +62,8 @@ class SubjectPipeline(DiffusionPipeline, SubjectLoraLoaderMixin):
         transformer: the DiT.
         vae: diffusers AutoencoderKL.
         scheduler: flow-matching Euler scheduler.
-        preprocessor: template, sizes and tokenizer; :meth:`from_pretrained` reads it from the bundle.
+        preprocessor: template, sizes and tokenizer; :meth:`from_pretrained` reads it from the bundle. A component like
+            the others (``pipe.components``, ``from_pipe``), but no folder of a bundle is its own.
     """
 
     model_cpu_offload_seq = "mllm->aggregator->transformer->vae"
@@ -75,11 +76,16 @@ class SubjectPipeline(DiffusionPipeline, SubjectLoraLoaderMixin):
         transformer: FluxTransformer2DModel,
         vae: AutoencoderKL,
         scheduler: FlowMatchEulerDiscreteScheduler,
-        preprocessor: Preprocessor | None = None,
+        preprocessor: Preprocessor,
     ) -> None:
         super().__init__()
         self.register_modules(mllm=mllm, aggregator=aggregator, transformer=transformer, vae=vae, scheduler=scheduler)
         self.preprocessor = preprocessor
+
+    @property
+    def components(self) -> dict[str, Any]:
+        """What another pipeline is made of: ``SubjectPipeline(**pipe.components)`` shares the weights."""
+        return {name: getattr(self, name) for name in (*COMPONENTS, "preprocessor")}
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, base: str | Path | None = None, **kwargs: Any) -> "SubjectPipeline":
@@ -106,36 +112,36 @@ class SubjectPipeline(DiffusionPipeline, SubjectLoraLoaderMixin):
         return pipe
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
-        """Write a full bundle that :meth:`from_pretrained` reads; a LoRA is written beside the DiT, not merged.
+        """Write a full bundle that :meth:`from_pretrained` reads and that generates what this pipeline generates.
+
+        A LoRA that is active is written beside the DiT with its weight of ``set_adapters``; one that is fused is in the
+        DiT's weights; one that is disabled or not active is left away. The pipeline stays as it is.
 
         Raises:
-            ConfigError: several LoRAs, or one of another name than ``default``: a bundle holds one.
+            ConfigError: several active LoRAs, or one of another name than ``default``: a bundle holds one.
         """
-        preprocessor = self._preprocessor()
-        if set(loras(self.transformer)) - {ADAPTER_NAME}:
+        folder, transformer = Path(save_directory), self.transformer
+        drawn = effective_loras(transformer)
+        if drawn not in ([], [ADAPTER_NAME]):
             raise ConfigError(
-                f"a bundle holds one LoRA, named {ADAPTER_NAME}", value=loras(self.transformer), fix="unload"
+                f"a bundle holds one LoRA, named {ADAPTER_NAME}",
+                value=drawn,
+                fix="call fuse_lora first, which adds all that are active to the weights that are saved",
             )
-        folder = Path(save_directory)
-        adapter = dict(self.transformer.named_parameters())
-        adapter = {name: adapter[name] for name in adapter_names(self.transformer)}
-        if not adapter:
-            super().save_pretrained(str(folder), **kwargs)
+        adapter = adapter_state(transformer, ADAPTER_NAME) if drawn else None
+        if loras(transformer):
+            plain = type(self)(**{**self.components, "transformer": without_loras(transformer)})
         else:
-            config = self.transformer.peft_config[ADAPTER_NAME]
-            with tempfile.TemporaryDirectory() as kept:
-                config.save_pretrained(kept)
-                lora = read_lora_config(Path(kept))
-            save_lora(folder / ADAPTER, lora, adapter)
-            self.transformer.unload_lora()
-            try:
-                super().save_pretrained(str(folder), **kwargs)
-            finally:
-                load_lora(self.transformer, folder / ADAPTER)
+            plain = self
+        shutil.rmtree(folder / ADAPTER, ignore_errors=True)  # of a bundle that was here before
+        DiffusionPipeline.save_pretrained(plain, str(folder), **kwargs)
+        if adapter is not None:
+            write_adapter(folder / ADAPTER, adapter.settings, adapter.tensors)
         for pattern in TOKENIZER_FILES:
-            for file in preprocessor.tokenizer_file.parent.glob(pattern):
-                shutil.copyfile(file, folder / "mllm" / file.name)
-        write_manifest(folder, preprocessor.preset)
+            for file in self.preprocessor.tokenizer_file.parent.glob(pattern):
+                if file.resolve() != (folder / "mllm" / file.name).resolve():
+                    shutil.copyfile(file, folder / "mllm" / file.name)
+        write_manifest(folder, self.preprocessor.preset)
 
     @torch.no_grad()
     def __call__(
@@ -187,13 +193,13 @@ class SubjectPipeline(DiffusionPipeline, SubjectLoraLoaderMixin):
             InputError: no references or too many, an image too small or too large, a prompt that is too long.
             ConfigError: a size that does not divide, stages out of order, no step, a guidance that the DiT has not.
         """
-        preset = self._preprocessor().preset
+        preset = self.preprocessor.preset
         if distilled_guidance != 1 and not self.transformer.config.guidance_embeds:
             raise ConfigError("this DiT has no guidance embedding", value=distilled_guidance, fix="use guidance_scale")
         plan = self.plan(stages, num_inference_steps, height=height, width=width)
         height, width = height or preset.height, width or preset.width
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        rows = self._preprocessor()(prompts, pair_references(references, len(prompts)))
+        rows = self.preprocessor(prompts, pair_references(references, len(prompts)))
         device = self._execution_device
         batch = to_batch(rows).to(device)
         grid = token_grid(self.vae, height, width)
@@ -235,7 +241,7 @@ class SubjectPipeline(DiffusionPipeline, SubjectLoraLoaderMixin):
         Raises:
             ConfigError: a size that does not divide, stages out of order, no step.
         """
-        preset = self._preprocessor().preset
+        preset = self.preprocessor.preset
         schedule = stages_of(stages, preset.stages)
         height, width = height or preset.height, width or preset.width
         check_size(height, width, 2 * downsampling(self.vae))
@@ -247,11 +253,6 @@ class SubjectPipeline(DiffusionPipeline, SubjectLoraLoaderMixin):
         sigmas = np.linspace(1.0, 1 / num_inference_steps, num_inference_steps)  # as diffusers' FluxPipeline does
         self.scheduler.set_timesteps(sigmas=sigmas, mu=mu, device=self._execution_device)
         return Plan.of(schedule, self.scheduler.sigmas[:-1].tolist())
-
-    def _preprocessor(self) -> Preprocessor:
-        if self.preprocessor is None:
-            raise ValueError("SubjectPipeline was built without a preprocessor; use from_pretrained, or pass one")
-        return self.preprocessor
 
     def _noise(self, given: Tensor | None, shape: tuple[int, int, int], generators: Any) -> Tensor:
         device, dtype = self._execution_device, self.transformer.dtype
@@ -272,7 +273,7 @@ class SubjectPipeline(DiffusionPipeline, SubjectLoraLoaderMixin):
         latents = encode(self.vae, images.flatten(0, 1), self._execution_device).unflatten(0, images.shape[:2])
         own_grid = token_grid(self.vae, *images.shape[-2:])
         references = References(_repeat(latents, repeats), _repeat(mask, repeats), own_grid)
-        return prepare_references(self.transformer, references, grid, self._preprocessor().preset.references, guidance)
+        return prepare_references(self.transformer, references, grid, self.preprocessor.preset.references, guidance)
 
     def _decode(self, latents: Tensor, grid: tuple[int, int], output_type: str) -> Any:
         if output_type == "latent":

@@ -1,6 +1,5 @@
 """LoRA through peft: on the DiT, saved and read in peft's own format, and on the MLLM, which is trained and merged."""
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,11 +9,11 @@ import torch
 from torch import Tensor
 
 from lookalike.errors import ConfigError, InputError
+from lookalike.models.adapter_config import peft_config
+from lookalike.models.adapter_files import PEFT_PREFIX, PEFT_WEIGHTS, AdapterFile, read_adapter
 from lookalike.models.presets import LoraConfig, check_lora
 
 ADAPTER_NAME = "default"
-_WEIGHTS, _CONFIG = "adapter_model.safetensors", "adapter_config.json"
-_FILE_PREFIX = "base_model.model."
 
 
 def inject_lora(transformer: Any, lora: LoraConfig, name: str = ADAPTER_NAME) -> None:
@@ -23,10 +22,8 @@ def inject_lora(transformer: Any, lora: LoraConfig, name: str = ADAPTER_NAME) ->
     Raises:
         ConfigError: a rank above the attention width.
     """
-    from peft import LoraConfig as PeftLoraConfig
-
     check_lora(lora, transformer.config)
-    transformer.add_adapter(PeftLoraConfig(**_peft_values(lora)), adapter_name=name)
+    transformer.add_adapter(peft_config(_peft_values(lora)), adapter_name=name)
 
 
 def inject_mllm_lora(mllm: Any, lora: LoraConfig) -> None:
@@ -35,13 +32,12 @@ def inject_mllm_lora(mllm: Any, lora: LoraConfig) -> None:
     Raises:
         ConfigError: it has no layers of those names.
     """
-    from peft import LoraConfig as PeftLoraConfig
     from peft import inject_adapter_in_model
 
     names = "|".join(re.escape(name) for name in sorted(lora.target_modules))
     values = {**_peft_values(lora), "target_modules": rf"language_model\.(.*\.)?({names})"}
     try:
-        inject_adapter_in_model(PeftLoraConfig(**values), mllm, ADAPTER_NAME)
+        inject_adapter_in_model(peft_config(values), mllm, ADAPTER_NAME)
     except ValueError as error:
         raise ConfigError(
             "the language model has no such layers", value=sorted(lora.target_modules), fix="name some, such as q_proj"
@@ -65,78 +61,118 @@ def merge_mllm_lora(mllm: Any) -> dict[str, Tensor]:
 
 def adapter_names(transformer: Any, name: str = ADAPTER_NAME) -> dict[str, str]:
     """Parameter name in the DiT → name in a peft file, of every parameter of that LoRA."""
-    mark = f".{name}."
     return {
-        parameter: _FILE_PREFIX + parameter.replace(mark, ".")
+        parameter: PEFT_PREFIX + _peft_name(parameter, name)
         for parameter, _ in transformer.named_parameters()
-        if ".lora_" in parameter and mark in parameter
+        if ".lora_" in parameter and f".{name}." in parameter
     }
 
 
 def save_lora(folder: Path, lora: LoraConfig, weights: Mapping[str, Tensor]) -> None:
-    """Write a peft folder from ``weights`` by parameter name in the DiT, and read it back to check it.
+    """Write a peft folder from ``weights`` by parameter name in the DiT.
 
     Raises:
         InputError: a tensor is empty, or every up projection is zero (nothing was learned, or gathered).
     """
-    from peft import LoraConfig as PeftLoraConfig
-    from safetensors.torch import save_file
-
-    mark = f".{ADAPTER_NAME}."
-    tensors = {_FILE_PREFIX + n.replace(mark, "."): w.detach().cpu().contiguous() for n, w in weights.items()}
-    empty = [name for name, tensor in tensors.items() if tensor.numel() == 0]
-    if empty or not tensors:
-        raise InputError("an empty adapter", value=empty[:1] or str(folder), fix="gather the weights on every rank")
-    if not any(bool(tensor.any()) for name, tensor in tensors.items() if ".lora_B." in name):
-        raise InputError("the adapter's up projections are all zero", value=str(folder), fix="train it first")
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, folder / _WEIGHTS, metadata={"format": "pt"})
-    PeftLoraConfig(**_peft_values(lora)).save_pretrained(str(folder))
+    write_adapter(folder, _peft_values(lora), {_peft_name(name, ADAPTER_NAME): w for name, w in weights.items()})
 
 
-def read_lora_config(folder: Path) -> LoraConfig:
-    """Settings of a peft folder."""
-    values = json.loads((folder / _CONFIG).read_text())
-    return LoraConfig(
-        rank=values["r"],
-        alpha=float(values["lora_alpha"]),
-        target_modules=tuple(sorted(values["target_modules"])),
-        dropout=values.get("lora_dropout", 0.0),
-    )
-
-
-def is_lora(folder: Path) -> bool:
-    """Whether ``folder`` is a peft folder, as :func:`save_lora` and peft write it."""
-    return (folder / _CONFIG).is_file() and (folder / _WEIGHTS).is_file()
-
-
-def load_lora(transformer: Any, folder: Path, adapter: str = ADAPTER_NAME) -> None:
-    """Inject the adapter of a peft folder into the DiT and load it, strictly.
+def write_adapter(folder: Path, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Write a peft folder from peft's ``settings`` and ``tensors`` by peft's names (see :class:`AdapterFile`).
 
     Raises:
-        InputError: names a tensor that is missing, unknown, or of another shape.
+        InputError: as :func:`save_lora`.
     """
-    from safetensors.torch import load_file
+    from safetensors.torch import save_file
 
-    inject_lora(transformer, read_lora_config(folder), adapter)
-    tensors = load_file(folder / _WEIGHTS)
+    stored = {PEFT_PREFIX + name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    empty = [name for name, tensor in stored.items() if tensor.numel() == 0]
+    if empty or not stored:
+        raise InputError("an empty adapter", value=empty[:1] or str(folder), fix="gather the weights on every rank")
+    if not settings.get("use_dora") and not any(bool(t.any()) for name, t in stored.items() if ".lora_B." in name):
+        raise InputError("the adapter's up projections are all zero", value=str(folder), fix="train it first")
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(stored, folder / PEFT_WEIGHTS, metadata={"format": "pt"})
+    peft_config(settings).save_pretrained(str(folder))
+
+
+def load_lora(transformer: Any, folder: Path, adapter: str = ADAPTER_NAME) -> int:
+    """Inject the LoRA of a folder or file into the DiT and load it, strictly; returns the number of tensors.
+
+    Raises:
+        InputError: names a tensor that is missing, unknown, or of another shape, or a setting that is not supported.
+    """
+    return load_adapter(transformer, read_adapter(folder, transformer), adapter)
+
+
+def load_adapter(transformer: Any, file: AdapterFile, name: str = ADAPTER_NAME) -> int:
+    """Inject ``file`` into the DiT as the active LoRA and load it, strictly; returns the number of tensors.
+
+    The DiT stays as it was if that fails.
+
+    Raises:
+        InputError: no layer matches its settings, or names a tensor that is missing, unknown or of another shape.
+    """
+    before = list(getattr(transformer, "peft_config", {}))
+    active = transformer.active_adapters() if before else []
+    try:
+        _inject(transformer, file, name)
+        return _copy(transformer, file, name)
+    except InputError:
+        if not before:
+            transformer.unload_lora()
+        else:
+            if name in transformer.peft_config:
+                transformer.delete_adapters(name)
+            transformer.set_adapter(active)
+        raise
+
+
+def _inject(transformer: Any, file: AdapterFile, name: str) -> None:
+    try:
+        transformer.add_adapter(peft_config(file.settings), adapter_name=name)
+    except (ValueError, TypeError, NotImplementedError) as error:
+        raise InputError(
+            f"its settings do not fit the DiT ({str(error).splitlines()[0]})",
+            value=file.origin,
+            fix="use a LoRA on the linear layers of the Flux model that this bundle holds",
+        ) from error
+
+
+def _copy(transformer: Any, file: AdapterFile, name: str) -> int:
     parameters = dict(transformer.named_parameters())
-    for name, file_name in adapter_names(transformer, adapter).items():
-        if file_name not in tensors:
-            raise InputError(f"the adapter lacks {file_name}", value=str(folder), fix="export it again")
-        tensor = tensors.pop(file_name)
-        if tensor.shape != parameters[name].shape:
+    places = {
+        file_name.removeprefix(PEFT_PREFIX): parameter
+        for parameter, file_name in adapter_names(transformer, name).items()
+    }
+    if missing := sorted(set(places) - set(file.tensors)):
+        raise InputError(
+            f"the adapter lacks {PEFT_PREFIX}{missing[0]} ({len(missing)} of {len(places)} are missing)",
+            value=file.origin,
+            fix="export it again",
+        )
+    if unknown := sorted(set(file.tensors) - set(places)):
+        raise InputError(
+            f"the adapter holds an unknown tensor {PEFT_PREFIX}{unknown[0]} ({len(unknown)} of {len(file.tensors)})",
+            value=file.origin,
+            fix="export it again",
+        )
+    for file_name, parameter in places.items():
+        target, tensor = parameters[parameter], file.tensors[file_name]
+        if tensor.shape != target.shape:
             raise InputError(
-                f"{file_name} has shape {tuple(tensor.shape)}, the DiT wants {tuple(parameters[name].shape)}",
-                value=str(folder),
-                fix="use the base that the adapter was trained on",
+                f"{PEFT_PREFIX}{file_name} has shape {tuple(tensor.shape)}, its settings say {tuple(target.shape)}",
+                value=file.origin,
+                fix="use the settings and the base that the adapter was trained with",
             )
         with torch.no_grad():
-            parameters[name].copy_(tensor)
-    if tensors:
-        raise InputError(
-            f"the adapter holds an unknown tensor {min(tensors)}", value=str(folder), fix="export it again"
-        )
+            target.copy_(tensor)
+    return len(places)
+
+
+def _peft_name(parameter: str, adapter: str) -> str:
+    name = parameter.replace(f".{adapter}.", ".")
+    return name.removesuffix(".weight") if name.endswith(".lora_magnitude_vector.weight") else name
 
 
 def _peft_values(lora: LoraConfig) -> dict[str, Any]:
@@ -145,5 +181,4 @@ def _peft_values(lora: LoraConfig) -> dict[str, Any]:
         "lora_alpha": lora.rank if lora.alpha is None else lora.alpha,
         "target_modules": sorted(lora.target_modules),
         "lora_dropout": lora.dropout,
-        "bias": "none",
     }

@@ -1,9 +1,12 @@
 """Versions of models, the promotion log, and how a model's name becomes a bundle."""
 
 from lookalike.registry.candidates import Candidate, Outcome, promote, read_scores
+from lookalike.registry.champions import champion, standing
 from lookalike.registry.names import CHAMPION, personal_model_name, validate_identifier, validate_model_name
 from lookalike.registry.promotions import Promotion, PromotionLog
-from lookalike.registry.versions import ModelReference, Registry, identify, resolve
+from lookalike.registry.resolution import resolve
+from lookalike.registry.returns import begin_anew, champion_now, is_lost, rollback, standing_log
+from lookalike.registry.versions import ModelReference, Registry, identify
 
 __all__ = [
     "CHAMPION",
@@ -13,11 +16,18 @@ __all__ = [
     "Promotion",
     "PromotionLog",
     "Registry",
+    "begin_anew",
+    "champion",
+    "champion_now",
     "identify",
+    "is_lost",
     "personal_model_name",
     "promote",
     "read_scores",
     "resolve",
+    "rollback",
+    "standing",
+    "standing_log",
     "validate_identifier",
     "validate_model_name",
 ]

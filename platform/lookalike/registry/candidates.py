@@ -2,6 +2,7 @@
 
 import json
 import logging
+import uuid
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import PurePosixPath
@@ -11,8 +12,9 @@ from lookalike.errors import ConflictError, InputError
 from lookalike.evaluation.gate import Check, Decision, GateConfig, decide
 from lookalike.evaluation.scores import SCORES, Scores
 from lookalike.models.bundle import MANIFEST
+from lookalike.registry.champions import Standing, champion, project, standing, unregistered
 from lookalike.registry.names import validate_model_name
-from lookalike.registry.promotions import Promotion
+from lookalike.registry.promotions import LOG_TAG, Kind, Promotion, PromotionLog
 from lookalike.registry.versions import ModelReference, Registry, identify
 from lookalike.storage import open_store
 from lookalike.tracking import tracking_uri
@@ -45,7 +47,7 @@ class Outcome:
     version: int
     """The candidate's version; refused candidates have one as well."""
     promoted: bool
-    """Whether the candidate is champion now."""
+    """Whether the gate let it become champion."""
     checks: tuple[Check, ...]
     """What the gate looked at."""
     champion_before: int | None
@@ -56,6 +58,10 @@ class Outcome:
     """Its identity."""
     scores_uri: str
     """What it was judged by."""
+    kind: Kind = "promoted"
+    """How it became champion, see :class:`~lookalike.registry.promotions.Promotion`."""
+    champion: int | None = None
+    """The version that is champion, read back from the registry and its log afterwards."""
 
     def to_json(self) -> bytes:
         """The file's bytes."""
@@ -80,56 +86,53 @@ def promote(
         champion_scores_uri: by default those that the champion's version names.
 
     Raises:
-        InputError: no bundle or scores there, or scores of another bundle.
+        InputError: no bundle or scores there, scores of another bundle, or a registry and a log that contradict each
+            other.
         UnreachableError: MLflow or the store does not answer.
         ConflictError: other promotions of the model kept winning.
     """
     name = validate_model_name(candidate.model)
-    bundle_uri, sha256 = open_store(candidate.bundle_uri).uri, identify(candidate.bundle_uri)
+    sha256, scores = read_candidate(candidate)
+    registry = Registry(tracking_uri(tracking))
+    registry.ensure_model(name, log_uri)
+    version: ModelReference | None = None
+    for _ in range(_RACES):
+        now = _standing(registry, name, log_uri)
+        last = now.last
+        _check_known(registry, now, sha256, log_uri)
+        version = version or registry.register(name, version_tags(candidate, sha256), candidate.run_id)
+        before = None if last is None else last.version
+        decision, kind = _judge(registry, now, version, scores, gate, champion_scores_uri)
+        if last is not None and kind is None and decision.passed:  # an earlier attempt came this far
+            before = last.champion_before if last.scores_sha256 == scores_hash(scores) else last.version
+        elif kind is not None and decision.passed:
+            made = entry(now, version, candidate.scores_uri, scores_hash(scores), decision, kind)
+            try:
+                _log_of(now).append(made)
+            except ConflictError:
+                log.info("another version of %s was promoted meanwhile; judging again", name)
+                continue
+        is_champion = last is not None and last.bundle_sha256 == sha256
+        return conclude(registry, version, decision, candidate.scores_uri, before, kind or "promoted", is_champion)
+    raise ConflictError("others kept promoting this model", value=name, fix="run the promotion again")
+
+
+def read_candidate(candidate: Candidate) -> tuple[str, Scores]:
+    """The candidate's hash and scores. Raises InputError if its bundle is not there, or the scores are of another."""
     scores = read_scores(candidate.scores_uri)
+    try:
+        sha256 = identify(candidate.bundle_uri)
+    except InputError as error:
+        raise InputError(
+            error.what, value=error.value, fix="check --bundle; if the bundle was moved, name its place with --bundle"
+        ) from error
     if scores.bundle.sha256 != sha256:
         raise InputError(
             "these scores are another bundle's",
             value=f"{candidate.scores_uri}: {scores.bundle.uri}",
-            fix=f"evaluate {bundle_uri} first",
+            fix=f"evaluate {open_store(candidate.bundle_uri).uri} first, and name those scores",
         )
-    registry = Registry(tracking_uri(tracking))
-    promotions = registry.ensure_model(name, log_uri)
-    tags = {"bundle_uri": bundle_uri, "bundle_sha256": sha256, "scores_uri": candidate.scores_uri}
-    version = registry.register(name, tags | {"parent": _parent(bundle_uri)}, candidate.run_id)
-
-    scores_sha256 = fingerprint(scores.to_json().decode())
-    for _ in range(_RACES):
-        last = promotions.last()
-        before = None if last is None else last.version
-        if last is not None and (last.bundle_sha256, last.scores_sha256) == (sha256, scores_sha256):
-            # An earlier attempt came this far.
-            before, decision = last.champion_before, Decision(tuple(Check(**check) for check in last.checks))
-        elif last is not None and last.bundle_sha256 == sha256:
-            decision = decide(scores, None, gate)  # the champion itself with other scores: it cannot beat itself
-        else:
-            decision = decide(scores, _champion_scores(registry, name, last, champion_scores_uri), gate)
-            if decision.passed:
-                try:
-                    promotions.append(_entry(last, version, scores_sha256, decision))
-                except ConflictError:
-                    log.info("another version of %s was promoted meanwhile; judging again", name)
-                    continue
-        registry.project(name, promotions)
-        _tag(
-            registry, version, decision, candidate.scores_uri, is_champion=decision.passed or before == version.version
-        )
-        return Outcome(
-            model=name,
-            version=int(version.version or 0),
-            promoted=decision.passed,
-            checks=decision.checks,
-            champion_before=before,
-            bundle_uri=bundle_uri,
-            bundle_sha256=sha256,
-            scores_uri=candidate.scores_uri,
-        )
-    raise ConflictError("others kept promoting this model", value=name, fix="run the promotion again")
+    return sha256, scores
 
 
 def read_scores(uri: str) -> Scores:
@@ -140,20 +143,28 @@ def read_scores(uri: str) -> Scores:
     return Scores.from_json(open_store(folder or ".").read(name), uri)
 
 
-def _champion_scores(registry: Registry, name: str, last: Promotion | None, uri: str | None) -> Scores | None:
-    if last is None:
-        return None
-    champion = registry.find(name, version=last.version)
-    uri = uri or champion.scores_uri
-    if uri is None:
-        raise InputError(f"{champion} has no scores", value=registry.uri, fix="evaluate it, and name --champion_scores")
-    scores = read_scores(uri)
-    if scores.bundle.sha256 != champion.bundle_sha256:
-        raise InputError(f"these are not the scores of {champion}", value=uri, fix="evaluate the champion's bundle")
-    return scores
+def scores_hash(scores: Scores) -> str:
+    """Identity of scores in the log."""
+    return fingerprint(scores.to_json().decode())
 
 
-def _entry(last: Promotion | None, version: ModelReference, scores_sha256: str, decision: Decision) -> Promotion:
+def version_tags(candidate: Candidate, sha256: str) -> dict[str, str]:
+    """Tags of the candidate's version."""
+    uri = open_store(candidate.bundle_uri).uri
+    base = json.loads(open_store(uri).read(MANIFEST)).get("base")
+    return {
+        "bundle_uri": uri,
+        "bundle_sha256": sha256,
+        "scores_uri": candidate.scores_uri,
+        "parent": str(base["sha256"]) if base else "",
+    }
+
+
+def entry(
+    now: Standing, version: ModelReference, scores_uri: str, scores_sha256: str, decision: Decision, kind: Kind
+) -> Promotion:
+    """The next entry of the log."""
+    last = now.last
     return Promotion(
         number=1 if last is None else last.number + 1,
         version=int(version.version or 0),
@@ -161,19 +172,134 @@ def _entry(last: Promotion | None, version: ModelReference, scores_sha256: str, 
         scores_sha256=scores_sha256,
         champion_before=None if last is None else last.version,
         checks=[asdict(check) for check in decision.checks],
-        time=datetime.now(UTC).isoformat(timespec="seconds"),
+        time=timestamp(),
+        writer=uuid.uuid4().hex,
+        kind=kind,
+        bundle_uri=version.bundle_uri,
+        scores_uri=scores_uri,
+        previous_sha256=None if now.head is None else now.head.sha256,
     )
 
 
-def _tag(
-    registry: Registry, version: ModelReference, decision: Decision, scores_uri: str, *, is_champion: bool
-) -> None:
+def timestamp() -> str:
+    """Now, for an entry."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def conclude(
+    registry: Registry,
+    version: ModelReference,
+    decision: Decision,
+    scores_uri: str,
+    before: int | None,
+    kind: Kind,
+    is_champion: bool,
+) -> Outcome:
+    """Let alias and tags show what the log says, and read back who is champion."""
+    name = str(version.name)
+    project(registry, name)
     if decision.passed:
         registry.tag(version, {"gate": "promoted", "scores_uri": scores_uri})
     elif not is_champion:  # a champion keeps the scores that made it one
         registry.tag(version, {"gate": "refused", "scores_uri": scores_uri})
+    return Outcome(
+        model=name,
+        version=int(version.version or 0),
+        promoted=decision.passed,
+        checks=decision.checks,
+        champion_before=before,
+        bundle_uri=version.bundle_uri,
+        bundle_sha256=version.bundle_sha256,
+        scores_uri=scores_uri,
+        kind=kind,
+        champion=champion_version(registry, name),
+    )
 
 
-def _parent(bundle_uri: str) -> str:
-    base = json.loads(open_store(bundle_uri).read(MANIFEST)).get("base")
-    return str(base["sha256"]) if base else ""
+def champion_version(registry: Registry, name: str) -> int | None:
+    """The champion as registry and log say now; None, with a warning that says why, if it cannot be loaded."""
+    try:
+        current = champion(registry, name)
+    except InputError as error:
+        log.warning("%s", error)
+        return None
+    return None if current is None else current.version
+
+
+def _standing(registry: Registry, name: str, log_uri: str) -> Standing:
+    now = standing(registry, name)
+    if now is not None and now.log is None:  # registered by other means, and nothing was promoted
+        registry.tag_model(name, LOG_TAG, log_uri)
+        now = standing(registry, name)
+    if now is None:
+        raise InputError(f"{name} was removed from the registry", value=registry.uri, fix="run the promotion again")
+    return now
+
+
+def _check_known(registry: Registry, now: Standing, sha256: str, log_uri: str) -> None:
+    """A registered model that never saw its log's entries takes part in it only by registering the log's champion."""
+    last = now.last
+    if last is None or now.champion is not None or now.shown or last.bundle_sha256 == sha256:
+        return
+    error = unregistered(registry, now)
+    raise InputError(
+        f"{error.what}, or the log is another registry's",
+        value=f"{registry.uri}, log {_log_of(now).uri}",
+        fix="promote the bundle that the log names first, which registers it here"
+        f" ({last.bundle_uri or 'of version ' + str(last.version)}, scores {last.scores_uri or 'of its evaluation'});"
+        " or start over with --begin-anew REASON, with --log for a log of its own",
+    )
+
+
+def _judge(
+    registry: Registry,
+    now: Standing,
+    version: ModelReference,
+    scores: Scores,
+    gate: GateConfig,
+    champion_scores_uri: str | None,
+) -> tuple[Decision, Kind | None]:
+    """The decision, and the kind of entry that it calls for if it passed; None: the log has it already."""
+    last = now.last
+    if last is None or last.bundle_sha256 != version.bundle_sha256:
+        return decide(scores, _champion_scores(registry, now, champion_scores_uri), gate), "promoted"
+    if last.scores_sha256 == scores_hash(scores):
+        decision = Decision(tuple(Check(**check) for check in last.checks))
+    else:
+        decision = decide(scores, None, gate)  # the champion itself with other scores: it cannot beat itself
+    known = now.champion is not None and now.champion.version == version.version
+    return decision, None if known else "registered again"
+
+
+def _champion_scores(registry: Registry, now: Standing, uri: str | None) -> Scores | None:
+    last = now.last
+    if last is None:
+        return None
+    shown = str(now.champion or f"version {last.version} of {now.name}")
+    uri = uri or (now.champion.scores_uri if now.champion else None) or last.scores_uri
+    if uri is None:
+        raise InputError(
+            f"the scores of the champion, {shown}, are not known",
+            value=registry.uri,
+            fix="name them with --champion_scores; if they are lost, evaluate its bundle again",
+        )
+    try:
+        scores = read_scores(uri)
+    except InputError as error:
+        raise InputError(
+            f"the scores of the champion, {shown}, cannot be read: {error.what}",
+            value=uri,
+            fix="name their place with --champion_scores; if they are lost, evaluate its bundle again",
+        ) from error
+    if scores.bundle.sha256 != last.bundle_sha256:
+        raise InputError(
+            f"these are not the scores of the champion, {shown}",
+            value=uri,
+            fix="evaluate the champion's bundle, and name those scores with --champion_scores",
+        )
+    return scores
+
+
+def _log_of(now: Standing) -> PromotionLog:
+    assert now.log is not None
+    return now.log

@@ -1,30 +1,45 @@
 """The promotion log: who is champion, decided by conditional puts. MLflow's alias is a projection of it.
 
 Setting an alias is no compare-and-set and keeps no history. So each promotion of a model is an object with the next
-number, created only if it is not there: of two promotions at a time one wins, and the other has to look again.
+number, created only if it is not there: of two promotions at a time one wins, and the other has to look again. Each
+entry holds the hash of the one before, so that an entry that was changed or removed later is noticed.
 """
 
+import hashlib
 import json
+import logging
+import re
 import uuid
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from lookalike.config import canonical_json
+from lookalike.errors import InputError
 from lookalike.storage import Store
 
+log = logging.getLogger(__name__)
+
 LOG_TAG = "promotion_log"
+Kind = Literal["promoted", "registered again", "rolled back", "begun anew"]
+
+_ENTRY = re.compile(r"(?!0{8})(\d{8})\.json")
+HOW_TO_CONTINUE = (
+    "restore it from a copy, or start a new log with jobs/promote.py --begin-anew REASON, "
+    "where the candidate is judged by the floors alone"
+)
 
 
 @dataclass(frozen=True)
 class Promotion:
-    """One entry."""
+    """One entry. Those of earlier versions of this software end with ``writer``."""
 
     number: int
     """1, 2, 3, …"""
     version: int
-    """The model version that became champion."""
+    """The model version that became champion; a hint, since MLflow gives numbers anew after a model was deleted."""
     bundle_sha256: str
-    """Its bundle."""
+    """Its bundle: the champion's identity."""
     scores_sha256: str
     """Hash of the scores that it was judged by."""
     champion_before: int | None
@@ -35,26 +50,121 @@ class Promotion:
     """When, in UTC (ISO 8601)."""
     writer: str = field(default_factory=lambda: uuid.uuid4().hex)
     """Makes every entry unlike any other, so that a writer can tell its own."""
+    kind: Kind = "promoted"
+    """``registered again``: the champion got another version or location. ``rolled back``: to the entry
+    ``returns_to``. ``begun anew``: without a look at the entries before."""
+    reason: str = ""
+    """Why the log was begun anew or rolled back, in the words of whoever did it."""
+    returns_to: int | None = None
+    """The entry whose champion this one brings back."""
+    bundle_uri: str | None = None
+    """Where the bundle was."""
+    scores_uri: str | None = None
+    """Where its scores were."""
+    previous_sha256: str | None = None
+    """Hash of the bytes of the entry before; None in the first one, and in entries of earlier versions."""
+
+
+@dataclass(frozen=True)
+class Head:
+    """The newest entry with the hash of its bytes."""
+
+    entry: Promotion
+    sha256: str
+
+    def __str__(self) -> str:
+        return f"{self.entry.number:08d}:{self.sha256}"
 
 
 class PromotionLog:
-    """The log of one registered model, below ``store``."""
+    """The log of one registered model, below ``store``. Objects that are not called ``00000001.json`` do not count."""
 
     def __init__(self, store: Store, name: str) -> None:
         self._store = store.child(name)
 
-    def entries(self) -> list[Promotion]:
-        """All promotions, oldest first."""
-        return [self._read(info.key) for info in self._store.list()]
+    @property
+    def uri(self) -> str:
+        """Where the entries are."""
+        return self._store.uri
+
+    def numbers(self) -> list[int]:
+        """Numbers of the entries that are there, ascending; other objects are named in a warning."""
+        keys = [info.key for info in self._store.list()]
+        foreign = [key for key in keys if not _ENTRY.fullmatch(key)]
+        if foreign:
+            log.warning("not an entry of the promotion log, and ignored: %s", ", ".join(foreign[:10]))
+        return sorted(int(match.group(1)) for key in keys if (match := _ENTRY.fullmatch(key)))
+
+    def head(self) -> Head | None:
+        """The newest entry. Raises InputError if one before it is missing, or if it is damaged."""
+        numbers = self.numbers()
+        if not numbers:
+            return None
+        self._check_complete(numbers)
+        return self._read(numbers[-1])
 
     def last(self) -> Promotion | None:
         """The newest promotion: the champion."""
-        keys = [info.key for info in self._store.list()]
-        return self._read(keys[-1]) if keys else None
+        head = self.head()
+        return None if head is None else head.entry
+
+    def entries(self) -> list[Promotion]:
+        """All promotions since the log was begun (anew), oldest first. Raises InputError if one was changed."""
+        head = self.head()
+        chain: list[Head] = [] if head is None else [head]
+        while chain and chain[-1].entry.number > 1 and chain[-1].entry.kind != "begun anew":
+            after, before = chain[-1].entry, self._read(chain[-1].entry.number - 1)
+            if after.previous_sha256 not in (None, before.sha256):
+                raise InputError(
+                    f"entry {before.entry.number} of the promotion log was changed after {after.number} was written",
+                    value=self._where(before.entry.number),
+                    fix=HOW_TO_CONTINUE,
+                )
+            chain.append(before)
+        return [item.entry for item in reversed(chain)]
+
+    def sha256_of(self, number: int) -> str | None:
+        """Hash of an entry's bytes; None if it is not there."""
+        key = _key(number)
+        return hashlib.sha256(self._store.read(key)).hexdigest() if self._store.exists(key) else None
 
     def append(self, promotion: Promotion) -> None:
         """Add the entry. Raises ConflictError if another promotion took its number."""
-        self._store.create(f"{promotion.number:08d}.json", canonical_json(asdict(promotion)).encode())
+        self._store.create(_key(promotion.number), canonical_json(asdict(promotion)).encode())
 
-    def _read(self, key: str) -> Promotion:
-        return Promotion(**json.loads(self._store.read(key)))
+    def _check_complete(self, numbers: Sequence[int]) -> None:
+        run = [numbers[-1]]  # backwards, as far as no number is missing
+        for number in reversed(numbers[:-1]):
+            if number != run[-1] - 1:
+                break
+            run.append(number)
+        if run[-1] == 1 or any(self._read(number).entry.kind == "begun anew" for number in run):
+            return
+        raise InputError("the promotion log has a gap", value=self._where(run[-1] - 1), fix=HOW_TO_CONTINUE)
+
+    def _read(self, number: int) -> Head:
+        data = self._store.read(_key(number))
+        try:
+            values: dict[str, Any] = dict(json.loads(data))
+            entry = Promotion(**values)
+            problem = "" if values["number"] == number else f"it says that its number is {values['number']!r}"
+            if type(values["version"]) is not int or not isinstance(values["bundle_sha256"], str):
+                problem = "it names no version or no bundle"
+            if not isinstance(values["checks"], list) or not all(isinstance(item, dict) for item in values["checks"]):
+                problem = "its checks are not a list of checks"
+        except (ValueError, TypeError) as error:
+            problem = str(error)
+        if problem:
+            raise InputError(
+                f"entry {number} of the promotion log is damaged: {problem}",
+                value=self._where(number),
+                fix=HOW_TO_CONTINUE,
+            )
+        return Head(entry, hashlib.sha256(data).hexdigest())
+
+    def _where(self, number: int) -> str:
+        return f"{self._store.uri}/{_key(number)}"
+
+
+def _key(number: int) -> str:
+    return f"{number:08d}.json"

@@ -7,14 +7,16 @@ from lookalike.storage.snapshot import (
     read_manifest,
     version_store,
 )
-from lookalike.storage.store import ObjectInfo, Store, open_store
+from lookalike.storage.store import ObjectInfo, Store, open_object, open_store, overlap
 
 __all__ = [
     "ObjectInfo",
     "Store",
     "latest_version",
     "list_versions",
+    "open_object",
     "open_store",
+    "overlap",
     "publish",
     "read_manifest",
     "version_store",

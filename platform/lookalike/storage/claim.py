@@ -1,35 +1,80 @@
-"""An output prefix belongs to one configuration: the same command resumes, another one is refused."""
+"""An output prefix belongs to one configuration: the same command resumes, another one is refused.
+
+Identity is content: what a job read counts by its hash, and where it lies is a hint that may change between attempts.
+"""
 
 import json
 from collections.abc import Mapping
 from typing import Any
 
 from lookalike.config import canonical_json, fingerprint
-from lookalike.errors import ConflictError
+from lookalike.errors import ConflictError, InputError
+from lookalike.redaction import redacted
 from lookalike.storage.store import Store
 
 RECORD = "run.json"
 
 
-def claim(store: Store, config: Mapping[str, Any], *, ignore: tuple[str, ...] = ()) -> str:
-    """Record the resolved ``config`` as the owner of ``store`` (``run.json``) and return its fingerprint.
+def claim(
+    store: Store, config: Mapping[str, Any], *, ignore: tuple[str, ...] = (), content: Mapping[str, Any] | None = None
+) -> str:
+    """Record the resolved ``config`` as the owner of ``store`` (``run.json``) and return the recorded fingerprint.
 
-    ``ignore`` names top-level keys that may change between attempts of the same run (addresses, worker counts).
-    Raises ConflictError that names the first differing key where another configuration holds the prefix.
+    ``ignore`` names top-level keys that may change between attempts of the same run: addresses, worker counts, and the
+    locations of inputs. ``content`` holds hashes of what lies at those locations; in its values a key ``uri`` is not
+    compared. A hash that a record of an earlier version of this software lacks is not compared either. Users and
+    passwords of URIs are neither stored nor compared.
+
+    Raises ConflictError that names the differing keys if another configuration holds the prefix.
     """
-    identity = {key: value for key, value in config.items() if key not in ignore}
-    record = {"config": dict(config), "identity": identity, "fingerprint": fingerprint(identity)}
+    content = dict(content or {})
+    ours = _identity({**config, **content}, ignore, content)
+    record = {"config": redacted({**config, **content}), "identity": ours, "fingerprint": fingerprint(ours)}
     try:
         store.create(RECORD, canonical_json(record).encode())
     except ConflictError:
-        found = json.loads(store.read(RECORD))
-        if found["fingerprint"] != record["fingerprint"]:
-            theirs = found["identity"]
-            ours = json.loads(canonical_json(identity))
-            differing = sorted(key for key in theirs.keys() | ours.keys() if theirs.get(key) != ours.get(key))
+        recorded = read_claim(store)
+        assert recorded is not None
+        theirs = _identity(recorded["identity"], ignore, content)
+        compared = (theirs.keys() | ours.keys()) - (content.keys() - theirs.keys())
+        differing = sorted(key for key in compared if theirs.get(key) != ours.get(key))
+        if differing:
             raise ConflictError(
                 f"the location holds another run's result, with another {', '.join(differing)}",
                 value=store.uri,
                 fix="choose another location, or remove that one",
             ) from None
+        return str(recorded["fingerprint"])
     return str(record["fingerprint"])
+
+
+def read_claim(store: Store) -> dict[str, Any] | None:
+    """What :func:`claim` recorded (``config``, ``identity``, ``fingerprint``); None if nothing is recorded.
+
+    Raises InputError for a record that is damaged.
+    """
+    if not store.exists(RECORD):
+        return None
+    try:
+        record = json.loads(store.read(RECORD))
+        if isinstance(record["identity"], dict) and isinstance(record["config"], dict) and record["fingerprint"]:
+            return dict(record)
+    except (ValueError, KeyError, TypeError):
+        pass
+    raise InputError(
+        f"{RECORD} is damaged: it does not say whose result the location holds",
+        value=f"{store.uri}/{RECORD}",
+        fix="restore it, or remove the location and run the same command again",
+    )
+
+
+def _identity(config: Mapping[str, Any], ignore: tuple[str, ...], content: Mapping[str, Any]) -> dict[str, Any]:
+    """What counts of ``config``, as plain JSON values."""
+    identity = {
+        key: {name: item for name, item in value.items() if name != "uri"}
+        if key in content and isinstance(value, dict)
+        else value
+        for key, value in config.items()
+        if key not in ignore
+    }
+    return dict(redacted(json.loads(canonical_json(identity))))

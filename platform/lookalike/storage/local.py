@@ -1,51 +1,84 @@
 """The store on a file system: atomic renames for writes, hard links for conditional ones."""
 
+import errno
 import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 from lookalike.errors import ConfigError, ConflictError, InputError
-from lookalike.storage.store import ObjectInfo
+from lookalike.storage import location
+from lookalike.storage.store import ObjectInfo, Store, check_key
+from lookalike.storage.walk import PART, Skipped, walk
 
-_PART = ".part-"  # prefix of files that are still being written; no listing shows them
+_READING = "try again, and check the disk"
+_WRITING = "free some space or choose another location; nothing half-written was left"
 
 
+@dataclass(frozen=True)
 class LocalStore:
-    """Objects are files below ``root``."""
+    """Objects are files below ``root``, an absolute path."""
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    root: Path
 
     @property
     def uri(self) -> str:
-        return f"file://{self.root.as_posix()}"
+        return location.local_uri(self.root)
+
+    @property
+    def name(self) -> str:
+        return self.root.name
+
+    @property
+    def parent(self) -> "LocalStore":
+        if self.root.parent == self.root:
+            raise ConfigError("the root has no folder above it", value=self.uri, fix="name a folder below it")
+        return LocalStore(self.root.parent)
+
+    def uri_of(self, key: str) -> str:
+        return location.local_uri(self._path(key))
+
+    def prefix_in(self, outer: Store) -> str | None:
+        if not isinstance(outer, LocalStore) or not self.root.is_relative_to(outer.root):
+            return None
+        below = self.root.relative_to(outer.root).as_posix()
+        return "" if below == "." else f"{below}/"
 
     def child(self, prefix: str) -> "LocalStore":
         return LocalStore(self._path(prefix.strip("/")))
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        base = self._path(prefix)
-        if not prefix.endswith("/") and prefix:  # "v" is the start of a name, not a folder
-            base = base.parent
-        keys = (
-            (Path(folder) / name).relative_to(self.root).as_posix()
-            for folder, _, names in os.walk(base)
-            for name in names
-            if not name.startswith(_PART)
-        )
-        for key in sorted(key for key in keys if key.startswith(prefix)):
-            try:
-                stat = self._path(key).stat()
-            except FileNotFoundError:  # deleted while we listed
-                continue
-            yield ObjectInfo(key, stat.st_size, f"{stat.st_size:x}-{stat.st_mtime_ns:x}")
+        self._path(prefix)
+        for entry in walk(self.root, prefix):
+            if isinstance(entry, ObjectInfo):
+                yield entry
+            elif entry.reason == "locked_folder":
+                raise InputError(
+                    "cannot list a folder",
+                    value=self.uri_of(entry.key) if entry.key else self.uri,
+                    fix="check who owns it and that its disk works, or move it away",
+                )
+
+    def survey(self, prefix: str = "") -> Iterator[ObjectInfo | Skipped]:
+        """Objects as in :meth:`list`, for a folder that others have filled: links are followed within the store, and
+        every name that gives no object is there with its reason.
+
+        Raises:
+            InputError: the folder itself cannot be listed.
+        """
+        self._path(prefix)
+        for entry in walk(self.root, prefix, follow=True):
+            if isinstance(entry, Skipped) and entry.reason == "locked_folder" and entry.key in ("", prefix.strip("/")):
+                raise InputError("cannot list a folder", value=self.uri, fix="check who owns it")
+            yield entry
 
     def exists(self, key: str) -> bool:
-        return self._path(key).is_file()
+        with self._frame("read", key):
+            return self._path(key).is_file()
 
     def read(self, key: str) -> bytes:
         with self._reading(key) as file:
@@ -56,7 +89,7 @@ class LocalStore:
             file.seek(offset)
             data = file.read(length)
         if len(data) != length:
-            raise InputError("object is shorter than its index says", value=f"{self.uri}/{key}", fix="index it again")
+            raise InputError("object is shorter than its index says", value=self.uri_of(key), fix="index it again")
         return data
 
     def write(self, key: str, data: bytes) -> None:
@@ -69,7 +102,7 @@ class LocalStore:
                 os.link(part, self._path(key))
             except FileExistsError:
                 raise ConflictError(
-                    "the object exists already", value=f"{self.uri}/{key}", fix="choose another location"
+                    "the object exists already", value=self.uri_of(key), fix="choose another location"
                 ) from None
 
     def upload(self, key: str, path: Path) -> None:
@@ -83,29 +116,45 @@ class LocalStore:
             LocalStore(path.parent.absolute()).upload(path.name, self._path(key))
 
     def delete(self, key: str) -> None:
-        self._path(key).unlink(missing_ok=True)
+        with self._frame("delete", key):
+            self._path(key).unlink(missing_ok=True)
 
     def _path(self, key: str) -> Path:
-        if key.startswith("/") or ".." in key.split("/"):
-            raise ConfigError("a key leaves its store", value=key, fix="use a relative key without '..'")
+        check_key(key, key)
+        if "//" in key:
+            raise ConfigError("a file's key has an empty segment", value=key, fix="write one slash")
+        if "\0" in key:
+            raise ConfigError("no file can have this name", value=key, fix="use a name without NUL")
         return self.root / key
 
     @contextmanager
     def _reading(self, key: str) -> Iterator[BinaryIO]:
-        where = f"{self.uri}/{key}"
+        with self._frame("read", key), self._path(key).open("rb") as file:
+            yield file
+
+    @contextmanager
+    def _frame(self, verb: str, key: str) -> Iterator[None]:
+        """Turn what the file system says into an error for users that names the object."""
         try:
-            with self._path(key).open("rb") as file:
-                yield file
-        except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
-            raise InputError("no such object", value=where, fix="check the location") from None
+            yield
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+            raise InputError("no such object", value=self.uri_of(key), fix="check the location") from error
         except PermissionError as error:
-            raise InputError("no permission to read", value=where, fix="check who owns the file") from error
+            raise InputError(
+                f"no permission to {verb}", value=self.uri_of(key), fix="check who owns the file and its folder"
+            ) from error
+        except OSError as error:  # a name that is too long, a loop of links, a broken disk, too many open files
+            raise InputError(
+                f"cannot {verb}: {error.strerror or error}",
+                value=self.uri_of(key),
+                fix=_fix(error, _READING),
+            ) from error
 
     @contextmanager
     def _writing(self, key: str, write: Callable[[BinaryIO], object]) -> Iterator[Path]:
         """A complete file beside the target, to be moved or linked there; gone afterwards whatever happens."""
         target = self._path(key)
-        part = target.with_name(f"{_PART}{uuid.uuid4().hex}")
+        part = target.with_name(f"{PART}{uuid.uuid4().hex}")
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             with part.open("xb") as file:
@@ -115,10 +164,16 @@ class LocalStore:
             yield part
         except OSError as error:  # a full disk, a read-only folder, a folder where the file should be
             raise InputError(
-                f"cannot write: {error.strerror or error}",
-                value=f"{self.uri}/{key}",
-                fix="free some space or choose another location; nothing half-written was left",
+                f"cannot write: {error.strerror or error}", value=self.uri_of(key), fix=_fix(error, _WRITING)
             ) from error
         finally:
             with suppress(OSError):
                 part.unlink(missing_ok=True)
+
+
+def _fix(error: OSError, otherwise: str) -> str:
+    return {
+        errno.ENAMETOOLONG: "choose a shorter name",
+        errno.EMFILE: "raise the limit of open files (ulimit -n)",
+        errno.ELOOP: "remove the link that leads to itself",
+    }.get(error.errno or 0, otherwise)

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
@@ -23,7 +24,7 @@ from botocore.exceptions import (
 from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_exponential
 
 from lookalike.errors import ConfigError, ConflictError, InputError, UnreachableError
-from lookalike.storage.store import ObjectInfo
+from lookalike.storage.store import ObjectInfo, Store, check_key
 
 if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client
@@ -45,27 +46,57 @@ _DENIED = {"401", "403", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNot
 _BROKEN_STREAM = (IncompleteReadError, ReadTimeoutError, ResponseStreamingError)  # botocore retries no body
 
 
+@dataclass(frozen=True)
 class S3Store:
-    """Objects of one bucket below ``prefix``. Picklable: the client is made where it is used."""
+    """Objects of one bucket below ``prefix``. Picklable: the client is made where it is used.
 
-    def __init__(self, bucket: str, prefix: str) -> None:
-        self.bucket, self.prefix = bucket, prefix
+    ``prefix`` is what stands before every key, as it is: empty, or with a slash at its end (one is added). Segments may
+    be empty: ``s3://bucket//x`` and ``s3://bucket/x//`` are other places than ``s3://bucket/x``.
+    """
+
+    bucket: str
+    prefix: str
+
+    def __post_init__(self) -> None:
+        if self.prefix and not self.prefix.endswith("/"):
+            object.__setattr__(self, "prefix", f"{self.prefix}/")
 
     @property
     def uri(self) -> str:
-        return f"s3://{self.bucket}/{self.prefix}".rstrip("/")
+        shown = self.prefix if self.prefix.endswith("//") or self.prefix == "/" else self.prefix[:-1]
+        return f"s3://{self.bucket}/{shown}" if shown else f"s3://{self.bucket}"
+
+    @property
+    def name(self) -> str:
+        return self.prefix[:-1].rpartition("/")[2] or self.bucket
+
+    @property
+    def parent(self) -> "S3Store":
+        if not self.prefix:
+            raise ConfigError("a bucket has no folder above it", value=self.uri, fix="name a prefix in the bucket")
+        above, slash, _ = self.prefix[:-1].rpartition("/")
+        return S3Store(self.bucket, above + slash)
+
+    def uri_of(self, key: str) -> str:
+        return f"s3://{self.bucket}/{self.prefix}{key}"
+
+    def prefix_in(self, outer: Store) -> str | None:
+        if not isinstance(outer, S3Store) or outer.bucket != self.bucket or not self.prefix.startswith(outer.prefix):
+            return None
+        return self.prefix[len(outer.prefix) :]
 
     def child(self, prefix: str) -> "S3Store":
-        return S3Store(self.bucket, self._key(prefix.strip("/")).rstrip("/"))
+        return S3Store(self.bucket, self._key(prefix.strip("/")))
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        base = f"{self.prefix}/" if self.prefix else ""
+        start = self.prefix + prefix
         found = []
         try:
-            pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=base + prefix)
+            pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=start)
             for page in pages:
                 for item in page.get("Contents", []):
-                    found.append(ObjectInfo(item["Key"][len(base) :], item["Size"], item["ETag"].strip('"')))
+                    key = item["Key"][len(self.prefix) :]
+                    found.append(ObjectInfo(key, item["Size"], item["ETag"].strip('"')))
         except (ClientError, BotoCoreError) as error:
             self._fail(prefix, error)
         # Not every server sorts: SeaweedFS lists folder by folder, AWS's directory buckets in no order.
@@ -94,7 +125,7 @@ class S3Store:
                 self._fail(key, error)
             data = b""
         if len(data) != length:
-            raise InputError("object is shorter than its index says", value=f"{self.uri}/{key}", fix="index it again")
+            raise InputError("object is shorter than its index says", value=self.uri_of(key), fix="index it again")
         return data
 
     def write(self, key: str, data: bytes) -> None:
@@ -149,9 +180,8 @@ class S3Store:
         return True
 
     def _key(self, key: str) -> str:
-        if key.startswith("/") or ".." in key.split("/"):
-            raise ConfigError("a key leaves its store", value=key, fix="use a relative key without '..'")
-        return f"{self.prefix}/{key}" if self.prefix else key
+        check_key(key, key)
+        return self.prefix + key
 
     def _call(self, key: str, request: Callable[[], T]) -> T:
         try:
@@ -162,7 +192,7 @@ class S3Store:
     def _fail(self, key: str, error: BaseException) -> NoReturn:
         if isinstance(error, Boto3Error) and error.__context__ is not None:  # a transfer that failed, and why
             error = error.__context__
-        where = f"{self.uri}/{key}".rstrip("/")
+        where = self.uri_of(key) if key else self.uri
         endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "AWS"
         code = _code(error)
         if code == "NoSuchBucket" or (code in _HEAD_MISSING and not self._has_bucket()):

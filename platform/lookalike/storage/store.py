@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
-from urllib.parse import unquote, urlsplit
 
 from lookalike.errors import ConfigError
+from lookalike.storage import location
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,8 @@ class ObjectInfo:
 
 @runtime_checkable
 class Store(Protocol):
-    """Objects under one prefix. Keys are relative, use ``/``, and never contain ``..``.
+    """Objects under one prefix. Keys are relative, use ``/``, and have no ``.`` and ``..`` segments; keys of files have
+    no empty segments either (S3 keeps ``a//b`` apart from ``a/b``, a file system does not).
 
     Raises :class:`~lookalike.errors.InputError` for a missing key, :class:`~lookalike.errors.ConflictError` where
     :meth:`create` loses, :class:`~lookalike.errors.UnreachableError` where the service does not answer.
@@ -28,7 +29,21 @@ class Store(Protocol):
 
     @property
     def uri(self) -> str:
-        """The prefix as a URI without a trailing slash."""
+        """The prefix as a URI; :func:`open_store` of it gives an equal store, whatever its characters."""
+
+    @property
+    def name(self) -> str:
+        """The last segment of the prefix, for people to read."""
+
+    def uri_of(self, key: str) -> str:
+        """The URI of an object; :func:`open_object` of it finds this object and no other."""
+
+    def prefix_in(self, outer: "Store") -> str | None:
+        """What stands before this store's keys in ``outer`` (``""`` or ``a/b/``), or None if it is not below it."""
+
+    @property
+    def parent(self) -> "Store":
+        """The store one segment above. Raises ConfigError at the root."""
 
     def child(self, prefix: str) -> "Store":
         """The store below ``prefix``."""
@@ -62,21 +77,49 @@ class Store(Protocol):
 
 
 def open_store(uri: str) -> Store:
-    """Open ``file:///path``, a plain path, or ``s3://bucket/prefix`` (endpoint and keys from the AWS environment)."""
-    from lookalike.storage.local import LocalStore
+    """Open ``file:///path``, a plain path, or ``s3://bucket/prefix`` (endpoint and keys from the AWS environment).
 
-    parts = urlsplit(uri)
-    if parts.scheme == "s3":
-        if not parts.netloc:
-            raise ConfigError("an S3 URI names no bucket", value=uri, fix="write s3://bucket/prefix")
+    The exact inverse of :attr:`Store.uri`; :mod:`lookalike.storage.location` has the syntax. Raises ConfigError for
+    what is not a location.
+    """
+    if location.is_s3(uri):
         from lookalike.storage.s3 import S3Store  # boto3 takes 0.3 s, which files do not need
 
-        return S3Store(bucket=parts.netloc, prefix=parts.path.strip("/"))
-    if parts.scheme == "file":
-        return LocalStore(Path(unquote(parts.path)))
-    if parts.scheme == "" and uri:
-        return LocalStore(Path(uri).expanduser().absolute())
-    raise ConfigError("unknown kind of location", value=uri, fix="use file:///path, a path, or s3://bucket/prefix")
+        return S3Store(*location.s3_parts(uri))
+    from lookalike.storage.local import LocalStore
+
+    return LocalStore(location.local_path(uri))
+
+
+def open_object(uri: str) -> tuple[Store, str]:
+    """The store and the key of one object: the exact inverse of :meth:`Store.uri_of`, for what users and records name.
+
+    Raises:
+        ConfigError: not a location, or the location of a folder (it ends with a slash, or names a bucket).
+    """
+    if location.is_s3(uri):
+        from lookalike.storage.s3 import S3Store
+
+        bucket, key = location.s3_parts(uri)
+        prefix, slash, name = key.rpartition("/")
+        if not name:
+            raise ConfigError("not an object", value=uri, fix="write s3://bucket/key, without a slash at the end")
+        return S3Store(bucket, prefix + slash), name
+    from lookalike.storage.local import LocalStore
+
+    path = location.local_path(uri)
+    if uri.endswith(("/", "/.", "/..")) or not path.name:
+        raise ConfigError("not a file", value=uri, fix="name the file, without a slash at the end")
+    return LocalStore(path.parent), path.name
+
+
+def overlap(one: Store, other: Store) -> bool:
+    """Whether one of the two prefixes holds the other; folders that links lead to count as the folders themselves."""
+    from lookalike.storage.local import LocalStore
+
+    if isinstance(one, LocalStore) and isinstance(other, LocalStore):
+        one, other = LocalStore(one.root.resolve()), LocalStore(other.root.resolve())
+    return one.prefix_in(other) is not None or other.prefix_in(one) is not None
 
 
 def download_tree(store: Store, folder: Path) -> Path:
@@ -94,3 +137,12 @@ def upload_tree(folder: Path, store: Store) -> None:
     """Copy every file below ``folder`` into ``store``, in the order of their names."""
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         store.upload(path.relative_to(folder).as_posix(), path)
+
+
+def check_key(key: str, value: str) -> None:
+    """Raise ConfigError for a key that would name something outside of its store, or another key's object."""
+    segments = key.split("/")
+    if key.startswith("/") or ".." in segments:
+        raise ConfigError("a key leaves its store", value=value, fix="use a relative key without '..'")
+    if "." in segments:
+        raise ConfigError("a key has a '.' segment", value=value, fix="use a key without one")

@@ -1,6 +1,7 @@
-"""Runs and their figures behind one small protocol; which tracker keeps them is a URI."""
+"""Runs and their metrics behind one small protocol; which tracker keeps them is a URI."""
 
 from lookalike.tracking.address import tracking_uri
+from lookalike.tracking.resilient import open_resilient
 from lookalike.tracking.tracker import Tracker, open_tracker
 
-__all__ = ["Tracker", "open_tracker", "tracking_uri"]
+__all__ = ["Tracker", "open_resilient", "open_tracker", "tracking_uri"]

@@ -1,7 +1,8 @@
-"""Which tracking server: always said, never guessed."""
+"""Which tracking server: always named, never guessed."""
 
 import os
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from lookalike.errors import ConfigError
 
@@ -15,17 +16,35 @@ def tracking_uri(uri: str | None = None) -> str:
 
     ``http(s)://…`` (an MLflow server), ``sqlite:///FILE`` or another SQLAlchemy URI (MLflow's own database),
     ``jsonl:FOLDER`` (a file per run, no MLflow), ``none:`` (nothing is kept). Relative files become absolute, because
-    the workers of a job run in other folders than its driver. Raises ConfigError where no URI is given: MLflow's own
-    default depends on which folders lie about.
+    the workers of a job run in other folders than its driver. Raises ConfigError if no URI is given (MLflow's own
+    default depends on which folders exist), or one that cannot be an address.
     """
     chosen = uri or os.environ.get(_VARIABLE)
     if not chosen:
         raise ConfigError(
             "no tracking server is named", fix=f"set {_VARIABLE} or --tracking, e.g. sqlite:////absolute/path/mlflow.db"
         )
+    if chosen.startswith("sqlite:") and not chosen.startswith(_SQLITE):
+        rest = chosen.removeprefix("sqlite:").lstrip("/")
+        raise ConfigError("a sqlite URI has three slashes before its file", value=chosen, fix=f"write {_SQLITE}{rest}")
     if not chosen.startswith(_SCHEMES):
         raise ConfigError("unknown kind of tracking URI", value=chosen, fix=f"use one of {', '.join(_SCHEMES)}")
     for scheme in (_SQLITE, "jsonl:"):
         if chosen.startswith(scheme):
-            return f"{scheme}{Path(chosen.removeprefix(scheme)).absolute()}"
+            file = chosen.removeprefix(scheme)
+            if file in ("", ":memory:") or "\0" in file:
+                raise ConfigError("the tracking URI names no file", value=chosen, fix=f"write {scheme}/absolute/path")
+            return f"{scheme}{Path(file).absolute()}"
+    if chosen.startswith(("http://", "https://")):
+        _check_host(chosen)
     return chosen
+
+
+def _check_host(uri: str) -> None:
+    try:
+        parts = urlsplit(uri)
+        valid = bool(parts.hostname) and parts.port != 0 and not any(letter.isspace() for letter in uri)
+    except ValueError:  # a port that is not a number, or brackets that do not close
+        valid = False
+    if not valid:
+        raise ConfigError("not a valid address of a server", value=uri, fix="write http://HOST:PORT")

@@ -1,12 +1,16 @@
 """The door to MLflow: one client per call, no global state, errors that name the server."""
 
+import logging
 import os
+import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
-from lookalike.errors import ConfigError, InputError, LookalikeError, UnreachableError
+from lookalike.errors import ConfigError, InputError, LookalikeError
+from lookalike.tracking.failures import translate
 
 # MLflow reads these at each request. Three tries of 7 s with 4 s between: a dead server is named within 30 s, not 248.
 _DEFAULTS = {
@@ -15,39 +19,45 @@ _DEFAULTS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
+_SQLITE = "sqlite:///"
+_LOCK_S = 5.0  # how long a locked database is waited for before MLflow is asked, which itself would try for minutes
 _GONE = ("RESOURCE_DOES_NOT_EXIST",)
 _TAKEN = ("RESOURCE_ALREADY_EXISTS",)
 
 
 def connect(uri: str) -> Any:
-    """An ``MlflowClient`` of the server or database at ``uri`` (tracking and registry). Makes no request yet."""
+    """An ``MlflowClient`` of the server or database at ``uri`` (tracking and registry). Makes no request yet.
+
+    Raises:
+        ConfigError: a URI without MLflow behind it, or of a database whose driver is not installed.
+        InputError: a database file that cannot be opened, or is not MLflow's.
+        UnreachableError: a database file that another process has locked.
+    """
     for name, value in _DEFAULTS.items():
         os.environ.setdefault(name, value)
     if uri.startswith(("jsonl:", "none:")):
         raise ConfigError("this needs MLflow", value=uri, fix="name an MLflow server or sqlite:///FILE as --tracking")
-    if uri.startswith("sqlite:///"):
-        Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-    from mlflow import MlflowClient
-
     with mlflow_errors(uri):
+        if uri.startswith(_SQLITE):
+            _check_sqlite(uri)
+        elif not uri.startswith("http"):
+            _check_driver(uri)
+        from mlflow import MlflowClient
+
+        # It logs each database error with its traceback, and raises it as well.
+        logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
         return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
 @contextmanager
 def mlflow_errors(uri: str) -> Iterator[None]:
-    """Turn MLflow's exceptions into ours: UnreachableError for a server that is down, InputError for what it lacks."""
-    from mlflow.exceptions import MlflowException, RestException
-
+    """Turn whatever MLflow and the libraries below it raise into our errors, see :func:`failures.translate`."""
     try:
         yield
-    except MlflowException as error:
-        if isinstance(error, RestException) or not uri.startswith("http"):
-            if error.error_code in _GONE:
-                raise InputError(f"MLflow: {error.message}", value=uri, fix="check the name") from error
-            raise LookalikeError(f"MLflow refused: {error.message}", value=uri, fix="see its log") from error
-        raise UnreachableError(
-            "MLflow does not answer", value=uri, fix="check MLFLOW_TRACKING_URI and that the server runs"
-        ) from error
+    except LookalikeError:
+        raise
+    except Exception as error:  # SQLAlchemy, Alembic, sqlite3, requests and the file system have no common class
+        raise translate(error, uri) from error
 
 
 def is_missing(error: Exception) -> bool:
@@ -58,3 +68,21 @@ def is_missing(error: Exception) -> bool:
 def is_taken(error: Exception) -> bool:
     """Whether an MLflow exception says that something is there already."""
     return getattr(error, "error_code", None) in _TAKEN
+
+
+def _check_sqlite(uri: str) -> None:
+    """Open the file once: MLflow would try ten times, for minutes, what can never succeed."""
+    path = Path(uri.removeprefix(_SQLITE).partition("?")[0])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_dir():
+        raise InputError("MLflow's database is a folder", value=uri, fix=f"name a file, such as {uri}/mlflow.db")
+    with closing(sqlite3.connect(f"file:{quote(str(path))}?mode=rwc", timeout=_LOCK_S, uri=True)) as database:
+        tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    if tables and "alembic_version" not in tables:
+        raise InputError("the database is another program's, not MLflow's", value=uri, fix="name another file")
+
+
+def _check_driver(uri: str) -> None:
+    from sqlalchemy.engine import make_url
+
+    make_url(uri).get_dialect().import_dbapi()

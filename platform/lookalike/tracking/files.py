@@ -4,12 +4,15 @@ import json
 import shutil
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
+from urllib.parse import quote
 
 from lookalike.errors import InputError
+from lookalike.redaction import redacted
 from lookalike.tracking.tracker import status_of
 
 if TYPE_CHECKING:
@@ -24,10 +27,12 @@ class JsonLinesTracker:
 
     def __init__(self, root: Path, experiment: str, *, run_name: str | None = None, run_id: str | None = None) -> None:
         self._run_id = run_id or uuid.uuid4().hex
-        self.folder = root / experiment / self._run_id
+        # one segment of a path each, whatever they are called
+        self.folder = root / quote(experiment, safe=" ") / quote(self._run_id, safe=" ")
         if run_id is not None and not (self.folder / EVENTS).exists():
             raise InputError("no such run", value=str(self.folder), fix="check the run id and the tracking URI")
-        self.folder.mkdir(parents=True, exist_ok=True)
+        with _file_errors(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
         self._write(status="RUNNING", **({"name": run_name} if run_name else {}))
 
     @property
@@ -37,19 +42,22 @@ class JsonLinesTracker:
     def log_config(self, config: Mapping[str, Any]) -> None:
         self._write(config=dict(config))
 
-    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        self._write(step=step, metrics=dict(metrics))
+    def log_metrics(self, metrics: Mapping[str, float], step: int, time_ms: int | None = None) -> None:
+        at = {} if time_ms is None else {"time": time_ms / 1000}
+        self._write(step=step, metrics=dict(metrics), **at)
 
     def log_artifact(self, path: Path, folder: str = "") -> None:
         target = self.folder / "artifacts" / folder / path.name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, target)
+        with _file_errors(self.folder):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target)
         self._write(artifact=target.relative_to(self.folder).as_posix())
 
     def log_figure(self, figure: "Figure", name: str) -> None:
         target = self.folder / "artifacts" / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(target)
+        with _file_errors(self.folder):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            figure.savefig(target)
         self._write(artifact=target.relative_to(self.folder).as_posix())
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
@@ -67,5 +75,18 @@ class JsonLinesTracker:
         self.finish(status_of(kind))
 
     def _write(self, **event: Any) -> None:
-        with (self.folder / EVENTS).open("a") as file:
-            file.write(json.dumps({"time": time.time(), **event}, default=str) + "\n")
+        line = json.dumps({"time": time.time(), **redacted(event)}, default=str)
+        with _file_errors(self.folder), (self.folder / EVENTS).open("a") as file:
+            file.write(line + "\n")
+
+
+@contextmanager
+def _file_errors(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"the tracker cannot write: {error.strerror or error}",
+            value=str(folder),
+            fix="check who may write there and the free space, or name another --tracking",
+        ) from error

@@ -1,6 +1,8 @@
 """Runs in MLflow."""
 
 import logging
+import math
+import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,7 +10,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import quote
 
-from lookalike.errors import LookalikeError, UnreachableError
+from lookalike.errors import InputError, LookalikeError
+from lookalike.redaction import redact, redacted
 from lookalike.tracking.connection import connect, is_taken, mlflow_errors
 from lookalike.tracking.tracker import status_of
 
@@ -18,22 +21,22 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _PARAMS_PER_BATCH, _METRICS_PER_BATCH = 100, 1000  # MLflow's limits
-_RETRY_S = 60.0
+_PARAM_LENGTH, _TAG_LENGTH, _NAME_LENGTH = 500, 5000, 250  # of the oldest servers in use; config.json holds it whole
+_NOT_IN_A_NAME = re.compile(r"[^\w\-. :/]", re.ASCII)
 
 
 class MlflowTracker:
-    """One MLflow run. A server that goes away in the middle costs no training: figures wait, and are sent later."""
+    """One MLflow run. Every method raises if MLflow does not answer or refuses; ``resilient.py`` has what does not."""
 
     def __init__(self, uri: str, experiment: str, *, run_name: str | None = None, run_id: str | None = None) -> None:
         self._uri, self._client = uri, connect(uri)
-        self._waiting: list[Any] = []
-        self._retry_at = 0.0
         with mlflow_errors(uri):
             if run_id is None:
                 run = self._client.create_run(_experiment_id(self._client, uri, experiment), run_name=run_name)
                 run_id = run.info.run_id
             else:
-                self._client.get_run(run_id)
+                if self._client.get_run(run_id).info.lifecycle_stage == "deleted":
+                    raise InputError("the run was deleted in MLflow", value=run_id, fix="restore it there")
                 self._client.update_run(run_id, status="RUNNING")
         self._run_id = str(run_id)
 
@@ -44,24 +47,21 @@ class MlflowTracker:
     def log_config(self, config: Mapping[str, Any]) -> None:
         from mlflow.entities import Param
 
-        params = [Param(name, str(value)) for name, value in flatten(config).items()]
+        config = redacted(dict(config))
+        params = [Param(_name(name), _cut(str(value), _PARAM_LENGTH)) for name, value in flatten(config).items()]
         with mlflow_errors(self._uri):
             for first in range(0, len(params), _PARAMS_PER_BATCH):
                 self._client.log_batch(self._run_id, params=params[first : first + _PARAMS_PER_BATCH])
-            self._client.log_dict(self._run_id, dict(config), "config.json")
+            self._client.log_dict(self._run_id, config, "config.json")
 
-    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+    def log_metrics(self, metrics: Mapping[str, float], step: int, time_ms: int | None = None) -> None:
         from mlflow.entities import Metric
 
-        now = int(time.time() * 1000)
-        self._waiting += [Metric(name, float(value), now, step) for name, value in metrics.items()]
-        if time.monotonic() < self._retry_at:
-            return
-        try:
-            self._send()
-        except UnreachableError as error:
-            self._retry_at = time.monotonic() + _RETRY_S
-            log.warning("%s; %d figures wait, next try in %.0f s", error, len(self._waiting), _RETRY_S)
+        now = int(time.time() * 1000) if time_ms is None else time_ms
+        points = [Metric(_name(name), _finite(float(value)), now, step) for name, value in metrics.items()]
+        with mlflow_errors(self._uri):
+            for first in range(0, len(points), _METRICS_PER_BATCH):
+                self._client.log_batch(self._run_id, metrics=points[first : first + _METRICS_PER_BATCH])
 
     def log_artifact(self, path: Path, folder: str = "") -> None:
         with mlflow_errors(self._uri):
@@ -74,10 +74,9 @@ class MlflowTracker:
     def set_tags(self, tags: Mapping[str, str]) -> None:
         with mlflow_errors(self._uri):
             for name, value in tags.items():
-                self._client.set_tag(self._run_id, name, value)
+                self._client.set_tag(self._run_id, _name(name), _cut(redact(str(value)), _TAG_LENGTH))
 
     def finish(self, status: str = "FINISHED") -> None:
-        self._send()
         with mlflow_errors(self._uri):
             self._client.set_terminated(self._run_id, status)
 
@@ -94,13 +93,6 @@ class MlflowTracker:
                 raise
             log.warning("the run could not be marked as ended: %s", problem)  # the first error is the one to show
 
-    def _send(self) -> None:
-        with mlflow_errors(self._uri):
-            while self._waiting:
-                batch = self._waiting[:_METRICS_PER_BATCH]
-                self._client.log_batch(self._run_id, metrics=batch)
-                del self._waiting[: len(batch)]
-
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Leaves of a nested configuration by dotted name; lists count as ``stages.0.steps``."""
@@ -115,23 +107,43 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return leaves
 
 
+def _name(name: str) -> str:
+    """A name that MLflow takes: other characters become ``_``."""
+    return _NOT_IN_A_NAME.sub("_", name)[:_NAME_LENGTH].strip("/.") or "_"
+
+
+def _cut(text: str, length: int) -> str:
+    return text if len(text) <= length else f"{text[: length - 1]}…"
+
+
+def _finite(value: float) -> float:
+    """MLflow's databases take NaN, and no infinity."""
+    return math.copysign(1.7976931348623157e308, value) if math.isinf(value) else value
+
+
 def _experiment_id(client: Any, uri: str, name: str) -> str:
+    """The experiment ``name``; if it was deleted in MLflow, which keeps its name taken, ``name (2)`` and so on."""
     from mlflow.exceptions import MlflowException
 
-    found = client.get_experiment_by_name(name)
-    if found is None:
-        try:
-            return str(client.create_experiment(name, artifact_location=_artifact_location(uri, name)))
-        except MlflowException as error:
-            if not is_taken(error):  # else another process was faster
-                raise
-            found = client.get_experiment_by_name(name)
-    return str(found.experiment_id)
+    for number in range(1, 100):
+        chosen = name if number == 1 else f"{name} ({number})"
+        existing = client.get_experiment_by_name(chosen)
+        if existing is None:
+            try:
+                return str(client.create_experiment(chosen, artifact_location=_artifact_location(uri, chosen)))
+            except MlflowException as error:
+                if not is_taken(error):  # else another process was faster
+                    raise
+                existing = client.get_experiment_by_name(chosen)
+        if existing.lifecycle_stage == "active":
+            return str(existing.experiment_id)
+        log.warning("the experiment %r was deleted in MLflow; restore it there to use it again", chosen)
+    raise InputError("too many deleted experiments of this name", value=name, fix="restore one of them in MLflow")
 
 
 def _artifact_location(uri: str, experiment: str) -> str | None:
     """A server decides for itself; without one, artifacts lie beside the database, never in the working directory."""
     if not uri.startswith("sqlite:///"):
         return None
-    database = Path(uri.removeprefix("sqlite:///"))
+    database = Path(uri.removeprefix("sqlite:///").partition("?")[0])
     return (database.parent / "mlflow-artifacts" / quote(experiment, safe="")).as_uri()

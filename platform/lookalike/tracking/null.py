@@ -17,7 +17,7 @@ class NullTracker:
     def log_config(self, config: Mapping[str, Any]) -> None:
         pass
 
-    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+    def log_metrics(self, metrics: Mapping[str, float], step: int, time_ms: int | None = None) -> None:
         pass
 
     def log_artifact(self, path: Path, folder: str = "") -> None:

@@ -11,19 +11,21 @@ from lookalike.tracking.address import tracking_uri
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+NO_RUN = ""  # the id of what keeps nothing
+
 
 class Tracker(Protocol):
     """One run. A context manager: leaving it ends the run as finished, failed or (interrupted) killed."""
 
     @property
     def run_id(self) -> str:
-        """The id under which the run can be opened again; empty where nothing is kept."""
+        """The id under which the run can be opened again; empty if nothing is kept."""
 
     def log_config(self, config: Mapping[str, Any]) -> None:
         """Record the resolved configuration: a parameter for each leaf (``optimizer.lr``), and the whole as JSON."""
 
-    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        """Record figures at ``step``. Does not fail when the tracker is away for a while."""
+    def log_metrics(self, metrics: Mapping[str, float], step: int, time_ms: int | None = None) -> None:
+        """Record metrics at ``step``; ``time_ms`` since 1970, by default now."""
 
     def log_artifact(self, path: Path, folder: str = "") -> None:
         """Keep a small local file below ``folder``. Weights go to a store, never here."""
@@ -52,13 +54,13 @@ def open_tracker(
     run_id: str | None = None,
     enabled: bool = True,
 ) -> Tracker:
-    """Start a run of ``experiment``, or go on with ``run_id``.
+    """Start a run of ``experiment``, or continue ``run_id``. Jobs use :func:`~lookalike.tracking.open_resilient`.
 
     Args:
         uri: see :func:`~lookalike.tracking.address.tracking_uri`; None takes the environment's.
-        experiment: made where it does not exist.
+        experiment: made if it does not exist.
         run_name: what people see; names may repeat.
-        run_id: of a run to go on with; an unknown one is an InputError.
+        run_id: of a run to continue; an unknown or deleted one is an InputError.
         enabled: False gives a tracker that keeps nothing (all ranks but the first).
 
     Raises:

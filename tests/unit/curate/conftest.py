@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from lookalike.storage import open_store
+from pipelines.curate.changed import with_recorded_changes
 from pipelines.curate.config import CurateConfig
 from pipelines.curate.duplicates import find_duplicates
 from pipelines.curate.found import FoundWork, assign_cells, find_centroids, group_cell, label_shard
@@ -53,7 +54,7 @@ def planned(grid_embedder: None, tmp_path: Path) -> Callable[..., StageWork]:
     def make(raw: Path, **settings: object) -> StageWork:
         config = CurateConfig(raw=str(raw), dataset=str(tmp_path / "dataset"), **settings)  # type: ignore[arg-type]
         raw_store, dataset = open_store(config.raw), open_store(config.dataset)
-        inputs = Inputs.of(config, list_shards(config.raw, dataset))
+        inputs = Inputs.of(config, with_recorded_changes(list_shards(config.raw, dataset), dataset))
         units = tuple(inputs.units)
         indexer = ShardIndexer(IndexWork(raw_store.uri, dataset.uri, inputs, units, config))
         indexed = [indexer(unit) for unit in units]

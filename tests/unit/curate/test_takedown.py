@@ -1,17 +1,42 @@
+import codecs
+import re
+import shlex
+import unicodedata
+from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 import pyarrow as pa
 import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from lookalike.errors import InputError
 from lookalike.storage import open_store
 from pipelines.curate.config import CurateConfig
 from pipelines.curate.filters import FiltersConfig, Photos
 from pipelines.curate.filters.taken_down import TakenDown
+from pipelines.curate.plan import plan_key
 from pipelines.curate.sources import Inputs
-from pipelines.curate.takedown import TakeDownList, pin, pinned_hash, read_list
+from pipelines.curate.tables import read_table
+from pipelines.curate.takedown import (
+    TakeDownList,
+    TakeDownWork,
+    check_matched,
+    count_matches,
+    entry_lines,
+    normal,
+    pin,
+    pinned_hash,
+    read_list,
+    summed,
+)
+from pipelines.curate.work import StageWork
+from tests.drawn import world, write_raw
 
+NFC, NFD = (unicodedata.normalize(form, "José's dog") for form in ("NFC", "NFD"))
 CONTENT = "ab" * 32
 ROWS = pa.table(
     {
@@ -71,5 +96,133 @@ def test_a_list_counts_by_its_content_and_not_by_its_place(tmp_path: Path) -> No
 
 def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_bytes(np.arange(256, dtype=np.uint8).tobytes())
-    with pytest.raises(InputError, match=r"no UTF-8 text"):
+    with pytest.raises(InputError, match=r"line 2 .* not UTF-8 text"):
         pin(str(tmp_path / "list.txt"), open_store(str(tmp_path / "dataset")))
+
+
+# What a careless or an unlucky hand writes, and the column that it names in the rows above.
+SPELLINGS: list[tuple[str, str, str]] = [
+    ("key:IMG #1", "key", "IMG #1"),
+    ("source:https://ex.org/gallery#photo-0", "source", "https://ex.org/gallery#photo-0"),
+    ("subject:" + NFC, "subject", NFD),
+    ("subject:" + NFD, "subject", NFC),
+    ("source:https://ex.org/" + NFD, "source", "https://ex.org/" + NFC),
+    ("  Subject : cup\t", "subject", "cup"),
+    ("SHA256:" + CONTENT.upper(), "sha256", CONTENT),
+    ("sha256: " + CONTENT + "\t# a letter of May 3rd", "sha256", CONTENT),
+    (CONTENT + " # a letter", "sha256", CONTENT),
+    ("\u200bkey:a\ufeff", "key", "a"),
+    ("\u202akey:a\u202c", "key", "a"),
+    ("key:a\u00a0", "key", "a"),
+    ("key:a", "key", " a "),
+    ("key:b: c", "key", "b: c"),
+    ("key:folder/a", "key", "folder/a"),
+    ("key:a\u2028b\x0cc", "key", "a\u2028b\x0cc"),
+    ("key:#1", "key", "#1"),
+    ("subject:'quoted'", "subject", "'quoted'"),
+    ("source:a,b;c", "source", "a,b;c"),
+    ("source:x%20y?z=1&w", "source", "x%20y?z=1&w"),
+    ("subject:👩‍🚀", "subject", "👩‍🚀"),
+]
+
+
+def rows_with(kind: str, value: str | None) -> pa.Table:
+    names = ("sha256", "key", "subject", "source")
+    return pa.table({name: pa.array([value if name == kind else None, "other"], pa.string()) for name in names})
+
+
+@pytest.mark.parametrize(("line", "kind", "value"), SPELLINGS)
+@pytest.mark.parametrize("ending", ["\n", "\r\n", "\r"])
+def test_a_name_is_exact_and_normal_on_both_sides(line: str, kind: str, value: str, ending: str) -> None:
+    text = ending.join(["# a list", "", line, "  # the end", ""])
+    named, counts = TakeDownList.parse(text, "list.txt").matches(rows_with(kind, value))
+    assert (named.tolist(), counts.tolist()) == ([True, False], [1])
+
+
+@pytest.mark.parametrize(
+    ("line", "kind", "value"),
+    [
+        ("source:https://ex.org/gallery#photo-0", "source", "https://ex.org/gallery"),
+        ("key:IMG", "key", "IMG #1"),
+        ("key:img #1", "key", "IMG #1"),
+        ("source:a%20b", "source", "a b"),
+        ("key:a", "key", "folder/a"),
+        ("key:a", "subject", "a"),
+        ("subject:\uff43\uff55\uff50", "subject", "cup"),  # full width: another name in NFC, and the same in NFKC
+        ("subject:c\u200bup", "subject", "cup"),
+    ],
+)
+def test_an_entry_names_no_image_of_somebody_else(line: str, kind: str, value: str) -> None:
+    assert TakeDownList.parse(line, "list.txt").matches(rows_with(kind, value))[1].tolist() == [0]
+
+
+@pytest.mark.parametrize(
+    "line",
+    ['"key:a"', "a,b", "key", "https://ex.org/a.jpg", f"{CONTENT}  photo.jpg", "md5:123", ":a", "sha256:abc"],
+)
+def test_a_line_in_another_format_is_named_with_its_number(line: str) -> None:
+    with pytest.raises(InputError, match=r"line 3 of the take-down list is not an entry"):
+        TakeDownList.parse(f"# one\r\nkey:a\r\n{line}\r\n", "list.txt")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-32"])
+def test_a_list_is_read_by_its_mark(encoding: str, tmp_path: Path) -> None:
+    mark = codecs.BOM_UTF16_LE if encoding == "utf-16-le" else b""
+    (tmp_path / "list.txt").write_bytes(mark + f"subject:{NFC}\n".encode(encoding))
+    pinned = pin(str(tmp_path / "list.txt"), open_store(str(tmp_path / "dataset")))
+    assert read_list(pinned).entries == (("subject", NFC),)
+
+
+@pytest.mark.parametrize("name", ["list #1.txt", "li%20st.txt", "l?st.txt", "liste-é.txt"])
+def test_a_list_may_have_any_name(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text("key:a\n")
+    place = f"file://{quote(str(tmp_path / name))}"
+    assert len(read_list(pin(place, open_store(str(tmp_path / "dataset"))))) == 1
+
+
+def test_entries_that_name_nothing_are_an_error_whose_advice_works() -> None:
+    taken = TakeDownList.parse('key:IMG #1\nsubject:it\'s "it"\nkey:a', "list.txt")
+    none, some = np.zeros(3, int), np.array([0, 0, 2])
+    with pytest.raises(InputError, match="2 of 3 entries of the take-down list name no image") as caught:
+        check_matched(taken, some, none, [])
+    assert caught.value.value == ["key:IMG #1", 'subject:it\'s "it"']
+    (flag,) = re.findall(r"--filters\S+ .*", caught.value.fix)
+    words = shlex.split(flag)
+    assert words[0] == "--filters.taken_down.allow_unmatched"
+    check_matched(taken, some, none, yaml.safe_load(words[1]))
+    check_matched(taken, some, np.array([1, 1, 0]), [])  # an earlier snapshot had them
+    with pytest.raises(InputError, match="1 of 3"):
+        check_matched(taken, some, none, ["key:IMG #1"])
+
+
+def test_allowed_entries_may_be_spelled_as_in_the_list() -> None:
+    taken = TakeDownList.parse(f"subject:{NFC}", "list.txt")
+    check_matched(taken, np.zeros(1, int), np.zeros(1, int), [f"Subject: {NFD} "])
+
+
+def test_matches_are_counted_shard_by_shard(planned: Callable[..., StageWork], tmp_path: Path) -> None:
+    raw = write_raw(tmp_path / "raw", world(3, 4), per_shard=4)
+    (tmp_path / "list.txt").write_text("subject:thing01\nkey:thing00-0\nsource:drawn\nkey:nothing\n")
+    pinned = pin(str(tmp_path / "list.txt"), open_store(str(tmp_path / "dataset")))
+    work = planned(raw, filters=FiltersConfig(taken_down=TakenDown(pinned)))
+    job = TakeDownWork(work.config.dataset, pinned, work.rows)
+    tables = (pa.table(count_matches(job, unit)) for unit in range(len(work.rows)))
+    counts, _ = summed(tables, 4)
+    assert counts.tolist() == [4, 1, 12, 0]
+    rows = read_table(work.dataset, plan_key(work, 0, "images"))
+    assert rows["drop_reason"].to_pylist() == ["taken_down"] * 12
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.text(min_size=1, max_size=12).filter(lambda name: normal(name) and not re.search("[\r\n]", name)))
+def test_any_name_can_be_removed_in_any_normal_form(name: str) -> None:
+    for written in (name, unicodedata.normalize("NFD", name), unicodedata.normalize("NFC", name)):
+        taken = TakeDownList.parse(f"key:{written}", "list.txt")
+        assert taken.named(rows_with("key", name)).tolist()[0]
+
+
+def test_the_jobs_output_has_a_line_for_each_entry() -> None:
+    said = entry_lines({"matched": {"key:a": 3, "key:b": 0}, "entries": 2})
+    assert said == ["taken down: 'key:b' names 0 images", "taken down: 'key:a' names 3 images"]
+    assert len(entry_lines({"matched": {f"key:{i}": 1 for i in range(1000)}, "entries": 5000})) == 21
+    assert entry_lines(None) == []

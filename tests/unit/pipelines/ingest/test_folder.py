@@ -1,6 +1,8 @@
 """A folder of photographs as a source: what is taken, under which name, class and caption, and what is refused."""
 
 import json
+import os
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -163,3 +165,57 @@ def test_settings_that_cannot_work() -> None:
         IngestConfig(source="x", raw="y", shard_mib=0)
     with pytest.raises(ConfigError, match="sample world only"):
         IngestConfig(source="x", raw="y", photos="z")
+
+
+def test_every_name_of_a_folder_is_taken_or_skipped_with_its_reason(tmp_path: Path) -> None:
+    source = tmp_path / "in"
+    photo(source / "cup" / "00.jpg")
+    photo(tmp_path / "elsewhere" / "hat" / "00.jpg", seed=1)
+    (tmp_path / "elsewhere" / "secret.txt").write_text("another tenant's secret")
+    (source / "cup" / "00.txt").symlink_to(tmp_path / "elsewhere" / "secret.txt")
+    (source / "cup" / "01.jpg").symlink_to("00.jpg")
+    (source / "cup" / "02.jpg").symlink_to(tmp_path / "elsewhere" / "hat" / "00.jpg")
+    (source / "cup" / "03.jpg").symlink_to("gone.jpg")
+    (source / "mug").symlink_to("cup")
+    (source / "hat").symlink_to(tmp_path / "elsewhere" / "hat")
+    (source / "loop").symlink_to(".")
+    (source / "void").mkdir()
+    photo(source / "cup" / "deep" / "00.jpg")
+    os.mkfifo(source / "cup" / "04.jpg")
+    made = plan(source)
+    outside, nothing, nested = "leads out of the source", "a link to nothing", "not directly in a subject's folder"
+    assert {key: reason.split(": ")[0] for key, reason in made.skipped.items()} == {
+        "cup/00.txt": f"a link that {outside}",
+        "cup/02.jpg": f"a link that {outside}",
+        "cup/03.jpg": nothing,
+        "cup/04.jpg": "neither a file nor a folder",
+        "cup/deep/00.jpg": nested,
+        "hat": f"a link that {outside}",
+        "loop": "a link that leads back to itself",
+        "mug/00.txt": f"a link that {outside}",
+        "mug/02.jpg": f"a link that {outside}",
+        "mug/03.jpg": nothing,
+        "mug/04.jpg": "neither a file nor a folder",
+        "mug/deep/00.jpg": nested,
+        "void": "an empty folder",
+    }
+    found = samples(made, tmp_path)
+    assert sorted(found) == ["cup-00", "cup-01", "mug-00", "mug-01"]
+    assert not any("secret" in meta(members)["caption"] for members in found.values())
+
+
+def test_a_source_of_links_alone_says_so(tmp_path: Path) -> None:
+    photo(tmp_path / "elsewhere" / "hat" / "00.jpg")
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "hat").symlink_to(tmp_path / "elsewhere" / "hat")
+    with pytest.raises(InputError, match="missing or empty: a link that leads out of the source: copy what"):
+        plan(tmp_path / "in")
+
+
+@pytest.mark.parametrize("setting", ["subjects", "exclude_subjects"])
+def test_a_subject_is_named_in_either_normal_form(tmp_path: Path, setting: str) -> None:
+    nfc, nfd = (unicodedata.normalize(form, "josé") for form in ("NFC", "NFD"))
+    photo(tmp_path / "in" / nfd / "00.jpg")
+    photo(tmp_path / "in" / "cup" / "00.jpg")
+    made = plan(tmp_path / "in", **{setting: [nfc]})
+    assert made.skipped == {("cup/" if setting == "subjects" else f"{nfd}/"): "excluded"}

@@ -1,0 +1,60 @@
+"""Raw shards that changed after they were indexed: every image that is read again is compared with its row's hash.
+
+A listing shows most changes, and then the shard is indexed again. It does not show another content with the same size
+and modification time, or a change while the run is under way. Such a change is recorded below ``work/changed/``, as a
+mark that joins the shard's ETag, so that the next run indexes the shard anew.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from lookalike import config as configs
+from lookalike.errors import InputError
+from lookalike.storage import ObjectInfo, Store
+from pipelines.curate.rows import sha256
+
+FOLDER = "work/changed"
+
+
+def shard_id(info: ObjectInfo) -> str:
+    """The name of what is kept of a raw shard: it follows from the shard's key, size and ETag."""
+    return configs.fingerprint([info.key, info.size, info.etag])[:24]
+
+
+def with_recorded_changes(shards: list[ObjectInfo], dataset: Store) -> list[ObjectInfo]:
+    """The shards as they were listed, their ETags with the marks of changes that no listing shows."""
+    marks = {info.key.rpartition("/")[2] for info in dataset.list(f"{FOLDER}/")}
+    if not marks:
+        return shards
+    return [_marked(info, dataset, marks) for info in shards]
+
+
+def read_image(store: Store, key: str, row: Mapping[str, Any], shard: ObjectInfo, dataset: Store) -> bytes:
+    """The file of an image, which lies in ``key`` of ``store`` at the place that its row says.
+
+    Raises:
+        InputError: the bytes are no longer those that were indexed. The change of ``shard`` is recorded.
+    """
+    end = row["offset"] + row["length"]
+    try:
+        data = store.read_range(key, row["offset"], row["length"])
+    except InputError:
+        size = next((info.size for info in store.list(key) if info.key == key), None)
+        if size is None or size >= end:  # it is gone, or cannot be read: the store's error says so
+            raise
+        data = b""
+    if sha256(data) == row["sha256"]:
+        return data
+    dataset.write(f"{FOLDER}/{shard_id(shard)}", sha256(data).encode())
+    raise InputError(
+        f"the raw shard changed after it was indexed: the image at byte {row['offset']} is another",
+        value=f"{store.uri}/{key}",
+        fix="run the same command again: the shard is indexed anew",
+    )
+
+
+def _marked(info: ObjectInfo, dataset: Store, marks: set[str]) -> ObjectInfo:
+    while (name := shard_id(info)) in marks:
+        info = replace(info, etag=f"{info.etag}+{dataset.read(f'{FOLDER}/{name}').decode()[:12]}")
+    return info

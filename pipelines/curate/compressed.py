@@ -1,0 +1,143 @@
+"""Compressed raw shards: what is in them is copied once, since a compressed stream has no ranges.
+
+Which they are is seen by their first bytes: a gzip that is called ``.tar`` is read, and so is a tar that is called
+``.tar.gz``.
+"""
+
+import bz2
+import lzma
+import tempfile
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+import pyarrow as pa
+
+from lookalike.data.archive import HEAD_BYTES, kind_of
+from lookalike.data.shards import open_object
+from lookalike.storage import ObjectInfo, Store
+
+_CHUNK = 1 << 20  # bytes that are inflated at a time, however far they are compressed
+_TAIL = 4 << 10  # bytes of a zstd or lz4 stream at a time: what is lost before a break
+
+
+def compression_of(raw: Store, info: ObjectInfo) -> str | None:
+    """``gzip``, ``bzip2``, ``xz``, ``zstd`` or ``lz4``; None where the bytes are read as they are."""
+    kind = kind_of(raw.read_range(info.key, 0, min(info.size, HEAD_BYTES)))
+    return kind if kind in _INFLATE else None
+
+
+def unpack(raw: Store, info: ObjectInfo, kind: str, dataset: Store, key: str) -> tuple[ObjectInfo, str]:
+    """Write what is in the compressed shard ``info`` to ``key`` of the dataset, unless it is there.
+
+    Returns the copy, and where and how the stream breaks off (empty: it does not). One that does gives what stands
+    before the break.
+    """
+    broken_key = f"{key}.broken"
+    if not dataset.exists(key):
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "shard.tar"
+            broken = ""
+            with path.open("wb") as file:
+                try:
+                    for data in _INFLATE[kind](open_object(raw, info)):
+                        file.write(data)
+                except _BrokenStreamError as error:
+                    broken = f"its {kind} stream {error}"
+            if broken:
+                dataset.write(broken_key, broken.encode())
+            dataset.upload(key, path)  # last: where the copy is there, what is said of it is there
+    broken = dataset.read(broken_key).decode() if dataset.exists(broken_key) else ""
+    return next(copy for copy in dataset.list(key) if copy.key == key), broken
+
+
+class _BrokenStreamError(Exception):
+    """Says where a compressed stream ends too early, or that something else follows."""
+
+
+class _Decompressor(Protocol):
+    """The interface of ``bz2.BZ2Decompressor`` and ``lzma.LZMADecompressor``."""
+
+    @property
+    def eof(self) -> bool: ...
+
+    @property
+    def needs_input(self) -> bool: ...
+
+    @property
+    def unused_data(self) -> bytes: ...
+
+    def decompress(self, data: bytes, max_length: int = -1) -> bytes: ...
+
+
+class _Gzip:
+    """``zlib`` with that interface."""
+
+    def __init__(self) -> None:
+        self._stream = zlib.decompressobj(wbits=31)
+
+    @property
+    def eof(self) -> bool:
+        return self._stream.eof
+
+    @property
+    def needs_input(self) -> bool:
+        return not self._stream.unconsumed_tail
+
+    @property
+    def unused_data(self) -> bytes:
+        return self._stream.unused_data
+
+    def decompress(self, data: bytes, max_length: int = -1) -> bytes:
+        return self._stream.decompress(self._stream.unconsumed_tail + data, max_length)
+
+
+def _streams(make: Callable[[], _Decompressor]) -> Callable[[BinaryIO], Iterator[bytes]]:
+    """Inflate a file of one or more streams, one behind the other; zeros behind the last one are padding."""
+
+    def inflate(file: BinaryIO) -> Iterator[bytes]:
+        stream, begun, read = make(), False, 0
+        while data := file.read(_CHUNK):
+            read += len(data)
+            while data or not stream.needs_input:
+                if not begun:
+                    data = data.lstrip(b"\0")
+                    if not data:
+                        break
+                    begun = True
+                try:
+                    inflated = stream.decompress(data, _CHUNK)
+                except (zlib.error, lzma.LZMAError, OSError, EOFError, ValueError) as error:
+                    raise _BrokenStreamError(f"cannot be read up to byte {read}: {error}") from None
+                yield inflated
+                data = b""
+                if stream.eof:
+                    data, stream, begun = stream.unused_data, make(), False
+        if begun:
+            raise _BrokenStreamError(f"ends too early, at byte {read}")
+
+    return inflate
+
+
+def _arrow_stream(codec: str) -> Callable[[BinaryIO], Iterator[bytes]]:
+    def inflate(file: BinaryIO) -> Iterator[bytes]:
+        stream = pa.CompressedInputStream(pa.PythonFile(file, "r"), codec)
+        written = 0
+        try:
+            while data := stream.read(_TAIL):
+                written += len(data)
+                yield data
+        except (pa.ArrowException, OSError) as error:
+            raise _BrokenStreamError(f"cannot be read on behind its first {written} bytes: {error}") from None
+
+    return inflate
+
+
+_INFLATE: dict[str, Callable[[BinaryIO], Iterator[bytes]]] = {
+    "gzip": _streams(_Gzip),
+    "bzip2": _streams(bz2.BZ2Decompressor),
+    "xz": _streams(lambda: lzma.LZMADecompressor(format=lzma.FORMAT_AUTO)),
+    "zstd": _arrow_stream("zstd"),
+    "lz4": _arrow_stream("lz4"),
+}

@@ -1,0 +1,38 @@
+"""Subjects with more photographs than can be compared with each other."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from lookalike.errors import ConfigError
+from pipelines.curate.filters.base import Photos, Scope
+from pipelines.curate.rows import unit_hash
+
+
+@dataclass(frozen=True)
+class LargeSubject:
+    """Keeps ``max_photos`` of a subject that has more, chosen by the hash of their bytes.
+
+    The filters behind it compare each photo of a subject with each, so their memory and time grow with the square:
+    5,000 photos take half a gigabyte and some seconds in one task, 50,000 would take a hundred times that. The choice
+    depends on the photo alone: a larger subject keeps the same ones, less those that newcomers displace.
+    """
+
+    max_photos: int = 5000
+    """Photos of one subject that are compared, those with the lowest hashes."""
+
+    scope: ClassVar[Scope] = "subject"
+
+    def __post_init__(self) -> None:
+        if self.max_photos < 2:
+            raise ConfigError(
+                "filters.large_subject.max_photos leaves no pair", value=self.max_photos, fix="use 2 or more"
+            )
+
+    def drop(self, photos: Photos) -> np.ndarray:
+        dropped = np.zeros(len(photos), bool)
+        if len(photos) > self.max_photos:
+            places = np.array([unit_hash("large_subject", content) for content in photos["sha256"].tolist()])
+            dropped[np.argsort(places, kind="stable")[self.max_photos :]] = True
+        return dropped

@@ -1,0 +1,69 @@
+"""What lay in the raw prefix and in its tars and became no image: the reasons, and how they are shown."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+REASONS = {
+    # of objects
+    "record_of_ingest": "Records that jobs/ingest.py writes beside its shards",
+    "not_a_shard": "Files that are not a .tar (.gz, .bz2, .xz, .zst and .lz4 behind it are read too)",
+    "unsupported_archive": "Archives of another kind, such as .zip: unpack them and write the photos into a .tar",
+    "folder_marker": "Empty objects that stand for a folder",
+    "link_outside": "Links that lead out of the prefix, or out of their tar: name or copy what they lead to",
+    "dangling_link": "Links to nothing",
+    "link_loop": "Links that lead back to themselves",
+    "too_many_links": "Linked folders beyond the number that is followed",
+    "locked_folder": "Folders that this job has no permission to list",
+    "special_file": "Devices, sockets and pipes",
+    "half_written": "Files of a write that was killed",
+    "empty_folder": "Folders without a file",
+    # of members
+    "folder": "Folders in a tar; what is in them is counted by itself",
+    "link_to_nothing": "Links to a member that their tar does not have",
+    "link_to_folder": "Links to a folder of the tar; what is in it is counted by itself",
+    "repeated_link": "Links that repeat a member under its own name",
+    "sparse_file": "Sparse files: write them with tar without --sparse",
+    "webdataset_meta": "Names in double underscores, which WebDataset reserves",
+    "hidden_file": "Names that begin with a dot, such as those that macOS adds",
+    "no_extension": "Names without a dot, which belong to no sample",
+    "second_image": "Further images of a sample: a sample is its first one",
+    "not_read": "Members of a sample that curation does not use",
+}
+
+
+def funnel_rows(passed_over: Mapping[str, Any], images: int) -> Iterator[dict[str, Any]]:
+    """The funnel's rows above the filters: objects that were listed, members that were found, samples in them.
+
+    ``passed_over`` is as the manifest has it: ``objects`` and ``members``, each as
+    :meth:`lookalike.data.passed_over.PassedOver.to_json` gives it.
+    """
+    for unit, what in (
+        ("objects", "Objects listed below what --raw names"),
+        ("members", "Members found in the tars of these shards"),
+    ):
+        tally = passed_over[unit]
+        left = tally["found"]
+        yield _row(unit, f"{unit}_found", what, 0, left)
+        for reason, each in tally["reasons"].items():
+            left -= each["count"]
+            yield _row(unit, reason, REASONS.get(reason, reason), each["count"], left) | {"examples": each["examples"]}
+        assert left == tally["read"], f"{unit} are lost"
+    yield _row("images", "images_found", "Samples of these members, cut ones among them", 0, images)
+
+
+def lines(passed_over: Mapping[str, Any]) -> list[str]:
+    """The same for a job's output: a line for the objects and one for the members that were passed over, if any."""
+    shown = []
+    for unit in ("objects", "members"):
+        tally = passed_over[unit]
+        reasons = [
+            f"{reason} {each['count']} (such as {each['examples'][0]!r})" for reason, each in tally["reasons"].items()
+        ]
+        if reasons:
+            count = tally["found"] - tally["read"]
+            shown.append(f"passed over: {count} of {tally['found']} {unit}: {', '.join(reasons)}")
+    return shown
+
+
+def _row(unit: str, reason: str, what: str, dropped: int, left: int) -> dict[str, Any]:
+    return {"step": 0, "unit": unit, "reason": reason, "what": what, "dropped": dropped, "left": left}

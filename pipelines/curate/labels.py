@@ -1,0 +1,99 @@
+"""What a sample says beside its image: labels from its JSON, its text and its key, and the share of its mask."""
+
+import re
+from typing import Any
+
+import numpy as np
+
+from lookalike.data.images import EXTENSIONS, ImageError, decode_noted
+from lookalike.data.text import TextError, decode_text, read_json, read_label, read_licence
+from pipelines.curate.config import LabelsConfig
+from pipelines.curate.filters.licence import CONFLICT
+
+FIELDS = {  # column: key of the sample's JSON; a licence has two spellings
+    "subject": "subject", "class_name": "class", "caption": "caption", "licence": "licence", "consent": "consent",
+    "source": "source",
+}  # fmt: skip
+MASKS = tuple(f"mask.{extension}" for extension in EXTENSIONS)
+_SAME_ASPECT = 0.05  # of the logarithm, between a photo and its mask
+
+
+def read_labels(key: str, payload: dict[str, bytes], config: LabelsConfig, notes: list[str]) -> dict[str, str]:
+    """The columns that ``key.json`` gives, or ``key.txt`` (a caption) and the key, if they give any.
+
+    What cannot be read is a missing label. ``notes`` gets a line for each label that is missing or changed for a reason
+    other than that nothing was written. Two licences that differ become one that :class:`Licence` refuses.
+    """
+    values = _json(payload, notes)
+    found: dict[str, str] = {}
+    for column, name in (FIELDS | {"subject": config.subject_field}).items():
+        if column == "licence":
+            continue
+        value = values.get(name)
+        if column == "consent" and isinstance(value, bool):
+            value = str(value).lower()  # consent is what one says yes or no to
+        label = read_label(
+            value, many=column == "caption", identity=column == "subject", prose=column in ("caption", "class_name")
+        )
+        if label.text:
+            found[column] = label.text
+        if label.note:
+            notes.append(f"{name}: {label.note}")
+    try:
+        found["licence"] = read_licence(values).text
+    except TextError as error:
+        found["licence"] = CONFLICT
+        notes.append(f"licence: {error.what}")
+    if not found.get("caption") and "txt" in payload:
+        found["caption"] = _caption(payload["txt"], notes)
+    if not found.get("subject") and config.subject_pattern is not None:
+        match = re.search(config.subject_pattern, key)
+        found["subject"] = (match.group(1) or "").strip() if match else ""
+    return found
+
+
+def read_mask(payload: dict[str, bytes], size: tuple[int, int], notes: list[str]) -> float | None:
+    """Share of the image that ``key.mask.png`` (or another format) marks as the subject, if there is one.
+
+    Args:
+        payload: the sample's members.
+        size: (height, width) of the photo. A mask of another aspect is not its mask.
+        notes: gets a line if there is a mask that cannot be used.
+    """
+    name = next((name for name in MASKS if name in payload), None)
+    if name is None:
+        return None
+    try:
+        mask = decode_noted(payload[name]).pixels
+    except ImageError as error:
+        notes.append(f"mask: {error.what}")
+        return None
+    if abs(np.log(mask.shape[0] / mask.shape[1]) - np.log(size[0] / size[1])) > _SAME_ASPECT:
+        notes.append(f"mask: {mask.shape[1]}x{mask.shape[0]} px for a photo of {size[1]}x{size[0]}")
+        return None
+    return float((mask.max(axis=2) > 127).mean())
+
+
+def _json(payload: dict[str, bytes], notes: list[str]) -> dict[str, Any]:
+    if "json" not in payload:
+        return {}
+    try:
+        values = read_json(payload["json"], "json")
+    except TextError as error:
+        notes.append(f"json: {error.what}")
+        return {}
+    if isinstance(values, dict):
+        return values
+    notes.append("json: it is not an object")
+    return {}
+
+
+def _caption(data: bytes, notes: list[str]) -> str:
+    try:
+        label = read_label(decode_text(data, "txt"), prose=True)
+    except TextError as error:
+        notes.append(f"txt: {error.what}")
+        return ""
+    if label.note:
+        notes.append(f"txt: {label.note}")
+    return label.text

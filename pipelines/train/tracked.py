@@ -1,0 +1,110 @@
+"""The tracker's run of a training: started once per run prefix, continued by each attempt, replaced if it is gone."""
+
+import json
+import logging
+import time
+from pathlib import PurePosixPath
+from typing import Any
+from urllib.parse import unquote
+
+from lookalike import config as configs
+from lookalike.errors import LookalikeError, UnreachableError
+from lookalike.storage import Store
+from lookalike.tracking import Tracker, open_resilient, open_tracker, tracking_uri
+from lookalike.tracking.tracker import NO_RUN
+from lookalike.training.config import TrainConfig
+from lookalike.training.history import METRICS
+
+log = logging.getLogger(__name__)
+
+RECORD = "tracking.json"
+_REPLAYED = 5_000  # records of metrics.jsonl that a new run gets at most, evenly over the steps
+
+
+def tracking_run(config: TrainConfig, store: Store, snapshot: dict[str, Any]) -> dict[str, Any]:
+    """``tracking_run``, the id of the tracker's run, and ``submitted``, when the training was first started.
+
+    A first attempt whose tracker does not answer raises: a wrong address is noticed before hours of work. Later ones
+    continue in any case. If their run is not there (it or its experiment was deleted, or ``--tracking`` names another
+    server), they start a new one, which gets the metrics so far.
+    """
+    record = _read(store)
+    if record is None:
+        with open_resilient(config.tracking, config.experiment, run_name=_name(store), spool=store) as tracker:
+            _describe(tracker, config, snapshot)
+            record = {"tracking_run": tracker.run_id, "submitted": time.time()}
+            store.write(RECORD, json.dumps(record).encode())
+        return record
+    try:
+        if _is_there(config, record["tracking_run"]):
+            return {name: record[name] for name in ("tracking_run", "submitted")}
+        with open_resilient(config.tracking, config.experiment, run_name=_name(store), spool=store) as tracker:
+            _describe(tracker, config, snapshot)
+            _replay(tracker, store)
+            earlier = [*record.get("earlier", []), record["tracking_run"]]
+            record = {"tracking_run": tracker.run_id, "submitted": record["submitted"], "earlier": earlier}
+            store.write(RECORD, json.dumps(record).encode())
+        if earlier[-1] != NO_RUN:
+            log.warning("the tracker has no run %s: the training continues as the run %s", earlier[-1], tracker.run_id)
+    except LookalikeError as error:
+        log.warning("the tracker is away: %s. The training resumes, and what it records waits", error)
+    return {name: record[name] for name in ("tracking_run", "submitted")}
+
+
+def record_result(config: TrainConfig, store: Store, run_id: str, tags: dict[str, str]) -> None:
+    """Set tags of the run and end it; first, what an earlier process could not deliver."""
+    with open_resilient(config.tracking, config.experiment, run_id=run_id, spool=store) as tracker:
+        if tags:
+            tracker.set_tags(tags)
+
+
+def _read(store: Store) -> dict[str, Any] | None:
+    """The record; None if there is none, or a damaged one, which is no reason not to resume."""
+    if not store.exists(RECORD):
+        return None
+    try:
+        record = json.loads(store.read(RECORD))
+        return {**record, "tracking_run": str(record["tracking_run"]), "submitted": float(record["submitted"])}
+    except (ValueError, KeyError, TypeError):
+        log.warning("%s/%s is damaged; the training gets a new run in the tracker", store.uri, RECORD)
+        return None
+
+
+def _is_there(config: TrainConfig, run_id: str) -> bool:
+    """Whether the tracker can continue ``run_id``. Raises UnreachableError if it does not answer."""
+    if tracking_uri(config.tracking).startswith("none:"):
+        return True  # nothing is recorded; the id is kept for a later attempt with a tracker
+    if run_id == NO_RUN:
+        return False
+    try:
+        open_tracker(config.tracking, config.experiment, run_id=run_id)
+    except UnreachableError:
+        raise
+    except LookalikeError:
+        return False
+    return True
+
+
+def _describe(tracker: Tracker, config: TrainConfig, snapshot: dict[str, Any]) -> None:
+    tracker.log_config({**configs.to_dict(config), "snapshot": snapshot})
+
+
+def _replay(tracker: Tracker, store: Store) -> None:
+    """Give a new run the metrics that the training has recorded so far."""
+    if not store.exists(METRICS):
+        return
+    lines = store.read(METRICS).decode(errors="replace").splitlines()
+    for line in lines[:: -(-len(lines) // _REPLAYED) or 1]:
+        try:
+            record = json.loads(line)
+            step, held_out = int(record["step"]), record.get("validation")
+        except (ValueError, KeyError, TypeError, AttributeError):
+            continue
+        kind, values = ("train", record) if held_out is None else ("validation", held_out)
+        numbers = {f"{kind}/{name}": value for name, value in values.items() if isinstance(value, float)}
+        if numbers:
+            tracker.log_metrics(numbers, step)
+
+
+def _name(store: Store) -> str:
+    return PurePosixPath(unquote(store.uri)).name

@@ -1,0 +1,66 @@
+"""What a file is by its first bytes, so that an error can name it. Nothing is opened or parsed."""
+
+_HEAD = 1024  # bytes in which a text file is looked at
+
+HEIC_EXTENSIONS = ("heic", "heif", "avif")
+_HEIC_BRANDS = {
+    **dict.fromkeys([b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1"], "HEIC"),
+    **dict.fromkeys([b"avif", b"avis"], "AVIF"),
+}
+_BEGINNINGS = (
+    (b"\xff\xd8\xff", "a damaged JPEG"),
+    (b"\x89PNG", "a damaged PNG"),
+    (b"GIF8", "a GIF"),
+    (b"II*\0", "a TIFF or raw photo"),
+    (b"MM\0*", "a TIFF or raw photo"),
+    (b"II+\0", "a BigTIFF"),
+    (b"MM\0+", "a BigTIFF"),
+    (b"BM", "a BMP"),
+    (b"8BPS", "a PSD"),
+    (b"%!PS", "an EPS"),
+    (b"\xc5\xd0\xd3\xc6", "an EPS"),
+    (b"%PDF", "a PDF"),
+    (b"\xff\x0a", "a JPEG XL"),
+    (b"\0\0\0\x0cJXL ", "a JPEG XL"),
+    (b"\0\0\0\x0cjP  ", "a JPEG 2000"),
+    (b"\xff\x4f\xff\x51", "a JPEG 2000"),
+    (b"\0\0\1\0", "an ICO"),
+    (b"qoif", "a QOI"),
+    (b"DDS ", "a DDS"),
+    (b"gimp xcf", "an XCF"),
+    (b"\x1f\x8b", "a gzip file"),
+    (b"PK\x03\x04", "a zip file"),
+    (b"version https://git-lfs", "a pointer of Git LFS, not the file"),
+)
+_TEXTS = ((b"<svg", "an SVG"), (b"<!doctype html", "an HTML page"), (b"<html", "an HTML page"), (b"{", "JSON"))
+
+
+def what_it_is(data: bytes) -> str:
+    """A short name for the format of a file, such as ``a GIF``."""
+    if not data:
+        return "an empty file"
+    if data[:4] == b"RIFF":
+        return "a damaged WebP" if data[8:12] == b"WEBP" else "a RIFF file"
+    if data[4:8] == b"ftyp":
+        return _HEIC_BRANDS.get(_brand(data), "a video or another file of ISO media")
+    for beginning, name in _BEGINNINGS:
+        if data.startswith(beginning):
+            return name
+    text = data[:_HEAD].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    for beginning, name in _TEXTS:
+        if text.startswith(beginning) or (beginning == b"<svg" and text.startswith(b"<?xml") and beginning in text):
+            return name
+    if not data[:_HEAD].strip(b"\0"):
+        return "zeros"
+    return "an unknown format"
+
+
+def needs_heic(data: bytes) -> bool:
+    """Whether a file is HEIC, HEIF or AVIF, which are read with the extra ``heic``."""
+    return data[4:8] == b"ftyp" and _brand(data) in _HEIC_BRANDS
+
+
+def _brand(data: bytes) -> bytes:
+    """The major brand of ISO media, or the first compatible one that is an image's."""
+    brands = [data[8:12], *(data[i : i + 4] for i in range(16, min(len(data), 64), 4))]
+    return next((brand for brand in brands if brand in _HEIC_BRANDS), data[8:12])

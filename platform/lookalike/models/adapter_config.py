@@ -1,0 +1,94 @@
+"""Which of peft's LoRA settings are applied exactly; every other one that changes the result is refused by name."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from lookalike.errors import InputError
+
+_EXACT = (
+    "r",
+    "lora_alpha",
+    "target_modules",
+    "exclude_modules",
+    "lora_dropout",
+    "use_rslora",
+    "rank_pattern",
+    "alpha_pattern",
+    "layers_to_transform",
+    "layers_pattern",
+    "use_dora",
+    "lora_bias",
+)
+_NO_EFFECT = (
+    "peft_type",
+    "peft_version",
+    "task_type",
+    "auto_mapping",
+    "base_model_name_or_path",
+    "revision",
+    "inference_mode",
+    "runtime_config",
+    "megatron_core",  # without megatron_config
+    "qalora_group_size",  # without use_qalora
+    "fan_in_fan_out",  # peft turns it off for linear layers
+    "eva_config",  # with init_lora_weights=eva
+    "ensure_weight_tying",  # of modules_to_save
+)
+_INITIALISATIONS = (True, False, None, "gaussian", "orthogonal", "eva")  # the others change the weights of the base
+_UNSET: tuple[Any, ...] = (None, False, "", "none", [], {}, ())
+
+
+def check_settings(values: Mapping[str, Any], origin: str) -> dict[str, Any]:
+    """Keyword arguments of ``peft.LoraConfig`` that have the effect of ``values`` (an ``adapter_config.json``).
+
+    Fields that this version of peft does not know are ignored if they are unset.
+
+    Raises:
+        InputError: another method than LoRA, a setting that is not supported, no rank, alpha or target, a bad value.
+    """
+    method = str(values.get("peft_type") or "LORA").upper().removeprefix("PEFTTYPE.")
+    if method != "LORA":
+        raise InputError(
+            f"an adapter of the method {method}", value=origin, fix="use a LoRA, or merge it into its base"
+        )
+    for name in ("r", "lora_alpha", "target_modules"):
+        if values.get(name) in _UNSET:
+            raise InputError(f"its settings have no {name}", value=origin, fix="copy adapter_config.json again")
+    initialisation = values.get("init_lora_weights", True)
+    if initialisation not in _INITIALISATIONS:
+        raise _unsupported("init_lora_weights", f"{initialisation} changes the weights of the base", origin)
+    for name, value in values.items():
+        known = name in _EXACT or name in _NO_EFFECT or name == "init_lora_weights"
+        if not known and not any(value == unset for unset in _UNSET):
+            raise _unsupported(name, value, origin)
+    result = {name: values[name] for name in _EXACT if values.get(name) is not None}
+    try:
+        result["r"], result["lora_alpha"] = int(result["r"]), float(result["lora_alpha"])
+        ranks = [result["r"], *dict(result.get("rank_pattern") or {}).values()]
+        if any(type(rank) is not int or rank < 1 for rank in ranks) or result["r"] != values["r"]:
+            raise ValueError("a rank is not a whole number of 1 or more")
+        for alpha in (result["lora_alpha"], *dict(result.get("alpha_pattern") or {}).values()):
+            if not -1e9 < float(alpha) < 1e9:
+                raise ValueError("an alpha is not a finite number")
+        peft_config(result)
+    except (TypeError, ValueError, AttributeError) as error:
+        raise InputError(
+            f"bad settings of a LoRA ({error})", value=origin, fix="correct adapter_config.json"
+        ) from error
+    return result
+
+
+def peft_config(settings: Mapping[str, Any]) -> Any:
+    """peft's configuration object; nothing of the base changes when it is injected."""
+    from peft import LoraConfig
+
+    return LoraConfig(**settings, bias="none", init_lora_weights=True)
+
+
+def _unsupported(name: str, value: Any, origin: str) -> InputError:
+    shown = str(value)
+    return InputError(
+        f"the adapter needs {name} ({shown[:80]}), which is not supported",
+        value=origin,
+        fix="merge it into its base with peft (merge_and_unload) and set the result as pipe.transformer",
+    )

@@ -1,0 +1,130 @@
+"""What a DiT computes with its LoRAs at the moment (weighted, fused, disabled), as weights and settings to save."""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lookalike.errors import ConfigError
+from lookalike.models.adapter_config import check_settings
+from lookalike.models.adapter_files import PEFT_PREFIX, AdapterFile, exact_scales
+from lookalike.models.adapters import adapter_names
+
+
+def loras(transformer: Any) -> list[str]:
+    """Names of the LoRAs that a DiT carries, also of those that are fused or not active."""
+    return list(getattr(transformer, "peft_config", {}))
+
+
+def is_fused(transformer: Any) -> bool:
+    """Whether a LoRA that the DiT carries is added into its weights."""
+    return any(layer.merged for _, layer in _lora_layers(transformer))
+
+
+def effective_loras(transformer: Any) -> list[str]:
+    """Names of the LoRAs that the DiT adds to its weights when it runs: active, not fused, not disabled, not zero.
+
+    Raises:
+        ConfigError: a LoRA that is fused into some of its layers only.
+    """
+    names: dict[str, bool] = {}
+    for path, layer in _lora_layers(transformer):
+        if layer.disable_adapters:
+            continue
+        for name in layer.active_adapters:
+            if name not in layer.lora_A or not _changes(layer, name):
+                continue
+            if names.setdefault(name, layer.merged) != layer.merged:
+                raise ConfigError(
+                    f"the LoRA {name} is fused into some of its layers, and not into {path}",
+                    fix="call fuse_lora again, or unfuse_lora",
+                )
+    return [name for name, merged in names.items() if not merged]
+
+
+def adapter_state(transformer: Any, name: str, *, alpha_is_rank: bool = False) -> AdapterFile:
+    """The LoRA ``name`` as the DiT weights it now, as peft describes it.
+
+    The weights of ``set_adapters`` go into alpha, so the tensors keep their values. With ``alpha_is_rank`` the whole
+    scale goes into the up projections (float32), for programs that do not read alpha.
+    """
+    config = transformer.peft_config[name]
+    settings = check_settings(config.to_dict(), f"the LoRA {name}")
+    for key in ("target_modules", "exclude_modules"):
+        if isinstance(settings.get(key), (set, tuple, list)):
+            settings[key] = sorted(settings[key])
+    ranks: dict[str, int] = {}
+    alphas: dict[str, float] = {}
+    factors: dict[str, float] = {}
+    for path, layer in _lora_layers(transformer):
+        if name in layer.lora_A:
+            rank, alpha = layer.r[name], layer.lora_alpha[name]
+            natural = alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)
+            factor = layer.scaling[name] / natural if natural else 0.0
+            ranks[path], alphas[path], factors[path] = rank, alpha * factor, layer.scaling[name]
+            if math.isclose(factor, 1.0, rel_tol=1e-12):
+                alphas[path] = alpha
+    parameters = dict(transformer.named_parameters())
+    names = adapter_names(transformer, name)
+    tensors = {file_name.removeprefix(PEFT_PREFIX): parameters[own].detach() for own, file_name in names.items()}
+    if alpha_is_rank:
+        for key, tensor in tensors.items():
+            path, up, _ = key.partition(".lora_B.")
+            if up and factors[path] != 1:
+                tensors[key] = tensor.float() * factors[path]
+        settings.update(exact_scales(ranks, {path: float(rank) for path, rank in ranks.items()}), use_rslora=False)
+    elif any(alphas[path] != layer.lora_alpha[name] for path, layer in _lora_layers(transformer) if path in alphas):
+        settings.update(exact_scales(ranks, alphas))
+    return AdapterFile(settings, tensors, f"the LoRA {name}")
+
+
+def without_loras(transformer: Any) -> Any:
+    """The DiT without its LoRA layers, sharing its weights; what is fused stays in them. ``transformer`` stays as is.
+
+    Raises:
+        ConfigError: it carries something else than LoRAs on linear layers.
+    """
+    weights: dict[str, Tensor] = {}
+    fused = {path: layer for path, layer in _lora_layers(transformer) if layer.merged and layer.disable_adapters}
+    for name, tensor in transformer.state_dict().items():
+        if ".lora_" not in name:
+            weights[name.replace(".base_layer.", ".")] = tensor
+    for path, layer in fused.items():  # a disabled layer takes what is fused off its weights when it next runs
+        weights.update(_unfused(path, layer))
+    with torch.device("meta"):
+        plain = type(transformer).from_config(transformer.config)
+    try:
+        plain.load_state_dict(weights, strict=True, assign=True)
+    except RuntimeError as error:
+        raise ConfigError(
+            f"the DiT carries more than LoRAs on its linear layers ({str(error).splitlines()[-1].strip()})",
+            fix="unload it, or merge it with peft (merge_and_unload)",
+        ) from error
+    return plain.requires_grad_(False).eval()
+
+
+def _unfused(path: str, layer: Any) -> dict[str, Tensor]:
+    layer.unmerge()
+    try:
+        base = layer.get_base_layer()
+        return {f"{path}.{name}": tensor.detach().clone() for name, tensor in base.state_dict().items()}
+    finally:
+        layer.merge()
+
+
+def _changes(layer: Any, name: str) -> bool:
+    if layer.scaling[name] == 0 and not layer.use_dora.get(name, False):
+        return False
+    up = layer.lora_B[name]
+    biased = up.bias is not None and bool(up.bias.any())
+    return bool(up.weight.any()) or biased or bool(layer.use_dora.get(name, False))
+
+
+def _lora_layers(transformer: Any) -> Iterator[tuple[str, Any]]:
+    from peft.tuners.lora import LoraLayer
+
+    for path, module in transformer.named_modules():
+        if isinstance(module, LoraLayer):
+            yield path, module

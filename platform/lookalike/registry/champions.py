@@ -1,0 +1,166 @@
+"""Who is champion: the version with the bundle that the newest entry of the promotion log names, found by its hash.
+
+The registered model's tags name the log and its newest entry, so that a log which was moved, emptied or restored from
+an older copy is an error, and not a model without a champion. MLflow's alias only shows what the log says.
+"""
+
+import logging
+from dataclasses import dataclass
+
+from lookalike.errors import InputError, LookalikeError
+from lookalike.registry.names import CHAMPION
+from lookalike.registry.promotions import HOW_TO_CONTINUE, LOG_TAG, Head, Promotion, PromotionLog
+from lookalike.registry.versions import ModelReference, Registry
+from lookalike.storage import open_store
+
+log = logging.getLogger(__name__)
+
+HEAD_TAG = "promotion_log_head"  # NUMBER:SHA256 of the newest entry
+_LOOKS = 5  # times that the alias is set while other processes promote
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What registry and log say about one registered model, after they were checked against each other."""
+
+    name: str
+    log: PromotionLog | None
+    """None for a model without a log, which never had a champion."""
+    head: Head | None
+    """The newest entry."""
+    champion: ModelReference | None
+    """Its version; None if nothing was promoted, or if no version has that bundle (any more)."""
+    alias: int | None
+    """The version that MLflow shows as champion."""
+    shown: str | None
+    """The tag that names the newest entry. None: this registered model has not seen the log's entries."""
+
+    @property
+    def last(self) -> Promotion | None:
+        """The newest entry."""
+        return None if self.head is None else self.head.entry
+
+
+def standing(registry: Registry, name: str) -> Standing | None:
+    """Check ``name`` in the registry against its log; None if no such model is registered.
+
+    Raises InputError if they contradict each other: entries are missing or were changed, or there is an alias or a
+    promoted version and no entry.
+    """
+    tags = registry.model_tags(name)
+    if tags is None:
+        return None
+    alias, shown = registry.alias(name, CHAMPION), tags.get(HEAD_TAG)
+    if LOG_TAG not in tags:
+        if alias is not None or shown or registry.was_promoted(name):
+            raise InputError(
+                f"{name} had a champion, and its tag {LOG_TAG!r}, which names its promotion log, is missing",
+                value=registry.uri,
+                fix=f"set the tag to the prefix of the log in MLflow, or {_BEGIN_ANEW}",
+            )
+        return Standing(name, None, None, None, None, None)
+    entries = PromotionLog(open_store(tags[LOG_TAG]), name)
+    head = entries.head()
+    _check_shown(entries, head, shown)
+    if head is None:
+        if alias is not None or registry.was_promoted(name):
+            seen = f"its alias names version {alias}" if alias is not None else "a version is tagged as promoted"
+            raise InputError(
+                f"{name} has an empty promotion log, although {seen}",
+                value=entries.uri,
+                fix=f"if the alias was set by hand, remove it; if entries were moved, {_RESTORE}; else {_BEGIN_ANEW}",
+            )
+        return Standing(name, entries, None, None, None, shown)
+    versions = registry.versions_of_bundle(name, head.entry.bundle_sha256)
+    named = [version for version in versions if version.version == head.entry.version]
+    matches = named or versions
+    champion = matches[-1] if matches else None
+    return Standing(name, entries, head, champion, alias, shown)
+
+
+def champion(registry: Registry, name: str) -> ModelReference | None:
+    """The current champion, shown by the alias when this returns; None if nothing was promoted.
+
+    Raises InputError if there is no such model, if registry and log contradict each other, or if the champion's version
+    was deleted.
+    """
+    now = project(registry, name)
+    if now is None or now.last is None:
+        return None
+    if now.champion is None:
+        raise unregistered(registry, now)
+    return now.champion
+
+
+def project(registry: Registry, name: str) -> Standing | None:
+    """Make alias and tag show what the log says, and return that. A registry that may not be written is no error."""
+    now = standing(registry, name)
+    for _ in range(_LOOKS):
+        if now is None or now.head is None or now.champion is None:
+            break
+        number = int(now.champion.version or 0)
+        if now.alias == number and now.shown == str(now.head):
+            break
+        if now.alias not in (None, number) and now.shown == str(now.head):
+            log.warning(
+                "the alias %r of %s named version %s; the promotion log names version %s, and so does the alias now",
+                CHAMPION,
+                name,
+                now.alias,
+                number,
+            )
+        try:
+            registry.tag_model(name, HEAD_TAG, str(now.head))
+            registry.set_alias(name, CHAMPION, number)
+        except LookalikeError as error:
+            log.warning("the alias %r of %s cannot be set: %s", CHAMPION, name, error)
+            break
+        now = standing(registry, name)  # look again: a promotion may have come in between
+    return now
+
+
+def unregistered(registry: Registry, now: Standing) -> InputError:
+    """The error for a champion that the log names and the registry does not have."""
+    last = now.last
+    assert last is not None
+    return InputError(
+        f"{now.name}: the promotion log calls version {last.version} champion (bundle {last.bundle_sha256[:12]}), and "
+        "no version has that bundle: it was deleted in MLflow, or this is another or an older registry",
+        value=registry.uri,
+        fix="restore it by promoting that bundle again"
+        f" (jobs/promote.py --model {now.name} --scores {last.scores_uri or 'ITS_SCORES'} --out NEW_PLACE"
+        f"{' --bundle ' + last.bundle_uri if last.bundle_uri else ''}), promote a better one, or return to the "
+        f"champion before it (jobs/promote.py --model {now.name} --rollback --out NEW_PLACE)",
+    )
+
+
+_RESTORE = "put them back there or set the tag to their place"
+_BEGIN_ANEW = (
+    "start a new log with jobs/promote.py --begin-anew REASON, where the candidate is judged by the floors alone"
+)
+
+
+def _check_shown(entries: PromotionLog, head: Head | None, shown: str | None) -> None:
+    """Hold the log against what the registered model last saw of it."""
+    if not shown:
+        return
+    number, _, sha256 = shown.partition(":")
+    if not number.isdigit() or not sha256:
+        raise InputError(
+            f"the tag {HEAD_TAG!r} is not NUMBER:SHA256 of the newest entry of the promotion log",
+            value=shown,
+            fix=f"remove the tag in MLflow{'' if head is None else f', or set it to {head}'}",
+        )
+    if head is None or head.entry.number < int(number):
+        there = "it is empty or not there" if head is None else f"its newest entry is {head.entry.number}"
+        raise InputError(
+            f"the promotion log lacks entry {int(number)}: {there}",
+            value=entries.uri,
+            fix=f"if it was moved or the model was renamed, {_RESTORE}; else {HOW_TO_CONTINUE}",
+        )
+    if entries.sha256_of(int(number)) != sha256:
+        raise InputError(
+            f"entry {int(number)} of the promotion log is not the one that was written",
+            value=entries.uri,
+            fix=HOW_TO_CONTINUE,
+        )

@@ -1,0 +1,73 @@
+"""How a model's name becomes a bundle that can be loaded."""
+
+import re
+from dataclasses import replace
+
+from lookalike.errors import ConfigError, InputError
+from lookalike.registry.champions import champion
+from lookalike.registry.names import CHAMPION, validate_model_name
+from lookalike.registry.versions import ModelReference, Registry, identify
+from lookalike.tracking import tracking_uri
+
+_MODEL_URI = re.compile(r"models:/(?P<name>[^@/]+)(?:@(?P<alias>[^@/]+)|/(?P<version>\d+))")
+
+
+def resolve(model: str, tracking: str | None = None, bundle_uri: str | None = None) -> ModelReference:
+    """Find what ``model`` names: ``models:/NAME@ALIAS``, ``models:/NAME/VERSION``, or a bundle's URI.
+
+    The champion is the one that the promotion log names; if MLflow's alias lags behind it, this repairs the alias.
+    ``bundle_uri`` is where the bundle is now, if it is not where it was registered: it counts by its content.
+
+    Raises:
+        InputError: no such model, alias, version or bundle; the bundle is not the one that was registered; or the
+            registry and the promotion log contradict each other.
+        UnreachableError: MLflow or the store does not answer.
+    """
+    if not model.startswith("models:"):
+        reference = ModelReference(bundle_uri=model, bundle_sha256="")
+        found = _identify(reference, bundle_uri or model)
+        return replace(reference, bundle_uri=bundle_uri or model, bundle_sha256=found)
+    match = _MODEL_URI.fullmatch(model)
+    if match is None:
+        raise ConfigError("not a valid model URI", value=model, fix="write models:/NAME@champion or models:/NAME/3")
+    registry = Registry(tracking_uri(tracking))
+    reference = _find(registry, validate_model_name(match["name"]), match["alias"], match["version"])
+    where = bundle_uri or reference.bundle_uri
+    if (found := _identify(reference, where)) != reference.bundle_sha256:
+        raise InputError(
+            f"the bundle of {reference} is not the one that was registered",
+            value=f"{where}: {found}, registered {reference.bundle_sha256}",
+            fix=_ANOTHER_PLACE,
+        )
+    return replace(reference, bundle_uri=where)
+
+
+_ANOTHER_PLACE = (
+    "restore the bundle; or, if it was moved, name its place (--bundle; --base for jobs/finetune.py), and register it "
+    "there with jobs/promote.py --bundle"
+)
+
+
+def _identify(reference: ModelReference, where: str) -> str:
+    try:
+        return identify(where)
+    except InputError as error:
+        if reference.name is None:
+            raise
+        raise InputError(
+            f"the bundle of {reference} is not at its place: {error.what}", value=where, fix=_ANOTHER_PLACE
+        ) from error
+
+
+def _find(registry: Registry, name: str, alias: str | None, version: str | None) -> ModelReference:
+    if alias == CHAMPION:
+        reference = champion(registry, name)
+        if reference is None:
+            raise InputError(
+                f"{name} has no champion", value=registry.uri, fix="promote a version of it first (jobs/promote.py)"
+            )
+        return reference
+    number: str | int | None = version if version is not None else registry.alias(name, str(alias))
+    if number is None:
+        raise InputError(f"{name} has no alias {alias!r}", value=registry.uri, fix="check the model's name and alias")
+    return registry.version(name, number)

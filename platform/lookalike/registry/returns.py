@@ -1,0 +1,205 @@
+"""Ways to continue that somebody has to ask for: back to an earlier champion, or a log that is begun anew."""
+
+import logging
+from dataclasses import replace
+
+from lookalike.errors import ConflictError, InputError
+from lookalike.evaluation.gate import Check, Decision, GateConfig, decide
+from lookalike.registry.candidates import (
+    Candidate,
+    Outcome,
+    champion_version,
+    conclude,
+    entry,
+    read_candidate,
+    scores_hash,
+    version_tags,
+)
+from lookalike.registry.champions import HEAD_TAG, Standing, standing
+from lookalike.registry.names import validate_model_name
+from lookalike.registry.promotions import LOG_TAG, Promotion, PromotionLog
+from lookalike.registry.versions import ModelReference, Registry, identify
+from lookalike.storage import open_store
+from lookalike.tracking import tracking_uri
+
+log = logging.getLogger(__name__)
+
+
+def rollback(
+    model: str,
+    *,
+    tracking: str | None,
+    writer: str,
+    version: int | None = None,
+    bundle_uri: str | None = None,
+    reason: str = "",
+) -> Outcome:
+    """Return to the champion before the current one, or to ``version``, by a new entry of the log.
+
+    Rolling back again returns to the one before that. The scores of the old decision stand.
+
+    Args:
+        model: name of the registered model.
+        tracking: MLflow's URI; None takes the environment's.
+        writer: identity of this rollback: the same one again changes nothing while it is the newest entry.
+        version: of an earlier champion.
+        bundle_uri: where that one's bundle is now, if it was moved.
+        reason: in words, for the log.
+
+    Raises:
+        InputError: nothing to return to, or its bundle is not there.
+        ConflictError: another promotion came in between.
+    """
+    name = validate_model_name(model)
+    registry = Registry(tracking_uri(tracking))
+    now = standing(registry, name)
+    if now is None or now.log is None or now.last is None:
+        raise InputError(f"{name} has no champion to roll back", value=registry.uri, fix="promote a bundle first")
+    last, entries = now.last, now.log.entries()
+    if last.writer == writer:
+        target, before = last, last.champion_before
+    else:
+        target, before = _target(registry, now, entries, version), last.version
+    reference = _registered(registry, name, target, bundle_uri)
+    decision = Decision(tuple(Check(**check) for check in target.checks))
+    scores_uri = reference.scores_uri or target.scores_uri or ""
+    if last.writer != writer:
+        made = entry(now, reference, scores_uri, target.scores_sha256, decision, "rolled back")
+        try:
+            now.log.append(replace(made, writer=writer, reason=reason, returns_to=target.number))
+        except ConflictError as error:
+            raise ConflictError(
+                "another promotion of this model came in between", value=name, fix="run the same command again"
+            ) from error
+    return conclude(registry, reference, decision, scores_uri, before, "rolled back", is_champion=True)
+
+
+def begin_anew(
+    candidate: Candidate, *, tracking: str | None, log_uri: str | None, gate: GateConfig, reason: str, writer: str
+) -> Outcome:
+    """Judge ``candidate`` by the floors alone, and begin the log anew with it. For a log or a champion that is lost.
+
+    The entry says so, with ``reason``; entries before it stay where they are, and count no more.
+
+    Args:
+        candidate: bundle and scores.
+        tracking: MLflow's URI; None takes the environment's.
+        log_uri: prefix of the log from now on; None keeps the model's.
+        gate: of which only the floors count.
+        reason: in words, for the log.
+        writer: identity of this attempt: the same one again changes nothing while it is the newest entry.
+
+    Raises:
+        InputError: no bundle or scores there, scores of another bundle, or a new model without ``log_uri``.
+        ConflictError: another promotion came in between.
+    """
+    name = validate_model_name(candidate.model)
+    sha256, scores = read_candidate(candidate)
+    registry = Registry(tracking_uri(tracking))
+    tags = registry.model_tags(name) or {}
+    uri = log_uri or tags.get(LOG_TAG)
+    if uri is None:
+        raise InputError(f"{name} has no promotion log yet", value=registry.uri, fix="name its place with --log")
+    registry.ensure_model(name, uri)
+    version = registry.register(name, version_tags(candidate, sha256), candidate.run_id)
+    entries = PromotionLog(open_store(uri), name)
+    numbers = entries.numbers()
+    decision = decide(scores, None, gate)
+    if decision.passed:
+        shown = tags.get(HEAD_TAG, "").partition(":")[0]
+        known = int(shown) if shown.isdigit() else 0
+        if not (numbers and _is_ours(entries, writer)):
+            nothing = Standing(name, entries, None, None, None, None)
+            made = entry(nothing, version, candidate.scores_uri, scores_hash(scores), decision, "begun anew")
+            number = max([*numbers, known]) + 1
+            try:
+                entries.append(replace(made, number=number, writer=writer, reason=reason))
+            except ConflictError as error:
+                raise ConflictError(
+                    "another promotion of this model came in between", value=name, fix="run the same command again"
+                ) from error
+            log.warning("the promotion log of %s is begun anew with entry %d: %s", name, number, reason)
+        registry.tag_model(name, LOG_TAG, uri)
+        head = entries.head()
+        registry.tag_model(name, HEAD_TAG, str(head))
+    return conclude(registry, version, decision, candidate.scores_uri, None, "begun anew", is_champion=False)
+
+
+def _is_ours(entries: PromotionLog, writer: str) -> bool:
+    try:
+        last = entries.last()
+    except InputError:  # the damage that the log is begun anew for
+        return False
+    return last is not None and last.writer == writer
+
+
+def _target(registry: Registry, now: Standing, entries: list[Promotion], version: int | None) -> Promotion:
+    """The entry whose champion is to come back."""
+    last = entries[-1]
+    if version is not None:
+        sha256 = registry.version(now.name, version).bundle_sha256
+        matches = [item for item in entries if item.bundle_sha256 == sha256]
+        if not matches or sha256 == last.bundle_sha256:
+            champions = sorted({item.version for item in entries if item.bundle_sha256 != last.bundle_sha256})
+            raise InputError(
+                f"version {version} of {now.name} "
+                + ("is champion already" if matches else "was never champion, as far as the log says"),
+                value=registry.uri,
+                fix=f"choose from {champions}" if champions else "promote another bundle",
+            )
+        return matches[-1]
+    current = last
+    while current.kind == "rolled back" and current.returns_to is not None:  # its place in history is that one's
+        current = next(item for item in entries if item.number == current.returns_to)
+    for item in reversed(entries):
+        if item.number < current.number and item.bundle_sha256 not in (current.bundle_sha256, last.bundle_sha256):
+            return item
+    raise InputError(
+        f"{now.name} had no champion before version {last.version}",
+        value=registry.uri,
+        fix="promote another bundle, or name a later champion with --rollback_to VERSION",
+    )
+
+
+def _registered(registry: Registry, name: str, target: Promotion, bundle_uri: str | None) -> ModelReference:
+    """The version of the entry's bundle at a place where it is; registered again if the registry has none."""
+    versions = registry.versions_of_bundle(name, target.bundle_sha256)
+    places = [bundle_uri] if bundle_uri else [*(item.bundle_uri for item in reversed(versions)), target.bundle_uri]
+    for place in filter(None, places):
+        if _is_at(place, target.bundle_sha256):
+            scores_uri = (
+                next((item.scores_uri for item in versions if item.scores_uri), None) or target.scores_uri or ""
+            )
+            candidate = Candidate(name, place, scores_uri)
+            return registry.register(name, version_tags(candidate, target.bundle_sha256))
+    raise InputError(
+        f"the bundle {target.bundle_sha256[:12]}, champion by entry {target.number} of the promotion log, is not there",
+        value=[place for place in places if place],
+        fix="restore it, or name its place with --bundle",
+    )
+
+
+def _is_at(place: str, sha256: str) -> bool:
+    try:
+        return identify(place) == sha256
+    except InputError:
+        return False
+
+
+def is_lost(model: str, bundle_sha256: str, tracking: str | None) -> bool:
+    """Whether this bundle was made champion, and the registry has no version of it any more."""
+    registry = Registry(tracking_uri(tracking))
+    now = standing(registry, validate_model_name(model))
+    if now is None:
+        return True
+    return now.last is not None and now.last.bundle_sha256 == bundle_sha256 and now.champion is None
+
+
+def standing_log(model: str, tracking: str | None) -> str | None:
+    """The prefix that the registered model's tag names as its promotion log, whatever is there."""
+    return (Registry(tracking_uri(tracking)).model_tags(validate_model_name(model)) or {}).get(LOG_TAG)
+
+
+def champion_now(model: str, tracking: str | None) -> int | None:
+    """The version that is champion, as registry and log say now; None, with a warning, if it cannot be loaded."""
+    return champion_version(Registry(tracking_uri(tracking)), validate_model_name(model))

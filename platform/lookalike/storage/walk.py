@@ -1,0 +1,93 @@
+"""What lies below a folder of a file system, links among it."""
+
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from lookalike.storage.store import ObjectInfo
+
+PART = ".part-"  # prefix of files that are still being written
+_MAX_LINKED = 10_000  # folders entered by links: links that cross each other would multiply without a bound
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A name below a store that gives no object: its key, and the reason."""
+
+    key: str
+    reason: str
+    """``link_outside`` (leads out of the store), ``dangling_link``, ``link_loop``, ``too_many_links``,
+    ``locked_folder``, ``special_file`` (a device, a socket, a pipe), ``half_written`` (of a write that was killed), or
+    ``empty_folder``."""
+
+
+def walk(root: Path, prefix: str = "", *, follow: bool = False) -> Iterator[ObjectInfo | Skipped]:
+    """The files whose key below ``root`` starts with ``prefix``, and names that give none, in the order of keys.
+
+    Without ``follow`` linked folders are left out and linked files are read wherever they lie. With it links are
+    followed within ``root``, files and folders, and whatever leads out of it is skipped by name: that is how a folder
+    is read that somebody else has filled.
+    """
+    real_root = os.path.realpath(root)
+    entries: list[ObjectInfo | Skipped] = []
+    first = prefix.rpartition("/")[0]
+    folders: list[tuple[str, tuple[str, ...]]] = [(first, (os.path.realpath(root / first),))]
+    linked = 0
+    while folders:
+        folder, chain = folders.pop()
+        try:
+            with os.scandir(root / folder) as scan:
+                children = list(scan)
+        except (FileNotFoundError, NotADirectoryError):  # deleted while we listed, or never there
+            continue
+        except OSError:
+            entries.append(Skipped(folder, "locked_folder"))
+            continue
+        if not children and folder != first:
+            entries.append(Skipped(folder, "empty_folder"))
+        for child in children:
+            key = f"{folder}/{child.name}" if folder else child.name
+            if not key.startswith(prefix):
+                continue
+            if child.name.startswith(PART):
+                entries.append(Skipped(key, "half_written"))
+                continue
+            if not child.is_symlink():
+                if child.is_dir(follow_symlinks=False):
+                    folders.append((key, (*chain, f"{chain[-1].rstrip(os.sep)}{os.sep}{child.name}")))
+                    continue
+            elif follow and not _inside(real_root, os.path.realpath(child.path)):
+                entries.append(Skipped(key, "link_outside"))
+                continue
+            try:
+                status = child.stat()
+            except FileNotFoundError:  # deleted while we listed, or a link to nothing
+                if child.is_symlink():
+                    entries.append(Skipped(key, "dangling_link"))
+                continue
+            except PermissionError:
+                entries.append(Skipped(key, "locked_folder"))
+                continue
+            except OSError:  # too many levels of links
+                entries.append(Skipped(key, "link_loop"))
+                continue
+            if stat.S_ISDIR(status.st_mode):
+                if not follow:
+                    continue
+                target = os.path.realpath(child.path)
+                linked += 1
+                if target in chain or linked > _MAX_LINKED:
+                    entries.append(Skipped(key, "link_loop" if target in chain else "too_many_links"))
+                    continue
+                folders.append((key, (*chain, target)))
+            elif stat.S_ISREG(status.st_mode):
+                entries.append(ObjectInfo(key, status.st_size, f"{status.st_size:x}-{status.st_mtime_ns:x}"))
+            else:
+                entries.append(Skipped(key, "special_file"))
+    yield from sorted(entries, key=lambda entry: entry.key)
+
+
+def _inside(root: str, path: str) -> bool:
+    return os.path.commonpath([root, path]) == root

@@ -1,0 +1,89 @@
+"""What is recorded of a run, as events that can wait: in memory, and as JSON lines where they outlive the process."""
+
+import base64
+import json
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from lookalike.redaction import redacted
+from lookalike.tracking.tracker import Tracker
+
+PENDING = "tracking-pending.jsonl"
+
+
+class Spool(Protocol):
+    """Where events wait that a process could not deliver: a prefix of a store."""
+
+    @property
+    def uri(self) -> str:
+        """Its address, for messages."""
+
+    def exists(self, key: str) -> bool:
+        """Whether ``key`` is there."""
+
+    def read(self, key: str) -> bytes:
+        """The whole object."""
+
+    def write(self, key: str, data: bytes) -> None:
+        """Write the object whole."""
+
+    def delete(self, key: str) -> None:
+        """Remove ``key``."""
+
+
+@dataclass(frozen=True)
+class Event:
+    """One call of a tracker."""
+
+    kind: Literal["config", "metrics", "artifact", "tags", "finish"]
+    values: dict[str, Any] = field(default_factory=dict)
+    """Configuration, metrics or tags."""
+    step: int = 0
+    """Of metrics."""
+    time_ms: int | None = None
+    """When, in ms since 1970."""
+    name: str = ""
+    """Of an artifact with its folder; or the status that a run ends with."""
+    data: bytes = b""
+    """Of an artifact."""
+
+    def send(self, tracker: Tracker) -> None:
+        """Make the call. Raises what the tracker raises."""
+        if self.kind == "config":
+            tracker.log_config(self.values)
+        elif self.kind == "metrics":
+            tracker.log_metrics(self.values, self.step, self.time_ms)
+        elif self.kind == "tags":
+            tracker.set_tags(self.values)
+        elif self.kind == "finish":
+            tracker.finish(self.name)
+        else:
+            folder, _, file = self.name.rpartition("/")
+            with tempfile.TemporaryDirectory(prefix="lookalike-artifact-") as scratch:
+                path = Path(scratch) / file
+                path.write_bytes(self.data)
+                tracker.log_artifact(path, folder)
+
+
+def encode(events: Sequence[Event]) -> bytes:
+    """A line of JSON for each event."""
+    lines = []
+    for event in events:
+        record = {**asdict(event), "values": redacted(event.values), "data": base64.b64encode(event.data).decode()}
+        lines.append(json.dumps(record, default=str) + "\n")
+    return "".join(lines).encode()
+
+
+def decode(data: bytes) -> list[Event]:
+    """What :func:`encode` wrote; a line that is damaged is left out."""
+    events = []
+    for line in data.decode(errors="replace").splitlines():
+        try:
+            record = json.loads(line)
+            events.append(Event(**{**record, "data": base64.b64decode(record["data"])}))
+        except (ValueError, KeyError, TypeError):
+            continue
+    return events

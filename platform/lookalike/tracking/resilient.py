@@ -1,0 +1,259 @@
+"""A tracker that never ends the work it records: events wait while the tracker is away, and are sent when it is back.
+
+A thread sends them, so that no step waits for a locked database or a server that keeps silent. What could not be sent
+by the end of the process is written to the run's store, and the next process of the run sends it first.
+"""
+
+import io
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from lookalike.errors import LookalikeError, UnreachableError
+from lookalike.tracking.address import tracking_uri
+from lookalike.tracking.events import PENDING, Event, Spool, decode, encode
+from lookalike.tracking.null import NullTracker
+from lookalike.tracking.tracker import Tracker, open_tracker, status_of
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+log = logging.getLogger(__name__)
+
+_FIRST_WAIT_S, _LONGEST_WAIT_S = 1.0, 60.0  # between two tries while the tracker is away
+_PATIENCE_S = 25.0  # how long the end of a run waits for the next event to be delivered; sqlite waits 20 s for a lock
+_MAX_EVENTS = 50_000  # in memory; the oldest metrics are dropped first, which the run's metrics.jsonl still has
+_MAX_BYTES = 64 << 20  # of artifacts in memory
+
+
+def open_resilient(
+    uri: str | None,
+    experiment: str,
+    *,
+    run_name: str | None = None,
+    run_id: str | None = None,
+    enabled: bool = True,
+    spool: Spool | None = None,
+) -> Tracker:
+    """As :func:`~lookalike.tracking.tracker.open_tracker`, but nothing that happens to the tracker later raises.
+
+    Starting a run raises what ``open_tracker`` raises: an address that cannot work is noticed before the work begins.
+    Continuing one (``run_id``) raises nothing. ``spool`` is the run's store: events of an earlier process that were not
+    delivered are read from there, and those of this one are written there.
+    """
+    address = tracking_uri(uri)
+    if not enabled or address.startswith("none:") or run_id == "":
+        return NullTracker()
+    opened = open_tracker(address, experiment, run_name=run_name) if run_id is None else None
+    chosen = opened.run_id if opened is not None else str(run_id)
+    return ResilientTracker(lambda: open_tracker(address, experiment, run_id=chosen), chosen, spool, opened)
+
+
+class ResilientTracker:
+    """Sends events to the tracker that ``open_run`` opens, from a thread of its own."""
+
+    def __init__(
+        self, open_run: Callable[[], Tracker], run_id: str, spool: Spool | None = None, opened: Tracker | None = None
+    ) -> None:
+        self._open_run, self._run_id, self._spool, self._tracker = open_run, run_id, spool, opened
+        self._changed = threading.Condition()
+        self._events: deque[Event] = deque(_pending(spool))
+        self._restored = bool(self._events)
+        self._refused: list[Event] = []  # artifacts that failed while the tracker itself answered
+        self._bytes = sum(len(event.data) for event in self._events)
+        self._dropped = 0
+        self._away: Exception | None = None
+        self._warned: set[str] = set()
+        self._closing = self._given_up = False
+        self._progress = time.monotonic()
+        self._thread: threading.Thread | None = None
+
+    @property
+    def run_id(self) -> str:
+        return self._run_id
+
+    def log_config(self, config: Mapping[str, Any]) -> None:
+        self._add(Event("config", dict(config)))
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int, time_ms: int | None = None) -> None:
+        now = int(time.time() * 1000) if time_ms is None else time_ms
+        self._add(Event("metrics", dict(metrics), step, now))
+
+    def log_artifact(self, path: Path, folder: str = "") -> None:
+        try:
+            self._add(Event("artifact", name=f"{folder}/{path.name}" if folder else path.name, data=path.read_bytes()))
+        except OSError as error:
+            self._warn("artifact", "the file %s is not recorded: %s", path.name, error)
+
+    def log_figure(self, figure: "Figure", name: str) -> None:
+        buffer = io.BytesIO()
+        try:
+            figure.savefig(buffer, format=Path(name).suffix[1:] or "png")
+        except (OSError, ValueError) as error:
+            self._warn("figure", "the figure %s is not recorded: %s", name, error)
+        else:
+            self._add(Event("artifact", name=name, data=buffer.getvalue()))
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        self._add(Event("tags", dict(tags)))
+
+    def finish(self, status: str = "FINISHED") -> None:
+        """End the run when what waits is delivered; after 25 s without progress, what is left goes to the spool."""
+        with self._changed:
+            self._events.extend(self._refused)
+            self._refused.clear()
+        self._add(Event("finish", name=status))
+        with self._changed:
+            self._closing = True
+            self._progress = time.monotonic()
+            self._changed.notify_all()
+            while self._events and time.monotonic() - self._progress < self._patience_s():
+                self._changed.wait(0.2)
+            self._given_up = True
+            self._changed.notify_all()
+        self._end()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.finish(status_of(kind))
+
+    def _add(self, event: Event) -> None:
+        with self._changed:
+            if self._given_up:
+                return
+            if event.data and self._bytes + len(event.data) > _MAX_BYTES:
+                self._dropped += 1
+                return
+            self._bytes += len(event.data)
+            self._events.append(event)
+            if len(self._events) > _MAX_EVENTS:
+                del self._events[1]  # the first one may be on its way
+                self._dropped += 1
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="tracker", daemon=True)
+                self._thread.start()
+            self._changed.notify_all()
+
+    def _run(self) -> None:
+        wait_s = _FIRST_WAIT_S
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._events or self._given_up)
+                if self._given_up:
+                    return
+                event = self._events[0]
+            problem = self._deliver(event)
+            with self._changed:
+                if self._stopped():
+                    return
+                if problem is None:
+                    if self._away is not None:
+                        log.warning("the tracker is back; %d entries that waited are sent", len(self._events))
+                    self._away, wait_s = None, _FIRST_WAIT_S
+                    self._events.popleft()
+                    self._bytes -= len(event.data)
+                    self._progress = time.monotonic()
+                    self._changed.notify_all()
+                    continue
+                if self._away is None and not self._restored:  # else the process before has said it
+                    self._warn(None, "the tracker is away: %s. The run continues; what it records waits", problem)
+                self._away, self._tracker = problem, None
+            self._save()
+            with self._changed:
+                self._changed.wait_for(lambda: self._given_up, timeout=wait_s)
+            wait_s = _FIRST_WAIT_S if self._closing else min(_LONGEST_WAIT_S, 2 * wait_s)
+
+    def _patience_s(self) -> float:
+        """A run that was deleted does not come back by itself, as a server or a locked database does."""
+        gone = self._away is not None and not isinstance(self._away, UnreachableError)
+        return min(_PATIENCE_S, 2.0) if gone else _PATIENCE_S
+
+    def _stopped(self) -> bool:
+        return self._given_up
+
+    def _deliver(self, event: Event) -> Exception | None:
+        """Send one event; why the tracker is away, if it is. An event that alone is refused is dropped, with a word."""
+        try:
+            if self._tracker is None:
+                self._tracker = self._open_run()
+            event.send(self._tracker)
+            return None
+        except UnreachableError as error:
+            return error
+        except Exception as error:  # whatever a tracker or its libraries raise: none of it may end the work
+            if not self._answers():
+                return error
+            if event.kind == "artifact" and not self._closing:
+                self._refused.append(event)
+            self._warn(event.kind, "the tracker refused %s: %s. The run continues", event.kind, error)
+            return None
+
+    def _answers(self) -> bool:
+        """Whether the run can be opened: then it was the event that was refused."""
+        try:
+            self._tracker = self._open_run()
+        except Exception:
+            return False
+        return True
+
+    def _warn(self, kind: str | None, message: str, *values: object) -> None:
+        if kind is None or kind not in self._warned:
+            log.warning(message, *values)
+        if kind is not None:
+            self._warned.add(kind)
+
+    def _end(self) -> None:
+        if self._dropped:
+            log.warning("%d entries were too many to wait in memory, and are not in the tracker", self._dropped)
+        if self._events:
+            self._save()
+            where = f"they are kept in {self._spool.uri}/{PENDING}" if self._spool else "they are lost"
+            log.warning(
+                "%d entries were not delivered to the tracker (%s); %s%s",
+                len(self._events),
+                self._away or "it did not answer in time",
+                where,
+                ", and are sent when the same command runs again" if self._spool else "",
+            )
+        elif self._spool is not None and (self._restored or self._away is not None or self._spool_exists()):
+            try:
+                self._spool.delete(PENDING)
+            except LookalikeError as error:
+                log.warning("%s", error)
+
+    def _spool_exists(self) -> bool:
+        try:
+            return self._spool is not None and self._spool.exists(PENDING)
+        except LookalikeError:
+            return False
+
+    def _save(self) -> None:
+        """Write what waits to the spool: it outlives a process that is killed."""
+        if self._spool is None:
+            return
+        with self._changed:
+            events = list(self._events)
+        try:
+            self._spool.write(PENDING, encode(events))
+        except LookalikeError as error:
+            self._warn("spool", "what the tracker lacks cannot be kept in the run's store: %s", error)
+
+
+def _pending(spool: Spool | None) -> list[Event]:
+    """What an earlier process could not deliver, without its end: this one has its own."""
+    try:
+        if spool is None or not spool.exists(PENDING):
+            return []
+        return [event for event in decode(spool.read(PENDING)) if event.kind != "finish"]
+    except LookalikeError as error:
+        log.warning("what an earlier process could not record is not readable: %s", error)
+        return []

@@ -1,0 +1,87 @@
+"""Captions as a training can take them."""
+
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lookalike.errors import ConfigError
+from lookalike.models.presets import load_preset
+from pipelines.curate.captions import CaptionsConfig, _tokenizer, fit_captions, fit_text
+
+MINI = CaptionsConfig(presets=["mini"])
+
+
+def fitted(caption: str, config: CaptionsConfig = MINI, class_name: str = "mug") -> dict[str, str]:
+    table = pa.table({"caption": [caption], "class_name": [class_name], "note": [""]})
+    (row,) = fit_captions(table, config).to_pylist()
+    return dict(row)
+
+
+@pytest.mark.parametrize("config", [CaptionsConfig(), MINI])
+def test_a_caption_that_fits_is_left_alone(config: CaptionsConfig) -> None:
+    table = pa.table({"caption": ["a red mug,  on <a> table <3 [x]"], "class_name": ["mug"], "note": [""]})
+    assert fit_captions(table, config) is table
+
+
+@pytest.mark.parametrize(
+    ("caption", "expected"),
+    [
+        ("<image>\na red mug", "a red mug"),
+        ("a red mug <IMG_CONTEXT>", "a red mug"),
+        ("<|im_start|>user\na red mug<|im_end|>", "user a red mug"),
+        ("a <|vision_start|><|image_pad|><|vision_end|> mug", "a mug"),
+        ("a mug<img></img>, red", "a mug, red"),
+        ("a <im<image>age> mug", "a mug"),
+        ("<|endoftext|>", ""),
+        ("[INST] a mug [/INST]", "a mug"),
+        ("<s>a mug</s>", "a mug"),
+        ("<start_of_image> a mug", "a mug"),
+    ],
+)
+def test_names_of_control_tokens_are_left_out(caption: str, expected: str) -> None:
+    row = fitted(caption, CaptionsConfig())
+    assert row["caption"] == expected
+    assert row["note"] == "caption: names of control tokens were left out"
+
+
+def test_a_class_is_fitted_too() -> None:
+    row = fitted("", CaptionsConfig(), class_name="<image> mug " + "x" * 300)
+    assert row["class_name"].startswith("mug")
+    assert len(row["class_name"]) <= 100
+    assert "class: cut" in row["note"]
+
+
+def test_a_long_caption_is_cut_at_a_word_and_noted() -> None:
+    row = fitted("a red mug " * 300, CaptionsConfig(max_characters=15))
+    assert row["caption"] == "a red mug a red"
+    assert row["note"] == "caption: cut from 2999 to 15 characters" or "to 15 characters" in row["note"]
+    assert fitted("x" * 50, CaptionsConfig(max_characters=15))["caption"] == "x" * 15
+
+
+@pytest.mark.parametrize("caption", ["a red mug on a table, " * 30, "zxqv" * 60, "🦆" * 90, "a" + " zxqvwk" * 20])
+def test_a_caption_is_cut_to_the_tokens_of_a_preset(caption: str) -> None:
+    row = fitted(caption)
+    limit = load_preset("mini").mllm.max_prompt_tokens
+    tokens = len(_tokenizer("mini").tokenizer.encode(row["caption"], add_special_tokens=False).ids)
+    assert 0 < tokens <= limit
+    assert caption.startswith(row["caption"])
+    assert f"to {limit} tokens of mini" in row["note"] or len(caption) == len(row["caption"])
+
+
+@given(st.text(max_size=400))
+def test_any_caption_fits_after_it_was_fitted(caption: str) -> None:
+    limit = _tokenizer("mini")
+    notes: list[str] = []
+    text = fit_text(caption, 200, [limit], "caption", notes)
+    assert len(text) <= 200
+    assert len(limit.tokenizer.encode(text, add_special_tokens=False).ids) <= limit.tokens
+    assert fit_text(text, 200, [limit], "caption", []) == text
+    assert notes or text == caption
+
+
+def test_settings_that_cannot_work_are_named() -> None:
+    with pytest.raises(ConfigError, match="max_characters"):
+        CaptionsConfig(max_characters=0)
+    with pytest.raises(ConfigError, match="unknown preset"):
+        CaptionsConfig(presets=["maxi"])
