@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from lookalike import config as configs
 from lookalike.data.images import decode
 from lookalike.data.triplets import Split, Triplet, load_images, read_triplets
 from lookalike.diffusion.stages import STAGE_TITLES
+from lookalike.errors import InputError
 from lookalike.evaluation.scores import GRID, SCORES, Scores, Source
 from lookalike.evaluation.suites import ImageCase, Suite
 from lookalike.models.embedder import revision_of
@@ -25,6 +27,7 @@ log = logging.getLogger(__name__)
 
 MEASUREMENTS = "measurements.parquet"
 _GRID_ROWS = 8
+_MOST_UNREADABLE = 0.25  # share of the cases; with more, what is left is another suite
 _NOT_IDENTITY = ("out", "actors")
 _SCHEMA = pa.schema(
     [
@@ -59,7 +62,10 @@ def evaluate(config: EvaluateConfig) -> Scores:
     buffer = io.BytesIO()
     pq.write_table(table, buffer)
     store.write(MEASUREMENTS, buffer.getvalue())
-    store.write(GRID, _grid(config, store, suite, snapshots, cases))
+    table = _measured(table, f"{store.uri}/{MEASUREMENTS}")
+    measured = set(table["case"].to_pylist())
+    shown = [case for case in cases if case.case_id in measured]
+    store.write(GRID, _grid(config, store, suite, snapshots, shown))
     scores = Scores(
         bundle=Source(bundles[0].uri, bundles[0].sha256),
         suite=snapshot,
@@ -118,6 +124,30 @@ def _measure(
     )
     parts = [part.cast(_SCHEMA) for part in run_units(Evaluator, work, len(units), config.actors)]
     return pa.concat_tables(parts).sort_by([(name, "ascending") for name in ("unit", "metric", "case")])
+
+
+def _measured(table: pa.Table, where: str) -> pa.Table:
+    """The rows of cases that were measured; the others are logged.
+
+    Raises:
+        InputError: the images of too many cases cannot be read.
+    """
+    from pipelines.evaluate.worker import UNREADABLE
+
+    failed = pc.starts_with(table["metric"], UNREADABLE)
+    rows = table.filter(failed).to_pylist()
+    if not rows:
+        return table
+    names = sorted({f"{row['case']} ({row['metric'].removeprefix(UNREADABLE)})" for row in rows})
+    cases = len(pc.unique(table["case"]))
+    if len(names) > _MOST_UNREADABLE * cases or len(rows) == len(table):
+        raise InputError(
+            f"{len(names)} of {cases} cases cannot be read, at most {_MOST_UNREADABLE:.0%} may: {'; '.join(names[:5])}",
+            value=where,
+            fix="repair the suite's snapshot and run the same command again",
+        )
+    log.warning("%d of %d cases are not measured: %s", len(names), cases, "; ".join(names[:5]))
+    return table.filter(pc.invert(failed))
 
 
 def _parts(items: Sequence[Any], size: int) -> list[tuple[Any, ...]]:

@@ -1,21 +1,24 @@
 """The actor of an evaluation: it holds one model and measures units of work."""
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeVar
 
 import numpy as np
 
 from lookalike.data.images import encode_png
-from lookalike.data.triplets import Triplet, load_images
+from lookalike.data.triplets import ShardError, Triplet, load_images
 from lookalike.diffusion.flow import FlowConfig, seed_of
 from lookalike.diffusion.pipeline import SubjectPipeline
+from lookalike.errors import LookalikeError, UnreachableError
 from lookalike.evaluation.clip import ClipScorer
 from lookalike.evaluation.measure import ImageScorer, Measurement, Task, paired_losses, with_prefix
 from lookalike.evaluation.suites import ImageCase, LossSample
 from lookalike.models.batch import Batch, to_batch
 from lookalike.models.embedder import load_embedder
-from lookalike.models.preprocess import Preprocessor
+from lookalike.models.preprocess import Preprocessor, check_image
 from lookalike.models.subject import SubjectModel
 from lookalike.models.vae import LatentCache
 from lookalike.pixels import crop_resize
@@ -23,6 +26,12 @@ from lookalike.storage import open_store
 from pipelines.actors import Columns
 from pipelines.bundles import BundleLocation
 from pipelines.evaluate.config import EvaluateConfig
+
+log = logging.getLogger(__name__)
+
+UNREADABLE = "unreadable: "
+"""Begins the metric of a case that was not measured since its images cannot be read; the reason follows."""
+Images = tuple[np.ndarray, list[np.ndarray]]
 
 
 @dataclass(frozen=True)
@@ -45,6 +54,7 @@ class ImageUnit:
 
 
 Unit = LossUnit | ImageUnit
+CaseT = TypeVar("CaseT", LossSample, ImageCase)
 
 
 @dataclass(frozen=True)
@@ -69,9 +79,11 @@ class Evaluator:
         self._device = work.config.actors.prepare()
         self._loaded: tuple[int, SubjectPipeline] | None = None
         self._cache = LatentCache()
+        self._read: dict[int, Images] = {}
 
     def __call__(self, unit: int) -> Columns:
         todo = self._work.units[unit]
+        self._read.clear()
         rows = self._losses(todo) if isinstance(todo, LossUnit) else self._images(todo)
         return {
             "case": np.array([row.case for row in rows]),
@@ -82,38 +94,46 @@ class Evaluator:
 
     def _losses(self, unit: LossUnit) -> list[Measurement]:
         pipe, pool = self._pipe(unit.bundle), self._work.pool
+        samples, unreadable = self._readable(
+            unit.samples, lambda s: s.sample_id, lambda s: (s.target, s.right, s.shuffled)
+        )
+        if not samples:
+            return unreadable
         references = self._preprocessor(pipe).preset.references
         model = SubjectModel(pipe.mllm, pipe.aggregator, pipe.transformer, references).eval()
-        targets = [self._load(sample.target)[0] for sample in unit.samples]
-        strangers = [sample.shuffled for sample in unit.samples if sample.shuffled is not None]
+        targets = [self._load(sample.target)[0] for sample in samples]
+        strangers = [sample.shuffled for sample in samples if sample.shuffled is not None]
         rows = paired_losses(
             model,
             pipe.vae,
             FlowConfig.from_scheduler(pipe.scheduler.config),
-            self._batch(pipe, [sample.right for sample in unit.samples], targets),
+            self._batch(pipe, [sample.right for sample in samples], targets),
             self._batch(pipe, strangers, targets) if len(strangers) == len(targets) else None,
-            sample_ids=[sample.sample_id for sample in unit.samples],
-            subjects=[pool[sample.target].subject for sample in unit.samples],
+            sample_ids=[sample.sample_id for sample in samples],
+            subjects=[pool[sample.target].subject for sample in samples],
             seed=self._work.config.seed,
             cache=self._cache,
         )
-        return with_prefix(rows, _before(unit.bundle))
+        return with_prefix(rows, _before(unit.bundle)) + unreadable
 
     def _images(self, unit: ImageUnit) -> list[Measurement]:
         config, pool = self._work.config, self._work.pool
         pipe = self._pipe(unit.bundle)
-        given = [pool[case.conditions] for case in unit.cases]
+        cases, unreadable = self._readable(unit.cases, lambda c: c.case_id, lambda c: (c.target, c.conditions, c.other))
+        if not cases:
+            return unreadable
+        given = [pool[case.conditions] for case in cases]
         images = pipe(
             [triplet.prompt for triplet in given],
-            [self._load(case.conditions)[1] for case in unit.cases],
+            [self._load(case.conditions)[1] for case in cases],
             num_inference_steps=config.steps,
             guidance_scale=config.guidance_scale,
             stages=unit.stages,
-            seeds=[seed_of(config.seed, case.case_id) % 2**63 for case in unit.cases],
+            seeds=[seed_of(config.seed, case.case_id) % 2**63 for case in cases],
             output_type="np",
         ).images
         store = open_store(config.out)
-        for case, image in zip(unit.cases, images, strict=True):
+        for case, image in zip(cases, images, strict=True):
             store.write(image_key(unit.bundle, case, unit.stages), encode_png(image))
         height, width = images.shape[1:3]
         tasks = [
@@ -124,10 +144,30 @@ class Evaluator:
                 references=self._references(case.target, height, width),
                 others=[] if case.other is None else self._references(case.other, height, width),
             )
-            for case in unit.cases
+            for case in cases
         ]
         main = "" if unit.stages == config.stages[0] else f"{unit.stages}/"
-        return with_prefix(self._scorer(list(images), tasks), _before(unit.bundle) + main)
+        return with_prefix(self._scorer(list(images), tasks), _before(unit.bundle) + main) + unreadable
+
+    def _readable(
+        self, cases: Sequence[CaseT], name: Callable[[CaseT], str], needs: Callable[[CaseT], tuple[int | None, ...]]
+    ) -> tuple[list[CaseT], list[Measurement]]:
+        """The cases whose triplets can be read, and a row for each of the others, with the reason as its metric."""
+        usable, unreadable = [], []
+        for case in cases:
+            try:
+                for index in needs(case):
+                    if index is not None:
+                        self._load(index)
+                usable.append(case)
+            except (UnreachableError, ShardError, MemoryError):
+                raise
+            except Exception as error:  # whatever a decoder raises for the bytes of this one
+                reason = error.what if isinstance(error, LookalikeError) else f"{type(error).__name__}: {error}"
+                log.warning("case %s is not measured: %s", name(case), reason)
+                subject = self._work.pool[case.target].subject
+                unreadable.append(Measurement(name(case), subject, UNREADABLE + reason[:200], 1.0))
+        return usable, unreadable
 
     def _pipe(self, bundle: int) -> SubjectPipeline:
         if self._loaded is None or self._loaded[0] != bundle:
@@ -148,7 +188,8 @@ class Evaluator:
     def _batch(self, pipe: SubjectPipeline, conditions: Sequence[int], targets: list[np.ndarray]) -> Batch:
         prompts = [self._work.pool[index].prompt for index in conditions]
         references = [self._load(index)[1] for index in conditions]
-        return to_batch(self._preprocessor(pipe)(prompts, references, targets)).to(self._device)
+        rows = self._preprocessor(pipe)(prompts, references, targets, truncate_prompts=True)
+        return to_batch(rows).to(self._device)
 
     @staticmethod
     def _preprocessor(pipe: SubjectPipeline) -> Preprocessor:
@@ -159,8 +200,15 @@ class Evaluator:
         """References at the size of the generated image, so that sharpness is no part of the similarity."""
         return [crop_resize(image, height, width) for image in self._load(index)[1]]
 
-    def _load(self, index: int) -> tuple[np.ndarray, list[np.ndarray]]:
-        return load_images(open_store(self._work.snapshots[index]), self._work.pool[index])
+    def _load(self, index: int) -> Images:
+        """Target and references of a triplet, read once for each unit."""
+        if index not in self._read:
+            target, references = load_images(open_store(self._work.snapshots[index]), self._work.pool[index])
+            check_image(target, "target")
+            for image in references:
+                check_image(image)
+            self._read[index] = target, references
+        return self._read[index]
 
 
 def image_key(bundle: int, case: ImageCase, stages: str) -> str:

@@ -9,7 +9,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from lookalike import config as configs
-from lookalike.data.images import EXTENSIONS, ImageError, decode
+from lookalike.data.images import EXTENSIONS, decode
 from lookalike.errors import ConfigError, InputError
 from lookalike.storage import Store, locate_object, open_store, read_object
 from lookalike.storage.claim import claim
@@ -52,7 +52,9 @@ def generate(config: GenerateConfig) -> dict[str, Any]:
         return read_object(store, RESULT)
 
     pixels = [decode(data) for _, data in references]
-    Preprocessor.from_bundle(bundle.open().components)(prompts, [pixels] * len(prompts))  # refuses before any work
+    preprocessor = Preprocessor.from_bundle(bundle.open().components)
+    for prompt in prompts:  # refuses before any work; one at a time: all at once would hold the photos for each
+        preprocessor([prompt], [pixels])
     requests = [
         Request(f"images/{number:04d}-{config.seed + index}.png", prompt, config.seed + index)
         for number, prompt in enumerate(prompts)
@@ -95,6 +97,8 @@ def _prompts(config: GenerateConfig) -> list[str]:
 
 def _references(locations: Sequence[str], bundle: BundleLocation) -> list[tuple[str, bytes]]:
     """URI and bytes of each reference; of folders as many photos, by name, as the model still reads."""
+    from lookalike.models.preprocess import check_image
+
     limit = bundle.max_references
     files: list[tuple[str, bytes]] = []
     for location in locations:
@@ -113,9 +117,9 @@ def _references(locations: Sequence[str], bundle: BundleLocation) -> list[tuple[
         )
     for uri, data in files:
         try:
-            decode(data)
-        except ImageError as error:
-            raise InputError(f"a reference is no photo: {error.what}", value=uri, fix="name another file") from error
+            check_image(decode(data))
+        except InputError as error:
+            raise InputError(f"a reference cannot be used: {error.what}", value=uri, fix="name another file") from error
     return files
 
 

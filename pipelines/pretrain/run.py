@@ -14,11 +14,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lookalike.config import canonical_json, fingerprint, to_dict
-from lookalike.data.images import ImageError, decode
-from lookalike.data.shards import iter_samples, open_object
-from lookalike.errors import InputError
+from lookalike.data.images import EXTENSIONS, decode
+from lookalike.data.shards import BrokenTarError, iter_samples, open_object
+from lookalike.errors import InputError, LookalikeError, UnreachableError
 from lookalike.models.batch import Batch, to_batch
-from lookalike.models.preprocess import Preprocessor
+from lookalike.models.preprocess import Preprocessor, check_image
 from lookalike.models.presets import load_preset
 from lookalike.models.sources import materialise
 from lookalike.models.vae import downsampling
@@ -34,6 +34,8 @@ from pipelines.pretrain import pictures
 logger = logging.getLogger(__name__)
 
 Pixels = npt.NDArray[np.uint8]  # [H, W, 3]
+_MOST_LEFT_OUT = 0.1  # share of the samples that may be unreadable
+_NAMED = 5  # samples in a message
 _HELD_OUT = 16  # one subject of so many is kept for measuring
 _MEASURED = 256  # images that a figure is measured on
 
@@ -99,25 +101,61 @@ def _initial_bundle(config: PretrainConfig, folder: Path) -> Path:
 def _read(config: PretrainConfig) -> tuple[list[_Subject], list[_Subject]]:
     """All subjects of the shards, their images in memory at twice the model's size: (train, held out)."""
     preset = load_preset(config.preset)
-    height, width = 2 * preset.height, 2 * preset.width
     store = open_store(config.raw)
     shards = [info for info in store.list() if info.key.endswith(".tar")]
     subjects: dict[str, _Subject] = {}
+    left_out: list[str] = []
+    total = 0
     for info in tqdm(shards, desc="read", unit="shard"):
-        for _, members in iter_samples(open_object(store, info)):
-            meta = json.loads(members.pop("json"))
-            try:
-                image = crop_resize(decode(next(iter(members.values()))), height, width)
-            except (ImageError, StopIteration):
-                continue
-            subject = subjects.setdefault(meta["subject"], _Subject([], []))
-            subject.images.append(image)
-            subject.captions.append(meta["caption"])
+        try:
+            for sample, members in iter_samples(open_object(store, info)):
+                total += 1
+                try:
+                    name, caption, image = _sample(members, 2 * preset.height, 2 * preset.width)
+                except (UnreachableError, MemoryError):
+                    raise
+                except Exception as error:  # whatever a decoder raises for the bytes of this one
+                    what = error.what if isinstance(error, LookalikeError) else f"{type(error).__name__}: {error}"
+                    left_out.append(f"{info.key}/{sample.key} ({what[:200]})")
+                    continue
+                subject = subjects.setdefault(name, _Subject([], []))
+                subject.images.append(image)
+                subject.captions.append(caption)
+        except BrokenTarError as error:
+            total += 1
+            left_out.append(f"{info.key} ({error.what})")
+    if left_out:
+        logger.warning("%d of %d samples are left out: %s", len(left_out), total, "; ".join(left_out[:_NAMED]))
+    if len(left_out) > _MOST_LEFT_OUT * total:
+        raise InputError(
+            f"{len(left_out)} of {total} samples cannot be read, at most {_MOST_LEFT_OUT:.0%} may: "
+            + "; ".join(left_out[:_NAMED]),
+            value=config.raw,
+            fix="ingest the photos again",
+        )
     held_out = {name for name in subjects if int(fingerprint(name)[:8], 16) % _HELD_OUT == 0}
     train = [subjects[name] for name in sorted(subjects) if name not in held_out]
     if not train or not held_out:
         raise InputError("too few subjects in the shards", value=config.raw, fix="ingest a world of 100 or more")
     return train, [subjects[name] for name in sorted(held_out)]
+
+
+def _sample(members: dict[str, bytes], height: int, width: int) -> tuple[str, str, Pixels]:
+    """Subject, caption and image of a raw sample.
+
+    Raises:
+        InputError: one of them is missing, or the image does not decode.
+    """
+    encoded = next((data for name, data in members.items() if name in EXTENSIONS), None)
+    if encoded is None or "json" not in members:
+        raise InputError("no image or no json", value=sorted(members), fix="ingest the photo again")
+    meta = json.loads(members["json"])
+    subject, caption = meta.get("subject"), meta.get("caption")
+    if not isinstance(subject, str) or not isinstance(caption, str):
+        raise InputError("subject or caption is no text", value=str(subject)[:80], fix="ingest the photo again")
+    image = decode(encoded)
+    check_image(image, "photo")
+    return subject, caption, crop_resize(image, height, width)
 
 
 def _pretrain_vae(

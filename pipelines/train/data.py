@@ -8,13 +8,12 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import ray
 import ray.data
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 
 from lookalike.training.plan import EpochPlan
-from pipelines.train.samples import Columns, TripletSource, prepare
+from pipelines.train.samples import Columns, TripletSource, of_step, prepare
 
 _STEPS_PER_TASK = 8
 _STEPS_PER_DATASET = 1024  # Ray Data holds every task of a data set from its start: 100,000 steps took it half a minute
@@ -57,8 +56,8 @@ def _dataset(
 
     def load(batch: Columns) -> Iterator[Columns]:
         for step in batch["step"]:
-            columns = prepare(source, plan.rank_slots(int(step), rank, world_size, batch_size))
-            yield {**columns, "step": np.full(len(columns["weight"]), step)}
+            slots = plan.rank_slots(int(step), rank, world_size, batch_size)
+            yield of_step(prepare(source, slots), int(step))
 
     # Numbers that lie there already: read tasks, or tasks that look at Arrow blocks, would keep one more process busy.
     numbers = ray.data.from_items(

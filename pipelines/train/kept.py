@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lookalike.training.plan import PADDING, EpochPlan
-from pipelines.train.samples import Columns, TripletSource, prepare
+from pipelines.train.samples import Columns, TripletSource, of_step, prepare
 
 _CHUNK = 16  # samples that a thread prepares at a time
 _MANY = 4096  # samples that are worth processes of their own
@@ -41,7 +41,11 @@ class KeptSamples:
         rows = np.where(indices == PADDING, 0, indices)
         self.learn(rows)
         columns = {name: values.take(rows, axis=0) for name, values in self._columns.items()}
-        return {**columns, "weight": (indices != PADDING).astype(np.float32)}
+        real = indices != PADDING
+        columns["weight"] = columns["weight"] * real.astype(np.float32)
+        columns["reason"] = np.where(real, columns["reason"], "")
+        columns["fatal"] = columns["fatal"] & real
+        return columns
 
     def learn(self, rows: npt.NDArray[np.int64], processes: int = 1) -> None:
         """Prepare those of ``rows`` that are not known yet; many at once in so many processes, which share no lock.
@@ -83,10 +87,10 @@ def kept_batches(
         due = np.concatenate([plan.rank_slots(step, rank, world_size, batch_size) for step in epoch])
         kept.learn(due[due != PADDING], max(1, len(os.sched_getaffinity(0)) // world_size))
     slots = (plan.rank_slots(step, rank, world_size, batch_size) for step in steps)
-    for step, columns in zip(steps, ahead(kept.take(part) for part in slots), strict=True):
+    for step, taken in zip(steps, ahead(kept.take(part) for part in slots), strict=True):
+        columns = of_step(taken, step)
         for first in range(0, len(columns["weight"]), batch_size):
-            part = {name: values[first : first + batch_size] for name, values in columns.items()}
-            yield {**part, "step": np.full(len(part["weight"]), step)}
+            yield {name: values[first : first + batch_size] for name, values in columns.items()}
 
 
 def ahead(items: Iterator[T]) -> Iterator[T]:

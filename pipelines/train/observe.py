@@ -122,17 +122,19 @@ class TrackedImages:
                 prompt=str(prompt),
                 images={"real": _upright(target), "drawn": image},
             )
-            for references, mask, prompt, target, image in zip(
+            for references, mask, prompt, target, weight, image in zip(
                 columns["references"],
                 columns["reference_mask"],
                 columns["prompt"],
                 columns["target"],
+                columns["weight"],
                 drawn,
                 strict=True,
             )
+            if weight  # else the sample could not be read
         ]
         gathered = [row for part in self.rank.gather(rows) for row in part]
-        if self.rank.is_first:
+        if self.rank.is_first and gathered:
             picture = draw_grid(gathered[: self.images.config.count], ["real", "drawn"], f"after {steps} steps")
             self._keep(picture, steps)
 

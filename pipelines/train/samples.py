@@ -1,5 +1,10 @@
-"""Prepared samples: rows of a snapshot, read and turned into what a model takes, with Ray or without."""
+"""Prepared samples: rows of a snapshot, read and turned into what a model takes, with Ray or without.
 
+A row that cannot be read or prepared ends nothing: a blank sample of weight 0 takes its slot and carries the reason.
+"""
+
+import json
+import logging
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -8,13 +13,19 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from lookalike.data.triplets import Split, load_images, load_latents, read_table
+from lookalike.data.triplets import ShardError, Split, load_images, load_latents, read_table
+from lookalike.errors import InputError, LookalikeError, UnreachableError
 from lookalike.models.preprocess import Preprocessor
 from lookalike.storage import Store, open_store
 from lookalike.training.bundles import local_bundle
 from lookalike.training.plan import PADDING
 
+log = logging.getLogger(__name__)
+
 Columns = dict[str, npt.NDArray[Any]]
+
+_SHOWN = 500  # characters of a prompt or of a reason that travel with a sample
+_FAR_FROM_UNIT = 100.0  # mean square of latents, which have unit variance; damaged ones have millions
 
 
 @dataclass(frozen=True)
@@ -35,6 +46,17 @@ class TripletSource:
         return _table(self.snapshot_uri, self.split)
 
 
+@dataclass(frozen=True)
+class _Sample:
+    columns: Columns
+    """The preprocessor's, of one row."""
+    sample_id: str
+    subject: str = ""
+    prompt: str = ""
+    reason: str = ""
+    fatal: bool = False
+
+
 @lru_cache(maxsize=4)
 def _table(snapshot_uri: str, split: Split) -> pa.Table:
     return read_table(open_store(snapshot_uri), split)
@@ -47,33 +69,106 @@ def _preprocessor(bundle_uri: str) -> Preprocessor:
 
 def prepare(source: TripletSource, indices: npt.NDArray[np.int64]) -> Columns:
     """Read and prepare samples: the preprocessor's columns, ``sample_id``, ``subject`` and ``prompt`` (str), ``weight``
-    (f32).
+    (f32), ``reason`` (str) and ``fatal`` (bool).
 
-    A padding slot repeats the first row with weight 0.
+    A padding slot repeats the first row with weight 0. A row that cannot be read or prepared is a blank sample with
+    weight 0 and a ``reason``; ``fatal`` says that its whole shard cannot be read, and ``reason`` is then the error's
+    what, value and fix as JSON.
+
+    Raises:
+        UnreachableError: the store does not answer, which is no fault of a sample.
     """
-    store = open_store(source.snapshot_uri)
-    rows = source.table().take(np.where(indices == PADDING, 0, indices)).to_pylist()
-    images = [load_images(store, row) for row in rows]
-    columns: Columns = _preprocessor(source.bundle_uri)(
-        [row["prompt"] for row in rows], [references for _, references in images], [target for target, _ in images]
-    )
-    if source.latents:
-        columns |= _latents(store, rows, columns["reference_mask"].shape[1])
-    columns["sample_id"] = np.array([row["triplet_id"] for row in rows])
-    columns["subject"] = np.array([row["subject"] for row in rows])
-    columns["prompt"] = np.array([row["prompt"] for row in rows])
-    columns["weight"] = (indices != PADDING).astype(np.float32)
+    store, rows = open_store(source.snapshot_uri), np.where(indices == PADDING, 0, indices)
+    made = {int(index): _sample(source, store, int(index)) for index in np.unique(rows)}
+    samples = [made[int(index)] for index in rows]
+    columns = {name: np.concatenate([s.columns[name] for s in samples]) for name in samples[0].columns}
+    for name in ("sample_id", "subject", "prompt"):
+        columns[name] = np.array([getattr(sample, name) for sample in samples])
+    real = indices != PADDING
+    columns["reason"] = np.where(real, np.array([sample.reason for sample in samples]), "")
+    columns["fatal"] = np.array([sample.fatal for sample in samples]) & real
+    columns["weight"] = (real & (columns["reason"] == "")).astype(np.float32)
     return columns
 
 
-def _latents(store: Store, rows: list[dict[str, Any]], slots: int) -> Columns:
-    """``target_latents`` float32 ``[B, T, C]`` and ``reference_latents`` ``[B, slots, T', C]``, zero where none is."""
-    read = [load_latents(store, row) for row in rows]
-    tokens, channels = read[0][1].shape[1:]
-    references = np.zeros((len(rows), slots, tokens, channels), np.float32)
-    for place, (_, latents) in zip(references, read, strict=True):
-        place[: len(latents)] = latents
-    return {"target_latents": np.stack([target for target, _ in read]), "reference_latents": references}
+def of_step(columns: Columns, step: int) -> Columns:
+    """A rank's samples of ``step``, each with the step and with the number of them that could not be prepared."""
+    rows = len(columns["weight"])
+    failed = int((columns["reason"] != "").sum())
+    return {**columns, "step": np.full(rows, step), "failed_in_step": np.full(rows, failed)}
+
+
+def _sample(source: TripletSource, store: Store, index: int) -> _Sample:
+    preprocessor, blank = _preprocessor(source.bundle_uri), _blank(source.bundle_uri, source.latents)
+    sample_id = f"row {index}"
+    try:
+        sample_id = str(source.table()["triplet_id"][index].as_py() or sample_id)[:_SHOWN]
+        row = source.table().slice(index, 1).to_pylist()[0]
+        target, references = load_images(store, row)
+        columns: Columns = preprocessor(
+            [row["prompt"]], [references], [target], truncate_prompts=True, on_cut=_say_once
+        )
+        if source.latents:
+            columns |= _latents(store, row, blank, len(references))
+        return _Sample(columns, row["triplet_id"], row["subject"], row["prompt"][:_SHOWN])
+    except (UnreachableError, MemoryError):
+        raise
+    except ShardError as error:
+        reason = json.dumps([error.what, error.value, error.fix])
+        return _Sample(blank, sample_id, reason=reason, fatal=True)
+    except Exception as error:  # whatever a decoder or a tokenizer raises for the bytes of this one sample
+        reason = error.what if isinstance(error, LookalikeError) else f"{type(error).__name__}: {error}"
+        if isinstance(error, LookalikeError) and error.value not in (None, sample_id):
+            reason += f" ({error.value})"
+        log.debug("sample %s cannot be prepared", sample_id, exc_info=True)
+        return _Sample(blank, sample_id, reason=reason[:_SHOWN])
+
+
+@lru_cache(maxsize=4)
+def _blank(bundle_uri: str, latents: bool) -> Columns:
+    """A grey image without a prompt, in the place of what cannot be prepared."""
+    preprocessor = _preprocessor(bundle_uri)
+    preset = preprocessor.preset
+    grey = np.full((preset.height, preset.width, 3), 127, np.uint8)
+    columns: Columns = preprocessor([""], [[grey]], [grey])
+    if latents:
+        config = json.loads((local_bundle(bundle_uri) / "vae" / "config.json").read_text())
+        side = 2 ** len(config["block_out_channels"])  # pixels of a token's side: two latents
+        channels = 4 * config["latent_channels"]
+        grid = preset.references
+        tokens = (preset.height // side) * (preset.width // side)
+        reference_tokens = (grid.height // side) * (grid.width // side)
+        columns["target_latents"] = np.zeros((1, tokens, channels), np.float32)
+        columns["reference_latents"] = np.zeros((1, grid.max_references, reference_tokens, channels), np.float32)
+    return columns
+
+
+def _latents(store: Store, row: dict[str, Any], blank: Columns, references: int) -> Columns:
+    """``target_latents`` float32 ``[1, T, C]`` and ``reference_latents`` ``[1, slots, T', C]``, zero where none is."""
+    target, given = load_latents(store, row)
+    places = np.zeros_like(blank["reference_latents"])
+    expected = [blank["target_latents"].shape[1:], (references, *places.shape[2:])]
+    if [target.shape, given.shape] != expected:
+        raise InputError(
+            f"latents of shapes {target.shape} and {given.shape}, not {expected[0]} and {expected[1]}",
+            fix="curate with shards.latents of this base",
+        )
+    for latents in (target, given):
+        spread = float(np.square(latents, dtype=np.float64).mean())
+        if not spread <= _FAR_FROM_UNIT:
+            raise InputError(f"the latents are damaged: their mean square is {spread:.3g}", fix="curate again")
+    places[0, :references] = given
+    return {"target_latents": target[None], "reference_latents": places}
+
+
+_said: set[str] = set()
+
+
+def _say_once(prompt: str, cut: str) -> None:
+    """A training set with one long caption has many: the first is named."""
+    if not _said:
+        log.warning("captions are longer than the model reads; of the first, this part is cut off: %r", cut[:120])
+    _said.add("cut")
 
 
 def validation_indices(source: TripletSource, samples: int) -> npt.NDArray[np.int64]:

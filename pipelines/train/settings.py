@@ -42,6 +42,7 @@ def train_worker(loop_config: dict[str, Any]) -> LookalikeError | None:
     import ray.train
 
     from lookalike.training.loop import TrainingDivergedError
+    from lookalike.training.quarantine import UnusableDataError
     from lookalike.training.ranks import Rank
     from pipelines.train.worker import run_rank
 
@@ -55,6 +56,6 @@ def train_worker(loop_config: dict[str, Any]) -> LookalikeError | None:
     rank = Rank(context.get_world_rank(), context.get_world_size())
     try:
         run_rank(settings, rank)
-    except (StoppedError, TrainingDivergedError) as error:
+    except (StoppedError, TrainingDivergedError, UnusableDataError) as error:
         return error
     return None

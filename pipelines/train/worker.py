@@ -27,6 +27,7 @@ from lookalike.training.history import History, Listener
 from lookalike.training.ledger import Ledger
 from lookalike.training.loop import Loop
 from lookalike.training.objective import DenoisingObjective, HeldOutLoss
+from lookalike.training.quarantine import failures
 from lookalike.training.ranks import Rank
 from lookalike.training.samples import HeldOutImages
 from lookalike.training.workload import Workload, peak_tflops
@@ -73,12 +74,13 @@ def run_rank(settings: WorkerSettings, rank: Rank | None = None) -> None:
         ) as tracker,
         _listeners(settings, rank) as listeners,
     ):
-        Loop(
+        held_out = _validation_batches(settings, rank)
+        loop = Loop(
             config=config,
             rank=rank,
             engine=engine,
             objective=objective,
-            validation=HeldOutLoss(objective, _validation_batches(settings, rank), rank.sum),
+            validation=HeldOutLoss(objective, held_out, rank.sum),
             plan=settings.plan,
             store=store,
             history=History(
@@ -96,7 +98,10 @@ def run_rank(settings: WorkerSettings, rank: Rank | None = None) -> None:
             peak_tflops=workload.peak_tflops,
             images=_images(settings, objective, rank, tracker),
             clock=StepClock(device),
-        ).run(batches)
+        )
+        failed = [failure for columns in held_out for failure in failures(columns, 0)]
+        loop.quarantine.add_held_out(failed, sum(int(columns["weight"].sum()) for columns in held_out))
+        loop.run(batches)
     if rank.is_first:  # which has imported all that it takes; the driver has not
         export_bundle(config, store, config.total_steps)
 

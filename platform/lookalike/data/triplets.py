@@ -5,6 +5,8 @@ the same snapshot, so that any row can be read alone, in any order, by range.
 """
 
 import io
+import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
@@ -20,12 +22,16 @@ from lookalike.documents import decoding
 from lookalike.errors import InputError
 from lookalike.storage import Store
 
+log = logging.getLogger(__name__)
+
 __all__ = [
-    *("SCHEMA", "TABLE", "Split", "Triplet", "load_images", "load_latents", "read_table", "read_triplets"),
-    "write_latents",
+    *("SCHEMA", "TABLE", "ShardError", "Split", "Triplet", "load_images", "load_latents", "read_table"),
+    *("read_triplets", "write_latents"),
 ]
 
 TABLE = "triplets.parquet"
+MAX_MEMBER_BYTES = 1 << 30  # a row that says more of one image is wrong, and is not read
+_MAX_ID = 1024  # characters
 Split = Literal["train", "validation"]
 
 SCHEMA = pa.schema(
@@ -47,6 +53,10 @@ SCHEMA = pa.schema(
         ("latents_length", pa.int64()),
     ]
 )
+
+
+class ShardError(InputError):
+    """A shard that the snapshot's manifest lists is missing, empty or locked: no fault of a single triplet."""
 
 
 @dataclass(frozen=True)
@@ -105,19 +115,57 @@ def read_table(version_store: Store, split: Split | None = None) -> pa.Table:
 
 
 def read_triplets(version_store: Store, split: Split | None = None) -> list[Triplet]:
-    """The rows of :func:`read_table` as objects."""
-    return [Triplet.from_row(row) for row in read_table(version_store, split).to_pylist()]
+    """The rows of :func:`read_table` as objects, without those that hold no triplet, which are logged.
+
+    Raises:
+        InputError: no row holds a triplet.
+    """
+    table = read_table(version_store, split)
+    try:
+        rows = table.to_pylist()
+    except UnicodeDecodeError:  # a text that is not UTF-8 hides the whole table
+        rows = [row for index in range(len(table)) for row in _one(table, index)]
+    whole = []
+    for row in rows:
+        try:
+            triplet = Triplet.from_row(row)
+            _check(triplet)
+            whole.append(triplet)
+        except InputError as error:
+            log.warning("%s is left out of %s", error, version_store.uri)
+    if not whole:
+        raise InputError("no row of the snapshot holds a triplet", value=version_store.uri, fix="curate it again")
+    return whole
+
+
+def _one(table: pa.Table, index: int) -> list[dict[str, Any]]:
+    try:
+        return list(table.slice(index, 1).to_pylist())
+    except UnicodeDecodeError as error:
+        log.warning("row %d is left out: %s", index, error)
+        return []
 
 
 def load_images(version_store: Store, row: Triplet | Mapping[str, Any]) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Read the images of one triplet by range: the target and its references, each uint8 RGB ``[H, W, 3]``, upright."""
+    """Read the images of one triplet by range: the target and its references, each uint8 RGB ``[H, W, 3]``, upright.
+
+    Raises:
+        InputError: the row is incomplete or points outside its shard, or an image does not decode.
+        ShardError: the shard cannot be read at all.
+    """
     triplet = row if isinstance(row, Triplet) else Triplet.from_row(row)
+    _check(triplet)
 
-    def load(offset: int, length: int) -> np.ndarray:
-        return decode(version_store.read_range(triplet.shard, offset, length))
+    def load(what: str, offset: int, length: int) -> np.ndarray:
+        data = _read(version_store, triplet, what, offset, length)
+        try:
+            return decode(data)
+        except InputError as error:
+            raise InputError(f"{what} does not decode: {error.what}", value=triplet.triplet_id, fix=_FIX) from error
 
-    references = zip(triplet.reference_offsets, triplet.reference_lengths, strict=True)
-    return load(triplet.target_offset, triplet.target_length), [load(*where) for where in references]
+    target = load("the target", triplet.target_offset, triplet.target_length)
+    places = zip(triplet.reference_offsets, triplet.reference_lengths, strict=True)
+    return target, [load(f"reference {index}", *place) for index, place in enumerate(places)]
 
 
 def write_latents(target: np.ndarray, references: np.ndarray) -> bytes:
@@ -130,13 +178,68 @@ def load_latents(version_store: Store, row: Mapping[str, Any]) -> tuple[np.ndarr
     """Read the latents of one triplet by range: the target's ``[T, C]`` and the references' ``[R, T', C]``, float32.
 
     Raises:
-        InputError: the snapshot holds none.
+        InputError: the snapshot holds none, or they are damaged.
+        ShardError: the shard cannot be read at all.
     """
     triplet = Triplet.from_row(row)
     if triplet.latents_offset is None or triplet.latents_length is None:
         raise InputError("the triplet has no latents", value=triplet.triplet_id, fix="curate with shards.latents")
-    tensors = load(version_store.read_range(triplet.shard, triplet.latents_offset, triplet.latents_length))
-    return tensors["target"].astype(np.float32), tensors["references"].astype(np.float32)
+    data = _read(version_store, triplet, "the latents", triplet.latents_offset, triplet.latents_length)
+    try:
+        tensors = load(data)
+        return tensors["target"].astype(np.float32), tensors["references"].astype(np.float32)
+    except Exception as error:  # safetensors raises what it likes for damaged bytes
+        raise InputError(f"the latents are damaged: {error}", value=triplet.triplet_id, fix=_FIX) from error
+
+
+_FIX = "curate the photos again, or train without this triplet"
+
+
+def _check(triplet: Any) -> None:
+    """Raise InputError for a row that cannot point at a target and its references: any of its values may be null."""
+    wrong = None
+    if not isinstance(triplet.triplet_id, str) or not 0 < len(triplet.triplet_id) <= _MAX_ID:
+        wrong = f"triplet_id is not a text of 1 to {_MAX_ID} characters"
+    elif not isinstance(triplet.shard, str) or not isinstance(triplet.subject, str):
+        wrong = "shard or subject is null"
+    elif not isinstance(triplet.prompt, str):
+        wrong = "prompt is null"
+    elif not triplet.reference_offsets or not triplet.reference_lengths:
+        wrong = "it has no reference"
+    elif len(triplet.reference_offsets) != len(triplet.reference_lengths):
+        wrong = f"{len(triplet.reference_offsets)} reference offsets, {len(triplet.reference_lengths)} lengths"
+    if wrong is not None:
+        raise InputError(f"the triplet's row is damaged: {wrong}", value=str(triplet.triplet_id)[:80], fix=_FIX)
+
+
+def _read(version_store: Store, triplet: Triplet, what: str, offset: int, length: int) -> bytes:
+    """Bytes of a member; where the shard as a whole cannot be read, that is the error."""
+    whole = isinstance(offset, int) and isinstance(length, int)
+    if not whole or offset < 0 or not 0 < length <= MAX_MEMBER_BYTES:
+        raise InputError(f"{what} has no valid place in its shard", value=f"offset={offset}, length={length}", fix=_FIX)
+    try:
+        return version_store.read_range(triplet.shard, offset, length)
+    except InputError as error:
+        if _belongs(version_store, triplet.shard):
+            try:
+                version_store.read_range(triplet.shard, 0, 1)
+            except InputError as cause:
+                raise ShardError(
+                    f"a shard of the snapshot cannot be read: {cause.what}",
+                    value=f"{version_store.uri}/{triplet.shard}",
+                    fix="copy it back, or curate the raw shards again into another dataset and train on that",
+                ) from cause
+        raise InputError(
+            f"{what} cannot be read: {error.what}", value=f"{triplet.shard}, byte {offset}", fix=_FIX
+        ) from error
+
+
+def _belongs(version_store: Store, shard: str) -> bool:
+    """Whether the snapshot's manifest lists ``shard``; without a manifest every shard counts as listed."""
+    try:
+        return shard in json.loads(version_store.read("manifest.json"))["files"]
+    except (InputError, ValueError, KeyError, TypeError):
+        return True
 
 
 def _plain(value: Any) -> Any:

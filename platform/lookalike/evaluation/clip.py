@@ -8,7 +8,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from lookalike.errors import InputError
+from lookalike.models.tokenizer import readable
 
+_MOST_CHARACTERS = 20_000  # of a text that is cut to 77 tokens
 FloatsBD = np.ndarray  # float32 [B, D], rows of unit norm
 
 
@@ -45,8 +47,14 @@ class ClipScorer:
 
     @torch.no_grad()
     def texts(self, texts: Sequence[str]) -> FloatsBD:
-        """Embed texts; what exceeds the model's context is cut."""
-        inputs = self._tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt").to(self._device)
+        """Embed texts; what exceeds the model's context is cut, and names of control tokens are read as text."""
+        inputs = self._tokenizer(
+            [readable(text[:_MOST_CHARACTERS]) for text in texts],
+            padding=True,
+            truncation=True,
+            split_special_tokens=True,
+            return_tensors="pt",
+        ).to(self._device)
         found = self._model.get_text_features(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
         return _unit(found.pooler_output)
 

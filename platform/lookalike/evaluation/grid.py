@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 CELL = 168  # pixels a side: a 64-pixel image is shown at 2.6 times its size
 GAP = 12
+_MOST_CHARACTERS = 600  # of a text: more does not fit into a cell, and Pillow measures no text of a million
 TEXT_WIDTH = 200
 INK, QUIET, LINE = "#1c1e21", "#6a6f76", "#e3e5e8"
 
@@ -90,7 +91,7 @@ def _wrap(text: str, width: int, size: int, bold: bool = False) -> list[str]:
     """Break ``text`` at blanks to ``width`` pixels; a word that is too long is cut with an ellipsis."""
     font = _font(size, bold)
     lines: list[str] = []
-    for word in text.split():
+    for word in text[:_MOST_CHARACTERS].split():
         while font.getlength(word) > width:
             word = word.rstrip("…")[:-1] + "…"
         if lines and font.getlength(f"{lines[-1]} {word}") <= width:

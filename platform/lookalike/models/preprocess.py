@@ -1,7 +1,8 @@
 """Prompts and images to arrays of fixed shapes. Without torch or transformers, so that it is cheap in data workers."""
 
 import json
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,16 @@ from lookalike.errors import ConfigError, InputError
 from lookalike.models.bundle import read_preset
 from lookalike.models.families import family_of
 from lookalike.models.presets import MllmConfig, Preset
+from lookalike.models.tokenizer import PromptTokenizer
 from lookalike.pixels import crop_resize
 
-MIN_SIDE, MAX_SIDE = 16, 16_384  # pixels of a reference's side
+log = logging.getLogger(__name__)
+
+MIN_SIDE, MAX_SIDE = 16, 16_384  # pixels of an image's side
+_SHOWN = 120  # characters of a prompt in a message
 
 Pixels = np.ndarray  # uint8 [H, W, 3], upright RGB
+OnCut = Callable[[str, str], None]
 
 
 class Preprocessor:
@@ -62,15 +68,9 @@ class Preprocessor:
         return {"preset": self.preset, "tokenizer_file": self.tokenizer_file}
 
     @cached_property
-    def _tokenizer(self) -> Any:
-        from tokenizers import Tokenizer
-
-        if not self.tokenizer_file.is_file():
-            raise InputError("no tokenizer.json in the MLLM's folder", value=str(self.tokenizer_file), fix="add it")
-        tokenizer = Tokenizer.from_file(str(self.tokenizer_file))
-        tokenizer.no_padding()
-        tokenizer.no_truncation()
-        return tokenizer
+    def _tokenizer(self) -> PromptTokenizer:
+        mllm = self._mllm
+        return PromptTokenizer(self.tokenizer_file, (mllm.image_token, mllm.image_prefix, mllm.image_suffix))
 
     @cached_property
     def image_token_id(self) -> int:
@@ -78,15 +78,17 @@ class Preprocessor:
         token_id = self._tokenizer.token_to_id(self._mllm.image_token)
         if token_id is None:
             raise ConfigError(
-                "image token is not in the vocabulary", value=self._mllm.image_token, fix="mend the preset"
+                "image token is not in the vocabulary",
+                value=self._mllm.image_token,
+                fix="set mllm.image_token of the preset to the model's placeholder",
             )
-        return int(token_id)
+        return token_id
 
     @cached_property
     def length(self) -> int:
         """Tokens of every row: the template with all references, and the longest prompt."""
-        full = self._ids(self._text("", self.preset.references.max_references))
-        return len(full) + self._mllm.max_prompt_tokens
+        before, after = self._around(self.preset.references.max_references)
+        return len(self._tokenizer.ids(before + after)) + self._mllm.max_prompt_tokens
 
     def __call__(
         self,
@@ -95,6 +97,7 @@ class Preprocessor:
         targets: Sequence[Pixels] | None = None,
         *,
         truncate_prompts: bool = False,
+        on_cut: OnCut | None = None,
     ) -> dict[str, np.ndarray]:
         """Arrays of B samples with R = ``max_references`` slots each.
 
@@ -102,7 +105,10 @@ class Preprocessor:
             prompts: B texts.
             references: for each its images, uint8 ``[H, W, 3]``, at most R; none is allowed here, and masked.
             targets: B images, or None when generating.
-            truncate_prompts: cut a prompt of more than ``max_prompt_tokens`` instead of refusing it.
+            truncate_prompts: cut a prompt of more than ``max_prompt_tokens`` with a warning instead of refusing it.
+            on_cut: called with each prompt that is cut and the first tokens cut off, as text, instead of the warning.
+
+        Names of control tokens in a prompt (``<IMG_CONTEXT>``, ``<|im_end|>``) are read as ordinary text.
 
         Returns:
             ``input_ids`` int64 ``[B, L]``, ``attention_mask`` and ``image_mask`` bool ``[B, L]``, ``pixel_values``
@@ -110,20 +116,24 @@ class Preprocessor:
             and with targets ``target`` uint8 ``[B, 3, H, W]``.
 
         Raises:
-            InputError: a prompt that is too long, too many references, an image that is too small or too large.
+            InputError: a prompt that is too long or no text, too many references, an image that is too small or too
+                large.
         """
         if len(prompts) != len(references) or (targets is not None and len(targets) != len(prompts)):
             raise InputError(
                 "as many lists of references (and targets) as prompts", value=len(prompts), fix="pair them"
             )
-        rows = [self._row(p, r, truncate_prompts) for p, r in zip(prompts, references, strict=True)]
+        cut = (on_cut or warn_of_cut) if truncate_prompts else None
+        rows = [self._row(p, r, cut) for p, r in zip(prompts, references, strict=True)]
         columns = {name: np.stack([row[name] for row in rows]) for name in rows[0]} if rows else {}
         if targets is not None:
             height, width = self.preset.height, self.preset.width
+            for image in targets:
+                check_image(image, "target")
             columns["target"] = np.stack([_channels_first(crop_resize(image, height, width)) for image in targets])
         return columns
 
-    def _row(self, prompt: str, references: Sequence[Pixels], truncate: bool) -> dict[str, np.ndarray]:
+    def _row(self, prompt: str, references: Sequence[Pixels], on_cut: OnCut | None) -> dict[str, np.ndarray]:
         slots, grid, side = self.preset.references.max_references, self.preset.references, self._mllm.image_size
         if len(references) > slots:
             raise InputError(
@@ -131,7 +141,7 @@ class Preprocessor:
             )
         for image in references:
             check_image(image)
-        row = self._tokens(prompt, len(references), truncate)
+        row = self._tokens(prompt, len(references), on_cut)
         row["pixel_values"] = np.zeros((slots, 3, side, side), np.float32)
         row["references"] = np.zeros((slots, 3, grid.height, grid.width), np.uint8)
         row["reference_mask"] = np.arange(slots) < len(references)
@@ -141,18 +151,18 @@ class Preprocessor:
             row["pixel_values"][index] = (_channels_first(fit_square(image, side)) / np.float32(255) - mean) / std
         return row
 
-    def _tokens(self, prompt: str, num_references: int, truncate: bool) -> dict[str, np.ndarray]:
+    def _tokens(self, prompt: str, num_references: int, on_cut: OnCut | None) -> dict[str, np.ndarray]:
         limit = self._mllm.max_prompt_tokens
-        encoding = self._tokenizer.encode(prompt, add_special_tokens=False)
-        if self.image_token_id in encoding.ids:
-            raise InputError("a prompt holds the image placeholder", value=self._mllm.image_token, fix="remove it")
-        if len(encoding.ids) > limit:
-            if not truncate:
-                raise InputError(
-                    f"prompt of {len(encoding.ids)} tokens exceeds {limit}", value=prompt, fix="shorten it"
-                )
-            prompt = prompt[: encoding.offsets[limit - 1][1]]
-        ids = self._ids(self._text(prompt, num_references))[: self.length]
+        if not isinstance(prompt, str):
+            raise InputError("a prompt is no text", value=type(prompt).__name__, fix="pass a string")
+        before, after = self._around(num_references)
+        ids, cut = self._tokenizer.write(before, prompt, after, limit)
+        if cut and on_cut is None:
+            raise InputError(
+                f"prompt of {limit + len(cut)} tokens exceeds {limit}", value=prompt[:_SHOWN], fix="shorten it"
+            )
+        if cut and on_cut is not None:
+            on_cut(prompt, self._tokenizer.decode(cut[:limit]))
         absent = (self.preset.references.max_references - num_references) * self._mllm.tokens_per_image
         input_ids = np.zeros(self.length, np.int64)
         input_ids[: len(ids)] = ids
@@ -161,27 +171,35 @@ class Preprocessor:
         image_mask = (input_ids == self.image_token_id) & (np.arange(self.length) < len(ids) + absent)
         return {"input_ids": input_ids, "attention_mask": attention_mask, "image_mask": image_mask}
 
-    def _text(self, prompt: str, num_references: int) -> str:
+    def _around(self, num_references: int) -> tuple[str, str]:
+        """The template's text before and after the prompt."""
         mllm = self._mllm
         image = mllm.image_prefix + mllm.image_token * mllm.tokens_per_image + mllm.image_suffix
-        return mllm.template.format(images=image * num_references, prompt=prompt)
-
-    def _ids(self, text: str) -> list[int]:
-        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+        before, _, after = mllm.template.partition("{prompt}")
+        return before.format(images=image * num_references), after.format(images=image * num_references)
 
     @property
     def _mllm(self) -> MllmConfig:
         return self.preset.mllm
 
 
-def check_image(image: Pixels) -> None:
+def warn_of_cut(prompt: str, cut: str) -> None:
+    """Log the part of a prompt that the model will not read, as diffusers' pipelines do."""
+    log.warning(
+        "The following part of your input was truncated because the model reads no longer prompt: %r (of %r)",
+        cut[:_SHOWN],
+        prompt[:_SHOWN],
+    )
+
+
+def check_image(image: Pixels, what: str = "reference") -> None:
     """Raise InputError for what is no uint8 RGB image, or has a side outside MIN_SIDE to MAX_SIDE pixels."""
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise InputError("no uint8 RGB image [H, W, 3]", value=f"{image.dtype} {image.shape}", fix="convert it to RGB")
     height, width = image.shape[:2]
     if min(height, width) < MIN_SIDE or max(height, width) > MAX_SIDE:
         raise InputError(
-            f"a reference of {width}x{height} pixels", fix=f"use one with sides of {MIN_SIDE} to {MAX_SIDE} pixels"
+            f"a {what} of {width}x{height} pixels", fix=f"use one with sides of {MIN_SIDE} to {MAX_SIDE} pixels"
         )
 
 

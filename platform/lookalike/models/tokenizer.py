@@ -1,14 +1,129 @@
-"""A small tokenizer for MLLMs that are trained from scratch: whole words of a list, single characters for the rest."""
+"""Prompts as token ids, in which text never becomes a control token; and a small tokenizer for MLLMs from scratch."""
 
+import json
+import re
 import string
 from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
-from lookalike.errors import ConfigError
+from lookalike.errors import ConfigError, InputError
 
 PAD, UNKNOWN, START, END = "<pad>", "<unk>", "<|im_start|>", "<|im_end|>"
 IMAGE_START, IMAGE_END, IMAGE_CONTEXT, VIDEO = "<img>", "</img>", "<IMG_CONTEXT>", "<video>"
 SPECIAL_TOKENS = (PAD, UNKNOWN, START, END, IMAGE_START, IMAGE_END, IMAGE_CONTEXT, VIDEO)
+
+_MARK = re.compile(
+    r"<.*>|\[[A-Z_]+\]", re.DOTALL
+)  # how the families write control tokens that they do not call special
+_CHARACTERS_OF_A_TOKEN = 256  # a prompt of more per token that the model reads is cut before it is tokenised
+
+
+class PromptTokenizer:
+    """A fast tokenizer (``tokenizer.json``) that writes prompts into a template.
+
+    The template's control tokens are real; in the prompt their names are ordinary text, as with transformers'
+    ``split_special_tokens``. A prompt without such names gives the ids of the whole text, tokenised at once.
+
+    Args:
+        file: ``tokenizer.json``.
+        placeholders: control tokens of the model, should the file not list them among its added tokens.
+    """
+
+    def __init__(self, file: Path, placeholders: Sequence[str] = ()) -> None:
+        self._file = file
+        self._placeholders = tuple(placeholders)
+
+    def token_to_id(self, token: str) -> int | None:
+        """Id of a token; None if the vocabulary has none of this name."""
+        token_id = self._plain.token_to_id(token)
+        return None if token_id is None else int(token_id)
+
+    def ids(self, text: str) -> list[int]:
+        """Ids of a template's text, in which control tokens are control tokens."""
+        return list(self._plain.encode(text, add_special_tokens=False).ids)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ``ids``."""
+        return str(self._plain.decode(list(ids), skip_special_tokens=False))
+
+    def write(self, before: str, prompt: str, after: str, limit: int) -> tuple[list[int], list[int]]:
+        """Ids of ``before + prompt + after`` with the first ``limit`` tokens of the prompt, and the ids cut off."""
+        most = limit * _CHARACTERS_OF_A_TOKEN
+        text, rest = readable(prompt[:most]), readable(prompt[most:].strip()[:most])
+        plain = self._plain.encode(text, add_special_tokens=False).ids
+        literal = plain
+        if not self._control.isdisjoint(plain):
+            literal = self._literal.encode(text, add_special_tokens=False).ids
+        head, tail = self.ids(before), self.ids(after)
+        if literal == plain and len(plain) <= limit and not rest:
+            whole = self.ids(before + text + after)
+            marks = [*self._marks(head), *self._marks(tail)]
+            if self._marks(whole) == marks and len(whole) <= len(head) + limit + len(tail):
+                return whole, []
+        kept = [token_id for token_id in literal if token_id == self._unknown or token_id not in self._control]
+        return [*head, *kept[:limit], *tail], kept[limit:] + (self.ids(rest) if rest else [])
+
+    def _marks(self, ids: Sequence[int]) -> list[int]:
+        """The control tokens among ``ids``, in their order; not those that stand for unknown characters."""
+        return [token_id for token_id in ids if token_id in self._control and token_id != self._unknown]
+
+    @cached_property
+    def _values(self) -> dict[str, Any]:
+        if not self._file.is_file():
+            raise InputError("no tokenizer.json in the MLLM's folder", value=str(self._file), fix="add it")
+        return dict(json.loads(self._file.read_text()))
+
+    @cached_property
+    def _plain(self) -> Any:
+        return _load(self._values)
+
+    @cached_property
+    def _literal(self) -> Any:
+        """The same tokenizer for text alone: it reads no control token. Built for the first prompt that names one."""
+        entries = [
+            {**entry, "special": entry["special"] or entry["id"] in self._control}
+            for entry in self._values.get("added_tokens", [])
+        ]
+        tokenizer = _load({**self._values, "added_tokens": entries})
+        tokenizer.encode_special_tokens = True
+        return tokenizer
+
+    @cached_property
+    def _control(self) -> frozenset[int]:
+        """Ids that no text may become: special tokens, added ones that are written as marks, the placeholders."""
+        added = self._plain.get_added_tokens_decoder().items()
+        named = {token_id for token_id, token in added if token.special or _MARK.fullmatch(token.content)}
+        placeholders = (self._plain.token_to_id(token) for token in self._placeholders)
+        return frozenset(named.union(token_id for token_id in placeholders if token_id is not None))
+
+    @cached_property
+    def _unknown(self) -> int | None:
+        """Id of characters outside the vocabulary, which ordinary text may contain."""
+        model = self._values.get("model", {})
+        unknown = model.get("unk_token")
+        return model.get("unk_id") if unknown is None else self.token_to_id(unknown)
+
+
+def readable(text: str) -> str:
+    """``text`` without lone surrogates, which no tokenizer takes: UTF-8 that was read byte by byte and halves of UTF-16
+    are put together again, the rest becomes U+FFFD."""
+    if not any("\ud800" <= character <= "\udfff" for character in text):
+        return text
+    try:
+        return text.encode("utf-8", "surrogateescape").decode("utf-8")
+    except UnicodeError:
+        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
+def _load(values: dict[str, Any]) -> Any:
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_str(json.dumps(values))
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
 
 
 def build_tokenizer(words: Sequence[str], max_size: int = 4096) -> Any:

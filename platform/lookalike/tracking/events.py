@@ -2,13 +2,12 @@
 
 import base64
 import json
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from lookalike.redaction import redacted
+from lookalike.scratch import scratch
 from lookalike.tracking.tracker import Tracker
 
 PENDING = "tracking-pending.jsonl"
@@ -62,8 +61,8 @@ class Event:
             tracker.finish(self.name)
         else:
             folder, _, file = self.name.rpartition("/")
-            with tempfile.TemporaryDirectory(prefix="lookalike-artifact-") as scratch:
-                path = Path(scratch) / file
+            with scratch("artifact") as parent:
+                path = parent / file
                 path.write_bytes(self.data)
                 tracker.log_artifact(path, folder)
 

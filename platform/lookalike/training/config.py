@@ -168,9 +168,20 @@ class SafetyConfig:
     in the run's ``hangs/`` and ends, and the group restarts from the last checkpoint."""
     max_loss: float = 100.0
     """A step's mean loss above it has diverged; in latents of unit variance it starts near 2."""
+    max_quarantined: int = 100
+    """Samples that may be left out of a run because they cannot be read or prepared (a damaged image, a broken row).
+    They are named in the run's ``quarantine.jsonl``; one more ends the run. 0: the first ends it."""
+    max_quarantined_share: float = 0.5
+    """Share of the training samples that may be left out; the lower of the two limits counts."""
 
     def __post_init__(self) -> None:
         check_values(self)
+        if self.max_quarantined < 0:
+            raise ConfigError("safety.max_quarantined is negative", value=self.max_quarantined, fix="use 0 or more")
+        if not 0 <= self.max_quarantined_share <= 1:
+            raise ConfigError(
+                "safety.max_quarantined_share is not between 0 and 1", value=self.max_quarantined_share, fix="try 0.5"
+            )
         for name, value in (
             ("grace_s", self.grace_s),
             ("step_timeout_s", self.step_timeout_s),
@@ -178,6 +189,10 @@ class SafetyConfig:
         ):
             if value <= 0:
                 raise ConfigError(f"safety.{name} must be above 0", value=value, fix="raise it")
+
+    def quarantine_limit(self, samples: int) -> int:
+        """Samples that a training on ``samples`` of them may leave out."""
+        return min(self.max_quarantined, int(samples * self.max_quarantined_share))
 
 
 @dataclass(frozen=True)

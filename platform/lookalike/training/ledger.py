@@ -1,14 +1,17 @@
 """Which samples each step has learned from, so that "each exactly once" can be checked after any number of restarts.
 
 ``ledger/step-00000120.jsonl`` comes with the checkpoint after 120 steps and holds the steps since the one before, a
-line each: ``{"step": 119, "epoch": 3, "samples": [ids in the order of the plan's slots]}``.
+line each: ``{"step": 119, "epoch": 3, "samples": [ids in the order of the plan's slots]}``. A step with slots whose
+sample could not be prepared also has ``"quarantined": [{"sample": id, "slot": 7, "reason": "…"}]``.
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from lookalike.storage import Store, read_lines
+from lookalike.training.quarantine import Failure
 from lookalike.training.ranks import Rank
 
 LEDGER = "ledger"
@@ -19,11 +22,11 @@ class Ledger:
     """This rank's part of the record; :meth:`take` puts the parts together."""
 
     rank: Rank
-    _steps: list[tuple[int, int, list[str]]] = field(default_factory=list)
+    _steps: list[tuple[int, int, list[str], list[Failure]]] = field(default_factory=list)
 
-    def add(self, step: int, epoch: int, sample_ids: list[str]) -> None:
-        """Record the samples, padding left out, that this rank's forward passes of ``step`` have used."""
-        self._steps.append((step, epoch, sample_ids))
+    def add(self, step: int, epoch: int, sample_ids: list[str], failed: Sequence[Failure] = ()) -> None:
+        """Record the samples that this rank's forward passes of ``step`` have used, without padding, and the failed."""
+        self._steps.append((step, epoch, sample_ids, list(failed)))
 
     def take(self) -> bytes:
         """The lines of all steps since the last call, on the first rank; a collective."""
@@ -31,10 +34,12 @@ class Ledger:
         self._steps.clear()
         lines = []
         for shares in zip(*parts, strict=True):
-            step, epoch, _ = shares[0]
+            step, epoch, *_ = shares[0]
             assert all(share[:2] == (step, epoch) for share in shares), "ranks recorded different steps"
             samples = [sample_id for share in shares for sample_id in share[2]]
-            lines.append(json.dumps({"step": step, "epoch": epoch, "samples": samples}) + "\n")
+            failed = [failure.record() for share in shares for failure in share[3]]
+            line = {"step": step, "epoch": epoch, "samples": samples, **({"quarantined": failed} if failed else {})}
+            lines.append(json.dumps(line) + "\n")
         return "".join(lines).encode()
 
 

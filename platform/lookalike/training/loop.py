@@ -5,6 +5,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from lookalike.training.engine import Engine
 from lookalike.training.history import METRICS, History
 from lookalike.training.ledger import Ledger, forget_after, ledger_key
 from lookalike.training.plan import EpochPlan
+from lookalike.training.quarantine import QUARANTINE, Failure, Quarantine, failures
 from lookalike.training.ranks import Rank
 from lookalike.training.saver import Saver
 from lookalike.training.stopping import StopNotice
@@ -66,12 +68,18 @@ class Loop:
     images: Images | None = None
     clock: StepClock = field(default_factory=StepClock)
 
+    @cached_property
+    def quarantine(self) -> Quarantine:
+        """Samples that this run leaves out."""
+        return Quarantine(self.store, self.rank, self.config.safety.quarantine_limit(self.plan.num_samples))
+
     def run(self, batches: Iterator[Columns]) -> None:
         """Train from the last complete checkpoint to the end of the curriculum.
 
         Raises, on every rank after the same step:
             StoppedError: a stop was asked for; the state is in a checkpoint.
             TrainingDivergedError: the ids of the batch's samples are in the run's ``diverged/``.
+            UnusableDataError: a shard cannot be read, or too many samples cannot be prepared.
         """
         config = self.config
         accumulation = config.accumulation(self.rank.count)
@@ -122,12 +130,20 @@ class Loop:
         parts: list[Tensor] = []
         measure = self.clock.measure
         epoch = self.plan.epoch_of(step)
-        real_samples = int((self.plan.slots(step) >= 0).sum())
+        with measure("data_wait"):
+            columns = next(batches)
+        # Before the first backward pass: what a sample weighs depends on how many of the step are real on all ranks.
+        failed, stop = self.rank.sum(float(_failed_in_step(columns)), float(asked_to_stop))
+        real_samples = max(1, int((self.plan.slots(step) >= 0).sum()) - int(failed))
         sample_ids: list[str] = []
-        for _ in range(accumulation):
-            with measure("data_wait"):
-                columns = next(batches)
+        failed_here: list[Failure] = []
+        for micro_batch in range(accumulation):
+            if micro_batch:
+                with measure("data_wait"):
+                    columns = next(batches)
             assert (columns["step"] == step).all(), f"data of step {columns['step']} came at step {step}"
+            slot = (self.rank.index * accumulation + micro_batch) * len(columns["weight"])
+            failed_here += failures(columns, slot)
             if self.workload is not None:
                 work = self.workload(columns, stage)
                 tokens, flops = tokens + work[0], flops + work[1]
@@ -135,17 +151,18 @@ class Loop:
                 losses = self.objective(columns, stage, epoch)
                 weighted = (losses * torch.tensor(columns["weight"]).to(losses.device, non_blocking=True)).sum()
             with measure("backward"):
-                # DeepSpeed and PlainEngine average over micro batches and ranks; padding slots must not count.
+                # DeepSpeed and PlainEngine average over micro batches and ranks; padding and failed slots do not count.
                 self.engine.accumulate(weighted * (accumulation * self.rank.count / real_samples))
             parts.append(weighted.detach())
             learned = columns["sample_id"][columns["weight"] > 0].tolist()
             log.debug("step %d learns from %s", step, json.dumps(learned))
             sample_ids += learned
+        self.quarantine.add(step, failed_here, int(failed))
         with measure("optimizer"):
             gradient_norm = self.engine.finish_step()
-        self.ledger.add(step, epoch, sample_ids)
+        self.ledger.add(step, epoch, sample_ids, failed_here)
         loss_sum = float(torch.stack(parts).double().sum())  # not before all is queued: reading it waits for a GPU
-        loss_sum, stop, tokens_sum, flops_sum = self.rank.sum(loss_sum, float(asked_to_stop), tokens, flops)
+        loss_sum, tokens_sum, flops_sum = self.rank.sum(loss_sum, tokens, flops)
         loss = loss_sum / real_samples
         if not np.isfinite(gradient_norm) or not abs(loss) <= self.config.safety.max_loss:
             self._give_up(stage, step, loss, gradient_norm)
@@ -159,6 +176,7 @@ class Loop:
             "step_seconds": seconds,
             **{f"{part}_seconds": taken for part, taken in spent.items()},
             "peak_memory_gb": self.clock.peak_memory_gb(),
+            **({"quarantined": int(failed)} if failed else {}),
         }
         if self.workload is not None:
             figures["tokens_per_second"] = tokens_sum / seconds
@@ -188,6 +206,7 @@ class Loop:
             checkpoint.verify_owner(state, self.fingerprint, self.base_sha256)
             self.engine.load_state(tensors, optimizer_steps=step)
         self.history.restart_at(step)
+        self.quarantine.restart_at(step)
         if self.rank.is_first:
             forget_after(self.store, step)
             ranks = "1 rank" if self.rank.count == 1 else f"{self.rank.count} ranks"
@@ -198,4 +217,11 @@ class Loop:
     def _save(self, saver: Saver, step: int) -> None:
         state = checkpoint.CheckpointState(step=step, fingerprint=self.fingerprint, base_sha256=self.base_sha256)
         beside = {METRICS: self.history.encoded(), ledger_key(step): self.ledger.take()}
+        if left_out := self.quarantine.encoded():
+            beside[QUARANTINE] = left_out
         saver.save(state, self.engine.state(), beside)
+
+
+def _failed_in_step(columns: Columns) -> int:
+    """Samples of this rank's share of the step that could not be prepared; its first micro batch says so."""
+    return int(columns["failed_in_step"][0]) if "failed_in_step" in columns else 0

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -93,7 +94,8 @@ class HeldOutLoss:
         count = 0
         self.objective.model.eval()
         for columns in self.batches:
-            partners = partners_of_other_subjects(columns["subject"].tolist())
+            weight = torch.tensor(columns["weight"])  # 0: the sample could not be read
+            partners = partners_of_other_subjects(columns["subject"].tolist(), columns["weight"] > 0)
             batch = to_batch(columns).to(self.objective.device)
             for index, chosen in enumerate((batch, batch.with_conditions_of(partners))):
                 losses = denoising_loss(
@@ -107,11 +109,12 @@ class HeldOutLoss:
                     use_mllm=True,
                     use_references=_sees_references(stage),
                 ).cpu()
+                losses = losses * weight
                 sums[index] += losses.sum()
                 if chosen is batch:
                     bins = self._bins(columns)
-                    binned += [np.bincount(bins, weights, _BINS) for weights in (losses.double().numpy(), None)]
-            count += len(columns["weight"])
+                    binned += [np.bincount(bins, part.double().numpy(), _BINS) for part in (losses, weight)]
+            count += int(weight.sum())
         self.objective.model.train()
         totals = self.total(*sums.tolist(), float(count), *binned.flatten().tolist())
         right, shuffled, samples = totals[:3]
@@ -138,10 +141,16 @@ def _sees_references(stage: StageConfig) -> bool:
     return stage.conditions == "mllm+references"
 
 
-def partners_of_other_subjects(subjects: Sequence[str]) -> list[int]:
-    """For each row the next row (cyclically) of another subject; its own index if there is none."""
+def partners_of_other_subjects(
+    subjects: Sequence[str], usable: Sequence[bool] | npt.NDArray[Any] | None = None
+) -> list[int]:
+    """For each row the next usable row (cyclically) of another subject; its own index if there is none."""
     count = len(subjects)
+    fit = [True] * count if usable is None else list(usable)
     return [
-        next(((i + d) % count for d in range(1, count) if subjects[(i + d) % count] != subjects[i]), i)
+        next(
+            (j for j in ((i + d) % count for d in range(1, count)) if fit[j] and subjects[j] != subjects[i]),
+            i,
+        )
         for i in range(count)
     ]

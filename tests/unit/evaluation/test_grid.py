@@ -33,7 +33,12 @@ def test_an_image_is_never_stretched() -> None:
     assert (height, width) == (CELL // 2, CELL)
 
 
-@pytest.mark.parametrize("text", ["", "word", "a few words that need more than one line of this width", "x" * 200])
+TEXTS = ["", "word", "a few words that need more than one line of this width", "x" * 200, "a\0b", "a 🦊", "$\\frac$"]
+LONG = ["x" * 2_000_000, "red mug " * 300_000]  # Pillow refuses to measure more than a million characters
+
+
+@pytest.mark.parametrize("text", [*TEXTS, *LONG], ids=lambda text: text[:10])
 def test_text_stays_in_its_width(text: str) -> None:
+    draw_grid([GridRow([], text, {}, note=text)], ["one"], "title")
     font: ImageFont.FreeTypeFont = grid._font(15)
     assert all(font.getlength(line) <= TEXT_WIDTH for line in grid._wrap(text, TEXT_WIDTH, 15))

@@ -74,7 +74,7 @@ def test_bad_input_is_refused_with_its_value(preprocessor, pictures) -> None:
     good = pictures(1)[0]
     cases = [
         (["red " * 60], [[good]], "prompt of 60 tokens exceeds 40"),
-        (["a <IMG_CONTEXT>"], [[good]], "image placeholder"),
+        ([None], [[good]], "a prompt is no text"),
         (["a mug"], [[good] * 3], "3 references, the preset mini takes 2"),
         (["a mug"], [[np.zeros((8, 8, 3), np.uint8)]], "8x8"),
         (["a mug"], [[np.zeros((20, 20_000, 3), np.uint8)]], "20000x20"),
@@ -84,12 +84,16 @@ def test_bad_input_is_refused_with_its_value(preprocessor, pictures) -> None:
     for prompts, references, message in cases:
         with pytest.raises(InputError, match=message):
             preprocessor(prompts, references)
+    with pytest.raises(InputError, match="a target of 1x1 pixels"):
+        preprocessor(["a mug"], [[good]], [np.zeros((1, 1, 3), np.uint8)])
 
 
-def test_a_long_prompt_can_be_cut_for_training(preprocessor, pictures) -> None:
+def test_a_long_prompt_can_be_cut_for_training(preprocessor, pictures, caplog) -> None:
     columns = preprocessor(["red " * 60], [pictures(1)], truncate_prompts=True)
     cut = preprocessor(["red " * 40], [pictures(1)])
     assert (columns["input_ids"] == cut["input_ids"]).all()
+    assert "The following part of your input was truncated" in caplog.text
+    assert repr(("red " * 20).strip()) in caplog.text
 
 
 def test_travels_to_workers(preprocessor, pictures) -> None:

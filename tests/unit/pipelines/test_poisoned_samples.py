@@ -1,0 +1,122 @@
+"""A sample that cannot be read or prepared is a blank row with a reason; its neighbours are what they would be."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lookalike.data.triplets import ShardError, load_images, read_triplets
+from lookalike.errors import UnreachableError
+from lookalike.storage import open_store
+from lookalike.storage.local import LocalStore
+from lookalike.training.plan import PADDING, EpochPlan
+from pipelines.train.kept import KeptSamples, kept_batches
+from pipelines.train.samples import TripletSource, prepare
+from tests.poisoned import BYTES, HARMLESS, POISONS, SHARD, write_snapshot
+
+KINDS: list[str | None] = [None, *POISONS, *HARMLESS, None]
+
+
+@pytest.fixture(scope="module")
+def poisoned(bundle_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> TripletSource:
+    """One row of each kind, with latents."""
+    dataset = write_snapshot(tmp_path_factory.mktemp("poisoned"), KINDS)
+    return TripletSource(f"{dataset}/v0001", "train", str(bundle_dir), latents=True)
+
+
+@pytest.fixture(scope="module")
+def clean(bundle_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> TripletSource:
+    dataset = write_snapshot(tmp_path_factory.mktemp("clean"), [None] * len(KINDS))
+    return TripletSource(f"{dataset}/v0001", "train", str(bundle_dir), latents=True)
+
+
+def test_every_poison_is_a_row_with_a_reason_and_its_neighbours_stay(
+    poisoned: TripletSource, clean: TripletSource
+) -> None:
+    rows = np.arange(len(KINDS))
+    found, expected = prepare(poisoned, rows), prepare(clean, rows)
+    for index, kind in enumerate(KINDS):
+        wrong = kind in POISONS
+        assert bool(found["reason"][index]) == wrong, (kind, found["reason"][index])
+        assert found["weight"][index] == (not wrong), kind
+        assert not found["fatal"][index], kind
+        for name in ("references", "target", "pixel_values", "reference_mask", "target_latents", "reference_latents"):
+            if not wrong:
+                assert (found[name][index] == expected[name][index]).all(), (kind, name)
+            assert np.isfinite(found[name][index].astype(np.float64)).all(), (kind, name)
+    assert found["weight"].dtype == np.float32
+    ids = found["sample_id"].tolist()
+    assert ids[:3] == ["sample000", "sample001", "sample002"]
+    assert ids[KINDS.index("id is null")] == f"row {KINDS.index('id is null')}"
+    reasons = dict(zip(KINDS, found["reason"].tolist(), strict=True))
+    assert "the target does not decode" in reasons["target is no image"]
+    assert "a reference of 20000x40 pixels" in reasons["reference is 20000x40"]
+    assert "mean square is nan" in reasons["latents are nan"]
+    assert "it has no reference" in reasons["no reference list"]
+    assert not any("\n" in reason or len(reason) > 500 for reason in reasons.values())
+
+
+def test_padding_behind_a_first_row_that_is_broken(bundle_dir: Path, tmp_path: Path) -> None:
+    dataset = write_snapshot(tmp_path, ["target is bit rot", None, None])
+    source = TripletSource(f"{dataset}/v0001", "train", str(bundle_dir))
+    for columns in (prepare(source, np.array([1, PADDING])), KeptSamples(source).take(np.array([1, PADDING]))):
+        assert columns["weight"].tolist() == [1, 0]
+        assert columns["reason"].tolist() == ["", ""], "padding is no failure"
+    assert KeptSamples(source).take(np.array([0, 2]))["weight"].tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_each_step_has_the_same_failures_at_any_number_of_ranks(poisoned: TripletSource, ranks: int) -> None:
+    plan = EpochPlan(len(KINDS), 6, seed=1)
+    steps, alone = range(2 * plan.steps_per_epoch), {}
+    for columns in kept_batches(poisoned, plan, steps, 0, 1, 6):
+        alone[int(columns["step"][0])] = columns
+    shares = [list(kept_batches(poisoned, plan, steps, rank, ranks, 6 // ranks)) for rank in range(ranks)]
+    for step, parts in zip(steps, zip(*shares, strict=True), strict=True):
+        for name in ("sample_id", "reason", "weight"):
+            assert np.concatenate([part[name] for part in parts]).tolist() == alone[step][name].tolist()
+        assert sum(int(part["failed_in_step"][0]) for part in parts) == alone[step]["failed_in_step"][0]
+
+
+def test_a_shard_that_cannot_be_read_is_no_fault_of_a_sample(clean: TripletSource, tmp_path: Path) -> None:
+    for name, spoil in {
+        "missing": Path.unlink,
+        "empty": lambda path: path.write_bytes(b""),
+    }.items():
+        shutil.copytree(clean.snapshot_uri, tmp_path / name / "v0001")
+        version = tmp_path / name / "v0001"
+        spoil(version / SHARD)
+        with pytest.raises(ShardError, match=r"a shard of the snapshot cannot be read.*train-000000.tar.*copy it back"):
+            load_images(open_store(str(version)), read_triplets(open_store(str(version)))[0])
+        found = prepare(TripletSource(str(version), "train", clean.bundle_uri), np.array([0, 3]))
+        assert found["fatal"].tolist() == [True, True]
+        assert "copy it back" in found["reason"][0]
+
+
+def test_a_shard_that_breaks_off_costs_what_stood_behind(clean: TripletSource, tmp_path: Path) -> None:
+    shutil.copytree(clean.snapshot_uri, tmp_path / "v0001")
+    shard = tmp_path / "v0001" / SHARD
+    shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // 2])
+    found = prepare(TripletSource(str(tmp_path / "v0001"), "train", clean.bundle_uri), np.arange(len(KINDS)))
+    assert 5 < (found["weight"] == 0).sum() < len(KINDS) - 5
+    assert not found["fatal"].any()
+    assert "shorter than its index says" in found["reason"][-1]
+
+
+def test_a_store_that_does_not_answer_is_no_fault_of_a_sample(
+    clean: TripletSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare(clean, np.array([0]))  # reads the table
+
+    def refuse(store: LocalStore, key: str, offset: int, length: int) -> bytes:
+        raise UnreachableError("no answer", value=key, fix="try again")
+
+    monkeypatch.setattr(LocalStore, "read_range", refuse)
+    with pytest.raises(UnreachableError):
+        prepare(clean, np.array([0]))
+
+
+def test_bytes_are_damaged_in_as_many_ways_as_are_listed() -> None:
+    assert len(BYTES) > 10
+    assert len(POISONS) > 30
