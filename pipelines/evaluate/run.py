@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 MEASUREMENTS = "measurements.parquet"
 _GRID_ROWS = 8
-_NOT_IDENTITY = ("out", "actors")
+_NOT_IDENTITY = ("out", "actors", "bundle", "base", "suite", "distractors")  # locations: what lies there counts
 _SCHEMA = pa.schema(
     [
         ("unit", pa.int64()),
@@ -44,11 +44,15 @@ def evaluate(config: EvaluateConfig) -> Scores:
         InputError: no bundle, no snapshot, no triplets in the split.
         ConflictError: ``config.out`` holds another evaluation.
     """
-    bundles = [locate_bundle(uri) for uri in (config.bundle, config.base) if uri is not None]
+    bundles = [locate_bundle(config.bundle, base_hint=config.base)]
+    if config.base is not None:
+        bundles.append(locate_bundle(config.base))
     snapshot = _snapshot(config.suite)
     store = open_store(config.out)
-    inputs = {"bundles": [bundle.sha256 for bundle in bundles], "suite": snapshot.sha256}
-    claim(store, {**configs.to_dict(config), "inputs": inputs}, ignore=_NOT_IDENTITY)
+    content: dict[str, Any] = {"inputs": {"bundles": [bundle.sha256 for bundle in bundles], "suite": snapshot.sha256}}
+    if config.distractors is not None:
+        content["distractors_sha256"] = _snapshot(config.distractors).sha256
+    claim(store, configs.to_dict(config), ignore=_NOT_IDENTITY, content=content)
     if store.exists(SCORES):
         log.info("this evaluation is done already: %s", store.uri)
         return Scores.from_json(store.read(SCORES), f"{store.uri}/{SCORES}")
