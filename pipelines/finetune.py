@@ -242,18 +242,7 @@ def _dataset(config: FinetuneConfig, place: Store, photos: PhotoSet, bundle_uri:
         if not open_store(raw).exists(INGESTED):
             ingest(IngestConfig(source=open_store(config.photos).uri, raw=raw))
     most = read_preset(local_bundle(bundle_uri)).references.max_references
-    settings = CurateConfig(
-        raw=raw,
-        dataset=dataset.uri,
-        filters=config.filters,
-        plan=PlanConfig(
-            max_references=min(PlanConfig().max_references, most),
-            max_triplets_per_subject=MAX_PHOTOS * PlanConfig().max_triplets_per_target,
-            validation_fraction=0.0,
-            min_validation_subjects=0,
-        ),
-        actors=config.actors,
-    )
+    settings = curation_of(config, raw, dataset.uri, most)
     try:
         counts = curate(settings).manifest["counts"]
     except InputError as error:
@@ -273,6 +262,26 @@ def _dataset(config: FinetuneConfig, place: Store, photos: PhotoSet, bundle_uri:
         check_number(counts["images_in"], config.photos)
     claim(place.child("curation"), filters)
     return dataset.uri
+
+
+def curation_of(config: FinetuneConfig, raw: str, dataset: str, max_references: int) -> CurateConfig:
+    """How one subject's photos are curated, for a model that reads up to ``max_references``.
+
+    What is meant for many subjects is off: none is held out for validation, and none is kept from dominating.
+    """
+    usual = PlanConfig()
+    return CurateConfig(
+        raw=raw,
+        dataset=dataset,
+        filters=config.filters,
+        plan=PlanConfig(
+            max_references=min(usual.max_references, max_references),
+            max_triplets_per_subject=MAX_PHOTOS * usual.max_triplets_per_target,
+            validation_fraction=0.0,
+            min_validation_subjects=0,
+        ),
+        actors=config.actors,
+    )
 
 
 def _train_config(config: FinetuneConfig, place: Store, dataset: str, base: str) -> TrainConfig:
