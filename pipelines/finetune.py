@@ -15,7 +15,7 @@ from lookalike.evaluation.gate import GateConfig
 from lookalike.models.bundle import read_preset
 from lookalike.models.presets import LoraConfig, check_lora
 from lookalike.registry import Registry, champion_now, personal_model_name, resolve, standing
-from lookalike.storage import Store, list_versions, open_store
+from lookalike.storage import Store, list_versions, open_store, read_manifest
 from lookalike.storage.claim import claim, read_claim
 from lookalike.tracking import tracking_uri
 from lookalike.training.bundles import local_bundle
@@ -141,8 +141,9 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
 def _run(
     config: FinetuneConfig, name: str, home: Store, place: Store, photos: PhotoSet, bundle_uri: str
 ) -> dict[str, Any]:
-    dataset = _dataset(config, place, photos, bundle_uri)
     from lookalike.training.loop import TrainingDivergedError
+
+    dataset = _dataset(config, home, place, photos, bundle_uri)
 
     try:
         trained = train(_train_config(config, place, dataset, bundle_uri))
@@ -230,37 +231,35 @@ def _with_champion(config: FinetuneConfig, name: str, result: dict[str, Any]) ->
         return {**result, "champion": None}
 
 
-def _dataset(config: FinetuneConfig, place: Store, photos: PhotoSet, bundle_uri: str) -> str:
-    """Curate the photos. One subject, which the customer vouches for: none is held out, and none is a stranger."""
-    dataset, filters = place.child("dataset"), {"filters": configs.to_dict(config.filters)}
-    if list_versions(dataset):  # complete; its place, or that of the photos, may have changed since
-        claim(place.child("curation"), filters)
-        return dataset.uri
-    raw = open_store(config.photos).uri
-    if not photos.raw:
-        raw = place.child("raw").uri
-        if not open_store(raw).exists(INGESTED):
-            ingest(IngestConfig(source=open_store(config.photos).uri, raw=raw))
-    most = read_preset(local_bundle(bundle_uri)).references.max_references
-    settings = curation_of(config, raw, dataset.uri, most)
-    try:
-        counts = curate(settings).manifest["counts"]
-    except InputError as error:
-        if not error.what.startswith("no usable pair"):
-            raise
-        raise InputError(
-            error.what,
-            value=config.photos,
-            fix="add sharp photos of the subject from other sides, and run the same command again; or loosen the "
-            "filters that took most (such as --filters.skip '[off_subject, blurry]')",
-        ) from error
+def _dataset(config: FinetuneConfig, home: Store, place: Store, photos: PhotoSet, bundle_uri: str) -> str:
+    """Curate the photos, unless that is done: their place, or that of the store, may have changed since."""
+    dataset = place.child("dataset")
+    if not list_versions(dataset):
+        raw = open_store(config.photos).uri
+        if not photos.raw:
+            raw = home.child("raw").child(photos.sha256[:12]).uri
+            if not open_store(raw).exists(INGESTED):
+                ingest(IngestConfig(source=open_store(config.photos).uri, raw=raw))
+        most = read_preset(local_bundle(bundle_uri)).references.max_references
+        try:
+            curate(curation_of(config, raw, dataset.uri, most))
+        except InputError as error:
+            if not error.what.startswith("no usable pair"):
+                raise
+            raise InputError(
+                error.what,
+                value=config.photos,
+                fix="add sharp photos of the subject from other sides, and run the same command again; or loosen the "
+                "filters that took most (such as --filters.skip '[off_subject, blurry]')",
+            ) from error
+    counts = read_manifest(dataset)["counts"]
     if photos.raw and counts["subjects_in"] != 1:
         raise InputError(
             f"photos of {counts['subjects_in']} subjects", value=config.photos, fix="name shards of one subject"
         )
     if photos.raw:
         check_number(counts["images_in"], config.photos)
-    claim(place.child("curation"), filters)
+    claim(place.child("curation"), {"filters": configs.to_dict(config.filters)})
     return dataset.uri
 
 
