@@ -3,6 +3,7 @@
 import io
 import logging
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -57,10 +58,8 @@ def test_nothing_that_is_written_holds_the_password(
         ["--model", "secrets", "--scores", f"{root}/scores", "--out", f"{root}/other", "--tracking", f"x{uri}"],
     ):
         monkeypatch.setattr(sys, "argv", ["promote.py", *arguments])
-        try:
+        with suppress(SystemExit):
             run_job(PromoteConfig, main, main.__doc__)
-        except SystemExit:
-            pass
     logging.getLogger("lookalike").warning("seen: %s", uri)
     logging.getLogger().removeHandler(handler)
 
