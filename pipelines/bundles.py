@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lookalike.errors import InputError
 from lookalike.storage import open_store, read_object
@@ -57,24 +57,61 @@ class BundleLocation:
         return local_bundle(self.base_uri) if self.base_uri else None
 
 
-def locate_bundle(uri: str, sha256: str | None = None) -> BundleLocation:
+def locate_bundle(
+    uri: str, sha256: str | None = None, *, base_uri: str | None = None, base_hint: str | None = None
+) -> BundleLocation:
     """Find the bundle at ``uri`` by its ``bundle.json``, without reading any weights.
 
+    The base of a personal bundle is found by its hash: at ``base_uri``, if that is given; else at ``base_hint``, if it
+    lies there; else where it was when the adapter was trained.
+
     Raises:
-        InputError: no finished bundle there, or not the one that ``sha256`` names.
+        InputError: no finished bundle there, or not the one that ``sha256`` names; or the base is not there.
     """
+    store = open_store(uri)
+    manifest, found = _read(uri, "name the bundle_uri of a run's result.json, or the place that it was moved to")
+    if sha256 is not None and found != sha256:
+        raise InputError(
+            f"the bundle is {found[:12]}, the registry says {sha256[:12]}",
+            value=store.uri,
+            fix="restore it, or name the place of the registered one with --bundle",
+        )
+    base = manifest["base"]
+    where = None if base is None else _base(base["uri"], base["sha256"], base_uri, base_hint)
+    preset = manifest["preset"]
+    references = int(preset["references"]["max_references"])
+    return BundleLocation(store.uri, found, where, references, preset.get("stages", "paper"))
+
+
+def _base(recorded: str, sha256: str, named: str | None, hint: str | None) -> str:
+    """The first of the places at which the base with this hash lies."""
+    found: dict[str, str] = {}
+    for place in [named] if named else [hint, recorded]:
+        if place is None:
+            continue
+        try:
+            found[place] = _read(place, "")[1]
+        except InputError:
+            continue
+        if found[place] == sha256:
+            return open_store(place).uri
+    what = f"another bundle ({found[named or recorded][:12]})" if (named or recorded) in found else "no bundle"
+    raise InputError(
+        f"the personal bundle sits on the base {sha256[:12]}, and there is {what}",
+        value=named or recorded,
+        fix="name the place of that base with --base",
+    )
+
+
+def _read(uri: str, fix: str) -> tuple[dict[str, Any], str]:
+    """The manifest of the bundle at ``uri``, and its identity."""
     from lookalike.models.bundle import MANIFEST, bundle_sha256
 
     store = open_store(uri)
     if not store.exists(MANIFEST):
-        raise InputError("no finished bundle here", value=store.uri, fix="name the bundle_uri of a run's result.json")
+        raise InputError("no finished bundle here", value=store.uri, fix=fix or "check the location")
     manifest = read_object(store, MANIFEST, "base", "preset")
-    found = bundle_sha256(manifest)
-    if sha256 is not None and found != sha256:
-        raise InputError(
-            f"the bundle is {found[:12]}, the registry says {sha256[:12]}", value=store.uri, fix="register it again"
-        )
-    base = manifest["base"]
-    preset = manifest["preset"]
-    references = int(preset["references"]["max_references"])
-    return BundleLocation(store.uri, found, base["uri"] if base else None, references, preset.get("stages", "paper"))
+    try:
+        return manifest, bundle_sha256(manifest)
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{MANIFEST} is damaged: {error!r}", value=store.uri, fix="restore or export it") from error

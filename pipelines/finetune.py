@@ -1,34 +1,48 @@
-"""A customer's photographs to a personal model: ingest, curate, train an adapter, evaluate, register.
+"""A customer's photos to a personal model: ingest, curate, train an adapter, evaluate, register.
 
-Each part is what its own job does; here they follow one another below one prefix, ``customers/CUSTOMER/SUBJECT/``.
+Each part is what its own job does; here they follow one another below one prefix, ``customers/CUSTOMER/SUBJECT/``, in
+a folder for each set of photos.
 """
 
+import json
 import logging
 from dataclasses import dataclass, field
 from typing import Any
 
 from lookalike import config as configs
-from lookalike.errors import ConfigError, InputError
+from lookalike.errors import ConfigError, InputError, LookalikeError
 from lookalike.evaluation.gate import GateConfig
-from lookalike.models.presets import LoraConfig
-from lookalike.registry import personal_model_name, resolve
-from lookalike.storage import Store, open_store, read_object
-from lookalike.storage.claim import claim
+from lookalike.models.bundle import read_preset
+from lookalike.models.presets import LoraConfig, check_lora
+from lookalike.registry import Registry, champion_now, personal_model_name, resolve, standing
+from lookalike.storage import Store, list_versions, open_store, read_manifest, read_object
+from lookalike.storage.claim import claim, read_claim
+from lookalike.tracking import tracking_uri
 from lookalike.training.bundles import local_bundle
 from lookalike.training.config import StageConfig, TrainConfig, ValidationConfig, WorkerConfig
 from lookalike.values import check_values
 from pipelines.actors import ActorConfig
 from pipelines.curate import CurateConfig, curate
+from pipelines.curate.config import PlanConfig
+from pipelines.curate.filters import FiltersConfig
+from pipelines.curate.filters.no_pair import NoPair
 from pipelines.entry import ray_session
 from pipelines.evaluate import EvaluateConfig, evaluate
 from pipelines.ingest import IngestConfig, ingest
+from pipelines.ingest.run import RESULT as INGESTED
+from pipelines.photos import MAX_PHOTOS, PhotoSet, check_number, photo_set
 from pipelines.promote import PromoteConfig, promote
 from pipelines.train.run import train
 
 log = logging.getLogger(__name__)
 
-MIN_PHOTOS, MAX_PHOTOS = 4, 20
 RESULT = "result.json"
+_OF_OTHERS = ("loss_gap", "loss_shuffled", "identity_margin", "mllm_only/loss_gap", "mllm_only/loss_shuffled")
+# Locations count by what lies there. How it is computed changes no result.
+_NOT_IDENTITY = (
+    *("tracking", "workers", "actors", "micro_batch_size"),
+    *("model", "base", "store", "photos", "distractors", "filters"),
+)
 
 
 def default_stages() -> list[StageConfig]:
@@ -41,22 +55,31 @@ def default_evaluation() -> dict[str, Any]:
     return {"max_samples": 64, "subjects": 1, "prompts_per_subject": 2, "stages": ["preset"], "steps": 16}
 
 
+def default_filters() -> FiltersConfig:
+    """Those of a curation, but for the ones that look for misfiled photos."""
+    return FiltersConfig(skip=["off_subject"], no_pair=NoPair(min_similarity=-1.0))
+
+
 @dataclass(frozen=True)
 class FinetuneConfig:
-    """Train a personal adapter on a few photographs. The same command again resumes, or says that it is done."""
+    """Train a personal adapter on a few photos. The same command again resumes, or says that it is done."""
 
     customer: str
     """Id of the tenant: lower-case letters, digits, ``_`` and ``-``."""
     subject: str
-    """Id of the subject, likewise."""
+    """Id of the subject, of the same letters."""
     photos: str
-    """URI with 4 to 20 photographs of the subject: raw shards, or ``<subject>/<nn>.jpg``."""
+    """URI with 4 to 20 photos of the subject: raw shards, or ``<subject>/<nn>.jpg``."""
     store: str
     """URI below which all of it is kept, in ``customers/CUSTOMER/SUBJECT/``."""
     model: str = "models:/lookalike-mini@champion"
     """What it starts from: a registered model, or a bundle's URI."""
+    base: str | None = None
+    """URI of that model's bundle, if it was moved since it was registered."""
     distractors: str | None = None
     """URI of a data set of other subjects, whose conditions the evaluation takes as the wrong ones."""
+    filters: FiltersConfig = field(default_factory=default_filters)
+    """What is dropped of the photos. By default nothing for not resembling the others: the customer says who it is."""
     adapter: LoraConfig = field(default_factory=LoraConfig)
     """LoRA on the DiT."""
     stages: list[StageConfig] = field(default_factory=default_stages)
@@ -83,37 +106,69 @@ class FinetuneConfig:
 
 
 def finetune(config: FinetuneConfig) -> dict[str, Any]:
-    """Run the whole way; returns what ``result.json`` holds.
+    """Run the whole way; returns what ``result.json`` holds, with the ``champion`` as of now.
+
+    Each set of photos has a place of its own, by its content: photos that were added, removed or replaced are a new
+    input for the same command.
 
     Raises:
         ConfigError: an id that could leave its place, or settings that cannot work.
-        InputError: too few or too many photographs, none usable as a pair, or no such model.
-        ConflictError: the subject's prefix holds another finetune.
+        InputError: too few or too many photos, none usable as a pair, or no such model.
+        ConflictError: these photos were used with other settings.
     """
     name = personal_model_name(config.customer, config.subject)  # before any path is made of the ids
     home = open_store(config.store).child("customers").child(config.customer).child(config.subject)
-    base = resolve(config.model, config.tracking)
-    identity = {**configs.to_dict(config), "base_sha256": base.bundle_sha256}
-    claim(home, identity, ignore=("tracking", "workers", "actors", "micro_batch_size", "model", "store"))
-    if home.exists(RESULT):
-        log.info("this finetune is done already: %s", home.uri)
-        return read_object(home, RESULT)
+    base = resolve(config.model, config.tracking, config.base)
+    photos = photo_set(open_store(config.photos), config.photos)
     bundle_uri = open_store(base.bundle_uri).uri
-    with ray_session():
-        dataset = _dataset(config, home)
-        trained = train(_train_config(config, home, dataset, bundle_uri))
-        _evaluate(config, home, dataset, trained["bundle_uri"], bundle_uri)
-        decision = promote(
-            PromoteConfig(
-                model=name,
-                scores=home.child("scores").uri,
-                out=home.child("promotion").uri,
-                log=home.child("promotion-log").uri,
-                tracking=config.tracking,
-                gate=config.gate,
-            )
+    _check_settings(config, home, bundle_uri)
+    identity = configs.to_dict(config)
+    content = {"base_sha256": base.bundle_sha256, "photos_sha256": photos.sha256}
+    if _made_before(config, home):
+        claim(home, identity, ignore=_NOT_IDENTITY, content=content)
+        return _with_champion(config, name, read_object(home, RESULT))
+    place = home.child(f"photos-{photos.sha256[:12]}")
+    claim(place, identity, ignore=_NOT_IDENTITY, content=content)
+    if place.exists(RESULT):
+        log.info("this finetune is done already: %s", place.uri)
+        result = {**read_object(place, RESULT), "scores": place.child("scores").uri}
+        result["bundle_uri"] = place.child("run").child("bundle").uri
+    else:
+        with ray_session():
+            result = _run(config, name, home, place, photos, bundle_uri)
+        result["base"] = {"uri": bundle_uri, "sha256": base.bundle_sha256}
+        place.write(RESULT, configs.canonical_json(result).encode())
+    home.write(RESULT, configs.canonical_json(result).encode())
+    return _with_champion(config, name, result)
+
+
+def _run(
+    config: FinetuneConfig, name: str, home: Store, place: Store, photos: PhotoSet, bundle_uri: str
+) -> dict[str, Any]:
+    from lookalike.training.loop import TrainingDivergedError
+
+    dataset = _dataset(config, home, place, photos, bundle_uri)
+
+    try:
+        trained = train(_train_config(config, place, dataset, bundle_uri))
+    except TrainingDivergedError as error:
+        fix = f"remove {place.uri} and run again with a lower learning_rate in --stages"
+        raise TrainingDivergedError(error.what, value=error.value, fix=fix) from error
+    scores = place.child("scores")
+    evaluate(_evaluation(config, scores, dataset, trained["bundle_uri"], bundle_uri))
+    decision = promote(
+        PromoteConfig(
+            model=name,
+            scores=scores.uri,
+            bundle=trained["bundle_uri"],
+            out=place.child("promotion").uri,
+            log=home.child("promotion-log").uri,
+            champion_scores=_champion_scores(config, name, place, dataset, trained["bundle_sha256"]),
+            tracking=config.tracking,
+            gate=config.gate,
         )
-    result = {
+    )
+    return {
         "customer": config.customer,
         "subject": config.subject,
         "model": name,
@@ -121,41 +176,122 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
         "promoted": decision["promoted"],
         "bundle_uri": trained["bundle_uri"],
         "bundle_sha256": trained["bundle_sha256"],
-        "base": {"uri": bundle_uri, "sha256": base.bundle_sha256},
-        "scores": home.child("scores").uri,
+        "scores": scores.uri,
     }
-    home.write(RESULT, configs.canonical_json(result).encode())
-    return result
 
 
-def _dataset(config: FinetuneConfig, home: Store) -> str:
-    """Curate the photographs; a personal set is small, so that every pair counts and none is held out."""
-    photos = open_store(config.photos)
-    keys = [info.key for info in photos.list()]
-    if not keys:
-        raise InputError("no photographs", value=config.photos, fix=f"bring {MIN_PHOTOS} to {MAX_PHOTOS} of them")
-    raw = photos.uri
-    if not any(key.endswith(".tar") for key in keys):
-        raw = home.child("raw").uri
-        ingest(IngestConfig(source=photos.uri, raw=raw))
-    dataset = home.child("dataset").uri
-    counts = curate(CurateConfig(raw=raw, dataset=dataset, actors=config.actors)).manifest["counts"]
-    if counts["subjects_in"] != 1:
-        raise InputError(
-            f"photographs of {counts['subjects_in']} subjects", value=config.photos, fix="bring one subject at a time"
+def _champion_scores(config: FinetuneConfig, name: str, place: Store, dataset: str, bundle_sha256: str) -> str | None:
+    """Scores of the subject's champion on these photos: the gate compares what was measured on the same ones."""
+    registry = Registry(tracking_uri(config.tracking))
+    now = standing(registry, name)
+    if now is None or now.champion is None or now.champion.bundle_sha256 == bundle_sha256:
+        return None
+    out = place.child(f"champion-{now.champion.bundle_sha256[:12]}")
+    try:
+        evaluate(_evaluation(config, out, dataset, now.champion.bundle_uri, None))
+    except InputError as error:  # its bundle or base is not there: the gate says what it lacks
+        log.warning("the champion %s cannot be measured on these photos: %s", now.champion, error)
+        return None
+    return out.uri
+
+
+def _check_settings(config: FinetuneConfig, home: Store, bundle_uri: str) -> None:
+    """Raise what training or evaluation would raise of their settings, before the settings are recorded."""
+    place = home.child("photos")
+    bundle = local_bundle(bundle_uri)
+    _train_config(config, place, "", bundle_uri)
+    _evaluation(config, place, "", bundle_uri, bundle_uri)
+    transformer = bundle / "transformer" / "config.json"
+    if transformer.is_file():  # else it is a personal bundle, which training refuses by name
+        check_lora(config.adapter, json.loads(transformer.read_text()))
+    others = [metric for metric in _metrics(config.gate) if metric.startswith(_OF_OTHERS)]
+    if config.distractors is None and others:
+        log.warning(
+            "without --distractors, a data set of other subjects, %s cannot be measured, and the gate will refuse the "
+            "model; name one, or set --gate.floors and --gate.comparisons without them",
+            " and ".join(others),
         )
-    if not MIN_PHOTOS <= counts["images_in"] <= MAX_PHOTOS:
+
+
+def _metrics(gate: GateConfig) -> list[str]:
+    return [item.metric for item in [*gate.floors]]
+
+
+def _made_before(config: FinetuneConfig, home: Store) -> bool:
+    """Whether the subject's prefix holds a finished finetune of before photos had places of their own, on these."""
+    if not home.exists(RESULT) or read_claim(home) is None:
+        return False
+    raw = read_claim(home.child("raw"))
+    listing = [[info.key, info.size] for info in open_store(config.photos).list()]
+    return raw is None or raw["identity"].get("source_identity") == configs.fingerprint(listing)
+
+
+def _with_champion(config: FinetuneConfig, name: str, result: dict[str, Any]) -> dict[str, Any]:
+    """The result, with who is champion as the registry says now; None if nobody can say."""
+    try:
+        return {**result, "champion": champion_now(name, config.tracking)}
+    except LookalikeError as error:
+        log.warning("who is champion of %s is not known now: %s", name, error)
+        return {**result, "champion": None}
+
+
+def _dataset(config: FinetuneConfig, home: Store, place: Store, photos: PhotoSet, bundle_uri: str) -> str:
+    """Curate the photos, unless that is done: their place, or that of the store, may have changed since."""
+    dataset = place.child("dataset")
+    if not list_versions(dataset):
+        raw = open_store(config.photos).uri
+        if not photos.raw:
+            raw = home.child("raw").child(photos.sha256[:12]).uri
+            if not open_store(raw).exists(INGESTED):
+                ingest(IngestConfig(source=open_store(config.photos).uri, raw=raw))
+        most = read_preset(local_bundle(bundle_uri)).references.max_references
+        try:
+            curate(curation_of(config, raw, dataset.uri, most))
+        except InputError as error:
+            if not error.what.startswith("no usable pair"):
+                raise
+            raise InputError(
+                error.what,
+                value=config.photos,
+                fix="add sharp photos of the subject from other sides, and run the same command again; or loosen the "
+                "filters that took most (such as --filters.skip '[off_subject, blurry]')",
+            ) from error
+    counts = read_manifest(dataset)["counts"]
+    if photos.raw and counts["subjects_in"] != 1:
         raise InputError(
-            f"{counts['images_in']} photographs", value=config.photos, fix=f"bring {MIN_PHOTOS} to {MAX_PHOTOS}"
+            f"photos of {counts['subjects_in']} subjects", value=config.photos, fix="name shards of one subject"
         )
-    return dataset
+    if photos.raw:
+        check_number(counts["images_in"], config.photos)
+    claim(place.child("curation"), {"filters": configs.to_dict(config.filters)})
+    return dataset.uri
 
 
-def _train_config(config: FinetuneConfig, home: Store, dataset: str, base: str) -> TrainConfig:
+def curation_of(config: FinetuneConfig, raw: str, dataset: str, max_references: int) -> CurateConfig:
+    """How one subject's photos are curated, for a model that reads up to ``max_references``.
+
+    What is meant for many subjects is off: none is held out for validation, and none is kept from dominating.
+    """
+    usual = PlanConfig()
+    return CurateConfig(
+        raw=raw,
+        dataset=dataset,
+        filters=config.filters,
+        plan=PlanConfig(
+            max_references=min(usual.max_references, max_references),
+            max_triplets_per_subject=MAX_PHOTOS * usual.max_triplets_per_target,
+            validation_fraction=0.0,
+            min_validation_subjects=0,
+        ),
+        actors=config.actors,
+    )
+
+
+def _train_config(config: FinetuneConfig, place: Store, dataset: str, base: str) -> TrainConfig:
     return TrainConfig(
         dataset=dataset,
-        run=home.child("run").uri,
-        preset=_preset_name(base),
+        run=place.child("run").uri,
+        preset=read_preset(local_bundle(base)).name,
         base=base,
         adapter=config.adapter,
         stages=config.stages,
@@ -163,25 +299,19 @@ def _train_config(config: FinetuneConfig, home: Store, dataset: str, base: str) 
         micro_batch_size=config.micro_batch_size,
         seed=config.seed,
         validation=ValidationConfig(samples=0),
-        keep_samples=True,  # of a few photographs
+        keep_samples=True,  # of a few photos
         workers=config.workers,
         tracking=config.tracking,
         experiment=config.customer,
     )
 
 
-def _preset_name(bundle_uri: str) -> str:
-    from lookalike.models.bundle import read_preset
-
-    return read_preset(local_bundle(bundle_uri)).name
-
-
-def _evaluate(config: FinetuneConfig, home: Store, dataset: str, bundle: str, base: str) -> None:
-    """Measure the personal bundle, and its base beside it on the same samples."""
+def _evaluation(config: FinetuneConfig, out: Store, dataset: str, bundle: str, base: str | None) -> EvaluateConfig:
+    """Measure ``bundle``, and its base beside it on the same samples."""
     settings = {
         "bundle": bundle,
         "suite": dataset,
-        "out": home.child("scores").uri,
+        "out": out.uri,
         "base": base,
         "split": "train",
         "distractors": config.distractors,
@@ -189,9 +319,8 @@ def _evaluate(config: FinetuneConfig, home: Store, dataset: str, bundle: str, ba
         "actors": config.actors,
     }
     try:
-        chosen = EvaluateConfig(**{**config.evaluation, **settings})
+        return EvaluateConfig(**{**config.evaluation, **settings})
     except TypeError as error:
         raise ConfigError(
             f"evaluation: {error}", value=sorted(config.evaluation), fix="see jobs/evaluate.py --help"
         ) from None
-    evaluate(chosen)

@@ -89,9 +89,6 @@ def promote(config: PromoteConfig) -> dict[str, Any]:
         from lookalike.registry import read_scores
 
         content = {"inputs": {"scores": configs.fingerprint(read_scores(config.scores).to_json().decode())}}
-        if config.champion_scores:
-            champion = read_scores(config.champion_scores)
-            content["champion_scores_sha256"] = configs.fingerprint(champion.to_json().decode())
     settings = {key: value for key, value in configs.to_dict(config).items() if not _is_unset(key, value)}
     fingerprint = claim(store, settings, ignore=_NOT_IDENTITY, content=content)
     if store.exists(DECISION):

@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 MEASUREMENTS = "measurements.parquet"
 _GRID_ROWS = 8
 _MOST_UNREADABLE = 0.25  # share of the cases; with more, what is left is another suite
-_NOT_IDENTITY = ("out", "actors")
+_NOT_IDENTITY = ("out", "actors", "bundle", "base", "suite", "distractors")  # locations: what lies there counts
 _SCHEMA = pa.schema(
     [
         ("unit", pa.int64()),
@@ -47,11 +47,15 @@ def evaluate(config: EvaluateConfig) -> Scores:
         InputError: no bundle, no snapshot, no triplets in the split.
         ConflictError: ``config.out`` holds another evaluation.
     """
-    bundles = [locate_bundle(uri) for uri in (config.bundle, config.base) if uri is not None]
+    bundles = [locate_bundle(config.bundle, base_hint=config.base)]
+    if config.base is not None:
+        bundles.append(locate_bundle(config.base))
     snapshot = _snapshot(config.suite)
     store = open_store(config.out)
-    inputs = {"bundles": [bundle.sha256 for bundle in bundles], "suite": snapshot.sha256}
-    claim(store, {**configs.to_dict(config), "inputs": inputs}, ignore=_NOT_IDENTITY)
+    content: dict[str, Any] = {"inputs": {"bundles": [bundle.sha256 for bundle in bundles], "suite": snapshot.sha256}}
+    if config.distractors is not None:
+        content["distractors_sha256"] = _snapshot(config.distractors).sha256
+    claim(store, configs.to_dict(config), ignore=_NOT_IDENTITY, content=content)
     if store.exists(SCORES):
         log.info("this evaluation is done already: %s", store.uri)
         return Scores.from_json(store.read(SCORES), store.uri_of(SCORES))

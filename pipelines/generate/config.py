@@ -35,6 +35,10 @@ class GenerateConfig:
     width over which they come and go. Lower ones follow the text more, identity less."""
     batch_size: int = 8
     """Images made at once."""
+    bundle: str | None = None
+    """URI of the model's bundle, if it was moved since it was registered."""
+    base: str | None = None
+    """URI of a personal model's base, if it was moved since the adapter was trained."""
     tracking: str | None = None
     """MLflow tracking URI that knows the model's name; by default MLFLOW_TRACKING_URI. A bundle's URI needs none."""
     actors: ActorConfig = field(default_factory=ActorConfig)

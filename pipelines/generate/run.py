@@ -21,7 +21,11 @@ log = logging.getLogger(__name__)
 
 RESULT = "generations.json"
 SHEET = "contact_sheet.png"
-_NOT_IDENTITY = ("out", "actors", "batch_size", "tracking")
+# Model, prompts and references count by their content, wherever they lie.
+_NOT_IDENTITY = (
+    *("out", "actors", "batch_size", "tracking"),
+    *("model", "bundle", "base", "prompts_file", "reference"),
+)
 
 
 def generate(config: GenerateConfig) -> dict[str, Any]:
@@ -36,8 +40,8 @@ def generate(config: GenerateConfig) -> dict[str, Any]:
     from lookalike.registry import resolve
     from pipelines.generate.worker import Generator, Request, Work
 
-    model = resolve(config.model, config.tracking)
-    bundle = locate_bundle(model.bundle_uri, model.bundle_sha256)
+    model = resolve(config.model, config.tracking, config.bundle)
+    bundle = locate_bundle(model.bundle_uri, model.bundle_sha256, base_uri=config.base)
     prompts = _prompts(config)
     references = _references(config.reference, bundle)
     store = open_store(config.out)
@@ -46,7 +50,7 @@ def generate(config: GenerateConfig) -> dict[str, Any]:
         "prompts": prompts,
         "references": [configs.fingerprint(data.hex()) for _, data in references],
     }
-    claim(store, {**configs.to_dict(config), "inputs": inputs}, ignore=_NOT_IDENTITY)
+    claim(store, configs.to_dict(config), ignore=_NOT_IDENTITY, content={"inputs": inputs})
     if store.exists(RESULT):
         log.info("this generation is done already: %s", store.uri)
         return read_object(store, RESULT)

@@ -123,14 +123,18 @@ def unregistered(registry: Registry, now: Standing) -> InputError:
     """The error for a champion that the log names and the registry does not have."""
     last = now.last
     assert last is not None
+    earlier = ""
+    if last.champion_before is not None:
+        earlier = (
+            f", or return to the champion before it (jobs/promote.py --model {now.name} --rollback --out NEW_PLACE)"
+        )
     return InputError(
         f"{now.name}: the promotion log calls version {last.version} champion (bundle {last.bundle_sha256[:12]}), and "
         "no version has that bundle: it was deleted in MLflow, or this is another or an older registry",
         value=registry.uri,
         fix="restore it by promoting that bundle again"
         f" (jobs/promote.py --model {now.name} --scores {last.scores_uri or 'ITS_SCORES'} --out NEW_PLACE"
-        f"{' --bundle ' + last.bundle_uri if last.bundle_uri else ''}), promote a better one, or return to the "
-        f"champion before it (jobs/promote.py --model {now.name} --rollback --out NEW_PLACE)",
+        f"{' --bundle ' + last.bundle_uri if last.bundle_uri else ''}), or promote a better one{earlier}",
     )
 
 

@@ -1,0 +1,109 @@
+"""A customer's photos as a finetune gets them: what is there, how many can be read, and the identity of the set."""
+
+import hashlib
+import importlib.util
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+from lookalike import config as configs
+from lookalike.data.images import EXTENSIONS
+from lookalike.errors import InputError
+from lookalike.storage import Store
+
+MIN_PHOTOS, MAX_PHOTOS = 4, 20
+_MAX_FILES = 1_000  # a personal set; more is another folder
+_SHARDS = (".tar", ".tar.gz", ".tgz")
+_MASK = ".mask.png"
+_HEIC = ("heic", "heif")
+_OTHER_FORMATS = (*_HEIC, "avif", "tif", "tiff", "gif", "bmp", "jp2", "jxl", "dng", "cr2", "cr3", "nef", "arw", "raw")
+
+
+@dataclass(frozen=True)
+class PhotoSet:
+    """What lies at the location that a customer named."""
+
+    raw: bool
+    """Whether it is raw shards (tars); else a folder for each subject."""
+    sha256: str
+    """Identity: names and bytes of all files, wherever they lie."""
+
+
+def photo_set(store: Store, shown: str) -> PhotoSet:
+    """Look at the photos before any work is done; ``shown`` is their location as the user wrote it.
+
+    Raises InputError for none, too few or too many, photos of several subjects, or formats that are not read.
+    """
+    keys = [info.key for info in store.list() if not any(part.startswith(".") for part in info.key.split("/"))]
+    if not keys:
+        raise InputError("no photos", value=shown, fix=f"bring {MIN_PHOTOS} to {MAX_PHOTOS} of them")
+    if len(keys) > _MAX_FILES:
+        raise InputError(
+            f"{len(keys)} files", value=shown, fix=f"name a folder with {MIN_PHOTOS} to {MAX_PHOTOS} photos"
+        )
+    tars = [key for key in keys if key.lower().endswith(_SHARDS)]
+    if not tars:
+        _check_photos(keys, shown)
+    elif any(_extension(key) in EXTENSIONS for key in keys):
+        raise InputError("raw shards and loose photos in one place", value=shown, fix="name a folder with either")
+    hashes = [[key, hashlib.sha256(store.read(key)).hexdigest()] for key in sorted(keys)]
+    return PhotoSet(bool(tars), configs.fingerprint(hashes))
+
+
+def check_number(number: int, shown: str) -> None:
+    """Raise InputError for too few photos, or too many."""
+    if number < MIN_PHOTOS:
+        raise InputError(
+            f"{number} photo{'' if number == 1 else 's'}",
+            value=shown,
+            fix=f"add {MIN_PHOTOS - number} or more (a finetune takes {MIN_PHOTOS} to {MAX_PHOTOS}), and run the same "
+            "command again",
+        )
+    if number > MAX_PHOTOS:
+        raise InputError(
+            f"{number} photos",
+            value=shown,
+            fix=f"remove {number - MAX_PHOTOS} (a finetune takes {MIN_PHOTOS} to {MAX_PHOTOS}), and run the same "
+            "command again",
+        )
+
+
+def _check_photos(keys: list[str], shown: str) -> None:
+    photos = [key for key in keys if _is_photo(key) and _reads(_extension(key))]
+    unread = Counter(_extension(key) for key in keys if not _reads(_extension(key)) and _is_photo(key))
+    inside = [key for key in photos if key.count("/") == 1]
+    if unread and len(inside) < MIN_PHOTOS:
+        names = ", ".join(f"{number} {extension.upper()}" for extension, number in sorted(unread.items()))
+        heic = "install the extra with: pip install 'lookalike[heic]'; or " if any(e in unread for e in _HEIC) else ""
+        raise InputError(
+            f"{len(inside)} photos that can be read, and files in formats that cannot: {names}",
+            value=shown,
+            fix=f"{heic}save them as JPEG, and run the same command again",
+        )
+    if photos and not inside:
+        raise InputError(
+            f"{len(photos)} photos, none of them directly in a subject's folder",
+            value=shown,
+            fix=f"lay them out as {shown.rstrip('/')}/SUBJECT/01.jpg, and name {shown.rstrip('/')} as --photos",
+        )
+    folders = sorted({key.split("/")[0] for key in inside})
+    if len(folders) > 1:
+        raise InputError(
+            f"photos of {len(folders)} subjects: {', '.join(folders[:5])}",
+            value=shown,
+            fix="leave one subject's folder there, and run the same command again",
+        )
+    check_number(len(inside), shown)
+
+
+def _extension(key: str) -> str:
+    return PurePosixPath(key).suffix[1:].lower()
+
+
+def _is_photo(key: str) -> bool:
+    return _extension(key) in (*EXTENSIONS, *_OTHER_FORMATS) and not key.lower().endswith(_MASK)
+
+
+def _reads(extension: str) -> bool:
+    """Whether photos with this extension are decoded; HEIC by the extra alone."""
+    return extension in EXTENSIONS and (extension not in _HEIC or importlib.util.find_spec("pillow_heif") is not None)

@@ -1,0 +1,412 @@
+"""Registry and promotion log that were changed from outside: a refused bundle never becomes champion, and each error's
+advice works."""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from lookalike.config import canonical_json
+from lookalike.errors import ConfigError, InputError
+from lookalike.registry import Promotion, Registry, resolve, standing
+from lookalike.registry.champions import HEAD_TAG
+from lookalike.registry.promotions import LOG_TAG
+from lookalike.storage import open_store
+from lookalike.tracking.connection import connect
+from pipelines.promote import PromoteConfig, promote
+from tests.integration.test_promotion import bundle, scored
+
+MODEL = "mini"
+
+
+@dataclass
+class World:
+    """A store and a registry with a champion (``good``), a refused bundle (``bad``) and a better one to come."""
+
+    root: Path
+    uri: str
+    attempts: int = 0
+
+    def promote(self, name: str, model: str = MODEL, **settings: object) -> dict:
+        """Promote bundle ``name`` at an output of its own; ``settings`` are the job's."""
+        self.attempts += 1
+        out = settings.pop("out", f"{self.root}/out-{self.attempts}")
+        scores = None if settings.keys() & {"rollback", "rollback_to"} else f"{self.root}/{name}/scores"
+        config = {"log": f"{self.root}/log", "scores": scores, "tracking": self.uri, **settings}
+        return promote(PromoteConfig(model=model, out=str(out), **config))  # type: ignore[arg-type]
+
+    def champion(self, model: str = MODEL) -> str:
+        """The name of the bundle that is served as champion, by resolution and by the alias."""
+        reference = resolve(f"models:/{model}@champion", self.uri)
+        shown = self.client.get_model_version_by_alias(model, "champion")
+        assert shown.source == f"bundle://sha256/{reference.bundle_sha256}"
+        return reference.bundle_uri.split("/")[-2]
+
+    @property
+    def client(self):  # type: ignore[no-untyped-def]
+        return connect(self.uri)
+
+    @property
+    def log(self) -> Path:
+        return self.root / "log" / MODEL
+
+    def entry(self, number: int) -> Path:
+        return self.log / f"{number:08d}.json"
+
+
+@pytest.fixture(scope="module")
+def built(mlflow_schema: Path, tmp_path_factory: pytest.TempPathFactory) -> World:
+    """First ``first`` was champion, then ``good``; ``bad`` was refused. Made once: each test gets a copy."""
+    folder = tmp_path_factory.mktemp("champions")
+    shutil.copyfile(mlflow_schema, folder / "mlflow.db")
+    made = World(folder / "store", f"sqlite:///{folder}/mlflow.db")
+    for name, figures in {
+        "first": {"loss_right": 0.6}, "good": {}, "bad": {"loss_right": 0.9}, "unfit": {"loss_gap": 0.0},
+        "better": {"loss_right": 0.4},
+    }.items():  # fmt: skip
+        of = bundle(str(made.root), name)
+        scored(str(made.root), f"{name}/scores", of, **figures)
+    assert made.promote("first")["promoted"]
+    assert made.promote("good")["promoted"]
+    assert not made.promote("bad")["promoted"]
+    assert made.champion() == "good"
+    made.root.rename(folder / "copy")
+    return made
+
+
+@pytest.fixture
+def world(built: World, tmp_path: Path) -> Iterator[World]:
+    """The store at its place, which the registry's tags name, and a registry of the test's own."""
+    shutil.copytree(built.root.parent / "copy", built.root)
+    shutil.copyfile(built.uri.removeprefix("sqlite:///"), tmp_path / "mlflow.db")
+    yield World(built.root, f"sqlite:///{tmp_path}/mlflow.db", built.attempts)
+    shutil.rmtree(built.root)
+
+
+def _model_deleted(world: World) -> None:
+    world.client.delete_registered_model(MODEL)
+
+
+def _version_deleted(world: World) -> None:
+    world.client.delete_model_version(MODEL, "2")
+
+
+def _log_moved(world: World) -> None:
+    world.log.rename(world.root / "elsewhere")
+
+
+def _log_emptied(world: World) -> None:
+    for file in world.log.iterdir():
+        file.unlink()
+
+
+def _newest_missing(world: World) -> None:
+    world.entry(2).unlink()
+
+
+def _hole(world: World) -> None:
+    world.entry(1).unlink()
+
+
+def _entry_empty(world: World) -> None:
+    world.entry(2).write_bytes(b"")
+
+
+def _entry_broken(world: World) -> None:
+    world.entry(2).write_text('{"number": 2}')
+
+
+def _entry_of_another_kind(world: World) -> None:
+    world.entry(2).write_text("[1, 2]")
+
+
+def _entry_edited(world: World) -> None:
+    bad = resolve(f"models:/{MODEL}/3", world.uri)
+    values = json.loads(world.entry(2).read_text())
+    world.entry(2).write_text(canonical_json({**values, "bundle_sha256": bad.bundle_sha256, "version": 3}))
+
+
+def _log_tag_removed(world: World) -> None:
+    world.client.delete_registered_model_tag(MODEL, LOG_TAG)
+
+
+def _log_tag_and_alias_removed(world: World) -> None:
+    _log_tag_removed(world)
+    world.client.delete_registered_model_tag(MODEL, HEAD_TAG)
+    world.client.delete_registered_model_alias(MODEL, "champion")
+
+
+def _log_of_before_moved(world: World) -> None:
+    world.client.delete_registered_model_tag(MODEL, HEAD_TAG)  # as before the tag was written
+    _log_moved(world)
+
+
+def _log_of_before_moved_and_alias_removed(world: World) -> None:
+    _log_of_before_moved(world)
+    world.client.delete_registered_model_alias(MODEL, "champion")
+
+
+def _head_tag_damaged(world: World) -> None:
+    world.client.set_registered_model_tag(MODEL, HEAD_TAG, "two")
+
+
+def _hash_tag_edited(world: World) -> None:
+    bad = resolve(f"models:/{MODEL}/3", world.uri)
+    world.client.set_model_version_tag(MODEL, "2", "bundle_sha256", bad.bundle_sha256)
+
+
+def _location_tag_edited(world: World) -> None:
+    bad = resolve(f"models:/{MODEL}/3", world.uri)
+    world.client.set_model_version_tag(MODEL, "2", "bundle_uri", bad.bundle_uri)
+
+
+def _bundle_moved(world: World) -> None:
+    (world.root / "good" / "bundle").rename(world.root / "good-bundle-elsewhere")
+
+
+BROKEN = [
+    _model_deleted, _version_deleted, _log_moved, _log_emptied, _newest_missing, _hole, _entry_empty, _entry_broken,
+    _entry_of_another_kind, _entry_edited, _log_tag_removed, _log_tag_and_alias_removed, _log_of_before_moved,
+    _log_of_before_moved_and_alias_removed, _head_tag_damaged, _hash_tag_edited, _location_tag_edited, _bundle_moved,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("broken", BROKEN)
+def test_no_change_from_outside_makes_a_refused_bundle_champion(world: World, broken: Callable[[World], None]) -> None:
+    broken(world)
+    with pytest.raises(InputError) as raised:
+        world.champion()
+    assert raised.value.fix
+    assert "\n" not in str(raised.value)
+    for refused in ("bad", "unfit"):
+        with suppress(InputError):  # it says that registry and log contradict each other
+            decision = world.promote(refused)
+            assert not decision["promoted"]
+            assert decision["champion"] in (None, 2)
+    with pytest.raises(InputError):
+        world.champion()
+
+
+@pytest.mark.parametrize("broken", BROKEN)
+def test_a_log_that_is_begun_anew_says_so_and_is_a_way_out(world: World, broken: Callable[[World], None]) -> None:
+    broken(world)
+    decision = world.promote("better", begin_anew="the log was lost", log=f"{world.root}/log", out=world.root / "anew")
+    assert (decision["promoted"], decision["champion"]) == (True, decision["version"])
+    assert world.champion() == "better"
+    last = _last(world)
+    assert (last.kind, last.reason, last.champion_before) == ("begun anew", "the log was lost", None)
+    again = world.promote("better", begin_anew="the log was lost", log=f"{world.root}/log", out=world.root / "anew")
+    assert again == decision
+    assert _last(world) == last
+    assert not world.promote("bad")["promoted"]
+    assert not world.promote("unfit", begin_anew="the log was lost")["promoted"]
+    assert world.champion() == "better"
+
+
+def _restore_log(world: World) -> None:
+    (world.root / "elsewhere").rename(world.log)
+
+
+def _promote_the_champion_again(world: World) -> None:
+    assert world.promote("good")["champion"] is not None
+
+
+@pytest.mark.parametrize(
+    ("broken", "advice"),
+    [
+        (_model_deleted, _promote_the_champion_again),
+        (_version_deleted, _promote_the_champion_again),
+        (_log_moved, _restore_log),
+        (_log_of_before_moved, _restore_log),
+        (_log_tag_removed, lambda world: world.client.set_registered_model_tag(MODEL, LOG_TAG, f"{world.root}/log")),
+        (_head_tag_damaged, lambda world: world.client.delete_registered_model_tag(MODEL, HEAD_TAG)),
+        (
+            _bundle_moved,
+            lambda world: world.promote("good", bundle=str(world.root / "good-bundle-elsewhere")),
+        ),
+        (_location_tag_edited, lambda world: world.promote("good")),
+    ],
+)
+def test_the_advice_is_followed_and_works(
+    world: World, broken: Callable[[World], None], advice: Callable[[World], object]
+) -> None:
+    broken(world)
+    with pytest.raises(InputError):
+        world.champion()
+    advice(world)
+    sha256 = resolve(f"models:/{MODEL}@champion", world.uri).bundle_sha256
+    assert sha256 == json.loads(world.entry(2).read_text())["bundle_sha256"]
+    assert world.promote("better")["promoted"]
+    assert world.champion() == "better"
+
+
+def test_the_first_command_again_registers_a_lost_champion(world: World) -> None:
+    world.promote("good", out=world.root / "same")
+    _model_deleted(world)
+    assert world.promote("good", out=world.root / "same")["champion"] is not None
+    assert world.champion() == "good"
+    assert _last(world).kind == "registered again"
+
+
+def test_what_is_returned_as_champion_is_read_back(world: World) -> None:
+    first = world.promote("better", out=world.root / "same")
+    assert first["champion"] == first["version"]
+    world.promote("", rollback=True)
+    again = world.promote("better", out=world.root / "same")
+    assert (again["promoted"], again["champion"]) == (True, 2)
+
+
+def test_a_better_bundle_follows_a_champion_whose_version_was_deleted(world: World) -> None:
+    _version_deleted(world)
+    assert world.promote("better")["promoted"]
+    assert world.champion() == "better"
+
+
+def test_a_moved_champion_is_served_from_its_new_place_at_once(world: World) -> None:
+    _bundle_moved(world)
+    with pytest.raises(InputError, match="name its place"):
+        resolve("models:/mini@champion", world.uri)
+    moved = str(world.root / "good-bundle-elsewhere")
+    assert resolve("models:/mini@champion", world.uri, moved).bundle_uri == moved
+    with pytest.raises(InputError, match="not the one that was registered"):
+        resolve("models:/mini@champion", world.uri, str(world.root / "bad" / "bundle"))
+
+
+def test_an_alias_set_by_hand_is_set_back(world: World) -> None:
+    world.client.set_registered_model_alias(MODEL, "champion", "3")
+    assert world.champion() == "good"
+    world.client.delete_registered_model_alias(MODEL, "champion")
+    assert world.champion() == "good"
+
+
+def test_an_alias_without_a_log_is_an_error(world: World) -> None:
+    world.client.create_registered_model("byhand")
+    world.client.create_model_version("byhand", "bundle://sha256/" + "0" * 64)
+    world.client.set_registered_model_alias("byhand", "champion", "1")
+    with pytest.raises(InputError, match="had a champion"):
+        resolve("models:/byhand@champion", world.uri)
+    with pytest.raises(InputError, match="had a champion"):
+        world.promote("good", model="byhand")
+    world.client.delete_registered_model_alias("byhand", "champion")
+    assert world.promote("good", model="byhand")["promoted"]
+
+
+def test_a_model_renamed_in_mlflow_keeps_its_champion_or_says_why_not(world: World) -> None:
+    world.client.rename_registered_model(MODEL, "renamed")
+    with pytest.raises(InputError, match=r"lacks entry 2.*renamed"):
+        resolve("models:/renamed@champion", world.uri)
+    with pytest.raises(InputError, match="lacks entry 2"):
+        world.promote("bad", model="renamed")
+    with pytest.raises(InputError, match="another registry's"):
+        world.promote("bad")  # the old name, whose log still names a champion
+    world.log.rename(world.root / "log" / "renamed")
+    assert world.champion("renamed") == "good"
+
+
+def test_two_registries_do_not_share_a_log_by_accident(world: World, tmp_path: Path, mlflow_schema: Path) -> None:
+    shutil.copyfile(mlflow_schema, tmp_path / "second.db")
+    second = World(world.root, f"sqlite:///{tmp_path}/second.db", attempts=50)
+    with pytest.raises(InputError, match="another registry's"):
+        second.promote("better")
+    assert second.promote("good")["promoted"]  # what the advice says: the log's champion is registered there
+    assert (second.champion(), world.champion()) == ("good", "good")
+    assert second.promote("better", log=f"{world.root}/other", begin_anew="a log of its own")["promoted"]
+    assert (second.champion(), world.champion()) == ("better", "good")
+
+
+def test_a_tracking_server_restored_from_an_older_copy(world: World) -> None:
+    database = Path(world.uri.removeprefix("sqlite:///"))
+    data = database.read_bytes()
+    world.promote("better")
+    database.write_bytes(data)
+    with pytest.raises(InputError, match="older registry"):
+        world.champion()
+    assert not world.promote("unfit")["promoted"]
+    assert world.promote("better")["champion"] is not None
+    assert world.champion() == "better"
+
+
+def test_files_that_are_no_entries_are_named_and_ignored(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("notes.txt", "99999999.json.bak", "00000000.json", "3.json", "000000003.json", "zz/00000009.json"):
+        (world.log / name).parent.mkdir(exist_ok=True)
+        (world.log / name).write_text("{}")
+    assert world.champion() == "good"
+    assert "notes.txt" in caplog.text
+    assert world.promote("better")["promoted"]
+    assert world.entry(3).exists()
+
+
+def test_entries_of_earlier_versions_are_read(world: World) -> None:
+    new = ("kind", "reason", "returns_to", "bundle_uri", "scores_uri", "previous_sha256")
+    for number in (1, 2):
+        values = json.loads(world.entry(number).read_text())
+        world.entry(number).write_text(canonical_json({key: value for key, value in values.items() if key not in new}))
+    world.client.delete_registered_model_tag(MODEL, HEAD_TAG)
+    assert world.champion() == "good"
+    assert world.promote("better")["promoted"]
+    assert world.promote("", rollback=True)["champion"] == 2
+
+
+def test_an_entry_that_was_changed_later_stops_a_rollback(world: World) -> None:
+    values = json.loads(world.entry(1).read_text())
+    world.entry(1).write_text(canonical_json({**values, "bundle_sha256": "0" * 64}))
+    assert world.champion() == "good"
+    with pytest.raises(InputError, match="entry 1 of the promotion log was changed"):
+        world.promote("", rollback=True)
+
+
+def test_a_rollback_returns_to_the_champion_before(world: World) -> None:
+    world.promote("better")
+    back = world.promote("", rollback=True, out=world.root / "back")
+    assert (back["version"], back["champion"], back["kind"]) == (2, 2, "rolled back")
+    assert world.promote("", rollback=True, out=world.root / "back") == back  # the same command again
+    assert world.champion() == "good"
+    assert world.promote("", rollback=True)["champion"] == 1  # one more
+    with pytest.raises(InputError, match="no champion before"):
+        world.promote("", rollback=True)
+    assert world.promote("", rollback_to=4)["champion"] == 4
+    assert world.champion() == "better"
+    with pytest.raises(InputError, match=r"never champion.*choose from"):
+        world.promote("", rollback_to=3)
+
+
+def test_a_rollback_after_a_deletion_registers_what_it_returns_to(world: World) -> None:
+    for version in ("1", "2"):
+        world.client.delete_model_version(MODEL, version)
+    (world.root / "first" / "bundle").rename(world.root / "first-moved")
+    with pytest.raises(InputError, match="name its place with --bundle"):
+        world.promote("", rollback=True)
+    world.promote("", rollback=True, bundle=str(world.root / "first-moved"))
+    assert resolve("models:/mini@champion", world.uri).bundle_uri.endswith("first-moved")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"scores": None},
+        {"scores": "x", "rollback": True},
+        {"scores": "x", "begin_anew": " "},
+        {"rollback_to": 1, "begin_anew": "x"},
+    ],
+)
+def test_settings_that_contradict_each_other(settings: dict) -> None:
+    with pytest.raises(ConfigError):
+        PromoteConfig(model=MODEL, out="x", **settings)
+
+
+def _last(world: World) -> Promotion:
+    now = standing(Registry(world.uri), MODEL)
+    assert now is not None
+    assert now.last is not None
+    return now.last
+
+
+def test_the_log_lies_where_the_tag_says(world: World) -> None:
+    log = Registry(world.uri).promotion_log(MODEL)
+    assert log is not None
+    assert [entry.kind for entry in log.entries()] == ["promoted", "promoted"]
+    assert open_store(log.uri).exists("00000002.json")

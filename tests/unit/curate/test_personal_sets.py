@@ -1,0 +1,51 @@
+"""A finetune's curation: what is meant for many subjects is off for one customer's."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipelines.curate.filters import FiltersConfig
+from pipelines.curate.layout import plan_shards
+from pipelines.curate.plan import read_summary
+from pipelines.curate.rows import unit_hash
+from pipelines.curate.work import StageWork
+from pipelines.finetune import FinetuneConfig, curation_of
+from tests.drawn import photo, write_raw
+
+FINETUNE = FinetuneConfig(customer="acme", subject="mug", photos="/photos", store="/store")
+
+
+@given(st.text(min_size=1, max_size=30))
+def test_no_name_of_a_subject_is_held_out(name: str) -> None:
+    plan = curation_of(FINETUNE, "/raw", "/dataset", 2).plan
+    assert not unit_hash("split", 0, name) < plan.validation_fraction
+    assert plan.min_validation_subjects == 0
+
+
+@pytest.mark.parametrize("name", ["gray", "dog"])  # of those that the usual split holds out
+def test_every_triplet_of_one_subject_trains(name: str, planned: Callable[..., StageWork], tmp_path: Path) -> None:
+    photos = [photo(0, view).under(f"{name}-{view}", name) for view in range(4)]
+    curation = curation_of(FINETUNE, "/raw", "/dataset", 1)
+    work = planned(write_raw(tmp_path / "raw", photos), filters=curation.filters, plan=curation.plan)
+    shards = plan_shards(work)
+    assert {shard.split for shard in shards} == {"train"}
+    assert sum(shard.triplets for shard in shards) == sum(
+        read_summary(work, partition).triplets for partition in range(work.partitions)
+    )
+    assert sum(shard.triplets for shard in shards) >= 4
+
+
+def test_references_fit_the_model_that_is_finetuned() -> None:
+    assert [curation_of(FINETUNE, "/raw", "/d", most).plan.max_references for most in (1, 2, 4)] == [1, 2, 2]
+
+
+def test_photos_that_look_unlike_are_one_subject_if_the_customer_says_so() -> None:
+    filters = curation_of(FINETUNE, "/raw", "/dataset", 2).filters
+    assert "off_subject" in filters.skip
+    assert filters.no_pair.min_similarity == -1.0
+    strict = replace(FINETUNE, filters=FiltersConfig())
+    assert curation_of(strict, "/raw", "/dataset", 2).filters == FiltersConfig()

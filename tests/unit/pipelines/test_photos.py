@@ -1,0 +1,129 @@
+"""What a customer brings: each error's advice, followed literally, makes the same command work."""
+
+import io
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lookalike.errors import InputError
+from lookalike.storage import open_store
+from pipelines.photos import PhotoSet, check_number, photo_set
+
+
+def _jpeg(number: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(np.full((8, 8, 3), number, np.uint8)).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+def _add(folder: Path, names: str, first: int, count: int) -> None:
+    for number in range(first, first + count):
+        file = folder / names.format(number)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(_jpeg(number))
+
+
+def _look(folder: Path) -> PhotoSet:
+    return photo_set(open_store(str(folder)), str(folder))
+
+
+def _second_subject_removed(folder: Path) -> None:
+    for file in (folder / "dog").iterdir():
+        file.unlink()
+
+
+def _laid_out(folder: Path) -> None:
+    (folder / "bear").mkdir()
+    for file in folder.glob("*.jpg"):
+        file.rename(folder / "bear" / file.name)
+
+
+def _saved_as_jpeg(folder: Path) -> None:
+    for number, file in enumerate(sorted((folder / "bear").iterdir())):
+        file.unlink()
+        (folder / "bear" / f"{number}.jpg").write_bytes(_jpeg(number))
+
+
+@pytest.mark.parametrize(
+    ("broken", "message", "advice"),
+    [
+        (lambda f: None, "no photos.*bring 4 to 20", lambda f: _add(f, "bear/{}.jpg", 0, 4)),
+        (lambda f: _add(f, "bear/{}.jpg", 0, 3), "3 photos .*add 1 or more", lambda f: _add(f, "bear/{}.jpg", 3, 1)),
+        (lambda f: _add(f, "bear/{}.jpg", 0, 1), "1 photo .*add 3 or more", lambda f: _add(f, "bear/{}.jpg", 1, 3)),
+        (
+            lambda f: _add(f, "bear/{:02d}.jpg", 0, 22),
+            "22 photos .*remove 2",
+            lambda f: [(f / "bear" / name).unlink() for name in ("00.jpg", "21.jpg")],
+        ),
+        (
+            lambda f: (_add(f, "bear/{}.jpg", 0, 4), _add(f, "dog/{}.jpg", 4, 4)),
+            "photos of 2 subjects: bear, dog.*leave one subject's folder",
+            _second_subject_removed,
+        ),
+        (lambda f: _add(f, "{}.jpg", 0, 5), "none of them directly in a subject's folder.*SUBJECT/01.jpg", _laid_out),
+        (
+            lambda f: _add(f, "a/bear/{}.jpg", 0, 5),
+            "none of them directly",
+            lambda f: (f / "a" / "bear").rename(f / "bear"),
+        ),
+        (lambda f: _add(f, "bear/IMG_{}.HEIC", 0, 5), "5 HEIC.*lookalike\\[heic\\]", _saved_as_jpeg),
+        (lambda f: _add(f, "bear/{}.avif", 0, 5), "5 AVIF.*save them as JPEG", _saved_as_jpeg),
+        (
+            lambda f: (_add(f, "bear/{}.jpg", 0, 2), _add(f, "bear/{}.dng", 2, 2)),
+            "2 photos that can be read.*2 DNG",
+            _saved_as_jpeg,
+        ),
+    ],
+)
+def test_each_error_is_followed_and_the_same_command_works(
+    broken: Callable[[Path], object],
+    message: str,
+    advice: Callable[[Path], object],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)  # without the extra
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    broken(folder)
+    with pytest.raises(InputError, match=message):
+        _look(folder)
+    advice(folder)
+    assert _look(folder).sha256
+
+
+def test_a_set_is_known_by_its_content_wherever_it_lies(tmp_path: Path) -> None:
+    _add(tmp_path / "a", "bear/{}.jpg", 0, 4)
+    before = _look(tmp_path / "a")
+    (tmp_path / "a").rename(tmp_path / "moved")
+    (tmp_path / "moved" / ".DS_Store").write_bytes(b"what a file manager leaves")
+    assert _look(tmp_path / "moved") == before
+    _add(tmp_path / "moved", "bear/{}.jpg", 4, 1)
+    more = _look(tmp_path / "moved")
+    (tmp_path / "moved" / "bear" / "4.jpg").write_bytes(_jpeg(5))
+    assert len({before.sha256, more.sha256, _look(tmp_path / "moved").sha256}) == 3
+
+
+def test_shards_are_taken_as_they_are_and_nothing_beside_them(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "shard.tar", "w"):
+        pass
+    assert _look(tmp_path).raw
+    _add(tmp_path, "bear/{}.jpg", 0, 4)
+    with pytest.raises(InputError, match="shards and loose photos"):
+        _look(tmp_path)
+
+
+@pytest.mark.parametrize("number", [4, 20])
+def test_the_bounds_belong_to_it(number: int) -> None:
+    check_number(number, "photos")
+
+
+def test_a_folder_of_something_else_is_not_read(tmp_path: Path) -> None:
+    for number in range(1001):
+        (tmp_path / str(number)).touch()
+    with pytest.raises(InputError, match="1001 files"):
+        _look(tmp_path)

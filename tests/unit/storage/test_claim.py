@@ -1,0 +1,53 @@
+"""Whose result a prefix holds: content counts, places and passwords do not."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from lookalike.errors import ConflictError, InputError
+from lookalike.storage import Store, open_store
+from lookalike.storage.claim import RECORD, claim, read_claim
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return open_store(str(tmp_path / "out"))
+
+
+def test_inputs_at_another_place_are_the_same_inputs(store: Store) -> None:
+    ignore = ("dataset",)
+    first = claim(
+        store, {"dataset": "/a", "seed": 1}, ignore=ignore, content={"snapshot": {"uri": "/a", "sha256": "x"}}
+    )
+    moved = {"uri": "s3://b/a", "sha256": "x"}
+    assert claim(store, {"dataset": "s3://b/a", "seed": 1}, ignore=ignore, content={"snapshot": moved}) == first
+    with pytest.raises(ConflictError, match="another snapshot"):
+        claim(store, {"dataset": "/a", "seed": 1}, ignore=ignore, content={"snapshot": {**moved, "sha256": "y"}})
+    with pytest.raises(ConflictError, match="another seed"):
+        claim(store, {"dataset": "/a", "seed": 2}, ignore=ignore, content={"snapshot": moved})
+
+
+def test_a_record_of_an_earlier_version_is_resumed_with_its_fingerprint(store: Store) -> None:
+    earlier = {"dataset": "/a", "base": "/b", "seed": 1, "snapshot": {"uri": "/a", "version": 1, "sha256": "x"}}
+    store.write(RECORD, json.dumps({"config": earlier, "identity": earlier, "fingerprint": "f" * 64}).encode())
+    content = {"snapshot": {"uri": "/moved", "version": 1, "sha256": "x"}, "base_sha256": "b"}
+    ignore = ("dataset", "base")
+    assert claim(store, {"dataset": "/moved", "base": "/c", "seed": 1}, ignore=ignore, content=content) == "f" * 64
+
+
+def test_a_password_is_neither_stored_nor_compared(store: Store) -> None:
+    config = {"endpoint": "http://mia:secret1@host", "nested": [{"uri": "https://a:secret1@b"}]}
+    first = claim(store, config)
+    assert b"secret1" not in store.read(RECORD)
+    assert claim(store, json.loads(json.dumps(config).replace("secret1", "another2"))) == first
+
+
+@pytest.mark.parametrize("damage", [b"", b"{", b"[]", b"null", b'{"identity": 1}', b'{"config": {}}', b"\xff"])
+def test_a_damaged_record_is_named_and_its_advice_works(store: Store, damage: bytes) -> None:
+    store.write(RECORD, damage)
+    with pytest.raises(InputError, match="remove the location"):
+        claim(store, {"seed": 1})
+    store.delete(RECORD)
+    assert claim(store, {"seed": 1})
+    assert (read_claim(store) or {})["identity"] == {"seed": 1}
