@@ -33,7 +33,9 @@ def generate(config: GenerateConfig) -> dict[str, Any]:
         ConfigError: more references than the model reads.
         ConflictError: ``config.out`` holds another generation.
     """
+    from lookalike.diffusion.inputs import check_size
     from lookalike.models.preprocess import Preprocessor
+    from lookalike.models.vae import pixels_per_token
     from lookalike.registry import resolve
     from pipelines.generate.worker import Generator, Request, Work
 
@@ -41,19 +43,25 @@ def generate(config: GenerateConfig) -> dict[str, Any]:
     bundle = locate_bundle(model.bundle_uri, model.bundle_sha256)
     prompts = _prompts(config)
     references = _references(config.reference, bundle)
+    components = bundle.open().components
+    preprocessor = Preprocessor.from_bundle(components)
+    preset, multiple = preprocessor.preset, pixels_per_token(components)
+    check_size(config.height or preset.height, config.width or preset.width, multiple)
     store = open_store(config.out)
     inputs = {
         "bundle": bundle.sha256,
         "prompts": prompts,
         "references": [configs.fingerprint(data.hex()) for _, data in references],
     }
-    claim(store, {**configs.to_dict(config), "inputs": inputs}, ignore=_NOT_IDENTITY)
+    values = configs.to_dict(config)
+    unset = [name for name in ("height", "width") if values[name] is None]  # as before there were such settings
+    claim(store, {**values, "inputs": inputs}, ignore=(*_NOT_IDENTITY, *unset))
     if store.exists(RESULT):
         log.info("this generation is done already: %s", store.uri)
         return dict(json.loads(store.read(RESULT)))
 
     pixels = [decode(data) for _, data in references]
-    Preprocessor.from_bundle(bundle.open().components)(prompts, [pixels] * len(prompts))  # refuses before any work
+    preprocessor(prompts, [pixels] * len(prompts))  # refuses before any work
     requests = [
         Request(f"images/{number:04d}-{config.seed + index}.png", prompt, config.seed + index)
         for number, prompt in enumerate(prompts)

@@ -7,8 +7,9 @@ from typing import Any
 from diffusers.loaders import FluxLoraLoaderMixin
 
 from lookalike.errors import ConfigError, InputError
-from lookalike.models.adapter_files import DIFFUSERS_WEIGHTS, PEFT_CONFIG, PEFT_WEIGHTS, AdapterFile, read_adapter
+from lookalike.models.adapter_files import DIFFUSERS_WEIGHTS, AdapterFile, read_adapter
 from lookalike.models.adapter_state import adapter_state, effective_loras, is_fused, loras
+from lookalike.models.adapter_tensors import PEFT_CONFIG, PEFT_WEIGHTS
 from lookalike.models.adapters import ADAPTER_NAME, load_adapter
 
 _HUB = ("revision", "token", "cache_dir", "local_files_only", "force_download")
@@ -19,7 +20,9 @@ class _SaveLora:
     """``pipe.save_lora_weights(folder)`` saves the pipeline's LoRA; on the class it is diffusers' own method."""
 
     def __get__(self, pipe: Any, owner: Any) -> Any:
-        return super(SubjectLoraLoaderMixin, owner).save_lora_weights if pipe is None else pipe._save_lora_weights_of
+        if pipe is not None:
+            return pipe.save_own_lora
+        return FluxLoraLoaderMixin.save_lora_weights.__func__.__get__(owner)
 
 
 class SubjectLoraLoaderMixin(FluxLoraLoaderMixin):
@@ -92,7 +95,7 @@ class SubjectLoraLoaderMixin(FluxLoraLoaderMixin):
     def load_lora_into_text_encoder(cls, *args: Any, **kwargs: Any) -> None:
         """There is none: what a file holds for CLIP is left aside."""
 
-    def _save_lora_weights_of(
+    def save_own_lora(
         self,
         save_directory: str | Path,
         transformer_lora_layers: Mapping[str, Any] | None = None,
@@ -114,7 +117,7 @@ class SubjectLoraLoaderMixin(FluxLoraLoaderMixin):
         Raises:
             ConfigError: no LoRA, or several and none is named.
         """
-        save = super().save_lora_weights
+        save = type(self).save_lora_weights
         if transformer_lora_layers is None:
             file = adapter_state(self.transformer, self._one_lora(adapter_name), alpha_is_rank=True)
             transformer_lora_layers = {name: tensor.cpu().contiguous() for name, tensor in file.tensors.items()}

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from lookalike.errors import ConfigError
 from lookalike.models.adapter_config import check_settings
-from lookalike.models.adapter_files import PEFT_PREFIX, AdapterFile, exact_scales
+from lookalike.models.adapter_files import AdapterFile
+from lookalike.models.adapter_tensors import PEFT_PREFIX, exact_scales
 from lookalike.models.adapters import adapter_names
 
 

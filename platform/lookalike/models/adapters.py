@@ -10,7 +10,8 @@ from torch import Tensor
 
 from lookalike.errors import ConfigError, InputError
 from lookalike.models.adapter_config import peft_config
-from lookalike.models.adapter_files import PEFT_PREFIX, PEFT_WEIGHTS, AdapterFile, read_adapter
+from lookalike.models.adapter_files import AdapterFile, read_adapter
+from lookalike.models.adapter_tensors import PEFT_PREFIX, PEFT_WEIGHTS
 from lookalike.models.presets import LoraConfig, check_lora
 
 ADAPTER_NAME = "default"
@@ -117,6 +118,7 @@ def load_adapter(transformer: Any, file: AdapterFile, name: str = ADAPTER_NAME) 
     active = transformer.active_adapters() if before else []
     try:
         _inject(transformer, file, name)
+        transformer.train(transformer.training)  # peft's new dropout would be active
         return _copy(transformer, file, name)
     except InputError:
         if not before:
