@@ -235,7 +235,8 @@ class SubjectPipeline(DiffusionPipeline, SubjectLoraLoaderMixin):
         negative_context = None
         if sees_mllm and negative_prompts is not None:
             other = to_batch(self.preprocessor(negative_prompts, [[] for _ in prompts])).to(device)
-            negative_context = self._context(other, repeats)
+            keep = torch.tensor([bool(text.strip()) for text in negative_prompts], device=device)
+            negative_context = self._context(other, repeats, keep)
         denoiser = Denoiser(
             self.transformer,
             grid,  # what follows is computed once, and only if a step of the plan sees it
@@ -300,8 +301,8 @@ class SubjectPipeline(DiffusionPipeline, SubjectLoraLoaderMixin):
         noise: Tensor = randn_tensor(shape, generator=generators, device=device, dtype=torch.float32)
         return noise.to(dtype)  # drawn in half precision, a seed would give other numbers
 
-    def _context(self, batch: Batch, repeats: int) -> Context:
-        once = encode_context(self.mllm, self.aggregator, batch)
+    def _context(self, batch: Batch, repeats: int, keep: Tensor | None = None) -> Context:
+        once = encode_context(self.mllm, self.aggregator, batch, keep=keep)
         return Context(_repeat(once.tokens, repeats), _repeat(once.mask, repeats))
 
     def _references(
