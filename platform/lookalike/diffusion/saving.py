@@ -9,7 +9,7 @@ from diffusers import DiffusionPipeline
 
 from lookalike.errors import ConfigError
 from lookalike.models.adapter_files import AdapterFile
-from lookalike.models.adapter_state import adapter_state, effective_loras, loras, without_loras
+from lookalike.models.adapter_state import adapter_state, effective_loras, has_lora_layers, without_loras
 from lookalike.models.adapters import ADAPTER_NAME, write_adapter
 from lookalike.models.bundle import ADAPTER, COMPONENTS, MANIFEST, write_manifest
 
@@ -43,7 +43,7 @@ def save_bundle(pipe: Any, folder: Path, **kwargs: Any) -> None:
         )
     adapter = adapter_state(transformer, ADAPTER_NAME) if drawn else None
     parts = {name: getattr(pipe, name) for name in COMPONENTS}
-    if loras(transformer):
+    if has_lora_layers(transformer):
         parts["transformer"] = without_loras(transformer)
     plain = type(pipe)(**parts, preprocessor=preprocessor)
     if not (folder / MANIFEST).is_file():

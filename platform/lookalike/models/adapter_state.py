@@ -19,6 +19,11 @@ def loras(transformer: Any) -> list[str]:
     return list(getattr(transformer, "peft_config", {}))
 
 
+def has_lora_layers(transformer: Any) -> bool:
+    """Whether layers of the DiT are wrapped by peft; they stay so after all LoRAs were deleted."""
+    return any(True for _ in _lora_layers(transformer))
+
+
 def is_fused(transformer: Any) -> bool:
     """Whether a LoRA that the DiT carries is added into its weights."""
     return any(layer.merged for _, layer in _lora_layers(transformer))
