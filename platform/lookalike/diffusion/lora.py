@@ -7,10 +7,10 @@ from typing import Any
 from diffusers.loaders import FluxLoraLoaderMixin
 
 from lookalike.errors import ConfigError, InputError
-from lookalike.models.adapter_files import DIFFUSERS_WEIGHTS, AdapterFile, read_adapter
+from lookalike.models.adapter_files import DIFFUSERS_WEIGHTS, read_adapter
 from lookalike.models.adapter_state import adapter_state, effective_loras, is_fused, loras
 from lookalike.models.adapter_tensors import PEFT_CONFIG, PEFT_WEIGHTS
-from lookalike.models.adapters import ADAPTER_NAME, load_adapter
+from lookalike.models.adapters import ADAPTER_NAME, load_adapter, swap_adapter
 
 _HUB = ("revision", "token", "cache_dir", "local_files_only", "force_download")
 _IGNORED = ("low_cpu_mem_usage", "use_safetensors", "proxies")
@@ -68,7 +68,7 @@ class SubjectLoraLoaderMixin(FluxLoraLoaderMixin):
         found = source if isinstance(source, Mapping) else _locate(source, weight_name, subfolder, hub)
         file = read_adapter(found, self.transformer, weight_name)
         if hotswap:
-            self._swap(file, name)
+            swap_adapter(self.transformer, file, name)
             return
         offloaded = self._optionally_disable_offloading(self)
         try:
@@ -157,25 +157,13 @@ class SubjectLoraLoaderMixin(FluxLoraLoaderMixin):
                 fix="call unfuse_lora first, or unload_lora_weights to keep the fused weights",
             )
 
-    def _swap(self, file: AdapterFile, name: str) -> None:
-        try:
-            self.transformer.load_lora_adapter(
-                dict(file.tensors), prefix=None, hotswap=True, adapter_name=name, metadata=dict(file.settings)
-            )
-        except (ValueError, RuntimeError, KeyError) as error:
-            raise InputError(
-                f"cannot be swapped in ({str(error).splitlines()[0]})",
-                value=file.origin,
-                fix="load it under another adapter_name, or after unload_lora_weights",
-            ) from error
-
 
 def _offload_again(pipe: Any, offloaded: tuple[bool, ...]) -> None:
     model, sequential, *_ = offloaded
     if model:
-        pipe.enable_model_cpu_offload()
+        pipe.enable_model_cpu_offload(device=pipe._offload_device)
     elif sequential:
-        pipe.enable_sequential_cpu_offload()
+        pipe.enable_sequential_cpu_offload(device=pipe._offload_device)
 
 
 def _locate(source: str | Path, weight_name: str | None, subfolder: str | None, hub: dict[str, Any]) -> Path:
