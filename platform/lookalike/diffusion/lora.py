@@ -8,7 +8,7 @@ from diffusers.loaders import FluxLoraLoaderMixin
 
 from lookalike.errors import ConfigError, InputError
 from lookalike.models.adapter_files import DIFFUSERS_WEIGHTS, read_adapter
-from lookalike.models.adapter_state import adapter_state, effective_loras, is_fused, loras
+from lookalike.models.adapter_state import adapter_state, check_not_wrapped, effective_loras, is_fused, loras
 from lookalike.models.adapter_tensors import PEFT_CONFIG, PEFT_WEIGHTS
 from lookalike.models.adapters import ADAPTER_NAME, load_adapter, swap_adapter
 
@@ -125,6 +125,7 @@ class SubjectLoraLoaderMixin(FluxLoraLoaderMixin):
         save(str(save_directory), transformer_lora_layers=dict(transformer_lora_layers), **kwargs)
 
     def _one_lora(self, name: str | None) -> str:
+        check_not_wrapped(self.transformer)
         names = loras(self.transformer)
         if name is not None and name not in names:
             raise ConfigError(f"no LoRA of this name is loaded, but {names}", value=name, fix="name one of them")
@@ -136,6 +137,7 @@ class SubjectLoraLoaderMixin(FluxLoraLoaderMixin):
         return chosen[0]
 
     def _check_name(self, name: str, hotswap: bool) -> None:
+        check_not_wrapped(self.transformer)
         names = loras(self.transformer)
         if not isinstance(name, str) or not name or "." in name:
             raise ConfigError("a LoRA's name is a text without dots", value=name, fix="use another adapter_name")

@@ -9,7 +9,13 @@ from diffusers import DiffusionPipeline
 
 from lookalike.errors import ConfigError
 from lookalike.models.adapter_files import AdapterFile
-from lookalike.models.adapter_state import adapter_state, effective_loras, has_lora_layers, without_loras
+from lookalike.models.adapter_state import (
+    adapter_state,
+    check_not_wrapped,
+    effective_loras,
+    has_lora_layers,
+    without_loras,
+)
 from lookalike.models.adapters import ADAPTER_NAME, write_adapter
 from lookalike.models.bundle import ADAPTER, COMPONENTS, MANIFEST, write_manifest
 
@@ -34,6 +40,7 @@ def save_bundle(pipe: Any, folder: Path, **kwargs: Any) -> None:
     for name in ("mllm", "aggregator", "transformer", "vae"):
         if any(parameter.is_meta for parameter in getattr(pipe, name).parameters()):
             raise ConfigError("the weights of a component are offloaded", value=name, fix="call remove_all_hooks first")
+    check_not_wrapped(transformer)
     drawn = effective_loras(transformer)
     if drawn not in ([], [ADAPTER_NAME]):
         raise ConfigError(

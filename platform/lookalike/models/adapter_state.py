@@ -14,6 +14,17 @@ from lookalike.models.adapter_tensors import PEFT_PREFIX, exact_scales
 from lookalike.models.adapters import adapter_names
 
 
+def check_not_wrapped(transformer: Any) -> None:
+    """Raise ConfigError for peft's own wrapper around a DiT: diffusers cannot load, save or list LoRAs of one."""
+    from peft import PeftModel
+
+    if isinstance(transformer, PeftModel):
+        raise ConfigError(
+            "the transformer is a PeftModel",
+            fix="set pipe.transformer = pipe.transformer.get_base_model(), or .merge_and_unload()",
+        )
+
+
 def loras(transformer: Any) -> list[str]:
     """Names of the LoRAs that a DiT carries, also of those that are fused or not active."""
     return list(getattr(transformer, "peft_config", {}))

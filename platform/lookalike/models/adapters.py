@@ -115,6 +115,8 @@ def load_adapter(transformer: Any, file: AdapterFile, name: str = ADAPTER_NAME) 
         InputError: no layer matches its settings, or names a tensor that is missing, unknown or of another shape.
     """
     before = list(getattr(transformer, "peft_config", {}))
+    if before:
+        transformer._hf_peft_config_loaded = True  # diffusers' mark, which peft does not set
     active = transformer.active_adapters() if before else []
     try:
         _inject(transformer, file, name)

@@ -46,7 +46,6 @@ def files() -> dict[str, bytes]:
         "cmyk": (photo().convert("CMYK"), "JPEG", {"quality": 95}),
         "turned": (photo(), "JPEG", {"exif": turned, "quality": 95}),
         "webp with alpha": (with_alpha("RGBA"), "WEBP", {"lossless": True}),
-        "gif": (palette, "GIF", {"transparency": 3}),
     }
     result = {}
     for name, (image, kind, options) in images.items():

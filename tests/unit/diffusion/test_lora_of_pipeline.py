@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import FluxPipeline, FluxTransformer2DModel
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model
 from torch import Tensor
 
 from lookalike.diffusion.pipeline import SubjectPipeline
@@ -306,6 +306,26 @@ def test_sources_that_are_not_there_say_so(load, tmp_path, monkeypatch) -> None:
         pipe.load_lora_weights(tmp_path, use_safetensors=False)
     with pytest.raises(TypeError, match="weight_nam"):
         pipe.load_lora_weights(tmp_path, weight_nam="x")
+
+
+def test_a_dit_that_peft_wrapped_is_saved_after_the_advice(whole, load, run, tmp_path) -> None:
+    pipe = load()
+    wrapped = get_peft_model(pipe.transformer, LoraConfig(r=2, lora_alpha=6, target_modules=TARGETS))
+    for name, parameter in wrapped.named_parameters():
+        if ".lora_B." in name:
+            parameter.data += 0.1
+    pipe.transformer = wrapped
+    for call in (pipe.save_pretrained, pipe.load_lora_weights, pipe.save_lora_weights):
+        with pytest.raises(ConfigError, match=r"is a PeftModel; set pipe.transformer = .*get_base_model\(\)"):
+            call(tmp_path / "saved")
+    pipe.transformer = wrapped.get_base_model()
+    expected = run(pipe)
+    pipe.save_pretrained(tmp_path / "saved")
+    torch.testing.assert_close(run(load(tmp_path / "saved")), expected)
+    assert (run(load()) - expected).abs().max() > 1e-3
+    with pytest.raises(InputError):
+        pipe.load_lora_weights({"x.lora_A.weight": torch.ones(1, 1)}, adapter_name="other")
+    assert torch.equal(run(pipe), expected)
 
 
 def test_a_lora_with_dropout_generates_the_same_twice(make_lora, load, run) -> None:
