@@ -1,5 +1,6 @@
 """LoRA on a pipeline's DiT: read strictly from every format that Flux users have, and exported in diffusers' own."""
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from lookalike.models.adapter_files import DIFFUSERS_WEIGHTS, read_adapter
 from lookalike.models.adapter_state import adapter_state, check_not_wrapped, effective_loras, is_fused, loras
 from lookalike.models.adapter_tensors import PEFT_CONFIG, PEFT_WEIGHTS
 from lookalike.models.adapters import ADAPTER_NAME, load_adapter, swap_adapter
+
+log = logging.getLogger(__name__)
 
 _HUB = ("revision", "token", "cache_dir", "local_files_only", "force_download")
 _IGNORED = ("low_cpu_mem_usage", "use_safetensors", "proxies")
@@ -68,14 +71,15 @@ class SubjectLoraLoaderMixin(FluxLoraLoaderMixin):
         found = source if isinstance(source, Mapping) else _locate(source, weight_name, subfolder, hub)
         file = read_adapter(found, self.transformer, weight_name)
         if hotswap:
-            swap_adapter(self.transformer, file, name)
-            return
-        offloaded = self._optionally_disable_offloading(self)
-        try:
-            load_adapter(self.transformer, file, name)
-        finally:
-            _offload_again(self, offloaded)
+            count = swap_adapter(self.transformer, file, name)
+        else:
+            offloaded = self._optionally_disable_offloading(self)
+            try:
+                count = load_adapter(self.transformer, file, name)
+            finally:
+                _offload_again(self, offloaded)
         self.transformer.requires_grad_(False)
+        log.info("LoRA %s: %d tensors, all of %s", name, count, file.origin)
 
     def set_adapters(self, adapter_names: Any, adapter_weights: Any = None) -> None:
         """As in diffusers; refused while a LoRA is fused, which would not follow, and could not be unfused then."""

@@ -41,6 +41,8 @@ def save_bundle(pipe: Any, folder: Path, **kwargs: Any) -> None:
         if any(parameter.is_meta for parameter in getattr(pipe, name).parameters()):
             raise ConfigError("the weights of a component are offloaded", value=name, fix="call remove_all_hooks first")
     check_not_wrapped(transformer)
+    if kwargs.get("safe_serialization") is False:
+        raise ConfigError("a bundle holds no pickles", value="safe_serialization=False", fix="leave it away")
     drawn = effective_loras(transformer)
     if drawn not in ([], [ADAPTER_NAME]):
         raise ConfigError(

@@ -123,12 +123,13 @@ def without_loras(transformer: Any) -> Any:
 
 
 def _unfused(path: str, layer: Any) -> dict[str, Tensor]:
+    base, merged = layer.get_base_layer(), list(layer.merged_adapters)
+    fused = {name: tensor.detach().clone() for name, tensor in base.state_dict().items()}
     layer.unmerge()
-    try:
-        base = layer.get_base_layer()
-        return {f"{path}.{name}": tensor.detach().clone() for name, tensor in base.state_dict().items()}
-    finally:
-        layer.merge()
+    weights = {f"{path}.{name}": tensor.detach().clone() for name, tensor in base.state_dict().items()}
+    layer.merge(adapter_names=merged)
+    base.load_state_dict(fused)  # to the last bit: unmerging and merging rounds
+    return weights
 
 
 def _changes(layer: Any, name: str) -> bool:
