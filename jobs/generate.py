@@ -8,7 +8,7 @@ lists them; contact_sheet.png shows references, prompts and images at one look.
       --prompt "a red mug on grass, seen from the left" --prompt "a red mug on snow" --num-images 4 --out ./mug-images
 
   python jobs/generate.py --model file:///runs/toys-1/bundle --reference s3://photos/mug --prompts-file prompts.txt \\
-      --out s3://images/mug --stages 0.85/0.7
+      --out s3://images/mug --stages 0.85/0.7 --height 64 --width 96
 
 A personal model is asked for by its customer and subject:
 

@@ -130,8 +130,8 @@ class Evaluator:
             guidance_scale=config.guidance_scale,
             stages=unit.stages,
             seeds=[seed_of(config.seed, case.case_id) % 2**63 for case in cases],
-            output_type="np",
         ).images
+        images = np.stack([np.asarray(image) for image in images])
         store = open_store(config.out)
         for case, image in zip(cases, images, strict=True):
             store.write(image_key(unit.bundle, case, unit.stages), encode_png(image))

@@ -1,5 +1,6 @@
 """What `jobs/generate.py` can be told."""
 
+import math
 from dataclasses import dataclass, field
 
 from lookalike.errors import ConfigError
@@ -25,6 +26,10 @@ class GenerateConfig:
     """Images of each prompt."""
     seed: int = 0
     """Seed of the first image of each prompt; the next ones count up."""
+    height: int | None = None
+    """Pixels of an image, a multiple of a token's side (8 for mini, 16 for FLUX); by default the model's."""
+    width: int | None = None
+    """Pixels, as --height."""
     steps: int = 25
     """Denoising steps."""
     guidance_scale: float = 2.5
@@ -47,13 +52,22 @@ class GenerateConfig:
     def __post_init__(self) -> None:
         check_values(self)
         from lookalike.diffusion.stages import stages_of
+        from lookalike.models.preprocess import MAX_SIDE
 
         stages_of(self.stages)  # refuses what is none, and stages out of order
         for name in ("num_images", "steps", "batch_size"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is below 1", value=getattr(self, name), fix="use 1 or more")
+        for name in ("height", "width"):
+            side = getattr(self, name)
+            if side is not None and not 1 <= side <= MAX_SIDE:
+                raise ConfigError(f"{name} is not 1 to {MAX_SIDE} pixels", value=side, fix="use pixels, such as 512")
+        if not math.isfinite(self.guidance_scale):
+            raise ConfigError("guidance_scale is not a finite number", value=self.guidance_scale, fix="use 2.5")
         if self.seed < 0:
             raise ConfigError("seed is below 0", value=self.seed, fix="use 0 or more")
+        if self.seed + self.num_images > 2**64:
+            raise ConfigError("seed has more than 64 bits", value=self.seed, fix="use a smaller one")
         if not self.prompt and not self.prompts_file:
             raise ConfigError("nothing to generate", fix="name a --prompt or a --prompts-file")
         if not self.reference:

@@ -36,7 +36,9 @@ def generate(config: GenerateConfig) -> dict[str, Any]:
         ConfigError: more references than the model reads.
         ConflictError: ``config.out`` holds another generation.
     """
+    from lookalike.diffusion.inputs import check_size
     from lookalike.models.preprocess import Preprocessor
+    from lookalike.models.vae import pixels_per_token
     from lookalike.registry import resolve
     from pipelines.generate.worker import Generator, Request, Work
 
@@ -44,19 +46,24 @@ def generate(config: GenerateConfig) -> dict[str, Any]:
     bundle = locate_bundle(model.bundle_uri, model.bundle_sha256, base_uri=config.base)
     prompts = _prompts(config)
     references = _references(config.reference, bundle)
+    components = bundle.open().components
+    preprocessor = Preprocessor.from_bundle(components)
+    preset, multiple = preprocessor.preset, pixels_per_token(components)
+    check_size(config.height or preset.height, config.width or preset.width, multiple)
     store = open_store(config.out)
     inputs = {
         "bundle": bundle.sha256,
         "prompts": prompts,
         "references": [configs.fingerprint(data.hex()) for _, data in references],
     }
-    claim(store, configs.to_dict(config), ignore=_NOT_IDENTITY, content={"inputs": inputs})
+    values = configs.to_dict(config)
+    unset = [name for name in ("height", "width") if values[name] is None]  # as before there were such settings
+    claim(store, values, ignore=(*_NOT_IDENTITY, *unset), content={"inputs": inputs})
     if store.exists(RESULT):
         log.info("this generation is done already: %s", store.uri)
         return read_object(store, RESULT)
 
     pixels = [decode(data) for _, data in references]
-    preprocessor = Preprocessor.from_bundle(bundle.open().components)
     for prompt in prompts:  # refuses before any work; one at a time: all at once would hold the photos for each
         preprocessor([prompt], [pixels])
     requests = [

@@ -54,15 +54,16 @@ class Generator:
             num_inference_steps=config.steps,
             guidance_scale=config.guidance_scale,
             stages=config.stages,
+            height=config.height,
+            width=config.width,
             seeds=[request.seed for request in requests],
-            output_type="np",
         ).images
         store = open_store(config.out)
         for request, image in zip(requests, images, strict=True):
             store.write(
                 request.file,
                 encode_png(
-                    image,
+                    np.asarray(image),
                     {
                         "prompt": request.prompt,
                         "seed": str(request.seed),

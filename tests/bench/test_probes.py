@@ -105,12 +105,11 @@ def test_pictures_are_drawn(row: str, bundle: Path, bench_folder: Path) -> None:
             num_inference_steps=STEPS,
             stages=MODES[mode],
             seeds=[case.seed for case in part],
-            output_type="np",
         ).images
         for part in tqdm([cases[first : first + BATCH] for first in range(0, len(cases), BATCH)], desc=row)
     ]
     file.parent.mkdir(parents=True, exist_ok=True)
-    np.save(file, np.concatenate(images))
+    np.save(file, np.stack([np.asarray(image) for part in images for image in part]))
 
 
 def test_it_has_learned(bundle: Path, bench_folder: Path) -> None:

@@ -1,35 +1,133 @@
 """What users hand to the pipeline, checked before anything is computed."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
+from torch import Tensor
 
 from lookalike.errors import ConfigError, InputError
+from lookalike.models.preprocess import MAX_SIDE
 from lookalike.pixels import to_rgb
+
+OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 
 def check_size(height: int, width: int, multiple: int) -> None:
-    """Raise ConfigError unless both are positive multiples of the pixels of one token."""
-    if height < multiple or width < multiple or height % multiple or width % multiple:
-        raise ConfigError(f"image of {width}x{height} pixels", fix=f"use multiples of {multiple}")
+    """Raise ConfigError unless both are whole multiples of the pixels of one token, and at most MAX_SIDE."""
+    for side in (height, width):
+        if isinstance(side, bool) or not isinstance(side, (int, np.integer)) or side < multiple or side % multiple:
+            raise ConfigError(f"image of {width}x{height} pixels", fix=f"use multiples of {multiple}")
+        if side > MAX_SIDE:
+            raise ConfigError(f"image of {width}x{height} pixels", fix=f"use at most {MAX_SIDE} pixels a side")
 
 
-def check_generators(generators: Any, images: int) -> None:
-    """Raise ConfigError unless a list of generators (or seeds) has one for each image."""
-    if isinstance(generators, list) and len(generators) != images:
-        raise ConfigError(f"{len(generators)} seeds or generators for {images} images", fix="pass one for each image")
+def check_count(name: str, value: Any) -> None:
+    """Raise ConfigError unless ``value`` is a whole number of 1 or more."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
+        raise ConfigError(f"{name} is not a whole number of 1 or more", value=value, fix=f"use {name}=1 or more")
 
 
-def pair_references(references: Sequence[Any], prompts: int) -> list[list[np.ndarray]]:
-    """References of each prompt as uint8 RGB arrays, turned upright; a flat list is shared by all prompts.
+def check_number(name: str, value: Any) -> None:
+    """Raise ConfigError unless ``value`` is a finite number."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.number)) or not math.isfinite(value):
+        raise ConfigError(f"{name} is not a finite number", value=value, fix=f"use a number, such as {name}=2.5")
+
+
+def check_one_of(name: str, value: Any, allowed: Sequence[str]) -> None:
+    """Raise ConfigError unless ``value`` is one of ``allowed``."""
+    if value not in allowed:
+        raise ConfigError(f"unknown {name}", value=value, fix=f"use one of {', '.join(allowed)}")
+
+
+def prompts_of(prompt: Any) -> list[str]:
+    """One text, or several, as a list.
 
     Raises:
-        InputError: none at all, none for one of the prompts, or as many lists as there are no prompts.
+        InputError: none, or something else than texts.
     """
-    if isinstance(references, (Image.Image, np.ndarray)):
+    prompts = [prompt] if isinstance(prompt, str) else list(prompt) if isinstance(prompt, Iterable) else [prompt]
+    if not prompts:
+        raise InputError("no prompt", fix="pass at least one text")
+    for text in prompts:
+        if not isinstance(text, str):
+            raise InputError("a prompt is not a text", value=type(text).__name__, fix="pass a str, or a list of them")
+    return prompts
+
+
+def negative_prompts_of(prompt: Any, count: int) -> list[str] | None:
+    """One negative text for each of ``count`` prompts; None if there is none: None or, as in diffusers, empty."""
+    if prompt is None:
+        return None
+    texts = prompts_of(prompt)
+    if len(texts) == 1:
+        texts *= count
+    if len(texts) != count:
+        raise InputError(f"{len(texts)} negative prompts for {count} prompts", fix="pass one, or one for each prompt")
+    return texts if any(text.strip() for text in texts) else None
+
+
+def generators_of(generator: Any, seeds: Any, images: int) -> Any:
+    """Generators for ``images`` images: one of each seed, or those that are given (one for all, or a list).
+
+    Raises:
+        ConfigError: both are given, not one for each image, or something else than seeds and generators.
+    """
+    if seeds is None:
+        generators = list(generator) if isinstance(generator, (list, tuple)) else generator
+        given = generators if isinstance(generators, list) else [] if generators is None else [generators]
+        if not all(isinstance(item, torch.Generator) for item in given):
+            raise ConfigError("not a torch.Generator", value=type(generator).__name__, fix="pass seeds=[...] instead")
+        return _one_for_each(generators, images)
+    if generator is not None:
+        raise ConfigError("both seeds and generator are given", fix="pass one of them")
+    numbers = [seeds] if not isinstance(seeds, Iterable) or isinstance(seeds, str) else list(seeds)
+    _one_for_each(numbers, images)
+    for seed in numbers:
+        if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not -(2**63) <= seed < 2**64:
+            raise ConfigError("a seed is not a whole number of 64 bits", value=seed, fix="use 0 to 2**64 - 1")
+    return [torch.Generator().manual_seed(int(seed)) for seed in numbers]
+
+
+def _one_for_each(generators: Any, images: int) -> Any:
+    if isinstance(generators, list) and len(generators) != images:
+        raise ConfigError(f"{len(generators)} seeds or generators for {images} images", fix="pass one for each image")
+    return generators
+
+
+def check_latents(latents: Any, shape: tuple[int, ...]) -> None:
+    """Raise ConfigError unless ``latents`` are a tensor of this shape, packed ``[B, T, C]``."""
+    found = tuple(latents.shape) if isinstance(latents, Tensor) else type(latents).__name__
+    if found != shape:
+        raise ConfigError(f"latents are not a tensor of shape {list(shape)}", value=found, fix="pass packed noise")
+
+
+def pair_references(references: Any, prompts: int) -> list[list[np.ndarray]]:
+    """References of each prompt as uint8 RGB arrays, turned upright; a flat list is shared by all prompts.
+
+    Args:
+        references: None (no references at all), one image, a list of images, or a list of images for each prompt. An
+            image is a PIL image (transparency is laid on white), an array ``[H, W]`` or ``[H, W, 1 to 4]`` or a tensor
+            ``[C, H, W]``, uint8 or floats in [0, 1]; ``[N, ...]`` are N images.
+        prompts: how many.
+
+    Raises:
+        InputError: an empty list, none for one of the prompts, as many lists as there are no prompts, or something that
+            is not such an image.
+    """
+    if references is None:
+        return [[] for _ in range(prompts)]
+    if isinstance(references, Image.Image):
         references = [references]
+    elif isinstance(references, (np.ndarray, Tensor)):
+        references = list(references) if references.ndim == 4 else [references]
+    elif isinstance(references, (str, bytes, Path, dict)) or not isinstance(references, Iterable):
+        raise _not_an_image(references)
+    references = list(references)
     nested = [isinstance(item, (list, tuple)) for item in references]
     if not references or (all(nested) and not all(references)):
         raise InputError("no references", fix="pass at least one image of the subject for each prompt")
@@ -44,13 +142,65 @@ def pair_references(references: Sequence[Any], prompts: int) -> list[list[np.nda
 
 
 def _array(image: Any) -> np.ndarray:
+    if isinstance(image, Tensor):
+        return _from_array(_channels_last(image))
     if isinstance(image, np.ndarray):
-        return image
+        return _from_array(image)
     if not isinstance(image, Image.Image):
-        raise InputError("a reference is no image", value=type(image).__name__, fix="pass PIL images or uint8 arrays")
+        raise _not_an_image(image)
     try:
         return to_rgb(image)
     except Exception as error:  # a file that PIL opened lazily is decoded here, and may be damaged
         raise InputError(
             f"a reference cannot be decoded ({type(error).__name__}: {error})", fix="pass another image"
         ) from error
+
+
+def _not_an_image(value: Any) -> InputError:
+    hint = "open it with PIL.Image.open" if isinstance(value, (str, Path)) else "pass PIL images, arrays or tensors"
+    return InputError("a reference is no image", value=type(value).__name__, fix=hint)
+
+
+def _channels_last(image: Tensor) -> np.ndarray:
+    tensor = image.detach().cpu()
+    values = (tensor.float() if tensor.is_floating_point() else tensor).numpy()
+    if values.ndim == 3:
+        if values.shape[0] not in (1, 3, 4):
+            raise _bad_shape(values, "pass tensors as [C, H, W] with 1, 3 or 4 channels")
+        values = values.transpose(1, 2, 0)
+    return values
+
+
+def _from_array(values: np.ndarray) -> np.ndarray:
+    """uint8 RGB ``[H, W, 3]`` of grey, grey with alpha, RGB or RGBA of the usual number formats."""
+    if values.ndim == 2:
+        values = values[..., None]
+    if values.ndim != 3 or not 1 <= values.shape[2] <= 4 or values.size == 0:
+        transposed = values.ndim == 3 and values.shape[0] in (1, 3, 4)
+        raise _bad_shape(values, "transpose(1, 2, 0) it" if transposed else "pass arrays as [H, W] or [H, W, C]")
+    pixels = _to_8_bits(values)
+    channels = pixels.shape[2]
+    if channels in (2, 4):  # with alpha
+        return to_rgb(Image.fromarray(np.ascontiguousarray(pixels)))
+    return np.ascontiguousarray(pixels if channels == 3 else np.repeat(pixels, 3, axis=2))
+
+
+def _to_8_bits(values: np.ndarray) -> np.ndarray:
+    if values.dtype == np.uint8:
+        return values
+    if values.dtype == np.uint16:
+        return (values >> 8).astype(np.uint8)
+    if values.dtype == bool:
+        return values.astype(np.uint8) * np.uint8(255)
+    if not np.issubdtype(values.dtype, np.floating):
+        raise InputError("a reference of another number format", value=str(values.dtype), fix="use uint8 0 to 255")
+    low, high = float(values.min()), float(values.max())
+    if not (low >= 0 and high <= 1):  # also for NaN
+        raise InputError(
+            f"a reference with floats from {low:.3g} to {high:.3g}", fix="scale them to [0, 1], or pass uint8"
+        )
+    return np.rint(values.astype(np.float32) * 255).astype(np.uint8)
+
+
+def _bad_shape(values: np.ndarray, fix: str) -> InputError:
+    return InputError("a reference of a shape that no image has", value=tuple(values.shape), fix=fix)

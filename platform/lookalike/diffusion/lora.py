@@ -1,5 +1,6 @@
 """LoRA on a pipeline's DiT: read strictly from every format that Flux users have, and exported in diffusers' own."""
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -7,9 +8,12 @@ from typing import Any
 from diffusers.loaders import FluxLoraLoaderMixin
 
 from lookalike.errors import ConfigError, InputError
-from lookalike.models.adapter_files import DIFFUSERS_WEIGHTS, PEFT_CONFIG, PEFT_WEIGHTS, AdapterFile, read_adapter
-from lookalike.models.adapter_state import adapter_state, effective_loras, is_fused, loras
-from lookalike.models.adapters import ADAPTER_NAME, load_adapter
+from lookalike.models.adapter_files import DIFFUSERS_WEIGHTS, read_adapter
+from lookalike.models.adapter_state import adapter_state, check_not_wrapped, effective_loras, is_fused, loras
+from lookalike.models.adapter_tensors import PEFT_CONFIG, PEFT_WEIGHTS
+from lookalike.models.adapters import ADAPTER_NAME, load_adapter, swap_adapter
+
+log = logging.getLogger(__name__)
 
 _HUB = ("revision", "token", "cache_dir", "local_files_only", "force_download")
 _IGNORED = ("low_cpu_mem_usage", "use_safetensors", "proxies")
@@ -19,7 +23,9 @@ class _SaveLora:
     """``pipe.save_lora_weights(folder)`` saves the pipeline's LoRA; on the class it is diffusers' own method."""
 
     def __get__(self, pipe: Any, owner: Any) -> Any:
-        return super(SubjectLoraLoaderMixin, owner).save_lora_weights if pipe is None else pipe._save_lora_weights_of
+        if pipe is not None:
+            return pipe.save_own_lora
+        return FluxLoraLoaderMixin.save_lora_weights.__func__.__get__(owner)
 
 
 class SubjectLoraLoaderMixin(FluxLoraLoaderMixin):
@@ -65,14 +71,15 @@ class SubjectLoraLoaderMixin(FluxLoraLoaderMixin):
         found = source if isinstance(source, Mapping) else _locate(source, weight_name, subfolder, hub)
         file = read_adapter(found, self.transformer, weight_name)
         if hotswap:
-            self._swap(file, name)
-            return
-        offloaded = self._optionally_disable_offloading(self)
-        try:
-            load_adapter(self.transformer, file, name)
-        finally:
-            _offload_again(self, offloaded)
+            count = swap_adapter(self.transformer, file, name)
+        else:
+            offloaded = self._optionally_disable_offloading(self)
+            try:
+                count = load_adapter(self.transformer, file, name)
+            finally:
+                _offload_again(self, offloaded)
         self.transformer.requires_grad_(False)
+        log.info("LoRA %s: %d tensors, all of %s", name, count, file.origin)
 
     def set_adapters(self, adapter_names: Any, adapter_weights: Any = None) -> None:
         """As in diffusers; refused while a LoRA is fused, which would not follow, and could not be unfused then."""
@@ -92,7 +99,7 @@ class SubjectLoraLoaderMixin(FluxLoraLoaderMixin):
     def load_lora_into_text_encoder(cls, *args: Any, **kwargs: Any) -> None:
         """There is none: what a file holds for CLIP is left aside."""
 
-    def _save_lora_weights_of(
+    def save_own_lora(
         self,
         save_directory: str | Path,
         transformer_lora_layers: Mapping[str, Any] | None = None,
@@ -114,7 +121,7 @@ class SubjectLoraLoaderMixin(FluxLoraLoaderMixin):
         Raises:
             ConfigError: no LoRA, or several and none is named.
         """
-        save = super().save_lora_weights
+        save = type(self).save_lora_weights
         if transformer_lora_layers is None:
             file = adapter_state(self.transformer, self._one_lora(adapter_name), alpha_is_rank=True)
             transformer_lora_layers = {name: tensor.cpu().contiguous() for name, tensor in file.tensors.items()}
@@ -122,6 +129,7 @@ class SubjectLoraLoaderMixin(FluxLoraLoaderMixin):
         save(str(save_directory), transformer_lora_layers=dict(transformer_lora_layers), **kwargs)
 
     def _one_lora(self, name: str | None) -> str:
+        check_not_wrapped(self.transformer)
         names = loras(self.transformer)
         if name is not None and name not in names:
             raise ConfigError(f"no LoRA of this name is loaded, but {names}", value=name, fix="name one of them")
@@ -133,6 +141,7 @@ class SubjectLoraLoaderMixin(FluxLoraLoaderMixin):
         return chosen[0]
 
     def _check_name(self, name: str, hotswap: bool) -> None:
+        check_not_wrapped(self.transformer)
         names = loras(self.transformer)
         if not isinstance(name, str) or not name or "." in name:
             raise ConfigError("a LoRA's name is a text without dots", value=name, fix="use another adapter_name")
@@ -154,25 +163,13 @@ class SubjectLoraLoaderMixin(FluxLoraLoaderMixin):
                 fix="call unfuse_lora first, or unload_lora_weights to keep the fused weights",
             )
 
-    def _swap(self, file: AdapterFile, name: str) -> None:
-        try:
-            self.transformer.load_lora_adapter(
-                dict(file.tensors), prefix=None, hotswap=True, adapter_name=name, metadata=dict(file.settings)
-            )
-        except (ValueError, RuntimeError, KeyError) as error:
-            raise InputError(
-                f"cannot be swapped in ({str(error).splitlines()[0]})",
-                value=file.origin,
-                fix="load it under another adapter_name, or after unload_lora_weights",
-            ) from error
-
 
 def _offload_again(pipe: Any, offloaded: tuple[bool, ...]) -> None:
     model, sequential, *_ = offloaded
     if model:
-        pipe.enable_model_cpu_offload()
+        pipe.enable_model_cpu_offload(device=pipe._offload_device)
     elif sequential:
-        pipe.enable_sequential_cpu_offload()
+        pipe.enable_sequential_cpu_offload(device=pipe._offload_device)
 
 
 def _locate(source: str | Path, weight_name: str | None, subfolder: str | None, hub: dict[str, Any]) -> Path:

@@ -1,14 +1,14 @@
 """``SubjectPipeline``: subject-driven generation as a diffusers pipeline."""
 
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
@@ -16,30 +16,32 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lookalike.diffusion.flow import FlowConfig
-from lookalike.diffusion.inputs import check_generators, check_size, pair_references
+from lookalike.diffusion.inputs import (
+    OUTPUT_TYPES,
+    check_count,
+    check_latents,
+    check_number,
+    check_one_of,
+    check_size,
+    generators_of,
+    negative_prompts_of,
+    pair_references,
+    prompts_of,
+)
 from lookalike.diffusion.lora import SubjectLoraLoaderMixin
 from lookalike.diffusion.sampling import Denoiser, Negative
+from lookalike.diffusion.saving import save_bundle
 from lookalike.diffusion.stages import PRESET, Plan, Stages, stages_of
 from lookalike.errors import ConfigError
-from lookalike.models.adapter_state import adapter_state, effective_loras, loras, without_loras
-from lookalike.models.adapters import ADAPTER_NAME, load_lora, write_adapter
+from lookalike.models.adapters import load_lora
 from lookalike.models.aggregate import LayerAggregator
 from lookalike.models.batch import Batch, to_batch
-from lookalike.models.bundle import ADAPTER, COMPONENTS, open_bundle, write_manifest
+from lookalike.models.bundle import COMPONENTS, open_bundle
 from lookalike.models.context import encode_context
 from lookalike.models.dit import Context, ReferenceKeys, References, prepare_references
 from lookalike.models.preprocess import Preprocessor
-from lookalike.models.vae import decode, downsampling, encode, token_grid
+from lookalike.models.vae import decode, decode_floats, downsampling, encode, token_grid
 from lookalike.models.weights import check_names
-
-TOKENIZER_FILES = (
-    "tokenizer*",
-    "vocab.*",
-    "merges.txt",
-    "special_tokens_map.json",
-    "*.jinja",
-    "preprocessor_config.json",
-)
 
 
 @dataclass
@@ -68,6 +70,9 @@ class SubjectPipeline(DiffusionPipeline, SubjectLoraLoaderMixin):
 
     model_cpu_offload_seq = "mllm->aggregator->transformer->vae"
     _callback_tensor_inputs = ("latents",)
+    _guidance_scale = 1.0
+    _num_timesteps = 0
+    _interrupt = False
 
     def __init__(
         self,
@@ -120,35 +125,30 @@ class SubjectPipeline(DiffusionPipeline, SubjectLoraLoaderMixin):
         Raises:
             ConfigError: several active LoRAs, or one of another name than ``default``: a bundle holds one.
         """
-        folder, transformer = Path(save_directory), self.transformer
-        drawn = effective_loras(transformer)
-        if drawn not in ([], [ADAPTER_NAME]):
-            raise ConfigError(
-                f"a bundle holds one LoRA, named {ADAPTER_NAME}",
-                value=drawn,
-                fix="call fuse_lora first, which adds all that are active to the weights that are saved",
-            )
-        adapter = adapter_state(transformer, ADAPTER_NAME) if drawn else None
-        if loras(transformer):
-            plain = type(self)(**{**self.components, "transformer": without_loras(transformer)})
-        else:
-            plain = self
-        shutil.rmtree(folder / ADAPTER, ignore_errors=True)  # of a bundle that was here before
-        DiffusionPipeline.save_pretrained(plain, str(folder), **kwargs)
-        if adapter is not None:
-            write_adapter(folder / ADAPTER, adapter.settings, adapter.tensors)
-        for pattern in TOKENIZER_FILES:
-            for file in self.preprocessor.tokenizer_file.parent.glob(pattern):
-                if file.resolve() != (folder / "mllm" / file.name).resolve():
-                    shutil.copyfile(file, folder / "mllm" / file.name)
-        write_manifest(folder, self.preprocessor.preset)
+        save_bundle(self, Path(save_directory), **kwargs)
+
+    @property
+    def guidance_scale(self) -> float:
+        """Of the running call; a callback may set ``_guidance_scale`` for the steps that follow."""
+        return self._guidance_scale
+
+    @property
+    def num_timesteps(self) -> int:
+        """Steps of the running call."""
+        return self._num_timesteps
+
+    @property
+    def interrupt(self) -> bool:
+        """Whether the running call skips its remaining steps: a callback sets ``_interrupt``."""
+        return self._interrupt
 
     @torch.no_grad()
     def __call__(
         self,
         prompt: str | Sequence[str],
-        references: Sequence[Any],
+        references: Any = None,
         *,
+        negative_prompt: str | Sequence[str] | None = None,
         num_inference_steps: int = 25,
         guidance_scale: float = 2.5,
         stages: Stages | str = PRESET,
@@ -157,19 +157,24 @@ class SubjectPipeline(DiffusionPipeline, SubjectLoraLoaderMixin):
         height: int | None = None,
         width: int | None = None,
         num_images_per_prompt: int = 1,
-        generator: torch.Generator | list[torch.Generator] | None = None,
-        seeds: Sequence[int] | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        seeds: int | Sequence[int] | None = None,
         latents: Tensor | None = None,
         output_type: Literal["pil", "np", "pt", "latent"] = "pil",
-        callback_on_step_end: Callable[[Any, int, Tensor, dict[str, Tensor]], dict[str, Tensor]] | None = None,
+        callback_on_step_end: Callable[[Any, int, Tensor, dict[str, Tensor]], dict[str, Tensor] | None] | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         return_dict: bool = True,
     ) -> Any:
         """Generate.
 
         Args:
             prompt: one text, or B.
-            references: images of the subject (PIL or uint8 ``[H, W, 3]``): one list, shared by all prompts, or a list
-                for each prompt. Their numbers may differ.
+            references: images of the subject: one list, shared by all prompts, or a list for each prompt. Their numbers
+                may differ. PIL images, arrays ``[H, W, C]`` or tensors ``[C, H, W]``, see
+                :func:`~lookalike.diffusion.inputs.pair_references`. None generates from the text alone: no step sees
+                references, and unless ``stages`` are given every step sees the MLLM's tokens.
+            negative_prompt: what the images shall not show, one text or B: the MLLM reads it, without references, for
+                the negative branch of true guidance, which otherwise has no MLLM tokens. Empty is none.
             num_inference_steps: Euler steps.
             guidance_scale: true classifier-free guidance: negative + scale × (positive − negative). 1 turns it off.
             stages: which conditions are computed and seen at which noise level: a schedule, its name, ``"TAU1/TAU2"``
@@ -185,44 +190,75 @@ class SubjectPipeline(DiffusionPipeline, SubjectLoraLoaderMixin):
             generator: as in diffusers; a list has one for each image.
             seeds: one for each image, instead of generators: the same seed gives the same image in any batch.
             latents: initial noise, packed ``[B × images, T, C]``, instead of either.
-            output_type: ``pil``, ``np`` (uint8 ``[B, H, W, 3]``), ``pt`` (uint8 ``[B, 3, H, W]``) or ``latent``.
-            callback_on_step_end: called as ``f(pipe, step, timestep, {"latents": …})``; may return other latents.
+            output_type: as in diffusers: ``pil``, ``np`` (float32 ``[B, H, W, 3]`` in [0, 1]), ``pt`` (float32
+                ``[B, 3, H, W]`` in [0, 1]) or ``latent`` (packed).
+            callback_on_step_end: called as ``f(pipe, step, timestep, {"latents": …})``; may return other latents. It
+                ends the call early with ``pipe._interrupt = True``.
+            callback_on_step_end_tensor_inputs: what it gets, of ``pipe._callback_tensor_inputs``.
             return_dict: a :class:`SubjectPipelineOutput`, or a tuple of the images.
 
         Raises:
-            InputError: no references or too many, an image too small or too large, a prompt that is too long.
-            ConfigError: a size that does not divide, stages out of order, no step, a guidance that the DiT has not.
+            InputError: no references in a list or too many, an image too small or too large, a prompt that is too long.
+            ConfigError: a size that does not divide, stages out of order, no step, a guidance that the DiT has not, or
+                another argument that is out of its range.
         """
         preset = self.preprocessor.preset
+        check_number("guidance_scale", guidance_scale)
+        check_number("distilled_guidance", distilled_guidance)
+        check_count("num_images_per_prompt", num_images_per_prompt)
+        check_one_of("output_type", output_type, OUTPUT_TYPES)
+        check_one_of("negative", negative, get_args(Negative))
         if distilled_guidance != 1 and not self.transformer.config.guidance_embeds:
             raise ConfigError("this DiT has no guidance embedding", value=distilled_guidance, fix="use guidance_scale")
+        if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
+            callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
+        for name in callback_on_step_end_tensor_inputs:
+            check_one_of("tensor of callback_on_step_end_tensor_inputs", name, self._callback_tensor_inputs)
+        prompts = prompts_of(prompt)
+        negative_prompts = negative_prompts_of(negative_prompt, len(prompts))
+        photos = pair_references(references, len(prompts))
+        if references is None and stages == PRESET:
+            stages = "mllm_only"
         plan = self.plan(stages, num_inference_steps, height=height, width=width)
-        height, width = height or preset.height, width or preset.width
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        rows = self.preprocessor(prompts, pair_references(references, len(prompts)))
-        device = self._execution_device
+        if references is None:
+            plan = plan.without_references()
+        height, width = self._size(height, width)
+        rows = self.preprocessor(prompts, photos)
+        device, repeats = self._execution_device, num_images_per_prompt
         batch = to_batch(rows).to(device)
         grid = token_grid(self.vae, height, width)
-        count = len(prompts) * num_images_per_prompt
-        generators = [torch.Generator().manual_seed(seed) for seed in seeds] if seeds is not None else generator
+        count = len(prompts) * repeats
+        generators = generators_of(generator, seeds, count)
         current = self._noise(latents, (count, grid[0] * grid[1], self.transformer.config.in_channels), generators)
+        self._guidance_scale, self._num_timesteps, self._interrupt = guidance_scale, num_inference_steps, False
+        sees_mllm = any(seen.mllm for seen in plan.conditions)
+        negative_context = None
+        if sees_mllm and negative_prompts is not None:
+            other = to_batch(self.preprocessor(negative_prompts, [[] for _ in prompts])).to(device)
+            keep = torch.tensor([bool(text.strip()) for text in negative_prompts], device=device)
+            negative_context = self._context(other, repeats, keep)
         denoiser = Denoiser(
             self.transformer,
             grid,  # what follows is computed once, and only if a step of the plan sees it
-            self._context(batch, num_images_per_prompt) if any(seen.mllm for seen in plan.conditions) else None,
-            self._references(batch, num_images_per_prompt, grid, distilled_guidance)
+            self._context(batch, repeats) if sees_mllm else None,
+            self._references(batch, repeats, grid, distilled_guidance)
             if any(seen.references for seen in plan.conditions)
             else None,
             preset.references.position,
             distilled_guidance,
+            negative_context,
         )
         with self.progress_bar(total=num_inference_steps) as progress:
             for step, (timestep, seen) in enumerate(zip(self.scheduler.timesteps, plan.conditions, strict=True)):
+                if self.interrupt:
+                    continue
                 sigma = self.scheduler.sigmas[step].to(current)
-                predicted = denoiser.guided(current, sigma, seen, guidance_scale, negative)
+                predicted = denoiser.guided(current, sigma, seen, self.guidance_scale, negative)
                 current = self.scheduler.step(predicted, timestep, current, return_dict=False)[0]
                 if callback_on_step_end is not None:
-                    current = callback_on_step_end(self, step, timestep, {"latents": current}).get("latents", current)
+                    inputs = {"latents": current} if "latents" in callback_on_step_end_tensor_inputs else {}
+                    changed = callback_on_step_end(self, step, timestep, inputs) or {}
+                    current = changed.get("latents", current)
                 progress.update()
         images = self._decode(current, grid, output_type)
         self.maybe_free_model_hooks()
@@ -241,29 +277,32 @@ class SubjectPipeline(DiffusionPipeline, SubjectLoraLoaderMixin):
         Raises:
             ConfigError: a size that does not divide, stages out of order, no step.
         """
-        preset = self.preprocessor.preset
-        schedule = stages_of(stages, preset.stages)
-        height, width = height or preset.height, width or preset.width
-        check_size(height, width, 2 * downsampling(self.vae))
-        if num_inference_steps < 1:
-            raise ConfigError("no step to take", value=num_inference_steps, fix="use num_inference_steps of 1 or more")
-        rows, columns = token_grid(self.vae, height, width)
+        schedule = stages_of(stages, self.preprocessor.preset.stages)
+        rows, columns = token_grid(self.vae, *self._size(height, width))
+        check_count("num_inference_steps", num_inference_steps)
         config = self.scheduler.config
         mu = FlowConfig.from_scheduler(config).mu(rows * columns) if config.use_dynamic_shifting else None
         sigmas = np.linspace(1.0, 1 / num_inference_steps, num_inference_steps)  # as diffusers' FluxPipeline does
         self.scheduler.set_timesteps(sigmas=sigmas, mu=mu, device=self._execution_device)
         return Plan.of(schedule, self.scheduler.sigmas[:-1].tolist())
 
+    def _size(self, height: int | None, width: int | None) -> tuple[int, int]:
+        """Height and width in pixels, the preset's where None."""
+        preset = self.preprocessor.preset
+        size = (preset.height if height is None else height, preset.width if width is None else width)
+        check_size(*size, 2 * downsampling(self.vae))
+        return size
+
     def _noise(self, given: Tensor | None, shape: tuple[int, int, int], generators: Any) -> Tensor:
         device, dtype = self._execution_device, self.transformer.dtype
         if given is not None:
+            check_latents(given, shape)
             return given.to(device, dtype)
-        check_generators(generators, shape[0])
         noise: Tensor = randn_tensor(shape, generator=generators, device=device, dtype=torch.float32)
         return noise.to(dtype)  # drawn in half precision, a seed would give other numbers
 
-    def _context(self, batch: Batch, repeats: int) -> Context:
-        once = encode_context(self.mllm, self.aggregator, batch)
+    def _context(self, batch: Batch, repeats: int, keep: Tensor | None = None) -> Context:
+        once = encode_context(self.mllm, self.aggregator, batch, keep=keep)
         return Context(_repeat(once.tokens, repeats), _repeat(once.mask, repeats))
 
     def _references(
@@ -278,11 +317,11 @@ class SubjectPipeline(DiffusionPipeline, SubjectLoraLoaderMixin):
     def _decode(self, latents: Tensor, grid: tuple[int, int], output_type: str) -> Any:
         if output_type == "latent":
             return latents
-        pixels = decode(self.vae, latents, grid).cpu()
-        if output_type == "pt":
-            return pixels
-        arrays = pixels.permute(0, 2, 3, 1).numpy()
-        return arrays if output_type == "np" else [Image.fromarray(array) for array in arrays]
+        if output_type == "pil":
+            pixels = decode(self.vae, latents, grid).cpu().permute(0, 2, 3, 1).numpy()
+            return [Image.fromarray(array) for array in pixels]
+        images = decode_floats(self.vae, latents, grid)
+        return images if output_type == "pt" else images.cpu().permute(0, 2, 3, 1).numpy()
 
 
 def _repeat(rows: Tensor, times: int) -> Tensor:

@@ -37,6 +37,8 @@ class Denoiser:
     """How reference tokens are numbered."""
     distilled_guidance: float
     """Value of the guidance embedding, where the DiT has one."""
+    negative_context: Context | None = None
+    """What the MLLM makes of a negative prompt: the negative branch sees it in place of the context."""
 
     def __call__(self, noisy: Tensor, sigma: Tensor, seen: Conditions) -> Tensor:
         """Velocity ``[B, T, C]`` of packed latents ``[B, T, C]`` at a scalar ``sigma``; no weight is absent."""
@@ -53,10 +55,13 @@ class Denoiser:
 
     def guided(self, noisy: Tensor, sigma: Tensor, seen: Conditions, scale: float, negative: Negative) -> Tensor:
         """Negative + scale × (positive − negative); one branch alone where the other would change nothing."""
-        positive, less = self(noisy, sigma, seen), without(seen, negative)
-        if scale == 1 or less == seen:
+        positive, less, other = self(noisy, sigma, seen), without(seen, negative), self
+        if self.negative_context is not None and seen.mllm:
+            less = Conditions(seen.mllm, less.references)
+            other = dataclasses.replace(self, context=self.negative_context)
+        if scale == 1 or (less == seen and other is self):
             return positive
-        unguided = self(noisy, sigma, less)
+        unguided = other(noisy, sigma, less)
         return unguided + scale * (positive - unguided)
 
 

@@ -93,6 +93,10 @@ class Plan:
                 raise ConfigError("stages give no Conditions", value=found, fix="return Conditions(mllm, references)")
         return cls(levels, conditions)
 
+    def without_references(self) -> "Plan":
+        """The same steps for a call that has no references."""
+        return Plan(self.sigmas, tuple(Conditions(seen.mllm, 0.0) for seen in self.conditions))
+
     def __str__(self) -> str:
         rows = zip(self.sigmas, self.conditions, strict=True)
         return "\n".join(f"{step:3d}  sigma {sigma:.4f}  {seen}" for step, (sigma, seen) in enumerate(rows))

@@ -9,13 +9,30 @@ from torch import Tensor
 
 from lookalike.errors import ConfigError
 from lookalike.models.adapter_config import check_settings
-from lookalike.models.adapter_files import PEFT_PREFIX, AdapterFile, exact_scales
+from lookalike.models.adapter_files import AdapterFile
+from lookalike.models.adapter_tensors import PEFT_PREFIX, exact_scales
 from lookalike.models.adapters import adapter_names
+
+
+def check_not_wrapped(transformer: Any) -> None:
+    """Raise ConfigError for peft's own wrapper around a DiT: diffusers cannot load, save or list LoRAs of one."""
+    from peft import PeftModel
+
+    if isinstance(transformer, PeftModel):
+        raise ConfigError(
+            "the transformer is a PeftModel",
+            fix="set pipe.transformer = pipe.transformer.get_base_model(), or .merge_and_unload()",
+        )
 
 
 def loras(transformer: Any) -> list[str]:
     """Names of the LoRAs that a DiT carries, also of those that are fused or not active."""
     return list(getattr(transformer, "peft_config", {}))
+
+
+def has_lora_layers(transformer: Any) -> bool:
+    """Whether layers of the DiT are wrapped by peft; they stay so after all LoRAs were deleted."""
+    return any(True for _ in _lora_layers(transformer))
 
 
 def is_fused(transformer: Any) -> bool:
@@ -106,12 +123,13 @@ def without_loras(transformer: Any) -> Any:
 
 
 def _unfused(path: str, layer: Any) -> dict[str, Tensor]:
+    base, merged = layer.get_base_layer(), list(layer.merged_adapters)
+    fused = {name: tensor.detach().clone() for name, tensor in base.state_dict().items()}
     layer.unmerge()
-    try:
-        base = layer.get_base_layer()
-        return {f"{path}.{name}": tensor.detach().clone() for name, tensor in base.state_dict().items()}
-    finally:
-        layer.merge()
+    weights = {f"{path}.{name}": tensor.detach().clone() for name, tensor in base.state_dict().items()}
+    layer.merge(adapter_names=merged)
+    base.load_state_dict(fused)  # to the last bit: unmerging and merging rounds
+    return weights
 
 
 def _changes(layer: Any, name: str) -> bool:

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from lookalike.errors import ConfigError, InputError
 from lookalike.models.adapter_config import peft_config
-from lookalike.models.adapter_files import PEFT_PREFIX, PEFT_WEIGHTS, AdapterFile, read_adapter
+from lookalike.models.adapter_files import AdapterFile, read_adapter
+from lookalike.models.adapter_tensors import PEFT_PREFIX, PEFT_WEIGHTS
 from lookalike.models.presets import LoraConfig, check_lora
 
 ADAPTER_NAME = "default"
@@ -114,9 +115,12 @@ def load_adapter(transformer: Any, file: AdapterFile, name: str = ADAPTER_NAME) 
         InputError: no layer matches its settings, or names a tensor that is missing, unknown or of another shape.
     """
     before = list(getattr(transformer, "peft_config", {}))
+    if before:
+        transformer._hf_peft_config_loaded = True  # diffusers' mark, which peft does not set
     active = transformer.active_adapters() if before else []
     try:
         _inject(transformer, file, name)
+        transformer.train(transformer.training)  # peft's new dropout would be active
         return _copy(transformer, file, name)
     except InputError:
         if not before:
@@ -140,11 +144,17 @@ def _inject(transformer: Any, file: AdapterFile, name: str) -> None:
 
 
 def _copy(transformer: Any, file: AdapterFile, name: str) -> int:
-    parameters = dict(transformer.named_parameters())
-    places = {
-        file_name.removeprefix(PEFT_PREFIX): parameter
-        for parameter, file_name in adapter_names(transformer, name).items()
-    }
+    places = _places(transformer, file, name)
+    with torch.no_grad():
+        for file_name, target in places.items():
+            target.copy_(file.tensors[file_name])
+    return len(places)
+
+
+def _places(transformer: Any, file: AdapterFile, name: str) -> dict[str, Tensor]:
+    """Parameters of the LoRA by peft's name; each has its tensor in the file, of its shape, and no tensor is left."""
+    parameters, names = dict(transformer.named_parameters()), adapter_names(transformer, name)
+    places = {file_name.removeprefix(PEFT_PREFIX): parameters[own] for own, file_name in names.items()}
     if missing := sorted(set(places) - set(file.tensors)):
         raise InputError(
             f"the adapter lacks {PEFT_PREFIX}{missing[0]} ({len(missing)} of {len(places)} are missing)",
@@ -157,17 +167,41 @@ def _copy(transformer: Any, file: AdapterFile, name: str) -> int:
             value=file.origin,
             fix="export it again",
         )
-    for file_name, parameter in places.items():
-        target, tensor = parameters[parameter], file.tensors[file_name]
-        if tensor.shape != target.shape:
+    for file_name, target in places.items():
+        if (shape := file.tensors[file_name].shape) != target.shape:
             raise InputError(
-                f"{PEFT_PREFIX}{file_name} has shape {tuple(tensor.shape)}, its settings say {tuple(target.shape)}",
+                f"{PEFT_PREFIX}{file_name} has shape {tuple(shape)}, its settings say {tuple(target.shape)}",
                 value=file.origin,
                 fix="use the settings and the base that the adapter was trained with",
             )
-        with torch.no_grad():
-            target.copy_(tensor)
-    return len(places)
+    return places
+
+
+def swap_adapter(transformer: Any, file: AdapterFile, name: str) -> int:
+    """Put ``file`` into the layers of the LoRA ``name``, which stay the same objects; returns the number of tensors.
+
+    Raises:
+        InputError: it is on other layers or of other ranks; the DiT stays as it was.
+    """
+    from peft.tuners.lora import LoraLayer
+    from peft.utils.other import get_pattern_key
+
+    try:
+        _places(transformer, file, name)
+    except InputError as error:
+        raise InputError(
+            f"cannot be swapped in for {name}: {error.what}",
+            value=file.origin,
+            fix="load it under another adapter_name, or after unload_lora_weights",
+        ) from error
+    alphas = file.settings.get("alpha_pattern") or {}
+    for path, layer in transformer.named_modules():
+        if isinstance(layer, LoraLayer) and name in layer.lora_A:
+            layer.lora_alpha[name] = alphas.get(get_pattern_key(alphas, path), file.settings["lora_alpha"])
+            layer.use_rslora[name] = bool(file.settings.get("use_rslora"))
+            layer.set_scale(name, 1.0)
+    transformer.peft_config[name] = peft_config(file.settings)
+    return _copy(transformer, file, name)
 
 
 def _peft_name(parameter: str, adapter: str) -> str:

@@ -81,7 +81,7 @@ def linear_layers(transformer: Any) -> dict[str, nn.Linear]:
 
 def names_of_layers(layers: Mapping[str, nn.Linear]) -> dict[str, tuple[Rows, ...]]:
     """Every name that a LoRA file may call those ``layers`` by, with dots or (kohya) with underscores."""
-    names = {name: (Rows(name, 0, layer.out_features),) for name, layer in layers.items()}
+    names: dict[str, tuple[Rows, ...]] = {name: (Rows(name, 0, layer.out_features),) for name, layer in layers.items()}
     for blocks, ours, parts in (
         ("double_blocks", "transformer_blocks", _DOUBLE),
         ("single_blocks", "single_transformer_blocks", _SINGLE),

@@ -1,6 +1,7 @@
 """Images and packed latents: diffusers' AutoencoderKL, scaled and packed as diffusers' Flux pipelines do."""
 
 import hashlib
+import json
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -32,6 +33,12 @@ def load_vae(bundle_dir: Path) -> Any:
 def downsampling(vae: Any) -> int:
     """Pixels of an image's side per latent."""
     return int(2 ** (len(vae.config.block_out_channels) - 1))
+
+
+def pixels_per_token(bundle_dir: Path) -> int:
+    """Pixels of a token's side in the bundle in this folder: sides of images are multiples of it."""
+    config = json.loads((bundle_dir / "vae" / "config.json").read_text())
+    return int(2 ** (len(config["block_out_channels"]) - 1)) * PATCH
 
 
 def token_grid(vae: Any, height: int, width: int) -> tuple[int, int]:
@@ -66,12 +73,22 @@ def encode(vae: Any, images: Tensor, device: torch.device | None = None) -> Tens
     return pack(scaled)
 
 
-@torch.no_grad()
 def decode(vae: Any, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
     """Packed latents ``[B, T, C]`` → uint8 images ``[B, 3, H, W]``."""
+    return ((_decoded(vae, tokens, grid).clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+
+def decode_floats(vae: Any, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Packed latents ``[B, T, C]`` → float32 images ``[B, 3, H, W]`` in [0, 1], as diffusers returns them."""
+    return (_decoded(vae, tokens, grid).float() / 2 + 0.5).clamp(0, 1)
+
+
+@torch.no_grad()
+def _decoded(vae: Any, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Images ``[B, 3, H, W]``, of about -1 to 1."""
     latents = unpack(tokens.to(vae.dtype), grid) / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)
     pixels: Tensor = vae.decode(latents, return_dict=False)[0]
-    return ((pixels.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    return pixels
 
 
 class LatentCache:

@@ -1,0 +1,79 @@
+"""A pipeline as a bundle that generates what the pipeline generates."""
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from diffusers import DiffusionPipeline
+
+from lookalike.errors import ConfigError
+from lookalike.models.adapter_files import AdapterFile
+from lookalike.models.adapter_state import (
+    adapter_state,
+    check_not_wrapped,
+    effective_loras,
+    has_lora_layers,
+    without_loras,
+)
+from lookalike.models.adapters import ADAPTER_NAME, write_adapter
+from lookalike.models.bundle import ADAPTER, COMPONENTS, MANIFEST, write_manifest
+
+TOKENIZER_FILES = (
+    "tokenizer*",
+    "vocab.*",
+    "merges.txt",
+    "special_tokens_map.json",
+    "*.jinja",
+    "preprocessor_config.json",
+)
+
+
+def save_bundle(pipe: Any, folder: Path, **kwargs: Any) -> None:
+    """Write ``pipe`` (a SubjectPipeline) to ``folder``; what ``save_pretrained`` of a pipeline does.
+
+    Raises:
+        ConfigError: several active LoRAs, or one of another name than ``default``; a component that is not a
+            component of a bundle, or whose weights are offloaded.
+    """
+    transformer, preprocessor = pipe.transformer, pipe.preprocessor
+    for name in ("mllm", "aggregator", "transformer", "vae"):
+        if any(parameter.is_meta for parameter in getattr(pipe, name).parameters()):
+            raise ConfigError("the weights of a component are offloaded", value=name, fix="call remove_all_hooks first")
+    check_not_wrapped(transformer)
+    if kwargs.get("safe_serialization") is False:
+        raise ConfigError("a bundle holds no pickles", value="safe_serialization=False", fix="leave it away")
+    drawn = effective_loras(transformer)
+    if drawn not in ([], [ADAPTER_NAME]):
+        raise ConfigError(
+            f"a bundle holds one LoRA, named {ADAPTER_NAME}",
+            value=drawn,
+            fix="call fuse_lora first, which adds all that are active to the weights that are saved",
+        )
+    adapter = adapter_state(transformer, ADAPTER_NAME) if drawn else None
+    parts = {name: getattr(pipe, name) for name in COMPONENTS}
+    if has_lora_layers(transformer):
+        parts["transformer"] = without_loras(transformer)
+    plain = type(pipe)(**parts, preprocessor=preprocessor)
+    if not (folder / MANIFEST).is_file():
+        _write(plain, adapter, folder, **kwargs)
+        return
+    folder.parent.mkdir(parents=True, exist_ok=True)  # over a bundle, maybe the one whose files are mapped into memory
+    with tempfile.TemporaryDirectory(prefix=".lookalike-save-", dir=folder.parent) as name:
+        fresh = Path(name)
+        _write(plain, adapter, fresh, **kwargs)
+        (folder / MANIFEST).unlink()
+        for part in (ADAPTER, *COMPONENTS):
+            shutil.rmtree(folder / part, ignore_errors=True)
+        for item in sorted(fresh.iterdir(), key=lambda item: item.name == MANIFEST):  # the manifest last
+            item.replace(folder / item.name)
+
+
+def _write(pipe: Any, adapter: AdapterFile | None, folder: Path, **kwargs: Any) -> None:
+    DiffusionPipeline.save_pretrained(pipe, str(folder), **kwargs)
+    if adapter is not None:
+        write_adapter(folder / ADAPTER, adapter.settings, adapter.tensors)
+    for pattern in TOKENIZER_FILES:
+        for file in pipe.preprocessor.tokenizer_file.parent.glob(pattern):
+            shutil.copyfile(file, folder / "mllm" / file.name)
+    write_manifest(folder, pipe.preprocessor.preset)

@@ -1,0 +1,100 @@
+"""Sizes of generated images, and requests that are refused before any work; nothing here starts Ray."""
+
+import dataclasses
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lookalike import config as configs
+from lookalike.errors import ConfigError, ConflictError
+from lookalike.storage import open_store
+from pipelines.bundles import locate_bundle
+from pipelines.generate import GenerateConfig, generate
+from pipelines.generate.worker import Generator, Request, Work
+
+
+@pytest.fixture
+def request_of(bundle_dir, pictures, tmp_path) -> GenerateConfig:
+    Image.fromarray(pictures(1)[0]).save(tmp_path / "mug.png")
+    return GenerateConfig(
+        model=str(bundle_dir),
+        out=str(tmp_path / "out"),
+        prompt=["a red mug"],
+        reference=[str(tmp_path / "mug.png")],
+        steps=1,
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "size"),
+    [({}, (64, 64)), ({"height": 32}, (64, 32)), ({"height": 24, "width": 40}, (40, 24))],
+)
+def test_images_have_the_size_that_is_asked_for(request_of, tmp_path, change: dict[str, Any], size) -> None:
+    config = dataclasses.replace(request_of, **change)
+    bundle = locate_bundle(config.model)
+    photo = (tmp_path / "mug.png").read_bytes()
+    work = Work(config, bundle, "mug", (photo,), ((Request("images/0.png", "a red mug", 3),),))
+    worker = Generator(work)
+    worker(0)
+    image = Image.open(io.BytesIO(open_store(config.out).read("images/0.png")))
+    assert image.size == size
+    expected = worker._pipe("a red mug", [Image.open(tmp_path / "mug.png")], seeds=[3], num_inference_steps=1, **change)
+    np.testing.assert_array_equal(np.asarray(image), np.asarray(expected.images[0]))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"height": 0}, r"height is not 1 to 16384 pixels \(0\)"),
+        ({"width": 0}, r"width is not 1 to 16384 pixels \(0\)"),
+        ({"width": -64}, "width is not 1 to 16384 pixels"),
+        ({"width": 10**6}, "width is not 1 to 16384 pixels"),
+        ({"steps": 0}, "steps is below 1"),
+        ({"num_images": 0}, "num_images is below 1"),
+        ({"batch_size": 0}, "batch_size is below 1"),
+        ({"seed": -1}, "seed is below 0"),
+        ({"seed": 2**64}, "seed has more than 64 bits"),
+        ({"seed": 2**64 - 1, "num_images": 2}, "seed has more than 64 bits"),
+        ({"guidance_scale": float("nan")}, "guidance_scale is not a finite number"),
+    ],
+)
+def test_values_that_cannot_be_generated_are_refused_at_construction(request_of, change, message) -> None:
+    with pytest.raises(ConfigError, match=message):
+        dataclasses.replace(request_of, **change)
+
+
+def test_a_size_that_the_model_cannot_make_is_refused_before_any_work(request_of, tmp_path) -> None:
+    with pytest.raises(ConfigError, match="70x64 pixels; use multiples of 8"):
+        generate(dataclasses.replace(request_of, width=70))
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_was_generated_before_there_were_sizes_is_done(request_of, tmp_path) -> None:
+    store = open_store(request_of.out)
+    bundle = locate_bundle(request_of.model)
+    values = {name: value for name, value in configs.to_dict(request_of).items() if name not in ("height", "width")}
+    inputs = {
+        "bundle": bundle.sha256,
+        "prompts": request_of.prompt,
+        "references": [configs.fingerprint((tmp_path / "mug.png").read_bytes().hex())],
+    }
+    ignored = ("out", "actors", "batch_size", "tracking")
+    identity = {key: value for key, value in {**values, "inputs": inputs}.items() if key not in ignored}
+    record = {"config": values, "identity": identity, "fingerprint": configs.fingerprint(identity)}
+    store.write("run.json", json.dumps(record).encode())
+    store.write("generations.json", json.dumps({"images": []}).encode())
+    assert generate(request_of) == {"images": []}
+    with pytest.raises(ConflictError, match="another height"):
+        generate(dataclasses.replace(request_of, height=32))
+
+
+def test_the_command_line_takes_sizes() -> None:
+    required = ["--model", "m", "--out", "o", "--prompt", "p", "--reference", "r"]
+    config = configs.parse(GenerateConfig, [*required, "--height", "512", "--width", "768"])
+    assert (config.height, config.width) == (512, 768)
+    assert Path(configs.parse(GenerateConfig, required).out) == Path("o")
