@@ -8,6 +8,7 @@ REASONS = {
     "record_of_ingest": "Records that jobs/ingest.py writes beside its shards",
     "not_a_shard": "Files that are not a .tar (.gz, .bz2, .xz, .zst and .lz4 behind it are read too)",
     "unsupported_archive": "Archives of another kind, such as .zip: unpack them and write the photos into a .tar",
+    "name_not_utf8": "Files whose name is not UTF-8, which neither S3 nor a table can hold: rename them",
     "folder_marker": "Empty objects that stand for a folder",
     "link_outside": "Links that lead out of the prefix, or out of their tar: name or copy what they lead to",
     "dangling_link": "Links to nothing",
