@@ -33,7 +33,7 @@ def walk(root: Path, prefix: str = "", *, follow: bool = False) -> Iterator[Obje
     real_root = os.path.realpath(root)
     entries: list[ObjectInfo | Skipped] = []
     first = prefix.rpartition("/")[0]
-    folders = [(first, (os.path.realpath(root / first),))]
+    folders: list[tuple[str, tuple[str, ...]]] = [(first, (os.path.realpath(root / first),))]
     linked = 0
     while folders:
         folder, chain = folders.pop()
