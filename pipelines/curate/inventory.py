@@ -14,7 +14,7 @@ REASONS = {
     "dangling_link": "Links to nothing",
     "link_loop": "Links that lead back to themselves",
     "too_many_links": "Linked folders beyond the number that is followed",
-    "locked_folder": "Folders that this job has no permission to list",
+    "unreadable": "Folders and files that this job has no permission to read, or that the file system cannot",
     "special_file": "Devices, sockets and pipes",
     "half_written": "Files of a write that was killed",
     "empty_folder": "Folders without a file",

@@ -28,7 +28,7 @@ _UNLISTED = {
     "link_outside": "a link that leads out of the source: copy what it leads to",
     "dangling_link": "a link to nothing",
     "link_loop": "a link that leads back to itself",
-    "locked_folder": "no permission to list this folder",
+    "unreadable": "no permission to read it",
     "special_file": "neither a file nor a folder",
     "empty_folder": "an empty folder",
 }

@@ -31,11 +31,11 @@ class LocalStore:
         for entry in walk(self.root, prefix):
             if isinstance(entry, ObjectInfo):
                 yield entry
-            elif entry.reason == "locked_folder":
+            elif entry.reason == "unreadable":
                 raise InputError(
-                    "no permission to list a folder",
+                    "this cannot be listed",
                     value=str(self.root / entry.key),
-                    fix="check who owns it, or move it away",
+                    fix="check its permissions, or move it away",
                 )
 
     def survey(self, prefix: str = "") -> Iterator[ObjectInfo | Skipped]:
@@ -47,8 +47,8 @@ class LocalStore:
         """
         self._path(prefix)
         for entry in walk(self.root, prefix, follow=True):
-            if isinstance(entry, Skipped) and entry.reason == "locked_folder" and entry.key in ("", prefix.strip("/")):
-                raise InputError("no permission to list a folder", value=str(self.root), fix="check who owns it")
+            if isinstance(entry, Skipped) and entry.reason == "unreadable" and entry.key in ("", prefix.strip("/")):
+                raise InputError("this cannot be listed", value=str(self.root), fix="check its permissions")
             yield entry
 
     def exists(self, key: str) -> bool:
