@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from lookalike.config import canonical_json, fingerprint, to_dict
 from lookalike.data.images import ImageError, decode
+from lookalike.data.passed_over import PassedOver
 from lookalike.data.shards import iter_samples, open_object
 from lookalike.errors import InputError
 from lookalike.models.batch import Batch, to_batch
@@ -97,10 +98,15 @@ def _read(config: PretrainConfig) -> tuple[list[_Subject], list[_Subject]]:
     preset = load_preset(config.preset)
     height, width = 2 * preset.height, 2 * preset.width
     store = open_store(config.raw)
-    shards = [info for info in store.list() if info.key.endswith(".tar")]
+    listing = list(store.list())
+    shards = [info for info in listing if info.key.lower().endswith(".tar")]
+    if len(shards) < len(listing):
+        others = [info.key for info in listing if info not in shards]
+        logger.warning("passed over: %d of %d objects are not a .tar, such as %s", len(others), len(listing), others[0])
+    passed_over = PassedOver()
     subjects: dict[str, _Subject] = {}
     for info in tqdm(shards, desc="read", unit="shard"):
-        for _, members in iter_samples(open_object(store, info)):
+        for _, members in iter_samples(open_object(store, info), passed_over):
             meta = json.loads(members.pop("json"))
             try:
                 image = crop_resize(decode(next(iter(members.values()))), height, width)
@@ -109,6 +115,8 @@ def _read(config: PretrainConfig) -> tuple[list[_Subject], list[_Subject]]:
             subject = subjects.setdefault(meta["subject"], _Subject([], []))
             subject.images.append(image)
             subject.captions.append(meta["caption"])
+    if passed_over.counts:
+        logger.warning("passed over: members of no sample: %s", dict(passed_over.counts))
     held_out = {name for name in subjects if int(fingerprint(name)[:8], 16) % _HELD_OUT == 0}
     train = [subjects[name] for name in sorted(subjects) if name not in held_out]
     if not train or not held_out:
