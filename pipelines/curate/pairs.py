@@ -19,9 +19,7 @@ def reference_sets(
     it: within the band a change of pose counts for a pair. If the subject has more triplets than it may, all targets
     lose their last sets first, and among equals those at the end of ``target_order``.
     """
-    needed = (
-        config.max_triplets_per_target * config.max_references
-    )  # candidates; no set repeats before they are used up
+    needed = config.max_triplets_per_target * config.max_references  # candidates; no set repeats before
     sets = [
         list(
             islice(
