@@ -130,7 +130,7 @@ class CurateConfig:
     """Where the raw shards are, where the snapshots go, and what a good image is."""
 
     raw: str | list[str]
-    """URI of the prefix with the raw shards (``*.tar``, ``*.tar.gz``), a brace expression
+    """URI of the prefix with the raw shards (``*.tar``, plain or compressed), a brace expression
     (``s3://bucket/raw/shard-{000000..000063}.tar``), or a list of either. What is named lies below one prefix."""
     dataset: str
     """URI of the prefix that gets the snapshots, and ``work/``, from which a killed run goes on."""

@@ -19,8 +19,13 @@ def reference_sets(
     it: within the band a change of pose counts for a pair. If the subject has more triplets than it may, all targets
     lose their last sets first, and among equals those at the end of ``target_order``.
     """
+    needed = config.max_triplets_per_target * config.max_references  # candidates; no set repeats before
     sets = [
-        list(islice(_sets_of(_by_difference(similarity_NN[i], pairs_NN[i]), config), config.max_triplets_per_target))
+        list(
+            islice(
+                _sets_of(_by_difference(similarity_NN[i], pairs_NN[i], needed), config), config.max_triplets_per_target
+            )
+        )
         for i in range(len(pairs_NN))
     ]
     left = config.max_triplets_per_subject
@@ -33,9 +38,11 @@ def reference_sets(
     return kept
 
 
-def _by_difference(similarity_N: np.ndarray, paired_N: np.ndarray) -> list[int]:
+def _by_difference(similarity_N: np.ndarray, paired_N: np.ndarray, needed: int) -> list[int]:
+    """The first ``needed`` partners, those that are least alike first."""
     candidates = np.flatnonzero(paired_N)
-    return [int(i) for i in candidates[np.argsort(similarity_N[candidates], kind="stable")]]
+    order = np.argsort(similarity_N[candidates], kind="stable")[:needed]
+    return [int(i) for i in candidates[order]]
 
 
 def _sets_of(candidates: list[int], config: PlanConfig) -> Iterator[tuple[int, ...]]:

@@ -146,6 +146,8 @@ def _below(store: Store, prefix: str, objects: PassedOver) -> dict[str, ObjectIn
         own.found += 1
         if isinstance(entry, Skipped):
             own.add(entry.reason, entry.key)
+        elif not _is_utf8(entry.key):
+            own.add("name_not_utf8", entry.key)
         elif is_shard(entry.key):
             shards[entry.key] = entry
         else:
@@ -173,6 +175,15 @@ def _is_object(place: Store) -> bool:
         return place.parent.exists(place.name)
     except ConfigError:  # a bucket, or the root of a file system
         return False
+
+
+def _is_utf8(key: str) -> bool:
+    """Whether a name can stand in a manifest and a table: a file system allows others too."""
+    try:
+        key.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _why_no_shard(key: str) -> str:

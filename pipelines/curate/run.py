@@ -5,7 +5,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from lookalike import config as configs
@@ -25,26 +24,17 @@ from pipelines.curate.links import compare, join_links, link_units
 from pipelines.curate.materialise import MaterialiseWork, ShardWriter, write_shard
 from pipelines.curate.plan import plan_partition, read_summary
 from pipelines.curate.raw import RawListing, list_raw, raw_store
+from pipelines.curate.removals import take_down
 from pipelines.curate.score import ShardScorer, scored
 from pipelines.curate.sources import WORK, Inputs
 from pipelines.curate.summary import Summary
-from pipelines.curate.takedown import (
-    TakeDownWork,
-    check_matched,
-    count_matches,
-    find_holders,
-    pin,
-    pinned_hash,
-    read_list,
-    summed,
-)
+from pipelines.curate.takedown import pin
 from pipelines.curate.work import StageWork, indexed
 from pipelines.entry import ray_session
 
 log = logging.getLogger(__name__)
 
 LEASE = f"{WORK}/lease"
-ENTRIES_SHOWN = 1000  # entries of the take-down list in the manifest; a longer list has a file of its own
 CLAIM = "claim.json"  # of a version: whose work is under way there
 
 
@@ -96,7 +86,7 @@ def _curate(config: CurateConfig, raw: Store, dataset: Store, listing: RawListin
         _index(config, raw, dataset, inputs)
         _find_subjects(config, inputs, dataset)
         stage = StageWork.of(config, inputs)
-        taken_down, matched = _taken_down(config, stage, dataset, versions)
+        stage, taken_down, matched = take_down(stage, versions, run_tasks)
         comparisons = stage.content_partitions + link_units(stage)
         links = run_tasks(compare, stage, comparisons, noun="ranges compared across subjects")
         if sum(sum(table["links"].to_pylist()) for table in links):
@@ -111,6 +101,8 @@ def _curate(config: CurateConfig, raw: Store, dataset: Store, listing: RawListin
         number = _claim_version(dataset, inputs, (parent or 0) + 1)
         plans = plan_shards(stage)
         counts = _counts(summary, plans)
+        if taken_down is not None:
+            taken_down["equal_files"] = summary.dropped["taken_down"] - taken_down["named"]
         passed_over = {"objects": objects, "members": stage.members.to_json()}
         lease.check()
         work = MaterialiseWork(stage, version_store(dataset, number), tuple(plans))
@@ -139,44 +131,6 @@ def _with_pinned_list(config: CurateConfig, dataset: Store, parent: dict[str, An
         return config
     pinned = replace(taken_down, list=pin(taken_down.list, dataset))
     return replace(config, filters=replace(config.filters, taken_down=pinned))
-
-
-def _taken_down(
-    config: CurateConfig, stage: StageWork, dataset: Store, versions: list[int]
-) -> tuple[dict[str, Any] | None, dict[str, int]]:
-    """What the manifest says of the take-down list: its hash and entries, how many images each names, and how many
-    images which snapshots hold. And the images by entry, if there are more than the manifest shows.
-
-    Raises:
-        InputError: an entry that names no image, here or in an earlier snapshot, and is not allowed to.
-    """
-    settings = config.filters.taken_down
-    if settings.list is None:
-        return None, {}
-    taken, digest = read_list(settings.list), pinned_hash(settings.list)
-    work = TakeDownWork(dataset.uri, settings.list, stage.rows, tuple(versions))
-    noun = "raw shards compared with the take-down list"
-    counts, _ = summed(run_tasks(count_matches, work, len(work.rows), noun=noun), len(taken))
-    before = read_manifest(dataset, versions[-1]).get("taken_down") if versions else None
-    if before is not None and before["list"] == digest and "matched" in before:
-        earlier, held = np.ones(len(taken), int), before["held_by"]  # each was judged then; nothing new can hold it
-    else:
-        noun = "snapshots searched"
-        tables = run_tasks(find_holders, work, len(versions), noun=noun) if versions else ()
-        earlier, images = summed(tables, len(taken))
-        held = {f"v{version:04d}": count for version, count in sorted(images.items())}
-    check_matched(taken, counts, earlier, settings.allow_unmatched)
-    if held:
-        names = ", ".join(sorted(held))
-        log.warning(
-            "snapshots that hold images of the take-down list: %s; remove them, or what was made of them", names
-        )
-    matched = dict(zip(taken.names, counts.tolist(), strict=True))
-    shown = dict(list(matched.items())[:ENTRIES_SHOWN])
-    unmatched = [name for name, count in matched.items() if not count]
-    record = {"list": digest, "entries": len(taken), "held_by": held, "matched": shown}
-    record |= {"not_shown": len(matched) - len(shown), "unmatched": unmatched[:ENTRIES_SHOWN]}
-    return record, matched if len(matched) > len(shown) else {}
 
 
 def _index(config: CurateConfig, raw: Store, dataset: Store, inputs: Inputs) -> None:

@@ -155,17 +155,41 @@ class TakeDownWork:
     list: str
     rows: tuple[ObjectInfo, ...] = ()
     versions: tuple[int, ...] = ()
+    folder: str = FOLDER
+    """Key below which the contents that the list names are kept, shard by shard."""
 
 
 def count_matches(work: TakeDownWork, unit: int) -> Columns:
-    """How many images of one raw shard each entry names; entries that name none are left out."""
-    rows = read_columns(open_store(work.dataset), work.rows[unit], _KINDS)
-    return _sparse(read_list(work.list).matches(rows)[1], 0, unit)
+    """How many images of one raw shard each entry names; entries that name none are left out. The hashes of these
+    images are written for :func:`widen`."""
+    store = open_store(work.dataset)
+    rows = read_columns(store, work.rows[unit], _KINDS)
+    named, counts = read_list(work.list).matches(rows)
+    contents = sorted({content for content in rows.filter(pa.array(named))["sha256"].to_pylist() if content})
+    store.write(_contents_key(work, unit), "".join(f"sha256:{content}\n" for content in contents).encode())
+    return _sparse(counts, int(named.sum()), unit)
+
+
+def widen(work: TakeDownWork, unit: int) -> Columns:
+    """Pin the list with the contents of all images that it names: a photo that is removed by its key, subject or source
+    does not come back as an equal file under another one. Returns the URI and how many contents were added."""
+    store, taken = open_store(work.dataset), read_list(work.list)
+    contents = {
+        line for unit in range(len(work.rows)) for line in store.read(_contents_key(work, unit)).decode().splitlines()
+    }
+    added = sorted(contents.difference(taken.names))
+    uri = work.list
+    if added:
+        data = "".join(f"{line}\n" for line in [*taken.names, *added]).encode()
+        key = f"{FOLDER}/{hashlib.sha256(data).hexdigest()}.txt"
+        store.write(key, data)
+        uri = store.child(key).uri
+    return {"uri": np.array([uri], object), "added": np.array([len(added)])}
 
 
 def find_holders(work: TakeDownWork, unit: int) -> Columns:
     """How many images that the list names a snapshot holds, and how many rows of its image table, which streams by,
-    each entry names."""
+    each entry names. ``list`` may be a widened one."""
     version, taken, held = work.versions[unit], read_list(work.list), 0
     counts = np.zeros(len(taken), np.int64)
     with scratch("images") as folder:
@@ -229,6 +253,10 @@ def _flag(entries: list[str]) -> str:
     """The entries as a list of YAML within single quotes of a shell."""
     quoted = ('"' + entry.replace("\\", "\\\\").replace('"', '\\"') + '"' for entry in entries)
     return f"[{', '.join(quoted)}]".replace("'", "'\\''")
+
+
+def _contents_key(work: TakeDownWork, unit: int) -> str:
+    return f"{work.folder}/{unit:06d}.txt"
 
 
 def _sparse(counts: np.ndarray, held: int, of: int) -> Columns:

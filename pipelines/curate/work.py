@@ -52,14 +52,14 @@ class StageWork:
             found = {info.key: info for info in dataset.list(inputs.stage_key("found", ""))}
             keys = partial(inputs.found_key, "rows"), partial(inputs.found_key, "vectors")
         rows, vectors = (tuple(found[key(i)] for i in inputs.units) for key in keys)
+        images, members, unpacked = 0, PassedOver(), {}
         with ThreadPoolExecutor(16) as pool:  # a footer each
-            footers = list(pool.map(lambda info: read_footer(dataset, info), rows))
-        members, unpacked = PassedOver(), {}
-        for i, (_, notes) in zip(inputs.units, footers, strict=True):
-            members.merge(PassedOver.from_json(notes["members"]))
-            if notes["unpacked"]:
-                unpacked[inputs.shards[i].key] = inputs.unpacked_key(i)
-        images = sum(count for count, _ in footers)
+            footers = pool.map(lambda info: read_footer(dataset, info), rows)
+            for i, (count, notes) in zip(inputs.units, footers, strict=True):
+                images += count
+                members.merge(PassedOver.from_json(notes["members"]))
+                if notes["unpacked"]:
+                    unpacked[inputs.shards[i].key] = inputs.unpacked_key(i)
         return cls(config, inputs, rows, vectors, images, members=members, unpacked=unpacked)
 
     @property

@@ -28,7 +28,7 @@ _UNLISTED = {
     "link_outside": "a link that leads out of the source: copy what it leads to",
     "dangling_link": "a link to nothing",
     "link_loop": "a link that leads back to itself",
-    "locked_folder": "no permission to list this folder",
+    "unreadable": "no permission to read it",
     "special_file": "neither a file nor a folder",
     "empty_folder": "an empty folder",
 }
@@ -121,7 +121,7 @@ def plan_folder(config: IngestConfig) -> Plan:
     classes = _classes(store, {info.key for info in listing})
     photos: list[PhotoFile] = []
     for name in chosen:
-        photos += _photos(name, folders[name], classes.get(name) or class_of(name), skipped)
+        photos += _photos(name, folders[name], classes.get(normal(name)) or class_of(name), skipped)
     if not photos:
         raise InputError(
             "no photographs in subject folders", value=config.source, fix="lay them out as <subject>/<nn>.jpg"
@@ -229,7 +229,7 @@ def _classes(store: Store, keys: set[str]) -> dict[str, str]:
     for row in csv.reader(lines[start:]):
         if len(row) != 2:
             break
-        classes[row[0].strip()] = row[1].strip()
+        classes[normal(row[0].strip())] = row[1].strip()
     return classes
 
 

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from lookalike.config import canonical_json, fingerprint, to_dict
 from lookalike.data.images import EXTENSIONS, decode
+from lookalike.data.passed_over import PassedOver
 from lookalike.data.shards import BrokenTarError, iter_samples, open_object
 from lookalike.errors import InputError, LookalikeError, UnreachableError
 from lookalike.models.batch import Batch, to_batch
@@ -102,13 +103,18 @@ def _read(config: PretrainConfig) -> tuple[list[_Subject], list[_Subject]]:
     """All subjects of the shards, their images in memory at twice the model's size: (train, held out)."""
     preset = load_preset(config.preset)
     store = open_store(config.raw)
-    shards = [info for info in store.list() if info.key.endswith(".tar")]
+    listing = list(store.list())
+    shards = [info for info in listing if info.key.lower().endswith(".tar")]
+    if len(shards) < len(listing):
+        others = [info.key for info in listing if info not in shards]
+        logger.warning("passed over: %d of %d objects are not a .tar, such as %s", len(others), len(listing), others[0])
+    passed_over = PassedOver()
     subjects: dict[str, _Subject] = {}
     left_out: list[str] = []
     total = 0
     for info in tqdm(shards, desc="read", unit="shard"):
         try:
-            for sample, members in iter_samples(open_object(store, info)):
+            for sample, members in iter_samples(open_object(store, info), passed_over):
                 total += 1
                 try:
                     name, caption, image = _sample(members, 2 * preset.height, 2 * preset.width)
@@ -124,6 +130,8 @@ def _read(config: PretrainConfig) -> tuple[list[_Subject], list[_Subject]]:
         except BrokenTarError as error:
             total += 1
             left_out.append(f"{info.key} ({error.what})")
+    if passed_over.counts:
+        logger.warning("passed over: members of no sample: %s", dict(passed_over.counts))
     if left_out:
         logger.warning("%d of %d samples are left out: %s", len(left_out), total, "; ".join(left_out[:_NAMED]))
     if len(left_out) > _MOST_LEFT_OUT * total:

@@ -56,11 +56,11 @@ class LocalStore:
         for entry in walk(self.root, prefix):
             if isinstance(entry, ObjectInfo):
                 yield entry
-            elif entry.reason == "locked_folder":
+            elif entry.reason == "unreadable":
                 raise InputError(
-                    "cannot list a folder",
+                    "this cannot be listed",
                     value=self.uri_of(entry.key) if entry.key else self.uri,
-                    fix="check who owns it and that its disk works, or move it away",
+                    fix="check its permissions and its disk, or move it away",
                 )
 
     def survey(self, prefix: str = "") -> Iterator[ObjectInfo | Skipped]:
@@ -72,8 +72,8 @@ class LocalStore:
         """
         self._path(prefix)
         for entry in walk(self.root, prefix, follow=True):
-            if isinstance(entry, Skipped) and entry.reason == "locked_folder" and entry.key in ("", prefix.strip("/")):
-                raise InputError("cannot list a folder", value=self.uri, fix="check who owns it")
+            if isinstance(entry, Skipped) and entry.reason == "unreadable" and entry.key in ("", prefix.strip("/")):
+                raise InputError("this cannot be listed", value=self.uri, fix="check its permissions")
             yield entry
 
     def exists(self, key: str) -> bool:

@@ -19,7 +19,7 @@ class Skipped:
     key: str
     reason: str
     """``link_outside`` (leads out of the store), ``dangling_link``, ``link_loop``, ``too_many_links``,
-    ``locked_folder``, ``special_file`` (a device, a socket, a pipe), ``half_written`` (of a write that was killed), or
+    ``unreadable``, ``special_file`` (a device, a socket, a pipe), ``half_written`` (of a write that was killed), or
     ``empty_folder``."""
 
 
@@ -43,7 +43,7 @@ def walk(root: Path, prefix: str = "", *, follow: bool = False) -> Iterator[Obje
         except (FileNotFoundError, NotADirectoryError):  # deleted while we listed, or never there
             continue
         except OSError:
-            entries.append(Skipped(folder, "locked_folder"))
+            entries.append(Skipped(folder, "unreadable"))
             continue
         if not children and folder != first:
             entries.append(Skipped(folder, "empty_folder"))
@@ -68,7 +68,7 @@ def walk(root: Path, prefix: str = "", *, follow: bool = False) -> Iterator[Obje
                     entries.append(Skipped(key, "dangling_link"))
                 continue
             except PermissionError:
-                entries.append(Skipped(key, "locked_folder"))
+                entries.append(Skipped(key, "unreadable"))
                 continue
             except OSError:  # too many levels of links
                 entries.append(Skipped(key, "link_loop"))

@@ -1,11 +1,12 @@
 from collections import Counter
+from itertools import islice
 
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.curate.config import PlanConfig
-from pipelines.curate.pairs import reference_sets
+from pipelines.curate.pairs import _by_difference, _sets_of, reference_sets
 
 
 def plan(pairs: np.ndarray, similarity: np.ndarray | None = None, **settings: int) -> list[list[tuple[int, ...]]]:
@@ -55,3 +56,16 @@ def test_a_tight_cap_is_shared_by_all_targets() -> None:
 
 def test_two_photos_make_two_triplets() -> None:
     assert plan(~np.eye(2, dtype=bool)) == [[(1,)], [(0,)]]
+
+
+@settings(deadline=None)
+@given(st.integers(2, 40), st.integers(1, 4), st.integers(1, 6), st.integers(0, 100))
+def test_only_the_first_candidates_are_needed(n: int, largest: int, per_target: int, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    similarity, paired = random.random(n), random.random(n) < 0.8
+    config = PlanConfig(max_references=largest, max_triplets_per_target=per_target)
+    few, everyone = (
+        list(islice(_sets_of(_by_difference(similarity, paired, needed), config), per_target))
+        for needed in (largest * per_target, n)
+    )
+    assert few == everyone

@@ -150,14 +150,16 @@ def test_everything_that_came_in_adds_up(planned: Planned, tmp_path: Path) -> No
     (raw / "nested").symlink_to("more")
     (raw / "void").mkdir()
     os.mkfifo(raw / "pipe.tar")
+    (raw / os.fsdecode(b"caf\xe9.tar")).write_bytes(first)
     listing = list_raw(str(raw), open_store(str(tmp_path / "dataset")))
     assert listing.objects.to_json() == {
-        "found": 14,
+        "found": 15,
         "read": 5,
         "reasons": {
             "dangling_link": {"count": 1, "examples": ["gone.tar"]},
             "empty_folder": {"count": 1, "examples": ["void"]},
             "link_outside": {"count": 1, "examples": ["out.tar"]},
+            "name_not_utf8": {"count": 1, "examples": ["caf\\udce9.tar"]},
             "not_a_shard": {"count": 2, "examples": ["more/README.md", "nested/README.md"]},
             "record_of_ingest": {"count": 1, "examples": ["ingest.json"]},
             "special_file": {"count": 1, "examples": ["pipe.tar"]},
@@ -185,7 +187,7 @@ def test_everything_that_came_in_adds_up(planned: Planned, tmp_path: Path) -> No
     assert "out.jpg" in page
     assert REASONS["webdataset_meta"] in page
     said = lines({"objects": listing.objects.to_json(), "members": work.members.to_json()})
-    assert said[0].startswith("passed over: 9 of 14 objects: dangling_link 1 (such as 'gone.tar'), ")
+    assert said[0].startswith("passed over: 10 of 15 objects: dangling_link 1 (such as 'gone.tar'), ")
     assert said[1].startswith(f"passed over: {work.members.counts.total()} of {found} members: ")
 
 

@@ -2,8 +2,9 @@ import codecs
 import re
 import shlex
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import numpy as np
@@ -19,6 +20,7 @@ from pipelines.curate.config import CurateConfig
 from pipelines.curate.filters import FiltersConfig, Photos
 from pipelines.curate.filters.taken_down import TakenDown
 from pipelines.curate.plan import plan_key
+from pipelines.curate.removals import take_down
 from pipelines.curate.sources import Inputs
 from pipelines.curate.tables import read_table
 from pipelines.curate.takedown import (
@@ -226,3 +228,39 @@ def test_the_jobs_output_has_a_line_for_each_entry() -> None:
     assert said == ["taken down: 'key:b' names 0 images", "taken down: 'key:a' names 3 images"]
     assert len(entry_lines({"matched": {f"key:{i}": 1 for i in range(1000)}, "entries": 5000})) == 21
     assert entry_lines(None) == []
+
+
+def in_process(task: Callable[..., Any], work: Any, units: int, **_: Any) -> Iterator[pa.Table]:
+    """The units one after the other, as ``run_tasks`` gives them."""
+    return (pa.table(task(work, unit)) for unit in range(units))
+
+
+def test_what_is_removed_does_not_come_back_as_an_equal_file(planned: Callable[..., StageWork], tmp_path: Path) -> None:
+    photos = world(3, 3)
+    copies = [photos[0].under("copy", "thing01"), photos[4].under("other", "thing02")]
+    raw = write_raw(tmp_path / "raw", [*photos, *copies], per_shard=4)
+    (tmp_path / "list.txt").write_text("key:thing00-0\nsubject:thing01\n")
+    dataset = open_store(str(tmp_path / "dataset"))
+    filters = FiltersConfig(taken_down=TakenDown(pin(str(tmp_path / "list.txt"), dataset)))
+    stage, record, _ = take_down(planned(raw, filters=filters), [], in_process)
+    assert record is not None
+    assert (record["matched"], record["named"]) == ({"key:thing00-0": 1, "subject:thing01": 4}, 5)
+    dropped = stage.config.filters.taken_down.drop(Photos(stage.read_rows(stage.span(0))))
+    named = {row["key"] for row, drop in zip(stage.read_rows(stage.span(0)).to_pylist(), dropped, strict=True) if drop}
+    assert named == {"thing00-0", "copy", "thing01-0", "thing01-1", "thing01-2", "other"}
+    assert stage.inputs.fingerprint == planned(raw, filters=filters).inputs.fingerprint
+
+
+def test_the_manifest_shows_a_bounded_number_of_entries(planned: Callable[..., StageWork], tmp_path: Path) -> None:
+    raw = write_raw(tmp_path / "raw", world(2, 2))
+    entries = ["subject:thing00", *(f"key:absent-{i}" for i in range(1500))]
+    (tmp_path / "list.txt").write_text("\n".join(entries))
+    pinned = pin(str(tmp_path / "list.txt"), open_store(str(tmp_path / "dataset")))
+    filters = FiltersConfig(taken_down=TakenDown(pinned, entries[1:]))
+    _, record, matched = take_down(planned(raw, filters=filters), [], in_process)
+    assert record is not None
+    assert (len(record["matched"]), record["not_shown"], len(record["unmatched"])) == (1000, 501, 1000)
+    assert list(matched) == entries
+    strict = planned(raw, filters=FiltersConfig(taken_down=TakenDown(pinned)))
+    with pytest.raises(InputError, match="1500 of 1501 entries"):
+        take_down(strict, [], in_process)

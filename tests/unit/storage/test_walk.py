@@ -93,16 +93,16 @@ def locked(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return root
 
 
-def test_a_locked_folder_is_named_and_never_taken_for_an_empty_one(locked: Path) -> None:
+def test_a_unreadable_is_named_and_never_taken_for_an_empty_one(locked: Path) -> None:
     store = open_store(str(locked))
-    assert named(survey(store))["real"] == "locked_folder"
+    assert named(survey(store))["real"] == "unreadable"
     for listing in (
         store.list(),
         store.list("real/"),
         survey(store, "real/"),
         survey(open_store(str(locked / "real"))),
     ):
-        with pytest.raises(InputError, match="no permission to list"):
+        with pytest.raises(InputError, match="cannot be listed"):
             list(listing)
     assert [info.key for info in store.list("b")] == ["b.tar"]
 
