@@ -4,7 +4,6 @@ Beside each may lie ``<nn>.txt`` (its caption), ``<nn>.json`` and ``<nn>.mask.pn
 """
 
 import csv
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -14,9 +13,11 @@ from typing import Any
 from lookalike.config import canonical_json, fingerprint
 from lookalike.data.images import EXTENSIONS
 from lookalike.data.shards import write_tar
+from lookalike.data.text import decode_text, read_label
 from lookalike.errors import InputError
 from lookalike.storage import ObjectInfo, Store, open_store
 from pipelines.ingest.config import IngestConfig
+from pipelines.ingest.sidecars import check_sidecars, read_sidecar
 from pipelines.ingest.source import Plan, shard_name
 
 _SIDECARS = {".txt", ".json"}
@@ -76,7 +77,7 @@ class FolderShard:
                 "licence": self.licence,
             }
             for sidecar in photo.sidecars:
-                meta |= _read_sidecar(store, sidecar)
+                meta |= read_sidecar(store, sidecar)
             meta.setdefault("caption", f"a photo of a {meta['class']}")
             payload = {
                 PurePosixPath(photo.path).suffix[1:].lower(): store.read(photo.path),
@@ -97,7 +98,9 @@ def plan_folder(config: IngestConfig) -> Plan:
     listing = list(store.list())
     if not listing:
         raise InputError("the source is missing or empty", value=config.source, fix="name a folder of photographs")
+    listing, unreadable = _with_readable_names(listing)
     folders, skipped = _by_subject(listing)
+    skipped |= unreadable
     for name in {*config.subjects, *config.exclude_subjects} - folders.keys():
         raise InputError("no such subject", value=name, fix=f"choose from {', '.join(sorted(folders)) or 'none'}")
     chosen = [
@@ -114,6 +117,7 @@ def plan_folder(config: IngestConfig) -> Plan:
         raise InputError(
             "no photographs in subject folders", value=config.source, fix="lay them out as <subject>/<nn>.jpg"
         )
+    check_sidecars(store, [sidecar for photo in photos for sidecar in photo.sidecars])
     shards = [
         FolderShard(shard_name(index), store.uri, config.licence, tuple(part))
         for index, part in enumerate(_deal(_unique_keys(photos), config.shard_mib << 20))
@@ -187,11 +191,24 @@ def _deal(photos: Iterator[PhotoFile], limit: int) -> Iterator[list[PhotoFile]]:
         yield part
 
 
+def _with_readable_names(listing: list[ObjectInfo]) -> tuple[list[ObjectInfo], dict[str, str]]:
+    """The files whose names are UTF-8, and the others as passed over, their odd bytes as ``\\udcXX``."""
+    readable, passed_over = [], {}
+    for info in listing:
+        try:
+            info.key.encode()
+            readable.append(info)
+        except UnicodeEncodeError:
+            shown = info.key.encode("utf-8", "backslashreplace").decode()
+            passed_over[shown] = "its name is not UTF-8: rename it"
+    return readable, passed_over
+
+
 def _classes(store: Store, keys: set[str]) -> dict[str, str]:
     """Class by subject from DreamBooth's file (a ``subject_name,class`` block between prose), if it is there."""
     if _CLASSES_FILE not in keys:
         return {}
-    lines = store.read(_CLASSES_FILE).decode(errors="replace").splitlines()
+    lines = decode_text(store.read(_CLASSES_FILE), f"{store.uri}/{_CLASSES_FILE}").splitlines()
     try:
         start = [line.strip() for line in lines].index("subject_name,class") + 1
     except ValueError:
@@ -200,20 +217,5 @@ def _classes(store: Store, keys: set[str]) -> dict[str, str]:
     for row in csv.reader(lines[start:]):
         if len(row) != 2:
             break
-        classes[row[0].strip()] = row[1].strip()
+        classes[row[0].strip()] = read_label(row[1], prose=True).text
     return classes
-
-
-def _read_sidecar(store: Store, key: str) -> dict[str, Any]:
-    text = store.read(key).decode(errors="replace").strip()
-    if key.endswith(".txt"):
-        return {"caption": text} if text else {}
-    try:
-        values = json.loads(text)
-    except ValueError as error:
-        raise InputError(
-            f"a sidecar is no JSON: {error}", value=f"{store.uri}/{key}", fix="mend or remove it"
-        ) from None
-    if not isinstance(values, dict):
-        raise InputError("a sidecar is no JSON object", value=f"{store.uri}/{key}", fix='write {"caption": "…"}')
-    return values

@@ -230,13 +230,12 @@ def test_a_licence_of_two_names_is_dropped_whatever_is_allowed(
 
 
 def test_flawed_samples_are_planned_beside_good_ones(planned: Callable[..., StageWork], tmp_path: Path) -> None:
+    tokens = {"subject": "thing00", "caption": "<image> a thing <|im_end|>", "class": "thing"}
     flawed = [
         replace(photo(0, 4), jpeg=photo(0, 4).jpeg[:-2]),
         replace(photo(0, 5), jpeg=b"%!PS-Adobe"),
         replace(photo(0, 6), metadata={"subject": float("nan")}),
-        replace(
-            photo(0, 7), metadata={"subject": "thing00", "caption": "<image> a thing <|im_end|>", "class": "thing"}
-        ),
+        replace(photo(0, 7), metadata=tokens),
         replace(photo(1, 5), metadata={"subject": "thing01", "caption": {"en": "a thing"}, "class": "thing"}),
     ]
     work = planned(write_raw(tmp_path / "raw", [*world(2, 4), *flawed]))
