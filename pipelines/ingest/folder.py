@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from lookalike.config import canonical_json, fingerprint
+from lookalike.data.formats import HEIC_EXTENSIONS
 from lookalike.data.images import EXTENSIONS
 from lookalike.data.shards import write_tar
 from lookalike.data.text import decode_text, read_label
@@ -22,6 +23,7 @@ from pipelines.ingest.source import Plan, shard_name
 
 _SIDECARS = {".txt", ".json"}
 _MASK = ".mask.png"
+_HEIC_LACKS = "HEIC, HEIF and AVIF are read with an extra: pip install 'lookalike[heic]'"
 _CLASSES_FILE = "prompts_and_classes.txt"  # DreamBooth's list of classes, beside its folders
 
 
@@ -160,11 +162,25 @@ def _photos(subject: str, files: list[ObjectInfo], class_name: str, skipped: dic
         used |= {info.key, *present, *([mask] if mask else [])}
         key = f"{subject}-{path.stem}".replace(".", "_")
         yield PhotoFile(key, info.key, subject, class_name, present, mask, info.size)
+    if not found and any(_needs_heic(info.key) for info in files):
+        raise InputError(
+            "a subject's folder holds photos in HEIC, HEIF or AVIF only, which need an extra",
+            value=subject,
+            fix="pip install 'lookalike[heic]', or convert them to JPEG",
+        )
     if not found:
         raise InputError(
             "a subject's folder holds no image", value=subject, fix="add photographs, or name it in --exclude_subjects"
         )
-    skipped |= dict.fromkeys(sorted(keys - used), "neither an image nor the sidecar of one")
+    skipped |= {
+        key: _HEIC_LACKS if _needs_heic(key) else "neither an image nor the sidecar of one"
+        for key in sorted(keys - used)
+    }
+
+
+def _needs_heic(key: str) -> bool:
+    extension = PurePosixPath(key).suffix[1:].lower()
+    return extension in HEIC_EXTENSIONS and extension not in EXTENSIONS
 
 
 def _unique_keys(photos: list[PhotoFile]) -> Iterator[PhotoFile]:

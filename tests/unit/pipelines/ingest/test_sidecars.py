@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from lookalike.data.images import HEIC_INSTALLED
 from lookalike.errors import InputError
 from lookalike.storage import open_store
 from pipelines.ingest.config import IngestConfig
@@ -110,6 +111,17 @@ def test_a_name_that_is_not_utf8_is_passed_over_by_name(tmp_path: Path) -> None:
     made = plan_folder(IngestConfig(source=str(tmp_path / "in"), raw="unused"))
     assert made.skipped == {"dog7/caf\\udce9.jpg": "its name is not UTF-8: rename it"}
     assert len(samples(made, tmp_path)) == 1
+
+
+@pytest.mark.skipif(HEIC_INSTALLED, reason="the extra heic is installed")
+@pytest.mark.parametrize("name", ["IMG_1.HEIC", "a.heif", "b.avif"])
+def test_phone_photos_name_the_extra_that_reads_them(tmp_path: Path, name: str) -> None:
+    (tmp_path / "in" / "dog7").mkdir(parents=True)
+    (tmp_path / "in" / "dog7" / name).write_bytes(b"\0\0\0\x18ftypheic" + bytes(99))
+    with pytest.raises(InputError, match=r"HEIC.*dog7.*pip install 'lookalike\[heic\]'"):
+        plan(tmp_path / "in")
+    photo(tmp_path / "in" / "dog7" / "00.jpg")
+    assert "lookalike[heic]" in plan(tmp_path / "in").skipped[f"dog7/{name}"]
 
 
 def test_other_fields_are_kept(tmp_path: Path) -> None:
