@@ -14,6 +14,7 @@ from PIL import Image
 
 from lookalike.storage import open_store
 from pipelines.curate.config import CurateConfig, LabelsConfig
+from pipelines.curate.filters import FiltersConfig
 from pipelines.curate.filters.licence import CONFLICT
 from pipelines.curate.index import IndexWork, ShardIndexer, read_images
 from pipelines.curate.plan import plan_key, read_summary
@@ -238,7 +239,8 @@ def test_flawed_samples_are_planned_beside_good_ones(planned: Callable[..., Stag
         replace(photo(0, 7), metadata=tokens),
         replace(photo(1, 5), metadata={"subject": "thing01", "caption": {"en": "a thing"}, "class": "thing"}),
     ]
-    work = planned(write_raw(tmp_path / "raw", [*world(2, 4), *flawed]))
+    filters = FiltersConfig(skip=["off_subject", "near_duplicate"])
+    work = planned(write_raw(tmp_path / "raw", [*world(2, 4), *flawed]), filters=filters)
     rows = {row["key"]: row for i in range(work.partitions) for row in _images(work, i)}
     assert len(rows) == 13
     assert rows["thing00-4"]["drop_reason"] is None
