@@ -57,6 +57,11 @@ def row_of(*members: tuple[str, bytes]) -> dict[str, Any]:
     return row
 
 
+def test_a_jpeg_under_the_name_of_a_heic_is_read() -> None:
+    row = row_of(("k.heic", JPEG), ("k.json", b'{"subject": "mug"}'))
+    assert (row["error"], row["width"], row["note"]) == ("", 160, "")
+
+
 @pytest.mark.parametrize(
     ("name", "data", "why"),
     [
