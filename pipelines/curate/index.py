@@ -25,6 +25,7 @@ from pipelines.curate.sources import Inputs
 from pipelines.curate.tables import read_table, vectors_array, with_notes, write_table
 
 _DECODE_SIDE = FEATURE_SIDE + 8  # px; enough for the features, and for the embedders' central crop
+_ERROR_CHARACTERS = 500
 _EMBED_BATCH = 32  # images; batches never cross a shard
 _NOT_DECODED: dict[str, Any] = {
     "width": 0, "height": 0, "phash": 0, "sharpness": 0.0, "luma_mean": 0.0, "luma_std": 0.0, "subject_area": None,
@@ -182,8 +183,11 @@ def _read_sample(
     known: dict[str, Any] = {}  # of the row
     try:
         known |= read_labels(sample.key, payload, config, notes)
+        if extension is None:  # a HEIC may be a renamed JPEG; if it is not, the error names the extra that reads it
+            extension = next((name for name in sample.members if name in HEIC_EXTENSIONS), None)
         if extension is None:
-            return _row(sample.key, shard, **known, error=_no_image(sample), note="; ".join(notes)), None
+            what = f"no image among {sorted(sample.members)}"
+            return _row(sample.key, shard, **known, error=what, note="; ".join(notes)), None
         member, data = sample.members[extension], payload[extension]
         known |= {"offset": member.offset, "length": member.length, "linked": member.linked, "sha256": sha256(data)}
         photo = decode_noted(data, _DECODE_SIDE)
@@ -194,16 +198,9 @@ def _read_sample(
         return _row(sample.key, shard, **known, error=error.what, note="; ".join(notes)), None
     except Exception as error:  # one sample never ends the index
         log.warning("%s: sample %r cannot be read", shard, sample.key, exc_info=True)
-        what = f"{type(error).__name__}: {error}"
+        what = f"{type(error).__name__}: {error}"[:_ERROR_CHARACTERS]
         return _row(sample.key, shard, **known, error=what, note="; ".join(notes)), None
     return _row(sample.key, shard, **known, **seen, note="; ".join(notes)), photo.pixels
-
-
-def _no_image(sample: Sample) -> str:
-    what = f"no image among {sorted(sample.members)}"
-    if any(name in HEIC_EXTENSIONS and name not in EXTENSIONS for name in sample.members):
-        what += "; HEIC and AVIF are read with the extra: pip install 'lookalike[heic]'"
-    return what
 
 
 def _row(key: str, shard: str, **values: Any) -> dict[str, Any]:

@@ -4,7 +4,6 @@ Beside each may lie ``<nn>.txt`` (its caption), ``<nn>.json`` and ``<nn>.mask.pn
 """
 
 import csv
-import json
 import re
 import unicodedata
 from collections.abc import Iterator
@@ -13,13 +12,16 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from lookalike.config import canonical_json, fingerprint
+from lookalike.data.formats import HEIC_EXTENSIONS
 from lookalike.data.images import EXTENSIONS
 from lookalike.data.shards import write_tar
+from lookalike.data.text import decode_text, read_label
 from lookalike.errors import InputError
 from lookalike.storage import ObjectInfo, Store, open_store
 from lookalike.storage.survey import survey
 from lookalike.storage.walk import Skipped
 from pipelines.ingest.config import IngestConfig
+from pipelines.ingest.sidecars import check_sidecars, read_sidecar
 from pipelines.ingest.source import Plan, shard_name
 
 _SIDECARS = {".txt", ".json"}
@@ -32,6 +34,7 @@ _UNLISTED = {
     "special_file": "neither a file nor a folder",
     "empty_folder": "an empty folder",
 }
+_HEIC_LACKS = "HEIC, HEIF and AVIF are read with an extra: pip install 'lookalike[heic]'"
 _CLASSES_FILE = "prompts_and_classes.txt"  # DreamBooth's list of classes, beside its folders
 
 
@@ -87,7 +90,7 @@ class FolderShard:
                 "licence": self.licence,
             }
             for sidecar in photo.sidecars:
-                meta |= _read_sidecar(store, sidecar)
+                meta |= read_sidecar(store, sidecar)
             meta.setdefault("caption", f"a photo of a {meta['class']}")
             payload = {
                 PurePosixPath(photo.path).suffix[1:].lower(): store.read(photo.path),
@@ -110,8 +113,9 @@ def plan_folder(config: IngestConfig) -> Plan:
         why = f": {', '.join(sorted(set(unlisted.values())))}" if unlisted else ""
         what = f"the source is missing or empty{why}"
         raise InputError(what, value=config.source, fix="name a folder of photographs")
+    listing, unreadable = _with_readable_names(listing)
     folders, skipped = _by_subject(listing)
-    skipped |= unlisted
+    skipped |= unlisted | unreadable
     # a name is typed in one of Unicode's normal forms, and a file system may have kept another
     wanted, excluded = ({normal(name) for name in names} for names in (config.subjects, config.exclude_subjects))
     for name in sorted((wanted | excluded) - {normal(name) for name in folders}):
@@ -126,6 +130,7 @@ def plan_folder(config: IngestConfig) -> Plan:
         raise InputError(
             "no photographs in subject folders", value=config.source, fix="lay them out as <subject>/<nn>.jpg"
         )
+    check_sidecars(store, [sidecar for photo in photos for sidecar in photo.sidecars])
     shards = [
         FolderShard(shard_name(index), store.uri, config.licence, tuple(part))
         for index, part in enumerate(_deal(_unique_keys(photos), config.shard_mib << 20))
@@ -185,11 +190,25 @@ def _photos(subject: str, files: list[ObjectInfo], class_name: str, skipped: dic
         used |= {info.key, *present, *([mask] if mask else [])}
         key = f"{subject}-{path.stem}".replace(".", "_")
         yield PhotoFile(key, info.key, subject, class_name, present, mask, info.size)
+    if not found and any(_needs_heic(info.key) for info in files):
+        raise InputError(
+            "a subject's folder holds photos in HEIC, HEIF or AVIF only, which need an extra",
+            value=subject,
+            fix="pip install 'lookalike[heic]', or convert them to JPEG",
+        )
     if not found:
         raise InputError(
             "a subject's folder holds no image", value=subject, fix="add photographs, or name it in --exclude_subjects"
         )
-    skipped |= dict.fromkeys(sorted(keys - used), "neither an image nor the sidecar of one")
+    skipped |= {
+        key: _HEIC_LACKS if _needs_heic(key) else "neither an image nor the sidecar of one"
+        for key in sorted(keys - used)
+    }
+
+
+def _needs_heic(key: str) -> bool:
+    extension = PurePosixPath(key).suffix[1:].lower()
+    return extension in HEIC_EXTENSIONS and extension not in EXTENSIONS
 
 
 def _unique_keys(photos: list[PhotoFile]) -> Iterator[PhotoFile]:
@@ -216,11 +235,24 @@ def _deal(photos: Iterator[PhotoFile], limit: int) -> Iterator[list[PhotoFile]]:
         yield part
 
 
+def _with_readable_names(listing: list[ObjectInfo]) -> tuple[list[ObjectInfo], dict[str, str]]:
+    """The files whose names are UTF-8, and the others as passed over, their odd bytes as ``\\udcXX``."""
+    readable, passed_over = [], {}
+    for info in listing:
+        try:
+            info.key.encode()
+            readable.append(info)
+        except UnicodeEncodeError:
+            shown = info.key.encode("utf-8", "backslashreplace").decode()
+            passed_over[shown] = "its name is not UTF-8: rename it"
+    return readable, passed_over
+
+
 def _classes(store: Store, keys: set[str]) -> dict[str, str]:
     """Class by subject from DreamBooth's file (a ``subject_name,class`` block between prose), if it is there."""
     if _CLASSES_FILE not in keys:
         return {}
-    lines = store.read(_CLASSES_FILE).decode(errors="replace").splitlines()
+    lines = decode_text(store.read(_CLASSES_FILE), f"{store.uri}/{_CLASSES_FILE}").splitlines()
     try:
         start = [line.strip() for line in lines].index("subject_name,class") + 1
     except ValueError:
@@ -229,18 +261,5 @@ def _classes(store: Store, keys: set[str]) -> dict[str, str]:
     for row in csv.reader(lines[start:]):
         if len(row) != 2:
             break
-        classes[normal(row[0].strip())] = row[1].strip()
+        classes[normal(row[0].strip())] = read_label(row[1], prose=True).text
     return classes
-
-
-def _read_sidecar(store: Store, key: str) -> dict[str, Any]:
-    text = store.read(key).decode(errors="replace").strip()
-    if key.endswith(".txt"):
-        return {"caption": text} if text else {}
-    try:
-        values = json.loads(text)
-    except ValueError as error:
-        raise InputError(f"a sidecar is no JSON: {error}", value=store.uri_of(key), fix="mend or remove it") from None
-    if not isinstance(values, dict):
-        raise InputError("a sidecar is no JSON object", value=store.uri_of(key), fix='write {"caption": "…"}')
-    return values

@@ -83,7 +83,7 @@ def decode_noted(data: bytes, side: int | None = None) -> Decoded:
             decoded = _decode_bare(*bare, side)
         except ImageError:
             raise error from None
-        return Decoded(decoded.pixels, decoded.height, decoded.width, f"a flaw beside the pixels ({error.what})")
+        return Decoded(decoded.pixels, decoded.height, decoded.width, f"decoded without its metadata ({error.what})")
 
 
 def short_side(data: bytes) -> int:

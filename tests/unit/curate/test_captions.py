@@ -29,10 +29,10 @@ def test_a_caption_that_fits_is_left_alone(config: CaptionsConfig) -> None:
     [
         ("<image>\na red mug", "a red mug"),
         ("a red mug <IMG_CONTEXT>", "a red mug"),
-        ("<|im_start|>user\na red mug<|im_end|>", "user a red mug"),
+        ("<|im_start|>user\na red mug<|im_end|>", "user\na red mug"),
         ("a <|vision_start|><|image_pad|><|vision_end|> mug", "a mug"),
         ("a mug<img></img>, red", "a mug, red"),
-        ("a <im<image>age> mug", "a mug"),
+        ("a <im<image>age> mug", "a <im age> mug"),
         ("<|endoftext|>", ""),
         ("[INST] a mug [/INST]", "a mug"),
         ("<s>a mug</s>", "a mug"),
@@ -55,18 +55,18 @@ def test_a_class_is_fitted_too() -> None:
 def test_a_long_caption_is_cut_at_a_word_and_noted() -> None:
     row = fitted("a red mug " * 300, CaptionsConfig(max_characters=15))
     assert row["caption"] == "a red mug a red"
-    assert row["note"] == "caption: cut from 2999 to 15 characters" or "to 15 characters" in row["note"]
+    assert row["note"] == "caption: cut from 3000 to 15 characters"
     assert fitted("x" * 50, CaptionsConfig(max_characters=15))["caption"] == "x" * 15
 
 
-@pytest.mark.parametrize("caption", ["a red mug on a table, " * 30, "zxqv" * 60, "🦆" * 90, "a" + " zxqvwk" * 20])
+@pytest.mark.parametrize("caption", ["a red mug on a table, " * 30, "zxqv " * 60, "🦆 " * 90, "a" + " zxqvwk" * 20])
 def test_a_caption_is_cut_to_the_tokens_of_a_preset(caption: str) -> None:
     row = fitted(caption)
     limit = load_preset("mini").mllm.max_prompt_tokens
     tokens = len(_tokenizer("mini").tokenizer.encode(row["caption"], add_special_tokens=False).ids)
     assert 0 < tokens <= limit
     assert caption.startswith(row["caption"])
-    assert f"to {limit} tokens of mini" in row["note"] or len(caption) == len(row["caption"])
+    assert f"to {limit} tokens of mini" in row["note"]
 
 
 @given(st.text(max_size=400))

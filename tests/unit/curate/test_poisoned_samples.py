@@ -14,6 +14,7 @@ from PIL import Image
 
 from lookalike.storage import open_store
 from pipelines.curate.config import CurateConfig, LabelsConfig
+from pipelines.curate.filters import FiltersConfig
 from pipelines.curate.filters.licence import CONFLICT
 from pipelines.curate.index import IndexWork, ShardIndexer, read_images
 from pipelines.curate.plan import plan_key, read_summary
@@ -54,6 +55,11 @@ def row_of(*members: tuple[str, bytes]) -> dict[str, Any]:
     assert (first["subject"], last["subject"], first["error"], last["note"]) == ("cup", "cup", "", "")
     (row,) = middle
     return row
+
+
+def test_a_jpeg_under_the_name_of_a_heic_is_read() -> None:
+    row = row_of(("k.heic", JPEG), ("k.json", b'{"subject": "mug"}'))
+    assert (row["error"], row["width"], row["note"]) == ("", 160, "")
 
 
 @pytest.mark.parametrize(
@@ -230,16 +236,16 @@ def test_a_licence_of_two_names_is_dropped_whatever_is_allowed(
 
 
 def test_flawed_samples_are_planned_beside_good_ones(planned: Callable[..., StageWork], tmp_path: Path) -> None:
+    tokens = {"subject": "thing00", "caption": "<image> a thing <|im_end|>", "class": "thing"}
     flawed = [
         replace(photo(0, 4), jpeg=photo(0, 4).jpeg[:-2]),
         replace(photo(0, 5), jpeg=b"%!PS-Adobe"),
         replace(photo(0, 6), metadata={"subject": float("nan")}),
-        replace(
-            photo(0, 7), metadata={"subject": "thing00", "caption": "<image> a thing <|im_end|>", "class": "thing"}
-        ),
+        replace(photo(0, 7), metadata=tokens),
         replace(photo(1, 5), metadata={"subject": "thing01", "caption": {"en": "a thing"}, "class": "thing"}),
     ]
-    work = planned(write_raw(tmp_path / "raw", [*world(2, 4), *flawed]))
+    filters = FiltersConfig(skip=["off_subject", "near_duplicate"])
+    work = planned(write_raw(tmp_path / "raw", [*world(2, 4), *flawed]), filters=filters)
     rows = {row["key"]: row for i in range(work.partitions) for row in _images(work, i)}
     assert len(rows) == 13
     assert rows["thing00-4"]["drop_reason"] is None

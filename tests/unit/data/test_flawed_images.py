@@ -1,4 +1,4 @@
-"""What phones, scanners and servers do to image files: a flaw beside the pixels is noted, damaged pixels refused."""
+"""What phones, scanners and servers do to image files: flawed metadata is noted, damaged pixels are refused."""
 
 import io
 import random
@@ -124,7 +124,7 @@ FLAWS: dict[str, Callable[[], bytes]] = {
 
 
 @pytest.mark.parametrize("name", FLAWS)
-def test_a_flaw_beside_the_pixels_changes_none_of_them(name: str) -> None:
+def test_flawed_metadata_changes_no_pixel(name: str) -> None:
     data = FLAWS[name]()
     plain = jpeg() if name.startswith("jpeg") else png()
     assert short_side(data) == 150
@@ -135,14 +135,14 @@ def test_a_flaw_beside_the_pixels_changes_none_of_them(name: str) -> None:
         assert np.abs(photo.pixels.astype(int) - expected.pixels).max() <= (3 if name.startswith("jpeg") else 0)
 
 
-def test_a_flaw_is_noted() -> None:
+def test_flawed_metadata_is_noted() -> None:
     noted = {name for name, make in FLAWS.items() if decode_noted(make(), 64).note}
     assert len(noted) > 25
     assert "jpeg turned by 9" in noted
     assert decode_noted(jpeg(), 64).note == decode_noted(png()).note == ""
 
 
-def test_the_orientation_outlives_a_flaw() -> None:
+def test_the_orientation_is_read_beside_flawed_metadata() -> None:
     turned = exif(b"\0\6")
     of_png, of_webp = (file_of(cat(), kind, exif=turned) for kind in ("PNG", "WEBP"))
     for data in (
