@@ -135,7 +135,16 @@ def _normalise(config_class: type, argv: Sequence[str]) -> list[str]:
         except yaml.YAMLError:
             values = value
         gathered[flag].extend(values if isinstance(values, list) else [value])
-    return rest + [f"{flag}={json.dumps(values)}" for flag, values in gathered.items() if values]
+    return rest + [f"{flag}={_yaml_list(values)}" for flag, values in gathered.items() if values]
+
+
+def _yaml_list(values: list[str]) -> str:
+    """``values`` in YAML, which reads JSON's two escapes of an emoji as two characters."""
+    text = json.dumps(values, ensure_ascii=False)
+    return "".join(
+        letter if " " <= letter <= "~" else f"\\U{ord(letter):08x}" if ord(letter) > 0xFFFF else f"\\u{ord(letter):04x}"
+        for letter in text
+    )
 
 
 def load_yaml(path: Path, config_class: type[ConfigT]) -> ConfigT:
