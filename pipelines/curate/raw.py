@@ -16,7 +16,7 @@ from lookalike.storage import ObjectInfo, Store, locate_object, open_store, over
 
 COMPRESSED = (".tar.gz", ".tgz")
 _SHARD = (".tar", *COMPRESSED)
-_MAX_NAMES = 1_000_000  # that one brace expression may stand for
+_MAX_NAMES = 100_000  # that one brace expression may stand for
 _RANGE = re.compile(r"(-?\d{1,30})\.\.(-?\d{1,30})(?:\.\.(-?\d{1,30}))?")
 
 
