@@ -69,7 +69,7 @@ def check_config_file(path: Path) -> dict[str, Any]:
     """The settings in a YAML file. Raises ConfigError for what is not a mapping; its text is never shown."""
     fix = "name a YAML file with the same keys as the flags"
     try:
-        document = yaml.safe_load(path.read_bytes())
+        document: Any = yaml.safe_load(path.read_bytes())
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         said = f"not valid YAML, line {mark.line + 1}" if mark else "not valid YAML in UTF-8"
@@ -79,7 +79,8 @@ def check_config_file(path: Path) -> dict[str, Any]:
         return {}
     if not isinstance(document, dict):
         raise ConfigError("the configuration file holds no mapping of settings", value=str(path), fix=fix)
-    left, waiting = _MAX_SETTINGS, [document]
+    left = _MAX_SETTINGS
+    waiting: list[Any] = [document]
     while waiting:  # by a counter, since anchors can make a small file endless
         item = waiting.pop()
         if (left := left - 1) < 0:
@@ -90,7 +91,7 @@ def check_config_file(path: Path) -> dict[str, Any]:
             waiting.extend(item.values())
         elif isinstance(item, (list, tuple, set)):
             waiting.extend(item)
-    return document
+    return dict(document)
 
 
 def _empty_mappings(values: Any, prefix: str = "") -> Iterator[str]:

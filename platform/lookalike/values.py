@@ -35,7 +35,7 @@ def check_values(config: Any) -> None:
 
 
 @lru_cache(maxsize=256)
-def _hints(config_class: type) -> dict[str, Any]:
+def _hints(config_class: Any) -> dict[str, Any]:
     return get_type_hints(config_class)
 
 
@@ -60,7 +60,7 @@ def _check(name: str, value: Any, hint: Any) -> None:
     elif origin is dict:
         if not isinstance(value, Mapping):
             raise _wrong(name, value, "a mapping")
-    elif dataclasses.is_dataclass(hint) and not isinstance(value, hint):
+    elif isinstance(hint, type) and dataclasses.is_dataclass(hint) and not isinstance(value, hint):
         raise _wrong(name, value, f"a {hint.__name__}")
 
 
