@@ -27,11 +27,12 @@ def check_values(config: Any) -> None:
     Raises:
         ConfigError: names the first field that does not.
     """
+    config_class: Any = type(config)
     for item in dataclasses.fields(config):
         value = getattr(config, item.name)
         if value == "" and item.default != "":
             raise ConfigError(f"{item.name} is empty", value=value, fix=f"give {item.name} a value, or leave it out")
-        _check(item.name, value, _hints(type(config))[item.name])
+        _check(item.name, value, _hints(config_class)[item.name])
 
 
 @lru_cache(maxsize=256)
