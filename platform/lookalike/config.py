@@ -77,7 +77,7 @@ def check_config_file(path: Path) -> dict[str, Any]:
     """The settings in a YAML file. Raises ConfigError for what is not a mapping; its text is never shown."""
     fix = "name a YAML file with the same keys as the flags"
     try:
-        document = yaml.safe_load(path.read_bytes())
+        document: Any = yaml.safe_load(path.read_bytes())
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         said = f"not valid YAML, line {mark.line + 1}" if mark else "not valid YAML in UTF-8"
@@ -87,7 +87,8 @@ def check_config_file(path: Path) -> dict[str, Any]:
         return {}
     if not isinstance(document, dict):
         raise ConfigError("the configuration file holds no mapping of settings", value=str(path), fix=fix)
-    left, waiting = _MAX_SETTINGS, [document]
+    left = _MAX_SETTINGS
+    waiting: list[Any] = [document]
     while waiting:  # by a counter, since anchors can make a small file endless
         item = waiting.pop()
         if (left := left - 1) < 0:
@@ -98,7 +99,7 @@ def check_config_file(path: Path) -> dict[str, Any]:
             waiting.extend(item.values())
         elif isinstance(item, (list, tuple, set)):
             waiting.extend(item)
-    return document
+    return dict(document)
 
 
 def _empty_mappings(values: Any, prefix: str = "") -> Iterator[str]:
@@ -143,7 +144,16 @@ def _normalise(config_class: type, argv: Sequence[str]) -> list[str]:
         except yaml.YAMLError:
             values = value
         gathered[flag].extend(values if isinstance(values, list) else [value])
-    return rest + [f"{flag}={json.dumps(values)}" for flag, values in gathered.items() if values]
+    return rest + [f"{flag}={_yaml_list(values)}" for flag, values in gathered.items() if values]
+
+
+def _yaml_list(values: list[str]) -> str:
+    """``values`` in YAML, which reads JSON's two escapes of an emoji as two characters."""
+    text = json.dumps(values, ensure_ascii=False)
+    return "".join(
+        letter if " " <= letter <= "~" else f"\\U{ord(letter):08x}" if ord(letter) > 0xFFFF else f"\\u{ord(letter):04x}"
+        for letter in text
+    )
 
 
 def load_yaml(path: Path, config_class: type[ConfigT]) -> ConfigT:

@@ -27,15 +27,16 @@ def check_values(config: Any) -> None:
     Raises:
         ConfigError: names the first field that does not.
     """
+    config_class: Any = type(config)
     for item in dataclasses.fields(config):
         value = getattr(config, item.name)
         if value == "" and item.default != "":
             raise ConfigError(f"{item.name} is empty", value=value, fix=f"give {item.name} a value, or leave it out")
-        _check(item.name, value, _hints(type(config))[item.name])
+        _check(item.name, value, _hints(config_class)[item.name])
 
 
 @lru_cache(maxsize=256)
-def _hints(config_class: type) -> dict[str, Any]:
+def _hints(config_class: Any) -> dict[str, Any]:
     return get_type_hints(config_class)
 
 
@@ -60,7 +61,7 @@ def _check(name: str, value: Any, hint: Any) -> None:
     elif origin is dict:
         if not isinstance(value, Mapping):
             raise _wrong(name, value, "a mapping")
-    elif dataclasses.is_dataclass(hint) and not isinstance(value, hint):
+    elif isinstance(hint, type) and dataclasses.is_dataclass(hint) and not isinstance(value, hint):
         raise _wrong(name, value, f"a {hint.__name__}")
 
 

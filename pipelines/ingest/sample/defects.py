@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
+from lookalike.errors import ConfigError
 from pipelines.ingest.config import SampleWorldConfig
 from pipelines.ingest.sample.world import Photo, Subject, photo
 
@@ -48,6 +49,10 @@ def plan_shots(config: SampleWorldConfig, things: list[Subject]) -> dict[str, li
         return shots
     rng = np.random.default_rng([_DEFECT, config.seed, config.first_subject])
     hosts = [things[i] for i in rng.permutation(len(things) - 1)]
+    if not hosts:
+        raise ConfigError(
+            "planted defects need two subjects", value=[thing.name for thing in things], fix="--sample.defects false"
+        )
     each = config.defects_of_each or max(3, len(things) // 40)
     kinds = (*reversed(KINDS), *config.more_defects)
     for number, kind in enumerate(kind for kind in kinds for _ in range(each)):

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from lookalike.errors import ConfigError
+from lookalike.errors import ConfigError, UnreachableError
 from lookalike.storage.local import LocalStore
 from lookalike.storage.s3 import S3Store
 from lookalike.storage.store import Store
@@ -19,10 +19,10 @@ def arrow_filesystem(store: Store) -> "tuple[FileSystem, str]":
     """
     from pyarrow.fs import FileSystem, LocalFileSystem
 
-    if isinstance(store, LocalStore):
-        filesystem, path = LocalFileSystem(), str(store.root)
-    elif isinstance(store, S3Store):
-        filesystem, path = FileSystem.from_uri(f"s3://{store.bucket}")[0], f"{store.bucket}/{store.prefix[:-1]}"
+    if isinstance(store, S3Store):
+        path = f"{store.bucket}/{store.prefix[:-1]}"
+    elif isinstance(store, LocalStore):
+        path = str(store.root)
     else:
         raise ConfigError("unknown kind of store", value=store.uri, fix="use a folder or an S3 prefix")
     if "//" in path or path.endswith("/") or not path.isprintable():
@@ -31,4 +31,13 @@ def arrow_filesystem(store: Store) -> "tuple[FileSystem, str]":
             value=store.uri,
             fix="choose another location",
         )
-    return filesystem, path
+    if isinstance(store, LocalStore):
+        return LocalFileSystem(), path
+    try:
+        return FileSystem.from_uri(f"s3://{store.bucket}")[0], path
+    except OSError as error:
+        raise UnreachableError(
+            f"S3 does not answer pyarrow: {str(error)[:200]}",
+            value=store.uri,
+            fix="check AWS_ENDPOINT_URL",
+        ) from error

@@ -1,0 +1,204 @@
+"""The frame of every job: whatever its body raises is a message and an exit code, and no traceback."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from lookalike.config import parse
+from lookalike.errors import BusyError, ConfigError, InputError, StoppedError
+from lookalike.values import MAX_COUNT, MAX_SEED, check_values
+from pipelines.entry import run_job
+
+_NINE = [b"a%d: &a%d [%s]\n" % (n + 1, n + 1, b", ".join([b"*a%d" % n] * 9)) for n in range(9)]
+_BOMB = b"".join([b"a0: &a0 [1, 1]\n", *_NINE])
+"""A small file that stands for 10^9 settings."""
+
+
+@dataclass(frozen=True)
+class _Config:
+    """What the test runs."""
+
+    out: str = "x"
+    """A location."""
+    prompt: list[str] = field(default_factory=list)
+    """Texts."""
+    steps: int = 3
+    """A count."""
+    rate: float = 0.5
+    """A share."""
+    seed: int = 0
+    """A seed."""
+    size: tuple[int, int] = (1, 2)
+    """A pair."""
+    base: str | None = None
+    """May be left out."""
+
+    def __post_init__(self) -> None:
+        check_values(self)
+
+
+@pytest.fixture(autouse=True)
+def _own_temporary_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("LOOKALIKE_JOB", "")
+    monkeypatch.setattr(sys, "argv", ["job"])
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (InputError("no such object", value="x", fix="check the location"), 2, "error: no such object"),
+        (StoppedError("stopped", fix="again"), 143, "stopped"),
+        (BusyError("another works here", fix="wait"), 4, "another"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (OSError(errno.ENOSPC, "No space left on device"), 1, "No space left on device"),
+        (OSError(errno.EMFILE, "Too many open files"), 1, "Too many open files"),
+        (MemoryError(), 1, "out of memory"),
+        (ValueError("surprise\nsecond line"), 1, "internal error, ValueError: surprise; .*LOOKALIKE_LOG_LEVEL=DEBUG"),
+        (InputError("the file \udcff", value="\ud800", fix="x"), 2, "error: the file"),
+    ],
+)
+def test_each_error_has_its_message_and_code(error: BaseException, code: int, words: str, capsys) -> None:
+    def body(config: _Config) -> int:
+        raise error
+
+    assert run_job(_Config, body, None) == code
+    shown = capsys.readouterr().err
+    assert "Traceback" not in shown
+    assert len(shown.splitlines()) == 1
+    with pytest.raises(AssertionError, match=words):
+        raise AssertionError(shown)
+
+
+def _job(folder: Path, body: str) -> subprocess.Popen[bytes]:
+    code = f"""
+import sys, time
+from dataclasses import dataclass
+from lookalike.scratch import kept_folder, scratch
+from pipelines.entry import run_job
+@dataclass(frozen=True)
+class Config:
+    "A job."
+    x: int = 0
+    "A number."
+def body(config):
+{body}
+sys.argv = ["job"]
+raise SystemExit(run_job(Config, body, None))
+"""
+    root = Path(__file__).parents[3]
+    environment = os.environ | {"TMPDIR": str(folder), "PYTHONPATH": f"{root}:{root / 'platform'}"}
+    return subprocess.Popen(
+        [sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=root
+    )
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_job_that_is_ended_leaves_no_temporary_folder(number: int, code: int, tmp_path: Path) -> None:
+    job = _job(
+        tmp_path, "    kept_folder('a')\n    with scratch('b'):\n        print('in', flush=True); time.sleep(60)"
+    )
+    assert job.stdout is not None
+    assert job.stdout.readline() == b"in\n"
+    assert any(tmp_path.iterdir())
+    job.send_signal(number)
+    _, shown = job.communicate(timeout=30)
+    assert job.returncode == code
+    assert b"Traceback" not in shown
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
+    job = _job(tmp_path, "    time.sleep(0.3)\n    for _ in range(100_000): print('line')")
+    assert job.stdout is not None
+    job.stdout.close()
+    assert job.stderr is not None
+    assert b"Traceback" not in job.stderr.read()
+    assert job.wait(30) == 141
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--seed", str(2**64)],
+        ["--seed=-1"],
+        ["--steps", str(10**30)],
+        ["--steps", "9" * 5000],
+        ["--rate=nan"],
+        ["--rate=.inf"],
+        ["--rate", "1e400"],
+        ["--out="],
+        ["--base="],
+        ["--out", "a\0b"],
+        ["--out", "/data/\udcff"],
+        ["--size", f"[1, {10**30}]"],
+        ["--steps", "true"],
+        ["--steps", "1.5"],
+    ],
+)
+def test_a_value_that_cannot_be_is_refused(argv: list[str], capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["job", *argv])
+    try:
+        code = run_job(_Config, lambda config: 0, None)
+    except SystemExit as end:  # of the parser, before the frame's body
+        code = int(str(end.code))
+    shown = capsys.readouterr().err
+    assert code == 2
+    assert "Traceback" not in shown
+    assert argv[0].partition("=")[0].strip("-") in shown or "integer" in shown
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        *({"steps": True}, {"steps": 1.0}, {"steps": "1"}, {"rate": float("nan")}, {"seed": MAX_SEED + 1}),
+        *({"prompt": "a"}, {"steps": MAX_COUNT + 1}, {"prompt": [1]}, {"size": (1, 2, 3)}, {"base": 1}, {"out": None}),
+    ],
+)
+def test_a_configuration_checks_itself_where_it_is_constructed(values: dict) -> None:
+    with pytest.raises(ConfigError, match=next(iter(values))):
+        _Config(**values)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["a cat 🐈", 'say "hi"', "[a", "-5 degrees", "a=b", "--", "{x}", "ü\u2028ä", "it's 100%", "a\x7fb\x85", "a\nb", ""],
+)
+def test_a_prompt_arrives_as_it_is_written(text: str) -> None:
+    assert parse(_Config, [f"--prompt={text}"]).prompt == [text]
+    assert parse(_Config, ["--prompt", text, "--prompt", "b"]).prompt == [text, "b"]
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"\x00\x01\xff", "not valid YAML"),
+        (b"a: [", "line 1"),
+        (b"[1, 2]", "no mapping"),
+        (b"just text", "no mapping"),
+        (b"&a [*a]", "no mapping"),
+        (b"x: &x {b: *x}", "endless"),
+        (_BOMB, "settings"),
+        (b"[" * 5000, "not valid YAML"),
+        (b"1: 2", "not text"),
+        (b"steps: " + b"9" * 5000, "not valid YAML"),
+        (None, "No such file"),
+        ("folder", "Is a directory"),
+    ],
+)
+def test_a_broken_configuration_file_is_named(data: bytes | str | None, words: str, tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    if data == "folder":
+        file.mkdir()
+    elif isinstance(data, bytes):
+        file.write_bytes(data)
+    with pytest.raises(ConfigError, match=words) as refused:
+        parse(_Config, ["--config", str(file)])
+    assert str(file) in str(refused.value)
