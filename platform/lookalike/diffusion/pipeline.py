@@ -167,7 +167,7 @@ class SubjectPipeline(DiffusionPipeline, SubjectLoraLoaderMixin):
         """Generate.
 
         Args:
-            prompt: one text, or B.
+            prompt: one text, or B; what is longer than the model reads is cut with a warning, as in diffusers.
             references: images of the subject (PIL or uint8 ``[H, W, 3]``): one list, shared by all prompts, or a list
                 for each prompt. Their numbers may differ.
             num_inference_steps: Euler steps.
@@ -190,7 +190,7 @@ class SubjectPipeline(DiffusionPipeline, SubjectLoraLoaderMixin):
             return_dict: a :class:`SubjectPipelineOutput`, or a tuple of the images.
 
         Raises:
-            InputError: no references or too many, an image too small or too large, a prompt that is too long.
+            InputError: no references or too many, an image too small or too large.
             ConfigError: a size that does not divide, stages out of order, no step, a guidance that the DiT has not.
         """
         preset = self.preprocessor.preset
@@ -199,7 +199,7 @@ class SubjectPipeline(DiffusionPipeline, SubjectLoraLoaderMixin):
         plan = self.plan(stages, num_inference_steps, height=height, width=width)
         height, width = height or preset.height, width or preset.width
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        rows = self.preprocessor(prompts, pair_references(references, len(prompts)))
+        rows = self.preprocessor(prompts, pair_references(references, len(prompts)), truncate_prompts=True)
         device = self._execution_device
         batch = to_batch(rows).to(device)
         grid = token_grid(self.vae, height, width)
