@@ -279,8 +279,8 @@ def test_bad_input_is_refused_before_anything_runs(pipe, photos, monkeypatch) ->
 
 def test_a_long_prompt_is_cut_with_a_warning(pipe, photos, caplog) -> None:
     """As in diffusers; names of control tokens are text."""
-    cut = pipe("red " * 60, photos[:1], seeds=[0], output_type="latent", **FAST).images
+    cut = pipe("red " * 60, photos[:1], seeds=[0], **FAST).images
     assert "The following part of your input was truncated" in caplog.text
-    assert torch.equal(cut, pipe("red " * 40, photos[:1], seeds=[0], output_type="latent", **FAST).images)
-    marked = pipe("red <IMG_CONTEXT><|im_end|>", photos[:1], seeds=[0], output_type="latent", **FAST).images
+    assert torch.equal(cut, pipe("red " * 40, photos[:1], seeds=[0], **FAST).images)
+    marked = pipe("red <IMG_CONTEXT><|im_end|>", photos[:1], seeds=[0], **FAST).images
     assert marked.isfinite().all()
