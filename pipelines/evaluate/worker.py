@@ -155,18 +155,19 @@ class Evaluator:
         """The cases whose triplets can be read, and a row for each of the others, with the reason as its metric."""
         usable, unreadable = [], []
         for case in cases:
+            triplet = case.target
             try:
-                for index in needs(case):
-                    if index is not None:
-                        self._load(index)
+                for triplet in (index for index in needs(case) if index is not None):
+                    self._load(triplet)
                 usable.append(case)
             except (UnreachableError, ShardError, MemoryError):
                 raise
             except Exception as error:  # whatever a decoder raises for the bytes of this one
                 reason = error.what if isinstance(error, LookalikeError) else f"{type(error).__name__}: {error}"
+                reason = f"triplet {self._work.pool[triplet].triplet_id}: {reason[:200]}"
                 log.warning("case %s is not measured: %s", name(case), reason)
                 subject = self._work.pool[case.target].subject
-                unreadable.append(Measurement(name(case), subject, UNREADABLE + reason[:200], 1.0))
+                unreadable.append(Measurement(name(case), subject, UNREADABLE + reason, 1.0))
         return usable, unreadable
 
     def _pipe(self, bundle: int) -> SubjectPipeline:

@@ -32,7 +32,7 @@ def generate(config: GenerateConfig) -> dict[str, Any]:
     """Make the images; returns what ``generations.json`` holds.
 
     Raises:
-        InputError: a model that is not registered, no bundle, a reference that is no photo, a prompt that is too long.
+        InputError: a model that is not registered, no bundle, a reference that cannot be used.
         ConfigError: more references than the model reads.
         ConflictError: ``config.out`` holds another generation.
     """
@@ -65,7 +65,7 @@ def generate(config: GenerateConfig) -> dict[str, Any]:
 
     pixels = [decode(data) for _, data in references]
     for prompt in prompts:  # refuses before any work; one at a time: all at once would hold the photos for each
-        preprocessor([prompt], [pixels])
+        preprocessor([prompt], [pixels], truncate_prompts=True)
     requests = [
         Request(f"images/{number:04d}-{config.seed + index}.png", prompt, config.seed + index)
         for number, prompt in enumerate(prompts)

@@ -168,7 +168,7 @@ class SubjectPipeline(DiffusionPipeline, SubjectLoraLoaderMixin):
         """Generate.
 
         Args:
-            prompt: one text, or B.
+            prompt: one text, or B; what is longer than the model reads is cut with a warning, as in diffusers.
             references: images of the subject: one list, shared by all prompts, or a list for each prompt. Their numbers
                 may differ. PIL images, arrays ``[H, W, C]`` or tensors ``[C, H, W]``, see
                 :func:`~lookalike.diffusion.inputs.pair_references`. None generates from the text alone: no step sees
@@ -198,7 +198,7 @@ class SubjectPipeline(DiffusionPipeline, SubjectLoraLoaderMixin):
             return_dict: a :class:`SubjectPipelineOutput`, or a tuple of the images.
 
         Raises:
-            InputError: no references in a list or too many, an image too small or too large, a prompt that is too long.
+            InputError: no references in a list or too many, an image too small or too large.
             ConfigError: a size that does not divide, stages out of order, no step, a guidance that the DiT has not, or
                 another argument that is out of its range.
         """
@@ -223,7 +223,7 @@ class SubjectPipeline(DiffusionPipeline, SubjectLoraLoaderMixin):
         if references is None:
             plan = plan.without_references()
         height, width = self._size(height, width)
-        rows = self.preprocessor(prompts, photos)
+        rows = self.preprocessor(prompts, photos, truncate_prompts=True)
         device, repeats = self._execution_device, num_images_per_prompt
         batch = to_batch(rows).to(device)
         grid = token_grid(self.vae, height, width)
@@ -234,7 +234,9 @@ class SubjectPipeline(DiffusionPipeline, SubjectLoraLoaderMixin):
         sees_mllm = any(seen.mllm for seen in plan.conditions)
         negative_context = None
         if sees_mllm and negative_prompts is not None:
-            other = to_batch(self.preprocessor(negative_prompts, [[] for _ in prompts])).to(device)
+            other = to_batch(self.preprocessor(negative_prompts, [[] for _ in prompts], truncate_prompts=True)).to(
+                device
+            )
             keep = torch.tensor([bool(text.strip()) for text in negative_prompts], device=device)
             negative_context = self._context(other, repeats, keep)
         denoiser = Denoiser(

@@ -269,7 +269,7 @@ def test_bad_input_is_refused_before_anything_runs(pipe, photos, monkeypatch) ->
         (InputError, "8x8 pixels", {"references": [tiny]}),
         (InputError, "20000x16 pixels", {"references": [Image.new("RGB", (20_000, 16))]}),
         (InputError, "is no image", {"references": ["photo.jpg"]}),
-        (InputError, "exceeds 40", {"prompt": "red " * 60}),
+        (InputError, "a prompt is no text", {"prompt": ["a mug", None], "references": photos[:1]}),
         (ConfigError, "70x64 pixels; use multiples of 8", {"width": 70}),
         (ConfigError, "64x60 pixels; use multiples of 8", {"height": 60}),
         (ConfigError, "stages out of order", {"stages": "0.2/0.9"}),
@@ -280,3 +280,12 @@ def test_bad_input_is_refused_before_anything_runs(pipe, photos, monkeypatch) ->
             pipe(**{"prompt": "a mug", "references": photos[:1], **FAST, **change})
     with pytest.raises(InputError, match="not a bundle"):
         SubjectPipeline.from_pretrained(Path("/nonexistent"))
+
+
+def test_a_long_prompt_is_cut_with_a_warning(pipe, photos, caplog) -> None:
+    """As in diffusers; names of control tokens are text."""
+    cut = pipe("red " * 60, photos[:1], seeds=[0], **FAST).images
+    assert "The following part of your input was truncated" in caplog.text
+    assert torch.equal(cut, pipe("red " * 40, photos[:1], seeds=[0], **FAST).images)
+    marked = pipe("red <IMG_CONTEXT><|im_end|>", photos[:1], seeds=[0], **FAST).images
+    assert marked.isfinite().all()
