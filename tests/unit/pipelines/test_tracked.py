@@ -14,7 +14,6 @@ from lookalike.tracking import open_tracker
 from lookalike.tracking.connection import connect
 from lookalike.training.config import TrainConfig
 from lookalike.training.history import METRICS
-from pipelines.train.observe import RayMetrics
 from pipelines.train.tracked import RECORD, record_result, tracking_run
 
 
@@ -109,15 +108,3 @@ def test_a_damaged_record_gives_a_new_run(damage: bytes, config: TrainConfig, st
     store.write(RECORD, damage)
     made = tracking_run(config, store, {})
     assert open_tracker(config.tracking, "lookalike", run_id=made["tracking_run"]).run_id == made["tracking_run"]
-
-
-def test_metrics_for_prometheus_never_end_a_run(
-    ray_local: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    shown = RayMetrics("file:///größe/файл 1?x=http://mia:secret1@h")
-    shown(1, {"loss": 0.5, "größe %": 1.0, "step_seconds": 1.0, "images_per_second": 2.0})
-    assert not caplog.records
-    monkeypatch.setattr(shown, "_gauge", lambda name: 1 / 0)
-    for step in range(3):
-        shown(step, {"loss": 0.5})
-    assert caplog.text.count("not shown to Prometheus") == 1

@@ -60,7 +60,7 @@ def test_names_and_values_that_mlflow_refuses_are_fitted(mlflow_database: str, t
     run = client.get_run(tracker.run_id)
     assert run.info.status == "FINISHED"
     assert run.data.metrics["loss"] == 0.5
-    assert run.data.metrics["train/gr__e _".replace("__", "_")] > 1e300
+    assert run.data.metrics["train/gr__e _"] > 1e300
     assert run.data.params["lr"] == "0.1"
     assert {file.path for file in client.list_artifacts(tracker.run_id)} == {"config.json", "loss.png", "notes"}
 
