@@ -31,6 +31,8 @@ ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
         ({"use_a_method_of_2031": {"depth": 3}}, r"needs use_a_method_of_2031 \(\{'depth': 3\}\)"),
         ({"r": None}, "settings have no r"),
         ({"r": 0}, "settings have no r"),
+        ({"lora_alpha": None}, "settings have no lora_alpha"),
+        ({"lora_alpha": 0}, "alpha is 0: it has no effect"),
         ({"r": "many"}, "bad settings"),
         ({"r": 2.5}, "bad settings"),
         ({"lora_alpha": float("nan")}, "bad settings"),
