@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusers.loaders import FluxLoraLoaderMixin
+from torch.nn import ModuleDict
 
 from lookalike.errors import ConfigError, InputError
 from lookalike.models.adapter_files import DIFFUSERS_WEIGHTS, read_adapter
@@ -143,8 +144,12 @@ class SubjectLoraLoaderMixin(FluxLoraLoaderMixin):
     def _check_name(self, name: str, hotswap: bool) -> None:
         check_not_wrapped(self.transformer)
         names = loras(self.transformer)
-        if not isinstance(name, str) or not name or "." in name:
-            raise ConfigError("a LoRA's name is a text without dots", value=name, fix="use another adapter_name")
+        if not isinstance(name, str) or not name or "." in name or hasattr(ModuleDict, name):
+            raise ConfigError(
+                "a LoRA's name is a text without dots, and not a method of a torch module",
+                value=name,
+                fix="use another adapter_name",
+            )
         if name in names and not hotswap:
             raise ConfigError(
                 "a LoRA of this name is loaded",

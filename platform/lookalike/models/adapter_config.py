@@ -52,7 +52,7 @@ def check_settings(values: Mapping[str, Any], origin: str) -> dict[str, Any]:
             f"an adapter of the method {method}", value=origin, fix="use a LoRA, or merge it into its base"
         )
     for name in ("r", "lora_alpha", "target_modules"):
-        if values.get(name) in _UNSET:
+        if values.get(name) in _UNSET and (name != "lora_alpha" or values.get(name) is None):
             raise InputError(f"its settings have no {name}", value=origin, fix="copy adapter_config.json again")
     initialisation = values.get("init_lora_weights", True)
     if initialisation not in _INITIALISATIONS:
@@ -75,7 +75,14 @@ def check_settings(values: Mapping[str, Any], origin: str) -> dict[str, Any]:
         raise InputError(
             f"bad settings of a LoRA ({error})", value=origin, fix="correct adapter_config.json"
         ) from error
+    check_alphas(result, origin)
     return result
+
+
+def check_alphas(settings: Mapping[str, Any], origin: str) -> None:
+    """Raise InputError if every alpha is 0: such a LoRA has no effect."""
+    if not any([settings["lora_alpha"], *(settings.get("alpha_pattern") or {}).values()]):
+        raise InputError("its alpha is 0: it has no effect", value=origin, fix="train it with an alpha above 0")
 
 
 def peft_config(settings: Mapping[str, Any]) -> Any:

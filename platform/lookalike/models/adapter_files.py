@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from lookalike.errors import InputError
-from lookalike.models.adapter_config import check_settings
+from lookalike.models.adapter_config import check_alphas, check_settings
 from lookalike.models.adapter_tensors import (
     PEFT_CONFIG,
     PEFT_PREFIX,
@@ -141,7 +141,9 @@ def _convert(
     check_layers(parts, layers, origin)
     settings = settings if settings is not None else _metadata(header, origin)
     if settings is None:
-        return AdapterFile(settings_of(parts, origin), peft_tensors(parts), origin)
+        settings = settings_of(parts, origin)
+        check_alphas(settings, origin)
+        return AdapterFile(settings, peft_tensors(parts), origin)
     if alphas := [layer.names[0] for layer in parts.values() if layer.alpha is not None]:
         raise InputError(
             f"says its alpha twice: in its settings and as {len(alphas)} tensors, of {alphas[0]} first",

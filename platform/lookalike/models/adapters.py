@@ -62,11 +62,8 @@ def merge_mllm_lora(mllm: Any) -> dict[str, Tensor]:
 
 def adapter_names(transformer: Any, name: str = ADAPTER_NAME) -> dict[str, str]:
     """Parameter name in the DiT → name in a peft file, of every parameter of that LoRA."""
-    return {
-        parameter: PEFT_PREFIX + _peft_name(parameter, name)
-        for parameter, _ in transformer.named_parameters()
-        if ".lora_" in parameter and f".{name}." in parameter
-    }
+    names = {parameter: _peft_name(parameter, name) for parameter, _ in transformer.named_parameters()}
+    return {parameter: PEFT_PREFIX + own for parameter, own in names.items() if own is not None}
 
 
 def save_lora(folder: Path, lora: LoraConfig, weights: Mapping[str, Tensor]) -> None:
@@ -75,7 +72,9 @@ def save_lora(folder: Path, lora: LoraConfig, weights: Mapping[str, Tensor]) -> 
     Raises:
         InputError: a tensor is empty, or every up projection is zero (nothing was learned, or gathered).
     """
-    write_adapter(folder, _peft_values(lora), {_peft_name(name, ADAPTER_NAME): w for name, w in weights.items()})
+    write_adapter(
+        folder, _peft_values(lora), {_peft_name(name, ADAPTER_NAME) or name: w for name, w in weights.items()}
+    )
 
 
 def write_adapter(folder: Path, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
@@ -204,9 +203,12 @@ def swap_adapter(transformer: Any, file: AdapterFile, name: str) -> int:
     return _copy(transformer, file, name)
 
 
-def _peft_name(parameter: str, adapter: str) -> str:
-    name = parameter.replace(f".{adapter}.", ".")
-    return name.removesuffix(".weight") if name.endswith(".lora_magnitude_vector.weight") else name
+def _peft_name(parameter: str, adapter: str) -> str | None:
+    """peft's name in a file of a parameter of that LoRA; None for every other parameter."""
+    match = re.fullmatch(rf"(.+\.lora_[A-Za-z_]+)\.{re.escape(adapter)}\.(weight|bias)", parameter)
+    if match is None:
+        return None
+    return match[1] if match[1].endswith("_magnitude_vector") else f"{match[1]}.{match[2]}"
 
 
 def _peft_values(lora: LoraConfig) -> dict[str, Any]:

@@ -77,6 +77,12 @@ def dit_output(transformer: Any) -> Tensor:
     )[0]
 
 
+def mostly_off(pipe: SubjectPipeline) -> None:
+    for name, module in pipe.transformer.named_modules():
+        if hasattr(module, "set_scale") and not name.endswith("transformer_blocks.0.attn.to_q"):
+            module.set_scale(ADAPTER_NAME, 0.0)
+
+
 def partly(pipe: SubjectPipeline) -> None:
     for name, module in pipe.transformer.named_modules():
         if hasattr(module, "set_scale") and ".single" in f".{name}":
@@ -89,6 +95,7 @@ STATES: dict[str, Callable[[SubjectPipeline], Any]] = {
     "negative_weight": lambda pipe: pipe.set_adapters(ADAPTER_NAME, -1.5),
     "weight_zero": lambda pipe: pipe.set_adapters([ADAPTER_NAME], [0.0]),
     "weighted_by_layer": partly,
+    "most_layers_off": mostly_off,
     "fused": lambda pipe: pipe.fuse_lora(),
     "fused_half": lambda pipe: pipe.fuse_lora(lora_scale=0.5),
     "fused_and_weighted": lambda pipe: (pipe.set_adapters([ADAPTER_NAME], [0.3]), pipe.fuse_lora(lora_scale=0.5)),
@@ -251,6 +258,22 @@ def test_the_methods_of_diffusers_still_work(make_lora, load, run, tmp_path) -> 
     torch.testing.assert_close(run(pipe), expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["attn", "to_q", "0", "weight", "lora_A", "mug (red)", "übung"])
+def test_any_other_name_keeps_loras_apart(make_lora, shared, name) -> None:
+    pipe = shared
+    base = dit_output(pipe.transformer)
+    pipe.load_lora_weights(make_lora(2), adapter_name=name)
+    expected = dit_output(pipe.transformer)
+    pipe.load_lora_weights(make_lora(1))
+    state = adapter_state(pipe.transformer, name)
+    pipe.delete_adapters(ADAPTER_NAME)
+    pipe.unload_lora_weights()
+    load_adapter(pipe.transformer, state)
+    found = dit_output(pipe.transformer)
+    pipe.unload_lora_weights()
+    assert float((found - expected).norm()) < 1e-3 * float((expected - base).norm())
+
+
 def test_a_lora_is_swapped_in_place(make_lora, load, run) -> None:
     first, second = make_lora(1), make_lora(2, lora_alpha=3)
     pipe = load()
@@ -286,7 +309,7 @@ def test_nothing_is_loaded_without_effect_onto_fused_weights(make_lora, load, ru
     assert (run(pipe) - fused).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("name", ["a.b", "", 3])
+@pytest.mark.parametrize("name", ["a.b", "", 3, "keys", "forward"])
 def test_a_name_that_torch_cannot_hold_is_refused(make_lora, load, name) -> None:
     pipe = load()
     with pytest.raises(ConfigError, match="a text without dots"):
