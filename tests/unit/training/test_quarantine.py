@@ -110,7 +110,7 @@ def test_a_step_of_failures_alone_learns_nothing(tmp_path: Path) -> None:
 )
 def test_more_than_the_limit_ends_the_run_and_names_them(tmp_path: Path, safety: SafetyConfig) -> None:
     with pytest.raises(UnusableDataError, match=r"samples cannot be read .*: \d: rot.*raise safety.max_quarantined"):
-        run(tmp_path, 8, failing={1, 5}, safety=SafetyConfig(**safety))
+        run(tmp_path, 8, failing={1, 5}, safety=safety)
     assert (tmp_path / QUARANTINE).is_file()
     run(tmp_path, 8, failing={1, 5}, safety=SafetyConfig())  # as the message says
 
