@@ -11,7 +11,6 @@ from lookalike import config as configs
 from lookalike.errors import ConfigError, ConflictError, InputError
 from lookalike.models.embedder import NO_EMBEDDER
 from lookalike.storage import Store, list_versions, open_store, publish, read_manifest, version_store
-from lookalike.storage.claim import claim
 from lookalike.storage.lease import Lease, hold
 from pipelines.actors import run_tasks, run_units
 from pipelines.curate.changed import with_recorded_changes
@@ -62,12 +61,11 @@ def curate(config: CurateConfig) -> Curated:
     Raises:
         InputError: no raw shards, a shard that cannot be read, or no usable pair.
         ConfigError: settings that cannot work.
-        ConflictError: the dataset belongs to other raw shards, or another run has published this version.
+        ConflictError: another run has published this version.
         BusyError: another curation of the dataset is at work.
     """
     raw, dataset = raw_store(config.raw), open_store(config.dataset)
     listing = list_raw(config.raw, dataset)
-    claim(dataset, {"raw": raw.uri})
     with hold(dataset.child(LEASE)) as lease:
         return _curate(config, raw, dataset, listing, lease)
 

@@ -84,7 +84,7 @@ def render_trace(entries: list[dict[str, Any]]) -> str:
 
 
 def _place(image: dict[str, Any]) -> str:
-    inside = "" if image["raw"].endswith(".tar") else " of the tar inside"
+    inside = "" if image["raw"].lower().endswith(".tar") else " of the tar inside"
     place = f"{image['raw']} at {image['offset']} + {image['length']}{inside}"
     return f"{image['sha256'][:12]}  {place}  key {image['key']}"
 
@@ -140,7 +140,7 @@ def _uses(table: pa.Table, content: str) -> np.ndarray:
 
 def _images(dataset: Store, version: int, contents: list[str]) -> list[dict[str, Any]]:
     """Rows of the image table whose hash begins with one of ``contents``, each with its raw shard's URI."""
-    raw = read_manifest(dataset, version)["inputs"]["raw"]
+    raw = open_store(read_manifest(dataset, version)["inputs"]["raw"])
 
     def begins(table: pa.Table) -> np.ndarray:
         column = pc.fill_null(table["sha256"], "")
@@ -150,7 +150,7 @@ def _images(dataset: Store, version: int, contents: list[str]) -> list[dict[str,
     table = open_table(version_store(dataset, version), IMAGES_TABLE)
     kept = ("sha256", "key", "offset", "length", "subject", "licence", "source", "drop_reason")
     return [
-        {name: row[name] for name in kept} | {"raw": f"{raw}/{row['shard']}"}
+        {name: row[name] for name in kept} | {"raw": raw.uri_of(row["shard"])}
         for rows in find_rows(table, ["sha256"], begins)
         for row in rows
     ]

@@ -20,7 +20,7 @@ import pytest
 from skimage import data as photographs
 
 from lookalike.data.triplets import load_images, read_triplets
-from lookalike.errors import ConfigError, ConflictError, InputError
+from lookalike.errors import ConfigError, InputError
 from lookalike.storage import list_versions, open_store, version_store
 from lookalike.storage.lease import hold
 from pipelines.actors import ActorConfig
@@ -214,18 +214,23 @@ def test_no_usable_pair_says_which_filter_took_the_images(ray_local: None, tmp_p
     assert list_versions(open_store(str(tmp_path / "dataset"))) == []
 
 
-def test_a_dataset_belongs_to_its_raw_shards(snapshot: Path, tmp_path: Path) -> None:
-    other = write_raw(tmp_path / "raw", world(2, 2))
-    with pytest.raises(ConflictError, match="another run's result, with another raw"):
-        curate(config_of(other, snapshot))
-
-
 @pytest.fixture(scope="module")
 def blind_snapshot(ray_local: None, raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The dataset of an undisturbed curation without an embedder."""
     dataset = tmp_path_factory.mktemp("blind") / "dataset"
     assert curate(blind(raw, dataset)).new
     return dataset
+
+
+def test_raw_shards_count_by_content_and_not_by_place(raw: Path, blind_snapshot: Path, tmp_path: Path) -> None:
+    dataset = shutil.copytree(blind_snapshot, tmp_path / "dataset")
+    moved = shutil.copytree(raw, tmp_path / "moved")  # with times, as an archive or a synchronised folder keeps them
+    assert not curate(blind(moved, dataset)).new
+    other = write_raw(tmp_path / "other", world(3, 4))
+    second = curate(blind(other, dataset))
+    assert second.new
+    assert second.version == 2
+    assert second.manifest["inputs"]["raw"] == open_store(str(other)).uri
 
 
 @pytest.mark.parametrize("after", ["work/rows/*/*.parquet", "v0001/claim.json"])
