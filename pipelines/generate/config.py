@@ -64,10 +64,6 @@ class GenerateConfig:
                 raise ConfigError(f"{name} is not 1 to {MAX_SIDE} pixels", value=side, fix="use pixels, such as 512")
         if not math.isfinite(self.guidance_scale):
             raise ConfigError("guidance_scale is not a finite number", value=self.guidance_scale, fix="use 2.5")
-        if self.seed < 0:
-            raise ConfigError("seed is below 0", value=self.seed, fix="use 0 or more")
-        if self.seed + self.num_images > 2**64:
-            raise ConfigError("seed has more than 64 bits", value=self.seed, fix="use a smaller one")
         if not self.prompt and not self.prompts_file:
             raise ConfigError("nothing to generate", fix="name a --prompt or a --prompts-file")
         if not self.reference:

@@ -269,7 +269,7 @@ def test_bad_input_is_refused_before_anything_runs(pipe, photos, monkeypatch) ->
         (InputError, "8x8 pixels", {"references": [tiny]}),
         (InputError, "20000x16 pixels", {"references": [Image.new("RGB", (20_000, 16))]}),
         (InputError, "is no image", {"references": ["photo.jpg"]}),
-        (InputError, "a prompt is no text", {"prompt": ["a mug", None], "references": photos[:1]}),
+        (InputError, "a prompt is not a text", {"prompt": ["a mug", None], "references": photos[:1]}),
         (ConfigError, "70x64 pixels; use multiples of 8", {"width": 70}),
         (ConfigError, "64x60 pixels; use multiples of 8", {"height": 60}),
         (ConfigError, "stages out of order", {"stages": "0.2/0.9"}),

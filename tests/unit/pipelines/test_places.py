@@ -70,7 +70,7 @@ def test_a_take_down_list_is_read_where_it_lies(place: Path) -> None:
 
 
 def test_references_are_photos_of_the_place(place: Path) -> None:
-    Image.new("RGB", (8, 8)).save(place / "x #1.png")
+    Image.new("RGB", (32, 32)).save(place / "x #1.png")
     bundle = SimpleNamespace(max_references=2)
     for location in (str(place), f"{place}/", str(place / "x #1.png"), place.as_uri(), (place / "x #1.png").as_uri()):
         found = _references([location], bundle)  # type: ignore[arg-type]

@@ -46,7 +46,7 @@ def test_a_password_is_neither_stored_nor_compared(store: Store) -> None:
 @pytest.mark.parametrize("damage", [b"", b"{", b"[]", b"null", b'{"identity": 1}', b'{"config": {}}', b"\xff"])
 def test_a_damaged_record_is_named_and_its_advice_works(store: Store, damage: bytes) -> None:
     store.write(RECORD, damage)
-    with pytest.raises(InputError, match="remove the location"):
+    with pytest.raises(InputError, match="restore it, or remove it"):
         claim(store, {"seed": 1})
     store.delete(RECORD)
     assert claim(store, {"seed": 1})
