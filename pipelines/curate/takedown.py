@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lookalike.documents import decoding
 from lookalike.errors import ConfigError, InputError
 from lookalike.scratch import scratch
 from lookalike.storage import ObjectInfo, Store, locate_object, location, open_store, version_store
@@ -21,6 +22,7 @@ from pipelines.actors import Columns
 from pipelines.curate.tables import read_columns
 
 FOLDER = "work/taken-down"
+_RESTORE = "restore it, or remove that version if nothing needs it"
 _SHOWN = 20  # entries in a job's output
 _KINDS = ("sha256", "key", "subject", "source")  # columns of the image table
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -212,9 +214,10 @@ def find_holders(work: TakeDownWork, unit: int) -> Columns:
     each entry names. ``list`` may be a widened one."""
     version, taken, held = work.versions[unit], read_list(work.list), 0
     counts = np.zeros(len(taken), np.int64)
-    with scratch("images") as folder:
-        path = folder / "images.parquet"
-        version_store(open_store(work.dataset), version).download(path.name, path)
+    store, name = version_store(open_store(work.dataset), version), "images.parquet"
+    with scratch("images") as folder, decoding("an image table", store.uri_of(name), fix=_RESTORE):
+        path = folder / name
+        store.download(name, path)
         for batch in pq.ParquetFile(path).iter_batches(batch_size=65536, columns=[*_KINDS, "drop_reason"]):
             rows = pa.Table.from_batches([batch])
             named, matched = taken.matches(rows)

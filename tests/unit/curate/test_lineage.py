@@ -2,9 +2,12 @@
 
 import io
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from lookalike.data.images import decode
@@ -14,6 +17,7 @@ from lookalike.storage import open_store, publish, version_store
 from pipelines.curate.diff import DiffConfig, diff, render_diff
 from pipelines.curate.filters import FiltersConfig
 from pipelines.curate.filters.blurry import Blurry
+from pipelines.curate.takedown import TakeDownWork, find_holders, pin
 from pipelines.curate.trace import TraceConfig, render_trace, trace
 from pipelines.curate.work import StageWork
 from tests.drawn import world, write_raw
@@ -119,3 +123,63 @@ def test_what_is_not_there_or_no_id_is_named(dataset: str) -> None:
 
 def _version(dataset: str, number: int):
     return version_store(open_store(dataset), number)
+
+
+DAMAGE: dict[str, Callable[[bytes], bytes]] = {
+    "empty": lambda data: b"",
+    "half": lambda data: data[: len(data) // 2],
+    "zeros in the middle": lambda data: data[:8] + bytes(len(data) // 2) + data[8 + len(data) // 2 :],
+    "another table": lambda data: _other_table(),
+}
+
+
+def _other_table() -> bytes:
+    buffer = io.BytesIO()
+    pq.write_table(pa.table({"a": [1, 2, 3]}), buffer)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("name", ["images.parquet", "triplets.parquet"])
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_table_is_named(dataset: str, damage: str, name: str) -> None:
+    triplet = read_triplets(_version(dataset, 1))[0]
+    file = Path(dataset) / "v0002" / name
+    file.write_bytes(DAMAGE[damage](file.read_bytes()))
+    with pytest.raises(InputError, match=re.escape(dataset)):
+        trace(
+            TraceConfig(trace=triplet.target_image if name == "images.parquet" else triplet.triplet_id, dataset=dataset)
+        )
+    with pytest.raises(InputError, match=re.escape(dataset)):
+        diff(DiffConfig(diff=(1, 2), dataset=dataset))
+    if name == "images.parquet":
+        (Path(dataset) / "list.txt").write_text("key:nothing\n")
+        pinned = pin(f"{dataset}/list.txt", open_store(dataset))
+        with pytest.raises(InputError, match=r"v0002/images\.parquet"):
+            find_holders(TakeDownWork(dataset, pinned, versions=(2,)), 0)
+
+
+@pytest.mark.parametrize("manifest", ["{}", '{"inputs": []}', '{"version": 2, "inputs": {}}', "[", ""])
+def test_a_damaged_manifest_is_named(dataset: str, manifest: str) -> None:
+    (Path(dataset) / "v0002" / "manifest.json").write_text(manifest)
+    for ask in (
+        lambda: trace(TraceConfig(trace="ab" * 32, dataset=dataset)),
+        lambda: diff(DiffConfig(diff=(1, 2), dataset=dataset)),
+    ):
+        with pytest.raises(InputError, match=re.escape(dataset)):
+            ask()
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_table_of_the_index_is_named_and_made_anew(
+    planned: Callable[..., StageWork], tmp_path: Path, damage: str
+) -> None:
+    raw = write_raw(tmp_path / "raw", world(3, 3))
+    work = planned(raw)
+    (file,) = (tmp_path / "dataset" / "work" / "rows").rglob("*.parquet")
+    whole = file.read_bytes()
+    file.write_bytes(DAMAGE[damage](whole))
+    with pytest.raises(InputError, match=rf"{file.name}.*remove it"):
+        planned(raw, seed=1).read_rows((0, 1 << 62))
+    file.unlink()
+    assert planned(raw, seed=1).images == work.images
+    assert file.read_bytes() == whole
