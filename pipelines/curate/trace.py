@@ -59,7 +59,7 @@ def trace(config: TraceConfig) -> list[dict[str, Any]]:
     if not versions:
         raise InputError("no complete snapshot here", value=dataset.uri, fix="run jobs/curate.py first")
     of_one = _triplet if _TRIPLET_ID.fullmatch(config.trace) else _image
-    found = []
+    found: list[dict[str, Any]] = []
     for version in versions:
         with decoding(
             "a whole snapshot", version_store(dataset, version).uri, fix="restore it, or name another --version"
@@ -97,7 +97,7 @@ def _place(image: dict[str, Any]) -> str:
 
 def _triplet(dataset: Store, version: int, triplet_id: str) -> list[dict[str, Any]]:
     store = version_store(dataset, version)
-    found = []
+    found: list[dict[str, Any]] = []
     table = open_table(store, triplets.TABLE)
     for rows in find_rows(table, ["triplet_id"], lambda t: np.asarray(pc.equal(t["triplet_id"], triplet_id))):
         for row in rows:
