@@ -1,5 +1,6 @@
 """The frame of every job: parse the configuration, set up logging, turn errors into messages and exit codes."""
 
+import io
 import logging
 import os
 import signal
@@ -44,6 +45,8 @@ def run_job(config_class: type[ConfigT], body: Callable[[ConfigT], int | None], 
             handler.setFormatter(_Redacting(handler.formatter))
     for noisy in ("httpx", "alembic", "botocore"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal or pipe whose encoding lacks a character of a name
+        sys.stdout.reconfigure(errors="backslashreplace")
     os.environ[JOB_VARIABLE] = job = uuid.uuid4().hex
     _end_on_sigterm()
     try:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lookalike.data import triplets
+from lookalike.documents import decoding
 from lookalike.storage import Store, open_store, read_manifest, version_store
 from lookalike.values import check_values
 from pipelines.curate.finish import IMAGES_TABLE
@@ -78,14 +79,15 @@ def diff(config: DiffConfig) -> Difference:
     """
     dataset = open_store(config.dataset)
     before, after = config.diff
-    old, new = (read_manifest(dataset, version) for version in config.diff)
-    settings = _settings(old, new)
-    shards = _shards(old["inputs"]["shards"], new["inputs"]["shards"])
-    stores = version_store(dataset, before), version_store(dataset, after)
-    fates, unchanged = _images(*stores)
-    for fate in fates:
-        fate.why = _why(fate, settings, shards)
-    changed, moved = _triplets(*stores)
+    with decoding("two whole snapshots", dataset.uri, fix="restore the versions, or compare others"):
+        old, new = (read_manifest(dataset, version) for version in config.diff)
+        settings = _settings(old, new)
+        shards = _shards(old["inputs"]["shards"], new["inputs"]["shards"])
+        stores = version_store(dataset, before), version_store(dataset, after)
+        fates, unchanged = _images(*stores)
+        for fate in fates:
+            fate.why = _why(fate, settings, shards)
+        changed, moved = _triplets(*stores)
     return Difference(before, after, settings, shards, fates, unchanged, changed, moved)
 
 

@@ -76,7 +76,9 @@ class ShardIndexer:
         inputs = self._work.inputs
         info = inputs.shards[shard]
         rows_key, vectors_key = inputs.rows_key(shard), inputs.vectors_key(shard)
-        known = read_table(self._dataset, rows_key) if self._dataset.exists(rows_key) else None
+        known = (
+            read_table(self._dataset, rows_key, columns=IMAGE_SCHEMA.names) if self._dataset.exists(rows_key) else None
+        )
         if known is not None and self._dataset.exists(vectors_key):  # Ray runs a task again whose process died
             return len(known)
         fresh = known is None  # rows without vectors: another embedder has been here

@@ -48,7 +48,7 @@ def read_labels(key: str, payload: dict[str, bytes], config: LabelsConfig, notes
         found["caption"] = _caption(payload["txt"], notes)
     if not found.get("subject") and config.subject_pattern is not None:
         match = re.search(config.subject_pattern, key)
-        found["subject"] = (match.group(1) or "").strip() if match else ""
+        found["subject"] = read_label(match.group(1), identity=True).text if match else ""
     return found
 
 

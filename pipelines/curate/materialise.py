@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from lookalike.config import canonical_json, fingerprint
 from lookalike.data import triplets
-from lookalike.data.images import decode, encode_jpeg, fit_within, short_side
+from lookalike.data.images import decode, decodes_as_it_is, encode_jpeg, fit_within, short_side
 from lookalike.data.shards import Sample, write_tar
 from lookalike.pixels import crop_resize
 from lookalike.scratch import scratch
@@ -136,12 +136,15 @@ def _samples(work: StageWork, rows: list[_Row], encoder: "Encoder | None") -> It
 
 
 def fit(data: bytes, config: ShardsConfig) -> bytes:
-    """The JPEG that goes into a shard: the file's own bytes, or the image scaled (or cropped) and encoded again."""
+    """The JPEG that goes into a shard: the file's own bytes, or the image scaled (or cropped) and encoded again.
+
+    A JPEG that decodes only without its metadata is encoded again too: other readers of the shard could not open it.
+    """
     if config.buckets is not None:
         image = decode(data)
         return encode_jpeg(crop_resize(image, *nearest_bucket(image, config.buckets)), config.jpeg_quality)
     fits = config.image_size is None or short_side(data) <= config.image_size
-    if fits and data.startswith(_JPEG):
+    if fits and data.startswith(_JPEG) and decodes_as_it_is(data):
         return data
     image = decode(data)
     return encode_jpeg(

@@ -27,6 +27,7 @@ TEMPLATE = Path(__file__).with_name("report.html.j2")
 _THUMB_SIDE = 112  # px
 _REJECTS = 8  # shown of each reason
 _SIMILARITY_STEP = 0.05  # triplets are shown from the least to the most alike, two for each step
+_NOT_SHOWN = ("taken_down",)  # a report is kept and passed on: it must not hold what was removed on request
 _COMPARED = ("near_duplicate", "off_subject", "no_pair")  # reasons that make sense beside photos that were kept
 
 
@@ -109,7 +110,7 @@ def _reject(work: StageWork, reason: str, row: dict[str, Any]) -> dict[str, Any]
         "key": row["key"] or f"the rest of {row['shard']}",
         "subject": row["subject"],
         "why": row["error"] or row["note"],
-        "thumb_b64": "" if row["error"] else _thumb(work.read_image(row)),
+        "thumb_b64": "" if row["error"] or reason in _NOT_SHOWN else _thumb(work.read_image(row)),
         "beside_b64": [_thumb(work.read_image(other)) for other in beside],
     }
 

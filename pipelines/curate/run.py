@@ -8,10 +8,12 @@ from typing import Any
 import pyarrow as pa
 
 from lookalike import config as configs
+from lookalike.documents import decoding
 from lookalike.errors import ConfigError, ConflictError, InputError
 from lookalike.models.embedder import NO_EMBEDDER
 from lookalike.storage import Store, list_versions, open_store, publish, read_manifest, version_store
 from lookalike.storage.lease import Lease, hold
+from lookalike.storage.snapshot import MANIFEST
 from pipelines.actors import run_tasks, run_units
 from pipelines.curate.changed import with_recorded_changes
 from pipelines.curate.config import CurateConfig
@@ -72,7 +74,7 @@ def curate(config: CurateConfig) -> Curated:
 
 def _curate(config: CurateConfig, raw: Store, dataset: Store, listing: RawListing, lease: Lease) -> Curated:
     versions = list_versions(dataset)
-    newest = read_manifest(dataset, versions[-1]) if versions else None
+    newest = _newest(dataset, versions)
     config = _with_pinned_list(config, dataset, newest)
     inputs = Inputs.of(config, with_recorded_changes(listing.shards, dataset))
     objects = listing.objects.to_json()
@@ -113,6 +115,16 @@ def _curate(config: CurateConfig, raw: Store, dataset: Store, listing: RawListin
     lease.check()
     _publish(dataset, number, manifest)
     return Curated(dataset.uri, number, True, manifest, passed_over)
+
+
+def _newest(dataset: Store, versions: list[int]) -> dict[str, Any] | None:
+    """The manifest of the newest snapshot, if there is one. Raises InputError if it is damaged."""
+    if not versions:
+        return None
+    manifest = read_manifest(dataset, versions[-1])
+    where = version_store(dataset, versions[-1]).uri_of(MANIFEST)
+    with decoding("the manifest of a snapshot", where, fix="restore it, or remove that version and curate again"):
+        return manifest | {"version": int(manifest["version"]), "inputs": {"fingerprint": None} | manifest["inputs"]}
 
 
 def _with_pinned_list(config: CurateConfig, dataset: Store, parent: dict[str, Any] | None) -> CurateConfig:

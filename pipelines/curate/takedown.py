@@ -14,13 +14,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lookalike.errors import InputError
+from lookalike.documents import decoding
+from lookalike.errors import ConfigError, InputError
 from lookalike.scratch import scratch
-from lookalike.storage import ObjectInfo, Store, locate_object, open_store, version_store
+from lookalike.storage import ObjectInfo, Store, locate_object, location, open_store, version_store
 from pipelines.actors import Columns
 from pipelines.curate.tables import read_columns
 
 FOLDER = "work/taken-down"
+_RESTORE = "restore it, or remove that version if nothing needs it"
 _SHOWN = 20  # entries in a job's output
 _KINDS = ("sha256", "key", "subject", "source")  # columns of the image table
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -43,6 +45,18 @@ def normal(name: str) -> str:
     while (shorter := text.strip().strip(_UNSEEN)) != text:
         text = shorter
     return text
+
+
+def comparable(kind: str, name: str) -> str:
+    """What two names of that kind have in common if they name the same: :func:`normal`, and for a source that is a
+    ``file:`` URI its path, since blanks and other marks of it may be percent-encoded or not."""
+    name = normal(name)
+    if kind != "source" or not name.lower().startswith("file:"):
+        return name
+    try:
+        return normal(f"file://{location.local_path(name)}")
+    except ConfigError:  # such as that of another host
+        return name
 
 
 @dataclass(frozen=True)
@@ -78,13 +92,14 @@ class TakeDownList:
         for kind, numbers in self._numbers.items():
             column = rows[kind].combine_chunks().dictionary_encode()  # a subject or source stands in many rows
             values = [
-                -1 if value is None else numbers.get(normal(value), -1) for value in column.dictionary.to_pylist()
+                -1 if value is None else numbers.get(comparable(kind, value), -1)
+                for value in column.dictionary.to_pylist()
             ]
             places = column.indices.fill_null(len(values)).to_numpy(zero_copy_only=False)
             entry_N = np.array([*values, -1], np.int64)[places]
             named |= entry_N >= 0
             counts += np.bincount(entry_N[entry_N >= 0], minlength=len(self))
-        return named, counts
+        return named, counts[_first_of_each(self.entries)]
 
     def named(self, rows: pa.Table) -> np.ndarray:
         """Which rows of an image table the list names: bool [N]."""
@@ -97,11 +112,18 @@ class TakeDownList:
 
 @lru_cache(maxsize=2)
 def _numbered(entries: tuple[tuple[str, str], ...]) -> dict[str, dict[str, int]]:
-    """The number of each entry by kind and name."""
+    """The number of each entry by kind and :func:`comparable` name; of entries that name the same the first one's."""
     numbers: dict[str, dict[str, int]] = {}
     for number, (kind, name) in enumerate(entries):
-        numbers.setdefault(kind, {})[name] = number
+        numbers.setdefault(kind, {}).setdefault(comparable(kind, name), number)
     return numbers
+
+
+@lru_cache(maxsize=2)
+def _first_of_each(entries: tuple[tuple[str, str], ...]) -> np.ndarray:
+    """For each entry the number of the first that names the same: int [entries]."""
+    numbers = _numbered(entries)
+    return np.array([numbers[kind][comparable(kind, name)] for kind, name in entries], np.int64)
 
 
 def _entry(written: str, where: str, origin: str) -> tuple[str, str]:
@@ -192,9 +214,10 @@ def find_holders(work: TakeDownWork, unit: int) -> Columns:
     each entry names. ``list`` may be a widened one."""
     version, taken, held = work.versions[unit], read_list(work.list), 0
     counts = np.zeros(len(taken), np.int64)
-    with scratch("images") as folder:
-        path = folder / "images.parquet"
-        version_store(open_store(work.dataset), version).download(path.name, path)
+    store, name = version_store(open_store(work.dataset), version), "images.parquet"
+    with scratch("images") as folder, decoding("an image table", store.uri_of(name), fix=_RESTORE):
+        path = folder / name
+        store.download(name, path)
         for batch in pq.ParquetFile(path).iter_batches(batch_size=65536, columns=[*_KINDS, "drop_reason"]):
             rows = pa.Table.from_batches([batch])
             named, matched = taken.matches(rows)
@@ -221,11 +244,12 @@ def check_matched(taken: TakeDownList, counts: np.ndarray, before: np.ndarray, a
     Raises:
         InputError: entries that name none and are not in ``allowed``, each as the list has it.
     """
-    permitted = {_entry(normal(entry), "filters.taken_down.allow_unmatched", "the setting") for entry in allowed}
+    of_setting = (_entry(normal(entry), "filters.taken_down.allow_unmatched", "the setting") for entry in allowed)
+    permitted = {(kind, comparable(kind, name)) for kind, name in of_setting}
     missing = [
         name
-        for name, entry, count, earlier in zip(taken.names, taken.entries, counts, before, strict=True)
-        if not count and not earlier and entry not in permitted
+        for name, (kind, text), count, earlier in zip(taken.names, taken.entries, counts, before, strict=True)
+        if not count and not earlier and (kind, comparable(kind, text)) not in permitted
     ]
     if missing:
         shown = missing[:10]

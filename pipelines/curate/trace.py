@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lookalike.data import triplets
+from lookalike.documents import decoding
 from lookalike.errors import ConfigError, InputError
 from lookalike.storage import Store, list_versions, open_store, read_manifest, version_store
 from lookalike.values import check_values
@@ -58,7 +59,12 @@ def trace(config: TraceConfig) -> list[dict[str, Any]]:
     if not versions:
         raise InputError("no complete snapshot here", value=dataset.uri, fix="run jobs/curate.py first")
     of_one = _triplet if _TRIPLET_ID.fullmatch(config.trace) else _image
-    found = [entry for version in versions for entry in of_one(dataset, version, config.trace)]
+    found: list[dict[str, Any]] = []
+    for version in versions:
+        with decoding(
+            "a whole snapshot", version_store(dataset, version).uri, fix="restore it, or name another --version"
+        ):
+            found += of_one(dataset, version, config.trace)
     if not found:
         names = ", ".join(f"v{version:04d}" for version in versions)
         raise InputError(f"not in {names}", value=config.trace, fix="check the id and --dataset")
@@ -91,7 +97,7 @@ def _place(image: dict[str, Any]) -> str:
 
 def _triplet(dataset: Store, version: int, triplet_id: str) -> list[dict[str, Any]]:
     store = version_store(dataset, version)
-    found = []
+    found: list[dict[str, Any]] = []
     table = open_table(store, triplets.TABLE)
     for rows in find_rows(table, ["triplet_id"], lambda t: np.asarray(pc.equal(t["triplet_id"], triplet_id))):
         for row in rows:

@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from lookalike.data.passed_over import PassedOver
+from lookalike.documents import decoding
 from lookalike.storage import ObjectInfo, Store, open_store
 from pipelines.curate.changed import read_image
 from pipelines.curate.config import CurateConfig
@@ -57,9 +58,10 @@ class StageWork:
             footers = pool.map(lambda info: read_footer(dataset, info), rows)
             for i, (count, notes) in zip(inputs.units, footers, strict=True):
                 images += count
-                members.merge(PassedOver.from_json(notes["members"]))
-                if notes["unpacked"]:
-                    unpacked[inputs.shards[i].key] = inputs.unpacked_key(i)
+                with decoding("a table of image rows", dataset.uri_of(rows[i].key)):
+                    members.merge(PassedOver.from_json(notes["members"]))
+                    if notes["unpacked"]:
+                        unpacked[inputs.shards[i].key] = inputs.unpacked_key(i)
         return cls(config, inputs, rows, vectors, images, members=members, unpacked=unpacked)
 
     @property

@@ -84,7 +84,7 @@ class FolderShard:
         store = open_store(self.source)
         for photo in self.photos:
             meta: dict[str, Any] = {
-                "subject": photo.subject,
+                "subject": normal(photo.subject),
                 "class": photo.class_name,
                 "source": store.uri_of(photo.path),
                 "licence": self.licence,
@@ -136,7 +136,7 @@ def plan_folder(config: IngestConfig) -> Plan:
         for index, part in enumerate(_deal(_unique_keys(photos), config.shard_mib << 20))
     ]
     identity = fingerprint([[info.key, info.size] for info in listing])
-    return Plan(shards, subjects=len(chosen), identity=identity, skipped=skipped)
+    return Plan(shards, subjects=len({normal(name) for name in chosen}), identity=identity, skipped=skipped)
 
 
 def normal(name: str) -> str:
@@ -258,8 +258,15 @@ def _classes(store: Store, keys: set[str]) -> dict[str, str]:
     except ValueError:
         return {}
     classes: dict[str, str] = {}
-    for row in csv.reader(lines[start:]):
-        if len(row) != 2:
-            break
-        classes[normal(row[0].strip())] = read_label(row[1], prose=True).text
+    try:
+        for row in csv.reader(lines[start:]):
+            if len(row) != 2:
+                break
+            classes[normal(row[0].strip())] = read_label(row[1], prose=True).text
+    except csv.Error as error:  # such as a field of more than 128 KiB, behind a quote that is never closed
+        raise InputError(
+            f"the list of classes is not CSV: {error}",
+            value=store.uri_of(_CLASSES_FILE),
+            fix="write subject_name,class and then one subject a line; close each quote",
+        ) from None
     return classes

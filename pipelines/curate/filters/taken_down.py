@@ -18,8 +18,8 @@ class TakenDown:
     list: str | None = None
     """URI of a text file with an entry on each line: the SHA-256 of an image's bytes, ``key:KEY``, ``subject:NAME`` or
     ``source:TEXT``, each as in the raw shards; a line that begins with ``#`` is a comment. Names are compared in
-    Unicode's normal form NFC and without spaces at their ends, else exactly. Files equal to one that is named go with
-    it. null: nothing is taken down."""
+    Unicode's normal form NFC and without spaces at their ends, else exactly, and a ``file:`` URI by its path, whether
+    its marks are percent-encoded or not. Files equal to one that is named go with it. null: nothing is taken down."""
     allow_unmatched: Entries = field(default_factory=Entries)
     """Entries of the list, as they are written there, that may name no image. Any other one that names none ends the
     run, since a removal must not be lost to a typing error."""

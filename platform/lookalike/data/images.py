@@ -50,7 +50,8 @@ def decode(data: bytes) -> np.ndarray:
     """Decode to uint8 RGB ``[H, W, 3]``, turned as its EXIF orientation says.
 
     CMYK and 16-bit images are converted, transparency is laid on white, of an animation the first frame is taken.
-    Raises :class:`ImageError` for anything that does not decode to its last row.
+    Raises :class:`ImageError` for anything that does not decode to its last row, and for a JPEG whose pixels libjpeg
+    complains about, also if it could continue.
     """
     return decode_noted(data).pixels
 
@@ -84,6 +85,15 @@ def decode_noted(data: bytes, side: int | None = None) -> Decoded:
         except ImageError:
             raise error from None
         return Decoded(decoded.pixels, decoded.height, decoded.width, f"decoded without its metadata ({error.what})")
+
+
+def decodes_as_it_is(data: bytes) -> bool:
+    """Whether the file decodes with its metadata: then other readers open it too, which know no way around flaws."""
+    try:
+        _decode(data, 1)
+    except ImageError:
+        return False
+    return True
 
 
 def short_side(data: bytes) -> int:
@@ -158,12 +168,15 @@ def _open(data: bytes) -> Image.Image:
 def _decode(data: bytes, side: int | None) -> Decoded:
     image = _open(data)
     width, height = image.size
-    if side is None or image.format not in ("JPEG", "MPO") or image.mode not in ("RGB", "L"):
+    is_jpeg = image.format in ("JPEG", "MPO")  # PIL passes over damaged pixels of these
+    if not is_jpeg or image.mode not in ("RGB", "L"):
+        if is_jpeg and image.mode == "CMYK":
+            _strict_jpeg(data, 1, 1, "CMYK")  # for its complaints alone; PIL knows which are stored inverted
         pixels = _load(image)
         orientation, note = read_orientation(image)
         return Decoded(pixels, *_upright_size(height, width, orientation), note)
-    scale = side / max(1, min(width, height))
-    pixels = _strict_jpeg(data, min(height, int(height * scale)), min(width, int(width * scale)))
+    scale = 1 if side is None else min(1, side / max(1, min(width, height)))
+    pixels = _strict_jpeg(data, int(height * scale), int(width * scale))
     return _turned(pixels, height, width, *read_orientation(image))
 
 
@@ -175,26 +188,28 @@ def _decode_bare(data: bytes, exif: bytes, side: int | None) -> Decoded:
         scale = 1 if side is None else min(1, side / max(1, min(width, height)))
         pixels = _unpadded_jpeg(data, int(height * scale), int(width * scale))
     else:
+        if image.format == "JPEG" and image.mode == "CMYK":
+            _unpadded_jpeg(data, 1, 1, "CMYK")
         pixels = _load(image)
     return _turned(pixels, height, width, *_orientation_in(exif))
 
 
-def _unpadded_jpeg(data: bytes, min_height: int, min_width: int) -> np.ndarray:
+def _unpadded_jpeg(data: bytes, min_height: int, min_width: int, space: str = "RGB") -> np.ndarray:
     """Decode strictly, without the padding between pixels and end mark that libjpeg counts, some of it at a time."""
     for _ in range(_PADDING_TRIES):
         try:
-            return _strict_jpeg(data, min_height, min_width)
+            return _strict_jpeg(data, min_height, min_width, space)
         except ImageError as error:
             shorter = without_padding(data, error.what)
             if shorter is None:
                 raise
             data = shorter
-    return _strict_jpeg(data, min_height, min_width)
+    return _strict_jpeg(data, min_height, min_width, space)
 
 
-def _strict_jpeg(data: bytes, min_height: int, min_width: int) -> np.ndarray:
+def _strict_jpeg(data: bytes, min_height: int, min_width: int, space: str = "RGB") -> np.ndarray:
     try:
-        return np.asarray(simplejpeg.decode_jpeg(data, "RGB", min_height=min_height, min_width=min_width))
+        return np.asarray(simplejpeg.decode_jpeg(data, space, min_height=min_height, min_width=min_width))
     except Exception as error:
         raise ImageError(f"the JPEG is damaged: {error}") from error
 

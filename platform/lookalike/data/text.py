@@ -105,6 +105,7 @@ def read_label(value: object, *, many: bool = False, identity: bool = False, pro
     """Turn a value of JSON into a label.
 
     - Text is stripped; control characters become blanks and lone surrogates are removed, each with a note.
+    - Names and prose get Unicode's normal form NFC: one name that two systems wrote differently stays one.
     - null, NaN, blank text and empty lists are a missing label, without a note.
     - An integer, and a float with an integral value, is its digits; another finite float is its shortest spelling.
     - A list stands for its only label, or with ``many`` for its first one (as captions are given for WebDataset).
@@ -186,6 +187,8 @@ def _text(value: str, identity: bool, prose: bool) -> Label:
         value = value[:MAX_LABEL_CHARACTERS]
         notes.append(f"cut after {MAX_LABEL_CHARACTERS} characters")
     value = value.strip()
+    if identity or prose:
+        value = unicodedata.normalize("NFC", value)
     if prose and value.casefold() in _SPELLED_MISSING:
         return Label(note=f"{value!r} stands for a missing value")
     if prose and value and all(unicodedata.category(character)[0] in "CZ" for character in value):

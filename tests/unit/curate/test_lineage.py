@@ -2,9 +2,12 @@
 
 import io
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from lookalike.data.images import decode
@@ -14,6 +17,7 @@ from lookalike.storage import open_store, publish, version_store
 from pipelines.curate.diff import DiffConfig, diff, render_diff
 from pipelines.curate.filters import FiltersConfig
 from pipelines.curate.filters.blurry import Blurry
+from pipelines.curate.takedown import TakeDownWork, find_holders, pin
 from pipelines.curate.trace import TraceConfig, render_trace, trace
 from pipelines.curate.work import StageWork
 from tests.drawn import world, write_raw
@@ -119,3 +123,62 @@ def test_what_is_not_there_or_no_id_is_named(dataset: str) -> None:
 
 def _version(dataset: str, number: int):
     return version_store(open_store(dataset), number)
+
+
+DAMAGE: dict[str, Callable[[bytes], bytes]] = {
+    "empty": lambda data: b"",
+    "half": lambda data: data[: len(data) // 2],
+    "zeros in the middle": lambda data: data[:8] + bytes(len(data) // 2) + data[8 + len(data) // 2 :],
+    "another table": lambda data: _other_table(),
+}
+
+
+def _other_table() -> bytes:
+    buffer = io.BytesIO()
+    pq.write_table(pa.table({"a": [1, 2, 3]}), buffer)
+    return buffer.getvalue()
+
+
+def test_damaged_tables_are_named(dataset: str) -> None:
+    triplet = read_triplets(_version(dataset, 1))[0]
+    (Path(dataset) / "list.txt").write_text("key:nothing\n")
+    holders = TakeDownWork(dataset, pin(f"{dataset}/list.txt", open_store(dataset)), versions=(2,))
+    for name, asked in (("images.parquet", triplet.target_image), ("triplets.parquet", triplet.triplet_id)):
+        file = Path(dataset) / "v0002" / name
+        whole = file.read_bytes()
+        for damage, make in DAMAGE.items():
+            file.write_bytes(make(whole))
+            asks: list[Callable[[], object]] = [
+                lambda: trace(TraceConfig(trace=asked, dataset=dataset)),  # noqa: B023  # is called at once
+                lambda: diff(DiffConfig(diff=(1, 2), dataset=dataset)),
+            ]
+            if name == "images.parquet":
+                asks.append(lambda: find_holders(holders, 0))
+            for ask in asks:
+                with pytest.raises(InputError) as refused:
+                    ask()
+                assert dataset in str(refused.value), (name, damage)
+        file.write_bytes(whole)
+
+
+def test_damaged_manifests_are_named(dataset: str) -> None:
+    for manifest in ("{}", '{"inputs": []}', '{"version": 2, "inputs": {}}', "[", ""):
+        (Path(dataset) / "v0002" / "manifest.json").write_text(manifest)
+        with pytest.raises(InputError, match=re.escape(dataset)):
+            trace(TraceConfig(trace="ab" * 32, dataset=dataset))
+        with pytest.raises(InputError, match=re.escape(dataset)):
+            diff(DiffConfig(diff=(1, 2), dataset=dataset))
+
+
+def test_a_damaged_table_of_the_index_is_named_and_made_anew(planned: Callable[..., StageWork], tmp_path: Path) -> None:
+    raw = write_raw(tmp_path / "raw", world(2, 2))
+    work = planned(raw)
+    (file,) = (tmp_path / "dataset" / "work" / "rows").rglob("*.parquet")
+    whole = file.read_bytes()
+    for damage in DAMAGE.values():
+        file.write_bytes(damage(whole))
+        with pytest.raises(InputError, match=rf"{file.name}.*remove it"):
+            StageWork.of(work.config, work.inputs).read_rows((0, 1 << 62))
+    file.unlink()  # as the error says
+    assert planned(raw).images == work.images
+    assert file.read_bytes() == whole

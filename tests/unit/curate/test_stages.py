@@ -1,5 +1,6 @@
 """Plan, layout, materialise and finish on a small world, as plain functions."""
 
+import io
 import json
 from collections import Counter
 from collections.abc import Callable
@@ -11,8 +12,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import webdataset
+from PIL import Image
 
-from lookalike.data.images import decode
+from lookalike.data.images import decode, decodes_as_it_is
 from lookalike.data.triplets import load_images, read_triplets
 from lookalike.errors import ConfigError, InputError
 from lookalike.models.embedder import NO_EMBEDDER, NoEmbedder
@@ -20,13 +22,15 @@ from lookalike.storage import open_store
 from pipelines.curate.config import CurateConfig, PlanConfig, ShardsConfig
 from pipelines.curate.filters import FiltersConfig
 from pipelines.curate.filters.no_pair import NoPair
+from pipelines.curate.filters.taken_down import TakenDown
 from pipelines.curate.layout import split_cut
-from pipelines.curate.materialise import write_shard
+from pipelines.curate.materialise import fit, write_shard
 from pipelines.curate.plan import plan_key, read_summary
 from pipelines.curate.raw import list_shards
 from pipelines.curate.rows import partition_range, sha256, subject_hash
 from pipelines.curate.sources import Inputs
 from pipelines.curate.tables import read_table
+from pipelines.curate.takedown import pin
 from pipelines.curate.work import StageWork
 from tests.drawn import Photo, draw, jpeg, photo, world, write_raw
 from tests.published import materialise
@@ -205,6 +209,28 @@ def test_images_go_to_the_bucket_of_the_nearest_aspect(planned: Planned, tmp_pat
     done = materialise(work)
     shapes = {t.target_image: load_images(done.version, t)[0].shape[:2] for t in read_triplets(done.version)}
     assert shapes == {sha256(p.jpeg): (96, 160) if p.jpeg in wide else (128, 128) for p in photos}
+
+
+@pytest.mark.parametrize("flaw", ["a profile of no length", "no end mark"])
+def test_a_jpeg_that_others_cannot_open_is_encoded_again(flaw: str) -> None:
+    whole = jpeg(draw(3, 0, 200))
+    flawed = whole[:-2] if flaw == "no end mark" else whole[:2] + b"\xff\xe1\0\0Exif\0\0" + whole[2:]
+    assert fit(whole, ShardsConfig()) == whole
+    kept = fit(flawed, ShardsConfig())
+    assert np.asarray(Image.open(io.BytesIO(kept))).shape == (200, 200, 3)
+    assert decodes_as_it_is(kept)
+    assert np.abs(decode(kept).astype(int) - decode(whole)).mean() < 3
+
+
+def test_the_report_shows_no_photo_that_was_taken_down(planned: Planned, tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("subject:thing01\n")
+    filters = replace(LOOSE, taken_down=TakenDown(pin(str(tmp_path / "list.txt"), open_store(str(tmp_path / "d")))))
+    photos = [*world(4, 4), photo(0, 0).under("copy")]
+    done = materialise(planned(write_raw(tmp_path / "raw", photos), filters=filters))
+    rejects = json.loads(done.version.read("report.json"))["rejects"]
+    assert rejects["exact_duplicate"][0]["thumb_b64"]
+    assert [reject["thumb_b64"] for reject in rejects["taken_down"]] == [""] * 4
+    assert "taken down, not shown" in done.version.read("report.html").decode()
 
 
 def test_the_report_has_the_figures_and_shows_what_was_dropped(planned: Planned, tmp_path: Path) -> None:

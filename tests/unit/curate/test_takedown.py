@@ -264,3 +264,19 @@ def test_the_manifest_shows_a_bounded_number_of_entries(planned: Callable[..., S
     strict = planned(raw, filters=FiltersConfig(taken_down=TakenDown(pinned)))
     with pytest.raises(InputError, match="1500 of 1501 entries"):
         take_down(strict, [], in_process)
+
+
+@pytest.mark.parametrize(
+    "name", ["my photo #1.jpg", unicodedata.normalize("NFD", "José.jpg"), "a?b=c&d.jpg", "50% off.jpg", "plain.jpg"]
+)
+def test_a_file_uri_names_its_source_in_either_spelling(name: str) -> None:
+    encoded, plain = f"file:///photos/{quote(name)}", f"file:///photos/{name}"
+    rows = pa.table({"sha256": ["ab", "cd"], "key": ["a", "b"], "subject": ["c", "c"], "source": [encoded, plain]})
+    spellings = [encoded, plain, unicodedata.normalize("NFC", plain), f"file://localhost/photos/{quote(name)}"]
+    for spelling in spellings:
+        assert TakeDownList.parse(f"source:{spelling}", "list.txt").named(rows).all(), spelling
+    both = TakeDownList.parse("\n".join(f"source:{spelling}" for spelling in spellings), "list.txt")
+    named, counts = both.matches(rows)
+    assert named.all()
+    check_matched(both, counts, np.zeros(len(both)), [])  # each spelling has matched
+    assert not TakeDownList.parse(f"source:{encoded}x\nsource:file://host/{name}", "list.txt").named(rows).any()

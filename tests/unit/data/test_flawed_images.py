@@ -180,10 +180,25 @@ def damaged() -> Iterator[tuple[str, bytes]]:
     yield "webp half", webp(lambda b: b[: len(b) // 2])
 
 
-@pytest.mark.parametrize(("name", "data"), damaged(), ids=[name for name, _ in damaged()])
-def test_damaged_pixels_are_refused(name: str, data: bytes) -> None:
+def rotten() -> Iterator[tuple[str, bytes]]:
+    """JPEGs that begin and end well: bytes between were overwritten, as by a bad disk or a broken transfer."""
+    noise = random.Random(1).randbytes(512).replace(b"\xff", b"x")
+    for mode in ("RGB", "L", "CMYK"):
+        for progressive in (False, True):
+            data = file_of(cat().convert(mode), quality=90, progressive=progressive)
+            start = len(data) // 2
+            for what, bad in (("zeros", bytes(2048)), ("noise", noise)):
+                yield f"{what} in {mode} {'progressive' * progressive}", data[:start] + bad + data[start + len(bad) :]
+
+
+BROKEN = [*damaged(), *rotten()]
+
+
+@pytest.mark.parametrize("side", [64, None])
+@pytest.mark.parametrize(("name", "data"), BROKEN, ids=[name for name, _ in BROKEN])
+def test_damaged_pixels_are_refused(name: str, data: bytes, side: int | None) -> None:
     with pytest.raises(ImageError):
-        decode_noted(data, 64)
+        decode_noted(data, side)
 
 
 OTHERS = {

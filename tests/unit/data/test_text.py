@@ -121,6 +121,11 @@ def test_names_with_different_halves_of_characters_stay_different() -> None:
     assert read_label("a\ud800", identity=True).text != read_label("a\ud801", identity=True).text
 
 
+@pytest.mark.parametrize("as_what", [{"identity": True}, {"prose": True}])
+def test_a_name_in_two_normal_forms_is_one(as_what: dict[str, bool]) -> None:
+    assert read_label("Jose\u0301", **as_what).text == read_label("Jos\u00e9", **as_what).text == "Jos\u00e9"
+
+
 _JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(codec=None)),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),

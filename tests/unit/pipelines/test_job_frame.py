@@ -1,6 +1,7 @@
 """The frame of every job: whatever its body raises is a message and an exit code, and no traceback."""
 
 import errno
+import io
 import os
 import signal
 import subprocess
@@ -202,3 +203,11 @@ def test_a_broken_configuration_file_is_named(data: bytes | str | None, words: s
     with pytest.raises(ConfigError, match=words) as refused:
         parse(_Config, ["--config", str(file)])
     assert str(file) in str(refused.value)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
+def test_a_name_that_the_terminal_cannot_show_ends_no_job(monkeypatch: pytest.MonkeyPatch, encoding: str) -> None:
+    out = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    monkeypatch.setattr(sys, "stdout", out)
+    assert run_job(_Config, lambda config: print("subject 犬 \udce9"), None) == 0
+    assert out.buffer.getvalue().split()[:2] == [b"subject", b"\\u72ac"]

@@ -219,3 +219,21 @@ def test_a_subject_is_named_in_either_normal_form(tmp_path: Path, setting: str) 
     photo(tmp_path / "in" / "cup" / "00.jpg")
     made = plan(tmp_path / "in", **{setting: [nfc]})
     assert made.skipped == {("cup/" if setting == "subjects" else f"{nfd}/"): "excluded"}
+
+
+def test_two_folders_of_one_name_in_two_normal_forms_are_one_subject(tmp_path: Path) -> None:
+    nfc, nfd = (unicodedata.normalize(form, "josé") for form in ("NFC", "NFD"))
+    for number, name in enumerate((nfc, nfd)):
+        photo(tmp_path / "in" / name / "00.jpg", seed=number)
+    made = plan(tmp_path / "in")
+    found = samples(made, tmp_path)
+    assert made.subjects == 1
+    assert len(found) == 2
+    assert {meta(members)["subject"] for members in found.values()} == {nfc}
+
+
+def test_a_list_of_classes_that_is_not_csv_is_named(tmp_path: Path) -> None:
+    photo(tmp_path / "in" / "dog2" / "00.jpg")
+    (tmp_path / "in" / "prompts_and_classes.txt").write_text('subject_name,class\ndog2,"puppy\n' + "x" * 140_000)
+    with pytest.raises(InputError, match=r"not CSV: field larger .* close each quote"):
+        plan(tmp_path / "in")
