@@ -14,7 +14,7 @@ from typing import TypeVar
 from tenacity import before_sleep_log, retry, retry_if_exception_message, stop_after_attempt
 
 from lookalike import config as configs
-from lookalike.errors import BusyError, LookalikeError, StoppedError, UnreachableError
+from lookalike.errors import BusyError, LookalikeError, StoppedError, UnreachableError, first_line
 from lookalike.redaction import redact
 from lookalike.scratch import JOB_VARIABLE, sweep
 
@@ -85,13 +85,13 @@ def _unexpected(error: Exception) -> int:
         _say(f"error: {error}")
         return EXIT_ERROR
     log.debug("traceback of the error", exc_info=True)
-    said = next(iter(str(error).splitlines()), "")
+    problem = first_line(error)
     if isinstance(error, MemoryError):
         _say("error: out of memory; use a machine with more, or lower the batch size")
     elif isinstance(error, OSError):
-        _say(f"error: the operating system refused: {said or type(error).__name__}; fix that and run the command again")
+        _say(f"error: the operating system refused: {problem or type(error).__name__}; fix that and run it again")
     else:
-        what = f"internal error, {type(error).__name__}: {said[:300]}"
+        what = f"internal error, {type(error).__name__}: {problem}"
         _say(f"error: {what}; please report it, with its traceback by LOOKALIKE_LOG_LEVEL=DEBUG")
     return EXIT_INTERNAL
 

@@ -4,12 +4,12 @@ Each part is what its own job does; here they follow one another below one prefi
 a folder for each set of photos.
 """
 
-import json
 import logging
 from dataclasses import dataclass, field
 from typing import Any
 
 from lookalike import config as configs
+from lookalike.documents import parse_object
 from lookalike.errors import ConfigError, InputError, LookalikeError
 from lookalike.evaluation.gate import GateConfig
 from lookalike.models.bundle import read_preset
@@ -203,7 +203,7 @@ def _check_settings(config: FinetuneConfig, home: Store, bundle_uri: str) -> Non
     _evaluation(config, place, "", bundle_uri, bundle_uri)
     transformer = bundle / "transformer" / "config.json"
     if transformer.is_file():  # else it is a personal bundle, which training refuses by name
-        check_lora(config.adapter, json.loads(transformer.read_text()))
+        check_lora(config.adapter, parse_object(transformer.read_bytes(), str(transformer)))
     others = [metric for metric in _metrics(config.gate) if metric.startswith(_OF_OTHERS)]
     if config.distractors is None and others:
         log.warning(

@@ -10,7 +10,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from lookalike.errors import ConfigError
+from lookalike.documents import parse_object
+from lookalike.errors import ConfigError, first_line
+from lookalike.values import check_values
 
 _CONTROL = re.compile(  # control tokens and placeholders of the multimodal models in use, as data sets leave them
     r"<\|[^|<>\s]{1,40}\|>"
@@ -34,6 +36,7 @@ class CaptionsConfig:
     training cuts what its model cannot read."""
 
     def __post_init__(self) -> None:
+        check_values(self)
         if self.max_characters < 1:
             raise ConfigError("captions.max_characters is below 1", value=self.max_characters, fix="use 1 or more")
         if self.presets:
@@ -123,17 +126,15 @@ def _at_word(text: str, end: int) -> str:
 
 @cache
 def _tokenizer(preset_name: str) -> Limit:
-    from tokenizers import Tokenizer
-
     from lookalike.models.presets import load_preset
+    from lookalike.models.tokenizer import load_tokenizer
 
     preset = load_preset(preset_name)
     path = _tokenizer_file(preset.mllm.source, preset.mllm.revision, preset_name)
-    tokenizer = Tokenizer.from_file(str(path))
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
+    data = path.read_bytes()
+    tokenizer = load_tokenizer(parse_object(data, str(path), fix="download it again"))
     added = tokenizer.get_added_tokens_decoder().values()
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    digest = hashlib.sha256(data).hexdigest()
     return Limit(preset.name, preset.mllm.max_prompt_tokens, tokenizer, tuple(str(t.content) for t in added), digest)
 
 
@@ -154,5 +155,5 @@ def _tokenizer_file(source: str | None, revision: str | None, preset: str) -> Pa
         return Path(hf_hub_download(source, "tokenizer.json", revision=revision))
     except Exception as error:  # of the network, the Hub, or the disk
         raise ConfigError(
-            f"the tokenizer of preset {preset} cannot be loaded ({str(error).splitlines()[0]})", value=source, fix=fix
+            f"the tokenizer of preset {preset} cannot be loaded ({first_line(error)})", value=source, fix=fix
         ) from error

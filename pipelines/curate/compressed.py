@@ -12,7 +12,7 @@ from typing import BinaryIO, Protocol
 
 import pyarrow as pa
 
-from lookalike.data.archive import HEAD_BYTES, kind_of
+from lookalike.data.formats import HEAD_BYTES, archive_kind
 from lookalike.data.shards import open_object
 from lookalike.scratch import scratch
 from lookalike.storage import ObjectInfo, Store
@@ -23,7 +23,7 @@ _TAIL = 4 << 10  # bytes of a zstd or lz4 stream at a time: what is lost before 
 
 def compression_of(raw: Store, info: ObjectInfo) -> str | None:
     """``gzip``, ``bzip2``, ``xz``, ``zstd`` or ``lz4``; None where the bytes are read as they are."""
-    kind = kind_of(raw.read_range(info.key, 0, min(info.size, HEAD_BYTES)))
+    kind = archive_kind(raw.read_range(info.key, 0, min(info.size, HEAD_BYTES)))
     return kind if kind in _INFLATE else None
 
 

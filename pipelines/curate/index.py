@@ -12,7 +12,8 @@ from lookalike.data.formats import HEIC_EXTENSIONS
 from lookalike.data.images import EXTENSIONS, ImageError, decode_at_least, decode_noted
 from lookalike.data.passed_over import PassedOver
 from lookalike.data.shards import BrokenTarError, Sample, iter_samples, open_object
-from lookalike.errors import LookalikeError
+from lookalike.data.text import escaped
+from lookalike.errors import LookalikeError, describe
 from lookalike.storage import ObjectInfo, Store, open_store
 from pipelines.actors import Columns
 from pipelines.curate.changed import read_image
@@ -68,7 +69,7 @@ class ShardIndexer:
             what = str(error)
             if not isinstance(error, LookalikeError):
                 log.exception("raw shard %s cannot be indexed", self._work.inputs.shards[shard].key)
-                what = f"{type(error).__name__}: {error}"
+                what = describe(error)
             return {"shard": np.array([shard]), "images": np.array([0]), "error": np.array([what], object)}
         return {"shard": np.array([shard]), "images": np.array([images]), "error": np.array([""], object)}
 
@@ -198,7 +199,7 @@ def _read_sample(
         return _row(sample.key, shard, **known, error=error.what, note="; ".join(notes)), None
     except Exception as error:  # one sample never ends the index
         log.warning("%s: sample %r cannot be read", shard, sample.key, exc_info=True)
-        what = f"{type(error).__name__}: {error}"[:_ERROR_CHARACTERS]
+        what = describe(error)[:_ERROR_CHARACTERS]
         return _row(sample.key, shard, **known, error=what, note="; ".join(notes)), None
     return _row(sample.key, shard, **known, **seen, note="; ".join(notes)), photo.pixels
 
@@ -206,11 +207,6 @@ def _read_sample(
 def _row(key: str, shard: str, **values: Any) -> dict[str, Any]:
     place = {"offset": -1, "length": 0, "sha256": None}
     row = {"key": key, "shard": shard, **place, **dict.fromkeys(FIELDS, ""), **_NOT_DECODED, **values}
-    # names out of tars and JSON may hold lone surrogates, which no table takes
-    row |= {name: _encodable(value) for name, value in row.items() if isinstance(value, str)}
+    row |= {name: escaped(value) for name, value in row.items() if isinstance(value, str)}
     row["subject_hash"] = subject_hash(row["subject"])
     return row
-
-
-def _encodable(text: str) -> str:
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -10,6 +10,7 @@ from itertools import islice
 import braceexpand
 
 from lookalike.data.passed_over import PassedOver
+from lookalike.data.text import is_utf8
 from lookalike.errors import ConfigError, InputError
 from lookalike.storage import ObjectInfo, Store, locate_object, open_store, overlap
 from lookalike.storage.survey import survey
@@ -146,7 +147,7 @@ def _below(store: Store, prefix: str, objects: PassedOver) -> dict[str, ObjectIn
         own.found += 1
         if isinstance(entry, Skipped):
             own.add(entry.reason, entry.key)
-        elif not _is_utf8(entry.key):
+        elif not is_utf8(entry.key):
             own.add("name_not_utf8", entry.key)
         elif is_shard(entry.key):
             shards[entry.key] = entry
@@ -175,15 +176,6 @@ def _is_object(place: Store) -> bool:
         return place.parent.exists(place.name)
     except ConfigError:  # a bucket, or the root of a file system
         return False
-
-
-def _is_utf8(key: str) -> bool:
-    """Whether a name can stand in a manifest and a table: a file system allows others too."""
-    try:
-        key.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _why_no_shard(key: str) -> str:

@@ -1,10 +1,8 @@
 """The take-down list: what it names, the copy that a curation keeps of it, and what each entry of it has matched."""
 
-import codecs
 import hashlib
 import json
 import re
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -14,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lookalike.data.text import decode_text, normal
 from lookalike.errors import InputError
 from lookalike.scratch import scratch
 from lookalike.storage import ObjectInfo, Store, locate_object, open_store, version_store
@@ -21,25 +20,18 @@ from pipelines.actors import Columns
 from pipelines.curate.tables import read_columns
 
 FOLDER = "work/taken-down"
+_MAX_BYTES = 1 << 30  # of a list: 16 million hashes
 _SHOWN = 20  # entries in a job's output
 _KINDS = ("sha256", "key", "subject", "source")  # columns of the image table
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 _HASH_LINE = re.compile(r"(?:sha256\s*:)?\s*([0-9a-f]{64})\s*(?:\s#.*)?", re.IGNORECASE)
 _LINE = re.compile(r"\r\n|\n|\r")  # str.splitlines would also divide a name at a form feed or U+2028
-_MARKS = (
-    (codecs.BOM_UTF8, "utf-8-sig"),
-    (codecs.BOM_UTF32_LE, "utf-32"),
-    (codecs.BOM_UTF32_BE, "utf-32"),
-    (codecs.BOM_UTF16_LE, "utf-16"),
-    (codecs.BOM_UTF16_BE, "utf-16"),
-)
 # Spaces of no width and marks of direction: what comes along when a name is copied out of a page or a file manager.
 _UNSEEN = "\u200b\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2060\u2066\u2067\u2068\u2069\ufeff"
 
 
-def normal(name: str) -> str:
+def comparable(name: str) -> str:
     """The form in which names are compared: Unicode's NFC, without spaces and invisible marks at the ends."""
-    text = unicodedata.normalize("NFC", name)
+    text = normal(name)
     while (shorter := text.strip().strip(_UNSEEN)) != text:
         text = shorter
     return text
@@ -51,7 +43,7 @@ class TakeDownList:
 
     entries: tuple[tuple[str, str], ...]
     """(kind, name) of each entry, in the order of the list and once each. The kind is a column of the image table:
-    ``sha256``, ``key``, ``subject`` or ``source``; the name is as :func:`normal` gives it."""
+    ``sha256``, ``key``, ``subject`` or ``source``; the name is as :func:`comparable` gives it."""
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -67,7 +59,7 @@ class TakeDownList:
         error."""
         entries: dict[tuple[str, str], None] = {}
         for number, line in enumerate(_LINE.split(text), start=1):
-            written = normal(line)
+            written = comparable(line)
             if written and not written.startswith("#"):
                 entries[_entry(written, f"line {number} of the take-down list", origin)] = None
         return cls(tuple(entries))
@@ -78,7 +70,7 @@ class TakeDownList:
         for kind, numbers in self._numbers.items():
             column = rows[kind].combine_chunks().dictionary_encode()  # a subject or source stands in many rows
             values = [
-                -1 if value is None else numbers.get(normal(value), -1) for value in column.dictionary.to_pylist()
+                -1 if value is None else numbers.get(comparable(value), -1) for value in column.dictionary.to_pylist()
             ]
             places = column.indices.fill_null(len(values)).to_numpy(zero_copy_only=False)
             entry_N = np.array([*values, -1], np.int64)[places]
@@ -110,7 +102,7 @@ def _entry(written: str, where: str, origin: str) -> tuple[str, str]:
     if content is not None:
         return "sha256", content.group(1).lower()
     kind, _, name = written.partition(":")
-    kind, name = kind.strip().lower(), normal(name)
+    kind, name = kind.strip().lower(), comparable(name)
     if kind not in _KINDS[1:] or not name:
         raise InputError(
             f"{where} is not an entry",
@@ -129,7 +121,7 @@ def pin(uri: str, dataset: Store) -> str:
         InputError: no list there, or a line that is not an entry.
     """
     data = _read(uri)
-    TakeDownList.parse(_text(data, uri), uri)
+    TakeDownList.parse(decode_text(data, uri, _MAX_BYTES), uri)
     key = f"{FOLDER}/{hashlib.sha256(data).hexdigest()}.txt"
     if not dataset.exists(key):
         dataset.write(key, data)
@@ -144,7 +136,7 @@ def pinned_hash(uri: str) -> str:
 @lru_cache(maxsize=2)
 def read_list(pinned: str) -> TakeDownList:
     """The list at the URI that :func:`pin` gave; what lies there never changes."""
-    return TakeDownList.parse(_text(_read(pinned), pinned), pinned)
+    return TakeDownList.parse(decode_text(_read(pinned), pinned, _MAX_BYTES), pinned)
 
 
 @dataclass(frozen=True)
@@ -221,7 +213,7 @@ def check_matched(taken: TakeDownList, counts: np.ndarray, before: np.ndarray, a
     Raises:
         InputError: entries that name none and are not in ``allowed``, each as the list has it.
     """
-    permitted = {_entry(normal(entry), "filters.taken_down.allow_unmatched", "the setting") for entry in allowed}
+    permitted = {_entry(comparable(entry), "filters.taken_down.allow_unmatched", "the setting") for entry in allowed}
     missing = [
         name
         for name, entry, count, earlier in zip(taken.names, taken.entries, counts, before, strict=True)
@@ -268,14 +260,3 @@ def _sparse(counts: np.ndarray, held: int, of: int) -> Columns:
 def _read(uri: str) -> bytes:
     store, key = locate_object(uri)
     return store.read(key)
-
-
-def _text(data: bytes, uri: str) -> str:
-    encoding = next((name for mark, name in _MARKS if data.startswith(mark)), "utf-8")
-    try:
-        return data.decode(encoding)
-    except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        raise InputError(
-            f"line {line} of the take-down list is not {encoding.upper()} text", value=uri, fix="save it as UTF-8"
-        ) from error

@@ -14,7 +14,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from lookalike.data.triplets import ShardError, Split, load_images, load_latents, read_table
-from lookalike.errors import InputError, LookalikeError, UnreachableError
+from lookalike.errors import InputError, LookalikeError, UnreachableError, describe
+from lookalike.models.bundle import token_shape
 from lookalike.models.preprocess import Preprocessor
 from lookalike.storage import Store, open_store
 from lookalike.training.bundles import local_bundle
@@ -117,7 +118,7 @@ def _sample(source: TripletSource, store: Store, index: int) -> _Sample:
         reason = json.dumps([error.what, error.value, error.fix])
         return _Sample(blank, sample_id, reason=reason, fatal=True)
     except Exception as error:  # whatever a decoder or a tokenizer raises for the bytes of this one sample
-        reason = error.what if isinstance(error, LookalikeError) else f"{type(error).__name__}: {error}"
+        reason = describe(error)
         if isinstance(error, LookalikeError) and error.value not in (None, sample_id):
             reason += f" ({error.value})"
         log.debug("sample %s cannot be prepared", sample_id, exc_info=True)
@@ -132,9 +133,7 @@ def _blank(bundle_uri: str, latents: bool) -> Columns:
     grey = np.full((preset.height, preset.width, 3), 127, np.uint8)
     columns: Columns = preprocessor([""], [[grey]], [grey])
     if latents:
-        config = json.loads((local_bundle(bundle_uri) / "vae" / "config.json").read_text())
-        side = 2 ** len(config["block_out_channels"])  # pixels of a token's side: two latents
-        channels = 4 * config["latent_channels"]
+        side, channels = token_shape(local_bundle(bundle_uri))
         grid = preset.references
         tokens = (preset.height // side) * (preset.width // side)
         reference_tokens = (grid.height // side) * (grid.width // side)

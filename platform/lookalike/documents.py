@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from lookalike.errors import InputError, LookalikeError
+from lookalike.errors import InputError, LookalikeError, first_line
 
 _FIX = "restore it, or remove it and run the job that writes it again"
 
@@ -48,5 +48,5 @@ def decoding(what: str, where: str, *, fix: str = _FIX) -> Iterator[None]:
     except LookalikeError:
         raise
     except Exception as error:  # each format's library has classes of its own
-        said = str(error).splitlines()[0][:200] if str(error) else ""
-        raise InputError(f"not {what}: {type(error).__name__} {said}".rstrip(), value=where, fix=fix) from error
+        problem = f"{type(error).__name__} {first_line(error, 200)}".rstrip()
+        raise InputError(f"not {what}: {problem}", value=where, fix=fix) from error

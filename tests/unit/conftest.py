@@ -1,6 +1,6 @@
 """One seeded bundle of ``mini`` for all unit tests, and what perturbs its zero-initialised weights."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,23 @@ def pictures() -> Callable[..., list[np.ndarray]]:
         return [image[rows][:, columns] for image in coarse]
 
     return make
+
+
+@pytest.fixture
+def without_heic(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """As in an environment without the extra ``heic``."""
+    from lookalike.data import images
+    from lookalike.data.formats import HEIC_EXTENSIONS
+    from pipelines import photos
+    from pipelines.ingest import folder
+
+    plain = tuple(extension for extension in images.EXTENSIONS if extension not in HEIC_EXTENSIONS)
+    monkeypatch.setattr(images, "HEIC_INSTALLED", False)
+    for module in (images, folder, photos):
+        monkeypatch.setattr(module, "EXTENSIONS", plain)
+    images._formats.cache_clear()
+    yield
+    images._formats.cache_clear()
 
 
 def from_seed(preset: Any) -> Any:

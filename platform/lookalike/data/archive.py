@@ -7,13 +7,13 @@ link that points anywhere else is never followed.
 
 import io
 import posixpath
-import re
 import tarfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import BinaryIO, TypeVar
 
+from lookalike.data.formats import HEAD_BYTES, archive_kind
 from lookalike.errors import LookalikeError
 
 T = TypeVar("T")
@@ -22,17 +22,6 @@ _BLOCK = tarfile.BLOCKSIZE
 _ZERO_BLOCK = tarfile.NUL * _BLOCK
 _CHUNK = 1 << 20  # bytes of padding that are looked through at a time
 _MAX_HOPS = 40  # links in a chain; as in Linux
-_MAGIC = {
-    "gzip": re.compile(rb"\x1f\x8b\x08"),
-    "bzip2": re.compile(rb"BZh[1-9](1AY&SY|\x17rE8P\x90)"),
-    "xz": re.compile(rb"\xfd7zXZ\x00"),
-    "zstd": re.compile(rb"\x28\xb5\x2f\xfd"),
-    "lz4": re.compile(rb"\x04\x22\x4d\x18"),
-    "zip": re.compile(rb"PK(\x03\x04|\x05\x06)"),
-    "7z": re.compile(rb"7z\xbc\xaf\x27\x1c"),
-    "rar": re.compile(rb"Rar!\x1a\x07"),
-}
-HEAD_BYTES = _BLOCK  # that kind_of looks at
 
 
 @dataclass(frozen=True)
@@ -52,14 +41,6 @@ class Entry:
     name: str
     member: Member | None
     reason: str = ""
-
-
-def kind_of(head: bytes) -> str | None:
-    """What a file is by its first :data:`HEAD_BYTES`: ``gzip``, ``bzip2``, ``xz``, ``zstd``, ``lz4``, ``zip``, ``7z``,
-    ``rar``; None for everything else, tars among it. Names are never trusted."""
-    if head[257:262] == b"ustar":
-        return None
-    return next((kind for kind, magic in _MAGIC.items() if magic.match(head)), None)
 
 
 def read_entries(file: BinaryIO) -> Iterator[Entry]:
@@ -101,7 +82,7 @@ def _headers(file: BinaryIO, size: int) -> Iterator[tarfile.TarInfo]:
     if size == 0:
         raise tarfile.ReadError("it is empty")
     file.seek(0)
-    kind = kind_of(file.read(HEAD_BYTES))
+    kind = archive_kind(file.read(HEAD_BYTES))
     if kind is not None:
         raise tarfile.ReadError(f"it is {kind}, not a tar")
     start = 0

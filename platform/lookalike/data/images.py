@@ -149,7 +149,8 @@ def _open(data: bytes) -> Image.Image:
                 f"{what_it_is(data)} needs an extra: pip install 'lookalike[heic]'",
                 fix="install it, or convert the file to JPEG",
             ) from error
-        raise ImageError(f"not an image of a format that we read: {what_it_is(data)}", value=data[:8]) from error
+        kind = f"a damaged {what_it_is(data)}" if needs_heic(data) else what_it_is(data)
+        raise ImageError(f"not an image of a format that we read: {kind}", value=data[:8]) from error
     if image.width * image.height > MAX_PIXELS:
         raise ImageError(_TOO_MANY, value=f"{image.width}x{image.height}")
     return image

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lookalike.errors import ConfigError, InputError
+from lookalike.errors import ConfigError, InputError, first_line
 from lookalike.models.adapter_config import peft_config
 from lookalike.models.adapter_files import AdapterFile, read_adapter
 from lookalike.models.adapter_tensors import PEFT_PREFIX, PEFT_WEIGHTS
@@ -136,7 +136,7 @@ def _inject(transformer: Any, file: AdapterFile, name: str) -> None:
         transformer.add_adapter(peft_config(file.settings), adapter_name=name)
     except (ValueError, TypeError, NotImplementedError) as error:
         raise InputError(
-            f"its settings do not fit the DiT ({str(error).splitlines()[0]})",
+            f"its settings do not fit the DiT ({first_line(error)})",
             value=file.origin,
             fix="use a LoRA on the linear layers of the Flux model that this bundle holds",
         ) from error

@@ -6,7 +6,6 @@ entry holds the hash of the one before, so that an entry that was changed or rem
 """
 
 import hashlib
-import json
 import logging
 import re
 import uuid
@@ -15,6 +14,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from lookalike.config import canonical_json
+from lookalike.documents import parse_object
 from lookalike.errors import InputError
 from lookalike.storage import Store
 
@@ -145,14 +145,16 @@ class PromotionLog:
     def _read(self, number: int) -> Head:
         data = self._store.read(_key(number))
         try:
-            values: dict[str, Any] = dict(json.loads(data))
+            values = parse_object(data, self._where(number), "number", "version", "bundle_sha256", "checks")
             entry = Promotion(**values)
-            problem = "" if values["number"] == number else f"it says that its number is {values['number']!r}"
+            problem = "" if values["number"] == number else f"its number is {values['number']!r}"
             if type(values["version"]) is not int or not isinstance(values["bundle_sha256"], str):
-                problem = "it names no version or no bundle"
+                problem = "its version is not a whole number, or its bundle is not a hash"
             if not isinstance(values["checks"], list) or not all(isinstance(item, dict) for item in values["checks"]):
                 problem = "its checks are not a list of checks"
-        except (ValueError, TypeError) as error:
+        except InputError as error:
+            problem = error.what
+        except TypeError as error:  # a field that this version does not know, or one that is missing
             problem = str(error)
         if problem:
             raise InputError(

@@ -4,11 +4,11 @@ Weights stay in the store; MLflow gets their hash, which is the version's source
 ``bundle_uri``, ``bundle_sha256``, ``scores_uri``, ``parent`` (hash of the bundle that it was trained from, or empty).
 """
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from lookalike.documents import decoding, parse_object
 from lookalike.errors import InputError
 from lookalike.models.bundle import MANIFEST, bundle_sha256
 from lookalike.registry.names import validate_model_name
@@ -42,11 +42,10 @@ class ModelReference:
 
 def identify(bundle_uri: str) -> str:
     """The hash of the bundle at ``bundle_uri``; InputError if there is none."""
-    data = open_store(bundle_uri).read(MANIFEST)
-    try:
-        return bundle_sha256(json.loads(data))
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"not a valid bundle: {error!r}", value=bundle_uri, fix="name a finished bundle") from error
+    store = open_store(bundle_uri)
+    data = store.read(MANIFEST)
+    with decoding("a valid bundle", store.uri, fix="name a finished bundle"):
+        return bundle_sha256(parse_object(data, store.uri_of(MANIFEST), fix="name a finished bundle"))
 
 
 class Registry:
