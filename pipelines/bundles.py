@@ -64,7 +64,7 @@ def locate_bundle(
     """Find the bundle at ``uri`` by its ``bundle.json``, without reading any weights.
 
     The base of a personal bundle is found by its hash: at ``base_uri``, if that is given; else at ``base_hint``, if it
-    lies there; else where it was when the adapter was trained.
+    lies there; else at its place when the adapter was trained.
 
     Raises:
         InputError: no finished bundle there, or not the one that ``sha256`` names; or the base is not there.

@@ -55,7 +55,7 @@ def run_job(config_class: type[ConfigT], body: Callable[[ConfigT], int | None], 
 def _run(config_class: type[ConfigT], body: Callable[[ConfigT], int | None], description: str | None) -> int:
     try:
         code = body(configs.parse(config_class, description=description)) or 0
-        sys.stdout.flush()  # here a reader that has gone is noticed
+        sys.stdout.flush()  # raises BrokenPipeError if the reader has ended
         return code
     except StoppedError as stopped:
         _say(str(stopped))
@@ -78,7 +78,7 @@ def _run(config_class: type[ConfigT], body: Callable[[ConfigT], int | None], des
 
 
 def _unexpected(error: Exception) -> int:
-    """The last frame, for what no boundary has turned into an error of ours: one line; the traceback goes to DEBUG."""
+    """Report an exception that was not translated to one of ours: one line; the traceback goes to the DEBUG log."""
     while isinstance(cause := getattr(error, "cause", None), Exception):  # of a task of Ray
         error = cause
     if isinstance(error, LookalikeError):

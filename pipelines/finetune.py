@@ -62,7 +62,7 @@ def default_filters() -> FiltersConfig:
 
 @dataclass(frozen=True)
 class FinetuneConfig:
-    """Train a personal adapter on a few photos. The same command again resumes, or says that it is done."""
+    """Train a personal adapter on a few photos. The same command again resumes, or returns the finished result."""
 
     customer: str
     """Id of the tenant: lower-case letters, digits, ``_`` and ``-``."""
@@ -79,7 +79,8 @@ class FinetuneConfig:
     distractors: str | None = None
     """URI of a data set of other subjects, whose conditions the evaluation takes as the wrong ones."""
     filters: FiltersConfig = field(default_factory=default_filters)
-    """What is dropped of the photos. By default nothing for not resembling the others: the customer says who it is."""
+    """What is dropped of the photos. By default a photo that does not resemble the others stays: the
+    customer names the subject."""
     adapter: LoraConfig = field(default_factory=LoraConfig)
     """LoRA on the DiT."""
     stages: list[StageConfig] = field(default_factory=default_stages)
@@ -106,7 +107,7 @@ class FinetuneConfig:
 
 
 def finetune(config: FinetuneConfig) -> dict[str, Any]:
-    """Run the whole way; returns what ``result.json`` holds, with the ``champion`` as of now.
+    """Ingest, curate, train, evaluate and register; returns ``result.json``'s content with the ``champion`` as of now.
 
     Each set of photos has a place of its own, by its content: photos that were added, removed or replaced are a new
     input for the same command.
@@ -189,7 +190,7 @@ def _champion_scores(config: FinetuneConfig, name: str, place: Store, dataset: s
     out = place.child(f"champion-{now.champion.bundle_sha256[:12]}")
     try:
         evaluate(_evaluation(config, out, dataset, now.champion.bundle_uri, None))
-    except InputError as error:  # its bundle or base is not there: the gate says what it lacks
+    except InputError as error:  # its bundle or base is not there: the gate names what is missing
         log.warning("the champion %s cannot be measured on these photos: %s", now.champion, error)
         return None
     return out.uri
@@ -218,7 +219,7 @@ def _metrics(gate: GateConfig) -> list[str]:
 
 
 def _made_before(config: FinetuneConfig, home: Store) -> bool:
-    """Whether the subject's prefix holds a finished finetune of before photos had places of their own, on these."""
+    """Whether the subject's prefix holds a finished finetune of these photos by an earlier version of this software."""
     if not home.exists(RESULT) or read_claim(home) is None:
         return False
     raw = read_claim(home.child("raw"))
@@ -227,11 +228,11 @@ def _made_before(config: FinetuneConfig, home: Store) -> bool:
 
 
 def _with_champion(config: FinetuneConfig, name: str, result: dict[str, Any]) -> dict[str, Any]:
-    """The result, with who is champion as the registry says now; None if nobody can say."""
+    """The result with the version that is champion now; None if the registry cannot be read."""
     try:
         return {**result, "champion": champion_now(name, config.tracking)}
     except LookalikeError as error:
-        log.warning("who is champion of %s is not known now: %s", name, error)
+        log.warning("the champion of %s cannot be read: %s", name, error)
         return {**result, "champion": None}
 
 

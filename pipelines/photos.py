@@ -1,4 +1,4 @@
-"""A customer's photos as a finetune gets them: what is there, how many can be read, and the identity of the set."""
+"""Check a customer's photos before a finetune: their layout, their number, their formats, and their identity."""
 
 import hashlib
 from collections import Counter
@@ -14,7 +14,7 @@ from pipelines.curate.raw import is_shard
 from pipelines.ingest.folder import MASK
 
 MIN_PHOTOS, MAX_PHOTOS = 4, 20
-_MAX_FILES = 1_000  # a personal set; more is another folder
+_MAX_FILES = 1_000  # a personal set has few; with more, it is the wrong folder
 _OTHER_FORMATS = (*HEIC_EXTENSIONS, "tif", "tiff", "gif", "bmp", "jp2", "jxl", "dng", "cr2", "cr3", "nef", "arw", "raw")
 
 
@@ -35,7 +35,7 @@ def photo_set(store: Store, shown: str) -> PhotoSet:
     """
     keys = [info.key for info in store.list() if not any(part.startswith(".") for part in info.key.split("/"))]
     if not keys:
-        raise InputError("no photos", value=shown, fix=f"bring {MIN_PHOTOS} to {MAX_PHOTOS} of them")
+        raise InputError("no photos were found", value=shown, fix=f"bring {MIN_PHOTOS} to {MAX_PHOTOS} of them")
     if len(keys) > _MAX_FILES:
         raise InputError(
             f"{len(keys)} files", value=shown, fix=f"name a folder with {MIN_PHOTOS} to {MAX_PHOTOS} photos"

@@ -22,7 +22,7 @@ _NOT_IDENTITY = ("tracking", "require_promoted", "out", "scores", "bundle", "cha
 
 @dataclass(frozen=True)
 class PromoteConfig:
-    """Judge a bundle by its scores and make it champion, or say why not; or return to an earlier champion."""
+    """Judge a bundle by its scores and make it champion, or record why not; or return to an earlier champion."""
 
     model: str
     """Name of the registered model: lower-case letters, digits, '_' and '-', or CUSTOMER--SUBJECT."""
@@ -41,7 +41,7 @@ class PromoteConfig:
     rollback_to: int | None = None
     """Return to this version, which was champion before."""
     begin_anew: str | None = None
-    """Begin the promotion log anew with this bundle, judged by the floors alone, because the log or the champion is
+    """Begin the promotion log anew with this bundle, judged by the floors only, because the log or the champion is
     lost. The reason, in words: it is recorded in the log."""
     tracking: str | None = None
     """MLflow tracking URI; by default MLFLOW_TRACKING_URI."""
@@ -98,7 +98,7 @@ def promote(config: PromoteConfig) -> dict[str, Any]:
 
 
 def _is_unset(key: str, value: Any) -> bool:
-    """Settings that records of before did not have, where they change nothing."""
+    """Whether a setting that earlier records lack has no effect."""
     return key in ("rollback", "rollback_to", "begin_anew") and not value
 
 

@@ -1,4 +1,4 @@
-"""Captions that a training can take: without names of control tokens, and not longer than its model reads."""
+"""Fit captions to training: remove names of control tokens, and cut to the length that the model reads."""
 
 import hashlib
 import re
@@ -32,7 +32,7 @@ class CaptionsConfig:
     """Of any caption."""
     presets: list[str] = field(default_factory=list)
     """Models that are to be trained (presets by name, or YAML files): a caption is cut to the tokens that each of them
-    reads. Their tokenizers are read, from the Hub if a preset names one there. ``[]``: no tokens are counted, and a
+    reads. Their tokenizers are read, from the Hub if a preset names one there. ``[]``: no tokens are counted, and
     training cuts what its model cannot read."""
 
     def __post_init__(self) -> None:
@@ -47,7 +47,7 @@ class CaptionsConfig:
 
 
 def fit_captions(rows: pa.Table, config: CaptionsConfig) -> pa.Table:
-    """The rows with captions and classes that every model of ``config`` can take; ``note`` says what was cut."""
+    """The rows with captions and classes that every model of ``config`` can take; ``note`` records what was cut."""
     captions, classes, notes = (rows[name].to_pylist() for name in ("caption", "class_name", "note"))
     tokenizers = [_tokenizer(name) for name in config.presets]
     changed = False
@@ -141,7 +141,7 @@ def _tokenizer(preset_name: str) -> Limit:
 def _tokenizer_file(source: str | None, revision: str | None, preset: str) -> Path:
     from lookalike.models.sources import WEIGHTS_DIR
 
-    fix = "leave the preset out of captions.presets: a training cuts what its model cannot read"
+    fix = "leave the preset out of captions.presets: training cuts what its model cannot read"
     if source is None:
         raise ConfigError("the MLLM of a preset has no source, and so no tokenizer", value=preset, fix=fix)
     if source.startswith("package:") or Path(source).is_dir():

@@ -143,7 +143,8 @@ def read_images(
     """A row for each sample of a raw shard, and its pixels at a reduced scale if it can be decoded.
 
     A shard that breaks off ends with a row for each sample that is known to be cut, or with one that has no key.
-    ``broken`` says that more is missing than the tar itself can tell. ``members`` counts what is read and what is not.
+    ``broken`` is the error of the compressed shard that the tar came from, if any. ``members`` counts members that are
+    not read.
     """
     members = PassedOver() if members is None else members
     try:

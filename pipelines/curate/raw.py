@@ -1,4 +1,4 @@
-"""The raw shards: which they are, and what else lies beside them."""
+"""Find the raw shards, and what else lies beside them."""
 
 import math
 import os
@@ -32,7 +32,7 @@ class RawListing:
     shards: list[ObjectInfo]
     """In the order of their keys below :func:`raw_store`."""
     objects: PassedOver
-    """``found``: names below the prefixes that ``raw`` names; those that are no raw shard are passed over."""
+    """``found``: names below the prefixes that ``raw`` names; those that are not raw shards are passed over."""
 
 
 def is_shard(name: str) -> bool:
@@ -69,7 +69,7 @@ def list_raw(raw: str | Sequence[str], dataset: Store) -> RawListing:
         shards |= _below(common, prefix, objects)
     for prefix in prefixes.difference(outermost):
         if not any(_holds(prefix, key) for key in shards):
-            _below(common, prefix, PassedOver())  # says what is there instead
+            _below(common, prefix, PassedOver())  # raises an error that names what is there instead
     named = sorted({(store.prefix_in(common) or "") + shard for store, shard in places if shard})
     wanted = [key for key in named if not any(_holds(prefix, key) for prefix in outermost)]
     there = _named(common, wanted)
@@ -78,7 +78,7 @@ def list_raw(raw: str | Sequence[str], dataset: Store) -> RawListing:
     missing = [key for key in named if key not in shards]
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise InputError("no such shard", value=f"{common.uri_of(missing[0])}{more}", fix="check --raw")
+        raise InputError("the shard does not exist", value=f"{common.uri_of(missing[0])}{more}", fix="check --raw")
     return RawListing(sorted(shards.values(), key=lambda info: info.key), objects)
 
 
@@ -92,7 +92,7 @@ def _places(raw: str | Sequence[str]) -> list[tuple[Store, str]]:
 
 
 def _expanded(item: str) -> Iterator[str]:
-    """What a brace expression names; a folder or prefix that is named just like this, with its braces, is itself."""
+    """What a brace expression names; an existing folder or prefix whose name has these braces is itself."""
     if "{" not in item or _is_there(item):
         yield item
         return

@@ -50,7 +50,7 @@ class Curated:
     manifest: dict[str, Any]
     """Its manifest."""
     passed_over: dict[str, Any]
-    """As in the manifest, but the objects are those that this run has listed, also where it published nothing."""
+    """As in the manifest, but the objects are those that this run has listed, also if it published nothing."""
 
 
 def curate(config: CurateConfig) -> Curated:

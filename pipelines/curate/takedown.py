@@ -1,4 +1,4 @@
-"""The take-down list: what it names, the copy that a curation keeps of it, and what each entry of it has matched."""
+"""The take-down list: its entries, the copy that a curation run keeps, and how many images each entry matches."""
 
 import hashlib
 import json

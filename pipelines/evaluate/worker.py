@@ -197,7 +197,7 @@ class Evaluator:
         return pipe.preprocessor
 
     def _references(self, index: int, height: int, width: int) -> list[np.ndarray]:
-        """References at the size of the generated image, so that sharpness is no part of the similarity."""
+        """References at the size of the generated image, so that sharpness does not change the similarity."""
         return [crop_resize(image, height, width) for image in self._load(index)[1]]
 
     def _load(self, index: int) -> Images:

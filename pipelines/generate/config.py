@@ -1,4 +1,4 @@
-"""What `jobs/generate.py` can be told."""
+"""The configuration of `jobs/generate.py`."""
 
 from dataclasses import dataclass, field
 

@@ -104,7 +104,7 @@ def _prompts(config: GenerateConfig) -> list[str]:
         text = decode_text(store.read(key), store.uri_of(key))
         prompts += [line.strip() for line in text.splitlines() if line.strip()]
     if not prompts or not all(prompts):
-        raise InputError("an empty prompt", value=config.prompts_file or "", fix="say what to show")
+        raise InputError("an empty prompt", value=config.prompts_file or "", fix="give every prompt some text")
     return prompts
 
 

@@ -24,7 +24,7 @@ def read_sidecar(store: Store, key: str) -> dict[str, Any]:
     """Read a sidecar, for the sample's JSON.
 
     A label that is null, NaN or blank is left out, so that it replaces nothing; other labels are text. A licence is
-    under ``licence``, whichever spelling the file has. Fields that are no labels are kept as they are.
+    under ``licence``, whichever spelling the file has. Other fields are kept as they are.
 
     Raises:
         TextError: the file cannot be decoded, is not a JSON object, or has a label that is not text. It names the file.

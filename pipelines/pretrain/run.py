@@ -155,7 +155,7 @@ def _sample(members: dict[str, bytes], height: int, width: int) -> tuple[str, st
     """
     encoded = next((data for name, data in members.items() if name in EXTENSIONS), None)
     if encoded is None or "json" not in members:
-        raise InputError("no image or no json", value=sorted(members), fix="ingest the photo again")
+        raise InputError("the sample lacks an image or a json", value=sorted(members), fix="ingest the photo again")
     meta = json.loads(members["json"])
     subject, caption = meta.get("subject"), meta.get("caption")
     if not isinstance(subject, str) or not isinstance(caption, str):

@@ -73,11 +73,11 @@ def prepare(source: TripletSource, indices: npt.NDArray[np.int64]) -> Columns:
     (f32), ``reason`` (str) and ``fatal`` (bool).
 
     A padding slot repeats the first row with weight 0. A row that cannot be read or prepared is a blank sample with
-    weight 0 and a ``reason``; ``fatal`` says that its whole shard cannot be read, and ``reason`` is then the error's
+    weight 0 and a ``reason``; ``fatal`` means that its whole shard cannot be read, and ``reason`` is then the error's
     what, value and fix as JSON.
 
     Raises:
-        UnreachableError: the store does not answer, which is no fault of a sample.
+        UnreachableError: the store does not answer; no sample is at fault.
     """
     store, rows = open_store(source.snapshot_uri), np.where(indices == PADDING, 0, indices)
     made = {int(index): _sample(source, store, int(index)) for index in np.unique(rows)}
@@ -164,7 +164,7 @@ _said: set[str] = set()
 
 
 def _say_once(prompt: str, cut: str) -> None:
-    """A training set with one long caption has many: the first is named."""
+    """Log the first caption that is cut: a training set with one has many."""
     if not _said:
         log.warning("captions are longer than the model reads; of the first, this part is cut off: %r", cut[:120])
     _said.add("cut")

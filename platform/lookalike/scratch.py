@@ -1,4 +1,4 @@
-"""Temporary folders: every one lies below a folder of its process, and none outlives its job.
+"""Temporary folders: each lies below a folder of its process and is removed when its job ends.
 
 The folder of a process is ``lookalike-XXXXXXXX`` in ``TMPDIR``, with a file that the process keeps locked. It is
 removed when the process ends. What a killed process has left is removed by the next one that makes a folder there, and
@@ -24,7 +24,7 @@ JOB_VARIABLE = "LOOKALIKE_JOB"
 _PREFIX = "lookalike-"
 _LOCK = ".lookalike-scratch"  # marks a folder as ours, and holds the job's identity
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
-_LEAST_FREE = 1 << 20  # bytes; with less, whatever a library says means that the disk is full
+_LEAST_FREE = 1 << 20  # bytes; with less, any error of a library means that the disk is full
 
 _folders: dict[int, tuple[Path, int]] = {}  # by process id: a fork has a folder of its own
 

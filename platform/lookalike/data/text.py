@@ -166,7 +166,7 @@ def read_licence(values: dict[str, Any]) -> Label:
         raise TextError(
             "two licences that differ: " + " and ".join(sorted(given.values())),
             value=sorted({key for key in values if key.strip().casefold() in LICENCE_KEYS}),
-            fix="leave the one that holds",
+            fix="keep the one that applies",
         )
     return Label(*given.values())
 

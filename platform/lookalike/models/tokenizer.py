@@ -81,7 +81,7 @@ class PromptTokenizer:
 
     @cached_property
     def _literal(self) -> Any:
-        """The same tokenizer for text alone: it reads no control token. Built for the first prompt that names one."""
+        """The same tokenizer without control tokens, made when a prompt first names one."""
         entries = [
             {**entry, "special": entry["special"] or entry["id"] in self._control}
             for entry in self._values.get("added_tokens", [])

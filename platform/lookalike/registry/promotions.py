@@ -1,6 +1,6 @@
-"""The promotion log: who is champion, decided by conditional puts. MLflow's alias is a projection of it.
+"""The promotion log: which version is champion, decided by conditional puts. MLflow's alias is a projection of it.
 
-Setting an alias is no compare-and-set and keeps no history. So each promotion of a model is an object with the next
+Setting an alias is not a compare-and-set and keeps no history. So each promotion of a model is an object with the next
 number, created only if it is not there: of two promotions at a time one wins, and the other has to look again. Each
 entry holds the hash of the one before, so that an entry that was changed or removed later is noticed.
 """
@@ -26,7 +26,7 @@ Kind = Literal["promoted", "registered again", "rolled back", "begun anew"]
 _ENTRY = re.compile(r"(?!0{8})(\d{8})\.json")
 HOW_TO_CONTINUE = (
     "restore it from a copy, or start a new log with jobs/promote.py --begin-anew REASON, "
-    "where the candidate is judged by the floors alone"
+    "which judges the candidate by the floors only"
 )
 
 
@@ -52,9 +52,9 @@ class Promotion:
     """Makes every entry unlike any other, so that a writer can tell its own."""
     kind: Kind = "promoted"
     """``registered again``: the champion got another version or location. ``rolled back``: to the entry
-    ``returns_to``. ``begun anew``: without a look at the entries before."""
+    ``returns_to``. ``begun anew``: the entries before do not count."""
     reason: str = ""
-    """Why the log was begun anew or rolled back, in the words of whoever did it."""
+    """Why the log was begun anew or rolled back, as the user wrote it."""
     returns_to: int | None = None
     """The entry whose champion this one brings back."""
     bundle_uri: str | None = None

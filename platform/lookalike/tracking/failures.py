@@ -1,4 +1,4 @@
-"""What goes wrong behind MLflow, as errors that say what to do: of its server, its database and the libraries below."""
+"""Translate errors of MLflow, its server, its database and the libraries below into ours, each with a fix."""
 
 import re
 from pathlib import Path

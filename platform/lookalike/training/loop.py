@@ -223,5 +223,5 @@ class Loop:
 
 
 def _failed_in_step(columns: Columns) -> int:
-    """Samples of this rank's share of the step that could not be prepared; its first micro batch says so."""
+    """Samples of this rank's share of the step that could not be prepared; its first micro batch has the number."""
     return int(columns["failed_in_step"][0]) if "failed_in_step" in columns else 0

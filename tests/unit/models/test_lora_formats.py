@@ -190,7 +190,7 @@ def test_a_dora_of_kohya_and_a_doubled_alpha_are_refused(plain) -> None:
     tensors = named(fused_loras(found)[0], "kohya")
     with pytest.raises(InputError, match="dora_scale"):
         read_adapter({**tensors, "lora_unet_img_in.dora_scale": torch.ones(2, 1)}, found)
-    with pytest.raises(InputError, match=r"has shape \(\d+, 3\), the DiT wants"):
+    with pytest.raises(InputError, match=r"has shape \(\d+, 3\), and the DiT needs"):
         read_adapter({name: tensor[1:] if "qkv.lora_up" in name else tensor for name, tensor in tensors.items()}, found)
     with pytest.raises(InputError, match="lora_unet_double_blocks_77"):
         read_adapter({name.replace("blocks_1", "blocks_77"): tensor for name, tensor in tensors.items()}, found)
