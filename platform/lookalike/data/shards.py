@@ -8,8 +8,8 @@ nothing is lost.
 A tar that breaks off (a failed upload, a full disk) does not lose what stands before the break:
 :func:`iter_samples` gives every whole sample and raises :class:`BrokenTarError` after the last one.
 
-Every member of a tar is part of a sample or is counted as passed over, with a reason (:mod:`lookalike.data.archive`: data
-behind an end mark is read too, and links within the tar are followed).
+Every member of a tar is part of a sample or is counted as passed over, with a reason (:mod:`lookalike.data.archive`:
+data behind an end mark is read too, and links within the tar are followed).
 """
 
 import io

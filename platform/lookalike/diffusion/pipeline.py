@@ -199,8 +199,8 @@ class SubjectPipeline(DiffusionPipeline, SubjectLoraLoaderMixin):
 
         Raises:
             InputError: no references in a list or too many, an image too small or too large.
-            ConfigError: a size that does not divide, stages out of order, no step, a guidance that the DiT does not have,
-                or another argument that is out of its range.
+            ConfigError: a size that does not divide, stages out of order, no step, a guidance that the DiT
+                does not have, or another argument that is out of its range.
         """
         preset = self.preprocessor.preset
         check_number("guidance_scale", guidance_scale)

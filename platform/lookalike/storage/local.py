@@ -64,8 +64,8 @@ class LocalStore:
                 )
 
     def survey(self, prefix: str = "") -> Iterator[ObjectInfo | Skipped]:
-        """Objects as in :meth:`list`, for a folder that other programs have filled: links are followed within the store,
-        and every name that gives no object is there with its reason.
+        """Objects as in :meth:`list`, for a folder that other programs have filled: links are followed within the
+        store, and every name that gives no object is there with its reason.
 
         Raises:
             InputError: the folder itself cannot be listed.
