@@ -85,7 +85,9 @@ class LabelsConfig:
             groups = re.compile(self.subject_pattern).groups
         except re.error as error:
             raise ConfigError(
-                f"labels.subject_pattern is no regular expression: {error}", value=self.subject_pattern, fix="mend it"
+                f"labels.subject_pattern is not a valid regular expression: {error}",
+                value=self.subject_pattern,
+                fix="mend it",
             ) from None
         if groups == 0:
             raise ConfigError(

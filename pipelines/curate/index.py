@@ -61,7 +61,7 @@ class ShardIndexer:
         self._embedder = load_embedder(work.config.embedder, device)
 
     def __call__(self, unit: int) -> Columns:
-        """Index one shard. A shard that cannot be read is an ``error`` of its own, so that the others go on."""
+        """Index one shard. A shard that cannot be read is an ``error`` of its own, so that the others continue."""
         shard = self._work.units[unit]
         try:
             images = self._index(shard)

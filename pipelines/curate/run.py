@@ -56,7 +56,7 @@ class Curated:
 def curate(config: CurateConfig) -> Curated:
     """Curate what is below ``config.raw`` and publish a snapshot, unless the newest one holds just that.
 
-    Killed and started again it goes on where it was: every finished piece of work is kept under ``work/``.
+    Killed and started again it resumes: every finished piece of work is kept under ``work/``.
 
     Raises:
         InputError: no raw shards, a shard that cannot be read, or no usable pair.
@@ -150,7 +150,7 @@ def _index(config: CurateConfig, raw: Store, dataset: Store, inputs: Inputs) -> 
         raise InputError(
             f"{len(failed)} of {len(inputs.shards)} raw shards cannot be read ({failed[0]['error']})",
             value=names[:10],
-            fix="mend them and run the same command again: the others are indexed",
+            fix="repair them and run the same command again: the others are indexed",
         )
 
 

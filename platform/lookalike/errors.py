@@ -42,7 +42,7 @@ class InputError(LookalikeError):
 
 
 class ConflictError(LookalikeError):
-    """An output that already holds somebody else's result."""
+    """An output that already holds another run's result."""
 
 
 class UnreachableError(LookalikeError):
@@ -50,7 +50,7 @@ class UnreachableError(LookalikeError):
 
 
 class StoppedError(LookalikeError):
-    """A job that was asked to end before it was done; the same command goes on."""
+    """A job that was asked to end before it was done; the same command resumes."""
 
 
 class BusyError(LookalikeError):

@@ -203,7 +203,7 @@ class WorkerConfig:
     """Ray Train workers (ZeRO-3 ranks). 0 runs the same loop in this process without DeepSpeed: for debugging, and
     for small models on one GPU."""
     min_workers: int | None = None
-    """Where set, the run is elastic: it goes on with as many workers as the cluster has room for, no fewer than these,
+    """If set, the run is elastic: it continues with as many workers as the cluster has room for, no fewer than these,
     and from its last checkpoint with more, up to ``num_workers``, when there is room again."""
     resize_every_s: float = 60.0
     """Seconds between two looks for more room."""

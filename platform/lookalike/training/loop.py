@@ -116,7 +116,7 @@ class Loop:
                 if stop and step < config.total_steps:
                     raise StoppedError(
                         f"stopped after step {step} of {config.total_steps}, with a checkpoint",
-                        fix="the same command goes on from there",
+                        fix="the same command resumes from there",
                     )
 
     def _step(
