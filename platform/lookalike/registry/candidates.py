@@ -98,7 +98,7 @@ def promote(
     for _ in range(_RACES):
         now = _standing(registry, name, log_uri)
         last = now.last
-        _check_known(registry, now, sha256, log_uri)
+        _check_known(registry, now, sha256)
         version = version or registry.register(name, version_tags(candidate, sha256), candidate.run_id)
         before = None if last is None else last.version
         decision, kind = _judge(registry, now, version, scores, gate, champion_scores_uri)
@@ -237,7 +237,7 @@ def _standing(registry: Registry, name: str, log_uri: str) -> Standing:
     return now
 
 
-def _check_known(registry: Registry, now: Standing, sha256: str, log_uri: str) -> None:
+def _check_known(registry: Registry, now: Standing, sha256: str) -> None:
     """Refuse to promote if the registry has none of the log's entries, unless the candidate is the log's champion."""
     last = now.last
     if last is None or now.champion is not None or now.shown or last.bundle_sha256 == sha256:

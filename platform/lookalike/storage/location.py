@@ -28,11 +28,6 @@ def is_s3(location: str) -> bool:
     return match is not None and match[1].lower() == "s3"
 
 
-def is_local(location: str) -> bool:
-    """Whether ``location`` is a path or a ``file:`` URI."""
-    return _scheme(location) in ("", "file")
-
-
 def local_path(location: str) -> Path:
     """The absolute path of a plain path or a ``file:`` URI, without ``.`` and ``..``; nothing is looked up otherwise.
 

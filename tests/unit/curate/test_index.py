@@ -75,7 +75,7 @@ def test_labels_come_from_json_then_from_the_text_and_the_key() -> None:
     labels = LabelsConfig(subject_field="item", subject_pattern=r"^(.+)-\d+$")
     rows = [row for row, _ in read_images(tar_of(*members), "s.tar", labels)]
     assert [(row["subject"], row["caption"]) for row in rows] == [("cup", "a red cup"), ("mug", "")]
-    for pattern, what in (("(", "no regular expression"), ("a.*", "no group")):
+    for pattern, what in (("(", "not a valid regular expression"), ("a.*", "no group")):
         with pytest.raises(ConfigError, match=what):
             LabelsConfig(subject_pattern=pattern)
 

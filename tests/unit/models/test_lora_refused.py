@@ -49,13 +49,13 @@ ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
     ids=lambda value: str(value)[:40] if isinstance(value, dict) else "",
 )
 def test_settings_that_cannot_be_applied_are_refused_and_nothing_changes(
-    plain, tmp_path, changes, message, output, peft_folder
+    plain, tmp_path, changes, message, dit_output, peft_folder
 ) -> None:
     found = plain()
     with pytest.raises(InputError, match=message):
         load_lora(found, peft_folder(tmp_path, changes))
     assert not any(".lora_" in name or ".base_layer" in name for name in found.state_dict())
-    assert torch.equal(output(found), output(plain()))
+    assert torch.equal(dit_output(found), dit_output(plain()))
 
 
 def test_fields_of_a_newer_peft_without_effect_are_ignored(plain, tmp_path, peft_folder) -> None:
@@ -93,7 +93,7 @@ def drop(tensors: dict[str, Tensor], part: str) -> dict[str, Tensor]:
         (lambda t: {}, "no LoRA"),
     ],
 )  # fmt: skip
-def test_tensors_that_find_no_place_are_named(plain, tmp_path, change, message, output, peft_folder) -> None:
+def test_tensors_that_find_no_place_are_named(plain, tmp_path, change, message, dit_output, peft_folder) -> None:
     folder = peft_folder(tmp_path)
     tensors = load_file(folder / "adapter_model.safetensors")
     changed = {name: tensor.clone() for name, tensor in change(tensors).items()}
@@ -101,7 +101,7 @@ def test_tensors_that_find_no_place_are_named(plain, tmp_path, change, message, 
     found = plain()
     with pytest.raises(InputError, match=message):
         load_lora(found, folder)
-    assert torch.equal(output(found), output(plain()))
+    assert torch.equal(dit_output(found), dit_output(plain()))
 
 
 class TestWhichFile:
@@ -150,13 +150,13 @@ class TestWhichFile:
             read_adapter(tmp_path / "mug", transformer)
 
 
-def test_a_failed_load_leaves_the_other_lora_active(plain, tmp_path, output, peft_folder) -> None:
+def test_a_failed_load_leaves_the_other_lora_active(plain, tmp_path, dit_output, peft_folder) -> None:
     found = plain()
     load_lora(found, peft_folder(tmp_path / "a"))
-    before = output(found)
+    before = dit_output(found)
     with pytest.raises(InputError, match="lacks"):
         load_lora(found, peft_folder(tmp_path / "b", {"target_modules": [*ATTENTION, "proj_mlp"]}), "other")
-    assert torch.equal(output(found), before)
+    assert torch.equal(dit_output(found), before)
     assert list(found.peft_config) == ["default"]
     load_lora(found, peft_folder(tmp_path / "c", r=2), "other")
-    assert not torch.equal(output(found), before)
+    assert not torch.equal(dit_output(found), before)

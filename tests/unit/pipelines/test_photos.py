@@ -107,8 +107,9 @@ def test_a_set_is_known_by_its_content_wherever_it_lies(tmp_path: Path) -> None:
     assert len({before.sha256, more.sha256, _look(tmp_path / "moved").sha256}) == 3
 
 
-def test_shards_are_taken_as_they_are_and_nothing_beside_them(tmp_path: Path) -> None:
-    with tarfile.open(tmp_path / "shard.tar", "w"):
+@pytest.mark.parametrize("name", ["shard.tar", "SHARD.TAR", "shard.tgz", "shard.tar.zst"])
+def test_shards_are_taken_as_they_are_and_nothing_beside_them(tmp_path: Path, name: str) -> None:
+    with tarfile.open(tmp_path / name, "w"):
         pass
     assert _look(tmp_path).raw
     _add(tmp_path, "bear/{}.jpg", 0, 4)
