@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 
 RESULT = "result.json"
 _OF_OTHERS = ("loss_gap", "loss_shuffled", "identity_margin", "mllm_only/loss_gap", "mllm_only/loss_shuffled")
-# Locations count by what lies there. How it is computed changes no result.
+# Locations count by their content. How it is computed changes no result.
 _NOT_IDENTITY = (
     *("tracking", "workers", "actors", "micro_batch_size"),
     *("model", "base", "store", "photos", "distractors", "filters"),

@@ -16,7 +16,7 @@ from lookalike.values import check_values
 log = logging.getLogger(__name__)
 
 DECISION = "decision.json"
-# Locations: what lies there counts by its hash. ``out`` is the decision's own place.
+# Locations: their content counts, by its hash. ``out`` is the decision's own place.
 _NOT_IDENTITY = ("tracking", "require_promoted", "out", "scores", "bundle", "champion_scores", "log")
 
 

@@ -87,7 +87,7 @@ class LabelsConfig:
             raise ConfigError(
                 f"labels.subject_pattern is not a valid regular expression: {error}",
                 value=self.subject_pattern,
-                fix="mend it",
+                fix="write one with a group, such as '^(.+)-[0-9]+$'",
             ) from None
         if groups == 0:
             raise ConfigError(

@@ -203,7 +203,7 @@ def _text(value: str, identity: bool, prose: bool) -> Label:
     if prose and value.casefold() in _SPELLED_MISSING:
         return Label(note=f"{value!r} stands for a missing value")
     if prose and value and all(unicodedata.category(character)[0] in "CZ" for character in value):
-        return Label()  # format characters alone, such as a zero-width space
+        return Label()  # only format characters, such as a zero-width space
     return Label(value, ", ".join(notes))
 
 

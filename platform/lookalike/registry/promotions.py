@@ -154,7 +154,7 @@ class PromotionLog:
                 problem = "its checks are not a list of checks"
         except InputError as error:
             problem = error.what
-        except TypeError as error:  # a field that this version does not know, or one that is missing
+        except TypeError as error:  # a field is unknown to this version, or missing
             problem = str(error)
         if problem:
             raise InputError(
