@@ -19,7 +19,7 @@ Photographs without a subject, and filters and captions by a model, all off unti
   python jobs/curate.py --raw ./raw --dataset ./dataset --filters.not-safe.max-score 0.8 \\
       --filters.overlaid-text.max-share 0.02 --captioner.model Salesforce/blip-image-captioning-base
 
-The same command again publishes nothing if nothing is new, and goes on where it was if it was killed. With other raw
+The same command again publishes nothing if nothing is new, and resumes if it was killed. With other raw
 shards or other settings it makes the next version. To see every setting: --print_config.
 
 While one run is at work another one on the same dataset says so and leaves with exit code 4. A run that died is taken

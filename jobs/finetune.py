@@ -14,7 +14,7 @@ from pipelines.finetune import FinetuneConfig, finetune
 def main(config: FinetuneConfig) -> int:
     """Finetune, and print the model's name."""
     result = finetune(config)
-    champion = result["champion"]  # as the registry says now
+    champion = result["champion"]  # read from the registry now
     if not result["promoted"]:
         state = "refused by the gate"
     elif champion == result["version"]:

@@ -2,8 +2,8 @@
 
 The source is a folder with one folder per subject, <subject>/<nn>.jpg (also .jpeg, .png, .webp). Beside an image there
 may be <nn>.txt with its caption, or <nn>.json with any of "caption", "class", "source", "licence". Without them the
-class is the folder's name (toy_car_03 -> "toy car") and the caption "a photo of a toy car". Files that are no image are
-listed as skipped; an image that cannot be decoded is taken along, and curation drops it with a reason. Links are
+class is the folder's name (toy_car_03 -> "toy car") and the caption "a photo of a toy car". Other files are
+listed as skipped; an image that cannot be decoded is kept, and curation drops it with a reason. Links are
 followed within the source; one that leads out of it is skipped by name.
 
   python jobs/ingest.py --source ./photos --raw file:///data/raw --licence CC-BY-4.0

@@ -9,7 +9,7 @@ came out as they did, and the job ends with 0; with --require-promoted a refusal
       --out file:///runs/toys-1/promotion --tracking sqlite:////runs/mlflow.db
 
 If the champion turns out to be bad, --rollback returns to the one before (--rollback-to VERSION to an earlier one). If
-the promotion log or the champion is lost, and no copy is left, --begin-anew says so and begins the log anew:
+the promotion log or the champion is lost without a copy, --begin-anew REASON begins the log anew:
 
   python jobs/promote.py --model lookalike-mini --rollback --out file:///runs/rollback-1
   python jobs/promote.py … --begin-anew "the store of the log was lost"
@@ -32,7 +32,7 @@ def main(config: PromoteConfig) -> int:
     decision = promote(config)
     for check in decision["checks"]:
         print(f"{'ok  ' if check['passed'] else 'FAIL'} {check['name']:28} {check['why']}")
-    name, version, champion = decision["model"], decision["version"], decision["champion"]  # as the registry says now
+    name, version, champion = decision["model"], decision["version"], decision["champion"]  # read from the registry now
     shown = f"models:/{name}/{champion}" if champion else "none"
     if not decision["promoted"]:
         verdict = f"was refused (champion: {shown})"

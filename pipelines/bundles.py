@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lookalike.documents import decoding
 from lookalike.errors import InputError
 from lookalike.storage import open_store, read_object
 from lookalike.training.bundles import local_bundle
@@ -63,7 +64,7 @@ def locate_bundle(
     """Find the bundle at ``uri`` by its ``bundle.json``, without reading any weights.
 
     The base of a personal bundle is found by its hash: at ``base_uri``, if that is given; else at ``base_hint``, if it
-    lies there; else where it was when the adapter was trained.
+    lies there; else at its place when the adapter was trained.
 
     Raises:
         InputError: no finished bundle there, or not the one that ``sha256`` names; or the base is not there.
@@ -72,7 +73,7 @@ def locate_bundle(
     manifest, found = _read(uri, "name the bundle_uri of a run's result.json, or the place that it was moved to")
     if sha256 is not None and found != sha256:
         raise InputError(
-            f"the bundle is {found[:12]}, the registry says {sha256[:12]}",
+            f"the bundle here is {found[:12]}, and the registered one is {sha256[:12]}",
             value=store.uri,
             fix="restore it, or name the place of the registered one with --bundle",
         )
@@ -111,7 +112,5 @@ def _read(uri: str, fix: str) -> tuple[dict[str, Any], str]:
     if not store.exists(MANIFEST):
         raise InputError("no finished bundle here", value=store.uri, fix=fix or "check the location")
     manifest = read_object(store, MANIFEST, "base", "preset")
-    try:
+    with decoding("a valid bundle", store.uri, fix="restore it, or export it again"):
         return manifest, bundle_sha256(manifest)
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{MANIFEST} is damaged: {error!r}", value=store.uri, fix="restore or export it") from error

@@ -15,7 +15,7 @@ from typing import TypeVar
 from tenacity import before_sleep_log, retry, retry_if_exception_message, stop_after_attempt
 
 from lookalike import config as configs
-from lookalike.errors import BusyError, LookalikeError, StoppedError, UnreachableError
+from lookalike.errors import BusyError, LookalikeError, StoppedError, UnreachableError, first_line
 from lookalike.redaction import redact
 from lookalike.scratch import JOB_VARIABLE, sweep
 
@@ -58,7 +58,7 @@ def run_job(config_class: type[ConfigT], body: Callable[[ConfigT], int | None], 
 def _run(config_class: type[ConfigT], body: Callable[[ConfigT], int | None], description: str | None) -> int:
     try:
         code = body(configs.parse(config_class, description=description)) or 0
-        sys.stdout.flush()  # here a reader that has gone is noticed
+        sys.stdout.flush()  # raises BrokenPipeError if the reader has ended
         return code
     except StoppedError as stopped:
         _say(str(stopped))
@@ -81,20 +81,20 @@ def _run(config_class: type[ConfigT], body: Callable[[ConfigT], int | None], des
 
 
 def _unexpected(error: Exception) -> int:
-    """The last frame, for what no boundary has turned into an error of ours: one line; the traceback goes to DEBUG."""
+    """Report an exception that was not translated to one of ours: one line; the traceback goes to the DEBUG log."""
     while isinstance(cause := getattr(error, "cause", None), Exception):  # of a task of Ray
         error = cause
     if isinstance(error, LookalikeError):
         _say(f"error: {error}")
         return EXIT_ERROR
     log.debug("traceback of the error", exc_info=True)
-    said = next(iter(str(error).splitlines()), "")
+    problem = first_line(error)
     if isinstance(error, MemoryError):
         _say("error: out of memory; use a machine with more, or lower the batch size")
     elif isinstance(error, OSError):
-        _say(f"error: the operating system refused: {said or type(error).__name__}; fix that and run the command again")
+        _say(f"error: the operating system refused: {problem or type(error).__name__}; fix that and run it again")
     else:
-        what = f"internal error, {type(error).__name__}: {said[:300]}"
+        what = f"internal error, {type(error).__name__}: {problem}"
         _say(f"error: {what}; please report it, with its traceback by LOOKALIKE_LOG_LEVEL=DEBUG")
     return EXIT_INTERNAL
 

@@ -4,12 +4,12 @@ Each part is what its own job does; here they follow one another below one prefi
 a folder for each set of photos.
 """
 
-import json
 import logging
 from dataclasses import dataclass, field
 from typing import Any
 
 from lookalike import config as configs
+from lookalike.documents import parse_object
 from lookalike.errors import ConfigError, InputError, LookalikeError
 from lookalike.evaluation.gate import GateConfig
 from lookalike.models.bundle import read_preset
@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 
 RESULT = "result.json"
 _OF_OTHERS = ("loss_gap", "loss_shuffled", "identity_margin", "mllm_only/loss_gap", "mllm_only/loss_shuffled")
-# Locations count by what lies there. How it is computed changes no result.
+# Locations count by their content. How it is computed changes no result.
 _NOT_IDENTITY = (
     *("tracking", "workers", "actors", "micro_batch_size"),
     *("model", "base", "store", "photos", "distractors", "filters"),
@@ -62,7 +62,7 @@ def default_filters() -> FiltersConfig:
 
 @dataclass(frozen=True)
 class FinetuneConfig:
-    """Train a personal adapter on a few photos. The same command again resumes, or says that it is done."""
+    """Train a personal adapter on a few photos. The same command again resumes, or returns the finished result."""
 
     customer: str
     """Id of the tenant: lower-case letters, digits, ``_`` and ``-``."""
@@ -79,7 +79,8 @@ class FinetuneConfig:
     distractors: str | None = None
     """URI of a data set of other subjects, whose conditions the evaluation takes as the wrong ones."""
     filters: FiltersConfig = field(default_factory=default_filters)
-    """What is dropped of the photos. By default nothing for not resembling the others: the customer says who it is."""
+    """What is dropped of the photos. By default a photo that does not resemble the others stays: the
+    customer names the subject."""
     adapter: LoraConfig = field(default_factory=LoraConfig)
     """LoRA on the DiT."""
     stages: list[StageConfig] = field(default_factory=default_stages)
@@ -106,7 +107,7 @@ class FinetuneConfig:
 
 
 def finetune(config: FinetuneConfig) -> dict[str, Any]:
-    """Run the whole way; returns what ``result.json`` holds, with the ``champion`` as of now.
+    """Ingest, curate, train, evaluate and register; returns ``result.json``'s content with the ``champion`` as of now.
 
     Each set of photos has a place of its own, by its content: photos that were added, removed or replaced are a new
     input for the same command.
@@ -189,7 +190,7 @@ def _champion_scores(config: FinetuneConfig, name: str, place: Store, dataset: s
     out = place.child(f"champion-{now.champion.bundle_sha256[:12]}")
     try:
         evaluate(_evaluation(config, out, dataset, now.champion.bundle_uri, None))
-    except InputError as error:  # its bundle or base is not there: the gate says what it lacks
+    except InputError as error:  # its bundle or base is not there: the gate names what is missing
         log.warning("the champion %s cannot be measured on these photos: %s", now.champion, error)
         return None
     return out.uri
@@ -203,7 +204,7 @@ def _check_settings(config: FinetuneConfig, home: Store, bundle_uri: str) -> Non
     _evaluation(config, place, "", bundle_uri, bundle_uri)
     transformer = bundle / "transformer" / "config.json"
     if transformer.is_file():  # else it is a personal bundle, which training refuses by name
-        check_lora(config.adapter, json.loads(transformer.read_text()))
+        check_lora(config.adapter, parse_object(transformer.read_bytes(), str(transformer)))
     others = [metric for metric in _metrics(config.gate) if metric.startswith(_OF_OTHERS)]
     if config.distractors is None and others:
         log.warning(
@@ -218,7 +219,7 @@ def _metrics(gate: GateConfig) -> list[str]:
 
 
 def _made_before(config: FinetuneConfig, home: Store) -> bool:
-    """Whether the subject's prefix holds a finished finetune of before photos had places of their own, on these."""
+    """Whether the subject's prefix holds a finished finetune of these photos by an earlier version of this software."""
     if not home.exists(RESULT) or read_claim(home) is None:
         return False
     raw = read_claim(home.child("raw"))
@@ -227,11 +228,11 @@ def _made_before(config: FinetuneConfig, home: Store) -> bool:
 
 
 def _with_champion(config: FinetuneConfig, name: str, result: dict[str, Any]) -> dict[str, Any]:
-    """The result, with who is champion as the registry says now; None if nobody can say."""
+    """The result with the version that is champion now; None if the registry cannot be read."""
     try:
         return {**result, "champion": champion_now(name, config.tracking)}
     except LookalikeError as error:
-        log.warning("who is champion of %s is not known now: %s", name, error)
+        log.warning("the champion of %s cannot be read: %s", name, error)
         return {**result, "champion": None}
 
 

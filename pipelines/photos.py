@@ -1,22 +1,21 @@
-"""A customer's photos as a finetune gets them: what is there, how many can be read, and the identity of the set."""
+"""Check a customer's photos before a finetune: their layout, their number, their formats, and their identity."""
 
 import hashlib
-import importlib.util
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from lookalike import config as configs
+from lookalike.data.formats import HEIC_EXTENSIONS
 from lookalike.data.images import EXTENSIONS
 from lookalike.errors import InputError
 from lookalike.storage import Store
+from pipelines.curate.raw import is_shard
+from pipelines.ingest.folder import MASK
 
 MIN_PHOTOS, MAX_PHOTOS = 4, 20
-_MAX_FILES = 1_000  # a personal set; more is another folder
-_SHARDS = (".tar", ".tar.gz", ".tgz")
-_MASK = ".mask.png"
-_HEIC = ("heic", "heif")
-_OTHER_FORMATS = (*_HEIC, "avif", "tif", "tiff", "gif", "bmp", "jp2", "jxl", "dng", "cr2", "cr3", "nef", "arw", "raw")
+_MAX_FILES = 1_000  # a personal set has few; with more, it is the wrong folder
+_OTHER_FORMATS = (*HEIC_EXTENSIONS, "tif", "tiff", "gif", "bmp", "jp2", "jxl", "dng", "cr2", "cr3", "nef", "arw", "raw")
 
 
 @dataclass(frozen=True)
@@ -36,12 +35,12 @@ def photo_set(store: Store, shown: str) -> PhotoSet:
     """
     keys = [info.key for info in store.list() if not any(part.startswith(".") for part in info.key.split("/"))]
     if not keys:
-        raise InputError("no photos", value=shown, fix=f"bring {MIN_PHOTOS} to {MAX_PHOTOS} of them")
+        raise InputError("no photos were found", value=shown, fix=f"bring {MIN_PHOTOS} to {MAX_PHOTOS} of them")
     if len(keys) > _MAX_FILES:
         raise InputError(
             f"{len(keys)} files", value=shown, fix=f"name a folder with {MIN_PHOTOS} to {MAX_PHOTOS} photos"
         )
-    tars = [key for key in keys if key.lower().endswith(_SHARDS)]
+    tars = [key for key in keys if is_shard(key)]
     if not tars:
         _check_photos(keys, shown)
     elif any(_extension(key) in EXTENSIONS for key in keys):
@@ -69,12 +68,14 @@ def check_number(number: int, shown: str) -> None:
 
 
 def _check_photos(keys: list[str], shown: str) -> None:
-    photos = [key for key in keys if _is_photo(key) and _reads(_extension(key))]
-    unread = Counter(_extension(key) for key in keys if not _reads(_extension(key)) and _is_photo(key))
+    photos = [key for key in keys if _is_photo(key) and _extension(key) in EXTENSIONS]
+    unread = Counter(_extension(key) for key in keys if _is_photo(key) and _extension(key) not in EXTENSIONS)
     inside = [key for key in photos if key.count("/") == 1]
     if unread and len(inside) < MIN_PHOTOS:
         names = ", ".join(f"{number} {extension.upper()}" for extension, number in sorted(unread.items()))
-        heic = "install the extra with: pip install 'lookalike[heic]'; or " if any(e in unread for e in _HEIC) else ""
+        heic = (
+            "install the extra with: pip install 'lookalike[heic]'; or " if unread.keys() & set(HEIC_EXTENSIONS) else ""
+        )
         raise InputError(
             f"{len(inside)} photos that can be read, and files in formats that cannot: {names}",
             value=shown,
@@ -101,9 +102,4 @@ def _extension(key: str) -> str:
 
 
 def _is_photo(key: str) -> bool:
-    return _extension(key) in (*EXTENSIONS, *_OTHER_FORMATS) and not key.lower().endswith(_MASK)
-
-
-def _reads(extension: str) -> bool:
-    """Whether photos with this extension are decoded; HEIC by the extra alone."""
-    return extension in EXTENSIONS and (extension not in _HEIC or importlib.util.find_spec("pillow_heif") is not None)
+    return _extension(key) in (*EXTENSIONS, *_OTHER_FORMATS) and not key.lower().endswith(MASK)

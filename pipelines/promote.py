@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lookalike import config as configs
-from lookalike.errors import ConfigError, InputError
+from lookalike.documents import parse_object
+from lookalike.errors import ConfigError
 from lookalike.evaluation.gate import GateConfig
 from lookalike.storage import Store, open_store
 from lookalike.storage.claim import claim
@@ -15,13 +16,13 @@ from lookalike.values import check_values
 log = logging.getLogger(__name__)
 
 DECISION = "decision.json"
-# Locations: what lies there counts by its hash. ``out`` is the decision's own place.
+# Locations: their content counts, by its hash. ``out`` is the decision's own place.
 _NOT_IDENTITY = ("tracking", "require_promoted", "out", "scores", "bundle", "champion_scores", "log")
 
 
 @dataclass(frozen=True)
 class PromoteConfig:
-    """Judge a bundle by its scores and make it champion, or say why not; or return to an earlier champion."""
+    """Judge a bundle by its scores and make it champion, or record why not; or return to an earlier champion."""
 
     model: str
     """Name of the registered model: lower-case letters, digits, '_' and '-', or CUSTOMER--SUBJECT."""
@@ -40,7 +41,7 @@ class PromoteConfig:
     rollback_to: int | None = None
     """Return to this version, which was champion before."""
     begin_anew: str | None = None
-    """Begin the promotion log anew with this bundle, judged by the floors alone, because the log or the champion is
+    """Begin the promotion log anew with this bundle, judged by the floors only, because the log or the champion is
     lost. The reason, in words: it is recorded in the log."""
     tracking: str | None = None
     """MLflow tracking URI; by default MLFLOW_TRACKING_URI."""
@@ -97,7 +98,7 @@ def promote(config: PromoteConfig) -> dict[str, Any]:
 
 
 def _is_unset(key: str, value: Any) -> bool:
-    """Settings that records of before did not have, where they change nothing."""
+    """Whether a setting that earlier records lack has no effect."""
     return key in ("rollback", "rollback_to", "begin_anew") and not value
 
 
@@ -139,14 +140,10 @@ def _decide(config: PromoteConfig, name: str, store: Store, fingerprint: str) ->
 def _earlier_decision(config: PromoteConfig, name: str, store: Store, fingerprint: str) -> dict[str, Any]:
     from lookalike import registry
 
-    try:
-        earlier: dict[str, Any] = dict(json.loads(store.read(DECISION)))
-        promoted, sha256 = bool(earlier["promoted"]), str(earlier["bundle_sha256"])
-        assert {"model", "version", "checks", "champion_before"} <= earlier.keys()
-    except (ValueError, KeyError, TypeError, AssertionError) as error:
-        raise InputError(
-            "the decision here is damaged", value=f"{store.uri}/{DECISION}", fix="remove it and run the same command"
-        ) from error
+    names = ("model", "version", "promoted", "bundle_sha256", "checks", "champion_before")
+    fix = "remove it and run the same command again"
+    earlier = parse_object(store.read(DECISION), store.uri_of(DECISION), *names, fix=fix)
+    promoted, sha256 = bool(earlier["promoted"]), str(earlier["bundle_sha256"])
     if promoted and not config.returns and registry.is_lost(name, sha256, config.tracking):
         log.warning("the champion of this decision was lost from the registry; it is registered again")
         return _decide(config, name, store, fingerprint)

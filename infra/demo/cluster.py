@@ -38,7 +38,7 @@ class JobFailedError(Exception):
 class Cluster:
     """``with Cluster(state, repo) as cluster``: a Ray head with jobs, started and stopped by infra/local/stack.py.
 
-    One that is not ``owned`` runs already, and goes on running.
+    One that is not ``owned`` runs already, and keeps running.
     """
 
     def __init__(self, state: Path, repo: Path, owned: bool = True) -> None:

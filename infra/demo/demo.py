@@ -6,7 +6,7 @@
 
 Every step is what a user types: `ray job submit … -- python jobs/x.py …`. The cluster is started for the demo and
 stopped at its end, also after a failure or Ctrl-C (a --stack was there before and stays); nothing else is touched. Run
-again, it goes on where it stopped.
+again, it resumes where it stopped.
 """
 
 import argparse
@@ -140,7 +140,7 @@ def main() -> int:
         print(f"\n{error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("\nstopped; the same command goes on from here", file=sys.stderr)
+        print("\nstopped; the same command resumes from here", file=sys.stderr)
         return 130
     print(f"\n{table(results)}\n\nreport: {values['DATA']}/report.html")
     return 0

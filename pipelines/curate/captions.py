@@ -1,4 +1,4 @@
-"""Captions that a training can take: without names of control tokens, and not longer than its model reads."""
+"""Fit captions to training: remove names of control tokens, and cut to the length that the model reads."""
 
 import hashlib
 import re
@@ -10,7 +10,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from lookalike.errors import ConfigError
+from lookalike.documents import parse_object
+from lookalike.errors import ConfigError, first_line
+from lookalike.values import check_values
 
 _CONTROL = re.compile(  # control tokens and placeholders of the multimodal models in use, as data sets leave them
     r"<\|[^|<>\s]{1,40}\|>"
@@ -30,10 +32,11 @@ class CaptionsConfig:
     """Of any caption."""
     presets: list[str] = field(default_factory=list)
     """Models that are to be trained (presets by name, or YAML files): a caption is cut to the tokens that each of them
-    reads. Their tokenizers are read, from the Hub if a preset names one there. ``[]``: no tokens are counted, and a
+    reads. Their tokenizers are read, from the Hub if a preset names one there. ``[]``: no tokens are counted, and
     training cuts what its model cannot read."""
 
     def __post_init__(self) -> None:
+        check_values(self)
         if self.max_characters < 1:
             raise ConfigError("captions.max_characters is below 1", value=self.max_characters, fix="use 1 or more")
         if self.presets:
@@ -44,7 +47,7 @@ class CaptionsConfig:
 
 
 def fit_captions(rows: pa.Table, config: CaptionsConfig) -> pa.Table:
-    """The rows with captions and classes that every model of ``config`` can take; ``note`` says what was cut."""
+    """The rows with captions and classes that every model of ``config`` can take; ``note`` records what was cut."""
     captions, classes, notes = (rows[name].to_pylist() for name in ("caption", "class_name", "note"))
     tokenizers = [_tokenizer(name) for name in config.presets]
     changed = False
@@ -123,24 +126,22 @@ def _at_word(text: str, end: int) -> str:
 
 @cache
 def _tokenizer(preset_name: str) -> Limit:
-    from tokenizers import Tokenizer
-
     from lookalike.models.presets import load_preset
+    from lookalike.models.tokenizer import load_tokenizer
 
     preset = load_preset(preset_name)
     path = _tokenizer_file(preset.mllm.source, preset.mllm.revision, preset_name)
-    tokenizer = Tokenizer.from_file(str(path))
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
+    data = path.read_bytes()
+    tokenizer = load_tokenizer(parse_object(data, str(path), fix="download it again"))
     added = tokenizer.get_added_tokens_decoder().values()
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    digest = hashlib.sha256(data).hexdigest()
     return Limit(preset.name, preset.mllm.max_prompt_tokens, tokenizer, tuple(str(t.content) for t in added), digest)
 
 
 def _tokenizer_file(source: str | None, revision: str | None, preset: str) -> Path:
     from lookalike.models.sources import WEIGHTS_DIR
 
-    fix = "leave the preset out of captions.presets: a training cuts what its model cannot read"
+    fix = "leave the preset out of captions.presets: training cuts what its model cannot read"
     if source is None:
         raise ConfigError("the MLLM of a preset has no source, and so no tokenizer", value=preset, fix=fix)
     if source.startswith("package:") or Path(source).is_dir():
@@ -154,5 +155,5 @@ def _tokenizer_file(source: str | None, revision: str | None, preset: str) -> Pa
         return Path(hf_hub_download(source, "tokenizer.json", revision=revision))
     except Exception as error:  # of the network, the Hub, or the disk
         raise ConfigError(
-            f"the tokenizer of preset {preset} cannot be loaded ({str(error).splitlines()[0]})", value=source, fix=fix
+            f"the tokenizer of preset {preset} cannot be loaded ({first_line(error)})", value=source, fix=fix
         ) from error

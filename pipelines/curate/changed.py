@@ -1,7 +1,7 @@
 """Raw shards that changed after they were indexed: every image that is read again is compared with its row's hash.
 
 A listing shows most changes, and then the shard is indexed again. It does not show another content with the same size
-and modification time, or a change while the run is under way. Such a change is recorded below ``work/changed/``, as a
+and modification time, or a change during the run. Such a change is recorded below ``work/changed/``, as a
 mark that joins the shard's ETag, so that the next run indexes the shard anew.
 """
 
@@ -31,7 +31,7 @@ def with_recorded_changes(shards: list[ObjectInfo], dataset: Store) -> list[Obje
 
 
 def read_image(store: Store, key: str, row: Mapping[str, Any], shard: ObjectInfo, dataset: Store) -> bytes:
-    """The file of an image, which lies in ``key`` of ``store`` at the place that its row says.
+    """The file of an image, which lies in ``key`` of ``store`` at the place in its row.
 
     Raises:
         InputError: the bytes are no longer those that were indexed. The change of ``shard`` is recorded.
@@ -41,14 +41,14 @@ def read_image(store: Store, key: str, row: Mapping[str, Any], shard: ObjectInfo
         data = store.read_range(key, row["offset"], row["length"])
     except InputError:
         size = next((info.size for info in store.list(key) if info.key == key), None)
-        if size is None or size >= end:  # it is gone, or cannot be read: the store's error says so
+        if size is None or size >= end:  # it is gone, or cannot be read: the store's error names it
             raise
         data = b""
     if sha256(data) == row["sha256"]:
         return data
     dataset.write(f"{FOLDER}/{shard_id(shard)}", sha256(data).encode())
     raise InputError(
-        f"the raw shard changed after it was indexed: the image at byte {row['offset']} is another",
+        f"the raw shard changed after it was indexed: the image at byte {row['offset']} differs",
         value=f"{store.uri}/{key}",
         fix="run the same command again: the shard is indexed anew",
     )

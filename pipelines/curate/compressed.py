@@ -1,7 +1,6 @@
 """Compressed raw shards: what is in them is copied once, since a compressed stream has no ranges.
 
-Which they are is seen by their first bytes: a gzip that is called ``.tar`` is read, and so is a tar that is called
-``.tar.gz``.
+They are recognised by their first bytes: a gzip named ``.tar`` is read, and so is a tar named ``.tar.gz``.
 """
 
 import bz2
@@ -12,7 +11,7 @@ from typing import BinaryIO, Protocol
 
 import pyarrow as pa
 
-from lookalike.data.archive import HEAD_BYTES, kind_of
+from lookalike.data.formats import HEAD_BYTES, archive_kind
 from lookalike.data.shards import open_object
 from lookalike.scratch import scratch
 from lookalike.storage import ObjectInfo, Store
@@ -22,8 +21,8 @@ _TAIL = 4 << 10  # bytes of a zstd or lz4 stream at a time: what is lost before 
 
 
 def compression_of(raw: Store, info: ObjectInfo) -> str | None:
-    """``gzip``, ``bzip2``, ``xz``, ``zstd`` or ``lz4``; None where the bytes are read as they are."""
-    kind = kind_of(raw.read_range(info.key, 0, min(info.size, HEAD_BYTES)))
+    """``gzip``, ``bzip2``, ``xz``, ``zstd`` or ``lz4``; None if it is not compressed."""
+    kind = archive_kind(raw.read_range(info.key, 0, min(info.size, HEAD_BYTES)))
     return kind if kind in _INFLATE else None
 
 
@@ -46,13 +45,13 @@ def unpack(raw: Store, info: ObjectInfo, kind: str, dataset: Store, key: str) ->
                     broken = f"its {kind} stream {error}"
             if broken:
                 dataset.write(broken_key, broken.encode())
-            dataset.upload(key, path)  # last: where the copy is there, what is said of it is there
+            dataset.upload(key, path)  # last, so that a copy that is there has its note
     broken = dataset.read(broken_key).decode() if dataset.exists(broken_key) else ""
     return next(copy for copy in dataset.list(key) if copy.key == key), broken
 
 
 class _BrokenStreamError(Exception):
-    """Says where a compressed stream ends too early, or that something else follows."""
+    """A compressed stream that ends too early, or that other data follows."""
 
 
 class _Decompressor(Protocol):
@@ -128,7 +127,7 @@ def _arrow_stream(codec: str) -> Callable[[BinaryIO], Iterator[bytes]]:
                 written += len(data)
                 yield data
         except (pa.ArrowException, OSError) as error:
-            raise _BrokenStreamError(f"cannot be read on behind its first {written} bytes: {error}") from None
+            raise _BrokenStreamError(f"cannot be read after its first {written} bytes: {error}") from None
 
     return inflate
 

@@ -85,7 +85,9 @@ class LabelsConfig:
             groups = re.compile(self.subject_pattern).groups
         except re.error as error:
             raise ConfigError(
-                f"labels.subject_pattern is no regular expression: {error}", value=self.subject_pattern, fix="mend it"
+                f"labels.subject_pattern is not a valid regular expression: {error}",
+                value=self.subject_pattern,
+                fix="write one with a group, such as '^(.+)-[0-9]+$'",
             ) from None
         if groups == 0:
             raise ConfigError(
@@ -133,7 +135,7 @@ class CurateConfig:
     """URI of the prefix with the raw shards (``*.tar``, plain or compressed), a brace expression
     (``s3://bucket/raw/shard-{000000..000063}.tar``), or a list of either. What is named lies below one prefix."""
     dataset: str
-    """URI of the prefix that gets the snapshots, and ``work/``, from which a killed run goes on."""
+    """URI of the prefix that gets the snapshots, and ``work/``, from which a killed run resumes."""
     embedder: str = "efficientnet-lite0-colour"
     """What similarity means: a packaged embedder, a folder or a Hub id (``facebook/dinov2-small@<revision>``). The
     defaults of the filters that look at similarity are calibrated to the default embedder. ``none`` embeds nothing:

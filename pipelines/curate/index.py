@@ -12,7 +12,8 @@ from lookalike.data.formats import HEIC_EXTENSIONS
 from lookalike.data.images import EXTENSIONS, ImageError, decode_at_least, decode_noted
 from lookalike.data.passed_over import PassedOver
 from lookalike.data.shards import BrokenTarError, Sample, iter_samples, open_object
-from lookalike.errors import LookalikeError
+from lookalike.data.text import escaped
+from lookalike.errors import LookalikeError, describe
 from lookalike.storage import ObjectInfo, Store, open_store
 from pipelines.actors import Columns
 from pipelines.curate.changed import read_image
@@ -60,7 +61,7 @@ class ShardIndexer:
         self._embedder = load_embedder(work.config.embedder, device)
 
     def __call__(self, unit: int) -> Columns:
-        """Index one shard. A shard that cannot be read is an ``error`` of its own, so that the others go on."""
+        """Index one shard. A shard that cannot be read is an ``error`` of its own, so that the others continue."""
         shard = self._work.units[unit]
         try:
             images = self._index(shard)
@@ -68,7 +69,7 @@ class ShardIndexer:
             what = str(error)
             if not isinstance(error, LookalikeError):
                 log.exception("raw shard %s cannot be indexed", self._work.inputs.shards[shard].key)
-                what = f"{type(error).__name__}: {error}"
+                what = describe(error)
             return {"shard": np.array([shard]), "images": np.array([0]), "error": np.array([what], object)}
         return {"shard": np.array([shard]), "images": np.array([images]), "error": np.array([""], object)}
 
@@ -144,7 +145,8 @@ def read_images(
     """A row for each sample of a raw shard, and its pixels at a reduced scale if it can be decoded.
 
     A shard that breaks off ends with a row for each sample that is known to be cut, or with one that has no key.
-    ``broken`` says that more is missing than the tar itself can tell. ``members`` counts what is read and what is not.
+    ``broken`` is the error of the compressed shard that the tar came from, if any. ``members`` counts members that are
+    not read.
     """
     members = PassedOver() if members is None else members
     try:
@@ -200,7 +202,7 @@ def _read_sample(
         return _row(sample.key, shard, **known, error=error.what, note="; ".join(notes)), None
     except Exception as error:  # one sample never ends the index
         log.warning("%s: sample %r cannot be read", shard, sample.key, exc_info=True)
-        what = f"{type(error).__name__}: {error}"[:_ERROR_CHARACTERS]
+        what = describe(error)[:_ERROR_CHARACTERS]
         return _row(sample.key, shard, **known, error=what, note="; ".join(notes)), None
     return _row(sample.key, shard, **known, **seen, note="; ".join(notes)), photo.pixels
 
@@ -208,11 +210,6 @@ def _read_sample(
 def _row(key: str, shard: str, **values: Any) -> dict[str, Any]:
     place = {"offset": -1, "length": 0, "sha256": None}
     row = {"key": key, "shard": shard, **place, **dict.fromkeys(FIELDS, ""), **_NOT_DECODED, **values}
-    # names out of tars and JSON may hold lone surrogates, which no table takes
-    row |= {name: _encodable(value) for name, value in row.items() if isinstance(value, str)}
+    row |= {name: escaped(value) for name, value in row.items() if isinstance(value, str)}
     row["subject_hash"] = subject_hash(row["subject"])
     return row
-
-
-def _encodable(text: str) -> str:
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -1,4 +1,4 @@
-"""What lay in the raw prefix and in its tars and became no image: the reasons, and how they are shown."""
+"""Objects of the raw prefix and members of its tars that give no image: the reasons, and how they are shown."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any

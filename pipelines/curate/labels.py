@@ -1,4 +1,4 @@
-"""What a sample says beside its image: labels from its JSON, its text and its key, and the share of its mask."""
+"""Read what a sample has beside its image: labels from its JSON, its text and its key, and the share of its mask."""
 
 import re
 from typing import Any
@@ -31,7 +31,7 @@ def read_labels(key: str, payload: dict[str, bytes], config: LabelsConfig, notes
             continue
         value = values.get(name)
         if column == "consent" and isinstance(value, bool):
-            value = str(value).lower()  # consent is what one says yes or no to
+            value = str(value).lower()  # consent may be a yes or a no
         label = read_label(
             value, many=column == "caption", identity=column == "subject", prose=column in ("caption", "class_name")
         )

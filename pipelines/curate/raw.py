@@ -1,4 +1,4 @@
-"""The raw shards: which they are, and what else lies beside them."""
+"""Find the raw shards, and what else lies beside them."""
 
 import math
 import os
@@ -10,6 +10,7 @@ from itertools import islice
 import braceexpand
 
 from lookalike.data.passed_over import PassedOver
+from lookalike.data.text import is_utf8
 from lookalike.errors import ConfigError, InputError
 from lookalike.storage import ObjectInfo, Store, locate_object, open_store, overlap
 from lookalike.storage.survey import survey
@@ -31,7 +32,7 @@ class RawListing:
     shards: list[ObjectInfo]
     """In the order of their keys below :func:`raw_store`."""
     objects: PassedOver
-    """``found``: names below the prefixes that ``raw`` names; those that are no raw shard are passed over."""
+    """``found``: names below the prefixes that ``raw`` names; those that are not raw shards are passed over."""
 
 
 def is_shard(name: str) -> bool:
@@ -68,7 +69,7 @@ def list_raw(raw: str | Sequence[str], dataset: Store) -> RawListing:
         shards |= _below(common, prefix, objects)
     for prefix in prefixes.difference(outermost):
         if not any(_holds(prefix, key) for key in shards):
-            _below(common, prefix, PassedOver())  # says what is there instead
+            _below(common, prefix, PassedOver())  # raises an error that names what is there instead
     named = sorted({(store.prefix_in(common) or "") + shard for store, shard in places if shard})
     wanted = [key for key in named if not any(_holds(prefix, key) for prefix in outermost)]
     there = _named(common, wanted)
@@ -77,7 +78,7 @@ def list_raw(raw: str | Sequence[str], dataset: Store) -> RawListing:
     missing = [key for key in named if key not in shards]
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise InputError("no such shard", value=f"{common.uri_of(missing[0])}{more}", fix="check --raw")
+        raise InputError("the shard does not exist", value=f"{common.uri_of(missing[0])}{more}", fix="check --raw")
     return RawListing(sorted(shards.values(), key=lambda info: info.key), objects)
 
 
@@ -91,7 +92,7 @@ def _places(raw: str | Sequence[str]) -> list[tuple[Store, str]]:
 
 
 def _expanded(item: str) -> Iterator[str]:
-    """What a brace expression names; a folder or prefix that is named just like this, with its braces, is itself."""
+    """What a brace expression names; an existing folder or prefix whose name has these braces is itself."""
     if "{" not in item or _is_there(item):
         yield item
         return
@@ -146,7 +147,7 @@ def _below(store: Store, prefix: str, objects: PassedOver) -> dict[str, ObjectIn
         own.found += 1
         if isinstance(entry, Skipped):
             own.add(entry.reason, entry.key)
-        elif not _is_utf8(entry.key):
+        elif not is_utf8(entry.key):
             own.add("name_not_utf8", entry.key)
         elif is_shard(entry.key):
             shards[entry.key] = entry
@@ -175,15 +176,6 @@ def _is_object(place: Store) -> bool:
         return place.parent.exists(place.name)
     except ConfigError:  # a bucket, or the root of a file system
         return False
-
-
-def _is_utf8(key: str) -> bool:
-    """Whether a name can stand in a manifest and a table: a file system allows others too."""
-    try:
-        key.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _why_no_shard(key: str) -> str:

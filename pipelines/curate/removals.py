@@ -1,4 +1,4 @@
-"""The take-down list at work: what it names in these raw shards and in the snapshots before."""
+"""Apply the take-down list: find what it names in these raw shards and in earlier snapshots."""
 
 import logging
 from collections.abc import Callable, Iterable
@@ -29,9 +29,9 @@ ENTRIES_SHOWN = 1000  # entries of the take-down list in the manifest; a longer 
 def take_down(
     stage: StageWork, versions: list[int], run_tasks: Callable[..., Iterable[pa.Table]]
 ) -> tuple[StageWork, dict[str, Any] | None, dict[str, int]]:
-    """The stage with the list widened by the contents that it names, and what the manifest says of the list: its hash
-    and entries, how many images each names, and how many images which snapshots hold. And the images by entry, if there
-    are more than the manifest shows.
+    """The stage with the list widened by the contents that it names, the record of the list for the manifest (its
+    hash and entries, the images that each names, and the snapshots that hold such images), and the images by entry if
+    they are more than the manifest shows.
 
     Raises:
         InputError: an entry that names no image, here or in an earlier snapshot, and is not allowed to.

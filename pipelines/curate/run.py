@@ -52,13 +52,13 @@ class Curated:
     manifest: dict[str, Any]
     """Its manifest."""
     passed_over: dict[str, Any]
-    """As in the manifest, but the objects are those that this run has listed, also where it published nothing."""
+    """As in the manifest, but the objects are those that this run has listed, also if it published nothing."""
 
 
 def curate(config: CurateConfig) -> Curated:
     """Curate what is below ``config.raw`` and publish a snapshot, unless the newest one holds just that.
 
-    Killed and started again it goes on where it was: every finished piece of work is kept under ``work/``.
+    Killed and started again it resumes: every finished piece of work is kept under ``work/``.
 
     Raises:
         InputError: no raw shards, a shard that cannot be read, or no usable pair.
@@ -162,7 +162,7 @@ def _index(config: CurateConfig, raw: Store, dataset: Store, inputs: Inputs) -> 
         raise InputError(
             f"{len(failed)} of {len(inputs.shards)} raw shards cannot be read ({failed[0]['error']})",
             value=names[:10],
-            fix="mend them and run the same command again: the others are indexed",
+            fix="repair them and run the same command again: the others are indexed",
         )
 
 

@@ -47,7 +47,7 @@ def read_span(store: Store, info: ObjectInfo, span: tuple[int, int], by: str = "
 
 
 def read_columns(store: Store, info: ObjectInfo, columns: Sequence[str]) -> pa.Table:
-    """Some columns of a table, of which alone the bytes are read."""
+    """Some columns of a table; only their bytes are read."""
     with decoding("a Parquet table", store.uri_of(info.key)):
         return pq.read_table(open_object(store, info, _READ_AHEAD), columns=list(columns))
 

@@ -1,10 +1,8 @@
-"""The take-down list: what it names, the copy that a curation keeps of it, and what each entry of it has matched."""
+"""The take-down list: its entries, the copy that a curation run keeps, and how many images each entry matches."""
 
-import codecs
 import hashlib
 import json
 import re
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -14,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lookalike.data.text import decode_text, normal
 from lookalike.documents import decoding
 from lookalike.errors import ConfigError, InputError
 from lookalike.scratch import scratch
@@ -23,38 +22,31 @@ from pipelines.curate.tables import read_columns
 
 FOLDER = "work/taken-down"
 _RESTORE = "restore it, or remove that version if nothing needs it"
+_MAX_BYTES = 1 << 30  # of a list: 16 million hashes
 _SHOWN = 20  # entries in a job's output
 _KINDS = ("sha256", "key", "subject", "source")  # columns of the image table
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 _HASH_LINE = re.compile(r"(?:sha256\s*:)?\s*([0-9a-f]{64})\s*(?:\s#.*)?", re.IGNORECASE)
 _LINE = re.compile(r"\r\n|\n|\r")  # str.splitlines would also divide a name at a form feed or U+2028
-_MARKS = (
-    (codecs.BOM_UTF8, "utf-8-sig"),
-    (codecs.BOM_UTF32_LE, "utf-32"),
-    (codecs.BOM_UTF32_BE, "utf-32"),
-    (codecs.BOM_UTF16_LE, "utf-16"),
-    (codecs.BOM_UTF16_BE, "utf-16"),
-)
 # Spaces of no width and marks of direction: what comes along when a name is copied out of a page or a file manager.
 _UNSEEN = "\u200b\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2060\u2066\u2067\u2068\u2069\ufeff"
 
 
-def normal(name: str) -> str:
+def trimmed(name: str) -> str:
     """The form in which names are compared: Unicode's NFC, without spaces and invisible marks at the ends."""
-    text = unicodedata.normalize("NFC", name)
+    text = normal(name)
     while (shorter := text.strip().strip(_UNSEEN)) != text:
         text = shorter
     return text
 
 
 def comparable(kind: str, name: str) -> str:
-    """What two names of that kind have in common if they name the same: :func:`normal`, and for a source that is a
+    """What two names of that kind have in common if they name the same: :func:`trimmed`, and for a source that is a
     ``file:`` URI its path, since blanks and other marks of it may be percent-encoded or not."""
-    name = normal(name)
+    name = trimmed(name)
     if kind != "source" or not name.lower().startswith("file:"):
         return name
     try:
-        return normal(f"file://{location.local_path(name)}")
+        return trimmed(f"file://{location.local_path(name)}")
     except ConfigError:  # such as that of another host
         return name
 
@@ -65,7 +57,7 @@ class TakeDownList:
 
     entries: tuple[tuple[str, str], ...]
     """(kind, name) of each entry, in the order of the list and once each. The kind is a column of the image table:
-    ``sha256``, ``key``, ``subject`` or ``source``; the name is as :func:`normal` gives it."""
+    ``sha256``, ``key``, ``subject`` or ``source``; the name is as :func:`trimmed` gives it."""
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -81,7 +73,7 @@ class TakeDownList:
         error."""
         entries: dict[tuple[str, str], None] = {}
         for number, line in enumerate(_LINE.split(text), start=1):
-            written = normal(line)
+            written = trimmed(line)
             if written and not written.startswith("#"):
                 entries[_entry(written, f"line {number} of the take-down list", origin)] = None
         return cls(tuple(entries))
@@ -132,7 +124,7 @@ def _entry(written: str, where: str, origin: str) -> tuple[str, str]:
     if content is not None:
         return "sha256", content.group(1).lower()
     kind, _, name = written.partition(":")
-    kind, name = kind.strip().lower(), normal(name)
+    kind, name = kind.strip().lower(), trimmed(name)
     if kind not in _KINDS[1:] or not name:
         raise InputError(
             f"{where} is not an entry",
@@ -151,7 +143,7 @@ def pin(uri: str, dataset: Store) -> str:
         InputError: no list there, or a line that is not an entry.
     """
     data = _read(uri)
-    TakeDownList.parse(_text(data, uri), uri)
+    TakeDownList.parse(decode_text(data, uri, _MAX_BYTES), uri)
     key = f"{FOLDER}/{hashlib.sha256(data).hexdigest()}.txt"
     if not dataset.exists(key):
         dataset.write(key, data)
@@ -166,7 +158,7 @@ def pinned_hash(uri: str) -> str:
 @lru_cache(maxsize=2)
 def read_list(pinned: str) -> TakeDownList:
     """The list at the URI that :func:`pin` gave; what lies there never changes."""
-    return TakeDownList.parse(_text(_read(pinned), pinned), pinned)
+    return TakeDownList.parse(decode_text(_read(pinned), pinned, _MAX_BYTES), pinned)
 
 
 @dataclass(frozen=True)
@@ -244,7 +236,7 @@ def check_matched(taken: TakeDownList, counts: np.ndarray, before: np.ndarray, a
     Raises:
         InputError: entries that name none and are not in ``allowed``, each as the list has it.
     """
-    of_setting = (_entry(normal(entry), "filters.taken_down.allow_unmatched", "the setting") for entry in allowed)
+    of_setting = (_entry(trimmed(entry), "filters.taken_down.allow_unmatched", "the setting") for entry in allowed)
     permitted = {(kind, comparable(kind, name)) for kind, name in of_setting}
     missing = [
         name
@@ -292,14 +284,3 @@ def _sparse(counts: np.ndarray, held: int, of: int) -> Columns:
 def _read(uri: str) -> bytes:
     store, key = locate_object(uri)
     return store.read(key)
-
-
-def _text(data: bytes, uri: str) -> str:
-    encoding = next((name for mark, name in _MARKS if data.startswith(mark)), "utf-8")
-    try:
-        return data.decode(encoding)
-    except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        raise InputError(
-            f"line {line} of the take-down list is not {encoding.upper()} text", value=uri, fix="save it as UTF-8"
-        ) from error

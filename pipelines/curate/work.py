@@ -41,7 +41,7 @@ class StageWork:
     members: PassedOver = field(default_factory=PassedOver)
     """Members of all raw shards, and those that are part of no sample."""
     unpacked: dict[str, str] = field(default_factory=dict)
-    """For the key of each compressed raw shard, where the tar that is in it is kept below the dataset's prefix."""
+    """The key of the unpacked tar below the dataset's prefix, by the key of each compressed raw shard."""
 
     @classmethod
     def of(cls, config: CurateConfig, inputs: Inputs) -> "StageWork":
@@ -75,8 +75,8 @@ class StageWork:
         return raw_store(self.config.raw)
 
     def read_image(self, image: Mapping[str, Any]) -> bytes:
-        """The file of an image, by the ``shard``, ``offset`` and ``length`` of its row. Everything behind the index
-        reads here.
+        """The file of an image, by the ``shard``, ``offset`` and ``length`` of its row. All stages
+        after the index read through this.
 
         Raises:
             InputError: the bytes are no longer those that were indexed.

@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 MEASUREMENTS = "measurements.parquet"
 _GRID_ROWS = 8
 _MOST_UNREADABLE = 0.25  # share of the cases; with more, what is left is another suite
-_NOT_IDENTITY = ("out", "actors", "bundle", "base", "suite", "distractors")  # locations: what lies there counts
+_NOT_IDENTITY = ("out", "actors", "bundle", "base", "suite", "distractors")  # locations: their content counts
 _SCHEMA = pa.schema(
     [
         ("unit", pa.int64()),

@@ -12,7 +12,7 @@ from lookalike.data.images import encode_png
 from lookalike.data.triplets import ShardError, Triplet, load_images
 from lookalike.diffusion.flow import FlowConfig, seed_of
 from lookalike.diffusion.pipeline import SubjectPipeline
-from lookalike.errors import LookalikeError, UnreachableError
+from lookalike.errors import UnreachableError, describe
 from lookalike.evaluation.clip import ClipScorer
 from lookalike.evaluation.measure import ImageScorer, Measurement, Task, paired_losses, with_prefix
 from lookalike.evaluation.suites import ImageCase, LossSample
@@ -163,8 +163,7 @@ class Evaluator:
             except (UnreachableError, ShardError, MemoryError):
                 raise
             except Exception as error:  # whatever a decoder raises for the bytes of this one
-                reason = error.what if isinstance(error, LookalikeError) else f"{type(error).__name__}: {error}"
-                reason = f"triplet {self._work.pool[triplet].triplet_id}: {reason[:200]}"
+                reason = f"triplet {self._work.pool[triplet].triplet_id}: {describe(error)[:200]}"
                 log.warning("case %s is not measured: %s", name(case), reason)
                 subject = self._work.pool[case.target].subject
                 unreadable.append(Measurement(name(case), subject, UNREADABLE + reason, 1.0))
@@ -198,7 +197,7 @@ class Evaluator:
         return pipe.preprocessor
 
     def _references(self, index: int, height: int, width: int) -> list[np.ndarray]:
-        """References at the size of the generated image, so that sharpness is no part of the similarity."""
+        """References at the size of the generated image, so that sharpness does not change the similarity."""
         return [crop_resize(image, height, width) for image in self._load(index)[1]]
 
     def _load(self, index: int) -> Images:

@@ -1,6 +1,5 @@
-"""What `jobs/generate.py` can be told."""
+"""The configuration of `jobs/generate.py`."""
 
-import math
 from dataclasses import dataclass, field
 
 from lookalike.errors import ConfigError
@@ -62,8 +61,6 @@ class GenerateConfig:
             side = getattr(self, name)
             if side is not None and not 1 <= side <= MAX_SIDE:
                 raise ConfigError(f"{name} is not 1 to {MAX_SIDE} pixels", value=side, fix="use pixels, such as 512")
-        if not math.isfinite(self.guidance_scale):
-            raise ConfigError("guidance_scale is not a finite number", value=self.guidance_scale, fix="use 2.5")
         if not self.prompt and not self.prompts_file:
             raise ConfigError("nothing to generate", fix="name a --prompt or a --prompts-file")
         if not self.reference:

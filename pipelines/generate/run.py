@@ -10,6 +10,7 @@ from typing import Any
 
 from lookalike import config as configs
 from lookalike.data.images import EXTENSIONS, decode
+from lookalike.data.text import decode_text
 from lookalike.errors import ConfigError, InputError
 from lookalike.storage import Store, locate_object, open_store, read_object
 from lookalike.storage.claim import claim
@@ -37,8 +38,8 @@ def generate(config: GenerateConfig) -> dict[str, Any]:
         ConflictError: ``config.out`` holds another generation.
     """
     from lookalike.diffusion.inputs import check_size
+    from lookalike.models.bundle import token_shape
     from lookalike.models.preprocess import Preprocessor
-    from lookalike.models.vae import pixels_per_token
     from lookalike.registry import resolve
     from pipelines.generate.worker import Generator, Request, Work
 
@@ -48,7 +49,7 @@ def generate(config: GenerateConfig) -> dict[str, Any]:
     references = _references(config.reference, bundle)
     components = bundle.open().components
     preprocessor = Preprocessor.from_bundle(components)
-    preset, multiple = preprocessor.preset, pixels_per_token(components)
+    preset, multiple = preprocessor.preset, token_shape(components)[0]
     check_size(config.height or preset.height, config.width or preset.width, multiple)
     store = open_store(config.out)
     inputs = {
@@ -100,9 +101,10 @@ def _prompts(config: GenerateConfig) -> list[str]:
     prompts = [prompt.strip() for prompt in config.prompt]
     if config.prompts_file:
         store, key = locate_object(config.prompts_file)
-        prompts += [line.strip() for line in store.read(key).decode("utf-8-sig").splitlines() if line.strip()]
+        text = decode_text(store.read(key), store.uri_of(key))
+        prompts += [line.strip() for line in text.splitlines() if line.strip()]
     if not prompts or not all(prompts):
-        raise InputError("an empty prompt", value=config.prompts_file or "", fix="say what to show")
+        raise InputError("an empty prompt", value=config.prompts_file or "", fix="give every prompt some text")
     return prompts
 
 

@@ -5,7 +5,6 @@ Beside each may lie ``<nn>.txt`` (its caption), ``<nn>.json`` and ``<nn>.mask.pn
 
 import csv
 import re
-import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -15,7 +14,7 @@ from lookalike.config import canonical_json, fingerprint
 from lookalike.data.formats import HEIC_EXTENSIONS
 from lookalike.data.images import EXTENSIONS
 from lookalike.data.shards import write_tar
-from lookalike.data.text import decode_text, read_label
+from lookalike.data.text import decode_text, escaped, is_utf8, normal, read_label
 from lookalike.errors import InputError
 from lookalike.storage import ObjectInfo, Store, open_store
 from lookalike.storage.survey import survey
@@ -25,7 +24,7 @@ from pipelines.ingest.sidecars import check_sidecars, read_sidecar
 from pipelines.ingest.source import Plan, shard_name
 
 _SIDECARS = {".txt", ".json"}
-_MASK = ".mask.png"
+MASK = ".mask.png"
 _UNLISTED = {
     "link_outside": "a link that leads out of the source: copy what it leads to",
     "dangling_link": "a link to nothing",
@@ -97,7 +96,7 @@ class FolderShard:
                 "json": canonical_json(meta).encode(),
             }
             if photo.mask is not None:
-                payload[_MASK[1:]] = store.read(photo.mask)
+                payload[MASK[1:]] = store.read(photo.mask)
             yield photo.key, payload
 
 
@@ -139,11 +138,6 @@ def plan_folder(config: IngestConfig) -> Plan:
     return Plan(shards, subjects=len({normal(name) for name in chosen}), identity=identity, skipped=skipped)
 
 
-def normal(name: str) -> str:
-    """The form in which names of subjects are compared: Unicode's NFC."""
-    return unicodedata.normalize("NFC", name)
-
-
 def _listing(store: Store) -> tuple[list[ObjectInfo], dict[str, str]]:
     """The files of the source, and the names that give none, with the reason."""
     listing: list[ObjectInfo] = []
@@ -181,12 +175,12 @@ def _photos(subject: str, files: list[ObjectInfo], class_name: str, skipped: dic
     found = False
     for info in files:
         path = PurePosixPath(info.key)
-        if path.suffix[1:].lower() not in EXTENSIONS or path.name.lower().endswith(_MASK):
+        if path.suffix[1:].lower() not in EXTENSIONS or path.name.lower().endswith(MASK):
             continue
         found = True
         sidecars = tuple(str(path.with_suffix(s)) for s in sorted(_SIDECARS, reverse=True))
         present = tuple(key for key in sidecars if key in keys)
-        mask = str(path.with_suffix(_MASK)) if str(path.with_suffix(_MASK)) in keys else None
+        mask = str(path.with_suffix(MASK)) if str(path.with_suffix(MASK)) in keys else None
         used |= {info.key, *present, *([mask] if mask else [])}
         key = f"{subject}-{path.stem}".replace(".", "_")
         yield PhotoFile(key, info.key, subject, class_name, present, mask, info.size)
@@ -237,22 +231,16 @@ def _deal(photos: Iterator[PhotoFile], limit: int) -> Iterator[list[PhotoFile]]:
 
 def _with_readable_names(listing: list[ObjectInfo]) -> tuple[list[ObjectInfo], dict[str, str]]:
     """The files whose names are UTF-8, and the others as passed over, their odd bytes as ``\\udcXX``."""
-    readable, passed_over = [], {}
-    for info in listing:
-        try:
-            info.key.encode()
-            readable.append(info)
-        except UnicodeEncodeError:
-            shown = info.key.encode("utf-8", "backslashreplace").decode()
-            passed_over[shown] = "its name is not UTF-8: rename it"
-    return readable, passed_over
+    readable = [info for info in listing if is_utf8(info.key)]
+    reason = "its name is not UTF-8: rename it"
+    return readable, {escaped(info.key): reason for info in listing if not is_utf8(info.key)}
 
 
 def _classes(store: Store, keys: set[str]) -> dict[str, str]:
     """Class by subject from DreamBooth's file (a ``subject_name,class`` block between prose), if it is there."""
     if _CLASSES_FILE not in keys:
         return {}
-    lines = decode_text(store.read(_CLASSES_FILE), f"{store.uri}/{_CLASSES_FILE}").splitlines()
+    lines = decode_text(store.read(_CLASSES_FILE), store.uri_of(_CLASSES_FILE)).splitlines()
     try:
         start = [line.strip() for line in lines].index("subject_name,class") + 1
     except ValueError:

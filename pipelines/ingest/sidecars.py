@@ -21,15 +21,15 @@ _SHOWN = 10  # files that an error names
 
 
 def read_sidecar(store: Store, key: str) -> dict[str, Any]:
-    """What a sidecar says, ready for the sample's JSON.
+    """Read a sidecar, for the sample's JSON.
 
     A label that is null, NaN or blank is left out, so that it replaces nothing; other labels are text. A licence is
-    under ``licence``, whichever spelling the file has. Fields that are no labels are kept as they are.
+    under ``licence``, whichever spelling the file has. Other fields are kept as they are.
 
     Raises:
         TextError: the file cannot be decoded, is not a JSON object, or has a label that is not text. It names the file.
     """
-    where = f"{store.uri}/{key}"
+    where = store.uri_of(key)
     if key.lower().endswith(".txt"):
         caption = read_label(decode_text(store.read(key), where), prose=True).text
         return {"caption": caption} if caption else {}

@@ -17,7 +17,7 @@ from lookalike.config import canonical_json, fingerprint, to_dict
 from lookalike.data.images import EXTENSIONS, decode
 from lookalike.data.passed_over import PassedOver
 from lookalike.data.shards import BrokenTarError, iter_samples, open_object
-from lookalike.errors import InputError, LookalikeError, UnreachableError
+from lookalike.errors import InputError, UnreachableError, describe
 from lookalike.models.batch import Batch, to_batch
 from lookalike.models.preprocess import Preprocessor, check_image
 from lookalike.models.presets import load_preset
@@ -121,8 +121,7 @@ def _read(config: PretrainConfig) -> tuple[list[_Subject], list[_Subject]]:
                 except (UnreachableError, MemoryError):
                     raise
                 except Exception as error:  # whatever a decoder raises for the bytes of this one
-                    what = error.what if isinstance(error, LookalikeError) else f"{type(error).__name__}: {error}"
-                    left_out.append(f"{info.key}/{sample.key} ({what[:200]})")
+                    left_out.append(f"{info.key}/{sample.key} ({describe(error)[:200]})")
                     continue
                 subject = subjects.setdefault(name, _Subject([], []))
                 subject.images.append(image)
@@ -156,11 +155,11 @@ def _sample(members: dict[str, bytes], height: int, width: int) -> tuple[str, st
     """
     encoded = next((data for name, data in members.items() if name in EXTENSIONS), None)
     if encoded is None or "json" not in members:
-        raise InputError("no image or no json", value=sorted(members), fix="ingest the photo again")
+        raise InputError("the sample lacks an image or a json", value=sorted(members), fix="ingest the photo again")
     meta = json.loads(members["json"])
     subject, caption = meta.get("subject"), meta.get("caption")
     if not isinstance(subject, str) or not isinstance(caption, str):
-        raise InputError("subject or caption is no text", value=str(subject)[:80], fix="ingest the photo again")
+        raise InputError("subject or caption is not text", value=str(subject)[:80], fix="ingest the photo again")
     image = decode(encoded)
     check_image(image, "photo")
     return subject, caption, crop_resize(image, height, width)

@@ -1,4 +1,4 @@
-"""What a run shows while it goes on: Prometheus through Ray's metrics, a bar in a terminal, images in the tracker."""
+"""Show the progress of a run: Prometheus through Ray's metrics, a bar in a terminal, images in the tracker."""
 
 import importlib
 import logging

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow.compute as pc
 
 from lookalike import config as configs
-from lookalike.errors import InputError, LookalikeError
+from lookalike.errors import InputError, LookalikeError, first_line
 from lookalike.models import bundle as bundles
 from lookalike.models.bundle import read_preset
 from lookalike.storage import (
@@ -181,7 +181,7 @@ def _fit(settings: WorkerSettings, store: Store) -> None:
     except RayActorError as error:  # the controller died, and with it the ranks
         raise LookalikeError(
             "training lost its controller",
-            value=str(error).splitlines()[0],
+            value=first_line(error),
             fix="run the same command again: it resumes from the last checkpoint",
         ) from error
     if ended_early is not None:
@@ -223,7 +223,7 @@ def _version(dataset: Store, run: Store) -> int:
 
 
 def _earlier_result(config: TrainConfig, store: Store) -> dict[str, Any]:
-    """What ``result.json`` holds; its bundle is where the run is now."""
+    """The content of ``result.json``, with the bundle's current place."""
     result = read_object(store, RESULT, "bundle_sha256", "tracking_run")
     bundle = finished_bundle(store)
     if bundle is not None and bundle.sha256 == result["bundle_sha256"]:

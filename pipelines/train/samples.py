@@ -14,7 +14,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from lookalike.data.triplets import ShardError, Split, load_images, load_latents, read_table
-from lookalike.errors import InputError, LookalikeError, UnreachableError
+from lookalike.errors import InputError, LookalikeError, UnreachableError, describe
+from lookalike.models.bundle import token_shape
 from lookalike.models.preprocess import Preprocessor
 from lookalike.storage import Store, open_store
 from lookalike.training.bundles import local_bundle
@@ -72,11 +73,11 @@ def prepare(source: TripletSource, indices: npt.NDArray[np.int64]) -> Columns:
     (f32), ``reason`` (str) and ``fatal`` (bool).
 
     A padding slot repeats the first row with weight 0. A row that cannot be read or prepared is a blank sample with
-    weight 0 and a ``reason``; ``fatal`` says that its whole shard cannot be read, and ``reason`` is then the error's
+    weight 0 and a ``reason``; ``fatal`` means that its whole shard cannot be read, and ``reason`` is then the error's
     what, value and fix as JSON.
 
     Raises:
-        UnreachableError: the store does not answer, which is no fault of a sample.
+        UnreachableError: the store does not answer; no sample is at fault.
     """
     store, rows = open_store(source.snapshot_uri), np.where(indices == PADDING, 0, indices)
     made = {int(index): _sample(source, store, int(index)) for index in np.unique(rows)}
@@ -117,7 +118,7 @@ def _sample(source: TripletSource, store: Store, index: int) -> _Sample:
         reason = json.dumps([error.what, error.value, error.fix])
         return _Sample(blank, sample_id, reason=reason, fatal=True)
     except Exception as error:  # whatever a decoder or a tokenizer raises for the bytes of this one sample
-        reason = error.what if isinstance(error, LookalikeError) else f"{type(error).__name__}: {error}"
+        reason = describe(error)
         if isinstance(error, LookalikeError) and error.value not in (None, sample_id):
             reason += f" ({error.value})"
         log.debug("sample %s cannot be prepared", sample_id, exc_info=True)
@@ -132,9 +133,7 @@ def _blank(bundle_uri: str, latents: bool) -> Columns:
     grey = np.full((preset.height, preset.width, 3), 127, np.uint8)
     columns: Columns = preprocessor([""], [[grey]], [grey])
     if latents:
-        config = json.loads((local_bundle(bundle_uri) / "vae" / "config.json").read_text())
-        side = 2 ** len(config["block_out_channels"])  # pixels of a token's side: two latents
-        channels = 4 * config["latent_channels"]
+        side, channels = token_shape(local_bundle(bundle_uri))
         grid = preset.references
         tokens = (preset.height // side) * (preset.width // side)
         reference_tokens = (grid.height // side) * (grid.width // side)
@@ -165,7 +164,7 @@ _said: set[str] = set()
 
 
 def _say_once(prompt: str, cut: str) -> None:
-    """A training set with one long caption has many: the first is named."""
+    """Log the first caption that is cut: a training set with one has many."""
     if not _said:
         log.warning("captions are longer than the model reads; of the first, this part is cut off: %r", cut[:120])
     _said.add("cut")

@@ -8,8 +8,8 @@ from typing import Any
 from urllib.parse import unquote
 
 from lookalike import config as configs
-from lookalike.errors import LookalikeError, UnreachableError
-from lookalike.storage import Store
+from lookalike.errors import InputError, LookalikeError, UnreachableError
+from lookalike.storage import Store, read_object
 from lookalike.tracking import Tracker, open_resilient, open_tracker, tracking_uri
 from lookalike.tracking.tracker import NO_RUN
 from lookalike.training.config import TrainConfig
@@ -45,9 +45,11 @@ def tracking_run(config: TrainConfig, store: Store, snapshot: dict[str, Any]) ->
             record = {"tracking_run": tracker.run_id, "submitted": record["submitted"], "earlier": earlier}
             store.write(RECORD, json.dumps(record).encode())
         if earlier[-1] != NO_RUN:
-            log.warning("the tracker has no run %s: the training continues as the run %s", earlier[-1], tracker.run_id)
+            log.warning(
+                "the tracker has no run %s: the training run continues as its run %s", earlier[-1], tracker.run_id
+            )
     except LookalikeError as error:
-        log.warning("the tracker is away: %s. The training resumes, and what it records waits", error)
+        log.warning("the tracker cannot be used: %s. Training resumes; what it records is sent later", error)
     return {name: record[name] for name in ("tracking_run", "submitted")}
 
 
@@ -59,14 +61,14 @@ def record_result(config: TrainConfig, store: Store, run_id: str, tags: dict[str
 
 
 def _read(store: Store) -> dict[str, Any] | None:
-    """The record; None if there is none, or a damaged one, which is no reason not to resume."""
+    """The record; None if it is missing or damaged: training resumes without it."""
     if not store.exists(RECORD):
         return None
     try:
-        record = json.loads(store.read(RECORD))
+        record = read_object(store, RECORD, "tracking_run", "submitted")
         return {**record, "tracking_run": str(record["tracking_run"]), "submitted": float(record["submitted"])}
-    except (ValueError, KeyError, TypeError):
-        log.warning("%s/%s is damaged; the training gets a new run in the tracker", store.uri, RECORD)
+    except (InputError, ValueError, TypeError):
+        log.warning("%s is damaged; the training run gets a new run in the tracker", store.uri_of(RECORD))
         return None
 
 

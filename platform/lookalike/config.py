@@ -13,7 +13,7 @@ from typing import Any, NoReturn, TypeVar, cast, get_type_hints
 import jsonargparse
 import yaml
 
-from lookalike.errors import ConfigError, LookalikeError
+from lookalike.errors import ConfigError, LookalikeError, first_line
 from lookalike.redaction import redact, redacted
 
 ConfigT = TypeVar("ConfigT")
@@ -60,10 +60,10 @@ def parse(config_class: type[ConfigT], argv: Sequence[str] | None = None, descri
         return config_class(**values.as_dict()) if not isinstance(values, config_class) else values
     except LookalikeError:
         raise
-    except Exception as error:  # jsonargparse and YAML have many for values that nobody foresaw
-        said = (str(error).splitlines() or [""])[0][:300]
+    except Exception as error:  # jsonargparse and YAML have more classes of errors than can be listed
         raise ConfigError(
-            f"the settings cannot be read: {type(error).__name__} {said}", fix="compare them with --print_config"
+            f"the settings cannot be read: {type(error).__name__} {first_line(error)}",
+            fix="compare them with --print_config",
         ) from error
 
 
@@ -80,13 +80,13 @@ def check_config_file(path: Path) -> dict[str, Any]:
         document: Any = yaml.safe_load(path.read_bytes())
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
-        said = f"not valid YAML, line {mark.line + 1}" if mark else "not valid YAML in UTF-8"
-        said = str(error.strerror) if isinstance(error, OSError) else said
-        raise ConfigError(f"cannot read the configuration file: {said}", value=str(path), fix=fix) from None
+        problem = f"not valid YAML, line {mark.line + 1}" if mark else "not valid YAML in UTF-8"
+        problem = str(error.strerror) if isinstance(error, OSError) else problem
+        raise ConfigError(f"cannot read the configuration file: {problem}", value=str(path), fix=fix) from None
     if document is None:
         return {}
     if not isinstance(document, dict):
-        raise ConfigError("the configuration file holds no mapping of settings", value=str(path), fix=fix)
+        raise ConfigError("the configuration file is not a mapping of settings", value=str(path), fix=fix)
     left = _MAX_SETTINGS
     waiting: list[Any] = [document]
     while waiting:  # by a counter, since anchors can make a small file endless

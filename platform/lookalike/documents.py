@@ -1,11 +1,11 @@
-"""Files that other processes have written: what is broken is an error that names the file."""
+"""Parse files that other processes have written: a broken one is an error that names the file."""
 
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from lookalike.errors import InputError, LookalikeError
+from lookalike.errors import InputError, LookalikeError, first_line
 
 _FIX = "restore it, or remove it and run the job that writes it again"
 
@@ -28,7 +28,7 @@ def parse_object(data: bytes | str, where: str, *names: str, fix: str = _FIX) ->
     """
     value = parse_json(data, where, fix=fix)
     if not isinstance(value, dict):
-        raise InputError(f"a JSON {type(value).__name__}, but an object was expected", value=where, fix=fix)
+        raise InputError(f"the JSON is a {type(value).__name__}, not an object", value=where, fix=fix)
     if missing := [name for name in names if name not in value]:
         raise InputError(f"the JSON object lacks {', '.join(map(repr, missing))}", value=where, fix=fix)
     return value
@@ -41,12 +41,12 @@ def decoding(what: str, where: str, *, fix: str = _FIX) -> Iterator[None]:
     Args:
         what: the kind of file, with its article: ``"a Parquet table"``.
         where: the file or object.
-        fix: what its reader can do.
+        fix: what the user can do.
     """
     try:
         yield
     except LookalikeError:
         raise
     except Exception as error:  # each format's library has classes of its own
-        said = str(error).splitlines()[0][:200] if str(error) else ""
-        raise InputError(f"not {what}: {type(error).__name__} {said}".rstrip(), value=where, fix=fix) from error
+        problem = f"{type(error).__name__} {first_line(error, 200)}".rstrip()
+        raise InputError(f"not {what}: {problem}", value=where, fix=fix) from error

@@ -18,6 +18,17 @@ class LookalikeError(Exception):
         return (_rebuild, (type(self), self.what, self.value, self.fix))
 
 
+def describe(error: Exception) -> str:
+    """What went wrong, for a message: ``what`` of our own errors, else the exception's type and text."""
+    return error.what if isinstance(error, LookalikeError) else f"{type(error).__name__}: {error}"
+
+
+def first_line(text: object, length: int = 300) -> str:
+    """The first line of a message, cut to ``length`` characters; empty if there is none."""
+    line = next(iter(str(text).strip().splitlines()), "")
+    return line if len(line) <= length else f"{line[: length - 1]}…"
+
+
 def _rebuild(cls: type[LookalikeError], what: str, value: object, fix: str) -> LookalikeError:
     return cls(what, value=value, fix=fix)
 
@@ -31,7 +42,7 @@ class InputError(LookalikeError):
 
 
 class ConflictError(LookalikeError):
-    """An output that already holds somebody else's result."""
+    """An output that already holds another run's result."""
 
 
 class UnreachableError(LookalikeError):
@@ -39,7 +50,7 @@ class UnreachableError(LookalikeError):
 
 
 class StoppedError(LookalikeError):
-    """A job that was asked to end before it was done; the same command goes on."""
+    """A job that was asked to end before it was done; the same command resumes."""
 
 
 class BusyError(LookalikeError):

@@ -1,4 +1,4 @@
-"""Geometry and colour of pixels that both wings need: every door sees the same RGB and the same crop of a photo."""
+"""Geometry and colour of pixels that curation and models share: jobs and API see the same RGB and crop."""
 
 import numpy as np
 from PIL import Image
@@ -29,9 +29,9 @@ def crop_resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def to_rgb(image: Image.Image) -> np.ndarray:
-    """Convert a PIL image of any mode to uint8 RGB ``[H, W, 3]``, turned upright as its EXIF orientation says.
+    """Convert a PIL image of any mode to uint8 RGB ``[H, W, 3]``, turned upright by its EXIF orientation.
 
-    Transparency (an alpha channel, a transparent palette entry, a transparent colour) is laid on white. 16-bit values
+    Transparency (an alpha channel, a transparent palette entry, a transparent colour) becomes white. 16-bit values
     are scaled to 8 bits (``>> 8``; modes ``I`` and ``I;16*`` hold 16 bits, as PIL writes them to a PNG), mode ``F``
     holds 0–255 as in PIL. Of an animation the current frame is taken. An orientation that cannot be read, or that EXIF
     does not define, counts as upright.
@@ -51,7 +51,7 @@ def orientation_of(image: Image.Image) -> int:
 
 
 def read_orientation(image: Image.Image) -> tuple[int, str]:
-    """The EXIF orientation as :func:`orientation_of` gives it, and a note if something else stands there."""
+    """The EXIF orientation as :func:`orientation_of` gives it, and a note if it is invalid."""
     try:
         value = image.getexif().get(_ORIENTATION_TAG, 1)
         first = value[0] if isinstance(value, (tuple, list)) and len(value) == 1 else value
@@ -70,7 +70,7 @@ def turn_upright(image: Image.Image, orientation: int) -> Image.Image:
 
 
 def _opaque(image: Image.Image) -> Image.Image:
-    """The image in mode RGB, transparency laid on white."""
+    """The image in mode RGB; transparency becomes white."""
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode.startswith("I"):

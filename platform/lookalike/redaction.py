@@ -1,4 +1,4 @@
-"""User names and passwords taken out of text: for what is shown, and for what is stored."""
+"""Hide user names and passwords in text that is shown or stored."""
 
 import re
 from typing import Any
@@ -6,8 +6,8 @@ from typing import Any
 HIDDEN = "***"
 # What stands before the last "@" of a URI's authority.
 _USER = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.\-]*://)[^/?#\s]*@")
-# A password with "/", "?" or "#" that was not encoded ends the authority early: user:pass/word@host. "host:5000/a@b" is
-# no such thing, as digits up to the "/" are a port.
+# A password with "/", "?" or "#" that was not encoded ends the authority early: user:pass/word@host. "host:5000/a@b"
+# does not match, as digits up to the "/" are a port.
 _UNENCODED = re.compile(
     r"(?P<scheme>\b(?:https?|(?:postgresql|mysql|mssql|mariadb)[a-z0-9+]*)://)[^/?#\s:@]*:(?!\d+[/?#])\S*@",
     re.IGNORECASE,

@@ -1,4 +1,4 @@
-"""Temporary folders: every one lies below a folder of its process, and none outlives its job.
+"""Temporary folders: each lies below a folder of its process and is removed when its job ends.
 
 The folder of a process is ``lookalike-XXXXXXXX`` in ``TMPDIR``, with a file that the process keeps locked. It is
 removed when the process ends. What a killed process has left is removed by the next one that makes a folder there, and
@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from lookalike.errors import InputError, LookalikeError
+from lookalike.errors import InputError, LookalikeError, first_line
 
 JOB_VARIABLE = "LOOKALIKE_JOB"
 """Identity of the job for its worker processes on this machine, which inherit the environment."""
@@ -24,7 +24,7 @@ JOB_VARIABLE = "LOOKALIKE_JOB"
 _PREFIX = "lookalike-"
 _LOCK = ".lookalike-scratch"  # marks a folder as ours, and holds the job's identity
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
-_LEAST_FREE = 1 << 20  # bytes; with less, whatever a library says means that the disk is full
+_LEAST_FREE = 1 << 20  # bytes; with less, any error of a library means that the disk is full
 
 _folders: dict[int, tuple[Path, int]] = {}  # by process id: a fork has a folder of its own
 
@@ -81,7 +81,7 @@ def _process_folder() -> Path:
     process = os.getpid()
     if process not in _folders or not _folders[process][0].is_dir():
         sweep()
-        # under another name until it is locked, so that nobody takes it for a dead process's
+        # under another name until it is locked, so that no other process takes it for a dead one's
         new = Path(tempfile.mkdtemp(prefix=f".{_PREFIX}"))
         lock = os.open(new / _LOCK, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -131,9 +131,9 @@ def _failed(error: Exception) -> InputError:
         where = tempfile.gettempdir()
     except OSError:
         where = os.environ.get("TMPDIR", "/tmp")
-    said = (isinstance(error, OSError) and error.strerror) or str(error).splitlines()[0] if str(error) else "full"
+    problem = (isinstance(error, OSError) and error.strerror) or first_line(error) or "the disk is full"
     return InputError(
-        f"cannot write temporary files: {said}",
+        f"cannot write temporary files: {problem}",
         value=where,
         fix="free some space there, or set TMPDIR to a folder on a larger disk",
     )

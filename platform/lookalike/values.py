@@ -1,4 +1,4 @@
-"""What every setting has to satisfy, checked where a configuration is constructed: by type, and finite."""
+"""Check the values of a configuration when it is constructed: their types, and that numbers are finite."""
 
 import dataclasses
 import math
@@ -13,7 +13,7 @@ from urllib.parse import quote_from_bytes
 from lookalike.errors import ConfigError
 
 MAX_COUNT = 10**12
-"""Above every sensible count, and far below what 64 bits hold."""
+"""Larger than any sensible count, and far below the limit of 64 bits."""
 MAX_SEED = 2**62
 """Seeds are added to sample numbers, and go into 64-bit columns."""
 
@@ -48,7 +48,7 @@ def _check(name: str, value: Any, hint: Any) -> None:
         _check_union(name, value, [argument for argument in arguments if argument is not type(None)])
     elif origin is Literal:
         if value not in arguments or type(value) not in {type(argument) for argument in arguments}:
-            raise ConfigError(f"{name} has no such value", value=value, fix=f"use one of {list(arguments)}")
+            raise ConfigError(f"{name} does not take this value", value=value, fix=f"use one of {list(arguments)}")
     elif origin in (list, tuple):
         _check_items(name, value, origin, arguments)
     elif hint in (int, float):

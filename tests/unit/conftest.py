@@ -1,6 +1,6 @@
 """One seeded bundle of ``mini`` for all unit tests, and what perturbs its zero-initialised weights."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,28 @@ def perturb() -> Callable[..., Any]:
     return change
 
 
+@pytest.fixture(scope="session")
+def dit_output() -> Callable[[Any], Any]:
+    """``dit_output(transformer)``: what a DiT makes of inputs that are always the same."""
+    import torch
+
+    @torch.no_grad()
+    def run(transformer: Any) -> Any:
+        generator, config = torch.Generator().manual_seed(3), transformer.config
+        return transformer(
+            hidden_states=torch.randn(1, 16, config.in_channels, generator=generator),
+            encoder_hidden_states=torch.randn(1, 6, config.joint_attention_dim, generator=generator),
+            pooled_projections=torch.zeros(1, config.pooled_projection_dim),
+            timestep=torch.tensor([0.5]),
+            guidance=torch.ones(1) if config.guidance_embeds else None,
+            img_ids=torch.zeros(16, 3),
+            txt_ids=torch.zeros(6, 3),
+            return_dict=False,
+        )[0]
+
+    return run
+
+
 @pytest.fixture
 def pictures() -> Callable[..., list[np.ndarray]]:
     """``pictures(n)``: n different uint8 RGB images."""
@@ -46,6 +68,23 @@ def pictures() -> Callable[..., list[np.ndarray]]:
         return [image[rows][:, columns] for image in coarse]
 
     return make
+
+
+@pytest.fixture
+def without_heic(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """As in an environment without the extra ``heic``."""
+    from lookalike.data import images
+    from lookalike.data.formats import HEIC_EXTENSIONS
+    from pipelines import photos
+    from pipelines.ingest import folder
+
+    plain = tuple(extension for extension in images.EXTENSIONS if extension not in HEIC_EXTENSIONS)
+    monkeypatch.setattr(images, "HEIC_INSTALLED", False)
+    for module in (images, folder, photos):
+        monkeypatch.setattr(module, "EXTENSIONS", plain)
+    images._formats.cache_clear()
+    yield
+    images._formats.cache_clear()
 
 
 def from_seed(preset: Any) -> Any:

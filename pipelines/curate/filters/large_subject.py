@@ -16,7 +16,8 @@ class LargeSubject:
 
     The filters behind it compare each photo of a subject with each, so their memory and time grow with the square:
     2,500 photos took 0.1 GiB and 2.5 s in one task, so 5,000 take about 0.4 GiB and 10 s, and 50,000 would take 41 GiB.
-    The choice depends on the photo alone: a larger subject keeps the same ones, less those that newcomers displace.
+    The choice depends only on the photos: a subject that grows keeps the same ones, except those with higher hashes
+    than new ones.
     """
 
     max_photos: int = 5000

@@ -9,7 +9,7 @@ from lookalike.errors import ConfigError
 from pipelines.curate.filters.base import Photos, Scope
 
 CONFLICT = "conflicting"
-"""In the column ``licence``: two licences that differ, or something that is not one; ``note`` says which."""
+"""In the column ``licence``: two licences that differ, or something that is not one; ``note`` names them."""
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class Licence:
     """Drops images whose licence or consent is on no allow-list, or whose two licences differ.
 
     An image that names none is on no list. Names are compared as they are written, without regard to case:
-    ``CC BY 4.0`` is not ``CC-BY-4.0``, so that no licence is read into a spelling.
+    ``CC BY 4.0`` is not ``CC-BY-4.0``, since similar names may be different licences.
     """
 
     allowed: list[str] | None = None

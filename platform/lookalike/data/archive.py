@@ -1,19 +1,19 @@
-"""Every member of a tar, in order: where its bytes lie, or why it has none that can be read.
+"""Read every member of a tar, in order: where its bytes lie, or why there are none to read.
 
 Three things that ``tarfile`` leaves out by default are read here: what follows the end mark in joined tars
 (``cat a.tar b.tar``), and hard and symbolic links, which are resolved to the member that they name in the same file. A
-link that points anywhere else is never followed.
+link to anywhere else is never followed.
 """
 
 import io
 import posixpath
-import re
 import tarfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import BinaryIO, TypeVar
 
+from lookalike.data.formats import HEAD_BYTES, archive_kind
 from lookalike.errors import LookalikeError
 
 T = TypeVar("T")
@@ -22,17 +22,6 @@ _BLOCK = tarfile.BLOCKSIZE
 _ZERO_BLOCK = tarfile.NUL * _BLOCK
 _CHUNK = 1 << 20  # bytes of padding that are looked through at a time
 _MAX_HOPS = 40  # links in a chain; as in Linux
-_MAGIC = {
-    "gzip": re.compile(rb"\x1f\x8b\x08"),
-    "bzip2": re.compile(rb"BZh[1-9](1AY&SY|\x17rE8P\x90)"),
-    "xz": re.compile(rb"\xfd7zXZ\x00"),
-    "zstd": re.compile(rb"\x28\xb5\x2f\xfd"),
-    "lz4": re.compile(rb"\x04\x22\x4d\x18"),
-    "zip": re.compile(rb"PK(\x03\x04|\x05\x06)"),
-    "7z": re.compile(rb"7z\xbc\xaf\x27\x1c"),
-    "rar": re.compile(rb"Rar!\x1a\x07"),
-}
-HEAD_BYTES = _BLOCK  # that kind_of looks at
 
 
 @dataclass(frozen=True)
@@ -47,25 +36,17 @@ class Member:
 
 @dataclass(frozen=True)
 class Entry:
-    """One header of a tar. ``reason`` says why a member without a place is passed over."""
+    """One header of a tar. ``reason``: why a member without a place is passed over."""
 
     name: str
     member: Member | None
     reason: str = ""
 
 
-def kind_of(head: bytes) -> str | None:
-    """What a file is by its first :data:`HEAD_BYTES`: ``gzip``, ``bzip2``, ``xz``, ``zstd``, ``lz4``, ``zip``, ``7z``,
-    ``rar``; None for everything else, tars among it. Names are never trusted."""
-    if head[257:262] == b"ustar":
-        return None
-    return next((kind for kind, magic in _MAGIC.items() if magic.match(head)), None)
-
-
 def read_entries(file: BinaryIO) -> Iterator[Entry]:
-    """The entry of every header, in order, also behind end marks; bytes are not read.
+    """Yield the entry of every header, in order, also behind end marks; the members' bytes are not read.
 
-    Raises :class:`tarfile.ReadError` where the file breaks off or is not a tar.
+    Raises :class:`tarfile.ReadError` if the file breaks off or is not a tar.
     """
     size = file.seek(0, io.SEEK_END)
     links: _Names | None = None
@@ -101,7 +82,7 @@ def _headers(file: BinaryIO, size: int) -> Iterator[tarfile.TarInfo]:
     if size == 0:
         raise tarfile.ReadError("it is empty")
     file.seek(0)
-    kind = kind_of(file.read(HEAD_BYTES))
+    kind = archive_kind(file.read(HEAD_BYTES))
     if kind is not None:
         raise tarfile.ReadError(f"it is {kind}, not a tar")
     start = 0
@@ -110,9 +91,9 @@ def _headers(file: BinaryIO, size: int) -> Iterator[tarfile.TarInfo]:
         with _guarded(lambda: tarfile.open(fileobj=file, mode="r:")) as tar:
             last = start - 1
             while (info := _guarded(tar.next)) is not None:
-                tar.members.clear()  # type: ignore[attr-defined]  # tarfile would keep every header for ever
+                tar.members.clear()  # type: ignore[attr-defined]  # tarfile would keep every header in memory
                 if info.size < 0 or tar.offset <= last:
-                    raise tarfile.ReadError(f"the header of {info.name!r} has a size that cannot be")
+                    raise tarfile.ReadError(f"the header of {info.name!r} has an impossible size")
                 last = tar.offset
                 yield info
             stop = tar.offset
@@ -120,7 +101,7 @@ def _headers(file: BinaryIO, size: int) -> Iterator[tarfile.TarInfo]:
         file.seek(stop)
         if file.read(_BLOCK) != _ZERO_BLOCK:
             if start == stop > 0:
-                raise tarfile.ReadError(f"what follows its end mark, at byte {stop} of {size}, is not a tar")
+                raise tarfile.ReadError(f"the data after its end mark, at byte {stop} of {size}, is not a tar")
             raise tarfile.ReadError(f"no end mark at byte {stop} of {size}")
         following = _next_block(file, stop + _BLOCK, size)
         if following is None:
@@ -129,7 +110,7 @@ def _headers(file: BinaryIO, size: int) -> Iterator[tarfile.TarInfo]:
 
 
 def _guarded(read: Callable[[], T]) -> T:
-    """What ``tarfile`` lets through (numbers that are none, chains of a thousand headers) becomes a ReadError."""
+    """Turn what ``tarfile`` does not catch (malformed numbers, chains of a thousand headers) into a ReadError."""
     try:
         return read()
     except (tarfile.TarError, EOFError, OSError, LookalikeError):
@@ -154,7 +135,7 @@ def _next_block(file: BinaryIO, start: int, size: int) -> int | None:
 
 @dataclass(frozen=True)
 class _Named:
-    """What one header gives to those that link to it: a place, a link further on, or a reason."""
+    """What a link to one header resolves to: a place, another link, or the reason why there is none."""
 
     header: int
     member: Member | None
@@ -163,7 +144,7 @@ class _Named:
 
 
 class _Names:
-    """The members of an archive by their tidy name, for links. Read once, by headers alone."""
+    """The members of an archive by their normalised name, to resolve links. Only headers are read, once."""
 
     def __init__(self, file: BinaryIO, size: int) -> None:
         self._named: dict[str, list[_Named]] = {}

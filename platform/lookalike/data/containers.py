@@ -1,6 +1,6 @@
-"""Image files without their metadata: what is left when a flaw in it keeps a decoder from the pixels.
+"""Rewrite image files without their metadata, for decoders that a flaw in the metadata keeps from the pixels.
 
-Only the containers of JPEG, PNG and WebP are read here, never the compressed pixels. What decides about the pixels is
+Only the containers of JPEG, PNG and WebP are read here, never the compressed pixels. What determines the pixels is
 copied byte for byte; EXIF, profiles, texts, thumbnails, second images and stray bytes are left out.
 """
 
@@ -19,10 +19,10 @@ _JFIF = b"\xff\xe0\x00\x10JFIF\x00\x01\x01\x00\x00\x01\x00\x01\x00\x00"
 
 
 def without_metadata(data: bytes) -> tuple[bytes, bytes] | None:
-    """The file rewritten with its pixels alone, and its EXIF block (empty if it has none); None for other formats
+    """The file rewritten with only its pixels, and its EXIF block (empty if it has none); None for other formats
     and for files in which the pixels are not found.
 
-    A file whose end mark is missing gets one: whether its pixels are whole is for a strict decoder to say.
+    A file whose end mark is missing gets one: whether its pixels are complete, a strict decoder has to check.
     """
     if data[:3] == b"\xff\xd8\xff":
         return _jpeg(data)
@@ -51,7 +51,7 @@ def without_padding(jpeg: bytes, complaint: str) -> bytes | None:
 
 
 def _jpeg(data: bytes) -> tuple[bytes, bytes] | None:
-    """Segments that decide about the pixels, in their order; None if a second image begins before the first ends."""
+    """Segments that determine the pixels, in their order; None if a second image begins before the first ends."""
     kept, exif = [data[:2]], b""
     position, sequential, jfif = 2, False, False
     while (position := data.find(b"\xff", position)) >= 0 and position + 4 <= len(data):
@@ -125,7 +125,7 @@ def _webp(data: bytes) -> tuple[bytes, bytes]:
         name, length = data[position : position + 4], int.from_bytes(data[position + 4 : position + 8], "little")
         chunk = data[position : position + 8 + length + length % 2]
         if name == b"VP8X" and len(chunk) > 8:
-            chunk = chunk[:8] + bytes([chunk[8] & 0b00010010]) + chunk[9:]  # alpha and animation alone
+            chunk = chunk[:8] + bytes([chunk[8] & 0b00010010]) + chunk[9:]  # only the flags of alpha and animation
         if name in _WEBP_CHUNKS:
             kept.append(chunk)
         elif name == b"EXIF" and not exif:

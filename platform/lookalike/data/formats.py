@@ -1,5 +1,8 @@
 """What a file is by its first bytes, so that an error can name it. Nothing is opened or parsed."""
 
+import re
+
+HEAD_BYTES = 512  # that archive_kind looks at
 _HEAD = 1024  # bytes in which a text file is looked at
 
 HEIC_EXTENSIONS = ("heic", "heif", "avif")
@@ -28,11 +31,27 @@ _BEGINNINGS = (
     (b"qoif", "a QOI"),
     (b"DDS ", "a DDS"),
     (b"gimp xcf", "an XCF"),
-    (b"\x1f\x8b", "a gzip file"),
-    (b"PK\x03\x04", "a zip file"),
     (b"version https://git-lfs", "a pointer of Git LFS, not the file"),
 )
+_ARCHIVES = {
+    "gzip": re.compile(rb"\x1f\x8b\x08"),
+    "bzip2": re.compile(rb"BZh[1-9](1AY&SY|\x17rE8P\x90)"),
+    "xz": re.compile(rb"\xfd7zXZ\x00"),
+    "zstd": re.compile(rb"\x28\xb5\x2f\xfd"),
+    "lz4": re.compile(rb"\x04\x22\x4d\x18"),
+    "zip": re.compile(rb"PK(\x03\x04|\x05\x06)"),
+    "7z": re.compile(rb"7z\xbc\xaf\x27\x1c"),
+    "rar": re.compile(rb"Rar!\x1a\x07"),
+}
 _TEXTS = ((b"<svg", "an SVG"), (b"<!doctype html", "an HTML page"), (b"<html", "an HTML page"), (b"{", "JSON"))
+
+
+def archive_kind(head: bytes) -> str | None:
+    """What kind of archive a file is by its first :data:`HEAD_BYTES`: ``gzip``, ``bzip2``, ``xz``, ``zstd``, ``lz4``,
+    ``zip``, ``7z``, ``rar``; None for everything else, tars among it. Names are never trusted."""
+    if head[257:262] == b"ustar":
+        return None
+    return next((kind for kind, magic in _ARCHIVES.items() if magic.match(head)), None)
 
 
 def what_it_is(data: bytes) -> str:
@@ -46,6 +65,8 @@ def what_it_is(data: bytes) -> str:
     for beginning, name in _BEGINNINGS:
         if data.startswith(beginning):
             return name
+    if kind := archive_kind(data[:HEAD_BYTES]):
+        return f"an archive ({kind})"
     text = data[:_HEAD].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     for beginning, name in _TEXTS:
         if text.startswith(beginning) or (beginning == b"<svg" and text.startswith(b"<?xml") and beginning in text):

@@ -1,7 +1,7 @@
-"""Image bytes to upright RGB arrays and back. Nothing is stretched, and nothing is guessed about broken pixels.
+"""Image bytes to upright RGB arrays and back. Nothing is stretched, and broken pixels are never made up.
 
 A flaw in metadata (EXIF, profiles, texts, a checksum beside the pixels, a second image) is not damage: the pixels are
-decoded without it, and a note says so. Damaged or missing pixels are an :class:`ImageError`.
+decoded without it, and this is noted. Damaged or missing pixels are an :class:`ImageError`.
 """
 
 import importlib.util
@@ -22,7 +22,7 @@ from lookalike.pixels import read_orientation, to_rgb, turn_upright
 
 HEIC_INSTALLED = importlib.util.find_spec("pillow_heif") is not None  # the extra `heic`
 EXTENSIONS = ("jpg", "jpeg", "jfif", "png", "webp", *(HEIC_EXTENSIONS if HEIC_INSTALLED else ()))
-MAX_PIXELS = 128_000_000  # an image that says it is larger is refused before a byte of it is unpacked
+MAX_PIXELS = 128_000_000  # a larger image is refused by its header, before anything is decompressed
 
 
 class ImageError(InputError):
@@ -47,9 +47,9 @@ class Decoded:
 
 
 def decode(data: bytes) -> np.ndarray:
-    """Decode to uint8 RGB ``[H, W, 3]``, turned as its EXIF orientation says.
+    """Decode to uint8 RGB ``[H, W, 3]``, upright by its EXIF orientation.
 
-    CMYK and 16-bit images are converted, transparency is laid on white, of an animation the first frame is taken.
+    CMYK and 16-bit images are converted, transparency becomes white, and the first frame of an animation is taken.
     Raises :class:`ImageError` for anything that does not decode to its last row, and for a JPEG whose pixels libjpeg
     complains about, also if it could continue.
     """
@@ -60,14 +60,14 @@ def decode_at_least(data: bytes, side: int) -> tuple[np.ndarray, tuple[int, int]
     """Decode at a cheap scale whose short side is still ≥ ``side`` pixels: the image, and its full (height, width).
 
     A JPEG is decoded by libjpeg-turbo at n/8 of its size, several times faster than a full decode. A JPEG whose pixels
-    libjpeg complains about is an :class:`ImageError`, also where it could go on: half an image teaches grey.
+    libjpeg complains about is an :class:`ImageError`, also if it could continue: a half-decoded image would teach grey.
     """
     decoded = decode_noted(data, side)
     return decoded.pixels, (decoded.height, decoded.width)
 
 
 def decode_noted(data: bytes, side: int | None = None) -> Decoded:
-    """Decode as :func:`decode` does, or with a ``side`` as :func:`decode_at_least`; says which flaw it passed over.
+    """Decode as :func:`decode` does, or with a ``side`` as :func:`decode_at_least`; the note names a flaw, if any.
 
     Raises:
         ImageError: not a format that we read, too many pixels, damaged or missing pixels.
@@ -159,7 +159,8 @@ def _open(data: bytes) -> Image.Image:
                 f"{what_it_is(data)} needs an extra: pip install 'lookalike[heic]'",
                 fix="install it, or convert the file to JPEG",
             ) from error
-        raise ImageError(f"not an image of a format that we read: {what_it_is(data)}", value=data[:8]) from error
+        kind = f"a damaged {what_it_is(data)}" if needs_heic(data) else what_it_is(data)
+        raise ImageError(f"not an image of a format that we read: {kind}", value=data[:8]) from error
     if image.width * image.height > MAX_PIXELS:
         raise ImageError(_TOO_MANY, value=f"{image.width}x{image.height}")
     return image

@@ -1,9 +1,11 @@
-"""What was there and is not read: counted by reason, with the names of a few."""
+"""What was found and is not read: counted by reason, with the names of a few."""
 
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+from lookalike.data.text import escaped
 
 EXAMPLES = 5  # names kept of each reason, however many there are
 _NAME_LENGTH = 200  # characters kept of a name
@@ -33,11 +35,10 @@ class PassedOver:
         self.counts[reason] += 1
         names = self.examples.setdefault(reason, [])
         if len(names) < EXAMPLES:
-            # a name out of a tar or a file system may hold lone surrogates, which JSON in UTF-8 cannot
-            names.append(name[:_NAME_LENGTH].encode("utf-8", "backslashreplace").decode("utf-8"))
+            names.append(escaped(name[:_NAME_LENGTH]))
 
     def merge(self, other: "PassedOver") -> None:
-        """Add what another place came to."""
+        """Add the counts and examples of another place."""
         self.found += other.found
         self.counts.update(other.counts)
         for reason, names in other.examples.items():

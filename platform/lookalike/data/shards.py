@@ -5,11 +5,11 @@ first dot of the file name (the grouping rule of the ``webdataset`` library, ``w
 differs: where an extension repeats, ``webdataset`` raises, while a new sample with the same key begins here, so that
 nothing is lost.
 
-A tar that breaks off (a failed upload, a full disk) is no reason to lose what stands before the break:
+A tar that breaks off (a failed upload, a full disk) does not lose what stands before the break:
 :func:`iter_samples` gives every whole sample and raises :class:`BrokenTarError` after the last one.
 
-Every member of a tar is part of a sample or is counted as passed over, with a reason (:mod:`lookalike.data.archive`
-says which bytes are read: those behind an end mark are, and links within the tar are followed).
+Every member of a tar is part of a sample or is counted as passed over, with a reason (:mod:`lookalike.data.archive`:
+data behind an end mark is read too, and links within the tar are followed).
 """
 
 import io
@@ -88,7 +88,7 @@ def iter_samples(file: BinaryIO, passed_over: PassedOver | None = None) -> Itera
     ``passed_over`` counts the members that are part of no sample; its ``found`` counts every header that was read, so
     that ``found`` = members of samples, cut ones among them, + those passed over.
 
-    Raises :class:`BrokenTarError` after the last whole sample where the tar ends too early. The sample before the
+    Raises :class:`BrokenTarError` after the last whole sample if the tar ends too early. The sample before the
     break counts as cut unless it holds its ``json``, since more members may have followed.
     """
     return _group(file, True, PassedOver() if passed_over is None else passed_over)

@@ -34,20 +34,19 @@ class TextError(InputError):
     """Bytes that are not text in an encoding that is named, or text that is not JSON."""
 
 
-def decode_text(data: bytes, where: str) -> str:
+def decode_text(data: bytes, where: str, max_bytes: int = MAX_TEXT_BYTES) -> str:
     """Decode a text file: by its byte-order mark (UTF-8, UTF-16, UTF-32), and as strict UTF-8 without one.
 
     Args:
         data: the whole file.
         where: what an error calls it, for example its URI.
+        max_bytes: a larger file is refused.
 
     Raises:
         TextError: the file is too large, is in another encoding, or holds NUL characters. It names the line.
     """
-    if len(data) > MAX_TEXT_BYTES:
-        raise TextError(
-            f"a text file has more than {MAX_TEXT_BYTES >> 20} MiB", value=where, fix="shorten or remove it"
-        )
+    if len(data) > max_bytes:
+        raise TextError(f"a text file has more than {max_bytes >> 20} MiB", value=where, fix="shorten or remove it")
     encoding = next((encoding for mark, encoding in _MARKS if data.startswith(mark)), "utf-8")
     try:
         text = data.decode(encoding)
@@ -91,9 +90,24 @@ def read_json(data: bytes, where: str) -> Any:
         ) from None
 
 
+def normal(name: str) -> str:
+    """The form in which names are compared: Unicode's NFC."""
+    return unicodedata.normalize("NFC", name)
+
+
+def is_utf8(text: str) -> bool:
+    """Whether a manifest or a table can hold ``text``: names in tars and file systems may hold lone surrogates."""
+    return not _SURROGATE.search(text)
+
+
+def escaped(text: str) -> str:
+    """``text`` with lone surrogates written as ``\\udXXX``, so that two names stay two."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 @dataclass(frozen=True)
 class Label:
-    """What a value says as a label."""
+    """A label out of a value of JSON."""
 
     text: str = ""
     """The label, stripped; empty if it is missing."""
@@ -153,7 +167,7 @@ def read_licence(values: dict[str, Any]) -> Label:
         raise TextError(
             "two licences that differ: " + " and ".join(sorted(given.values())),
             value=sorted({key for key in values if key.strip().casefold() in LICENCE_KEYS}),
-            fix="leave the one that holds",
+            fix="keep the one that applies",
         )
     return Label(*given.values())
 
@@ -176,7 +190,7 @@ def _text(value: str, identity: bool, prose: bool) -> Label:
     notes = []
     if _SURROGATE.search(value):
         if identity:
-            value = value.encode("utf-8", "backslashreplace").decode("utf-8")
+            value = escaped(value)
         else:
             value = _SURROGATE.sub("", value)
             notes.append("half a character was left out")
@@ -192,7 +206,7 @@ def _text(value: str, identity: bool, prose: bool) -> Label:
     if prose and value.casefold() in _SPELLED_MISSING:
         return Label(note=f"{value!r} stands for a missing value")
     if prose and value and all(unicodedata.category(character)[0] in "CZ" for character in value):
-        return Label()  # format characters alone, such as a zero-width space
+        return Label()  # only format characters, such as a zero-width space
     return Label(value, ", ".join(notes))
 
 

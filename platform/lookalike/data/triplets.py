@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 TABLE = "triplets.parquet"
-MAX_MEMBER_BYTES = 1 << 30  # a row that says more of one image is wrong, and is not read
+MAX_MEMBER_BYTES = 1 << 30  # a row with more for one image is wrong, and is not read
 _MAX_ID = 1024  # characters
 Split = Literal["train", "validation"]
 
@@ -56,7 +56,7 @@ SCHEMA = pa.schema(
 
 
 class ShardError(InputError):
-    """A shard that the snapshot's manifest lists is missing, empty or locked: no fault of a single triplet."""
+    """A shard that the snapshot's manifest lists is missing, empty or locked, so no triplet in it can be read."""
 
 
 @dataclass(frozen=True)
@@ -188,7 +188,7 @@ def load_latents(version_store: Store, row: Mapping[str, Any]) -> tuple[np.ndarr
     try:
         tensors = load(data)
         return tensors["target"].astype(np.float32), tensors["references"].astype(np.float32)
-    except Exception as error:  # safetensors raises what it likes for damaged bytes
+    except Exception as error:  # safetensors raises various classes for damaged bytes
         raise InputError(f"the latents are damaged: {error}", value=triplet.triplet_id, fix=_FIX) from error
 
 
@@ -213,7 +213,7 @@ def _check(triplet: Any) -> None:
 
 
 def _read(version_store: Store, triplet: Triplet, what: str, offset: int, length: int) -> bytes:
-    """Bytes of a member; where the shard as a whole cannot be read, that is the error."""
+    """The bytes of a member. If the whole shard cannot be read, the error is a ShardError."""
     whole = isinstance(offset, int) and isinstance(length, int)
     if not whole or offset < 0 or not 0 < length <= MAX_MEMBER_BYTES:
         raise InputError(f"{what} has no valid place in its shard", value=f"offset={offset}, length={length}", fix=_FIX)

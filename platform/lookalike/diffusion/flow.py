@@ -72,7 +72,7 @@ class Draw:
     """float32 ``[B, 2]`` in [0, 1): decides the dropout of the MLLM's and of the references' condition."""
 
     def to(self, device: torch.device) -> "Draw":
-        """The same numbers on ``device``; pinned ones travel to a GPU while the host goes on."""
+        """The same numbers on ``device``; pinned ones travel to a GPU while the host continues."""
         return self._map(lambda value: value.to(device, non_blocking=device.type == "cuda"))
 
     def pin_memory(self) -> "Draw":

@@ -1,4 +1,4 @@
-"""What users hand to the pipeline, checked before anything is computed."""
+"""Check and convert the arguments of the pipeline before anything is computed."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -21,9 +21,13 @@ def check_size(height: int, width: int, multiple: int) -> None:
     """Raise ConfigError unless both are whole multiples of the pixels of one token, and at most MAX_SIDE."""
     for side in (height, width):
         if isinstance(side, bool) or not isinstance(side, (int, np.integer)) or side < multiple or side % multiple:
-            raise ConfigError(f"image of {width}x{height} pixels", fix=f"use multiples of {multiple}")
+            raise ConfigError(
+                f"an image size of {width}x{height} pixels is not supported", fix=f"use multiples of {multiple}"
+            )
         if side > MAX_SIDE:
-            raise ConfigError(f"image of {width}x{height} pixels", fix=f"use at most {MAX_SIDE} pixels a side")
+            raise ConfigError(
+                f"an image of {width}x{height} pixels is too large", fix=f"use at most {MAX_SIDE} pixels a side"
+            )
 
 
 def check_count(name: str, value: Any) -> None:
@@ -111,13 +115,13 @@ def pair_references(references: Any, prompts: int) -> list[list[np.ndarray]]:
 
     Args:
         references: None (no references at all), one image, a list of images, or a list of images for each prompt. An
-            image is a PIL image (transparency is laid on white), an array ``[H, W]`` or ``[H, W, 1 to 4]`` or a tensor
+            image is a PIL image (transparency becomes white), an array ``[H, W]`` or ``[H, W, 1 to 4]`` or a tensor
             ``[C, H, W]``, uint8 or floats in [0, 1]; ``[N, ...]`` are N images.
         prompts: how many.
 
     Raises:
-        InputError: an empty list, none for one of the prompts, as many lists as there are no prompts, or something that
-            is not such an image.
+        InputError: an empty list, none for one of the prompts, another number of lists than of prompts, or something
+            that is not such an image.
     """
     if references is None:
         return [[] for _ in range(prompts)]
@@ -158,7 +162,7 @@ def _array(image: Any) -> np.ndarray:
 
 def _not_an_image(value: Any) -> InputError:
     hint = "open it with PIL.Image.open" if isinstance(value, (str, Path)) else "pass PIL images, arrays or tensors"
-    return InputError("a reference is no image", value=type(value).__name__, fix=hint)
+    return InputError("a reference is not an image", value=type(value).__name__, fix=hint)
 
 
 def _channels_last(image: Tensor) -> np.ndarray:
@@ -177,7 +181,9 @@ def _from_array(values: np.ndarray) -> np.ndarray:
         values = values[..., None]
     if values.ndim != 3 or not 1 <= values.shape[2] <= 4 or values.size == 0:
         transposed = values.ndim == 3 and values.shape[0] in (1, 3, 4)
-        raise _bad_shape(values, "transpose(1, 2, 0) it" if transposed else "pass arrays as [H, W] or [H, W, C]")
+        raise _bad_shape(
+            values, "call .transpose(1, 2, 0) on it" if transposed else "pass arrays as [H, W] or [H, W, C]"
+        )
     pixels = _to_8_bits(values)
     channels = pixels.shape[2]
     if channels in (2, 4):  # with alpha
@@ -193,14 +199,16 @@ def _to_8_bits(values: np.ndarray) -> np.ndarray:
     if values.dtype == bool:
         return values.astype(np.uint8) * np.uint8(255)
     if not np.issubdtype(values.dtype, np.floating):
-        raise InputError("a reference of another number format", value=str(values.dtype), fix="use uint8 0 to 255")
+        raise InputError(
+            "a reference has an unsupported number format", value=str(values.dtype), fix="use uint8 0 to 255"
+        )
     low, high = float(values.min()), float(values.max())
     if not (low >= 0 and high <= 1):  # also for NaN
         raise InputError(
-            f"a reference with floats from {low:.3g} to {high:.3g}", fix="scale them to [0, 1], or pass uint8"
+            f"a reference holds floats from {low:.3g} to {high:.3g}", fix="scale them to [0, 1], or pass uint8"
         )
     return np.rint(values.astype(np.float32) * 255).astype(np.uint8)
 
 
 def _bad_shape(values: np.ndarray, fix: str) -> InputError:
-    return InputError("a reference of a shape that no image has", value=tuple(values.shape), fix=fix)
+    return InputError("a reference does not have the shape of an image", value=tuple(values.shape), fix=fix)

@@ -8,7 +8,7 @@ from typing import Any
 from diffusers.loaders import FluxLoraLoaderMixin
 from torch.nn import ModuleDict
 
-from lookalike.errors import ConfigError, InputError
+from lookalike.errors import ConfigError, InputError, first_line
 from lookalike.models.adapter_files import DIFFUSERS_WEIGHTS, read_adapter
 from lookalike.models.adapter_state import adapter_state, check_not_wrapped, effective_loras, is_fused, loras
 from lookalike.models.adapter_tensors import PEFT_CONFIG, PEFT_WEIGHTS
@@ -67,7 +67,10 @@ class SubjectLoraLoaderMixin(FluxLoraLoaderMixin):
         if unknown := set(kwargs) - {*_HUB, *_IGNORED}:
             raise TypeError(f"load_lora_weights got an unexpected keyword argument {min(unknown)!r}")
         if kwargs.get("use_safetensors") is False:
-            raise InputError("a pickle can run any code and is not read", fix="leave use_safetensors away")
+            raise InputError(
+                "a pickle can run any code and is not read",
+                fix="drop use_safetensors=False, and name a .safetensors file",
+            )
         hub = {key: kwargs[key] for key in _HUB if kwargs.get(key) is not None}
         found = source if isinstance(source, Mapping) else _locate(source, weight_name, subfolder, hub)
         file = read_adapter(found, self.transformer, weight_name)
@@ -195,7 +198,7 @@ def _download(repository: str, weight_name: str | None, subfolder: str | None, h
     try:
         return Path(snapshot_download(repository, allow_patterns=patterns, **hub))
     except (OSError, ValueError) as error:  # huggingface_hub's and the network's
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = first_line(error) or type(error).__name__
         raise InputError(
             f"neither a local LoRA nor one on the Hub ({reason})", value=repository, fix="check the path or the Hub id"
         ) from error

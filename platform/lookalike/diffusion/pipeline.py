@@ -120,7 +120,7 @@ class SubjectPipeline(DiffusionPipeline, SubjectLoraLoaderMixin):
         """Write a full bundle that :meth:`from_pretrained` reads and that generates what this pipeline generates.
 
         A LoRA that is active is written beside the DiT with its weight of ``set_adapters``; one that is fused is in the
-        DiT's weights; one that is disabled or not active is left away. The pipeline stays as it is.
+        DiT's weights; one that is disabled or not active is left out. The pipeline stays as it is.
 
         Raises:
             ConfigError: several active LoRAs, or one of another name than ``default``: a bundle holds one.
@@ -171,9 +171,9 @@ class SubjectPipeline(DiffusionPipeline, SubjectLoraLoaderMixin):
             prompt: one text, or B; what is longer than the model reads is cut with a warning, as in diffusers.
             references: images of the subject: one list, shared by all prompts, or a list for each prompt. Their numbers
                 may differ. PIL images, arrays ``[H, W, C]`` or tensors ``[C, H, W]``, see
-                :func:`~lookalike.diffusion.inputs.pair_references`. None generates from the text alone: no step sees
+                :func:`~lookalike.diffusion.inputs.pair_references`. None generates from the text only: no step sees
                 references, and unless ``stages`` are given every step sees the MLLM's tokens.
-            negative_prompt: what the images shall not show, one text or B: the MLLM reads it, without references, for
+            negative_prompt: what the images must not show, one text or B: the MLLM reads it, without references, for
                 the negative branch of true guidance, which otherwise has no MLLM tokens. Empty is none.
             num_inference_steps: Euler steps.
             guidance_scale: true classifier-free guidance: negative + scale × (positive − negative). 1 turns it off.
@@ -199,8 +199,8 @@ class SubjectPipeline(DiffusionPipeline, SubjectLoraLoaderMixin):
 
         Raises:
             InputError: no references in a list or too many, an image too small or too large.
-            ConfigError: a size that does not divide, stages out of order, no step, a guidance that the DiT has not, or
-                another argument that is out of its range.
+            ConfigError: a size that does not divide, stages out of order, no step, a guidance that the DiT
+                does not have, or another argument that is out of its range.
         """
         preset = self.preprocessor.preset
         check_number("guidance_scale", guidance_scale)

@@ -1,4 +1,4 @@
-"""A pipeline as a bundle that generates what the pipeline generates."""
+"""Save a pipeline as a bundle that generates what the pipeline generates."""
 
 import shutil
 import tempfile
@@ -30,7 +30,7 @@ TOKENIZER_FILES = (
 
 
 def save_bundle(pipe: Any, folder: Path, **kwargs: Any) -> None:
-    """Write ``pipe`` (a SubjectPipeline) to ``folder``; what ``save_pretrained`` of a pipeline does.
+    """Write ``pipe`` (a SubjectPipeline) to ``folder``; this is ``save_pretrained`` of a pipeline.
 
     Raises:
         ConfigError: several active LoRAs, or one of another name than ``default``; a component that is not a
@@ -42,15 +42,17 @@ def save_bundle(pipe: Any, folder: Path, **kwargs: Any) -> None:
             raise ConfigError("the weights of a component are offloaded", value=name, fix="call remove_all_hooks first")
     check_not_wrapped(transformer)
     if kwargs.get("safe_serialization") is False:
-        raise ConfigError("a bundle holds no pickles", value="safe_serialization=False", fix="leave it away")
-    drawn = effective_loras(transformer)
-    if drawn not in ([], [ADAPTER_NAME]):
+        raise ConfigError(
+            "a bundle holds no pickles", value="safe_serialization=False", fix="drop safe_serialization=False"
+        )
+    active = effective_loras(transformer)
+    if active not in ([], [ADAPTER_NAME]):
         raise ConfigError(
             f"a bundle holds one LoRA, named {ADAPTER_NAME}",
-            value=drawn,
+            value=active,
             fix="call fuse_lora first, which adds all that are active to the weights that are saved",
         )
-    adapter = adapter_state(transformer, ADAPTER_NAME) if drawn else None
+    adapter = adapter_state(transformer, ADAPTER_NAME) if active else None
     parts = {name: getattr(pipe, name) for name in COMPONENTS}
     if has_lora_layers(transformer):
         parts["transformer"] = without_loras(transformer)

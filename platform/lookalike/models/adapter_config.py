@@ -1,4 +1,4 @@
-"""Which of peft's LoRA settings are applied exactly; every other one that changes the result is refused by name."""
+"""Check peft's LoRA settings: they are applied exactly, or refused by name if they would change the result."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -41,7 +41,7 @@ _UNSET: tuple[Any, ...] = (None, False, "", "none", [], {}, ())
 def check_settings(values: Mapping[str, Any], origin: str) -> dict[str, Any]:
     """Keyword arguments of ``peft.LoraConfig`` that have the effect of ``values`` (an ``adapter_config.json``).
 
-    Fields that this version of peft does not know are ignored if they are unset.
+    Fields that this version of peft does not have are ignored if they are unset.
 
     Raises:
         InputError: another method than LoRA, a setting that is not supported, no rank, alpha or target, a bad value.

@@ -4,8 +4,6 @@ Peft folders, diffusers' ``pytorch_lora_weights.safetensors`` (with or without i
 Forest Labs' names. What would be lost or changed on the way is an error that names it. Nothing is unpickled.
 """
 
-import json
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
+from lookalike.documents import parse_object
 from lookalike.errors import InputError
 from lookalike.models.adapter_config import check_alphas, check_settings
 from lookalike.models.adapter_tensors import (
@@ -26,10 +25,9 @@ from lookalike.models.adapter_tensors import (
 )
 from lookalike.models.flux_names import linear_layers, names_of_layers
 
-log = logging.getLogger(__name__)
-
 DIFFUSERS_WEIGHTS = "pytorch_lora_weights.safetensors"
 METADATA = "lora_adapter_metadata"  # key in a safetensors header under which diffusers keeps peft's settings
+_COPY = "copy it again"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
 
@@ -65,7 +63,8 @@ def read_adapter(
     tensors, header = _read_safetensors(weights)
     config = weights.parent / PEFT_CONFIG
     from_peft = any(name.startswith(PEFT_PREFIX) for name in tensors) and config.is_file()
-    return _convert(tensors, header, _read_json(config) if from_peft else None, transformer, str(weights))
+    settings = parse_object(config.read_bytes(), str(config), fix=_COPY) if from_peft else None
+    return _convert(tensors, header, settings, transformer, str(weights))
 
 
 def find_weights(path: Path, weight_name: str | None = None) -> Path:
@@ -116,17 +115,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
-        raise InputError(f"not a readable safetensors file ({error})", value=str(path), fix="copy it again") from error
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"not a readable {path.name} ({error})", value=str(path), fix="copy it again") from error
-    if not isinstance(values, dict):
-        raise InputError(f"{path.name} holds no settings", value=str(path), fix="copy it again")
-    return values
+        raise InputError(f"not a readable safetensors file ({error})", value=str(path), fix=_COPY) from error
 
 
 def _convert(
@@ -146,7 +135,7 @@ def _convert(
         return AdapterFile(settings, peft_tensors(parts), origin)
     if alphas := [layer.names[0] for layer in parts.values() if layer.alpha is not None]:
         raise InputError(
-            f"says its alpha twice: in its settings and as {len(alphas)} tensors, of {alphas[0]} first",
+            f"the adapter holds its alpha twice: in its settings and as {len(alphas)} tensors, such as of {alphas[0]}",
             value=origin,
             fix="remove one of them",
         )
@@ -157,10 +146,7 @@ def _metadata(header: Mapping[str, str], origin: str) -> dict[str, Any] | None:
     """Settings in a header of diffusers: those of the pipeline's transformer, or of a model that was saved alone."""
     if METADATA not in header:
         return None
-    try:
-        values = dict(json.loads(header[METADATA]))
-    except (ValueError, TypeError) as error:
-        raise InputError(f"its {METADATA} is no JSON ({error})", value=origin, fix="save it again") from error
+    values = parse_object(header[METADATA], f"{METADATA} of {origin}", fix="save it again")
     if "r" in values:
         return values
     own = {name.removeprefix("transformer."): v for name, v in values.items() if name.startswith("transformer.")}

@@ -76,9 +76,13 @@ def sort_tensors(
             fix="use a LoRA on the linear layers of the Flux model that this bundle holds",
         )
     if elsewhere:
-        log.warning("%s: %d tensors are of a text encoder, which this model has not; not used", origin, len(elsewhere))
+        log.warning(
+            "%s: %d tensors are of a text encoder, which this model does not have; they are not used",
+            origin,
+            len(elsewhere),
+        )
     if not parts:
-        raise InputError("holds no LoRA of the DiT", value=origin, fix="use a LoRA that was trained on Flux")
+        raise InputError("the file holds no LoRA of the DiT", value=origin, fix="use a LoRA that was trained on Flux")
     return parts
 
 
@@ -110,7 +114,9 @@ def _put(
     elif kind == "alpha" and tensor.numel() != 1:
         raise _shape(key, tensor, (), origin)
     if kind == "bias" and down:
-        raise InputError(f"{key} is the bias of a down projection, which peft has not", value=origin, fix="remove it")
+        raise InputError(
+            f"{key} is the bias of a down projection, which peft does not support", value=origin, fix="remove it"
+        )
     for part in rows:
         value: Any = float(tensor) if kind == "alpha" else tensor
         if kind in ("up", "bias", "magnitude"):
@@ -126,7 +132,7 @@ def _put(
 
 def _shape(key: str, tensor: Tensor, wanted: tuple[int, ...], origin: str) -> InputError:
     return InputError(
-        f"{key} has shape {tuple(tensor.shape)}, the DiT wants {wanted}",
+        f"{key} has shape {tuple(tensor.shape)}, and the DiT needs {wanted}",
         value=origin,
         fix="use the base that the adapter was trained on",
     )
@@ -145,7 +151,7 @@ def check_layers(parts: Mapping[str, LoraLayer], layers: Mapping[str, Any], orig
         for tensor in (layer.down, layer.up, layer.bias, layer.magnitude):
             if tensor is not None and not (tensor.is_floating_point() and torch.isfinite(tensor.float()).all()):
                 raise InputError(
-                    f"{layer.names[0]}: values that are not finite numbers", value=origin, fix="train it again"
+                    f"{layer.names[0]} has values that are not finite numbers", value=origin, fix="train it again"
                 )
     if not any(
         layer.magnitude is not None or layer.up.any() or (layer.bias is not None and layer.bias.any())  # type: ignore[union-attr]

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lookalike.errors import ConfigError, InputError
+from lookalike.errors import ConfigError, InputError, first_line
 from lookalike.models.adapter_config import peft_config
 from lookalike.models.adapter_files import AdapterFile, read_adapter
 from lookalike.models.adapter_tensors import PEFT_PREFIX, PEFT_WEIGHTS
@@ -136,7 +136,7 @@ def _inject(transformer: Any, file: AdapterFile, name: str) -> None:
         transformer.add_adapter(peft_config(file.settings), adapter_name=name)
     except (ValueError, TypeError, NotImplementedError) as error:
         raise InputError(
-            f"its settings do not fit the DiT ({str(error).splitlines()[0]})",
+            f"its settings do not fit the DiT ({first_line(error)})",
             value=file.origin,
             fix="use a LoRA on the linear layers of the Flux model that this bundle holds",
         ) from error
@@ -169,7 +169,7 @@ def _places(transformer: Any, file: AdapterFile, name: str) -> dict[str, Tensor]
     for file_name, target in places.items():
         if (shape := file.tensors[file_name].shape) != target.shape:
             raise InputError(
-                f"{PEFT_PREFIX}{file_name} has shape {tuple(shape)}, its settings say {tuple(target.shape)}",
+                f"{PEFT_PREFIX}{file_name} has shape {tuple(shape)}, its settings give {tuple(target.shape)}",
                 value=file.origin,
                 fix="use the settings and the base that the adapter was trained with",
             )
@@ -189,7 +189,7 @@ def swap_adapter(transformer: Any, file: AdapterFile, name: str) -> int:
         _places(transformer, file, name)
     except InputError as error:
         raise InputError(
-            f"cannot be swapped in for {name}: {error.what}",
+            f"the LoRA cannot be swapped in for {name}: {error.what}",
             value=file.origin,
             fix="load it under another adapter_name, or after unload_lora_weights",
         ) from error

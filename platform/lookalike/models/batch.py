@@ -46,7 +46,7 @@ class Batch:
         return int(self.image_mask[0].sum()) if len(self) else 0
 
     def to(self, device: torch.device | str) -> "Batch":
-        """The same batch on ``device``; a pinned one travels to a GPU while the host goes on."""
+        """The same batch on ``device``; a pinned one travels to a GPU while the host continues."""
         return self._map(lambda value: value.to(device, non_blocking=torch.device(device).type == "cuda"))
 
     def pin_memory(self) -> "Batch":

@@ -21,6 +21,7 @@ FORMAT = 1
 _PROVENANCE = ("source", "revision", "licence", "config", "vocabulary", "lora")  # of the MLLM: its files tell
 MANIFEST = "bundle.json"
 ADAPTER = "transformer_lora"
+PATCH = 2  # latents are packed 2 x 2 into tokens
 COMPONENTS = ("mllm", "vae", "transformer", "scheduler", "aggregator")
 
 
@@ -84,6 +85,13 @@ def read_manifest(bundle_dir: Path) -> dict[str, Any]:
     if manifest.get("format") != FORMAT:
         raise InputError("unknown bundle format", value=manifest.get("format"), fix="use the version that wrote it")
     return manifest
+
+
+def token_shape(bundle_dir: Path) -> tuple[int, int]:
+    """Pixels of a token's side, and its channels, of the images of the bundle in this folder; no weights are read."""
+    path = bundle_dir / "vae" / "config.json"
+    config = parse_object(path.read_bytes(), str(path), "block_out_channels", "latent_channels")
+    return int(2 ** (len(config["block_out_channels"]) - 1)) * PATCH, int(config["latent_channels"]) * PATCH**2
 
 
 def read_preset(bundle_dir: Path) -> Preset:

@@ -95,7 +95,7 @@ def names_of_layers(layers: Mapping[str, nn.Linear]) -> dict[str, tuple[Rows, ..
     names = {name: rows for name, rows in names.items() if rows}
     for name, rows in list(names.items()):
         if name.endswith("to_out.0"):
-            names.setdefault(name.removesuffix(".0"), rows)  # diffusers' attention processors of before peft
+            names.setdefault(name.removesuffix(".0"), rows)  # of diffusers' attention processors before peft
     for name in list(names):
         names.setdefault(name.replace(".", "_"), names[name])
     return names

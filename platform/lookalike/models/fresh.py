@@ -67,7 +67,7 @@ def init_flux(transformer: nn.Module) -> None:
 def _mllm(preset: Preset, target: Path, seed: int) -> None:
     config = preset.mllm
     if not config.config or config.vocabulary is None:
-        raise ConfigError("mllm has no source; it needs config and vocabulary", fix="mend the preset")
+        raise ConfigError("mllm has no source; it needs config and vocabulary", fix="correct the preset")
     model_class = getattr(transformers, config.architecture)
     tokenizer = _tokenizer(config)
     values = {**config.config, "image_token_id": tokenizer.convert_tokens_to_ids(config.image_token)}
@@ -118,7 +118,7 @@ MAKERS: dict[str, Callable[[Preset, Path, int], None]] = {
 def _described(preset: Preset, name: str) -> dict[str, Any]:
     config: dict[str, Any] = getattr(preset, name).config
     if not config:
-        raise ConfigError(f"{name} has neither source nor config", value=preset.name, fix="mend the preset")
+        raise ConfigError(f"{name} has neither source nor config", value=preset.name, fix="correct the preset")
     return config
 
 

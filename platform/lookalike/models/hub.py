@@ -4,7 +4,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from lookalike.errors import ConfigError
+from lookalike.errors import ConfigError, first_line
 
 
 def split_pin(name_or_path: str) -> tuple[str, str | None]:
@@ -56,4 +56,4 @@ def load_model(
 def no_such_model(kind: str, name_or_path: str, error: Exception, others: tuple[str, ...] = ()) -> ConfigError:
     """The error of a name that leads to no model; ``others`` are names that do."""
     fix = f"use {f'one of {list(others)}, ' if others else ''}a folder, or a Hub id of such a model of transformers"
-    return ConfigError(f"no such {kind} ({str(error).splitlines()[0]})", value=name_or_path, fix=fix)
+    return ConfigError(f"no such {kind} ({first_line(error)})", value=name_or_path, fix=fix)

@@ -30,7 +30,7 @@ def full_class(config: Any) -> Any:
     names = config.architectures or []
     model_class = getattr(transformers, names[0], None) if names else None
     if model_class is None:
-        raise ConfigError("transformers has no such architecture", value=names, fix="mend config.json")
+        raise ConfigError("transformers has no such architecture", value=names, fix="correct config.json")
     return model_class
 
 

@@ -116,7 +116,7 @@ class Preprocessor:
             and with targets ``target`` uint8 ``[B, 3, H, W]``.
 
         Raises:
-            InputError: a prompt that is too long or no text, too many references, an image that is too small or too
+            InputError: a prompt that is too long or not text, too many references, an image that is too small or too
                 large.
         """
         if len(prompts) != len(references) or (targets is not None and len(targets) != len(prompts)):
@@ -154,7 +154,7 @@ class Preprocessor:
     def _tokens(self, prompt: str, num_references: int, on_cut: OnCut | None) -> dict[str, np.ndarray]:
         limit = self._mllm.max_prompt_tokens
         if not isinstance(prompt, str):
-            raise InputError("a prompt is no text", value=type(prompt).__name__, fix="pass a string")
+            raise InputError("a prompt is not text", value=type(prompt).__name__, fix="pass a string")
         before, after = self._around(num_references)
         ids, cut = self._tokenizer.write(before, prompt, after, limit)
         if cut and on_cut is None:
@@ -193,9 +193,11 @@ def warn_of_cut(prompt: str, cut: str) -> None:
 
 
 def check_image(image: Pixels, what: str = "reference") -> None:
-    """Raise InputError for what is no uint8 RGB image, or has a side outside MIN_SIDE to MAX_SIDE pixels."""
+    """Raise InputError for anything but a uint8 RGB image, or has a side outside MIN_SIDE to MAX_SIDE pixels."""
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        raise InputError("no uint8 RGB image [H, W, 3]", value=f"{image.dtype} {image.shape}", fix="convert it to RGB")
+        raise InputError(
+            "not a uint8 RGB image [H, W, 3]", value=f"{image.dtype} {image.shape}", fix="convert it to RGB"
+        )
     height, width = image.shape[:2]
     if min(height, width) < MIN_SIDE or max(height, width) > MAX_SIDE:
         raise InputError(

@@ -8,15 +8,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from lookalike.documents import parse_object
 from lookalike.errors import ConfigError, InputError
 
 PAD, UNKNOWN, START, END = "<pad>", "<unk>", "<|im_start|>", "<|im_end|>"
 IMAGE_START, IMAGE_END, IMAGE_CONTEXT, VIDEO = "<img>", "</img>", "<IMG_CONTEXT>", "<video>"
 SPECIAL_TOKENS = (PAD, UNKNOWN, START, END, IMAGE_START, IMAGE_END, IMAGE_CONTEXT, VIDEO)
 
-_MARK = re.compile(
-    r"<.*>|\[[A-Z_]+\]", re.DOTALL
-)  # how the families write control tokens that they do not call special
+# How the families write control tokens that they do not call special.
+_MARK = re.compile(r"<.*>|\[[A-Z_]+\]", re.DOTALL)
 _CHARACTERS_OF_A_TOKEN = 256  # a prompt of more per token that the model reads is cut before it is tokenised
 
 
@@ -72,21 +72,21 @@ class PromptTokenizer:
     @cached_property
     def _values(self) -> dict[str, Any]:
         if not self._file.is_file():
-            raise InputError("no tokenizer.json in the MLLM's folder", value=str(self._file), fix="add it")
-        return dict(json.loads(self._file.read_text()))
+            raise InputError("the MLLM's folder has no tokenizer.json", value=str(self._file), fix="copy it there")
+        return parse_object(self._file.read_bytes(), str(self._file), fix="download it again")
 
     @cached_property
     def _plain(self) -> Any:
-        return _load(self._values)
+        return load_tokenizer(self._values)
 
     @cached_property
     def _literal(self) -> Any:
-        """The same tokenizer for text alone: it reads no control token. Built for the first prompt that names one."""
+        """The same tokenizer without control tokens, made when a prompt first names one."""
         entries = [
             {**entry, "special": entry["special"] or entry["id"] in self._control}
             for entry in self._values.get("added_tokens", [])
         ]
-        tokenizer = _load({**self._values, "added_tokens": entries})
+        tokenizer = load_tokenizer({**self._values, "added_tokens": entries})
         tokenizer.encode_special_tokens = True
         return tokenizer
 
@@ -117,7 +117,8 @@ def readable(text: str) -> str:
         return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
-def _load(values: dict[str, Any]) -> Any:
+def load_tokenizer(values: dict[str, Any]) -> Any:
+    """The tokenizer of a ``tokenizer.json``, without its padding and truncation."""
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_str(json.dumps(values))

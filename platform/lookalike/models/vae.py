@@ -1,7 +1,6 @@
 """Images and packed latents: diffusers' AutoencoderKL, scaled and packed as diffusers' Flux pipelines do."""
 
 import hashlib
-import json
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -11,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lookalike.models.bundle import PATCH
 from lookalike.models.weights import check_names
 
-PATCH = 2  # latents are packed 2 x 2 into tokens
 _PIXELS_AT_ONCE = 512 * 512  # on a GPU: small images together, large ones one by one
 
 
@@ -33,12 +32,6 @@ def load_vae(bundle_dir: Path) -> Any:
 def downsampling(vae: Any) -> int:
     """Pixels of an image's side per latent."""
     return int(2 ** (len(vae.config.block_out_channels) - 1))
-
-
-def pixels_per_token(bundle_dir: Path) -> int:
-    """Pixels of a token's side in the bundle in this folder: sides of images are multiples of it."""
-    config = json.loads((bundle_dir / "vae" / "config.json").read_text())
-    return int(2 ** (len(config["block_out_channels"]) - 1)) * PATCH
 
 
 def token_grid(vae: Any, height: int, width: int) -> tuple[int, int]:

@@ -98,7 +98,7 @@ def promote(
     for _ in range(_RACES):
         now = _standing(registry, name, log_uri)
         last = now.last
-        _check_known(registry, now, sha256, log_uri)
+        _check_known(registry, now, sha256)
         version = version or registry.register(name, version_tags(candidate, sha256), candidate.run_id)
         before = None if last is None else last.version
         decision, kind = _judge(registry, now, version, scores, gate, champion_scores_uri)
@@ -113,7 +113,7 @@ def promote(
                 continue
         is_champion = last is not None and last.bundle_sha256 == sha256
         return conclude(registry, version, decision, candidate.scores_uri, before, kind or "promoted", is_champion)
-    raise ConflictError("others kept promoting this model", value=name, fix="run the promotion again")
+    raise ConflictError("other promotions of this model kept winning", value=name, fix="run the promotion again")
 
 
 def read_candidate(candidate: Candidate) -> tuple[str, Scores]:
@@ -192,7 +192,7 @@ def conclude(
     kind: Kind,
     is_champion: bool,
 ) -> Outcome:
-    """Let alias and tags show what the log says, and read back who is champion."""
+    """Update alias and tags from the log, and read the champion back."""
     name = str(version.name)
     project(registry, name)
     if decision.passed:
@@ -214,7 +214,7 @@ def conclude(
 
 
 def champion_version(registry: Registry, name: str) -> int | None:
-    """The champion as registry and log say now; None, with a warning that says why, if it cannot be loaded."""
+    """The version of the current champion by registry and log; None, with a warning, if it cannot be loaded."""
     try:
         current = champion(registry, name)
     except InputError as error:
@@ -229,12 +229,16 @@ def _standing(registry: Registry, name: str, log_uri: str) -> Standing:
         registry.tag_model(name, LOG_TAG, log_uri)
         now = standing(registry, name)
     if now is None:
-        raise InputError(f"{name} was removed from the registry", value=registry.uri, fix="run the promotion again")
+        raise InputError(
+            f"{name} was removed from the registry during the promotion",
+            value=registry.uri,
+            fix="run the promotion again",
+        )
     return now
 
 
-def _check_known(registry: Registry, now: Standing, sha256: str, log_uri: str) -> None:
-    """A registered model that never saw its log's entries takes part in it only by registering the log's champion."""
+def _check_known(registry: Registry, now: Standing, sha256: str) -> None:
+    """Refuse to promote if the registry has none of the log's entries, unless the candidate is the log's champion."""
     last = now.last
     if last is None or now.champion is not None or now.shown or last.bundle_sha256 == sha256:
         return

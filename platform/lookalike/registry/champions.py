@@ -1,7 +1,7 @@
-"""Who is champion: the version with the bundle that the newest entry of the promotion log names, found by its hash.
+"""The champion: the version with the bundle that the newest entry of the promotion log names, found by its hash.
 
 The registered model's tags name the log and its newest entry, so that a log which was moved, emptied or restored from
-an older copy is an error, and not a model without a champion. MLflow's alias only shows what the log says.
+an older copy is an error, and not a model without a champion. MLflow's alias follows the log.
 """
 
 import logging
@@ -21,7 +21,7 @@ _LOOKS = 5  # times that the alias is set while other processes promote
 
 @dataclass(frozen=True)
 class Standing:
-    """What registry and log say about one registered model, after they were checked against each other."""
+    """The state of one registered model, by registry and log, which were checked against each other."""
 
     name: str
     log: PromotionLog | None
@@ -33,7 +33,7 @@ class Standing:
     alias: int | None
     """The version that MLflow shows as champion."""
     shown: str | None
-    """The tag that names the newest entry. None: this registered model has not seen the log's entries."""
+    """The tag that names the newest entry. None: the registered model has no such tag."""
 
     @property
     def last(self) -> Promotion | None:
@@ -93,7 +93,7 @@ def champion(registry: Registry, name: str) -> ModelReference | None:
 
 
 def project(registry: Registry, name: str) -> Standing | None:
-    """Make alias and tag show what the log says, and return that. A registry that may not be written is no error."""
+    """Update alias and tag from the log, and return the standing. A read-only registry is a warning, not an error."""
     now = standing(registry, name)
     for _ in range(_LOOKS):
         if now is None or now.head is None or now.champion is None:
@@ -129,7 +129,7 @@ def unregistered(registry: Registry, now: Standing) -> InputError:
             f", or return to the champion before it (jobs/promote.py --model {now.name} --rollback --out NEW_PLACE)"
         )
     return InputError(
-        f"{now.name}: the promotion log calls version {last.version} champion (bundle {last.bundle_sha256[:12]}), and "
+        f"{now.name}: by the promotion log version {last.version} is champion (bundle {last.bundle_sha256[:12]}), and "
         "no version has that bundle: it was deleted in MLflow, or this is another or an older registry",
         value=registry.uri,
         fix="restore it by promoting that bundle again"
@@ -139,13 +139,11 @@ def unregistered(registry: Registry, now: Standing) -> InputError:
 
 
 _RESTORE = "put them back there or set the tag to their place"
-_BEGIN_ANEW = (
-    "start a new log with jobs/promote.py --begin-anew REASON, where the candidate is judged by the floors alone"
-)
+_BEGIN_ANEW = "start a new log with jobs/promote.py --begin-anew REASON, which judges the candidate by the floors only"
 
 
 def _check_shown(entries: PromotionLog, head: Head | None, shown: str | None) -> None:
-    """Hold the log against what the registered model last saw of it."""
+    """Compare the log with the entry that the registered model's tag names."""
     if not shown:
         return
     number, _, sha256 = shown.partition(":")

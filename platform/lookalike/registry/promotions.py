@@ -1,12 +1,11 @@
-"""The promotion log: who is champion, decided by conditional puts. MLflow's alias is a projection of it.
+"""The promotion log: which version is champion, decided by conditional puts. MLflow's alias is a projection of it.
 
-Setting an alias is no compare-and-set and keeps no history. So each promotion of a model is an object with the next
+Setting an alias is not a compare-and-set and keeps no history. So each promotion of a model is an object with the next
 number, created only if it is not there: of two promotions at a time one wins, and the other has to look again. Each
 entry holds the hash of the one before, so that an entry that was changed or removed later is noticed.
 """
 
 import hashlib
-import json
 import logging
 import re
 import uuid
@@ -15,6 +14,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from lookalike.config import canonical_json
+from lookalike.documents import parse_object
 from lookalike.errors import InputError
 from lookalike.storage import Store
 
@@ -26,7 +26,7 @@ Kind = Literal["promoted", "registered again", "rolled back", "begun anew"]
 _ENTRY = re.compile(r"(?!0{8})(\d{8})\.json")
 HOW_TO_CONTINUE = (
     "restore it from a copy, or start a new log with jobs/promote.py --begin-anew REASON, "
-    "where the candidate is judged by the floors alone"
+    "which judges the candidate by the floors only"
 )
 
 
@@ -52,9 +52,9 @@ class Promotion:
     """Makes every entry unlike any other, so that a writer can tell its own."""
     kind: Kind = "promoted"
     """``registered again``: the champion got another version or location. ``rolled back``: to the entry
-    ``returns_to``. ``begun anew``: without a look at the entries before."""
+    ``returns_to``. ``begun anew``: the entries before do not count."""
     reason: str = ""
-    """Why the log was begun anew or rolled back, in the words of whoever did it."""
+    """Why the log was begun anew or rolled back, as the user wrote it."""
     returns_to: int | None = None
     """The entry whose champion this one brings back."""
     bundle_uri: str | None = None
@@ -145,14 +145,16 @@ class PromotionLog:
     def _read(self, number: int) -> Head:
         data = self._store.read(_key(number))
         try:
-            values: dict[str, Any] = dict(json.loads(data))
+            values = parse_object(data, self._where(number), "number", "version", "bundle_sha256", "checks")
             entry = Promotion(**values)
-            problem = "" if values["number"] == number else f"it says that its number is {values['number']!r}"
+            problem = "" if values["number"] == number else f"its number is {values['number']!r}"
             if type(values["version"]) is not int or not isinstance(values["bundle_sha256"], str):
-                problem = "it names no version or no bundle"
+                problem = "its version is not a whole number, or its bundle is not a hash"
             if not isinstance(values["checks"], list) or not all(isinstance(item, dict) for item in values["checks"]):
                 problem = "its checks are not a list of checks"
-        except (ValueError, TypeError) as error:
+        except InputError as error:
+            problem = error.what
+        except TypeError as error:  # a field is unknown to this version, or missing
             problem = str(error)
         if problem:
             raise InputError(

@@ -1,4 +1,4 @@
-"""Ways to continue that somebody has to ask for: back to an earlier champion, or a log that is begun anew."""
+"""Recovery on request: return to an earlier champion, or begin the promotion log anew."""
 
 import logging
 from dataclasses import replace
@@ -77,9 +77,9 @@ def rollback(
 def begin_anew(
     candidate: Candidate, *, tracking: str | None, log_uri: str | None, gate: GateConfig, reason: str, writer: str
 ) -> Outcome:
-    """Judge ``candidate`` by the floors alone, and begin the log anew with it. For a log or a champion that is lost.
+    """Judge ``candidate`` by the floors only, and begin the log anew with it. For a log or a champion that is lost.
 
-    The entry says so, with ``reason``; entries before it stay where they are, and count no more.
+    The entry records that and the ``reason``; earlier entries stay where they are and no longer count.
 
     Args:
         candidate: bundle and scores.
@@ -128,7 +128,7 @@ def begin_anew(
 def _is_ours(entries: PromotionLog, writer: str) -> bool:
     try:
         last = entries.last()
-    except InputError:  # the damage that the log is begun anew for
+    except InputError:  # the log is begun anew because it is damaged
         return False
     return last is not None and last.writer == writer
 
@@ -143,7 +143,7 @@ def _target(registry: Registry, now: Standing, entries: list[Promotion], version
             champions = sorted({item.version for item in entries if item.bundle_sha256 != last.bundle_sha256})
             raise InputError(
                 f"version {version} of {now.name} "
-                + ("is champion already" if matches else "was never champion, as far as the log says"),
+                + ("is champion already" if matches else "was never champion by the log"),
                 value=registry.uri,
                 fix=f"choose from {champions}" if champions else "promote another bundle",
             )
@@ -201,5 +201,5 @@ def standing_log(model: str, tracking: str | None) -> str | None:
 
 
 def champion_now(model: str, tracking: str | None) -> int | None:
-    """The version that is champion, as registry and log say now; None, with a warning, if it cannot be loaded."""
+    """The version of the current champion by registry and log; None, with a warning, if it cannot be loaded."""
     return champion_version(Registry(tracking_uri(tracking)), validate_model_name(model))

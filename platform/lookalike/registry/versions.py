@@ -1,14 +1,14 @@
-"""Versions of models in MLflow's registry: what a version points at.
+"""Versions of models in MLflow's registry, and the bundles that they point at.
 
 Weights stay in the store; MLflow gets their hash, which is the version's source and cannot be changed, and tags:
 ``bundle_uri``, ``bundle_sha256``, ``scores_uri``, ``parent`` (hash of the bundle that it was trained from, or empty).
 """
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from lookalike.documents import decoding, parse_object
 from lookalike.errors import InputError
 from lookalike.models.bundle import MANIFEST, bundle_sha256
 from lookalike.registry.names import validate_model_name
@@ -42,11 +42,10 @@ class ModelReference:
 
 def identify(bundle_uri: str) -> str:
     """The hash of the bundle at ``bundle_uri``; InputError if there is none."""
-    data = open_store(bundle_uri).read(MANIFEST)
-    try:
-        return bundle_sha256(json.loads(data))
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"not a valid bundle: {error!r}", value=bundle_uri, fix="name a finished bundle") from error
+    store = open_store(bundle_uri)
+    data = store.read(MANIFEST)
+    with decoding("a valid bundle", store.uri, fix="name a finished bundle"):
+        return bundle_sha256(parse_object(data, store.uri_of(MANIFEST), fix="name a finished bundle"))
 
 
 class Registry:
@@ -67,7 +66,7 @@ class Registry:
         return [_reference(version) for version in sorted(matches, key=lambda version: int(version.version))]
 
     def was_promoted(self, name: str) -> bool:
-        """Whether a version's tag says that it was promoted at some time."""
+        """Whether a version has the tag of a promotion."""
         return any(version.tags.get("gate") == "promoted" for version in self._versions(name))
 
     def promotion_log(self, name: str) -> PromotionLog | None:
@@ -76,7 +75,7 @@ class Registry:
         return PromotionLog(open_store(tags[LOG_TAG]), name) if tags and LOG_TAG in tags else None
 
     def ensure_model(self, name: str, log_uri: str) -> None:
-        """Make the registered model ``name`` if it is missing. The first caller's ``log_uri`` is its log for good."""
+        """Make the registered model ``name`` if it is missing. The first caller's ``log_uri`` stays its log."""
         from mlflow.exceptions import MlflowException
 
         validate_model_name(name)
@@ -161,7 +160,7 @@ def _reference(version: Any) -> ModelReference:
     tags, content = version.tags, _content(version)
     where = f"models:/{version.name}/{version.version}"
     if "bundle_uri" not in tags or content is None:
-        raise InputError("this model version points at no bundle", value=where, fix="promote its bundle again")
+        raise InputError("this model version does not name a bundle", value=where, fix="promote its bundle again")
     if tags.get("bundle_sha256", content) != content:
         raise InputError(
             "the tag bundle_sha256 of this model version was changed: it is not the hash that was registered",

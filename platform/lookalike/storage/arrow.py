@@ -1,4 +1,4 @@
-"""A store as pyarrow's file systems know it, for libraries that write by themselves (Ray Train)."""
+"""A store as one of pyarrow's file systems, for libraries that write by themselves (Ray Train)."""
 
 from typing import TYPE_CHECKING
 
@@ -24,7 +24,9 @@ def arrow_filesystem(store: Store) -> "tuple[FileSystem, str]":
     elif isinstance(store, LocalStore):
         path = str(store.root)
     else:
-        raise ConfigError("unknown kind of store", value=store.uri, fix="use a folder or an S3 prefix")
+        raise ConfigError(
+            "this kind of store is not supported by pyarrow", value=store.uri, fix="use a folder or an S3 prefix"
+        )
     if "//" in path or path.endswith("/") or not path.isprintable():
         raise ConfigError(
             "Ray cannot keep its state in this place, which has an empty segment, control characters or is not UTF-8",

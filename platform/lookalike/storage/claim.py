@@ -61,7 +61,7 @@ def read_claim(store: Store) -> dict[str, Any] | None:
     if isinstance(record["identity"], dict) and isinstance(record["config"], dict) and record["fingerprint"]:
         return record
     raise InputError(
-        "the record of whose result the location holds is damaged",
+        "the record of the run that this location belongs to is damaged",
         value=store.uri_of(RECORD),
         fix="restore it, or remove the location and run the same command again",
     )
@@ -80,7 +80,7 @@ def _identity(config: Mapping[str, Any], ignore: tuple[str, ...], content: Mappi
 
 
 def _spelled_alike(value: Any) -> Any:
-    """``value`` with each ``file:`` URI as stores spell it: records of before have blanks and marks unencoded."""
+    """``value`` with each ``file:`` URI as stores spell it: earlier records have blanks and marks unencoded."""
     if isinstance(value, dict):
         return {name: _spelled_alike(item) for name, item in value.items()}
     if isinstance(value, list):

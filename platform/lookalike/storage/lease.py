@@ -133,12 +133,12 @@ def _newest(store: Store) -> tuple[int, dict[str, Any] | None]:
 
 
 def _parse(data: bytes, where: str) -> dict[str, Any]:
-    """A record with the types that are counted with. Raises InputError for a broken one, which nobody can judge."""
+    """A record whose times are numbers. Raises InputError for a broken one."""
     fix = "remove this file when no other process works here"
     record = parse_object(data, where, "host", "pid", "since", "expires", fix=fix)
     numbers = [record[name] for name in ("pid", "since", "expires")]
     if not all(type(number) in (int, float) and abs(number) < _LATEST for number in numbers):
-        raise InputError("a lease's record holds no times", value=where, fix=fix)
+        raise InputError("a lease's record does not hold times", value=where, fix=fix)
     return record
 
 

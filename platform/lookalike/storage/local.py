@@ -64,8 +64,8 @@ class LocalStore:
                 )
 
     def survey(self, prefix: str = "") -> Iterator[ObjectInfo | Skipped]:
-        """Objects as in :meth:`list`, for a folder that others have filled: links are followed within the store, and
-        every name that gives no object is there with its reason.
+        """Objects as in :meth:`list`, for a folder that other programs have filled: links are followed within the
+        store, and every name that gives no object is there with its reason.
 
         Raises:
             InputError: the folder itself cannot be listed.
@@ -89,7 +89,7 @@ class LocalStore:
             file.seek(offset)
             data = file.read(length)
         if len(data) != length:
-            raise InputError("object is shorter than its index says", value=self.uri_of(key), fix="index it again")
+            raise InputError("the object is shorter than its index entry", value=self.uri_of(key), fix="index it again")
         return data
 
     def write(self, key: str, data: bytes) -> None:
@@ -124,7 +124,7 @@ class LocalStore:
         if "//" in key:
             raise ConfigError("a file's key has an empty segment", value=key, fix="write one slash")
         if "\0" in key:
-            raise ConfigError("no file can have this name", value=key, fix="use a name without NUL")
+            raise ConfigError("a file cannot have this name", value=key, fix="use a name without NUL")
         return self.root / key
 
     @contextmanager
@@ -134,7 +134,7 @@ class LocalStore:
 
     @contextmanager
     def _frame(self, verb: str, key: str) -> Iterator[None]:
-        """Turn what the file system says into an error for users that names the object."""
+        """Turn errors of the file system into errors for users that name the object."""
         try:
             yield
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:

@@ -28,11 +28,6 @@ def is_s3(location: str) -> bool:
     return match is not None and match[1].lower() == "s3"
 
 
-def is_local(location: str) -> bool:
-    """Whether ``location`` is a path or a ``file:`` URI."""
-    return _scheme(location) in ("", "file")
-
-
 def local_path(location: str) -> Path:
     """The absolute path of a plain path or a ``file:`` URI, without ``.`` and ``..``; nothing is looked up otherwise.
 
@@ -56,7 +51,7 @@ def s3_parts(location: str) -> tuple[str, str]:
     """Bucket and key of an S3 URI; the key is all that follows the slash behind the bucket, and may be empty.
 
     Raises:
-        ConfigError: no bucket, a bucket or key that S3 does not have, or a key with a ``.`` or ``..`` segment, which
+        ConfigError: no bucket, a bucket or key that S3 does not allow, or a key with a ``.`` or ``..`` segment, which
             clients and servers would change into another key.
     """
     match = _SCHEME.match(location)
@@ -130,11 +125,11 @@ def _absolute(location: str, path: str, home: bool = False) -> Path:
 
 
 def _without_parents(path: str) -> str:
-    """``path`` where the file system goes: what stands before a ``..`` may be a link to elsewhere."""
+    """``path`` as the file system resolves it: the part before a ``..`` may be a link."""
     segments = path.split("/")
     last = len(segments) - segments[::-1].index("..")
     return str(Path(os.path.realpath("/".join(segments[:last])), *segments[last:]))
 
 
 def _no_name(location: str) -> ConfigError:
-    return ConfigError("no file can have this name", value=location, fix="use a name without NUL and lone surrogates")
+    return ConfigError("a file cannot have this name", value=location, fix="use a name without NUL and lone surrogates")

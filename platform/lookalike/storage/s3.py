@@ -48,7 +48,7 @@ _BROKEN_STREAM = (IncompleteReadError, ReadTimeoutError, ResponseStreamingError)
 
 @dataclass(frozen=True)
 class S3Store:
-    """Objects of one bucket below ``prefix``. Picklable: the client is made where it is used.
+    """Objects of one bucket below ``prefix``. Picklable: each process makes its own client.
 
     ``prefix`` is what stands before every key, as it is: empty, or with a slash at its end (one is added). Segments may
     be empty: ``s3://bucket//x`` and ``s3://bucket/x//`` are other places than ``s3://bucket/x``.
@@ -125,7 +125,7 @@ class S3Store:
                 self._fail(key, error)
             data = b""
         if len(data) != length:
-            raise InputError("object is shorter than its index says", value=self.uri_of(key), fix="index it again")
+            raise InputError("the object is shorter than its index entry", value=self.uri_of(key), fix="index it again")
         return data
 
     def write(self, key: str, data: bytes) -> None:

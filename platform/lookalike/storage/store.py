@@ -33,7 +33,7 @@ class Store(Protocol):
 
     @property
     def name(self) -> str:
-        """The last segment of the prefix, for people to read."""
+        """The last segment of the prefix, for display."""
 
     def uri_of(self, key: str) -> str:
         """The URI of an object; :func:`locate_object` of it finds this object and no other."""

@@ -27,8 +27,8 @@ def walk(root: Path, prefix: str = "", *, follow: bool = False) -> Iterator[Obje
     """The files whose key below ``root`` starts with ``prefix``, and names that give none, in the order of keys.
 
     Without ``follow`` linked folders are left out and linked files are read wherever they lie. With it links are
-    followed within ``root``, files and folders, and whatever leads out of it is skipped by name: that is how a folder
-    is read that somebody else has filled.
+    followed within ``root``, files and folders, and whatever leads out of it is skipped by name: so are folders
+    read that other programs have filled.
     """
     real_root = os.path.realpath(root)
     entries: list[ObjectInfo | Skipped] = []

@@ -1,4 +1,4 @@
-"""What is recorded of a run, as events that can wait: in memory, and as JSON lines where they outlive the process."""
+"""Events of a run that wait for the tracker: in memory, or as JSON lines that outlive the process."""
 
 import base64
 import json
@@ -14,7 +14,7 @@ PENDING = "tracking-pending.jsonl"
 
 
 class Spool(Protocol):
-    """Where events wait that a process could not deliver: a prefix of a store."""
+    """A prefix of a store for events that a process could not deliver."""
 
     @property
     def uri(self) -> str:

@@ -1,9 +1,9 @@
-"""What goes wrong behind MLflow, as errors that say what to do: of its server, its database and the libraries below."""
+"""Translate errors of MLflow, its server, its database and the libraries below into ours, each with a fix."""
 
 import re
 from pathlib import Path
 
-from lookalike.errors import ConfigError, InputError, LookalikeError, UnreachableError
+from lookalike.errors import ConfigError, InputError, LookalikeError, UnreachableError, first_line
 
 _STATUS = re.compile(r"failed with error code (\d{3})")
 _REVISION = re.compile(r"found version (\w+)|revision identified by '(\w+)'")
@@ -17,7 +17,6 @@ _DATABASE = (
 )
 _UNKNOWN_USER = ("UNAUTHENTICATED", "PERMISSION_DENIED", "CUSTOMER_UNAUTHORIZED")
 _PASSWORD_FIX = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"  # pragma: allowlist secret
-_LENGTH = 300  # characters of a message that are shown
 
 
 def translate(error: Exception, uri: str) -> LookalikeError:
@@ -42,7 +41,7 @@ def _of_database(error: Exception, uri: str) -> LookalikeError | None:
         return _of_another_version(text, uri)
     if any(words in lower for words in _DATABASE) or "Can't locate" in text:
         return InputError(
-            f"MLflow's database cannot be used: {_short(text)}",
+            f"MLflow's database cannot be used: {first_line(text)}",
             value=uri,
             fix="check the path, who may write there, and the free space",
         )
@@ -73,7 +72,7 @@ def _of_mlflow(error: Exception, uri: str) -> LookalikeError | None:
 
     if not isinstance(error, MlflowException):
         return None
-    code, text = error.error_code, _short(error.message)
+    code, text = error.error_code, first_line(error.message)
     if isinstance(error, RestException) or not uri.startswith("http"):
         if code == "RESOURCE_DOES_NOT_EXIST":
             return InputError(f"MLflow: {text}", value=uri, fix="check the name")
@@ -99,7 +98,7 @@ def _of_mlflow(error: Exception, uri: str) -> LookalikeError | None:
 def _of_libraries(error: Exception, uri: str) -> LookalikeError:
     if isinstance(error, ImportError):
         return ConfigError(
-            f"the driver of this database is not installed: {_short(error)}",
+            f"the driver of this database is not installed: {first_line(error)}",
             value=uri,
             fix="pip install it (psycopg2-binary for postgresql, pymysql for mysql), or name an MLflow server",
         )
@@ -108,11 +107,13 @@ def _of_libraries(error: Exception, uri: str) -> LookalikeError:
         "NoSuchModuleError",
     ):
         return ConfigError(
-            f"not a valid database URI: {_short(error)}", value=uri, fix="write postgresql://USER:PASSWORD@HOST/NAME"
+            f"not a valid database URI: {first_line(error)}",
+            value=uri,
+            fix="write postgresql://USER:PASSWORD@HOST/NAME",
         )
     if type(error).__module__.startswith("sqlalchemy"):
         return UnreachableError(
-            f"MLflow's database does not answer: {_short(error)}", value=uri, fix="check its address and that it runs"
+            f"MLflow's database does not answer: {first_line(error)}", value=uri, fix="check its address, and start it"
         )
     if type(error).__module__.startswith("requests"):
         return UnreachableError(
@@ -120,14 +121,8 @@ def _of_libraries(error: Exception, uri: str) -> LookalikeError:
         )
     if isinstance(error, OSError):
         return InputError(
-            f"MLflow cannot use its files: {_short(error)}",
+            f"MLflow cannot use its files: {first_line(error)}",
             value=uri,
             fix="check who may write there, and the free space",
         )
-    return LookalikeError(f"MLflow failed: {type(error).__name__}: {_short(error)}", value=uri, fix="see its log")
-
-
-def _short(text: object) -> str:
-    """The first line, cut."""
-    line = (str(text).strip().splitlines() or [""])[0]
-    return line if len(line) <= _LENGTH else f"{line[: _LENGTH - 1]}…"
+    return LookalikeError(f"MLflow failed: {type(error).__name__}: {first_line(error)}", value=uri, fix="see its log")

@@ -1,7 +1,7 @@
-"""A tracker that never ends the work it records: events wait while the tracker is away, and are sent when it is back.
+"""A tracker that never interrupts the work: events wait while the tracker is away, and are sent when it is back.
 
-A thread sends them, so that no step waits for a locked database or a server that keeps silent. What could not be sent
-by the end of the process is written to the run's store, and the next process of the run sends it first.
+A thread sends them, so that no step waits for a locked database or a server that does not answer. What could not be
+sent by the end of the process is written to the run's store, and the next process of the run sends it first.
 """
 
 import io
@@ -164,7 +164,7 @@ class ResilientTracker:
                     self._progress = time.monotonic()
                     self._changed.notify_all()
                     continue
-                if self._away is None and not self._restored:  # else the process before has said it
+                if self._away is None and not self._restored:  # else the process before has logged it
                     self._warn(None, "the tracker is away: %s. The run continues; what it records waits", problem)
                 self._away, self._tracker = problem, None
             self._save()
@@ -181,7 +181,7 @@ class ResilientTracker:
         return self._given_up
 
     def _deliver(self, event: Event) -> Exception | None:
-        """Send one event; why the tracker is away, if it is. An event that alone is refused is dropped, with a word."""
+        """Send one event; returns why the tracker is away, if it is. A refused event is dropped with a warning."""
         try:
             if self._tracker is None:
                 self._tracker = self._open_run()

@@ -67,7 +67,7 @@ def finished_bundle(store: Store) -> BundleReference | None:
 
 @lru_cache(maxsize=4)
 def local_bundle(uri: str) -> Path:
-    """A local folder with the bundle at ``uri``: where it stands if that is a folder here, else a copy that is removed
+    """A local folder with the bundle at ``uri``: that folder itself if it is local, else a copy that is removed
     when the process ends."""
     store = open_store(uri)
     return store.root if isinstance(store, LocalStore) else download_tree(store, kept_folder("bundle"))

@@ -203,7 +203,7 @@ class WorkerConfig:
     """Ray Train workers (ZeRO-3 ranks). 0 runs the same loop in this process without DeepSpeed: for debugging, and
     for small models on one GPU."""
     min_workers: int | None = None
-    """Where set, the run is elastic: it goes on with as many workers as the cluster has room for, no fewer than these,
+    """If set, the run is elastic: it continues with as many workers as the cluster has room for, no fewer than these,
     and from its last checkpoint with more, up to ``num_workers``, when there is room again."""
     resize_every_s: float = 60.0
     """Seconds between two looks for more room."""
@@ -219,7 +219,7 @@ class WorkerConfig:
     """Restarts from the last checkpoint before the run gives up."""
     peak_tflops: float | None = None
     """Dense peak of one worker's device in the training's precision, for the model FLOPs utilisation; known without for
-    A100, H100, H200 and L40S, and not told of others."""
+    A100, H100, H200 and L40S, and not estimated for others."""
 
     def __post_init__(self) -> None:
         check_values(self)
@@ -247,7 +247,7 @@ class ZeroConfig:
     keep_whole: int = 1_000_000
     """Parameters up to this size stay whole on every rank: gathering small ones costs more than they weigh."""
     overlap: bool | None = None
-    """Reduce gradients while the backward pass goes on; by default where there are GPUs."""
+    """Reduce gradients during the backward pass; by default where there are GPUs."""
 
     def __post_init__(self) -> None:
         check_values(self)

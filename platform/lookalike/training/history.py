@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from lookalike.storage import Store
+from lookalike.storage import Store, read_lines
 from lookalike.tracking import Tracker
 
 log = logging.getLogger(__name__)
@@ -48,9 +48,9 @@ class History:
         """Begin at ``step``: what an earlier attempt recorded beyond it is dropped, since it will be done again."""
         self._started, self._first_step = time.monotonic(), step
         if self._write and step > 0 and self._store.exists(METRICS):
-            for line in self._store.read(METRICS).decode().splitlines():
-                if (record := json.loads(line))["step"] < step:
-                    self._lines.append(line)
+            for record in read_lines(self._store, METRICS, "step"):
+                if record["step"] < step:
+                    self._lines.append(json.dumps(record))
                     self._useful += _useful_seconds(record)
 
     def add(self, step: int, figures: Mapping[str, Any]) -> None:

@@ -116,7 +116,7 @@ class Loop:
                 if stop and step < config.total_steps:
                     raise StoppedError(
                         f"stopped after step {step} of {config.total_steps}, with a checkpoint",
-                        fix="the same command goes on from there",
+                        fix="the same command resumes from there",
                     )
 
     def _step(
@@ -223,5 +223,5 @@ class Loop:
 
 
 def _failed_in_step(columns: Columns) -> int:
-    """Samples of this rank's share of the step that could not be prepared; its first micro batch says so."""
+    """Samples of this rank's share of the step that could not be prepared; its first micro batch has the number."""
     return int(columns["failed_in_step"][0]) if "failed_in_step" in columns else 0

@@ -1,6 +1,6 @@
 """Pretraining of a miniature's parts, each alone in one process: the autoencoder, and the joint encoder as captioner.
 
-A plain loop that keeps its state in one safetensors file: it can be killed, and goes on with the same numbers.
+A plain loop that keeps its state in one safetensors file: it can be killed, and resumes with the same numbers.
 """
 
 import json

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lookalike.errors import InputError, LookalikeError
-from lookalike.storage import Store
+from lookalike.storage import Store, read_lines
 from lookalike.training.ranks import Rank
 
 log = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ class Failure:
     reason: str
     """What was wrong with it."""
     fatal: bool = False
-    """Whether it is no fault of the sample: its shard cannot be read. ``reason`` is [what, value, fix] as JSON."""
+    """Whether the whole shard cannot be read, so that the run ends. ``reason`` is then [what, value, fix] as JSON."""
 
     def record(self) -> dict[str, Any]:
         """As the ledger keeps it."""
@@ -52,7 +52,7 @@ def failures(columns: Mapping[str, Any], first_slot: int) -> list[Failure]:
 
 
 class Quarantine:
-    """Every sample that a run has left out, once; the first rank knows them all.
+    """Every sample that a run has left out, once; the first rank has those of all ranks.
 
     ``quarantine.jsonl`` of the run has a line for each: sample, step and slot of its first appearance (step -1: held
     out), reason. The ledger has every appearance.
@@ -71,8 +71,7 @@ class Quarantine:
         """Read what an earlier attempt has left out before ``step``; what it recorded beyond is dropped."""
         if not self._rank.is_first or not self._store.exists(QUARANTINE):
             return
-        for line in self._store.read(QUARANTINE).decode().splitlines():
-            record = json.loads(line)
+        for record in read_lines(self._store, QUARANTINE, "sample", "step"):
             if record["step"] < step:
                 self._samples.setdefault(record["sample"], record)
         self._store.write(QUARANTINE, self.encoded())
@@ -116,7 +115,7 @@ class Quarantine:
         if total and not usable:
             raise UnusableDataError(
                 "no validation sample can be read",
-                value=f"{self._store.uri}/{QUARANTINE}",
+                value=self._store.uri_of(QUARANTINE),
                 fix="repair the snapshot, or set validation.samples=0",
             )
 
@@ -131,7 +130,7 @@ class Quarantine:
         named = "; ".join(f"{r['sample']}: {r['reason']}" for r in list(self._samples.values())[:_NAMED])
         return UnusableDataError(
             f"{len(self._samples)} samples cannot be read or prepared, {self._limit} may be left out: {named}",
-            value=f"{self._store.uri}/{QUARANTINE}",
+            value=self._store.uri_of(QUARANTINE),
             fix="repair the samples listed in that file, or raise safety.max_quarantined and "
             "safety.max_quarantined_share; the same command resumes from the last checkpoint",
         )

@@ -1,4 +1,4 @@
-"""Checkpoints written while training goes on."""
+"""Checkpoints written while training continues."""
 
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor

@@ -56,7 +56,7 @@ class StopNotice:
 
 @contextmanager
 def stops_on_sigterm(store: Store, grace_s: float) -> Iterator[None]:
-    """Within it SIGTERM writes the marker; a body that goes on for longer than ``grace_s`` ends with StoppedError.
+    """Within it SIGTERM writes the marker; a body that runs for longer than ``grace_s`` ends with StoppedError.
 
     A marker of an earlier attempt is removed first. Outside the main thread, where Python takes no signals, it does
     nothing else.
@@ -92,7 +92,7 @@ def stops_on_sigterm(store: Store, grace_s: float) -> Iterator[None]:
         raise StoppedError(
             "stopped without a checkpoint: the ranks made none in time",
             value=f"safety.grace_s={grace_s}",
-            fix="the same command goes on from the last one; a longer grace allows for a longer step",
+            fix="the same command resumes from the last one; a longer grace allows for a longer step",
         ) from None
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)

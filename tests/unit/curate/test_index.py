@@ -77,7 +77,7 @@ def test_labels_come_from_json_then_from_the_text_and_the_key() -> None:
     assert [(row["subject"], row["caption"]) for row in rows] == [("cup", "a red cup"), ("mug", "")]
     rows = [row for row, _ in read_images(tar_of(("Jose\u0301-1.jpg", JPEG)), "s.tar", labels)]
     assert rows[0]["subject"] == "Jos\u00e9"  # in the normal form that names of JSON get
-    for pattern, what in (("(", "no regular expression"), ("a.*", "no group")):
+    for pattern, what in (("(", "not a valid regular expression"), ("a.*", "no group")):
         with pytest.raises(ConfigError, match=what):
             LabelsConfig(subject_pattern=pattern)
 

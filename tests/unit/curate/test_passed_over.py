@@ -237,7 +237,7 @@ def test_braces_list_each_folder_once(tmp_path: Path, monkeypatch: pytest.Monkey
     listing = list_raw(f"{tmp_path}/raw/{{a,b}}/shard-{{000000..000049}}.tar", dataset)
     assert _Counted.listed == ["a/shard-0000", "b/shard-0000"]
     assert (len(listing.shards), listing.objects.found) == (100, 100)
-    with pytest.raises(InputError, match=r"no such shard.*shard-000050\.tar and 9 more"):
+    with pytest.raises(InputError, match=r"the shard does not exist.*shard-000050\.tar and 9 more"):
         list_shards(f"{tmp_path}/raw/a/shard-{{000000..000059}}.tar", dataset)
 
 

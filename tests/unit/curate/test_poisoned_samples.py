@@ -70,7 +70,7 @@ def test_a_jpeg_under_the_name_of_a_heic_is_read() -> None:
         ("png", png(Image.new("RGB", (9, 9)), "GIF"), "a GIF"),
         ("webp", b"RIFF\x10\0\0\0WEBPVP8 ", "a damaged WebP"),
         ("jpg", b"", "an empty file"),
-        ("heic", b"\0\0\0\x18ftypheic" + bytes(99), "heic"),
+        ("heic", b"\0\0\0\x18ftypheic" + bytes(99), "HEIC"),
         ("gif", png(Image.new("RGB", (9, 9)), "GIF"), "no image among"),
     ],
 )

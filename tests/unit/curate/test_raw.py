@@ -40,7 +40,7 @@ def test_shards_are_named_by_prefix_brace_or_list(raw: Path, tmp_path: Path) -> 
 
 
 def test_what_is_not_there_is_named(raw: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"no such shard .*shard-000002\.tar"):
+    with pytest.raises(InputError, match=r"the shard does not exist .*shard-000002\.tar"):
         keys(f"{raw}/a/shard-{{000000..000002}}.tar", tmp_path)
     with pytest.raises(InputError, match=r"missing or empty .*/c"):
         keys([f"{raw}/a", f"{raw}/c"], tmp_path)

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lookalike.data.archive import kind_of, read_entries
+from lookalike.data.archive import read_entries
+from lookalike.data.formats import archive_kind
 from lookalike.data.passed_over import EXAMPLES, PassedOver
 from lookalike.data.shards import BrokenTarError, index_tar, iter_samples
 
@@ -194,10 +195,10 @@ def test_a_damaged_tar_ends_in_samples_or_a_broken_tar_alone(noise: bytes, place
     ("head", "kind"), [(b"PK\3\4", "zip"), (b"7z\xbc\xaf\x27\x1c", "7z"), (b"\x1f\x8b\x08", "gzip")]
 )
 def test_another_archive_is_called_by_its_name(head: bytes, kind: str) -> None:
-    assert kind_of(head) == kind
+    assert archive_kind(head) == kind
     with pytest.raises(BrokenTarError, match=f"it is {kind}, not a tar"):
         list(iter_samples(io.BytesIO(head + bytes(2000))))
-    assert kind_of(tar_of([file("PK\3\4.jpg"), file("BZh9.jpg")])) is None
+    assert archive_kind(tar_of([file("PK\3\4.jpg"), file("BZh9.jpg")])) is None
 
 
 def test_the_tally_is_bounded_and_adds_up() -> None:

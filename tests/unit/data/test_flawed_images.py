@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from functools import cache
 
 import numpy as np
+import pillow_heif
 import pytest
 from PIL import Image
 from skimage import data as photographs
@@ -224,16 +225,25 @@ def test_other_formats_are_not_opened_and_named(name: str) -> None:
         decode(OTHERS[name]())
 
 
-@pytest.mark.parametrize("brand", [b"heic", b"mif1", b"avif"])
-def test_a_damaged_phone_photo_is_an_error_that_names_the_extra(brand: bytes) -> None:
-    data = b"\0\0\0\x18ftyp" + brand + b"\0\0\0\0mif1heic" + bytes(200)
-    with pytest.raises(ImageError) as caught:
-        decode(data)
-    assert HEIC_INSTALLED or "lookalike[heic]" in str(caught.value)
+def phone_photo(brand: bytes) -> bytes:
+    return b"\0\0\0\x18ftyp" + brand + b"\0\0\0\0mif1heic" + bytes(200)
+
+
+@pytest.mark.usefixtures("without_heic")
+@pytest.mark.parametrize(("brand", "kind"), [(b"heic", "HEIC"), (b"mif1", "HEIC"), (b"avif", "AVIF")])
+def test_a_phone_photo_without_the_extra_is_an_error_that_names_it(brand: bytes, kind: str) -> None:
+    with pytest.raises(ImageError, match=rf"{kind} needs an extra: pip install 'lookalike\[heic\]'"):
+        decode(phone_photo(brand))
+
+
+@pytest.mark.parametrize(("brand", "kind"), [(b"heic", "HEIC"), (b"mif1", "HEIC"), (b"avif", "AVIF")])
+def test_a_damaged_phone_photo_is_an_image_error(brand: bytes, kind: str) -> None:
+    assert HEIC_INSTALLED, "the extra heic is part of the extra dev"
+    with pytest.raises(ImageError, match=f"a damaged {kind}"):
+        decode(phone_photo(brand))
 
 
 def test_phone_photos_are_read_with_the_extra() -> None:
-    pillow_heif = pytest.importorskip("pillow_heif")
     pillow_heif.register_heif_opener()
     for kind in ("HEIF", "AVIF"):
         pixels = decode(file_of(cat(), kind, quality=95))

@@ -62,21 +62,6 @@ def run(photos) -> Callable[[SubjectPipeline], Tensor]:
     return lambda pipe: pipe("a mug", photos[:1], **OPTIONS).images
 
 
-@torch.no_grad()
-def dit_output(transformer: Any) -> Tensor:
-    generator, config = torch.Generator().manual_seed(3), transformer.config
-    return transformer(
-        hidden_states=torch.randn(1, 16, config.in_channels, generator=generator),
-        encoder_hidden_states=torch.randn(1, 6, config.joint_attention_dim, generator=generator),
-        pooled_projections=torch.zeros(1, config.pooled_projection_dim),
-        timestep=torch.tensor([0.5]),
-        guidance=torch.ones(1) if config.guidance_embeds else None,
-        img_ids=torch.zeros(16, 3),
-        txt_ids=torch.zeros(6, 3),
-        return_dict=False,
-    )[0]
-
-
 def mostly_off(pipe: SubjectPipeline) -> None:
     for name, module in pipe.transformer.named_modules():
         if hasattr(module, "set_scale") and not name.endswith("transformer_blocks.0.attn.to_q"):
@@ -125,7 +110,7 @@ KINDS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("state", STATES)
-def test_what_would_be_saved_is_what_the_dit_computes(whole, make_lora, load, shared, kind, state) -> None:
+def test_what_would_be_saved_is_what_the_dit_computes(whole, make_lora, load, shared, kind, state, dit_output) -> None:
     pipe = load() if "fused" in state else shared  # fusing and unfusing leaves rounding errors in the weights
     base = dit_output(pipe.transformer)
     pipe.load_lora_weights(make_lora(**KINDS[kind]))
@@ -210,7 +195,9 @@ EXPORTS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("kind", EXPORTS)
 @pytest.mark.parametrize("weight", [1.0, 0.3])
-def test_an_export_has_the_same_effect_in_plain_diffusers(whole, make_lora, shared, tmp_path, kind, weight) -> None:
+def test_an_export_has_the_same_effect_in_plain_diffusers(
+    whole, make_lora, shared, tmp_path, kind, weight, dit_output
+) -> None:
     pipe = shared
     base = dit_output(pipe.transformer)
     pipe.load_lora_weights(make_lora(**EXPORTS[kind]))
@@ -259,7 +246,7 @@ def test_the_methods_of_diffusers_still_work(make_lora, load, run, tmp_path) -> 
 
 
 @pytest.mark.parametrize("name", ["attn", "to_q", "0", "weight", "lora_A", "mug (red)", "übung"])
-def test_any_other_name_keeps_loras_apart(make_lora, shared, name) -> None:
+def test_any_other_name_keeps_loras_apart(make_lora, shared, name, dit_output) -> None:
     pipe = shared
     base = dit_output(pipe.transformer)
     pipe.load_lora_weights(make_lora(2), adapter_name=name)

@@ -268,7 +268,7 @@ def test_bad_input_is_refused_before_anything_runs(pipe, photos, monkeypatch) ->
         (InputError, "mix images and lists", {"references": [photos[0], photos[1:2]]}),
         (InputError, "8x8 pixels", {"references": [tiny]}),
         (InputError, "20000x16 pixels", {"references": [Image.new("RGB", (20_000, 16))]}),
-        (InputError, "is no image", {"references": ["photo.jpg"]}),
+        (InputError, "is not an image", {"references": ["photo.jpg"]}),
         (InputError, "a prompt is not a text", {"prompt": ["a mug", None], "references": photos[:1]}),
         (ConfigError, "70x64 pixels; use multiples of 8", {"width": 70}),
         (ConfigError, "64x60 pixels; use multiples of 8", {"height": 60}),

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 
 @pytest.fixture
@@ -19,27 +18,6 @@ def plain(bundle_dir, perturb) -> Callable[[], Any]:
         return perturb(FluxTransformer2DModel.from_pretrained(bundle_dir / "transformer")).eval()
 
     return make
-
-
-@pytest.fixture
-def output() -> Callable[[Any], Tensor]:
-    """``output(transformer)``: what a DiT makes of inputs that are always the same."""
-
-    @torch.no_grad()
-    def run(transformer: Any) -> Tensor:
-        generator, config = torch.Generator().manual_seed(3), transformer.config
-        return transformer(
-            hidden_states=torch.randn(1, 16, config.in_channels, generator=generator),
-            encoder_hidden_states=torch.randn(1, 6, config.joint_attention_dim, generator=generator),
-            pooled_projections=torch.zeros(1, config.pooled_projection_dim),
-            timestep=torch.tensor([0.5]),
-            guidance=torch.ones(1) if config.guidance_embeds else None,
-            img_ids=torch.zeros(16, 3),
-            txt_ids=torch.zeros(6, 3),
-            return_dict=False,
-        )[0]
-
-    return run
 
 
 @pytest.fixture

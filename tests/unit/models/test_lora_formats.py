@@ -57,18 +57,18 @@ def assert_same_effect(found: Tensor, expected: Tensor, base: Tensor) -> None:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_a_peft_folder_has_the_effect_that_peft_gives_it(plain, tmp_path, variant, output, trained) -> None:
+def test_a_peft_folder_has_the_effect_that_peft_gives_it(plain, tmp_path, variant, dit_output, trained) -> None:
     model = trained(plain(), **VARIANTS[variant])
     model.save_pretrained(str(tmp_path))
-    expected = output(model.merge_and_unload())
+    expected = dit_output(model.merge_and_unload())
     found = plain()
     count = load_lora(found, tmp_path)
     assert count == len(load_file(tmp_path / "adapter_model.safetensors"))
-    assert_same_effect(output(found), expected, output(plain()))
+    assert_same_effect(dit_output(found), expected, dit_output(plain()))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_files_are_read(plain, tmp_path, dtype, output, trained) -> None:
+def test_half_precision_files_are_read(plain, tmp_path, dtype, dit_output, trained) -> None:
     model = trained(plain(), **VARIANTS["plain"])
     for name, parameter in model.named_parameters():
         if ".lora_" in name:
@@ -78,11 +78,11 @@ def test_half_precision_files_are_read(plain, tmp_path, dtype, output, trained) 
     save_file({name: tensor.to(dtype) for name, tensor in load_file(path).items()}, path)
     found = plain()
     load_lora(found, tmp_path)
-    assert_same_effect(output(found), output(model.merge_and_unload()), output(plain()))
+    assert_same_effect(dit_output(found), dit_output(model.merge_and_unload()), dit_output(plain()))
 
 
 @pytest.mark.parametrize("variant", ["plain", "rslora", "alpha_pattern", "rank_pattern", "dora", "bias"])
-def test_a_file_of_diffusers_is_read_with_its_metadata(plain, tmp_path, variant, output, trained) -> None:
+def test_a_file_of_diffusers_is_read_with_its_metadata(plain, tmp_path, variant, dit_output, trained) -> None:
     model = trained(plain(), **VARIANTS[variant])
     FluxPipeline.save_lora_weights(
         tmp_path / "flux",
@@ -92,11 +92,11 @@ def test_a_file_of_diffusers_is_read_with_its_metadata(plain, tmp_path, variant,
     own = model.get_base_model()
     own._hf_peft_config_loaded, own.peft_config = True, model.peft_config
     own.save_lora_adapter(tmp_path / "alone")
-    expected = output(model.merge_and_unload())
+    expected = dit_output(model.merge_and_unload())
     for folder in ("flux", "alone"):
         found = plain()
         load_lora(found, tmp_path / folder)
-        assert_same_effect(output(found), expected, output(plain()))
+        assert_same_effect(dit_output(found), expected, dit_output(plain()))
 
 
 def fused_loras(transformer: Any, rank: int = 3) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -151,21 +151,21 @@ def named(tensors: dict[str, Tensor], kind: str) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("kind", ["kohya", "dotted"])
-def test_names_and_fused_layers_of_other_trainers_are_read(plain, tmp_path, kind, output) -> None:
+def test_names_and_fused_layers_of_other_trainers_are_read(plain, tmp_path, kind, dit_output) -> None:
     reference = plain()
-    base = output(reference)
+    base = dit_output(reference)
     tensors, weights = fused_loras(reference)
     save_file(named(tensors, kind), tmp_path / "lora.safetensors", {"ss_network_dim": "3"})
     reference.load_state_dict(weights)
     found = plain()
     assert load_lora(found, tmp_path / "lora.safetensors") == 2 * 19
-    assert_same_effect(output(found), output(reference), base)
+    assert_same_effect(dit_output(found), dit_output(reference), base)
 
 
-def test_xlabs_and_old_diffusers_names_are_read(plain, output) -> None:
+def test_xlabs_and_old_diffusers_names_are_read(plain, dit_output) -> None:
     generator = torch.Generator().manual_seed(2)
     reference = plain()
-    base = output(reference)
+    base = dit_output(reference)
     width = reference.config.num_attention_heads * reference.config.attention_head_dim
     keys = {
         "double_blocks.0.processor.qkv_lora1": [f"transformer_blocks.0.attn.to_{part}" for part in "qkv"],
@@ -182,7 +182,7 @@ def test_xlabs_and_old_diffusers_names_are_read(plain, output) -> None:
     found = plain()
     assert load_adapter(found, read_adapter(tensors, found)) == 2 * 6
     reference.load_state_dict(weights)
-    assert_same_effect(output(found), output(reference), base)
+    assert_same_effect(dit_output(found), dit_output(reference), base)
 
 
 def test_a_dora_of_kohya_and_a_doubled_alpha_are_refused(plain) -> None:
@@ -190,7 +190,7 @@ def test_a_dora_of_kohya_and_a_doubled_alpha_are_refused(plain) -> None:
     tensors = named(fused_loras(found)[0], "kohya")
     with pytest.raises(InputError, match="dora_scale"):
         read_adapter({**tensors, "lora_unet_img_in.dora_scale": torch.ones(2, 1)}, found)
-    with pytest.raises(InputError, match=r"has shape \(\d+, 3\), the DiT wants"):
+    with pytest.raises(InputError, match=r"has shape \(\d+, 3\), and the DiT needs"):
         read_adapter({name: tensor[1:] if "qkv.lora_up" in name else tensor for name, tensor in tensors.items()}, found)
     with pytest.raises(InputError, match="lora_unet_double_blocks_77"):
         read_adapter({name.replace("blocks_1", "blocks_77"): tensor for name, tensor in tensors.items()}, found)

@@ -38,7 +38,7 @@ ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
         ({"lora_alpha": float("nan")}, "bad settings"),
         ({"rank_pattern": {"to_q": 0}}, "bad settings"),
         ({"rank_pattern": ["to_q"]}, "bad settings"),
-        ({"r": 8}, r"lora_A.weight has shape \(4, \d+\), its settings say \(8, \d+\)"),
+        ({"r": 8}, r"lora_A.weight has shape \(4, \d+\), its settings give \(8, \d+\)"),
         ({"target_modules": []}, "no target_modules"),
         ({"target_modules": ["q_proj"]}, "settings do not fit the DiT"),
         ({"target_modules": ["to_q"]}, r"holds an unknown tensor .* \(\d+ of \d+\)"),
@@ -49,13 +49,13 @@ ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
     ids=lambda value: str(value)[:40] if isinstance(value, dict) else "",
 )
 def test_settings_that_cannot_be_applied_are_refused_and_nothing_changes(
-    plain, tmp_path, changes, message, output, peft_folder
+    plain, tmp_path, changes, message, dit_output, peft_folder
 ) -> None:
     found = plain()
     with pytest.raises(InputError, match=message):
         load_lora(found, peft_folder(tmp_path, changes))
     assert not any(".lora_" in name or ".base_layer" in name for name in found.state_dict())
-    assert torch.equal(output(found), output(plain()))
+    assert torch.equal(dit_output(found), dit_output(plain()))
 
 
 def test_fields_of_a_newer_peft_without_effect_are_ignored(plain, tmp_path, peft_folder) -> None:
@@ -84,8 +84,8 @@ def drop(tensors: dict[str, Tensor], part: str) -> dict[str, Tensor]:
         (lambda t: {n.replace("transformer_blocks", "layers"): v for n, v in t.items()}, "the DiT lacks the layers"),
         (lambda t: {n.replace("attn.to_q", "attn.q_proj"): v for n, v in t.items()}, "the DiT lacks the layers"),
         (lambda t: {**t, "base_model.model.transformer_blocks.99.attn.to_q.lora_A.weight": t[min(t)]}, "blocks.99"),
-        (lambda t: {n: torch.cat([v, v], -1) if "lora_A" in n else v for n, v in t.items()}, "the DiT wants"),
-        (lambda t: {n: torch.cat([v, v]) if "lora_B" in n else v for n, v in t.items()}, "the DiT wants"),
+        (lambda t: {n: torch.cat([v, v], -1) if "lora_A" in n else v for n, v in t.items()}, "the DiT needs"),
+        (lambda t: {n: torch.cat([v, v]) if "lora_B" in n else v for n, v in t.items()}, "the DiT needs"),
         (lambda t: {n: v * float("nan") for n, v in t.items()}, "not finite"),
         (lambda t: {n: v * 0 if "lora_B" in n else v for n, v in t.items()}, "no effect"),
         (lambda t: {**t, "base_model.model.proj_out.weight": torch.ones(2)}, "the first is .*proj_out.weight"),
@@ -93,7 +93,7 @@ def drop(tensors: dict[str, Tensor], part: str) -> dict[str, Tensor]:
         (lambda t: {}, "no LoRA"),
     ],
 )  # fmt: skip
-def test_tensors_that_find_no_place_are_named(plain, tmp_path, change, message, output, peft_folder) -> None:
+def test_tensors_that_find_no_place_are_named(plain, tmp_path, change, message, dit_output, peft_folder) -> None:
     folder = peft_folder(tmp_path)
     tensors = load_file(folder / "adapter_model.safetensors")
     changed = {name: tensor.clone() for name, tensor in change(tensors).items()}
@@ -101,7 +101,7 @@ def test_tensors_that_find_no_place_are_named(plain, tmp_path, change, message, 
     found = plain()
     with pytest.raises(InputError, match=message):
         load_lora(found, folder)
-    assert torch.equal(output(found), output(plain()))
+    assert torch.equal(dit_output(found), dit_output(plain()))
 
 
 class TestWhichFile:
@@ -150,13 +150,13 @@ class TestWhichFile:
             read_adapter(tmp_path / "mug", transformer)
 
 
-def test_a_failed_load_leaves_the_other_lora_active(plain, tmp_path, output, peft_folder) -> None:
+def test_a_failed_load_leaves_the_other_lora_active(plain, tmp_path, dit_output, peft_folder) -> None:
     found = plain()
     load_lora(found, peft_folder(tmp_path / "a"))
-    before = output(found)
+    before = dit_output(found)
     with pytest.raises(InputError, match="lacks"):
         load_lora(found, peft_folder(tmp_path / "b", {"target_modules": [*ATTENTION, "proj_mlp"]}), "other")
-    assert torch.equal(output(found), before)
+    assert torch.equal(dit_output(found), before)
     assert list(found.peft_config) == ["default"]
     load_lora(found, peft_folder(tmp_path / "c", r=2), "other")
-    assert not torch.equal(output(found), before)
+    assert not torch.equal(dit_output(found), before)

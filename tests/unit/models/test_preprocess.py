@@ -74,11 +74,11 @@ def test_bad_input_is_refused_with_its_value(preprocessor, pictures) -> None:
     good = pictures(1)[0]
     cases = [
         (["red " * 60], [[good]], "prompt of 60 tokens exceeds 40"),
-        ([None], [[good]], "a prompt is no text"),
+        ([None], [[good]], "a prompt is not text"),
         (["a mug"], [[good] * 3], "3 references, the preset mini takes 2"),
         (["a mug"], [[np.zeros((8, 8, 3), np.uint8)]], "8x8"),
         (["a mug"], [[np.zeros((20, 20_000, 3), np.uint8)]], "20000x20"),
-        (["a mug"], [[np.zeros((64, 64), np.uint8)]], "no uint8 RGB"),
+        (["a mug"], [[np.zeros((64, 64), np.uint8)]], "not a uint8 RGB"),
         (["a mug"], [], "as many lists of references"),
     ]
     for prompts, references, message in cases:

@@ -11,10 +11,11 @@ import pytest
 from PIL import Image
 
 from lookalike import config as configs
-from lookalike.errors import ConfigError, ConflictError
+from lookalike.errors import ConfigError, ConflictError, InputError
 from lookalike.storage import open_store
 from pipelines.bundles import locate_bundle
 from pipelines.generate import GenerateConfig, generate
+from pipelines.generate.run import _prompts
 from pipelines.generate.worker import Generator, Request, Work
 
 
@@ -98,3 +99,17 @@ def test_the_command_line_takes_sizes() -> None:
     config = configs.parse(GenerateConfig, [*required, "--height", "512", "--width", "768"])
     assert (config.height, config.width) == (512, 768)
     assert Path(configs.parse(GenerateConfig, required).out) == Path("o")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+def test_a_file_of_prompts_is_decoded_by_its_mark(request_of, tmp_path, encoding: str) -> None:
+    (tmp_path / "prompts.txt").write_text("a café mug\n\n a hat \n", encoding)
+    config = dataclasses.replace(request_of, prompts_file=str(tmp_path / "prompts.txt"))
+    assert _prompts(config) == ["a red mug", "a café mug", "a hat"]
+
+
+def test_a_file_of_prompts_in_another_encoding_is_named(request_of, tmp_path) -> None:
+    (tmp_path / "prompts.txt").write_text("a mug\na café\n", "cp1252")
+    config = dataclasses.replace(request_of, prompts_file=str(tmp_path / "prompts.txt"))
+    with pytest.raises(InputError, match=r"line 2 is not UTF-8.*prompts\.txt.*save the file as UTF-8"):
+        generate(config)

@@ -101,7 +101,7 @@ def test_a_shard_that_breaks_off_costs_what_stood_behind(clean: TripletSource, t
     found = prepare(TripletSource(str(tmp_path / "v0001"), "train", clean.bundle_uri), np.arange(len(KINDS)))
     assert 5 < (found["weight"] == 0).sum() < len(KINDS) - 5
     assert not found["fatal"].any()
-    assert "shorter than its index says" in found["reason"][-1]
+    assert "shorter than its index entry" in found["reason"][-1]
 
 
 def test_a_store_that_does_not_answer_is_no_fault_of_a_sample(

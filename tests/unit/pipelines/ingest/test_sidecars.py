@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from lookalike.data.images import HEIC_INSTALLED
 from lookalike.errors import InputError
 from lookalike.storage import open_store
 from pipelines.ingest.config import IngestConfig
@@ -113,7 +112,7 @@ def test_a_name_that_is_not_utf8_is_passed_over_by_name(tmp_path: Path) -> None:
     assert len(samples(made, tmp_path)) == 1
 
 
-@pytest.mark.skipif(HEIC_INSTALLED, reason="the extra heic is installed")
+@pytest.mark.usefixtures("without_heic")
 @pytest.mark.parametrize("name", ["IMG_1.HEIC", "a.heif", "b.avif"])
 def test_phone_photos_name_the_extra_that_reads_them(tmp_path: Path, name: str) -> None:
     (tmp_path / "in" / "dog7").mkdir(parents=True)
