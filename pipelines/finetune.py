@@ -4,7 +4,6 @@ Each part is what its own job does; here they follow one another below one prefi
 a folder for each set of photos.
 """
 
-import json
 import logging
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 from lookalike import config as configs
 from lookalike.errors import ConfigError, InputError, LookalikeError
 from lookalike.evaluation.gate import GateConfig
-from lookalike.models.bundle import read_preset
+from lookalike.models.bundle import component_config, read_preset
 from lookalike.models.presets import LoraConfig, check_lora
 from lookalike.registry import Registry, champion_now, personal_model_name, resolve, standing
 from lookalike.storage import Store, list_versions, open_store, read_manifest, read_object
@@ -203,7 +202,7 @@ def _check_settings(config: FinetuneConfig, home: Store, bundle_uri: str) -> Non
     _evaluation(config, place, "", bundle_uri, bundle_uri)
     transformer = bundle / "transformer" / "config.json"
     if transformer.is_file():  # else it is a personal bundle, which training refuses by name
-        check_lora(config.adapter, json.loads(transformer.read_text()))
+        check_lora(config.adapter, component_config(bundle, "transformer"))
     others = [metric for metric in _metrics(config.gate) if metric.startswith(_OF_OTHERS)]
     if config.distractors is None and others:
         log.warning(

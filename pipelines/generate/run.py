@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import PurePosixPath
@@ -10,6 +11,7 @@ from typing import Any
 
 from lookalike import config as configs
 from lookalike.data.images import EXTENSIONS, decode
+from lookalike.data.text import decode_text
 from lookalike.errors import ConfigError, InputError
 from lookalike.storage import Store, locate_object, open_store, read_object
 from lookalike.storage.claim import claim
@@ -44,7 +46,7 @@ def generate(config: GenerateConfig) -> dict[str, Any]:
 
     model = resolve(config.model, config.tracking, config.bundle)
     bundle = locate_bundle(model.bundle_uri, model.bundle_sha256, base_uri=config.base)
-    prompts = _prompts(config)
+    prompts = read_prompts(config)
     references = _references(config.reference, bundle)
     components = bundle.open().components
     preprocessor = Preprocessor.from_bundle(components)
@@ -96,11 +98,13 @@ def generate(config: GenerateConfig) -> dict[str, Any]:
     return result
 
 
-def _prompts(config: GenerateConfig) -> list[str]:
+def read_prompts(config: GenerateConfig) -> list[str]:
+    """All prompts, in their order. Raises InputError for an empty one, or a file in an encoding that it does not name."""
     prompts = [prompt.strip() for prompt in config.prompt]
     if config.prompts_file:
         store, key = locate_object(config.prompts_file)
-        prompts += [line.strip() for line in store.read(key).decode("utf-8-sig").splitlines() if line.strip()]
+        text = decode_text(store.read(key), store.uri_of(key))
+        prompts += [line.strip() for line in re.split(r"\r\n|\r|\n", text) if line.strip()]
     if not prompts or not all(prompts):
         raise InputError("an empty prompt", value=config.prompts_file or "", fix="say what to show")
     return prompts

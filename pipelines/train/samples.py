@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from lookalike.data.triplets import ShardError, Split, load_images, load_latents, read_table
 from lookalike.errors import InputError, LookalikeError, UnreachableError
+from lookalike.models.bundle import component_config
 from lookalike.models.preprocess import Preprocessor
 from lookalike.storage import Store, open_store
 from lookalike.training.bundles import local_bundle
@@ -132,7 +133,7 @@ def _blank(bundle_uri: str, latents: bool) -> Columns:
     grey = np.full((preset.height, preset.width, 3), 127, np.uint8)
     columns: Columns = preprocessor([""], [[grey]], [grey])
     if latents:
-        config = json.loads((local_bundle(bundle_uri) / "vae" / "config.json").read_text())
+        config = component_config(local_bundle(bundle_uri), "vae", "block_out_channels", "latent_channels")
         side = 2 ** len(config["block_out_channels"])  # pixels of a token's side: two latents
         channels = 4 * config["latent_channels"]
         grid = preset.references

@@ -45,7 +45,7 @@ def decoding(what: str, where: str, *, fix: str = _FIX) -> Iterator[None]:
     """
     try:
         yield
-    except LookalikeError:
+    except (LookalikeError, MemoryError):
         raise
     except Exception as error:  # each format's library has classes of its own
         said = str(error).splitlines()[0][:200] if str(error) else ""

@@ -254,7 +254,7 @@ def preset_from_dict(values: Mapping[str, Any], origin: str = "preset") -> Prese
         parsed = parser.instantiate_classes(parser.parse_object(dict(values)))
     except ConfigError:
         raise
-    except (jsonargparse.ArgumentError, ValueError) as error:
+    except Exception as error:  # jsonargparse has others for values of another kind than it foresaw
         if isinstance(error.__cause__, ConfigError):  # of an optional part, which jsonargparse tries as a union
             raise error.__cause__ from None
         raise ConfigError(f"{origin} does not parse: {error}", fix="compare with presets/mini.yaml") from error

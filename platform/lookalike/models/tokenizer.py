@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from lookalike.documents import parse_object
 from lookalike.errors import ConfigError, InputError
 
 PAD, UNKNOWN, START, END = "<pad>", "<unk>", "<|im_start|>", "<|im_end|>"
@@ -73,7 +74,7 @@ class PromptTokenizer:
     def _values(self) -> dict[str, Any]:
         if not self._file.is_file():
             raise InputError("no tokenizer.json in the MLLM's folder", value=str(self._file), fix="add it")
-        return dict(json.loads(self._file.read_text()))
+        return parse_object(self._file.read_bytes(), str(self._file), fix="add the tokenizer.json of the MLLM")
 
     @cached_property
     def _plain(self) -> Any:

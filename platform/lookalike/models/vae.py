@@ -1,7 +1,6 @@
 """Images and packed latents: diffusers' AutoencoderKL, scaled and packed as diffusers' Flux pipelines do."""
 
 import hashlib
-import json
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -11,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lookalike.documents import decoding
+from lookalike.models.bundle import REPAIR, component_config
 from lookalike.models.weights import check_names
 
 PATCH = 2  # latents are packed 2 x 2 into tokens
@@ -25,7 +26,8 @@ def load_vae(bundle_dir: Path) -> Any:
     """
     from diffusers import AutoencoderKL
 
-    vae = AutoencoderKL.from_pretrained(bundle_dir / "vae", use_safetensors=True)
+    with decoding("a VAE of diffusers", str(bundle_dir / "vae"), fix=REPAIR):
+        vae = AutoencoderKL.from_pretrained(bundle_dir / "vae", use_safetensors=True)
     check_names({"vae": vae}, bundle_dir)
     return vae.requires_grad_(False).eval()
 
@@ -37,7 +39,7 @@ def downsampling(vae: Any) -> int:
 
 def pixels_per_token(bundle_dir: Path) -> int:
     """Pixels of a token's side in the bundle in this folder: sides of images are multiples of it."""
-    config = json.loads((bundle_dir / "vae" / "config.json").read_text())
+    config = component_config(bundle_dir, "vae", "block_out_channels")
     return int(2 ** (len(config["block_out_channels"]) - 1)) * PATCH
 
 

@@ -4,13 +4,12 @@ Weights stay in the store; MLflow gets their hash, which is the version's source
 ``bundle_uri``, ``bundle_sha256``, ``scores_uri``, ``parent`` (hash of the bundle that it was trained from, or empty).
 """
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from lookalike.errors import InputError
-from lookalike.models.bundle import MANIFEST, bundle_sha256
+from lookalike.models.bundle import MANIFEST, bundle_sha256, parse_manifest
 from lookalike.registry.names import validate_model_name
 from lookalike.registry.promotions import LOG_TAG, PromotionLog
 from lookalike.storage import open_store
@@ -42,11 +41,8 @@ class ModelReference:
 
 def identify(bundle_uri: str) -> str:
     """The hash of the bundle at ``bundle_uri``; InputError if there is none."""
-    data = open_store(bundle_uri).read(MANIFEST)
-    try:
-        return bundle_sha256(json.loads(data))
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"not a valid bundle: {error!r}", value=bundle_uri, fix="name a finished bundle") from error
+    store = open_store(bundle_uri)
+    return bundle_sha256(parse_manifest(store.read(MANIFEST), store.uri_of(MANIFEST)))
 
 
 class Registry:

@@ -11,10 +11,11 @@ import pytest
 from PIL import Image
 
 from lookalike import config as configs
-from lookalike.errors import ConfigError, ConflictError
+from lookalike.errors import ConfigError, ConflictError, InputError
 from lookalike.storage import open_store
 from pipelines.bundles import locate_bundle
 from pipelines.generate import GenerateConfig, generate
+from pipelines.generate.run import read_prompts
 from pipelines.generate.worker import Generator, Request, Work
 
 
@@ -98,3 +99,20 @@ def test_the_command_line_takes_sizes() -> None:
     config = configs.parse(GenerateConfig, [*required, "--height", "512", "--width", "768"])
     assert (config.height, config.width) == (512, 768)
     assert Path(configs.parse(GenerateConfig, required).out) == Path("o")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+def test_prompts_of_a_file_are_read_by_its_byte_order_mark(encoding: str, tmp_path: Path) -> None:
+    text = "Loïc\u2019s mug 🦆\r\n\r\na mug\u2028on two lines\n"
+    (tmp_path / "prompts.txt").write_bytes(text.encode(encoding))
+    config = GenerateConfig(model="m", out="o", prompts_file=str(tmp_path / "prompts.txt"), reference=["r"])
+    assert read_prompts(config) == ["Loïc\u2019s mug 🦆", "a mug\u2028on two lines"]
+
+
+@pytest.mark.parametrize("data", ["a mug\nLoïc\u2019s mug".encode("cp1252"), "a mug".encode("utf-16-le"), b"a\0b"])
+def test_prompts_in_another_encoding_are_an_error_that_names_the_file(data: bytes, tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_bytes(data)
+    config = GenerateConfig(model="m", out="o", prompts_file=str(tmp_path / "prompts.txt"), reference=["r"])
+    with pytest.raises(InputError, match="line [12]") as refused:
+        read_prompts(config)
+    assert str(refused.value.value).endswith("prompts.txt")
