@@ -36,6 +36,7 @@ from pipelines.train.run import train
 log = logging.getLogger(__name__)
 
 RESULT = "result.json"
+_SHOWN = ("model", "version", "promoted", "bundle_uri")  # of a result, by the job
 _OF_OTHERS = ("loss_gap", "loss_shuffled", "identity_margin", "mllm_only/loss_gap", "mllm_only/loss_shuffled")
 # Locations count by what lies there. How it is computed changes no result.
 _NOT_IDENTITY = (
@@ -125,12 +126,12 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
     content = {"base_sha256": base.bundle_sha256, "photos_sha256": photos.sha256}
     if _made_before(config, home):
         claim(home, identity, ignore=_NOT_IDENTITY, content=content)
-        return _with_champion(config, name, read_object(home, RESULT))
+        return _with_champion(config, name, read_object(home, RESULT, *_SHOWN))
     place = home.child(f"photos-{photos.sha256[:12]}")
     claim(place, identity, ignore=_NOT_IDENTITY, content=content)
     if place.exists(RESULT):
         log.info("this finetune is done already: %s", place.uri)
-        result = {**read_object(place, RESULT), "scores": place.child("scores").uri}
+        result = {**read_object(place, RESULT, *_SHOWN), "scores": place.child("scores").uri}
         result["bundle_uri"] = place.child("run").child("bundle").uri
     else:
         with ray_session():

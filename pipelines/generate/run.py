@@ -12,6 +12,7 @@ from typing import Any
 from lookalike import config as configs
 from lookalike.data.images import EXTENSIONS, decode
 from lookalike.data.text import decode_text
+from lookalike.documents import decoding
 from lookalike.errors import ConfigError, InputError
 from lookalike.storage import Store, locate_object, open_store, read_object
 from lookalike.storage.claim import claim
@@ -63,7 +64,11 @@ def generate(config: GenerateConfig) -> dict[str, Any]:
     claim(store, values, ignore=(*_NOT_IDENTITY, *unset), content={"inputs": inputs})
     if store.exists(RESULT):
         log.info("this generation is done already: %s", store.uri)
-        return read_object(store, RESULT)
+        result = read_object(store, RESULT, "images")
+        with decoding("the result of a generation", store.uri_of(RESULT)):
+            for image in result["images"]:
+                Request(**image)
+        return result
 
     pixels = [decode(data) for _, data in references]
     for prompt in prompts:  # refuses before any work; one at a time: all at once would hold the photos for each
@@ -99,7 +104,7 @@ def generate(config: GenerateConfig) -> dict[str, Any]:
 
 
 def read_prompts(config: GenerateConfig) -> list[str]:
-    """All prompts, in their order. Raises InputError for an empty one, or a file in an encoding that it does not name."""
+    """All prompts, in their order. Raises InputError for an empty one, or a file that is not text."""
     prompts = [prompt.strip() for prompt in config.prompt]
     if config.prompts_file:
         store, key = locate_object(config.prompts_file)

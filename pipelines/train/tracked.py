@@ -8,8 +8,8 @@ from typing import Any
 from urllib.parse import unquote
 
 from lookalike import config as configs
-from lookalike.errors import LookalikeError, UnreachableError
-from lookalike.storage import Store
+from lookalike.errors import InputError, LookalikeError, UnreachableError
+from lookalike.storage import Store, read_object
 from lookalike.tracking import Tracker, open_resilient, open_tracker, tracking_uri
 from lookalike.tracking.tracker import NO_RUN
 from lookalike.training.config import TrainConfig
@@ -63,9 +63,9 @@ def _read(store: Store) -> dict[str, Any] | None:
     if not store.exists(RECORD):
         return None
     try:
-        record = json.loads(store.read(RECORD))
+        record = read_object(store, RECORD, "tracking_run", "submitted")
         return {**record, "tracking_run": str(record["tracking_run"]), "submitted": float(record["submitted"])}
-    except (ValueError, KeyError, TypeError):
+    except (InputError, ValueError, TypeError):
         log.warning("%s/%s is damaged; the training gets a new run in the tracker", store.uri, RECORD)
         return None
 
@@ -98,7 +98,7 @@ def _replay(tracker: Tracker, store: Store) -> None:
         try:
             record = json.loads(line)
             step, held_out = int(record["step"]), record.get("validation")
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             continue
         kind, values = ("train", record) if held_out is None else ("validation", held_out)
         numbers = {f"{kind}/{name}": value for name, value in values.items() if isinstance(value, float)}

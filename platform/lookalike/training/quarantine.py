@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lookalike.errors import InputError, LookalikeError
-from lookalike.storage import Store
+from lookalike.storage import Store, read_lines
 from lookalike.training.ranks import Rank
 
 log = logging.getLogger(__name__)
@@ -71,8 +71,7 @@ class Quarantine:
         """Read what an earlier attempt has left out before ``step``; what it recorded beyond is dropped."""
         if not self._rank.is_first or not self._store.exists(QUARANTINE):
             return
-        for line in self._store.read(QUARANTINE).decode().splitlines():
-            record = json.loads(line)
+        for record in read_lines(self._store, QUARANTINE, "step", "sample"):
             if record["step"] < step:
                 self._samples.setdefault(record["sample"], record)
         self._store.write(QUARANTINE, self.encoded())
