@@ -10,7 +10,7 @@ import pytest
 
 from lookalike.errors import ConfigError, InputError
 from lookalike.models.bundle import component_config, parse_manifest
-from lookalike.models.presets import load_preset, preset_from_dict
+from lookalike.models.presets import MllmConfig, load_preset, preset_from_dict
 from lookalike.models.weights import read_tensors
 from lookalike.registry.versions import identify
 from lookalike.storage import open_store
@@ -97,3 +97,30 @@ def test_broken_preset_is_an_error_that_names_its_file(change: dict[str, Any]) -
     with pytest.raises(ConfigError) as refused:
         preset_from_dict({**values, **change}, origin="bundle.json")
     assert "bundle.json" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"height": 0},
+        {"width": -8},
+        *({"mllm": {name: 0}} for name in ("image_size", "tokens_per_image", "max_prompt_tokens")),
+        {"references": {"height": -64}},
+        {"aggregator": {"head_dim": 0}},
+    ],
+    ids=str,
+)
+def test_sizes_of_a_preset_below_one_are_refused_by_name(change: dict[str, Any]) -> None:
+    values = json.loads(json.dumps(dataclasses.asdict(load_preset("mini"))))
+    for name, value in change.items():
+        values[name] = {**values[name], **value} if isinstance(value, dict) else value
+    with pytest.raises(ConfigError, match="below 1"):
+        preset_from_dict(values)
+
+
+@pytest.mark.parametrize(
+    "template", ["{nope}", "{images}", "{images}{prompt}{", "{images}{prompt}{prompt}", "{}{}", "a"]
+)
+def test_template_without_its_placeholders_is_refused(template: str) -> None:
+    with pytest.raises(ConfigError, match=r"template does not hold"):
+        MllmConfig(template=template)
