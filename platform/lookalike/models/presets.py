@@ -281,4 +281,6 @@ def preset_from_dict(values: Mapping[str, Any], origin: str = "preset") -> Prese
         if isinstance(error.__cause__, ConfigError):  # of an optional part, which jsonargparse tries as a union
             raise error.__cause__ from None
         raise ConfigError(f"{origin} does not parse: {error}", fix="compare with presets/mini.yaml") from error
+    if parsed.stages is None:  # which jsonargparse takes for a value that was left out
+        raise ConfigError(f"{origin} does not parse: stages is null", fix="compare with presets/mini.yaml")
     return Preset(**{item.name: getattr(parsed, item.name) for item in dataclasses.fields(Preset)})
