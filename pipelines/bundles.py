@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from lookalike.documents import decoding
 from lookalike.errors import InputError
-from lookalike.storage import open_store, read_object
+from lookalike.storage import open_store
 from lookalike.training.bundles import local_bundle
 
 if TYPE_CHECKING:
@@ -41,10 +41,12 @@ class BundleLocation:
         import transformers
 
         from lookalike.diffusion.pipeline import SubjectPipeline
+        from lookalike.models.bundle import REPAIR
 
         diffusers.utils.logging.disable_progress_bar()
         transformers.utils.logging.disable_progress_bar()
-        pipe = SubjectPipeline.from_pretrained(self._folder, base=self._base_folder)
+        with decoding("a bundle whose parts load", self.uri, fix=REPAIR):
+            pipe = SubjectPipeline.from_pretrained(self._folder, base=self._base_folder)
         pipe.to(device)
         pipe.set_progress_bar_config(disable=True)
         return pipe
@@ -69,6 +71,9 @@ def locate_bundle(
     Raises:
         InputError: no finished bundle there, or not the one that ``sha256`` names; or the base is not there.
     """
+    from lookalike.models.bundle import MANIFEST
+    from lookalike.models.presets import preset_from_dict
+
     store = open_store(uri)
     manifest, found = _read(uri, "name the bundle_uri of a run's result.json, or the place that it was moved to")
     if sha256 is not None and found != sha256:
@@ -79,9 +84,8 @@ def locate_bundle(
         )
     base = manifest["base"]
     where = None if base is None else _base(base["uri"], base["sha256"], base_uri, base_hint)
-    preset = manifest["preset"]
-    references = int(preset["references"]["max_references"])
-    return BundleLocation(store.uri, found, where, references, preset.get("stages", "paper"))
+    preset = preset_from_dict(manifest["preset"], origin=store.uri_of(MANIFEST))
+    return BundleLocation(store.uri, found, where, preset.references.max_references, preset.stages)
 
 
 def _base(recorded: str, sha256: str, named: str | None, hint: str | None) -> str:
@@ -106,11 +110,10 @@ def _base(recorded: str, sha256: str, named: str | None, hint: str | None) -> st
 
 def _read(uri: str, fix: str) -> tuple[dict[str, Any], str]:
     """The manifest of the bundle at ``uri``, and its identity."""
-    from lookalike.models.bundle import MANIFEST, bundle_sha256
+    from lookalike.models.bundle import MANIFEST, bundle_sha256, parse_manifest
 
     store = open_store(uri)
     if not store.exists(MANIFEST):
         raise InputError("no finished bundle here", value=store.uri, fix=fix or "check the location")
-    manifest = read_object(store, MANIFEST, "base", "preset")
-    with decoding("a valid bundle", store.uri, fix="restore it, or export it again"):
-        return manifest, bundle_sha256(manifest)
+    manifest = parse_manifest(store.read(MANIFEST), store.uri_of(MANIFEST))
+    return manifest, bundle_sha256(manifest)

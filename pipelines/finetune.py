@@ -9,10 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lookalike import config as configs
-from lookalike.documents import parse_object
 from lookalike.errors import ConfigError, InputError, LookalikeError
 from lookalike.evaluation.gate import GateConfig
-from lookalike.models.bundle import read_preset
+from lookalike.models.bundle import component_config, read_preset
 from lookalike.models.presets import LoraConfig, check_lora
 from lookalike.registry import Registry, champion_now, personal_model_name, resolve, standing
 from lookalike.storage import Store, list_versions, open_store, read_manifest, read_object
@@ -37,6 +36,7 @@ from pipelines.train.run import train
 log = logging.getLogger(__name__)
 
 RESULT = "result.json"
+_SHOWN = ("model", "version", "promoted", "bundle_uri")  # of a result, by the job
 _OF_OTHERS = ("loss_gap", "loss_shuffled", "identity_margin", "mllm_only/loss_gap", "mllm_only/loss_shuffled")
 # Locations count by their content. How it is computed changes no result.
 _NOT_IDENTITY = (
@@ -127,12 +127,12 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
     content = {"base_sha256": base.bundle_sha256, "photos_sha256": photos.sha256}
     if _made_before(config, home):
         claim(home, identity, ignore=_NOT_IDENTITY, content=content)
-        return _with_champion(config, name, read_object(home, RESULT))
+        return _with_champion(config, name, read_object(home, RESULT, *_SHOWN))
     place = home.child(f"photos-{photos.sha256[:12]}")
     claim(place, identity, ignore=_NOT_IDENTITY, content=content)
     if place.exists(RESULT):
         log.info("this finetune is done already: %s", place.uri)
-        result = {**read_object(place, RESULT), "scores": place.child("scores").uri}
+        result = {**read_object(place, RESULT, *_SHOWN), "scores": place.child("scores").uri}
         result["bundle_uri"] = place.child("run").child("bundle").uri
     else:
         with ray_session():
@@ -204,7 +204,7 @@ def _check_settings(config: FinetuneConfig, home: Store, bundle_uri: str) -> Non
     _evaluation(config, place, "", bundle_uri, bundle_uri)
     transformer = bundle / "transformer" / "config.json"
     if transformer.is_file():  # else it is a personal bundle, which training refuses by name
-        check_lora(config.adapter, parse_object(transformer.read_bytes(), str(transformer)))
+        check_lora(config.adapter, component_config(bundle, "transformer"))
     others = [metric for metric in _metrics(config.gate) if metric.startswith(_OF_OTHERS)]
     if config.distractors is None and others:
         log.warning(

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lookalike import config as configs
-from lookalike.documents import parse_object
+from lookalike.documents import decoding, parse_object
 from lookalike.errors import ConfigError
-from lookalike.evaluation.gate import GateConfig
+from lookalike.evaluation.gate import Check, GateConfig
 from lookalike.storage import Store, open_store
 from lookalike.storage.claim import claim
 from lookalike.values import check_values
@@ -140,10 +140,13 @@ def _decide(config: PromoteConfig, name: str, store: Store, fingerprint: str) ->
 def _earlier_decision(config: PromoteConfig, name: str, store: Store, fingerprint: str) -> dict[str, Any]:
     from lookalike import registry
 
-    names = ("model", "version", "promoted", "bundle_sha256", "checks", "champion_before")
-    fix = "remove it and run the same command again"
-    earlier = parse_object(store.read(DECISION), store.uri_of(DECISION), *names, fix=fix)
-    promoted, sha256 = bool(earlier["promoted"]), str(earlier["bundle_sha256"])
+    where, fix = store.uri_of(DECISION), "remove it and run the same command again"
+    names = ("model", "version", "champion_before", "bundle_sha256", "promoted", "checks")
+    earlier = parse_object(store.read(DECISION), where, *names, fix=fix)
+    with decoding("a decision of the gate", where, fix=fix):
+        promoted, sha256 = bool(earlier["promoted"]), str(earlier["bundle_sha256"])
+        for check in earlier["checks"]:
+            Check(**check)
     if promoted and not config.returns and registry.is_lost(name, sha256, config.tracking):
         log.warning("the champion of this decision was lost from the registry; it is registered again")
         return _decide(config, name, store, fingerprint)

@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import PurePosixPath
@@ -11,6 +12,7 @@ from typing import Any
 from lookalike import config as configs
 from lookalike.data.images import EXTENSIONS, decode
 from lookalike.data.text import decode_text
+from lookalike.documents import decoding
 from lookalike.errors import ConfigError, InputError
 from lookalike.storage import Store, locate_object, open_store, read_object
 from lookalike.storage.claim import claim
@@ -45,7 +47,7 @@ def generate(config: GenerateConfig) -> dict[str, Any]:
 
     model = resolve(config.model, config.tracking, config.bundle)
     bundle = locate_bundle(model.bundle_uri, model.bundle_sha256, base_uri=config.base)
-    prompts = _prompts(config)
+    prompts = read_prompts(config)
     references = _references(config.reference, bundle)
     components = bundle.open().components
     preprocessor = Preprocessor.from_bundle(components)
@@ -62,7 +64,11 @@ def generate(config: GenerateConfig) -> dict[str, Any]:
     claim(store, values, ignore=(*_NOT_IDENTITY, *unset), content={"inputs": inputs})
     if store.exists(RESULT):
         log.info("this generation is done already: %s", store.uri)
-        return read_object(store, RESULT)
+        result = read_object(store, RESULT, "images")
+        with decoding("the result of a generation", store.uri_of(RESULT)):
+            for image in result["images"]:
+                Request(**image)
+        return result
 
     pixels = [decode(data) for _, data in references]
     for prompt in prompts:  # refuses before any work; one at a time: all at once would hold the photos for each
@@ -97,12 +103,13 @@ def generate(config: GenerateConfig) -> dict[str, Any]:
     return result
 
 
-def _prompts(config: GenerateConfig) -> list[str]:
+def read_prompts(config: GenerateConfig) -> list[str]:
+    """All prompts, in their order. Raises InputError for an empty one, or a file that is not text."""
     prompts = [prompt.strip() for prompt in config.prompt]
     if config.prompts_file:
         store, key = locate_object(config.prompts_file)
         text = decode_text(store.read(key), store.uri_of(key))
-        prompts += [line.strip() for line in text.splitlines() if line.strip()]
+        prompts += [line.strip() for line in re.split(r"\r\n|\r|\n", text) if line.strip()]
     if not prompts or not all(prompts):
         raise InputError("an empty prompt", value=config.prompts_file or "", fix="give every prompt some text")
     return prompts

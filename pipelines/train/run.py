@@ -224,7 +224,7 @@ def _version(dataset: Store, run: Store) -> int:
 
 def _earlier_result(config: TrainConfig, store: Store) -> dict[str, Any]:
     """The content of ``result.json``, with the bundle's current place."""
-    result = read_object(store, RESULT, "bundle_sha256", "tracking_run")
+    result = read_object(store, RESULT, "bundle_uri", "bundle_sha256", "steps", "tracking_run")
     bundle = finished_bundle(store)
     if bundle is not None and bundle.sha256 == result["bundle_sha256"]:
         result["bundle_uri"] = bundle.uri

@@ -100,7 +100,7 @@ def _replay(tracker: Tracker, store: Store) -> None:
         try:
             record = json.loads(line)
             step, held_out = int(record["step"]), record.get("validation")
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             continue
         kind, values = ("train", record) if held_out is None else ("validation", held_out)
         numbers = {f"{kind}/{name}": value for name, value in values.items() if isinstance(value, float)}

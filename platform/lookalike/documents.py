@@ -45,7 +45,7 @@ def decoding(what: str, where: str, *, fix: str = _FIX) -> Iterator[None]:
     """
     try:
         yield
-    except LookalikeError:
+    except (LookalikeError, MemoryError):
         raise
     except Exception as error:  # each format's library has classes of its own
         problem = f"{type(error).__name__} {first_line(error, 200)}".rstrip()

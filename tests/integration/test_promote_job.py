@@ -89,7 +89,7 @@ def test_named_scores_of_the_champion_are_used(
         (["--scores", "{root}/nothing"], "no such object"),
         (["--bundle", "{root}/nothing"], "no such object"),
         (["--bundle", "{root}/two/bundle"], "another bundle's"),
-        (["--scores", "{root}/notes.json"], "no scores file"),
+        (["--scores", "{root}/notes.json"], "the JSON object lacks 'bundle', 'suite', 'conditions', 'metrics'"),
         (["--tracking", "http://127.0.0.1:1"], "MLflow does not answer ('http://127.0.0.1:1')"),
         (["--tracking", "mlruns"], "unknown kind of tracking URI"),
         (["--gate.comparisons", "[{metric: loss_right, tolerance: -1}]"], "tolerance"),

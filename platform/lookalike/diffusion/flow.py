@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from lookalike.errors import ConfigError
+from lookalike.models.bundle import component_config
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class FlowConfig:
     @classmethod
     def from_bundle(cls, bundle_dir: Path) -> "FlowConfig":
         """The shift of a bundle's scheduler, so that training sees the noise levels that sampling visits."""
-        return cls.from_scheduler(json.loads((bundle_dir / "scheduler" / "scheduler_config.json").read_text()))
+        return cls.from_scheduler(component_config(bundle_dir, "scheduler", file="scheduler_config.json"))
 
     @classmethod
     def from_scheduler(cls, config: Mapping[str, Any]) -> "FlowConfig":

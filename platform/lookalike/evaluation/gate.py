@@ -153,4 +153,4 @@ def _figure(estimate: Estimate | None, bound: Bound) -> float | None:
     if estimate is None:
         return None
     value = float(getattr(estimate, bound))
-    return None if math.isnan(value) else value
+    return value if math.isfinite(value) else None  # an infinite one beats, or loses to, whatever it is held against

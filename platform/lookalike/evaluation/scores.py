@@ -4,8 +4,10 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from lookalike.errors import InputError
+from lookalike.documents import decoding, parse_object
+from lookalike.errors import ConfigError, InputError
 from lookalike.evaluation.metrics import Estimate
+from lookalike.values import check_values
 
 Conditions = Literal["right", "shuffled"]
 
@@ -57,9 +59,10 @@ class Scores:
     @classmethod
     def from_json(cls, data: bytes, where: str) -> "Scores":
         """Read a file's bytes; ``where`` names it in errors. A file of another kind is an InputError."""
-        try:
-            raw = json.loads(data)
-            return cls(
+        fix = "name a scores.json of jobs/evaluate.py"
+        raw = parse_object(data, where, "bundle", "suite", "conditions", "metrics", fix=fix)
+        with decoding("a scores file", where, fix=fix):
+            scores = cls(
                 bundle=Source(**raw["bundle"]),
                 suite=Source(**raw["suite"]),
                 conditions=raw["conditions"],
@@ -68,7 +71,20 @@ class Scores:
                 base=Source(**raw["base"]) if raw.get("base") else None,
                 config=raw.get("config", {}),
             )
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(
-                f"no scores file: {error!r}", value=where, fix="name a scores.json of jobs/evaluate.py"
-            ) from error
+            for name, estimate in scores.metrics.items():
+                _check_estimate(name, estimate)
+        try:
+            for source in filter(None, (scores.bundle, scores.suite, scores.base)):
+                check_values(source)
+            check_values(scores)
+        except ConfigError as error:
+            raise InputError(f"a damaged scores file: {error.what}", value=where, fix=fix) from error
+        return scores
+
+
+def _check_estimate(name: str, estimate: Estimate) -> None:
+    """Raise TypeError unless its members are numbers; NaN is what was not measured."""
+    for value in (estimate.mean, estimate.low, estimate.high, estimate.n):
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise TypeError(f"{name} has {value!r} in the place of a number")
+        float(value)  # an integer of hundreds of digits is none of ours

@@ -20,6 +20,8 @@ from lookalike.models.presets import Preset, preset_from_dict
 FORMAT = 1
 _PROVENANCE = ("source", "revision", "licence", "config", "vocabulary", "lora")  # of the MLLM: its files tell
 MANIFEST = "bundle.json"
+REPAIR = "download or export the bundle again"
+"""What a reader of a damaged bundle can do."""
 ADAPTER = "transformer_lora"
 PATCH = 2  # latents are packed 2 x 2 into tokens
 COMPONENTS = ("mllm", "vae", "transformer", "scheduler", "aggregator")
@@ -80,17 +82,59 @@ def read_manifest(bundle_dir: Path) -> dict[str, Any]:
         raise InputError(
             f"no {MANIFEST}: not a bundle, or not a finished one", value=str(bundle_dir), fix="check the path"
         )
-    with decoding("a bundle's manifest", str(path)):
-        manifest = parse_object(path.read_bytes(), str(path), "base", "preset", "components")
-    if manifest.get("format") != FORMAT:
-        raise InputError("unknown bundle format", value=manifest.get("format"), fix="use the version that wrote it")
+    return parse_manifest(path.read_bytes(), str(path))
+
+
+def parse_manifest(data: bytes, where: str) -> dict[str, Any]:
+    """The manifest in ``data``, which was read from ``where``, with the parts that every reader needs.
+
+    Raises:
+        InputError: not a manifest, or one of a format this version does not know.
+    """
+    manifest = parse_object(data, where, "base", "preset", "components", fix=REPAIR)
+    found = manifest.get("format")
+    if found != FORMAT or isinstance(found, bool):
+        raise InputError(
+            f"a bundle of format {found!r}; this version reads format {FORMAT}",
+            value=where,
+            fix="use the version of lookalike that wrote it, or export the bundle again",
+        )
+    base, preset, components = manifest["base"], manifest["preset"], manifest["components"]
+    problems = {
+        "base": base is not None and not (isinstance(base, dict) and _is_text(base.get("uri"), base.get("sha256"))),
+        "preset": not isinstance(preset, dict),
+        "components": not isinstance(components, dict) or not _is_text(*components.values()),
+    }
+    if wrong := [name for name, problem in problems.items() if problem]:
+        raise InputError(f"the bundle's manifest is damaged in {', '.join(wrong)}", value=where, fix=REPAIR)
+    with decoding("a bundle's manifest", where, fix=REPAIR):
+        bundle_sha256(manifest)
     return manifest
+
+
+def _is_text(*values: Any) -> bool:
+    return all(isinstance(value, str) for value in values)
+
+
+def component_config(bundle_dir: Path, component: str, *names: str, file: str = "config.json") -> dict[str, Any]:
+    """The JSON object in a component's configuration, with the keys ``names``.
+
+    Raises:
+        InputError: it is not there, is not JSON, or lacks a key.
+    """
+    path = bundle_dir / component / file
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise InputError(
+            f"incomplete bundle: cannot read {component}/{file}: {error.strerror}", value=str(path), fix=REPAIR
+        ) from None
+    return parse_object(data, str(path), *names, fix=REPAIR)
 
 
 def token_shape(bundle_dir: Path) -> tuple[int, int]:
     """Pixels of a token's side, and its channels, of the images of the bundle in this folder; no weights are read."""
-    path = bundle_dir / "vae" / "config.json"
-    config = parse_object(path.read_bytes(), str(path), "block_out_channels", "latent_channels")
+    config = component_config(bundle_dir, "vae", "block_out_channels", "latent_channels")
     return int(2 ** (len(config["block_out_channels"]) - 1)) * PATCH, int(config["latent_channels"]) * PATCH**2
 
 

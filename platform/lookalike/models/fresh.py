@@ -1,6 +1,5 @@
 """Components without a source: made from their configuration and a seed, or outlined without weights at all."""
 
-import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +12,7 @@ from torch import nn
 
 from lookalike.errors import ConfigError
 from lookalike.models.aggregate import LayerAggregator
-from lookalike.models.bundle import write_manifest
+from lookalike.models.bundle import component_config, write_manifest
 from lookalike.models.families import family_of
 from lookalike.models.joint import num_layers
 from lookalike.models.presets import PRESETS_DIR, MllmConfig, Preset
@@ -129,7 +128,7 @@ def _new_aggregator(preset: Preset, folder: Path) -> LayerAggregator:
         kind=config.kind,
         num_layers=num_layers(mllm),
         mllm_width=mllm.get_text_config().hidden_size,
-        out_width=json.loads((folder / "transformer" / "config.json").read_text())["joint_attention_dim"],
+        out_width=component_config(folder, "transformer", "joint_attention_dim")["joint_attention_dim"],
         inner_width=config.inner_width,
         head_dim=config.head_dim,
         layer_blocks=config.layer_blocks,

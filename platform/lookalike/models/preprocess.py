@@ -1,6 +1,5 @@
 """Prompts and images to arrays of fixed shapes. Without torch or transformers, so that it is cheap in data workers."""
 
-import json
 import logging
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -11,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from lookalike.errors import ConfigError, InputError
-from lookalike.models.bundle import read_preset
+from lookalike.models.bundle import component_config, read_preset
 from lookalike.models.families import family_of
 from lookalike.models.presets import MllmConfig, Preset
 from lookalike.models.tokenizer import PromptTokenizer
@@ -46,7 +45,7 @@ class Preprocessor:
             InputError: no tokenizer in the folder, or one that does not know the image token of the model.
         """
         preprocessor = cls(read_preset(bundle_dir), bundle_dir / "mllm" / "tokenizer.json")
-        config = json.loads((bundle_dir / "mllm" / "config.json").read_text())
+        config = component_config(bundle_dir, "mllm")
         if config.get("image_token_id") != preprocessor.image_token_id:
             raise InputError(
                 f"the MLLM's image_token_id is {config.get('image_token_id')}, its tokenizer's is "

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from string import Formatter
 from typing import Any, Literal
 
 import jsonargparse
@@ -97,6 +98,19 @@ class MllmConfig:
     """LoRA of a base training on the language model; its export adds it into the weights. Null: the MLLM is frozen.
     What its backward pass keeps in memory is not in ``--plan``."""
 
+    def __post_init__(self) -> None:
+        _check_positive(self, "image_size", "tokens_per_image", "max_prompt_tokens")
+        try:
+            names = [name for _, name, _, _ in Formatter().parse(self.template) if name is not None]
+        except ValueError:  # a brace without its partner
+            names = []
+        if sorted(names) != ["images", "prompt"]:
+            raise ConfigError(
+                "template does not hold {images} and {prompt} once each, and no other braces",
+                value=self.template,
+                fix="write it as in presets/mini.yaml; a brace itself is written twice: {{",
+            )
+
 
 @dataclass(frozen=True)
 class AggregatorConfig:
@@ -169,6 +183,9 @@ class Preset:
     """What a user must know before using the weights; logged as a warning whenever a bundle is made."""
 
     def __post_init__(self) -> None:
+        _check_positive(self, "height", "width")
+        _check_positive(self.references, "height", "width")
+        _check_positive(self.aggregator, "inner_width", "head_dim")
         if self.aggregator.inner_width % self.aggregator.head_dim:
             raise ConfigError(
                 f"aggregator.inner_width={self.aggregator.inner_width} is no multiple of its head_dim",
@@ -201,6 +218,12 @@ class Preset:
                 raise ConfigError(f"{name} has no config to make it from", value=self.name, fix="keep its source")
             changed[name] = dataclasses.replace(part, source=None)
         return dataclasses.replace(self, **changed)
+
+
+def _check_positive(config: object, *names: str) -> None:
+    for name in names:
+        if (value := getattr(config, name)) < 1:
+            raise ConfigError(f"{name} of a preset is below 1", value=value, fix=f"give {name} a value above 0")
 
 
 def check_lora(lora: LoraConfig, transformer_config: Mapping[str, Any]) -> None:
@@ -254,8 +277,10 @@ def preset_from_dict(values: Mapping[str, Any], origin: str = "preset") -> Prese
         parsed = parser.instantiate_classes(parser.parse_object(dict(values)))
     except ConfigError:
         raise
-    except (jsonargparse.ArgumentError, ValueError) as error:
+    except Exception as error:  # jsonargparse has others for values of another kind than it foresaw
         if isinstance(error.__cause__, ConfigError):  # of an optional part, which jsonargparse tries as a union
             raise error.__cause__ from None
         raise ConfigError(f"{origin} does not parse: {error}", fix="compare with presets/mini.yaml") from error
+    if parsed.stages is None:  # which jsonargparse takes for a value that was left out
+        raise ConfigError(f"{origin} does not parse: stages is null", fix="compare with presets/mini.yaml")
     return Preset(**{item.name: getattr(parsed, item.name) for item in dataclasses.fields(Preset)})

@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from lookalike.errors import ConfigError, InputError
-from lookalike.models.bundle import write_manifest
+from lookalike.models.bundle import component_config, write_manifest
 from lookalike.models.families import family_of
 from lookalike.models.presets import Preset
 
@@ -75,7 +75,7 @@ def fetch(source: str, target: Path, *, revision: str | None = None, subfolder: 
 
 def write_model_index(folder: Path) -> None:
     """Write ``model_index.json``, by which a DiffusionPipeline finds the classes of its components."""
-    model_type = json.loads((folder / "mllm" / "config.json").read_text())["model_type"]
+    model_type = component_config(folder, "mllm", "model_type")["model_type"]
     index = {
         "_class_name": "SubjectPipeline",
         "_diffusers_version": version("diffusers"),
@@ -90,7 +90,7 @@ def write_model_index(folder: Path) -> None:
 
 def _check_aggregator(preset: Preset, folder: Path) -> None:
     config = preset.aggregator
-    found = json.loads((folder / "aggregator" / "config.json").read_text())["kind"]
+    found = component_config(folder, "aggregator", "kind")["kind"]
     if found != config.kind:
         raise ConfigError(
             f"aggregator.source holds a {found}, aggregator.kind says {config.kind}",

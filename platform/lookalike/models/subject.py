@@ -11,11 +11,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from lookalike.documents import decoding
 from lookalike.errors import ConfigError
 from lookalike.models.adapters import inject_lora, inject_mllm_lora, load_lora
 from lookalike.models.aggregate import LayerAggregator
 from lookalike.models.batch import Batch
-from lookalike.models.bundle import open_bundle, read_preset
+from lookalike.models.bundle import REPAIR, open_bundle, read_preset
 from lookalike.models.context import encode_context
 from lookalike.models.dit import Context, ReferenceKeys, References, prepare_references, velocity
 from lookalike.models.presets import LoraConfig, ReferenceConfig
@@ -61,11 +62,12 @@ class SubjectModel(nn.Module):
         from transformers.initialization import no_init_weights
 
         references = read_preset(bundle_dir).references
-        mllm_config = AutoConfig.from_pretrained(bundle_dir / "mllm")
+        with decoding("a configuration of transformers", str(bundle_dir / "mllm"), fix=REPAIR):
+            mllm_config = AutoConfig.from_pretrained(bundle_dir / "mllm")
         default = torch.get_default_dtype()
         torch.set_default_dtype(dtype)
         try:
-            with no_init_weights():
+            with decoding("a bundle whose parts load", str(bundle_dir), fix=REPAIR), no_init_weights():
                 mllm = AutoModel.from_config(mllm_config, dtype=dtype, attn_implementation="sdpa")
                 aggregator = LayerAggregator.from_config(LayerAggregator.load_config(bundle_dir / "aggregator"))
                 config = FluxTransformer2DModel.load_config(bundle_dir / "transformer")

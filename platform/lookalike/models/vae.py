@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lookalike.models.bundle import PATCH
+from lookalike.documents import decoding
+from lookalike.models.bundle import PATCH, REPAIR
 from lookalike.models.weights import check_names
 
 _PIXELS_AT_ONCE = 512 * 512  # on a GPU: small images together, large ones one by one
@@ -24,7 +25,8 @@ def load_vae(bundle_dir: Path) -> Any:
     """
     from diffusers import AutoencoderKL
 
-    vae = AutoencoderKL.from_pretrained(bundle_dir / "vae", use_safetensors=True)
+    with decoding("a VAE of diffusers", str(bundle_dir / "vae"), fix=REPAIR):
+        vae = AutoencoderKL.from_pretrained(bundle_dir / "vae", use_safetensors=True)
     check_names({"vae": vae}, bundle_dir)
     return vae.requires_grad_(False).eval()
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +36,16 @@ def safetensors_files(folder: Path) -> list[Path]:
     return files
 
 
+def _weights(file: Path) -> AbstractContextManager[None]:
+    return decoding("a safetensors file", str(file), fix="download or export the bundle again")
+
+
 def read_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
     """(name in the file, tensor) of every tensor of a component, one in memory at a time."""
     from safetensors import safe_open
 
     for file in safetensors_files(folder):
-        with safe_open(file, framework="pt") as tensors:
+        with _weights(file), safe_open(file, framework="pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118 - no mapping
                 yield name, tensors.get_tensor(name)
 
@@ -49,7 +54,7 @@ def _tensor_names(folder: Path) -> Iterator[str]:
     from safetensors import safe_open
 
     for file in safetensors_files(folder):
-        with safe_open(file, framework="pt") as tensors:
+        with _weights(file), safe_open(file, framework="pt") as tensors:
             yield from tensors.keys()
 
 

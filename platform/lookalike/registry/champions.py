@@ -128,17 +128,21 @@ def unregistered(registry: Registry, now: Standing) -> InputError:
         earlier = (
             f", or return to the champion before it (jobs/promote.py --model {now.name} --rollback --out NEW_PLACE)"
         )
+    # a registry that never saw the entry refuses all others until it has that one
+    better = ", or promote a better one" if now.shown else ""
     return InputError(
         f"{now.name}: by the promotion log version {last.version} is champion (bundle {last.bundle_sha256[:12]}), and "
         "no version has that bundle: it was deleted in MLflow, or this is another or an older registry",
         value=registry.uri,
         fix="restore it by promoting that bundle again"
         f" (jobs/promote.py --model {now.name} --scores {last.scores_uri or 'ITS_SCORES'} --out NEW_PLACE"
-        f"{' --bundle ' + last.bundle_uri if last.bundle_uri else ''}), or promote a better one{earlier}",
+        f"{' --bundle ' + last.bundle_uri if last.bundle_uri else ''}){better}{earlier}",
     )
 
 
-_RESTORE = "put them back there or set the tag to their place"
+_RESTORE = (
+    f"put them back there, or set the tag {LOG_TAG!r} of the registered model in MLflow to the folder that holds theirs"
+)
 _BEGIN_ANEW = "start a new log with jobs/promote.py --begin-anew REASON, which judges the candidate by the floors only"
 
 

@@ -11,7 +11,7 @@ import re
 import uuid
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from lookalike.config import canonical_json
 from lookalike.documents import parse_object
@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 LOG_TAG = "promotion_log"
 Kind = Literal["promoted", "registered again", "rolled back", "begun anew"]
 
+_CHECK = {"name", "value", "threshold", "passed", "why"}
 _ENTRY = re.compile(r"(?!0{8})(\d{8})\.json")
 HOW_TO_CONTINUE = (
     "restore it from a copy, or start a new log with jobs/promote.py --begin-anew REASON, "
@@ -145,16 +146,11 @@ class PromotionLog:
     def _read(self, number: int) -> Head:
         data = self._store.read(_key(number))
         try:
-            values = parse_object(data, self._where(number), "number", "version", "bundle_sha256", "checks")
-            entry = Promotion(**values)
-            problem = "" if values["number"] == number else f"its number is {values['number']!r}"
-            if type(values["version"]) is not int or not isinstance(values["bundle_sha256"], str):
-                problem = "its version is not a whole number, or its bundle is not a hash"
-            if not isinstance(values["checks"], list) or not all(isinstance(item, dict) for item in values["checks"]):
-                problem = "its checks are not a list of checks"
+            entry = Promotion(**parse_object(data, self._where(number)))
+            problem = _problem(entry, number)
         except InputError as error:
             problem = error.what
-        except TypeError as error:  # a field is unknown to this version, or missing
+        except TypeError as error:  # members that are missing or unknown
             problem = str(error)
         if problem:
             raise InputError(
@@ -166,6 +162,28 @@ class PromotionLog:
 
     def _where(self, number: int) -> str:
         return f"{self._store.uri}/{_key(number)}"
+
+
+def _problem(entry: Promotion, number: int) -> str:
+    """What is wrong with the members of an entry that was read from the place of ``number``."""
+    if type(entry.number) is not int or entry.number != number:
+        return f"it says that its number is {entry.number!r}"
+    if type(entry.version) is not int or not isinstance(entry.bundle_sha256, str):
+        return "it names no version or no bundle"
+    if not isinstance(entry.checks, list) or not all(isinstance(item, dict) for item in entry.checks):
+        return "its checks are not a list of checks"
+    if any(item.keys() != _CHECK for item in entry.checks):
+        return f"a check has not the members {', '.join(sorted(_CHECK))}"
+    if entry.kind not in get_args(Kind):
+        return f"it has no such kind as {entry.kind!r}"
+    numbers = {"champion_before": entry.champion_before, "returns_to": entry.returns_to}
+    texts = {
+        name: getattr(entry, name)
+        for name in ("scores_sha256", "bundle_uri", "scores_uri", "previous_sha256", "writer")
+    }
+    wrong = [name for name, value in numbers.items() if value is not None and type(value) is not int]
+    wrong += [name for name, value in texts.items() if value is not None and not isinstance(value, str)]
+    return f"{', '.join(wrong)} has a value of another type" if wrong else ""
 
 
 def _key(number: int) -> str:

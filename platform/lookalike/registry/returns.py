@@ -136,11 +136,11 @@ def _is_ours(entries: PromotionLog, writer: str) -> bool:
 def _target(registry: Registry, now: Standing, entries: list[Promotion], version: int | None) -> Promotion:
     """The entry whose champion is to come back."""
     last = entries[-1]
+    champions = sorted({item.version for item in entries if item.bundle_sha256 != last.bundle_sha256})
     if version is not None:
         sha256 = registry.version(now.name, version).bundle_sha256
         matches = [item for item in entries if item.bundle_sha256 == sha256]
         if not matches or sha256 == last.bundle_sha256:
-            champions = sorted({item.version for item in entries if item.bundle_sha256 != last.bundle_sha256})
             raise InputError(
                 f"version {version} of {now.name} "
                 + ("is champion already" if matches else "was never champion by the log"),
@@ -157,7 +157,7 @@ def _target(registry: Registry, now: Standing, entries: list[Promotion], version
     raise InputError(
         f"{now.name} had no champion before version {last.version}",
         value=registry.uri,
-        fix="promote another bundle, or name a later champion with --rollback_to VERSION",
+        fix=f"name another champion with --rollback_to: {champions}" if champions else "promote another bundle",
     )
 
 

@@ -8,9 +8,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lookalike.documents import decoding, parse_object
 from lookalike.errors import InputError
-from lookalike.models.bundle import MANIFEST, bundle_sha256
+from lookalike.models.bundle import MANIFEST, bundle_sha256, parse_manifest
 from lookalike.registry.names import validate_model_name
 from lookalike.registry.promotions import LOG_TAG, PromotionLog
 from lookalike.storage import open_store
@@ -43,9 +42,7 @@ class ModelReference:
 def identify(bundle_uri: str) -> str:
     """The hash of the bundle at ``bundle_uri``; InputError if there is none."""
     store = open_store(bundle_uri)
-    data = store.read(MANIFEST)
-    with decoding("a valid bundle", store.uri, fix="name a finished bundle"):
-        return bundle_sha256(parse_object(data, store.uri_of(MANIFEST), fix="name a finished bundle"))
+    return bundle_sha256(parse_manifest(store.read(MANIFEST), store.uri_of(MANIFEST)))
 
 
 class Registry:

@@ -83,6 +83,6 @@ def decode(data: bytes) -> list[Event]:
         try:
             record = json.loads(line)
             events.append(Event(**{**record, "data": base64.b64decode(record["data"])}))
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             continue
     return events

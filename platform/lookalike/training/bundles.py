@@ -1,6 +1,5 @@
 """Bundles of a run in its store, and opened where a process can read them. Light at import: drivers use it."""
 
-import json
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -48,7 +47,7 @@ def initial_bundle(config: TrainConfig, store: Store) -> BundleReference:
                 fix="export the base with export_lora: merged",
             )
         if config.adapter is not None:
-            check_lora(config.adapter, json.loads((base / "transformer" / "config.json").read_text()))
+            check_lora(config.adapter, bundles.component_config(base, "transformer"))
         return found
     initial = store.child(INITIAL)
     if not initial.exists(bundles.MANIFEST):

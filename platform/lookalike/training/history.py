@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from lookalike.storage import Store, read_lines
+from lookalike.storage import Store
 from lookalike.tracking import Tracker
 
 log = logging.getLogger(__name__)
@@ -48,10 +48,17 @@ class History:
         """Begin at ``step``: what an earlier attempt recorded beyond it is dropped, since it will be done again."""
         self._started, self._first_step = time.monotonic(), step
         if self._write and step > 0 and self._store.exists(METRICS):
-            for record in read_lines(self._store, METRICS, "step"):
-                if record["step"] < step:
-                    self._lines.append(json.dumps(record))
-                    self._useful += _useful_seconds(record)
+            lines = self._store.read(METRICS).decode(errors="replace").splitlines()
+            for number, line in enumerate(lines, 1):
+                try:
+                    earlier = (record := json.loads(line))["step"] < step
+                    useful = _useful_seconds(record)
+                except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+                    log.warning("line %d of %s is damaged and left out", number, self._store.uri_of(METRICS))
+                    continue
+                if earlier:
+                    self._lines.append(line)
+                    self._useful += useful
 
     def add(self, step: int, figures: Mapping[str, Any]) -> None:
         """Record one step."""

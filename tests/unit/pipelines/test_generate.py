@@ -15,7 +15,7 @@ from lookalike.errors import ConfigError, ConflictError, InputError
 from lookalike.storage import open_store
 from pipelines.bundles import locate_bundle
 from pipelines.generate import GenerateConfig, generate
-from pipelines.generate.run import _prompts
+from pipelines.generate.run import read_prompts
 from pipelines.generate.worker import Generator, Request, Work
 
 
@@ -102,14 +102,17 @@ def test_the_command_line_takes_sizes() -> None:
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
-def test_a_file_of_prompts_is_decoded_by_its_mark(request_of, tmp_path, encoding: str) -> None:
-    (tmp_path / "prompts.txt").write_text("a café mug\n\n a hat \n", encoding)
-    config = dataclasses.replace(request_of, prompts_file=str(tmp_path / "prompts.txt"))
-    assert _prompts(config) == ["a red mug", "a café mug", "a hat"]
+def test_prompts_of_a_file_are_read_by_its_byte_order_mark(encoding: str, tmp_path: Path) -> None:
+    text = "Loïc\u2019s mug 🦆\r\n\r\na mug\u2028on two lines\n"
+    (tmp_path / "prompts.txt").write_bytes(text.encode(encoding))
+    config = GenerateConfig(model="m", out="o", prompts_file=str(tmp_path / "prompts.txt"), reference=["r"])
+    assert read_prompts(config) == ["Loïc\u2019s mug 🦆", "a mug\u2028on two lines"]
 
 
-def test_a_file_of_prompts_in_another_encoding_is_named(request_of, tmp_path) -> None:
-    (tmp_path / "prompts.txt").write_text("a mug\na café\n", "cp1252")
-    config = dataclasses.replace(request_of, prompts_file=str(tmp_path / "prompts.txt"))
-    with pytest.raises(InputError, match=r"line 2 is not UTF-8.*prompts\.txt.*save the file as UTF-8"):
-        generate(config)
+@pytest.mark.parametrize("data", ["a mug\nLoïc\u2019s mug".encode("cp1252"), "a mug".encode("utf-16-le"), b"a\0b"])
+def test_prompts_in_another_encoding_are_an_error_that_names_the_file(data: bytes, tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_bytes(data)
+    config = GenerateConfig(model="m", out="o", prompts_file=str(tmp_path / "prompts.txt"), reference=["r"])
+    with pytest.raises(InputError, match=r"line [12] (is not UTF-8|holds a NUL)") as refused:
+        read_prompts(config)
+    assert str(refused.value.value).endswith("prompts.txt")

@@ -1,8 +1,11 @@
+import json
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from lookalike.errors import ConflictError
+from lookalike.errors import ConflictError, InputError
 from lookalike.registry import Promotion, PromotionLog
 from lookalike.storage import open_store
 
@@ -31,3 +34,38 @@ def test_one_of_two_promotions_gets_the_number(tmp_path: Path) -> None:
     last = log.last()
     assert last is not None
     assert last.version == 1
+
+
+_CHECK = {"name": "loss_gap.low", "value": 0.2, "threshold": 0.0, "passed": True, "why": "0.2 is above 0"}
+BROKEN: dict[str, dict[str, Any] | bytes] = {
+    "deep": b"[" * 100_000,
+    "a list": b"[]",
+    "UTF-16": b"\xff\xfe{\0}\0",
+    "cut": b'{"number": 1',
+    "unknown member": {"unknown": 1},
+    "number is true": {"number": True},
+    "version is text": {"version": "1"},
+    "no hash": {"bundle_sha256": None},
+    "checks are null": {"checks": None},
+    "a check of other members": {"checks": [{"x": 1}]},
+    "an empty check": {"checks": [{}]},
+    "unknown kind": {"kind": "crowned"},
+    "kind is a list": {"kind": ["promoted"]},
+    "champion before is text": {"champion_before": "x"},
+    "location is a number": {"bundle_uri": 5},
+    "scores are a list": {"scores_uri": ["a"]},
+    "return is text": {"returns_to": "1"},
+}
+
+
+@pytest.mark.parametrize("change", BROKEN.values(), ids=BROKEN.keys())
+def test_broken_entry_is_an_error_that_names_it(change: dict[str, Any] | bytes, tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
+    entry = asdict(replace(_promotion(1, 1), checks=[_CHECK]))
+    store.write("mini/00000001.json", json.dumps(entry).encode())
+    assert PromotionLog(store, "mini").last() is not None
+    data = change if isinstance(change, bytes) else json.dumps({**entry, **change}).encode()
+    store.write("mini/00000001.json", data)
+    with pytest.raises(InputError, match="entry 1 of the promotion log is damaged") as refused:
+        PromotionLog(store, "mini").entries()
+    assert str(refused.value.value).endswith("mini/00000001.json")

@@ -68,3 +68,12 @@ def test_a_clock_adds_up_what_is_measured() -> None:
     assert backward == 0
     assert clock.take("forward") == [0]
     assert 0.05 < clock.peak_memory_gb() < 24
+
+
+@pytest.mark.parametrize("line", [b"cut {", b"[]", b"null", b'{"step": "x"}', b"{}", b"\xff", b"[" * 100_000])
+def test_damaged_line_of_metrics_does_not_end_a_resumed_run(line: bytes, tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
+    store.write(METRICS, b"".join([json.dumps({**STEP, "step": 0}).encode(), b"\n", line, b"\n"]))
+    history = History(store, open_tracker("none:", "test"), 10, write=True, submitted=time.time())
+    history.restart_at(1)
+    assert [json.loads(kept)["step"] for kept in history.encoded().splitlines()] == [0]

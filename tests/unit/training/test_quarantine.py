@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lookalike.errors import ConfigError
+from lookalike.errors import ConfigError, InputError
 from lookalike.storage import open_store
 from lookalike.tracking import open_tracker
 from lookalike.training.config import SafetyConfig, StageConfig, TrainConfig, ValidationConfig, WorkerConfig
@@ -177,3 +177,12 @@ def test_conditions_are_not_shuffled_with_samples_that_failed() -> None:
     subjects = ["a", "", "b", "a"]
     assert partners_of_other_subjects(subjects, [True, False, True, True]) == [2, 2, 3, 2]
     assert partners_of_other_subjects(subjects) == [1, 2, 3, 1]
+
+
+@pytest.mark.parametrize("line", ["cut {", "[]", "{}", '{"step": 1}'])
+def test_damaged_record_of_left_out_samples_is_an_error_that_names_its_line(line: str, tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
+    store.write(QUARANTINE, f'{{"step": 0, "sample": "a"}}\n{line}\n'.encode())
+    with pytest.raises(InputError) as refused:
+        Quarantine(store, Rank(), 8).restart_at(5)
+    assert str(refused.value.value).endswith(f"{QUARANTINE}, line 2")
