@@ -200,8 +200,9 @@ def _check_settings(config: FinetuneConfig, home: Store, bundle_uri: str) -> Non
     """Raise what training or evaluation would raise of their settings, before the settings are recorded."""
     place = home.child("photos")
     bundle = local_bundle(bundle_uri)
-    _train_config(config, place, "", bundle_uri)
-    _evaluation(config, place, "", bundle_uri, bundle_uri)
+    dataset = place.child("dataset").uri
+    _train_config(config, place, dataset, bundle_uri)
+    _evaluation(config, place, dataset, bundle_uri, bundle_uri)
     transformer = bundle / "transformer" / "config.json"
     if transformer.is_file():  # else it is a personal bundle, which training refuses by name
         check_lora(config.adapter, component_config(bundle, "transformer"))

@@ -50,7 +50,7 @@ ZeroEngine(
     build=lambda: SubjectModel.from_config(bundle),
     weights=lambda model: strict_weights(model, bundle),
     select=lambda model: model.trainable(("aggregator", "transformer")),
-    config=TrainConfig(dataset="", run="", batch_size=2, micro_batch_size=1),
+    config=TrainConfig(dataset="d", run="r", batch_size=2, micro_batch_size=1),
 )
 assert os.environ["DS_ACCELERATOR"] == "cpu"
 print(sorted({"torch._inductor.compile_fx", "mlflow"} & sys.modules.keys()))

@@ -94,7 +94,7 @@ def test_named_scores_of_the_champion_are_used(
         (["--tracking", "mlruns"], "unknown kind of tracking URI"),
         (["--gate.comparisons", "[{metric: loss_right, tolerance: -1}]"], "tolerance"),
         (["--gate.ceiling", "3"], "gate.ceiling"),
-        (["--out", "gs://bucket/out"], "unknown kind of location"),
+        (["--out", "gs://bucket/out"], "gs:// is not supported"),
     ],
 )
 def test_bad_input_is_named_and_nothing_is_promoted(
