@@ -297,9 +297,13 @@ def _read(uri: str) -> bytes:
 def _text(data: bytes, uri: str) -> str:
     encoding = next((name for mark, name in _MARKS if data.startswith(mark)), "utf-8")
     try:
-        return data.decode(encoding)
+        text = data.decode(encoding)
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
         raise InputError(
             f"line {line} of the take-down list is not {encoding.upper()} text", value=uri, fix="save it as UTF-8"
         ) from error
+    if "\0" in text:
+        what = "the take-down list holds NUL characters: UTF-16 without a byte-order mark, or not text"
+        raise InputError(what, value=uri, fix="save it as UTF-8")
+    return text
