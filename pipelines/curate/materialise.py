@@ -64,7 +64,11 @@ def write_shard(work: MaterialiseWork, unit: int, encoder: "Encoder | None" = No
     """Write one triplet shard, with latents where there is an encoder, unless that was done before."""
     shard = work.shards[unit]
     store, done_key = work.stage.dataset, part_key(work, shard, "json")
-    if not (store.exists(done_key) and work.version.exists(shard.name)):
+    if not (
+        store.exists(done_key)
+        and store.exists(part_key(work, shard, "parquet"))  # may be removed if it is damaged, as the error says
+        and work.version.exists(shard.name)
+    ):
         with scratch("shard") as folder:
             path = folder / "shard.tar"
             rows = _rows(work.stage, shard)

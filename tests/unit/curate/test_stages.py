@@ -222,6 +222,15 @@ def test_a_jpeg_that_others_cannot_open_is_encoded_again(flaw: str) -> None:
     assert np.abs(decode(kept).astype(int) - decode(whole)).mean() < 3
 
 
+def test_a_table_of_a_shard_that_was_removed_is_made_again(planned: Planned, tmp_path: Path) -> None:
+    work = planned(write_raw(tmp_path / "raw", world(3, 3)), filters=LOOSE)
+    table = materialise(work).version.read("triplets.parquet")
+    parts = list((tmp_path / "dataset" / "work" / "materialise").rglob("*.parquet"))
+    assert parts
+    parts[0].unlink()
+    assert materialise(work).version.read("triplets.parquet") == table
+
+
 def test_the_report_shows_no_photo_that_was_taken_down(planned: Planned, tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text("subject:thing01\n")
     filters = replace(LOOSE, taken_down=TakenDown(pin(str(tmp_path / "list.txt"), open_store(str(tmp_path / "d")))))

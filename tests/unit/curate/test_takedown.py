@@ -102,6 +102,12 @@ def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
         pin(str(tmp_path / "list.txt"), open_store(str(tmp_path / "dataset")))
 
 
+def test_utf_16_without_a_mark_is_named(tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_bytes("key:a\n".encode("utf-16-le"))
+    with pytest.raises(InputError, match="UTF-16 without a byte-order mark"):
+        pin(str(tmp_path / "list.txt"), open_store(str(tmp_path / "dataset")))
+
+
 # What a careless or an unlucky hand writes, and the column that it names in the rows above.
 SPELLINGS: list[tuple[str, str, str]] = [
     ("key:IMG #1", "key", "IMG #1"),
