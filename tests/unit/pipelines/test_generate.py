@@ -70,7 +70,7 @@ def test_values_that_cannot_be_generated_are_refused_at_construction(request_of,
 
 
 def test_a_size_that_the_model_cannot_make_is_refused_before_any_work(request_of, tmp_path) -> None:
-    with pytest.raises(ConfigError, match="70x64 pixels; use multiples of 8"):
+    with pytest.raises(ConfigError, match="70x64 pixels is not supported; use multiples of 8"):
         generate(dataclasses.replace(request_of, width=70))
     assert not (tmp_path / "out").exists()
 

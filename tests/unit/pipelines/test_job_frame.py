@@ -182,9 +182,9 @@ def test_a_prompt_arrives_as_it_is_written(text: str) -> None:
     [
         (b"\x00\x01\xff", "not valid YAML"),
         (b"a: [", "line 1"),
-        (b"[1, 2]", "no mapping"),
-        (b"just text", "no mapping"),
-        (b"&a [*a]", "no mapping"),
+        (b"[1, 2]", "not a mapping of settings"),
+        (b"just text", "not a mapping of settings"),
+        (b"&a [*a]", "not a mapping of settings"),
         (b"x: &x {b: *x}", "endless"),
         (_BOMB, "settings"),
         (b"[" * 5000, "not valid YAML"),

@@ -78,7 +78,7 @@ def test_a_resumed_training_has_a_run(
         second = tracking_run(config, store, {"version": 1})
     assert second["submitted"] == first["submitted"]
     assert (second["tracking_run"] == first["tracking_run"]) is continued
-    assert caplog.text.count("the training continues as the run") == (not continued)
+    assert caplog.text.count("the training run continues as its run") == (not continued)
     assert tracking_run(config, store, {"version": 1}) == second
     if not continued and str(config.tracking).startswith("sqlite"):  # the new run has the metrics so far
         client = connect(str(config.tracking))
