@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from lookalike.documents import parse_object
+from lookalike.documents import decoding, parse_object
 from lookalike.errors import ConfigError, InputError
 
 PAD, UNKNOWN, START, END = "<pad>", "<unk>", "<|im_start|>", "<|im_end|>"
@@ -77,7 +77,8 @@ class PromptTokenizer:
 
     @cached_property
     def _plain(self) -> Any:
-        return load_tokenizer(self._values)
+        with decoding("a tokenizer of the tokenizers library", str(self._file), fix="add the MLLM's tokenizer.json"):
+            return load_tokenizer(self._values)
 
     @cached_property
     def _literal(self) -> Any:

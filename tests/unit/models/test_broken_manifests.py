@@ -11,6 +11,7 @@ import pytest
 from lookalike.errors import ConfigError, InputError
 from lookalike.models.bundle import component_config, parse_manifest
 from lookalike.models.presets import MllmConfig, load_preset, preset_from_dict
+from lookalike.models.tokenizer import PromptTokenizer
 from lookalike.models.weights import read_tensors
 from lookalike.registry.versions import identify
 from lookalike.storage import open_store
@@ -124,3 +125,11 @@ def test_sizes_of_a_preset_below_one_are_refused_by_name(change: dict[str, Any])
 def test_template_without_its_placeholders_is_refused(template: str) -> None:
     with pytest.raises(ConfigError, match=r"template does not hold"):
         MllmConfig(template=template)
+
+
+@pytest.mark.parametrize("data", [*TEXTS.values(), b"{}", b'{"model": 5}'], ids=[*TEXTS, "no model", "another model"])
+def test_broken_tokenizer_is_an_error_that_names_the_file(data: bytes, tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_bytes(data)
+    with pytest.raises(InputError) as refused:
+        PromptTokenizer(tmp_path / "tokenizer.json", ("<a>", "<b>", "<c>")).ids("a mug")
+    assert str(refused.value.value).endswith("tokenizer.json")
