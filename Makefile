@@ -35,7 +35,7 @@ demo: setup ## The main job, end to end, into ./.demo (PHOTOS=DIR: on your own p
 	$(BIN)/python infra/demo/demo.py --profile $(PROFILE) $(if $(PHOTOS),--photos '$(PHOTOS)')
 
 test: setup ## All tests but those marked gpu: unit, integration, and the jobs as their users submit them
-	$(BIN)/python -m pytest -m "not gpu" -n 2 --dist loadgroup --no-loadscope-reorder tests/e2e tests/integration tests/unit
+	$(BIN)/python -m pytest -m "not gpu" -n 2 --dist loadfile --no-loadscope-reorder tests/e2e tests/integration tests/unit
 
 check: setup ## Lint, format, types, import contracts
 	$(BIN)/ruff check .

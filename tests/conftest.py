@@ -18,19 +18,6 @@ _STACK = REPO / "infra" / "local" / "stack.py"
 _CLIENT_VARIABLES = ("AWS_", "MLFLOW_TRACKING", "RAY_ADDRESS", "RAY_API_SERVER", "RAY_AUTH")
 
 
-# Files whose tests train on several ranks. Ranks of two such tests at once spin for the cores of each other: on two
-# cores a step of 0.3 s took 15. So one process of pytest-xdist runs them all (`--dist loadgroup`).
-_RANKS = ("e2e", "test_elastic.py", "test_poisoned_training.py", "test_train.py", "test_zero_engine.py")
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep the tests of a file together, since they share servers and datasets, and those with several ranks too."""
-    for item in items:
-        name = "ranks" if any(part in _RANKS for part in item.path.parts) else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(name))
-
-
 @dataclass(frozen=True)
 class LocalStack:
     """A stack in ``folder``; ``up`` adds services to it, ``environment`` is what its env file exports."""
