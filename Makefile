@@ -34,8 +34,8 @@ $(VENV)/ready: requirements.lock pyproject.toml infra/setup/check.py
 demo: setup ## The main job, end to end, into ./.demo (PHOTOS=DIR: on your own photographs)
 	$(BIN)/python infra/demo/demo.py --profile $(PROFILE) $(if $(PHOTOS),--photos '$(PHOTOS)')
 
-# Tests that train on several ranks, one after the other: ranks of two tests at once spin for each other's cores, and on
-# two cores a step of 0.3 s took 15.
+# Tests that train on several ranks, one after the other: ranks of two tests at once wait for each other's cores (a step
+# of two ranks of `mini` took 15 s on two cores).
 RANKS := tests/e2e $(addprefix tests/integration/test_,elastic.py poisoned_training.py train.py zero_engine.py)
 
 test: setup ## All tests but those marked gpu: unit, integration, and the jobs as their users submit them
