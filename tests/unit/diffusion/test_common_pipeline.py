@@ -174,8 +174,8 @@ def test_without_references_the_text_alone_is_seen(pipe, flux_calls) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"width": 0}, "0x64 pixels; use multiples of 8"),
-        ({"height": 0}, "64x0 pixels; use multiples of 8"),
+        ({"width": 0}, "0x64 pixels is not supported; use multiples of 8"),
+        ({"height": 0}, "64x0 pixels is not supported; use multiples of 8"),
         ({"height": -64}, "multiples of 8"),
         ({"height": 64.0}, "multiples of 8"),
         ({"height": True}, "multiples of 8"),

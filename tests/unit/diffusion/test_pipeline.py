@@ -270,8 +270,8 @@ def test_bad_input_is_refused_before_anything_runs(pipe, photos, monkeypatch) ->
         (InputError, "20000x16 pixels", {"references": [Image.new("RGB", (20_000, 16))]}),
         (InputError, "is not an image", {"references": ["photo.jpg"]}),
         (InputError, "a prompt is not a text", {"prompt": ["a mug", None], "references": photos[:1]}),
-        (ConfigError, "70x64 pixels; use multiples of 8", {"width": 70}),
-        (ConfigError, "64x60 pixels; use multiples of 8", {"height": 60}),
+        (ConfigError, "70x64 pixels is not supported; use multiples of 8", {"width": 70}),
+        (ConfigError, "64x60 pixels is not supported; use multiples of 8", {"height": 60}),
         (ConfigError, "stages out of order", {"stages": "0.2/0.9"}),
         (ConfigError, "2 seeds or generators for 1 images", {"seeds": [1, 2]}),
     ]
