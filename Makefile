@@ -36,7 +36,7 @@ demo: setup ## The main job, end to end, into ./.demo (PHOTOS=DIR: on your own p
 
 # Tests that train on several ranks, one after the other: ranks of two tests at once wait for each other's cores (a step
 # of two ranks of `mini` took 15 s on two cores).
-RANKS := tests/e2e $(addprefix tests/integration/test_,poisoned_training.py train.py zero_engine.py)
+RANKS := tests/e2e $(addprefix tests/integration/test_,elastic.py poisoned_training.py train.py zero_engine.py)
 
 test: setup ## All tests but those marked gpu: unit, integration, and the jobs as their users submit them
 	$(BIN)/python -m pytest -m "not gpu" $(RANKS)
