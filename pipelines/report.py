@@ -7,6 +7,7 @@ import numpy as np
 from safetensors.numpy import load as load_tensors
 
 import lookalike
+from lookalike.data.images import ImageError, decode
 from lookalike.documents import decoding
 from lookalike.errors import InputError
 from lookalike.evaluation.report import (
@@ -124,6 +125,18 @@ def _jpeg(base64_text: str) -> str:
     return f"data:image/jpeg;base64,{base64_text}"
 
 
+def _png(store: Store, key: str) -> str:
+    """A grid as a ``data:`` URI, once it is known to open: a browser shows nothing for a damaged one."""
+    data = store.read(key)
+    try:
+        decode(data)
+    except ImageError as error:
+        raise InputError(
+            f"not a readable image: {error.what}", value=store.uri_of(key), fix="run the job that writes it again"
+        ) from error
+    return data_uri(data)
+
+
 def _training(store: Store) -> Training:
     records = read_lines(store, METRICS)
     result = read_object(store, "result.json", "steps", "stages", "bundle_uri")
@@ -159,7 +172,7 @@ def _evaluation(store: Store, title: str = "How it does on subjects it never saw
     scores = Scores.from_json(store.read(SCORES), store.uri_of(SCORES))
     if scores.conditions == "shuffled":
         title = "The probe: everyone else's conditions"
-    return Evaluation(scores, data_uri(store.read(GRID)), title)
+    return Evaluation(scores, _png(store, GRID), title)
 
 
 def _decision(uri: str) -> Decision:
@@ -178,7 +191,7 @@ def _generation(store: Store) -> Generation:
     result = read_object(store, "generations.json", "model", "images")
     model = result["model"]
     name = f"{model['name']}, version {model['version']}" if model["version"] else model["bundle_uri"]
-    return Generation(name, data_uri(store.read("contact_sheet.png")), len(result["images"]))
+    return Generation(name, _png(store, "contact_sheet.png"), len(result["images"]))
 
 
 def _timings(uri: str) -> Any:
