@@ -255,8 +255,9 @@ def _dataset(config: FinetuneConfig, home: Store, place: Store, photos: PhotoSet
             raise InputError(
                 error.what,
                 value=config.photos,
-                fix="add sharp photos of the subject from other sides, and run the same command again; or loosen the "
-                "filters that took most (such as --filters.skip '[off_subject, blurry]')",
+                fix="replace photos that cannot be decoded, add sharp ones of the subject from other sides, and run "
+                "the same command again; or loosen the filters that took most "
+                "(such as --filters.skip '[off_subject, blurry]')",
             ) from error
     counts = read_manifest(dataset)["counts"]
     if photos.raw and counts["subjects_in"] != 1:
