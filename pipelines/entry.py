@@ -18,6 +18,7 @@ from lookalike import config as configs
 from lookalike.errors import BusyError, LookalikeError, StoppedError, UnreachableError, first_line
 from lookalike.redaction import redact
 from lookalike.scratch import JOB_VARIABLE, sweep
+from pipelines.defaults import set_defaults
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +58,7 @@ def run_job(config_class: type[ConfigT], body: Callable[[ConfigT], int | None], 
 
 def _run(config_class: type[ConfigT], body: Callable[[ConfigT], int | None], description: str | None) -> int:
     try:
+        set_defaults()
         code = body(configs.parse(config_class, description=description)) or 0
         sys.stdout.flush()  # raises BrokenPipeError if the reader has ended
         return code

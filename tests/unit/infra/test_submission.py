@@ -8,6 +8,7 @@ from ray._private.ray_constants import get_runtime_env_default_excludes
 from ray._private.runtime_env.packaging import create_package
 
 from lookalike.training.config import SafetyConfig
+from pipelines.defaults import OPT_OUT
 
 _REPO = Path(__file__).resolve().parents[3]
 _RUNTIME_ENV = yaml.safe_load((_REPO / "infra" / "ray" / "runtime-env.yaml").read_text())
@@ -21,6 +22,11 @@ def test_a_stopped_job_is_asked_by_sigterm_and_given_the_time_for_a_checkpoint()
     variables = _RUNTIME_ENV["env_vars"]
     assert variables["RAY_JOB_STOP_SIGNAL"] == "SIGTERM"
     assert float(variables["RAY_JOB_STOP_WAIT_TIME_S"]) > SafetyConfig().grace_s
+
+
+def test_libraries_in_a_submitted_jobs_workers_report_nothing() -> None:
+    # the use of Ray itself is reported by the cluster's head, by its own environment
+    assert {**_RUNTIME_ENV["env_vars"], "RAY_USAGE_STATS_ENABLED": "0"}.items() >= OPT_OUT.items()
 
 
 def test_the_standard_librarys_platform_is_not_hidden() -> None:

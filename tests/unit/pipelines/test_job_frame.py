@@ -15,6 +15,7 @@ import pytest
 from lookalike.config import parse
 from lookalike.errors import BusyError, ConfigError, InputError, StoppedError
 from lookalike.values import MAX_COUNT, MAX_SEED, check_values
+from pipelines.defaults import OPT_OUT
 from pipelines.entry import run_job
 
 _NINE = [b"a%d: &a%d [%s]\n" % (n + 1, n + 1, b", ".join([b"*a%d" % n] * 9)) for n in range(9)]
@@ -211,3 +212,25 @@ def test_a_name_that_the_terminal_cannot_show_ends_no_job(monkeypatch: pytest.Mo
     monkeypatch.setattr(sys, "stdout", out)
     assert run_job(_Config, lambda config: print("subject 犬 \udce9"), None) == 0
     assert out.buffer.getvalue().split()[:2] == [b"subject", b"\\u72ac"]
+
+
+def test_libraries_report_nothing_and_leave_no_folder(tmp_path: Path) -> None:
+    job = """
+import sys
+from dataclasses import dataclass
+from pipelines.entry import run_job
+
+@dataclass(frozen=True)
+class Config:
+    "Nothing."
+
+def body(config):
+    import onnxruntime  # with its telemetry it leaves `.ses`, the identity of its session
+    import torch._inductor.codecache
+
+raise SystemExit(run_job(Config, body, "a job"))
+"""
+    environment = {name: value for name, value in os.environ.items() if name not in {*OPT_OUT, "CI"}}
+    environment.pop("TORCHINDUCTOR_CACHE_DIR", None)
+    subprocess.run([sys.executable, "-c", job], env={**environment, "TMPDIR": str(tmp_path)}, check=True, timeout=120)
+    assert list(tmp_path.iterdir()) == []
