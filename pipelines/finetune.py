@@ -305,6 +305,7 @@ def _train_config(config: FinetuneConfig, place: Store, dataset: str, base: str)
         workers=config.workers,
         tracking=config.tracking,
         experiment=config.customer,
+        owner=personal_model_name(config.customer, config.subject),
     )
 
 

@@ -55,6 +55,7 @@ _NOT_IDENTITY = (
     "base",
     "tracking",
     "experiment",
+    "owner",
     "workers",
     "micro_batch_size",
     "activation_checkpointing",

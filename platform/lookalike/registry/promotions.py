@@ -81,7 +81,7 @@ class PromotionLog:
     """The log of one registered model, below ``store``. Objects that are not called ``00000001.json`` do not count."""
 
     def __init__(self, store: Store, name: str) -> None:
-        self._store = store.child(name)
+        self.prefix, self._store = store.uri, store.child(name)
 
     @property
     def uri(self) -> str:
