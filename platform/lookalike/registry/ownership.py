@@ -1,7 +1,7 @@
-"""Whose a model is: a personal model's bundle and promotion log lie below its customer's prefix, ``customers/CUSTOMER/``.
+"""Whose a model is: a personal model's bundle and promotion log lie below its customer's prefix, ``customers/ID``.
 
-A bundle that training made for a customer names its owner too, inside its identity. So no bundle of one customer becomes
-the champion of another, and none becomes a base model, which everybody loads.
+A bundle that training made for a customer names its owner too, inside its identity. So no bundle of one customer
+becomes the champion of another, and none becomes a base model, which everybody loads.
 """
 
 from collections.abc import Mapping
