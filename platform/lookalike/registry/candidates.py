@@ -6,18 +6,17 @@ import uuid
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 
-from lookalike.config import fingerprint
 from lookalike.errors import ConflictError, InputError
 from lookalike.evaluation.gate import Check, Decision, GateConfig, decide
-from lookalike.evaluation.measurements import MEASUREMENTS
-from lookalike.evaluation.scores import SCORES, Scores
+from lookalike.evaluation.scores import Scores
 from lookalike.models.bundle import MANIFEST, parse_manifest
 from lookalike.registry.champions import Standing, champion, project, standing, unregistered
+from lookalike.registry.evidence import proven_scores, read_scores, scores_hash
 from lookalike.registry.names import validate_model_name
 from lookalike.registry.ownership import check_ownership
 from lookalike.registry.promotions import LOG_TAG, Kind, Promotion, PromotionLog
 from lookalike.registry.versions import ModelReference, Registry, manifest_sha256
-from lookalike.storage import Store, locate_object, open_store
+from lookalike.storage import open_store
 from lookalike.tracking import tracking_uri
 from lookalike.training.bundles import verify_bundle
 
@@ -104,6 +103,7 @@ def promote(
         now = _standing(registry, name, log_uri)
         last = now.last
         _check_known(registry, now, sha256)
+        _log_of(now).entries()  # an entry that was changed is an error before another one is chained to it
         version = version or registry.register(name, tags, candidate.run_id)
         before = None if last is None else last.version
         decision, kind = _judge(registry, now, version, scores, proven, gate, champion_scores_uri)
@@ -111,6 +111,7 @@ def promote(
             before = last.champion_before if last.scores_sha256 == scores_hash(scores) else last.version
         elif kind is not None and decision.passed:
             made = entry(now, version, candidate.scores_uri, scores_hash(scores), decision, kind)
+            registry.withdraw_refusal(version)
             try:
                 _log_of(now).append(made)
             except ConflictError:
@@ -144,34 +145,6 @@ def read_candidate(candidate: Candidate) -> tuple[str, Scores, Scores]:
             fix=f"evaluate {open_store(candidate.bundle_uri).uri} first, and name those scores",
         )
     return sha256, scores, proven_scores(scores, candidate.scores_uri)
-
-
-def read_scores(uri: str) -> Scores:
-    """The scores at ``uri`` as they were written: a file, or the prefix that an evaluation wrote to."""
-    store, key = _located(uri)
-    return Scores.from_json(store.read(key), uri)
-
-
-def proven_scores(scores: Scores, uri: str) -> Scores:
-    """``scores``, which were read at ``uri``, by the measurements that lie beside them (see :meth:`Scores.proven`)."""
-    store = _located(uri)[0]
-    where = store.uri_of(MEASUREMENTS)
-    if not store.exists(MEASUREMENTS):
-        raise InputError(
-            "the measurements behind these scores are missing, and a gate judges by them",
-            value=where,
-            fix="copy them beside scores.json, or evaluate the bundle again",
-        )
-    return scores.proven(store.read(MEASUREMENTS), where)
-
-
-def _located(uri: str) -> tuple[Store, str]:
-    return locate_object(uri) if uri.endswith(".json") else (open_store(uri), SCORES)
-
-
-def scores_hash(scores: Scores) -> str:
-    """Identity of scores in the log."""
-    return fingerprint(scores.to_json().decode())
 
 
 def version_tags(candidate: Candidate, sha256: str, log_uri: str) -> dict[str, str]:

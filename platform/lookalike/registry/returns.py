@@ -12,10 +12,10 @@ from lookalike.registry.candidates import (
     conclude,
     entry,
     read_candidate,
-    scores_hash,
     version_tags,
 )
 from lookalike.registry.champions import HEAD_TAG, Standing, standing
+from lookalike.registry.evidence import scores_hash
 from lookalike.registry.names import validate_model_name
 from lookalike.registry.promotions import LOG_TAG, Promotion, PromotionLog
 from lookalike.registry.versions import ModelReference, Registry
@@ -66,6 +66,7 @@ def rollback(
     scores_uri = reference.scores_uri or target.scores_uri or ""
     if last.writer != writer:
         made = entry(now, reference, scores_uri, target.scores_sha256, decision, "rolled back")
+        registry.withdraw_refusal(reference)
         try:
             now.log.append(replace(made, writer=writer, reason=reason, returns_to=target.number))
         except ConflictError as error:
@@ -114,6 +115,7 @@ def begin_anew(
             nothing = Standing(name, entries, None, None, None, None)
             made = entry(nothing, version, candidate.scores_uri, scores_hash(scores), decision, "begun anew")
             number = max([*numbers, known]) + 1
+            registry.withdraw_refusal(version)
             try:
                 entries.append(replace(made, number=number, writer=writer, reason=reason))
             except ConflictError as error:

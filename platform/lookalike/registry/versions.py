@@ -38,6 +38,8 @@ class ModelReference:
     """Hash of the bundle that it was trained from."""
     manifest_sha256: str | None = None
     """Hash of the bytes of its ``bundle.json``; None for a version of an earlier version of this software."""
+    refused: bool = False
+    """Whether the gate refused it, and has not let it pass since."""
 
     def __str__(self) -> str:
         return f"models:/{self.name}/{self.version}" if self.name else self.bundle_uri
@@ -110,6 +112,11 @@ class Registry:
             for key, value in tags.items():
                 self._client.set_model_version_tag(version.name, str(version.version), key, value)
 
+    def withdraw_refusal(self, version: ModelReference) -> None:
+        """Record that the gate lets ``version`` pass, before the promotion log says so."""
+        if version.refused:
+            self.tag(version, {"gate": "passed"})
+
     def tag_model(self, name: str, key: str, value: str) -> None:
         """Set a tag of the registered model."""
         with mlflow_errors(self.uri):
@@ -181,4 +188,5 @@ def _reference(version: Any) -> ModelReference:
         scores_uri=tags.get("scores_uri"),
         parent=tags.get("parent") or None,
         manifest_sha256=tags.get("manifest_sha256"),
+        refused=tags.get("gate") == "refused",
     )
