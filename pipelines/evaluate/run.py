@@ -85,7 +85,7 @@ def _suite(config: EvaluateConfig, snapshot: Source) -> tuple[Suite, list[str]]:
 
     def triplets(source: Source, split: Split | None) -> tuple[str, list[Triplet]]:
         version = version_store(open_store(source.uri), source.version or 0)
-        return version.uri, read_triplets(version, split)
+        return version.uri, read_triplets(version, split, source.sha256)
 
     uri, measured = triplets(snapshot, config.split)
     other_uri, distractors = triplets(_snapshot(config.distractors), None) if config.distractors else (uri, [])

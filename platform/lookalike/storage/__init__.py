@@ -2,9 +2,11 @@
 
 from lookalike.storage.documents import read_json, read_lines, read_object
 from lookalike.storage.snapshot import (
+    check_listed,
     latest_version,
     list_versions,
     publish,
+    read_listed,
     read_manifest,
     version_store,
 )
@@ -13,6 +15,7 @@ from lookalike.storage.store import ObjectInfo, Store, locate_object, open_store
 __all__ = [
     "ObjectInfo",
     "Store",
+    "check_listed",
     "latest_version",
     "list_versions",
     "locate_object",
@@ -21,6 +24,7 @@ __all__ = [
     "publish",
     "read_json",
     "read_lines",
+    "read_listed",
     "read_manifest",
     "read_object",
     "version_store",
