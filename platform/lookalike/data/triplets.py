@@ -21,7 +21,7 @@ from safetensors.numpy import load, save
 from lookalike.data.images import decode
 from lookalike.documents import decoding
 from lookalike.errors import InputError
-from lookalike.storage import Store, check_listed, read_listed
+from lookalike.storage import Store, check_file, read_file
 
 log = logging.getLogger(__name__)
 
@@ -117,7 +117,7 @@ def read_table(version_store: Store, split: Split | None = None, manifest_sha256
     Raises:
         InputError: no triplets, or not the table that was published (with the manifest of this fingerprint).
     """
-    data = read_listed(version_store, TABLE, manifest_sha256)
+    data = read_file(version_store, TABLE, manifest_sha256)
     with decoding("a triplet table", version_store.uri_of(TABLE), fix="restore the file, or curate again"):
         table = pq.read_table(io.BytesIO(data), schema=SCHEMA)
     if split is None:
@@ -253,7 +253,7 @@ def _read(version_store: Store, triplet: Triplet, what: str, offset: int, length
             f"{what} cannot be read: {error.what}", value=f"{triplet.shard}, byte {offset}", fix=_FIX
         ) from error
     if sha256 is None:
-        check_listed(version_store, triplet.shard)
+        check_file(version_store, triplet.shard)
     elif (found := hashlib.sha256(data).hexdigest()) != sha256:
         raise InputError(
             f"{what} has changed since it was curated: its SHA-256 is {found}, its row has {sha256}",

@@ -99,6 +99,8 @@ class Registry:
         for version in self._versions(name):
             same = _content(version) == tags["bundle_sha256"] and version.tags.get("bundle_uri") == tags["bundle_uri"]
             if same and version.tags.get("bundle_sha256") == tags["bundle_sha256"]:
+                if "manifest_sha256" not in version.tags:  # of an earlier version of this software
+                    self.tag(_reference(version), {"manifest_sha256": tags["manifest_sha256"]})
                 return _reference(version)
         with mlflow_errors(self.uri):
             # MLflow's server takes no local path as a source, so the source is the content; the tag says where it is.

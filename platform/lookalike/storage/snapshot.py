@@ -82,7 +82,7 @@ def read_manifest(store: Store, version: int | None = None) -> dict[str, Any]:
     return manifest
 
 
-def read_listed(version: Store, key: str, manifest_sha256: str | None = None) -> bytes:
+def read_file(version: Store, key: str, manifest_sha256: str | None = None) -> bytes:
     """A file of a version, checked against the hash in the manifest, if there is a manifest.
 
     With ``manifest_sha256`` there has to be one, with this fingerprint.
@@ -99,8 +99,8 @@ def read_listed(version: Store, key: str, manifest_sha256: str | None = None) ->
     return data
 
 
-def check_listed(version: Store, key: str) -> None:
-    """Hash a large file of a version, once in a process. Raises InputError as :func:`read_listed`."""
+def check_file(version: Store, key: str) -> None:
+    """Hash a large file of a version, once in a process. Raises InputError as :func:`read_file`."""
     if version.exists(MANIFEST):
         _check_hash(version, key, read_object(version, MANIFEST), _hash(version.uri, key))
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from lookalike.diffusion.stages import stages_of
 from lookalike.errors import InputError
 from lookalike.models import bundle as bundles
-from lookalike.models.contents import check_hashes, check_index, check_listed, is_index
+from lookalike.models.contents import check_hashes, check_index, check_listed, counts, is_index
 from lookalike.models.digests import file_sha256s
 from lookalike.models.presets import check_lora, load_preset
 from lookalike.models.sources import materialise
@@ -139,9 +139,16 @@ def _streamed_sha256(store: Store, key: str, size: int) -> str:
 
 
 def upload_bundle(folder: Path, store: Store) -> None:
-    """Copy a bundle; ``bundle.json`` goes last, since without it there is no bundle."""
+    """Copy a bundle to its run; ``bundle.json`` goes last, since without it there is no bundle.
+
+    What an earlier attempt left there that was killed, and exported into other files, is removed.
+    """
     manifest = folder / bundles.MANIFEST
     data = manifest.read_bytes()
+    listed = bundles.parse_manifest(data, str(manifest))["components"]
+    for info in store.list():
+        if counts(info.key) and info.key not in listed:
+            store.delete(info.key)
     manifest.unlink()
     upload_tree(folder, store)
     store.write(bundles.MANIFEST, data)

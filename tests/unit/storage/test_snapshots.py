@@ -10,12 +10,12 @@ from lookalike.config import fingerprint
 from lookalike.errors import ConflictError, InputError
 from lookalike.storage import (
     Store,
-    check_listed,
+    check_file,
     latest_version,
     list_versions,
     open_store,
     publish,
-    read_listed,
+    read_file,
     read_manifest,
     version_store,
 )
@@ -86,25 +86,25 @@ def test_second_publisher_of_a_version_is_refused(store: Store) -> None:
 
 def test_changed_file_is_refused(store: Store) -> None:
     version = version_store(store, 2)
-    assert read_listed(version, "t.parquet") == b"table"
+    assert read_file(version, "t.parquet") == b"table"
     version.write("t.parquet", b"other")
     with pytest.raises(InputError, match=r"has changed: its SHA-256 is d9298a10.*the manifest lists [0-9a-f]{64}"):
-        read_listed(version, "t.parquet")
+        read_file(version, "t.parquet")
     with pytest.raises(InputError, match="has changed"):
-        check_listed(version, "t.parquet")
+        check_file(version, "t.parquet")
     version.write("added.parquet", b"x")
     with pytest.raises(InputError, match="the manifest lists None"):
-        read_listed(version, "added.parquet")
+        read_file(version, "added.parquet")
 
 
 def test_manifest_that_was_replaced_under_a_run_is_refused(store: Store) -> None:
     version, manifest = version_store(store, 2), read_manifest(store)
-    assert read_listed(version, "t.parquet", fingerprint(manifest)) == b"table"
+    assert read_file(version, "t.parquet", fingerprint(manifest)) == b"table"
     forged = {**manifest, "files": {"t.parquet": hashlib.sha256(b"other").hexdigest()}}
     version.write("t.parquet", b"other")
     version.write("manifest.json", json.dumps(forged).encode())
     with pytest.raises(InputError, match="manifest of the snapshot has changed"):
-        read_listed(version, "t.parquet", fingerprint(manifest))
+        read_file(version, "t.parquet", fingerprint(manifest))
     version.delete("manifest.json")
     with pytest.raises(InputError, match="no such object"):
-        read_listed(version, "t.parquet", fingerprint(manifest))
+        read_file(version, "t.parquet", fingerprint(manifest))
