@@ -4,6 +4,7 @@ import hashlib
 import io
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -54,20 +55,24 @@ def evaluate(config: EvaluateConfig) -> Scores:
     suite, snapshots = _suite(config, snapshot)
     cases = suite.images(config.subjects, config.prompts_per_subject, config.conditions)
     table = _measure(config, bundles, suite, snapshots, cases)
-    measurements = to_parquet(table)
+    unscored = Scores(
+        bundle=Source(bundles[0].uri, bundles[0].sha256),
+        suite=snapshot,
+        conditions=config.conditions,
+        metrics={},
+        embedder=revision_of(config.embedder),
+        base=Source(bundles[1].uri, bundles[1].sha256) if config.base else None,
+        config=configs.to_dict(config),
+    )
+    measurements = to_parquet(table, unscored.evaluation())
     store.write(MEASUREMENTS, measurements)
     table = _measured(table, f"{store.uri}/{MEASUREMENTS}")
     measured = set(table["case"].to_pylist())
     shown = [case for case in cases if case.case_id in measured]
     store.write(GRID, _grid(config, store, suite, snapshots, shown))
-    scores = Scores(
-        bundle=Source(bundles[0].uri, bundles[0].sha256),
-        suite=snapshot,
-        conditions=config.conditions,
+    scores = replace(
+        unscored,
         metrics=estimates(measurements, config.seed, store.uri_of(MEASUREMENTS)),
-        embedder=revision_of(config.embedder),
-        base=Source(bundles[1].uri, bundles[1].sha256) if config.base else None,
-        config=configs.to_dict(config),
         measurements_sha256=hashlib.sha256(measurements).hexdigest(),
     )
     store.write(SCORES, scores.to_json())

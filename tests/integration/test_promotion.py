@@ -3,6 +3,7 @@
 import hashlib
 import json
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,15 +43,11 @@ def scored(root: str, name: str, of: Source, conditions: str = "right", **means:
         for metric, mean in (GOOD | means).items()
         for i in range(256)
     ]
-    data = to_parquet(pa.Table.from_pylist(rows, SCHEMA))
-    scores = Scores(
-        bundle=of,
-        suite=Source(f"{root}/suite", "s" * 64, 1),
-        conditions=conditions,  # type: ignore[arg-type]
-        metrics=estimates(data, 0, "measurements"),
-        embedder="e",
-        measurements_sha256=hashlib.sha256(data).hexdigest(),
-    )
+    suite = Source(f"{root}/suite", "s" * 64, 1)
+    scores = Scores(bundle=of, suite=suite, conditions=conditions, metrics={}, embedder="e")  # type: ignore[arg-type]
+    data = to_parquet(pa.Table.from_pylist(rows, SCHEMA), scores.evaluation())
+    metrics, sha256 = estimates(data, 0, "measurements"), hashlib.sha256(data).hexdigest()
+    scores = replace(scores, metrics=metrics, measurements_sha256=sha256)
     store = open_store(f"{root}/{name}")
     store.write(MEASUREMENTS, data)
     store.write("scores.json", scores.to_json())

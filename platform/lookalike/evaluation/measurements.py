@@ -2,7 +2,7 @@
 
 import io
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from lookalike.documents import decoding
+from lookalike.config import canonical_json
+from lookalike.documents import decoding, parse_object
 from lookalike.errors import InputError
 from lookalike.evaluation.metrics import Estimate, cluster_bootstrap
 
@@ -27,6 +28,7 @@ SCHEMA = pa.schema(
         ("value", pa.float64()),
     ]
 )
+_HEADER = b"lookalike"
 _FIX = "evaluate the bundle again"
 
 
@@ -44,11 +46,22 @@ class Measurement:
     """The number."""
 
 
-def to_parquet(table: pa.Table) -> bytes:
-    """The file's bytes."""
+def to_parquet(table: pa.Table, evaluation: Mapping[str, Any]) -> bytes:
+    """The file's bytes; ``evaluation`` says in its header what was measured."""
     buffer = io.BytesIO()
-    pq.write_table(table, buffer)
+    pq.write_table(table.replace_schema_metadata({_HEADER: canonical_json(evaluation)}), buffer)
     return buffer.getvalue()
+
+
+def evaluation_of(data: bytes, where: str) -> dict[str, Any] | None:
+    """What :func:`to_parquet` has written into the header; None in files of earlier versions of this software.
+
+    Raises:
+        InputError: not a table of measurements, or its header is damaged.
+    """
+    with decoding("a table of measurements", where, fix=_FIX):
+        header = (pq.read_schema(io.BytesIO(data)).metadata or {}).get(_HEADER)
+    return None if header is None else parse_object(header, where, fix=_FIX)
 
 
 def estimates(data: bytes, seed: int, where: str) -> dict[str, Estimate]:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from lookalike.documents import decoding, parse_object
 from lookalike.errors import ConfigError, InputError
-from lookalike.evaluation.measurements import MEASUREMENTS, estimates
+from lookalike.evaluation.measurements import MEASUREMENTS, estimates, evaluation_of
 from lookalike.evaluation.metrics import Estimate
 from lookalike.values import check_values
 
@@ -66,6 +66,15 @@ class Scores:
             del values["measurements_sha256"]
         return (json.dumps(values, indent=1, ensure_ascii=False) + "\n").encode()
 
+    def evaluation(self) -> dict[str, Any]:
+        """What was measured, as the header of the measurements says it."""
+        return {
+            "bundle": self.bundle.sha256,
+            "suite": self.suite.sha256,
+            "conditions": self.conditions,
+            "seed": self.config.get("seed", 0),
+        }
+
     def proven(self, measurements: bytes, where: str) -> "Scores":
         """These scores with the estimates that ``measurements``, read from ``where``, give: what a gate may judge by.
 
@@ -79,6 +88,11 @@ class Scores:
                 f"the measurements were changed: their SHA-256 is {sha256}, scores.json has {self.measurements_sha256}",
                 value=where,
                 fix=fix,
+            )
+        of = evaluation_of(measurements, where)
+        if of not in (None, self.evaluation()):
+            raise InputError(
+                f"the measurements are of {of}, and scores.json says {self.evaluation()}", value=where, fix=fix
             )
         seed = self.config.get("seed", 0)
         if type(seed) is not int or seed < 0:

@@ -69,7 +69,7 @@ def check_hashes(listed: Mapping[str, str], found: Mapping[str, str], where: str
 
 def is_index(name: str) -> bool:
     """Whether this file names the files that hold a component's weights."""
-    return name.endswith(".index.json")
+    return ".index." in name.rpartition("/")[2] and name.endswith(".json")
 
 
 def check_index(name: str, data: bytes, listed: Iterable[str], where: str) -> None:

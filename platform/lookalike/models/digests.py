@@ -53,16 +53,17 @@ def file_sha256s(folder: Path, names: Iterable[str], *, keep: bool = True) -> di
                 _known.update(_recall(memory))
             missing = [name for name, stamp in stamps.items() if stamp not in _known]
             if missing:
-                stamps |= _hash(folder, missing)
+                stamps |= _hash(folder, missing, wait=keep)
                 if memory is not None:
                     _remember(memory, {stamp: _known[stamp] for stamp in stamps.values()})
     return {name: _known[stamp] for name, stamp in stamps.items()}
 
 
-def _hash(folder: Path, names: list[str]) -> dict[str, Stamp]:
-    """Hash these files into ``_known``; returns their stamps."""
+def _hash(folder: Path, names: list[str], wait: bool) -> dict[str, Stamp]:
+    """Hash these files into ``_known``; returns their stamps. Files of this process alone need no ``wait``."""
     stamps = {name: _stamp(folder / name) for name in names}
-    _let_clock_pass(max(stamp[5] for stamp in stamps.values()))
+    if wait:
+        _let_clock_pass(max(stamp[5] for stamp in stamps.values()))
     size, started = sum(stamp[3] for stamp in stamps.values()), time.perf_counter()
     if size >= _WORTH_A_LINE:
         log.info("verifying %.1f GB in %d files: %s", size / 1e9, len(names), folder)

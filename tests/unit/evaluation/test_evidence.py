@@ -1,9 +1,11 @@
 """Scores are judged by their measurements: numbers that do not follow from them are refused by name."""
 
 import hashlib
+import io
 from dataclasses import replace
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from lookalike.errors import InputError
@@ -19,8 +21,11 @@ def _rows(shift: float = 0.0, count: int = 24) -> list[dict]:
     ]
 
 
-def _data(rows: list[dict]) -> bytes:
-    return to_parquet(pa.Table.from_pylist(rows, SCHEMA))
+_OF = {"bundle": "b" * 64, "suite": "s" * 64, "conditions": "right", "seed": 3}
+
+
+def _data(rows: list[dict], **of: object) -> bytes:
+    return to_parquet(pa.Table.from_pylist(rows, SCHEMA), _OF | of)
 
 
 def _scores(data: bytes) -> Scores:
@@ -41,13 +46,23 @@ def test_scores_of_their_measurements_are_proven() -> None:
     assert set(scores.metrics) == {"loss_gap"}
     earlier = replace(scores, measurements_sha256=None)
     assert b"measurements_sha256" not in earlier.to_json()
-    assert earlier.proven(data, "m") == earlier  # of an earlier version: the measurements still lie beside
+    buffer = io.BytesIO()
+    pq.write_table(pq.read_table(io.BytesIO(data)).replace_schema_metadata(None), buffer)
+    assert earlier.proven(buffer.getvalue(), "m") == earlier  # of an earlier version: the measurements still lie beside
 
 
 def test_changed_measurements_are_refused() -> None:
     scores = _scores(_data(_rows()))
     with pytest.raises(InputError, match=r"measurements were changed: their SHA-256 is [0-9a-f]"):
         scores.proven(_data(_rows(0.5)), "m")
+
+
+@pytest.mark.parametrize("of", [{"bundle": "c" * 64}, {"suite": "t" * 64}, {"conditions": "shuffled"}, {"seed": 4}])
+def test_measurements_of_another_evaluation_are_refused(of: dict) -> None:
+    """A good bundle's evaluation, with the hash of a bad one written into its scores.json."""
+    data = _data(_rows(), **of)
+    with pytest.raises(InputError, match=r"the measurements are of .* and scores.json says"):
+        _scores(data).proven(data, "m")
 
 
 @pytest.mark.parametrize(
