@@ -36,7 +36,12 @@ def files_in(bundle_dir: Path) -> list[str]:
 
 
 def _inode(folder: Path) -> tuple[int, int]:
-    found = folder.stat()
+    try:
+        found = folder.stat()
+    except OSError as error:
+        raise InputError(
+            f"cannot read: {error.strerror or error}", value=str(folder), fix="check its permissions and disk"
+        ) from error
     return found.st_dev, found.st_ino
 
 
