@@ -30,7 +30,8 @@ class BundleLocation:
     """By which it draws where nobody says otherwise."""
 
     def open(self) -> "OpenBundle":
-        """Its folders on this machine. Raises InputError for another base than the adapter was trained on."""
+        """Its folders on this machine. Raises InputError for a bundle that is damaged or was replaced since it was
+        found, or for another base than the adapter was trained on."""
         from lookalike.models.bundle import open_bundle
 
         return open_bundle(self._folder, self._base_folder)
@@ -41,7 +42,7 @@ class BundleLocation:
         import transformers
 
         from lookalike.diffusion.pipeline import SubjectPipeline
-        from lookalike.models.bundle import REPAIR
+        from lookalike.models.contents import REPAIR
 
         diffusers.utils.logging.disable_progress_bar()
         transformers.utils.logging.disable_progress_bar()
@@ -53,7 +54,7 @@ class BundleLocation:
 
     @property
     def _folder(self) -> Path:
-        return local_bundle(self.uri)
+        return local_bundle(self.uri, self.sha256)
 
     @property
     def _base_folder(self) -> Path | None:

@@ -14,6 +14,7 @@ from lookalike.evaluation.gate import GateConfig
 from lookalike.models.bundle import component_config, read_preset
 from lookalike.models.presets import LoraConfig, check_lora
 from lookalike.registry import Registry, champion_now, personal_model_name, resolve, standing
+from lookalike.registry.ownership import CUSTOMERS, customer_prefix
 from lookalike.storage import Store, list_versions, open_store, read_manifest, read_object
 from lookalike.storage.claim import claim, read_claim
 from lookalike.tracking import tracking_uri
@@ -118,7 +119,13 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
         ConflictError: these photos were used with other settings.
     """
     name = personal_model_name(config.customer, config.subject)  # before any path is made of the ids
-    home = open_store(config.store).child("customers").child(config.customer).child(config.subject)
+    home = open_store(config.store).child(CUSTOMERS).child(config.customer).child(config.subject)
+    if customer_prefix(home.uri) != home.parent.uri:  # promotion would refuse it at the end
+        raise ConfigError(
+            "the store lies below a customer's prefix itself",
+            value=config.store,
+            fix=f"name a store whose location holds no folder {CUSTOMERS!r}",
+        )
     base = resolve(config.model, config.tracking, config.base)
     photos = photo_set(open_store(config.photos), config.photos)
     bundle_uri = open_store(base.bundle_uri).uri
@@ -306,6 +313,7 @@ def _train_config(config: FinetuneConfig, place: Store, dataset: str, base: str)
         workers=config.workers,
         tracking=config.tracking,
         experiment=config.customer,
+        owner=personal_model_name(config.customer, config.subject),
     )
 
 

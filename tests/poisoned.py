@@ -1,5 +1,6 @@
 """Snapshots written by hand, with samples that no curation would write."""
 
+import hashlib
 import io
 import json
 from collections.abc import Callable, Mapping
@@ -133,6 +134,7 @@ def write_snapshot(folder: Path, kinds: list[str | None], held_out: list[str | N
     buffer = io.BytesIO()
     pq.write_table(table, buffer)
     (version / TABLE).write_bytes(buffer.getvalue())
-    manifest = {"version": 1, "files": {SHARD: "0", TABLE: "0"}, "latents": None, "parent": None}
+    files = {name: hashlib.sha256((version / name).read_bytes()).hexdigest() for name in (SHARD, TABLE)}
+    manifest = {"version": 1, "files": files, "latents": None, "parent": None}
     (version / "manifest.json").write_text(json.dumps(manifest))
     return str(folder)

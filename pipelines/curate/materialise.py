@@ -72,9 +72,10 @@ def write_shard(work: MaterialiseWork, unit: int, encoder: "Encoder | None" = No
         with scratch("shard") as folder:
             path = folder / "shard.tar"
             rows = _rows(work.stage, shard)
-            samples = write_tar(path, _samples(work.stage, rows, encoder))
+            hashes: list[dict[str, str]] = []
+            samples = write_tar(path, _hashed(_samples(work.stage, rows, encoder), hashes))
             table = pa.Table.from_pylist(
-                [_triplet(shard, row, sample) for row, sample in zip(rows, samples, strict=True)], triplets.SCHEMA
+                [_triplet(shard, *parts) for parts in zip(rows, samples, hashes, strict=True)], triplets.SCHEMA
             )
             with path.open("rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -139,6 +140,15 @@ def _samples(work: StageWork, rows: list[_Row], encoder: "Encoder | None") -> It
         yield row.triplet_id, payload
 
 
+def _hashed(
+    samples: Iterator[tuple[str, dict[str, bytes]]], hashes: list[dict[str, str]]
+) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """The same samples; adds the SHA-256 of each one's members to ``hashes``."""
+    for key, payload in samples:
+        hashes.append({name: hashlib.sha256(data).hexdigest() for name, data in payload.items()})
+        yield key, payload
+
+
 def fit(data: bytes, config: ShardsConfig) -> bytes:
     """The JPEG that goes into a shard: the file's own bytes, or the image scaled (or cropped) and encoded again.
 
@@ -173,7 +183,7 @@ def _metadata(row: _Row) -> dict[str, Any]:
     }
 
 
-def _triplet(shard: ShardPlan, row: _Row, sample: Sample) -> dict[str, Any]:
+def _triplet(shard: ShardPlan, row: _Row, sample: Sample, hashes: dict[str, str]) -> dict[str, Any]:
     references = [sample.members[f"ref{i}.jpg"] for i in range(len(row.references))]
     latents = sample.members.get(_LATENTS)
     return {
@@ -192,4 +202,7 @@ def _triplet(shard: ShardPlan, row: _Row, sample: Sample) -> dict[str, Any]:
         "reference_images": [image["sha256"] for image in row.references],
         "latents_offset": latents.offset if latents else None,
         "latents_length": latents.length if latents else None,
+        "target_sha256": hashes["target.jpg"],
+        "reference_sha256s": [hashes[f"ref{i}.jpg"] for i in range(len(references))],
+        "latents_sha256": hashes.get(_LATENTS),
     }

@@ -123,7 +123,8 @@ def _newest(dataset: Store, versions: list[int]) -> dict[str, Any] | None:
         return None
     manifest = read_manifest(dataset, versions[-1])
     where = version_store(dataset, versions[-1]).uri_of(MANIFEST)
-    with decoding("the manifest of a snapshot", where, fix="restore it, or remove that version and curate again"):
+    fix = "restore it, or remove that version and its file in published/, and curate again"
+    with decoding("the manifest of a snapshot", where, fix=fix):
         return manifest | {"version": int(manifest["version"]), "inputs": {"fingerprint": None} | manifest["inputs"]}
 
 

@@ -21,7 +21,7 @@ from pipelines.actors import Columns
 from pipelines.curate.tables import read_columns
 
 FOLDER = "work/taken-down"
-_RESTORE = "restore it, or remove that version if nothing needs it"
+_RESTORE = "restore it, or remove that version and its file in published/ if nothing needs it"
 _MAX_BYTES = 1 << 30  # of a list: 16 million hashes
 _SHOWN = 20  # entries in a job's output
 _KINDS = ("sha256", "key", "subject", "source")  # columns of the image table

@@ -1,19 +1,21 @@
 """One evaluation from its configuration to its scores."""
 
+import hashlib
 import io
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from lookalike import config as configs
 from lookalike.data.images import decode
 from lookalike.data.triplets import Split, Triplet, load_images, read_triplets
 from lookalike.diffusion.stages import STAGE_TITLES
 from lookalike.errors import InputError
+from lookalike.evaluation.measurements import MEASUREMENTS, SCHEMA, UNREADABLE, estimates, measured, to_parquet
 from lookalike.evaluation.scores import GRID, SCORES, Scores, Source
 from lookalike.evaluation.suites import ImageCase, Suite
 from lookalike.models.embedder import revision_of
@@ -25,19 +27,9 @@ from pipelines.evaluate.config import EvaluateConfig
 
 log = logging.getLogger(__name__)
 
-MEASUREMENTS = "measurements.parquet"
 _GRID_ROWS = 8
 _MOST_UNREADABLE = 0.25  # share of the cases; with more, what is left is another suite
 _NOT_IDENTITY = ("out", "actors", "bundle", "base", "suite", "distractors")  # locations: their content counts
-_SCHEMA = pa.schema(
-    [
-        ("unit", pa.int64()),
-        ("case", pa.string()),
-        ("subject", pa.string()),
-        ("metric", pa.string()),
-        ("value", pa.float64()),
-    ]
-)
 
 
 def evaluate(config: EvaluateConfig) -> Scores:
@@ -63,21 +55,25 @@ def evaluate(config: EvaluateConfig) -> Scores:
     suite, snapshots = _suite(config, snapshot)
     cases = suite.images(config.subjects, config.prompts_per_subject, config.conditions)
     table = _measure(config, bundles, suite, snapshots, cases)
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer)
-    store.write(MEASUREMENTS, buffer.getvalue())
+    unscored = Scores(
+        bundle=Source(bundles[0].uri, bundles[0].sha256),
+        suite=snapshot,
+        conditions=config.conditions,
+        metrics={},
+        embedder=revision_of(config.embedder),
+        base=Source(bundles[1].uri, bundles[1].sha256) if config.base else None,
+        config=configs.to_dict(config),
+    )
+    measurements = to_parquet(table, unscored.evaluation())
+    store.write(MEASUREMENTS, measurements)
     table = _measured(table, f"{store.uri}/{MEASUREMENTS}")
     measured = set(table["case"].to_pylist())
     shown = [case for case in cases if case.case_id in measured]
     store.write(GRID, _grid(config, store, suite, snapshots, shown))
-    scores = Scores(
-        bundle=Source(bundles[0].uri, bundles[0].sha256),
-        suite=snapshot,
-        conditions=config.conditions,
-        metrics=_summary(table, config.seed),
-        embedder=revision_of(config.embedder),
-        base=Source(bundles[1].uri, bundles[1].sha256) if config.base else None,
-        config=configs.to_dict(config),
+    scores = replace(
+        unscored,
+        metrics=estimates(measurements, config.seed, store.uri_of(MEASUREMENTS)),
+        measurements_sha256=hashlib.sha256(measurements).hexdigest(),
     )
     store.write(SCORES, scores.to_json())
     return scores
@@ -94,7 +90,7 @@ def _suite(config: EvaluateConfig, snapshot: Source) -> tuple[Suite, list[str]]:
 
     def triplets(source: Source, split: Split | None) -> tuple[str, list[Triplet]]:
         version = version_store(open_store(source.uri), source.version or 0)
-        return version.uri, read_triplets(version, split)
+        return version.uri, read_triplets(version, split, source.sha256)
 
     uri, measured = triplets(snapshot, config.split)
     other_uri, distractors = triplets(_snapshot(config.distractors), None) if config.distractors else (uri, [])
@@ -126,7 +122,7 @@ def _measure(
         len({triplet.subject for triplet in suite.pool[: suite.count]}),
         len(units),
     )
-    parts = [part.cast(_SCHEMA) for part in run_units(Evaluator, work, len(units), config.actors)]
+    parts = [part.cast(SCHEMA) for part in run_units(Evaluator, work, len(units), config.actors)]
     return pa.concat_tables(parts).sort_by([(name, "ascending") for name in ("unit", "metric", "case")])
 
 
@@ -136,8 +132,6 @@ def _measured(table: pa.Table, where: str) -> pa.Table:
     Raises:
         InputError: the images of too many cases cannot be read.
     """
-    from pipelines.evaluate.worker import UNREADABLE
-
     failed = pc.starts_with(table["metric"], UNREADABLE)
     rows = table.filter(failed).to_pylist()
     if not rows:
@@ -151,18 +145,11 @@ def _measured(table: pa.Table, where: str) -> pa.Table:
             fix="repair the suite's snapshot and run the same command again",
         )
     log.warning("%d of %d cases are not measured: %s", len(names), cases, "; ".join(names[:5]))
-    return table.filter(pc.invert(failed))
+    return measured(table)
 
 
 def _parts(items: Sequence[Any], size: int) -> list[tuple[Any, ...]]:
     return [tuple(items[first : first + size]) for first in range(0, len(items), size)]
-
-
-def _summary(table: pa.Table, seed: int) -> dict[str, Any]:
-    from lookalike.evaluation.measure import Measurement, summarise
-
-    columns = table.drop_columns("unit").to_pylist()
-    return summarise([Measurement(**row) for row in columns], seed)
 
 
 def _grid(

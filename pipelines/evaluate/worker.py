@@ -14,7 +14,8 @@ from lookalike.diffusion.flow import FlowConfig, seed_of
 from lookalike.diffusion.pipeline import SubjectPipeline
 from lookalike.errors import UnreachableError, describe
 from lookalike.evaluation.clip import ClipScorer
-from lookalike.evaluation.measure import ImageScorer, Measurement, Task, paired_losses, with_prefix
+from lookalike.evaluation.measure import ImageScorer, Task, paired_losses, with_prefix
+from lookalike.evaluation.measurements import UNREADABLE, Measurement
 from lookalike.evaluation.suites import ImageCase, LossSample
 from lookalike.models.batch import Batch, to_batch
 from lookalike.models.embedder import load_embedder
@@ -29,8 +30,6 @@ from pipelines.evaluate.config import EvaluateConfig
 
 log = logging.getLogger(__name__)
 
-UNREADABLE = "unreadable: "
-"""Begins the metric of a case that was not measured since its images cannot be read; the reason follows."""
 Images = tuple[np.ndarray, list[np.ndarray]]
 
 

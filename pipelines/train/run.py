@@ -55,6 +55,7 @@ _NOT_IDENTITY = (
     "base",
     "tracking",
     "experiment",
+    "owner",
     "workers",
     "micro_batch_size",
     "activation_checkpointing",
@@ -97,7 +98,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
     with hold(store.child("lease")):
         initial = initial_bundle(config, store)
         latents = _latents_fit(manifest.get("latents"), initial.uri)
-        source = TripletSource(version_store(dataset, version).uri, "train", initial.uri, latents)
+        uri, sha256 = version_store(dataset, version).uri, configs.fingerprint(manifest)
+        source = TripletSource(uri, "train", initial.uri, latents, sha256, initial.sha256)
         references_fit(source)
         settings = WorkerSettings(
             config=config,

@@ -41,10 +41,14 @@ class TripletSource:
     """Whose tokenizer and image processing prepare them."""
     latents: bool = False
     """Whether the snapshot's latents are those of the bundle's VAE, and are read."""
+    snapshot_sha256: str | None = None
+    """Fingerprint of the version's manifest, which lists the table's hash, and so binds those of the images."""
+    bundle_sha256: str | None = None
+    """Identity of the bundle."""
 
     def table(self) -> pa.Table:
         """The rows of the split."""
-        return _table(self.snapshot_uri, self.split)
+        return _table(self.snapshot_uri, self.split, self.snapshot_sha256)
 
 
 @dataclass(frozen=True)
@@ -59,13 +63,13 @@ class _Sample:
 
 
 @lru_cache(maxsize=4)
-def _table(snapshot_uri: str, split: Split) -> pa.Table:
-    return read_table(open_store(snapshot_uri), split)
+def _table(snapshot_uri: str, split: Split, snapshot_sha256: str | None) -> pa.Table:
+    return read_table(open_store(snapshot_uri), split, snapshot_sha256)
 
 
 @lru_cache(maxsize=2)
-def _preprocessor(bundle_uri: str) -> Preprocessor:
-    return Preprocessor.from_bundle(local_bundle(bundle_uri))
+def _preprocessor(bundle_uri: str, bundle_sha256: str | None) -> Preprocessor:
+    return Preprocessor.from_bundle(local_bundle(bundle_uri, bundle_sha256))
 
 
 def prepare(source: TripletSource, indices: npt.NDArray[np.int64]) -> Columns:
@@ -100,7 +104,8 @@ def of_step(columns: Columns, step: int) -> Columns:
 
 
 def _sample(source: TripletSource, store: Store, index: int) -> _Sample:
-    preprocessor, blank = _preprocessor(source.bundle_uri), _blank(source.bundle_uri, source.latents)
+    preprocessor = _preprocessor(source.bundle_uri, source.bundle_sha256)
+    blank = _blank(source.bundle_uri, source.latents, source.bundle_sha256)
     sample_id = f"row {index}"
     try:
         sample_id = str(source.table()["triplet_id"][index].as_py() or sample_id)[:_SHOWN]
@@ -126,9 +131,9 @@ def _sample(source: TripletSource, store: Store, index: int) -> _Sample:
 
 
 @lru_cache(maxsize=4)
-def _blank(bundle_uri: str, latents: bool) -> Columns:
+def _blank(bundle_uri: str, latents: bool, bundle_sha256: str | None) -> Columns:
     """A grey image without a prompt, in the place of what cannot be prepared."""
-    preprocessor = _preprocessor(bundle_uri)
+    preprocessor = _preprocessor(bundle_uri, bundle_sha256)
     preset = preprocessor.preset
     grey = np.full((preset.height, preset.width, 3), 127, np.uint8)
     columns: Columns = preprocessor([""], [[grey]], [grey])

@@ -61,7 +61,7 @@ def run_rank(settings: WorkerSettings, rank: Rank | None = None) -> None:
     rank = rank or Rank()
     if rank.is_first:
         log.info("the model is built in %.1f s", time.perf_counter() - started)
-    bundle = local_bundle(settings.source.bundle_uri)
+    bundle = local_bundle(settings.source.bundle_uri, settings.base_sha256)
     objective = DenoisingObjective(
         engine.model, load_vae(bundle).to(device), FlowConfig.from_bundle(bundle), config.dropout, config.seed, device
     )
@@ -108,7 +108,7 @@ def run_rank(settings: WorkerSettings, rank: Rank | None = None) -> None:
 
 def _engine(settings: WorkerSettings, device: torch.device, rank: Rank | None) -> Engine:
     config = settings.config
-    bundle = local_bundle(settings.source.bundle_uri)
+    bundle = local_bundle(settings.source.bundle_uri, settings.base_sha256)
 
     def select(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
         assert isinstance(model, SubjectModel)

@@ -1,6 +1,7 @@
 """Registry and promotion log that were changed from outside: a refused bundle never becomes champion, and each error's
 advice works."""
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from lookalike.errors import ConfigError, InputError
 from lookalike.registry import Promotion, Registry, resolve, standing
 from lookalike.registry.champions import HEAD_TAG
 from lookalike.registry.promotions import LOG_TAG
+from lookalike.registry.versions import identify
 from lookalike.storage import open_store
 from lookalike.tracking.connection import connect
 from pipelines.promote import PromoteConfig, promote
@@ -357,6 +359,137 @@ def test_an_entry_that_was_changed_later_stops_a_rollback(world: World) -> None:
     assert world.champion() == "good"
     with pytest.raises(InputError, match="entry 1 of the promotion log was changed"):
         world.promote("", rollback=True)
+
+
+def test_an_entry_that_was_changed_later_stops_the_next_promotion(world: World) -> None:
+    values = json.loads(world.entry(1).read_text())
+    world.entry(1).write_text(canonical_json({**values, "scores_sha256": "0" * 64}))
+    with pytest.raises(InputError, match="entry 1 of the promotion log was changed"):
+        world.promote("better")
+    assert world.champion() == "good"
+
+
+def _forged(world: World, number: int, **changes: object) -> None:
+    """An entry behind the newest one that no promotion wrote, for the refused bundle."""
+    bad = resolve(f"models:/{MODEL}/3", world.uri)
+    before = hashlib.sha256(world.entry(number - 1).read_bytes()).hexdigest()
+    values = {**json.loads(world.entry(number - 1).read_text()), "number": number, "version": 3}
+    values |= {"bundle_sha256": bad.bundle_sha256, "bundle_uri": bad.bundle_uri, "previous_sha256": before, **changes}
+    world.entry(number).write_text(canonical_json(values))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({}, "an entry that no promotion wrote: the gate refused it"),
+        ({"kind": "begun anew", "previous_sha256": None}, "an entry that no promotion wrote"),
+        ({"previous_sha256": None}, "entry 3 of the promotion log does not name the one before by its hash"),
+        ({"previous_sha256": "0" * 64}, "entry 2 of the promotion log was changed after 3 was written"),
+        ({"bundle_sha256": "0" * 64}, "no version has that bundle"),
+        ({"checks": [{"name": "", "value": 0, "threshold": 0, "passed": "yes", "why": ""}]}, "entry 3 .* is damaged"),
+    ],
+)
+def test_forged_entry_makes_no_champion(world: World, changes: dict, message: str) -> None:
+    _forged(world, 3, **changes)
+    with pytest.raises(InputError, match=message) as refused:
+        world.champion()
+    assert refused.value.fix
+    world.entry(3).unlink()
+    assert world.champion() == "good"
+    assert world.promote("better")["promoted"]
+
+
+def test_refused_bundle_that_passes_later_survives_a_kill(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between its log entry and the registry's tag it is no forgery."""
+    scored(str(world.root), "bad/scores", bundle(str(world.root), "bad"), loss_right=0.3)
+
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("lookalike.registry.candidates.project", die)
+        with pytest.raises(KeyboardInterrupt):
+            world.promote("bad", out=world.root / "killed")
+    assert world.champion() == "bad"
+    assert world.promote("bad", out=world.root / "killed")["promoted"]
+
+
+def test_manifest_that_was_edited_after_its_registration_is_refused(world: World) -> None:
+    """Its identity is that of before: what it says of places and licences is no part of it."""
+    place = world.root / "good" / "bundle" / "bundle.json"
+    before = resolve(f"models:/{MODEL}@champion", world.uri).bundle_sha256
+    place.write_text(json.dumps({**json.loads(place.read_text()), "licences": {"transformer": "mine"}}))
+    assert identify(str(place.parent)) == before
+    with pytest.raises(InputError, match=r"bundle.json of models:/mini/2 was edited since it was registered"):
+        world.champion()
+
+
+@pytest.mark.parametrize("damage", ["changed", "added", "removed"])
+def test_damaged_bundle_is_neither_promoted_nor_rolled_back_to(world: World, damage: str) -> None:
+    for name in ("better", "first"):
+        file = world.root / name / "bundle" / "transformer" / "model.safetensors"
+        if damage == "removed":
+            file.unlink()
+        else:
+            (file if damage == "changed" else file.with_name("added.safetensors")).write_bytes(b"zero")
+    with pytest.raises(InputError, match=r"transformer/.* (has changed|is missing|does not list)") as refused:
+        world.promote("better")
+    assert "download or export the bundle again" in refused.value.fix
+    with pytest.raises(InputError, match=r"the bundle .* is not there|name its place"):
+        world.promote("", rollback=True)
+    assert world.champion() == "good"
+
+
+def test_scores_without_their_measurements_promote_nothing(world: World) -> None:
+    file = world.root / "better" / "scores" / "measurements.parquet"
+    data = file.read_bytes()
+    file.unlink()
+    with pytest.raises(InputError, match="measurements behind these scores are missing"):
+        world.promote("better")
+    file.write_bytes((world.root / "good" / "scores" / "measurements.parquet").read_bytes())
+    with pytest.raises(InputError, match="measurements were changed"):
+        world.promote("better")
+    file.write_bytes(data)
+    scores = world.root / "better" / "scores" / "scores.json"
+    forged = json.loads(scores.read_text())
+    forged["metrics"]["loss_gap"]["low"] = 9e9
+    del forged["measurements_sha256"]  # as in earlier versions
+    scores.write_text(json.dumps(forged))
+    with pytest.raises(InputError, match="and its measurements give"):
+        world.promote("better")
+    assert world.champion() == "good"
+
+
+def test_champion_whose_measurements_were_changed_is_not_compared_with(world: World) -> None:
+    shutil.copyfile(
+        world.root / "bad" / "scores" / "measurements.parquet", world.root / "good" / "scores" / "measurements.parquet"
+    )
+    with pytest.raises(InputError, match=r"scores of the champion.*cannot be read: the measurements were changed"):
+        world.promote("better")
+
+
+def test_bundle_of_one_customer_becomes_no_champion_of_another(world: World) -> None:
+    root = world.root
+    acme, evil = root / "customers" / "acme" / "duck", root / "customers" / "evil" / "duck"
+    of = bundle(str(acme), "run", owner="acme--duck")
+    scored(str(acme), "scores", of)
+    scored(str(evil), "scores", of)
+    copied = shutil.copytree(acme / "run", evil / "run")
+    attempts = [
+        ("evil--duck", {"bundle": str(acme / "run" / "bundle"), "log": str(evil / "log")}, "belongs to acme--duck"),
+        ("evil--duck", {"bundle": str(copied / "bundle"), "log": str(evil / "log")}, "belongs to acme--duck"),
+        ("acme--duck", {"log": str(evil / "log")}, "log of acme--duck does not lie below"),
+        ("everybody", {"log": str(root / "log")}, "a model for everybody"),
+    ]
+    for model, settings, message in attempts:
+        with pytest.raises(InputError, match=message):
+            world.promote("", model=model, scores=str(acme / "scores"), **settings)
+        with pytest.raises(InputError, match=message):
+            world.promote("", model=model, scores=str(acme / "scores"), begin_anew="mine", **settings)
+        assert Registry(world.uri).model_tags(model) is None
+    made = world.promote("", model="acme--duck", scores=str(acme / "scores"), log=str(acme / "log"))
+    assert made["promoted"]
+    assert resolve("models:/acme--duck@champion", world.uri).bundle_uri.endswith("customers/acme/duck/run/bundle")
 
 
 def test_a_rollback_returns_to_the_champion_before(world: World) -> None:

@@ -87,7 +87,7 @@ def test_named_scores_of_the_champion_are_used(
         (["--model", "../mini"], "model name"),
         (["--model", "a b"], "model name"),
         (["--scores", "{root}/nothing"], "no such object"),
-        (["--bundle", "{root}/nothing"], "no such object"),
+        (["--bundle", "{root}/nothing"], "not a bundle"),
         (["--bundle", "{root}/two/bundle"], "another bundle's"),
         (["--scores", "{root}/notes.json"], "the JSON object lacks 'bundle', 'suite', 'conditions', 'metrics'"),
         (["--tracking", "http://127.0.0.1:1"], "MLflow does not answer ('http://127.0.0.1:1')"),

@@ -1,16 +1,20 @@
 """Promotion with a real MLflow: the gate decides, the log is the truth, the alias shows it."""
 
+import hashlib
 import json
 import threading
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
 import pytest
 
-from lookalike.config import fingerprint
 from lookalike.errors import ConfigError, InputError
 from lookalike.evaluation.gate import GateConfig
-from lookalike.evaluation.metrics import Estimate
+from lookalike.evaluation.measurements import MEASUREMENTS, SCHEMA, estimates, to_parquet
 from lookalike.evaluation.scores import Scores, Source
+from lookalike.models.bundle import bundle_sha256
 from lookalike.registry import Candidate, Outcome, Registry, personal_model_name, promote, resolve
 from lookalike.storage import open_store
 from lookalike.tracking.connection import connect
@@ -18,25 +22,35 @@ from lookalike.tracking.connection import connect
 GOOD = {"loss_gap": 0.2, "loss_right": 0.5, "identity_margin": 0.1}
 
 
-def bundle(root: str, name: str, base: Source | None = None) -> Source:
-    """A bundle as far as the registry looks: a manifest."""
-    components = {"transformer/model.safetensors": fingerprint(name)}
-    manifest = {"format": 1, "base": None, "preset": {}, "components": components}
-    sha256 = fingerprint(components)
+def bundle(root: str, name: str, base: Source | None = None, owner: str | None = None) -> Source:
+    """A bundle as far as the registry looks: a manifest, and a file that it lists."""
+    store = open_store(f"{root}/{name}/bundle")
+    store.write("transformer/model.safetensors", name.encode())
+    components = {"transformer/model.safetensors": hashlib.sha256(name.encode()).hexdigest()}
+    manifest: dict[str, Any] = {"format": 1, "base": None, "preset": {}, "components": components}
     if base is not None:
         manifest["base"] = {"uri": base.uri, "sha256": base.sha256}
-        sha256 = fingerprint({"base": base.sha256, "components": components})
-    store = open_store(f"{root}/{name}/bundle")
+    if owner is not None:
+        manifest["owner"] = owner
     store.write("bundle.json", json.dumps(manifest).encode())
-    return Source(store.uri, sha256)
+    return Source(store.uri, bundle_sha256(manifest))
 
 
 def scored(root: str, name: str, of: Source, conditions: str = "right", **means: float) -> str:
-    """Scores of a bundle, by default good ones; their URI."""
-    metrics = {key: Estimate(mean, mean - 0.05, mean + 0.05, 256) for key, mean in (GOOD | means).items()}
+    """Scores of a bundle with their measurements, by default good ones; their URI."""
+    rows = [
+        {"unit": 0, "case": f"{i}", "subject": f"s{i % 16}", "metric": metric, "value": mean + (-0.05, 0.05)[i % 2]}
+        for metric, mean in (GOOD | means).items()
+        for i in range(256)
+    ]
     suite = Source(f"{root}/suite", "s" * 64, 1)
-    scores = Scores(bundle=of, suite=suite, conditions=conditions, metrics=metrics, embedder="e")  # type: ignore[arg-type]
-    open_store(f"{root}/{name}").write("scores.json", scores.to_json())
+    scores = Scores(bundle=of, suite=suite, conditions=conditions, metrics={}, embedder="e")  # type: ignore[arg-type]
+    data = to_parquet(pa.Table.from_pylist(rows, SCHEMA), scores.evaluation())
+    metrics, sha256 = estimates(data, 0, "measurements"), hashlib.sha256(data).hexdigest()
+    scores = replace(scores, metrics=metrics, measurements_sha256=sha256)
+    store = open_store(f"{root}/{name}")
+    store.write(MEASUREMENTS, data)
+    store.write("scores.json", scores.to_json())
     return f"{root}/{name}/scores.json"
 
 
@@ -176,10 +190,11 @@ def test_one_of_two_promotions_at_a_time_is_judged_against_the_other(
 def test_customers_do_not_see_each_other(mlflow_database: str, root: str) -> None:
     base = bundle(root, "base")
     for customer, loss in (("acme", 0.5), ("zeta", 0.9)):
-        made = bundle(root, f"{customer}-dog", base)
-        scores = scored(root, f"{customer}-scores", made, loss_right=loss)
+        home = f"{root}/customers/{customer}"
+        made = bundle(home, "dog/run", base)
+        scores = scored(home, "dog/scores", made, loss_right=loss)
         name = personal_model_name(customer, "dog")
-        outcome = judge(Candidate(name, made.uri, scores), mlflow_database, root)
+        outcome = judge(Candidate(name, made.uri, scores), mlflow_database, home)
         assert (outcome.version, outcome.promoted, outcome.champion_before) == (1, True, None)
         reference = resolve(f"models:/{name}@champion", mlflow_database)
         assert (reference.bundle_sha256, reference.parent) == (made.sha256, base.sha256)
@@ -201,7 +216,7 @@ def test_bad_input_is_named(mlflow_database: str, root: str) -> None:
         judge(Candidate("mini", one.uri, scored(root, "x", two)), mlflow_database, root)
     with pytest.raises(InputError, match="no such object"):
         judge(Candidate("mini", one.uri, f"{root}/nothing"), mlflow_database, root)
-    with pytest.raises(InputError, match="no such object"):
+    with pytest.raises(InputError, match="not a bundle"):
         judge(Candidate("mini", f"{root}/nothing", f"{root}/x"), mlflow_database, root)
     with pytest.raises(ConfigError, match="model name"):
         judge(Candidate("../mini", one.uri, f"{root}/x"), mlflow_database, root)

@@ -4,6 +4,7 @@ A snapshot keeps one row per triplet in ``triplets.parquet``. A row says where t
 the same snapshot, so that any row can be read alone, in any order, by range.
 """
 
+import hashlib
 import io
 import json
 import logging
@@ -20,7 +21,7 @@ from safetensors.numpy import load, save
 from lookalike.data.images import decode
 from lookalike.documents import decoding
 from lookalike.errors import InputError
-from lookalike.storage import Store
+from lookalike.storage import Store, check_file, read_file
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +52,9 @@ SCHEMA = pa.schema(
         ("reference_images", pa.list_(pa.string())),
         ("latents_offset", pa.int64()),  # null where none were encoded
         ("latents_length", pa.int64()),
+        ("target_sha256", pa.string()),  # null in snapshots of earlier versions, as the next two
+        ("reference_sha256s", pa.list_(pa.string())),
+        ("latents_sha256", pa.string()),
     ]
 )
 
@@ -93,6 +97,12 @@ class Triplet:
     """First byte of the VAE's latents in ``shard``, where the curation has encoded them (``shards.latents``)."""
     latents_length: int | None = None
     """Their bytes."""
+    target_sha256: str | None = None
+    """SHA-256 (hex) of the target's bytes in ``shard``. Without hashes the whole shard is hashed before it is used."""
+    reference_sha256s: tuple[str, ...] | None = None
+    """SHA-256 (hex) of each reference's bytes in ``shard``."""
+    latents_sha256: str | None = None
+    """SHA-256 (hex) of the latents' bytes in ``shard``."""
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> "Triplet":
@@ -101,9 +111,13 @@ class Triplet:
         return cls(**{name: _plain(value) for name, value in values.items()})
 
 
-def read_table(version_store: Store, split: Split | None = None) -> pa.Table:
-    """The triplet table of one snapshot version (:data:`SCHEMA`), of one split or both, in the order of the shards."""
-    data = version_store.read(TABLE)
+def read_table(version_store: Store, split: Split | None = None, manifest_sha256: str | None = None) -> pa.Table:
+    """The triplet table of one snapshot version (:data:`SCHEMA`), of one split or both, in the order of the shards.
+
+    Raises:
+        InputError: no triplets, or not the table that was published (with the manifest of this fingerprint).
+    """
+    data = read_file(version_store, TABLE, manifest_sha256)
     with decoding("a triplet table", version_store.uri_of(TABLE), fix="restore the file, or curate again"):
         table = pq.read_table(io.BytesIO(data), schema=SCHEMA)
     if split is None:
@@ -114,13 +128,15 @@ def read_table(version_store: Store, split: Split | None = None) -> pa.Table:
     return chosen
 
 
-def read_triplets(version_store: Store, split: Split | None = None) -> list[Triplet]:
+def read_triplets(
+    version_store: Store, split: Split | None = None, manifest_sha256: str | None = None
+) -> list[Triplet]:
     """The rows of :func:`read_table` as objects, without those that hold no triplet, which are logged.
 
     Raises:
         InputError: no row holds a triplet.
     """
-    table = read_table(version_store, split)
+    table = read_table(version_store, split, manifest_sha256)
     try:
         rows = table.to_pylist()
     except UnicodeDecodeError:  # a text that is not UTF-8 hides the whole table
@@ -156,15 +172,16 @@ def load_images(version_store: Store, row: Triplet | Mapping[str, Any]) -> tuple
     triplet = row if isinstance(row, Triplet) else Triplet.from_row(row)
     _check(triplet)
 
-    def load(what: str, offset: int, length: int) -> np.ndarray:
-        data = _read(version_store, triplet, what, offset, length)
+    def load(what: str, offset: int, length: int, sha256: str | None) -> np.ndarray:
+        data = _read(version_store, triplet, what, offset, length, sha256)
         try:
             return decode(data)
         except InputError as error:
             raise InputError(f"{what} does not decode: {error.what}", value=triplet.triplet_id, fix=_FIX) from error
 
-    target = load("the target", triplet.target_offset, triplet.target_length)
-    places = zip(triplet.reference_offsets, triplet.reference_lengths, strict=True)
+    target = load("the target", triplet.target_offset, triplet.target_length, triplet.target_sha256)
+    hashes = triplet.reference_sha256s or (None,) * len(triplet.reference_offsets)
+    places = zip(triplet.reference_offsets, triplet.reference_lengths, hashes, strict=True)
     return target, [load(f"reference {index}", *place) for index, place in enumerate(places)]
 
 
@@ -184,7 +201,8 @@ def load_latents(version_store: Store, row: Mapping[str, Any]) -> tuple[np.ndarr
     triplet = Triplet.from_row(row)
     if triplet.latents_offset is None or triplet.latents_length is None:
         raise InputError("the triplet has no latents", value=triplet.triplet_id, fix="curate with shards.latents")
-    data = _read(version_store, triplet, "the latents", triplet.latents_offset, triplet.latents_length)
+    place = triplet.latents_offset, triplet.latents_length
+    data = _read(version_store, triplet, "the latents", *place, triplet.latents_sha256)
     try:
         tensors = load(data)
         return tensors["target"].astype(np.float32), tensors["references"].astype(np.float32)
@@ -208,17 +226,19 @@ def _check(triplet: Any) -> None:
         wrong = "it has no reference"
     elif len(triplet.reference_offsets) != len(triplet.reference_lengths):
         wrong = f"{len(triplet.reference_offsets)} reference offsets, {len(triplet.reference_lengths)} lengths"
+    elif triplet.reference_sha256s and len(triplet.reference_sha256s) != len(triplet.reference_offsets):
+        wrong = f"{len(triplet.reference_offsets)} references, {len(triplet.reference_sha256s)} hashes"
     if wrong is not None:
         raise InputError(f"the triplet's row is damaged: {wrong}", value=str(triplet.triplet_id)[:80], fix=_FIX)
 
 
-def _read(version_store: Store, triplet: Triplet, what: str, offset: int, length: int) -> bytes:
-    """The bytes of a member. If the whole shard cannot be read, the error is a ShardError."""
+def _read(version_store: Store, triplet: Triplet, what: str, offset: int, length: int, sha256: str | None) -> bytes:
+    """The bytes of a member, checked by its hash. If the whole shard cannot be read, the error is a ShardError."""
     whole = isinstance(offset, int) and isinstance(length, int)
     if not whole or offset < 0 or not 0 < length <= MAX_MEMBER_BYTES:
         raise InputError(f"{what} has no valid place in its shard", value=f"offset={offset}, length={length}", fix=_FIX)
     try:
-        return version_store.read_range(triplet.shard, offset, length)
+        data = version_store.read_range(triplet.shard, offset, length)
     except InputError as error:
         if _belongs(version_store, triplet.shard):
             try:
@@ -232,6 +252,15 @@ def _read(version_store: Store, triplet: Triplet, what: str, offset: int, length
         raise InputError(
             f"{what} cannot be read: {error.what}", value=f"{triplet.shard}, byte {offset}", fix=_FIX
         ) from error
+    if sha256 is None:
+        check_file(version_store, triplet.shard)
+    elif (found := hashlib.sha256(data).hexdigest()) != sha256:
+        raise InputError(
+            f"{what} has changed since it was curated: its SHA-256 is {found}, its row has {sha256}",
+            value=f"{triplet.shard}, byte {offset}",
+            fix=_FIX,
+        )
+    return data
 
 
 def _belongs(version_store: Store, shard: str) -> bool:

@@ -1,6 +1,5 @@
-"""Measurements as rows: what one sample or one image scored, and how the rows become estimates."""
+"""Measure: what one sample or one image scores."""
 
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,7 +10,7 @@ import torch
 from lookalike.diffusion.flow import FlowConfig
 from lookalike.diffusion.objective import denoising_loss
 from lookalike.evaluation.clip import ClipScorer
-from lookalike.evaluation.metrics import Estimate, cluster_bootstrap
+from lookalike.evaluation.measurements import Measurement
 from lookalike.models.batch import Batch
 from lookalike.models.embedder import Embedder
 from lookalike.models.subject import SubjectModel
@@ -20,20 +19,6 @@ from lookalike.models.vae import LatentCache
 Pixels = np.ndarray  # uint8 [H, W, 3]
 
 LOSS_MODES = {"": (True, True), "mllm_only/": (True, False)}  # prefix of the metric -> (MLLM, references)
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """One number about one sample."""
-
-    case: str
-    """Identity of the sample; with ``metric`` unique in an evaluation."""
-    subject: str
-    """The subject, by which intervals are clustered."""
-    metric: str
-    """Name of the metric."""
-    value: float
-    """The number."""
 
 
 @dataclass(frozen=True)
@@ -132,14 +117,3 @@ def similarity(embed: Any, image: Pixels, photos: Sequence[Pixels]) -> float:
 def with_prefix(measurements: Iterable[Measurement], prefix: str) -> list[Measurement]:
     """The same rows, each metric's name behind ``prefix``."""
     return [replace(row, metric=prefix + row.metric) for row in measurements]
-
-
-def summarise(measurements: Iterable[Measurement], seed: int = 0) -> dict[str, Estimate]:
-    """Mean and interval of each metric, clustered by subject; the order of the rows does not matter."""
-    by_metric: dict[str, list[Measurement]] = defaultdict(list)
-    for row in sorted(measurements, key=lambda row: (row.metric, row.case)):
-        by_metric[row.metric].append(row)
-    return {
-        metric: cluster_bootstrap(np.array([row.value for row in rows]), [row.subject for row in rows], seed=seed)
-        for metric, rows in by_metric.items()
-    }

@@ -1,11 +1,14 @@
-"""``scores.json``: what an evaluation found, of which bundle, on which suite."""
+"""``scores.json``: what an evaluation found, of which bundle, on which suite, and the measurements that prove it."""
 
+import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+import math
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from lookalike.documents import decoding, parse_object
 from lookalike.errors import ConfigError, InputError
+from lookalike.evaluation.measurements import MEASUREMENTS, estimates, evaluation_of
 from lookalike.evaluation.metrics import Estimate
 from lookalike.values import check_values
 
@@ -13,6 +16,8 @@ Conditions = Literal["right", "shuffled"]
 
 SCORES = "scores.json"
 GRID = "grid.png"
+_SAME_MEAN = 1e-9  # relative: sums in another order
+_SAME_END = 0.05  # of the interval's width: another version of scipy may resample otherwise
 
 
 @dataclass(frozen=True)
@@ -51,10 +56,57 @@ class Scores:
     """The bundle that this one was compared with; its metrics are ``before/NAME``."""
     config: dict[str, Any] = field(default_factory=dict)
     """The resolved configuration of the evaluation."""
+    measurements_sha256: str | None = None
+    """Hash of ``measurements.parquet``, which lies beside; None in scores of earlier versions of this software."""
 
     def to_json(self) -> bytes:
         """The file's bytes."""
-        return (json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n").encode()
+        values = asdict(self)
+        if self.measurements_sha256 is None:  # the hash of earlier scores stands in promotion logs
+            del values["measurements_sha256"]
+        return (json.dumps(values, indent=1, ensure_ascii=False) + "\n").encode()
+
+    def evaluation(self) -> dict[str, Any]:
+        """What was measured, as the header of the measurements says it."""
+        return {
+            "bundle": self.bundle.sha256,
+            "suite": self.suite.sha256,
+            "conditions": self.conditions,
+            "seed": self.config.get("seed", 0),
+        }
+
+    def proven(self, measurements: bytes, where: str) -> "Scores":
+        """These scores with the estimates that ``measurements``, read from ``where``, give: what a gate may judge by.
+
+        Raises:
+            InputError: they are not the measurements of these scores, or give other estimates.
+        """
+        fix = f"restore scores.json and {MEASUREMENTS} of one evaluation, or evaluate the bundle again"
+        sha256 = hashlib.sha256(measurements).hexdigest()
+        if self.measurements_sha256 not in (None, sha256):
+            raise InputError(
+                f"the measurements were changed: their SHA-256 is {sha256}, scores.json has {self.measurements_sha256}",
+                value=where,
+                fix=fix,
+            )
+        of = evaluation_of(measurements, where)
+        if of not in (None, self.evaluation()):
+            raise InputError(
+                f"the measurements are of {of}, and scores.json says {self.evaluation()}", value=where, fix=fix
+            )
+        seed = self.config.get("seed", 0)
+        if type(seed) is not int or seed < 0:
+            raise InputError("the seed of the evaluation is not a whole number", value=seed, fix=fix)
+        found = estimates(measurements, seed, where)
+        for name in sorted(self.metrics.keys() | found.keys()):
+            if name not in found or name not in self.metrics or not _agree(self.metrics[name], found[name]):
+                raise InputError(
+                    f"scores.json says {_shown(self.metrics.get(name))} of {name}, and its measurements give"
+                    f" {_shown(found.get(name))}",
+                    value=where,
+                    fix=fix,
+                )
+        return replace(self, metrics=found)
 
     @classmethod
     def from_json(cls, data: bytes, where: str) -> "Scores":
@@ -70,6 +122,7 @@ class Scores:
                 embedder=raw.get("embedder", ""),
                 base=Source(**raw["base"]) if raw.get("base") else None,
                 config=raw.get("config", {}),
+                measurements_sha256=raw.get("measurements_sha256"),
             )
             for name, estimate in scores.metrics.items():
                 _check_estimate(name, estimate)
@@ -83,8 +136,31 @@ class Scores:
 
 
 def _check_estimate(name: str, estimate: Estimate) -> None:
-    """Raise TypeError unless its members are numbers; NaN is what was not measured."""
+    """Raise TypeError unless its members are finite numbers (or NaN: not measured), and its count a whole one."""
     for value in (estimate.mean, estimate.low, estimate.high, estimate.n):
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise TypeError(f"{name} has {value!r} in the place of a number")
-        float(value)  # an integer of hundreds of digits is none of ours
+        if math.isinf(float(value)):  # an integer of hundreds of digits raises here
+            raise TypeError(f"{name} has {value!r} in the place of a finite number")
+    if not isinstance(estimate.n, int) or estimate.n < 0:
+        raise TypeError(f"{name} has {estimate.n!r} in the place of a count")
+
+
+def _agree(written: Estimate, found: Estimate) -> bool:
+    ends = _SAME_END * (found.high - found.low) + _SAME_MEAN
+    return (
+        written.n == found.n
+        and _equal(written.mean, found.mean, _SAME_MEAN * max(1.0, abs(found.mean)))
+        and _equal(written.low, found.low, ends)
+        and _equal(written.high, found.high, ends)
+    )
+
+
+def _equal(one: float, other: float, tolerance: float) -> bool:
+    return (math.isnan(one) and math.isnan(other)) or abs(one - other) <= tolerance
+
+
+def _shown(estimate: Estimate | None) -> str:
+    if estimate is None:
+        return "nothing"
+    return f"{estimate.mean:.6g} ({estimate.low:.6g} to {estimate.high:.6g}, n={estimate.n})"

@@ -5,9 +5,8 @@ personal bundle holds ``transformer_lora/`` alone, and its ``bundle.json`` names
 """
 
 import dataclasses
-import hashlib
 import json
-from collections.abc import Iterable
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,13 +14,14 @@ from typing import Any
 from lookalike.config import fingerprint
 from lookalike.documents import decoding, parse_object
 from lookalike.errors import InputError
+from lookalike.models.contents import REPAIR, check_hashes, check_index, check_listed, counts, files_in, is_index
+from lookalike.models.digests import file_sha256s
 from lookalike.models.presets import Preset, preset_from_dict
 
 FORMAT = 1
 _PROVENANCE = ("source", "revision", "licence", "config", "vocabulary", "lora")  # of the MLLM: its files tell
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 MANIFEST = "bundle.json"
-REPAIR = "download or export the bundle again"
-"""What a reader of a damaged bundle can do."""
 ADAPTER = "transformer_lora"
 PATCH = 2  # latents are packed 2 x 2 into tokens
 COMPONENTS = ("mllm", "vae", "transformer", "scheduler", "aggregator")
@@ -51,8 +51,12 @@ class OpenBundle:
     """Identity of the bundle that was opened."""
 
 
-def write_manifest(bundle_dir: Path, preset: Preset, base: Base | None = None) -> dict[str, Any]:
+def write_manifest(
+    bundle_dir: Path, preset: Preset, base: Base | None = None, owner: str | None = None
+) -> dict[str, Any]:
     """Hash every file of ``bundle_dir`` and write its ``bundle.json`` last; returns the manifest.
+
+    ``owner`` is the customer and subject that it was trained for, ``CUSTOMER--SUBJECT``.
 
     Raises:
         InputError: a component is missing.
@@ -60,13 +64,15 @@ def write_manifest(bundle_dir: Path, preset: Preset, base: Base | None = None) -
     for name in _expected(base is not None):
         if not (bundle_dir / name).exists():
             raise InputError("incomplete bundle", value=str(bundle_dir / name), fix="write every component first")
-    manifest = {
+    manifest: dict[str, Any] = {
         "format": FORMAT,
         "preset": dataclasses.asdict(preset),
         "licences": preset.licences,
         "base": None if base is None else dataclasses.asdict(base),
-        "components": {str(file.relative_to(bundle_dir)): _file_sha256(file) for file in _files(bundle_dir)},
+        "components": file_sha256s(bundle_dir, filter(counts, files_in(bundle_dir))),
     }
+    if owner is not None:
+        manifest["owner"] = owner
     (bundle_dir / MANIFEST).write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n")
     return manifest
 
@@ -103,7 +109,8 @@ def parse_manifest(data: bytes, where: str) -> dict[str, Any]:
     problems = {
         "base": base is not None and not (isinstance(base, dict) and _is_text(base.get("uri"), base.get("sha256"))),
         "preset": not isinstance(preset, dict),
-        "components": not isinstance(components, dict) or not _is_text(*components.values()),
+        "owner": not isinstance(manifest.get("owner", ""), str),
+        "components": not isinstance(components, dict) or not all(map(_is_listing, components.items())),
     }
     if wrong := [name for name, problem in problems.items() if problem]:
         raise InputError(f"the bundle's manifest is damaged in {', '.join(wrong)}", value=where, fix=REPAIR)
@@ -114,6 +121,13 @@ def parse_manifest(data: bytes, where: str) -> dict[str, Any]:
 
 def _is_text(*values: Any) -> bool:
     return all(isinstance(value, str) for value in values)
+
+
+def _is_listing(item: tuple[Any, Any]) -> bool:
+    """Whether this is a name below the bundle's folder with a SHA-256."""
+    name, sha256 = item
+    inside = isinstance(name, str) and name != MANIFEST and not {"", ".", ".."} & set(name.split("/"))
+    return inside and isinstance(sha256, str) and _SHA256.fullmatch(sha256) is not None
 
 
 def component_config(bundle_dir: Path, component: str, *names: str, file: str = "config.json") -> dict[str, Any]:
@@ -144,16 +158,19 @@ def read_preset(bundle_dir: Path) -> Preset:
 
 
 def bundle_sha256(manifest: dict[str, Any]) -> str:
-    """Identity of a bundle: its files and what its preset says of drawing, and the base of a personal one.
+    """Identity of a bundle: its files and what its preset says of drawing, the base of a personal one, and its owner.
 
     Bundles from before presets had stages keep the identity of before, which was that of their files.
     """
     base, preset, components = manifest["base"], manifest["preset"], manifest["components"]
+    owner = {"owner": manifest["owner"]} if "owner" in manifest else {}
     if "stages" in preset:
         drawing: dict[str, Any] = {name: preset[name] for name in ("height", "width", "references", "stages")}
         drawing["mllm"] = {name: value for name, value in preset["mllm"].items() if name not in _PROVENANCE}
-        return fingerprint({"base": base and base["sha256"], "components": components, "drawing": drawing})
-    return fingerprint(components if base is None else {"base": base["sha256"], "components": components})
+        return fingerprint({"base": base and base["sha256"], "components": components, "drawing": drawing, **owner})
+    if base is None and not owner:
+        return fingerprint(components)
+    return fingerprint({"base": base and base["sha256"], "components": components, **owner})
 
 
 def latent_identity(manifest: dict[str, Any]) -> dict[str, Any]:
@@ -171,39 +188,42 @@ def latent_identity(manifest: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def verify(bundle_dir: Path) -> dict[str, Any]:
-    """Check every file against the manifest, which is returned.
+def verify(bundle_dir: Path, where: str | None = None) -> dict[str, Any]:
+    """Check every file of a bundle in a local folder against its manifest, which is returned.
+
+    Files that were checked before and have not changed are not read again (:mod:`lookalike.models.digests`). Hidden
+    files (``.name``) belong to other programs: no library reads them as a part of a model, and they are left alone.
+
+    Args:
+        bundle_dir: the folder.
+        where: what errors name, if the folder is a copy.
 
     Raises:
         InputError: names the first file that is missing, changed, or not listed.
     """
     manifest = read_manifest(bundle_dir)
     listed = manifest["components"]
-    for name, expected in listed.items():
-        path = bundle_dir / name
-        if not path.is_file():
-            raise InputError("incomplete bundle: a file is missing", value=name, fix="download or export it again")
-        if _file_sha256(path) != expected:
-            raise InputError("damaged bundle: a file has changed", value=name, fix="download or export it again")
-    for file in _files(bundle_dir):
-        if str(file.relative_to(bundle_dir)) not in listed:
-            raise InputError("the bundle holds a file it does not list", value=str(file), fix="remove it")
+    where = where or str(bundle_dir)
+    check_listed(listed, set(files_in(bundle_dir)), where)
+    check_hashes(listed, file_sha256s(bundle_dir, listed), where)
+    for name in filter(is_index, listed):
+        check_index(name, (bundle_dir / name).read_bytes(), listed, where)
     return manifest
 
 
 def open_bundle(bundle_dir: Path, base_dir: Path | None = None) -> OpenBundle:
-    """Resolve a bundle that lies in a local folder; a personal one needs its base's folder.
+    """Verify and resolve a bundle that lies in a local folder; a personal one needs its base's folder.
 
     Raises:
-        InputError: not a bundle, incomplete, its base missing or another one.
+        InputError: not a bundle, incomplete, damaged, its base missing or another one.
     """
-    manifest = read_manifest(bundle_dir)
+    manifest = verify(bundle_dir)
     base = manifest["base"]
     for name in _expected(base is not None):
         if not (bundle_dir / name).exists():
-            raise InputError("incomplete bundle", value=str(bundle_dir / name), fix="download or export it again")
+            raise InputError("incomplete bundle", value=str(bundle_dir / name), fix=REPAIR)
     preset = preset_from_dict(manifest["preset"], origin=str(bundle_dir / MANIFEST))
-    adapter = bundle_dir / ADAPTER
+    has_adapter = any(name.startswith(f"{ADAPTER}/") for name in manifest["components"])
     components = bundle_dir
     if base is not None:
         if base_dir is None:
@@ -216,7 +236,7 @@ def open_bundle(bundle_dir: Path, base_dir: Path | None = None) -> OpenBundle:
                 fix=f"use {base['uri']}",
             )
         components = base_dir
-    return OpenBundle(components, adapter if adapter.is_dir() else None, preset, bundle_sha256(manifest))
+    return OpenBundle(components, bundle_dir / ADAPTER if has_adapter else None, preset, bundle_sha256(manifest))
 
 
 def check_preset(bundle_dir: Path, name: str) -> None:
@@ -228,12 +248,3 @@ def check_preset(bundle_dir: Path, name: str) -> None:
 
 def _expected(personal: bool) -> tuple[str, ...]:
     return (ADAPTER,) if personal else ("model_index.json", *COMPONENTS)
-
-
-def _files(bundle_dir: Path) -> Iterable[Path]:
-    return sorted(path for path in bundle_dir.rglob("*") if path.is_file() and path != bundle_dir / MANIFEST)
-
-
-def _file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -16,7 +16,8 @@ from lookalike.errors import ConfigError
 from lookalike.models.adapters import inject_lora, inject_mllm_lora, load_lora
 from lookalike.models.aggregate import LayerAggregator
 from lookalike.models.batch import Batch
-from lookalike.models.bundle import REPAIR, open_bundle, read_preset
+from lookalike.models.bundle import open_bundle, read_preset
+from lookalike.models.contents import REPAIR
 from lookalike.models.context import encode_context
 from lookalike.models.dit import Context, ReferenceKeys, References, prepare_references, velocity
 from lookalike.models.presets import LoraConfig, ReferenceConfig

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from lookalike.documents import decoding
-from lookalike.models.bundle import PATCH, REPAIR
+from lookalike.models.bundle import PATCH
+from lookalike.models.contents import REPAIR
 from lookalike.models.weights import check_names
 
 _PIXELS_AT_ONCE = 512 * 512  # on a GPU: small images together, large ones one by one

@@ -6,17 +6,19 @@ import uuid
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 
-from lookalike.config import fingerprint
 from lookalike.errors import ConflictError, InputError
 from lookalike.evaluation.gate import Check, Decision, GateConfig, decide
-from lookalike.evaluation.scores import SCORES, Scores
-from lookalike.models.bundle import MANIFEST
+from lookalike.evaluation.scores import Scores
+from lookalike.models.bundle import MANIFEST, parse_manifest
 from lookalike.registry.champions import Standing, champion, project, standing, unregistered
+from lookalike.registry.evidence import proven_scores, read_scores, scores_hash
 from lookalike.registry.names import validate_model_name
+from lookalike.registry.ownership import check_ownership
 from lookalike.registry.promotions import LOG_TAG, Kind, Promotion, PromotionLog
-from lookalike.registry.versions import ModelReference, Registry, identify
-from lookalike.storage import locate_object, open_store, read_object
+from lookalike.registry.versions import ModelReference, Registry, manifest_sha256
+from lookalike.storage import open_store
 from lookalike.tracking import tracking_uri
+from lookalike.training.bundles import verify_bundle
 
 log = logging.getLogger(__name__)
 
@@ -91,21 +93,25 @@ def promote(
         ConflictError: other promotions of the model kept winning.
     """
     name = validate_model_name(candidate.model)
-    sha256, scores = read_candidate(candidate)
+    sha256, scores, proven = read_candidate(candidate)
     registry = Registry(tracking_uri(tracking))
+    known = registry.model_tags(name) or {}
+    tags = version_tags(candidate, sha256, known.get(LOG_TAG, log_uri))
     registry.ensure_model(name, log_uri)
     version: ModelReference | None = None
     for _ in range(_RACES):
         now = _standing(registry, name, log_uri)
         last = now.last
         _check_known(registry, now, sha256)
-        version = version or registry.register(name, version_tags(candidate, sha256), candidate.run_id)
+        _log_of(now).entries()  # an entry that was changed is an error before another one is chained to it
+        version = version or registry.register(name, tags, candidate.run_id)
         before = None if last is None else last.version
-        decision, kind = _judge(registry, now, version, scores, gate, champion_scores_uri)
+        decision, kind = _judge(registry, now, version, scores, proven, gate, champion_scores_uri)
         if last is not None and kind is None and decision.passed:  # an earlier attempt came this far
             before = last.champion_before if last.scores_sha256 == scores_hash(scores) else last.version
         elif kind is not None and decision.passed:
             made = entry(now, version, candidate.scores_uri, scores_hash(scores), decision, kind)
+            registry.withdraw_refusal(version)
             try:
                 _log_of(now).append(made)
             except ConflictError:
@@ -116,14 +122,21 @@ def promote(
     raise ConflictError("other promotions of this model kept winning", value=name, fix="run the promotion again")
 
 
-def read_candidate(candidate: Candidate) -> tuple[str, Scores]:
-    """The candidate's hash and scores. Raises InputError if its bundle is not there, or the scores are of another."""
+def read_candidate(candidate: Candidate) -> tuple[str, Scores, Scores]:
+    """The hash of the candidate's bundle, every file of which is verified, and its scores: as they were written, and by
+    their measurements.
+
+    Raises:
+        InputError: no bundle there or a damaged one, scores of another bundle, or scores that are not proven.
+    """
     scores = read_scores(candidate.scores_uri)
     try:
-        sha256 = identify(candidate.bundle_uri)
+        sha256 = verify_bundle(candidate.bundle_uri)
     except InputError as error:
         raise InputError(
-            error.what, value=error.value, fix="check --bundle; if the bundle was moved, name its place with --bundle"
+            error.what,
+            value=error.value,
+            fix=f"{error.fix}; check --bundle: if the bundle was moved, name its place with --bundle",
         ) from error
     if scores.bundle.sha256 != sha256:
         raise InputError(
@@ -131,29 +144,20 @@ def read_candidate(candidate: Candidate) -> tuple[str, Scores]:
             value=f"{candidate.scores_uri}: {scores.bundle.uri}",
             fix=f"evaluate {open_store(candidate.bundle_uri).uri} first, and name those scores",
         )
-    return sha256, scores
+    return sha256, scores, proven_scores(scores, candidate.scores_uri)
 
 
-def read_scores(uri: str) -> Scores:
-    """The scores at ``uri``: a file, or the prefix that an evaluation wrote to."""
-    store, key = locate_object(uri) if uri.endswith(".json") else (open_store(uri), SCORES)
-    return Scores.from_json(store.read(key), uri)
-
-
-def scores_hash(scores: Scores) -> str:
-    """Identity of scores in the log."""
-    return fingerprint(scores.to_json().decode())
-
-
-def version_tags(candidate: Candidate, sha256: str) -> dict[str, str]:
-    """Tags of the candidate's version."""
-    uri = open_store(candidate.bundle_uri).uri
-    base = read_object(open_store(uri), MANIFEST).get("base")
+def version_tags(candidate: Candidate, sha256: str, log_uri: str) -> dict[str, str]:
+    """Tags of the candidate's version. Raises InputError if its bundle may not be one of the model's versions."""
+    store = open_store(candidate.bundle_uri)
+    manifest = parse_manifest(store.read(MANIFEST), store.uri_of(MANIFEST))
+    check_ownership(candidate.model, store.uri, manifest, log_uri)
     return {
-        "bundle_uri": uri,
+        "bundle_uri": store.uri,
         "bundle_sha256": sha256,
+        "manifest_sha256": manifest_sha256(store.uri),
         "scores_uri": candidate.scores_uri,
-        "parent": str(base["sha256"]) if base else "",
+        "parent": manifest["base"]["sha256"] if manifest["base"] else "",
     }
 
 
@@ -257,17 +261,18 @@ def _judge(
     now: Standing,
     version: ModelReference,
     scores: Scores,
+    proven: Scores,
     gate: GateConfig,
     champion_scores_uri: str | None,
 ) -> tuple[Decision, Kind | None]:
     """The decision, and the kind of entry that it calls for if it passed; None: the log has it already."""
     last = now.last
     if last is None or last.bundle_sha256 != version.bundle_sha256:
-        return decide(scores, _champion_scores(registry, now, champion_scores_uri), gate), "promoted"
+        return decide(proven, _champion_scores(registry, now, champion_scores_uri), gate), "promoted"
     if last.scores_sha256 == scores_hash(scores):
         decision = Decision(tuple(Check(**check) for check in last.checks))
     else:
-        decision = decide(scores, None, gate)  # the champion itself with other scores: it cannot beat itself
+        decision = decide(proven, None, gate)  # the champion itself with other scores: it cannot beat itself
     known = now.champion is not None and now.champion.version == version.version
     return decision, None if known else "registered again"
 
@@ -285,7 +290,7 @@ def _champion_scores(registry: Registry, now: Standing, uri: str | None) -> Scor
             fix="name them with --champion_scores; if they are lost, evaluate its bundle again",
         )
     try:
-        scores = read_scores(uri)
+        scores = proven_scores(read_scores(uri), uri)
     except InputError as error:
         raise InputError(
             f"the scores of the champion, {shown}, cannot be read: {error.what}",

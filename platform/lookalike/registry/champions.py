@@ -75,6 +75,12 @@ def standing(registry: Registry, name: str) -> Standing | None:
     named = [version for version in versions if version.version == head.entry.version]
     matches = named or versions
     champion = matches[-1] if matches else None
+    if champion is not None and champion.refused and shown != str(head):
+        raise InputError(
+            f"the promotion log names {champion} as champion in an entry that no promotion wrote: the gate refused it",
+            value=entries.uri_of(head.entry.number),
+            fix="remove that entry; if the bundle is good, promote it again",
+        )
     return Standing(name, entries, head, champion, alias, shown)
 
 
@@ -167,6 +173,7 @@ def _check_shown(entries: PromotionLog, head: Head | None, shown: str | None) ->
     if entries.sha256_of(int(number)) != sha256:
         raise InputError(
             f"entry {int(number)} of the promotion log is not the one that was written",
-            value=entries.uri,
+            value=entries.uri_of(int(number)),
             fix=HOW_TO_CONTINUE,
         )
+    entries.check_since(int(number), head)  # a promotion that was killed has not set the tag

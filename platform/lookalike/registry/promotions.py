@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 LOG_TAG = "promotion_log"
 Kind = Literal["promoted", "registered again", "rolled back", "begun anew"]
 
+_ANEW: Kind = "begun anew"
 _CHECK = {"name", "value", "threshold", "passed", "why"}
 _ENTRY = re.compile(r"(?!0{8})(\d{8})\.json")
 HOW_TO_CONTINUE = (
@@ -81,7 +82,7 @@ class PromotionLog:
     """The log of one registered model, below ``store``. Objects that are not called ``00000001.json`` do not count."""
 
     def __init__(self, store: Store, name: str) -> None:
-        self._store = store.child(name)
+        self.prefix, self._store = store.uri, store.child(name)
 
     @property
     def uri(self) -> str:
@@ -112,17 +113,37 @@ class PromotionLog:
     def entries(self) -> list[Promotion]:
         """All promotions since the log was begun (anew), oldest first. Raises InputError if one was changed."""
         head = self.head()
-        chain: list[Head] = [] if head is None else [head]
-        while chain and chain[-1].entry.number > 1 and chain[-1].entry.kind != "begun anew":
+        return [] if head is None else [item.entry for item in reversed(self._chain(head, 1))]
+
+    def check_since(self, number: int, head: Head) -> None:
+        """Raise InputError unless the entries behind ``number`` up to the ``head`` are chained to it and each other."""
+        for item in self._chain(head, number):
+            if item.entry.number > max(number, 1) and not item.entry.previous_sha256 and item.entry.kind != _ANEW:
+                raise InputError(
+                    f"entry {item.entry.number} of the promotion log does not name the one before by its hash",
+                    value=self.uri_of(item.entry.number),
+                    fix=f"if no promotion of yours wrote it, remove it; else {HOW_TO_CONTINUE}",
+                )
+
+    def _chain(self, head: Head, first: int) -> list[Head]:
+        """The entries from the ``head`` back to ``first``, or to where the log was begun anew."""
+        chain = [head]
+        while chain[-1].entry.number > first and chain[-1].entry.kind != _ANEW:
             after, before = chain[-1].entry, self._read(chain[-1].entry.number - 1)
             if after.previous_sha256 not in (None, before.sha256):
                 raise InputError(
                     f"entry {before.entry.number} of the promotion log was changed after {after.number} was written",
-                    value=self._where(before.entry.number),
+                    value=self.uri_of(before.entry.number),
+                    fix=HOW_TO_CONTINUE,
+                )
+            if after.previous_sha256 is None and before.entry.previous_sha256 is not None:
+                raise InputError(  # only entries of earlier versions, which come first, name no entry before
+                    f"entry {after.number} of the promotion log does not name the one before by its hash",
+                    value=self.uri_of(after.number),
                     fix=HOW_TO_CONTINUE,
                 )
             chain.append(before)
-        return [item.entry for item in reversed(chain)]
+        return chain
 
     def sha256_of(self, number: int) -> str | None:
         """Hash of an entry's bytes; None if it is not there."""
@@ -139,14 +160,14 @@ class PromotionLog:
             if number != run[-1] - 1:
                 break
             run.append(number)
-        if run[-1] == 1 or any(self._read(number).entry.kind == "begun anew" for number in run):
+        if run[-1] == 1 or any(self._read(number).entry.kind == _ANEW for number in run):
             return
-        raise InputError("the promotion log has a gap", value=self._where(run[-1] - 1), fix=HOW_TO_CONTINUE)
+        raise InputError("the promotion log has a gap", value=self.uri_of(run[-1] - 1), fix=HOW_TO_CONTINUE)
 
     def _read(self, number: int) -> Head:
         data = self._store.read(_key(number))
         try:
-            entry = Promotion(**parse_object(data, self._where(number)))
+            entry = Promotion(**parse_object(data, self.uri_of(number)))
             problem = _problem(entry, number)
         except InputError as error:
             problem = error.what
@@ -155,13 +176,14 @@ class PromotionLog:
         if problem:
             raise InputError(
                 f"entry {number} of the promotion log is damaged: {problem}",
-                value=self._where(number),
+                value=self.uri_of(number),
                 fix=HOW_TO_CONTINUE,
             )
         return Head(entry, hashlib.sha256(data).hexdigest())
 
-    def _where(self, number: int) -> str:
-        return f"{self._store.uri}/{_key(number)}"
+    def uri_of(self, number: int) -> str:
+        """Where an entry is."""
+        return self._store.uri_of(_key(number))
 
 
 def _problem(entry: Promotion, number: int) -> str:
@@ -172,8 +194,8 @@ def _problem(entry: Promotion, number: int) -> str:
         return "it names no version or no bundle"
     if not isinstance(entry.checks, list) or not all(isinstance(item, dict) for item in entry.checks):
         return "its checks are not a list of checks"
-    if any(item.keys() != _CHECK for item in entry.checks):
-        return f"a check has not the members {', '.join(sorted(_CHECK))}"
+    if any(item.keys() != _CHECK or type(item["passed"]) is not bool for item in entry.checks):
+        return f"a check has not the members {', '.join(sorted(_CHECK))}, with passed true or false"
     if entry.kind not in get_args(Kind):
         return f"it has no such kind as {entry.kind!r}"
     numbers = {"champion_before": entry.champion_before, "returns_to": entry.returns_to}

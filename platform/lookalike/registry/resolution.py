@@ -4,9 +4,10 @@ import re
 from dataclasses import replace
 
 from lookalike.errors import ConfigError, InputError
+from lookalike.models.bundle import MANIFEST
 from lookalike.registry.champions import champion
 from lookalike.registry.names import CHAMPION, validate_model_name
-from lookalike.registry.versions import ModelReference, Registry, identify
+from lookalike.registry.versions import ModelReference, Registry, identify, manifest_sha256
 from lookalike.tracking import tracking_uri
 
 _MODEL_URI = re.compile(r"models:/(?P<name>[^@/]+)(?:@(?P<alias>[^@/]+)|/(?P<version>\d+))")
@@ -37,6 +38,13 @@ def resolve(model: str, tracking: str | None = None, bundle_uri: str | None = No
         raise InputError(
             f"the bundle of {reference} is not the one that was registered",
             value=f"{where}: {found}, registered {reference.bundle_sha256}",
+            fix=_ANOTHER_PLACE,
+        )
+    if reference.manifest_sha256 not in (None, manifest := manifest_sha256(where)):
+        raise InputError(
+            f"{MANIFEST} of {reference} was edited since it was registered: its SHA-256 is {manifest}, registered"
+            f" {reference.manifest_sha256}",
+            value=where,
             fix=_ANOTHER_PLACE,
         )
     return replace(reference, bundle_uri=where)

@@ -12,15 +12,16 @@ from lookalike.registry.candidates import (
     conclude,
     entry,
     read_candidate,
-    scores_hash,
     version_tags,
 )
 from lookalike.registry.champions import HEAD_TAG, Standing, standing
+from lookalike.registry.evidence import scores_hash
 from lookalike.registry.names import validate_model_name
 from lookalike.registry.promotions import LOG_TAG, Promotion, PromotionLog
-from lookalike.registry.versions import ModelReference, Registry, identify
+from lookalike.registry.versions import ModelReference, Registry
 from lookalike.storage import open_store
 from lookalike.tracking import tracking_uri
+from lookalike.training.bundles import verify_bundle
 
 log = logging.getLogger(__name__)
 
@@ -60,11 +61,12 @@ def rollback(
         target, before = last, last.champion_before
     else:
         target, before = _target(registry, now, entries, version), last.version
-    reference = _registered(registry, name, target, bundle_uri)
+    reference = _registered(registry, now, target, bundle_uri)
     decision = Decision(tuple(Check(**check) for check in target.checks))
     scores_uri = reference.scores_uri or target.scores_uri or ""
     if last.writer != writer:
         made = entry(now, reference, scores_uri, target.scores_sha256, decision, "rolled back")
+        registry.withdraw_refusal(reference)
         try:
             now.log.append(replace(made, writer=writer, reason=reason, returns_to=target.number))
         except ConflictError as error:
@@ -94,17 +96,18 @@ def begin_anew(
         ConflictError: another promotion came in between.
     """
     name = validate_model_name(candidate.model)
-    sha256, scores = read_candidate(candidate)
+    sha256, scores, proven = read_candidate(candidate)
     registry = Registry(tracking_uri(tracking))
     tags = registry.model_tags(name) or {}
     uri = log_uri or tags.get(LOG_TAG)
     if uri is None:
         raise InputError(f"{name} has no promotion log yet", value=registry.uri, fix="name its place with --log")
+    described = version_tags(candidate, sha256, uri)
     registry.ensure_model(name, uri)
-    version = registry.register(name, version_tags(candidate, sha256), candidate.run_id)
+    version = registry.register(name, described, candidate.run_id)
     entries = PromotionLog(open_store(uri), name)
     numbers = entries.numbers()
-    decision = decide(scores, None, gate)
+    decision = decide(proven, None, gate)
     if decision.passed:
         shown = tags.get(HEAD_TAG, "").partition(":")[0]
         known = int(shown) if shown.isdigit() else 0
@@ -112,6 +115,7 @@ def begin_anew(
             nothing = Standing(name, entries, None, None, None, None)
             made = entry(nothing, version, candidate.scores_uri, scores_hash(scores), decision, "begun anew")
             number = max([*numbers, known]) + 1
+            registry.withdraw_refusal(version)
             try:
                 entries.append(replace(made, number=number, writer=writer, reason=reason))
             except ConflictError as error:
@@ -161,8 +165,10 @@ def _target(registry: Registry, now: Standing, entries: list[Promotion], version
     )
 
 
-def _registered(registry: Registry, name: str, target: Promotion, bundle_uri: str | None) -> ModelReference:
+def _registered(registry: Registry, now: Standing, target: Promotion, bundle_uri: str | None) -> ModelReference:
     """The version of the entry's bundle at a place where it is; registered again if the registry has none."""
+    name = now.name
+    assert now.log is not None
     versions = registry.versions_of_bundle(name, target.bundle_sha256)
     places = [bundle_uri] if bundle_uri else [*(item.bundle_uri for item in reversed(versions)), target.bundle_uri]
     for place in filter(None, places):
@@ -171,7 +177,7 @@ def _registered(registry: Registry, name: str, target: Promotion, bundle_uri: st
                 next((item.scores_uri for item in versions if item.scores_uri), None) or target.scores_uri or ""
             )
             candidate = Candidate(name, place, scores_uri)
-            return registry.register(name, version_tags(candidate, target.bundle_sha256))
+            return registry.register(name, version_tags(candidate, target.bundle_sha256, now.log.prefix))
     raise InputError(
         f"the bundle {target.bundle_sha256[:12]}, champion by entry {target.number} of the promotion log, is not there",
         value=[place for place in places if place],
@@ -181,7 +187,7 @@ def _registered(registry: Registry, name: str, target: Promotion, bundle_uri: st
 
 def _is_at(place: str, sha256: str) -> bool:
     try:
-        return identify(place) == sha256
+        return verify_bundle(place) == sha256
     except InputError:
         return False
 

@@ -1,9 +1,11 @@
 """Versions of models in MLflow's registry, and the bundles that they point at.
 
 Weights stay in the store; MLflow gets their hash, which is the version's source and cannot be changed, and tags:
-``bundle_uri``, ``bundle_sha256``, ``scores_uri``, ``parent`` (hash of the bundle that it was trained from, or empty).
+``bundle_uri``, ``bundle_sha256``, ``manifest_sha256`` (of the bytes of ``bundle.json``, which binds its base's place
+too), ``scores_uri``, ``parent`` (hash of the bundle that it was trained from, or empty).
 """
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -34,6 +36,10 @@ class ModelReference:
     """Where the scores are that it was judged by."""
     parent: str | None = None
     """Hash of the bundle that it was trained from."""
+    manifest_sha256: str | None = None
+    """Hash of the bytes of its ``bundle.json``; None for a version of an earlier version of this software."""
+    refused: bool = False
+    """Whether the gate refused it, and has not let it pass since."""
 
     def __str__(self) -> str:
         return f"models:/{self.name}/{self.version}" if self.name else self.bundle_uri
@@ -43,6 +49,11 @@ def identify(bundle_uri: str) -> str:
     """The hash of the bundle at ``bundle_uri``; InputError if there is none."""
     store = open_store(bundle_uri)
     return bundle_sha256(parse_manifest(store.read(MANIFEST), store.uri_of(MANIFEST)))
+
+
+def manifest_sha256(bundle_uri: str) -> str:
+    """The hash of the bytes of a bundle's ``bundle.json``."""
+    return hashlib.sha256(open_store(bundle_uri).read(MANIFEST)).hexdigest()
 
 
 class Registry:
@@ -88,6 +99,8 @@ class Registry:
         for version in self._versions(name):
             same = _content(version) == tags["bundle_sha256"] and version.tags.get("bundle_uri") == tags["bundle_uri"]
             if same and version.tags.get("bundle_sha256") == tags["bundle_sha256"]:
+                if "manifest_sha256" not in version.tags:  # of an earlier version of this software
+                    self.tag(_reference(version), {"manifest_sha256": tags["manifest_sha256"]})
                 return _reference(version)
         with mlflow_errors(self.uri):
             # MLflow's server takes no local path as a source, so the source is the content; the tag says where it is.
@@ -100,6 +113,11 @@ class Registry:
         with mlflow_errors(self.uri):
             for key, value in tags.items():
                 self._client.set_model_version_tag(version.name, str(version.version), key, value)
+
+    def withdraw_refusal(self, version: ModelReference) -> None:
+        """Record that the gate lets ``version`` pass, before the promotion log says so."""
+        if version.refused:
+            self.tag(version, {"gate": "passed"})
 
     def tag_model(self, name: str, key: str, value: str) -> None:
         """Set a tag of the registered model."""
@@ -171,4 +189,6 @@ def _reference(version: Any) -> ModelReference:
         version=int(version.version),
         scores_uri=tags.get("scores_uri"),
         parent=tags.get("parent") or None,
+        manifest_sha256=tags.get("manifest_sha256"),
+        refused=tags.get("gate") == "refused",
     )

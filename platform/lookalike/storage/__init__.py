@@ -2,9 +2,11 @@
 
 from lookalike.storage.documents import read_json, read_lines, read_object
 from lookalike.storage.snapshot import (
+    check_file,
     latest_version,
     list_versions,
     publish,
+    read_file,
     read_manifest,
     version_store,
 )
@@ -13,12 +15,14 @@ from lookalike.storage.store import ObjectInfo, Store, locate_object, open_store
 __all__ = [
     "ObjectInfo",
     "Store",
+    "check_file",
     "latest_version",
     "list_versions",
     "locate_object",
     "open_store",
     "overlap",
     "publish",
+    "read_file",
     "read_json",
     "read_lines",
     "read_manifest",

@@ -1,5 +1,7 @@
 """Bundles of a run in its store, and opened where a process can read them. Light at import: drivers use it."""
 
+import hashlib
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -7,15 +9,18 @@ from pathlib import Path
 from lookalike.diffusion.stages import stages_of
 from lookalike.errors import InputError
 from lookalike.models import bundle as bundles
+from lookalike.models.contents import check_hashes, check_index, check_listed, counts, is_index
+from lookalike.models.digests import file_sha256s
 from lookalike.models.presets import check_lora, load_preset
 from lookalike.models.sources import materialise
 from lookalike.scratch import kept_folder, scratch
 from lookalike.storage import Store, open_store
 from lookalike.storage.local import LocalStore
-from lookalike.storage.store import download_tree, upload_tree
+from lookalike.storage.store import upload_tree
 from lookalike.training.config import TrainConfig
 
 INITIAL, BUNDLE = "initial", "bundle"
+_BLOCK = 16 << 20  # bytes of a range request
 
 
 @dataclass(frozen=True)
@@ -64,23 +69,86 @@ def finished_bundle(store: Store) -> BundleReference | None:
     return reference(target.uri) if target.exists(bundles.MANIFEST) else None
 
 
-@lru_cache(maxsize=4)
-def local_bundle(uri: str) -> Path:
-    """A local folder with the bundle at ``uri``: that folder itself if it is local, else a copy that is removed
-    when the process ends."""
+def local_bundle(uri: str, sha256: str | None = None) -> Path:
+    """A local folder with the bundle at ``uri``, every file of which was verified: that folder itself if it is local,
+    else a copy that is removed when the process ends.
+
+    Raises:
+        InputError: no bundle, a damaged one, or another one than that with the identity ``sha256``.
+    """
     store = open_store(uri)
-    return store.root if isinstance(store, LocalStore) else download_tree(store, kept_folder("bundle"))
+    folder = store.root if isinstance(store, LocalStore) else _downloaded(uri)
+    check_identity(store.uri, bundles.bundle_sha256(bundles.verify(folder, store.uri)), sha256)
+    return folder
+
+
+def check_identity(where: str, found: str, expected: str | None) -> None:
+    """Raise InputError if the bundle at ``where`` has another identity than the expected one."""
+    if expected is not None and found != expected:
+        raise InputError(
+            f"the bundle here was replaced: it is {found[:12]}, and {expected[:12]} is expected",
+            value=where,
+            fix="restore the expected one, or start again with this one at another output",
+        )
+
+
+@lru_cache(maxsize=4)
+def _downloaded(uri: str) -> Path:
+    """A copy of the files that the manifest lists; each is hashed while the next ones are on their way."""
+    store, folder = open_store(uri), kept_folder("bundle")
+    store.download(bundles.MANIFEST, folder / bundles.MANIFEST)
+    listed = bundles.read_manifest(folder)["components"]
+    check_listed(listed, {info.key for info in store.list()} - {bundles.MANIFEST}, store.uri)
+    with ThreadPoolExecutor(max_workers=4) as pool:
+        hashes = []
+        for name in listed:
+            store.download(name, folder / name)
+            hashes.append(pool.submit(file_sha256s, folder, [name], keep=False))
+        found = {name: sha256 for done in hashes for name, sha256 in done.result().items()}
+    check_hashes(listed, found, store.uri)
+    return folder
 
 
 def reference(uri: str) -> BundleReference:
-    """The finished bundle at ``uri``."""
+    """The finished bundle at ``uri``, verified."""
     return BundleReference(uri, bundles.bundle_sha256(bundles.read_manifest(local_bundle(uri))))
 
 
+def verify_bundle(uri: str) -> str:
+    """Verify the bundle at ``uri`` without a copy of it; returns its identity. Raises InputError as local_bundle."""
+    store = open_store(uri)
+    if isinstance(store, LocalStore):
+        return reference(uri).sha256
+    manifest = bundles.parse_manifest(store.read(bundles.MANIFEST), store.uri_of(bundles.MANIFEST))
+    listed = manifest["components"]
+    sizes = {info.key: info.size for info in store.list() if info.key != bundles.MANIFEST}
+    check_listed(listed, set(sizes), store.uri)
+    with ThreadPoolExecutor(max_workers=4) as pool:
+        hashes = pool.map(lambda name: _streamed_sha256(store, name, sizes[name]), listed)
+        check_hashes(listed, dict(zip(listed, hashes, strict=True)), store.uri)
+    for name in filter(is_index, listed):
+        check_index(name, store.read(name), listed, store.uri)
+    return bundles.bundle_sha256(manifest)
+
+
+def _streamed_sha256(store: Store, key: str, size: int) -> str:
+    digest = hashlib.sha256()
+    for start in range(0, size, _BLOCK):
+        digest.update(store.read_range(key, start, min(_BLOCK, size - start)))
+    return digest.hexdigest()
+
+
 def upload_bundle(folder: Path, store: Store) -> None:
-    """Copy a bundle; ``bundle.json`` goes last, since without it there is no bundle."""
+    """Copy a bundle to its run; ``bundle.json`` goes last, since without it there is no bundle.
+
+    What an earlier attempt left there that was killed, and exported into other files, is removed.
+    """
     manifest = folder / bundles.MANIFEST
     data = manifest.read_bytes()
+    listed = bundles.parse_manifest(data, str(manifest))["components"]
+    for info in store.list():
+        if counts(info.key) and info.key not in listed:
+            store.delete(info.key)
     manifest.unlink()
     upload_tree(folder, store)
     store.write(bundles.MANIFEST, data)

@@ -324,6 +324,8 @@ class TrainConfig:
     """MLflow tracking URI; by default MLFLOW_TRACKING_URI."""
     experiment: str = "lookalike"
     """MLflow experiment."""
+    owner: str | None = None
+    """CUSTOMER--SUBJECT that the bundle is made for: it becomes champion of no other model."""
 
     def __post_init__(self) -> None:
         check_values(self)

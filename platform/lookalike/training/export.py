@@ -88,7 +88,7 @@ def export_bundle(config: TrainConfig, store: Store, step: int) -> BundleReferen
         else:
             shutil.copytree(initial, folder, dirs_exist_ok=True)
         expected, merged = _save_trained(config, initial, weights, folder)
-        bundles.write_manifest(folder, preset, base)
+        bundles.write_manifest(folder, preset, base, config.owner)
         _verify(config, folder, initial if base else None, {**weights, **merged}, expected)
         upload_bundle(folder, target)
     return reference(target.uri)

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -39,6 +40,11 @@ BROKEN = {
     "a location is a number": _changed("bundle", "uri", value=5),
     "a hash is null": _changed("bundle", "sha256", value=None),
     "a hash is empty": _changed("suite", "sha256", value=""),
+    "a mean is infinite": _changed("metrics", "loss_gap", "mean", value=math.inf),
+    "an end is text with an exponent": _changed("metrics", "loss_gap", "high", value="9e9"),
+    "a count is a fraction": _changed("metrics", "loss_gap", "n", value=8.5),
+    "a count is negative": _changed("metrics", "loss_gap", "n", value=-1),
+    "the hash of the measurements is a number": _changed("measurements_sha256", value=5),
     "conditions of another name": _changed("conditions", value="wrong"),
     "conditions are a list": _changed("conditions", value=[]),
     "an embedder is a number": _changed("embedder", value=5),
@@ -56,7 +62,9 @@ def test_broken_scores_are_an_error_that_names_the_file(data: bytes) -> None:
 
 
 def test_scores_come_back_as_they_were_written() -> None:
-    assert Scores.from_json(scores(gap=math.inf).to_json(), "scores.json") == scores(gap=math.inf)
+    assert Scores.from_json(scores().to_json(), "scores.json") == scores()
+    hashed = replace(scores(), measurements_sha256="m" * 64)
+    assert Scores.from_json(hashed.to_json(), "scores.json") == hashed
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])

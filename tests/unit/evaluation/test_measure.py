@@ -4,7 +4,8 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from lookalike.evaluation.measure import ImageScorer, Measurement, Task, similarity, summarise, with_prefix
+from lookalike.evaluation.measure import ImageScorer, Task, similarity, with_prefix
+from lookalike.evaluation.measurements import Measurement, summarise
 
 
 class _Colours:

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from lookalike.diffusion.flow import FlowConfig
-from lookalike.evaluation.measure import Measurement, paired_losses
+from lookalike.evaluation.measure import paired_losses
+from lookalike.evaluation.measurements import Measurement
 from lookalike.models.batch import Batch, to_batch
 from lookalike.models.preprocess import Preprocessor
 from lookalike.models.subject import SubjectModel

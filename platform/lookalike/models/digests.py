@@ -1,0 +1,173 @@
+"""SHA-256 of files, remembered: a file that was hashed and has not changed since is not read again.
+
+A file counts as unchanged while its path, device, inode, size, mtime and ctime stay; no program can set a ctime. What
+is remembered lies in ``lookalike/digests`` below ``XDG_CACHE_HOME`` (``~/.cache``), one small file for each folder. It
+belongs to this user alone: one that others could write is not used. Processes that want the same hashes at once wait
+for the first of them.
+"""
+
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import re
+import stat
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from lookalike.errors import InputError
+
+log = logging.getLogger(__name__)
+
+Stamp = tuple[str, int, int, int, int, int]
+"""Path, device, inode, size in bytes, mtime and ctime in ns."""
+
+_BLOCK = 4 << 20  # bytes read at once
+_THREADS = 8
+_SETTLED_NS = 50_000_000  # clocks of file systems tick every 1 to 10 ms: within a tick a change leaves no trace
+_MOST_FOLDERS = 512  # remembered; the oldest are forgotten
+_WORTH_A_LINE = 1 << 30  # bytes to hash, above which the log says so
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+_known: dict[Stamp, str] = {}
+_warned: set[str] = set()
+
+
+def file_sha256s(folder: Path, names: Iterable[str], *, keep: bool = True) -> dict[str, str]:
+    """SHA-256 (hex) of files below ``folder``, by name; ``keep=False`` remembers them in this process only.
+
+    Raises:
+        InputError: a file cannot be read, or changes while it is read.
+    """
+    stamps = {name: _stamp(folder / name) for name in names}
+    if any(stamp not in _known for stamp in stamps.values()):
+        memory = _memory(folder) if keep else None
+        with _one_at_a_time(memory):
+            if memory is not None:
+                _known.update(_recall(memory))
+            missing = [name for name, stamp in stamps.items() if stamp not in _known]
+            if missing:
+                stamps |= _hash(folder, missing, wait=keep)
+                if memory is not None:
+                    _remember(memory, {stamp: _known[stamp] for stamp in stamps.values()})
+    return {name: _known[stamp] for name, stamp in stamps.items()}
+
+
+def _hash(folder: Path, names: list[str], wait: bool) -> dict[str, Stamp]:
+    """Hash these files into ``_known``; returns their stamps. Files of this process alone need no ``wait``."""
+    stamps = {name: _stamp(folder / name) for name in names}
+    if wait:
+        _let_clock_pass(max(stamp[5] for stamp in stamps.values()))
+    size, started = sum(stamp[3] for stamp in stamps.values()), time.perf_counter()
+    if size >= _WORTH_A_LINE:
+        log.info("verifying %.1f GB in %d files: %s", size / 1e9, len(names), folder)
+    largest_first = sorted(names, key=lambda name: -stamps[name][3])
+    with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as pool:
+        hashes = dict(zip(largest_first, pool.map(lambda name: sha256_of(folder / name), largest_first), strict=True))
+    if size >= _WORTH_A_LINE:
+        log.info("verified %.1f GB at %.2f GB/s", size / 1e9, size / 1e9 / (time.perf_counter() - started))
+    for name in names:
+        if _stamp(folder / name) != stamps[name]:
+            raise InputError("a file changed while it was read", value=str(folder / name), fix="try again")
+        _known[stamps[name]] = hashes[name]
+    return stamps
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 (hex) of a file. Raises InputError if it cannot be read."""
+    digest, block = hashlib.sha256(), memoryview(bytearray(_BLOCK))
+    try:
+        with path.open("rb", buffering=0) as file:
+            while read := file.readinto(block):
+                digest.update(block[:read])  # without the interpreter's lock
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    return digest.hexdigest()
+
+
+def _stamp(path: Path) -> Stamp:
+    try:
+        found = path.stat()
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    return str(path.absolute()), found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+def _unreadable(path: Path, error: OSError) -> InputError:
+    return InputError(f"cannot read: {error.strerror or error}", value=str(path), fix="check its permissions and disk")
+
+
+def _let_clock_pass(newest_ns: int) -> None:
+    """Wait until a change would leave another time than ``newest_ns``, the newest change so far."""
+    age = time.time_ns() - newest_ns
+    if age < _SETTLED_NS:
+        time.sleep(min(_SETTLED_NS - age, 2 * _SETTLED_NS) / 1e9)
+
+
+def _memory(folder: Path) -> Path | None:
+    """Where the hashes of the files of ``folder`` are remembered; None if no place is safe."""
+    try:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lookalike" / "digests"
+        cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = cache.lstat()
+    except (OSError, RuntimeError) as error:  # no home, a read-only one, a full disk
+        _warn_once(f"hashes of files are not remembered: {error}")
+        return None
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
+        _warn_once(f"hashes of files are not remembered: others can write {cache}; make it yours (chmod 700)")
+        return None
+    return cache / f"{hashlib.sha256(os.fsencode(folder.absolute())).hexdigest()[:32]}.json"
+
+
+def _warn_once(message: str) -> None:
+    if message not in _warned:
+        log.warning(message)
+    _warned.add(message)
+
+
+@contextmanager
+def _one_at_a_time(memory: Path | None) -> Iterator[None]:
+    """Hold the lock of ``memory``; without locks (some network file systems) everybody hashes."""
+    if memory is None:
+        yield
+        return
+    lock = -1
+    with suppress(OSError):
+        lock = os.open(memory.with_suffix(".lock"), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        if lock >= 0:
+            os.close(lock)
+
+
+def _recall(memory: Path) -> dict[Stamp, str]:
+    """What is remembered; nothing if the file is missing or damaged."""
+    recalled: dict[Stamp, str] = {}
+    try:
+        for path, device, inode, size, mtime, ctime, sha256 in json.loads(memory.read_bytes())["files"]:
+            if _SHA256.fullmatch(sha256):
+                recalled[path, int(device), int(inode), int(size), int(mtime), int(ctime)] = sha256
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return {}
+    return recalled
+
+
+def _remember(memory: Path, hashes: Mapping[Stamp, str]) -> None:
+    """Write the memory whole, and forget the oldest ones; a full disk costs the memory only."""
+    with suppress(OSError):
+        handle, part = tempfile.mkstemp(dir=memory.parent, suffix=".part")
+        with os.fdopen(handle, "w") as file:
+            json.dump({"files": [[*stamp, sha256] for stamp, sha256 in hashes.items()]}, file)
+        Path(part).replace(memory)
+        memories = sorted(memory.parent.glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
+        for old in memories[:-_MOST_FOLDERS]:
+            old.unlink(missing_ok=True)
+            old.with_suffix(".lock").unlink(missing_ok=True)

@@ -1,0 +1,114 @@
+"""Images and tables of a snapshot that were replaced after it was curated are refused before they are used."""
+
+import hashlib
+import io
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from lookalike.config import fingerprint
+from lookalike.data.triplets import SCHEMA, TABLE, load_images, load_latents, read_table, read_triplets
+from lookalike.errors import InputError
+from lookalike.storage import Store, open_store, read_manifest
+from pipelines.train.samples import TripletSource, prepare
+from tests.poisoned import SHARD, write_snapshot
+
+
+@pytest.fixture
+def version(tmp_path: Path) -> Store:
+    """A version whose rows have the hashes of their images, as curation writes them."""
+    folder = Path(write_snapshot(tmp_path / "dataset", [None, None])) / "v0001"
+    data = (folder / SHARD).read_bytes()
+    rows = pq.read_table(folder / TABLE).to_pylist()
+
+    def sha256(offset: int, length: int) -> str:
+        return hashlib.sha256(data[offset : offset + length]).hexdigest()
+
+    for row in rows:
+        row["target_sha256"] = sha256(row["target_offset"], row["target_length"])
+        places = zip(row["reference_offsets"], row["reference_lengths"], strict=True)
+        row["reference_sha256s"] = [sha256(*place) for place in places]
+        row["latents_sha256"] = sha256(row["latents_offset"], row["latents_length"])
+    _write_table(folder, rows)
+    return open_store(str(folder))
+
+
+def _write_table(folder: Path, rows: list[dict]) -> None:
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows, SCHEMA), buffer)
+    (folder / TABLE).write_bytes(buffer.getvalue())
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"][TABLE] = hashlib.sha256(buffer.getvalue()).hexdigest()
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+def _replace(version: Store, offset: int, data: bytes) -> None:
+    shard = version.read(SHARD)
+    version.write(SHARD, shard[:offset] + data + shard[offset + len(data) :])
+
+
+@pytest.mark.parametrize("part", ["target", "reference"])
+def test_replaced_image_is_refused(version: Store, part: str) -> None:
+    """Another image of the dataset in its place: it decodes, and it has the same length."""
+    first, second = read_triplets(version)
+    load_images(version, first)
+    offset = first.target_offset if part == "target" else first.reference_offsets[0]
+    image = version.read_range(SHARD, second.target_offset, second.target_length)
+    _replace(version, offset, image[: first.target_length if part == "target" else first.reference_lengths[0]])
+    with pytest.raises(InputError, match=r"(the target|reference 0) has changed since it was curated: .*its row has"):
+        load_images(version, first)
+    load_images(version, second)
+
+
+def test_replaced_latents_are_refused(version: Store) -> None:
+    row = read_table(version).to_pylist()[0]
+    load_latents(version, row)
+    _replace(version, row["latents_offset"] + row["latents_length"] - 8, bytes(8))
+    with pytest.raises(InputError, match="the latents has changed since it was curated"):
+        load_latents(version, row)
+
+
+def test_replaced_table_is_refused(version: Store) -> None:
+    rows = read_table(version).to_pylist()
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist([{**row, "prompt": "someone else"} for row in rows], SCHEMA), buffer)
+    version.write(TABLE, buffer.getvalue())
+    with pytest.raises(InputError, match=f"a file of the snapshot has changed: .*{TABLE}"):
+        read_triplets(version)
+
+
+def test_shard_of_an_earlier_version_is_hashed_whole(tmp_path: Path) -> None:
+    """Its rows have no hashes."""
+    version = open_store(write_snapshot(tmp_path / "dataset", [None, None]) + "/v0001")
+    first, _ = read_triplets(version)
+    assert first.target_sha256 is None
+    load_images(version, first)
+    other = open_store(str(shutil.copytree(tmp_path / "dataset", tmp_path / "other") / "v0001"))
+    _replace(other, first.target_offset + first.target_length - 20, bytes(8))
+    with pytest.raises(InputError, match=f"a file of the snapshot has changed: .*{SHARD}"):
+        load_images(other, first)
+
+
+def test_run_reads_the_snapshot_that_it_began_with(version: Store, bundle_dir: Path) -> None:
+    """Table and manifest are replaced together, between the driver and its workers."""
+    sha256 = fingerprint(read_manifest(version.parent, 1))
+    source = TripletSource(version.uri, "train", str(bundle_dir), snapshot_sha256=sha256)
+    assert source.table().num_rows == 2
+    rows = read_table(version).to_pylist()
+    _write_table(Path(version.uri.removeprefix("file://")), rows[:1])
+    moved = TripletSource(f"{version.uri}/../v0001", "train", str(bundle_dir), snapshot_sha256=sha256)
+    with pytest.raises(InputError, match="manifest of the snapshot has changed"):
+        moved.table()
+
+
+def test_replaced_image_is_no_sample_of_a_training(version: Store, bundle_dir: Path) -> None:
+    first = read_triplets(version)[0]
+    _replace(version, first.target_offset + first.target_length - 20, bytes(8))
+    columns = prepare(TripletSource(version.uri, "train", str(bundle_dir)), np.array([0, 1]))
+    assert columns["weight"].tolist() == [0.0, 1.0]
+    assert "has changed since it was curated" in columns["reason"][0]
