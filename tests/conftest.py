@@ -18,6 +18,15 @@ _STACK = REPO / "infra" / "local" / "stack.py"
 _CLIENT_VARIABLES = ("AWS_", "MLFLOW_TRACKING", "RAY_ADDRESS", "RAY_API_SERVER", "RAY_AUTH")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def ray_token() -> Iterator[None]:
+    """Clusters that this test process starts require a token of its own; its jobs make their own."""
+    from pipelines.private_ray import fresh_token
+
+    with fresh_token():
+        yield
+
+
 @dataclass(frozen=True)
 class LocalStack:
     """A stack in ``folder``; ``up`` adds services to it, ``environment`` is what its env file exports."""
