@@ -6,10 +6,13 @@ import warnings
 from dataclasses import dataclass
 from typing import Any
 
-from lookalike.errors import LookalikeError, StoppedError
+from lookalike.errors import BusyError, LookalikeError, StoppedError
 from lookalike.training.config import TrainConfig
 from lookalike.training.plan import EpochPlan
 from pipelines.train.samples import TripletSource
+
+
+LEASE = "lease"  # of a run, below its prefix
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,8 @@ class WorkerSettings:
     """When the run was first submitted, in seconds since 1970."""
     terminal: bool
     """Whether somebody looks on in a terminal."""
+    lease: int
+    """Number of the driver's lease of the run."""
 
 
 def train_worker(loop_config: dict[str, Any]) -> LookalikeError | None:
@@ -56,6 +61,6 @@ def train_worker(loop_config: dict[str, Any]) -> LookalikeError | None:
     rank = Rank(context.get_world_rank(), context.get_world_size())
     try:
         run_rank(settings, rank)
-    except (StoppedError, TrainingDivergedError, UnusableDataError) as error:
+    except (BusyError, StoppedError, TrainingDivergedError, UnusableDataError) as error:
         return error
     return None

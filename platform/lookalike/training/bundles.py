@@ -1,5 +1,6 @@
 """Bundles of a run in its store, and opened where a process can read them. Light at import: drivers use it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -77,10 +78,15 @@ def reference(uri: str) -> BundleReference:
     return BundleReference(uri, bundles.bundle_sha256(bundles.read_manifest(local_bundle(uri))))
 
 
-def upload_bundle(folder: Path, store: Store) -> None:
-    """Copy a bundle; ``bundle.json`` goes last, since without it there is no bundle."""
+def upload_bundle(folder: Path, store: Store, check: Callable[[], None] = lambda: None) -> None:
+    """Copy a bundle; ``bundle.json`` goes last, since without it there is no bundle.
+
+    ``check`` raises if another process may write here by now; it is called before the copy and before the manifest.
+    """
     manifest = folder / bundles.MANIFEST
     data = manifest.read_bytes()
     manifest.unlink()
+    check()
     upload_tree(folder, store)
+    check()
     store.write(bundles.MANIFEST, data)
