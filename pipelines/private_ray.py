@@ -35,9 +35,8 @@ def fresh_token() -> Iterator[None]:
     before = {name: os.environ.get(name) for name in (MODE, TOKEN, TOKEN_PATH)}
     with _folder("ray-token") as folder:
         path = folder / "token"
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with open(descriptor, "w") as file:
-            file.write(secrets.token_hex(32))
+        path.touch(mode=0o600, exist_ok=False)
+        path.write_text(secrets.token_hex(32))
         try:
             _export({MODE: "token", TOKEN: None, TOKEN_PATH: str(path)})
             yield
@@ -49,8 +48,11 @@ def fresh_token() -> Iterator[None]:
 def session_folder() -> Iterator[str | None]:
     """A folder for Ray's sockets, logs and unpacked code that no other user can enter, removed at the end.
 
-    None, which means Ray's own place, if TMPDIR is too long for the path of a socket.
+    None, which means Ray's own place, if RAY_TMPDIR names that or TMPDIR is too long for the path of a socket.
     """
+    if os.environ.get("RAY_TMPDIR"):
+        yield None
+        return
     with _folder("ray") as folder:
         fits = len(os.fsencode(folder / _SOCKET)) <= _SOCKET_PATH_BYTES
         if not fits:
@@ -60,7 +62,7 @@ def session_folder() -> Iterator[str | None]:
 
 @contextmanager
 def _folder(purpose: str) -> Iterator[Path]:
-    """A temporary folder for the block. (``scratch`` would take the job's own errors for those of this folder's disk.)"""
+    """A temporary folder for the block; ``scratch`` would take the job's own errors for those of this folder's disk."""
     folder = kept_folder(purpose)
     try:
         yield folder

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import requests
 import yaml
 
 REPO = Path(__file__).resolve().parents[1]
@@ -79,10 +80,27 @@ def s3_uri(s3_server: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 @pytest.fixture(scope="session")
-def mlflow_server(local_stack: LocalStack) -> str:
-    """The tracking URI of a real MLflow server."""
+def mlflow_server(local_stack: LocalStack) -> Iterator[str]:
+    """The tracking URI of a real MLflow server, with the environment to enter it."""
     local_stack.up("mlflow")
-    return local_stack.environment["MLFLOW_TRACKING_URI"]
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
+            patch.setenv(name, local_stack.environment[name])
+        yield local_stack.environment["MLFLOW_TRACKING_URI"]
+
+
+@pytest.fixture
+def mlflow_user(mlflow_server: str) -> Callable[[str, str], None]:
+    """``mlflow_user("mia", "a password")``: somebody whom the MLflow server lets in, and who sees nothing of others."""
+
+    def create(name: str, password: str) -> None:
+        admin = (os.environ["MLFLOW_TRACKING_USERNAME"], os.environ["MLFLOW_TRACKING_PASSWORD"])
+        user = {"username": name, "password": password}
+        requests.post(
+            f"{mlflow_server}/api/2.0/mlflow/users/create", json=user, auth=admin, timeout=30
+        ).raise_for_status()
+
+    return create
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,6 @@ from lookalike.training.config import TrainConfig
 from lookalike.training.plan import EpochPlan
 from pipelines.train.samples import TripletSource
 
-
 LEASE = "lease"  # of a run, below its prefix
 
 

@@ -224,7 +224,10 @@ GOOD = {"host": "elsewhere", "pid": 1, "since": 0.0, "expires": 0.0}
 def test_a_broken_lease_is_named_and_broken_by_a_command(tmp_path: Path, record: bytes) -> None:
     store = open_store(str(tmp_path / "run" / "lease"))
     store.write("00000041.json", record)
-    with pytest.raises(InputError, match=r"00000041.json.*run: python jobs/break_lease.py --lease") as caught, hold(store):
+    with (
+        pytest.raises(InputError, match=r"00000041.json.*run: python jobs/break_lease.py --lease") as caught,
+        hold(store),
+    ):
         pass
     assert str(caught.value).endswith(f"--lease {store.uri}")
     assert len(str(caught.value)) < 1000

@@ -141,7 +141,9 @@ def _answers(host: str, port: int, token: str | None) -> set[str]:
                 codes.add(error.code().name)
     try:
         connection = http.client.HTTPConnection(host, port, timeout=5)
-        connection.request("POST", "/api/job_agent/jobs/", headers={"Authorization": f"Bearer {token}"} if token else {})
+        connection.request(
+            "POST", "/api/job_agent/jobs/", headers={"Authorization": f"Bearer {token}"} if token else {}
+        )
         codes.add(str(connection.getresponse().status))
     except (OSError, http.client.HTTPException):
         pass

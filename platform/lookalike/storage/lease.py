@@ -32,6 +32,7 @@ _BEAT_S = 10.0
 _LONGEST_S = 3600.0  # no holder asks for more at a time
 _LARGEST_PID = 2**31 - 1
 _LARGEST_RECORD = 64 << 10  # bytes
+_AFTER_IT = "let that one work; the same command resumes after it"
 _NUMBERED = re.compile(r"^(\d{8,})\.json$")
 _CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)  # counts while a process or the machine is suspended
 
@@ -52,7 +53,7 @@ class Fence:
             raise BusyError(
                 f"the lease was lost to another worker, which has number {newest}",
                 value=self.number,
-                fix="let that one work; the same command resumes after it",
+                fix=_AFTER_IT,
             )
 
 
@@ -77,7 +78,11 @@ class Lease:
         """Ask the store, before each commit. Raises BusyError if another one holds the lease by now."""
         try:
             if self.lost.is_set():
-                raise BusyError("the lease was lost to another worker", value=self.number, fix="let that one work; the same command resumes after it")
+                raise BusyError(
+                    "the lease was lost to another worker",
+                    value=self.number,
+                    fix=_AFTER_IT,
+                )
             if _now() - self.renewed > self.ttl_s:  # this process was stopped: others take it for dead
                 self.renew()
             else:

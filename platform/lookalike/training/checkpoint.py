@@ -1,4 +1,4 @@
-"""Checkpoints: trainable state by parameter name in safetensors, and a COMMIT marker, written last, that names each file.
+"""Checkpoints: trainable state by parameter name in safetensors, and a COMMIT, written last, that names each file.
 
 ``checkpoints/step-00000120.2/part-00000.safetensors … state.json COMMIT``, where 2 is the number of the writer's lease
 (:mod:`lookalike.training.marks`). Keys are ``master/NAME``, ``exp_avg/NAME``, ``exp_avg_sq/NAME`` and, where an average

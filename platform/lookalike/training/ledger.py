@@ -1,8 +1,8 @@
 """Which samples each step has learned from, so that "each exactly once" can be checked after any number of restarts.
 
 ``ledger/step-00000120.2.jsonl`` comes with the checkpoint after 120 steps under lease 2 and holds the steps since the
-one before, a line each: ``{"step": 119, "epoch": 3, "samples": [ids in the order of the plan's slots]}``. A step with slots whose
-sample could not be prepared also has ``"quarantined": [{"sample": id, "slot": 7, "reason": "…"}]``.
+one before, a line each: ``{"step": 119, "epoch": 3, "samples": [ids in the order of the plan's slots]}``. A step with
+slots whose sample could not be prepared also has ``"quarantined": [{"sample": id, "slot": 7, "reason": "…"}]``.
 """
 
 import json
