@@ -20,12 +20,13 @@ _CLIENT_VARIABLES = ("AWS_", "MLFLOW_TRACKING", "RAY_ADDRESS", "RAY_API_SERVER",
 
 
 @pytest.fixture(scope="session", autouse=True)
-def ray_token() -> Iterator[None]:
-    """Clusters that this test process starts require a token of its own; its jobs make their own."""
-    from pipelines.private_ray import fresh_token
+def ray_token() -> Iterator[dict[str, str]]:
+    """Clusters that this test process starts require a token of its own. The environment for a job that joins one;
+    others make theirs."""
+    from pipelines.private_ray import MODE, TOKEN_PATH, fresh_token
 
     with fresh_token():
-        yield
+        yield {name: os.environ[name] for name in (MODE, TOKEN_PATH) if name in os.environ}
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import warnings
 from dataclasses import dataclass
 from typing import Any
 
-from lookalike.errors import BusyError, LookalikeError, StoppedError
+from lookalike.errors import LookalikeError, StoppedError
 from lookalike.training.config import TrainConfig
 from lookalike.training.plan import EpochPlan
 from pipelines.train.samples import TripletSource
@@ -41,7 +41,8 @@ class WorkerSettings:
 def train_worker(loop_config: dict[str, Any]) -> LookalikeError | None:
     """Entry point of a Ray Train worker.
 
-    Returns why training ended early where going on would not help: an exception would start the group again.
+    Returns why training ended early where going on would not help: an exception would start the group again. A lost
+    lease is raised: the first rank notices it alone, and the others would wait for it; a group that starts again ends.
     """
     import ray.train
 
@@ -60,6 +61,6 @@ def train_worker(loop_config: dict[str, Any]) -> LookalikeError | None:
     rank = Rank(context.get_world_rank(), context.get_world_size())
     try:
         run_rank(settings, rank)
-    except (BusyError, StoppedError, TrainingDivergedError, UnusableDataError) as error:
+    except (StoppedError, TrainingDivergedError, UnusableDataError) as error:
         return error
     return None
