@@ -110,7 +110,7 @@ def test_nothing_answers_without_a_key(local_stack: LocalStack, ray_cluster: dic
     ):
         for method in ("GET", "POST", "PUT", "DELETE"):
             status = _status(method, ports[name], path, b"{}")
-            assert status in expected | {405}, (name, path, method, status)
+            assert status in expected | ({400, 405} if method != "GET" else set()), (name, path, method, status)
     wrong = {"Authorization": "Basic " + base64.b64encode(b"lookalike:lookalike").decode()}
     assert _status("GET", ports["mlflow"], "/api/2.0/mlflow/experiments/search?max_results=1", headers=wrong) == 401
     wrong = {"Authorization": "Bearer " + "0" * 64}
