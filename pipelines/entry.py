@@ -9,8 +9,8 @@ import sys
 import threading
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from typing import TypeVar
+from contextlib import ExitStack, contextmanager, suppress
+from typing import Any, TypeVar
 
 from tenacity import before_sleep_log, retry, retry_if_exception_message, stop_after_attempt
 
@@ -19,6 +19,7 @@ from lookalike.errors import BusyError, LookalikeError, StoppedError, Unreachabl
 from lookalike.redaction import redact
 from lookalike.scratch import JOB_VARIABLE, sweep
 from pipelines.defaults import set_defaults
+from pipelines.private_ray import fresh_token, session_folder
 
 log = logging.getLogger(__name__)
 
@@ -126,24 +127,30 @@ class _Redacting(logging.Formatter):
 
 @contextmanager
 def ray_session() -> Iterator[None]:
-    """Join the cluster of RAY_ADDRESS (set inside ``ray job submit``), or start a private one for this process."""
+    """Join the cluster of RAY_ADDRESS (set inside ``ray job submit``), or start a private one for this process.
+
+    A cluster is joined with the token that the user's environment names; a private one makes its own.
+    """
     import ray
 
-    started = not ray.is_initialized()
-    if started:
-        address = os.environ.get("RAY_ADDRESS", "")
+    if ray.is_initialized():
+        yield
+        return
+    with ExitStack() as stack:
+        address = os.environ.get("RAY_ADDRESS", "").strip() or "local"
+        folder = None
+        if address == "local":
+            stack.enter_context(fresh_token())
+            folder = stack.enter_context(session_folder())
         try:
             _knock(address)
-            _init(address)
+            _init(address, folder)
         except OSError as error:  # ConnectionError is one
             raise UnreachableError(
                 "Ray does not answer", value=address, fix="check RAY_ADDRESS, and RAY_AUTH_MODE with its token"
             ) from error
-    try:
+        stack.callback(ray.shutdown)
         yield
-    finally:
-        if started:
-            ray.shutdown()
 
 
 patient = retry(
@@ -156,17 +163,19 @@ patient = retry(
 
 
 @patient
-def _init(address: str) -> None:
-    """Join a cluster, or start one."""
+def _init(address: str, folder: str | None) -> None:
+    """Join the cluster at ``address``, or start one (``local``) whose files lie in ``folder``."""
     import psutil  # comes with Ray
     import ray
 
     before = set(psutil.Process().children())
-    try:
+    options: dict[str, Any] = {}
+    if address == "local":
         # a private cluster ends with its job: nobody would look at its dashboard, which is half of its processes
-        dashboard = None if address else False
+        options = {"include_dashboard": False, "_temp_dir": folder}
+    try:
         # "local": without an address Ray joins whatever cluster somebody has started on this machine
-        ray.init(address or "local", include_dashboard=dashboard, log_to_driver=True, logging_level=logging.WARNING)
+        ray.init(address, log_to_driver=True, logging_level=logging.WARNING, **options)
     except Exception:
         for process in set(psutil.Process().children()) - before:  # Ray leaves them until we end
             process.kill()

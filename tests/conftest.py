@@ -11,11 +11,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import requests
 import yaml
 
 REPO = Path(__file__).resolve().parents[1]
 _STACK = REPO / "infra" / "local" / "stack.py"
 _CLIENT_VARIABLES = ("AWS_", "MLFLOW_TRACKING", "RAY_ADDRESS", "RAY_API_SERVER", "RAY_AUTH")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def ray_token() -> Iterator[dict[str, str]]:
+    """Clusters that this test process starts require a token of its own. The environment for a job that joins one;
+    others make theirs."""
+    from pipelines.private_ray import MODE, TOKEN_PATH, fresh_token
+
+    with fresh_token():
+        yield {name: os.environ[name] for name in (MODE, TOKEN_PATH) if name in os.environ}
 
 
 @dataclass(frozen=True)
@@ -70,10 +81,27 @@ def s3_uri(s3_server: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 @pytest.fixture(scope="session")
-def mlflow_server(local_stack: LocalStack) -> str:
-    """The tracking URI of a real MLflow server."""
+def mlflow_server(local_stack: LocalStack) -> Iterator[str]:
+    """The tracking URI of a real MLflow server, with the environment to enter it."""
     local_stack.up("mlflow")
-    return local_stack.environment["MLFLOW_TRACKING_URI"]
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
+            patch.setenv(name, local_stack.environment[name])
+        yield local_stack.environment["MLFLOW_TRACKING_URI"]
+
+
+@pytest.fixture
+def mlflow_user(mlflow_server: str) -> Callable[[str, str], None]:
+    """``mlflow_user("mia", "a password")``: somebody whom the MLflow server lets in, and who sees nothing of others."""
+
+    def create(name: str, password: str) -> None:
+        admin = (os.environ["MLFLOW_TRACKING_USERNAME"], os.environ["MLFLOW_TRACKING_PASSWORD"])
+        user = {"username": name, "password": password}
+        requests.post(
+            f"{mlflow_server}/api/2.0/mlflow/users/create", json=user, auth=admin, timeout=30
+        ).raise_for_status()
+
+    return create
 
 
 @pytest.fixture(scope="session")

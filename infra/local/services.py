@@ -3,7 +3,6 @@
 import json
 import random
 import secrets
-import shlex
 import socket
 import sys
 import tempfile
@@ -14,6 +13,8 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
+
+import keys
 
 HOST = "127.0.0.1"
 SERVICES = ("s3", "mlflow", "ray")
@@ -44,13 +45,16 @@ class Stack:
         """Variables by which clients find the services and may enter."""
         return {
             "AWS_ENDPOINT_URL": f"http://{HOST}:{self.ports['s3']}",
-            "AWS_ACCESS_KEY_ID": "lookalike",
+            "AWS_ACCESS_KEY_ID": keys.USER,
             "AWS_SECRET_ACCESS_KEY": self.secret,
             "AWS_DEFAULT_REGION": "us-east-1",
             "MLFLOW_TRACKING_URI": f"http://{HOST}:{self.ports['mlflow']}",
+            "MLFLOW_TRACKING_USERNAME": keys.USER,
+            "MLFLOW_TRACKING_PASSWORD": keys.derived(self.secret, "mlflow"),
             "RAY_ADDRESS": f"{HOST}:{self.ports['ray']}",
             "RAY_API_SERVER_ADDRESS": f"http://{HOST}:{self.ports['ray_dashboard']}",
             "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": "",  # one in the user's environment would come before the file
             "RAY_AUTH_TOKEN_PATH": str(self.folder / "ray-token"),
         }
 
@@ -61,25 +65,22 @@ class Stack:
 
 
 def load(folder: Path) -> Stack | None:
-    """The stack of a state folder, or None where there was none."""
+    """The stack of a state folder, or None if there was none. Files that an earlier version did not write are added."""
     path = folder / "stack.json"
-    return Stack(folder, **json.loads(path.read_text())) if path.exists() else None
+    if not path.exists():
+        return None
+    stack = Stack(folder, **json.loads(path.read_text()))
+    keys.write(folder, stack.secret, stack.environment())
+    return stack
 
 
 def create(folder: Path, fixed_ports: dict[str, int]) -> Stack:
     """Choose ports and keys for a new state folder, and write them with the env file; ``stack.json`` comes last."""
-    folder.mkdir(parents=True, exist_ok=True)
-    stack = Stack(folder, _free_ports(PORTS) | fixed_ports, secrets.token_hex(16))
-    _write_private(folder / "ray-token", secrets.token_hex(32))
-    identity = {
-        "name": "lookalike",
-        "credentials": [{"accessKey": "lookalike", "secretKey": stack.secret}],
-        "actions": ["Admin", "Read", "Write", "List", "Tagging"],
-    }
-    _write_private(folder / "s3.json", json.dumps({"identities": [identity]}))
-    exports = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in stack.environment().items())
-    _write_private(folder / "env", exports)
-    _write_private(folder / "stack.json", json.dumps({"ports": stack.ports, "secret": stack.secret}))
+    stack = Stack(keys.private_folder(folder), _free_ports(PORTS) | fixed_ports, secrets.token_hex(16))
+    keys.write(folder, stack.secret, stack.environment())
+    path = folder / "stack.json"
+    path.touch(mode=0o600)
+    path.write_text(json.dumps({"ports": stack.ports, "secret": stack.secret}))
     return stack
 
 
@@ -99,6 +100,7 @@ def s3_command(stack: Stack) -> list[str]:
         "admin.port": stack.ports["s3_admin"],
         "bucket": ",".join(BUCKETS),
         "s3.autoCreateBucket": "false",  # as on AWS, a typo in a bucket's name is an error
+        "disableHttp": "true",  # of master and filer, by which one could delete a bucket without a key
         "s3.port.iceberg": 0,
         "s3.port.lance": 0,
         "admin.ui": "false",
@@ -114,6 +116,7 @@ def s3_command(stack: Stack) -> list[str]:
 def mlflow_command(stack: Stack) -> list[str]:
     """MLflow with runs and models in sqlite, and artifacts in a folder that it serves itself."""
     flags = {
+        "app-name": "basic-auth",
         "host": HOST,
         "port": stack.ports["mlflow"],
         "workers": 1,
@@ -177,12 +180,7 @@ def _ray_folder(folder: Path) -> Path:
     inside = folder / "ray"
     if len(str(inside).encode()) <= _SOCKET_PATH_BYTES:
         return inside
-    return Path(tempfile.gettempdir()) / f"ray-{sha256(str(folder).encode()).hexdigest()[:8]}"
-
-
-def _write_private(path: Path, text: str) -> None:
-    path.touch(mode=0o600)
-    path.write_text(text)
+    return keys.private_folder(Path(tempfile.gettempdir()) / f"ray-{sha256(str(folder).encode()).hexdigest()[:8]}")
 
 
 def _http_status(url: str, token: str | None = None) -> int | None:

@@ -6,8 +6,9 @@
     python infra/local/stack.py down        # stops what `up` started, and nothing else
 
 Ports are free ones, and stay the same from `up` to `up`; data, logs and access keys lie below the state folder
-(.local; delete it to start afresh). S3 and MLflow listen on 127.0.0.1. Ray's own ports listen wider, as Ray has no
-option against it; it lets in who has the token that the env file names.
+(.local; delete it to start afresh), which no other user can enter. S3 and MLflow listen on 127.0.0.1 and ask for the
+keys of the env file. Ray's own ports listen wider, as Ray has no option against it; it lets in who has the token that
+the env file names.
 """
 
 import argparse
@@ -17,6 +18,7 @@ import sys
 import time
 from pathlib import Path
 
+import keys
 import processes
 import services
 from services import SERVICES, Stack
@@ -97,7 +99,7 @@ def main() -> int:
 def _environment(stack: Stack) -> dict[str, str]:
     """What the services, and so the jobs on the Ray head, find in their environment."""
     binaries = Path(sys.executable).parent  # the `python` of a submitted job is the first one on the head's PATH
-    environment = {**os.environ, **stack.environment()}
+    environment = {**os.environ, **stack.environment(), **keys.server_environment(stack.folder, stack.secret)}
     del environment["RAY_ADDRESS"], environment["RAY_API_SERVER_ADDRESS"]  # the head is no client of itself
     return environment | {
         "PATH": f"{binaries}{os.pathsep}{os.environ.get('PATH', os.defpath)}",

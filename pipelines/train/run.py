@@ -27,7 +27,7 @@ from lookalike.storage import (
 )
 from lookalike.storage.arrow import arrow_filesystem
 from lookalike.storage.claim import claim, read_claim
-from lookalike.storage.lease import hold
+from lookalike.storage.lease import Lease, hold
 from lookalike.tracking import tracking_uri
 from lookalike.tracking.events import PENDING
 from lookalike.training import checkpoint
@@ -39,7 +39,7 @@ from lookalike.training.watchdog import HANGS
 from lookalike.training.zero_config import check_schema, zero3_config
 from pipelines.entry import ray_session
 from pipelines.train.samples import TripletSource
-from pipelines.train.settings import WorkerSettings, train_worker
+from pipelines.train.settings import LEASE, WorkerSettings, train_worker
 from pipelines.train.tracked import record_result, tracking_run
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         log.info("this run is done already: %s", store.uri)
         return _earlier_result(config, store)
 
-    with hold(store.child("lease")):
+    with hold(store.child(LEASE), above=checkpoint.latest_lease(store)) as lease:
         initial = initial_bundle(config, store)
         latents = _latents_fit(manifest.get("latents"), initial.uri)
         uri, sha256 = version_store(dataset, version).uri, configs.fingerprint(manifest)
@@ -109,11 +109,12 @@ def train(config: TrainConfig) -> dict[str, Any]:
             base_sha256=initial.sha256,
             **tracking_run(config, store, snapshot),
             terminal=sys.stderr.isatty(),
+            lease=lease.number,
         )
         log.info("ready for its ranks in %.1f s", time.perf_counter() - started)
         with _ray_for(config), stops_on_sigterm(store, config.safety.grace_s):
-            _fit(settings, store)
-        return _finish(settings, store, snapshot)
+            _fit(settings, store, lease)
+        return _finish(settings, store, snapshot, lease)
 
 
 def _ray_for(config: TrainConfig) -> AbstractContextManager[None]:
@@ -144,7 +145,7 @@ def references_fit(source: TripletSource) -> None:
         )
 
 
-def _fit(settings: WorkerSettings, store: Store) -> None:
+def _fit(settings: WorkerSettings, store: Store, lease: Lease) -> None:
     config, workers = settings.config, settings.config.workers
     if checkpoint.newest(store) >= config.total_steps:
         return
@@ -174,6 +175,7 @@ def _fit(settings: WorkerSettings, store: Store) -> None:
     try:
         ended_early = trainer.fit().return_value
     except TrainingFailedError as error:
+        lease.check()  # a lost lease ends the ranks, and is the reason then
         hangs = sorted(info.key for info in store.list(f"{HANGS}/"))
         raise LookalikeError(
             f"training failed {workers.max_failures + 1} times",
@@ -235,7 +237,7 @@ def _earlier_result(config: TrainConfig, store: Store) -> dict[str, Any]:
     return result
 
 
-def _finish(settings: WorkerSettings, store: Store, snapshot: dict[str, Any]) -> dict[str, Any]:
+def _finish(settings: WorkerSettings, store: Store, snapshot: dict[str, Any], lease: Lease) -> dict[str, Any]:
     config = settings.config
     step = checkpoint.newest(store)
     if step < config.total_steps:
@@ -244,7 +246,7 @@ def _finish(settings: WorkerSettings, store: Store, snapshot: dict[str, Any]) ->
     if bundle is None:  # killed between the last checkpoint and the export, which is the first rank's work
         from lookalike.training.export import export_bundle
 
-        bundle = export_bundle(config, store, step)
+        bundle = export_bundle(config, store, step, lease.check)
     result = {
         "bundle_uri": bundle.uri,
         "bundle_sha256": bundle.sha256,
@@ -254,6 +256,7 @@ def _finish(settings: WorkerSettings, store: Store, snapshot: dict[str, Any]) ->
         "dataset": snapshot,
     }
     tags = {"bundle_uri": bundle.uri, "bundle_sha256": bundle.sha256}
+    lease.check()
     record_result(config, store, settings.tracking_run, tags)
     store.write(RESULT, configs.canonical_json(result).encode())
     return result

@@ -11,6 +11,8 @@ from lookalike.training.config import TrainConfig
 from lookalike.training.plan import EpochPlan
 from pipelines.train.samples import TripletSource
 
+LEASE = "lease"  # of a run, below its prefix
+
 
 @dataclass(frozen=True)
 class WorkerSettings:
@@ -32,12 +34,15 @@ class WorkerSettings:
     """When the run was first submitted, in seconds since 1970."""
     terminal: bool
     """Whether somebody looks on in a terminal."""
+    lease: int
+    """Number of the driver's lease of the run."""
 
 
 def train_worker(loop_config: dict[str, Any]) -> LookalikeError | None:
     """Entry point of a Ray Train worker.
 
-    Returns why training ended early where going on would not help: an exception would start the group again.
+    Returns why training ended early where going on would not help: an exception would start the group again. A lost
+    lease is raised: the first rank notices it alone, and the others would wait for it; a group that starts again ends.
     """
     import ray.train
 

@@ -16,6 +16,7 @@ from lookalike.models.subject import SubjectModel
 from lookalike.models.vae import load_vae
 from lookalike.models.weights import strict_weights
 from lookalike.storage import open_store
+from lookalike.storage.lease import Fence
 from lookalike.tracking import Tracker, open_resilient
 from lookalike.training import checkpoint
 from lookalike.training.bundles import local_bundle
@@ -35,7 +36,7 @@ from lookalike.training.zero import ZeroEngine, import_deepspeed, prepare_proces
 from pipelines.train.kept import ahead, kept_batches
 from pipelines.train.observe import ProgressBar, RayMetrics, TrackedImages, ray_runs
 from pipelines.train.samples import Columns, prepare, validation_indices
-from pipelines.train.settings import WorkerSettings
+from pipelines.train.settings import LEASE, WorkerSettings
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +53,8 @@ def run_rank(settings: WorkerSettings, rank: Rank | None = None) -> None:
     elif config.workers.tf32:
         torch.set_float32_matmul_precision("high")
     store = open_store(config.run)
+    fence = Fence(store.child(LEASE), settings.lease)
+    fence.check()  # before a group that Ray Train has restarted begins
     batches = _batches(settings, checkpoint.newest(store), rank or Rank())
     import_model_classes()
     if rank is not None:
@@ -98,12 +101,13 @@ def run_rank(settings: WorkerSettings, rank: Rank | None = None) -> None:
             peak_tflops=workload.peak_tflops,
             images=_images(settings, objective, rank, tracker),
             clock=StepClock(device),
+            fence=fence,
         )
         failed = [failure for columns in held_out for failure in failures(columns, 0)]
         loop.quarantine.add_held_out(failed, sum(int(columns["weight"].sum()) for columns in held_out))
         loop.run(batches)
     if rank.is_first:  # which has imported all that it takes; the driver has not
-        export_bundle(config, store, config.total_steps)
+        export_bundle(config, store, config.total_steps, fence.check)
 
 
 def _engine(settings: WorkerSettings, device: torch.device, rank: Rank | None) -> Engine:

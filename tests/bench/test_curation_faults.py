@@ -8,6 +8,7 @@ middle, a body that stalls (faulty_s3.py).
 
 import io
 import json
+import os
 import subprocess
 import sys
 import urllib.request
@@ -21,6 +22,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from lookalike.storage import Store, open_store
+from pipelines.private_ray import MODE, TOKEN_PATH
 from tests.bench.measured import keep
 from tests.conftest import REPO, job_environment
 from tests.drawn import photo, write_raw
@@ -123,7 +125,8 @@ def _ray_reads(bucket: str, url: str, s3: dict[str, str], samples: int, times: i
     """What Ray Data's own reader gives of the same shards, read again and again."""
     endpoint, keys = url.removeprefix("http://"), (s3["AWS_ACCESS_KEY_ID"], s3["AWS_SECRET_ACCESS_KEY"])
     argv = [sys.executable, "-c", _RAY_READER, bucket, f"http://{endpoint}", str(times), *keys]
-    done = subprocess.run(argv, capture_output=True, text=True, env=job_environment(s3), timeout=3000)
+    environment = job_environment({**s3, MODE: os.environ[MODE], TOKEN_PATH: os.environ.get(TOKEN_PATH, "")})
+    done = subprocess.run(argv, capture_output=True, text=True, env=environment, timeout=3000)
     assert done.returncode == 0, done.stderr[-4000:]
     reads = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     whole = [read for read in reads if "keys" in read]

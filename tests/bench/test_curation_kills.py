@@ -26,6 +26,7 @@ import pytest
 from aiohttp import web
 
 from lookalike.storage import open_store
+from pipelines.private_ray import MODE, TOKEN_PATH
 from tests.bench.measured import keep
 from tests.conftest import REPO, job_environment
 from tests.drawn import photo, world, write_raw
@@ -116,7 +117,7 @@ class Reaper:
 def cluster(env: dict[str, str]) -> Iterator[tuple[psutil.Process, dict[str, str]]]:
     """A Ray head of two CPUs whose workers have ``env``, and the environment in which a job joins it."""
     with tempfile.TemporaryDirectory(prefix="ray-") as folder:
-        env = {**env, "RAY_AUTH_MODE": "disabled"}
+        env = {**env, **{name: os.environ[name] for name in (MODE, TOKEN_PATH) if name in os.environ}}
         options = ("--port=0", "--num-cpus=2", "--include-dashboard=false", f"--temp-dir={folder}", "--block")
         argv = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--disable-usage-stats", *options]
         with (

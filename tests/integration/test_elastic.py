@@ -48,7 +48,9 @@ def wait_for(what: str, log: Path, job: subprocess.Popen[bytes], seen: int = 0) 
     return place + len(what)
 
 
-def test_a_run_goes_on_with_fewer_ranks_and_with_more_again(dataset: Path, cluster: Cluster, tmp_path: Path) -> None:
+def test_a_run_goes_on_with_fewer_ranks_and_with_more_again(
+    dataset: Path, cluster: Cluster, ray_token: dict[str, str], tmp_path: Path
+) -> None:
     argv = [
         *(sys.executable, str(REPO / "jobs" / "train.py"), f"--dataset={dataset}", f"--run={tmp_path / 'run'}"),
         *("--workers.num_workers=2", "--workers.min_workers=1", "--workers.resize_every_s=1"),
@@ -61,9 +63,8 @@ def test_a_run_goes_on_with_fewer_ranks_and_with_more_again(dataset: Path, clust
     cluster.wait_for_nodes()
     log, run = tmp_path / "job.log", open_store(str(tmp_path / "run"))
     with log.open("wb") as file:
-        job = subprocess.Popen(
-            argv, env=job_environment({"RAY_ADDRESS": cluster.address}), stdout=file, stderr=subprocess.STDOUT
-        )
+        environment = job_environment({"RAY_ADDRESS": cluster.address, **ray_token})
+        job = subprocess.Popen(argv, env=environment, stdout=file, stderr=subprocess.STDOUT)
         try:
             seen = wait_for("on 2 ranks", log, job)
             seen = wait_for(f"step 5/{STEPS}", log, job, seen)

@@ -11,10 +11,16 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import torch
 
-from lookalike.errors import BusyError
+from lookalike.errors import BusyError, InputError
 from lookalike.storage import Store, open_store
-from lookalike.storage.lease import hold
+from lookalike.storage.lease import break_lease, hold
+from lookalike.training import checkpoint
+from lookalike.training.checkpoint import CheckpointState
+from lookalike.training.config import CheckpointConfig
+from lookalike.training.ledger import forget_after, ledger_key, read_ledger
+from lookalike.training.saver import Saver
 
 HOLDER = """
 import sys, time
@@ -105,3 +111,156 @@ def _within_10_s(happened: Callable[[], bool]) -> bool:
     while not happened() and time.monotonic() < deadline:
         time.sleep(0.02)
     return happened()
+
+
+ZOMBIE = """
+import sys, time
+import torch
+from lookalike.errors import BusyError
+from lookalike.storage import open_store
+from lookalike.storage.lease import hold
+from lookalike.training.checkpoint import CheckpointState
+from lookalike.training.config import CheckpointConfig
+from lookalike.training.ledger import ledger_key
+from lookalike.training.saver import Saver
+run = open_store(sys.argv[1])
+try:
+    with hold(run.child("lease"), ttl_s=2, beat_s=0.5) as lease:
+        saver = Saver(run, CheckpointConfig(), write=True, fence=lease.fence)
+        for step in range(1, 2000):
+            beside = {ledger_key(step, lease.number): b'{"step": %d}\\n' % (step - 1)}
+            saver.save(CheckpointState(step, "run", "base"), [("master/w", torch.full((4,), float(step)))], beside)
+            saver.wait()
+            print(step, flush=True)
+            time.sleep(0.05)
+except BusyError as busy:
+    print(busy, flush=True)
+"""
+
+
+def test_a_trainer_that_was_stopped_writes_nothing_that_counts_into_its_successor_s_run(store: Store) -> None:
+    argv = [sys.executable, "-c", ZOMBIE, store.uri]
+    zombie = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert zombie.stdout is not None
+    try:
+        while int(zombie.stdout.readline()) < 5:
+            pass
+        os.kill(zombie.pid, signal.SIGSTOP)
+        with pytest.raises(BusyError, match=f"process {zombie.pid}"), hold(store.child("lease")):
+            pass
+        time.sleep(3)  # longer than its lease
+        with hold(store.child("lease"), above=checkpoint.latest_lease(store)) as mine:
+            began = checkpoint.newest(store)
+            state = CheckpointState(began + 2, "run", "base")
+            forget_after(store, began)
+            with Saver(store, CheckpointConfig(), write=True, fence=mine.fence) as saver:
+                lines = b"".join(b'{"step": %d}\n' % step for step in range(began, began + 2))
+                saver.save(state, [("master/w", torch.zeros(4))], {ledger_key(state.step, mine.number): lines})
+            os.kill(zombie.pid, signal.SIGCONT)
+            said, errors = zombie.communicate(timeout=60)
+            assert "the lease was lost to another worker" in said, errors
+            assert checkpoint.newest(store) == state.step
+            _, tensors = checkpoint.load(store.child(checkpoint.CHECKPOINTS), state.step)
+            assert not tensors["master/w"].any()
+            assert [record["step"] for record in read_ledger(store)] == list(range(began + 2))
+            mine.check()
+    finally:
+        zombie.kill()
+    assert numbers(store.child("lease")) == ["00000002.json"]
+
+
+def test_a_holder_that_was_stopped_looks_before_it_commits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = open_store(str(tmp_path))
+    with hold(store, beat_s=3600) as lease:
+        monkeypatch.setattr("lookalike.storage.lease._now", lambda: time.clock_gettime(time.CLOCK_BOOTTIME) + 120)
+        before = json.loads(store.read("00000001.json"))["expires"]
+        lease.check()  # nobody came: it says that it lives, and continues
+        assert json.loads(store.read("00000001.json"))["expires"] > before
+        break_lease(store)
+        with pytest.raises(BusyError, match="lost to another worker, which has number 2"):
+            lease.check()
+        assert lease.lost.is_set()
+
+
+GOOD = {"host": "elsewhere", "pid": 1, "since": 0.0, "expires": 0.0}
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        b"",
+        b"not JSON",
+        b"[]",
+        b"\xff\xfe",
+        b"[" * 100_000,
+        b"{}",
+        *(
+            json.dumps(GOOD | change).encode()
+            for change in (
+                {"expires": 253402300799.0},  # the year 9999
+                {"expires": time.time() + 86400},
+                {"expires": -1.0},
+                {"expires": "60"},
+                {"expires": True},
+                {"expires": None},
+                {"expires": float("nan")},
+                {"expires": float("inf")},
+                {"expires": 10**400},
+                {"since": -1e12},
+                {"pid": 1.5},
+                {"pid": -1},
+                {"pid": 0},
+                {"pid": 10**30},
+                {"pid": "1"},
+                {"host": 7},
+                {"host": "x" * 10_000},
+                {"more": "x" * 1_000_000},
+            )
+        ),
+    ],
+)
+def test_a_broken_lease_is_named_and_broken_by_a_command(tmp_path: Path, record: bytes) -> None:
+    store = open_store(str(tmp_path / "run" / "lease"))
+    store.write("00000041.json", record)
+    with (
+        pytest.raises(InputError, match=r"00000041.json.*run: python jobs/break_lease.py --lease") as caught,
+        hold(store),
+    ):
+        pass
+    assert str(caught.value).endswith(f"--lease {store.uri}")
+    assert len(str(caught.value)) < 1000
+    assert "is not valid" in (break_lease(store) or "")
+    with hold(store) as mine:
+        assert mine.number == 43
+
+
+def test_a_lease_is_broken_by_its_command_and_its_holder_stops(
+    tmp_path: Path, run_job: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    store = open_store(str(tmp_path))
+    with hold(store) as lease:
+        done = run_job("break_lease", "--lease", store.uri)
+        assert done.returncode == 0, done.stderr
+        assert f"broken: lease 1 of process {os.getpid()} on " in done.stdout
+        assert "which still works" in done.stdout
+        with pytest.raises(BusyError):
+            lease.check()
+        with hold(store) as mine:
+            assert mine.number == 3
+    assert numbers(store) == ["00000003.json"]
+    done = run_job("break_lease", "--lease", open_store(str(tmp_path / "none")).uri)
+    assert "there is no lease at" in done.stdout
+
+
+def test_numbers_grow_whatever_became_of_the_lease_s_files(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
+    with hold(store, above=7) as lease:
+        assert lease.number == 8
+    store.write("99999999.json", json.dumps(GOOD).encode())
+    with hold(store) as lease:
+        assert lease.number == 100_000_000
+        lease.check()
+    with hold(store) as lease:
+        assert lease.number == 100_000_001

@@ -3,6 +3,7 @@
 import io
 import logging
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -20,13 +21,18 @@ from pipelines.promote import PromoteConfig
 from pipelines.train.tracked import tracking_run
 from tests.integration.test_promotion import bundle, scored
 
-SECRET = "s3cr3tPW"  # pragma: allowlist secret
+SECRET = "s3cr3tPW-of-mia"  # pragma: allowlist secret
 
 
 def test_nothing_that_is_written_holds_the_password(
-    mlflow_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    mlflow_server: str,
+    mlflow_user: Callable[[str, str], None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     root = tmp_path / "store"
+    mlflow_user("mia", SECRET)
     uri = mlflow_server.replace("://", f"://mia:{SECRET}@")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     output = io.StringIO()

@@ -1,6 +1,7 @@
 """Bundles of a run in its store, and opened where a process can read them. Light at import: drivers use it."""
 
 import hashlib
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -138,17 +139,20 @@ def _streamed_sha256(store: Store, key: str, size: int) -> str:
     return digest.hexdigest()
 
 
-def upload_bundle(folder: Path, store: Store) -> None:
+def upload_bundle(folder: Path, store: Store, check: Callable[[], None] = lambda: None) -> None:
     """Copy a bundle to its run; ``bundle.json`` goes last, since without it there is no bundle.
 
+    ``check`` raises if another process may write here by now; it is called before the copy and before the manifest.
     What an earlier attempt left there that was killed, and exported into other files, is removed.
     """
     manifest = folder / bundles.MANIFEST
     data = manifest.read_bytes()
     listed = bundles.parse_manifest(data, str(manifest))["components"]
+    check()
     for info in store.list():
         if counts(info.key) and info.key not in listed:
             store.delete(info.key)
     manifest.unlink()
     upload_tree(folder, store)
+    check()
     store.write(bundles.MANIFEST, data)

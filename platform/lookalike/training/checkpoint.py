@@ -1,12 +1,14 @@
-"""Checkpoints: trainable state by parameter name in safetensors, hashes per file, and a COMMIT marker written last.
+"""Checkpoints: trainable state by parameter name in safetensors, and a COMMIT, written last, that names each file.
 
-``checkpoints/step-00000120/part-00000.safetensors … state.json COMMIT``. Keys are ``master/NAME``, ``exp_avg/NAME``,
-``exp_avg_sq/NAME`` and, where an average is kept, ``ema/NAME``, full fp32 tensors: any number of ranks can take them
-up. Frozen weights are not in it; the run's initial bundle holds them, and its hash is in ``state.json``.
+``checkpoints/step-00000120.2/part-00000.safetensors … state.json COMMIT``, where 2 is the number of the writer's lease
+(:mod:`lookalike.training.marks`). Keys are ``master/NAME``, ``exp_avg/NAME``, ``exp_avg_sq/NAME`` and, where an average
+is kept, ``ema/NAME``, full fp32 tensors: any number of ranks can resume from them. Frozen weights are not in it; the
+run's initial bundle holds them, and its hash is in ``state.json``.
 """
 
 import hashlib
 import json
+import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -19,15 +21,20 @@ from lookalike.config import canonical_json
 from lookalike.documents import decoding
 from lookalike.errors import InputError
 from lookalike.storage import Store, read_object
+from lookalike.storage.lease import Fence
 from lookalike.training.engine import AVERAGE, MASTER
-from lookalike.training.ledger import LEDGER
+from lookalike.training.ledger import LEDGER, recorded
+from lookalike.training.marks import Mark, current, parse_mark
+
+log = logging.getLogger(__name__)
 
 CHECKPOINTS = "checkpoints"
 COMMIT = "COMMIT"
 _STATE = "state.json"
 _REMOVE = "remove this checkpoint's COMMIT to continue from the one before"
 _PART_BYTES = 256 * 2**20
-_COMMITTED = re.compile(r"^step-(\d{8})/COMMIT$")
+_PART = re.compile(r"^part-\d{5}\.safetensors$")
+_SHA256 = re.compile(r"^[0-9a-f]{64}$")
 
 
 @dataclass(frozen=True)
@@ -42,27 +49,52 @@ class CheckpointState:
     """Of the initial bundle, which holds the frozen weights."""
 
 
-def folder_of(step: int) -> str:
-    """Folder of the checkpoint after ``step`` optimizer steps."""
-    return f"step-{step:08d}"
+@dataclass(frozen=True)
+class _File:
+    """What COMMIT says of a file."""
+
+    sha256: str
+    size: int | None
+    """In bytes; None in a COMMIT of an earlier version."""
 
 
 def committed_steps(store: Store) -> list[int]:
-    """Steps of complete checkpoints, ascending; a folder without COMMIT does not count."""
-    return sorted(int(m.group(1)) for info in store.list("step-") if (m := _COMMITTED.match(info.key)))
+    """Steps of the checkpoints with a COMMIT that count, ascending."""
+    return [mark.step for mark in _committed(store)]
 
 
 def newest(run: Store) -> int:
-    """Steps done at the newest complete checkpoint of the run in ``run``; 0 where it never had one.
+    """Steps done at the newest complete checkpoint of the run in ``run``; 0 if it never had one.
 
-    Raises InputError where its checkpoints are gone: each leaves a part of the ledger, which is written before it, so a
-    second part without any checkpoint tells of one that was complete.
+    One that lacks a file, or has one too many or of another size, is named in a warning, and the one before counts.
+
+    Raises InputError if none is complete, or if all are gone: each leaves a part of the ledger, which is written before
+    it, so a second part without any checkpoint shows that one was complete.
     """
     checkpoints = run.child(CHECKPOINTS)
-    steps = committed_steps(checkpoints)
-    if not steps and sum(1 for _ in run.list(f"{LEDGER}/")) > 1:
+    marks = _committed(checkpoints)
+    for mark in reversed(marks):
+        try:
+            _verified_files(checkpoints, mark)
+        except InputError as error:
+            log.warning("checkpoint %s is not complete, and the one before it is taken: %s", mark, error)
+        else:
+            return mark.step
+    if marks:
+        raise InputError(
+            "no checkpoint of the run is complete",
+            value=checkpoints.uri,
+            fix="restore the files that the warnings name, or give another --run to start again",
+        )
+    if sum(1 for _ in run.list(f"{LEDGER}/")) > 1:
         raise InputError("a run's checkpoints are gone", value=checkpoints.uri, fix="give another --run to begin anew")
-    return max(steps, default=0)
+    return 0
+
+
+def latest_lease(run: Store) -> int:
+    """The highest number of a lease under which something of the run was written."""
+    marks = [parse_mark(info.key.split("/")[0]) for info in run.child(CHECKPOINTS).list("step-")]
+    return max((mark.lease for mark in [*marks, *recorded(run)] if mark), default=0)
 
 
 def snapshot(tensors: Iterable[tuple[str, Tensor]], *, keep: bool = True) -> list[dict[str, Tensor]]:
@@ -83,36 +115,39 @@ def snapshot(tensors: Iterable[tuple[str, Tensor]], *, keep: bool = True) -> lis
     return parts
 
 
-def write(store: Store, state: CheckpointState, parts: Sequence[Mapping[str, Tensor]]) -> None:
-    """Store a snapshot; ``COMMIT`` goes last."""
-    target = store.child(folder_of(state.step))
-    hashes: dict[str, str] = {}
+def write(
+    store: Store, state: CheckpointState, parts: Sequence[Mapping[str, Tensor]], fence: Fence | None = None
+) -> None:
+    """Store a snapshot; ``COMMIT`` goes last. Raises BusyError if another process holds the run's lease by then."""
+    mark = Mark(state.step, fence.number if fence else 0)
+    target = store.child(str(mark))
+    files: dict[str, dict[str, str | int]] = {}
 
     def put(name: str, data: bytes) -> None:
-        hashes[name] = hashlib.sha256(data).hexdigest()
+        files[name] = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
         target.write(name, data)
 
     for number, part in enumerate(parts):
         put(f"part-{number:05d}.safetensors", save_safetensors(dict(part)))
     put(_STATE, canonical_json(asdict(state)).encode())
-    target.write(COMMIT, canonical_json(hashes).encode())
+    if fence:
+        fence.check()
+    commit = {"step": mark.step, "lease": mark.lease, "parts": len(parts), "files": files}
+    target.write(COMMIT, canonical_json(commit).encode())
 
 
 def load(store: Store, step: int, without: tuple[str, ...] = ()) -> tuple[CheckpointState, dict[str, Tensor]]:
     """Read a checkpoint, but for tensors of the kinds ``without``, and verify every file's hash; raises InputError that
-    names the damaged file."""
-    source = store.child(folder_of(step))
+    names the damaged or missing file."""
+    mark = next((mark for mark in _committed(store) if mark.step == step), Mark(step))
+    source = store.child(str(mark))
     left_out = tuple(f"{kind}/" for kind in without)
     tensors: dict[str, Tensor] = {}
     state: CheckpointState | None = None
-    for name, expected in read_object(source, COMMIT).items():
+    for name, file in _verified_files(store, mark).items():
         data = source.read(name)
-        if hashlib.sha256(data).hexdigest() != expected:
-            raise InputError(
-                "a checkpoint's file is damaged",
-                value=source.uri_of(name),
-                fix=_REMOVE,
-            )
+        if hashlib.sha256(data).hexdigest() != file.sha256:
+            raise InputError("a checkpoint's file is damaged", value=source.uri_of(name), fix=_REMOVE)
         if name == _STATE:
             with decoding("a checkpoint's state", source.uri_of(name), fix=_REMOVE):
                 state = CheckpointState(**json.loads(data))
@@ -120,9 +155,54 @@ def load(store: Store, step: int, without: tuple[str, ...] = ()) -> tuple[Checkp
             with decoding("a safetensors file", source.uri_of(name), fix=_REMOVE):
                 found = load_safetensors(data).items()
             tensors.update((key, tensor) for key, tensor in found if not key.startswith(left_out))
-    if state is None:
-        raise InputError("a checkpoint lacks its state", value=source.uri, fix="remove its COMMIT")
+    if state is None or state.step != step:
+        raise InputError("a checkpoint has the state of another step", value=source.uri, fix=_REMOVE)
     return state, tensors
+
+
+def _committed(store: Store) -> list[Mark]:
+    """Marks of the checkpoints with a COMMIT that count, ascending."""
+    keys = (info.key.split("/") for info in store.list("step-"))
+    return current(mark for key in keys if key[1:] == [COMMIT] and (mark := parse_mark(key[0])))
+
+
+def _verified_files(store: Store, mark: Mark) -> dict[str, _File]:
+    """The files that COMMIT names, all of which are there in their sizes, and no further part. Nothing is loaded.
+
+    Raises InputError that names the first file that does not fit.
+    """
+    source = store.child(str(mark))
+    files = _commit(source, mark)
+    sizes = {info.key: info.size for info in source.list()}
+    for name, file in files.items():
+        if name not in sizes:
+            raise InputError("a checkpoint's file is missing", value=source.uri_of(name), fix=_REMOVE)
+        if file.size is not None and file.size != sizes[name]:
+            what = f"a checkpoint's file has {sizes[name]} bytes instead of {file.size}"
+            raise InputError(what, value=source.uri_of(name), fix=_REMOVE)
+    known = {name for name, file in files.items() if file.size is not None}
+    if known and (more := sorted(name for name in sizes if _PART.match(name) and name not in files)):
+        raise InputError("a checkpoint has a part that COMMIT does not name", value=source.uri_of(more[0]), fix=_REMOVE)
+    return files
+
+
+def _commit(source: Store, mark: Mark) -> dict[str, _File]:
+    """What COMMIT says. Before, it was an object of names and hashes."""
+    where = source.uri_of(COMMIT)
+    commit = read_object(source, COMMIT)
+    if any(isinstance(value, str) for value in commit.values()):
+        files, parts = {name: _File(value, None) for name, value in commit.items()}, len(commit) - 1
+    else:
+        with decoding("a checkpoint's COMMIT", where, fix=_REMOVE):
+            files = {name: _File(file["sha256"], file["bytes"]) for name, file in commit["files"].items()}
+            parts = commit["parts"]
+            if (commit["step"], commit["lease"]) != (mark.step, mark.lease):
+                raise ValueError("it is of another checkpoint")
+    expected = {_STATE} | {f"part-{number:05d}.safetensors" for number in range(len(files) - 1)}
+    hashed = all(isinstance(file.sha256, str) and _SHA256.match(file.sha256) for file in files.values())
+    if files.keys() != expected or parts != len(files) - 1 or not hashed:
+        raise InputError("a checkpoint's COMMIT does not name the files of one", value=where, fix=_REMOVE)
+    return files
 
 
 def verify_owner(found: CheckpointState, fingerprint: str, base_sha256: str) -> None:
@@ -142,15 +222,18 @@ def verify_owner(found: CheckpointState, fingerprint: str, base_sha256: str) -> 
 def prune(store: Store, keep: int, keep_every: int | None = None) -> None:
     """Remove checkpoints but the ``keep`` newest and those at multiples of ``keep_every`` steps.
 
-    Folders that a crash left without COMMIT go as well.
+    Folders that a crash left without COMMIT go as well, and those of a process whose lease was lost.
     """
-    steps = committed_steps(store)
-    kept = {folder_of(step) for step in steps[-keep:]}
-    if keep_every is not None:
-        kept |= {folder_of(step) for step in steps if step % keep_every == 0}
-    newest = folder_of(steps[-1]) if steps else ""
+    marks = _committed(store)
+    if not marks:
+        return
+    kept = {mark for mark in marks if keep_every is not None and mark.step % keep_every == 0} | set(marks[-keep:])
     doomed = [
-        info.key for info in store.list("step-") if (folder := info.key.split("/")[0]) not in kept and folder < newest
+        info.key
+        for info in store.list("step-")
+        if (mark := parse_mark(info.key.split("/")[0]))
+        and mark not in kept
+        and (mark < marks[-1] or mark.lease < marks[-1].lease)
     ]
     for key in sorted(doomed, key=lambda key: not key.endswith(COMMIT)):  # the marker first: never half a checkpoint
         store.delete(key)

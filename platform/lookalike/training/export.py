@@ -1,7 +1,7 @@
 """The bundle that comes out of a run: the initial one with a checkpoint's weights."""
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -60,11 +60,13 @@ def add_loras(config: TrainConfig, model: SubjectModel) -> None:
         model.add_mllm_lora(lora)
 
 
-def export_bundle(config: TrainConfig, store: Store, step: int) -> BundleReference:
+def export_bundle(
+    config: TrainConfig, store: Store, step: int, check: Callable[[], None] = lambda: None
+) -> BundleReference:
     """The initial bundle with a checkpoint's weights, saved in the libraries' formats, read back and compared.
 
     A run with ``config.adapter`` gives a personal bundle (the peft folder alone, and its base by URI and hash), unless
-    ``config.export_lora`` is ``merged``.
+    ``config.export_lora`` is ``merged``. ``check`` is that of the run's lease.
 
     Raises:
         LookalikeError: what was written is not what was trained, or nothing was.
@@ -90,7 +92,7 @@ def export_bundle(config: TrainConfig, store: Store, step: int) -> BundleReferen
         expected, merged = _save_trained(config, initial, weights, folder)
         bundles.write_manifest(folder, preset, base, config.owner)
         _verify(config, folder, initial if base else None, {**weights, **merged}, expected)
-        upload_bundle(folder, target)
+        upload_bundle(folder, target, check)
     return reference(target.uri)
 
 

@@ -1,8 +1,8 @@
 """Which samples each step has learned from, so that "each exactly once" can be checked after any number of restarts.
 
-``ledger/step-00000120.jsonl`` comes with the checkpoint after 120 steps and holds the steps since the one before, a
-line each: ``{"step": 119, "epoch": 3, "samples": [ids in the order of the plan's slots]}``. A step with slots whose
-sample could not be prepared also has ``"quarantined": [{"sample": id, "slot": 7, "reason": "…"}]``.
+``ledger/step-00000120.2.jsonl`` comes with the checkpoint after 120 steps under lease 2 and holds the steps since the
+one before, a line each: ``{"step": 119, "epoch": 3, "samples": [ids in the order of the plan's slots]}``. A step with
+slots whose sample could not be prepared also has ``"quarantined": [{"sample": id, "slot": 7, "reason": "…"}]``.
 """
 
 import json
@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lookalike.storage import Store, read_lines
+from lookalike.training.marks import Mark, current, parse_mark
 from lookalike.training.quarantine import Failure
 from lookalike.training.ranks import Rank
 
@@ -43,18 +44,26 @@ class Ledger:
         return "".join(lines).encode()
 
 
-def ledger_key(step: int) -> str:
-    """Object that comes with the checkpoint after ``step`` steps."""
-    return f"{LEDGER}/step-{step:08d}.jsonl"
+def ledger_key(step: int, lease: int = 0) -> str:
+    """Object that comes with the checkpoint after ``step`` steps that is written under ``lease``."""
+    return f"{LEDGER}/{Mark(step, lease)}.jsonl"
+
+
+def recorded(store: Store) -> list[Mark]:
+    """Marks of all parts of a run's ledger, also of those that do not count."""
+    names = (info.key.removeprefix(f"{LEDGER}/").removesuffix(".jsonl") for info in store.list(f"{LEDGER}/"))
+    return [mark for name in names if (mark := parse_mark(name))]
 
 
 def forget_after(store: Store, step: int) -> None:
     """Drop what a dead attempt recorded beyond ``step``: those steps are done again."""
-    for info in list(store.list(f"{LEDGER}/")):
-        if info.key > ledger_key(step):
-            store.delete(info.key)
+    for mark in recorded(store):
+        if mark.step > step:
+            store.delete(ledger_key(mark.step, mark.lease))
 
 
 def read_ledger(store: Store) -> list[dict[str, Any]]:
-    """The records of a run, in the order of its steps."""
-    return [record for info in store.list(f"{LEDGER}/") for record in read_lines(store, info.key)]
+    """The records of a run, in the order of its steps; none of a process whose lease was lost."""
+    return [
+        record for mark in current(recorded(store)) for record in read_lines(store, ledger_key(mark.step, mark.lease))
+    ]

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lookalike.errors import LookalikeError, StoppedError
 from lookalike.storage import Store
+from lookalike.storage.lease import Fence
 from lookalike.training import checkpoint
 from lookalike.training.clock import StepClock
 from lookalike.training.config import StageConfig, TrainConfig
@@ -67,6 +68,8 @@ class Loop:
     """Of one rank's device; None if unknown."""
     images: Images | None = None
     clock: StepClock = field(default_factory=StepClock)
+    fence: Fence | None = None
+    """Of the run's lease; None if no other process can train it."""
 
     @cached_property
     def quarantine(self) -> Quarantine:
@@ -80,6 +83,9 @@ class Loop:
             StoppedError: a stop was asked for; the state is in a checkpoint.
             TrainingDivergedError: the ids of the batch's samples are in the run's ``diverged/``.
             UnusableDataError: a shard cannot be read, or too many samples cannot be prepared.
+
+        Raises, on the first rank:
+            BusyError: another process has taken the run over.
         """
         config = self.config
         accumulation = config.accumulation(self.rank.count)
@@ -87,7 +93,7 @@ class Loop:
             torch.enable_grad(),
             Watchdog(self.store, self.rank.index, config.safety.step_timeout_s) as watchdog,
             StopNotice(self.store, poll=self.rank.is_first) as stop_notice,
-            Saver(self.store, config.checkpoint, write=self.rank.is_first) as saver,
+            Saver(self.store, config.checkpoint, write=self.rank.is_first, fence=self.fence) as saver,
         ):
             step = self._resume()
             while step < config.total_steps:
@@ -215,8 +221,9 @@ class Loop:
         return step
 
     def _save(self, saver: Saver, step: int) -> None:
+        lease = self.fence.number if self.fence else 0
         state = checkpoint.CheckpointState(step=step, fingerprint=self.fingerprint, base_sha256=self.base_sha256)
-        beside = {METRICS: self.history.encoded(), ledger_key(step): self.ledger.take()}
+        beside = {METRICS: self.history.encoded(), ledger_key(step, lease): self.ledger.take()}
         if left_out := self.quarantine.encoded():
             beside[QUARANTINE] = left_out
         saver.save(state, self.engine.state(), beside)

@@ -8,6 +8,7 @@ from typing import Self
 from torch import Tensor
 
 from lookalike.storage import Store
+from lookalike.storage.lease import Fence
 from lookalike.training import checkpoint
 from lookalike.training.checkpoint import CheckpointState
 from lookalike.training.config import CheckpointConfig
@@ -17,11 +18,11 @@ class Saver:
     """Copies the state at a step, which is a collective, and lets a thread of the first rank write the copy.
 
     That rank holds one copy of the trainable state in host memory while it is written. A write that fails ends the run
-    at the next step, the next save or on leaving, whichever comes first.
+    at the next step, the next save or on leaving, whichever comes first. So does a lease that another process holds.
     """
 
-    def __init__(self, store: Store, config: CheckpointConfig, *, write: bool) -> None:
-        self._store, self._config, self._write = store, config, write
+    def __init__(self, store: Store, config: CheckpointConfig, *, write: bool, fence: Fence | None = None) -> None:
+        self._store, self._config, self._write, self._fence = store, config, write, fence
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._writing: Future[None] | None = None
 
@@ -56,8 +57,10 @@ class Saver:
         self.wait()
 
     def _put(self, state: CheckpointState, parts: list[dict[str, Tensor]], beside: Mapping[str, bytes]) -> None:
+        if self._fence:
+            self._fence.check()
         for key, data in beside.items():
             self._store.write(key, data)
         checkpoints = self._store.child(checkpoint.CHECKPOINTS)
-        checkpoint.write(checkpoints, state, parts)
+        checkpoint.write(checkpoints, state, parts, self._fence)
         checkpoint.prune(checkpoints, self._config.keep, self._config.keep_every)

@@ -1,13 +1,17 @@
 """Checkpoints: whole or not there, verified, and owned."""
 
+import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from lookalike.errors import InputError
-from lookalike.storage import open_store
+from lookalike.errors import BusyError, InputError
+from lookalike.storage import Store, open_store
+from lookalike.storage.lease import Fence
 from lookalike.storage.local import LocalStore
 from lookalike.training import checkpoint
 from lookalike.training.checkpoint import CheckpointState
@@ -163,3 +167,108 @@ def test_large_states_are_split_into_parts(tmp_path: Path, monkeypatch: pytest.M
     _, tensors = checkpoint.load(store, 3)
     for key, tensor in engine.state():
         torch.testing.assert_close(tensors[key], tensor)
+
+
+def run_with_checkpoints(tmp_path: Path, *steps: int, lease: int = 0) -> Store:
+    """A run with a checkpoint of two parts after each of ``steps``."""
+    run = open_store(str(tmp_path / "run"))
+    fence = Fence(run.child("lease"), lease) if lease else None
+    for step in steps:
+        parts = [{"master/a": torch.full((3,), float(step))}, {"master/b": torch.ones(3)}]
+        state = CheckpointState(step=step, fingerprint="run", base_sha256="base")
+        checkpoint.write(run.child(checkpoint.CHECKPOINTS), state, parts, fence)
+    return run
+
+
+def rewrite(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    commit = json.loads(path.read_text())
+    change(commit)
+    path.write_text(json.dumps(commit))
+
+
+DAMAGE: dict[str, Callable[[Path], object]] = {
+    "a missing part": lambda folder: (folder / "part-00001.safetensors").unlink(),
+    "a missing state": lambda folder: (folder / "state.json").unlink(),
+    "a truncated part": lambda folder: (folder / "part-00000.safetensors").write_bytes(b"x"),
+    "an empty part": lambda folder: (folder / "part-00000.safetensors").write_bytes(b""),
+    "a part too many": lambda folder: (folder / "part-00002.safetensors").write_bytes(b"of another rank"),
+    "an empty COMMIT": lambda folder: (folder / "COMMIT").write_bytes(b""),
+    "a list as COMMIT": lambda folder: (folder / "COMMIT").write_text("[]"),
+    "an empty object": lambda folder: (folder / "COMMIT").write_text("{}"),
+    "files of another type": lambda folder: rewrite(folder / "COMMIT", lambda c: c.update(files=7)),
+    "a part that is not named": lambda folder: rewrite(
+        folder / "COMMIT", lambda c: c["files"].pop("part-00001.safetensors")
+    ),
+    "a state that is not named": lambda folder: rewrite(folder / "COMMIT", lambda c: c["files"].pop("state.json")),
+    "a file elsewhere": lambda folder: rewrite(
+        folder / "COMMIT", lambda c: c["files"].update({"../x": c["files"].pop("part-00001.safetensors")})
+    ),
+    "another step's COMMIT": lambda folder: rewrite(folder / "COMMIT", lambda c: c.update(step=3)),
+    "no hash": lambda folder: rewrite(
+        folder / "COMMIT", lambda c: c["files"]["part-00000.safetensors"].update(sha256=None)
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_checkpoint_that_is_not_whole_is_named_and_the_one_before_it_is_taken(
+    tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = run_with_checkpoints(tmp_path, 2, 4, 6)
+    DAMAGE[damage](tmp_path / "run" / "checkpoints" / "step-00000006")
+    assert checkpoint.newest(run) == 4
+    assert "checkpoint step-00000006 is not complete, and the one before it is taken: " in caplog.text
+    assert "/step-00000006/" in caplog.text
+    with pytest.raises(InputError, match="step-00000006/"):
+        checkpoint.load(run.child(checkpoint.CHECKPOINTS), 6)
+    state, tensors = checkpoint.load(run.child(checkpoint.CHECKPOINTS), 4)
+    assert state.step == 4
+    assert tensors.keys() == {"master/a", "master/b"}
+
+
+def test_nothing_is_loaded_of_a_checkpoint_that_is_not_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = run_with_checkpoints(tmp_path, 6)
+    DAMAGE["a missing part"](tmp_path / "run" / "checkpoints" / "step-00000006")
+    monkeypatch.setattr(checkpoint, "load_safetensors", lambda data: pytest.fail("a part was loaded"))
+    with pytest.raises(InputError, match=r"missing.*part-00001"):
+        checkpoint.load(run.child(checkpoint.CHECKPOINTS), 6)
+
+
+def test_a_run_without_any_whole_checkpoint_does_not_silently_start_again(tmp_path: Path) -> None:
+    run = run_with_checkpoints(tmp_path, 2)
+    DAMAGE["a missing part"](tmp_path / "run" / "checkpoints" / "step-00000002")
+    with pytest.raises(InputError, match="no checkpoint of the run is complete"):
+        checkpoint.newest(run)
+
+
+def test_a_commit_of_earlier_versions_is_read(tmp_path: Path) -> None:
+    run = run_with_checkpoints(tmp_path, 2, 4)
+    folder = tmp_path / "run" / "checkpoints" / "step-00000004"
+    files = json.loads((folder / "COMMIT").read_text())["files"]
+    (folder / "COMMIT").write_text(json.dumps({name: file["sha256"] for name, file in files.items()}))
+    (folder / "part-00009.safetensors").write_bytes(b"a killed attempt's")  # they wrote over each other's files
+    assert checkpoint.newest(run) == 4
+    assert checkpoint.load(run.child(checkpoint.CHECKPOINTS), 4)[1].keys() == {"master/a", "master/b"}
+    (folder / "part-00001.safetensors").unlink()
+    assert checkpoint.newest(run) == 2
+
+
+def test_commits_of_an_older_lease_after_those_of_a_newer_one_do_not_count(tmp_path: Path) -> None:
+    run_with_checkpoints(tmp_path, 2, 4)  # of an earlier version, without a number
+    run = run_with_checkpoints(tmp_path, 6, 8, lease=1)
+    run_with_checkpoints(tmp_path, 8, 10, lease=2)  # which resumed at step 6
+    run_with_checkpoints(tmp_path, 10, 12, 14, lease=1)  # which was stopped meanwhile
+    store = run.child(checkpoint.CHECKPOINTS)
+    assert checkpoint.committed_steps(store) == [2, 4, 6, 8, 10]
+    assert checkpoint.newest(run) == 10
+    assert checkpoint.latest_lease(run) == 2
+    checkpoint.prune(store, keep=2)
+    assert {info.key.split("/")[0] for info in store.list()} == {"step-00000008.2", "step-00000010.2"}
+
+
+def test_a_lost_lease_is_noticed_before_commit(tmp_path: Path) -> None:
+    run = run_with_checkpoints(tmp_path, 2, lease=1)
+    run.write("lease/00000002.json", b"of another worker")
+    with pytest.raises(BusyError, match="another worker, which has number 2"):
+        run_with_checkpoints(tmp_path, 4, lease=1)
+    assert checkpoint.newest(run) == 2

@@ -32,6 +32,7 @@ from lookalike.training.engine import PlainEngine
 from lookalike.training.history import METRICS, History
 from lookalike.training.ledger import Ledger, read_ledger
 from lookalike.training.loop import Columns, Loop, TrainingDivergedError
+from lookalike.training.marks import Mark
 from lookalike.training.plan import PADDING, EpochPlan
 from lookalike.training.ranks import Rank
 from lookalike.training.watchdog import EXIT_HANG
@@ -247,7 +248,7 @@ def test_the_last_checkpoint_that_cannot_be_written_fails_the_run(
     write = LocalStore.write
 
     def refuse_last(store: LocalStore, key: str, data: bytes) -> None:
-        if checkpoint.folder_of(STEPS) in f"{store.uri}/{key}":
+        if str(Mark(STEPS)) in f"{store.uri}/{key}":
             raise UnreachableError("the store is gone", value=key, fix="none")
         write(store, key, data)
 

@@ -1,0 +1,82 @@
+"""What keeps others out of a Ray cluster that one process starts for itself: a token, and a folder of its own.
+
+Ray's servers listen on every interface of the machine (it has no option against that), and whoever may talk to one may
+start commands. Its session folders in ``/tmp/ray`` are writable by every user of the machine.
+"""
+
+import logging
+import os
+import secrets
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from lookalike.scratch import kept_folder
+
+log = logging.getLogger(__name__)
+
+MODE, TOKEN, TOKEN_PATH = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
+_SOCKET_PATH_BYTES = 107  # of the kernel
+_SOCKET = "session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store"
+
+
+@contextmanager
+def fresh_token() -> Iterator[None]:
+    """Clusters that start inside the block require a token that this process and its children alone can read.
+
+    The token is a new one, whatever the environment holds; RAY_AUTH_MODE=disabled leaves them open, with a warning.
+    """
+    if os.environ.get(MODE, "").lower() == "disabled":
+        log.warning("RAY_AUTH_MODE=disabled: whoever reaches this machine's ports can run commands here; unset it")
+        yield
+        return
+    before = {name: os.environ.get(name) for name in (MODE, TOKEN, TOKEN_PATH)}
+    with _folder("ray-token") as folder:
+        path = folder / "token"
+        path.touch(mode=0o600, exist_ok=False)
+        path.write_text(secrets.token_hex(32))
+        try:
+            _export({MODE: "token", TOKEN: None, TOKEN_PATH: str(path)})
+            yield
+        finally:
+            _export(before)
+
+
+@contextmanager
+def session_folder() -> Iterator[str | None]:
+    """A folder for Ray's sockets, logs and unpacked code that no other user can enter, removed at the end.
+
+    None, which means Ray's own place, if RAY_TMPDIR names that or TMPDIR is too long for the path of a socket.
+    """
+    if os.environ.get("RAY_TMPDIR"):
+        yield None
+        return
+    with _folder("ray") as folder:
+        fits = len(os.fsencode(folder / _SOCKET)) <= _SOCKET_PATH_BYTES
+        if not fits:
+            log.warning("TMPDIR is too long for Ray's sockets: it uses /tmp/ray, which other users can enter")
+        yield str(folder) if fits else None
+
+
+@contextmanager
+def _folder(purpose: str) -> Iterator[Path]:
+    """A temporary folder for the block; ``scratch`` would take the job's own errors for those of this folder's disk."""
+    folder = kept_folder(purpose)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _export(variables: Mapping[str, str | None]) -> None:
+    """Set environment variables, or unset those that are None; Ray reads its own once, at its import."""
+    for name, value in variables.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+    if (raylet := sys.modules.get("ray._raylet")) is not None:
+        raylet.Config.initialize("")
+        raylet.AuthenticationTokenLoader.instance().reset_cache()
