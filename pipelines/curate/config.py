@@ -1,8 +1,10 @@
 """The configuration of a curation."""
 
-import re
 from dataclasses import dataclass, field
 
+import regex
+
+from lookalike.data.limits import Limits
 from lookalike.errors import ConfigError
 from lookalike.models.captioner import Captioner
 from lookalike.models.embedder import NO_EMBEDDER
@@ -82,8 +84,8 @@ class LabelsConfig:
         if self.subject_pattern is None:
             return
         try:
-            groups = re.compile(self.subject_pattern).groups
-        except re.error as error:
+            groups = regex.compile(self.subject_pattern).groups
+        except regex.error as error:
             raise ConfigError(
                 f"labels.subject_pattern is not a valid regular expression: {error}",
                 value=self.subject_pattern,
@@ -140,6 +142,8 @@ class CurateConfig:
     """What similarity means: a packaged embedder, a folder or a Hub id (``facebook/dinov2-small@<revision>``). The
     defaults of the filters that look at similarity are calibrated to the default embedder. ``none`` embeds nothing:
     then those filters have to be switched off, and all photos of a subject that are left are pairs."""
+    limits: Limits = field(default_factory=Limits)
+    """How large files in raw shards may be."""
     labels: LabelsConfig = field(default_factory=LabelsConfig)
     """Where a photograph's subject is read."""
     captioner: Captioner | None = None

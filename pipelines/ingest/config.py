@@ -86,6 +86,8 @@ class IngestConfig:
     """Not these subjects."""
     licence: str = "unknown"
     """Licence of the photographs, where a sidecar names none."""
+    max_file_mib: int = 256
+    """A photo or mask that is larger is left out, with its reason."""
     shard_mib: int = 64
     """A raw shard holds at most about this much; one sample is never split."""
     photos: str | None = None
@@ -95,6 +97,8 @@ class IngestConfig:
 
     def __post_init__(self) -> None:
         check_values(self)
+        if self.max_file_mib < 1:
+            raise ConfigError("max_file_mib is below 1", value=self.max_file_mib, fix="use 1 or more")
         if self.shard_mib < 1:
             raise ConfigError("shard_mib is below 1", value=self.shard_mib, fix="use 1 or more")
         if self.source != SAMPLE and self.photos:
