@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from lookalike.errors import ConfigError
-from lookalike.values import check_values
+from lookalike.values import check_most, check_values
 
 MAX_PIXELS = 128_000_000
 """Of any image, wherever it is read; a larger one is refused by its header, before anything is decompressed."""
@@ -24,6 +24,7 @@ class Limits:
 
     def __post_init__(self) -> None:
         check_values(self)
+        check_most(self, max_member_mib=65_536, max_unpacked_mib=1 << 30, max_inflation=1_000_000)
         for name in ("max_pixels", "max_member_mib", "max_unpacked_mib", "max_inflation"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"limits.{name} is below 1", value=getattr(self, name), fix="use 1 or more")

@@ -8,7 +8,7 @@ from lookalike.storage.snapshot import (
     read_manifest,
     version_store,
 )
-from lookalike.storage.store import ObjectInfo, Store, locate_object, open_store, overlap
+from lookalike.storage.store import ObjectInfo, Store, locate_object, open_store, overlap, read_at_most
 
 __all__ = [
     "ObjectInfo",
@@ -19,6 +19,7 @@ __all__ = [
     "open_store",
     "overlap",
     "publish",
+    "read_at_most",
     "read_json",
     "read_lines",
     "read_manifest",
