@@ -53,11 +53,13 @@ def parse(config_class: type[ConfigT], argv: Sequence[str] | None = None, descri
     parser.set_defaults(_plain_lists(config_class))
     given = _normalise(config_class, sys.argv[1:] if argv is None else argv)
     files = {name: check_config_file(Path(name)) for name in _config_files(given)}
-    for document in files.values():
+    for name, document in files.items():
+        if "config" in document:  # which jsonargparse would read as a further file
+            raise ConfigError("a configuration file names another one", value=name, fix="repeat --config instead")
         check_groups(config_class, document)
     check_flags(config_class, given)
     try:
-        namespace = parser.parse_args(given)
+        namespace = parser.parse_args(given, env=False)  # JSONARGPARSE_DEFAULT_ENV would let variables name files
         namespace.pop("config")
         for name, document in files.items():
             for key in _empty_mappings(document):

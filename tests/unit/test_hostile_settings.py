@@ -114,3 +114,22 @@ def test_the_text_of_a_file_that_is_no_configuration_is_not_shown(document: str,
 def test_a_configuration_without_an_end_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="more than"):
         check_config_file(Path("/dev/zero"))
+
+
+def test_a_configuration_includes_no_other_file(canaries: list[Any], tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(json.dumps({"config": canaries[0]}))
+    with pytest.raises(ConfigError, match="names another one"):
+        parse(GenerateConfig, [f"--config={file}"])
+    assert _seen == []
+
+
+def test_variables_of_the_environment_name_no_file(canaries: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    program = Path(sys.argv[0]).stem.upper().replace("-", "_")
+    monkeypatch.setenv("JSONARGPARSE_DEFAULT_ENV", "true")
+    for name in ("CONFIG", "ACTORS"):
+        for prefix in (program, "PYTEST", "__MAIN__"):
+            monkeypatch.setenv(f"{prefix}_{name}", canaries[0])
+    required = ["--model=m", "--out=o", "--prompt=p", "--reference=r"]
+    assert parse(GenerateConfig, required).model == "m"
+    assert _seen == []

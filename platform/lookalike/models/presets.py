@@ -302,7 +302,7 @@ def preset_from_dict(values: Mapping[str, Any], origin: str = "preset") -> Prese
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(Preset, fail_untyped=True)
     try:
-        parsed = parser.instantiate_classes(parser.parse_object(dict(values)))
+        parsed = parser.instantiate_classes(parser.parse_object(dict(values), env=False))
     except ConfigError:
         raise
     except Exception as error:  # jsonargparse has others for values of another kind than it foresaw

@@ -63,7 +63,7 @@ def test_memory_of_a_photo_is_bounded_by_its_pixels(colour: int, bits: int, tmp_
     assert mib < 20
     what, mib = peak_of(file, side * side)
     assert what == "decoded"
-    assert mib << 20 < 20 * side * side  # bytes of a pixel
+    assert mib << 20 < 16 * side * side  # bytes of a pixel
 
 
 def tar_of(*members: tuple[str, int], form: int = tarfile.PAX_FORMAT) -> io.BytesIO:
