@@ -6,9 +6,11 @@ import shutil
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from lookalike.diffusion.pipeline import SubjectPipeline
 from lookalike.errors import LookalikeError
 from lookalike.evaluation.clip import ClipScorer
 from lookalike.models.captioner import Captioner
@@ -68,4 +70,18 @@ def test_code_in_a_bundle_is_never_run(
     shutil.copy(folder / "evil.py", bundle / "mllm" / "evil.py")
     with suppress(LookalikeError, KeyError):  # a ViT is not a joint encoder
         SubjectModel.from_config(bundle)
+    assert not (folder / "IMPORTED").exists()
+
+
+@pytest.mark.parametrize("change", [{"scheduler": ["evil", "Evil"]}, {"_class_name": ["evil", "Evil"]}], ids=str)
+def test_a_bundle_names_no_module_to_import(
+    change: dict[str, Any], folder: Path, bundle_dir: Path, tmp_path_factory: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(folder))
+    bundle = tmp_path_factory.mktemp("bundle") / "b"
+    shutil.copytree(bundle_dir, bundle)
+    index = json.loads((bundle / "model_index.json").read_text())
+    (bundle / "model_index.json").write_text(json.dumps(index | change))
+    with pytest.raises(LookalikeError, match="names a class that no bundle has"):
+        SubjectPipeline.from_pretrained(bundle)
     assert not (folder / "IMPORTED").exists()
