@@ -15,6 +15,7 @@ from pipelines.curate.raw import is_shard
 from pipelines.ingest.folder import MASK
 
 MIN_PHOTOS, MAX_PHOTOS = 4, 20
+_CHUNK = 4 << 20  # bytes
 _MAX_FILES = 1_000  # a personal set has few; with more, it is the wrong folder
 _OTHER_FORMATS = (*HEIC_EXTENSIONS, "tif", "tiff", "gif", "bmp", "jp2", "jxl", "dng", "cr2", "cr3", "nef", "arw", "raw")
 
@@ -100,8 +101,11 @@ def _check_photos(keys: list[str], shown: str) -> None:
 
 
 def _sha256(store: Store, info: ObjectInfo) -> str:
+    digest = hashlib.sha256()
     with open_object(store, info) as file:  # a raw shard may be larger than the memory
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def _extension(key: str) -> str:
