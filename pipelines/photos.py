@@ -8,12 +8,14 @@ from pathlib import PurePosixPath
 from lookalike import config as configs
 from lookalike.data.formats import HEIC_EXTENSIONS
 from lookalike.data.images import EXTENSIONS
+from lookalike.data.shards import open_object
 from lookalike.errors import InputError
-from lookalike.storage import Store
+from lookalike.storage import ObjectInfo, Store
 from pipelines.curate.raw import is_shard
 from pipelines.ingest.folder import MASK
 
 MIN_PHOTOS, MAX_PHOTOS = 4, 20
+_CHUNK = 4 << 20  # bytes
 _MAX_FILES = 1_000  # a personal set has few; with more, it is the wrong folder
 _OTHER_FORMATS = (*HEIC_EXTENSIONS, "tif", "tiff", "gif", "bmp", "jp2", "jxl", "dng", "cr2", "cr3", "nef", "arw", "raw")
 
@@ -33,7 +35,8 @@ def photo_set(store: Store, shown: str) -> PhotoSet:
 
     Raises InputError for none, too few or too many, photos of several subjects, or formats that are not read.
     """
-    keys = [info.key for info in store.list() if not any(part.startswith(".") for part in info.key.split("/"))]
+    infos = {info.key: info for info in store.list() if not any(part.startswith(".") for part in info.key.split("/"))}
+    keys = list(infos)
     if not keys:
         raise InputError("no photos were found", value=shown, fix=f"bring {MIN_PHOTOS} to {MAX_PHOTOS} of them")
     if len(keys) > _MAX_FILES:
@@ -45,7 +48,7 @@ def photo_set(store: Store, shown: str) -> PhotoSet:
         _check_photos(keys, shown)
     elif any(_extension(key) in EXTENSIONS for key in keys):
         raise InputError("raw shards and loose photos in one place", value=shown, fix="name a folder with either")
-    hashes = [[key, hashlib.sha256(store.read(key)).hexdigest()] for key in sorted(keys)]
+    hashes = [[key, _sha256(store, infos[key])] for key in sorted(keys)]
     return PhotoSet(bool(tars), configs.fingerprint(hashes))
 
 
@@ -95,6 +98,14 @@ def _check_photos(keys: list[str], shown: str) -> None:
             fix="leave one subject's folder there, and run the same command again",
         )
     check_number(len(inside), shown)
+
+
+def _sha256(store: Store, info: ObjectInfo) -> str:
+    digest = hashlib.sha256()
+    with open_object(store, info) as file:  # a raw shard may be larger than the memory
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def _extension(key: str) -> str:

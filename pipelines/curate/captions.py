@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from lookalike.documents import parse_object
 from lookalike.errors import ConfigError, first_line
-from lookalike.values import check_values
+from lookalike.values import check_most, check_values
 
 _CONTROL = re.compile(  # control tokens and placeholders of the multimodal models in use, as data sets leave them
     r"<\|[^|<>\s]{1,40}\|>"
@@ -37,6 +37,7 @@ class CaptionsConfig:
 
     def __post_init__(self) -> None:
         check_values(self)
+        check_most(self, max_characters=1_000_000)
         if self.max_characters < 1:
             raise ConfigError("captions.max_characters is below 1", value=self.max_characters, fix="use 1 or more")
         if self.presets:

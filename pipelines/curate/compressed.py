@@ -12,11 +12,13 @@ from typing import BinaryIO, Protocol
 import pyarrow as pa
 
 from lookalike.data.formats import HEAD_BYTES, archive_kind
+from lookalike.data.limits import Limits
 from lookalike.data.shards import open_object
 from lookalike.scratch import scratch
 from lookalike.storage import ObjectInfo, Store
 
 _CHUNK = 1 << 20  # bytes that are inflated at a time, however far they are compressed
+_MAX_DICTIONARY = 512 << 20  # bytes of memory that an xz stream may ask for; `xz -9` takes 65 MiB
 _TAIL = 4 << 10  # bytes of a zstd or lz4 stream at a time: what is lost before a break
 
 
@@ -26,7 +28,7 @@ def compression_of(raw: Store, info: ObjectInfo) -> str | None:
     return kind if kind in _INFLATE else None
 
 
-def unpack(raw: Store, info: ObjectInfo, kind: str, dataset: Store, key: str) -> tuple[ObjectInfo, str]:
+def unpack(raw: Store, info: ObjectInfo, kind: str, dataset: Store, key: str, limits: Limits) -> tuple[ObjectInfo, str]:
     """Write what is in the compressed shard ``info`` to ``key`` of the dataset, unless it is there.
 
     Returns the copy, and where and how the stream breaks off (empty: it does not). One that does gives what stands
@@ -40,6 +42,9 @@ def unpack(raw: Store, info: ObjectInfo, kind: str, dataset: Store, key: str) ->
             with path.open("wb") as file:
                 try:
                     for data in _INFLATE[kind](open_object(raw, info)):
+                        if file.tell() + len(data) > limits.unpacked_bytes(info.size):
+                            most = f"{limits.unpacked_bytes(info.size)} bytes, by limits.max_inflation"
+                            raise _BrokenStreamError(f"inflates to more than {most} and limits.max_unpacked_mib")
                         file.write(data)
                 except _BrokenStreamError as error:
                     broken = f"its {kind} stream {error}"
@@ -135,7 +140,7 @@ def _arrow_stream(codec: str) -> Callable[[BinaryIO], Iterator[bytes]]:
 _INFLATE: dict[str, Callable[[BinaryIO], Iterator[bytes]]] = {
     "gzip": _streams(_Gzip),
     "bzip2": _streams(bz2.BZ2Decompressor),
-    "xz": _streams(lambda: lzma.LZMADecompressor(format=lzma.FORMAT_AUTO)),
+    "xz": _streams(lambda: lzma.LZMADecompressor(format=lzma.FORMAT_AUTO, memlimit=_MAX_DICTIONARY)),
     "zstd": _arrow_stream("zstd"),
     "lz4": _arrow_stream("lz4"),
 }

@@ -1,12 +1,14 @@
 """The configuration of a curation."""
 
-import re
 from dataclasses import dataclass, field
 
+import regex
+
+from lookalike.data.limits import Limits
 from lookalike.errors import ConfigError
 from lookalike.models.captioner import Captioner
 from lookalike.models.embedder import NO_EMBEDDER
-from lookalike.values import check_values
+from lookalike.values import check_most, check_values
 from pipelines.actors import ActorConfig
 from pipelines.curate.captions import CaptionsConfig
 from pipelines.curate.filters import FiltersConfig
@@ -32,6 +34,13 @@ class PlanConfig:
 
     def __post_init__(self) -> None:
         check_values(self)
+        check_most(
+            self,
+            max_references=64,
+            max_triplets_per_target=10_000,
+            max_triplets_per_subject=1_000_000,
+            rows_per_partition=10_000_000,
+        )
         for name in ("max_references", "max_triplets_per_target", "max_triplets_per_subject", "rows_per_partition"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"plan.{name} is below 1", value=getattr(self, name), fix="use 1 or more")
@@ -58,6 +67,7 @@ class FoundConfig:
 
     def __post_init__(self) -> None:
         check_values(self)
+        check_most(self, neighbours=4_096, images_per_cell=10_000_000)
         if not 0 < self.min_similarity < 1:
             raise ConfigError("no such similarity", value=self.min_similarity, fix="use a value between 0 and 1")
         for name in ("neighbours", "images_per_cell"):
@@ -82,8 +92,8 @@ class LabelsConfig:
         if self.subject_pattern is None:
             return
         try:
-            groups = re.compile(self.subject_pattern).groups
-        except re.error as error:
+            groups = regex.compile(self.subject_pattern).groups
+        except regex.error as error:
             raise ConfigError(
                 f"labels.subject_pattern is not a valid regular expression: {error}",
                 value=self.subject_pattern,
@@ -115,6 +125,7 @@ class ShardsConfig:
 
     def __post_init__(self) -> None:
         check_values(self)
+        check_most(self, image_size=16_384, shard_mib=65_536)
         if self.image_size is not None and self.image_size < 16:
             raise ConfigError("shards.image_size is too small", value=self.image_size, fix="use 16 or more, or null")
         if self.buckets is not None and (not self.buckets or min(min(size) for size in self.buckets) < 16):
@@ -140,6 +151,8 @@ class CurateConfig:
     """What similarity means: a packaged embedder, a folder or a Hub id (``facebook/dinov2-small@<revision>``). The
     defaults of the filters that look at similarity are calibrated to the default embedder. ``none`` embeds nothing:
     then those filters have to be switched off, and all photos of a subject that are left are pairs."""
+    limits: Limits = field(default_factory=Limits)
+    """How large files in raw shards may be."""
     labels: LabelsConfig = field(default_factory=LabelsConfig)
     """Where a photograph's subject is read."""
     captioner: Captioner | None = None

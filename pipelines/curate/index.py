@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from lookalike.data.formats import HEIC_EXTENSIONS
 from lookalike.data.images import EXTENSIONS, ImageError, decode_at_least, decode_noted
+from lookalike.data.limits import Limits
 from lookalike.data.passed_over import PassedOver
 from lookalike.data.shards import BrokenTarError, Sample, iter_samples, open_object
 from lookalike.data.text import escaped
@@ -87,11 +88,12 @@ class ShardIndexer:
         compression = compression_of(self._raw, info)
         if compression is not None:
             unpacked_key = inputs.unpacked_key(shard)
-            store, (place, broken) = self._dataset, unpack(self._raw, info, compression, self._dataset, unpacked_key)
+            store, (place, broken) = self._dataset, self._unpack(info, compression, unpacked_key)
         members = PassedOver()
         if fresh:
             file = open_object(store, place)
-            source = read_images(file, info.key, self._work.config.labels, members, broken)
+            config = self._work.config
+            source = read_images(file, info.key, config.labels, members, broken, config.limits)
         else:
             source = read_again(store, place.key, known, info, self._dataset)
         rows: list[dict[str, Any]] = []
@@ -113,6 +115,9 @@ class ShardIndexer:
             notes = {"members": members.to_json(), "unpacked": compression is not None}
             write_table(self._dataset, rows_key, with_notes(table, notes))
         return len(rows)
+
+    def _unpack(self, info: ObjectInfo, compression: str, key: str) -> tuple[ObjectInfo, str]:
+        return unpack(self._raw, info, compression, self._dataset, key, self._work.config.limits)
 
     def _embed(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         return dict(zip(batch, self._embedder(list(batch.values())), strict=True)) if batch else {}
@@ -140,7 +145,12 @@ def index_shard(work: IndexWork, unit: int) -> Columns:
 
 
 def read_images(
-    file: Any, shard: str, labels: LabelsConfig, members: PassedOver | None = None, broken: str = ""
+    file: Any,
+    shard: str,
+    labels: LabelsConfig,
+    members: PassedOver | None = None,
+    broken: str = "",
+    limits: Limits | None = None,
 ) -> Iterator[tuple[dict[str, Any], np.ndarray | None]]:
     """A row for each sample of a raw shard, and its pixels at a reduced scale if it can be decoded.
 
@@ -149,11 +159,12 @@ def read_images(
     not read.
     """
     members = PassedOver() if members is None else members
+    limits = limits or Limits()
     try:
-        for sample, payload in iter_samples(file, members):
+        for sample, payload in iter_samples(file, members, limits):
             extension = next((name for name in sample.members if name in EXTENSIONS), None)
             _pass_over_unread(sample, extension, members)
-            yield _read_sample(sample, payload, extension, shard, labels)
+            yield _read_sample(sample, payload, extension, shard, labels, limits)
     except BrokenTarError as error:
         for key in error.lost_keys or ("",):
             yield _row(key, shard, cut=True, error=error.what), None
@@ -181,7 +192,7 @@ def _pass_over_unread(sample: Sample, extension: str | None, members: PassedOver
 
 
 def _read_sample(
-    sample: Sample, payload: dict[str, bytes], extension: str | None, shard: str, config: LabelsConfig
+    sample: Sample, payload: dict[str, bytes], extension: str | None, shard: str, config: LabelsConfig, limits: Limits
 ) -> tuple[dict[str, Any], np.ndarray | None]:
     notes: list[str] = []
     known: dict[str, Any] = {}  # of the row
@@ -194,9 +205,9 @@ def _read_sample(
             return _row(sample.key, shard, **known, error=what, note="; ".join(notes)), None
         member, data = sample.members[extension], payload[extension]
         known |= {"offset": member.offset, "length": member.length, "linked": member.linked, "sha256": sha256(data)}
-        photo = decode_noted(data, _DECODE_SIDE)
+        photo = decode_noted(data, _DECODE_SIDE, limits.max_pixels)
         notes += [f"image: {photo.note}"] if photo.note else []
-        area = read_mask(payload, (photo.height, photo.width), notes)
+        area = read_mask(payload, (photo.height, photo.width), notes, limits.max_pixels)
         seen = {"width": photo.width, "height": photo.height, "subject_area": area, **features(photo.pixels)}
     except ImageError as error:
         return _row(sample.key, shard, **known, error=error.what, note="; ".join(notes)), None

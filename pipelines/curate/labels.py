@@ -1,12 +1,14 @@
 """Read what a sample has beside its image: labels from its JSON, its text and its key, and the share of its mask."""
 
-import re
 from typing import Any
 
 import numpy as np
+import regex
 
 from lookalike.data.images import EXTENSIONS, ImageError, decode_noted
+from lookalike.data.limits import MAX_PIXELS
 from lookalike.data.text import TextError, decode_text, read_json, read_label, read_licence
+from lookalike.errors import InputError
 from pipelines.curate.config import LabelsConfig
 from pipelines.curate.filters.licence import CONFLICT
 
@@ -15,6 +17,7 @@ FIELDS = {  # column: key of the sample's JSON; a licence has two spellings
     "source": "source",
 }  # fmt: skip
 MASKS = tuple(f"mask.{extension}" for extension in EXTENSIONS)
+_PATTERN_S = 1.0  # seconds that a search of labels.subject_pattern may take in one key
 _SAME_ASPECT = 0.05  # of the logarithm, between a photo and its mask
 
 
@@ -47,12 +50,14 @@ def read_labels(key: str, payload: dict[str, bytes], config: LabelsConfig, notes
     if not found.get("caption") and "txt" in payload:
         found["caption"] = _caption(payload["txt"], notes)
     if not found.get("subject") and config.subject_pattern is not None:
-        match = re.search(config.subject_pattern, key)
+        match = _search(config.subject_pattern, key)
         found["subject"] = read_label(match.group(1), identity=True).text if match else ""
     return found
 
 
-def read_mask(payload: dict[str, bytes], size: tuple[int, int], notes: list[str]) -> float | None:
+def read_mask(
+    payload: dict[str, bytes], size: tuple[int, int], notes: list[str], max_pixels: int = MAX_PIXELS
+) -> float | None:
     """Share of the image that ``key.mask.png`` (or another format) marks as the subject, if there is one.
 
     Args:
@@ -64,7 +69,7 @@ def read_mask(payload: dict[str, bytes], size: tuple[int, int], notes: list[str]
     if name is None:
         return None
     try:
-        mask = decode_noted(payload[name]).pixels
+        mask = decode_noted(payload[name], max_pixels=max_pixels).pixels
     except ImageError as error:
         notes.append(f"mask: {error.what}")
         return None
@@ -72,6 +77,18 @@ def read_mask(payload: dict[str, bytes], size: tuple[int, int], notes: list[str]
         notes.append(f"mask: {mask.shape[1]}x{mask.shape[0]} px for a photo of {size[1]}x{size[0]}")
         return None
     return float((mask.max(axis=2) > 127).mean())
+
+
+def _search(pattern: str, key: str) -> regex.Match[str] | None:
+    """As ``re.search``, for a limited time: some patterns take years for a name of 40 characters."""
+    try:
+        return regex.search(pattern, key, timeout=_PATTERN_S)
+    except TimeoutError:
+        raise InputError(
+            f"labels.subject_pattern takes more than {_PATTERN_S:g} s for a key",
+            value=key[:80],
+            fix="write it without repeats in repeats, such as (a+)+",
+        ) from None
 
 
 def _json(payload: dict[str, bytes], notes: list[str]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from lookalike.documents import decoding
 from lookalike.models.embedder import NO_EMBEDDER
 from pipelines.actors import Columns
 from pipelines.curate.duplicates import find_duplicates
@@ -23,6 +24,7 @@ _BANDS, _BITS = 4, 16
 _BLOCK = 2048  # images that are compared with each other at once
 _COLUMNS = ["subject_hash", "subject", "sha256", "phash"]
 _LINK = pa.schema([("subject", pa.string()), ("other", pa.string())])
+_COMPONENT = pa.schema([("subject", pa.string()), ("component", pa.string())])
 
 
 def link_units(work: StageWork) -> int:
@@ -46,13 +48,12 @@ def find_links(work: StageWork, unit: int) -> Columns:
         band, partition = divmod(unit, work.content_partitions)
         found = sorted(set(_sharing(work, partition) if band == 0 else _resembling(work, band - 1, partition)))
         write_table(store, key, pa.table([[a for a, _ in found], [b for _, b in found]], _LINK))
-    return {"links": np.array([read_table(store, key).num_rows])}
+    return {"links": np.array([_read(work, key, _LINK).num_rows])}
 
 
 def join_links(work: StageWork, unit: int) -> Columns:
     """Write the component of each linked subject: the first name of all that it is linked with, at any remove."""
-    tables = [read_table(work.dataset, _links_key(work, i)) for i in range(link_units(work))]
-    links = pa.concat_tables(tables)
+    links = pa.concat_tables([_read(work, _links_key(work, i), _LINK) for i in range(link_units(work))])
     names, ends = np.unique(
         np.concatenate([links[name].to_numpy(zero_copy_only=False).astype(str) for name in _LINK.names]),
         return_inverse=True,
@@ -66,8 +67,16 @@ def join_links(work: StageWork, unit: int) -> Columns:
 
 def read_components(work: StageWork) -> dict[str, str]:
     """The component of each subject that is linked with another."""
-    table = read_table(work.dataset, _components_key(work))
+    table = _read(work, _components_key(work), _COMPONENT)
     return dict(zip(table["subject"].to_pylist(), table["component"].to_pylist(), strict=True))
+
+
+def _read(work: StageWork, key: str, schema: pa.Schema) -> pa.Table:
+    """A table of this stage. Raises InputError for one with other columns, which another program has put there."""
+    table = read_table(work.dataset, key)
+    fix = "remove it, and run the same command again"
+    with decoding("a table of links", work.dataset.uri_of(key), fix=fix):
+        return table.select(schema.names).cast(schema)
 
 
 def _sharing(work: StageWork, partition: int) -> Iterator[tuple[str, str]]:

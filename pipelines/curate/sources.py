@@ -103,6 +103,7 @@ class Inputs:
     def _labels(self) -> str:
         """What decides in which order rows and vectors lie."""
         read = {name: value for name, value in self.config["labels"].items() if name != "found"}
+        read["limits"] = self.config["limits"]
         if images.HEIC_INSTALLED:  # what could not be read without it is read again
             read["formats"] = images.EXTENSIONS
         return f"{INDEX_REVISION}-{configs.fingerprint(read)[:8]}"

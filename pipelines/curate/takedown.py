@@ -16,7 +16,7 @@ from lookalike.data.text import decode_text, normal
 from lookalike.documents import decoding
 from lookalike.errors import ConfigError, InputError
 from lookalike.scratch import scratch
-from lookalike.storage import ObjectInfo, Store, locate_object, location, open_store, version_store
+from lookalike.storage import ObjectInfo, Store, locate_object, location, open_store, read_at_most, version_store
 from pipelines.actors import Columns
 from pipelines.curate.tables import read_columns
 
@@ -283,4 +283,4 @@ def _sparse(counts: np.ndarray, held: int, of: int) -> Columns:
 
 def _read(uri: str) -> bytes:
     store, key = locate_object(uri)
-    return store.read(key)
+    return read_at_most(store, key, _MAX_BYTES)

@@ -6,7 +6,7 @@ from typing import Literal
 from lookalike.errors import ConfigError
 from lookalike.evaluation.scores import Conditions
 from lookalike.models.embedder import NO_EMBEDDER
-from lookalike.values import check_values
+from lookalike.values import check_most, check_values
 from pipelines.actors import ActorConfig
 
 
@@ -63,6 +63,15 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         check_values(self)
+        check_most(
+            self,
+            max_samples=10_000_000,
+            subjects=100_000,
+            prompts_per_subject=10_000,
+            steps=10_000,
+            loss_batch_size=4_096,
+            image_batch_size=4_096,
+        )
         from lookalike.diffusion.stages import stages_of
 
         for name in ("max_samples", "subjects", "prompts_per_subject", "steps", "loss_batch_size", "image_batch_size"):

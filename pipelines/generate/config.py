@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from lookalike.errors import ConfigError
-from lookalike.values import check_values
+from lookalike.values import check_most, check_values
 from pipelines.actors import ActorConfig
 
 
@@ -50,6 +50,7 @@ class GenerateConfig:
 
     def __post_init__(self) -> None:
         check_values(self)
+        check_most(self, num_images=100_000, steps=10_000, batch_size=4_096)
         from lookalike.diffusion.stages import stages_of
         from lookalike.models.preprocess import MAX_SIDE
 

@@ -11,16 +11,18 @@ from typing import Any
 
 from lookalike import config as configs
 from lookalike.data.images import EXTENSIONS, decode
-from lookalike.data.text import decode_text
+from lookalike.data.text import MAX_TEXT_BYTES, decode_text
 from lookalike.documents import decoding
 from lookalike.errors import ConfigError, InputError
-from lookalike.storage import Store, locate_object, open_store, read_object
+from lookalike.storage import Store, locate_object, open_store, read_at_most, read_object
 from lookalike.storage.claim import claim
 from pipelines.actors import run_units
 from pipelines.bundles import BundleLocation, locate_bundle
 from pipelines.generate.config import GenerateConfig
 
 log = logging.getLogger(__name__)
+
+_MAX_REFERENCE_BYTES = 256 << 20
 
 RESULT = "generations.json"
 SHEET = "contact_sheet.png"
@@ -108,7 +110,7 @@ def read_prompts(config: GenerateConfig) -> list[str]:
     prompts = [prompt.strip() for prompt in config.prompt]
     if config.prompts_file:
         store, key = locate_object(config.prompts_file)
-        text = decode_text(store.read(key), store.uri_of(key))
+        text = decode_text(read_at_most(store, key, MAX_TEXT_BYTES), store.uri_of(key))
         prompts += [line.strip() for line in re.split(r"\r\n|\r|\n", text) if line.strip()]
     if not prompts or not all(prompts):
         raise InputError("an empty prompt", value=config.prompts_file or "", fix="give every prompt some text")
@@ -124,13 +126,16 @@ def _references(locations: Sequence[str], bundle: BundleLocation) -> list[tuple[
     for location in locations:
         found = None if location.endswith("/") else locate_object(location)
         if found and (PurePosixPath(found[1]).suffix[1:].lower() in EXTENSIONS or found[0].exists(found[1])):
-            files.append((found[0].uri_of(found[1]), found[0].read(found[1])))
+            files.append((found[0].uri_of(found[1]), read_at_most(*found, _MAX_REFERENCE_BYTES)))
             continue
         folder = open_store(location)
         keys = [info.key for info in folder.list() if PurePosixPath(info.key).suffix[1:].lower() in EXTENSIONS]
         if not keys:
             raise InputError("neither a photo nor a folder of photos", value=location, fix="check --reference")
-        files += [(folder.uri_of(key), folder.read(key)) for key in keys[: max(1, limit - len(files))]]
+        files += [
+            (folder.uri_of(key), read_at_most(folder, key, _MAX_REFERENCE_BYTES))
+            for key in keys[: max(1, limit - len(files))]
+        ]
     if len(files) > limit:
         raise ConfigError(
             f"{len(files)} references; this model reads {limit}", value=[uri for uri, _ in files], fix="name fewer"

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from lookalike.errors import ConfigError
-from lookalike.values import check_values
+from lookalike.values import check_most, check_values
 
 SAMPLE = "sample"
 MORE_DEFECTS = (
@@ -41,6 +41,7 @@ class SampleWorldConfig:
 
     def __post_init__(self) -> None:
         check_values(self)
+        check_most(self, subjects=10_000_000, views=1_000, defects_of_each=100_000, first_subject=1_000_000_000)
         if self.subjects < 1 or self.views < 1:
             raise ConfigError(
                 "a world needs subjects and views", value=(self.subjects, self.views), fix="use 1 or more"
@@ -86,6 +87,8 @@ class IngestConfig:
     """Not these subjects."""
     licence: str = "unknown"
     """Licence of the photographs, where a sidecar names none."""
+    max_file_mib: int = 256
+    """A photo or mask that is larger is left out, with its reason."""
     shard_mib: int = 64
     """A raw shard holds at most about this much; one sample is never split."""
     photos: str | None = None
@@ -95,6 +98,9 @@ class IngestConfig:
 
     def __post_init__(self) -> None:
         check_values(self)
+        check_most(self, max_file_mib=65_536, shard_mib=65_536)
+        if self.max_file_mib < 1:
+            raise ConfigError("max_file_mib is below 1", value=self.max_file_mib, fix="use 1 or more")
         if self.shard_mib < 1:
             raise ConfigError("shard_mib is below 1", value=self.shard_mib, fix="use 1 or more")
         if self.source != SAMPLE and self.photos:

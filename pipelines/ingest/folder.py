@@ -14,7 +14,7 @@ from lookalike.config import canonical_json, fingerprint
 from lookalike.data.formats import HEIC_EXTENSIONS
 from lookalike.data.images import EXTENSIONS
 from lookalike.data.shards import write_tar
-from lookalike.data.text import decode_text, escaped, is_utf8, normal, read_label
+from lookalike.data.text import MAX_TEXT_BYTES, decode_text, escaped, is_utf8, normal, read_label
 from lookalike.errors import InputError
 from lookalike.storage import ObjectInfo, Store, open_store
 from lookalike.storage.survey import survey
@@ -113,6 +113,8 @@ def plan_folder(config: IngestConfig) -> Plan:
         what = f"the source is missing or empty{why}"
         raise InputError(what, value=config.source, fix="name a folder of photographs")
     listing, unreadable = _with_readable_names(listing)
+    unreadable |= {info.key: why for info in listing if (why := _too_large(info, config.max_file_mib))}
+    listing = [info for info in listing if info.key not in unreadable]
     folders, skipped = _by_subject(listing)
     skipped |= unlisted | unreadable
     # a name is typed in one of Unicode's normal forms, and a file system may have kept another
@@ -136,6 +138,13 @@ def plan_folder(config: IngestConfig) -> Plan:
     ]
     identity = fingerprint([[info.key, info.size] for info in listing])
     return Plan(shards, subjects=len({normal(name) for name in chosen}), identity=identity, skipped=skipped)
+
+
+def _too_large(info: ObjectInfo, max_file_mib: int) -> str:
+    """Why a file is not read, by its size alone; empty if it is."""
+    if PurePosixPath(info.key).suffix in (*_SIDECARS, ".csv") and info.size > MAX_TEXT_BYTES:
+        return f"a text of more than {MAX_TEXT_BYTES >> 20} MiB"
+    return f"more than {max_file_mib} MiB (max_file_mib)" if info.size > max_file_mib << 20 else ""
 
 
 def _listing(store: Store) -> tuple[list[ObjectInfo], dict[str, str]]:

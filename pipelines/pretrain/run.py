@@ -19,6 +19,7 @@ from lookalike.data.passed_over import PassedOver
 from lookalike.data.shards import BrokenTarError, iter_samples, open_object
 from lookalike.errors import InputError, UnreachableError, describe
 from lookalike.models.batch import Batch, to_batch
+from lookalike.models.hub import NO_CODE
 from lookalike.models.preprocess import Preprocessor, check_image
 from lookalike.models.presets import load_preset
 from lookalike.models.sources import materialise
@@ -238,7 +239,7 @@ def _pretrain_mllm(
     last = _fit(mllm, loss, config, run)
     mllm.eval()
     rng = np.random.default_rng(config.fit.seed)
-    tokenizer = AutoTokenizer.from_pretrained(initial / "mllm")
+    tokenizer = AutoTokenizer.from_pretrained(initial / "mllm", **NO_CODE)
     groups = {name: set(tokenizer.convert_tokens_to_ids(words)) for name, words in _word_groups().items()}
     fresh = [batch(held_out, rng, 32) for _ in range(_MEASURED // 32)]
     target = Path(config.out) / "mllm"

@@ -14,11 +14,13 @@ import jsonargparse
 import yaml
 
 from lookalike.errors import ConfigError, LookalikeError, first_line
+from lookalike.groups import check_flags, check_groups, forbid_imports
 from lookalike.redaction import redact, redacted
 
 ConfigT = TypeVar("ConfigT")
 
 _MAX_SETTINGS = 100_000  # in one file
+_MAX_FILE_BYTES = 4 << 20
 
 
 class _HelpFormatter(jsonargparse.DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -39,18 +41,25 @@ def parse(config_class: type[ConfigT], argv: Sequence[str] | None = None, descri
     ``bool`` is a flag alone or with ``true`` or ``false``; a ``list[str]`` is a flag that may be repeated
     (``--prompt "a cup" --prompt "a hat"``) or a YAML list; an unknown key is refused by name (exit code 2).
     """
+    forbid_imports(config_class)
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = _Parser(
         description=description or config_class.__doc__,
         formatter_class=_HelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument("--config", action="config", help="A YAML file with the same keys as the flags; flags win.")
     parser.add_class_arguments(config_class, fail_untyped=True)
     parser.set_defaults(_plain_lists(config_class))
     given = _normalise(config_class, sys.argv[1:] if argv is None else argv)
     files = {name: check_config_file(Path(name)) for name in _config_files(given)}
+    for name, document in files.items():
+        if "config" in document:  # which jsonargparse would read as a further file
+            raise ConfigError("a configuration file names another one", value=name, fix="repeat --config instead")
+        check_groups(config_class, document)
+    check_flags(config_class, given)
     try:
-        namespace = parser.parse_args(given)
+        namespace = parser.parse_args(given, env=False)  # JSONARGPARSE_DEFAULT_ENV would let variables name files
         namespace.pop("config")
         for name, document in files.items():
             for key in _empty_mappings(document):
@@ -77,7 +86,13 @@ def check_config_file(path: Path) -> dict[str, Any]:
     """The settings in a YAML file. Raises ConfigError for what is not a mapping; its text is never shown."""
     fix = "name a YAML file with the same keys as the flags"
     try:
-        document: Any = yaml.safe_load(path.read_bytes())
+        with path.open("rb") as file:
+            data = file.read(_MAX_FILE_BYTES + 1)
+        if len(data) > _MAX_FILE_BYTES:
+            raise ConfigError(f"the configuration file has more than {_MAX_FILE_BYTES} bytes", value=str(path), fix=fix)
+        document: Any = yaml.safe_load(data)
+    except ConfigError:
+        raise
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         problem = f"not valid YAML, line {mark.line + 1}" if mark else "not valid YAML in UTF-8"

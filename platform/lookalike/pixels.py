@@ -4,6 +4,7 @@ import numpy as np
 from PIL import Image
 
 _ORIENTATION_TAG = 0x0112
+_STRIP = 256  # rows that are composed at a time
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -90,12 +91,16 @@ def _opaque(image: Image.Image) -> Image.Image:
 
 
 def _on_white(image: Image.Image) -> Image.Image:
-    layer = image.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
+    layer = image if image.mode == "RGBA" else image.convert("RGBA")
+    for top in range(0, layer.height, _STRIP):  # of a large image, whole copies would take gigabytes
+        box = (0, top, layer.width, min(top + _STRIP, layer.height))
+        strip = layer.crop(box)
+        layer.paste(Image.alpha_composite(Image.new("RGBA", strip.size, "white"), strip), box)
+    return layer.convert("RGB")
 
 
 def _from_16_bits(image: Image.Image) -> Image.Image:
-    values = np.asarray(image).astype(np.int64)
+    values = np.asarray(image)
     grey = (values.clip(0, 0xFFFF) >> 8).astype(np.uint8)
     transparent = image.info.get("transparency")
     if isinstance(transparent, int):

@@ -35,6 +35,18 @@ def check_values(config: Any) -> None:
         _check(item.name, value, _hints(config_class)[item.name])
 
 
+def check_most(config: Any, **most: int) -> None:
+    """Check that the fields named are at most so large: beyond, a job would only fill its machine's memory.
+
+    Raises:
+        ConfigError: names the first field that is larger.
+    """
+    for name, limit in most.items():
+        value = getattr(config, name)
+        if value is not None and value > limit:
+            raise ConfigError(f"{name} is above {limit}", value=value, fix=f"use at most {limit}")
+
+
 @lru_cache(maxsize=256)
 def _hints(config_class: Any) -> dict[str, Any]:
     return get_type_hints(config_class)

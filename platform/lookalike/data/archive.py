@@ -22,6 +22,12 @@ _BLOCK = tarfile.BLOCKSIZE
 _ZERO_BLOCK = tarfile.NUL * _BLOCK
 _CHUNK = 1 << 20  # bytes of padding that are looked through at a time
 _MAX_HOPS = 40  # links in a chain; as in Linux
+_MAX_HEADER_BYTES = 1 << 20  # of a pax header or a long name, which tarfile reads into memory
+_MAX_NAME = 1024  # characters
+_LONG_HEADERS = (
+    *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
+    *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
+)
 
 
 @dataclass(frozen=True)
@@ -68,6 +74,8 @@ def read_entries(file: BinaryIO) -> Iterator[Entry]:
 
 
 def _own_entry(info: tarfile.TarInfo) -> Entry:
+    if len(info.name) > _MAX_NAME:
+        return Entry(info.name, None, "long_name")
     if info.isdir():
         return Entry(info.name, None, "folder")
     if info.issparse():
@@ -75,6 +83,15 @@ def _own_entry(info: tarfile.TarInfo) -> Entry:
     if info.isreg():
         return Entry(info.name, Member(info.offset_data, info.size))
     return Entry(info.name, None, "special_file")
+
+
+class _Header(tarfile.TarInfo):
+    """A header that is read only if it is of a sensible size."""
+
+    def _proc_member(self, tar: tarfile.TarFile) -> tarfile.TarInfo:
+        if self.type in _LONG_HEADERS and self.size > _MAX_HEADER_BYTES:
+            raise tarfile.ReadError(f"a header of {self.size} bytes, of at most {_MAX_HEADER_BYTES}")
+        return super()._proc_member(tar)  # type: ignore[misc,no-any-return]
 
 
 def _headers(file: BinaryIO, size: int) -> Iterator[tarfile.TarInfo]:
@@ -88,7 +105,7 @@ def _headers(file: BinaryIO, size: int) -> Iterator[tarfile.TarInfo]:
     start = 0
     while True:
         file.seek(start)
-        with _guarded(lambda: tarfile.open(fileobj=file, mode="r:")) as tar:
+        with _guarded(lambda: tarfile.open(fileobj=file, mode="r:", tarinfo=_Header)) as tar:
             last = start - 1
             while (info := _guarded(tar.next)) is not None:
                 tar.members.clear()  # type: ignore[attr-defined]  # tarfile would keep every header in memory

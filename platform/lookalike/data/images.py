@@ -17,12 +17,12 @@ from PIL.PngImagePlugin import PngInfo
 
 from lookalike.data.containers import without_metadata, without_padding
 from lookalike.data.formats import HEIC_EXTENSIONS, needs_heic, what_it_is
+from lookalike.data.limits import MAX_PIXELS
 from lookalike.errors import InputError
 from lookalike.pixels import read_orientation, to_rgb, turn_upright
 
 HEIC_INSTALLED = importlib.util.find_spec("pillow_heif") is not None  # the extra `heic`
 EXTENSIONS = ("jpg", "jpeg", "jfif", "png", "webp", *(HEIC_EXTENSIONS if HEIC_INSTALLED else ()))
-MAX_PIXELS = 128_000_000  # a larger image is refused by its header, before anything is decompressed
 
 
 class ImageError(InputError):
@@ -66,14 +66,16 @@ def decode_at_least(data: bytes, side: int) -> tuple[np.ndarray, tuple[int, int]
     return decoded.pixels, (decoded.height, decoded.width)
 
 
-def decode_noted(data: bytes, side: int | None = None) -> Decoded:
+def decode_noted(data: bytes, side: int | None = None, max_pixels: int = MAX_PIXELS) -> Decoded:
     """Decode as :func:`decode` does, or with a ``side`` as :func:`decode_at_least`; the note names a flaw, if any.
+
+    An image of more than ``max_pixels`` is refused by its header.
 
     Raises:
         ImageError: not a format that we read, too many pixels, damaged or missing pixels.
     """
     try:
-        return _decode(data, side)
+        return _decode(data, side, max_pixels)
     except ImageError as error:
         if error.what.startswith(_TOO_MANY):
             raise
@@ -81,7 +83,7 @@ def decode_noted(data: bytes, side: int | None = None) -> Decoded:
         if bare is None:
             raise
         try:
-            decoded = _decode_bare(*bare, side)
+            decoded = _decode_bare(*bare, side, max_pixels)
         except ImageError:
             raise error from None
         return Decoded(decoded.pixels, decoded.height, decoded.width, f"decoded without its metadata ({error.what})")
@@ -148,7 +150,7 @@ def _formats() -> tuple[str, ...]:
     return ("JPEG", "PNG", "WEBP", "HEIF", "AVIF")
 
 
-def _open(data: bytes) -> Image.Image:
+def _open(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(data), formats=_formats())
     except Image.DecompressionBombError as error:
@@ -161,13 +163,14 @@ def _open(data: bytes) -> Image.Image:
             ) from error
         kind = f"a damaged {what_it_is(data)}" if needs_heic(data) else what_it_is(data)
         raise ImageError(f"not an image of a format that we read: {kind}", value=data[:8]) from error
-    if image.width * image.height > MAX_PIXELS:
-        raise ImageError(_TOO_MANY, value=f"{image.width}x{image.height}")
+    if image.width * image.height > max_pixels:
+        size = f"{image.width}x{image.height}"
+        raise ImageError(f"{_TOO_MANY} ({size}; limits.max_pixels is {max_pixels})", fix="scale it down")
     return image
 
 
-def _decode(data: bytes, side: int | None) -> Decoded:
-    image = _open(data)
+def _decode(data: bytes, side: int | None, max_pixels: int = MAX_PIXELS) -> Decoded:
+    image = _open(data, max_pixels)
     width, height = image.size
     is_jpeg = image.format in ("JPEG", "MPO")  # PIL passes over damaged pixels of these
     if not is_jpeg or image.mode not in ("RGB", "L"):
@@ -181,9 +184,9 @@ def _decode(data: bytes, side: int | None) -> Decoded:
     return _turned(pixels, height, width, *read_orientation(image))
 
 
-def _decode_bare(data: bytes, exif: bytes, side: int | None) -> Decoded:
+def _decode_bare(data: bytes, exif: bytes, side: int | None, max_pixels: int) -> Decoded:
     """Decode a file that was rewritten without metadata; a JPEG strictly, since PIL passes over damaged pixels."""
-    image = _open(data)
+    image = _open(data, max_pixels)
     width, height = image.size
     if image.format == "JPEG" and image.mode in ("RGB", "L"):
         scale = 1 if side is None else min(1, side / max(1, min(width, height)))

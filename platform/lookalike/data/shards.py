@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from lookalike.data.archive import Member, read_entries
+from lookalike.data.limits import Limits
 from lookalike.data.passed_over import PassedOver
 from lookalike.errors import InputError
 from lookalike.storage import ObjectInfo, Store
@@ -82,16 +83,19 @@ def open_object(store: Store, info: ObjectInfo, read_ahead: int = READ_AHEAD_BYT
     return cast(BinaryIO, io.BufferedReader(_RangeFile(store, info), buffer_size=read_ahead))
 
 
-def iter_samples(file: BinaryIO, passed_over: PassedOver | None = None) -> Iterator[tuple[Sample, dict[str, bytes]]]:
+def iter_samples(
+    file: BinaryIO, passed_over: PassedOver | None = None, limits: Limits | None = None
+) -> Iterator[tuple[Sample, dict[str, bytes]]]:
     """Every whole sample of a tar with its members' bytes, in order; one sample is in memory at a time.
 
     ``passed_over`` counts the members that are part of no sample; its ``found`` counts every header that was read, so
-    that ``found`` = members of samples, cut ones among them, + those passed over.
+    that ``found`` = members of samples, cut ones among them, + those passed over. A member of more than
+    ``limits.max_member_mib`` is passed over: its bytes would fill the memory.
 
     Raises :class:`BrokenTarError` after the last whole sample if the tar ends too early. The sample before the
     break counts as cut unless it holds its ``json``, since more members may have followed.
     """
-    return _group(file, True, PassedOver() if passed_over is None else passed_over)
+    return _group(file, True, PassedOver() if passed_over is None else passed_over, limits or Limits())
 
 
 def index_tar(file: BinaryIO) -> TarIndex:
@@ -99,7 +103,7 @@ def index_tar(file: BinaryIO) -> TarIndex:
     samples: list[Sample] = []
     passed_over = PassedOver()
     try:
-        samples.extend(sample for sample, _ in _group(file, False, passed_over))
+        samples.extend(sample for sample, _ in _group(file, False, passed_over, Limits()))
     except BrokenTarError as error:
         return TarIndex(samples, error.what, error.lost_keys, passed_over)
     return TarIndex(samples, passed_over=passed_over)
@@ -140,12 +144,14 @@ def write_tar(target: Path | BinaryIO, samples: Iterable[tuple[str, Mapping[str,
     return written
 
 
-def _group(file: BinaryIO, with_bytes: bool, passed_over: PassedOver) -> Iterator[tuple[Sample, dict[str, bytes]]]:
+def _group(
+    file: BinaryIO, with_bytes: bool, passed_over: PassedOver, limits: Limits
+) -> Iterator[tuple[Sample, dict[str, bytes]]]:
     sample: Sample | None = None
     payload: dict[str, bytes] = {}
     reached: list[str] = []  # key of the member whose header was read last, until its bytes are known
     try:
-        for key, extension, member, data in _members(file, with_bytes, reached, passed_over):
+        for key, extension, member, data in _members(file, with_bytes, reached, passed_over, limits):
             if sample is None or key != sample.key or extension in sample.members:
                 if sample is not None:
                     yield sample, payload
@@ -168,7 +174,7 @@ def _group(file: BinaryIO, with_bytes: bool, passed_over: PassedOver) -> Iterato
 
 
 def _members(
-    file: BinaryIO, with_bytes: bool, reached: list[str], passed_over: PassedOver
+    file: BinaryIO, with_bytes: bool, reached: list[str], passed_over: PassedOver, limits: Limits
 ) -> Iterator[tuple[str, str, Member, bytes]]:
     """(key, extension, place, bytes) of the members that are part of a sample, in order; the others are counted.
 
@@ -192,6 +198,9 @@ def _members(
             passed_over.add(_why_no_sample(entry.name), entry.name)
             continue
         data = b""
+        if member.length > limits.max_member_mib << 20:
+            passed_over.add("too_large", entry.name)
+            continue
         if with_bytes:
             file.seek(member.offset)
             data = file.read(member.length)

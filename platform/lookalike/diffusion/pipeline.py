@@ -40,6 +40,7 @@ from lookalike.models.bundle import COMPONENTS, open_bundle
 from lookalike.models.context import encode_context
 from lookalike.models.dit import Context, ReferenceKeys, References, prepare_references
 from lookalike.models.preprocess import Preprocessor
+from lookalike.models.sources import check_model_index
 from lookalike.models.vae import decode, decode_floats, downsampling, encode, token_grid
 from lookalike.models.weights import check_names
 
@@ -103,6 +104,7 @@ class SubjectPipeline(DiffusionPipeline, SubjectLoraLoaderMixin):
                 missing or unknown (not looked for with a ``quantization_config``, which renames them).
         """
         opened = open_bundle(Path(folder), None if base is None else Path(base))
+        check_model_index(opened.components)
         kwargs.setdefault("use_safetensors", True)
         pipe: SubjectPipeline = super().from_pretrained(
             str(opened.components), preprocessor=Preprocessor.from_bundle(opened.components), **kwargs

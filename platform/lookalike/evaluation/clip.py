@@ -8,6 +8,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from lookalike.errors import InputError
+from lookalike.models.hub import NO_CODE
 from lookalike.models.tokenizer import readable
 
 _MOST_CHARACTERS = 20_000  # of a text that is cut to 77 tokens
@@ -30,7 +31,7 @@ class ClipScorer:
 
         try:
             self._model = CLIPModel.from_pretrained(name_or_path, use_safetensors=True).eval().to(device)
-            self._tokenizer = AutoTokenizer.from_pretrained(name_or_path)
+            self._tokenizer = AutoTokenizer.from_pretrained(name_or_path, **NO_CODE)
             self._processor = CLIPImageProcessor.from_pretrained(name_or_path)
         except (OSError, ValueError) as error:
             raise InputError(

@@ -7,7 +7,7 @@ from PIL import Image
 
 from lookalike.errors import ConfigError
 from lookalike.models.hub import load_model, model_revision
-from lookalike.values import check_values
+from lookalike.values import check_most, check_values
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,7 @@ class Captioner:
 
     def __post_init__(self) -> None:
         check_values(self)
+        check_most(self, max_tokens=4_096)
         if self.max_tokens < 1:
             raise ConfigError("captioner.max_tokens is below 1", value=self.max_tokens, fix="use 32 to 128")
 

@@ -14,6 +14,7 @@ from lookalike.errors import ConfigError
 from lookalike.models.aggregate import LayerAggregator
 from lookalike.models.bundle import component_config, write_manifest
 from lookalike.models.families import family_of
+from lookalike.models.hub import NO_CODE
 from lookalike.models.joint import num_layers
 from lookalike.models.presets import PRESETS_DIR, MllmConfig, Preset
 from lookalike.models.sources import write_model_index
@@ -123,7 +124,7 @@ def _described(preset: Preset, name: str) -> dict[str, Any]:
 
 def _new_aggregator(preset: Preset, folder: Path) -> LayerAggregator:
     """One that fits the MLLM and the DiT that ``folder`` describes."""
-    config, mllm = preset.aggregator, transformers.AutoConfig.from_pretrained(folder / "mllm")
+    config, mllm = preset.aggregator, transformers.AutoConfig.from_pretrained(folder / "mllm", **NO_CODE)
     aggregator: LayerAggregator = LayerAggregator(
         kind=config.kind,
         num_layers=num_layers(mllm),

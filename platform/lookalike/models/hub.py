@@ -6,6 +6,10 @@ from typing import Any
 
 from lookalike.errors import ConfigError, first_line
 
+NO_CODE: dict[str, Any] = {"trust_remote_code": False}
+"""For ``from_pretrained`` of transformers' Auto classes: without it they ask on standard input whether to run a
+repository's code, and take ``y`` for an answer."""
+
 
 def split_pin(name_or_path: str) -> tuple[str, str | None]:
     """A folder or Hub id, and the revision behind its ``@``."""
@@ -24,7 +28,7 @@ def model_revision(name_or_path: str, kind: str = "model") -> str:
 
     name, pinned = split_pin(name_or_path)
     try:
-        config = AutoConfig.from_pretrained(name, revision=pinned)
+        config = AutoConfig.from_pretrained(name, revision=pinned, **NO_CODE)
     except (OSError, ValueError) as error:
         raise no_such_model(kind, name_or_path, error) from error
     if not Path(name).is_dir():
@@ -46,8 +50,9 @@ def load_model(
 
     name, pinned = split_pin(name_or_path)
     try:
-        processor = processor_class.from_pretrained(name, revision=pinned)
-        model = model_class.from_pretrained(name, revision=pinned, use_safetensors=True, dtype=torch.float32)
+        processor = processor_class.from_pretrained(name, revision=pinned, **NO_CODE)
+        options = {"use_safetensors": True, "dtype": torch.float32} | NO_CODE
+        model = model_class.from_pretrained(name, revision=pinned, **options)
     except (ImportError, OSError, ValueError) as error:
         raise no_such_model(kind, name_or_path, error, others) from error
     return processor, model.eval().requires_grad_(False).to(device)
@@ -55,5 +60,11 @@ def load_model(
 
 def no_such_model(kind: str, name_or_path: str, error: Exception, others: tuple[str, ...] = ()) -> ConfigError:
     """The error of a name that leads to no model; ``others`` are names that do."""
+    if "trust_remote_code" in str(error):
+        return ConfigError(
+            f"the {kind} brings code of its own, which is never run",
+            value=name_or_path,
+            fix="use a model whose class is part of transformers",
+        )
     fix = f"use {f'one of {list(others)}, ' if others else ''}a folder, or a Hub id of such a model of transformers"
     return ConfigError(f"no such {kind} ({first_line(error)})", value=name_or_path, fix=fix)

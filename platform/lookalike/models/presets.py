@@ -1,6 +1,7 @@
 """Presets: one YAML file names every component, its source, size and licence. A new one needs no code."""
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,13 +9,18 @@ from string import Formatter
 from typing import Any, Literal
 
 import jsonargparse
-import yaml
 
-from lookalike.documents import decoding
+from lookalike.config import check_config_file
 from lookalike.errors import ConfigError
+from lookalike.groups import check_groups, forbid_imports
 from lookalike.values import check_values
 
 PRESETS_DIR = Path(__file__).parent / "presets"
+
+_MAX_SIDE, _MAX_REFERENCES, _MAX_WIDTH, _MAX_LAYERS = 16_384, 64, 65_536, 1_024  # a bundle of a tenant has a preset
+_MAX_NUMBER = 100_000_000  # in a component's configuration: above any width, vocabulary, position or base of RoPE
+_MAX_TEMPLATE = 10_000  # characters
+_LAYERS = re.compile("layers|blocks|depth")
 
 AggregatorKind = Literal["last_layer", "layer_mean", "single_lap", "dla"]
 SourcedPart = Literal["mllm", "vae", "transformer", "aggregator"]
@@ -99,9 +105,15 @@ class MllmConfig:
     What its backward pass keeps in memory is not in ``--plan``."""
 
     def __post_init__(self) -> None:
-        _check_positive(self, "image_size", "tokens_per_image", "max_prompt_tokens")
+        _check_sizes(self, image_size=4_096, tokens_per_image=65_536, max_prompt_tokens=32_768)
+        for name in ("template", "image_prefix", "image_token", "image_suffix"):
+            if len(getattr(self, name)) > _MAX_TEMPLATE:
+                raise ConfigError(f"mllm.{name} has more than {_MAX_TEMPLATE} characters", fix="shorten it")
+        _check_component("mllm", self.config)
         try:
-            names = [name for _, name, _, _ in Formatter().parse(self.template) if name is not None]
+            places = [place for place in Formatter().parse(self.template) if place[1] is not None]
+            # a width, as in {images:>1000000000}, would make text of any length
+            names = [str(name) for _, name, width, conversion in places if not width and not conversion]
         except ValueError:  # a brace without its partner
             names = []
         if sorted(names) != ["images", "prompt"]:
@@ -183,9 +195,13 @@ class Preset:
     """What a user must know before using the weights; logged as a warning whenever a bundle is made."""
 
     def __post_init__(self) -> None:
-        _check_positive(self, "height", "width")
-        _check_positive(self.references, "height", "width")
-        _check_positive(self.aggregator, "inner_width", "head_dim")
+        _check_sizes(self, height=_MAX_SIDE, width=_MAX_SIDE)
+        _check_sizes(self.references, height=_MAX_SIDE, width=_MAX_SIDE)
+        _check_sizes(self.references, least=0, max_references=_MAX_REFERENCES)
+        _check_sizes(self.aggregator, inner_width=_MAX_WIDTH, head_dim=_MAX_WIDTH)
+        _check_sizes(self.aggregator, least=0, layer_blocks=_MAX_LAYERS, refiner_blocks=_MAX_LAYERS)
+        for name in ("vae", "transformer", "scheduler"):
+            _check_component(name, getattr(self, name).config)
         if self.aggregator.inner_width % self.aggregator.head_dim:
             raise ConfigError(
                 f"aggregator.inner_width={self.aggregator.inner_width} is no multiple of its head_dim",
@@ -220,10 +236,24 @@ class Preset:
         return dataclasses.replace(self, **changed)
 
 
-def _check_positive(config: object, *names: str) -> None:
-    for name in names:
-        if (value := getattr(config, name)) < 1:
-            raise ConfigError(f"{name} of a preset is below 1", value=value, fix=f"give {name} a value above 0")
+def _check_sizes(config: object, least: int = 1, **most: int) -> None:
+    """Raise ConfigError for a size that makes nothing, or that would fill any machine's memory."""
+    for name, limit in most.items():
+        if (value := getattr(config, name)) < least:
+            raise ConfigError(f"{name} of a preset is below {least}", value=value, fix=f"give {name} a value above 0")
+        if value > limit:
+            raise ConfigError(f"{name} of a preset is above {limit}", value=value, fix=f"lower {name}")
+
+
+def _check_component(name: str, config: Mapping[str, Any]) -> None:
+    """Raise ConfigError for a number of layers or a width in a library's configuration that no model has."""
+    for key, value in config.items():
+        values = value if isinstance(value, (list, tuple)) else [value]
+        for item in values:
+            if isinstance(item, Mapping):
+                _check_component(f"{name}.{key}", item)
+            elif isinstance(item, int) and item > (limit := _MAX_LAYERS if _LAYERS.search(key) else _MAX_NUMBER):
+                raise ConfigError(f"{name}.config.{key} is above {limit}", value=item, fix="lower it")
 
 
 def check_lora(lora: LoraConfig, transformer_config: Mapping[str, Any]) -> None:
@@ -258,11 +288,7 @@ def load_preset(name_or_path: str | Path) -> Preset:
             )
     if not path.is_file():
         raise ConfigError("preset file not found", value=str(path), fix="check the path")
-    with decoding("a YAML file", str(path), fix="start from presets/mini.yaml"):
-        values = yaml.safe_load(path.read_text())
-    if not isinstance(values, dict):
-        raise ConfigError("a preset is a mapping of settings", value=str(path), fix="start from presets/mini.yaml")
-    return preset_from_dict(values, origin=str(path))
+    return preset_from_dict(check_config_file(path), origin=str(path))
 
 
 def preset_from_dict(values: Mapping[str, Any], origin: str = "preset") -> Preset:
@@ -271,10 +297,12 @@ def preset_from_dict(values: Mapping[str, Any], origin: str = "preset") -> Prese
     Raises:
         ConfigError: an unknown, missing or badly typed key; ``origin`` names the file.
     """
+    forbid_imports(Preset)
+    check_groups(Preset, values, origin)
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(Preset, fail_untyped=True)
     try:
-        parsed = parser.instantiate_classes(parser.parse_object(dict(values)))
+        parsed = parser.instantiate_classes(parser.parse_object(dict(values), env=False))
     except ConfigError:
         raise
     except Exception as error:  # jsonargparse has others for values of another kind than it foresaw

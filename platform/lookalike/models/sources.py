@@ -9,6 +9,7 @@ import shutil
 from importlib.metadata import version
 from pathlib import Path
 
+from lookalike.documents import parse_object
 from lookalike.errors import ConfigError, InputError
 from lookalike.models.bundle import component_config, write_manifest
 from lookalike.models.families import family_of
@@ -17,6 +18,7 @@ from lookalike.models.presets import Preset
 log = logging.getLogger(__name__)
 
 WEIGHTS_DIR = Path(__file__).parent / "weights"
+_LIBRARIES = ("transformers", "diffusers")  # beside our own
 _KEPT = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "LICENSE*", "README.md")
 
 
@@ -86,6 +88,29 @@ def write_model_index(folder: Path) -> None:
         "aggregator": ["lookalike.models.aggregate", "LayerAggregator"],
     }
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+
+def check_model_index(folder: Path) -> None:
+    """Check whose classes ``model_index.json`` names: diffusers would import any module that stands there.
+
+    Raises:
+        InputError: not such a file, or a class of a library that bundles are not made of.
+    """
+    path = folder / "model_index.json"
+    if not path.is_file():
+        return  # the loader says so
+    index = parse_object(path.read_bytes(), str(path))
+    for name, value in index.items():
+        if not isinstance(value, list):
+            continue
+        library = str(value[0]) if len(value) == 2 else ""
+        known = value == [None, None] or library in _LIBRARIES or library.startswith("lookalike.")
+        if name.startswith("_") or not known:
+            raise InputError(
+                f"model_index.json names a class that no bundle has: {name}={value!r:.200}",
+                value=str(path),
+                fix="download the bundle again, or make it anew",
+            )
 
 
 def _check_aggregator(preset: Preset, folder: Path) -> None:

@@ -20,6 +20,7 @@ from lookalike.models.bundle import open_bundle, read_preset
 from lookalike.models.contents import REPAIR
 from lookalike.models.context import encode_context
 from lookalike.models.dit import Context, ReferenceKeys, References, prepare_references, velocity
+from lookalike.models.hub import NO_CODE
 from lookalike.models.presets import LoraConfig, ReferenceConfig
 from lookalike.models.weights import load_weights
 
@@ -64,12 +65,12 @@ class SubjectModel(nn.Module):
 
         references = read_preset(bundle_dir).references
         with decoding("a configuration of transformers", str(bundle_dir / "mllm"), fix=REPAIR):
-            mllm_config = AutoConfig.from_pretrained(bundle_dir / "mllm")
+            mllm_config = AutoConfig.from_pretrained(bundle_dir / "mllm", **NO_CODE)
         default = torch.get_default_dtype()
         torch.set_default_dtype(dtype)
         try:
             with decoding("a bundle whose parts load", str(bundle_dir), fix=REPAIR), no_init_weights():
-                mllm = AutoModel.from_config(mllm_config, dtype=dtype, attn_implementation="sdpa")
+                mllm = AutoModel.from_config(mllm_config, dtype=dtype, attn_implementation="sdpa", **NO_CODE)
                 aggregator = LayerAggregator.from_config(LayerAggregator.load_config(bundle_dir / "aggregator"))
                 config = FluxTransformer2DModel.load_config(bundle_dir / "transformer")
                 transformer = FluxTransformer2DModel.from_config(config)

@@ -166,9 +166,10 @@ def _mllm_names(folder: Path) -> Any:
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightRenaming, rename_source_key
 
+    from lookalike.models.hub import NO_CODE
     from lookalike.models.joint import full_class
 
-    config = AutoConfig.from_pretrained(folder)
+    config = AutoConfig.from_pretrained(folder, **NO_CODE)
     with torch.device("meta"):
         full = full_class(config)(config)
     prefix = "" if full.base_model is full else f"{full.base_model_prefix}."

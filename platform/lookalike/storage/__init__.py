@@ -10,7 +10,7 @@ from lookalike.storage.snapshot import (
     read_manifest,
     version_store,
 )
-from lookalike.storage.store import ObjectInfo, Store, locate_object, open_store, overlap
+from lookalike.storage.store import ObjectInfo, Store, locate_object, open_store, overlap, read_at_most
 
 __all__ = [
     "ObjectInfo",
@@ -22,6 +22,7 @@ __all__ = [
     "open_store",
     "overlap",
     "publish",
+    "read_at_most",
     "read_file",
     "read_json",
     "read_lines",

@@ -12,6 +12,7 @@ from typing import BinaryIO
 
 from lookalike.errors import ConfigError, ConflictError, InputError
 from lookalike.storage import location
+from lookalike.storage.links import LINK_ROOTS, stays_within
 from lookalike.storage.store import ObjectInfo, Store, check_key
 from lookalike.storage.walk import PART, Skipped, walk
 
@@ -21,7 +22,8 @@ _WRITING = "free some space or choose another location; nothing half-written was
 
 @dataclass(frozen=True)
 class LocalStore:
-    """Objects are files below ``root``, an absolute path."""
+    """Objects are files below ``root``, an absolute path. Links are followed as far as
+    :mod:`lookalike.storage.links` allows, and refused by name beyond; ``root`` itself may be one."""
 
     root: Path
 
@@ -49,10 +51,11 @@ class LocalStore:
         return "" if below == "." else f"{below}/"
 
     def child(self, prefix: str) -> "LocalStore":
-        return LocalStore(self._path(prefix.strip("/")))
+        return LocalStore(self._checked(prefix.strip("/")))
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         self._path(prefix)
+        self._checked(prefix.rpartition("/")[0])
         for entry in walk(self.root, prefix):
             if isinstance(entry, ObjectInfo):
                 yield entry
@@ -71,6 +74,7 @@ class LocalStore:
             InputError: the folder itself cannot be listed.
         """
         self._path(prefix)
+        self._checked(prefix.rpartition("/")[0])
         for entry in walk(self.root, prefix, follow=True):
             if isinstance(entry, Skipped) and entry.reason == "unreadable" and entry.key in ("", prefix.strip("/")):
                 raise InputError("this cannot be listed", value=self.uri, fix="check its permissions")
@@ -78,7 +82,7 @@ class LocalStore:
 
     def exists(self, key: str) -> bool:
         with self._frame("read", key):
-            return self._path(key).is_file()
+            return self._checked(key).is_file()
 
     def read(self, key: str) -> bytes:
         with self._reading(key) as file:
@@ -117,6 +121,7 @@ class LocalStore:
 
     def delete(self, key: str) -> None:
         with self._frame("delete", key):
+            self._checked(key.rpartition("/")[0])  # a link itself may be removed
             self._path(key).unlink(missing_ok=True)
 
     def _path(self, key: str) -> Path:
@@ -127,9 +132,21 @@ class LocalStore:
             raise ConfigError("a file cannot have this name", value=key, fix="use a name without NUL")
         return self.root / key
 
+    def _checked(self, key: str) -> Path:
+        """The path of ``key``. Raises InputError if a link on the way leads out of the store."""
+        path = self._path(key)
+        real = os.path.realpath(path)
+        if not stays_within(os.path.realpath(self.root), real):
+            raise InputError(
+                f"a link leads out of the store, to {real}",
+                value=location.local_uri(path),
+                fix=f"copy what it leads to, or name its folder in {LINK_ROOTS} if you have put it there",
+            )
+        return path
+
     @contextmanager
     def _reading(self, key: str) -> Iterator[BinaryIO]:
-        with self._frame("read", key), self._path(key).open("rb") as file:
+        with self._frame("read", key), self._checked(key).open("rb") as file:
             yield file
 
     @contextmanager
@@ -154,6 +171,7 @@ class LocalStore:
     def _writing(self, key: str, write: Callable[[BinaryIO], object]) -> Iterator[Path]:
         """A complete file beside the target, to be moved or linked there; gone afterwards whatever happens."""
         target = self._path(key)
+        self._checked(key.rpartition("/")[0])  # a link in the file's own place is replaced
         part = target.with_name(f"{PART}{uuid.uuid4().hex}")
         try:
             target.parent.mkdir(parents=True, exist_ok=True)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-from lookalike.errors import ConfigError
+from lookalike.errors import ConfigError, InputError
 from lookalike.storage import location
 
 
@@ -111,6 +111,14 @@ def locate_object(uri: str) -> tuple[Store, str]:
     if uri.endswith(("/", "/.", "/..")) or not path.name:
         raise ConfigError("not a file", value=uri, fix="name the file, without a slash at the end")
     return LocalStore(path.parent), path.name
+
+
+def read_at_most(store: Store, key: str, most: int) -> bytes:
+    """The whole object. Raises InputError for one of more than ``most`` bytes, without reading it."""
+    for info in store.list(key):
+        if info.key == key and info.size > most:
+            raise InputError(f"the file has more than {most} bytes", value=store.uri_of(key), fix="name another file")
+    return store.read(key)
 
 
 def overlap(one: Store, other: Store) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from lookalike.storage.links import stays_within
 from lookalike.storage.store import ObjectInfo
 
 PART = ".part-"  # prefix of files that are still being written
@@ -26,9 +27,9 @@ class Skipped:
 def walk(root: Path, prefix: str = "", *, follow: bool = False) -> Iterator[ObjectInfo | Skipped]:
     """The files whose key below ``root`` starts with ``prefix``, and names that give none, in the order of keys.
 
-    Without ``follow`` linked folders are left out and linked files are read wherever they lie. With it links are
-    followed within ``root``, files and folders, and whatever leads out of it is skipped by name: so are folders
-    read that other programs have filled.
+    Without ``follow`` linked folders are left out and linked files are listed wherever they lie. With it links are
+    followed as far as :mod:`lookalike.storage.links` allows, files and folders, and whatever leads further is skipped
+    by name: so are folders read that other programs have filled.
     """
     real_root = os.path.realpath(root)
     entries: list[ObjectInfo | Skipped] = []
@@ -58,7 +59,7 @@ def walk(root: Path, prefix: str = "", *, follow: bool = False) -> Iterator[Obje
                 if child.is_dir(follow_symlinks=False):
                     folders.append((key, (*chain, f"{chain[-1].rstrip(os.sep)}{os.sep}{child.name}")))
                     continue
-            elif follow and not _inside(real_root, os.path.realpath(child.path)):
+            elif follow and not stays_within(real_root, os.path.realpath(child.path)):
                 entries.append(Skipped(key, "link_outside"))
                 continue
             try:
@@ -87,7 +88,3 @@ def walk(root: Path, prefix: str = "", *, follow: bool = False) -> Iterator[Obje
             else:
                 entries.append(Skipped(key, "special_file"))
     yield from sorted(entries, key=lambda entry: entry.key)
-
-
-def _inside(root: str, path: str) -> bool:
-    return os.path.commonpath([root, path]) == root

@@ -4,15 +4,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pytest
 from PIL import Image
 
+from lookalike.errors import InputError
 from pipelines.curate.config import PlanConfig
 from pipelines.curate.filters import FiltersConfig
 from pipelines.curate.filters.no_pair import NoPair
 from pipelines.curate.layout import split_cut
-from pipelines.curate.links import read_components
+from pipelines.curate.links import join_links, read_components
 from pipelines.curate.plan import plan_key
-from pipelines.curate.tables import read_table
+from pipelines.curate.tables import read_table, write_table
 from pipelines.curate.work import StageWork
 from tests.drawn import Photo, draw, jpeg, photo, world, write_raw
 
@@ -50,3 +53,13 @@ def test_linked_subjects_count_as_one_where_a_minimum_is_asked_for(planned: Plan
 
 def test_without_shared_images_nothing_is_linked(planned: Planned, tmp_path: Path) -> None:
     assert not planned(write_raw(tmp_path / "raw", world(6, 4)), filters=LOOSE).linked
+
+
+@pytest.mark.parametrize("name", ["part-00000.parquet", "components.parquet"])
+def test_a_table_of_another_program_is_an_error_that_names_it(name: str, planned: Planned, tmp_path: Path) -> None:
+    photos = [*world(3, 3), photo(0, 0).under("b", "thing01")]
+    work = planned(write_raw(tmp_path / "raw", photos), filters=LOOSE)
+    key = work.inputs.stage_key("links", name)
+    write_table(work.dataset, key, pa.table({"other columns": [1]}))
+    with pytest.raises(InputError, match=f"not a table of links: .*{name}.*remove it, and run the same command again"):
+        join_links(work, 0) if name.startswith("part") else read_components(work)

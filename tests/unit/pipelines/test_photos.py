@@ -1,6 +1,8 @@
 """What a customer brings: each error's advice, followed literally, makes the same command work."""
 
 import io
+import subprocess
+import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -127,3 +129,26 @@ def test_a_folder_of_something_else_is_not_read(tmp_path: Path) -> None:
         (tmp_path / str(number)).touch()
     with pytest.raises(InputError, match="1001 files"):
         _look(tmp_path)
+
+
+def test_a_photo_that_is_a_link_out_of_the_folder_is_refused(tmp_path: Path) -> None:
+    _add(tmp_path / "mine", "bear/{}.jpg", 0, 4)
+    _add(tmp_path / "theirs", "dog/{}.jpg", 0, 1)
+    (tmp_path / "mine" / "bear" / "4.jpg").symlink_to(tmp_path / "theirs" / "dog" / "0.jpg")
+    with pytest.raises(InputError, match=r"a link leads out of the store.*bear/4\.jpg"):
+        _look(tmp_path / "mine")
+    (tmp_path / "mine" / "bear" / "4.jpg").unlink()
+    (tmp_path / "mine" / "bear" / "4.jpg").symlink_to("0.jpg")
+    assert not _look(tmp_path / "mine").raw
+
+
+def test_raw_shards_are_hashed_without_holding_them(tmp_path: Path) -> None:
+    with (tmp_path / "a.tar").open("wb") as file:
+        file.truncate(1 << 30)
+    code = "import resource\nfrom lookalike.storage import open_store\nfrom pipelines.photos import photo_set\n"
+    code += (
+        f"before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\nphoto_set(open_store({str(tmp_path)!r}), '')\n"
+    )
+    code += "print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)\n"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=300)
+    assert int(done.stdout) < 100

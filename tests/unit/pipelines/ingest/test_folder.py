@@ -237,3 +237,30 @@ def test_a_list_of_classes_that_is_not_csv_is_named(tmp_path: Path) -> None:
     (tmp_path / "in" / "prompts_and_classes.txt").write_text('subject_name,class\ndog2,"puppy\n' + "x" * 140_000)
     with pytest.raises(InputError, match=r"not CSV: field larger .* close each quote"):
         plan(tmp_path / "in")
+
+
+def test_a_file_that_would_fill_the_memory_is_skipped_by_its_size(tmp_path: Path) -> None:
+    source = tmp_path / "in"
+    for name in ("00.jpg", "01.jpg", "02.jpg"):
+        photo(source / "cup" / name)
+    for name in ("01.jpg", "02.txt", "02.mask.png"):
+        with (source / "cup" / name).open("ab") as file:
+            file.truncate(1 << 40)  # a hole: it takes no space on the disk
+    made = plan(source)
+    assert made.skipped == {
+        "cup/01.jpg": "more than 256 MiB (max_file_mib)",
+        "cup/02.txt": "a text of more than 16 MiB",
+        "cup/02.mask.png": "more than 256 MiB (max_file_mib)",
+    }
+    assert sum(shard.images for shard in made.shards) == 2
+
+
+def test_a_photo_that_becomes_a_link_after_the_listing_is_refused(tmp_path: Path) -> None:
+    photo(tmp_path / "in" / "cup" / "00.jpg")
+    (tmp_path / "in" / "cup" / "00.txt").write_text("a cup")
+    made = plan(tmp_path / "in")
+    (tmp_path / "secret.txt").write_text("another tenant's secret")
+    (tmp_path / "in" / "cup" / "00.txt").unlink()
+    (tmp_path / "in" / "cup" / "00.txt").symlink_to(tmp_path / "secret.txt")
+    with pytest.raises(InputError, match="a link leads out of the store"):
+        made.shards[0].write(tmp_path / "s.tar")

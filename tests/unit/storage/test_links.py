@@ -1,0 +1,82 @@
+"""A link in a store is followed within it, and beyond only into the folders that an operator names."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lookalike.errors import InputError
+from lookalike.storage import Store, open_store
+from lookalike.storage.links import LINK_ROOTS
+from lookalike.storage.survey import survey
+from lookalike.storage.walk import Skipped
+
+WORDS = "a link leads out of the store"
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    """A store with a file of its own, and links to another tenant's folder and file."""
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "secret.txt").write_text("secret")
+    root = tmp_path / "store"
+    (root / "inner").mkdir(parents=True)
+    (root / "inner" / "own.txt").write_text("own")
+    (root / "file.txt").symlink_to(tmp_path / "other" / "secret.txt")
+    (root / "folder").symlink_to(tmp_path / "other")
+    (root / "within").symlink_to("inner")
+    return open_store(str(root))
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda store: store.read("file.txt"),
+        lambda store: store.read("folder/secret.txt"),
+        lambda store: store.read_range("file.txt", 0, 1),
+        lambda store: store.exists("folder/secret.txt"),
+        lambda store: store.download("file.txt", store.root / "copy"),
+        lambda store: store.child("folder"),
+        lambda store: list(store.list("folder/")),
+        lambda store: store.write("folder/new.txt", b"mine"),
+        lambda store: store.create("folder/new.txt", b"mine"),
+        lambda store: store.write("folder/deep/new.txt", b"mine"),
+        lambda store: store.upload("folder/new.txt", store.root / "inner" / "own.txt"),
+        lambda store: store.delete("folder/secret.txt"),
+    ],
+)
+def test_a_link_out_of_the_store_is_refused(call: Callable[[Store], object], store: Store, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=WORDS):
+        call(store)
+    assert [path.name for path in (tmp_path / "other").iterdir()] == ["secret.txt"]
+
+
+def test_links_within_the_store_are_followed(store: Store) -> None:
+    assert store.read("within/own.txt") == b"own"
+    store.write("within/new.txt", b"new")
+    assert store.child("within").read("new.txt") == b"new"
+
+
+def test_a_link_in_a_files_place_is_replaced_or_removed(store: Store, tmp_path: Path) -> None:
+    store.write("file.txt", b"mine")
+    assert store.read("file.txt") == b"mine"
+    (tmp_path / "store" / "again.txt").symlink_to(tmp_path / "other" / "secret.txt")
+    store.delete("again.txt")
+    assert (tmp_path / "other" / "secret.txt").read_text() == "secret"
+
+
+def test_a_store_may_itself_be_a_link(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "store")
+    assert open_store(str(tmp_path / "link")).read("inner/own.txt") == b"own"
+
+
+def test_an_operator_names_where_links_may_lead(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    skipped = {entry.key for entry in survey(store) if isinstance(entry, Skipped)}
+    assert skipped == {"file.txt", "folder"}
+    monkeypatch.setenv(LINK_ROOTS, f"/nowhere:{tmp_path / 'other'}")
+    assert store.read("folder/secret.txt") == b"secret"
+    store.child("folder").write("new.txt", b"mine")
+    assert not [entry for entry in survey(store) if isinstance(entry, Skipped)]
+    monkeypatch.setenv(LINK_ROOTS, str(tmp_path / "oth"))  # not a folder above it
+    with pytest.raises(InputError, match=WORDS):
+        store.read("folder/secret.txt")
