@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from lookalike.config import canonical_json, to_dict
 from lookalike.errors import LookalikeError
+from lookalike.redaction import redact_logs
 from lookalike.scratch import scratch
 from lookalike.storage import Store, open_store, read_object
 from lookalike.storage.claim import claim
@@ -69,6 +70,7 @@ def plan_source(config: IngestConfig) -> Plan:
 
 def write_shard(shard: Shard, store: Store) -> int:
     """Make one shard and put it below ``store``, where it appears whole; returns its number of images."""
+    redact_logs()
     with scratch("shard") as folder:
         path = folder / shard.name
         shard.write(path)
