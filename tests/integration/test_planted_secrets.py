@@ -19,10 +19,10 @@ from lookalike.storage import open_store
 from tests.conftest import REPO, LocalStack, job_environment
 
 PLANTED = {  # each as it is typed; none of them is real
-    "tracking password": "tr4cking/PW#1",
+    "tracking password": "tr4cking/PW#1",  # pragma: allowlist secret
     "HF_TOKEN": "hf_" + "Pl4nted" * 6,
     "MLFLOW_TRACKING_TOKEN": "mlfl0wTokenPlanted",
-    "proxy password": "pr0xyPlanted",
+    "proxy password": "pr0xyPlanted",  # pragma: allowlist secret
     "AWS_SESSION_TOKEN of a comment": "s3ssionPlanted",
     "query": "qu3ryPlanted",
 }

@@ -62,7 +62,7 @@ def test_errors_and_stored_configurations_hide_them() -> None:
     class Config:
         tracking: str
 
-    uri = "http://mia:secret1@host"
+    uri = "http://mia:secret1@host"  # pragma: allowlist secret
     error = InputError(f"no answer from {uri}", value={"uri": uri}, fix=f"check {uri}")
     assert "secret1" not in f"{error} {error.what} {error.value} {error.fix} {pickle.loads(pickle.dumps(error))}"
     assert configs.to_dict(Config(uri)) == {"tracking": "http://***@host"}

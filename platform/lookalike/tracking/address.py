@@ -5,6 +5,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from lookalike.errors import ConfigError
+from lookalike.redaction import HIDDEN
 
 _VARIABLE = "MLFLOW_TRACKING_URI"
 _SQLITE = "sqlite:///"
@@ -23,6 +24,12 @@ def tracking_uri(uri: str | None = None) -> str:
     if not chosen:
         raise ConfigError(
             "no tracking server is named", fix=f"set {_VARIABLE} or --tracking, e.g. sqlite:////absolute/path/mlflow.db"
+        )
+    if f"{HIDDEN}@" in chosen:
+        raise ConfigError(
+            "the tracking URI's user and password were hidden where it was copied from",
+            value=chosen,
+            fix="leave them out, and set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD",
         )
     if chosen.startswith("sqlite:") and not chosen.startswith(_SQLITE):
         rest = chosen.removeprefix("sqlite:").lstrip("/")
