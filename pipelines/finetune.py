@@ -17,6 +17,7 @@ from lookalike.registry import Registry, champion_now, personal_model_name, reso
 from lookalike.registry.versions import identify
 from lookalike.storage import Store, list_versions, open_store, read_manifest, read_object
 from lookalike.storage.claim import claim, read_claim
+from lookalike.storage.isolation import check_isolation
 from lookalike.storage.results import AGAIN, Kinds, read_result, write_result
 from lookalike.tracking import tracking_uri
 from lookalike.training.bundles import local_bundle
@@ -45,7 +46,7 @@ _RESULT: Kinds = {
 _OF_OTHERS = ("loss_gap", "loss_shuffled", "identity_margin", "mllm_only/loss_gap", "mllm_only/loss_shuffled")
 # Locations count by their content. How it is computed changes no result.
 _NOT_IDENTITY = (
-    *("tracking", "workers", "actors", "micro_batch_size"),
+    *("tracking", "workers", "actors", "micro_batch_size", "isolated"),
     *("model", "base", "store", "photos", "distractors", "filters"),
 )
 
@@ -106,6 +107,9 @@ class FinetuneConfig:
     """Of order, noise and initial adapter."""
     tracking: str | None = None
     """MLflow tracking URI; by default MLFLOW_TRACKING_URI."""
+    isolated: bool = False
+    """Refuse to start unless this job's S3 credentials reach ``customers/CUSTOMER/`` of the store and nothing beside it
+    (SECURITY.md)."""
 
     def __post_init__(self) -> None:
         check_values(self)
@@ -124,6 +128,8 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
     """
     name = personal_model_name(config.customer, config.subject)  # before any path is made of the ids
     home = open_store(config.store).child("customers").child(config.customer).child(config.subject)
+    if config.isolated:
+        check_isolation(open_store(config.store), home.parent)
     base = resolve(config.model, config.tracking, config.base)
     photos = photo_set(open_store(config.photos), config.photos)
     bundle_uri = open_store(base.bundle_uri).uri

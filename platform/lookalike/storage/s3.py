@@ -23,7 +23,7 @@ from botocore.exceptions import (
 )
 from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_exponential
 
-from lookalike.errors import ConfigError, ConflictError, InputError, UnreachableError
+from lookalike.errors import ConfigError, ConflictError, InputError, RefusedError, UnreachableError
 from lookalike.storage.store import ObjectInfo, Store, check_key
 
 if TYPE_CHECKING:
@@ -204,7 +204,7 @@ class S3Store:
         if code in _LOST_RACE:
             raise ConflictError("the object exists already", value=where, fix="choose another location") from error
         if code in _DENIED:
-            raise UnreachableError(
+            raise RefusedError(
                 f"S3 refused at {endpoint}: {code}", value=where, fix="check AWS_ACCESS_KEY_ID and the bucket's policy"
             ) from error
         if isinstance(error, NoCredentialsError):
