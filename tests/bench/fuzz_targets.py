@@ -34,6 +34,8 @@ from lookalike.tracking import events
 from lookalike.tracking.tracker import Tracker
 from pipelines import report
 from pipelines.curate.config import CurateConfig
+from pipelines.curate.filters import FiltersConfig
+from pipelines.curate.filters.no_pair import NoPair
 from pipelines.curate.index import IndexWork, index_shard
 from pipelines.curate.raw import list_shards
 from pipelines.curate.sources import Inputs
@@ -44,6 +46,7 @@ from tests.drawn import Photo, draw, jpeg
 Target = Callable[[bytes, Path], object]
 CONFIG = {"seed": 1, "out": "file:///x", "stages": [{"name": "a", "steps": 3}], "inputs": {"bundle": "b" * 64}}
 RESULT = {"bundle_uri": "file:///x/bundle", "bundle_sha256": "b" * 64, "steps": 3, "tracking_run": "r", "stages": []}
+METRICS = b'{"step": 0, "stage": "a", "loss": 0.5, "images_per_second": 2.0, "data_wait_share": 0.1}\n' * 3
 CHECK = {"name": "loss_gap.low", "value": 0.2, "threshold": 0.0, "passed": True, "why": "above"}
 
 
@@ -122,7 +125,8 @@ def read_tar(data: bytes, folder: Path) -> None:
         shutil.rmtree(place, ignore_errors=True)
         place.mkdir()
     (raw / "shard.tar").write_bytes(data)
-    config = CurateConfig(raw=str(raw), dataset=str(dataset), embedder="none")
+    filters = FiltersConfig(skip=["near_duplicate", "off_subject"], no_pair=NoPair(min_similarity=0.0))
+    config = CurateConfig(raw=str(raw), dataset=str(dataset), embedder="none", filters=filters)
     inputs = Inputs.of(config, list_shards(config.raw, open_store(config.dataset)))
     for unit in tuple(inputs.units):
         work = IndexWork(open_store(config.raw).uri, open_store(config.dataset).uri, inputs, (unit,), config)
@@ -156,7 +160,7 @@ def parquet_seeds() -> list[bytes]:
     row: dict[str, Any] = dict.fromkeys(triplets.SCHEMA.names)
     for field in triplets.SCHEMA:
         kinds = {"string": "x", "int64": 1, "int32": 1, "double": 0.5, "float": 0.5, "bool": True}
-        row[field.name] = kinds.get(str(field.type), [1] if "int" in str(field.type) else ["x"])
+        row[field.name] = kinds.get(str(field.type), ["x"] if "string" in str(field.type) else [1])
     seeds = []
     for table in (
         pa.Table.from_pylist([row] * 5, triplets.SCHEMA),
@@ -224,7 +228,9 @@ def control_targets(folder: Path) -> dict[str, tuple[list[bytes], Target]]:
     fingerprint = claim(store, CONFIG)
     write_result(store, "result.json", RESULT, fingerprint)
     with hold(store.child("lease")):
-        lease = next(store.child("lease").read(info.key) for info in store.child("lease").list())
+        pass
+    lease = next(store.child("lease").read(info.key) for info in store.child("lease").list())
+    control = open_store(str(folder / "scratch" / "control"))  # where the targets write
     log = Promotion(1, 1, "b" * 64, "s" * 64, None, [CHECK], "2026-01-01T00:00:00Z")
     metrics = {"loss_gap": Estimate(0.2, 0.1, 0.3, 9)}
     scores = Scores(Source("file:///b", "b" * 64), Source("file:///s", "s" * 64, 1), "right", metrics, "e")  # type: ignore[arg-type]
@@ -232,11 +238,13 @@ def control_targets(folder: Path) -> dict[str, tuple[list[bytes], Target]]:
                 "checks": [CHECK]}  # fmt: skip
     pending = [events.Event("metrics", {"loss": 0.1}, 3, 5), events.Event("artifact", name="a/b.png", data=b"x")]
     tracked = json.dumps({"tracking_run": "r", "submitted": 1.0, "earlier": ["q"]}).encode()
-    finetune = {"customer": "acme", "subject": "mug", "scores": "file:///x/scores"}
+    finetune = {"customer": "acme", "subject": "mug", "scores": control.child("scores").uri}
+    trained = {**RESULT, "bundle_uri": control.child("bundle").uri}
     generation = {"model": {"name": "m", "version": 1, "bundle_uri": "x"}, "images": []}
 
     def at(key: str, read: Callable[[Any], object]) -> Target:
         def target(data: bytes, folder: Path) -> None:
+            shutil.rmtree(folder / "control", ignore_errors=True)
             place = open_store(str(folder / "control"))
             place.write(key, data)
             read(place)
@@ -262,11 +270,11 @@ def control_targets(folder: Path) -> dict[str, tuple[list[bytes], Target]]:
             at("result.json", lambda place: read_result(place, "result.json", fingerprint, {"steps": int})),
         ),
         "training's result in a report": (
-            [json.dumps(RESULT).encode()],
-            at("result.json", lambda place: (place.write("metrics.jsonl", b""), report._training(place))),
+            [json.dumps(trained).encode()],
+            at("result.json", lambda place: (place.write("metrics.jsonl", METRICS), report._training(place))),
         ),
         "metrics.jsonl in a report": (
-            [b'{"step": 0, "stage": "a", "loss": 0.5, "images_per_second": 2.0, "data_wait_share": 0.1}\n' * 3],
+            [METRICS],
             at("metrics.jsonl", _training_of),
         ),
         "decision.json": (

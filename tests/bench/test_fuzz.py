@@ -39,7 +39,7 @@ def test_damaged_files_end_as_rows_and_errors(tmp_path: Path) -> None:
         for name, pair in done.items():
             counts[name] = [a + b for a, b in zip(counts.get(name, [0, 0]), pair, strict=True)]
         attempt += 1
-        if done:
+        if done or any(item["target"] == "the seeds" for item in found):
             break
     record = {"seed": seed, "seconds": _SECONDS, "inputs and errors": counts, "findings": findings}
     if only or _SECONDS < 1800:
