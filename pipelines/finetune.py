@@ -138,12 +138,15 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
     content = {"base_sha256": base.bundle_sha256, "photos_sha256": photos.sha256}
     if _made_before(config, home):
         fingerprint = claim(home, identity, ignore=_NOT_IDENTITY, content=content)
-        return _with_champion(config, name, _earlier_result(config, name, home, fingerprint))
+        result = _earlier_result(config, name, home, fingerprint)
+        write_result(home, RESULT, result, fingerprint)  # sealed, and with the places of now
+        return _with_champion(config, name, result)
     place = home.child(f"photos-{photos.sha256[:12]}")
     fingerprint = claim(place, identity, ignore=_NOT_IDENTITY, content=content)
     if place.exists(RESULT):
         log.info("this finetune is done already: %s", place.uri)
         result = _earlier_result(config, name, place, fingerprint)
+        write_result(place, RESULT, result, fingerprint)
     else:
         with ray_session():
             result = _run(config, name, home, place, photos, bundle_uri)

@@ -171,6 +171,8 @@ def _earlier_decision(config: PromoteConfig, name: str, store: Store, fingerprin
     if earlier["model"] != name or (sealed is None and not _is_of_version(config, name, earlier)):
         what = f"the decision is not of this bundle of {name}, but of {earlier['model']!r:.80}"
         raise InputError(what, value=where, fix=AGAIN)
+    if sealed is None:
+        write_result(store, DECISION, earlier, fingerprint)
     if promoted and not config.returns and registry.is_lost(name, sha256, config.tracking):
         log.warning("the champion of this decision was lost from the registry; it is registered again")
         return _decide(config, name, store, fingerprint)

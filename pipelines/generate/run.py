@@ -104,9 +104,12 @@ def generate(config: GenerateConfig) -> dict[str, Any]:
 
 def _earlier_result(store: Store, fingerprint: str, requests: "Sequence[Request]") -> dict[str, Any]:
     """The content of ``generations.json``. Raises InputError for one of another run, or of other images."""
-    result = read_result(store, RESULT, fingerprint, _RESULT) or read_object(store, RESULT)
+    sealed = read_result(store, RESULT, fingerprint, _RESULT)
+    result = sealed or read_object(store, RESULT)
     if result["images"] != [asdict(request) for request in requests]:  # also of an earlier version, without a seal
         raise InputError("the result lists other images than this run's", value=store.uri_of(RESULT), fix=AGAIN)
+    if sealed is None:
+        write_result(store, RESULT, result, fingerprint)
     return result
 
 
