@@ -12,7 +12,7 @@ export TOKENIZERS_PARALLELISM ?= false
 # Bytecode is made once: a process that imports diffusers takes 15 s of a slow core without it.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup demo test check bench lock clean
+.PHONY: help setup demo test check audit bench lock clean
 
 help: ## Show what there is to do
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -41,11 +41,20 @@ test: setup ## All tests but those marked gpu: unit, integration, and the jobs a
 	$(BIN)/python -m pytest -m "not gpu" $(RANKS)
 	$(BIN)/python -m pytest -m "not gpu" -n 2 --dist loadfile --no-loadscope-reorder $(RANKS:%=--ignore=%) tests/integration tests/unit
 
-check: setup ## Lint, format, types, import contracts
+# Results of benches hold hashes, which look like keys, and JSON takes no comment that says so; pinned revisions likewise.
+SECRETS := $(BIN)/python -m detect_secrets.pre_commit_hook --no-verify \
+	--exclude-files '^tests/bench/results/.*\.json$$|\.safetensors$$' --exclude-lines '^ *revision: [0-9a-f]{40}'
+
+check: setup ## Lint, format, types, import contracts, secrets, licences
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy platform/lookalike pipelines jobs infra/demo infra/local infra/setup
 	$(BIN)/lint-imports
+	git ls-files -z | xargs -0 $(SECRETS)
+	$(BIN)/python infra/setup/licences.py
+
+audit: setup ## Known vulnerabilities of each package of requirements.lock, and which packages could not be audited
+	$(BIN)/python infra/setup/audit.py
 
 bench: setup ## What takes too long for the tests; results go to tests/bench/results
 	$(BIN)/python -m pytest tests/bench -m "not gpu" --timeout 7200 -s

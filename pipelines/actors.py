@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from lookalike.errors import ConfigError, LookalikeError
+from lookalike.redaction import redact_logs
 from lookalike.values import check_most, check_values
 from pipelines.entry import ray_session
 
@@ -163,6 +164,7 @@ def _with_unit(unit: int, columns: Columns) -> Columns:
 def _run_task(batch: Columns, task: Callable[[Any, int], Columns], shared: list[Any]) -> Columns:
     import ray
 
+    redact_logs()
     return _rows(int(batch["id"][0]), partial(task, ray.get(shared[0])))
 
 
@@ -170,6 +172,7 @@ class _Adapter:
     """Ray Data calls this with a batch of one row."""
 
     def __init__(self, actor: type[UnitActor], work: Any) -> None:
+        redact_logs()
         self._error: LookalikeError | None = None
         try:
             self._actor = actor(work)

@@ -1,6 +1,7 @@
 """The frame of every job: parse the configuration, set up logging, turn errors into messages and exit codes."""
 
 import io
+import json
 import logging
 import os
 import signal
@@ -16,7 +17,7 @@ from tenacity import before_sleep_log, retry, retry_if_exception_message, stop_a
 
 from lookalike import config as configs
 from lookalike.errors import BusyError, LookalikeError, StoppedError, UnreachableError, first_line
-from lookalike.redaction import redact
+from lookalike.redaction import redact, redact_logs
 from lookalike.scratch import JOB_VARIABLE, sweep
 from pipelines.defaults import set_defaults
 from pipelines.private_ray import fresh_token, session_folder
@@ -32,19 +33,19 @@ EXIT_BUSY = 4  # another process does this work at the moment
 EXIT_INTERRUPTED = 130  # 128 + SIGINT
 EXIT_PIPE = 141  # 128 + SIGPIPE
 EXIT_STOPPED = 143  # 128 + SIGTERM, as a shell reports it: not done, and nothing is wrong
+_TYPED = "LOOKALIKE_ARGUMENTS"  # what was typed, from a process to the one that it becomes
 _WORKERS_END_S = 5.0  # in which Ray's workers end after the job, and leave their temporary folders to be removed
 
 
 def run_job(config_class: type[ConfigT], body: Callable[[ConfigT], int | None], description: str | None) -> int:
     """Parse ``config_class`` from the command line, call ``body`` and return the exit code."""
+    redact_logs()
     logging.basicConfig(
         level=os.environ.get("LOOKALIKE_LOG_LEVEL", "INFO"),
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
         datefmt="%H:%M:%S",
     )
-    for handler in logging.getLogger().handlers:
-        if not isinstance(handler.formatter, _Redacting):
-            handler.setFormatter(_Redacting(handler.formatter))
+    _hide_command_line()
     for noisy in ("httpx", "alembic", "botocore"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal or pipe whose encoding lacks a character of a name
@@ -114,15 +115,26 @@ def _end_on_sigterm() -> None:
         signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(EXIT_STOPPED))
 
 
-class _Redacting(logging.Formatter):
-    """What ``inner`` makes of a record, without users and passwords of URIs."""
+def _hide_command_line() -> None:
+    """Take secrets off this process's command line, which every user of the machine and Ray's job table can read.
 
-    def __init__(self, inner: logging.Formatter | None) -> None:
-        super().__init__()
-        self._inner = inner or logging.Formatter()
-
-    def format(self, record: logging.LogRecord) -> str:
-        return redact(self._inner.format(record))
+    The process starts itself anew with ``***`` in their place, and takes what was typed from a variable that it clears.
+    """
+    typed = os.environ.pop(_TYPED, None)
+    if typed is not None:
+        sys.argv[1:] = json.loads(typed)
+        return
+    arguments = sys.argv[1:]
+    hidden = [redact(argument) for argument in arguments]
+    at = len(sys.orig_argv) - len(arguments)
+    if hidden == arguments or sys.orig_argv[at:] != arguments:  # or these are not the process's own arguments
+        return
+    log.warning(
+        "the command line holds a password, which is visible while it starts and where it was typed; set it as "
+        "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD instead"
+    )
+    sys.stdout.flush()
+    os.execve(sys.executable, [*sys.orig_argv[:at], *hidden], {**os.environ, _TYPED: json.dumps(arguments)})
 
 
 @contextmanager

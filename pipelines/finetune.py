@@ -11,12 +11,15 @@ from typing import Any
 from lookalike import config as configs
 from lookalike.errors import ConfigError, InputError, LookalikeError
 from lookalike.evaluation.gate import GateConfig
-from lookalike.models.bundle import component_config, read_preset
+from lookalike.models.bundle import MANIFEST, component_config, read_preset
 from lookalike.models.presets import LoraConfig, check_lora
 from lookalike.registry import Registry, champion_now, personal_model_name, resolve, standing
 from lookalike.registry.ownership import CUSTOMERS, customer_prefix
+from lookalike.registry.versions import identify
 from lookalike.storage import Store, list_versions, open_store, read_manifest, read_object
 from lookalike.storage.claim import claim, read_claim
+from lookalike.storage.isolation import check_isolation
+from lookalike.storage.results import AGAIN, Kinds, read_result, write_result
 from lookalike.tracking import tracking_uri
 from lookalike.training.bundles import local_bundle
 from lookalike.training.config import StageConfig, TrainConfig, ValidationConfig, WorkerConfig
@@ -37,11 +40,14 @@ from pipelines.train.run import train
 log = logging.getLogger(__name__)
 
 RESULT = "result.json"
-_SHOWN = ("model", "version", "promoted", "bundle_uri")  # of a result, by the job
+_RESULT: Kinds = {
+    **{"customer": str, "subject": str, "model": str, "version": int, "promoted": bool},
+    **{"bundle_uri": str, "bundle_sha256": str, "scores": str},
+}
 _OF_OTHERS = ("loss_gap", "loss_shuffled", "identity_margin", "mllm_only/loss_gap", "mllm_only/loss_shuffled")
 # Locations count by their content. How it is computed changes no result.
 _NOT_IDENTITY = (
-    *("tracking", "workers", "actors", "micro_batch_size"),
+    *("tracking", "workers", "actors", "micro_batch_size", "isolated"),
     *("model", "base", "store", "photos", "distractors", "filters"),
 )
 
@@ -102,6 +108,9 @@ class FinetuneConfig:
     """Of order, noise and initial adapter."""
     tracking: str | None = None
     """MLflow tracking URI; by default MLFLOW_TRACKING_URI."""
+    isolated: bool = False
+    """Refuse to start unless this job's S3 credentials reach ``customers/CUSTOMER/`` of the store and nothing beside it
+    (SECURITY.md)."""
 
     def __post_init__(self) -> None:
         check_values(self)
@@ -126,6 +135,8 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
             value=config.store,
             fix=f"name a store whose location holds no folder {CUSTOMERS!r}",
         )
+    if config.isolated:
+        check_isolation(open_store(config.store), home.parent)
     base = resolve(config.model, config.tracking, config.base)
     photos = photo_set(open_store(config.photos), config.photos)
     bundle_uri = open_store(base.bundle_uri).uri
@@ -133,21 +144,40 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
     identity = configs.to_dict(config)
     content = {"base_sha256": base.bundle_sha256, "photos_sha256": photos.sha256}
     if _made_before(config, home):
-        claim(home, identity, ignore=_NOT_IDENTITY, content=content)
-        return _with_champion(config, name, read_object(home, RESULT, *_SHOWN))
+        fingerprint = claim(home, identity, ignore=_NOT_IDENTITY, content=content)
+        result = _earlier_result(config, name, home, fingerprint)
+        write_result(home, RESULT, result, fingerprint)  # sealed, and with the places of now
+        return _with_champion(config, name, result)
     place = home.child(f"photos-{photos.sha256[:12]}")
-    claim(place, identity, ignore=_NOT_IDENTITY, content=content)
+    fingerprint = claim(place, identity, ignore=_NOT_IDENTITY, content=content)
     if place.exists(RESULT):
         log.info("this finetune is done already: %s", place.uri)
-        result = {**read_object(place, RESULT, *_SHOWN), "scores": place.child("scores").uri}
-        result["bundle_uri"] = place.child("run").child("bundle").uri
+        result = _earlier_result(config, name, place, fingerprint)
+        write_result(place, RESULT, result, fingerprint)
     else:
         with ray_session():
             result = _run(config, name, home, place, photos, bundle_uri)
         result["base"] = {"uri": bundle_uri, "sha256": base.bundle_sha256}
-        place.write(RESULT, configs.canonical_json(result).encode())
-    home.write(RESULT, configs.canonical_json(result).encode())
+        write_result(place, RESULT, result, fingerprint)
+    write_result(home, RESULT, result, fingerprint)
     return _with_champion(config, name, result)
+
+
+def _earlier_result(config: FinetuneConfig, name: str, place: Store, fingerprint: str) -> dict[str, Any]:
+    """The content of ``result.json``, with the places of the bundle and the scores as they are now.
+
+    Raises InputError for the result of another run or customer, or one that is not of the bundle that lies here.
+    """
+    result = read_result(place, RESULT, fingerprint, _RESULT)
+    bundle, where = place.child("run").child("bundle"), place.uri_of(RESULT)
+    if result is None or bundle.exists(MANIFEST):  # without a seal, as those of before: the bundle has to be here
+        result = result or read_object(place, RESULT)
+        if (found := identify(bundle.uri)) != result["bundle_sha256"]:
+            what = f"the result is of the bundle {result['bundle_sha256'][:12]}, and here is {found[:12]}"
+            raise InputError(what, value=where, fix=AGAIN)
+    if (result["customer"], result["subject"], result["model"]) != (config.customer, config.subject, name):
+        raise InputError(f"the result is of {result['model']!r:.80}, not of {name}", value=where, fix=AGAIN)
+    return {**result, "bundle_uri": bundle.uri, "scores": place.child("scores").uri}
 
 
 def _run(

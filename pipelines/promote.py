@@ -6,16 +6,22 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lookalike import config as configs
-from lookalike.documents import decoding, parse_object
-from lookalike.errors import ConfigError
+from lookalike.documents import decoding
+from lookalike.errors import ConfigError, InputError
 from lookalike.evaluation.gate import Check, GateConfig
-from lookalike.storage import Store, open_store
+from lookalike.storage import Store, open_store, read_object
 from lookalike.storage.claim import claim
+from lookalike.storage.results import AGAIN, Kinds, read_result, write_result
+from lookalike.tracking import tracking_uri
 from lookalike.values import check_values
 
 log = logging.getLogger(__name__)
 
 DECISION = "decision.json"
+_DECISION: Kinds = {
+    **{"model": str, "version": int, "champion_before": (int, None)},
+    **{"bundle_sha256": str, "promoted": bool, "checks": list},
+}
 # Locations: their content counts, by its hash. ``out`` is the decision's own place.
 _NOT_IDENTITY = ("tracking", "require_promoted", "out", "scores", "bundle", "champion_scores", "log")
 
@@ -133,20 +139,40 @@ def _decide(config: PromoteConfig, name: str, store: Store, fingerprint: str) ->
                 gate=config.gate,
                 champion_scores_uri=config.champion_scores,
             )
-    store.write(DECISION, outcome.to_json())
-    return dict(json.loads(outcome.to_json()))
+    decision: dict[str, Any] = json.loads(outcome.to_json())
+    write_result(store, DECISION, decision, fingerprint)
+    return decision
+
+
+def _is_of_version(config: PromoteConfig, name: str, decision: dict[str, Any]) -> bool:
+    """Whether a decision without a seal, by an earlier version of this software, is of the bundle that was judged."""
+    from lookalike import registry
+
+    if config.scores and registry.read_scores(config.scores).bundle.sha256 != decision["bundle_sha256"]:
+        return False
+    registered = registry.Registry(tracking_uri(config.tracking))
+    try:
+        found = registered.version(name, decision["version"]).bundle_sha256
+    except InputError:  # lost from the registry: the gate decides again
+        return bool(decision["promoted"])
+    return bool(found == decision["bundle_sha256"])
 
 
 def _earlier_decision(config: PromoteConfig, name: str, store: Store, fingerprint: str) -> dict[str, Any]:
     from lookalike import registry
 
-    where, fix = store.uri_of(DECISION), "remove it and run the same command again"
-    names = ("model", "version", "champion_before", "bundle_sha256", "promoted", "checks")
-    earlier = parse_object(store.read(DECISION), where, *names, fix=fix)
-    with decoding("a decision of the gate", where, fix=fix):
-        promoted, sha256 = bool(earlier["promoted"]), str(earlier["bundle_sha256"])
+    where = store.uri_of(DECISION)
+    sealed = read_result(store, DECISION, fingerprint, _DECISION)
+    earlier = sealed or read_object(store, DECISION)
+    promoted, sha256 = earlier["promoted"], earlier["bundle_sha256"]
+    with decoding("a decision of the gate", where, fix=AGAIN):
         for check in earlier["checks"]:
             Check(**check)
+    if earlier["model"] != name or (sealed is None and not _is_of_version(config, name, earlier)):
+        what = f"the decision is not of this bundle of {name}, but of {earlier['model']!r:.80}"
+        raise InputError(what, value=where, fix=AGAIN)
+    if sealed is None:
+        write_result(store, DECISION, earlier, fingerprint)
     if promoted and not config.returns and registry.is_lost(name, sha256, config.tracking):
         log.warning("the champion of this decision was lost from the registry; it is registered again")
         return _decide(config, name, store, fingerprint)

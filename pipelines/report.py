@@ -10,6 +10,7 @@ import lookalike
 from lookalike.data.images import ImageError, decode
 from lookalike.documents import decoding
 from lookalike.errors import InputError
+from lookalike.evaluation.gate import Check
 from lookalike.evaluation.report import (
     Curation,
     Decision,
@@ -36,6 +37,8 @@ from lookalike.storage import (
     read_object,
     version_store,
 )
+from lookalike.storage.documents import MOST_BYTES
+from lookalike.storage.results import check_kinds, inside
 from lookalike.training.history import METRICS
 from lookalike.values import check_values
 
@@ -89,8 +92,13 @@ def report(config: ReportConfig) -> int:
 
 
 def _curation(dataset: Store) -> Curation:
-    version = latest_version(dataset)
-    found = read_object(version_store(dataset, version), "report.json", "counts", "rejects", "funnel", "triplets")
+    store = version_store(dataset, latest_version(dataset))
+    found = read_object(store, "report.json", "counts", "rejects", "funnel", "triplets")
+    with decoding("the report of a curation", store.uri_of("report.json")):
+        return _curated(found)
+
+
+def _curated(found: dict[str, Any]) -> Curation:
     counts, rejects = found["counts"], found["rejects"]
     reasons = [
         Reason(
@@ -138,15 +146,22 @@ def _png(store: Store, key: str) -> str:
 
 
 def _training(store: Store) -> Training:
-    records = read_lines(store, METRICS)
-    result = read_object(store, "result.json", "steps", "stages", "bundle_uri")
+    records, where = read_lines(store, METRICS), store.uri_of("result.json")
+    result = read_object(store, "result.json", "steps", "stages", "bundle_uri", most=MOST_BYTES)
+    check_kinds(result, {"steps": int, "stages": list, "bundle_uri": str}, where)
+    bundle = inside(store, result["bundle_uri"], where)
+    with decoding("the records of a training run", store.uri):
+        return _trained(records, result, bundle)
+
+
+def _trained(records: list[dict[str, Any]], result: dict[str, Any], bundle: Store) -> Training:
     steps = [record for record in records if "loss" in record]
     facts = {"optimizer steps": f"{result['steps']}"}
     if steps and "images_per_second" in steps[0]:
         facts["training images a second"] = f"{np.median([step['images_per_second'] for step in steps]):.0f}"
         facts["of the time spent waiting for data"] = f"{100 * np.mean([s['data_wait_share'] for s in steps]):.0f} %"
     validated = any("validation" in record for record in records)
-    weights = _layer_weights(open_store(result["bundle_uri"]))
+    weights = _layer_weights(bundle)
     return Training(
         loss_curve(records),
         held_out_curve(records) if validated else None,
@@ -177,20 +192,29 @@ def _evaluation(store: Store, title: str = "How it does on subjects it never saw
 
 def _decision(uri: str) -> Decision:
     store, key = locate_object(uri) if uri.endswith(".json") else (open_store(uri), "decision.json")
-    found = read_object(store, key, "model", "promoted", "checks")
+    found = read_object(store, key, "model", "promoted", "checks", most=MOST_BYTES)
+    check_kinds(found, {"model": str, "promoted": bool, "checks": list}, store.uri_of(key))
+    with decoding("a decision of the gate", store.uri_of(key)):
+        for check in found["checks"]:
+            Check(**check)
     return Decision(found["model"], str(found.get("version") or ""), found["promoted"], found["checks"])
 
 
 def _finetune(store: Store) -> Finetune:
-    result = read_object(store, "result.json", "customer", "subject", "scores")
-    after = _evaluation(open_store(result["scores"]))  # beside its base: before and after on one sheet
+    where = store.uri_of("result.json")
+    result = read_object(store, "result.json", "customer", "subject", "scores", most=MOST_BYTES)
+    check_kinds(result, {"customer": str, "subject": str, "scores": str}, where)
+    after = _evaluation(inside(store, result["scores"], where))  # beside its base: before and after on one sheet
     return Finetune(result["customer"], result["subject"], after.grid, after.scores)
 
 
 def _generation(store: Store) -> Generation:
-    result = read_object(store, "generations.json", "model", "images")
-    model = result["model"]
-    name = f"{model['name']}, version {model['version']}" if model["version"] else model["bundle_uri"]
+    where = store.uri_of("generations.json")
+    result = read_object(store, "generations.json", "model", "images", most=MOST_BYTES)
+    check_kinds(result, {"model": dict, "images": list}, where)
+    with decoding("the result of a generation", where):
+        model = result["model"]
+        name = str(f"{model['name']}, version {model['version']}" if model["version"] else model["bundle_uri"])
     return Generation(name, _png(store, "contact_sheet.png"), len(result["images"]))
 
 

@@ -1,30 +1,33 @@
 """One generation from its configuration to its images."""
 
 import io
-import json
 import logging
 import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lookalike import config as configs
 from lookalike.data.images import EXTENSIONS, decode
 from lookalike.data.text import MAX_TEXT_BYTES, decode_text
-from lookalike.documents import decoding
 from lookalike.errors import ConfigError, InputError
 from lookalike.storage import Store, locate_object, open_store, read_at_most, read_object
 from lookalike.storage.claim import claim
+from lookalike.storage.results import AGAIN, read_result, write_result
 from pipelines.actors import run_units
 from pipelines.bundles import BundleLocation, locate_bundle
 from pipelines.generate.config import GenerateConfig
+
+if TYPE_CHECKING:
+    from pipelines.generate.worker import Request
 
 log = logging.getLogger(__name__)
 
 _MAX_REFERENCE_BYTES = 256 << 20
 
 RESULT = "generations.json"
+_RESULT = {"model": dict, "references": list, "images": list, "config": dict}
 SHEET = "contact_sheet.png"
 # Model, prompts and references count by their content, wherever they lie.
 _NOT_IDENTITY = (
@@ -63,23 +66,19 @@ def generate(config: GenerateConfig) -> dict[str, Any]:
     }
     values = configs.to_dict(config)
     unset = [name for name in ("height", "width") if values[name] is None]  # as before there were such settings
-    claim(store, values, ignore=(*_NOT_IDENTITY, *unset), content={"inputs": inputs})
-    if store.exists(RESULT):
-        log.info("this generation is done already: %s", store.uri)
-        result = read_object(store, RESULT, "images")
-        with decoding("the result of a generation", store.uri_of(RESULT)):
-            for image in result["images"]:
-                Request(**image)
-        return result
-
-    pixels = [decode(data) for _, data in references]
-    for prompt in prompts:  # refuses before any work; one at a time: all at once would hold the photos for each
-        preprocessor([prompt], [pixels], truncate_prompts=True)
+    fingerprint = claim(store, values, ignore=(*_NOT_IDENTITY, *unset), content={"inputs": inputs})
     requests = [
         Request(f"images/{number:04d}-{config.seed + index}.png", prompt, config.seed + index)
         for number, prompt in enumerate(prompts)
         for index in range(config.num_images)
     ]
+    if store.exists(RESULT):
+        log.info("this generation is done already: %s", store.uri)
+        return _earlier_result(store, fingerprint, requests)
+
+    pixels = [decode(data) for _, data in references]
+    for prompt in prompts:  # refuses before any work; one at a time: all at once would hold the photos for each
+        preprocessor([prompt], [pixels], truncate_prompts=True)
     name = f"{model.name}/{model.version}" if model.version else model.name or bundle.uri
     there = {info.key for info in store.list("images/")}
     missing = [request for request in requests if request.file not in there]
@@ -101,7 +100,18 @@ def generate(config: GenerateConfig) -> dict[str, Any]:
         "images": [asdict(request) for request in requests],
         "config": configs.to_dict(config),
     }
-    store.write(RESULT, (json.dumps(result, indent=1, ensure_ascii=False) + "\n").encode())
+    write_result(store, RESULT, result, fingerprint)
+    return result
+
+
+def _earlier_result(store: Store, fingerprint: str, requests: "Sequence[Request]") -> dict[str, Any]:
+    """The content of ``generations.json``. Raises InputError for one of another run, or of other images."""
+    sealed = read_result(store, RESULT, fingerprint, _RESULT)
+    result = sealed or read_object(store, RESULT)
+    if result["images"] != [asdict(request) for request in requests]:  # also of an earlier version, without a seal
+        raise InputError("the result lists other images than this run's", value=store.uri_of(RESULT), fix=AGAIN)
+    if sealed is None:
+        write_result(store, RESULT, result, fingerprint)
     return result
 
 

@@ -9,10 +9,13 @@ from ray.exceptions import RayTaskError
 from tqdm import tqdm
 
 from lookalike.config import canonical_json, to_dict
-from lookalike.errors import LookalikeError
+from lookalike.errors import InputError, LookalikeError
+from lookalike.redaction import redact_logs
 from lookalike.scratch import scratch
 from lookalike.storage import Store, open_store, read_object
 from lookalike.storage.claim import claim
+from lookalike.storage.documents import MOST_BYTES
+from lookalike.storage.results import check_kinds
 from pipelines.entry import ray_session
 from pipelines.ingest.config import SAMPLE, IngestConfig
 from pipelines.ingest.folder import plan_folder
@@ -36,24 +39,29 @@ def ingest(config: IngestConfig) -> dict[str, Any]:
     plan = plan_source(config)
     store = open_store(config.raw)
     claim(store, to_dict(config) | {"source_identity": plan.identity})
-    if store.exists(RESULT):
-        logger.info("%s is complete already", store.uri)
-        return read_object(store, RESULT)
-    for key, document in plan.extras.items():
-        store.write(key, canonical_json(document).encode())
-    present = {info.key for info in store.list("shard-")}
-    missing = [shard for shard in plan.shards if shard.name not in present]
     total = sum(shard.images for shard in plan.shards)
-    with ray_session(), tqdm(total=total, desc="ingest", unit="img") as progress:
-        progress.update(total - sum(shard.images for shard in missing))
-        for images in _write_all(missing, store):
-            progress.update(images)
     result = {
         "images": total,
         "subjects": plan.subjects,
         "shards": len(plan.shards),
         "skipped": dict(plan.skipped),
     }
+    if store.exists(RESULT):
+        logger.info("%s is complete already", store.uri)
+        recorded = read_object(store, RESULT, *result, most=MOST_BYTES)
+        if any(recorded[name] != result[name] for name in ("images", "subjects", "shards")):
+            fix = "remove it and run the same command again"
+            raise InputError("the result is not of these photos", value=store.uri_of(RESULT), fix=fix)
+        check_kinds(recorded, {"skipped": dict}, store.uri_of(RESULT))
+        return recorded
+    for key, document in plan.extras.items():
+        store.write(key, canonical_json(document).encode())
+    present = {info.key for info in store.list("shard-")}
+    missing = [shard for shard in plan.shards if shard.name not in present]
+    with ray_session(), tqdm(total=total, desc="ingest", unit="img") as progress:
+        progress.update(total - sum(shard.images for shard in missing))
+        for images in _write_all(missing, store):
+            progress.update(images)
     store.write(RESULT, canonical_json(result).encode())
     return result
 
@@ -69,6 +77,7 @@ def plan_source(config: IngestConfig) -> Plan:
 
 def write_shard(shard: Shard, store: Store) -> int:
     """Make one shard and put it below ``store``, where it appears whole; returns its number of images."""
+    redact_logs()
     with scratch("shard") as folder:
         path = folder / shard.name
         shard.write(path)

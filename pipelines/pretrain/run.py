@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from lookalike.config import canonical_json, fingerprint, to_dict
+from lookalike.config import fingerprint, to_dict
 from lookalike.data.images import EXTENSIONS, decode
 from lookalike.data.passed_over import PassedOver
 from lookalike.data.shards import BrokenTarError, iter_samples, open_object
@@ -28,6 +28,7 @@ from lookalike.pixels import crop_resize
 from lookalike.scratch import scratch
 from lookalike.storage import open_store, read_object
 from lookalike.storage.claim import claim
+from lookalike.storage.results import read_result, write_result
 from lookalike.training import parts
 from lookalike.values import check_values
 from pipelines.ingest.sample import shapes, vocabulary
@@ -81,16 +82,17 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
     """
     out = Path(config.out)
     run = out / f"{config.part}-run"
-    claim(open_store(str(run)), to_dict(config))
+    claimed = claim(open_store(str(run)), to_dict(config))
     if (run / "result.json").is_file():
         logger.info("%s is complete already", run)
-        return read_object(open_store(str(run)), "result.json")
+        result = read_result(open_store(str(run)), "result.json", claimed, {})
+        return result or read_object(open_store(str(run)), "result.json")
     with scratch("pretrain") as folder:
         initial = _initial_bundle(config, folder / "bundle")
         train, held_out = _read(config)
         measure = _pretrain_vae if config.part == "vae" else _pretrain_mllm
         result = measure(config, initial, train, held_out, run)
-    open_store(str(run)).write("result.json", canonical_json(result).encode())
+    write_result(open_store(str(run)), "result.json", result, claimed)
     return result
 
 

@@ -28,6 +28,7 @@ from lookalike.storage import (
 from lookalike.storage.arrow import arrow_filesystem
 from lookalike.storage.claim import claim, read_claim
 from lookalike.storage.lease import Lease, hold
+from lookalike.storage.results import AGAIN, read_result, write_result
 from lookalike.tracking import tracking_uri
 from lookalike.tracking.events import PENDING
 from lookalike.training import checkpoint
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 RESULT = "result.json"
+_RESULT = {"bundle_uri": str, "bundle_sha256": str, "steps": int, "tracking_run": str, "stages": list}
 # What may change between two attempts of one run without changing what it learns. Data set and base count by content.
 _NOT_IDENTITY = (
     "run",
@@ -93,7 +95,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     fingerprint = claim(store, configs.to_dict(config), ignore=_NOT_IDENTITY, content=content)
     if store.exists(RESULT):
         log.info("this run is done already: %s", store.uri)
-        return _earlier_result(config, store)
+        return _earlier_result(config, store, fingerprint)
 
     with hold(store.child(LEASE), above=checkpoint.latest_lease(store)) as lease:
         initial = initial_bundle(config, store)
@@ -226,12 +228,24 @@ def _version(dataset: Store, run: Store) -> int:
     return version if same else newest
 
 
-def _earlier_result(config: TrainConfig, store: Store) -> dict[str, Any]:
-    """The content of ``result.json``, with the bundle's current place."""
-    result = read_object(store, RESULT, "bundle_uri", "bundle_sha256", "steps", "tracking_run")
-    bundle = finished_bundle(store)
-    if bundle is not None and bundle.sha256 == result["bundle_sha256"]:
+def _earlier_result(config: TrainConfig, store: Store, fingerprint: str) -> dict[str, Any]:
+    """The content of ``result.json``, with the bundle's current place.
+
+    Raises InputError for the result of another run, or one that is not of the bundle that lies here.
+    """
+    sealed = read_result(store, RESULT, fingerprint, _RESULT)
+    result = sealed or read_object(store, RESULT)
+    bundle, where = finished_bundle(store), store.uri_of(RESULT)
+    if bundle is not None and bundle.sha256 != result["bundle_sha256"]:
+        what = f"the result is of the bundle {result['bundle_sha256'][:12]}, and here is {bundle.sha256[:12]}"
+        raise InputError(what, value=where, fix=AGAIN)
+    if bundle is not None:
         result["bundle_uri"] = bundle.uri
+    if sealed is None:
+        if bundle is None or result["steps"] != config.total_steps:
+            what = f"the result, of an earlier version, is not of this run: {result['steps']} steps"
+            raise InputError(what if bundle else "the result is of a bundle that is not here", value=where, fix=AGAIN)
+        write_result(store, RESULT, result, fingerprint)
     if store.exists(PENDING):
         record_result(config, store, result["tracking_run"], {})
     return result
@@ -258,7 +272,7 @@ def _finish(settings: WorkerSettings, store: Store, snapshot: dict[str, Any], le
     tags = {"bundle_uri": bundle.uri, "bundle_sha256": bundle.sha256}
     lease.check()
     record_result(config, store, settings.tracking_run, tags)
-    store.write(RESULT, configs.canonical_json(result).encode())
+    write_result(store, RESULT, result, settings.fingerprint)
     return result
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lookalike.errors import LookalikeError, StoppedError
+from lookalike.redaction import redact_logs
 from lookalike.training.config import TrainConfig
 from lookalike.training.plan import EpochPlan
 from pipelines.train.samples import TripletSource
@@ -51,6 +52,7 @@ def train_worker(loop_config: dict[str, Any]) -> LookalikeError | None:
     from lookalike.training.ranks import Rank
     from pipelines.train.worker import run_rank
 
+    redact_logs()
     for ours in ("lookalike", "pipelines"):
         logging.getLogger(ours).setLevel(os.environ.get("LOOKALIKE_LOG_LEVEL", "INFO"))
     logging.getLogger("botocore").setLevel(logging.WARNING)

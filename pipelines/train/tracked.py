@@ -10,6 +10,8 @@ from urllib.parse import unquote
 from lookalike import config as configs
 from lookalike.errors import InputError, LookalikeError, UnreachableError
 from lookalike.storage import Store, read_object
+from lookalike.storage.documents import MOST_BYTES
+from lookalike.storage.results import check_kinds
 from lookalike.tracking import Tracker, open_resilient, open_tracker, tracking_uri
 from lookalike.tracking.tracker import NO_RUN
 from lookalike.training.config import TrainConfig
@@ -18,6 +20,7 @@ from lookalike.training.history import METRICS
 log = logging.getLogger(__name__)
 
 RECORD = "tracking.json"
+_LATEST = 1e11  # seconds since 1970
 _REPLAYED = 5_000  # records of metrics.jsonl that a new run gets at most, evenly over the steps
 
 
@@ -65,9 +68,13 @@ def _read(store: Store) -> dict[str, Any] | None:
     if not store.exists(RECORD):
         return None
     try:
-        record = read_object(store, RECORD, "tracking_run", "submitted")
-        return {**record, "tracking_run": str(record["tracking_run"]), "submitted": float(record["submitted"])}
-    except (InputError, ValueError, TypeError):
+        record = read_object(store, RECORD, "tracking_run", "submitted", most=MOST_BYTES)
+        check_kinds(record, {"tracking_run": str, "submitted": (int, float)}, store.uri_of(RECORD))
+        earlier = record.get("earlier", [])
+        if not isinstance(earlier, list) or not 0 <= record["submitted"] < _LATEST:
+            raise InputError("damaged", fix="")
+        return {**record, "submitted": float(record["submitted"]), "earlier": earlier}
+    except InputError:
         log.warning("%s is damaged; the training run gets a new run in the tracker", store.uri_of(RECORD))
         return None
 

@@ -28,10 +28,13 @@ class _HelpFormatter(jsonargparse.DefaultHelpFormatter, argparse.RawDescriptionH
 
 
 class _Parser(jsonargparse.ArgumentParser):
-    """Hides users and passwords of URIs in its errors."""
+    """Hides secrets in its errors, and in what ``--print_config`` shows."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         super().error(redact(message), ex)
+
+    def dump(self, *arguments: Any, **named: Any) -> str:
+        return redact(super().dump(*arguments, **named))
 
 
 def parse(config_class: type[ConfigT], argv: Sequence[str] | None = None, description: str | None = None) -> ConfigT:

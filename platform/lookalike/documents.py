@@ -7,17 +7,36 @@ from typing import Any
 
 from lookalike.errors import InputError, LookalikeError, first_line
 
+_MOST_LEVELS = 100  # of lists and objects in each other; whoever walks them recurses
 _FIX = "restore it, or remove it and run the job that writes it again"
 
 
 def parse_json(data: bytes | str, where: str, *, fix: str = _FIX) -> Any:
     """The value in ``data``, which was read from ``where``. Raises InputError if it is not JSON."""
     try:
-        return json.loads(data)
+        value = json.loads(data)
+        if not _is_flat(value):
+            raise RecursionError
+        return value
     except RecursionError:
         raise InputError("the JSON is nested too deeply", value=where, fix=fix) from None
     except ValueError as error:  # also text that is not UTF-8, and integers of thousands of digits
         raise InputError(f"not valid JSON: {str(error)[:200]}", value=where, fix=fix) from None
+
+
+def _is_flat(value: Any) -> bool:
+    """Whether lists and objects are in each other at most ``_MOST_LEVELS`` deep."""
+    level = [value]
+    for _ in range(_MOST_LEVELS):
+        level = [
+            inner
+            for item in level
+            if isinstance(item, dict | list)
+            for inner in (item.values() if isinstance(item, dict) else item)
+        ]
+        if not level:
+            return True
+    return False
 
 
 def parse_object(data: bytes | str, where: str, *names: str, fix: str = _FIX) -> dict[str, Any]:

@@ -49,6 +49,10 @@ class UnreachableError(LookalikeError):
     """A service (S3, MLflow, Ray) that does not answer."""
 
 
+class RefusedError(UnreachableError):
+    """A service that answers, and lets these credentials not do what was asked."""
+
+
 class StoppedError(LookalikeError):
     """A job that was asked to end before it was done; the same command resumes."""
 

@@ -1,39 +1,113 @@
-"""Hide user names and passwords in text that is shown or stored."""
+"""Hide passwords, keys and tokens in text that is shown or stored: only this module knows what a secret looks like."""
 
+import logging
+import os
 import re
 from typing import Any
 
 HIDDEN = "***"
-# What stands before the last "@" of a URI's authority.
-_USER = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.\-]*://)[^/?#\s]*@")
-# A password with "/", "?" or "#" that was not encoded ends the authority early: user:pass/word@host. "host:5000/a@b"
-# does not match, as digits up to the "/" are a port.
-_UNENCODED = re.compile(
-    r"(?P<scheme>\b(?:https?|(?:postgresql|mysql|mssql|mariadb)[a-z0-9+]*)://)[^/?#\s:@]*:(?!\d+[/?#])\S*@",
-    re.IGNORECASE,
+_SERVER = r"(?:https?|(?:postgresql|mysql|mssql|mariadb|redis)[a-z0-9+]*)"
+_NAME = (  # of a parameter, a setting, a field or a flag; bounded, as everything here: hostile text is searched as well
+    r"(?:[a-z0-9_\-]{0,60}(?:password|passwd|secret|api[_\-]?key|access[_\-]?key|account[_\-]?key|accesssignature)|pwd"
+    r"|(?:(?:access|api|auth|bearer|git|github|gitlab|hf|hub|id|refresh|sas|security|session|tracking|user|x-amz-security)"
+    r"[_\-]?)?token|[a-z0-9_]{1,60}_(?:hf|hub|auth|access|session|tracking|api)_token)"
 )
-_QUERY = re.compile(
-    r"(?P<name>[?&;](?:[a-z_\-]*password|passwd|pwd|[a-z_\-]*token|[a-z_\-]*secret|api_?key|sig(?:nature)?"
-    r"|x-amz-(?:signature|credential))=)[^&;#\s'\"]*",
-    re.IGNORECASE,
+
+
+def _compiled(*patterns: str) -> list[re.Pattern[str]]:
+    return [re.compile(pattern, re.IGNORECASE | re.DOTALL) for pattern in patterns]
+
+
+_USERS = _compiled(
+    # A password with "/", "?", "#" or a blank that was not encoded ends the authority early: user:pass/word@host.
+    # "host:5000/a@b" does not match, as digits up to the "/" are a port.
+    rf"\A(?P<kept>{_SERVER}:/+)(?!.*://)[^/?#\s:@]*:(?!\d+[/?#]).*(?=@)",
+    rf"(?P<kept>\b{_SERVER}:/+)[^/?#\s:@]{{0,500}}:(?!\d+[/?#])\S{{0,1000}}(?=@)",
+    rf"(?P<kept>\b{_SERVER}:/+)[^/?#\s:@]{{0,500}}:[^/?#\s]{{0,1000}}(?=%40)",
+    r"(?P<kept>(?<![a-z0-9+.\-])[a-z][a-z0-9+.\-]{0,60}://)[^/?#\s]{0,1000}(?=@)",  # of any other URI
 )
+_ENCODED_USERS = _compiled(r"(?P<kept>[a-z0-9+.\-]%3A(?:%2F){2})[^\s/?#&@]{0,1000}?(?=%40)")  # of a URI inside a URI
+_FIELDS = _compiled(
+    rf"(?P<kept>[?&;#](?:sig(?:nature)?|auth|key|code|jwt|x-amz-(?:signature|credential)|{_NAME})=)[^&;#\s'\"]+",
+    rf"(?P<kept>(?<![\w\-]){_NAME}\s?=\s?['\"]?)[^\s'\"&;,)}}\]]+",
+    rf"(?P<kept>(?P<quote>['\"]){_NAME}(?P=quote)\s{{0,9}}:\s{{0,9}}['\"])[^'\"]+",  # JSON, and repr() of a dictionary
+    rf"(?P<kept>--{_NAME}[\s=])\S+",
+    r"(?P<kept>\b(?:proxy-)?authorization['\"]?\s?[:=]\s?['\"]?(?:(?:basic|bearer|digest|token|aws4-hmac-sha256)\s)?)"
+    r"(?!(?:basic|bearer|digest|token)\b)[^'\"\r\n]+",
+    r"(?P<kept>\b(?:x-amz-security-token|x-api-key|(?:set-)?cookie|aws_[a-z_]{0,60}(?:key|token))['\"]?:\s?['\"]?)[^\s'\"]+",
+    r"(?P<kept>-----BEGIN [A-Z ]{0,60}PRIVATE KEY-----).*?(?=-----END|\Z)",
+)
+_WORDS = ("passw", "pwd", "secret", "token", "key", "sig", "auth", "code", "jwt", "cookie")  # one is in each of these
+# Tokens that name their issuer: AWS, Hugging Face, GitHub, GitLab, OpenAI, Slack, Google, Databricks; and signed JSON.
+_ISSUED = re.compile(
+    r"\b(?:(?:AKIA|ASIA)[A-Z0-9]{16}|hf_[A-Za-z0-9]{30,}|gh[pousr]_[A-Za-z0-9]{30,}|github_pat_\w{30,}"
+    r"|glpat-[\w\-]{20,}|sk-[\w\-]{32,}|xox[abeoprs]-[\w\-]{20,}|AIza[\w\-]{35}|dapi[0-9a-f]{32}"
+    r"|eyJ[\w\-]{10,}\.eyJ[\w\-]{6,}\.[\w\-]+)(?![A-Za-z0-9])"
+)
+_VARIABLES = ("PASSWORD", "PASSWD", "SECRET", "TOKEN", "API_KEY", "APIKEY", "ACCESS_KEY", "ACCOUNT_KEY")  # endings
+_KEY = re.compile(_NAME, re.IGNORECASE)
+_SHORTEST = 8  # of a variable's value that is hidden wherever it stands: shorter ones would hide words
 
 
 def redact(text: str) -> str:
-    """``text`` with ``***`` for the user and password of each URI: ``http://***@host``, ``?password=***``."""
-    if "://" not in text:
-        return text
-    for pattern in (_UNENCODED, _USER):
-        text = pattern.sub(rf"\g<scheme>{HIDDEN}@", text)
-    return _QUERY.sub(rf"\g<name>{HIDDEN}", text)
+    """``text`` with ``***`` for each secret.
+
+    Hidden are users and passwords of URIs (``http://***@host``), values of parameters, settings and headers that are
+    named as secrets (``?token=***``, ``password=***``, ``Authorization: Bearer ***``), tokens of well-known issuers,
+    and wherever they stand the values of this process's variables that hold secrets (``AWS_SECRET_ACCESS_KEY``,
+    ``HF_TOKEN``, ``MLFLOW_TRACKING_PASSWORD``, …) if they have 8 characters or more, digits and letters.
+    """
+    for value in _of_environment():
+        text = text.replace(value, HIDDEN)
+    patterns = _USERS if ":/" in text else []
+    patterns = patterns + _ENCODED_USERS if "%3" in text else patterns
+    patterns = patterns + _FIELDS if any(map(text.lower().__contains__, _WORDS)) else patterns
+    for pattern in patterns:
+        text = pattern.sub(rf"\g<kept>{HIDDEN}", text)
+    return _ISSUED.sub(HIDDEN, text)
 
 
 def redacted(value: Any) -> Any:
-    """The same JSON value with every text redacted."""
+    """The same JSON value with each text and key redacted, and what a key like ``password`` holds hidden."""
     if isinstance(value, str):
         return redact(value)
     if isinstance(value, dict):
-        return {key: redacted(item) for key, item in value.items()}
+        return {
+            redact(key) if isinstance(key, str) else key: HIDDEN if _is_secret(key, item) else redacted(item)
+            for key, item in value.items()
+        }
     if isinstance(value, list | tuple):
         return type(value)(redacted(item) for item in value) if type(value) in (list, tuple) else value
     return value
+
+
+def redact_logs() -> None:
+    """From now on hide secrets in what any logger of this process writes, tracebacks included."""
+    if logging.getLogRecordFactory() is not _Record:
+        logging.setLogRecordFactory(_Record)
+
+
+class _Record(logging.LogRecord):
+    """A record without secrets, whichever handler of whichever library formats it."""
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        if self.exc_info and self.exc_info[0] is not None:
+            self.exc_text = redact(logging.Formatter().formatException(self.exc_info))
+
+    def getMessage(self) -> str:  # noqa: N802, logging's name
+        return redact(super().getMessage())
+
+
+def _is_secret(key: object, value: object) -> bool:
+    return isinstance(key, str) and isinstance(value, str) and bool(value) and _KEY.fullmatch(key) is not None
+
+
+def _of_environment() -> list[str]:
+    """Values of variables that hold secrets, the longest first."""
+    values = {os.environ.get(name, "") for name in os.environ if name.upper().endswith(_VARIABLES)}
+    return sorted(filter(_could_be_secret, values), key=len, reverse=True)
+
+
+def _could_be_secret(value: str) -> bool:
+    return len(value) >= _SHORTEST and any(map(str.isdigit, value)) and any(map(str.isalpha, value))

@@ -85,5 +85,5 @@ def test_nothing_that_is_written_holds_the_password(
 
 def test_another_password_is_still_the_same_run(tmp_path: Path) -> None:
     store = open_store(str(tmp_path))
-    config = {"endpoint": "http://mia:one@host", "seed": 1}
+    config = {"endpoint": "http://mia:one@host", "seed": 1}  # pragma: allowlist secret
     assert claim(store, config) == claim(store, {**config, "endpoint": "http://mia:two@host"})

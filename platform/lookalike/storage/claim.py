@@ -11,7 +11,7 @@ from lookalike.config import canonical_json, fingerprint
 from lookalike.errors import ConfigError, ConflictError, InputError
 from lookalike.redaction import redacted
 from lookalike.storage import location
-from lookalike.storage.documents import read_object
+from lookalike.storage.documents import MOST_BYTES, read_object
 from lookalike.storage.store import Store
 
 RECORD = "run.json"
@@ -57,11 +57,12 @@ def read_claim(store: Store) -> dict[str, Any] | None:
     """
     if not store.exists(RECORD):
         return None
-    record = read_object(store, RECORD, "identity", "config", "fingerprint")
-    if isinstance(record["identity"], dict) and isinstance(record["config"], dict) and record["fingerprint"]:
+    record = read_object(store, RECORD, "identity", "config", "fingerprint", most=MOST_BYTES)
+    whole = isinstance(record["identity"], dict) and isinstance(record["config"], dict)
+    if whole and record["fingerprint"] == fingerprint(record["identity"]):
         return record
     raise InputError(
-        "the record of the run that this location belongs to is damaged",
+        "the record of the run that this location belongs to is damaged, or was changed",
         value=store.uri_of(RECORD),
         fix="restore it, or remove the location and run the same command again",
     )

@@ -3,7 +3,10 @@
 from typing import Any
 
 from lookalike.documents import parse_json, parse_object
+from lookalike.errors import InputError
 from lookalike.storage.store import Store
+
+MOST_BYTES = 64 << 20  # of a record or a result of a job: they are some kilobytes
 
 
 def read_json(store: Store, key: str) -> Any:
@@ -11,8 +14,18 @@ def read_json(store: Store, key: str) -> Any:
     return parse_json(store.read(key), store.uri_of(key))
 
 
-def read_object(store: Store, key: str, *names: str) -> dict[str, Any]:
-    """The JSON object at ``key``, which has the keys ``names``. Raises InputError if it is not there or is another."""
+def read_object(store: Store, key: str, *names: str, most: int | None = None) -> dict[str, Any]:
+    """The JSON object at ``key``, which has the keys ``names``.
+
+    Raises InputError if it is not there, is something else, or has more than ``most`` bytes.
+    """
+    size = 0 if most is None else next((info.size for info in store.list(key) if info.key == key), 0)
+    if most is not None and size > most:
+        raise InputError(
+            f"the JSON object has {size} bytes, more than {most}",
+            value=store.uri_of(key),
+            fix="restore it, or remove it and run the job that writes it again",
+        )
     return parse_object(store.read(key), store.uri_of(key), *names)
 
 

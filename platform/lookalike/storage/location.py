@@ -59,7 +59,7 @@ def s3_parts(location: str) -> tuple[str, str]:
     if not bucket:
         raise ConfigError("the S3 URI has no bucket", value=location, fix="write s3://bucket/prefix")
     if not _BUCKET.fullmatch(bucket):
-        raise ConfigError("not the name of a bucket", value=bucket, fix="write s3://bucket/prefix")
+        raise ConfigError("not the name of a bucket", value=location, fix="write s3://bucket/prefix")
     if {".", ".."} & set(key.split("/")):
         raise ConfigError(
             "the S3 key has a '.' or '..' segment", value=location, fix="copy its objects to a key without one"
@@ -93,6 +93,7 @@ def _decoded(location: str) -> str:
     if rest.startswith("//"):
         host, slash, path = rest[2:].partition("/")
         if host.lower() not in ("", "localhost"):
+            host = host.rpartition("@")[2]  # without a user and password
             raise ConfigError(
                 f"the file URI names the host {host!r}",
                 value=location,

@@ -23,7 +23,7 @@ from botocore.exceptions import (
 )
 from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_exponential
 
-from lookalike.errors import ConfigError, ConflictError, InputError, UnreachableError
+from lookalike.errors import ConfigError, ConflictError, InputError, RefusedError, UnreachableError
 from lookalike.storage.store import ObjectInfo, Store, check_key
 
 if TYPE_CHECKING:
@@ -158,6 +158,8 @@ class S3Store:
     def _client(self) -> "S3Client":
         try:
             return _client(os.getpid(), _identity())
+        except ConfigError:
+            raise
         except (ClientError, BotoCoreError, ValueError) as error:
             self._fail("", error)
 
@@ -202,7 +204,7 @@ class S3Store:
         if code in _LOST_RACE:
             raise ConflictError("the object exists already", value=where, fix="choose another location") from error
         if code in _DENIED:
-            raise UnreachableError(
+            raise RefusedError(
                 f"S3 refused at {endpoint}: {code}", value=where, fix="check AWS_ACCESS_KEY_ID and the bucket's policy"
             ) from error
         if isinstance(error, NoCredentialsError):
@@ -216,6 +218,17 @@ class S3Store:
         raise UnreachableError(f"S3 failed at {endpoint}: {error}", value=where, fix="try again") from error
 
 
+def _check_endpoint() -> None:
+    """Refuse a user in the endpoint: no S3 client sends it, and botocore's errors show it."""
+    for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"):
+        if "@" in (endpoint := os.environ.get(name, "")).partition("://")[2].partition("/")[0]:
+            raise ConfigError(
+                f"{name} holds a user or a password, which S3 does not read there",
+                value=endpoint,
+                fix="remove it, and set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+            )
+
+
 def _identity() -> tuple[str | None, ...]:
     return tuple(os.environ.get(name) for name in _VARIABLES)
 
@@ -223,6 +236,7 @@ def _identity() -> tuple[str | None, ...]:
 @lru_cache(maxsize=4)
 def _client(process: int, identity: tuple[str | None, ...]) -> "S3Client":
     """One client for all stores of a process (a thread may share it, a fork may not) and of one environment."""
+    _check_endpoint()
     session = boto3.Session()  # boto3's default session keeps the first keys that it saw
     with suppress(ClientError):  # whatever it says, it answers
         session.client("s3", config=_PROBE_CONFIG).list_buckets()

@@ -2,9 +2,10 @@
 
 import os
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from lookalike.errors import ConfigError
+from lookalike.redaction import HIDDEN
 
 _VARIABLE = "MLFLOW_TRACKING_URI"
 _SQLITE = "sqlite:///"
@@ -24,11 +25,18 @@ def tracking_uri(uri: str | None = None) -> str:
         raise ConfigError(
             "no tracking server is named", fix=f"set {_VARIABLE} or --tracking, e.g. sqlite:////absolute/path/mlflow.db"
         )
+    if f"{HIDDEN}@" in chosen:
+        raise ConfigError(
+            "the tracking URI's user and password were hidden where it was copied from",
+            value=chosen,
+            fix="leave them out, and set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD",
+        )
     if chosen.startswith("sqlite:") and not chosen.startswith(_SQLITE):
         rest = chosen.removeprefix("sqlite:").lstrip("/")
         raise ConfigError("a sqlite URI has three slashes before its file", value=chosen, fix=f"write {_SQLITE}{rest}")
     if not chosen.startswith(_SCHEMES):
-        raise ConfigError("unknown kind of tracking URI", value=chosen, fix=f"use one of {', '.join(_SCHEMES)}")
+        value = f"***@{chosen.rpartition('@')[2]}" if "@" in chosen else chosen  # user:password@host, without a scheme
+        raise ConfigError("unknown kind of tracking URI", value=value, fix=f"use one of {', '.join(_SCHEMES)}")
     for scheme in (_SQLITE, "jsonl:"):
         if chosen.startswith(scheme):
             file = chosen.removeprefix(scheme)
@@ -38,6 +46,15 @@ def tracking_uri(uri: str | None = None) -> str:
     if chosen.startswith(("http://", "https://")):
         _check_host(chosen)
     return chosen
+
+
+def split_user(uri: str) -> tuple[str, str | None, str | None]:
+    """(the URI of an MLflow server without user and password, user, password); as it is unless it has both."""
+    parts = urlsplit(uri)
+    if not uri.startswith(("http://", "https://")) or not parts.username or not parts.password:
+        return uri, None, None
+    bare = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+    return bare, unquote(parts.username), unquote(parts.password)
 
 
 def _check_host(uri: str) -> None:

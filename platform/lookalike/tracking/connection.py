@@ -10,6 +10,7 @@ from typing import Any
 from urllib.parse import quote
 
 from lookalike.errors import ConfigError, InputError, LookalikeError
+from lookalike.tracking.address import split_user
 from lookalike.tracking.failures import translate
 
 # MLflow reads these at each request. Three tries of 7 s with 4 s between: a dead server is named within 30 s, not 248.
@@ -28,6 +29,9 @@ _TAKEN = ("RESOURCE_ALREADY_EXISTS",)
 def connect(uri: str) -> Any:
     """An ``MlflowClient`` of the server or database at ``uri`` (tracking and registry). Makes no request yet.
 
+    User and password of a server go to MLflow's own variables: in its URI they would stand in what MLflow, requests and
+    Ray write of an error.
+
     Raises:
         ConfigError: a URI without MLflow behind it, or of a database whose driver is not installed.
         InputError: a database file that cannot be opened, or is not MLflow's.
@@ -44,6 +48,9 @@ def connect(uri: str) -> Any:
             _check_driver(uri)
         from mlflow import MlflowClient
 
+        uri, user, password = split_user(uri)
+        if user is not None and password is not None:
+            os.environ.update(MLFLOW_TRACKING_USERNAME=user, MLFLOW_TRACKING_PASSWORD=password)
         # It logs each database error with its traceback, and raises it as well.
         logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
         return MlflowClient(tracking_uri=uri, registry_uri=uri)

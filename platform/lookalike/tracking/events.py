@@ -4,13 +4,15 @@ import base64
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 from lookalike.redaction import redacted
 from lookalike.scratch import scratch
+from lookalike.tracking.files import is_below
 from lookalike.tracking.tracker import Tracker
 
 PENDING = "tracking-pending.jsonl"
+Kind = Literal["config", "metrics", "artifact", "tags", "finish"]
 
 
 class Spool(Protocol):
@@ -37,7 +39,7 @@ class Spool(Protocol):
 class Event:
     """One call of a tracker."""
 
-    kind: Literal["config", "metrics", "artifact", "tags", "finish"]
+    kind: Kind
     values: dict[str, Any] = field(default_factory=dict)
     """Configuration, metrics or tags."""
     step: int = 0
@@ -76,13 +78,26 @@ def encode(events: Sequence[Event]) -> bytes:
     return "".join(lines).encode()
 
 
+def _is_valid(event: Event) -> bool:
+    """Whether a process can have recorded this: whoever may write the run's store may have written it instead."""
+    kinds = event.kind in get_args(Kind) and isinstance(event.values, dict) and isinstance(event.name, str)
+    times = (event.step, 0 if event.time_ms is None else event.time_ms)
+    if not kinds or not all(isinstance(time, int) and abs(time) < 1 << 53 for time in times):
+        return False
+    if event.kind == "metrics":
+        return all(isinstance(value, int | float) for value in event.values.values())
+    return event.kind != "artifact" or is_below(event.name)
+
+
 def decode(data: bytes) -> list[Event]:
     """What :func:`encode` wrote; a line that is damaged is left out."""
     events = []
     for line in data.decode(errors="replace").splitlines():
         try:
             record = json.loads(line)
-            events.append(Event(**{**record, "data": base64.b64decode(record["data"])}))
-        except (ValueError, KeyError, TypeError, RecursionError):
+            event = Event(**{**record, "data": base64.b64decode(record["data"])})
+            if _is_valid(event):
+                events.append(event)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             continue
     return events

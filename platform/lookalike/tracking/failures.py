@@ -109,7 +109,7 @@ def _of_libraries(error: Exception, uri: str) -> LookalikeError:
         return ConfigError(
             f"not a valid database URI: {first_line(error)}",
             value=uri,
-            fix="write postgresql://USER:PASSWORD@HOST/NAME",
+            fix="write postgresql://USER:PASSWORD@HOST/NAME",  # pragma: allowlist secret
         )
     if type(error).__module__.startswith("sqlalchemy"):
         return UnreachableError(

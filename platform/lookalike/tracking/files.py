@@ -27,8 +27,7 @@ class JsonLinesTracker:
 
     def __init__(self, root: Path, experiment: str, *, run_name: str | None = None, run_id: str | None = None) -> None:
         self._run_id = run_id or uuid.uuid4().hex
-        # one segment of a path each, whatever they are called
-        self.folder = root / quote(experiment, safe=" ") / quote(self._run_id, safe=" ")
+        self.folder = root / _segment(experiment) / _segment(self._run_id)
         if run_id is not None and not (self.folder / EVENTS).exists():
             raise InputError("no such run", value=str(self.folder), fix="check the run id and the tracking URI")
         with _file_errors(self.folder):
@@ -47,14 +46,14 @@ class JsonLinesTracker:
         self._write(step=step, metrics=dict(metrics), **at)
 
     def log_artifact(self, path: Path, folder: str = "") -> None:
-        target = self.folder / "artifacts" / folder / path.name
+        target = self._artifact(f"{folder}/{path.name}" if folder else path.name)
         with _file_errors(self.folder):
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, target)
         self._write(artifact=target.relative_to(self.folder).as_posix())
 
     def log_figure(self, figure: "Figure", name: str) -> None:
-        target = self.folder / "artifacts" / name
+        target = self._artifact(name)
         with _file_errors(self.folder):
             target.parent.mkdir(parents=True, exist_ok=True)
             figure.savefig(target)
@@ -74,10 +73,25 @@ class JsonLinesTracker:
     ) -> None:
         self.finish(status_of(kind))
 
+    def _artifact(self, name: str) -> Path:
+        if not is_below(name):
+            raise InputError("an artifact's name leaves its run", value=name, fix="use a relative name without '..'")
+        return self.folder / "artifacts" / name
+
     def _write(self, **event: Any) -> None:
         line = json.dumps({"time": time.time(), **redacted(event)}, default=str)
         with _file_errors(self.folder), (self.folder / EVENTS).open("a") as file:
             file.write(line + "\n")
+
+
+def is_below(name: str) -> bool:
+    """Whether ``name`` is the name of a file below a folder, such as ``samples/step-1.png``."""
+    return bool(name) and "\0" not in name and not {"", ".", ".."} & set(name.split("/"))
+
+
+def _segment(name: str) -> str:
+    """``name`` as one segment of a path, whatever it is."""
+    return name.replace(".", "%2E") if name in (".", "..") else quote(name, safe=" ")
 
 
 @contextmanager

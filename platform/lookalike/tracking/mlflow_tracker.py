@@ -35,8 +35,14 @@ class MlflowTracker:
                 run = self._client.create_run(_experiment_id(self._client, uri, experiment), run_name=run_name)
                 run_id = run.info.run_id
             else:
-                if self._client.get_run(run_id).info.lifecycle_stage == "deleted":
+                info = self._client.get_run(run_id).info
+                if info.lifecycle_stage == "deleted":
                     raise InputError("the run was deleted in MLflow", value=run_id, fix="restore it there")
+                found = self._client.get_experiment(info.experiment_id).name
+                if found != experiment and not found.startswith(f"{experiment} ("):  # a record may name anyone's run
+                    raise InputError(
+                        f"the run is of the experiment {found!r}, not {experiment!r}", value=run_id, fix="name its own"
+                    )
                 self._client.update_run(run_id, status="RUNNING")
         self._run_id = str(run_id)
 

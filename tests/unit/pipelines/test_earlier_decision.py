@@ -1,5 +1,6 @@
 """A promotion that was decided already, whose decision.json is damaged."""
 
+import dataclasses
 import json
 from typing import Any
 
@@ -7,7 +8,9 @@ import pytest
 
 from lookalike.errors import InputError
 from lookalike.storage import open_store
-from pipelines.promote import DECISION, PromoteConfig, _earlier_decision
+from lookalike.storage.results import write_result
+from pipelines.promote import DECISION, PromoteConfig, _earlier_decision, promote
+from tests.integration.test_promotion import candidate
 
 GOOD: dict[str, Any] = {
     "model": "mini",
@@ -38,3 +41,36 @@ def test_damaged_decision_is_an_error_that_names_it(data: bytes, tmp_path) -> No
         _earlier_decision(config, "mini", store, "f")
     assert str(refused.value.value).endswith(DECISION)
     assert "remove it" in str(refused.value.fix)
+
+
+def _decided(tmp_path, decision: dict[str, Any], run: str = "f") -> PromoteConfig:
+    store = open_store(str(tmp_path))
+    write_result(store, DECISION, decision, run)
+    return PromoteConfig(model="mini", out=store.uri, scores="s", tracking="none:")
+
+
+def test_a_decision_of_another_model_or_run_is_refused(tmp_path) -> None:
+    for decision, run in (({**GOOD, "model": "evil--duck"}, "f"), (GOOD, "another")):
+        config = _decided(tmp_path, decision, run)
+        with pytest.raises(InputError, match=r"not of this bundle|another run's"):
+            _earlier_decision(config, "mini", open_store(config.out), "f")
+
+
+def test_a_decision_of_before_is_of_the_bundle_that_was_judged(tmp_path, mlflow_database: str) -> None:
+    judged = candidate(str(tmp_path), "one")
+    config = PromoteConfig(model="mini", out=str(tmp_path / "out"), scores=judged.scores_uri, tracking=mlflow_database)
+    config = dataclasses.replace(config, bundle=judged.bundle_uri)
+    made = promote(config)
+    store = open_store(config.out)
+    sealed = json.loads(store.read(DECISION))
+    earlier = {name: value for name, value in sealed.items() if name not in ("run", "seal")}
+    store.write(DECISION, json.dumps(earlier).encode())
+    assert promote(config)["version"] == made["version"]
+    assert json.loads(store.read(DECISION)) == sealed
+    for change in ({"version": 7, "promoted": False}, {"bundle_sha256": "c" * 64}, {"model": "evil--duck"}):
+        store.write(DECISION, json.dumps({**earlier, **change}).encode())
+        with pytest.raises(InputError, match="not of this bundle"):
+            promote(config)
+        store.write(DECISION, json.dumps({**sealed, **change}).encode())
+        with pytest.raises(InputError, match="was changed"):
+            promote(config)

@@ -88,8 +88,14 @@ def test_what_was_generated_before_there_were_sizes_is_done(request_of, tmp_path
     identity = {key: value for key, value in {**values, "inputs": inputs}.items() if key not in ignored}
     record = {"config": values, "identity": identity, "fingerprint": configs.fingerprint(identity)}
     store.write("run.json", json.dumps(record).encode())
-    store.write("generations.json", json.dumps({"images": []}).encode())
-    assert generate(request_of) == {"images": []}
+    images = [{"file": "images/0000-0.png", "prompt": "a red mug", "seed": 0}]
+    earlier = {"model": {"name": None}, "references": [], "images": images, "config": values}
+    store.write("generations.json", json.dumps(earlier).encode())
+    assert generate(request_of) == earlier
+    store.write("generations.json", json.dumps({**earlier, "images": []}).encode())
+    with pytest.raises(InputError, match="other images"):
+        generate(request_of)
+    store.write("generations.json", json.dumps(earlier).encode())
     with pytest.raises(ConflictError, match="another height"):
         generate(dataclasses.replace(request_of, height=32))
 

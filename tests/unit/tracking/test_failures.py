@@ -56,7 +56,7 @@ def _newer(file: Path) -> None:
 
 def _older(file: Path) -> None:
     with sqlite3.connect(file) as database:
-        database.execute("UPDATE alembic_version SET version_num = '451aebb31d03'")
+        database.execute("UPDATE alembic_version SET version_num = '451aebb31d03'")  # pragma: allowlist secret
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_a_locked_database_is_named_within_seconds(mlflow_database: str, monkeyp
 @pytest.mark.parametrize(
     ("uri", "message"),
     [
-        ("postgresql+nothing://u:secret1@h/db", "not a valid database URI"),
+        ("postgresql+nothing://u:secret1@h/db", "not a valid database URI"),  # pragma: allowlist secret
         ("mysql+oursql_not_there://h/db", "not a valid database URI"),
         ("mssql+pymssql://u:secret1@h/db", "driver of this database is not installed"),
     ],

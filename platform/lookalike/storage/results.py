@@ -1,0 +1,88 @@
+"""Results of a job, bound to the run that made them: what another run, or a hand, has put there is never returned.
+
+A result carries ``run``, the fingerprint of the claim of its location (``run.json``), and ``seal``, a hash of that and
+of all that the result says. The seal is no signature: whoever may write the location can compute it. So what a result
+*names* is checked as well, by the job that reads it: bundles by their hash, places by :func:`inside`.
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from lookalike.config import canonical_json, fingerprint
+from lookalike.errors import InputError
+from lookalike.storage.documents import MOST_BYTES, read_object
+from lookalike.storage.store import Store, open_store
+
+RUN, SEAL = "run", "seal"
+AGAIN = "remove it and run the same command again, which makes it from what is there"
+_KINDS = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    list: "a list",
+    dict: "an object",
+}
+
+Kinds = Mapping[str, type | tuple[type | None, ...]]
+
+
+def write_result(store: Store, key: str, result: Mapping[str, Any], run: str) -> None:
+    """Write ``result`` as that of the run whose claim has the fingerprint ``run``."""
+    sealed = json.loads(canonical_json({**result, RUN: run}))  # as a reader will see it
+    sealed.pop(SEAL, None)
+    store.write(key, (json.dumps({**sealed, SEAL: fingerprint(sealed)}, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def read_result(store: Store, key: str, run: str, kinds: Kinds) -> dict[str, Any] | None:
+    """The result that :func:`write_result` wrote for ``run``; None if it has no seal, as those of earlier versions.
+
+    Args:
+        store: the location that ``run`` has claimed.
+        key: the result's name there.
+        run: the fingerprint of the claim.
+        kinds: the type of each value that has to be there; a tuple names several, and None one that is null.
+
+    Raises:
+        InputError: not such an object; or another run's, or one that was changed after it was written.
+    """
+    result = read_object(store, key, *kinds, most=MOST_BYTES)
+    where = store.uri_of(key)
+    check_kinds(result, kinds, where)
+    if SEAL not in result:
+        return None
+    if result.get(RUN) != run:
+        raise InputError(f"the result is another run's ({result.get(RUN)!r:.40})", value=where, fix=AGAIN)
+    if result[SEAL] != fingerprint({name: value for name, value in result.items() if name != SEAL}):
+        raise InputError("the result was changed after the job wrote it", value=where, fix=AGAIN)
+    return {name: value for name, value in result.items() if name not in (RUN, SEAL)}
+
+
+def check_kinds(result: Mapping[str, Any], kinds: Kinds, where: str) -> None:
+    """Raise InputError for a value of another type than ``kinds`` says; a whole number is a number, a bool is none."""
+    for name, kind in kinds.items():
+        allowed = kind if isinstance(kind, tuple) else (kind,)
+        value = result[name]
+        if value is None and None in allowed:
+            continue
+        types = tuple(item for item in allowed if item is not None)
+        if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
+            said = " or ".join(_KINDS.get(item, item.__name__) for item in types)
+            raise InputError(f"{name} is {value!r:.60}, not {said}", value=where, fix=AGAIN)
+
+
+def inside(store: Store, uri: object, where: str) -> Store:
+    """The store at ``uri``, which a document at ``where`` names and which has to lie below ``store``.
+
+    Raises InputError for a place that is not.
+    """
+    if isinstance(uri, str):
+        named = open_store(uri)
+        if named.prefix_in(store) is not None:
+            return named
+    raise InputError(
+        f"the document names a place outside of its own location: {uri!r:.200}",
+        value=where,
+        fix="restore it; if the location was moved, run the job that wrote the document again, with its new place",
+    )

@@ -1,0 +1,97 @@
+"""A finetune, and a training run, that are done already: their result is of the bundle that lies there, and of them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lookalike.errors import InputError
+from lookalike.storage import Store, open_store
+from lookalike.storage.results import write_result
+from pipelines.finetune import RESULT, FinetuneConfig, _earlier_result
+from pipelines.train import run as training
+from tests.integration.test_promotion import bundle
+
+NAME = "acme--mug"
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Store:
+    return open_store(str(tmp_path / "customers" / "acme" / "mug"))
+
+
+@pytest.fixture
+def result(place: Store) -> dict[str, Any]:
+    """What a finetune has written, and its bundle as far as a manifest goes."""
+    return {
+        "customer": "acme",
+        "subject": "mug",
+        "model": NAME,
+        "version": 1,
+        "promoted": True,
+        "bundle_uri": "file:///before/it/was/moved",
+        "bundle_sha256": bundle(place.uri, "run").sha256,
+        "scores": "file:///before/scores",
+    }
+
+
+def _read(place: Store) -> dict[str, Any]:
+    config = FinetuneConfig(customer="acme", subject="mug", photos="/photos", store="/store")
+    return _earlier_result(config, NAME, place, "f")
+
+
+def test_places_are_those_of_now_whatever_the_result_says(place: Store, result: dict[str, Any]) -> None:
+    write_result(place, RESULT, result, "f")
+    assert _read(place)["bundle_uri"] == place.child("run").child("bundle").uri
+    assert _read(place)["scores"] == place.child("scores").uri
+    place.write(RESULT, json.dumps(result).encode())  # by an earlier version
+    assert _read(place)["bundle_uri"] == place.child("run").child("bundle").uri
+
+
+@pytest.mark.parametrize("sealed", [True, False])
+@pytest.mark.parametrize("change", [{"customer": "evil"}, {"model": "evil--mug"}, {"bundle_sha256": "c" * 64}])
+def test_a_result_of_another_is_refused(
+    place: Store, result: dict[str, Any], change: dict[str, Any], sealed: bool
+) -> None:
+    if sealed:
+        write_result(place, RESULT, {**result, **change}, "f")
+    else:
+        place.write(RESULT, json.dumps({**result, **change}).encode())
+    with pytest.raises(InputError, match="the result is of") as refused:
+        _read(place)
+    assert "run the same command again" in refused.value.fix
+
+
+def test_a_result_of_before_without_its_bundle_is_refused(place: Store, result: dict[str, Any]) -> None:
+    place.write(RESULT, json.dumps(result).encode())
+    place.delete("run/bundle/bundle.json")
+    with pytest.raises(InputError):
+        _read(place)
+
+
+@pytest.mark.parametrize("sealed", [True, False])
+def test_a_training_result_is_of_its_bundle_and_its_steps(tmp_path: Path, sealed: bool) -> None:
+    store = open_store(str(tmp_path / "run"))
+    made = bundle(str(tmp_path), "run")
+    config = training.TrainConfig(dataset="/data", run=store.uri, tracking="none:")
+    result = {
+        "bundle_uri": "file:///x",
+        "bundle_sha256": made.sha256,
+        "steps": config.total_steps,
+        "tracking_run": "",
+        "stages": [],
+    }
+
+    def read(**change: Any) -> dict[str, Any]:
+        if sealed:
+            write_result(store, training.RESULT, {**result, **change}, "f")
+        else:
+            store.write(training.RESULT, json.dumps({**result, **change}).encode())
+        return training._earlier_result(config, store, "f")
+
+    assert read()["bundle_uri"] == made.uri
+    assert "seal" in json.loads(store.read(training.RESULT))
+    for change in ({"bundle_sha256": "c" * 64}, *([] if sealed else [{"steps": 1}])):
+        with pytest.raises(InputError, match="the result"):
+            read(**change)
