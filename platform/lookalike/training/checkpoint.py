@@ -119,7 +119,7 @@ def write(
     store: Store, state: CheckpointState, parts: Sequence[Mapping[str, Tensor]], fence: Fence | None = None
 ) -> None:
     """Store a snapshot; ``COMMIT`` goes last. Raises BusyError if another process holds the run's lease by then."""
-    mark = Mark(state.step, fence.number if fence else 0)
+    mark = Mark(state.step, fence.number) if fence else Mark(state.step)
     target = store.child(str(mark))
     files: dict[str, dict[str, str | int]] = {}
 

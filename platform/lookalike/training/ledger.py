@@ -44,7 +44,7 @@ class Ledger:
         return "".join(lines).encode()
 
 
-def ledger_key(step: int, lease: int = 0) -> str:
+def ledger_key(step: int, lease: int = 1) -> str:
     """Object that comes with the checkpoint after ``step`` steps that is written under ``lease``."""
     return f"{LEDGER}/{Mark(step, lease)}.jsonl"
 

@@ -221,7 +221,7 @@ class Loop:
         return step
 
     def _save(self, saver: Saver, step: int) -> None:
-        lease = self.fence.number if self.fence else 0
+        lease = self.fence.number if self.fence else 1
         state = checkpoint.CheckpointState(step=step, fingerprint=self.fingerprint, base_sha256=self.base_sha256)
         beside = {METRICS: self.history.encoded(), ledger_key(step, lease): self.ledger.take()}
         if left_out := self.quarantine.encoded():

@@ -1,7 +1,8 @@
 """Names of what is written at a step of a run: ``step-00000120.2`` is by the holder of lease 2, after 120 steps.
 
 A process that was stopped, while another took its run over, may write when it continues. It writes under other names
-than its successor, and readers ignore it (:func:`current`). Names of earlier versions of this software have no number.
+than its successor, and readers ignore it (:func:`current`). The first holder writes no number: ``step-00000120``. Nor
+did earlier versions of this software, whose successor has a later lease.
 """
 
 import re
@@ -16,16 +17,16 @@ class Mark:
     """A step, and the lease of the process that recorded it."""
 
     step: int
-    lease: int = 0
+    lease: int = 1
 
     def __str__(self) -> str:
-        return f"step-{self.step:08d}" + (f".{self.lease}" if self.lease else "")
+        return f"step-{self.step:08d}" + (f".{self.lease}" if self.lease > 1 else "")
 
 
 def parse_mark(name: str) -> Mark | None:
     """The mark that is written as ``name``; None for another name."""
     match = _NAME.match(name)
-    return Mark(int(match[1]), int(match[2] or 0)) if match else None
+    return Mark(int(match[1]), int(match[2] or 1)) if match else None
 
 
 def current(marks: Iterable[Mark]) -> list[Mark]:

@@ -5,12 +5,17 @@ from hypothesis import strategies as st
 
 from lookalike.training.marks import Mark, current, parse_mark
 
-MARKS = st.builds(Mark, st.integers(1, 12), st.integers(0, 4))
+MARKS = st.builds(Mark, st.integers(1, 12), st.integers(1, 4))
 
 
 @given(MARKS)
 def test_a_mark_is_read_from_its_name(mark: Mark) -> None:
     assert parse_mark(str(mark)) == mark
+
+
+def test_first_lease_and_earlier_versions_write_no_number() -> None:
+    assert str(Mark(120)) == str(Mark(120, 1)) == "step-00000120"
+    assert parse_mark("step-00000120") == Mark(120, 1)
 
 
 def test_other_names_are_not_marks() -> None:
