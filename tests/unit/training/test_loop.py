@@ -16,8 +16,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lookalike.errors import InputError, StoppedError, UnreachableError
+from lookalike.errors import BusyError, InputError, StoppedError, UnreachableError
 from lookalike.storage import open_store
+from lookalike.storage.lease import Fence
 from lookalike.storage.local import LocalStore
 from lookalike.tracking import open_tracker
 from lookalike.training import checkpoint, stopping
@@ -47,6 +48,7 @@ def attempt(
     poison: int | None = None,
     rank: Rank = Rank(),  # noqa: B008
     fingerprint: str = "run",
+    lease: int = 0,
 ) -> None:
     """One process's share of a run: a linear model learns its samples' numbers; ``poison`` has no finite loss."""
     config = TrainConfig(
@@ -93,6 +95,7 @@ def attempt(
         ledger=Ledger(rank),
         fingerprint=fingerprint,
         base_sha256="base",
+        fence=Fence(store.child("lease"), lease) if lease else None,
     ).run(batches())
 
 
@@ -124,6 +127,27 @@ def test_asked_to_stop_it_saves_says_so_and_goes_on(
     attempt(tmp_path)
     assert losses(tmp_path) == losses(undisturbed)
     assert read_ledger(open_store(str(tmp_path))) == read_ledger(open_store(str(undisturbed)))
+
+
+def test_a_run_that_another_process_took_over_ends_at_its_next_checkpoint(tmp_path: Path, undisturbed: Path) -> None:
+    run = open_store(str(tmp_path))
+
+    def take_over(step: int) -> None:
+        if step == 5:  # after the first checkpoint
+            time.sleep(0.5)
+            run.write("lease/00000002.json", b"{}")
+
+    with pytest.raises(BusyError, match="lost to another worker, which has number 2"):
+        attempt(tmp_path, take_over, lease=1)
+    assert checkpoint.newest(run) == 3
+    assert len(losses(tmp_path)) == 3
+    attempt(tmp_path, lease=2)
+    assert losses(tmp_path) == losses(undisturbed)
+    assert read_ledger(run) == read_ledger(open_store(str(undisturbed)))
+    names = {info.key.split("/")[0] for info in run.child(checkpoint.CHECKPOINTS).list()}
+    assert names == {"step-00000006.2", "step-00000008.2"}
+    run.write("ledger/step-00000008.1.jsonl", b"of the first one, when it continues")
+    assert read_ledger(run) == read_ledger(open_store(str(undisturbed)))
 
 
 class BesideOneThatIsAsked(Rank):
