@@ -1,7 +1,6 @@
 """Presets: one YAML file names every component, its source, size and licence. A new one needs no code."""
 
 import dataclasses
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,14 +12,18 @@ import jsonargparse
 from lookalike.config import check_config_file
 from lookalike.errors import ConfigError
 from lookalike.groups import check_groups, forbid_imports
+from lookalike.models.sizes import (
+    MAX_LAYERS,
+    MAX_REFERENCES,
+    MAX_SIDE,
+    MAX_TEMPLATE,
+    MAX_WIDTH,
+    check_component,
+    check_sizes,
+)
 from lookalike.values import check_values
 
 PRESETS_DIR = Path(__file__).parent / "presets"
-
-_MAX_SIDE, _MAX_REFERENCES, _MAX_WIDTH, _MAX_LAYERS = 16_384, 64, 65_536, 1_024  # a bundle of a tenant has a preset
-_MAX_NUMBER = 100_000_000  # in a component's configuration: above any width, vocabulary, position or base of RoPE
-_MAX_TEMPLATE = 10_000  # characters
-_LAYERS = re.compile("layers|blocks|depth")
 
 AggregatorKind = Literal["last_layer", "layer_mean", "single_lap", "dla"]
 SourcedPart = Literal["mllm", "vae", "transformer", "aggregator"]
@@ -105,11 +108,11 @@ class MllmConfig:
     What its backward pass keeps in memory is not in ``--plan``."""
 
     def __post_init__(self) -> None:
-        _check_sizes(self, image_size=4_096, tokens_per_image=65_536, max_prompt_tokens=32_768)
+        check_sizes(self, image_size=4_096, tokens_per_image=65_536, max_prompt_tokens=32_768)
         for name in ("template", "image_prefix", "image_token", "image_suffix"):
-            if len(getattr(self, name)) > _MAX_TEMPLATE:
-                raise ConfigError(f"mllm.{name} has more than {_MAX_TEMPLATE} characters", fix="shorten it")
-        _check_component("mllm", self.config)
+            if len(getattr(self, name)) > MAX_TEMPLATE:
+                raise ConfigError(f"mllm.{name} has more than {MAX_TEMPLATE} characters", fix="shorten it")
+        check_component("mllm", self.config)
         try:
             places = [place for place in Formatter().parse(self.template) if place[1] is not None]
             # a width, as in {images:>1000000000}, would make text of any length
@@ -195,13 +198,13 @@ class Preset:
     """What a user must know before using the weights; logged as a warning whenever a bundle is made."""
 
     def __post_init__(self) -> None:
-        _check_sizes(self, height=_MAX_SIDE, width=_MAX_SIDE)
-        _check_sizes(self.references, height=_MAX_SIDE, width=_MAX_SIDE)
-        _check_sizes(self.references, least=0, max_references=_MAX_REFERENCES)
-        _check_sizes(self.aggregator, inner_width=_MAX_WIDTH, head_dim=_MAX_WIDTH)
-        _check_sizes(self.aggregator, least=0, layer_blocks=_MAX_LAYERS, refiner_blocks=_MAX_LAYERS)
+        check_sizes(self, height=MAX_SIDE, width=MAX_SIDE)
+        check_sizes(self.references, height=MAX_SIDE, width=MAX_SIDE)
+        check_sizes(self.references, least=0, max_references=MAX_REFERENCES)
+        check_sizes(self.aggregator, inner_width=MAX_WIDTH, head_dim=MAX_WIDTH)
+        check_sizes(self.aggregator, least=0, layer_blocks=MAX_LAYERS, refiner_blocks=MAX_LAYERS)
         for name in ("vae", "transformer", "scheduler"):
-            _check_component(name, getattr(self, name).config)
+            check_component(name, getattr(self, name).config)
         if self.aggregator.inner_width % self.aggregator.head_dim:
             raise ConfigError(
                 f"aggregator.inner_width={self.aggregator.inner_width} is no multiple of its head_dim",
@@ -234,26 +237,6 @@ class Preset:
                 raise ConfigError(f"{name} has no config to make it from", value=self.name, fix="keep its source")
             changed[name] = dataclasses.replace(part, source=None)
         return dataclasses.replace(self, **changed)
-
-
-def _check_sizes(config: object, least: int = 1, **most: int) -> None:
-    """Raise ConfigError for a size that makes nothing, or that would fill any machine's memory."""
-    for name, limit in most.items():
-        if (value := getattr(config, name)) < least:
-            raise ConfigError(f"{name} of a preset is below {least}", value=value, fix=f"give {name} a value above 0")
-        if value > limit:
-            raise ConfigError(f"{name} of a preset is above {limit}", value=value, fix=f"lower {name}")
-
-
-def _check_component(name: str, config: Mapping[str, Any]) -> None:
-    """Raise ConfigError for a number of layers or a width in a library's configuration that no model has."""
-    for key, value in config.items():
-        values = value if isinstance(value, (list, tuple)) else [value]
-        for item in values:
-            if isinstance(item, Mapping):
-                _check_component(f"{name}.{key}", item)
-            elif isinstance(item, int) and item > (limit := _MAX_LAYERS if _LAYERS.search(key) else _MAX_NUMBER):
-                raise ConfigError(f"{name}.config.{key} is above {limit}", value=item, fix="lower it")
 
 
 def check_lora(lora: LoraConfig, transformer_config: Mapping[str, Any]) -> None:
