@@ -6,12 +6,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lookalike import config as configs
-from lookalike.documents import decoding
 from lookalike.errors import ConfigError, InputError
-from lookalike.evaluation.gate import Check, GateConfig
+from lookalike.evaluation.gate import CHECK_TYPES, GateConfig
 from lookalike.storage import Store, open_store, read_object
 from lookalike.storage.claim import claim
-from lookalike.storage.results import AGAIN, Kinds, read_result, write_result
+from lookalike.storage.results import AGAIN, Kinds, check_each, read_result, write_result
 from lookalike.tracking import tracking_uri
 from lookalike.values import check_values
 
@@ -165,9 +164,7 @@ def _earlier_decision(config: PromoteConfig, name: str, store: Store, fingerprin
     sealed = read_result(store, DECISION, fingerprint, _DECISION)
     earlier = sealed or read_object(store, DECISION)
     promoted, sha256 = earlier["promoted"], earlier["bundle_sha256"]
-    with decoding("a decision of the gate", where, fix=AGAIN):
-        for check in earlier["checks"]:
-            Check(**check)
+    check_each(earlier["checks"], CHECK_TYPES, where)
     if earlier["model"] != name or (sealed is None and not _is_of_version(config, name, earlier)):
         what = f"the decision is not of this bundle of {name}, but of {earlier['model']!r:.80}"
         raise InputError(what, value=where, fix=AGAIN)

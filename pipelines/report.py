@@ -10,7 +10,7 @@ import lookalike
 from lookalike.data.images import ImageError, decode
 from lookalike.documents import decoding
 from lookalike.errors import InputError
-from lookalike.evaluation.gate import Check
+from lookalike.evaluation.gate import CHECK_TYPES
 from lookalike.evaluation.report import (
     Curation,
     Decision,
@@ -38,7 +38,7 @@ from lookalike.storage import (
     version_store,
 )
 from lookalike.storage.documents import MOST_BYTES
-from lookalike.storage.results import check_kinds, inside
+from lookalike.storage.results import check_each, check_kinds, inside
 from lookalike.training.history import METRICS
 from lookalike.values import check_values
 
@@ -194,9 +194,7 @@ def _decision(uri: str) -> Decision:
     store, key = locate_object(uri) if uri.endswith(".json") else (open_store(uri), "decision.json")
     found = read_object(store, key, "model", "promoted", "checks", most=MOST_BYTES)
     check_kinds(found, {"model": str, "promoted": bool, "checks": list}, store.uri_of(key))
-    with decoding("a decision of the gate", store.uri_of(key)):
-        for check in found["checks"]:
-            Check(**check)
+    check_each(found["checks"], CHECK_TYPES, store.uri_of(key))
     return Decision(found["model"], str(found.get("version") or ""), found["promoted"], found["checks"])
 
 

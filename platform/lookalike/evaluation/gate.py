@@ -81,6 +81,12 @@ class Check:
     """The reason in words."""
 
 
+CHECK_TYPES: dict[str, type | tuple[type | None, ...]] = {
+    **{"name": str, "value": (int, float, str, None), "threshold": (int, float, str), "passed": bool, "why": str}
+}
+"""Of a check's members where it was written down."""
+
+
 @dataclass(frozen=True)
 class Decision:
     """Passed when every check did."""

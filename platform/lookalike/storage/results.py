@@ -59,6 +59,14 @@ def read_result(store: Store, key: str, run: str, kinds: Kinds) -> dict[str, Any
     return {name: value for name, value in result.items() if name not in (RUN, SEAL)}
 
 
+def check_each(items: list[Any], kinds: Kinds, where: str) -> None:
+    """Raise InputError for an item that is no object with exactly the members of ``kinds``, each of its type."""
+    for item in items:
+        if not isinstance(item, dict) or item.keys() != kinds.keys():
+            raise InputError(f"not an object with {', '.join(kinds)}: {item!r:.60}", value=where, fix=AGAIN)
+        check_kinds(item, kinds, where)
+
+
 def check_kinds(result: Mapping[str, Any], kinds: Kinds, where: str) -> None:
     """Raise InputError for a value of another type than ``kinds`` says; a whole number is a number, a bool is none."""
     for name, kind in kinds.items():

@@ -211,8 +211,10 @@ def test_a_report_of_documents_with_odd_values_is_an_error(name: str, tmp_path: 
     key, document, read = READERS[name]
     store = open_store(str(tmp_path))
     store.write("metrics.jsonl", b'{"loss": "x", "step": []}\n')
-    for member in document:
+    for member, right in document.items():
         for value in (None, 5, [5], {"x": 1}, "\0", "../../etc"):
+            if name == "decision" and type(value) is type(right) is str:
+                continue  # a name that is shown, and no place
             store.write(key, json.dumps({**document, member: value}).encode())
             with pytest.raises(LookalikeError):
                 read(store)
