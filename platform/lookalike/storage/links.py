@@ -1,16 +1,23 @@
-"""Where the links of a folder may lead: within it, and into the places that an operator names."""
+"""Where the links of a folder may lead: within it, and into the places that an operator names.
+
+A snapshot in the Hub's cache (``models--ORG--NAME/snapshots/REVISION``) consists of links into ``blobs`` beside it, by
+the layout of huggingface_hub, and is one folder with them.
+"""
 
 import os
+import re
 
 LINK_ROOTS = "LOOKALIKE_LINK_ROOTS"
 """Environment variable: folders, separated by ``:``, into which links may lead out of a store. None by default: a link
 that somebody else has put into a store would make any file of this machine an input, or an output."""
 
+_HUB_SNAPSHOT = re.compile(r"(.*/(?:models|datasets|spaces)--[^/]+)/snapshots/[^/]+(?:/|\Z)", re.DOTALL)
+
 
 def stays_within(root: str, path: str) -> bool:
     """Whether ``path``, all links resolved, lies in ``root`` or in a folder of :data:`LINK_ROOTS`; both are real paths
     (:func:`os.path.realpath`)."""
-    if _holds(root, path):
+    if _holds(root, path) or ((hub := _HUB_SNAPSHOT.match(root)) and _holds(f"{hub[1]}/blobs", path)):
         return True
     named = os.environ.get(LINK_ROOTS, "").split(os.pathsep)
     return any(_holds(os.path.realpath(place), path) for place in named if place)

@@ -80,3 +80,21 @@ def test_an_operator_names_where_links_may_lead(store: Store, tmp_path: Path, mo
     monkeypatch.setenv(LINK_ROOTS, str(tmp_path / "oth"))  # not a folder above it
     with pytest.raises(InputError, match=WORDS):
         store.read("folder/secret.txt")
+
+
+def test_snapshot_in_the_hubs_cache_is_read_and_its_blobs_may_not_lead_out(tmp_path: Path) -> None:
+    repo = tmp_path / "models--org--name"
+    snapshot = repo / "snapshots" / "0a1b"
+    (snapshot / "vae").mkdir(parents=True)
+    (repo / "blobs").mkdir()
+    (repo / "blobs" / "1234").write_text("{}")
+    (snapshot / "vae" / "config.json").symlink_to("../../../blobs/1234")
+    assert open_store(str(snapshot)).read("vae/config.json") == b"{}"
+    assert open_store(str(snapshot)).child("vae").read("config.json") == b"{}"
+    (tmp_path / "secret").write_text("secret")
+    (repo / "blobs" / "5678").symlink_to(tmp_path / "secret")
+    (snapshot / "secret.json").symlink_to("../../blobs/5678")
+    (snapshot / "refs.json").symlink_to("../../refs/main")
+    for name in ("secret.json", "refs.json"):
+        with pytest.raises(InputError, match=WORDS):
+            open_store(str(snapshot)).read(name)
