@@ -6,7 +6,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import quote
 
@@ -26,7 +26,7 @@ PLANTED = {  # each as it is typed; none of them is real
     "AWS_SESSION_TOKEN of a comment": "s3ssionPlanted",
     "query": "qu3ryPlanted",
 }
-_MAY_HOLD_KEYS = {"env", "s3.json", "stack.json", "ray-token"}  # of the local stack, private to their owner
+_MAY_HOLD_KEYS = {"env", "s3.json", "stack.json", "ray-token", "mlflow-auth.ini", "weed.key"}  # of the local stack, private to their owner
 
 
 class ProcessTitles:
@@ -67,11 +67,13 @@ def test_no_job_writes_prints_or_shows_a_planted_secret(
     local_stack: LocalStack,
     s3_server: dict[str, str],
     mlflow_server: str,
+    mlflow_user: Callable[[str, str], None],
     tmp_path: Path,
     ray_folder: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     secrets = [*PLANTED.values(), quote(PLANTED["tracking password"], safe=""), s3_server["AWS_SECRET_ACCESS_KEY"]]
+    mlflow_user("mia", PLANTED["tracking password"])
     tracking = mlflow_server.replace("://", f"://mia:{quote(PLANTED['tracking password'], safe='')}@")
     away = "http://mia:" + PLANTED["tracking password"] + "@127.0.0.1:9"
     environment = {
