@@ -26,7 +26,8 @@ PLANTED = {  # each as it is typed; none of them is real
     "AWS_SESSION_TOKEN of a comment": "s3ssionPlanted",
     "query": "qu3ryPlanted",
 }
-_MAY_HOLD_KEYS = {"env", "s3.json", "stack.json", "ray-token", "mlflow-auth.ini", "weed.key"}  # of the local stack, private to their owner
+# of the local stack, private to their owner
+_MAY_HOLD_KEYS = {"env", "s3.json", "stack.json", "ray-token", "mlflow-auth.ini", "weed.key"}
 
 
 class ProcessTitles:

@@ -35,7 +35,8 @@ def test_a_record_of_an_earlier_version_is_resumed_with_its_fingerprint(store: S
     store.write(RECORD, json.dumps(record).encode())
     content = {"snapshot": {"uri": "/moved", "version": 1, "sha256": "x"}, "base_sha256": "b"}
     ignore = ("dataset", "base")
-    assert claim(store, {"dataset": "/moved", "base": "/c", "seed": 1}, ignore=ignore, content=content) == fingerprint(earlier)
+    ours = {"dataset": "/moved", "base": "/c", "seed": 1}
+    assert claim(store, ours, ignore=ignore, content=content) == fingerprint(earlier)
 
 
 def test_a_password_is_neither_stored_nor_compared(store: Store) -> None:
