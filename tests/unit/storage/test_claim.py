@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from lookalike.config import fingerprint
 from lookalike.errors import ConflictError, InputError
 from lookalike.storage import Store, open_store
 from lookalike.storage.claim import RECORD, claim, read_claim
@@ -30,10 +31,11 @@ def test_inputs_at_another_place_are_the_same_inputs(store: Store) -> None:
 
 def test_a_record_of_an_earlier_version_is_resumed_with_its_fingerprint(store: Store) -> None:
     earlier = {"dataset": "/a", "base": "/b", "seed": 1, "snapshot": {"uri": "/a", "version": 1, "sha256": "x"}}
-    store.write(RECORD, json.dumps({"config": earlier, "identity": earlier, "fingerprint": "f" * 64}).encode())
+    made = fingerprint(earlier)
+    store.write(RECORD, json.dumps({"config": earlier, "identity": earlier, "fingerprint": made}).encode())
     content = {"snapshot": {"uri": "/moved", "version": 1, "sha256": "x"}, "base_sha256": "b"}
     ignore = ("dataset", "base")
-    assert claim(store, {"dataset": "/moved", "base": "/c", "seed": 1}, ignore=ignore, content=content) == "f" * 64
+    assert claim(store, {"dataset": "/moved", "base": "/c", "seed": 1}, ignore=ignore, content=content) == made
 
 
 def test_a_password_is_neither_stored_nor_compared(store: Store) -> None:
