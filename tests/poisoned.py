@@ -95,10 +95,12 @@ HARMLESS: Mapping[str, Callable[[Row], Any]] = {
 POISONS = [*BYTES, *ROWS]
 
 
-def write_snapshot(folder: Path, kinds: list[str | None], held_out: list[str | None] | None = None) -> str:
+def write_snapshot(
+    folder: Path, kinds: list[str | None], held_out: list[str | None] | None = None, *, hashes: bool = True
+) -> str:
     """Write version 1 of a dataset with one triplet for each of ``kinds`` (None: a good one) and those held out.
 
-    Returns its URI.
+    Rows have the hashes of their images, which those of earlier versions of this software lack. Returns its URI.
     """
     version = folder / "v0001"
     (version / "shards").mkdir(parents=True)
@@ -123,6 +125,10 @@ def write_snapshot(folder: Path, kinds: list[str | None], held_out: list[str | N
             **{f"latents_{what}": getattr(sample.members["latents"], what) for what in ("offset", "length")},
             "reference_similarities": [0.5],
         }
+        if hashes:
+            sha256s = {name: hashlib.sha256(data).hexdigest() for name, data in samples[index][1].items()}
+            row |= {"target_sha256": sha256s["target.jpg"], "reference_sha256s": [sha256s["ref0.jpg"]]}
+            row["latents_sha256"] = sha256s["latents"]
         change = {**ROWS, **HARMLESS}.get(kind or "")
         if change is not None:
             change(row)
