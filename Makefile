@@ -43,7 +43,7 @@ test: setup ## All tests but those marked gpu: unit, integration, and the jobs a
 
 # Results of benches hold hashes, which look like keys, and JSON takes no comment that says so; pinned revisions likewise.
 SECRETS := $(BIN)/python -m detect_secrets.pre_commit_hook --no-verify \
-	--exclude-files '^tests/bench/results/.*\.json$$|\.safetensors$$' --exclude-lines '^ *revision: [0-9a-f]{40}'
+	--exclude-files '^tests/bench/results/.*\.json$$|\.safetensors$$' --exclude-lines '^ *revision: .?[0-9a-f]{40}'
 
 check: setup ## Lint, format, types, import contracts, secrets, licences
 	$(BIN)/ruff check .

@@ -11,6 +11,7 @@ from typing import Any
 _NUMBERS = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 0x7FFFFFFFFFFFFFFF)
 _VALUES: list[Any] = [
     *(None, True, False, 0, -1, 1, 2**63, 10**30, 1e308, -1e-308, float("nan"), float("inf"), "", " ", "a" * 5000),
+    # pragma: allowlist nextline secret
     *("../../x", "/etc/passwd", "file:///etc/passwd", "file://host/x", "s3://b/../k", "http://u:p4ssw0rd@h", "\0"),
     *("\ud800", "1e9", "true", "models:/x@y", "00000001.json", "<|im_end|>", "{{7*7}}", [], {}, [[]], {"": None}),
 ]

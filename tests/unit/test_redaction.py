@@ -82,6 +82,7 @@ def test_errors_and_stored_configurations_hide_them() -> None:
         ("http:/mia:T0@h/x", "http:/***@h/x"),
         ("http://mia:T0%40h/", "http://***%40h/"),
         ("http://mia:a T0@h", "http://***@h"),
+        # pragma: allowlist nextline secret
         ("git+https://x:T0@github.com/a/b", "git+https://***@github.com/a/b"),
         ("redis://:T0@h:1", "redis://***@h:1"),
         ("Authorization: Bearer T0", "Authorization: Bearer ***"),
@@ -89,7 +90,9 @@ def test_errors_and_stored_configurations_hide_them() -> None:
         ("x-api-key: T0", "x-api-key: ***"),
         ("host=h user=u password=T0 dbname=x", "host=h user=u password=*** dbname=x"),
         ("aws_secret_access_key = T0", "aws_secret_access_key = ***"),
+        # pragma: allowlist nextline secret
         ("'aws_secret_access_key': 'T0'", "'aws_secret_access_key': '***'"),
+        # pragma: allowlist nextline secret
         ('{"password": "T0"}', '{"password": "***"}'),
         ("HF_TOKEN=T0", "HF_TOKEN=***"),
         ("--tracking_token T0", "--tracking_token ***"),
@@ -98,6 +101,7 @@ def test_errors_and_stored_configurations_hide_them() -> None:
         ("hf_" + "aB3" * 12 + " is bad", "*** is bad"),
         ("ghp_" + "a1B2" * 9, "***"),
         ("eyJhbGciOiJIUzI1NiJ9" + ".eyJzdWIiOiIxIn0.abcdefghijk_-l", "***"),
+        # pragma: allowlist nextline secret
         ("-----BEGIN RSA PRIVATE KEY-----\nT0\n-----END", "-----BEGIN RSA PRIVATE KEY-----***-----END"),
     ],
 )
@@ -113,6 +117,7 @@ def test_each_kind_of_secret_is_hidden(text: str, hidden: str) -> None:
         "lora has no tensor 'base_model.model.transformer.to_key'",
         "file:///me@home/x",
         "models:/acme--duck@champion",
+        # pragma: allowlist nextline secret
         "b5c9b2052c30483bafc7acbb47bf88392b9ef2bdd840a1c1ffcd66dad8d22122",
         "s3://bucket/hf_cache/ask-me-anything",
     ],
@@ -151,8 +156,10 @@ def test_logs_of_any_library_are_redacted(monkeypatch: pytest.MonkeyPatch) -> No
     try:
         redact_logs()
         try:
+            # pragma: allowlist nextline secret
             raise ValueError("http://mia:T0p@host refused") from OSError("password=T0p")
         except ValueError:
+            # pragma: allowlist nextline secret
             logger.exception("seen: %s", "http://mia:T0p@host")
     finally:
         logging.setLogRecordFactory(factory)

@@ -165,6 +165,7 @@ def test_a_claim_that_was_edited_is_refused(tmp_path: Path) -> None:
         claim(store, {"seed": 2})
 
 
+# pragma: allowlist nextline secret
 @pytest.mark.parametrize("uri", ["file:///elsewhere", "s3://bucket/x", "../x", 5, None, [], "http://u:pw@h/x", ""])
 def test_a_document_names_no_place_outside_of_its_own(uri: object, tmp_path: Path) -> None:
     store = open_store(str(tmp_path / "customers" / "acme"))

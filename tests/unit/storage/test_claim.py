@@ -41,9 +41,11 @@ def test_a_record_of_an_earlier_version_is_resumed_with_its_fingerprint(store: S
 
 def test_a_password_is_neither_stored_nor_compared(store: Store) -> None:
     config = {
+        # pragma: allowlist nextline secret
         "endpoint": "http://mia:secret1@host",
+        # pragma: allowlist nextline secret
         "nested": [{"uri": "https://a:secret1@b"}],
-    }  # pragma: allowlist secret
+    }
     first = claim(store, config)
     assert b"secret1" not in store.read(RECORD)
     assert claim(store, json.loads(json.dumps(config).replace("secret1", "another2"))) == first

@@ -93,6 +93,7 @@ def test_a_locked_database_is_named_within_seconds(mlflow_database: str, monkeyp
     [
         ("postgresql+nothing://u:secret1@h/db", "not a valid database URI"),  # pragma: allowlist secret
         ("mysql+oursql_not_there://h/db", "not a valid database URI"),
+        # pragma: allowlist nextline secret
         ("mssql+pymssql://u:secret1@h/db", "driver of this database is not installed"),
     ],
 )
@@ -123,6 +124,7 @@ def answering() -> Iterator[dict]:
 
     server = HTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
+    # pragma: allowlist nextline secret
     answer["uri"] = f"http://mia:secret1@127.0.0.1:{server.server_port}"
     yield answer
     server.shutdown()
@@ -139,6 +141,7 @@ def answering() -> Iterator[dict]:
         (403, b"", "MLFLOW_TRACKING_USERNAME"),
         (403, b'{"error_code": "PERMISSION_DENIED", "message": "no"}', "MLFLOW_TRACKING_USERNAME"),
         (500, b"oops", "does not answer"),
+        # pragma: allowlist nextline secret
         (400, b'{"error_code": "INTERNAL_ERROR", "message": "http://mia:secret1@db"}', "MLflow refused"),
     ],
 )
