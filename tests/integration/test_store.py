@@ -12,6 +12,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import boto3
 import pytest
 from aiohttp import web
 from botocore.exceptions import IncompleteReadError
@@ -136,6 +137,15 @@ def test_files_and_trees_are_copied(store: Store, tmp_path: Path) -> None:
     assert (tmp_path / "new" / "copy.bin").read_bytes() == (source / "deep" / "big.bin").read_bytes()
     folder = download_tree(store, tmp_path / "tree")
     assert (folder / "small.txt").read_text() == "small"
+
+
+def test_marks_of_folders_are_no_files_of_a_tree(s3_uri: str, tmp_path: Path) -> None:
+    store = open_store(s3_uri)
+    assert isinstance(store, S3Store)
+    boto3.client("s3").put_object(Bucket=store.bucket, Key=f"{store.prefix}deep/")
+    store.write("deep/small.txt", b"small")
+    folder = download_tree(store, tmp_path / "tree")
+    assert [path.name for path in folder.rglob("*") if path.is_file()] == ["small.txt"]
 
 
 @pytest.mark.parametrize("key", ["../x", "a/../../x", "/etc/passwd", ".."])

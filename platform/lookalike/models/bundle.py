@@ -149,7 +149,8 @@ def component_config(bundle_dir: Path, component: str, *names: str, file: str = 
 def token_shape(bundle_dir: Path) -> tuple[int, int]:
     """Pixels of a token's side, and its channels, of the images of the bundle in this folder; no weights are read."""
     config = component_config(bundle_dir, "vae", "block_out_channels", "latent_channels")
-    return int(2 ** (len(config["block_out_channels"]) - 1)) * PATCH, int(config["latent_channels"]) * PATCH**2
+    with decoding("a configuration of a VAE", str(bundle_dir / "vae" / "config.json"), fix=REPAIR):
+        return int(2 ** (len(config["block_out_channels"]) - 1)) * PATCH, int(config["latent_channels"]) * PATCH**2
 
 
 def read_preset(bundle_dir: Path) -> Preset:

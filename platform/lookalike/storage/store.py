@@ -137,7 +137,8 @@ def download_tree(store: Store, folder: Path) -> Path:
     if isinstance(store, LocalStore):
         return store.root
     for info in store.list():
-        store.download(info.key, folder / info.key)
+        if not info.key.endswith("/"):  # the mark of a folder, as browsers of buckets make it
+            store.download(info.key, folder / info.key)
     return folder
 
 

@@ -19,6 +19,7 @@ from lookalike.models.bundle import (
     open_bundle,
     read_manifest,
     read_preset,
+    token_shape,
     verify,
     write_manifest,
 )
@@ -282,3 +283,12 @@ def test_a_bundle_from_before_presets_had_stages_keeps_its_identity(bundle_dir: 
     manifest = read_manifest(bundle_dir)
     preset = {name: value for name, value in manifest["preset"].items() if name != "stages"}
     assert bundle_sha256({**manifest, "preset": preset}) == fingerprint(manifest["components"])
+
+
+@pytest.mark.parametrize("value", ["models:/x@y", None, [], {}])
+def test_vae_with_a_channel_count_that_is_none_is_named(tmp_path: Path, value: object) -> None:
+    (tmp_path / "vae").mkdir()
+    config = {"block_out_channels": [8, 16], "latent_channels": value}
+    (tmp_path / "vae" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match=r"not a configuration of a VAE.*vae/config\.json"):
+        token_shape(tmp_path)
