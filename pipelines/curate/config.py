@@ -84,11 +84,17 @@ class LabelsConfig:
     subject_pattern: str | None = None
     """Where that is missing: a regular expression, searched for in the sample's key, whose first group is the subject,
     such as ``^(.+)-`` for ``cup-03``. null: such a photograph has no subject."""
+    subject_pattern_s: float = 1.0
+    """Seconds that a search may take in one key: some patterns take years for a name of 40 characters."""
     found: FoundConfig | None = None
     """Where neither names one: photographs that look alike are one subject. null: such photographs are dropped."""
 
     def __post_init__(self) -> None:
         check_values(self)
+        if self.subject_pattern_s <= 0:
+            raise ConfigError(
+                "labels.subject_pattern_s is not above 0", value=self.subject_pattern_s, fix="use a number above 0"
+            )
         if self.subject_pattern is None:
             return
         try:

@@ -17,7 +17,6 @@ FIELDS = {  # column: key of the sample's JSON; a licence has two spellings
     "source": "source",
 }  # fmt: skip
 MASKS = tuple(f"mask.{extension}" for extension in EXTENSIONS)
-_PATTERN_S = 1.0  # seconds that a search of labels.subject_pattern may take in one key
 _SAME_ASPECT = 0.05  # of the logarithm, between a photo and its mask
 
 
@@ -50,7 +49,7 @@ def read_labels(key: str, payload: dict[str, bytes], config: LabelsConfig, notes
     if not found.get("caption") and "txt" in payload:
         found["caption"] = _caption(payload["txt"], notes)
     if not found.get("subject") and config.subject_pattern is not None:
-        match = _search(config.subject_pattern, key)
+        match = _search(config, key)
         found["subject"] = read_label(match.group(1), identity=True).text if match else ""
     return found
 
@@ -79,13 +78,13 @@ def read_mask(
     return float((mask.max(axis=2) > 127).mean())
 
 
-def _search(pattern: str, key: str) -> regex.Match[str] | None:
-    """As ``re.search``, for a limited time: some patterns take years for a name of 40 characters."""
+def _search(config: LabelsConfig, key: str) -> regex.Match[str] | None:
+    """As ``re.search``, for a limited time."""
     try:
-        return regex.search(pattern, key, timeout=_PATTERN_S)
+        return regex.search(config.subject_pattern, key, timeout=config.subject_pattern_s)
     except TimeoutError:
         raise InputError(
-            f"labels.subject_pattern takes more than {_PATTERN_S:g} s for a key",
+            f"labels.subject_pattern takes more than labels.subject_pattern_s ({config.subject_pattern_s:g}) for a key",
             value=key[:80],
             fix="write it without repeats in repeats, such as (a+)+",
         ) from None

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from lookalike.data.text import MAX_TEXT_BYTES
 from lookalike.errors import ConfigError
 from lookalike.values import check_most, check_values
 
@@ -89,6 +90,8 @@ class IngestConfig:
     """Licence of the photographs, where a sidecar names none."""
     max_file_mib: int = 256
     """A photo or mask that is larger is left out, with its reason."""
+    max_text_mib: int = 16
+    """A sidecar or list that is larger is left out, with its reason. At most 16."""
     shard_mib: int = 64
     """A raw shard holds at most about this much; one sample is never split."""
     photos: str | None = None
@@ -98,9 +101,10 @@ class IngestConfig:
 
     def __post_init__(self) -> None:
         check_values(self)
-        check_most(self, max_file_mib=65_536, shard_mib=65_536)
-        if self.max_file_mib < 1:
-            raise ConfigError("max_file_mib is below 1", value=self.max_file_mib, fix="use 1 or more")
+        check_most(self, max_file_mib=65_536, max_text_mib=MAX_TEXT_BYTES >> 20, shard_mib=65_536)
+        for name in ("max_file_mib", "max_text_mib"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is below 1", value=getattr(self, name), fix="use 1 or more")
         if self.shard_mib < 1:
             raise ConfigError("shard_mib is below 1", value=self.shard_mib, fix="use 1 or more")
         if self.source != SAMPLE and self.photos:

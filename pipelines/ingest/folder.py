@@ -14,7 +14,7 @@ from lookalike.config import canonical_json, fingerprint
 from lookalike.data.formats import HEIC_EXTENSIONS
 from lookalike.data.images import EXTENSIONS
 from lookalike.data.shards import write_tar
-from lookalike.data.text import MAX_TEXT_BYTES, decode_text, escaped, is_utf8, normal, read_label
+from lookalike.data.text import decode_text, escaped, is_utf8, normal, read_label
 from lookalike.errors import InputError
 from lookalike.storage import ObjectInfo, Store, open_store
 from lookalike.storage.survey import survey
@@ -113,7 +113,7 @@ def plan_folder(config: IngestConfig) -> Plan:
         what = f"the source is missing or empty{why}"
         raise InputError(what, value=config.source, fix="name a folder of photographs")
     listing, unreadable = _with_readable_names(listing)
-    unreadable |= {info.key: why for info in listing if (why := _too_large(info, config.max_file_mib))}
+    unreadable |= {info.key: why for info in listing if (why := _too_large(info, config))}
     listing = [info for info in listing if info.key not in unreadable]
     folders, skipped = _by_subject(listing)
     skipped |= unlisted | unreadable
@@ -140,11 +140,11 @@ def plan_folder(config: IngestConfig) -> Plan:
     return Plan(shards, subjects=len({normal(name) for name in chosen}), identity=identity, skipped=skipped)
 
 
-def _too_large(info: ObjectInfo, max_file_mib: int) -> str:
+def _too_large(info: ObjectInfo, config: IngestConfig) -> str:
     """Why a file is not read, by its size alone; empty if it is."""
-    if PurePosixPath(info.key).suffix in (*_SIDECARS, ".csv") and info.size > MAX_TEXT_BYTES:
-        return f"a text of more than {MAX_TEXT_BYTES >> 20} MiB"
-    return f"more than {max_file_mib} MiB (max_file_mib)" if info.size > max_file_mib << 20 else ""
+    name = "max_text_mib" if PurePosixPath(info.key).suffix in (*_SIDECARS, ".csv") else "max_file_mib"
+    most = getattr(config, name)
+    return f"more than {most} MiB ({name})" if info.size > most << 20 else ""
 
 
 def _listing(store: Store) -> tuple[list[ObjectInfo], dict[str, str]]:

@@ -192,4 +192,4 @@ def canonical_json(value: object) -> str:
 
 def fingerprint(value: Mapping[str, Any] | Sequence[Any] | str) -> str:
     """SHA-256 (hex) of the canonical JSON of ``value``: the identity of a configuration or a manifest."""
-    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+    return hashlib.sha256(canonical_json(value).encode("utf-8", "surrogatepass")).hexdigest()

@@ -17,11 +17,17 @@ def parse_json(data: bytes | str, where: str, *, fix: str = _FIX) -> Any:
         value = json.loads(data)
         if not _is_flat(value):
             raise RecursionError
+        if _escapes_surrogates(data):
+            json.dumps(value, ensure_ascii=False).encode()  # half of a pair is text that cannot be written again
         return value
     except RecursionError:
         raise InputError("the JSON is nested too deeply", value=where, fix=fix) from None
     except ValueError as error:  # also text that is not UTF-8, and integers of thousands of digits
         raise InputError(f"not valid JSON: {str(error)[:200]}", value=where, fix=fix) from None
+
+
+def _escapes_surrogates(data: bytes | str) -> bool:
+    return (b"\\ud" in data.lower()) if isinstance(data, bytes) else ("\\ud" in data.lower())
 
 
 def _is_flat(value: Any) -> bool:

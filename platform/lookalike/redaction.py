@@ -5,6 +5,7 @@ import os
 import re
 from typing import Any
 
+_DEEPEST = 100
 HIDDEN = "***"
 _SERVER = r"(?:https?|(?:postgresql|mysql|mssql|mariadb|redis)[a-z0-9+]*)"
 _NAME = (  # of a parameter, a setting, a field or a flag; bounded, as everything here: hostile text is searched as well
@@ -67,17 +68,22 @@ def redact(text: str) -> str:
     return _ISSUED.sub(HIDDEN, text)
 
 
-def redacted(value: Any) -> Any:
-    """The same JSON value with each text and key redacted, and what a key like ``password`` holds hidden."""
+def redacted(value: Any, depth: int = 0) -> Any:
+    """The same JSON value with each text and key redacted, and what a key like ``password`` holds hidden.
+
+    What is nested in more than 100 levels, as no settings are, is left out.
+    """
+    if depth > _DEEPEST:
+        return "…"
     if isinstance(value, str):
         return redact(value)
     if isinstance(value, dict):
         return {
-            redact(key) if isinstance(key, str) else key: HIDDEN if _is_secret(key, item) else redacted(item)
+            redact(key) if isinstance(key, str) else key: HIDDEN if _is_secret(key, item) else redacted(item, depth + 1)
             for key, item in value.items()
         }
     if isinstance(value, list | tuple):
-        return type(value)(redacted(item) for item in value) if type(value) in (list, tuple) else value
+        return type(value)(redacted(item, depth + 1) for item in value) if type(value) in (list, tuple) else value
     return value
 
 

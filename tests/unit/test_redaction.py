@@ -165,3 +165,10 @@ def test_logs_of_any_library_are_redacted(monkeypatch: pytest.MonkeyPatch) -> No
         logging.setLogRecordFactory(factory)
     assert "T0p" not in output.getvalue()
     assert "seen: http://***@host" in output.getvalue()
+
+
+def test_value_that_is_nested_without_end_is_cut() -> None:
+    value: list[object] = []
+    for _ in range(5000):
+        value = [value]
+    assert "…" in str(redacted(value))

@@ -111,6 +111,9 @@ def test_a_broken_document_is_an_error_that_names_it(data: bytes) -> None:
 
 
 def test_any_error_of_a_library_names_the_file() -> None:
+    assert parse_json(b'"\\ud83d\\ude00"', "x") == "\U0001f600"
+    with pytest.raises(InputError, match="surrogates not allowed"):
+        parse_json(b'{"a": "\\uD800"}', "x")
     assert parse_json(b"[1]", "x") == [1]
     with (
         pytest.raises(InputError, match=r"not a Parquet table: ZeroDivisionError.*'x'.*again"),

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import BinaryIO, TypeVar
 
 from lookalike.data.formats import HEAD_BYTES, archive_kind
+from lookalike.data.limits import Limits
 from lookalike.errors import LookalikeError
 
 T = TypeVar("T")
@@ -22,8 +23,6 @@ _BLOCK = tarfile.BLOCKSIZE
 _ZERO_BLOCK = tarfile.NUL * _BLOCK
 _CHUNK = 1 << 20  # bytes of padding that are looked through at a time
 _MAX_HOPS = 40  # links in a chain; as in Linux
-_MAX_HEADER_BYTES = 1 << 20  # of a pax header or a long name, which tarfile reads into memory
-_MAX_NAME = 1024  # characters
 _LONG_HEADERS = (
     *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
     *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
@@ -49,20 +48,21 @@ class Entry:
     reason: str = ""
 
 
-def read_entries(file: BinaryIO) -> Iterator[Entry]:
+def read_entries(file: BinaryIO, limits: Limits | None = None) -> Iterator[Entry]:
     """Yield the entry of every header, in order, also behind end marks; the members' bytes are not read.
 
-    Raises :class:`tarfile.ReadError` if the file breaks off or is not a tar.
+    Raises :class:`tarfile.ReadError` if the file breaks off, is not a tar, or exceeds ``limits``.
     """
+    limits = limits or Limits()
     size = file.seek(0, io.SEEK_END)
     links: _Names | None = None
     shown: set[tuple[str, Member]] = set()
-    for info in _headers(file, size):
+    for info in _headers(file, size, limits):
         if not (info.islnk() or info.issym()):
-            yield _own_entry(info)
+            yield _own_entry(info, limits)
             continue
         if links is None:  # archives without links do not pay for this
-            links = _Names(file, size)
+            links = _Names(file, size, limits)
         target = links.resolve(info)
         if isinstance(target, str):
             yield Entry(info.name, None, target)
@@ -73,8 +73,8 @@ def read_entries(file: BinaryIO) -> Iterator[Entry]:
             yield Entry(info.name, target)
 
 
-def _own_entry(info: tarfile.TarInfo) -> Entry:
-    if len(info.name) > _MAX_NAME:
+def _own_entry(info: tarfile.TarInfo, limits: Limits) -> Entry:
+    if len(info.name) > limits.max_name_characters:
         return Entry(info.name, None, "long_name")
     if info.isdir():
         return Entry(info.name, None, "folder")
@@ -85,16 +85,19 @@ def _own_entry(info: tarfile.TarInfo) -> Entry:
     return Entry(info.name, None, "special_file")
 
 
-class _Header(tarfile.TarInfo):
-    """A header that is read only if it is of a sensible size."""
+def _bounded_header(max_kib: int) -> type[tarfile.TarInfo]:
+    """Headers that are read only if they are of at most that size."""
 
-    def _proc_member(self, tar: tarfile.TarFile) -> tarfile.TarInfo:
-        if self.type in _LONG_HEADERS and self.size > _MAX_HEADER_BYTES:
-            raise tarfile.ReadError(f"a header of {self.size} bytes, of at most {_MAX_HEADER_BYTES}")
-        return super()._proc_member(tar)  # type: ignore[misc,no-any-return]
+    class Header(tarfile.TarInfo):
+        def _proc_member(self, tar: tarfile.TarFile) -> tarfile.TarInfo:
+            if self.type in _LONG_HEADERS and self.size > max_kib << 10:
+                raise tarfile.ReadError(f"a header of {self.size} bytes; limits.max_header_kib is {max_kib}")
+            return super()._proc_member(tar)  # type: ignore[misc,no-any-return]
+
+    return Header
 
 
-def _headers(file: BinaryIO, size: int) -> Iterator[tarfile.TarInfo]:
+def _headers(file: BinaryIO, size: int, limits: Limits) -> Iterator[tarfile.TarInfo]:
     """The headers of all tars that stand one behind the other in ``file``."""
     if size == 0:
         raise tarfile.ReadError("it is empty")
@@ -102,16 +105,19 @@ def _headers(file: BinaryIO, size: int) -> Iterator[tarfile.TarInfo]:
     kind = archive_kind(file.read(HEAD_BYTES))
     if kind is not None:
         raise tarfile.ReadError(f"it is {kind}, not a tar")
-    start = 0
+    start, number, header = 0, 0, _bounded_header(limits.max_header_kib)
     while True:
         file.seek(start)
-        with _guarded(lambda: tarfile.open(fileobj=file, mode="r:", tarinfo=_Header)) as tar:
+        with _guarded(lambda: tarfile.open(fileobj=file, mode="r:", tarinfo=header)) as tar:
             last = start - 1
             while (info := _guarded(tar.next)) is not None:
                 tar.members.clear()  # type: ignore[attr-defined]  # tarfile would keep every header in memory
                 if info.size < 0 or tar.offset <= last:
                     raise tarfile.ReadError(f"the header of {info.name!r} has an impossible size")
                 last = tar.offset
+                number += 1
+                if number > limits.max_members:
+                    raise tarfile.ReadError(f"it has more than {limits.max_members} files, by limits.max_members")
                 yield info
             stop = tar.offset
         # tarfile takes any unreadable header for the end, so look for the end mark that POSIX requires
@@ -163,13 +169,13 @@ class _Named:
 class _Names:
     """The members of an archive by their normalised name, to resolve links. Only headers are read, once."""
 
-    def __init__(self, file: BinaryIO, size: int) -> None:
+    def __init__(self, file: BinaryIO, size: int, limits: Limits) -> None:
         self._named: dict[str, list[_Named]] = {}
         with suppress(tarfile.TarError, EOFError):  # of an archive that breaks off, what stands before the break
-            for info in _headers(file, size):
+            for info in _headers(file, size, limits):
                 name = _tidy(info.name)
                 link = _target_of(info) if info.islnk() or info.issym() else None
-                own = _own_entry(info)
+                own = _own_entry(info, limits)
                 fits = own.member is not None and own.member.offset + own.member.length <= size
                 named = _Named(info.offset, own.member if fits else None, link, own.reason)
                 self._named.setdefault(name, []).append(named)

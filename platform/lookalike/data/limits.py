@@ -1,6 +1,6 @@
 """How much one file from outside may ask for: small files can name gigabytes of pixels or of inflated bytes."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from lookalike.errors import ConfigError
 from lookalike.values import check_most, check_values
@@ -17,17 +17,27 @@ class Limits:
     """Of a photo or a mask; decoding takes up to 16 bytes for each. At most 128,000,000."""
     max_member_mib: int = 256
     """Of a file in a raw shard: it is read into memory whole."""
+    max_sample_mib: int = 1024
+    """Of all files of one sample together: they are in memory at once."""
     max_unpacked_mib: int = 65_536
     """Of what is in a compressed raw shard."""
     max_inflation: int = 200
     """Times the size of the compressed raw shard that what is in it may have; 64 MiB are always allowed."""
+    max_members: int = 1_000_000
+    """Of files in a raw shard; what stands behind them is lost as behind a break."""
+    max_header_kib: int = 1024
+    """Of a tar's extended header (pax) or long name, which is read into memory; a larger one ends the shard."""
+    max_name_characters: int = 1024
+    """Of a file's name in a raw shard."""
 
     def __post_init__(self) -> None:
         check_values(self)
-        check_most(self, max_member_mib=65_536, max_unpacked_mib=1 << 30, max_inflation=1_000_000)
-        for name in ("max_pixels", "max_member_mib", "max_unpacked_mib", "max_inflation"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"limits.{name} is below 1", value=getattr(self, name), fix="use 1 or more")
+        check_most(self, max_member_mib=65_536, max_sample_mib=65_536, max_unpacked_mib=1 << 30)
+        check_most(self, max_inflation=1_000_000)
+        check_most(self, max_members=100_000_000, max_header_kib=1 << 20, max_name_characters=1 << 20)
+        for item in fields(self):
+            if getattr(self, item.name) < 1:
+                raise ConfigError(f"limits.{item.name} is below 1", value=getattr(self, item.name), fix="use 1 or more")
         if self.max_pixels > MAX_PIXELS:
             raise ConfigError("limits.max_pixels is too large", value=self.max_pixels, fix=f"use at most {MAX_PIXELS}")
 

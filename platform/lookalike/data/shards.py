@@ -90,7 +90,8 @@ def iter_samples(
 
     ``passed_over`` counts the members that are part of no sample; its ``found`` counts every header that was read, so
     that ``found`` = members of samples, cut ones among them, + those passed over. A member of more than
-    ``limits.max_member_mib`` is passed over: its bytes would fill the memory.
+    ``limits.max_member_mib``, or with which its sample exceeds ``limits.max_sample_mib``, is passed over: its bytes
+    would fill the memory.
 
     Raises :class:`BrokenTarError` after the last whole sample if the tar ends too early. The sample before the
     break counts as cut unless it holds its ``json``, since more members may have followed.
@@ -181,7 +182,9 @@ def _members(
     ``reached`` holds the key of a header whose bytes are not yet known to be there.
     """
     size = file.seek(0, io.SEEK_END)
-    for entry in read_entries(file):
+    held: dict[str, int] = {}  # bytes of the sample's members by extension
+    held_key = None
+    for entry in read_entries(file, limits):
         passed_over.found += 1
         member, parts = entry.member, split_name(entry.name)
         if member is None:
@@ -198,9 +201,13 @@ def _members(
             passed_over.add(_why_no_sample(entry.name), entry.name)
             continue
         data = b""
-        if member.length > limits.max_member_mib << 20:
+        if parts[0] != held_key or parts[1] in held:
+            held, held_key = {}, parts[0]
+        whole = sum(held.values()) + member.length
+        if member.length > limits.max_member_mib << 20 or whole > limits.max_sample_mib << 20:
             passed_over.add("too_large", entry.name)
             continue
+        held[parts[1]] = member.length
         if with_bytes:
             file.seek(member.offset)
             data = file.read(member.length)

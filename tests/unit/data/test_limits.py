@@ -11,7 +11,7 @@ import pytest
 from lookalike.data.archive import read_entries
 from lookalike.data.limits import MAX_PIXELS, Limits
 from lookalike.data.passed_over import PassedOver
-from lookalike.data.shards import iter_samples
+from lookalike.data.shards import BrokenTarError, iter_samples
 from lookalike.errors import ConfigError
 
 _PEAK_OF = """
@@ -88,7 +88,7 @@ def test_a_member_that_would_fill_the_memory_is_passed_over() -> None:
 @pytest.mark.parametrize("form", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
 def test_a_header_of_megabytes_is_refused(form: int) -> None:
     file = tar_of(("k" * (2 << 20) + ".jpg", 4), form=form)
-    with pytest.raises(tarfile.ReadError, match=r"a header of 20971.. bytes, of at most 1048576"):
+    with pytest.raises(tarfile.ReadError, match=r"a header of 20971.. bytes; limits.max_header_kib is 1024"):
         list(read_entries(file))
 
 
@@ -105,6 +105,27 @@ def test_a_long_name_is_passed_over(form: int) -> None:
     file = tar_of(("k" * 5000 + ".jpg", 4), ("b.jpg", 4), form=form)
     assert [sample.key for sample, _ in iter_samples(file, tally)] == ["b"]
     assert tally.counts == {"long_name": 1}
+    file.seek(0)
+    assert len(list(iter_samples(file, limits=Limits(max_name_characters=6000)))) == 2
+
+
+def test_many_members_of_one_sample_do_not_fill_the_memory() -> None:
+    tally, mib = PassedOver(), 1 << 20
+    file = tar_of(*((f"a.part{number}", mib) for number in range(5)), ("b.jpg", mib), ("b.jpg", mib), ("b.jpg", mib))
+    samples = list(iter_samples(file, tally, Limits(max_sample_mib=2)))
+    assert [(sample.key, sorted(payload)) for sample, payload in samples] == [
+        ("a", ["part0", "part1"]), *[("b", ["jpg"])] * 3,
+    ]  # fmt: skip
+    assert tally.counts == {"too_large": 3}
+    assert tally.found == 8
+
+
+def test_more_members_than_a_shard_may_have_end_it() -> None:
+    file = tar_of(*((f"{number}.jpg", 1) for number in range(5)))
+    read = []
+    with pytest.raises(BrokenTarError, match="more than 3 files, by limits"):
+        read += iter_samples(file, limits=Limits(max_members=3))
+    assert len(list(read_entries(file, Limits(max_members=5)))) == 5
 
 
 @pytest.mark.parametrize(

@@ -249,7 +249,7 @@ def test_a_file_that_would_fill_the_memory_is_skipped_by_its_size(tmp_path: Path
     made = plan(source)
     assert made.skipped == {
         "cup/01.jpg": "more than 256 MiB (max_file_mib)",
-        "cup/02.txt": "a text of more than 16 MiB",
+        "cup/02.txt": "more than 16 MiB (max_text_mib)",
         "cup/02.mask.png": "more than 256 MiB (max_file_mib)",
     }
     assert sum(shard.images for shard in made.shards) == 2
