@@ -92,14 +92,19 @@ def mlflow_server(local_stack: LocalStack) -> Iterator[str]:
 
 @pytest.fixture
 def mlflow_user(mlflow_server: str) -> Callable[[str, str], None]:
-    """``mlflow_user("mia", "a password")``: somebody whom the MLflow server lets in, and who sees nothing of others."""
+    """``mlflow_user("mia", "a password")``: somebody whom the MLflow server lets in, an administrator.
+
+    To others it answers 403 for models that do not exist yet: its default here is no permission.
+    """
 
     def create(name: str, password: str) -> None:
         admin = (os.environ["MLFLOW_TRACKING_USERNAME"], os.environ["MLFLOW_TRACKING_PASSWORD"])
-        user = {"username": name, "password": password}
-        requests.post(
-            f"{mlflow_server}/api/2.0/mlflow/users/create", json=user, auth=admin, timeout=30
-        ).raise_for_status()
+        for method, path, body in (
+            ("POST", "create", {"username": name, "password": password}),
+            ("PATCH", "update-admin", {"username": name, "is_admin": True}),
+        ):
+            uri = f"{mlflow_server}/api/2.0/mlflow/users/{path}"
+            requests.request(method, uri, json=body, auth=admin, timeout=30).raise_for_status()
 
     return create
 

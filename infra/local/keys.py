@@ -31,7 +31,7 @@ def write(folder: Path, secret: str, environment: Mapping[str, str]) -> None:
         "credentials": [{"accessKey": USER, "secretKey": secret}],
         "actions": ["Admin", "Read", "Write", "List", "Tagging"],
     }
-    _write_private(folder / "s3.json", json.dumps({"identities": [identity]}))
+    _write_private(folder / "s3.json", json.dumps({"identities": [identity, *_other_identities(folder / "s3.json")]}))
     _write_private(folder / "ray-token", derived(secret, "ray"))
     if not (folder / _CERTIFICATE).exists():
         _write_certificate(folder)
@@ -45,6 +45,14 @@ def write(folder: Path, secret: str, environment: Mapping[str, str]) -> None:
     _write_private(folder / "mlflow-auth.ini", "\n".join(["[mlflow]", *(f"{k} = {v}" for k, v in settings.items())]))
     exports = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in environment.items())
     _write_private(folder / "env", exports)
+
+
+def _other_identities(path: Path) -> list[object]:
+    """What the stack's user has added to the identities of the S3 server."""
+    try:
+        return [each for each in json.loads(path.read_text())["identities"] if each["name"] != USER]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
 
 
 def server_environment(folder: Path, secret: str) -> dict[str, str]:

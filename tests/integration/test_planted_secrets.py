@@ -74,8 +74,8 @@ def test_no_job_writes_prints_or_shows_a_planted_secret(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     secrets = [*PLANTED.values(), quote(PLANTED["tracking password"], safe=""), s3_server["AWS_SECRET_ACCESS_KEY"]]
-    mlflow_user("mia", PLANTED["tracking password"])
-    tracking = mlflow_server.replace("://", f"://mia:{quote(PLANTED['tracking password'], safe='')}@")
+    mlflow_user("eve", PLANTED["tracking password"])
+    tracking = mlflow_server.replace("://", f"://eve:{quote(PLANTED['tracking password'], safe='')}@")
     away = "http://mia:" + PLANTED["tracking password"] + "@127.0.0.1:9"
     environment = {
         **s3_server,
