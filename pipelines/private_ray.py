@@ -9,8 +9,9 @@ import os
 import secrets
 import shutil
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from lookalike.scratch import kept_folder
@@ -48,16 +49,18 @@ def fresh_token() -> Iterator[None]:
 def session_folder() -> Iterator[str | None]:
     """A folder for Ray's sockets, logs and unpacked code that no other user can enter, removed at the end.
 
-    None, which means Ray's own place, if RAY_TMPDIR names that or TMPDIR is too long for the path of a socket.
+    It lies in /tmp if TMPDIR is too long for the path of a socket. None, which means Ray's own place, if RAY_TMPDIR
+    names that.
     """
     if os.environ.get("RAY_TMPDIR"):
         yield None
         return
-    with _folder("ray") as folder:
-        fits = len(os.fsencode(folder / _SOCKET)) <= _SOCKET_PATH_BYTES
-        if not fits:
-            log.warning("TMPDIR is too long for Ray's sockets: it uses /tmp/ray, which other users can enter")
-        yield str(folder) if fits else None
+    with ExitStack() as stack:
+        folder = stack.enter_context(_folder("ray"))
+        if len(os.fsencode(folder / _SOCKET)) > _SOCKET_PATH_BYTES:
+            short = tempfile.TemporaryDirectory(prefix="lookalike-ray-", dir="/tmp", ignore_cleanup_errors=True)
+            folder = Path(stack.enter_context(short))
+        yield str(folder)
 
 
 @contextmanager
