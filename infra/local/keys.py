@@ -48,11 +48,13 @@ def write(folder: Path, secret: str, environment: Mapping[str, str]) -> None:
 
 
 def _other_identities(path: Path) -> list[object]:
-    """What the stack's user has added to the identities of the S3 server."""
+    """The identities that the stack's user has added to the S3 server's. Raises SystemExit if the file is damaged."""
+    if not path.exists():
+        return []
     try:
         return [each for each in json.loads(path.read_text())["identities"] if each["name"] != USER]
-    except (OSError, ValueError, KeyError, TypeError):
-        return []
+    except (ValueError, KeyError, TypeError):
+        raise SystemExit(f"error: {path} is damaged; restore it, or remove it and the identities in it") from None
 
 
 def server_environment(folder: Path, secret: str) -> dict[str, str]:

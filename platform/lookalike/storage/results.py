@@ -1,7 +1,7 @@
 """Results of a job, bound to the run that made them: what another run, or a hand, has put there is never returned.
 
 A result carries ``run``, the fingerprint of the claim of its location (``run.json``), and ``seal``, a hash of that and
-of all that the result says. The seal is no signature: whoever may write the location can compute it. So what a result
+of all that the result says. The seal is not a signature: who may write the location can compute it. So what a result
 *names* is checked as well, by the job that reads it: bundles by their hash, places by :func:`inside`.
 """
 
