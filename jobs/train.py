@@ -29,7 +29,10 @@ def main(config: TrainConfig) -> int:
 
 def main_plan() -> int:
     """Print the plan."""
-    from pipelines.train.plan import PlanConfig, plan  # it builds the model, whose imports a training need not wait for
+    from pipelines.train.cost_report import (  # it builds the model, whose imports a training need not wait for
+        PlanConfig,
+        plan,
+    )
 
     return run_job(PlanConfig, lambda config: print(plan(config)), PlanConfig.__doc__)
 

@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lookalike import config as configs
+from lookalike.bundles.manifest import MANIFEST, component_config, read_preset
+from lookalike.bundles.transfer import local_bundle
 from lookalike.errors import ConfigError, InputError, LookalikeError
 from lookalike.evaluation.gate import GateConfig
-from lookalike.models.bundle import MANIFEST, component_config, read_preset
 from lookalike.models.presets import LoraConfig, check_lora
 from lookalike.registry import Registry, champion_now, personal_model_name, resolve, standing
 from lookalike.registry.ownership import CUSTOMERS, customer_prefix
@@ -21,7 +22,6 @@ from lookalike.storage.claim import claim, read_claim
 from lookalike.storage.isolation import check_isolation
 from lookalike.storage.results import AGAIN, Kinds, read_result, write_result
 from lookalike.tracking import tracking_uri
-from lookalike.training.bundles import local_bundle
 from lookalike.training.config import StageConfig, TrainConfig, ValidationConfig, WorkerConfig
 from lookalike.values import check_values
 from pipelines.actors import ActorConfig

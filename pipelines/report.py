@@ -11,7 +11,8 @@ from lookalike.data.images import ImageError, decode
 from lookalike.documents import decoding
 from lookalike.errors import InputError
 from lookalike.evaluation.gate import CHECK_TYPES
-from lookalike.evaluation.report import (
+from lookalike.evaluation.scores import GRID, SCORES, Scores
+from lookalike.report import (
     Curation,
     Decision,
     Evaluation,
@@ -24,9 +25,8 @@ from lookalike.evaluation.report import (
     Triplet,
     render,
 )
-from lookalike.evaluation.report.curves import held_out_curve, layer_curve, loss_curve
-from lookalike.evaluation.report.page import data_uri
-from lookalike.evaluation.scores import GRID, SCORES, Scores
+from lookalike.report.curves import held_out_curve, layer_curve, loss_curve
+from lookalike.report.page import data_uri
 from lookalike.storage import (
     Store,
     latest_version,

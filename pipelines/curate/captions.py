@@ -140,13 +140,13 @@ def _tokenizer(preset_name: str) -> Limit:
 
 
 def _tokenizer_file(source: str | None, revision: str | None, preset: str) -> Path:
-    from lookalike.models.sources import WEIGHTS_DIR
+    from lookalike.models.presets import ASSETS_DIR
 
     fix = "leave the preset out of captions.presets: training cuts what its model cannot read"
     if source is None:
         raise ConfigError("the MLLM of a preset has no source, and so no tokenizer", value=preset, fix=fix)
     if source.startswith("package:") or Path(source).is_dir():
-        folder = WEIGHTS_DIR / source.removeprefix("package:") if source.startswith("package:") else Path(source)
+        folder = ASSETS_DIR / source.removeprefix("package:") if source.startswith("package:") else Path(source)
         if not (folder / "tokenizer.json").is_file():
             raise ConfigError("the MLLM of a preset has no tokenizer.json", value=preset, fix=fix)
         return folder / "tokenizer.json"

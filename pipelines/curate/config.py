@@ -4,10 +4,10 @@ from dataclasses import dataclass, field
 
 import regex
 
+from lookalike.annotators.captioner import Captioner
+from lookalike.annotators.embedder import NO_EMBEDDER
 from lookalike.data.limits import Limits
 from lookalike.errors import ConfigError
-from lookalike.models.captioner import Captioner
-from lookalike.models.embedder import NO_EMBEDDER
 from lookalike.values import check_most, check_values
 from pipelines.actors import ActorConfig
 from pipelines.curate.captions import CaptionsConfig

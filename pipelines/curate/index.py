@@ -21,9 +21,9 @@ from pipelines.curate.changed import read_image
 from pipelines.curate.compressed import compression_of, unpack
 from pipelines.curate.config import CurateConfig, LabelsConfig
 from pipelines.curate.features import FEATURE_SIDE, features
+from pipelines.curate.inputs import Inputs
 from pipelines.curate.labels import FIELDS, MASKS, read_labels, read_mask
 from pipelines.curate.rows import IMAGE_SCHEMA, sha256, subject_hash
-from pipelines.curate.sources import Inputs
 from pipelines.curate.tables import read_table, vectors_array, with_notes, write_table
 
 _DECODE_SIDE = FEATURE_SIDE + 8  # px; enough for the features, and for the embedders' central crop
@@ -53,7 +53,7 @@ class ShardIndexer:
     """Holds the embedder; indexes one raw shard per call and writes what it found below ``work/``."""
 
     def __init__(self, work: IndexWork) -> None:
-        from lookalike.models.embedder import NO_EMBEDDER, load_embedder
+        from lookalike.annotators.embedder import NO_EMBEDDER, load_embedder
 
         self._work = work
         self._raw, self._dataset = open_store(work.raw), open_store(work.dataset)

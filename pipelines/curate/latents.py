@@ -3,12 +3,12 @@
 import numpy as np
 import torch
 
+from lookalike.bundles.manifest import read_preset
+from lookalike.bundles.transfer import local_bundle
 from lookalike.data.images import decode
 from lookalike.data.triplets import write_latents
-from lookalike.models.bundle import read_preset
 from lookalike.models.vae import LatentCache, load_vae
 from lookalike.pixels import crop_resize
-from lookalike.training.bundles import local_bundle
 
 
 class Encoder:

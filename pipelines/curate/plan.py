@@ -14,10 +14,10 @@ from pipelines.actors import Columns
 from pipelines.curate.captions import fit_captions
 from pipelines.curate.duplicates import read_duplicates
 from pipelines.curate.filters import BOUND, Filter, Photos
-from pipelines.curate.links import read_components
 from pipelines.curate.pairs import reference_sets
 from pipelines.curate.rows import PLAN_SCHEMA, SUBJECT_SCHEMA, unit_hash
 from pipelines.curate.score import read_scores, with_scores
+from pipelines.curate.subject_links import read_components
 from pipelines.curate.summary import EXAMPLES_PER_REASON, Summary
 from pipelines.curate.tables import read_span, vectors_of, write_table
 from pipelines.curate.work import StageWork

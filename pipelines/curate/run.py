@@ -8,26 +8,26 @@ from typing import Any
 import pyarrow as pa
 
 from lookalike import config as configs
+from lookalike.annotators.embedder import NO_EMBEDDER
 from lookalike.documents import decoding
 from lookalike.errors import ConfigError, ConflictError, InputError
-from lookalike.models.embedder import NO_EMBEDDER
 from lookalike.storage import Store, list_versions, open_store, publish, read_manifest, version_store
 from lookalike.storage.lease import Lease, hold
 from lookalike.storage.snapshot import MANIFEST
 from pipelines.actors import run_tasks, run_units
 from pipelines.curate.changed import with_recorded_changes
+from pipelines.curate.cluster_subjects import FoundWork, assign_cells, find_centroids, group_cell, label_shard
 from pipelines.curate.config import CurateConfig
 from pipelines.curate.finish import FinishWork, finish
-from pipelines.curate.found import FoundWork, assign_cells, find_centroids, group_cell, label_shard
 from pipelines.curate.index import IndexWork, ShardIndexer, index_shard
+from pipelines.curate.inputs import WORK, Inputs
 from pipelines.curate.layout import ShardPlan, plan_shards
-from pipelines.curate.links import compare, join_links, link_units
 from pipelines.curate.materialise import MaterialiseWork, ShardWriter, write_shard
 from pipelines.curate.plan import plan_partition, read_summary
 from pipelines.curate.raw import RawListing, list_raw, raw_store
 from pipelines.curate.removals import take_down
 from pipelines.curate.score import ShardScorer, scored
-from pipelines.curate.sources import WORK, Inputs
+from pipelines.curate.subject_links import compare, join_links, link_units
 from pipelines.curate.summary import Summary
 from pipelines.curate.takedown import pin
 from pipelines.curate.work import StageWork, indexed

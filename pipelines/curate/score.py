@@ -8,10 +8,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from lookalike.annotators.captioner import Captioner
+from lookalike.annotators.scorers import Scorer, checked
 from lookalike.config import fingerprint
 from lookalike.data.images import decode_at_least
-from lookalike.models.captioner import Captioner
-from lookalike.models.scorers import Scorer, checked
 from lookalike.storage import ObjectInfo
 from pipelines.actors import Columns
 from pipelines.curate.duplicates import read_duplicates_of_shard

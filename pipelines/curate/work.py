@@ -13,9 +13,9 @@ from lookalike.documents import decoding
 from lookalike.storage import ObjectInfo, Store, open_store
 from pipelines.curate.changed import read_image
 from pipelines.curate.config import CurateConfig
+from pipelines.curate.inputs import WORK, Inputs
 from pipelines.curate.raw import raw_store
 from pipelines.curate.rows import IMAGE_SCHEMA, partition_range, subject_hash
-from pipelines.curate.sources import WORK, Inputs
 from pipelines.curate.tables import read_footer, read_span
 
 CONTENT_ROWS = 5_000_000  # rows whose hashes one task compares

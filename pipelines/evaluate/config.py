@@ -3,9 +3,9 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from lookalike.annotators.embedder import NO_EMBEDDER
 from lookalike.errors import ConfigError
 from lookalike.evaluation.scores import Conditions
-from lookalike.models.embedder import NO_EMBEDDER
 from lookalike.values import check_most, check_values
 from pipelines.actors import ActorConfig
 

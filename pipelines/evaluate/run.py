@@ -11,6 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lookalike import config as configs
+from lookalike.annotators.embedder import revision_of
+from lookalike.bundles.locate import BundleLocation, locate_bundle
 from lookalike.data.images import decode
 from lookalike.data.triplets import Split, Triplet, load_images, read_triplets
 from lookalike.diffusion.stages import STAGE_TITLES
@@ -18,11 +20,9 @@ from lookalike.errors import InputError
 from lookalike.evaluation.measurements import MEASUREMENTS, SCHEMA, UNREADABLE, estimates, measured, to_parquet
 from lookalike.evaluation.scores import GRID, SCORES, Scores, Source
 from lookalike.evaluation.suites import ImageCase, Suite
-from lookalike.models.embedder import revision_of
 from lookalike.storage import Store, latest_version, open_store, read_manifest, version_store
 from lookalike.storage.claim import claim
 from pipelines.actors import run_units
-from pipelines.bundles import BundleLocation, locate_bundle
 from pipelines.evaluate.config import EvaluateConfig
 
 log = logging.getLogger(__name__)
@@ -155,7 +155,7 @@ def _parts(items: Sequence[Any], size: int) -> list[tuple[Any, ...]]:
 def _grid(
     config: EvaluateConfig, store: Store, suite: Suite, snapshots: list[str], cases: Sequence[ImageCase]
 ) -> bytes:
-    from lookalike.evaluation.grid import GridRow, draw_grid
+    from lookalike.report.grid import GridRow, draw_grid
     from pipelines.evaluate.worker import image_key
 
     before_and_after = {1: "before: ", 0: "after: "} if config.base else {0: ""}

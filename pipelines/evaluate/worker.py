@@ -8,6 +8,8 @@ from typing import TypeVar
 
 import numpy as np
 
+from lookalike.annotators.embedder import load_embedder
+from lookalike.bundles.locate import BundleLocation
 from lookalike.data.images import encode_png
 from lookalike.data.triplets import ShardError, Triplet, load_images
 from lookalike.diffusion.flow import FlowConfig, seed_of
@@ -18,14 +20,12 @@ from lookalike.evaluation.measure import ImageScorer, Task, paired_losses, with_
 from lookalike.evaluation.measurements import UNREADABLE, Measurement
 from lookalike.evaluation.suites import ImageCase, LossSample
 from lookalike.models.batch import Batch, to_batch
-from lookalike.models.embedder import load_embedder
 from lookalike.models.preprocess import Preprocessor, check_image
 from lookalike.models.subject import SubjectModel
 from lookalike.models.vae import LatentCache
 from lookalike.pixels import crop_resize
 from lookalike.storage import open_store
 from pipelines.actors import Columns
-from pipelines.bundles import BundleLocation
 from pipelines.evaluate.config import EvaluateConfig
 
 log = logging.getLogger(__name__)

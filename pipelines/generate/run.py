@@ -9,6 +9,7 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from lookalike import config as configs
+from lookalike.bundles.locate import BundleLocation, locate_bundle
 from lookalike.data.images import EXTENSIONS, decode
 from lookalike.data.text import MAX_TEXT_BYTES, decode_text
 from lookalike.errors import ConfigError, InputError
@@ -16,7 +17,6 @@ from lookalike.storage import Store, locate_object, open_store, read_at_most, re
 from lookalike.storage.claim import claim
 from lookalike.storage.results import AGAIN, read_result, write_result
 from pipelines.actors import run_units
-from pipelines.bundles import BundleLocation, locate_bundle
 from pipelines.generate.config import GenerateConfig
 
 if TYPE_CHECKING:
@@ -44,8 +44,8 @@ def generate(config: GenerateConfig) -> dict[str, Any]:
         ConfigError: more references than the model reads.
         ConflictError: ``config.out`` holds another generation.
     """
+    from lookalike.bundles.manifest import token_shape
     from lookalike.diffusion.inputs import check_size
-    from lookalike.models.bundle import token_shape
     from lookalike.models.preprocess import Preprocessor
     from lookalike.registry import resolve
     from pipelines.generate.worker import Generator, Request, Work
@@ -159,7 +159,7 @@ def _references(locations: Sequence[str], bundle: BundleLocation) -> list[tuple[
 
 
 def _contact_sheet(store: Store, config: GenerateConfig, references: Sequence[Any], requests: Sequence[Any]) -> bytes:
-    from lookalike.evaluation.grid import GridRow, draw_grid
+    from lookalike.report.grid import GridRow, draw_grid
 
     rows: dict[str, dict[str, Any]] = {}
     for request in requests:

@@ -4,11 +4,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from lookalike.bundles.locate import BundleLocation
 from lookalike.data.images import decode, encode_png
 from lookalike.diffusion.stages import PRESET
 from lookalike.storage import open_store
 from pipelines.actors import Columns
-from pipelines.bundles import BundleLocation
 from pipelines.generate.config import GenerateConfig
 
 

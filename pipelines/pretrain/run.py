@@ -13,16 +13,16 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from lookalike.annotators.hub import NO_CODE
+from lookalike.bundles.build import materialise
 from lookalike.config import fingerprint, to_dict
 from lookalike.data.images import EXTENSIONS, decode
 from lookalike.data.passed_over import PassedOver
 from lookalike.data.shards import BrokenTarError, iter_samples, open_object
 from lookalike.errors import InputError, UnreachableError, describe
 from lookalike.models.batch import Batch, to_batch
-from lookalike.models.hub import NO_CODE
 from lookalike.models.preprocess import Preprocessor, check_image
 from lookalike.models.presets import load_preset
-from lookalike.models.sources import materialise
 from lookalike.models.vae import downsampling
 from lookalike.pixels import crop_resize
 from lookalike.scratch import scratch

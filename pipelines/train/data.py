@@ -12,7 +12,7 @@ import ray
 import ray.data
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 
-from lookalike.training.plan import EpochPlan
+from lookalike.training.epoch_plan import EpochPlan
 from pipelines.train.samples import Columns, TripletSource, of_step, prepare
 
 _STEPS_PER_TASK = 8

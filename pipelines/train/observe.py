@@ -15,8 +15,8 @@ from lookalike.redaction import redact
 from lookalike.scratch import scratch
 from lookalike.tracking import Tracker
 from lookalike.training.config import StageConfig
+from lookalike.training.previews import HeldOutImages
 from lookalike.training.ranks import Rank
-from lookalike.training.samples import HeldOutImages
 
 log = logging.getLogger(__name__)
 
@@ -112,7 +112,7 @@ class TrackedImages:
     tracker: Tracker
 
     def __call__(self, stage: StageConfig, steps: int) -> None:
-        from lookalike.evaluation.grid import GridRow, draw_grid  # matplotlib: only for who wants images
+        from lookalike.report.grid import GridRow, draw_grid  # matplotlib: only for who wants images
 
         columns = self.images.columns
         drawn = self.images(stage)

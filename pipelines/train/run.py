@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 import pyarrow.compute as pc
 
 from lookalike import config as configs
+from lookalike.bundles import manifest as bundles
+from lookalike.bundles.manifest import read_preset
+from lookalike.bundles.transfer import finished_bundle, initial_bundle, local_bundle, reference
 from lookalike.errors import InputError, LookalikeError, first_line
-from lookalike.models import bundle as bundles
-from lookalike.models.bundle import read_preset
 from lookalike.storage import (
     Store,
     latest_version,
@@ -32,9 +33,8 @@ from lookalike.storage.results import AGAIN, read_result, write_result
 from lookalike.tracking import tracking_uri
 from lookalike.tracking.events import PENDING
 from lookalike.training import checkpoint
-from lookalike.training.bundles import finished_bundle, initial_bundle, local_bundle, reference
 from lookalike.training.config import TrainConfig, WorkerConfig
-from lookalike.training.plan import EpochPlan
+from lookalike.training.epoch_plan import EpochPlan
 from lookalike.training.stopping import stops_on_sigterm
 from lookalike.training.watchdog import HANGS
 from lookalike.training.zero_config import check_schema, zero3_config

@@ -13,13 +13,13 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from lookalike.bundles.manifest import token_shape
+from lookalike.bundles.transfer import local_bundle
 from lookalike.data.triplets import ShardError, Split, load_images, load_latents, read_table
 from lookalike.errors import InputError, LookalikeError, UnreachableError, describe
-from lookalike.models.bundle import token_shape
 from lookalike.models.preprocess import Preprocessor
 from lookalike.storage import Store, open_store
-from lookalike.training.bundles import local_bundle
-from lookalike.training.plan import PADDING
+from lookalike.training.epoch_plan import PADDING
 
 log = logging.getLogger(__name__)
 

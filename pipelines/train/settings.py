@@ -9,7 +9,7 @@ from typing import Any
 from lookalike.errors import LookalikeError, StoppedError
 from lookalike.redaction import redact_logs
 from lookalike.training.config import TrainConfig
-from lookalike.training.plan import EpochPlan
+from lookalike.training.epoch_plan import EpochPlan
 from pipelines.train.samples import TripletSource
 
 LEASE = "lease"  # of a run, below its prefix

@@ -9,8 +9,9 @@ from dataclasses import replace
 
 import torch
 
+from lookalike.bundles.manifest import read_preset
+from lookalike.bundles.transfer import local_bundle
 from lookalike.diffusion.flow import FlowConfig
-from lookalike.models.bundle import read_preset
 from lookalike.models.joint import import_model_classes
 from lookalike.models.subject import SubjectModel
 from lookalike.models.vae import load_vae
@@ -19,7 +20,6 @@ from lookalike.storage import open_store
 from lookalike.storage.lease import Fence
 from lookalike.tracking import Tracker, open_resilient
 from lookalike.training import checkpoint
-from lookalike.training.bundles import local_bundle
 from lookalike.training.clock import StepClock
 from lookalike.training.curriculum import stage_at
 from lookalike.training.engine import Engine, PlainEngine
@@ -28,12 +28,12 @@ from lookalike.training.history import History, Listener
 from lookalike.training.ledger import Ledger
 from lookalike.training.loop import Loop
 from lookalike.training.objective import DenoisingObjective, HeldOutLoss
+from lookalike.training.previews import HeldOutImages
 from lookalike.training.quarantine import failures
 from lookalike.training.ranks import Rank
-from lookalike.training.samples import HeldOutImages
 from lookalike.training.workload import Workload, peak_tflops
 from lookalike.training.zero import ZeroEngine, import_deepspeed, prepare_process
-from pipelines.train.kept import ahead, kept_batches
+from pipelines.train.in_memory import ahead, kept_batches
 from pipelines.train.observe import ProgressBar, RayMetrics, TrackedImages, ray_runs
 from pipelines.train.samples import Columns, prepare, validation_indices
 from pipelines.train.settings import LEASE, WorkerSettings

@@ -16,8 +16,8 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
+from lookalike.bundles.manifest import read_preset
 from lookalike.diffusion.flow import FlowConfig
-from lookalike.models.bundle import read_preset
 from lookalike.models.joint import import_model_classes
 from lookalike.models.subject import SubjectModel
 from lookalike.models.vae import load_vae

@@ -18,14 +18,14 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from lookalike import config as configs
+from lookalike.bundles import manifest as bundles
+from lookalike.bundles.build import materialise
 from lookalike.data import images, shards, text, triplets
 from lookalike.errors import InputError
-from lookalike.evaluation.metrics import Estimate
+from lookalike.evaluation.estimates import Estimate
 from lookalike.evaluation.scores import Scores, Source
-from lookalike.models import bundle as bundles
 from lookalike.models.presets import load_preset
-from lookalike.models.sources import materialise
-from lookalike.registry.promotions import Promotion, PromotionLog
+from lookalike.registry.promotion_log import Promotion, PromotionLog
 from lookalike.storage import open_store, read_manifest
 from lookalike.storage.claim import claim, read_claim
 from lookalike.storage.lease import hold
@@ -37,8 +37,8 @@ from pipelines.curate.config import CurateConfig
 from pipelines.curate.filters import FiltersConfig
 from pipelines.curate.filters.no_pair import NoPair
 from pipelines.curate.index import IndexWork, index_shard
+from pipelines.curate.inputs import Inputs
 from pipelines.curate.raw import list_shards
-from pipelines.curate.sources import Inputs
 from pipelines.curate.tables import read_footer, read_table
 from pipelines.train.tracked import _read as read_tracked
 from tests.drawn import Photo, draw, jpeg
@@ -205,7 +205,7 @@ class Bundle:
 
     def read(self, name: str) -> Target:
         def target(data: bytes, folder: Path) -> None:
-            from pipelines.bundles import locate_bundle
+            from lookalike.bundles.locate import locate_bundle
 
             whole = (self.folder / name).read_bytes()
             try:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from lookalike.models.bundle import write_manifest
+from lookalike.bundles.manifest import write_manifest
 from lookalike.models.presets import load_preset
 from tests.bench.measured import keep
 
@@ -23,7 +23,7 @@ _GOAL_S = 1.0
 _OPEN = """
 import sys, time
 from pathlib import Path
-from lookalike.models.bundle import verify
+from lookalike.bundles.manifest import verify
 started = time.perf_counter()
 verify(Path(sys.argv[1]))
 print(time.perf_counter() - started)

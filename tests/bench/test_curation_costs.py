@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from lookalike.models.embedder import load_embedder
+from lookalike.annotators.embedder import load_embedder
 from lookalike.storage import open_store
 from pipelines.curate.config import CurateConfig, LabelsConfig, PlanConfig, ShardsConfig
 from pipelines.curate.duplicates import find_duplicates

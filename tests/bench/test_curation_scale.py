@@ -21,10 +21,10 @@ from lookalike.storage import open_store
 from pipelines.actors import run_tasks
 from pipelines.curate.config import CurateConfig
 from pipelines.curate.duplicates import find_duplicates
+from pipelines.curate.inputs import Inputs
 from pipelines.curate.plan import plan_partition, read_summary
 from pipelines.curate.raw import list_shards
 from pipelines.curate.rows import IMAGE_SCHEMA, subject_hash
-from pipelines.curate.sources import Inputs
 from pipelines.curate.summary import Summary
 from pipelines.curate.tables import vectors_array, write_table
 from pipelines.curate.work import StageWork

@@ -22,8 +22,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from lookalike.annotators.embedder import load_embedder
 from lookalike.data.images import decode_at_least
-from lookalike.models.embedder import load_embedder
 from pipelines.curate import CurateConfig, curate
 from pipelines.curate.config import PlanConfig, ShardsConfig
 from pipelines.curate.features import FEATURE_SIDE, features

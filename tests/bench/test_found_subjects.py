@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lookalike.annotators.embedder import load_embedder
 from lookalike.data.images import decode_at_least
 from lookalike.data.shards import iter_samples
-from lookalike.models.embedder import load_embedder
+from pipelines.curate.cluster_subjects import group
 from pipelines.curate.config import CurateConfig, FoundConfig
 from pipelines.curate.features import FEATURE_SIDE
-from pipelines.curate.found import group
 from tests.bench.measured import keep
 from tests.bench.repeated import VARIABLE, photographs
 

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from lookalike.annotators.embedder import load_embedder
 from lookalike.data.images import decode_at_least
-from lookalike.models.embedder import load_embedder
 from pipelines.curate.features import FEATURE_SIDE, features
 from pipelines.curate.filters.near_duplicate import NearDuplicate
 from tests.bench.measured import keep

@@ -28,7 +28,7 @@ from lookalike.training.config import (
 from lookalike.training.zero_config import check_schema, zero3_config
 from pipelines.curate import CurateConfig, curate
 from pipelines.curate import config as curation
-from pipelines.train.plan import PlanConfig, plan
+from pipelines.train.cost_report import PlanConfig, plan
 from pipelines.train.run import train
 from tests.bench.measured import keep
 from tests.bench.memory import PeakMemory

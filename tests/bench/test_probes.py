@@ -25,14 +25,14 @@ import pytest
 import torch
 from tqdm import tqdm
 
+from lookalike.bundles.build import materialise
+from lookalike.bundles.manifest import bundle_sha256, read_manifest
 from lookalike.diffusion.pipeline import SubjectPipeline
-from lookalike.evaluation.grid import GridRow, draw_grid
-from lookalike.evaluation.metrics import cluster_bootstrap
-from lookalike.models.bundle import bundle_sha256, read_manifest
+from lookalike.evaluation.estimates import cluster_bootstrap
 from lookalike.models.preprocess import Preprocessor
 from lookalike.models.presets import load_preset
-from lookalike.models.sources import materialise
 from lookalike.models.vae import load_vae
+from lookalike.report.grid import GridRow, draw_grid
 from lookalike.training.parts import reconstruct
 from pipelines.ingest.config import SampleWorldConfig
 from pipelines.ingest.sample import vocabulary, world

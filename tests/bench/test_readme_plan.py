@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from lookalike import config as configs
-from pipelines.train.plan import PlanConfig, plan
+from pipelines.train.cost_report import PlanConfig, plan
 
 README = Path(__file__).parents[2] / "README.md"
 PAPER = "jobs/configs/train-paper.yaml"

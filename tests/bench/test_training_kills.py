@@ -38,8 +38,8 @@ from aiohttp import web
 from lookalike.data.triplets import read_table
 from lookalike.storage import open_store, version_store
 from lookalike.training.checkpoint import committed_steps
+from lookalike.training.epoch_plan import EpochPlan
 from lookalike.training.ledger import read_ledger
-from lookalike.training.plan import EpochPlan
 from pipelines.curate import CurateConfig, curate
 from tests.bench.measured import keep
 from tests.conftest import REPO, LocalStack, job_environment

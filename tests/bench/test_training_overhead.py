@@ -22,10 +22,10 @@ import pytest
 import torch
 from ray.job_submission import JobSubmissionClient
 
+from lookalike.bundles.build import materialise
 from lookalike.diffusion.flow import FlowConfig
 from lookalike.models.preprocess import Preprocessor
 from lookalike.models.presets import load_preset
-from lookalike.models.sources import materialise
 from lookalike.models.subject import SubjectModel
 from lookalike.models.vae import load_vae
 from lookalike.storage import open_store
@@ -40,11 +40,11 @@ from lookalike.training.config import (
     WorkerConfig,
 )
 from lookalike.training.engine import PlainEngine
+from lookalike.training.epoch_plan import EpochPlan
 from lookalike.training.history import History
 from lookalike.training.ledger import Ledger
 from lookalike.training.loop import Columns, Loop
 from lookalike.training.objective import DenoisingObjective
-from lookalike.training.plan import EpochPlan
 from lookalike.training.ranks import Rank
 from lookalike.training.workload import Workload
 from pipelines.curate import CurateConfig, curate

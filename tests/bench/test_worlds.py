@@ -19,11 +19,11 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from lookalike.bundles.build import materialise
 from lookalike.data.shards import BrokenTarError, iter_samples, open_object, write_tar
 from lookalike.evaluation.gate import GateConfig, decide
 from lookalike.evaluation.scores import Scores
 from lookalike.models.presets import load_preset
-from lookalike.models.sources import materialise
 from lookalike.storage import open_store
 from tests.bench.measured import keep
 

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from lookalike.bundles.build import materialise
 from lookalike.models.costs import meta_model
 from lookalike.models.presets import load_preset
-from lookalike.models.sources import materialise
 from lookalike.training.config import ZeroConfig
 from lookalike.training.footprint import zero3_states
 from tests.bench.measured import keep

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from lookalike.bundles.transfer import _downloaded, local_bundle, upload_bundle, verify_bundle
 from lookalike.errors import InputError
 from lookalike.storage import Store, open_store
-from lookalike.training.bundles import _downloaded, local_bundle, upload_bundle, verify_bundle
 from tests.integration.test_promotion import bundle
 
 WEIGHTS = "transformer/model.safetensors"

@@ -15,7 +15,7 @@ from lookalike.config import canonical_json
 from lookalike.errors import ConfigError, InputError
 from lookalike.registry import Promotion, Registry, resolve, standing
 from lookalike.registry.champions import HEAD_TAG
-from lookalike.registry.promotions import LOG_TAG
+from lookalike.registry.promotion_log import LOG_TAG
 from lookalike.registry.versions import identify
 from lookalike.storage import open_store
 from lookalike.tracking.connection import connect
@@ -407,7 +407,7 @@ def test_refused_bundle_that_passes_later_survives_a_kill(world: World, monkeypa
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("lookalike.registry.candidates.project", die)
+        patch.setattr("lookalike.registry.promote.project", die)
         with pytest.raises(KeyboardInterrupt):
             world.promote("bad", out=world.root / "killed")
     assert world.champion() == "bad"

@@ -34,9 +34,9 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A mini bundle whose DiT listens: at random, not at zero as it starts."""
     import torch
 
+    from lookalike.bundles.build import materialise
     from lookalike.diffusion.pipeline import SubjectPipeline
     from lookalike.models.presets import load_preset
-    from lookalike.models.sources import materialise
 
     start = materialise(load_preset("mini"), tmp_path_factory.mktemp("start"), seed=0)
     pipe = SubjectPipeline.from_pretrained(start)
@@ -53,8 +53,8 @@ def personal(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A personal bundle: a random LoRA that names ``bundle`` as its base."""
     import torch
 
+    from lookalike.bundles.manifest import ADAPTER, Base, bundle_sha256, read_manifest, read_preset, write_manifest
     from lookalike.models.adapters import save_lora
-    from lookalike.models.bundle import ADAPTER, Base, bundle_sha256, read_manifest, read_preset, write_manifest
     from lookalike.models.presets import LoraConfig
     from lookalike.models.subject import SubjectModel
 

@@ -8,8 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from lookalike.bundles.build import materialise
 from lookalike.models.presets import load_preset
-from lookalike.models.sources import materialise
 
 _BUILDS = """
 import sys

@@ -13,8 +13,8 @@ from urllib.parse import quote
 import psutil
 import pytest
 
+from lookalike.bundles.build import materialise
 from lookalike.models.presets import load_preset
-from lookalike.models.sources import materialise
 from lookalike.storage import open_store
 from tests.conftest import REPO, LocalStack, job_environment
 

@@ -10,11 +10,11 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from lookalike.bundles.manifest import bundle_sha256
 from lookalike.errors import ConfigError, InputError
 from lookalike.evaluation.gate import GateConfig
 from lookalike.evaluation.measurements import MEASUREMENTS, SCHEMA, estimates, to_parquet
 from lookalike.evaluation.scores import Scores, Source
-from lookalike.models.bundle import bundle_sha256
 from lookalike.registry import Candidate, Outcome, Registry, personal_model_name, promote, resolve
 from lookalike.storage import open_store
 from lookalike.tracking.connection import connect
@@ -119,7 +119,7 @@ def test_killed_after_the_log_entry(mlflow_database: str, root: str, monkeypatch
         def die(*_: object) -> None:
             raise KeyboardInterrupt
 
-        patch.setattr("lookalike.registry.candidates.project", die)
+        patch.setattr("lookalike.registry.promote.project", die)
         with pytest.raises(KeyboardInterrupt):
             judge(who, mlflow_database, root)
     assert connect(mlflow_database).get_registered_model("mini").aliases == {}
@@ -166,7 +166,7 @@ def test_one_of_two_promotions_at_a_time_is_judged_against_the_other(
 
     from lookalike.evaluation.gate import decide
 
-    monkeypatch.setattr("lookalike.registry.candidates.decide", wait_once)
+    monkeypatch.setattr("lookalike.registry.promote.decide", wait_once)
     outcomes: dict[int, Outcome] = {}
 
     def run(index: int) -> None:

@@ -33,10 +33,11 @@ from lookalike.training.config import (
     ValidationConfig,
     WorkerConfig,
 )
-from lookalike.training.plan import PADDING, EpochPlan
+from lookalike.training.epoch_plan import PADDING, EpochPlan
 from pipelines.curate import CurateConfig, curate
-from pipelines.train import data, kept, run
-from pipelines.train.kept import kept_batches
+from pipelines.train import data, run
+from pipelines.train import in_memory as kept
+from pipelines.train.in_memory import kept_batches
 from pipelines.train.observe import RayMetrics
 from pipelines.train.run import train
 from pipelines.train.samples import TripletSource

@@ -13,8 +13,8 @@ def bundle_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle of ``mini`` with every component made from seed 0. Read only."""
     import torch
 
+    from lookalike.bundles.build import materialise
     from lookalike.models.presets import load_preset
-    from lookalike.models.sources import materialise
 
     torch.set_num_threads(1)
     return materialise(from_seed(load_preset("mini")), tmp_path_factory.mktemp("bundles") / "mini", seed=0)

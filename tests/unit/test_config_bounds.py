@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
+from lookalike.annotators.captioner import Captioner
 from lookalike.errors import ConfigError
-from lookalike.models.captioner import Captioner
 from pipelines.actors import ActorConfig
 from pipelines.curate.captions import CaptionsConfig
 from pipelines.curate.config import FoundConfig, PlanConfig, ShardsConfig

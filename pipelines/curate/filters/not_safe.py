@@ -5,7 +5,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from lookalike.models.scorers import OpenNsfw, Scorer
+from lookalike.annotators.scorers import OpenNsfw, Scorer
 from pipelines.curate.filters.base import SCORE, Photos, Scope
 
 

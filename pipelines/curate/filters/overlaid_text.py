@@ -5,7 +5,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from lookalike.models.scorers import Scorer, TextShare
+from lookalike.annotators.scorers import Scorer, TextShare
 from pipelines.curate.filters.base import SCORE, Photos, Scope
 
 

@@ -5,8 +5,8 @@ from typing import ClassVar
 
 import numpy as np
 
+from lookalike.annotators.scorers import ClassArea, Scorer
 from lookalike.errors import ConfigError
-from lookalike.models.scorers import ClassArea, Scorer
 from pipelines.curate.filters.base import SCORE, Photos, Scope
 
 

@@ -15,6 +15,8 @@ from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from lookalike.bundles.build import check_model_index
+from lookalike.bundles.manifest import COMPONENTS, open_bundle
 from lookalike.diffusion.flow import FlowConfig
 from lookalike.diffusion.inputs import (
     OUTPUT_TYPES,
@@ -36,11 +38,9 @@ from lookalike.errors import ConfigError
 from lookalike.models.adapters import load_lora
 from lookalike.models.aggregate import LayerAggregator
 from lookalike.models.batch import Batch, to_batch
-from lookalike.models.bundle import COMPONENTS, open_bundle
 from lookalike.models.context import encode_context
 from lookalike.models.dit import Context, ReferenceKeys, References, prepare_references
 from lookalike.models.preprocess import Preprocessor
-from lookalike.models.sources import check_model_index
 from lookalike.models.vae import decode, decode_floats, downsampling, encode, token_grid
 from lookalike.models.weights import check_names
 

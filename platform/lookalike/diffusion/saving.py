@@ -7,6 +7,7 @@ from typing import Any
 
 from diffusers import DiffusionPipeline
 
+from lookalike.bundles.manifest import ADAPTER, COMPONENTS, MANIFEST, write_manifest
 from lookalike.errors import ConfigError
 from lookalike.models.adapter_files import AdapterFile
 from lookalike.models.adapter_state import (
@@ -17,7 +18,6 @@ from lookalike.models.adapter_state import (
     without_loras,
 )
 from lookalike.models.adapters import ADAPTER_NAME, write_adapter
-from lookalike.models.bundle import ADAPTER, COMPONENTS, MANIFEST, write_manifest
 
 TOKENIZER_FILES = (
     "tokenizer*",

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from lookalike.errors import ConfigError
-from lookalike.evaluation.metrics import Estimate
+from lookalike.evaluation.estimates import Estimate
 from lookalike.evaluation.scores import Scores
 from lookalike.values import check_values
 

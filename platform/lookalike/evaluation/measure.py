@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from lookalike.annotators.embedder import Embedder
 from lookalike.diffusion.flow import FlowConfig
 from lookalike.diffusion.objective import denoising_loss
 from lookalike.evaluation.clip import ClipScorer
 from lookalike.evaluation.measurements import Measurement
 from lookalike.models.batch import Batch
-from lookalike.models.embedder import Embedder
 from lookalike.models.subject import SubjectModel
 from lookalike.models.vae import LatentCache
 

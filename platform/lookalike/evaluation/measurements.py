@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from lookalike.config import canonical_json
 from lookalike.documents import decoding, parse_object
 from lookalike.errors import InputError
-from lookalike.evaluation.metrics import Estimate, cluster_bootstrap
+from lookalike.evaluation.estimates import Estimate, cluster_bootstrap
 
 MEASUREMENTS = "measurements.parquet"
 UNREADABLE = "unreadable: "

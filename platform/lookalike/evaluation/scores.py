@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 from lookalike.documents import decoding, parse_object
 from lookalike.errors import ConfigError, InputError
+from lookalike.evaluation.estimates import Estimate
 from lookalike.evaluation.measurements import MEASUREMENTS, estimates, evaluation_of
-from lookalike.evaluation.metrics import Estimate
 from lookalike.values import check_values
 
 Conditions = Literal["right", "shuffled"]
@@ -36,7 +36,7 @@ class Source:
 class Scores:
     """The result of one evaluation.
 
-    Metrics (each an :class:`~lookalike.evaluation.metrics.Estimate`; the interval resamples subjects):
+    Metrics (each an :class:`~lookalike.evaluation.estimates.Estimate`; the interval resamples subjects):
     ``loss_right``, ``loss_shuffled``: held-out flow-matching loss with the sample's own conditions and with those of
     another subject, on the same noise at the same levels; ``loss_gap``: shuffled − right, sample by sample.
     ``mllm_only/loss_*``: the same without reference latents. ``identity``: cosine of the image embeddings of a

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from lookalike.bundles.fresh import outline
 from lookalike.models.batch import Batch
 from lookalike.models.dit import Context, References
-from lookalike.models.fresh import outline
 from lookalike.models.joint import encoder_inputs, import_model_classes
 from lookalike.models.presets import Preset
 from lookalike.models.subject import Part, SubjectModel

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from lookalike.bundles.manifest import component_config, read_preset
 from lookalike.errors import ConfigError, InputError
-from lookalike.models.bundle import component_config, read_preset
 from lookalike.models.families import family_of
 from lookalike.models.presets import MllmConfig, Preset
 from lookalike.models.tokenizer import PromptTokenizer

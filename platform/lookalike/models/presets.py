@@ -24,6 +24,7 @@ from lookalike.models.sizes import (
 from lookalike.values import check_values
 
 PRESETS_DIR = Path(__file__).parent / "presets"
+ASSETS_DIR = Path(__file__).parents[1] / "assets"  # weights and word lists that ship
 
 AggregatorKind = Literal["last_layer", "layer_mean", "single_lap", "dla"]
 SourcedPart = Literal["mllm", "vae", "transformer", "aggregator"]

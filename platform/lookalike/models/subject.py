@@ -11,16 +11,16 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from lookalike.annotators.hub import NO_CODE
+from lookalike.bundles.contents import REPAIR
+from lookalike.bundles.manifest import open_bundle, read_preset
 from lookalike.documents import decoding
 from lookalike.errors import ConfigError
 from lookalike.models.adapters import inject_lora, inject_mllm_lora, load_lora
 from lookalike.models.aggregate import LayerAggregator
 from lookalike.models.batch import Batch
-from lookalike.models.bundle import open_bundle, read_preset
-from lookalike.models.contents import REPAIR
 from lookalike.models.context import encode_context
 from lookalike.models.dit import Context, ReferenceKeys, References, prepare_references, velocity
-from lookalike.models.hub import NO_CODE
 from lookalike.models.presets import LoraConfig, ReferenceConfig
 from lookalike.models.weights import load_weights
 

@@ -166,7 +166,7 @@ def _mllm_names(folder: Path) -> Any:
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightRenaming, rename_source_key
 
-    from lookalike.models.hub import NO_CODE
+    from lookalike.annotators.hub import NO_CODE
     from lookalike.models.joint import full_class
 
     config = AutoConfig.from_pretrained(folder, **NO_CODE)

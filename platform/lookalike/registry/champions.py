@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from lookalike.errors import InputError, LookalikeError
 from lookalike.registry.names import CHAMPION
-from lookalike.registry.promotions import HOW_TO_CONTINUE, LOG_TAG, Head, Promotion, PromotionLog
+from lookalike.registry.promotion_log import HOW_TO_CONTINUE, LOG_TAG, Head, Promotion, PromotionLog
 from lookalike.registry.versions import ModelReference, Registry
 from lookalike.storage import open_store
 

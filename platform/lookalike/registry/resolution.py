@@ -3,8 +3,8 @@
 import re
 from dataclasses import replace
 
+from lookalike.bundles.manifest import MANIFEST
 from lookalike.errors import ConfigError, InputError
-from lookalike.models.bundle import MANIFEST
 from lookalike.registry.champions import champion
 from lookalike.registry.names import CHAMPION, validate_model_name
 from lookalike.registry.versions import ModelReference, Registry, identify, manifest_sha256

@@ -3,9 +3,13 @@
 import logging
 from dataclasses import replace
 
+from lookalike.bundles.transfer import verify_bundle
 from lookalike.errors import ConflictError, InputError
 from lookalike.evaluation.gate import Check, Decision, GateConfig, decide
-from lookalike.registry.candidates import (
+from lookalike.registry.champions import HEAD_TAG, Standing, standing
+from lookalike.registry.evidence import scores_hash
+from lookalike.registry.names import validate_model_name
+from lookalike.registry.promote import (
     Candidate,
     Outcome,
     champion_version,
@@ -14,14 +18,10 @@ from lookalike.registry.candidates import (
     read_candidate,
     version_tags,
 )
-from lookalike.registry.champions import HEAD_TAG, Standing, standing
-from lookalike.registry.evidence import scores_hash
-from lookalike.registry.names import validate_model_name
-from lookalike.registry.promotions import LOG_TAG, Promotion, PromotionLog
+from lookalike.registry.promotion_log import LOG_TAG, Promotion, PromotionLog
 from lookalike.registry.versions import ModelReference, Registry
 from lookalike.storage import open_store
 from lookalike.tracking import tracking_uri
-from lookalike.training.bundles import verify_bundle
 
 log = logging.getLogger(__name__)
 

@@ -10,10 +10,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from lookalike.bundles.manifest import MANIFEST, bundle_sha256, parse_manifest
 from lookalike.errors import InputError
-from lookalike.models.bundle import MANIFEST, bundle_sha256, parse_manifest
 from lookalike.registry.names import validate_model_name
-from lookalike.registry.promotions import LOG_TAG, PromotionLog
+from lookalike.registry.promotion_log import LOG_TAG, PromotionLog
 from lookalike.storage import open_store
 from lookalike.tracking.connection import connect, is_missing, is_taken, mlflow_errors
 
@@ -27,7 +27,7 @@ class ModelReference:
     bundle_uri: str
     """Where the bundle is."""
     bundle_sha256: str
-    """Its identity (see :func:`lookalike.models.bundle.bundle_sha256`)."""
+    """Its identity (see :func:`lookalike.bundles.manifest.bundle_sha256`)."""
     name: str | None = None
     """The registered model; None for a bundle that was named by its URI."""
     version: int | None = None

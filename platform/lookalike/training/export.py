@@ -8,17 +8,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from lookalike.errors import LookalikeError
-from lookalike.models import bundle as bundles
-from lookalike.models.adapters import merge_mllm_lora, save_lora
-from lookalike.models.dit import Context, References
-from lookalike.models.presets import LoraConfig, load_preset
-from lookalike.models.subject import Part, SubjectModel
-from lookalike.models.weights import replace_mllm_weights
-from lookalike.scratch import scratch
-from lookalike.storage import Store
-from lookalike.training import checkpoint
-from lookalike.training.bundles import (
+from lookalike.bundles import manifest as bundles
+from lookalike.bundles.transfer import (
     BUNDLE,
     INITIAL,
     BundleReference,
@@ -27,6 +18,15 @@ from lookalike.training.bundles import (
     reference,
     upload_bundle,
 )
+from lookalike.errors import LookalikeError
+from lookalike.models.adapters import merge_mllm_lora, save_lora
+from lookalike.models.dit import Context, References
+from lookalike.models.presets import LoraConfig, load_preset
+from lookalike.models.subject import Part, SubjectModel
+from lookalike.models.weights import replace_mllm_weights
+from lookalike.scratch import scratch
+from lookalike.storage import Store
+from lookalike.training import checkpoint
 from lookalike.training.config import TrainConfig
 from lookalike.training.engine import MOMENTS
 

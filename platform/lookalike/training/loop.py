@@ -20,9 +20,9 @@ from lookalike.training.clock import StepClock
 from lookalike.training.config import StageConfig, TrainConfig
 from lookalike.training.curriculum import ends_stage, learning_rate, stage_at
 from lookalike.training.engine import Engine
+from lookalike.training.epoch_plan import EpochPlan
 from lookalike.training.history import METRICS, History
 from lookalike.training.ledger import Ledger, forget_after, ledger_key
-from lookalike.training.plan import EpochPlan
 from lookalike.training.quarantine import QUARANTINE, Failure, Quarantine, failures
 from lookalike.training.ranks import Rank
 from lookalike.training.saver import Saver

@@ -9,15 +9,15 @@ import pytest
 
 from lookalike.storage import open_store
 from pipelines.curate.changed import with_recorded_changes
+from pipelines.curate.cluster_subjects import FoundWork, assign_cells, find_centroids, group_cell, label_shard
 from pipelines.curate.config import CurateConfig
 from pipelines.curate.duplicates import find_duplicates
-from pipelines.curate.found import FoundWork, assign_cells, find_centroids, group_cell, label_shard
 from pipelines.curate.index import IndexWork, ShardIndexer
-from pipelines.curate.links import find_links, join_links, link_units
+from pipelines.curate.inputs import Inputs
 from pipelines.curate.plan import plan_partition
 from pipelines.curate.raw import list_shards
 from pipelines.curate.score import ShardScorer, scored
-from pipelines.curate.sources import Inputs
+from pipelines.curate.subject_links import find_links, join_links, link_units
 from pipelines.curate.work import StageWork
 from pipelines.curate.work import indexed as index_tables
 
@@ -43,8 +43,8 @@ class GridEmbedder:
 @pytest.fixture
 def grid_embedder(monkeypatch: pytest.MonkeyPatch) -> None:
     """Curation embeds by :class:`GridEmbedder`."""
-    monkeypatch.setattr("lookalike.models.embedder.load_embedder", lambda name, device="cpu": GridEmbedder(device))
-    monkeypatch.setattr("lookalike.models.embedder.revision_of", lambda name: GridEmbedder.revision)
+    monkeypatch.setattr("lookalike.annotators.embedder.load_embedder", lambda name, device="cpu": GridEmbedder(device))
+    monkeypatch.setattr("lookalike.annotators.embedder.revision_of", lambda name: GridEmbedder.revision)
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ from pipelines.curate.changed import with_recorded_changes
 from pipelines.curate.filters import FiltersConfig
 from pipelines.curate.filters.no_pair import NoPair
 from pipelines.curate.index import IndexWork, ShardIndexer
+from pipelines.curate.inputs import Inputs
 from pipelines.curate.raw import list_shards
-from pipelines.curate.sources import Inputs
 from pipelines.curate.work import StageWork
 from tests.drawn import photo, world, write_raw
 from tests.published import materialise

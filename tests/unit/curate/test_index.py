@@ -14,9 +14,9 @@ from lookalike.errors import ConfigError
 from lookalike.storage import open_store
 from pipelines.curate.config import CurateConfig, LabelsConfig
 from pipelines.curate.index import IndexWork, ShardIndexer, read_images
+from pipelines.curate.inputs import Inputs
 from pipelines.curate.raw import list_shards
 from pipelines.curate.rows import sha256
-from pipelines.curate.sources import Inputs
 from pipelines.curate.tables import read_table
 from pipelines.curate.work import StageWork
 from tests.drawn import draw, jpeg, photo, world, write_raw
@@ -121,7 +121,7 @@ def test_another_embedder_reads_the_images_again_but_not_the_index(
 ) -> None:
     work = planned(write_raw(tmp_path / "raw", world(2, 3)))
     before = {info.key: info.etag for info in work.dataset.list("work/rows")}
-    monkeypatch.setattr("lookalike.models.embedder.revision_of", lambda name: "grid-2")
+    monkeypatch.setattr("lookalike.annotators.embedder.revision_of", lambda name: "grid-2")
     inputs = Inputs.of(work.config, list(work.inputs.shards))
     indexer = ShardIndexer(
         IndexWork(work.raw.uri, work.dataset.uri, inputs, (0,), replace(work.config, embedder="other"))

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 
+from lookalike.bundles.build import materialise
+from lookalike.bundles.manifest import latent_identity, read_manifest
 from lookalike.data.triplets import read_triplets
 from lookalike.diffusion.flow import FlowConfig
 from lookalike.diffusion.objective import denoising_loss
 from lookalike.models.batch import to_batch
-from lookalike.models.bundle import latent_identity, read_manifest
 from lookalike.models.presets import load_preset
-from lookalike.models.sources import materialise
 from lookalike.models.subject import SubjectModel
 from lookalike.models.vae import load_vae
 from lookalike.storage import open_store

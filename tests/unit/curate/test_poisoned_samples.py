@@ -17,9 +17,9 @@ from pipelines.curate.config import CurateConfig, LabelsConfig
 from pipelines.curate.filters import FiltersConfig
 from pipelines.curate.filters.licence import CONFLICT
 from pipelines.curate.index import IndexWork, ShardIndexer, read_images
+from pipelines.curate.inputs import Inputs
 from pipelines.curate.plan import plan_key, read_summary
 from pipelines.curate.raw import list_shards
-from pipelines.curate.sources import Inputs
 from pipelines.curate.tables import read_table
 from pipelines.curate.work import StageWork
 from tests.drawn import draw, jpeg, photo, world, write_raw

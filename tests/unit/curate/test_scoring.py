@@ -9,9 +9,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from lookalike.annotators.captioner import Captioner
+from lookalike.annotators.scorers import OpenNsfw
 from lookalike.data.images import encode_png
-from lookalike.models.captioner import Captioner
-from lookalike.models.scorers import OpenNsfw
 from pipelines.curate.filters import FiltersConfig
 from pipelines.curate.filters.no_pair import NoPair
 from pipelines.curate.filters.not_safe import NotSafe

@@ -14,21 +14,21 @@ import pytest
 import webdataset
 from PIL import Image
 
+from lookalike.annotators.embedder import NO_EMBEDDER, NoEmbedder
 from lookalike.data.images import decode, decodes_as_it_is
 from lookalike.data.triplets import load_images, read_triplets
 from lookalike.errors import ConfigError, InputError
-from lookalike.models.embedder import NO_EMBEDDER, NoEmbedder
 from lookalike.storage import open_store
 from pipelines.curate.config import CurateConfig, PlanConfig, ShardsConfig
 from pipelines.curate.filters import FiltersConfig
 from pipelines.curate.filters.no_pair import NoPair
 from pipelines.curate.filters.taken_down import TakenDown
+from pipelines.curate.inputs import Inputs
 from pipelines.curate.layout import split_cut
 from pipelines.curate.materialise import fit, write_shard
 from pipelines.curate.plan import plan_key, read_summary
 from pipelines.curate.raw import list_shards
 from pipelines.curate.rows import partition_range, sha256, subject_hash
-from pipelines.curate.sources import Inputs
 from pipelines.curate.tables import read_table
 from pipelines.curate.takedown import pin
 from pipelines.curate.work import StageWork
@@ -47,7 +47,7 @@ def rows_of(work: StageWork) -> list[dict[str, Any]]:
 def test_without_an_embedder_all_photos_of_a_subject_are_pairs(
     planned: Planned, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("lookalike.models.embedder.load_embedder", lambda name, device="cpu": NoEmbedder())
+    monkeypatch.setattr("lookalike.annotators.embedder.load_embedder", lambda name, device="cpu": NoEmbedder())
     filters = FiltersConfig(no_pair=NoPair(min_similarity=0), skip=["near_duplicate", "off_subject"])
     work = planned(write_raw(tmp_path / "raw", world(3, 3)), embedder=NO_EMBEDDER, filters=filters)
     rows = rows_of(work)

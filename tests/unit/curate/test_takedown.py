@@ -19,9 +19,9 @@ from lookalike.storage import open_store
 from pipelines.curate.config import CurateConfig
 from pipelines.curate.filters import FiltersConfig, Photos
 from pipelines.curate.filters.taken_down import TakenDown
+from pipelines.curate.inputs import Inputs
 from pipelines.curate.plan import plan_key
 from pipelines.curate.removals import take_down
-from pipelines.curate.sources import Inputs
 from pipelines.curate.tables import read_table
 from pipelines.curate.takedown import (
     TakeDownList,

@@ -10,12 +10,12 @@ from diffusers.configuration_utils import FrozenDict
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from lookalike.bundles.manifest import ADAPTER, Base, bundle_sha256, read_manifest, read_preset, verify, write_manifest
 from lookalike.diffusion.pipeline import SubjectPipeline
 from lookalike.diffusion.stages import StageSchedule
 from lookalike.errors import ConfigError, InputError
 from lookalike.models.adapters import load_lora, save_lora
 from lookalike.models.batch import to_batch
-from lookalike.models.bundle import ADAPTER, Base, bundle_sha256, read_manifest, read_preset, verify, write_manifest
 from lookalike.models.context import encode_context
 from lookalike.models.preprocess import Preprocessor
 from lookalike.models.presets import LoraConfig

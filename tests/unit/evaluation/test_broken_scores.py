@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from lookalike.errors import InputError
+from lookalike.evaluation.estimates import Estimate
 from lookalike.evaluation.gate import Comparison, Floor, GateConfig, decide
-from lookalike.evaluation.metrics import Estimate
 from lookalike.evaluation.scores import Scores, Source
 
 

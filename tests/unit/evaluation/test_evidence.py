@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from lookalike.errors import InputError
+from lookalike.evaluation.estimates import Estimate
 from lookalike.evaluation.measurements import SCHEMA, UNREADABLE, estimates, to_parquet
-from lookalike.evaluation.metrics import Estimate
 from lookalike.evaluation.scores import Scores, Source
 
 

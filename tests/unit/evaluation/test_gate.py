@@ -4,8 +4,8 @@ from dataclasses import replace
 import pytest
 
 from lookalike.errors import ConfigError
+from lookalike.evaluation.estimates import Estimate
 from lookalike.evaluation.gate import Comparison, Floor, GateConfig, decide
-from lookalike.evaluation.metrics import Estimate
 from lookalike.evaluation.scores import Scores, Source
 
 

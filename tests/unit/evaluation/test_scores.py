@@ -3,7 +3,7 @@ import json
 import pytest
 
 from lookalike.errors import InputError
-from lookalike.evaluation.metrics import Estimate
+from lookalike.evaluation.estimates import Estimate
 from lookalike.evaluation.scores import Scores, Source
 
 

@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
+from lookalike.bundles.locate import locate_bundle
+from lookalike.bundles.manifest import component_config, parse_manifest
 from lookalike.errors import ConfigError, InputError
-from lookalike.models.bundle import component_config, parse_manifest
 from lookalike.models.presets import MllmConfig, load_preset, preset_from_dict
 from lookalike.models.tokenizer import PromptTokenizer
 from lookalike.models.weights import read_tensors
 from lookalike.registry.versions import identify
 from lookalike.storage import open_store
-from pipelines.bundles import locate_bundle
 
 GOOD: dict[str, Any] = {"format": 1, "base": None, "preset": {}, "components": {"vae/config.json": "0" * 64}}
 CHANGES: dict[str, dict[str, Any]] = {

@@ -7,10 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lookalike.config import fingerprint
-from lookalike.errors import ConfigError, InputError
-from lookalike.models.adapters import adapter_names, load_lora, save_lora
-from lookalike.models.bundle import (
+from lookalike.bundles.build import materialise
+from lookalike.bundles.manifest import (
     ADAPTER,
     MANIFEST,
     Base,
@@ -23,8 +21,10 @@ from lookalike.models.bundle import (
     verify,
     write_manifest,
 )
+from lookalike.config import fingerprint
+from lookalike.errors import ConfigError, InputError
+from lookalike.models.adapters import adapter_names, load_lora, save_lora
 from lookalike.models.presets import LoraConfig, load_preset
-from lookalike.models.sources import materialise
 from lookalike.models.subject import SubjectModel
 from lookalike.models.weights import component_weights, load_weights
 

@@ -11,11 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lookalike.diffusion.pipeline import SubjectPipeline
-from lookalike.errors import InputError
-from lookalike.models import digests
-from lookalike.models.adapters import save_lora
-from lookalike.models.bundle import (
+from lookalike.bundles import digests
+from lookalike.bundles.locate import locate_bundle
+from lookalike.bundles.manifest import (
     ADAPTER,
     MANIFEST,
     Base,
@@ -26,10 +24,12 @@ from lookalike.models.bundle import (
     verify,
     write_manifest,
 )
+from lookalike.bundles.transfer import local_bundle, reference, verify_bundle
+from lookalike.diffusion.pipeline import SubjectPipeline
+from lookalike.errors import InputError
+from lookalike.models.adapters import save_lora
 from lookalike.models.presets import LoraConfig
 from lookalike.models.subject import SubjectModel
-from lookalike.training.bundles import local_bundle, reference, verify_bundle
-from pipelines.bundles import locate_bundle
 
 DIT = "transformer/diffusion_pytorch_model.safetensors"
 LORA = f"{ADAPTER}/adapter_model.safetensors"

@@ -180,7 +180,7 @@ def test_the_shipped_miniature_reads_captions_as_before() -> None:
     """Ids of the whole text by the tokenizers library alone."""
     import lookalike
 
-    file = Path(lookalike.__file__).parent / "models" / "weights" / "mini" / "mllm" / "tokenizer.json"
+    file = Path(lookalike.__file__).parent / "assets" / "mini" / "mllm" / "tokenizer.json"
     plain, preset = Tokenizer.from_file(str(file)), load_preset("mini")
     preprocessor = Preprocessor(preset, file)
     words = (Path(lookalike.__file__).parent / "models" / "presets" / "mini.words.txt").read_text().split()

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from lookalike.bundles.build import materialise
 from lookalike.diffusion.flow import FlowConfig
 from lookalike.diffusion.objective import denoising_loss
 from lookalike.errors import ConfigError, InputError
@@ -16,7 +17,6 @@ from lookalike.models.families import family_of
 from lookalike.models.joint import encoder_inputs, hidden_states
 from lookalike.models.preprocess import Preprocessor
 from lookalike.models.presets import MllmConfig, Preset, load_preset
-from lookalike.models.sources import materialise
 from lookalike.models.subject import SubjectModel
 from lookalike.models.vae import load_vae
 from lookalike.models.weights import load_weights

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
+from lookalike.annotators.captioner import Captioner
+from lookalike.annotators.embedder import load_embedder, revision_of
+from lookalike.annotators.scorers import ClassArea, ClassProbability
+from lookalike.bundles.manifest import read_preset, write_manifest
 from lookalike.diffusion.pipeline import SubjectPipeline
 from lookalike.errors import LookalikeError
 from lookalike.evaluation.clip import ClipScorer
-from lookalike.models.bundle import read_preset, write_manifest
-from lookalike.models.captioner import Captioner
-from lookalike.models.embedder import load_embedder, revision_of
-from lookalike.models.scorers import ClassArea, ClassProbability
 from lookalike.models.subject import SubjectModel
 
 _CLASSES = ("AutoConfig", "AutoModel", "AutoImageProcessor", "AutoProcessor", "AutoTokenizer")

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
+from lookalike.bundles.build import materialise
 from lookalike.models.batch import to_batch
 from lookalike.models.preprocess import Preprocessor
-from lookalike.models.presets import load_preset
-from lookalike.models.sources import WEIGHTS_DIR, materialise
+from lookalike.models.presets import ASSETS_DIR, load_preset
 from lookalike.models.vae import encode, load_vae
 from lookalike.models.weights import read_tensors
 from lookalike.pixels import crop_resize
@@ -36,9 +36,9 @@ def photos() -> Photos:
 
 
 def test_they_are_small_and_of_the_presets_architecture(bundle: Path, tmp_path: Path) -> None:
-    files = [path for path in WEIGHTS_DIR.rglob("*") if path.is_file()]
+    files = [path for path in ASSETS_DIR.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) < 20e6
-    assert not [path for path in WEIGHTS_DIR.rglob("config.json") if "_name_or_path" in path.read_text()]
+    assert not [path for path in ASSETS_DIR.rglob("config.json") if "_name_or_path" in path.read_text()]
     preset = load_preset("mini")
     anew = materialise(preset.from_seed("mllm", "vae", "transformer", "aggregator"), tmp_path / "anew")
     for name in ("vae", "mllm", "transformer", "aggregator"):

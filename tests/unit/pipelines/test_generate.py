@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 from lookalike import config as configs
+from lookalike.bundles.locate import locate_bundle
 from lookalike.errors import ConfigError, ConflictError, InputError
 from lookalike.storage import open_store
-from pipelines.bundles import locate_bundle
 from pipelines.generate import GenerateConfig, generate
 from pipelines.generate.run import read_prompts
 from pipelines.generate.worker import Generator, Request, Work

@@ -10,8 +10,8 @@ from lookalike.data.triplets import ShardError, load_images, read_triplets
 from lookalike.errors import UnreachableError
 from lookalike.storage import open_store
 from lookalike.storage.local import LocalStore
-from lookalike.training.plan import PADDING, EpochPlan
-from pipelines.train.kept import KeptSamples, kept_batches
+from lookalike.training.epoch_plan import PADDING, EpochPlan
+from pipelines.train.in_memory import KeptSamples, kept_batches
 from pipelines.train.samples import TripletSource, prepare
 from tests.poisoned import BYTES, HARMLESS, POISONS, SHARD, write_snapshot
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from pipelines.train.kept import ahead
+from pipelines.train.in_memory import ahead
 
 
 def test_items_come_in_order_and_one_ahead_from_another_thread() -> None:

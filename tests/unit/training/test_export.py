@@ -11,14 +11,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from lookalike.bundles import manifest as bundles
+from lookalike.bundles.transfer import initial_bundle
 from lookalike.errors import ConfigError, InputError, LookalikeError
-from lookalike.models import bundle as bundles
 from lookalike.models.adapters import save_lora
 from lookalike.models.presets import LoraConfig
 from lookalike.models.subject import SubjectModel
 from lookalike.storage import open_store
 from lookalike.training import checkpoint, export
-from lookalike.training.bundles import initial_bundle
 from lookalike.training.config import TrainConfig
 from lookalike.training.export import export_bundle
 

@@ -18,8 +18,8 @@ from lookalike.models.subject import SubjectModel
 from lookalike.models.vae import load_vae
 from lookalike.training.config import DropoutConfig, ImagesConfig, StageConfig
 from lookalike.training.objective import DenoisingObjective, HeldOutLoss
+from lookalike.training.previews import HeldOutImages
 from lookalike.training.ranks import Rank
-from lookalike.training.samples import HeldOutImages
 
 PROMPTS = ["a red mug", "a blue box on the wet sand of a beach", "a dog"]
 IDS = ["a", "b", "c"]

@@ -30,11 +30,11 @@ from lookalike.training.config import (
     WorkerConfig,
 )
 from lookalike.training.engine import PlainEngine
+from lookalike.training.epoch_plan import PADDING, EpochPlan
 from lookalike.training.history import METRICS, History
 from lookalike.training.ledger import Ledger, read_ledger
 from lookalike.training.loop import Columns, Loop, TrainingDivergedError
 from lookalike.training.marks import Mark
-from lookalike.training.plan import PADDING, EpochPlan
 from lookalike.training.ranks import Rank
 from lookalike.training.watchdog import EXIT_HANG
 

@@ -16,11 +16,11 @@ from lookalike.storage import open_store
 from lookalike.tracking import open_tracker
 from lookalike.training.config import SafetyConfig, StageConfig, TrainConfig, ValidationConfig, WorkerConfig
 from lookalike.training.engine import PlainEngine
+from lookalike.training.epoch_plan import PADDING, EpochPlan
 from lookalike.training.history import METRICS, History
 from lookalike.training.ledger import Ledger, read_ledger
 from lookalike.training.loop import Columns, Loop
 from lookalike.training.objective import partners_of_other_subjects
-from lookalike.training.plan import PADDING, EpochPlan
 from lookalike.training.quarantine import QUARANTINE, Failure, Quarantine, UnusableDataError
 from lookalike.training.ranks import Rank
 

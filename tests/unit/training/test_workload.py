@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lookalike.models.bundle import read_preset
+from lookalike.bundles.manifest import read_preset
 from lookalike.models.costs import Sample, meta_model, mllm_flops
 from lookalike.models.preprocess import Preprocessor
 from lookalike.models.presets import LoraConfig, load_preset

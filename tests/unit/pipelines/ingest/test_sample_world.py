@@ -9,7 +9,7 @@ from PIL import Image
 
 from lookalike.data.images import ImageError, decode
 from lookalike.errors import ConfigError
-from lookalike.models.presets import PRESETS_DIR
+from lookalike.models.presets import ASSETS_DIR
 from pipelines.curate.features import features
 from pipelines.ingest.config import MORE_DEFECTS, IngestConfig, SampleWorldConfig
 from pipelines.ingest.sample import shapes, vocabulary, world
@@ -59,7 +59,7 @@ def test_the_views_of_a_subject_go_about_it() -> None:
 
 
 def test_captions_are_made_of_the_words_that_the_tokenizer_knows() -> None:
-    known = set((PRESETS_DIR / "mini.words.txt").read_text().split()) | {","}
+    known = set((ASSETS_DIR / "mini.words.txt").read_text().split()) | {","}
     allowed = set(vocabulary.words(shapes.names()))
     assert allowed <= known
     for shot in shots(subjects=60):

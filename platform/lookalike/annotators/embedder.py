@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from PIL import Image
 
+from lookalike.annotators.hub import load_model, model_revision
 from lookalike.errors import InputError
-from lookalike.models.hub import load_model, model_revision
 
 if TYPE_CHECKING:
     import torch

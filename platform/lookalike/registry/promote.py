@@ -6,19 +6,19 @@ import uuid
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 
+from lookalike.bundles.manifest import MANIFEST, parse_manifest
+from lookalike.bundles.transfer import verify_bundle
 from lookalike.errors import ConflictError, InputError
 from lookalike.evaluation.gate import Check, Decision, GateConfig, decide
 from lookalike.evaluation.scores import Scores
-from lookalike.models.bundle import MANIFEST, parse_manifest
 from lookalike.registry.champions import Standing, champion, project, standing, unregistered
 from lookalike.registry.evidence import proven_scores, read_scores, scores_hash
 from lookalike.registry.names import validate_model_name
 from lookalike.registry.ownership import check_ownership
-from lookalike.registry.promotions import LOG_TAG, Kind, Promotion, PromotionLog
+from lookalike.registry.promotion_log import LOG_TAG, Kind, Promotion, PromotionLog
 from lookalike.registry.versions import ModelReference, Registry, manifest_sha256
 from lookalike.storage import open_store
 from lookalike.tracking import tracking_uri
-from lookalike.training.bundles import verify_bundle
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ class Outcome:
     scores_uri: str
     """What it was judged by."""
     kind: Kind = "promoted"
-    """How it became champion, see :class:`~lookalike.registry.promotions.Promotion`."""
+    """How it became champion, see :class:`~lookalike.registry.promotion_log.Promotion`."""
     champion: int | None = None
     """The version that is champion, read back from the registry and its log afterwards."""
 

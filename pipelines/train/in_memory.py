@@ -14,7 +14,7 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from lookalike.training.plan import PADDING, EpochPlan
+from lookalike.training.epoch_plan import PADDING, EpochPlan
 from pipelines.train.samples import Columns, TripletSource, of_step, prepare
 
 _CHUNK = 16  # samples that a thread prepares at a time

@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from lookalike.annotators.embedder import NO_EMBEDDER
 from lookalike.documents import decoding
-from lookalike.models.embedder import NO_EMBEDDER
 from pipelines.actors import Columns
 from pipelines.curate.duplicates import find_duplicates
 from pipelines.curate.filters import Photos

@@ -9,15 +9,14 @@ import shutil
 from importlib.metadata import version
 from pathlib import Path
 
+from lookalike.bundles.manifest import component_config, write_manifest
 from lookalike.documents import parse_object
 from lookalike.errors import ConfigError, InputError
-from lookalike.models.bundle import component_config, write_manifest
 from lookalike.models.families import family_of
-from lookalike.models.presets import Preset
+from lookalike.models.presets import ASSETS_DIR, Preset
 
 log = logging.getLogger(__name__)
 
-WEIGHTS_DIR = Path(__file__).parent / "weights"
 _LIBRARIES = ("transformers", "diffusers")  # beside our own
 _KEPT = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "LICENSE*", "README.md")
 
@@ -45,7 +44,7 @@ def materialise(preset: Preset, folder: Path, seed: int = 0) -> Path:
             where = {key: getattr(component, key, None) for key in ("revision", "subfolder")}
             fetch(component.source, target, **where)
         else:
-            from lookalike.models import fresh
+            from lookalike.bundles import fresh
 
             fresh.MAKERS[name](preset, target, seed)
     _check_aggregator(preset, folder)
@@ -60,7 +59,7 @@ def fetch(source: str, target: Path, *, revision: str | None = None, subfolder: 
     ``subfolder`` is the component's place inside the source.
     """
     if source.startswith("package:"):
-        origin = WEIGHTS_DIR / source.removeprefix("package:")
+        origin = ASSETS_DIR / source.removeprefix("package:")
     elif Path(source).is_dir():
         origin = Path(source)
     else:

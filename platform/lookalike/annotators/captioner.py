@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from lookalike.annotators.hub import load_model, model_revision
 from lookalike.errors import ConfigError
-from lookalike.models.hub import load_model, model_revision
 from lookalike.values import check_most, check_values
 
 

@@ -17,8 +17,8 @@ from lookalike.storage import ObjectInfo, Store, open_store
 from pipelines.actors import Columns
 from pipelines.curate.config import CurateConfig, FoundConfig
 from pipelines.curate.graph import components
+from pipelines.curate.inputs import Inputs
 from pipelines.curate.rows import IMAGE_SCHEMA, subject_hash
-from pipelines.curate.sources import Inputs
 from pipelines.curate.tables import count_rows, read_span, read_table, vectors_array, vectors_of, write_table
 
 # Legend: N images of a cell, D embedding dimensions, K cells.

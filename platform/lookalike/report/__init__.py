@@ -1,6 +1,6 @@
 """One self-contained HTML page about a model: from what was curated to what it generates."""
 
-from lookalike.evaluation.report.page import (
+from lookalike.report.page import (
     Curation,
     Decision,
     Evaluation,

@@ -5,7 +5,7 @@ import pytest
 from lookalike import config as configs
 from lookalike.errors import ConfigError
 from lookalike.models.presets import load_preset
-from pipelines.train.plan import PlanConfig, plan, steps_by_stage
+from pipelines.train.cost_report import PlanConfig, plan, steps_by_stage
 
 PAPER = "jobs/configs/train-paper.yaml"
 

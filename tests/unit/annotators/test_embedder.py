@@ -6,8 +6,8 @@ import torch
 from skimage import data as photographs
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, Dinov2Config, Dinov2Model, ViTImageProcessor
 
+from lookalike.annotators.embedder import Embedder, ForegroundColour, load_embedder, revision_of
 from lookalike.errors import ConfigError
-from lookalike.models.embedder import Embedder, ForegroundColour, load_embedder, revision_of
 
 
 @pytest.fixture(scope="module", autouse=True)

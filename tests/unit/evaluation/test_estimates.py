@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from lookalike.errors import ConfigError
-from lookalike.evaluation.metrics import cluster_bootstrap
+from lookalike.evaluation.estimates import cluster_bootstrap
 
 
 def _world(rng: np.random.Generator, subjects: int = 12, each: int = 20) -> tuple[np.ndarray, list[str]]:

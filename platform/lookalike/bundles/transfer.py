@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from lookalike.bundles import manifest as bundles
+from lookalike.bundles.build import materialise
+from lookalike.bundles.contents import check_hashes, check_index, check_listed, counts, is_index
+from lookalike.bundles.digests import file_sha256s
 from lookalike.diffusion.stages import stages_of
 from lookalike.errors import InputError
-from lookalike.models import bundle as bundles
-from lookalike.models.contents import check_hashes, check_index, check_listed, counts, is_index
-from lookalike.models.digests import file_sha256s
 from lookalike.models.presets import check_lora, load_preset
-from lookalike.models.sources import materialise
 from lookalike.scratch import kept_folder, scratch
 from lookalike.storage import Store, open_store
 from lookalike.storage.local import LocalStore

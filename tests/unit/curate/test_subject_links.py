@@ -13,8 +13,8 @@ from pipelines.curate.config import PlanConfig
 from pipelines.curate.filters import FiltersConfig
 from pipelines.curate.filters.no_pair import NoPair
 from pipelines.curate.layout import split_cut
-from pipelines.curate.links import join_links, read_components
 from pipelines.curate.plan import plan_key
+from pipelines.curate.subject_links import join_links, read_components
 from pipelines.curate.tables import read_table, write_table
 from pipelines.curate.work import StageWork
 from tests.drawn import Photo, draw, jpeg, photo, world, write_raw

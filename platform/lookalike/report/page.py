@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from lookalike.diffusion.stages import STAGE_TITLES
-from lookalike.evaluation.metrics import Estimate
+from lookalike.evaluation.estimates import Estimate
 from lookalike.evaluation.scores import Scores
 
 IMAGE_METRICS = {
@@ -203,7 +203,7 @@ def render(page: Page) -> str:
     from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
     environment = Environment(
-        loader=PackageLoader("lookalike.evaluation.report"),
+        loader=PackageLoader("lookalike.report"),
         autoescape=select_autoescape(["html", "j2"], default=True),
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -8,9 +8,9 @@ import torch
 import transformers
 from PIL import Image, ImageDraw
 
+from lookalike.annotators.captioner import Captioner
+from lookalike.annotators.scorers import ClassArea, ClassProbability, OpenNsfw, TextShare, checked
 from lookalike.errors import ConfigError, InputError
-from lookalike.models.captioner import Captioner
-from lookalike.models.scorers import ClassArea, ClassProbability, OpenNsfw, TextShare, checked
 from tests.drawn import draw
 
 WORDS = ["[UNK]", "[PAD]", "[CLS]", "[SEP]", "[DEC]", "[ENC]", "a", "photo", "of", "cup", "red", "on", "snow"]

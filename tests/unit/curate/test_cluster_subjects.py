@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from pipelines.curate.cluster_subjects import group
 from pipelines.curate.config import FoundConfig, LabelsConfig
 from pipelines.curate.filters import FiltersConfig
 from pipelines.curate.filters.no_pair import NoPair
-from pipelines.curate.found import group
 from pipelines.curate.plan import plan_key
 from pipelines.curate.tables import read_table
 from pipelines.curate.work import StageWork

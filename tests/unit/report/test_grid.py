@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from PIL import ImageFont
 
-from lookalike.evaluation import grid
-from lookalike.evaluation.grid import CELL, GAP, TEXT_WIDTH, GridRow, draw_grid
+from lookalike.report import grid
+from lookalike.report.grid import CELL, GAP, TEXT_WIDTH, GridRow, draw_grid
 
 
 def _flat(colour: tuple[int, int, int], height: int = 64, width: int = 64) -> np.ndarray:

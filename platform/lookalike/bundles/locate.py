@@ -4,14 +4,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lookalike.bundles.transfer import local_bundle
 from lookalike.documents import decoding
 from lookalike.errors import InputError
 from lookalike.storage import open_store
-from lookalike.training.bundles import local_bundle
 
 if TYPE_CHECKING:
+    from lookalike.bundles.manifest import OpenBundle
     from lookalike.diffusion.pipeline import SubjectPipeline
-    from lookalike.models.bundle import OpenBundle
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class BundleLocation:
     def open(self) -> "OpenBundle":
         """Its folders on this machine. Raises InputError for a bundle that is damaged or was replaced since it was
         found, or for another base than the adapter was trained on."""
-        from lookalike.models.bundle import open_bundle
+        from lookalike.bundles.manifest import open_bundle
 
         return open_bundle(self._folder, self._base_folder)
 
@@ -41,8 +41,8 @@ class BundleLocation:
         import diffusers
         import transformers
 
+        from lookalike.bundles.contents import REPAIR
         from lookalike.diffusion.pipeline import SubjectPipeline
-        from lookalike.models.contents import REPAIR
 
         diffusers.utils.logging.disable_progress_bar()
         transformers.utils.logging.disable_progress_bar()
@@ -72,7 +72,7 @@ def locate_bundle(
     Raises:
         InputError: no finished bundle there, or not the one that ``sha256`` names; or the base is not there.
     """
-    from lookalike.models.bundle import MANIFEST
+    from lookalike.bundles.manifest import MANIFEST
     from lookalike.models.presets import preset_from_dict
 
     store = open_store(uri)
@@ -111,7 +111,7 @@ def _base(recorded: str, sha256: str, named: str | None, hint: str | None) -> st
 
 def _read(uri: str, fix: str) -> tuple[dict[str, Any], str]:
     """The manifest of the bundle at ``uri``, and its identity."""
-    from lookalike.models.bundle import MANIFEST, bundle_sha256, parse_manifest
+    from lookalike.bundles.manifest import MANIFEST, bundle_sha256, parse_manifest
 
     store = open_store(uri)
     if not store.exists(MANIFEST):

@@ -13,8 +13,8 @@ from typing import ClassVar, Protocol
 import numpy as np
 from PIL import Image
 
+from lookalike.annotators.hub import load_model, model_revision
 from lookalike.errors import ConfigError, InputError
-from lookalike.models.hub import load_model, model_revision
 
 Score = Callable[[np.ndarray, str], float]
 """From an upright uint8 RGB image ``[H, W, 3]`` and the name of its class to a number."""

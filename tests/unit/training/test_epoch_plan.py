@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lookalike.training import plan as plans
-from lookalike.training.plan import PADDING, EpochPlan
+from lookalike.training import epoch_plan as plans
+from lookalike.training.epoch_plan import PADDING, EpochPlan
 
 
 @given(samples=st.integers(1, 200), batch=st.sampled_from([4, 8, 12]), seed=st.integers(0, 9), epoch=st.integers(0, 3))

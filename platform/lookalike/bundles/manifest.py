@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lookalike.bundles.contents import REPAIR, check_hashes, check_index, check_listed, counts, files_in, is_index
+from lookalike.bundles.digests import file_sha256s
 from lookalike.config import fingerprint
 from lookalike.documents import decoding, parse_object
 from lookalike.errors import InputError
-from lookalike.models.contents import REPAIR, check_hashes, check_index, check_listed, counts, files_in, is_index
-from lookalike.models.digests import file_sha256s
 from lookalike.models.presets import Preset, preset_from_dict
 
 FORMAT = 1
@@ -192,7 +192,7 @@ def latent_identity(manifest: dict[str, Any]) -> dict[str, Any]:
 def verify(bundle_dir: Path, where: str | None = None) -> dict[str, Any]:
     """Check every file of a bundle in a local folder against its manifest, which is returned.
 
-    Files that were checked before and have not changed are not read again (:mod:`lookalike.models.digests`). Hidden
+    Files that were checked before and have not changed are not read again (:mod:`lookalike.bundles.digests`). Hidden
     files (``.name``) belong to other programs: no library reads them as a part of a model, and they are left alone.
 
     Args:

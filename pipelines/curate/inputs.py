@@ -8,11 +8,11 @@ from typing import Any
 import lookalike
 from lookalike import config as configs
 from lookalike import pixels
+from lookalike.annotators import embedder as embedders
+from lookalike.bundles import manifest as bundle
+from lookalike.bundles.transfer import local_bundle
 from lookalike.data import archive, containers, formats, images, shards, text, triplets
-from lookalike.models import bundle
-from lookalike.models import embedder as embedders
 from lookalike.storage import ObjectInfo
-from lookalike.training.bundles import local_bundle
 from pipelines.curate.captions import tokenizer_hashes
 from pipelines.curate.changed import shard_id
 from pipelines.curate.config import CurateConfig
@@ -38,7 +38,7 @@ class Inputs:
     models: dict[str, str]
     """Revisions of the models that score and caption, by what they are for."""
     latents: dict[str, Any] | None
-    """Identity of the latents that are encoded (:func:`lookalike.models.bundle.latent_identity`)."""
+    """Identity of the latents that are encoded (:func:`lookalike.bundles.manifest.latent_identity`)."""
 
     @classmethod
     def of(cls, config: CurateConfig, shards: list[ObjectInfo]) -> "Inputs":

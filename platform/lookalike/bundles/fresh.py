@@ -10,14 +10,14 @@ import torch
 import transformers
 from torch import nn
 
+from lookalike.annotators.hub import NO_CODE
+from lookalike.bundles.build import write_model_index
+from lookalike.bundles.manifest import component_config, write_manifest
 from lookalike.errors import ConfigError
 from lookalike.models.aggregate import LayerAggregator
-from lookalike.models.bundle import component_config, write_manifest
 from lookalike.models.families import family_of
-from lookalike.models.hub import NO_CODE
 from lookalike.models.joint import num_layers
-from lookalike.models.presets import PRESETS_DIR, MllmConfig, Preset
-from lookalike.models.sources import write_model_index
+from lookalike.models.presets import ASSETS_DIR, MllmConfig, Preset
 from lookalike.models.tokenizer import build_tokenizer
 
 
@@ -80,7 +80,7 @@ def _mllm(preset: Preset, target: Path, seed: int) -> None:
 
 
 def _tokenizer(config: MllmConfig) -> Any:
-    words = (PRESETS_DIR / str(config.vocabulary)).read_text().split()
+    words = (ASSETS_DIR / str(config.vocabulary)).read_text().split()
     return build_tokenizer(words, int(config.config["text_config"]["vocab_size"]))
 
 

@@ -5,8 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lookalike.evaluation.metrics import Estimate
-from lookalike.evaluation.report import (
+from lookalike.evaluation.estimates import Estimate
+from lookalike.evaluation.scores import Scores, Source
+from lookalike.models.aggregate import LayerAggregator
+from lookalike.report import (
     Curation,
     Decision,
     Evaluation,
@@ -19,10 +21,8 @@ from lookalike.evaluation.report import (
     Triplet,
     render,
 )
-from lookalike.evaluation.report.curves import held_out_curve, layer_curve, loss_curve, smooth
-from lookalike.evaluation.report.page import duration, thumbnail
-from lookalike.evaluation.scores import Scores, Source
-from lookalike.models.aggregate import LayerAggregator
+from lookalike.report.curves import held_out_curve, layer_curve, loss_curve, smooth
+from lookalike.report.page import duration, thumbnail
 from lookalike.storage import open_store
 from pipelines.report import _layer_weights
 
