@@ -25,6 +25,7 @@ from typing import Any, NoReturn
 import yaml
 from cluster import Cluster, JobFailedError, exports
 
+from lookalike.documents import render_json
 from lookalike.storage import locate_object, read_object
 
 HERE = Path(__file__).resolve().parent
@@ -64,7 +65,7 @@ def run(steps: list[dict[str, Any]], values: dict[str, str], folder: Path, clust
             # a step that was done already takes no time: what it once took is kept
             kept = max([asdict(results[-1]), earlier.get(name, {})], key=lambda row: row.get("seconds", 0.0))
             earlier[name] = kept
-            timings.write_text(json.dumps(list(earlier.values()), indent=1))
+            timings.write_bytes(render_json(list(earlier.values())))
             refused = step.get("if_refused")
             if refused and not _read_json(expand_text(refused["decision"], values))["promoted"]:
                 values = values | {key: expand_text(text, values) for key, text in refused["values"].items()}

@@ -17,7 +17,7 @@ from lookalike.data.shards import write_tar
 from lookalike.data.text import decode_text, escaped, is_utf8, normal, read_label
 from lookalike.errors import InputError
 from lookalike.storage import ObjectInfo, Store, open_store
-from lookalike.storage.survey import survey
+from lookalike.storage.store import survey
 from lookalike.storage.walk import Skipped
 from pipelines.ingest.config import IngestConfig
 from pipelines.ingest.sidecars import check_sidecars, read_sidecar

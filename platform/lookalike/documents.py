@@ -1,7 +1,7 @@
-"""Parse files that other processes have written: a broken one is an error that names the file."""
+"""Write JSON documents, and read files of other processes: a damaged one is an error that names the file."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -9,6 +9,17 @@ from lookalike.errors import InputError, LookalikeError, first_line
 
 _MOST_LEVELS = 100  # of lists and objects in each other; whoever walks them recurses
 _FIX = "restore it, or remove it and run the job that writes it again"
+
+
+def render_json(value: Any, *, indent: int = 1, sort_keys: bool = False) -> bytes:
+    """Render ``value`` as a JSON document in UTF-8 that ends with a newline. Hashes are taken of
+    :func:`lookalike.config.canonical_json` instead."""
+    return (json.dumps(value, indent=indent, sort_keys=sort_keys, ensure_ascii=False) + "\n").encode()
+
+
+def render_lines(records: Iterable[Any]) -> bytes:
+    """Render ``records`` as JSON lines in ASCII; values that JSON has no type for become text."""
+    return "".join(json.dumps(record, default=str) + "\n" for record in records).encode()
 
 
 def parse_json(data: bytes | str, where: str, *, fix: str = _FIX) -> Any:

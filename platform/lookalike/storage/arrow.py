@@ -3,9 +3,9 @@
 from typing import TYPE_CHECKING
 
 from lookalike.errors import ConfigError, UnreachableError
+from lookalike.storage.base import Store
 from lookalike.storage.local import LocalStore
 from lookalike.storage.s3 import S3Store
-from lookalike.storage.store import Store
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem

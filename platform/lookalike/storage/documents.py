@@ -4,7 +4,7 @@ from typing import Any
 
 from lookalike.documents import parse_json, parse_object
 from lookalike.errors import InputError
-from lookalike.storage.store import Store
+from lookalike.storage.base import Store
 
 MOST_BYTES = 64 << 20  # of a record or a result of a job: they are some kilobytes
 

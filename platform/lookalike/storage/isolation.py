@@ -4,7 +4,7 @@ import uuid
 from collections.abc import Callable
 
 from lookalike.errors import ConfigError, InputError, RefusedError
-from lookalike.storage.store import Store
+from lookalike.storage.base import Store
 
 _FIX = (
     "give the job credentials whose policy allows s3:GetObject, s3:PutObject, s3:DeleteObject on {allowed}* alone, and "

@@ -23,7 +23,7 @@ from typing import Any
 
 from lookalike.documents import parse_object
 from lookalike.errors import BusyError, ConflictError, InputError, LookalikeError
-from lookalike.storage.store import Store
+from lookalike.storage.base import Store
 
 log = logging.getLogger(__name__)
 

@@ -12,8 +12,8 @@ from typing import BinaryIO
 
 from lookalike.errors import ConfigError, ConflictError, InputError
 from lookalike.storage import location
+from lookalike.storage.base import ObjectInfo, Store, check_key
 from lookalike.storage.links import LINK_ROOTS, stays_within
-from lookalike.storage.store import ObjectInfo, Store, check_key
 from lookalike.storage.walk import PART, Skipped, walk
 
 _READING = "try again, and check the disk"

@@ -24,7 +24,7 @@ from botocore.exceptions import (
 from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_exponential
 
 from lookalike.errors import ConfigError, ConflictError, InputError, RefusedError, UnreachableError
-from lookalike.storage.store import ObjectInfo, Store, check_key
+from lookalike.storage.base import ObjectInfo, Store, check_key
 
 if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client

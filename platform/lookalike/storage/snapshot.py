@@ -15,8 +15,9 @@ from typing import Any
 
 from lookalike.config import canonical_json, fingerprint
 from lookalike.errors import ConflictError, InputError
+from lookalike.storage.base import Store
 from lookalike.storage.documents import read_object
-from lookalike.storage.store import Store, open_store
+from lookalike.storage.store import open_store
 
 MANIFEST = "manifest.json"
 _VERSION = re.compile(r"^v(\d{4,})/manifest\.json$")

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from lookalike.storage.base import ObjectInfo
 from lookalike.storage.links import stays_within
-from lookalike.storage.store import ObjectInfo
 
 PART = ".part-"  # prefix of files that are still being written
 _MAX_LINKED = 10_000  # folders entered by links: links that cross each other would multiply without a bound

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Protocol, get_args
 
+from lookalike.documents import render_lines
 from lookalike.redaction import redacted
 from lookalike.scratch import scratch
+from lookalike.tracking.base import Tracker
 from lookalike.tracking.files import is_below
-from lookalike.tracking.tracker import Tracker
 
 PENDING = "tracking-pending.jsonl"
 Kind = Literal["config", "metrics", "artifact", "tags", "finish"]
@@ -71,11 +72,10 @@ class Event:
 
 def encode(events: Sequence[Event]) -> bytes:
     """A line of JSON for each event."""
-    lines = []
-    for event in events:
-        record = {**asdict(event), "values": redacted(event.values), "data": base64.b64encode(event.data).decode()}
-        lines.append(json.dumps(record, default=str) + "\n")
-    return "".join(lines).encode()
+    return render_lines(
+        {**asdict(event), "values": redacted(event.values), "data": base64.b64encode(event.data).decode()}
+        for event in events
+    )
 
 
 def _is_valid(event: Event) -> bool:

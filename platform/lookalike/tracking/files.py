@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 from lookalike.errors import InputError
 from lookalike.redaction import redacted
-from lookalike.tracking.tracker import status_of
+from lookalike.tracking.base import status_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

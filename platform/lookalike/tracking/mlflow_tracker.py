@@ -12,8 +12,8 @@ from urllib.parse import quote
 
 from lookalike.errors import InputError, LookalikeError
 from lookalike.redaction import redact, redacted
+from lookalike.tracking.base import status_of
 from lookalike.tracking.connection import connect, is_taken, mlflow_errors
-from lookalike.tracking.tracker import status_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

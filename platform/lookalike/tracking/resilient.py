@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any, Self
 
 from lookalike.errors import LookalikeError, UnreachableError
 from lookalike.tracking.address import tracking_uri
+from lookalike.tracking.base import Tracker, status_of
 from lookalike.tracking.events import PENDING, Event, Spool, decode, encode
 from lookalike.tracking.null import NullTracker
-from lookalike.tracking.tracker import Tracker, open_tracker, status_of
+from lookalike.tracking.tracker import open_tracker
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -11,7 +11,7 @@ import pytest
 
 from lookalike.errors import InputError
 from lookalike.storage import ObjectInfo, open_store
-from lookalike.storage.survey import survey
+from lookalike.storage.store import survey
 from lookalike.storage.walk import walk
 
 
