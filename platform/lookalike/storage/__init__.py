@@ -1,4 +1,4 @@
-"""One door to ``file://`` and ``s3://``, and immutable snapshots on top of it."""
+"""One interface to ``file://`` and ``s3://`` storage, and immutable snapshots on top of it."""
 
 from lookalike.storage.base import ObjectInfo, Store
 from lookalike.storage.documents import read_json, read_lines, read_object

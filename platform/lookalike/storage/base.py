@@ -22,63 +22,63 @@ class Store(Protocol):
     """Objects under one prefix. Keys are relative, use ``/``, and have no ``.`` and ``..`` segments; keys of files have
     no empty segments either (S3 keeps ``a//b`` apart from ``a/b``, a file system does not).
 
-    Raises :class:`~lookalike.errors.InputError` for a missing key, :class:`~lookalike.errors.ConflictError` where
-    :meth:`create` loses, :class:`~lookalike.errors.UnreachableError` where the service does not answer.
+    Raises :class:`~lookalike.errors.InputError` for a missing key, :class:`~lookalike.errors.ConflictError` if
+    :meth:`create` finds an existing object, :class:`~lookalike.errors.UnreachableError` if the service does not answer.
     """
 
     @property
     def uri(self) -> str:
-        """The prefix as a URI; :func:`open_store` of it gives an equal store, whatever its characters."""
+        """The prefix as a URI; :func:`~lookalike.storage.store.open_store` of it gives an equal store."""
 
     @property
     def name(self) -> str:
         """The last segment of the prefix, for display."""
 
     def uri_of(self, key: str) -> str:
-        """The URI of an object; :func:`locate_object` of it finds this object and no other."""
+        """Return the URI of an object; :func:`~lookalike.storage.store.locate_object` of it gives this object."""
 
     def prefix_in(self, outer: "Store") -> str | None:
-        """What stands before this store's keys in ``outer`` (``""`` or ``a/b/``), or None if it is not below it."""
+        """Return the prefix of this store's keys in ``outer`` (``""`` or ``a/b/``), or None if it is not below it."""
 
     @property
     def parent(self) -> "Store":
         """The store one segment above. Raises ConfigError at the root."""
 
     def child(self, prefix: str) -> "Store":
-        """The store below ``prefix``."""
+        """Return the store below ``prefix``."""
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        """Objects whose key starts with ``prefix``, in the order of their keys."""
+        """Yield the objects whose key starts with ``prefix``, sorted by key."""
 
     def exists(self, key: str) -> bool:
-        """Whether ``key`` is there."""
+        """Return whether ``key`` exists."""
 
     def read(self, key: str) -> bytes:
-        """The whole object."""
+        """Return the whole object."""
 
     def read_range(self, key: str, offset: int, length: int) -> bytes:
-        """``length`` bytes from ``offset``; short answers are an error, never returned."""
+        """Return ``length`` bytes from ``offset``; raise InputError if the object has fewer."""
 
     def write(self, key: str, data: bytes) -> None:
-        """Write the object whole; a reader sees the old bytes or the new ones."""
+        """Write the object atomically: a reader sees the old bytes or the new ones."""
 
     def create(self, key: str, data: bytes) -> None:
-        """Write the object only if it is not there (conditional put): of two writers one gets ConflictError."""
+        """Write the object if it does not exist (conditional put): of two writers one gets ConflictError."""
 
     def upload(self, key: str, path: Path) -> None:
-        """Write the object from a local file."""
+        """Write the object from a local file, atomically."""
 
     def download(self, key: str, path: Path) -> None:
-        """Read the object into a local file, which appears whole."""
+        """Read the object into a local file, which appears when it is complete."""
 
     def delete(self, key: str) -> None:
-        """Remove ``key``; removing what is not there is no error."""
+        """Remove ``key``; a missing one is not an error."""
 
 
 def check_key(key: str, value: str) -> None:
-    """Raise ConfigError for a key that would name something outside of its store, or another key's object."""
+    """Raise ConfigError for a key that would name a file outside of its store, or the object of another key."""
     segments = key.split("/")
     if key.startswith("/") or ".." in segments:
-        raise ConfigError("a key leaves its store", value=value, fix="use a relative key without '..'")
+        raise ConfigError("the key leaves its store", value=value, fix="use a relative key without '..'")
     if "." in segments:
-        raise ConfigError("a key has a '.' segment", value=value, fix="use a key without one")
+        raise ConfigError("the key has a '.' segment", value=value, fix="use a key without one")

@@ -1,4 +1,4 @@
-"""JSON objects of a store."""
+"""Read JSON documents from a store."""
 
 from typing import Any
 
@@ -6,23 +6,24 @@ from lookalike.documents import parse_json, parse_object
 from lookalike.errors import InputError
 from lookalike.storage.base import Store
 
-MOST_BYTES = 64 << 20  # of a record or a result of a job: they are some kilobytes
+MOST_BYTES = 64 << 20
+"""Largest size of a record or a result of a job; they usually have a few kilobytes."""
 
 
 def read_json(store: Store, key: str) -> Any:
-    """The JSON value at ``key``. Raises InputError if it is not there or is not JSON."""
+    """Read the JSON value at ``key``. Raises InputError if it is missing or is not JSON."""
     return parse_json(store.read(key), store.uri_of(key))
 
 
 def read_object(store: Store, key: str, *names: str, most: int | None = None) -> dict[str, Any]:
-    """The JSON object at ``key``, which has the keys ``names``.
+    """Read the JSON object at ``key``, which must have the keys ``names``.
 
-    Raises InputError if it is not there, is something else, or has more than ``most`` bytes.
+    Raises InputError if it is missing, is not such an object, or has more than ``most`` bytes.
     """
     size = 0 if most is None else next((info.size for info in store.list(key) if info.key == key), 0)
     if most is not None and size > most:
         raise InputError(
-            f"the JSON object has {size} bytes, more than {most}",
+            f"the JSON document has {size} bytes, more than {most}",
             value=store.uri_of(key),
             fix="restore it, or remove it and run the job that writes it again",
         )
@@ -30,7 +31,7 @@ def read_object(store: Store, key: str, *names: str, most: int | None = None) ->
 
 
 def read_lines(store: Store, key: str, *names: str) -> list[dict[str, Any]]:
-    """The JSON objects at ``key``, one a line, each with the keys ``names``. Raises InputError naming the line."""
+    """Read JSON lines at ``key``, each an object with the keys ``names``. Raises InputError that names the line."""
     lines = store.read(key).splitlines()
     return [
         parse_object(line, f"{store.uri_of(key)}, line {number}", *names)

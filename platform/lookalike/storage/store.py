@@ -13,21 +13,21 @@ from lookalike.storage.walk import Skipped
 def open_store(uri: str) -> Store:
     """Open ``file:///path``, a plain path, or ``s3://bucket/prefix`` (endpoint and keys from the AWS environment).
 
-    The exact inverse of :attr:`Store.uri`; :mod:`lookalike.storage.location` has the syntax. Raises ConfigError for
-    what is not a location.
+    It is the exact inverse of :attr:`Store.uri`; :mod:`lookalike.storage.location` documents the syntax. Raises
+    ConfigError for an invalid location.
     """
     if location.is_s3(uri):
-        from lookalike.storage.s3 import S3Store  # boto3 takes 0.3 s, which files do not need
+        from lookalike.storage.s3 import S3Store  # importing boto3 takes 0.3 s
 
         return S3Store(*location.s3_parts(uri))
     return LocalStore(location.local_path(uri))
 
 
 def locate_object(uri: str) -> tuple[Store, str]:
-    """The store and the key of one object: the exact inverse of :meth:`Store.uri_of`, for what users and records name.
+    """Return the store and the key of one object, for URIs of users and records: the inverse of :meth:`Store.uri_of`.
 
     Raises:
-        ConfigError: not a location, or the location of a folder (it ends with a slash, or names a bucket).
+        ConfigError: the location is invalid, or is that of a folder (it ends with a slash, or names a bucket).
     """
     if location.is_s3(uri):
         from lookalike.storage.s3 import S3Store
@@ -35,11 +35,15 @@ def locate_object(uri: str) -> tuple[Store, str]:
         bucket, key = location.s3_parts(uri)
         prefix, slash, name = key.rpartition("/")
         if not name:
-            raise ConfigError("not an object", value=uri, fix="write s3://bucket/key, without a slash at the end")
+            raise ConfigError(
+                "the URI is that of a bucket or folder, not an object", value=uri, fix="write s3://bucket/key, without a slash at the end"
+            )
         return S3Store(bucket, prefix + slash), name
     path = location.local_path(uri)
     if uri.endswith(("/", "/.", "/..")) or not path.name:
-        raise ConfigError("not a file", value=uri, fix="name the file, without a slash at the end")
+        raise ConfigError(
+            "the location is a folder, not a file", value=uri, fix="name the file, without a slash at the end"
+        )
     return LocalStore(path.parent), path.name
 
 
@@ -60,7 +64,7 @@ def read_at_most(store: Store, key: str, max_mib: int, setting: str) -> bytes:
 
 
 def overlap(one: Store, other: Store) -> bool:
-    """Whether one of the two prefixes holds the other; folders that links lead to count as the folders themselves."""
+    """Return whether one of two prefixes contains the other, after links of local folders are resolved."""
     if isinstance(one, LocalStore) and isinstance(other, LocalStore):
         one, other = LocalStore(one.root.resolve()), LocalStore(other.root.resolve())
     return one.prefix_in(other) is not None or other.prefix_in(one) is not None
@@ -76,16 +80,16 @@ def survey(store: Store, prefix: str = "") -> Iterator[ObjectInfo | Skipped]:
 
 
 def download_tree(store: Store, folder: Path) -> Path:
-    """Copy every object of ``store`` below ``folder``; a local store is returned where it stands."""
+    """Copy every object of ``store`` below ``folder`` and return it; of a local store, return its own folder."""
     if isinstance(store, LocalStore):
         return store.root
     for info in store.list():
-        if not info.key.endswith("/"):  # the mark of a folder, as browsers of buckets make it
+        if not info.key.endswith("/"):  # marks a folder; S3 consoles create it
             store.download(info.key, folder / info.key)
     return folder
 
 
 def upload_tree(folder: Path, store: Store) -> None:
-    """Copy every file below ``folder`` into ``store``, in the order of their names."""
+    """Copy every file below ``folder`` into ``store``, sorted by name."""
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         store.upload(path.relative_to(folder).as_posix(), path)
