@@ -1,4 +1,4 @@
-"""Runs and their metrics behind one small protocol; which tracker keeps them is a URI."""
+"""Record runs and their metrics through one small protocol; a URI selects the tracker."""
 
 from lookalike.tracking.address import tracking_uri
 from lookalike.tracking.base import Tracker

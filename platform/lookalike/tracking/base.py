@@ -10,15 +10,15 @@ from lookalike.errors import StoppedError
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-NO_RUN = ""  # the id of what keeps nothing
+NO_RUN = ""  # run id of a tracker that records nothing
 
 
 class Tracker(Protocol):
-    """One run. A context manager: leaving it ends the run as finished, failed or (interrupted) killed."""
+    """One run. A context manager: its exit ends the run as FINISHED, FAILED (an error) or KILLED (stopped)."""
 
     @property
     def run_id(self) -> str:
-        """The id under which the run can be opened again; empty if nothing is kept."""
+        """The id by which the run can be opened again; empty if nothing is recorded."""
 
     def log_config(self, config: Mapping[str, Any]) -> None:
         """Record the resolved configuration: a parameter for each leaf (``optimizer.lr``), and the whole as JSON."""
@@ -27,10 +27,10 @@ class Tracker(Protocol):
         """Record metrics at ``step``; ``time_ms`` since 1970, by default now."""
 
     def log_artifact(self, path: Path, folder: str = "") -> None:
-        """Keep a small local file below ``folder``. Weights go to a store, never here."""
+        """Record a small local file below ``folder``. Weights go to a store instead."""
 
     def log_figure(self, figure: "Figure", name: str) -> None:
-        """Keep a matplotlib figure as ``name`` (``loss.png``)."""
+        """Record a matplotlib figure as ``name`` (``loss.png``)."""
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Set tags of the run."""
@@ -46,7 +46,7 @@ class Tracker(Protocol):
 
 
 def status_of(kind: type[BaseException] | None) -> str:
-    """How a run ended that was left with an exception of ``kind``."""
+    """Return the final status of a run whose block ended with an exception of ``kind``, or without one (None)."""
     if kind is None:
         return "FINISHED"
     return "KILLED" if issubclass(kind, StoppedError) or not issubclass(kind, Exception) else "FAILED"

@@ -1,4 +1,4 @@
-"""A run as a folder: ``events.jsonl``, one JSON object a line, and the artifacts beside it."""
+"""A tracker that writes each run into a folder: ``events.jsonl`` (JSON lines) and ``artifacts/``."""
 
 import json
 import shutil
@@ -22,14 +22,16 @@ EVENTS = "events.jsonl"
 
 
 class JsonLinesTracker:
-    """For machines without MLflow. Each event has ``time`` (seconds since 1970) and one of the keys ``status``,
-    ``config``, ``metrics`` (with ``step``), ``tags``, ``artifact``."""
+    """A run as JSON lines, for machines without MLflow. Each event has ``time`` (seconds since 1970) and one of the
+    keys ``status``, ``config``, ``metrics`` (with ``step``), ``tags``, ``artifact``."""
 
     def __init__(self, root: Path, experiment: str, *, run_name: str | None = None, run_id: str | None = None) -> None:
         self._run_id = run_id or uuid.uuid4().hex
         self.folder = root / _segment(experiment) / _segment(self._run_id)
         if run_id is not None and not (self.folder / EVENTS).exists():
-            raise InputError("no such run", value=str(self.folder), fix="check the run id and the tracking URI")
+            raise InputError(
+                "the run does not exist", value=str(self.folder), fix="check the run id and the tracking URI"
+            )
         with _file_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
         self._write(status="RUNNING", **({"name": run_name} if run_name else {}))
@@ -75,7 +77,9 @@ class JsonLinesTracker:
 
     def _artifact(self, name: str) -> Path:
         if not is_below(name):
-            raise InputError("an artifact's name leaves its run", value=name, fix="use a relative name without '..'")
+            raise InputError(
+                "the name of the artifact leads out of its run", value=name, fix="use a relative name without '..'"
+            )
         return self.folder / "artifacts" / name
 
     def _write(self, **event: Any) -> None:
@@ -85,12 +89,12 @@ class JsonLinesTracker:
 
 
 def is_below(name: str) -> bool:
-    """Whether ``name`` is the name of a file below a folder, such as ``samples/step-1.png``."""
+    """Return whether ``name`` names a file below a folder, such as ``samples/step-1.png``."""
     return bool(name) and "\0" not in name and not {"", ".", ".."} & set(name.split("/"))
 
 
 def _segment(name: str) -> str:
-    """``name`` as one segment of a path, whatever it is."""
+    """``name`` escaped to one segment of a path."""
     return name.replace(".", "%2E") if name in (".", "..") else quote(name, safe=" ")
 
 
@@ -102,5 +106,5 @@ def _file_errors(folder: Path) -> Iterator[None]:
         raise InputError(
             f"the tracker cannot write: {error.strerror or error}",
             value=str(folder),
-            fix="check who may write there and the free space, or name another --tracking",
+            fix="check the permissions and the free space there, or name another --tracking",
         ) from error

@@ -1,4 +1,4 @@
-"""The tracker that keeps nothing."""
+"""A tracker that records nothing."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 class NullTracker:
-    """For ranks other than the first, and for runs that nobody follows."""
+    """A tracker that ignores every call, for ranks other than the first and for ``none:``."""
 
     run_id = ""
 

@@ -16,16 +16,19 @@ def open_tracker(
     run_id: str | None = None,
     enabled: bool = True,
 ) -> Tracker:
-    """Start a run of ``experiment``, or continue ``run_id``. Jobs use :func:`~lookalike.tracking.open_resilient`.
+    """Start a run of ``experiment``, or continue ``run_id``. Jobs use
+    :func:`~lookalike.tracking.resilient.open_resilient` instead.
 
     Args:
-        uri: see :func:`~lookalike.tracking.address.tracking_uri`; None takes the environment's.
-        experiment: made if it does not exist.
-        run_name: what people see; names may repeat.
-        run_id: of a run to continue; an unknown or deleted one is an InputError.
-        enabled: False gives a tracker that keeps nothing (all ranks but the first).
+        uri: see :func:`~lookalike.tracking.address.tracking_uri`; None uses MLFLOW_TRACKING_URI.
+        experiment: name of the experiment, which is created if it does not exist.
+        run_name: display name of the run; need not be unique.
+        run_id: id of a run to continue.
+        enabled: False returns a tracker that records nothing (for all ranks but the first).
 
     Raises:
+        ConfigError: the URI is missing or invalid.
+        InputError: the run to continue does not exist, was deleted, or belongs to another experiment.
         UnreachableError: the server does not answer within 30 s.
     """
     if not enabled:

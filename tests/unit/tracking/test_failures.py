@@ -21,7 +21,7 @@ from lookalike.tracking import open_tracker, tracking_uri
         ("sqlite:///", "names no file"),
         ("sqlite:///:memory:", "names no file"),
         ("jsonl:", "names no file"),
-        ("ftp://host", "unknown kind"),
+        ("ftp://host", "unknown scheme"),
         ("http://", "not a valid address"),
         ("http://host:port", "not a valid address"),
         ("http://host:99999", "not a valid address"),
@@ -64,7 +64,7 @@ def _older(file: Path) -> None:
     [
         (_folder, "is a folder.*mlflow.db"),
         (_garbage, "cannot be used"),
-        (_another_program, "another program's"),
+        (_another_program, "another program"),
         (_newer, "newer MLflow"),
         (_older, "mlflow db upgrade"),
     ],
@@ -91,10 +91,10 @@ def test_a_locked_database_is_named_within_seconds(mlflow_database: str, monkeyp
 @pytest.mark.parametrize(
     ("uri", "message"),
     [
-        ("postgresql+nothing://u:secret1@h/db", "not a valid database URI"),  # pragma: allowlist secret
-        ("mysql+oursql_not_there://h/db", "not a valid database URI"),
+        ("postgresql+nothing://u:secret1@h/db", "the database URI is not valid"),  # pragma: allowlist secret
+        ("mysql+oursql_not_there://h/db", "the database URI is not valid"),
         # pragma: allowlist nextline secret
-        ("mssql+pymssql://u:secret1@h/db", "driver of this database is not installed"),
+        ("mssql+pymssql://u:secret1@h/db", "driver of the database is not installed"),
     ],
 )
 def test_a_database_without_a_driver_is_named(uri: str, message: str) -> None:
@@ -134,9 +134,9 @@ def answering() -> Iterator[dict]:
 @pytest.mark.parametrize(
     ("status", "body", "message"),
     [
-        (200, b"<html>hello</html>", "no MLflow server at this address"),
+        (200, b"<html>hello</html>", "not that of an MLflow server"),
         (200, b"[1, 2]", "MLflow|no MLflow"),
-        (404, b"<html>not found</html>", r"no MLflow server at this address \(HTTP 404\)"),
+        (404, b"<html>not found</html>", r"not that of an MLflow server \(HTTP 404\)"),
         (401, b"who are you", "MLFLOW_TRACKING_USERNAME"),
         (403, b"", "MLFLOW_TRACKING_USERNAME"),
         (403, b'{"error_code": "PERMISSION_DENIED", "message": "no"}', "MLFLOW_TRACKING_USERNAME"),

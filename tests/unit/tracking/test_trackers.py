@@ -23,7 +23,7 @@ def test_the_uri_is_said_and_never_guessed(monkeypatch: pytest.MonkeyPatch, tmp_
     assert tracking_uri(None) == "http://host:1"
     assert tracking_uri("sqlite:////absolute/m.db") == "sqlite:////absolute/m.db"
     for unknown in ("mlruns", "file:///x", "/x", "ftp://x"):
-        with pytest.raises(ConfigError, match="unknown kind"):
+        with pytest.raises(ConfigError, match="unknown scheme"):
             tracking_uri(unknown)
 
 
@@ -57,7 +57,7 @@ def test_a_run_can_be_opened_again(tmp_path: Path) -> None:
         second.log_metrics({"loss": 0.5}, step=1)
     assert isinstance(second, JsonLinesTracker)
     assert [event["step"] for event in _events(second) if "step" in event] == [0, 1]
-    with pytest.raises(InputError, match="no such run"):
+    with pytest.raises(InputError, match="the run does not exist"):
         open_tracker(f"jsonl:{tmp_path}", "toys", run_id="unknown")
 
 
