@@ -7,7 +7,7 @@ from typing import Any
 
 from lookalike.errors import InputError, LookalikeError, first_line
 
-_MOST_LEVELS = 100  # of lists and objects in each other; whoever walks them recurses
+_MOST_LEVELS = 100  # of nested lists and objects, which readers walk recursively
 _FIX = "restore it, or remove it and run the job that writes it again"
 
 
@@ -23,13 +23,13 @@ def render_lines(records: Iterable[Any]) -> bytes:
 
 
 def parse_json(data: bytes | str, where: str, *, fix: str = _FIX) -> Any:
-    """The value in ``data``, which was read from ``where``. Raises InputError if it is not JSON."""
+    """Parse the JSON value in ``data``, which was read from ``where``. Raises InputError if it is not JSON."""
     try:
         value = json.loads(data)
-        if not _is_flat(value):
+        if not _is_shallow(value):
             raise RecursionError
         if _escapes_surrogates(data):
-            json.dumps(value, ensure_ascii=False).encode()  # half of a pair is text that cannot be written again
+            json.dumps(value, ensure_ascii=False).encode()  # a lone surrogate cannot be written again
         return value
     except RecursionError:
         raise InputError("the JSON is nested too deeply", value=where, fix=fix) from None
@@ -41,8 +41,8 @@ def _escapes_surrogates(data: bytes | str) -> bool:
     return (b"\\ud" in data.lower()) if isinstance(data, bytes) else ("\\ud" in data.lower())
 
 
-def _is_flat(value: Any) -> bool:
-    """Whether lists and objects are in each other at most ``_MOST_LEVELS`` deep."""
+def _is_shallow(value: Any) -> bool:
+    """Whether lists and objects are nested at most ``_MOST_LEVELS`` deep."""
     level = [value]
     for _ in range(_MOST_LEVELS):
         level = [
@@ -57,10 +57,10 @@ def _is_flat(value: Any) -> bool:
 
 
 def parse_object(data: bytes | str, where: str, *names: str, fix: str = _FIX) -> dict[str, Any]:
-    """The JSON object in ``data``, which was read from ``where`` and has at least the keys ``names``.
+    """Parse the JSON object in ``data``, which was read from ``where`` and must have the keys ``names``.
 
     Raises:
-        InputError: not JSON, not an object, or a key that is missing.
+        InputError: ``data`` is not a JSON object, or lacks a key.
     """
     value = parse_json(data, where, fix=fix)
     if not isinstance(value, dict):
@@ -72,17 +72,17 @@ def parse_object(data: bytes | str, where: str, *names: str, fix: str = _FIX) ->
 
 @contextmanager
 def decoding(what: str, where: str, *, fix: str = _FIX) -> Iterator[None]:
-    """Turn what a library raises on broken bytes (pyarrow, safetensors, YAML, a missing key) into an InputError.
+    """Turn exceptions of a library that parses damaged bytes (pyarrow, safetensors, YAML) into an InputError.
 
     Args:
-        what: the kind of file, with its article: ``"a Parquet table"``.
-        where: the file or object.
+        what: the kind of file, with an article: ``"a Parquet table"``.
+        where: the location of the file or object.
         fix: what the user can do.
     """
     try:
         yield
     except (LookalikeError, MemoryError):
         raise
-    except Exception as error:  # each format's library has classes of its own
+    except Exception as error:  # each library has its own classes
         problem = f"{type(error).__name__} {first_line(error, 200)}".rstrip()
         raise InputError(f"not {what}: {problem}", value=where, fix=fix) from error

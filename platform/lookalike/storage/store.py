@@ -36,7 +36,9 @@ def locate_object(uri: str) -> tuple[Store, str]:
         prefix, slash, name = key.rpartition("/")
         if not name:
             raise ConfigError(
-                "the URI is that of a bucket or folder, not an object", value=uri, fix="write s3://bucket/key, without a slash at the end"
+                "the URI is that of a bucket or folder, not an object",
+                value=uri,
+                fix="write s3://bucket/key, without a slash at the end",
             )
         return S3Store(bucket, prefix + slash), name
     path = location.local_path(uri)
