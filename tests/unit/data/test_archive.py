@@ -196,7 +196,7 @@ def test_a_damaged_tar_ends_in_samples_or_a_broken_tar_alone(noise: bytes, place
 )
 def test_another_archive_is_called_by_its_name(head: bytes, kind: str) -> None:
     assert archive_kind(head) == kind
-    with pytest.raises(BrokenTarError, match=f"it is {kind}, not a tar"):
+    with pytest.raises(BrokenTarError, match=f"the file is a {kind} archive, not a tar"):
         list(iter_samples(io.BytesIO(head + bytes(2000))))
     assert archive_kind(tar_of([file("PK\3\4.jpg"), file("BZh9.jpg")])) is None
 

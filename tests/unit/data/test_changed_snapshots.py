@@ -47,7 +47,7 @@ def test_replaced_image_is_refused(version: Store, part: str) -> None:
     offset = first.target_offset if part == "target" else first.reference_offsets[0]
     image = version.read_range(SHARD, second.target_offset, second.target_length)
     _replace(version, offset, image[: first.target_length if part == "target" else first.reference_lengths[0]])
-    with pytest.raises(InputError, match=r"(the target|reference 0) has changed since it was curated: .*its row has"):
+    with pytest.raises(InputError, match=r"(the target|reference 0) has changed since it was curated: .*but its row has"):
         load_images(version, first)
     load_images(version, second)
 

@@ -88,14 +88,14 @@ def test_a_member_that_would_fill_the_memory_is_passed_over() -> None:
 @pytest.mark.parametrize("form", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
 def test_a_header_of_megabytes_is_refused(form: int) -> None:
     file = tar_of(("k" * (2 << 20) + ".jpg", 4), form=form)
-    with pytest.raises(tarfile.ReadError, match=r"a header of 20971.. bytes; limits.max_header_kib is 1024"):
+    with pytest.raises(tarfile.ReadError, match=r"a header has 20971.. bytes, but limits.max_header_kib is 1024"):
         list(read_entries(file))
 
 
 def test_a_header_that_claims_gigabytes_is_not_read() -> None:
     info = tarfile.TarInfo("././@PaxHeader")
     info.type, info.size = tarfile.XHDTYPE, 3 << 30
-    with pytest.raises(tarfile.ReadError, match="a header of 3221225472 bytes"):
+    with pytest.raises(tarfile.ReadError, match="a header has 3221225472 bytes"):
         list(read_entries(io.BytesIO(info.tobuf(tarfile.GNU_FORMAT) + bytes(10240))))
 
 
@@ -123,7 +123,7 @@ def test_many_members_of_one_sample_do_not_fill_the_memory() -> None:
 def test_more_members_than_a_shard_may_have_end_it() -> None:
     file = tar_of(*((f"{number}.jpg", 1) for number in range(5)))
     read = []
-    with pytest.raises(BrokenTarError, match="more than 3 files, by limits"):
+    with pytest.raises(BrokenTarError, match="more than the 3 files that limits"):
         read += iter_samples(file, limits=Limits(max_members=3))
     assert len(list(read_entries(file, Limits(max_members=5)))) == 5
 

@@ -67,7 +67,7 @@ def test_keys_that_a_reader_would_take_for_another_are_refused(key: str) -> None
 
 
 def test_a_key_twice_is_refused() -> None:
-    with pytest.raises(InputError, match=r"one key \('a'\)"):
+    with pytest.raises(InputError, match=r"same key \('a'\)"):
         tar_of([("a", {"jpg": b""}), ("a", {"jpg": b""})])
 
 

@@ -148,8 +148,8 @@ def test_another_listing_is_another_identity(tmp_path: Path) -> None:
     ("files", "message"),
     [
         ([], "missing or empty"),
-        (["00.jpg"], "no photographs in subject folders"),
-        (["a/00.jpg", "b/notes.txt"], "holds no image"),
+        (["00.jpg"], "no photos in subject folders"),
+        (["a/00.jpg", "b/notes.txt"], "folder of a subject has no image"),
     ],
 )
 def test_bad_folders_are_refused(tmp_path: Path, files: list[str], message: str) -> None:
@@ -163,7 +163,7 @@ def test_bad_folders_are_refused(tmp_path: Path, files: list[str], message: str)
 def test_settings_that_cannot_work() -> None:
     with pytest.raises(ConfigError, match="shard_mib"):
         IngestConfig(source="x", raw="y", shard_mib=0)
-    with pytest.raises(ConfigError, match="sample world only"):
+    with pytest.raises(ConfigError, match="photos needs --source sample"):
         IngestConfig(source="x", raw="y", photos="z")
 
 
@@ -183,7 +183,7 @@ def test_every_name_of_a_folder_is_taken_or_skipped_with_its_reason(tmp_path: Pa
     photo(source / "cup" / "deep" / "00.jpg")
     os.mkfifo(source / "cup" / "04.jpg")
     made = plan(source)
-    outside, nothing, nested = "leads out of the source", "a link to nothing", "not directly in a subject's folder"
+    outside, nothing, nested = "leads out of the source", "a link whose target does not exist", "not directly in a subject's folder"
     assert {key: reason.split(": ")[0] for key, reason in made.skipped.items()} == {
         "cup/00.txt": f"a link that {outside}",
         "cup/02.jpg": f"a link that {outside}",
@@ -208,7 +208,7 @@ def test_a_source_of_links_alone_says_so(tmp_path: Path) -> None:
     photo(tmp_path / "elsewhere" / "hat" / "00.jpg")
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "hat").symlink_to(tmp_path / "elsewhere" / "hat")
-    with pytest.raises(InputError, match="missing or empty: a link that leads out of the source: copy what"):
+    with pytest.raises(InputError, match="missing or empty: a link that leads out of the source: copy its"):
         plan(tmp_path / "in")
 
 

@@ -9,15 +9,15 @@ from pipelines.ingest.sample import shapes, world
 from pipelines.ingest.sample.meshes import Mesh, box, read_obj, sphere, write_obj
 from pipelines.ingest.sample.patterns import SolidPattern
 from pipelines.ingest.sample.places import TILE, tile
-from pipelines.ingest.sample.scene import Body, photograph
+from pipelines.ingest.sample.scene import Body, render
 from pipelines.ingest.sample.vocabulary import COLOURS, PATTERNS, PLACES
 
 
 def test_a_photo_is_the_same_every_time() -> None:
     first, other = world.photo(world.subject(0, 0), 0, 6), world.photo(world.subject(0, 1), 0, 6)
-    once, mask = photograph(world.body(first.subject), first.view, first.place, 64)
-    photograph(world.body(other.subject), other.view, other.place, 64)
-    again, _ = photograph(world.body(first.subject), first.view, first.place, 64)
+    once, mask = render(world.body(first.subject), first.view, first.place, 64)
+    render(world.body(other.subject), other.view, other.place, 64)
+    again, _ = render(world.body(first.subject), first.view, first.place, 64)
     assert once.shape == (64, 64, 3)
     assert mask.shape == (64, 64)
     assert np.array_equal(once, again)
@@ -27,7 +27,7 @@ def test_a_photo_is_the_same_every_time() -> None:
 def test_the_mask_is_the_subject(place: str) -> None:
     red = Body(sphere().seated(), SolidPattern("plain", sphere(), np.random.default_rng(0)), ("red", "blue"))
     view = world.photo(world.subject(0, 0), 0, 6).view
-    photo, mask = photograph(red, view, place, 64)
+    photo, mask = render(red, view, place, 64)
     inside, outside = photo[mask == 255].astype(int), photo[mask == 0].astype(int)
     assert 1 / 32 < (mask > 127).mean() < 0.6
     assert ((inside[:, 0] > 2 * inside[:, 1]) & (inside[:, 0] > 2 * inside[:, 2])).mean() > 0.99

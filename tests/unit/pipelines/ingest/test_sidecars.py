@@ -40,11 +40,11 @@ def test_text_is_decoded_by_its_mark(tmp_path: Path, encoding: str) -> None:
         ("json", b'{\n"caption": }', "line 2 is not JSON"),
         ("json", b"[" * 10_000, "RecursionError"),
         ("json", b"7", "not a JSON object"),
-        ("json", b'{"caption": {"en": "a dog"}}', "caption of a sidecar is not a label: a dictionary"),
-        ("json", b'{"class": true}', "class of a sidecar is not a label: true"),
-        ("json", b'{"subject": ["a", "b"]}', "subject of a sidecar is not a label: a list of 2"),
+        ("json", b'{"caption": {"en": "a dog"}}', "caption of the sidecar is not a label: a dictionary"),
+        ("json", b'{"class": true}', "class of the sidecar is not a label: true"),
+        ("json", b'{"subject": ["a", "b"]}', "subject of the sidecar is not a label: a list of 2"),
         ("json", b'{"subject": 1e999}', "infinite"),
-        ("json", b'{"licence": "MIT", "license": "GPL-3.0"}', "two licences that differ: GPL-3.0 and MIT"),
+        ("json", b'{"licence": "MIT", "license": "GPL-3.0"}', "two different licences: GPL-3.0 and MIT"),
         ("json", b'{"License": {"name": "MIT"}}', "not a licence"),
     ],
 )
@@ -62,7 +62,7 @@ def test_all_sidecars_that_cannot_be_used_are_named_at_once(tmp_path: Path) -> N
     for name in ("00", "01", "02"):
         photo(tmp_path / "in" / "dog7" / f"{name}.jpg")
         (tmp_path / "in" / "dog7" / f"{name}.txt").write_bytes("é".encode("cp1252") if name != "01" else b"a dog")
-    with pytest.raises(InputError, match=r"2 sidecars cannot be used .*00\.txt.*02\.txt"):
+    with pytest.raises(InputError, match=r"2 sidecars are not valid .*00\.txt.*02\.txt"):
         plan(tmp_path / "in")
 
 
