@@ -85,7 +85,7 @@ def test_the_last_subject_of_a_folder_is_the_customers(demo: ModuleType, tmp_pat
 
 
 def test_too_few_subjects_are_refused(demo: ModuleType, tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match="three or more"):
+    with pytest.raises(SystemExit, match="at least three"):
         demo.photo_values(tmp_path / "nowhere")
 
 

@@ -15,5 +15,5 @@ def test_added_identities_are_kept_and_a_damaged_file_is_named(tmp_path: Path) -
     assert _other_identities(file) == [{"name": "acme"}]
     for damage in ("", "{", "[]", "{}", '{"identities": [1]}'):
         file.write_text(damage)
-        with pytest.raises(SystemExit, match=r"s3\.json is damaged"):
+        with pytest.raises(SystemExit, match=r"s3\.json is not valid"):
             _other_identities(file)
