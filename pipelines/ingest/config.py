@@ -11,6 +11,16 @@ SAMPLE = "sample"
 MORE_DEFECTS = ("wrong_licence", "taken_down", "overlaid_text")
 _DEFECTS_NEED = 4  # subjects: one is in the truncated shard, and misfiled photos need another subject
 
+_RANGES = {
+    "subjects": (1, 10_000_000),
+    "views": (1, 1_000),
+    "seed": (0, 99),
+    "first_subject": (0, 1_000_000_000),
+    "size_px": (32, 1024),
+    "bare_captions": (0, 1),
+    "defects_of_each": (1, 100_000),
+}
+
 
 @dataclass(frozen=True)
 class SampleWorldConfig:
@@ -39,23 +49,10 @@ class SampleWorldConfig:
 
     def __post_init__(self) -> None:
         check_values(self)
-        check_most(self, subjects=10_000_000, views=1_000, defects_of_each=100_000, first_subject=1_000_000_000)
-        if self.subjects < 1 or self.views < 1:
-            raise ConfigError(
-                "sample.subjects or sample.views is below 1", value=(self.subjects, self.views), fix="use 1 or more"
-            )
-        if not 0 <= self.seed < 100:
-            raise ConfigError("sample.seed is out of range", value=self.seed, fix="use 0 to 99")
-        if self.first_subject < 0:
-            raise ConfigError("sample.first_subject is negative", value=self.first_subject, fix="use 0 or more")
-        if not 32 <= self.size_px <= 1024:
-            raise ConfigError("sample.size_px is out of range", value=self.size_px, fix="use 32 to 1024")
-        if not 0 <= self.bare_captions <= 1:
-            raise ConfigError("sample.bare_captions is out of range", value=self.bare_captions, fix="use 0 to 1")
-        if self.defects_of_each is not None and self.defects_of_each < 1:
-            raise ConfigError(
-                "sample.defects_of_each is below 1", value=self.defects_of_each, fix="use 1 or more, or defects: false"
-            )
+        for name, (low, high) in _RANGES.items():
+            value = getattr(self, name)
+            if value is not None and not low <= value <= high:
+                raise ConfigError(f"sample.{name} is out of range", value=value, fix=f"use {low} to {high}")
         unknown = sorted(set(self.more_defects) - set(MORE_DEFECTS))
         if unknown or (self.more_defects and not self.defects):
             raise ConfigError(

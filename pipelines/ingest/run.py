@@ -40,12 +40,7 @@ def ingest(config: IngestConfig) -> dict[str, Any]:
     store = open_store(config.raw)
     claim(store, to_dict(config) | {"source_identity": plan.identity})
     total = sum(shard.images for shard in plan.shards)
-    result = {
-        "images": total,
-        "subjects": plan.subjects,
-        "shards": len(plan.shards),
-        "skipped": dict(plan.skipped),
-    }
+    result = {"images": total, "subjects": plan.subjects, "shards": len(plan.shards), "skipped": dict(plan.skipped)}
     if store.exists(RESULT):
         logger.info("%s is complete already", store.uri)
         recorded = read_object(store, RESULT, *result, most=MOST_BYTES)

@@ -8,7 +8,7 @@ from typing import Any
 from lookalike.errors import InputError, LookalikeError, first_line
 
 _MOST_LEVELS = 100  # of nested lists and objects, which readers walk recursively
-_FIX = "restore it, or remove it and run the job that writes it again"
+REWRITE = "restore it, or remove it and run the job that writes it again"
 
 
 def render_json(value: Any, *, indent: int = 1, sort_keys: bool = False) -> bytes:
@@ -22,7 +22,7 @@ def render_lines(records: Iterable[Any]) -> bytes:
     return "".join(json.dumps(record, default=str) + "\n" for record in records).encode()
 
 
-def parse_json(data: bytes | str, where: str, *, fix: str = _FIX) -> Any:
+def parse_json(data: bytes | str, where: str, *, fix: str = REWRITE) -> Any:
     """Parse the JSON value in ``data``, which was read from ``where``. Raises InputError if it is not JSON."""
     try:
         value = json.loads(data)
@@ -56,7 +56,7 @@ def _is_shallow(value: Any) -> bool:
     return False
 
 
-def parse_object(data: bytes | str, where: str, *names: str, fix: str = _FIX) -> dict[str, Any]:
+def parse_object(data: bytes | str, where: str, *names: str, fix: str = REWRITE) -> dict[str, Any]:
     """Parse the JSON object in ``data``, which was read from ``where`` and must have the keys ``names``.
 
     Raises:
@@ -71,7 +71,7 @@ def parse_object(data: bytes | str, where: str, *names: str, fix: str = _FIX) ->
 
 
 @contextmanager
-def decoding(what: str, where: str, *, fix: str = _FIX) -> Iterator[None]:
+def decoding(what: str, where: str, *, fix: str = REWRITE) -> Iterator[None]:
     """Turn exceptions of a library that parses damaged bytes (pyarrow, safetensors, YAML) into an InputError.
 
     Args:

@@ -87,7 +87,7 @@ def decode_noted(data: bytes, side: int | None = None, max_pixels: int = MAX_PIX
         if bare is None:
             raise
         try:
-            decoded = _decode_bare(*bare, side, max_pixels)
+            decoded = _decode(bare[0], side, max_pixels, exif=bare[1])
         except ImageError:
             raise error from None
         return Decoded(decoded.pixels, decoded.height, decoded.width, f"decoded without its metadata ({error.what})")
@@ -173,33 +173,24 @@ def _open(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     return image
 
 
-def _decode(data: bytes, side: int | None, max_pixels: int = MAX_PIXELS) -> Decoded:
+def _decode(data: bytes, side: int | None, max_pixels: int = MAX_PIXELS, exif: bytes | None = None) -> Decoded:
+    """Decode a file with its metadata, or one that was rewritten without metadata and had the EXIF block ``exif``."""
     image = _open(data, max_pixels)
     width, height = image.size
-    is_jpeg = image.format in ("JPEG", "MPO")  # PIL ignores damaged pixels in these
-    if not is_jpeg or image.mode not in ("RGB", "L"):
-        if is_jpeg and image.mode == "CMYK":
-            _strict_jpeg(data, 1, 1, "CMYK")  # checks the pixels; PIL decodes them, since it handles inverted CMYK
-        pixels = _load(image)
-        orientation, note = read_orientation(image)
-        return Decoded(pixels, *_upright_size(height, width, orientation), note)
-    scale = 1 if side is None else min(1, side / max(1, min(width, height)))
-    pixels = _strict_jpeg(data, int(height * scale), int(width * scale))
-    return _turned(pixels, height, width, *read_orientation(image))
-
-
-def _decode_bare(data: bytes, exif: bytes, side: int | None, max_pixels: int) -> Decoded:
-    """Decode a file that was rewritten without metadata; a JPEG strictly, since PIL ignores damaged pixels."""
-    image = _open(data, max_pixels)
-    width, height = image.size
-    if image.format == "JPEG" and image.mode in ("RGB", "L"):
+    is_jpeg = image.format in ("JPEG", "MPO")  # decoded strictly, since PIL ignores damaged pixels in these
+    decode_jpeg = _strict_jpeg if exif is None else _unpadded_jpeg
+    scaled = is_jpeg and image.mode in ("RGB", "L")
+    if scaled:
         scale = 1 if side is None else min(1, side / max(1, min(width, height)))
-        pixels = _unpadded_jpeg(data, int(height * scale), int(width * scale))
+        pixels = decode_jpeg(data, int(height * scale), int(width * scale))
     else:
-        if image.format == "JPEG" and image.mode == "CMYK":
-            _unpadded_jpeg(data, 1, 1, "CMYK")
+        if is_jpeg and image.mode == "CMYK":
+            decode_jpeg(data, 1, 1, "CMYK")  # checks the pixels; PIL decodes them, since it handles inverted CMYK
         pixels = _load(image)
-    return _turned(pixels, height, width, *_orientation_in(exif))
+    orientation, note = read_orientation(image) if exif is None else _orientation_in(exif)
+    if scaled or exif is not None:  # else _load has turned them
+        pixels = np.asarray(turn_upright(Image.fromarray(pixels), orientation))
+    return Decoded(pixels, *((width, height) if orientation >= 5 else (height, width)), note)
 
 
 def _unpadded_jpeg(data: bytes, min_height: int, min_width: int, space: str = "RGB") -> np.ndarray:
@@ -228,15 +219,6 @@ def _load(image: Image.Image) -> np.ndarray:
     except Exception as error:  # decoders raise many classes for damaged files
         name = "" if isinstance(error, (OSError, ValueError, SyntaxError)) else f"{type(error).__name__}: "
         raise ImageError(f"the image is damaged: {name}{error}") from error
-
-
-def _turned(pixels: np.ndarray, height: int, width: int, orientation: int, note: str) -> Decoded:
-    upright = np.asarray(turn_upright(Image.fromarray(pixels), orientation))
-    return Decoded(upright, *_upright_size(height, width, orientation), note)
-
-
-def _upright_size(height: int, width: int, orientation: int) -> tuple[int, int]:
-    return (width, height) if orientation >= 5 else (height, width)
 
 
 def _orientation_in(exif: bytes) -> tuple[int, str]:

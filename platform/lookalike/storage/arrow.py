@@ -39,7 +39,5 @@ def arrow_filesystem(store: Store) -> "tuple[FileSystem, str]":
         return FileSystem.from_uri(f"s3://{store.bucket}")[0], path
     except OSError as error:
         raise UnreachableError(
-            f"pyarrow cannot connect to S3: {str(error)[:200]}",
-            value=store.uri,
-            fix="check AWS_ENDPOINT_URL",
+            f"pyarrow cannot connect to S3: {str(error)[:200]}", value=store.uri, fix="check AWS_ENDPOINT_URL"
         ) from error

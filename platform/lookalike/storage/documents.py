@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from lookalike.documents import parse_json, parse_object
+from lookalike.documents import REWRITE, parse_json, parse_object
 from lookalike.errors import InputError
 from lookalike.storage.base import Store
 
@@ -15,19 +15,20 @@ def read_json(store: Store, key: str) -> Any:
     return parse_json(store.read(key), store.uri_of(key))
 
 
-def read_object(store: Store, key: str, *names: str, most: int | None = None) -> dict[str, Any]:
+def size_of(store: Store, key: str) -> int:
+    """Return the size of the object at ``key`` in bytes; 0 if it is missing."""
+    return next((info.size for info in store.list(key) if info.key == key), 0)
+
+
+def read_object(store: Store, key: str, *names: str, most: int | None = None, fix: str = REWRITE) -> dict[str, Any]:
     """Read the JSON object at ``key``, which must have the keys ``names``.
 
     Raises InputError if it is missing, is not such an object, or has more than ``most`` bytes.
     """
-    size = 0 if most is None else next((info.size for info in store.list(key) if info.key == key), 0)
-    if most is not None and size > most:
-        raise InputError(
-            f"the JSON document has {size} bytes, more than {most}",
-            value=store.uri_of(key),
-            fix="restore it, or remove it and run the job that writes it again",
-        )
-    return parse_object(store.read(key), store.uri_of(key), *names)
+    where = store.uri_of(key)
+    if most is not None and (size := size_of(store, key)) > most:
+        raise InputError(f"the JSON document has {size} bytes, more than {most}", value=where, fix=fix)
+    return parse_object(store.read(key), where, *names, fix=fix)
 
 
 def read_lines(store: Store, key: str, *names: str) -> list[dict[str, Any]]:

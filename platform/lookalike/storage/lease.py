@@ -22,9 +22,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from lookalike.documents import parse_object
 from lookalike.errors import BusyError, ConflictError, InputError, LookalikeError
 from lookalike.storage.base import Store
+from lookalike.storage.documents import read_object
 
 log = logging.getLogger(__name__)
 
@@ -52,9 +52,7 @@ class Fence:
         newest = max(_numbers(self.store), default=self.number)
         if newest != self.number:
             raise BusyError(
-                f"the lease was lost to another worker, which has number {newest}",
-                value=self.number,
-                fix=_AFTER_IT,
+                f"the lease was lost to another worker, which has number {newest}", value=self.number, fix=_AFTER_IT
             )
 
 
@@ -79,11 +77,7 @@ class Lease:
         """Read the store before a commit. Raises BusyError if another worker holds the lease now."""
         try:
             if self.lost.is_set():
-                raise BusyError(
-                    "the lease was lost to another worker",
-                    value=self.number,
-                    fix=_AFTER_IT,
-                )
+                raise BusyError("the lease was lost to another worker", value=self.number, fix=_AFTER_IT)
             if _now() - self.renewed > self.ttl_s:  # this process was suspended: others may have taken over
                 self.renew()
             else:
@@ -219,10 +213,7 @@ def _read(store: Store, number: int) -> dict[str, Any]:
     key = _key(number)
     where = store.uri_of(key)
     fix = f"if no process is working here, run: python jobs/break_lease.py --lease {store.uri}"
-    size = next((info.size for info in store.list(key) if info.key == key), 0)
-    if size > _LARGEST_RECORD:
-        raise InputError(f"the record of the lease has {size} bytes, more than {_LARGEST_RECORD}", value=where, fix=fix)
-    record = parse_object(store.read(key), where, "host", "pid", "since", "expires", fix=fix)
+    record = read_object(store, key, "host", "pid", "since", "expires", most=_LARGEST_RECORD, fix=fix)
     problem = None
     if not isinstance(record["host"], str) or not 0 < len(record["host"]) <= 255:
         problem = "host is not a name of 1 to 255 characters"

@@ -168,9 +168,7 @@ class LocalStore:
             ) from error
         except OSError as error:  # a name that is too long, a loop of links, a broken disk, too many open files
             raise InputError(
-                f"cannot {verb}: {error.strerror or error}",
-                value=self.uri_of(key),
-                fix=_fix(error, _READING),
+                f"cannot {verb}: {error.strerror or error}", value=self.uri_of(key), fix=_fix(error, _READING)
             ) from error
 
     @contextmanager

@@ -16,7 +16,7 @@ from typing import Any
 from lookalike.config import canonical_json, fingerprint
 from lookalike.errors import ConflictError, InputError
 from lookalike.storage.base import Store
-from lookalike.storage.documents import read_object
+from lookalike.storage.documents import read_object, size_of
 from lookalike.storage.store import open_store
 
 MANIFEST = "manifest.json"
@@ -109,7 +109,7 @@ def check_file(version: Store, key: str) -> None:
 @lru_cache(maxsize=100_000)
 def _hash(version_uri: str, key: str) -> str:
     version, digest = open_store(version_uri), hashlib.sha256()
-    size = next((info.size for info in version.list(key) if info.key == key), 0)
+    size = size_of(version, key)
     for start in range(0, size, _BLOCK):
         digest.update(version.read_range(key, start, min(_BLOCK, size - start)))
     return digest.hexdigest()

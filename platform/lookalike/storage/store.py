@@ -6,6 +6,7 @@ from pathlib import Path
 from lookalike.errors import ConfigError, InputError
 from lookalike.storage import location
 from lookalike.storage.base import ObjectInfo, Store
+from lookalike.storage.documents import size_of
 from lookalike.storage.local import LocalStore
 from lookalike.storage.walk import Skipped
 
@@ -55,13 +56,12 @@ def read_at_most(store: Store, key: str, max_mib: int, setting: str) -> bytes:
     Raises:
         InputError: it has more than ``max_mib`` MiB, which ``setting`` allows; it is not read.
     """
-    for info in store.list(key):
-        if info.key == key and info.size > max_mib << 20:
-            raise InputError(
-                f"the file has {info.size} bytes, more than the {max_mib} MiB that {setting} allows",
-                value=store.uri_of(key),
-                fix=f"name a smaller file, or raise {setting}",
-            )
+    if (size := size_of(store, key)) > max_mib << 20:
+        raise InputError(
+            f"the file has {size} bytes, more than the {max_mib} MiB that {setting} allows",
+            value=store.uri_of(key),
+            fix=f"name a smaller file, or raise {setting}",
+        )
     return store.read(key)
 
 

@@ -50,3 +50,19 @@ def status_of(kind: type[BaseException] | None) -> str:
     if kind is None:
         return "FINISHED"
     return "KILLED" if issubclass(kind, StoppedError) or not issubclass(kind, Exception) else "FAILED"
+
+
+class RunBlock:
+    """The ``with`` block of a tracker, whose end ends the run."""
+
+    def finish(self, status: str = "FINISHED") -> None:
+        """End the run."""
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.finish(status_of(kind))

@@ -4,7 +4,7 @@ import base64
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, get_args
 
 from lookalike.documents import render_lines
 from lookalike.redaction import redacted
@@ -14,26 +14,6 @@ from lookalike.tracking.files import is_below
 
 PENDING = "tracking-pending.jsonl"
 Kind = Literal["config", "metrics", "artifact", "tags", "finish"]
-
-
-class Spool(Protocol):
-    """The methods of a store that keep events which a process could not deliver."""
-
-    @property
-    def uri(self) -> str:
-        """The URI, for messages."""
-
-    def exists(self, key: str) -> bool:
-        """Return whether ``key`` exists."""
-
-    def read(self, key: str) -> bytes:
-        """Return the whole object."""
-
-    def write(self, key: str, data: bytes) -> None:
-        """Write the object atomically."""
-
-    def delete(self, key: str) -> None:
-        """Remove ``key``."""
 
 
 @dataclass(frozen=True)

@@ -4,16 +4,15 @@ import json
 import shutil
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from lookalike.errors import InputError
 from lookalike.redaction import redacted
-from lookalike.tracking.base import status_of
+from lookalike.tracking.base import RunBlock
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
 EVENTS = "events.jsonl"
 
 
-class JsonLinesTracker:
+class JsonLinesTracker(RunBlock):
     """A run as JSON lines, for machines without MLflow. Each event has ``time`` (seconds since 1970) and one of the
     keys ``status``, ``config``, ``metrics`` (with ``step``), ``tags``, ``artifact``."""
 
@@ -48,18 +47,12 @@ class JsonLinesTracker:
         self._write(step=step, metrics=dict(metrics), **at)
 
     def log_artifact(self, path: Path, folder: str = "") -> None:
-        target = self._artifact(f"{folder}/{path.name}" if folder else path.name)
-        with _file_errors(self.folder):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, target)
-        self._write(artifact=target.relative_to(self.folder).as_posix())
+        self._record_file(
+            f"{folder}/{path.name}" if folder else path.name, lambda target: shutil.copyfile(path, target)
+        )
 
     def log_figure(self, figure: "Figure", name: str) -> None:
-        target = self._artifact(name)
-        with _file_errors(self.folder):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            figure.savefig(target)
-        self._write(artifact=target.relative_to(self.folder).as_posix())
+        self._record_file(name, figure.savefig)
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         self._write(tags=dict(tags))
@@ -67,19 +60,17 @@ class JsonLinesTracker:
     def finish(self, status: str = "FINISHED") -> None:
         self._write(status=status)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.finish(status_of(kind))
+    def _record_file(self, name: str, write: Callable[[Path], object]) -> None:
+        target = self._artifact(name)
+        with _file_errors(self.folder):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            write(target)
+        self._write(artifact=target.relative_to(self.folder).as_posix())
 
     def _artifact(self, name: str) -> Path:
         if not is_below(name):
-            raise InputError(
-                "the name of the artifact leads out of its run", value=name, fix="use a relative name without '..'"
-            )
+            fix = "use a relative name without '..'"
+            raise InputError("the name of the artifact leads out of its run", value=name, fix=fix)
         return self.folder / "artifacts" / name
 
     def _write(self, **event: Any) -> None:

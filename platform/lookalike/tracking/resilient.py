@@ -11,13 +11,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from lookalike.errors import LookalikeError, UnreachableError
+from lookalike.storage import Store
 from lookalike.tracking.address import tracking_uri
-from lookalike.tracking.base import Tracker, status_of
-from lookalike.tracking.events import PENDING, Event, Spool, decode, encode
+from lookalike.tracking.base import RunBlock, Tracker
+from lookalike.tracking.events import PENDING, Event, decode, encode
 from lookalike.tracking.null import NullTracker
 from lookalike.tracking.tracker import open_tracker
 
@@ -39,7 +39,7 @@ def open_resilient(
     run_name: str | None = None,
     run_id: str | None = None,
     enabled: bool = True,
-    spool: Spool | None = None,
+    spool: Store | None = None,
 ) -> Tracker:
     """Open a tracker as :func:`~lookalike.tracking.tracker.open_tracker` does, whose methods never raise.
 
@@ -55,11 +55,11 @@ def open_resilient(
     return ResilientTracker(lambda: open_tracker(address, experiment, run_id=chosen), chosen, spool, opened)
 
 
-class ResilientTracker:
+class ResilientTracker(RunBlock):
     """Sends events from its own thread to the tracker that ``open_run`` opens."""
 
     def __init__(
-        self, open_run: Callable[[], Tracker], run_id: str, spool: Spool | None = None, opened: Tracker | None = None
+        self, open_run: Callable[[], Tracker], run_id: str, spool: Store | None = None, opened: Tracker | None = None
     ) -> None:
         self._open_run, self._run_id, self._spool, self._tracker = open_run, run_id, spool, opened
         self._changed = threading.Condition()
@@ -118,14 +118,6 @@ class ResilientTracker:
             self._given_up = True
             self._changed.notify_all()
         self._end()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.finish(status_of(kind))
 
     def _add(self, event: Event) -> None:
         with self._changed:
@@ -251,7 +243,7 @@ class ResilientTracker:
             self._warn("spool", "undelivered tracker events cannot be saved in the run's store: %s", error)
 
 
-def _pending(spool: Spool | None) -> list[Event]:
+def _pending(spool: Store | None) -> list[Event]:
     """Undelivered events of an earlier process, except its final status."""
     try:
         if spool is None or not spool.exists(PENDING):

@@ -9,12 +9,7 @@ from lookalike.tracking.null import NullTracker
 
 
 def open_tracker(
-    uri: str | None,
-    experiment: str,
-    *,
-    run_name: str | None = None,
-    run_id: str | None = None,
-    enabled: bool = True,
+    uri: str | None, experiment: str, *, run_name: str | None = None, run_id: str | None = None, enabled: bool = True
 ) -> Tracker:
     """Start a run of ``experiment``, or continue ``run_id``. Jobs use
     :func:`~lookalike.tracking.resilient.open_resilient` instead.
