@@ -263,7 +263,7 @@ def test_a_stream_that_breaks_is_read_again(s3_uri: str, monkeypatch: pytest.Mon
     monkeypatch.setattr(store._client, "get_object", lambda **options: answers.pop() if answers else get(**options))
     assert store.read_range("x", 1, 3) == b"hol"
     answers += [{"Body": Broken()}] * 3
-    with pytest.raises(UnreachableError, match="S3 at .* failed"):
+    with pytest.raises(UnreachableError, match=r"S3 at .* failed"):
         store.read("x")
 
 

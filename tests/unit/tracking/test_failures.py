@@ -29,7 +29,7 @@ from lookalike.tracking import open_tracker, tracking_uri
         ("http://a b", "not a valid address"),
     ],
 )
-def test_an_address_that_cannot_work_is_refused_at_once(uri: str, message: str) -> None:
+def test_invalid_address_is_refused_immediately(uri: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         tracking_uri(uri)
 
@@ -69,14 +69,14 @@ def _older(file: Path) -> None:
         (_older, "mlflow db upgrade"),
     ],
 )
-def test_a_database_that_cannot_be_used_is_named(mlflow_database: str, damage, message: str) -> None:
+def test_unusable_database_is_named(mlflow_database: str, damage, message: str) -> None:
     damage(Path(mlflow_database.removeprefix("sqlite:///")))
     for call in (lambda: open_tracker(mlflow_database, "toys"), lambda: resolve("models:/a@champion", mlflow_database)):
         with pytest.raises(InputError, match=message):
             call()
 
 
-def test_a_locked_database_is_named_within_seconds(mlflow_database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_locked_database_is_reported_within_seconds(mlflow_database: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lookalike.tracking.connection._LOCK_S", 0.2)
     other = sqlite3.connect(mlflow_database.removeprefix("sqlite:///"), isolation_level=None)
     other.execute("BEGIN EXCLUSIVE")
@@ -97,7 +97,7 @@ def test_a_locked_database_is_named_within_seconds(mlflow_database: str, monkeyp
         ("mssql+pymssql://u:secret1@h/db", "driver of the database is not installed"),
     ],
 )
-def test_a_database_without_a_driver_is_named(uri: str, message: str) -> None:
+def test_database_without_a_driver_is_named(uri: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message) as raised:
         open_tracker(uri, "toys")
     assert "secret1" not in str(raised.value)
@@ -145,7 +145,7 @@ def answering() -> Iterator[dict]:
         (400, b'{"error_code": "INTERNAL_ERROR", "message": "http://mia:secret1@db"}', "MLflow refused"),
     ],
 )
-def test_a_server_that_is_not_mlflow_or_refuses_is_named(
+def test_server_that_is_not_mlflow_or_refuses_is_named(
     answering: dict, status: int, body: bytes, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")

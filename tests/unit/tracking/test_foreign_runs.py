@@ -13,7 +13,7 @@ from lookalike.training.config import TrainConfig
 from pipelines.train.tracked import RECORD, tracking_run
 
 
-def test_a_run_of_another_experiment_is_not_continued(mlflow_database: str, tmp_path: Path) -> None:
+def test_run_of_another_experiment_is_not_continued(mlflow_database: str, tmp_path: Path) -> None:
     with open_tracker(mlflow_database, "evil") as theirs:
         theirs.set_tags({"whose": "evil"})
     before = connect(mlflow_database).get_run(theirs.run_id)
