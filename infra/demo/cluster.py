@@ -1,4 +1,4 @@
-"""A Ray head of the demo's own, jobs on it as a user submits them, and what they cost."""
+"""Run jobs on a Ray head as a user submits them, and measure their memory."""
 
 import json
 import os
@@ -24,21 +24,23 @@ _LOG = re.compile(r"^\[?(\d{4}[-/]\d\d[-/]\d\d |\d\d:\d\d:\d\d )")
 _OF_SUBMIT = re.compile(r"^\S+ \S+\s+[A-Z]+ (cli|sdk|dashboard_sdk|job_manager)\.py:")
 _ERROR = re.compile(r"^(\(\S+ pid=.*?\) )?(error: |[\w.]*(Error|Exception): )")
 _TAIL_BEGINS = "Tailing logs until the job exits"
-_FRAME = re.compile(r"^(-+|Job 'raysubmit_.*|Tailing logs .*|Running entrypoint for job .*)$")  # of the submission
-# what `ray job` runs, less the import of Ray Serve, which costs each job two seconds
+_SUBMIT_OUTPUT = re.compile(
+    r"^(-+|Job 'raysubmit_.*|Tailing logs .*|Running entrypoint for job .*)$"
+)  # lines of `ray job submit` itself
+# the code of `ray job` without the import of Ray Serve, which takes two seconds per job
 _RAY_JOB = "from ray.dashboard.modules.job.cli import job_cli_group; job_cli_group(prog_name='ray job')"
-_SAMPLE_EVERY_S = 5.0  # reading PSS of sixty processes takes a tenth of a second
-_HEARTBEAT_S = 30.0  # between lines of progress where the output is no terminal
+_SAMPLE_EVERY_S = 5.0  # reading the PSS of sixty processes takes 0.1 s
+_HEARTBEAT_S = 30.0  # between lines of progress if the output is not a terminal
 
 
 class JobFailedError(Exception):
-    """A job ended with an error; the message holds the end of its log."""
+    """A job ended with an error; the message holds the errors in its log."""
 
 
 class Cluster:
-    """``with Cluster(state, repo) as cluster``: a Ray head with jobs, started and stopped by infra/local/stack.py.
+    """A Ray head for jobs, as a context manager; infra/local/stack.py starts and stops it.
 
-    One that is not ``owned`` runs already, and keeps running.
+    If it is not ``owned``, it must be running already, and keeps running.
     """
 
     def __init__(self, state: Path, repo: Path, owned: bool = True) -> None:
@@ -64,7 +66,7 @@ class Cluster:
             self._stack("down")
 
     def run(self, command: list[str], log: Path, label: str) -> tuple[str, float]:
-        """Submit ``command`` as a job and wait: the last line that it printed, and the cluster's peak memory in GiB."""
+        """Run ``command`` as a job; return the last line that it printed and the cluster's peak memory in GiB."""
         submit = ["ray", "job", "submit", "--working-dir", ".", "--runtime-env", "infra/ray/runtime-env.yaml", "--"]
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("w") as file, MemoryWatch(self._head()) as memory:
@@ -86,7 +88,7 @@ class Cluster:
                     child.terminate()
                 code = child.wait()
         if code:
-            raise JobFailedError(f"error: {shlex.join(command)}\nended with code {code}; {log} says:\n{_reason(log)}")
+            raise JobFailedError(f"error: {shlex.join(command)}\nended with code {code}; from {log}:\n{_reason(log)}")
         return last, memory.peak_bytes / 2**30
 
     def _head(self) -> psutil.Process:
@@ -94,19 +96,21 @@ class Cluster:
 
     def _stack(self, *arguments: str) -> None:
         command = [sys.executable, str(_STACK), *arguments, "--state", str(self._state)]
-        done = subprocess.run(command, capture_output=True, text=True, start_new_session=True)  # Ctrl-C is ours
+        done = subprocess.run(
+            command, capture_output=True, text=True, start_new_session=True
+        )  # this process handles Ctrl-C
         if done.returncode:
             raise JobFailedError(done.stdout + done.stderr)
 
 
 def exports(state: Path) -> dict[str, str]:
-    """The variables that a stack's env file exports."""
+    """Return the variables that the env file of a stack exports."""
     words = shlex.split((state / "env").read_text())
     return dict(word.split("=", 1) for word in words if word != "export")
 
 
 class Progress:
-    """The newest line of a job's log: on one line of a terminal, or now and then as a line of its own."""
+    """Show the newest line of a job's log: on one line of a terminal, or every 30 s as a new line."""
 
     def __init__(self, label: str) -> None:
         self._label, self._started = label, time.monotonic()
@@ -114,7 +118,7 @@ class Progress:
         self._shown = self._started
 
     def show(self, line: str) -> None:
-        """Show ``line`` if it is time."""
+        """Show ``line`` unless another was shown just before."""
         now = time.monotonic()
         if now - self._shown < (0.1 if self._terminal else _HEARTBEAT_S):
             return
@@ -126,13 +130,13 @@ class Progress:
             print(f"  {text[:160]}", flush=True)
 
     def close(self) -> None:
-        """Clear the terminal's line for what comes next."""
+        """Clear the line of the terminal."""
         if self._terminal:
             print("\r\x1b[2K", end="", flush=True)
 
 
 class MemoryWatch:
-    """Samples the memory of a process and all of its descendants; each shared page counts once (PSS)."""
+    """Samples the memory of a process and all of its descendants; shared pages are counted once (PSS)."""
 
     def __init__(self, root: psutil.Process, every_s: float = _SAMPLE_EVERY_S) -> None:
         self._root, self._every_s, self._done = root, every_s, threading.Event()
@@ -168,14 +172,14 @@ def _memory_bytes(process: psutil.Process) -> int:
 
 
 def _reason(log: Path) -> str:
-    """The lines of a failed job's log that a reader wants first: its errors, else its end."""
+    """The last errors in the log of a failed job, or else the end of the log."""
     lines = [line for line in log.read_text().splitlines() if not _OF_SUBMIT.match(line) and "%|" not in line]
     errors = list(dict.fromkeys(line for line in lines if _ERROR.search(line)))
     return "\n".join(f"  {line[:500]}" for line in errors[-6:] or lines[-25:])
 
 
 def _follow(output: IO[str], log: IO[str], progress: Progress) -> str:
-    """Copy a submission's output to ``log``; returns the last line of the job itself."""
+    """Copy the output of a submission to ``log``; return the last line of the job itself."""
     last, inside = "", False
     for raw in output:
         line = _ANSI.sub("", raw).rstrip()
@@ -183,7 +187,7 @@ def _follow(output: IO[str], log: IO[str], progress: Progress) -> str:
             log.write(f"{line}\n")
             log.flush()
         inside = inside or _TAIL_BEGINS in line
-        if not inside or not line.strip() or _OF_SUBMIT.match(line) or _FRAME.match(line):
+        if not inside or not line.strip() or _OF_SUBMIT.match(line) or _SUBMIT_OUTPUT.match(line):
             continue
         said = _WORKER.sub("", line).strip()
         bar = "%|" in said

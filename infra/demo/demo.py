@@ -1,12 +1,12 @@
-"""The whole way on one machine: the commands of demo.yaml, one after the other, each as a job on a local Ray cluster.
+"""Run the demo: the commands of demo.yaml in order, each as a job on a local Ray cluster.
 
     make demo                        # the rendered sample world, into ./.demo
-    make demo PHOTOS=DIR             # your own photographs (<subject>/<nn>.jpg), into ./.demo-photos
+    make demo PHOTOS=DIR             # your own photos (<subject>/<nn>.jpg), into ./.demo-photos
     python infra/local/stack.py up && python infra/demo/demo.py --stack .local      # on S3 and an MLflow server
 
-Every step is what a user types: `ray job submit … -- python jobs/x.py …`. The cluster is started for the demo and
-stopped at its end, also after a failure or Ctrl-C (a --stack was there before and stays); nothing else is touched. Run
-again, it resumes where it stopped.
+Every step is a command that a user can type: `ray job submit … -- python jobs/x.py …`. The cluster is started for the
+demo and stopped at its end, also after an error or Ctrl-C; the stack of --stack keeps running. The same command resumes
+where it stopped.
 """
 
 import argparse
@@ -25,6 +25,7 @@ from typing import Any, NoReturn
 import yaml
 from cluster import Cluster, JobFailedError, exports
 
+from lookalike.documents import render_json
 from lookalike.storage import locate_object, read_object
 
 HERE = Path(__file__).resolve().parent
@@ -34,20 +35,20 @@ CUSTOMER = "acme"
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step took, and what it said at its end."""
+    """Time, memory and last output of a step."""
 
     step: str
     """Its name in demo.yaml."""
     seconds: float
     """Wall time, submission included."""
     peak_memory_gib: float
-    """Highest sum of the proportional memory of all of the cluster's processes."""
+    """Highest sum of the proportional set sizes of the cluster's processes."""
     outcome: str
     """The last line that the job printed."""
 
 
 def run(steps: list[dict[str, Any]], values: dict[str, str], folder: Path, cluster: Cluster) -> list[StepResult]:
-    """Run the steps in order on ``cluster``."""
+    """Run the steps in order on ``cluster``, and write their times to ``timings.json`` in ``folder``."""
     timings = folder / "timings.json"
     earlier = {row["step"]: row for row in json.loads(timings.read_text())} if timings.exists() else {}
     results: list[StepResult] = []
@@ -61,10 +62,10 @@ def run(steps: list[dict[str, Any]], values: dict[str, str], folder: Path, clust
             )
             results.append(StepResult(name, time.monotonic() - started, peak, outcome))
             print(f"{number}/{len(steps)} {name:14}{results[-1].seconds:6.0f} s  {outcome}", flush=True)
-            # a step that was done already takes no time: what it once took is kept
-            kept = max([asdict(results[-1]), earlier.get(name, {})], key=lambda row: row.get("seconds", 0.0))
-            earlier[name] = kept
-            timings.write_text(json.dumps(list(earlier.values()), indent=1))
+            # a step that was done before takes no time, so the longer of both times is kept
+            longest = max([asdict(results[-1]), earlier.get(name, {})], key=lambda row: row.get("seconds", 0.0))
+            earlier[name] = longest
+            timings.write_bytes(render_json(list(earlier.values())))
             refused = step.get("if_refused")
             if refused and not _read_json(expand_text(refused["decision"], values))["promoted"]:
                 values = values | {key: expand_text(text, values) for key, text in refused["values"].items()}
@@ -72,7 +73,7 @@ def run(steps: list[dict[str, Any]], values: dict[str, str], folder: Path, clust
 
 
 def load(source: str, values: dict[str, str]) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """The steps of demo.yaml for ``source`` (``sample`` or ``photos``), and the values that their commands name."""
+    """Return the steps of demo.yaml for ``source`` (``sample`` or ``photos``), and the values of their variables."""
     plan = yaml.safe_load((HERE / "demo.yaml").read_text())
     for name, text in {**plan["values"][source], **plan["values"]["all"]}.items():
         values = {name: expand_text(text, values)} | values
@@ -80,37 +81,40 @@ def load(source: str, values: dict[str, str]) -> tuple[list[dict[str, Any]], dic
 
 
 def expand_text(text: str, values: dict[str, str]) -> str:
-    """Put ``values`` in the place of their ``$NAME``."""
+    """Replace each ``$NAME`` by its value."""
     return string.Template(text).substitute(values)
 
 
 def expand(command: str, values: dict[str, str]) -> list[str]:
-    """The words of a command line with its ``$NAME``s filled in; a value with blanks stays one word."""
+    """Split a command line into words and replace each ``$NAME``; a value with spaces stays one word."""
     return [expand_text(word, values) for word in shlex.split(command)]
 
 
 def photo_values(photos: Path) -> dict[str, str]:
-    """The last subject of a folder of photographs is the customer's, and the base never sees it."""
+    """Return the values for a folder of photos; its last subject is the customer's, and the base is not trained on it.
+
+    Raises SystemExit for fewer than three subjects.
+    """
     subjects = sorted(path.name for path in photos.iterdir() if path.is_dir()) if photos.is_dir() else []
     if len(subjects) < 3:
         raise SystemExit(
-            f"error: {len(subjects)} subjects in {photos}; lay out three or more folders as <subject>/<nn>.jpg"
+            f"error: {photos} has {len(subjects)} subjects; lay out at least three folders as <subject>/<nn>.jpg"
         )
     words = re.sub(r"[\d_]+", " ", subjects[-1]).strip() or "thing"
     return {"PHOTOS": str(photos), "SUBJECT": subjects[-1], "THING": f"{'an' if words[0] in 'aeiou' else 'a'} {words}"}
 
 
 def stack_values(stack: Path, name: str) -> dict[str, str]:
-    """What a running local stack gives the commands; its clients' variables go into this process's environment."""
+    """Return the values for a running local stack, and export its variables into the environment of this process."""
     if not (stack / "env").is_file():
-        raise SystemExit(f"error: no stack in {stack}; start one: python infra/local/stack.py up --state {stack}")
+        raise SystemExit(f"error: {stack} has no stack; start one: python infra/local/stack.py up --state {stack}")
     os.environ.update(exports(stack))
     return {"DATA": f"s3://lookalike/{name.lstrip('.')}", "TRACKING": os.environ["MLFLOW_TRACKING_URI"]}
 
 
 def table(results: list[StepResult]) -> str:
-    """The results as lines of a table."""
-    rows = [f"{'step':14}{'time':>8}{'peak memory':>14}   what came out"]
+    """Render the results as a table."""
+    rows = [f"{'step':14}{'time':>8}{'peak memory':>14}   last output"]
     for row in results:
         rows.append(f"{row.step:14}{row.seconds:6.0f} s{row.peak_memory_gib:10.1f} GiB   {row.outcome}")
     total, peak = sum(row.seconds for row in results), max(row.peak_memory_gib for row in results)
@@ -118,11 +122,11 @@ def table(results: list[StepResult]) -> str:
 
 
 def main() -> int:
-    """Parse, run, show."""
+    """Parse the flags, run the demo, and print its table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--profile", default="demo", help="sizes: jobs/configs/*-PROFILE.yaml (demo, tiny)")
-    parser.add_argument("--photos", type=Path, help="a folder of photographs, in place of the sample world")
-    parser.add_argument("--stack", type=Path, help="folder of a running local stack, in place of a Ray of its own")
+    parser.add_argument("--photos", type=Path, help="a folder of photos, in place of the sample world")
+    parser.add_argument("--stack", type=Path, help="folder of a running local stack, in place of a private Ray head")
     parser.add_argument("--out", type=Path, help="folder for all results (.demo, or .demo-photos with --photos)")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, _interrupt)

@@ -1,4 +1,4 @@
-"""Keys of a local stack: without one nothing of it answers, also not to other users of this machine."""
+"""Keys of a local stack, without which its services refuse requests, also of other users of this machine."""
 
 import datetime
 import hmac
@@ -13,19 +13,19 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-USER = "lookalike"  # of S3 and of MLflow
+USER = "lookalike"  # user name for S3 and MLflow
 _CERTIFICATE, _CERTIFICATE_KEY = "weed.crt", "weed.key"
 _COMPONENTS = ("MASTER", "VOLUME", "FILER", "S3", "ADMIN", "WORKER", "MQ", "MSG_BROKER", "MSG_AGENT", "CLIENT")
 
 
 def derived(secret: str, purpose: str) -> str:
-    """A key for one purpose, out of the stack's secret."""
+    """Derive the key for one purpose from the secret of the stack."""
     return hmac.digest(secret.encode(), purpose.encode(), "sha256").hex()
 
 
 def write(folder: Path, secret: str, environment: Mapping[str, str]) -> None:
-    """Write the files with the keys of ``secret`` into ``folder``, which nobody else may enter."""
-    folder.chmod(0o700)  # Ray and the servers write files for everybody into it
+    """Write the key files of ``secret`` into ``folder``, which becomes private to its owner."""
+    folder.chmod(0o700)  # Ray and the servers write files into it that all users can read
     identity = {
         "name": USER,
         "credentials": [{"accessKey": USER, "secretKey": secret}],
@@ -40,7 +40,7 @@ def write(folder: Path, secret: str, environment: Mapping[str, str]) -> None:
         "database_uri": f"sqlite:///{folder / 'mlflow-users.db'}".replace("%", "%%"),  # configparser's escape
         "admin_username": USER,
         "admin_password": derived(secret, "mlflow"),
-        "auth_cache_ttl_seconds": "3600",  # a check of the password takes a tenth of a second
+        "auth_cache_ttl_seconds": "3600",  # checking a password takes 0.1 s
     }
     _write_private(folder / "mlflow-auth.ini", "\n".join(["[mlflow]", *(f"{k} = {v}" for k, v in settings.items())]))
     exports = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in environment.items())
@@ -48,18 +48,20 @@ def write(folder: Path, secret: str, environment: Mapping[str, str]) -> None:
 
 
 def _other_identities(path: Path) -> list[object]:
-    """The identities that the stack's user has added to the S3 server's. Raises SystemExit if the file is damaged."""
+    """Identities of the S3 server that a user has added. Raises SystemExit if the file is damaged."""
     if not path.exists():
         return []
     try:
         return [each for each in json.loads(path.read_text())["identities"] if each["name"] != USER]
     except (ValueError, KeyError, TypeError):
-        raise SystemExit(f"error: {path} is damaged; restore it, or remove it and the identities in it") from None
+        raise SystemExit(
+            f"error: {path} is not valid; restore it, or remove it together with the identities that you added"
+        ) from None
 
 
 def server_environment(folder: Path, secret: str) -> dict[str, str]:
-    """Variables by which the servers find their keys. SeaweedFS asks for a signature on HTTP and for a client's
-    certificate on gRPC; MLflow for the password of mlflow-auth.ini."""
+    """Return the variables with the servers' keys. SeaweedFS requires a signature on HTTP and a client certificate on
+    gRPC, MLflow the password of mlflow-auth.ini."""
     signatures = ("SIGNING_KEY", "SIGNING_READ_KEY", "FILER_SIGNING_KEY", "FILER_SIGNING_READ_KEY")
     return {
         **{f"WEED_JWT_{name}": derived(secret, name) for name in signatures},
@@ -72,7 +74,7 @@ def server_environment(folder: Path, secret: str) -> dict[str, str]:
 
 
 def private_folder(path: Path) -> Path:
-    """``path`` as a folder that only its owner enters. Raises SystemExit if it is somebody else's."""
+    """Make ``path`` a folder that only its owner can enter. Raises SystemExit if another user owns it."""
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
     if path.is_symlink() or path.stat().st_uid != os.getuid():
         raise SystemExit(f"error: {path} belongs to another user; choose another --state folder")
@@ -81,7 +83,7 @@ def private_folder(path: Path) -> Path:
 
 
 def _write_certificate(folder: Path) -> None:
-    """One certificate, signed by itself, that all parts of the S3 server show each other."""
+    """Write a self-signed certificate that the parts of the S3 server use for each other."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "lookalike local stack")])
     now = datetime.datetime.now(datetime.UTC)

@@ -1,4 +1,4 @@
-"""Processes that this folder's owner started, and no others: pid files that hold the start time as well."""
+"""Start and stop processes by pid files with start times, so that no other process is stopped by mistake."""
 
 import json
 import os
@@ -10,11 +10,11 @@ from typing import Literal
 
 import psutil
 
-_CLOCK_SLACK_S = 2.0  # psutil derives start times from the boot time, which clock corrections move a little
+_CLOCK_SLACK_S = 2.0  # psutil derives start times from the boot time, which clock corrections change slightly
 
 
 def start(name: str, argv: Sequence[str], env: Mapping[str, str], folder: Path) -> None:
-    """Start ``argv`` in a session of its own, with its output in ``folder/logs/NAME.log``, and write its pid file."""
+    """Start ``argv`` in a new session, with its output in ``folder/logs/NAME.log``, and write its pid file."""
     (folder / "logs").mkdir(parents=True, exist_ok=True)
     with log_path(name, folder).open("ab") as log:
         child = subprocess.Popen(
@@ -26,29 +26,29 @@ def start(name: str, argv: Sequence[str], env: Mapping[str, str], folder: Path) 
 
 
 def find(name: str, folder: Path) -> psutil.Process | None:
-    """The running process ``name`` of ``folder``; None when it ended, also when its number is another's by now."""
+    """Return the running process ``name`` of ``folder``; None if it has ended, also if its pid was reused."""
     record = _read(name, folder)
     if record is None:
         return None
     try:
         process = psutil.Process(record[0])
-        return None if _is_stranger(*record) or process.status() == psutil.STATUS_ZOMBIE else process
+        return None if _is_reused(*record) or process.status() == psutil.STATUS_ZOMBIE else process
     except psutil.NoSuchProcess:
         return None
 
 
 def stop(name: str, folder: Path, patience_s: float = 20.0) -> int:
-    """End process ``name`` with what it started, politely first. Returns how many processes that were."""
+    """Stop process ``name`` and its descendants: SIGTERM, then SIGKILL. Return the number of processes."""
     record, leader = _read(name, folder), find(name, folder)
     if record is None:
         return 0
     members = {leader, *leader.children(recursive=True)} if leader else set[psutil.Process]()
-    if not _is_stranger(*record):
+    if not _is_reused(*record):
         members |= _session(record[0])
     deadline = time.monotonic() + patience_s
     if leader:
         leader.terminate()
-        psutil.wait_procs([leader], timeout=patience_s)  # it ends its own children in its own order
+        psutil.wait_procs([leader], timeout=patience_s)  # it stops its own children first
     _, alive = psutil.wait_procs(members, timeout=1)
     _each(alive, "terminate")
     _, alive = psutil.wait_procs(alive, timeout=max(1.0, deadline - time.monotonic()))
@@ -59,7 +59,7 @@ def stop(name: str, folder: Path, patience_s: float = 20.0) -> int:
 
 
 def log_path(name: str, folder: Path) -> Path:
-    """Where process ``name`` writes what it prints."""
+    """Return the file with the output of process ``name``."""
     return folder / "logs" / f"{name}.log"
 
 
@@ -75,8 +75,8 @@ def _read(name: str, folder: Path) -> tuple[int, float] | None:
     return int(record["pid"]), float(record["started"])
 
 
-def _is_stranger(pid: int, started: float) -> bool:
-    """Whether ``pid`` is by now another process than the one that we started at ``started`` (seconds since 1970)."""
+def _is_reused(pid: int, started: float) -> bool:
+    """Whether ``pid`` belongs to another process than the one that was started at ``started`` (seconds since 1970)."""
     try:
         return abs(psutil.Process(pid).create_time() - started) > _CLOCK_SLACK_S
     except psutil.NoSuchProcess:
@@ -84,18 +84,18 @@ def _is_stranger(pid: int, started: float) -> bool:
 
 
 def _session(leader: int) -> set[psutil.Process]:
-    """What still runs in the session that ``leader`` opened, also when the leader itself ended first.
+    """Processes in the session of ``leader``, also if the leader itself has ended.
 
-    The kernel gives out no number that is still a session's id: where ``leader`` is free or ours, its session is ours.
+    The kernel does not reuse a pid that is the id of a session, so the session is ours unless ``leader`` was reused.
     """
-    found = set()
+    members = set()
     for process in psutil.process_iter():
         try:
             if process.pid != leader and os.getsid(process.pid) == leader:
-                found.add(process)
+                members.add(process)
         except (ProcessLookupError, PermissionError):
             continue
-    return found
+    return members
 
 
 def _each(processes: Sequence[psutil.Process], method: Literal["terminate", "kill"]) -> None:

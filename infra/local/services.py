@@ -1,4 +1,4 @@
-"""The services of a local stack: how each is started, and how one knows that it answers."""
+"""The services of a local stack: their commands, ports and readiness checks."""
 
 import json
 import random
@@ -24,7 +24,7 @@ PORTS = (
     *("ray", "ray_client", "ray_dashboard", "ray_agent"),
 )
 BUCKETS = ("lookalike", "scratch")
-# Below the ports that the kernel hands out to connections; SeaweedFS takes each of its ports + 10000 for gRPC too.
+# Below the kernel's ephemeral ports; SeaweedFS also uses each of its ports + 10000 for gRPC.
 _PORT_RANGE = range(20_000, 22_760)
 _GRPC_OFFSET = 10_000
 _SOCKET_PATH_BYTES = 107 - len("/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store.sock")
@@ -32,7 +32,7 @@ _SOCKET_PATH_BYTES = 107 - len("/session_2026-01-01_00-00-00_000000_0000000/sock
 
 @dataclass(frozen=True)
 class Stack:
-    """What was chosen at the first ``up`` of a state folder."""
+    """Settings of a state folder, which its first ``up`` chooses."""
 
     folder: Path
     """Absolute path of the state folder."""
@@ -42,7 +42,7 @@ class Stack:
     """The S3 server's secret key."""
 
     def environment(self) -> dict[str, str]:
-        """Variables by which clients find the services and may enter."""
+        """Return the variables with addresses and keys for clients."""
         return {
             "AWS_ENDPOINT_URL": f"http://{HOST}:{self.ports['s3']}",
             "AWS_ACCESS_KEY_ID": keys.USER,
@@ -54,18 +54,18 @@ class Stack:
             "RAY_ADDRESS": f"{HOST}:{self.ports['ray']}",
             "RAY_API_SERVER_ADDRESS": f"http://{HOST}:{self.ports['ray_dashboard']}",
             "RAY_AUTH_MODE": "token",
-            "RAY_AUTH_TOKEN": "",  # one in the user's environment would come before the file
+            "RAY_AUTH_TOKEN": "",  # a token in the user's environment would override the file
             "RAY_AUTH_TOKEN_PATH": str(self.folder / "ray-token"),
         }
 
     def url(self, service: str) -> str:
-        """Where a person or a client finds ``service``."""
+        """Return the address of ``service``."""
         port = self.ports["ray_dashboard" if service == "ray" else service]
         return f"http://{HOST}:{port}"
 
 
 def load(folder: Path) -> Stack | None:
-    """The stack of a state folder, or None if there was none. Files that an earlier version did not write are added."""
+    """Load the stack of a state folder, and write its key files again; None if the folder has no stack."""
     path = folder / "stack.json"
     if not path.exists():
         return None
@@ -75,7 +75,7 @@ def load(folder: Path) -> Stack | None:
 
 
 def create(folder: Path, fixed_ports: dict[str, int]) -> Stack:
-    """Choose ports and keys for a new state folder, and write them with the env file; ``stack.json`` comes last."""
+    """Choose ports and keys for a new state folder, and write the key files, the env file and then ``stack.json``."""
     stack = Stack(keys.private_folder(folder), _free_ports(PORTS) | fixed_ports, secrets.token_hex(16))
     keys.write(folder, stack.secret, stack.environment())
     path = folder / "stack.json"
@@ -85,7 +85,7 @@ def create(folder: Path, fixed_ports: dict[str, int]) -> Stack:
 
 
 def s3_command(stack: Stack) -> list[str]:
-    """SeaweedFS: master, volume, filer and S3 gateway in one process."""
+    """Return the command of SeaweedFS: master, volume, filer and S3 gateway in one process."""
     data = stack.folder / "s3"
     data.mkdir(exist_ok=True)
     flags = {
@@ -99,8 +99,8 @@ def s3_command(stack: Stack) -> list[str]:
         "filer.port": stack.ports["s3_filer"],
         "admin.port": stack.ports["s3_admin"],
         "bucket": ",".join(BUCKETS),
-        "s3.autoCreateBucket": "false",  # as on AWS, a typo in a bucket's name is an error
-        "disableHttp": "true",  # of master and filer, by which one could delete a bucket without a key
+        "s3.autoCreateBucket": "false",  # as on AWS, a misspelt bucket is an error
+        "disableHttp": "true",  # of master and filer, which would delete buckets without a key
         "s3.port.iceberg": 0,
         "s3.port.lance": 0,
         "admin.ui": "false",
@@ -114,7 +114,7 @@ def s3_command(stack: Stack) -> list[str]:
 
 
 def mlflow_command(stack: Stack) -> list[str]:
-    """MLflow with runs and models in sqlite, and artifacts in a folder that it serves itself."""
+    """Return the command of MLflow, with runs and models in sqlite and artifacts in a folder that it serves."""
     flags = {
         "app-name": "basic-auth",
         "host": HOST,
@@ -127,7 +127,7 @@ def mlflow_command(stack: Stack) -> list[str]:
 
 
 def ray_command(stack: Stack, num_cpus: int, object_store_mib: int) -> list[str]:
-    """A Ray head that stays in the foreground, so that one process stands for all of Ray."""
+    """Return the command of a Ray head in the foreground, so that stopping its process stops all of Ray."""
     flags = {
         "port": stack.ports["ray"],
         "dashboard-host": HOST,
@@ -155,7 +155,7 @@ def ray_command(stack: Stack, num_cpus: int, object_store_mib: int) -> list[str]
 
 
 def answers(stack: Stack, service: str) -> bool:
-    """Whether ``service`` is ready for requests."""
+    """Return whether ``service`` is ready for requests."""
     if service == "s3":
         return _s3_answers(stack)
     if service == "mlflow":
@@ -164,7 +164,7 @@ def answers(stack: Stack, service: str) -> bool:
 
 
 def is_free(port: int) -> bool:
-    """Whether nothing listens on ``port`` of this machine."""
+    """Return whether ``port`` of this machine is free."""
     with socket.socket() as probe:
         return probe.connect_ex((HOST, port)) != 0
 
@@ -176,7 +176,7 @@ def _free_ports(names: Iterable[str]) -> dict[str, int]:
 
 
 def _ray_folder(folder: Path) -> Path:
-    """Ray's own folder; it holds Unix sockets, whose paths have a length limit."""
+    """Ray's temporary folder; a short one if needed, since paths of its Unix sockets have a length limit."""
     inside = folder / "ray"
     if len(str(inside).encode()) <= _SOCKET_PATH_BYTES:
         return inside
@@ -211,7 +211,7 @@ def _s3_answers(stack: Stack) -> bool:
     try:
         if not set(BUCKETS) <= {bucket["Name"] for bucket in client.list_buckets()["Buckets"]}:
             return False
-        probe = {"Bucket": "scratch", "Key": ".probe"}  # buckets are listed before the volumes can be read
+        probe = {"Bucket": "scratch", "Key": ".probe"}  # buckets are listed before objects can be written
         client.put_object(Body=b"there", **probe)
         answered = client.get_object(**probe)["Body"].read() == b"there"
         client.delete_object(**probe)

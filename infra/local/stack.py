@@ -1,14 +1,13 @@
-"""A whole platform on this machine: a Ray head, an S3 server (SeaweedFS) and an MLflow server.
+"""Start and stop a local stack: a Ray head, an S3 server (SeaweedFS) and an MLflow server.
 
-    python infra/local/stack.py up          # starts what does not run yet, and waits until it answers
+    python infra/local/stack.py up          # starts services that do not run, and waits until they answer
     source .local/env                       # addresses and keys, for jobs and for `ray job submit`
     python infra/local/stack.py status
-    python infra/local/stack.py down        # stops what `up` started, and nothing else
+    python infra/local/stack.py down        # stops the services that `up` started
 
-Ports are free ones, and stay the same from `up` to `up`; data, logs and access keys lie below the state folder
-(.local; delete it to start afresh), which no other user can enter. S3 and MLflow listen on 127.0.0.1 and ask for the
-keys of the env file. Ray's own ports listen wider, as Ray has no option against it; it lets in who has the token that
-the env file names.
+The first `up` chooses free ports, and later ones keep them. Data, logs and keys are in the state folder (.local; delete
+it to start anew), which no other user can enter. S3 and MLflow listen on 127.0.0.1 and require the keys of the env
+file. Some of Ray's ports always listen on every interface; they require the token of the env file.
 """
 
 import argparse
@@ -25,7 +24,7 @@ from services import SERVICES, Stack
 
 
 def up(stack: Stack, wanted: list[str], num_cpus: int, object_store_mib: int, timeout_s: float) -> None:
-    """Start the ``wanted`` services that do not run, all at once, and wait until each answers."""
+    """Start the ``wanted`` services that do not run, and wait until each answers. Raises SystemExit otherwise."""
     commands = {
         "s3": services.s3_command(stack),
         "mlflow": services.mlflow_command(stack),
@@ -34,7 +33,7 @@ def up(stack: Stack, wanted: list[str], num_cpus: int, object_store_mib: int, ti
     for service in wanted:
         if processes.find(service, stack.folder) is None:
             if not services.is_free(port := stack.ports[service]):
-                raise SystemExit(f"error: port {port} of {service} is taken; choose another --state folder")
+                raise SystemExit(f"error: port {port} of {service} is in use; choose another --state folder")
             processes.start(service, commands[service], _environment(stack), stack.folder)
     deadline = time.monotonic() + timeout_s
     for service in wanted:
@@ -47,7 +46,7 @@ def up(stack: Stack, wanted: list[str], num_cpus: int, object_store_mib: int, ti
 
 
 def status(stack: Stack) -> bool:
-    """Print one line for each service; True when all that run do answer."""
+    """Print one line for each service; return whether all running services answer."""
     healthy = True
     for service in SERVICES:
         process = processes.find(service, stack.folder)
@@ -58,17 +57,21 @@ def status(stack: Stack) -> bool:
 
 
 def main() -> int:
-    """Parse, act, exit."""
+    """Parse the flags, and run the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=("up", "down", "status"))
     parser.add_argument("--state", type=Path, default=Path(".local"), help="folder for data, logs and keys (.local)")
     parser.add_argument("--services", default=",".join(SERVICES), help="some of s3,mlflow,ray (default: all)")
     parser.add_argument(
-        "--port", action="append", default=[], metavar="NAME=N", help=f"at the first `up`: {', '.join(services.PORTS)}"
+        "--port",
+        action="append",
+        default=[],
+        metavar="NAME=N",
+        help=f"fixed port, at the first `up`: {', '.join(services.PORTS)}",
     )
     parser.add_argument("--num-cpus", type=int, default=max(4, os.cpu_count() or 1), help="logical CPUs of Ray")
     parser.add_argument("--object-store-mib", type=int, default=1024, help="Ray's shared memory (1024)")
-    parser.add_argument("--timeout-s", type=float, default=120.0, help="how long to wait for answers (120)")
+    parser.add_argument("--timeout-s", type=float, default=120.0, help="seconds to wait for answers (120)")
     options = parser.parse_args()
     wanted = [service for service in SERVICES if service in options.services.split(",")]
     if unknown := set(options.services.split(",")) - set(SERVICES):
@@ -81,7 +84,7 @@ def main() -> int:
         if stack is None:
             stack = services.create(folder, ports)
         elif changed := {name for name, number in ports.items() if stack.ports.get(name) != number}:
-            parser.error(f"{folder} has its ports already; {sorted(changed)} cannot change, choose another --state")
+            parser.error(f"the ports {sorted(changed)} of {folder} are fixed already; choose another --state folder")
         up(stack, wanted, options.num_cpus, options.object_store_mib, options.timeout_s)
         status(stack)
         print(f"source {shlex.quote(str(folder / 'env'))}")
@@ -97,15 +100,15 @@ def main() -> int:
 
 
 def _environment(stack: Stack) -> dict[str, str]:
-    """What the services, and so the jobs on the Ray head, find in their environment."""
+    """The environment of the services, which jobs on the Ray head inherit."""
     binaries = Path(sys.executable).parent  # the `python` of a submitted job is the first one on the head's PATH
     environment = {**os.environ, **stack.environment(), **keys.server_environment(stack.folder, stack.secret)}
-    del environment["RAY_ADDRESS"], environment["RAY_API_SERVER_ADDRESS"]  # the head is no client of itself
+    del environment["RAY_ADDRESS"], environment["RAY_API_SERVER_ADDRESS"]  # for clients only
     return environment | {
         "PATH": f"{binaries}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # two processes and 0.5 GB instead of fifteen and 2.9 GB
         "MLFLOW_DISABLE_TELEMETRY": "true",
-        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",  # else idle workers of ended jobs hold up `down` for 30 s
+        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",  # else idle workers of ended jobs delay `down` by 30 s
     }
 
 

@@ -1,9 +1,9 @@
-"""Look for known vulnerabilities in each package of requirements.lock, and say of each whether that could be done.
+"""Audit every package of requirements.lock for known vulnerabilities, and list those that could not be audited.
 
     python infra/setup/audit.py [--service pypi|osv]
 
-The exit code is 0 only if every package could be audited and none is known to be vulnerable. pip-audit by itself ends
-well where packages were skipped, and its --strict ends at the first one: here all are listed, and each one counts.
+The exit code is 0 only if every package was audited and none is known to be vulnerable. pip-audit alone succeeds if
+packages were skipped, and with --strict it stops at the first one.
 """
 
 import argparse
@@ -18,17 +18,17 @@ CLEAN, VULNERABLE, NOT_AUDITED = 0, 1, 2
 
 
 def locked(lock: Path) -> dict[str, str]:
-    """Version by name of each package in ``lock``."""
+    """Return the version of each package in ``lock``, by name."""
     lines = [line.strip() for line in lock.read_text().splitlines() if line.strip() and not line.startswith("#")]
     return dict(line.split("==", 1) for line in lines)
 
 
 def verdict(wanted: dict[str, str], dependencies: list[dict[str, Any]]) -> tuple[int, list[str]]:
-    """The exit code, and a line for each package that is not clean."""
-    found = {_normal(item["name"]): item for item in dependencies}
+    """Return the exit code, and a line for each package that is vulnerable or was not audited."""
+    audited = {_normal(item["name"]): item for item in dependencies}
     lines, vulnerable, skipped = [], 0, 0
     for name, version in wanted.items():
-        item = found.get(_normal(name))
+        item = audited.get(_normal(name))
         if item is None or "skip_reason" in item or item.get("version") != version or "vulns" not in item:
             reason = (item or {}).get("skip_reason") or "pip-audit did not report it"
             lines.append(f"NOT AUDITED {name} {version}: {reason}")
@@ -52,8 +52,8 @@ def _normal(name: str) -> str:
 def main() -> int:
     """Audit, print, and return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--service", choices=("pypi", "osv"), default="pypi", help="who is asked about each package")
-    parser.add_argument("--lock", type=Path, default=_LOCK, help="the file of exact versions")
+    parser.add_argument("--service", choices=("pypi", "osv"), default="pypi", help="the vulnerability service to ask")
+    parser.add_argument("--lock", type=Path, default=_LOCK, help="the file with exact versions")
     options = parser.parse_args()
     wanted = locked(options.lock)
     argv = [sys.executable, "-m", "pip_audit", "--requirement", str(options.lock), "--no-deps", "--disable-pip",
@@ -66,15 +66,15 @@ def main() -> int:
         for name, version in wanted.items():
             print(f"NOT AUDITED {name} {version}")
         print(
-            f"error: none of the {len(wanted)} packages was audited: the vulnerability service {options.service} could "
-            f"not be asked ({said.strip()[:300]}); run this where it can be reached, or try --service osv",
+            f"error: none of the {len(wanted)} packages was audited: the vulnerability service {options.service} did "
+            f"not answer ({said.strip()[:300]}); run this on a machine that reaches it, or try --service osv",
             file=sys.stderr,
         )
         return NOT_AUDITED
     code, lines = verdict(wanted, dependencies)
     print("\n".join(lines))
     if code == NOT_AUDITED:
-        print("error: packages that could not be audited are not known to be clean", file=sys.stderr)
+        print("error: some packages were not audited and may be vulnerable; see the lines NOT AUDITED", file=sys.stderr)
     return code
 
 

@@ -1,7 +1,7 @@
-"""What a machine needs that pip cannot bring: a C++ compiler. Checks it, then compiles DeepSpeed's CPU operator once.
+"""Check that a C++ compiler and ninja are installed, and compile DeepSpeed's CPU operator.
 
-Run by ``make setup``. DeepSpeed compiles its shared-memory communication at first use (about a minute, kept in the
-user's torch extensions folder), which would otherwise happen inside the first training.
+``make setup`` runs this. DeepSpeed compiles its shared-memory communication at its first use (about a minute, cached in
+the user's folder of torch extensions), which would otherwise delay the first training run.
 """
 
 import os
@@ -11,13 +11,16 @@ from pathlib import Path
 
 
 def main() -> int:
-    """Exit code 0 when training can run here."""
+    """Return 0 if training can run on this machine, else 1."""
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # the venv's own ninja
     if shutil.which("c++") is None and shutil.which("g++") is None:
-        print("error: no C++ compiler (c++); DeepSpeed compiles an operator; apt-get install g++", file=sys.stderr)
+        print("error: DeepSpeed needs a C++ compiler (c++); apt-get install g++", file=sys.stderr)
         return 1
     if shutil.which("ninja") is None:
-        print("error: no ninja; pip install ninja into .venv, or apt-get install ninja-build", file=sys.stderr)
+        print(
+            "error: DeepSpeed needs ninja; pip install ninja into .venv, or apt-get install ninja-build",
+            file=sys.stderr,
+        )
         return 1
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
     import torch
@@ -26,7 +29,7 @@ def main() -> int:
         from lookalike.training.zero import load_operator
 
         load_operator()
-    print("set up: training can run here")
+    print("setup is complete: training can run on this machine")
     return 0
 
 

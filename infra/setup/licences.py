@@ -1,9 +1,9 @@
-"""List the licences of everything that is installed, and fail for one that is not allowed.
+"""List the licences of all installed packages, and fail if one is not allowed.
 
     python infra/setup/licences.py
 
-Allowed are licences without duties towards who only uses or links a package; what they are stands in pyproject.toml
-(`tool.lookalike.licences`). A package whose metadata names no licence stands there by name, with what its files say.
+The allowed licences, which have no duties for programs that only use or link a package, are in pyproject.toml
+(`tool.lookalike.licences`). It also names the licence of packages whose metadata lacks one.
 """
 
 import json
@@ -17,12 +17,12 @@ _PYPROJECT = Path(__file__).resolve().parents[2] / "pyproject.toml"
 
 
 def terms(licence: str) -> list[str]:
-    """The licences that all apply, of ``A AND B``, ``A; B``: each one itself a choice, ``A OR B``."""
+    """Split ``A AND B`` or ``A; B`` into the licences that all apply; each may be a choice, ``A OR B``."""
     return [part.strip() for joined in licence.split(";") for part in joined.split(" AND ")]
 
 
 def refused(packages: list[dict[str, str]], allowed: set[str], named: dict[str, str]) -> list[str]:
-    """A line for each package with a licence, or a missing one, that is not allowed."""
+    """Return a line for each package whose licence is missing or not allowed."""
     lines = []
     for package in packages:
         licence = (
@@ -35,7 +35,7 @@ def refused(packages: list[dict[str, str]], allowed: set[str], named: dict[str, 
 
 
 def main() -> int:
-    """Print the table, and return 1 if a licence is not allowed."""
+    """Print the licences; return 1 if one is not allowed, 2 if they cannot be listed."""
     settings: dict[str, Any] = tomllib.loads(_PYPROJECT.read_text())["tool"]["lookalike"]["licences"]
     done = subprocess.run([sys.executable, "-m", "piplicenses", "--format=json"], capture_output=True, text=True)
     if done.returncode:

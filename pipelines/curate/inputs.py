@@ -47,7 +47,7 @@ class Inputs:
         for name in ("raw", "dataset", "actors"):  # locations, and who does the work
             del settings[name]
         taken_down = settings["filters"]["taken_down"]
-        del taken_down["allow_unmatched"]  # decides about no image
+        del taken_down["allow_unmatched"], taken_down["max_list_mib"]  # these decide about no image
         if taken_down["list"] is not None:
             taken_down["list"] = pinned_hash(taken_down["list"])
         if config.captions.presets:

@@ -13,7 +13,7 @@ from lookalike.data.passed_over import PassedOver
 from lookalike.data.text import is_utf8
 from lookalike.errors import ConfigError, InputError
 from lookalike.storage import ObjectInfo, Store, locate_object, open_store, overlap
-from lookalike.storage.survey import survey
+from lookalike.storage.store import survey
 from lookalike.storage.walk import Skipped
 
 _SHARD = re.compile(r".*\.(tar(\.(gz|bz2|xz|zst|zstd|lz4))?|tgz|tbz2?|txz|tzst)", re.IGNORECASE | re.DOTALL)

@@ -140,7 +140,7 @@ def _with_pinned_list(config: CurateConfig, dataset: Store, parent: dict[str, An
                 fix="name the list (filters.taken_down.list); an empty file takes everything back",
             )
         return config
-    pinned = replace(taken_down, list=pin(taken_down.list, dataset))
+    pinned = replace(taken_down, list=pin(taken_down.list, dataset, taken_down.max_list_mib))
     return replace(config, filters=replace(config.filters, taken_down=pinned))
 
 

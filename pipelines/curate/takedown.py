@@ -22,7 +22,6 @@ from pipelines.curate.tables import read_columns
 
 FOLDER = "work/taken-down"
 _RESTORE = "restore it, or remove that version and its file in published/ if nothing needs it"
-_MAX_BYTES = 1 << 30  # of a list: 16 million hashes
 _SHOWN = 20  # entries in a job's output
 _KINDS = ("sha256", "key", "subject", "source")  # columns of the image table
 _HASH_LINE = re.compile(r"(?:sha256\s*:)?\s*([0-9a-f]{64})\s*(?:\s#.*)?", re.IGNORECASE)
@@ -134,16 +133,16 @@ def _entry(written: str, where: str, origin: str) -> tuple[str, str]:
     return kind, name
 
 
-def pin(uri: str, dataset: Store) -> str:
+def pin(uri: str, dataset: Store, max_mib: int = 1024) -> str:
     """Copy the list at ``uri`` below the dataset, by its content, and return the URI of the copy.
 
     Tasks read the copy: whoever changes the list in the middle of a curation changes the next one.
 
     Raises:
-        InputError: no list there, or a line that is not an entry.
+        InputError: no list there, one of more than ``max_mib`` MiB, or a line that is not an entry.
     """
-    data = _read(uri)
-    TakeDownList.parse(decode_text(data, uri, _MAX_BYTES), uri)
+    data = read_at_most(*locate_object(uri), max_mib, "filters.taken_down.max_list_mib")
+    TakeDownList.parse(decode_text(data, uri, len(data)), uri)
     key = f"{FOLDER}/{hashlib.sha256(data).hexdigest()}.txt"
     if not dataset.exists(key):
         dataset.write(key, data)
@@ -158,7 +157,9 @@ def pinned_hash(uri: str) -> str:
 @lru_cache(maxsize=2)
 def read_list(pinned: str) -> TakeDownList:
     """The list at the URI that :func:`pin` gave; what lies there never changes."""
-    return TakeDownList.parse(decode_text(_read(pinned), pinned, _MAX_BYTES), pinned)
+    store, key = locate_object(pinned)
+    data = store.read(key)
+    return TakeDownList.parse(decode_text(data, pinned, len(data)), pinned)
 
 
 @dataclass(frozen=True)
@@ -279,8 +280,3 @@ def _sparse(counts: np.ndarray, held: int, of: int) -> Columns:
     """One row; the entries that name images as JSON, since a batch may hold rows of different lengths."""
     matched = json.dumps([[int(entry), int(counts[entry])] for entry in np.flatnonzero(counts)])
     return {"of": np.array([of]), "held": np.array([held]), "matched": np.array([matched], object)}
-
-
-def _read(uri: str) -> bytes:
-    store, key = locate_object(uri)
-    return read_at_most(store, key, _MAX_BYTES)

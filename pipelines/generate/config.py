@@ -21,6 +21,10 @@ class GenerateConfig:
     """URI of a text file with one prompt a line, after those of --prompt; blank lines do not count."""
     reference: list[str] = field(default_factory=list)
     """Photo of the subject, or a folder of them, of which the model takes as many as it reads; may be repeated."""
+    max_prompts_mib: int = 16
+    """Largest size of the file of ``prompts_file``, in MiB."""
+    max_reference_mib: int = 256
+    """Largest size of a reference's file, in MiB; it is read into memory whole."""
     num_images: int = 1
     """Images of each prompt."""
     seed: int = 0
@@ -51,11 +55,12 @@ class GenerateConfig:
     def __post_init__(self) -> None:
         check_values(self)
         check_most(self, num_images=100_000, steps=10_000, batch_size=4_096)
+        check_most(self, max_prompts_mib=65_536, max_reference_mib=65_536)
         from lookalike.diffusion.stages import stages_of
         from lookalike.models.preprocess import MAX_SIDE
 
         stages_of(self.stages)  # refuses what is none, and stages out of order
-        for name in ("num_images", "steps", "batch_size"):
+        for name in ("num_images", "steps", "batch_size", "max_prompts_mib", "max_reference_mib"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is below 1", value=getattr(self, name), fix="use 1 or more")
         for name in ("height", "width"):

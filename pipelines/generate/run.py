@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from lookalike import config as configs
 from lookalike.bundles.locate import BundleLocation, locate_bundle
 from lookalike.data.images import EXTENSIONS, decode
-from lookalike.data.text import MAX_TEXT_BYTES, decode_text
+from lookalike.data.text import decode_text
 from lookalike.errors import ConfigError, InputError
 from lookalike.storage import Store, locate_object, open_store, read_at_most, read_object
 from lookalike.storage.claim import claim
@@ -24,15 +24,13 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_MAX_REFERENCE_BYTES = 256 << 20
-
 RESULT = "generations.json"
 _RESULT = {"model": dict, "references": list, "images": list, "config": dict}
 SHEET = "contact_sheet.png"
 # Model, prompts and references count by their content, wherever they lie.
 _NOT_IDENTITY = (
     *("out", "actors", "batch_size", "tracking"),
-    *("model", "bundle", "base", "prompts_file", "reference"),
+    *("model", "bundle", "base", "prompts_file", "reference", "max_prompts_mib", "max_reference_mib"),
 )
 
 
@@ -53,7 +51,7 @@ def generate(config: GenerateConfig) -> dict[str, Any]:
     model = resolve(config.model, config.tracking, config.bundle)
     bundle = locate_bundle(model.bundle_uri, model.bundle_sha256, base_uri=config.base)
     prompts = read_prompts(config)
-    references = _references(config.reference, bundle)
+    references = _references(config, bundle)
     components = bundle.open().components
     preprocessor = Preprocessor.from_bundle(components)
     preset, multiple = preprocessor.preset, token_shape(components)[0]
@@ -116,36 +114,34 @@ def _earlier_result(store: Store, fingerprint: str, requests: "Sequence[Request]
 
 
 def read_prompts(config: GenerateConfig) -> list[str]:
-    """All prompts, in their order. Raises InputError for an empty one, or a file that is not text."""
+    """All prompts, in their order. Raises InputError for an empty one, or a file that is not text or is too large."""
     prompts = [prompt.strip() for prompt in config.prompt]
     if config.prompts_file:
         store, key = locate_object(config.prompts_file)
-        text = decode_text(read_at_most(store, key, MAX_TEXT_BYTES), store.uri_of(key))
+        data = read_at_most(store, key, config.max_prompts_mib, "max_prompts_mib")
+        text = decode_text(data, store.uri_of(key), len(data))
         prompts += [line.strip() for line in re.split(r"\r\n|\r|\n", text) if line.strip()]
     if not prompts or not all(prompts):
         raise InputError("an empty prompt", value=config.prompts_file or "", fix="give every prompt some text")
     return prompts
 
 
-def _references(locations: Sequence[str], bundle: BundleLocation) -> list[tuple[str, bytes]]:
+def _references(config: GenerateConfig, bundle: BundleLocation) -> list[tuple[str, bytes]]:
     """URI and bytes of each reference; of folders as many photos, by name, as the model still reads."""
     from lookalike.models.preprocess import check_image
 
-    limit = bundle.max_references
+    limit, bound = bundle.max_references, (config.max_reference_mib, "max_reference_mib")
     files: list[tuple[str, bytes]] = []
-    for location in locations:
+    for location in config.reference:
         found = None if location.endswith("/") else locate_object(location)
         if found and (PurePosixPath(found[1]).suffix[1:].lower() in EXTENSIONS or found[0].exists(found[1])):
-            files.append((found[0].uri_of(found[1]), read_at_most(*found, _MAX_REFERENCE_BYTES)))
+            files.append((found[0].uri_of(found[1]), read_at_most(*found, *bound)))
             continue
         folder = open_store(location)
         keys = [info.key for info in folder.list() if PurePosixPath(info.key).suffix[1:].lower() in EXTENSIONS]
         if not keys:
             raise InputError("neither a photo nor a folder of photos", value=location, fix="check --reference")
-        files += [
-            (folder.uri_of(key), read_at_most(folder, key, _MAX_REFERENCE_BYTES))
-            for key in keys[: max(1, limit - len(files))]
-        ]
+        files += [(folder.uri_of(key), read_at_most(folder, key, *bound)) for key in keys[: max(1, limit - len(files))]]
     if len(files) > limit:
         raise ConfigError(
             f"{len(files)} references; this model reads {limit}", value=[uri for uri, _ in files], fix="name fewer"

@@ -1,4 +1,4 @@
-"""Ingest: photographs of known subjects become raw WebDataset shards, their bytes untouched."""
+"""Ingest: write photos of known subjects into raw WebDataset shards, with their bytes unchanged."""
 
 from pipelines.ingest.config import IngestConfig, SampleWorldConfig
 from pipelines.ingest.run import ingest

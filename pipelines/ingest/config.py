@@ -1,4 +1,4 @@
-"""What `jobs/ingest.py` can be told."""
+"""The configuration of `jobs/ingest.py`."""
 
 from dataclasses import dataclass, field
 
@@ -7,58 +7,52 @@ from lookalike.errors import ConfigError
 from lookalike.values import check_most, check_values
 
 SAMPLE = "sample"
-MORE_DEFECTS = (
-    "wrong_licence",
-    "taken_down",
-    "overlaid_text",
-)  # of the sample world; no default of curation drops them
-_DEFECTS_NEED = 4  # subjects: one for the cut shard, and a stranger to misfile
+# Defects of the sample world that curation drops only if it is configured to.
+MORE_DEFECTS = ("wrong_licence", "taken_down", "overlaid_text")
+_DEFECTS_NEED = 4  # subjects: one is in the truncated shard, and misfiled photos need another subject
+
+_RANGES = {
+    "subjects": (1, 10_000_000),
+    "views": (1, 1_000),
+    "seed": (0, 99),
+    "first_subject": (0, 1_000_000_000),
+    "size_px": (32, 1024),
+    "bare_captions": (0, 1),
+    "defects_of_each": (1, 100_000),
+}
 
 
 @dataclass(frozen=True)
 class SampleWorldConfig:
-    """The rendered sample world."""
+    """The sample world, whose photos are rendered."""
 
     subjects: int = 160
-    """How many subjects there are."""
+    """Number of subjects."""
     views: int = 6
-    """Photos of each subject, evenly about it."""
+    """Photos of each subject, at evenly spaced angles."""
     seed: int = 0
-    """Another seed (0 to 99) is another world: no subject of one appears in the other."""
+    """Seed of the world, 0 to 99. Worlds of different seeds have no subject in common."""
     first_subject: int = 0
-    """Number of the first subject; worlds of one seed that do not overlap are disjoint."""
+    """Number of the first subject; ranges that do not overlap give disjoint worlds."""
     shapes: list[str] = field(default_factory=list)
-    """Only these shapes, e.g. '[duck]'; none means all."""
+    """Use only these shapes, for example '[duck]'; an empty list means all."""
     size_px: int = 256
     """Width and height of a photo."""
     bare_captions: float = 0.0
-    """Share of captions that name class, place and view alone: what a subject looks like is then seen, not told."""
+    """Share of captions (0 to 1) that name only class, place and view, and leave out colours and pattern."""
     defects: bool = True
-    """Plant spoilt, duplicate and misfiled photos and a truncated shard; `_truth.json` names each."""
+    """Plant damaged, duplicate and misfiled photos and a truncated shard; `_truth.json` lists them."""
     defects_of_each: int | None = None
-    """Planted photos of each kind; null: one for 40 subjects, and 3 at least."""
+    """Planted photos of each kind; null: one for every 40 subjects, and at least 3."""
     more_defects: list[str] = field(default_factory=list)
-    """Further kinds, which a curation finds only if told what to look for: wrong_licence, taken_down, overlaid_text."""
+    """Further kinds, which curation finds only if configured to: wrong_licence, taken_down, overlaid_text."""
 
     def __post_init__(self) -> None:
         check_values(self)
-        check_most(self, subjects=10_000_000, views=1_000, defects_of_each=100_000, first_subject=1_000_000_000)
-        if self.subjects < 1 or self.views < 1:
-            raise ConfigError(
-                "a world needs subjects and views", value=(self.subjects, self.views), fix="use 1 or more"
-            )
-        if not 0 <= self.seed < 100:
-            raise ConfigError("sample.seed is out of range", value=self.seed, fix="use 0 to 99")
-        if self.first_subject < 0:
-            raise ConfigError("sample.first_subject is negative", value=self.first_subject, fix="use 0 or more")
-        if not 32 <= self.size_px <= 1024:
-            raise ConfigError("sample.size_px is out of range", value=self.size_px, fix="use 32 to 1024")
-        if not 0 <= self.bare_captions <= 1:
-            raise ConfigError("sample.bare_captions is a share", value=self.bare_captions, fix="use 0 to 1")
-        if self.defects_of_each is not None and self.defects_of_each < 1:
-            raise ConfigError(
-                "sample.defects_of_each is below 1", value=self.defects_of_each, fix="use 1 or more, or defects: false"
-            )
+        for name, (low, high) in _RANGES.items():
+            value = getattr(self, name)
+            if value is not None and not low <= value <= high:
+                raise ConfigError(f"sample.{name} is out of range", value=value, fix=f"use {low} to {high}")
         unknown = sorted(set(self.more_defects) - set(MORE_DEFECTS))
         if unknown or (self.more_defects and not self.defects):
             raise ConfigError(
@@ -68,44 +62,42 @@ class SampleWorldConfig:
             )
         if self.defects and self.subjects < _DEFECTS_NEED:
             raise ConfigError(
-                f"defects need {_DEFECTS_NEED} subjects or more",
+                f"sample.defects needs at least {_DEFECTS_NEED} subjects",
                 value=self.subjects,
-                fix="raise sample.subjects or set --sample.defects false",
+                fix="raise sample.subjects, or set --sample.defects false",
             )
 
 
 @dataclass(frozen=True)
 class IngestConfig:
-    """Where the photographs come from, and where the raw shards go."""
+    """Location of the photos and of the raw shards."""
 
     source: str
     """A folder (or URI) with `<subject>/<nn>.jpg`, or `sample` for the rendered sample world."""
     raw: str
-    """URI of the prefix that gets the raw shards."""
+    """URI of the prefix for the raw shards."""
     subjects: list[str] = field(default_factory=list)
-    """Only these subjects (folder names); none means all."""
+    """Use only these subjects (folder names); an empty list means all."""
     exclude_subjects: list[str] = field(default_factory=list)
-    """Not these subjects."""
+    """Leave these subjects out."""
     licence: str = "unknown"
-    """Licence of the photographs, where a sidecar names none."""
+    """Licence of photos whose sidecars name none."""
     max_file_mib: int = 256
-    """A photo or mask that is larger is left out, with its reason."""
+    """Largest size of a photo or mask, in MiB; larger ones are left out with a reason."""
     max_text_mib: int = 16
-    """A sidecar or list that is larger is left out, with its reason. At most 16."""
+    """Largest size of a sidecar or list, in MiB, at most 16; larger ones are left out with a reason."""
     shard_mib: int = 64
-    """A raw shard holds at most about this much; one sample is never split."""
+    """Approximate largest size of a raw shard, in MiB. A sample is never split."""
     photos: str | None = None
-    """With `--source sample`: also write plain `<subject>/<nn>.jpg` folders here, like a user's own."""
+    """With `--source sample`: URI that also gets the photos as plain files, `<subject>/<nn>.jpg`."""
     sample: SampleWorldConfig = field(default_factory=SampleWorldConfig)
-    """The sample world; used with `--source sample`."""
+    """Settings of the sample world, for `--source sample`."""
 
     def __post_init__(self) -> None:
         check_values(self)
         check_most(self, max_file_mib=65_536, max_text_mib=MAX_TEXT_BYTES >> 20, shard_mib=65_536)
-        for name in ("max_file_mib", "max_text_mib"):
+        for name in ("max_file_mib", "max_text_mib", "shard_mib"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is below 1", value=getattr(self, name), fix="use 1 or more")
-        if self.shard_mib < 1:
-            raise ConfigError("shard_mib is below 1", value=self.shard_mib, fix="use 1 or more")
         if self.source != SAMPLE and self.photos:
-            raise ConfigError("photos are written of the sample world only", value=self.photos, fix="drop --photos")
+            raise ConfigError("photos needs --source sample", value=self.photos, fix="leave out --photos")

@@ -1,6 +1,7 @@
-"""A folder of photographs as a source: ``<subject>/<nn>.jpg``.
+"""A folder of photos as a source: ``<subject>/<nn>.jpg``.
 
-Beside each may lie ``<nn>.txt`` (its caption), ``<nn>.json`` and ``<nn>.mask.png`` (white where the subject is).
+Each photo can have a caption ``<nn>.txt``, labels ``<nn>.json`` and a mask ``<nn>.mask.png`` (white on the subject)
+beside it.
 """
 
 import csv
@@ -17,7 +18,7 @@ from lookalike.data.shards import write_tar
 from lookalike.data.text import decode_text, escaped, is_utf8, normal, read_label
 from lookalike.errors import InputError
 from lookalike.storage import ObjectInfo, Store, open_store
-from lookalike.storage.survey import survey
+from lookalike.storage.store import survey
 from lookalike.storage.walk import Skipped
 from pipelines.ingest.config import IngestConfig
 from pipelines.ingest.sidecars import check_sidecars, read_sidecar
@@ -26,57 +27,57 @@ from pipelines.ingest.source import Plan, shard_name
 _SIDECARS = {".txt", ".json"}
 MASK = ".mask.png"
 _UNLISTED = {
-    "link_outside": "a link that leads out of the source: copy what it leads to",
-    "dangling_link": "a link to nothing",
+    "link_outside": "a link that leads out of the source: copy its target into the source",
+    "dangling_link": "a link whose target does not exist",
     "link_loop": "a link that leads back to itself",
     "unreadable": "no permission to read it",
     "special_file": "neither a file nor a folder",
     "empty_folder": "an empty folder",
 }
-_HEIC_LACKS = "HEIC, HEIF and AVIF are read with an extra: pip install 'lookalike[heic]'"
-_CLASSES_FILE = "prompts_and_classes.txt"  # DreamBooth's list of classes, beside its folders
+_HEIC_LACKS = "HEIC, HEIF and AVIF need an extra: pip install 'lookalike[heic]'"
+_CLASSES_FILE = "prompts_and_classes.txt"  # list of classes in the DreamBooth dataset, beside its folders
 
 
 @dataclass(frozen=True)
 class PhotoFile:
-    """One image file and what is known of it before it is opened."""
+    """One image file, and what is known about it before it is opened."""
 
     key: str
     """Sample key in the shard."""
     path: str
-    """Key below the source."""
+    """Key of the image below the source."""
     subject: str
     """Name of its folder."""
     class_name: str
-    """What kind of thing it shows, unless a sidecar says otherwise."""
+    """Class of the subject, unless a sidecar overrides it."""
     sidecars: tuple[str, ...]
     """Keys of its sidecar files."""
     mask: str | None
-    """Key of its mask."""
+    """Key of its mask, if it has one."""
     size: int
     """Bytes of the image."""
 
 
 @dataclass(frozen=True)
 class FolderShard:
-    """Some photographs that become one shard, their bytes untouched."""
+    """Photos of one shard, whose bytes are copied unchanged."""
 
     name: str
     """Key below the raw prefix."""
     source: str
     """URI of the source."""
     licence: str
-    """Where no sidecar names one."""
+    """Licence of photos whose sidecars name none."""
     photos: tuple[PhotoFile, ...]
-    """In the order of their keys."""
+    """The photos, in the order of their keys."""
 
     @property
     def images(self) -> int:
-        """How many images the shard holds."""
+        """Number of photos in the shard."""
         return len(self.photos)
 
     def write(self, path: Path) -> None:
-        """Read the photographs and write the tar."""
+        """Read the photos and write the tar to ``path``."""
         write_tar(path, self._samples())
 
     def _samples(self) -> Iterator[tuple[str, dict[str, bytes]]]:
@@ -101,26 +102,28 @@ class FolderShard:
 
 
 def plan_folder(config: IngestConfig) -> Plan:
-    """List the source and deal its photographs to shards.
+    """List the source and assign its photos to shards.
 
     Raises:
-        InputError: nothing is there, a subject's folder holds no image, or a named subject does not exist.
+        InputError: the source is missing or empty, a subject's folder has no image, or a named subject does not exist.
     """
     store = open_store(config.source)
     listing, unlisted = _listing(store)
     if not listing:
         why = f": {', '.join(sorted(set(unlisted.values())))}" if unlisted else ""
         what = f"the source is missing or empty{why}"
-        raise InputError(what, value=config.source, fix="name a folder of photographs")
+        raise InputError(what, value=config.source, fix="name a folder of photos")
     listing, unreadable = _with_readable_names(listing)
     unreadable |= {info.key: why for info in listing if (why := _too_large(info, config))}
     listing = [info for info in listing if info.key not in unreadable]
     folders, skipped = _by_subject(listing)
     skipped |= unlisted | unreadable
-    # a name is typed in one of Unicode's normal forms, and a file system may have kept another
+    # compared in one of Unicode's normal forms, since a file system may store another than the user types
     wanted, excluded = ({normal(name) for name in names} for names in (config.subjects, config.exclude_subjects))
     for name in sorted((wanted | excluded) - {normal(name) for name in folders}):
-        raise InputError("no such subject", value=name, fix=f"choose from {', '.join(sorted(folders)) or 'none'}")
+        raise InputError(
+            "the source has no such subject", value=name, fix=f"choose from {', '.join(sorted(folders)) or 'none'}"
+        )
     chosen = [name for name in folders if normal(name) not in excluded and (not wanted or normal(name) in wanted)]
     skipped |= {f"{name}/": "excluded" for name in folders if name not in chosen}
     classes = _classes(store, {info.key for info in listing})
@@ -129,26 +132,26 @@ def plan_folder(config: IngestConfig) -> Plan:
         photos += _photos(name, folders[name], classes.get(normal(name)) or class_of(name), skipped)
     if not photos:
         raise InputError(
-            "no photographs in subject folders", value=config.source, fix="lay them out as <subject>/<nn>.jpg"
+            "the source has no photos in subject folders", value=config.source, fix="lay them out as <subject>/<nn>.jpg"
         )
     check_sidecars(store, [sidecar for photo in photos for sidecar in photo.sidecars])
     shards = [
         FolderShard(shard_name(index), store.uri, config.licence, tuple(part))
-        for index, part in enumerate(_deal(_unique_keys(photos), config.shard_mib << 20))
+        for index, part in enumerate(_split_by_size(_unique_keys(photos), config.shard_mib << 20))
     ]
     identity = fingerprint([[info.key, info.size] for info in listing])
     return Plan(shards, subjects=len({normal(name) for name in chosen}), identity=identity, skipped=skipped)
 
 
 def _too_large(info: ObjectInfo, config: IngestConfig) -> str:
-    """Why a file is not read, by its size alone; empty if it is."""
+    """Why a file is too large to be read; empty if it is not."""
     name = "max_text_mib" if PurePosixPath(info.key).suffix in (*_SIDECARS, ".csv") else "max_file_mib"
     most = getattr(config, name)
     return f"more than {most} MiB ({name})" if info.size > most << 20 else ""
 
 
 def _listing(store: Store) -> tuple[list[ObjectInfo], dict[str, str]]:
-    """The files of the source, and the names that give none, with the reason."""
+    """The files of the source, and the other names by reason."""
     listing: list[ObjectInfo] = []
     unlisted: dict[str, str] = {}
     for entry in survey(store):
@@ -160,7 +163,7 @@ def _listing(store: Store) -> tuple[list[ObjectInfo], dict[str, str]]:
 
 
 def class_of(folder: str) -> str:
-    """A class name out of a folder's name: ``"toy_car_03"`` → ``"toy car"``."""
+    """Derive a class name from a folder's name: ``"toy_car_03"`` gives ``"toy car"``."""
     return re.sub(r"[\s_-]+", " ", re.sub(r"[\d\s_-]+$", "", folder)).strip().lower() or "object"
 
 
@@ -181,30 +184,30 @@ def _by_subject(listing: list[ObjectInfo]) -> tuple[dict[str, list[ObjectInfo]],
 def _photos(subject: str, files: list[ObjectInfo], class_name: str, skipped: dict[str, str]) -> Iterator[PhotoFile]:
     keys = {info.key for info in files}
     used: set[str] = set()
-    found = False
+    has_images = False
     for info in files:
         path = PurePosixPath(info.key)
         if path.suffix[1:].lower() not in EXTENSIONS or path.name.lower().endswith(MASK):
             continue
-        found = True
+        has_images = True
         sidecars = tuple(str(path.with_suffix(s)) for s in sorted(_SIDECARS, reverse=True))
         present = tuple(key for key in sidecars if key in keys)
         mask = str(path.with_suffix(MASK)) if str(path.with_suffix(MASK)) in keys else None
         used |= {info.key, *present, *([mask] if mask else [])}
         key = f"{subject}-{path.stem}".replace(".", "_")
         yield PhotoFile(key, info.key, subject, class_name, present, mask, info.size)
-    if not found and any(_needs_heic(info.key) for info in files):
+    if not has_images and any(_needs_heic(info.key) for info in files):
         raise InputError(
-            "a subject's folder holds photos in HEIC, HEIF or AVIF only, which need an extra",
+            "all photos of a subject are HEIC, HEIF or AVIF, which need an extra",
             value=subject,
             fix="pip install 'lookalike[heic]', or convert them to JPEG",
         )
-    if not found:
+    if not has_images:
         raise InputError(
-            "a subject's folder holds no image", value=subject, fix="add photographs, or name it in --exclude_subjects"
+            "the folder of a subject has no image", value=subject, fix="add photos, or name it in --exclude-subjects"
         )
     skipped |= {
-        key: _HEIC_LACKS if _needs_heic(key) else "neither an image nor the sidecar of one"
+        key: _HEIC_LACKS if _needs_heic(key) else "neither an image nor the sidecar of an image"
         for key in sorted(keys - used)
     }
 
@@ -215,7 +218,7 @@ def _needs_heic(key: str) -> bool:
 
 
 def _unique_keys(photos: list[PhotoFile]) -> Iterator[PhotoFile]:
-    """Photos in the order given; where two would share a key, the later one gets a number."""
+    """The photos in the given order, with a number appended to keys that repeat."""
     taken: set[str] = set()
     for photo in photos:
         key, number = photo.key, 2
@@ -225,7 +228,7 @@ def _unique_keys(photos: list[PhotoFile]) -> Iterator[PhotoFile]:
         yield replace(photo, key=key)
 
 
-def _deal(photos: Iterator[PhotoFile], limit: int) -> Iterator[list[PhotoFile]]:
+def _split_by_size(photos: Iterator[PhotoFile], limit: int) -> Iterator[list[PhotoFile]]:
     part: list[PhotoFile] = []
     size = 0
     for photo in photos:
@@ -239,14 +242,14 @@ def _deal(photos: Iterator[PhotoFile], limit: int) -> Iterator[list[PhotoFile]]:
 
 
 def _with_readable_names(listing: list[ObjectInfo]) -> tuple[list[ObjectInfo], dict[str, str]]:
-    """The files whose names are UTF-8, and the others as passed over, their odd bytes as ``\\udcXX``."""
+    """The files whose names are UTF-8, and the reasons of the others, by name with other bytes as ``\\udcXX``."""
     readable = [info for info in listing if is_utf8(info.key)]
     reason = "its name is not UTF-8: rename it"
     return readable, {escaped(info.key): reason for info in listing if not is_utf8(info.key)}
 
 
 def _classes(store: Store, keys: set[str]) -> dict[str, str]:
-    """Class by subject from DreamBooth's file (a ``subject_name,class`` block between prose), if it is there."""
+    """Class by subject from the list of DreamBooth (a ``subject_name,class`` block between prose), if it exists."""
     if _CLASSES_FILE not in keys:
         return {}
     lines = decode_text(store.read(_CLASSES_FILE), store.uri_of(_CLASSES_FILE)).splitlines()
@@ -260,10 +263,10 @@ def _classes(store: Store, keys: set[str]) -> dict[str, str]:
             if len(row) != 2:
                 break
             classes[normal(row[0].strip())] = read_label(row[1], prose=True).text
-    except csv.Error as error:  # such as a field of more than 128 KiB, behind a quote that is never closed
+    except csv.Error as error:  # such as a field of more than 128 KiB after an unclosed quote
         raise InputError(
             f"the list of classes is not CSV: {error}",
             value=store.uri_of(_CLASSES_FILE),
-            fix="write subject_name,class and then one subject a line; close each quote",
+            fix="write subject_name,class and then one subject per line, and close each quote",
         ) from None
     return classes

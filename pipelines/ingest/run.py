@@ -1,4 +1,4 @@
-"""Plan the shards of a source, write them in parallel, and say so when the last one is there."""
+"""Ingest: plan the shards of a source and write them in parallel; the result is written last."""
 
 import logging
 from collections.abc import Iterator
@@ -23,35 +23,30 @@ from pipelines.ingest.source import Plan, Shard
 
 logger = logging.getLogger(__name__)
 
-RESULT = "ingest.json"  # written last: without it the prefix is still being filled
+RESULT = "ingest.json"  # written last; without it the prefix is incomplete
 
 
 def ingest(config: IngestConfig) -> dict[str, Any]:
-    """Write raw WebDataset shards below ``config.raw`` and return what is there now.
+    """Write raw WebDataset shards below ``config.raw``, and return the content of ``ingest.json``.
 
-    Started again it skips the shards that exist. The result: counts of ``images``, ``subjects`` and ``shards``, and
-    the ``skipped`` files with reasons; it also stands in ``ingest.json``.
+    Shards that exist are skipped, so that a killed run can be resumed. The result has the counts ``images``,
+    ``subjects`` and ``shards``, and the ``skipped`` files with their reasons.
 
     Raises:
-        InputError: the source is missing, empty or has a subject without images.
-        ConflictError: the prefix holds another source's shards.
+        InputError: the source is missing or empty, or has a subject without images.
+        ConflictError: the prefix holds shards of another source or configuration.
     """
     plan = plan_source(config)
     store = open_store(config.raw)
     claim(store, to_dict(config) | {"source_identity": plan.identity})
     total = sum(shard.images for shard in plan.shards)
-    result = {
-        "images": total,
-        "subjects": plan.subjects,
-        "shards": len(plan.shards),
-        "skipped": dict(plan.skipped),
-    }
+    result = {"images": total, "subjects": plan.subjects, "shards": len(plan.shards), "skipped": dict(plan.skipped)}
     if store.exists(RESULT):
         logger.info("%s is complete already", store.uri)
         recorded = read_object(store, RESULT, *result, most=MOST_BYTES)
         if any(recorded[name] != result[name] for name in ("images", "subjects", "shards")):
             fix = "remove it and run the same command again"
-            raise InputError("the result is not of these photos", value=store.uri_of(RESULT), fix=fix)
+            raise InputError("the recorded result does not match the photos", value=store.uri_of(RESULT), fix=fix)
         check_kinds(recorded, {"skipped": dict}, store.uri_of(RESULT))
         return recorded
     for key, document in plan.extras.items():
@@ -67,7 +62,7 @@ def ingest(config: IngestConfig) -> dict[str, Any]:
 
 
 def plan_source(config: IngestConfig) -> Plan:
-    """The plan of whichever source the configuration names."""
+    """Plan the shards of the source that ``config`` names."""
     if config.source == SAMPLE:
         from pipelines.ingest.sample.source import plan_sample
 
@@ -76,7 +71,7 @@ def plan_source(config: IngestConfig) -> Plan:
 
 
 def write_shard(shard: Shard, store: Store) -> int:
-    """Make one shard and put it below ``store``, where it appears whole; returns its number of images."""
+    """Write one shard and upload it atomically to ``store``; return its number of images."""
     redact_logs()
     with scratch("shard") as folder:
         path = folder / shard.name
@@ -86,7 +81,7 @@ def write_shard(shard: Shard, store: Store) -> int:
 
 
 def _write_all(shards: list[Shard], store: Store) -> Iterator[int]:
-    """Write shards as Ray tasks, two in flight per CPU; yields the images of each as it is done."""
+    """Write shards as Ray tasks, at most two per CPU at a time; yield the number of images of each finished one."""
     task = ray.remote(num_cpus=1)(write_shard)
     window = max(2, 2 * int(ray.cluster_resources().get("CPU", 1)))
     waiting = list(reversed(shards))

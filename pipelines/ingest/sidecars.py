@@ -1,4 +1,4 @@
-"""Sidecars of a photo: ``<nn>.txt`` holds its caption, ``<nn>.json`` any of its labels, in any encoding with a mark."""
+"""Read sidecars of a photo: a caption ``<nn>.txt`` and labels ``<nn>.json``, decoded by their byte-order mark."""
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,14 +17,14 @@ from lookalike.errors import InputError
 from lookalike.storage import Store
 
 _LABELS = ("subject", "class", "caption", "source")
-_SHOWN = 10  # files that an error names
+_SHOWN = 10  # files in an error
 
 
 def read_sidecar(store: Store, key: str) -> dict[str, Any]:
-    """Read a sidecar, for the sample's JSON.
+    """Read a sidecar as fields of the sample's JSON.
 
-    A label that is null, NaN or blank is left out, so that it replaces nothing; other labels are text. A licence is
-    under ``licence``, whichever spelling the file has. Other fields are kept as they are.
+    Labels are text; one that is null, NaN or blank is left out, so that it overrides nothing. The licence is under
+    ``licence``, whichever spelling the file uses. Other fields are copied.
 
     Raises:
         TextError: the file cannot be decoded, is not a JSON object, or has a label that is not text. It names the file.
@@ -35,33 +35,35 @@ def read_sidecar(store: Store, key: str) -> dict[str, Any]:
         return {"caption": caption} if caption else {}
     values = read_json(store.read(key), where)
     if not isinstance(values, dict):
-        raise TextError("a sidecar is not a JSON object", value=where, fix='write {"caption": "…"}')
-    found = {name: value for name, value in values.items() if name.strip().casefold() not in LICENCE_KEYS}
+        raise TextError("the sidecar is not a JSON object", value=where, fix='write {"caption": "…"}')
+    fields = {name: value for name, value in values.items() if name.strip().casefold() not in LICENCE_KEYS}
     for name in _LABELS:
         label = read_label(
-            found.pop(name, None),
+            fields.pop(name, None),
             many=name == "caption",
             identity=name == "subject",
             prose=name in ("caption", "class"),
         )
         if not label.text and label.note and not label.note.endswith("a missing value"):
-            raise TextError(f"{name} of a sidecar is not a label: {label.note}", value=where, fix="write it as text")
+            raise TextError(
+                f"the field {name} of the sidecar is not a label: {label.note}", value=where, fix="write it as text"
+            )
         if label.text:
-            found[name] = label.text
+            fields[name] = label.text
     try:
         licence = read_licence(values).text
     except TextError as error:
         raise TextError(error.what, value=where, fix=error.fix) from None
     if licence:
-        found["licence"] = licence
-    return dict(without_surrogates(found))
+        fields["licence"] = licence
+    return dict(without_surrogates(fields))
 
 
 def check_sidecars(store: Store, keys: Sequence[str]) -> None:
-    """Read every sidecar before anything is written, so that all that cannot be used are named at once.
+    """Check all sidecars before anything is written, so that one error names all invalid ones.
 
     Raises:
-        InputError: some cannot be used.
+        InputError: at least one sidecar is invalid.
     """
     with ThreadPoolExecutor(16) as pool:
         errors = [error for error in pool.map(lambda key: _error_of(store, key), keys) if error is not None]
@@ -70,8 +72,8 @@ def check_sidecars(store: Store, keys: Sequence[str]) -> None:
     if errors:
         named = "; ".join(f"{error.value}: {error.what}" for error in errors[:_SHOWN])
         raise InputError(
-            f"{len(errors)} sidecars cannot be used ({named}{'; …' if len(errors) > _SHOWN else ''})",
-            fix="correct or remove them; text files are read as UTF-8",
+            f"{len(errors)} sidecars are not valid ({named}{'; …' if len(errors) > _SHOWN else ''})",
+            fix="correct or remove them; text files must be UTF-8 or have a byte-order mark",
         )
 
 

@@ -1,4 +1,4 @@
-"""What a source of photographs gives to ingest: a plan of shards, each of which can be made alone, anywhere."""
+"""The interface of sources: a plan of shards, each of which any worker can write alone."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 
 class Shard(Protocol):
-    """One raw shard that is yet to be written. Picklable; equal plans write equal bytes."""
+    """One raw shard to write. Picklable; equal plans write equal bytes."""
 
     @property
     def name(self) -> str:
@@ -15,7 +15,7 @@ class Shard(Protocol):
 
     @property
     def images(self) -> int:
-        """How many images it holds."""
+        """Number of photos in the shard."""
 
     def write(self, path: Path) -> None:
         """Write the tar to ``path``."""
@@ -23,20 +23,20 @@ class Shard(Protocol):
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that a source is going to write."""
+    """All that a source will write."""
 
     shards: Sequence[Shard]
-    """In the order of their names."""
+    """The shards, in the order of their names."""
     subjects: int
-    """How many subjects they hold."""
+    """Number of subjects in the shards."""
     identity: str
-    """Hash of the input: another one under the same raw prefix is a conflict."""
+    """Hash of the input; a different input for the same raw prefix is a conflict."""
     skipped: Mapping[str, str] = field(default_factory=dict)
-    """Files that are left out, and why."""
+    """Files that are left out, with the reason."""
     extras: Mapping[str, Any] = field(default_factory=dict)
-    """JSON documents that are written beside the shards, by key."""
+    """JSON documents to write beside the shards, by key."""
 
 
 def shard_name(index: int) -> str:
-    """The key of shard ``index``."""
+    """Return the key of shard ``index``."""
     return f"shard-{index:06d}.tar"

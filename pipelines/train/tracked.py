@@ -13,7 +13,7 @@ from lookalike.storage import Store, read_object
 from lookalike.storage.documents import MOST_BYTES
 from lookalike.storage.results import check_kinds
 from lookalike.tracking import Tracker, open_resilient, open_tracker, tracking_uri
-from lookalike.tracking.tracker import NO_RUN
+from lookalike.tracking.base import NO_RUN
 from lookalike.training.config import TrainConfig
 from lookalike.training.history import METRICS
 

@@ -1,24 +1,35 @@
-"""Parse files that other processes have written: a broken one is an error that names the file."""
+"""Write JSON documents, and read files of other processes: a damaged one is an error that names the file."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from lookalike.errors import InputError, LookalikeError, first_line
 
-_MOST_LEVELS = 100  # of lists and objects in each other; whoever walks them recurses
-_FIX = "restore it, or remove it and run the job that writes it again"
+_MOST_LEVELS = 100  # of nested lists and objects, which readers walk recursively
+REWRITE = "restore it, or remove it and run the job that writes it again"
 
 
-def parse_json(data: bytes | str, where: str, *, fix: str = _FIX) -> Any:
-    """The value in ``data``, which was read from ``where``. Raises InputError if it is not JSON."""
+def render_json(value: Any, *, indent: int = 1, sort_keys: bool = False) -> bytes:
+    """Render ``value`` as a JSON document in UTF-8 that ends with a newline. Hashes are taken of
+    :func:`lookalike.config.canonical_json` instead."""
+    return (json.dumps(value, indent=indent, sort_keys=sort_keys, ensure_ascii=False) + "\n").encode()
+
+
+def render_lines(records: Iterable[Any]) -> bytes:
+    """Render ``records`` as JSON lines in ASCII; values that JSON has no type for become text."""
+    return "".join(json.dumps(record, default=str) + "\n" for record in records).encode()
+
+
+def parse_json(data: bytes | str, where: str, *, fix: str = REWRITE) -> Any:
+    """Parse the JSON value in ``data``, which was read from ``where``. Raises InputError if it is not JSON."""
     try:
         value = json.loads(data)
-        if not _is_flat(value):
+        if not _is_shallow(value):
             raise RecursionError
         if _escapes_surrogates(data):
-            json.dumps(value, ensure_ascii=False).encode()  # half of a pair is text that cannot be written again
+            json.dumps(value, ensure_ascii=False).encode()  # a lone surrogate cannot be written again
         return value
     except RecursionError:
         raise InputError("the JSON is nested too deeply", value=where, fix=fix) from None
@@ -30,8 +41,8 @@ def _escapes_surrogates(data: bytes | str) -> bool:
     return (b"\\ud" in data.lower()) if isinstance(data, bytes) else ("\\ud" in data.lower())
 
 
-def _is_flat(value: Any) -> bool:
-    """Whether lists and objects are in each other at most ``_MOST_LEVELS`` deep."""
+def _is_shallow(value: Any) -> bool:
+    """Whether lists and objects are nested at most ``_MOST_LEVELS`` deep."""
     level = [value]
     for _ in range(_MOST_LEVELS):
         level = [
@@ -45,11 +56,11 @@ def _is_flat(value: Any) -> bool:
     return False
 
 
-def parse_object(data: bytes | str, where: str, *names: str, fix: str = _FIX) -> dict[str, Any]:
-    """The JSON object in ``data``, which was read from ``where`` and has at least the keys ``names``.
+def parse_object(data: bytes | str, where: str, *names: str, fix: str = REWRITE) -> dict[str, Any]:
+    """Parse the JSON object in ``data``, which was read from ``where`` and must have the keys ``names``.
 
     Raises:
-        InputError: not JSON, not an object, or a key that is missing.
+        InputError: ``data`` is not a JSON object, or lacks a key.
     """
     value = parse_json(data, where, fix=fix)
     if not isinstance(value, dict):
@@ -60,18 +71,18 @@ def parse_object(data: bytes | str, where: str, *names: str, fix: str = _FIX) ->
 
 
 @contextmanager
-def decoding(what: str, where: str, *, fix: str = _FIX) -> Iterator[None]:
-    """Turn what a library raises on broken bytes (pyarrow, safetensors, YAML, a missing key) into an InputError.
+def decoding(what: str, where: str, *, fix: str = REWRITE) -> Iterator[None]:
+    """Turn exceptions of a library that parses damaged bytes (pyarrow, safetensors, YAML) into an InputError.
 
     Args:
-        what: the kind of file, with its article: ``"a Parquet table"``.
-        where: the file or object.
+        what: the kind of file, with an article: ``"a Parquet table"``.
+        where: the location of the file or object.
         fix: what the user can do.
     """
     try:
         yield
     except (LookalikeError, MemoryError):
         raise
-    except Exception as error:  # each format's library has classes of its own
+    except Exception as error:  # each library has its own classes
         problem = f"{type(error).__name__} {first_line(error, 200)}".rstrip()
         raise InputError(f"not {what}: {problem}", value=where, fix=fix) from error

@@ -1,7 +1,7 @@
-"""Check settings from outside before jsonargparse sees them: it imports or reads what stands in a group's place.
+"""Check that groups of settings are mappings before jsonargparse parses them.
 
-jsonargparse takes text in the place of a group of settings for the path of a class, which it imports before it is
-refused, or of a file, which it reads: so would a tenant's ``bundle.json``.
+If a group of settings is text, jsonargparse imports the class or reads the file that the text names before it refuses
+the value. Settings may come from a customer, for example in a ``bundle.json``.
 """
 
 import dataclasses
@@ -21,8 +21,8 @@ _FIX = "write a mapping of settings in its place"
 
 
 def forbid_imports(config_class: type) -> None:
-    """Keep jsonargparse from importing what a value names (``class_path``), but for the groups of ``config_class``
-    themselves, as which it writes the elements of a list."""
+    """Forbid jsonargparse to import classes that a value names (``class_path``), except the groups of
+    ``config_class``, whose paths it writes into the items of a list."""
     own = [path for group in _all_groups(config_class) for path in _paths(group)]
     allowed = [path for path in own if all(map(str.isidentifier, path.split(".")))]
     jsonargparse.set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=allowed)
@@ -31,16 +31,16 @@ def forbid_imports(config_class: type) -> None:
 def check_groups(hint: Any, value: Any, name: str = "") -> None:
     """Check that each group of settings in ``value`` is a mapping, by the dataclasses that ``hint`` names.
 
-    Types of single settings are left to the parser.
+    The parser checks the types of single settings later.
 
     Args:
-        hint: a dataclass, or a type that holds some.
-        value: plain values, as of YAML or JSON.
+        hint: a dataclass, or a type that contains dataclasses.
+        value: plain values, as YAML or JSON give them.
         name: dotted name of ``value`` in messages.
 
     Raises:
-        ConfigError: text where a group belongs, or a key that cannot be the name of a setting; what such a key says
-            is not shown, since any file may have been named as a configuration.
+        ConfigError: a group is text, or a key cannot be the name of a setting. The key is not shown, since a user may
+            have named any file as a configuration.
     """
     groups = _groups(hint)
     if not groups:
@@ -48,7 +48,10 @@ def check_groups(hint: Any, value: Any, name: str = "") -> None:
     if isinstance(value, Mapping):
         for key, item in value.items():
             if not isinstance(key, str) or not _NAME.fullmatch(key):
-                raise ConfigError(f"a key in {name or 'the settings'} is not the name of a setting", fix="see --help")
+                raise ConfigError(
+                    f"a key in {name or 'the settings'} is not the name of a setting",
+                    fix="see --help for the names of settings",
+                )
             for group in groups:
                 first, _, rest = key.partition(".")
                 if first in (hints := _hints(group)):
@@ -61,10 +64,10 @@ def check_groups(hint: Any, value: Any, name: str = "") -> None:
 
 
 def check_flags(config_class: type, argv: Sequence[str]) -> None:
-    """Check the flags that name a whole group of settings, as :func:`check_groups` does.
+    """Check the flags that set a whole group of settings, as :func:`check_groups` does.
 
     Raises:
-        ConfigError: one of them is text that is not a mapping in YAML.
+        ConfigError: the value of one of them is not a mapping in YAML.
     """
     for place, token in enumerate(argv):
         flag, equals, value = token.partition("=")
@@ -81,18 +84,18 @@ def check_flags(config_class: type, argv: Sequence[str]) -> None:
 
 
 def _hint_at(config_class: Any, name: str) -> Any:
-    """The type of a setting by its dotted name; None if there is none."""
+    """The type of a setting by its dotted name; None if it does not exist."""
     hint = config_class
     for part in name.split("."):
-        found = [hints[part] for group in _groups(hint) if part in (hints := _hints(group))]
-        if not found:
+        matches = [hints[part] for group in _groups(hint) if part in (hints := _hints(group))]
+        if not matches:
             return None
-        hint = found[0]
+        hint = matches[0]
     return hint
 
 
 def _groups(hint: Any) -> list[Any]:
-    """The dataclasses in a type: itself, in a union, or as the elements of a list."""
+    """The dataclasses in a type: the type itself, members of a union, or items of a list."""
     if dataclasses.is_dataclass(hint):
         return [hint]
     if get_origin(hint) in (Union, types.UnionType, list, tuple):
@@ -101,13 +104,13 @@ def _groups(hint: Any) -> list[Any]:
 
 
 def _paths(group: Any) -> list[str]:
-    """Where a class can be imported: from its module, or from a package above that shows it."""
+    """Paths by which a class can be imported: from its module, or from a package above."""
     parts = group.__module__.split(".")
     return [".".join([*parts[:end], group.__qualname__]) for end in range(1, len(parts) + 1)]
 
 
 def _all_groups(hint: Any) -> list[Any]:
-    """:func:`_groups` of a type, and of all that these hold."""
+    """The dataclasses in a type, and those nested in them."""
     return [group for outer in _groups(hint) for group in (outer, *_all_within(outer))]
 
 

@@ -1,4 +1,4 @@
-"""Geometry and colour of pixels that curation and models share: jobs and API see the same RGB and crop."""
+"""Convert images to RGB and crop them: one implementation for curation, jobs and the pipeline API."""
 
 import numpy as np
 from PIL import Image
@@ -17,7 +17,10 @@ _TURNS = {
 
 
 def crop_resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """The largest centred crop of that aspect, resized; nothing is stretched: uint8 ``[height, width, 3]``."""
+    """Resize the largest centred crop that has the aspect of the result: uint8 ``[H, W, 3]`` to ``[height, width, 3]``.
+
+    Both axes are scaled by the same factor.
+    """
     source_height, source_width = image.shape[:2]
     if (source_height, source_width) == (height, width):
         return image
@@ -33,39 +36,41 @@ def to_rgb(image: Image.Image) -> np.ndarray:
     """Convert a PIL image of any mode to uint8 RGB ``[H, W, 3]``, turned upright by its EXIF orientation.
 
     Transparency (an alpha channel, a transparent palette entry, a transparent colour) becomes white. 16-bit values
-    are scaled to 8 bits (``>> 8``; modes ``I`` and ``I;16*`` hold 16 bits, as PIL writes them to a PNG), mode ``F``
-    holds 0–255 as in PIL. Of an animation the current frame is taken. An orientation that cannot be read, or that EXIF
-    does not define, counts as upright.
+    are scaled to 8 bits (``>> 8``; modes ``I`` and ``I;16*`` hold 16 bits, as PIL writes them to a PNG). Mode ``F``
+    holds 0–255, as in PIL. Of an animation, the current frame is converted. An orientation that cannot be read, or that
+    EXIF does not define, counts as upright.
 
     Raises:
-        OSError, ValueError, SyntaxError, ...: what PIL raises if the pixels of a lazily opened file do not decode, or
-            if the mode has no conversion to RGB.
+        OSError, ValueError, SyntaxError, ...: PIL cannot decode the pixels of a lazily opened file, or cannot convert
+            its mode to RGB.
     """
-    image.load()  # first, so that damaged pixels are an error of their own, and not of the EXIF that a PNG holds last
+    image.load()  # before the EXIF, which a PNG may hold at its end, so that damaged pixels are reported as such
     turn = orientation_of(image)
     return np.asarray(turn_upright(_opaque(image), turn))
 
 
 def orientation_of(image: Image.Image) -> int:
-    """The EXIF orientation, 1 to 8; 1 if there is none, if it is not one of these, or if the EXIF cannot be read."""
+    """Return the EXIF orientation, 1 to 8; 1 if it is missing or invalid, or if the EXIF cannot be read."""
     return read_orientation(image)[0]
 
 
 def read_orientation(image: Image.Image) -> tuple[int, str]:
-    """The EXIF orientation as :func:`orientation_of` gives it, and a note if it is invalid."""
+    """Return the EXIF orientation as :func:`orientation_of` does, and a note if it is invalid."""
     try:
         value = image.getexif().get(_ORIENTATION_TAG, 1)
         first = value[0] if isinstance(value, (tuple, list)) and len(value) == 1 else value
         number = int(first)
         if 1 <= number <= 8 and number == first:
             return number, ""
-    except Exception as error:  # EXIF is parsed from bytes of any origin: struct, rationals, recursion, text
+    except (
+        Exception
+    ) as error:  # damaged EXIF makes PIL raise struct.error, ZeroDivisionError, RecursionError and others
         return 1, f"the EXIF cannot be read ({type(error).__name__})"
     return 1, f"the EXIF orientation {str(value)[:20]!r} is not one of 1 to 8"
 
 
 def turn_upright(image: Image.Image, orientation: int) -> Image.Image:
-    """Undo an EXIF orientation of 2 to 8; 1 returns the image as it is."""
+    """Undo an EXIF orientation of 2 to 8; with 1, return the image unchanged."""
     method = _TURNS.get(orientation)
     return image if method is None else image.transpose(method)
 
@@ -79,7 +84,7 @@ def _opaque(image: Image.Image) -> Image.Image:
     if image.mode == "F":
         values = np.nan_to_num(np.asarray(image), nan=0.0, posinf=255.0, neginf=0.0)
         return Image.fromarray(values.clip(0, 255).astype(np.uint8)).convert("RGB")
-    if image.mode in ("La", "RGBa"):  # premultiplied; PIL converts it to its plain form only
+    if image.mode in ("La", "RGBa"):  # premultiplied modes, which PIL converts to LA and RGBA only
         image = image.convert("LA" if image.mode == "La" else "RGBA")
     try:
         if image.has_transparency_data:
@@ -92,7 +97,7 @@ def _opaque(image: Image.Image) -> Image.Image:
 
 def _on_white(image: Image.Image) -> Image.Image:
     layer = image if image.mode == "RGBA" else image.convert("RGBA")
-    for top in range(0, layer.height, _STRIP):  # of a large image, whole copies would take gigabytes
+    for top in range(0, layer.height, _STRIP):  # in strips: whole copies of a large image would take gigabytes
         box = (0, top, layer.width, min(top + _STRIP, layer.height))
         strip = layer.crop(box)
         layer.paste(Image.alpha_composite(Image.new("RGBA", strip.size, "white"), strip), box)

@@ -1,4 +1,4 @@
-"""Hide passwords, keys and tokens in text that is shown or stored: only this module knows what a secret looks like."""
+"""Hide passwords, keys and tokens in text that is shown or stored. All patterns of secrets are in this module."""
 
 import logging
 import os
@@ -8,7 +8,7 @@ from typing import Any
 _DEEPEST = 100
 HIDDEN = "***"
 _SERVER = r"(?:https?|(?:postgresql|mysql|mssql|mariadb|redis)[a-z0-9+]*)"
-_NAME = (  # of a parameter, a setting, a field or a flag; bounded, as everything here: hostile text is searched as well
+_NAME = (  # of a parameter, setting, field or flag; repetitions here are bounded, since the text may be hostile
     r"(?:[a-z0-9_\-]{0,60}(?:password|passwd|secret|api[_\-]?key|access[_\-]?key|account[_\-]?key|accesssignature)|pwd"
     r"|(?:(?:access|api|auth|bearer|git|github|gitlab|hf|hub|id|refresh|sas|security|session|tracking|user|x-amz-security)"
     r"[_\-]?)?token|[a-z0-9_]{1,60}_(?:hf|hub|auth|access|session|tracking|api)_token)"
@@ -21,13 +21,13 @@ def _compiled(*patterns: str) -> list[re.Pattern[str]]:
 
 _USERS = _compiled(
     # A password with "/", "?", "#" or a blank that was not encoded ends the authority early: user:pass/word@host.
-    # "host:5000/a@b" does not match, as digits up to the "/" are a port.
+    # "host:5000/a@b" does not match, since digits up to the "/" are a port.
     rf"\A(?P<kept>{_SERVER}:/+)(?!.*://)[^/?#\s:@]*:(?!\d+[/?#]).*(?=@)",
     rf"(?P<kept>\b{_SERVER}:/+)[^/?#\s:@]{{0,500}}:(?!\d+[/?#])\S{{0,1000}}(?=@)",
     rf"(?P<kept>\b{_SERVER}:/+)[^/?#\s:@]{{0,500}}:[^/?#\s]{{0,1000}}(?=%40)",
-    r"(?P<kept>(?<![a-z0-9+.\-])[a-z][a-z0-9+.\-]{0,60}://)[^/?#\s]{0,1000}(?=@)",  # of any other URI
+    r"(?P<kept>(?<![a-z0-9+.\-])[a-z][a-z0-9+.\-]{0,60}://)[^/?#\s]{0,1000}(?=@)",  # any other URI
 )
-_ENCODED_USERS = _compiled(r"(?P<kept>[a-z0-9+.\-]%3A(?:%2F){2})[^\s/?#&@]{0,1000}?(?=%40)")  # of a URI inside a URI
+_ENCODED_USERS = _compiled(r"(?P<kept>[a-z0-9+.\-]%3A(?:%2F){2})[^\s/?#&@]{0,1000}?(?=%40)")  # a URI inside a URI
 _FIELDS = _compiled(
     rf"(?P<kept>[?&;#](?:sig(?:nature)?|auth|key|code|jwt|x-amz-(?:signature|credential)|{_NAME})=)[^&;#\s'\"]+",
     rf"(?P<kept>(?<![\w\-]){_NAME}\s?=\s?['\"]?)[^\s'\"&;,)}}\]]+",
@@ -38,8 +38,9 @@ _FIELDS = _compiled(
     r"(?P<kept>\b(?:x-amz-security-token|x-api-key|(?:set-)?cookie|aws_[a-z_]{0,60}(?:key|token))['\"]?:\s?['\"]?)[^\s'\"]+",
     r"(?P<kept>-----BEGIN [A-Z ]{0,60}PRIVATE KEY-----).*?(?=-----END|\Z)",
 )
-_WORDS = ("passw", "pwd", "secret", "token", "key", "sig", "auth", "code", "jwt", "cookie")  # one is in each of these
-# Tokens that name their issuer: AWS, Hugging Face, GitHub, GitLab, OpenAI, Slack, Google, Databricks; and signed JSON.
+_WORDS = ("passw", "pwd", "secret", "token", "key", "sig", "auth", "code", "jwt", "cookie")  # each match holds one
+# Tokens with the prefix of their issuer (AWS, Hugging Face, GitHub, GitLab, OpenAI, Slack, Google, Databricks), and
+# JSON Web Tokens.
 _ISSUED = re.compile(
     r"\b(?:(?:AKIA|ASIA)[A-Z0-9]{16}|hf_[A-Za-z0-9]{30,}|gh[pousr]_[A-Za-z0-9]{30,}|github_pat_\w{30,}"
     r"|glpat-[\w\-]{20,}|sk-[\w\-]{32,}|xox[abeoprs]-[\w\-]{20,}|AIza[\w\-]{35}|dapi[0-9a-f]{32}"
@@ -47,16 +48,16 @@ _ISSUED = re.compile(
 )
 _VARIABLES = ("PASSWORD", "PASSWD", "SECRET", "TOKEN", "API_KEY", "APIKEY", "ACCESS_KEY", "ACCOUNT_KEY")  # endings
 _KEY = re.compile(_NAME, re.IGNORECASE)
-_SHORTEST = 8  # of a variable's value that is hidden wherever it stands: shorter ones would hide words
+_SHORTEST = 8  # characters of a variable's value that is hidden anywhere; shorter values would hide words
 
 
 def redact(text: str) -> str:
-    """``text`` with ``***`` for each secret.
+    """Return ``text`` with each secret replaced by ``***``.
 
-    Hidden are users and passwords of URIs (``http://***@host``), values of parameters, settings and headers that are
+    It hides users and passwords of URIs (``http://***@host``), values of parameters, settings and headers that are
     named as secrets (``?token=***``, ``password=***``, ``Authorization: Bearer ***``), tokens of well-known issuers,
-    and wherever they stand the values of this process's variables that hold secrets (``AWS_SECRET_ACCESS_KEY``,
-    ``HF_TOKEN``, ``MLFLOW_TRACKING_PASSWORD``, …) if they have 8 characters or more, digits and letters.
+    and anywhere in the text the values of environment variables that hold secrets (``AWS_SECRET_ACCESS_KEY``,
+    ``HF_TOKEN``, ``MLFLOW_TRACKING_PASSWORD``, …) if they have 8 characters or more, with digits and letters.
     """
     for value in _of_environment():
         text = text.replace(value, HIDDEN)
@@ -69,9 +70,9 @@ def redact(text: str) -> str:
 
 
 def redacted(value: Any, depth: int = 0) -> Any:
-    """The same JSON value with each text and key redacted, and what a key like ``password`` holds hidden.
+    """Return the JSON value with every text and key redacted, and the text of keys such as ``password`` hidden.
 
-    What is nested in more than 100 levels, as no settings are, is left out.
+    Values that are nested more than 100 levels deep are replaced by ``…``.
     """
     if depth > _DEEPEST:
         return "…"
@@ -88,20 +89,20 @@ def redacted(value: Any, depth: int = 0) -> Any:
 
 
 def redact_logs() -> None:
-    """From now on hide secrets in what any logger of this process writes, tracebacks included."""
+    """Hide secrets in the messages and tracebacks of every logger of this process from now on."""
     if logging.getLogRecordFactory() is not _Record:
         logging.setLogRecordFactory(_Record)
 
 
 class _Record(logging.LogRecord):
-    """A record without secrets, whichever handler of whichever library formats it."""
+    """A log record whose message and traceback are redacted for every handler."""
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
         if self.exc_info and self.exc_info[0] is not None:
             self.exc_text = redact(logging.Formatter().formatException(self.exc_info))
 
-    def getMessage(self) -> str:  # noqa: N802, logging's name
+    def getMessage(self) -> str:  # noqa: N802, the name in logging
         return redact(super().getMessage())
 
 
@@ -110,7 +111,7 @@ def _is_secret(key: object, value: object) -> bool:
 
 
 def _of_environment() -> list[str]:
-    """Values of variables that hold secrets, the longest first."""
+    """Values of environment variables that hold secrets, longest first."""
     values = {os.environ.get(name, "") for name in os.environ if name.upper().endswith(_VARIABLES)}
     return sorted(filter(_could_be_secret, values), key=len, reverse=True)
 

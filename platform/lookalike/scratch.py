@@ -1,8 +1,8 @@
-"""Temporary folders: each lies below a folder of its process and is removed when its job ends.
+"""Temporary folders, each below a folder of its process, which is removed when the process or its job ends.
 
 The folder of a process is ``lookalike-XXXXXXXX`` in ``TMPDIR``, with a file that the process keeps locked. It is
-removed when the process ends. What a killed process has left is removed by the next one that makes a folder there, and
-by the frame of the job (:func:`sweep`): its lock is free then, across containers too, and whatever its process id.
+removed when the process ends. Folders of killed processes are removed by :func:`sweep`, which is called when a process
+makes its folder and when a job ends: their locks are free then, which also works across containers.
 """
 
 import atexit
@@ -19,29 +19,29 @@ from pathlib import Path
 from lookalike.errors import InputError, LookalikeError, first_line
 
 JOB_VARIABLE = "LOOKALIKE_JOB"
-"""Identity of the job for its worker processes on this machine, which inherit the environment."""
+"""Environment variable with the identity of the job, which its worker processes on this machine inherit."""
 
 _PREFIX = "lookalike-"
-_LOCK = ".lookalike-scratch"  # marks a folder as ours, and holds the job's identity
+_LOCK = ".lookalike-scratch"  # marks a folder of this module, and holds the identity of the job
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
-_LEAST_FREE = 1 << 20  # bytes; with less, any error of a library means that the disk is full
+_LEAST_FREE = 1 << 20  # bytes; with less, an error of a library is taken for a full disk
 
-_folders: dict[int, tuple[Path, int]] = {}  # by process id: a fork has a folder of its own
+_folders: dict[int, tuple[Path, int]] = {}  # by process id, since a forked process needs its own folder
 
 
 @contextmanager
 def scratch(purpose: str) -> Iterator[Path]:
-    """A temporary folder for the block, removed at its end whatever happens.
+    """Make a temporary folder for the block, which is removed at its end.
 
     Raises:
-        InputError: no temporary folder can be made, or its disk is full or read-only.
+        InputError: the folder cannot be made, or its disk is full or read-only.
     """
     folder = kept_folder(purpose)
     try:
         yield folder
     except LookalikeError:
         raise
-    except Exception as error:  # libraries have classes of their own for a full disk
+    except Exception as error:  # libraries raise their own classes for a full disk
         if _is_full(error, folder):
             raise _failed(error) from error
         raise
@@ -50,7 +50,7 @@ def scratch(purpose: str) -> Iterator[Path]:
 
 
 def kept_folder(purpose: str) -> Path:
-    """A temporary folder that is removed when the process ends. Raises InputError as :func:`scratch`."""
+    """Make a temporary folder that is removed when the process ends. Raises InputError as :func:`scratch` does."""
     try:
         return Path(tempfile.mkdtemp(prefix=f"{purpose}-", dir=_process_folder()))
     except OSError as error:
@@ -58,7 +58,7 @@ def kept_folder(purpose: str) -> Path:
 
 
 def sweep(job: str | None = None, wait_s: float = 0.0) -> None:
-    """Remove the folders of processes that have ended; wait up to ``wait_s`` for those of ``job`` that still end."""
+    """Remove the folders of ended processes; wait up to ``wait_s`` for processes of ``job`` that have not ended."""
     with suppress(OSError):
         parent, end = Path(tempfile.gettempdir()), time.monotonic() + wait_s
         while True:
@@ -69,7 +69,7 @@ def sweep(job: str | None = None, wait_s: float = 0.0) -> None:
 
 
 def remove_own() -> None:
-    """Remove this process's folder with all that is in it."""
+    """Remove the folder of this process with its contents."""
     folder, lock = _folders.pop(os.getpid(), (None, -1))
     if folder is not None:
         shutil.rmtree(folder, ignore_errors=True)
@@ -81,7 +81,7 @@ def _process_folder() -> Path:
     process = os.getpid()
     if process not in _folders or not _folders[process][0].is_dir():
         sweep()
-        # under another name until it is locked, so that no other process takes it for a dead one's
+        # hidden from sweep() of other processes by its name until it is locked
         new = Path(tempfile.mkdtemp(prefix=f".{_PREFIX}"))
         lock = os.open(new / _LOCK, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -95,14 +95,14 @@ def _process_folder() -> Path:
 
 
 def _remove_if_dead(folder: Path, job: str | None) -> bool:
-    """Remove the folder if its process has ended; returns whether it belongs to a process of ``job`` that has not."""
+    """Remove the folder if its process has ended; return whether a live process of ``job`` owns it."""
     if any(folder == own for own, _ in _folders.values()):
         return False
     try:
         if folder.is_symlink() or folder.stat().st_uid != os.getuid():
             return False
         lock = os.open(folder / _LOCK, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except OSError:  # not ours, or gone
+    except OSError:  # not a folder of this module, or removed already
         return False
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -123,7 +123,7 @@ def _is_full(error: Exception, folder: Path) -> bool:
     try:
         return shutil.disk_usage(folder).free < _LEAST_FREE
     except OSError:
-        return True  # the folder was removed under us
+        return True  # the folder was removed by another process
 
 
 def _failed(error: Exception) -> InputError:
@@ -135,5 +135,5 @@ def _failed(error: Exception) -> InputError:
     return InputError(
         f"cannot write temporary files: {problem}",
         value=where,
-        fix="free some space there, or set TMPDIR to a folder on a larger disk",
+        fix="free some space there, or set TMPDIR to a folder on another disk",
     )

@@ -31,7 +31,7 @@ from lookalike.storage.claim import claim, read_claim
 from lookalike.storage.lease import hold
 from lookalike.storage.results import read_result, write_result
 from lookalike.tracking import events
-from lookalike.tracking.tracker import Tracker
+from lookalike.tracking.base import Tracker
 from pipelines import report
 from pipelines.curate.config import CurateConfig
 from pipelines.curate.filters import FiltersConfig

@@ -52,7 +52,7 @@ def test_a_stack_that_is_not_there_is_named(tmp_path: Path) -> None:
     command = [*DEMO, "--stack", str(tmp_path / "none"), "--out", str(tmp_path / "out")]
     done = subprocess.run(command, env=job_environment({}), capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
-    assert "no stack in" in done.stderr
+    assert "has no stack" in done.stderr
     assert "infra/local/stack.py up" in done.stderr
 
 

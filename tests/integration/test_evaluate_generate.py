@@ -292,7 +292,7 @@ def test_a_personal_bundle_brings_its_base_and_no_other(
         ({"reference": ["{photos}/cat/00.jpg"] * 9}, ConfigError, "this model reads"),
         ({"reference": ["{photos}/cat/none.jpg"]}, InputError, "none.jpg"),
         ({"reference": ["{photos}/nobody"]}, InputError, "neither a photo nor a folder"),
-        ({"reference": ["{photos}/notes.txt"]}, InputError, "not an image of a format that we read"),
+        ({"reference": ["{photos}/notes.txt"]}, InputError, "the file is not an image of a supported format"),
         ({"prompt": [" "]}, InputError, "empty prompt"),
         ({"prompt": ["a mug\0"]}, ConfigError, "NUL"),
         ({"prompt": [], "prompts_file": "{photos}/empty.txt"}, InputError, "empty"),

@@ -81,7 +81,7 @@ def test_a_finetune_that_is_not_isolated_does_not_start(
         tracking="none:",
         isolated=True,
     )
-    with pytest.raises(ConfigError, match="may write outside"):
+    with pytest.raises(ConfigError, match="can write outside"):
         finetune(config)
 
 

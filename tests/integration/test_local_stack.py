@@ -56,7 +56,7 @@ def test_a_port_that_is_taken_is_named(tmp_path: Path, local_stack: LocalStack, 
     stack = LocalStack(tmp_path / "other")
     done = stack.command("up", "--services", "s3", "--port", f"s3={port}")
     assert done.returncode != 0
-    assert f"port {port} of s3 is taken" in done.stderr
+    assert f"port {port} of s3 is in use" in done.stderr
     with urllib.request.urlopen(urllib.request.Request(s3_server["AWS_ENDPOINT_URL"] + "/healthz")) as response:
         assert response.status == 200
 

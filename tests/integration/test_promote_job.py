@@ -91,7 +91,7 @@ def test_named_scores_of_the_champion_are_used(
         (["--bundle", "{root}/two/bundle"], "another bundle's"),
         (["--scores", "{root}/notes.json"], "the JSON object lacks 'bundle', 'suite', 'conditions', 'metrics'"),
         (["--tracking", "http://127.0.0.1:1"], "MLflow does not answer ('http://127.0.0.1:1')"),
-        (["--tracking", "mlruns"], "unknown kind of tracking URI"),
+        (["--tracking", "mlruns"], "the tracking URI has an unknown scheme"),
         (["--gate.comparisons", "[{metric: loss_right, tolerance: -1}]"], "tolerance"),
         (["--gate.ceiling", "3"], "gate.ceiling"),
         (["--out", "gs://bucket/out"], "gs:// is not supported"),

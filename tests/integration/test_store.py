@@ -183,13 +183,13 @@ def test_a_missing_bucket_is_named(s3_uri: str) -> None:
         lambda: store.create("x", b""),
     ]
     for call in calls:
-        with pytest.raises(InputError, match=r"no such bucket.*no-such-bucket.*create it at http"):
+        with pytest.raises(InputError, match=r"the bucket does not exist.*no-such-bucket.*create it at http"):
             call()
 
 
 def test_a_failed_upload_says_why(s3_uri: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"x")
-    with pytest.raises(InputError, match="no such bucket"):
+    with pytest.raises(InputError, match="the bucket does not exist"):
         open_store("s3://no-such-bucket/prefix").upload("x", tmp_path / "file")
 
 
@@ -230,7 +230,7 @@ def test_an_endpoint_that_keeps_silent_is_named_within_30_s(s3_uri: str, monkeyp
 
 def _fails_within_30_s(endpoint: str) -> None:
     started = time.monotonic()
-    with pytest.raises(UnreachableError, match=f"does not answer at {endpoint}"):
+    with pytest.raises(UnreachableError, match=f"S3 at {endpoint} does not answer"):
         open_store("s3://scratch/x").read("y")
     assert time.monotonic() - started < 30
 
@@ -263,7 +263,7 @@ def test_a_stream_that_breaks_is_read_again(s3_uri: str, monkeypatch: pytest.Mon
     monkeypatch.setattr(store._client, "get_object", lambda **options: answers.pop() if answers else get(**options))
     assert store.read_range("x", 1, 3) == b"hol"
     answers += [{"Body": Broken()}] * 3
-    with pytest.raises(UnreachableError, match="S3 failed"):
+    with pytest.raises(UnreachableError, match=r"S3 at .* failed"):
         store.read("x")
 
 

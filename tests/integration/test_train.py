@@ -213,7 +213,7 @@ def test_more_references_than_the_preset_takes_are_refused_before_anything_start
 
 
 def test_a_run_that_somebody_trains_is_left_to_him(dataset: str, tmp_path: Path) -> None:
-    with hold(open_store(str(tmp_path / "run")).child("lease")), pytest.raises(BusyError, match="works here since"):
+    with hold(open_store(str(tmp_path / "run")).child("lease")), pytest.raises(BusyError, match="working here since"):
         train(config_of(dataset, tmp_path / "run", workers=0))
 
 

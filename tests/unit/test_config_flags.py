@@ -28,7 +28,7 @@ class _Config:
         ([], []),
     ],
 )
-def test_a_list_of_strings_is_a_flag_that_may_be_repeated(argv: list[str], expected: list[str]) -> None:
+def test_list_of_strings_is_a_repeatable_flag(argv: list[str], expected: list[str]) -> None:
     assert parse(_Config, argv).prompt == expected
 
 
@@ -40,7 +40,7 @@ def test_flags_win_over_the_file(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("document", ["nope: 1", "nope: {}", "nope: {deeper: {}}", "nope:"])
-def test_an_unknown_key_of_the_file_is_refused_by_name(document: str, tmp_path, capsys) -> None:
+def test_unknown_key_of_the_file_is_refused_by_name(document: str, tmp_path, capsys) -> None:
     file = tmp_path / "config.yaml"
     file.write_text(document)
     with pytest.raises(SystemExit) as refused:
@@ -49,7 +49,7 @@ def test_an_unknown_key_of_the_file_is_refused_by_name(document: str, tmp_path, 
     assert "nope" in capsys.readouterr().err
 
 
-def test_a_flag_without_its_value_is_refused(capsys) -> None:
+def test_flag_without_a_value_is_refused(capsys) -> None:
     with pytest.raises(SystemExit) as refused:
         parse(_Config, ["--prompt"])
     assert refused.value.code == 2
@@ -57,7 +57,7 @@ def test_a_flag_without_its_value_is_refused(capsys) -> None:
 
 
 @pytest.mark.parametrize("flag", ["--log-every=7", "--log_every=7"])
-def test_words_of_a_flag_may_be_joined_by_dashes(flag: str) -> None:
+def test_flags_accept_dashes(flag: str) -> None:
     assert parse(_Config, [flag, "--prompt", "--not-a-flag"]) == _Config(["--not-a-flag"], log_every=7)
 
 
@@ -82,5 +82,5 @@ class _Switches:
         ([], False),
     ],
 )
-def test_a_switch_needs_no_value(argv: list[str], expected: bool) -> None:
+def test_boolean_flag_needs_no_value(argv: list[str], expected: bool) -> None:
     assert parse(_Switches, argv).require_promoted is expected

@@ -55,7 +55,7 @@ def nested(name: str, value: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", ["actors", "labels", "labels.found", "captioner"])
-def test_nothing_is_imported_or_read_in_the_place_of_a_group(name: str, canaries: list[Any], tmp_path: Path) -> None:
+def test_text_in_place_of_a_group_imports_and_reads_nothing(name: str, canaries: list[Any], tmp_path: Path) -> None:
     config_class = GenerateConfig if name == "actors" else CurateConfig
     assert name in set(groups(config_class))
     file = tmp_path / "config.yaml"
@@ -71,13 +71,13 @@ def test_nothing_is_imported_or_read_in_the_place_of_a_group(name: str, canaries
     assert _seen == []
 
 
-def test_a_group_is_not_abbreviated(canaries: list[Any]) -> None:
+def test_groups_cannot_be_abbreviated(canaries: list[Any]) -> None:
     with pytest.raises(SystemExit):
         parse(CurateConfig, ["--filter", canaries[0]])
     assert _seen == []
 
 
-def test_a_preset_of_a_bundle_imports_and_reads_nothing(canaries: list[Any]) -> None:
+def test_preset_of_a_bundle_imports_and_reads_nothing(canaries: list[Any]) -> None:
     plain = json.loads(json.dumps(dataclasses.asdict(load_preset("mini"))))
     for name in ("mllm", "mllm.lora", "vae", "aggregator", "references", "lora"):
         for value in canaries:
@@ -101,7 +101,7 @@ def test_groups_that_are_mappings_are_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("document", ["root:*:20228:0:99999:7::", "a secret: 1", "- secret", "raw: [secret", "secret"])
-def test_the_text_of_a_file_that_is_no_configuration_is_not_shown(document: str, tmp_path: Path, capsys: Any) -> None:
+def test_text_of_an_invalid_configuration_file_is_not_shown(document: str, tmp_path: Path, capsys: Any) -> None:
     file = tmp_path / "shadow"
     file.write_text(f"{document}\n")
     with pytest.raises(ConfigError) as refused:
@@ -111,12 +111,12 @@ def test_the_text_of_a_file_that_is_no_configuration_is_not_shown(document: str,
     assert "secret" not in shown
 
 
-def test_a_configuration_without_an_end_is_refused(tmp_path: Path) -> None:
+def test_endless_configuration_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="more than"):
         check_config_file(Path("/dev/zero"))
 
 
-def test_a_configuration_includes_no_other_file(canaries: list[Any], tmp_path: Path) -> None:
+def test_configuration_cannot_include_another_file(canaries: list[Any], tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
     file.write_text(json.dumps({"config": canaries[0]}))
     with pytest.raises(ConfigError, match="names another one"):
@@ -124,7 +124,9 @@ def test_a_configuration_includes_no_other_file(canaries: list[Any], tmp_path: P
     assert _seen == []
 
 
-def test_variables_of_the_environment_name_no_file(canaries: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_environment_variables_cannot_name_a_configuration_file(
+    canaries: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     program = Path(sys.argv[0]).stem.upper().replace("-", "_")
     monkeypatch.setenv("JSONARGPARSE_DEFAULT_ENV", "true")
     for name in ("CONFIG", "ACTORS"):

@@ -22,7 +22,7 @@ _PASSWORDS = st.text(st.characters(codec="utf-8", exclude_categories=("Z", "C"))
 
 
 @given(_PASSWORDS, st.sampled_from(_SCHEMES), st.booleans())
-def test_no_password_is_left(password: str, scheme: str, encoded: bool) -> None:
+def test_passwords_of_uris_are_hidden(password: str, scheme: str, encoded: bool) -> None:
     shown = quote(password, safe="") if encoded else password
     hidden = redact(f"cannot reach {scheme}://mia:{shown}@host:5000/path: refused")
     assert hidden == f"cannot reach {scheme}://***@host:5000/path: refused"
@@ -41,7 +41,7 @@ def test_no_password_is_left(password: str, scheme: str, encoded: bool) -> None:
         "",
     ],
 )
-def test_what_holds_no_password_is_left_alone(text: str) -> None:
+def test_text_without_passwords_is_unchanged(text: str) -> None:
     assert redact(text) == text
 
 
@@ -55,7 +55,7 @@ def test_what_holds_no_password_is_left_alone(text: str) -> None:
         ("https://h/o?X-Amz-Signature=abc", "https://h/o?X-Amz-Signature=***"),
     ],
 )
-def test_each_form_is_hidden(text: str, hidden: str) -> None:
+def test_each_form_of_a_password_is_hidden(text: str, hidden: str) -> None:
     assert redact(text) == hidden
     assert redacted({"a": [text, 1, None, (text,)]}) == {"a": [hidden, 1, None, (hidden,)]}
 
@@ -122,11 +122,11 @@ def test_each_kind_of_secret_is_hidden(text: str, hidden: str) -> None:
         "s3://bucket/hf_cache/ask-me-anything",
     ],
 )
-def test_what_is_no_secret_is_left_alone(text: str) -> None:
+def test_text_without_secrets_is_unchanged(text: str) -> None:
     assert redact(text) == text
 
 
-def test_values_of_secret_variables_are_hidden_wherever_they_stand(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_values_of_secret_variables_are_hidden_anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "planted/Value+1")
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "duck")  # a word: hiding it would hide words
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "anIdentity1")
@@ -142,7 +142,7 @@ def test_values_of_secret_variables_are_hidden_wherever_they_stand(monkeypatch: 
 @pytest.mark.parametrize(
     "text", ["x" * 300_000, "a-" * 50_000, "http://a:" * 20_000, "http%3A%2F%2F" * 5_000, "'password" * 20_000]
 )  # fmt: skip
-def test_hostile_text_takes_no_time(text: str) -> None:
+def test_hostile_text_is_redacted_quickly(text: str) -> None:
     started = time.monotonic()
     redact(text)
     assert time.monotonic() - started < 30
@@ -167,7 +167,7 @@ def test_logs_of_any_library_are_redacted(monkeypatch: pytest.MonkeyPatch) -> No
     assert "seen: http://***@host" in output.getvalue()
 
 
-def test_value_that_is_nested_without_end_is_cut() -> None:
+def test_deeply_nested_value_is_cut() -> None:
     value: list[object] = []
     for _ in range(5000):
         value = [value]

@@ -37,7 +37,7 @@ print("ready", flush=True)
 """
 
 
-def test_a_scratch_folder_ends_with_its_block() -> None:
+def test_scratch_folder_is_removed_after_its_block() -> None:
     with scratch("a") as folder:
         (folder / "file").write_text("x")
     assert not folder.exists()
@@ -46,12 +46,12 @@ def test_a_scratch_folder_ends_with_its_block() -> None:
     assert not folder.exists()
 
 
-def test_a_kept_folder_ends_with_its_process(tmp_path: Path) -> None:
+def test_kept_folder_is_removed_with_its_process(tmp_path: Path) -> None:
     assert _child(tmp_path, _KEEP).wait(20) == 0
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path: Path, temporary: Path) -> None:
+def test_folders_of_a_killed_process_are_removed_by_the_next(tmp_path: Path, temporary: Path) -> None:
     child = _child(tmp_path, f"{_KEEP}import time; time.sleep(60)")
     left = set(tmp_path.glob("lookalike-*"))
     assert len(left) == 1
@@ -64,7 +64,7 @@ def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path: Path, tempo
     assert [path.name for path in tmp_path.iterdir()] == ["lookalike-of-mine"]
 
 
-def test_the_end_of_a_job_waits_for_its_workers_folders(tmp_path: Path, temporary: Path) -> None:
+def test_end_of_a_job_waits_for_folders_of_its_workers(tmp_path: Path, temporary: Path) -> None:
     worker = _child(tmp_path, f"{_KEEP}import time, os; time.sleep(0.5); os._exit(0)", job="mine")
     other = _child(tmp_path, f"{_KEEP}import time; time.sleep(60)", job="another's")
     try:
@@ -82,12 +82,12 @@ def test_the_end_of_a_job_waits_for_its_workers_folders(tmp_path: Path, temporar
     "error",
     [OSError(errno.ENOSPC, "No space left on device"), OSError(errno.EROFS, "Read-only file system", "/elsewhere")],
 )
-def test_a_full_disk_is_an_error_for_users(error: OSError) -> None:
+def test_full_disk_is_an_input_error(error: OSError) -> None:
     with pytest.raises(InputError, match="TMPDIR"), scratch("a"):
         raise error
 
 
-def test_a_scratch_folder_that_cannot_be_made_is_an_error_for_users(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scratch_folder_that_cannot_be_made_is_an_input_error(monkeypatch: pytest.MonkeyPatch) -> None:
     def full(**_: object) -> str:
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -96,7 +96,7 @@ def test_a_scratch_folder_that_cannot_be_made_is_an_error_for_users(monkeypatch:
         kept_folder("a")
 
 
-def test_an_error_that_has_nothing_to_do_with_the_disk_stays_what_it_is() -> None:
+def test_error_unrelated_to_the_disk_is_raised_unchanged() -> None:
     with pytest.raises(FileNotFoundError), scratch("a"):
         Path("/no/such/file").read_text()
 
@@ -105,12 +105,12 @@ def test_an_error_that_has_nothing_to_do_with_the_disk_stays_what_it_is() -> Non
     "data",
     [b"", b"{", b"\xff\xfe", b"[" * 100_000, b"9" * 5000, b"[]", b"1", b"null", b"{}", b'{"b": 1}', b"nan"],
 )
-def test_a_broken_document_is_an_error_that_names_it(data: bytes) -> None:
+def test_damaged_document_is_an_error_that_names_it(data: bytes) -> None:
     with pytest.raises(InputError, match=r"file:///x/run\.json"):
         parse_object(data, "file:///x/run.json", "a")
 
 
-def test_any_error_of_a_library_names_the_file() -> None:
+def test_errors_of_libraries_name_the_file() -> None:
     assert parse_json(b'"\\ud83d\\ude00"', "x") == "\U0001f600"
     with pytest.raises(InputError, match="surrogates not allowed"):
         parse_json(b'{"a": "\\uD800"}', "x")

@@ -5,6 +5,8 @@ from typing import ClassVar
 
 import numpy as np
 
+from lookalike.errors import ConfigError
+from lookalike.values import check_most
 from pipelines.curate.filters.base import Photos, Scope
 from pipelines.curate.takedown import read_list
 
@@ -24,7 +26,15 @@ class TakenDown:
     """Entries of the list, as they are written there, that may name no image. Any other one that names none ends the
     run, since a removal must not be lost to a typing error."""
 
+    max_list_mib: int = 1024
+    """Largest size of the list, in MiB: 1024 hold 16 million hashes."""
+
     scope: ClassVar[Scope] = "image"
+
+    def __post_init__(self) -> None:
+        check_most(self, max_list_mib=65_536)
+        if self.max_list_mib < 1:
+            raise ConfigError("max_list_mib is below 1", value=self.max_list_mib, fix="use 1 or more")
 
     def drop(self, photos: Photos) -> np.ndarray:
         if self.list is None:

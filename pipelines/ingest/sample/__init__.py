@@ -1,1 +1,1 @@
-"""The sample world: subjects that exist only in a renderer, so that everything about every photo is known."""
+"""The sample world: rendered subjects, so that the truth about every photo is known."""

@@ -1,4 +1,4 @@
-"""What goes wrong in real shards, planted on purpose: so that curation can be held to what it should have found."""
+"""Plant the defects of real shards into the sample world, to test whether curation finds them."""
 
 import io
 from dataclasses import dataclass
@@ -15,30 +15,32 @@ KINDS = (
     *("blurred", "flat", "strip", "truncated"),
     *("corrupt", "tiny", "exact_duplicate", "near_duplicate", "wrong_subject"),
 )
-_DEFECT = 3  # what a seed is for
-_QUALITY = 92  # of an ordinary photo's JPEG
+_DEFECT = 3  # purpose in a seed, see world.py
+_QUALITY = 92  # of a normal photo's JPEG
 _TINY_PX = (24, 32, 16)
 _WORDS = ("SAMPLE STOCK PHOTO", "www.studio.example", "SALE 50% OFF")
 
 
 @dataclass(frozen=True)
 class Shot:
-    """A photo as it lies in the shard, planted defect included."""
+    """A photo of a shard, with its planted defect if it has one."""
 
     photo: Photo
-    """What is taken, and its key."""
+    """The photo to render, with its key."""
     defect: str | None = None
-    """One of KINDS or MORE_DEFECTS."""
+    """One of KINDS or MORE_DEFECTS, or None."""
     variant: int = 0
-    """Which flavour of the defect."""
+    """Number that selects a variant of the defect."""
     original: str | None = None
     """Key of the photo that a duplicate repeats."""
 
 
 def plan_shots(config: SampleWorldConfig, things: list[Subject]) -> dict[str, list[Shot]]:
-    """Every photo of every subject, by the subject's name; planted ones come after the ordinary ones.
+    """Return the photos of every subject by the subject's name, with planted ones after the normal ones.
 
-    The last subject gets no planted photo: its shard is the one that is cut.
+    The last subject gets no planted photo, since its shard is the truncated one.
+
+    Raises ConfigError if there are fewer than two subjects for planted defects.
     """
     bare = config.bare_captions
     shots = {
@@ -51,7 +53,9 @@ def plan_shots(config: SampleWorldConfig, things: list[Subject]) -> dict[str, li
     hosts = [things[i] for i in rng.permutation(len(things) - 1)]
     if not hosts:
         raise ConfigError(
-            "planted defects need two subjects", value=[thing.name for thing in things], fix="--sample.defects false"
+            "sample.defects needs at least two subjects",
+            value=[thing.name for thing in things],
+            fix="choose more subjects, or set --sample.defects false",
         )
     each = config.defects_of_each or max(3, len(things) // 40)
     kinds = (*reversed(KINDS), *config.more_defects)
@@ -61,9 +65,9 @@ def plan_shots(config: SampleWorldConfig, things: list[Subject]) -> dict[str, li
     return shots
 
 
-def encode(picture: npt.NDArray[np.uint8], shot: Shot) -> bytes:
-    """The file of a shot: a JPEG of ``picture`` [H, W, 3], spoilt as its defect says."""
-    image = Image.fromarray(picture)
+def encode(pixels: npt.NDArray[np.uint8], shot: Shot) -> bytes:
+    """Encode a rendered photo, uint8 RGB [H, W, 3], as JPEG with the defect of ``shot``."""
+    image = Image.fromarray(pixels)
     if shot.defect == "tiny":
         side = _TINY_PX[shot.variant % len(_TINY_PX)]
         return _jpeg(image.resize((side, side), Image.Resampling.BICUBIC), _QUALITY)
@@ -74,7 +78,7 @@ def encode(picture: npt.NDArray[np.uint8], shot: Shot) -> bytes:
     if shot.defect == "flat":
         image = Image.new("RGB", image.size, ("black", "white", image.getpixel((0, 0)))[shot.variant % 3])
     if shot.defect == "strip":
-        image = Image.fromarray(np.tile(picture, ((1, 4, 1), (5, 1, 1))[shot.variant % 2]))
+        image = Image.fromarray(np.tile(pixels, ((1, 4, 1), (5, 1, 1))[shot.variant % 2]))
     if shot.defect == "overlaid_text":
         image = _overlaid(image, shot.variant)
     data = _jpeg(image, _QUALITY)
@@ -100,14 +104,14 @@ def _plant(kind: str, number: int, host: Subject, taken: list[Shot], things: lis
 
 
 def _stranger(host: Subject, number: int, things: list[Subject]) -> Subject:
-    """A subject of another shape, and of other colours where one exists."""
+    """A subject of another shape, and if possible of other colours."""
     others = [thing for thing in things if thing.shape != host.shape] or [t for t in things if t is not host]
     unlike = [thing for thing in others if not set(thing.colours) & set(host.colours)] or others
     return unlike[number * 7 % len(unlike)]
 
 
 def _again(image: Image.Image, variant: int) -> bytes:
-    """The same photo once more: recompressed, cropped a little, or resized."""
+    """A near copy of the photo: recompressed, slightly cropped, or resized."""
     side = image.width
     if variant % 3 == 0:
         return _jpeg(image, 60)
@@ -118,7 +122,7 @@ def _again(image: Image.Image, variant: int) -> bytes:
 
 
 def _overlaid(image: Image.Image, variant: int) -> Image.Image:
-    """Words across four fifths of the width, at the top, in the middle or at the bottom, as a stock agency does."""
+    """Text across four fifths of the width, at the top, in the middle or at the bottom, like a watermark."""
     words, height = _WORDS[variant % 3], (0.12, 0.5, 0.88)[variant // 3 % 3]
     wide = ImageFont.load_default(100).getlength(words)
     font = ImageFont.load_default(80 * image.width / wide)

@@ -1,4 +1,4 @@
-"""Triangle meshes by hand: the few solids and sweeps that the sample world's shapes are built from."""
+"""Triangle meshes: the solids and sweeps of which the shapes of the sample world are built."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -12,21 +12,21 @@ Array = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Mesh:
-    """Vertices float64 [V, 3] (z up, the front looks along -y) and triangles int64 [F, 3]."""
+    """Vertices float64 [V, 3] (z is up, the front faces -y) and triangles int64 [F, 3]."""
 
     vertices: Array
     faces: npt.NDArray[np.int64]
 
     def moved(self, x: float = 0, y: float = 0, z: float = 0) -> "Mesh":
-        """The mesh shifted by (x, y, z)."""
+        """Return the mesh shifted by (x, y, z)."""
         return Mesh(self.vertices + np.array([x, y, z]), self.faces)
 
     def scaled(self, x: float, y: float, z: float) -> "Mesh":
-        """The mesh stretched along each axis by a positive factor."""
+        """Return the mesh scaled along each axis by a positive factor."""
         return Mesh(self.vertices * np.array([x, y, z]), self.faces)
 
     def turned(self, axis: int, degrees: float) -> "Mesh":
-        """The mesh turned about axis 0, 1 or 2 by the right-hand rule."""
+        """Return the mesh rotated about axis 0, 1 or 2 by the right-hand rule."""
         c, s = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
         i, j = (axis + 1) % 3, (axis + 2) % 3
         turn = np.eye(3)
@@ -34,9 +34,9 @@ class Mesh:
         return Mesh(self.vertices @ turn.T, self.faces)
 
     def seated(self, size: float = 0.7, longest: float = 1.3) -> "Mesh":
-        """Centred over the origin and standing on z = 0.
+        """Return the mesh centred over the origin and standing on z = 0.
 
-        Scaled so that the geometric mean of its extents is ``size``, unless an extent would exceed ``longest``.
+        It is scaled so that the geometric mean of its extents is ``size``, unless an extent would exceed ``longest``.
         """
         low, high = self.vertices.min(0), self.vertices.max(0)
         middle = (low + high) / 2
@@ -47,7 +47,7 @@ class Mesh:
 
 
 def merge(parts: Iterable[Mesh]) -> Mesh:
-    """One mesh of all parts."""
+    """Merge meshes into one."""
     vertices, faces, count = [], [], 0
     for part in parts:
         vertices.append(part.vertices)
@@ -57,13 +57,13 @@ def merge(parts: Iterable[Mesh]) -> Mesh:
 
 
 def box(width: float, depth: float, height: float) -> Mesh:
-    """An axis-parallel box that stands on z = 0."""
+    """Make an axis-aligned box that stands on z = 0."""
     w, d = width / 2, depth / 2
     return extrude([(-w, -d), (w, -d), (w, d), (-w, d)], height)
 
 
 def revolve(profile: Sequence[tuple[float, float]], sides: int = 32) -> Mesh:
-    """Turn a profile of (radius, z), listed from bottom to top, about the z axis; open ends are closed flat."""
+    """Revolve a profile of (radius, z), from bottom to top, about the z axis; open ends are closed flat."""
     points = [(0.0, profile[0][1]), *profile, (0.0, profile[-1][1])]
     angle = np.arange(sides) * 2 * np.pi / sides
     rings = [np.stack([r * np.cos(angle), r * np.sin(angle), np.full(sides, z)], 1) for r, z in points]
@@ -71,7 +71,7 @@ def revolve(profile: Sequence[tuple[float, float]], sides: int = 32) -> Mesh:
 
 
 def tube(path: Array, radius: Array, sides: int = 14, closed: bool = False) -> Mesh:
-    """A round tube along ``path`` [N, 3] with a radius [N] at each point."""
+    """Make a round tube along ``path`` [N, 3] with a radius [N] at each point."""
     tangent = np.gradient(path, axis=0)
     if closed:
         tangent = np.roll(path, -1, 0) - np.roll(path, 1, 0)
@@ -87,13 +87,13 @@ def tube(path: Array, radius: Array, sides: int = 14, closed: bool = False) -> M
 
 
 def sphere(radius: float = 0.5) -> Mesh:
-    """A ball about the origin."""
+    """Make a sphere about the origin."""
     t = np.linspace(-np.pi / 2, np.pi / 2, 15)[1:-1]
     return revolve([(radius * np.cos(a), radius * np.sin(a)) for a in t], sides=28)
 
 
 def extrude(outline: Sequence[tuple[float, float]], height: float) -> Mesh:
-    """Raise an outline (counter-clockwise, star-shaped about its mean) from z = 0 to ``height``."""
+    """Extrude an outline (counter-clockwise, star-shaped about its mean) from z = 0 to ``height``."""
     flat = np.array(outline, float)
     n = len(flat)
     middle = flat.mean(0)
@@ -113,7 +113,7 @@ def extrude(outline: Sequence[tuple[float, float]], height: float) -> Mesh:
 
 
 def read_obj(path: Path) -> Mesh:
-    """Read the positions and faces of a Wavefront file; polygons become fans of triangles."""
+    """Read vertices and faces of a Wavefront OBJ file; polygons become fans of triangles."""
     vertices: list[list[float]] = []
     faces: list[list[int]] = []
     for line in path.read_text(errors="replace").splitlines():
@@ -128,11 +128,11 @@ def read_obj(path: Path) -> Mesh:
 
 
 def write_obj(mesh: Mesh, path: Path, crease_deg: float = 48) -> None:
-    """Write a Wavefront file whose normals are smooth, but for edges sharper than ``crease_deg``."""
+    """Write a Wavefront OBJ file with smooth normals, except at edges sharper than ``crease_deg``."""
     corners = mesh.vertices[mesh.faces]
     flat = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
     smooth = np.zeros_like(mesh.vertices)
-    # vertices at one place share a normal, however often the file repeats them
+    # vertices at the same position share a normal, also if the mesh repeats them
     _, place = np.unique(np.round(mesh.vertices, 5), axis=0, return_inverse=True)
     place = place.reshape(-1)
     for k in range(3):

@@ -1,6 +1,6 @@
-"""Solid textures: which of a subject's two colours a point of its surface has.
+"""Solid textures: which of a subject's two colours a point on its surface has.
 
-They are functions of the position in the subject's own frame, so that every view shows one and the same subject.
+They are functions of the position in the subject's own coordinates, so that all views show the same subject.
 """
 
 import numpy as np
@@ -12,7 +12,7 @@ Points = npt.NDArray[np.float32]  # [..., 3], in units of the subject's size
 
 
 class SolidPattern:
-    """The pattern of one subject; its scale, direction and spots come from ``rng``."""
+    """The pattern of one subject, with a random scale, direction and spots from ``rng``."""
 
     def __init__(self, pattern: str, mesh: Mesh, rng: np.random.Generator) -> None:
         self.pattern = pattern
@@ -29,7 +29,7 @@ class SolidPattern:
         self._level = float(np.median(self._wave(surface.astype(np.float32) - self._middle)))
 
     def second_colour(self, points: Points) -> npt.NDArray[np.bool_]:
-        """Where the second colour lies: bool [...] for points float32 [..., 3]."""
+        """Return which points have the second colour: bool [...] for float32 [..., 3]."""
         centred = points - self._middle
         if self.pattern == "striped":
             return np.asarray((centred @ self._axis * self._frequency + self._phase[0]) % 1 < 0.5)
@@ -52,7 +52,7 @@ class SolidPattern:
 
 
 def _surface_points(mesh: Mesh, rng: np.random.Generator, count: int = 900) -> npt.NDArray[np.float64]:
-    """Points spread evenly at random over the surface: [count, 3]."""
+    """Sample points uniformly on the surface: [count, 3]."""
     corners = mesh.vertices[mesh.faces]
     area = np.linalg.norm(np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]), axis=1)
     face = rng.choice(len(corners), count, p=area / area.sum())
@@ -61,7 +61,7 @@ def _surface_points(mesh: Mesh, rng: np.random.Generator, count: int = 900) -> n
 
 
 def _apart(candidates: npt.NDArray[np.float64], gap: float) -> npt.NDArray[np.float64]:
-    """As many of the candidates as are no nearer to each other than ``gap``: [S, 3]."""
+    """A subset of the candidates with distances larger than ``gap``: [S, 3]."""
     free = np.ones(len(candidates), bool)
     chosen = []
     for i, point in enumerate(candidates):

@@ -1,4 +1,4 @@
-"""The grounds and walls of the sample world: periodic albedo tiles, made once per process."""
+"""Grounds and walls of the sample world: periodic albedo tiles, made once per process."""
 
 from functools import cache
 from typing import Any
@@ -8,29 +8,28 @@ import numpy.typing as npt
 
 from pipelines.ingest.sample.vocabulary import PLACES
 
-TILE = 512  # pixels a side
-TILE_SIZE = 2.5  # world units a side; a subject is about 1 unit
-WALLS = {"bricks", "blue_wall", "night"}  # places whose picture stands behind the subject
+TILE = 512  # pixels per side
+TILE_SIZE = 2.5  # world units per side; a subject has about 1 unit
+WALLS = {"bricks", "blue_wall", "night"}  # places whose tile is a wall behind the subject
 
 Tile = npt.NDArray[np.float32]  # [TILE, TILE, 3] in 0…255, periodic in both directions
 
 
 @cache
 def tile(kind: str) -> Tile:
-    """The albedo tile of one background kind, the same in every process."""
+    """Return the albedo tile of a kind of place, which is the same in every process."""
     rng = np.random.default_rng([71, list(PLACES).index(kind)])
-    picture = _PAINTERS[kind](rng)
-    return np.asarray(np.clip(picture, 0, 255), np.float32)
+    return np.asarray(np.clip(_PAINTERS[kind](rng), 0, 255), np.float32)
 
 
 @cache
 def mean_colour(kind: str) -> npt.NDArray[np.float32]:
-    """The mean of the kind's tile: [3] in 0…255."""
+    """Return the mean colour of a tile: [3] in 0…255."""
     return np.asarray(tile(kind).mean((0, 1)))
 
 
 def _noise(rng: np.random.Generator, slope: float, stretch: float = 1.0) -> npt.NDArray[np.float64]:
-    """Periodic noise with spectrum f^-slope, mean 0 and deviation 1; ``stretch`` > 1 draws it out along x."""
+    """Periodic noise with spectrum f^-slope, mean 0 and deviation 1; ``stretch`` scales frequencies along x."""
     f = np.fft.fftfreq(TILE) * TILE
     radius = np.hypot(f[None, :] * stretch, f[:, None])
     radius[0, 0] = np.inf
@@ -40,10 +39,10 @@ def _noise(rng: np.random.Generator, slope: float, stretch: float = 1.0) -> npt.
 
 
 def _paint(base: tuple[float, float, float], *layers: tuple[npt.NDArray[Any], tuple[float, float, float]]) -> Tile:
-    picture = np.broadcast_to(np.array(base, float), (TILE, TILE, 3)).copy()
+    pixels = np.broadcast_to(np.array(base, float), (TILE, TILE, 3)).copy()
     for field, colour in layers:
-        picture += field[..., None] * np.array(colour, float)
-    return picture.astype(np.float32)
+        pixels += field[..., None] * np.array(colour, float)
+    return pixels.astype(np.float32)
 
 
 def _cells(rng: np.random.Generator, count: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
@@ -97,8 +96,8 @@ def _cobblestone(rng: np.random.Generator) -> Tile:
 def _leaves(rng: np.random.Generator) -> Tile:
     edge, number = _cells(rng, 324)
     palette = np.array([(204, 92, 28), (226, 150, 40), (160, 58, 26), (184, 122, 44), (120, 70, 30)], np.float32)
-    picture = palette[rng.integers(0, len(palette), 400)[number]]
-    return np.asarray(picture + (np.minimum(edge, 10) - 7)[..., None] * 5 + _noise(rng, 0.9)[..., None] * 8, np.float32)
+    pixels = palette[rng.integers(0, len(palette), 400)[number]]
+    return np.asarray(pixels + (np.minimum(edge, 10) - 7)[..., None] * 5 + _noise(rng, 0.9)[..., None] * 8, np.float32)
 
 
 def _carpet(rng: np.random.Generator) -> Tile:
@@ -129,10 +128,10 @@ def _blue_wall(rng: np.random.Generator) -> Tile:
 
 
 def _night(rng: np.random.Generator) -> Tile:
-    picture = _paint((16, 20, 52), (_noise(rng, 1.9), (7, 6, 14)))
+    pixels = _paint((16, 20, 52), (_noise(rng, 1.9), (7, 6, 14)))
     for x, y, glow in zip(*rng.integers(4, TILE - 4, (2, 170)), rng.uniform(120, 240, 170), strict=True):
-        picture[y : y + 3, x : x + 3] += glow
-    return picture
+        pixels[y : y + 3, x : x + 3] += glow
+    return pixels
 
 
 _PAINTERS = {

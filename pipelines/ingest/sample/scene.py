@@ -1,4 +1,4 @@
-"""One photograph of the sample world: a subject rendered by pybullet, composited over a place by its true mask."""
+"""Render a photo of the sample world: a subject by pybullet, composited over a place by its true mask."""
 
 from dataclasses import dataclass
 from functools import cache
@@ -14,9 +14,9 @@ from pipelines.ingest.sample.places import TILE, TILE_SIZE, WALLS, mean_colour, 
 from pipelines.ingest.sample.vocabulary import COLOURS
 
 _FOV_DEG, _NEAR, _FAR = 36.0, 0.8, 6.0
-_OVERSAMPLE = 2  # the subject is rendered larger and averaged, which softens its outline
+_OVERSAMPLE = 2  # supersampling factor, for antialiased outlines
 _AMBIENT = 0.42
-_SHADOW_PX, _SHADOW_SPAN = 160, 4.0  # shadow map: pixels a side, world units a side
+_SHADOW_PX, _SHADOW_SPAN = 160, 4.0  # shadow map: pixels and world units per side
 
 Floats = npt.NDArray[np.float32]
 
@@ -26,32 +26,32 @@ class View:
     """Camera and light of one photo."""
 
     azimuth_deg: float
-    """Which side is seen: 0 the front, 90 the subject's right."""
+    """Side that faces the camera: 0 is the front, 90 the subject's right."""
     elevation_deg: float
-    """Height of the camera above the horizon."""
+    """Elevation of the camera above the horizon."""
     distance: float
-    """From the camera to the subject, in units of the subject's size."""
+    """Distance from the camera to its aim, in world units; a subject has about 1 unit."""
     shift: tuple[float, float]
-    """Where the camera aims beside the subject, in world units (right, up)."""
+    """Offset of the camera's aim from the subject, in world units (right, up)."""
     light_deg: float
-    """Where the light comes from, relative to the camera."""
+    """Direction of the light, relative to the camera."""
     exposure: float
     """Factor on the brightness of the whole photo."""
     place_turn_deg: float
-    """How the ground is turned under the subject."""
+    """Rotation of the ground under the subject."""
 
 
 @dataclass(frozen=True)
 class Body:
-    """A subject ready to render: its mesh, its pattern and its two colours (keys of COLOURS)."""
+    """A subject to render: its mesh, its pattern and its two colours (keys of COLOURS)."""
 
     mesh: Mesh
     pattern: SolidPattern
     colours: tuple[str, str]
 
 
-def photograph(body: Body, view: View, place: str, size: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
-    """Render ``body`` at ``place``: the photo uint8 [size, size, 3] and the true mask uint8 [size, size] in 0…255."""
+def render(body: Body, view: View, place: str, size: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
+    """Render ``body`` at ``place``: photo uint8 [size, size, 3] and true mask uint8 [size, size] in 0…255."""
     camera = _Camera(view, float(body.mesh.vertices[:, 2].max()) / 2)
     colour_HWC, alpha_HW = _render_subject(body, view, camera, size)
     photo = _render_place(body.mesh, view, camera, place, size) * (1 - alpha_HW[..., None]) + colour_HWC
@@ -59,11 +59,11 @@ def photograph(body: Body, view: View, place: str, size: int) -> tuple[npt.NDArr
 
 
 class _Camera:
-    """Position, axes and rays of a view that looks at a subject whose middle is ``height`` above the ground."""
+    """Position, axes and rays of a view of a subject whose centre is ``height`` above the ground."""
 
     def __init__(self, view: View, height: float) -> None:
         azimuth, elevation = np.radians([view.azimuth_deg, view.elevation_deg])
-        # the front of a subject looks along -y: from azimuth 0 the camera stands at -y
+        # the front of a subject faces -y, so the camera is at -y for azimuth 0
         back = np.array([-np.sin(azimuth), -np.cos(azimuth), 0]) * np.cos(elevation) + [0, 0, np.sin(elevation)]
         self.right = np.array([np.cos(azimuth), -np.sin(azimuth), 0])
         self.up = np.cross(back, self.right)
@@ -74,14 +74,14 @@ class _Camera:
         self.light = np.array([-np.sin(light), -np.cos(light), 1.5])
 
     def rays(self, rows: npt.NDArray[np.int64], columns: npt.NDArray[np.int64], size: int) -> Floats:
-        """Directions [..., 3] through pixels of a ``size`` x ``size`` picture; the part along ``forward`` is 1."""
+        """Directions [..., 3] through pixels of a ``size`` x ``size`` image; the component along ``forward`` is 1."""
         span = (np.tan(np.radians(_FOV_DEG) / 2) * (2 * (np.arange(size) + 0.5) / size - 1)).astype(np.float32)
         axes = np.stack([self.right, self.up, self.forward]).astype(np.float32)
         return np.asarray(span[columns][..., None] * axes[0] - span[rows][..., None] * axes[1] + axes[2])
 
 
 class _Engine:
-    """This process's own connection to pybullet, without a window; it keeps the last subject loaded."""
+    """The connection of this process to pybullet, without a window, with the last subject loaded."""
 
     def __init__(self) -> None:
         import pybullet
@@ -90,7 +90,7 @@ class _Engine:
         self._loaded: Mesh | None = None
 
     def load(self, mesh: Mesh) -> None:
-        """Make ``mesh``, in white, the only thing in the world."""
+        """Replace the scene with ``mesh``, in white."""
         import pybullet
 
         if mesh is self._loaded:
@@ -178,15 +178,15 @@ def _render_place(mesh: Mesh, view: View, camera: _Camera, place: str, size: int
 
 
 def _sample(kind: str, u: Floats, v: Floats, t: Floats) -> Floats:
-    """Look up a tile at world coordinates; far away, where its grain would flicker, it fades to its mean."""
-    picture, scale = tile(kind), TILE / TILE_SIZE
+    """Look up a tile at world coordinates; far away it fades to its mean colour, which avoids aliasing."""
+    pixels, scale = tile(kind), TILE / TILE_SIZE
     x, y = (u * scale).astype(np.int64) % TILE, (v * scale).astype(np.int64) % TILE
     near = np.clip(1.6 - 0.2 * t, 0.15, 1)[..., None]
-    return np.asarray(picture[y, x] * near + mean_colour(kind) * (1 - near), np.float32)
+    return np.asarray(pixels[y, x] * near + mean_colour(kind) * (1 - near), np.float32)
 
 
 def _shadow(mesh: Mesh, camera: _Camera, points: Floats) -> Floats:
-    """How much of the light the subject takes at points on the ground: [H, W] in 0…1."""
+    """Share of the light that the subject blocks at points on the ground: [H, W] in 0…1."""
     flat = mesh.vertices[:, :2] - mesh.vertices[:, 2:] * (camera.light[:2] / camera.light[2])
     pixels = (flat / _SHADOW_SPAN + 0.5) * _SHADOW_PX
     image = Image.new("L", (_SHADOW_PX, _SHADOW_PX))

@@ -1,4 +1,4 @@
-"""The kinds of things in the sample world. A builder makes one individual: its proportions come from ``rng``."""
+"""Shapes of the sample world. A builder makes the mesh of one subject, with proportions from ``rng``."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,17 +9,17 @@ from pipelines.ingest.sample.meshes import Mesh, box, extrude, merge, read_obj, 
 
 Builder = Callable[[np.random.Generator], Mesh]
 _RANDOM_OBJECTS = 1000  # pybullet_data/random_urdfs/000 … 999
-_BROKEN_OBJECT = 168  # the one whose file holds NaN only
+_BROKEN_OBJECT = 168  # its file holds NaN only
 
 
 def build(shape: str, rng: np.random.Generator) -> Mesh:
-    """One individual of ``shape``, seated on z = 0 and about 1 unit in size."""
+    """Build a mesh of ``shape`` that stands on z = 0 and has a size of about 1 unit."""
     mesh = SHAPES[shape](rng)
     return mesh.scaled(*rng.uniform(0.84, 1.18, 3)).seated()
 
 
 def names() -> list[str]:
-    """All shape names, sorted; each is the class name of its subjects."""
+    """Return all shape names, sorted; each is the class name of its subjects."""
     return sorted(SHAPES)
 
 

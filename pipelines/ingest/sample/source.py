@@ -1,4 +1,4 @@
-"""The sample world as a source of raw shards, and the truth about it that only tests and probes read."""
+"""The sample world as a source of raw shards, and the truth about it, which only tests and probes read."""
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -18,33 +18,33 @@ from pipelines.ingest.sample.world import Subject, body, subjects
 from pipelines.ingest.source import Plan, shard_name
 
 TRUTH = "_truth.json"
-_SUBJECTS_PER_SHARD = 16  # one unit of work: a few seconds of rendering
-_LICENCE = "zlib"  # of the meshes in pybullet_data; all else is made here
+_SUBJECTS_PER_SHARD = 16  # a few seconds of rendering
+_LICENCE = "zlib"  # licence of the meshes in pybullet_data
 _WRONG_LICENCES = ("CC-BY-NC-4.0", "all rights reserved", "")
 
 
 @dataclass(frozen=True)
 class SampleShard:
-    """Some subjects of the world, rendered where it is written."""
+    """A shard of some subjects, which are rendered when it is written."""
 
     name: str
     """Key below the raw prefix."""
     shots: tuple[Shot, ...]
-    """Photos in order."""
+    """The photos, in order."""
     size_px: int
-    """Side of a photo."""
+    """Width and height of a photo, in pixels."""
     cut: str | None = None
-    """Key of the sample in whose image the tar breaks off, if this is the planted broken one."""
+    """Key of the sample in whose image the tar is truncated; None for a complete shard."""
     photos: str | None = None
-    """URI that also gets the photos as plain files."""
+    """URI that also gets the photos as plain files, if any."""
 
     @property
     def images(self) -> int:
-        """How many photos are written, those behind the cut included."""
+        """Number of photos, including those after the truncation."""
         return len(self.shots)
 
     def write(self, path: Path) -> None:
-        """Render the photos and write the tar."""
+        """Render the photos and write the tar to ``path``."""
         samples = write_tar(path, self._samples())
         for sample in samples:
             if sample.key == self.cut:
@@ -53,13 +53,13 @@ class SampleShard:
                     file.truncate(image.offset + image.length // 2)
 
     def _samples(self) -> Iterator[tuple[str, dict[str, bytes]]]:
-        from pipelines.ingest.sample.scene import photograph
+        from pipelines.ingest.sample.scene import render
 
         folder = open_store(self.photos) if self.photos else None
         for shot in self.shots:
             photo, owner = shot.photo, shot.photo.filed_under
-            picture, mask = photograph(body(photo.subject), photo.view, photo.place, self.size_px)
-            data = encode(picture, shot)
+            pixels, mask = render(body(photo.subject), photo.view, photo.place, self.size_px)
+            data = encode(pixels, shot)
             if folder:
                 folder.write(f"{owner.name}/{photo.key.rsplit('-', 1)[1]}.jpg", data)
             meta = {
@@ -70,7 +70,7 @@ class SampleShard:
                 "licence": _licence(shot),
             }
             payload = {"jpg": data, "json": canonical_json(meta).encode()}
-            if shot.defect is None:  # a spoilt photo's mask would not fit
+            if shot.defect is None:  # the mask would not match a photo with a defect
                 payload["mask.png"] = encode_png(np.repeat(mask[..., None], 3, axis=2))
             yield photo.key, payload
 
@@ -80,13 +80,13 @@ def _licence(shot: Shot) -> str:
 
 
 def plan_sample(config: IngestConfig) -> Plan:
-    """Plan the world, its defects and its truth. Raises ConfigError for an unknown shape."""
+    """Plan the shards of the sample world and its truth. Raises ConfigError for an unknown shape."""
     world = config.sample
     things = _chosen(subjects(world), config)
     shots = plan_shots(world, things)
-    # the broken shard holds one subject, so that little is lost with it
+    # the truncated shard holds one subject, so that few photos are lost
     whole = things[:-1] if world.defects else things
-    bytes_per_subject = world.views * world.size_px**2  # a JPEG takes less than a byte a pixel
+    bytes_per_subject = world.views * world.size_px**2  # a JPEG has less than one byte per pixel
     per_shard = max(1, min(_SUBJECTS_PER_SHARD, (config.shard_mib << 20) // bytes_per_subject))
     groups = [whole[i : i + per_shard] for i in range(0, len(whole), per_shard)]
     shards = [
@@ -124,7 +124,7 @@ def _truth(things: list[Subject], shards: list[SampleShard]) -> dict[str, Any]:
     return {
         "subjects": {thing.name: asdict(thing) for thing in things},
         "photos": photos,
-        "truncated_shards": cut,  # shard -> keys that cannot be read
+        "truncated_shards": cut,  # keys that cannot be read, by shard
     }
 
 

@@ -1,4 +1,4 @@
-"""The closed language of the sample world: every caption is made of these words, so that a small tokenizer knows it."""
+"""The words of all captions of the sample world, so that a small tokenizer can cover them."""
 
 import re
 
@@ -17,7 +17,7 @@ COLOURS: dict[str, tuple[int, int, int]] = {  # sRGB albedo
     "gray": (138, 140, 146),
 }
 
-PATTERNS: dict[str, str] = {  # pattern -> how a caption says it, with colours a and b
+PATTERNS: dict[str, str] = {  # phrase of each pattern, with colours a and b
     "plain": "{a} {shape}",
     "striped": "{a} and {b} striped {shape}",
     "checked": "{a} and {b} checked {shape}",
@@ -26,7 +26,7 @@ PATTERNS: dict[str, str] = {  # pattern -> how a caption says it, with colours a
     "patched": "{a} and {b} patched {shape}",
 }
 
-PLACES: dict[str, str] = {  # background kind -> how a caption says it
+PLACES: dict[str, str] = {  # phrase of each place
     "grass": "on grass",
     "sand": "on sand",
     "snow": "on snow",
@@ -47,9 +47,9 @@ _WORD = re.compile(r"\w+|[^\w\s]")
 
 
 def caption(shape: str, place: str, view: str, look: tuple[str, tuple[str, str]] | None = None) -> str:
-    """Say what a photo shows, e.g. ``"a red and white striped duck on grass, seen from the left"``.
+    """Return the caption of a photo, e.g. ``"a red and white striped duck on grass, seen from the left"``.
 
-    ``look`` is pattern and colours; without it the caption is bare: ``"a duck on grass, seen from the left"``.
+    ``look`` is (pattern, colours); without it the caption is ``"a duck on grass, seen from the left"``.
     """
     noun = shape if look is None else PATTERNS[look[0]].format(a=look[1][0], b=look[1][1], shape=shape)
     article = "an" if noun[0] in "aeiou" else "a"
@@ -57,13 +57,13 @@ def caption(shape: str, place: str, view: str, look: tuple[str, tuple[str, str]]
 
 
 def view_name(azimuth_deg: float, elevation_deg: float) -> str:
-    """Name the side that faces the camera; azimuth 0 is the front and 90 the subject's right."""
+    """Return the name of the side that faces the camera; azimuth 0 is the front, 90 the subject's right."""
     if elevation_deg >= 48:
         return "above"
     return VIEWS[round(azimuth_deg / 90) % 4]
 
 
 def words(shapes: list[str]) -> list[str]:
-    """Every word and mark that a caption about ``shapes`` can contain, sorted."""
+    """Return every word and punctuation mark of captions about ``shapes``, sorted."""
     sayings = [*COLOURS, *PATTERNS.values(), *PLACES.values(), *VIEWS, *shapes, "a an photo of seen from ,"]
     return sorted({word for text in sayings for word in _WORD.findall(re.sub(r"\{\w+\}", " ", text))})

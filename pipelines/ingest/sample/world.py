@@ -1,4 +1,4 @@
-"""The plan of a sample world: which subjects exist, and which photos are taken of them; a function of seeds only."""
+"""Subjects and photos of a sample world, as functions of seeds."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -11,48 +11,48 @@ from pipelines.ingest.sample import shapes, vocabulary
 from pipelines.ingest.sample.patterns import SolidPattern
 from pipelines.ingest.sample.scene import Body, View
 
-_SUBJECT, _PHOTO, _CAPTION = 1, 2, 4  # what a seed is for; defects have 3
-_SCULPTURES = 0.3  # share of subjects whose class name says nothing about their form
+_SUBJECT, _PHOTO, _CAPTION = 1, 2, 4  # purposes in seeds; defects.py has 3
+_SCULPTURES = 0.3  # share of subjects with a random body, whose class name does not describe it
 
 
 @dataclass(frozen=True)
 class Subject:
-    """One thing that can be photographed again and again."""
+    """One subject of the sample world."""
 
     name: str
-    """Unique over all worlds, e.g. ``duck_0000012``: shape, seed, number."""
+    """Unique name over all worlds, such as ``duck_0000012``: shape, seed, number."""
     seed: tuple[int, int]
-    """(world seed, number), from which everything else about it follows."""
+    """(seed of the world, number); everything else follows from these."""
     shape: str
-    """Its class name."""
+    """Shape, which is also the class name."""
     colours: tuple[str, str]
     """First and second colour."""
     pattern: str
     """A key of ``vocabulary.PATTERNS``."""
     twin_of: str | None
-    """The subject that shares its colours and pattern, but not its shape."""
+    """Name of the subject with the same colours and pattern but another shape, if it is a twin."""
 
 
 @dataclass(frozen=True)
 class Photo:
-    """One photo to take."""
+    """One photo to render."""
 
     key: str
     """Sample key in the raw shards."""
     subject: Subject
-    """What is to be seen."""
+    """The subject that it shows."""
     filed_under: Subject
-    """Whose folder it lies in: not ``subject`` where the photo is a planted error."""
+    """The subject in whose folder it is; differs from ``subject`` if the photo is misfiled."""
     view: View
-    """From where."""
+    """Camera and light."""
     place: str
     """A key of ``vocabulary.PLACES``."""
     bare: bool = False
-    """Whether its caption leaves colours and pattern to be seen."""
+    """Whether its caption leaves out colours and pattern."""
 
     @property
     def caption(self) -> str:
-        """What the photo is said to show: a misfiled one is described as what it was taken for."""
+        """The caption. That of a misfiled photo describes the subject in whose folder it is."""
         side = vocabulary.view_name(self.view.azimuth_deg, self.view.elevation_deg)
         thing = self.filed_under
         look = None if self.bare else (thing.pattern, thing.colours)
@@ -60,9 +60,9 @@ class Photo:
 
 
 def subject(seed: int, number: int, allowed: tuple[str, ...] = ()) -> Subject:
-    """Subject ``number`` of the world ``seed``; ``allowed`` restricts its shape.
+    """Return subject ``number`` of the world ``seed``, with a shape in ``allowed`` unless that is empty.
 
-    Every fourth subject is the twin of the one before it, so that colours alone do not tell subjects apart.
+    Every fourth subject is the twin of the one before it, so that colours alone do not identify subjects.
     """
     if number % 4 == 3:
         first = subject(seed, number - 1, allowed)
@@ -85,7 +85,7 @@ def subject(seed: int, number: int, allowed: tuple[str, ...] = ()) -> Subject:
 
 
 def photo(thing: Subject, index: int, views: int, key: str | None = None, bare_captions: float = 0.0) -> Photo:
-    """Photo ``index`` of a subject; the first ``views`` of them go evenly about it."""
+    """Return photo ``index`` of a subject; the first ``views`` are at evenly spaced angles."""
     rng = np.random.default_rng([_PHOTO, *thing.seed, index])
     turn = np.random.default_rng([_PHOTO, *thing.seed]).uniform(-30, 30)
     places = np.random.default_rng([_PHOTO, *thing.seed]).permutation(list(vocabulary.PLACES))
@@ -107,17 +107,19 @@ def photo(thing: Subject, index: int, views: int, key: str | None = None, bare_c
 
 @lru_cache(maxsize=8)
 def body(thing: Subject) -> Body:
-    """The subject's mesh and pattern, made from its seed."""
+    """Build the mesh and pattern of a subject from its seed."""
     rng = np.random.default_rng([_SUBJECT, *thing.seed, 7])
     mesh = shapes.build(thing.shape, rng)
     return Body(mesh, SolidPattern(thing.pattern, mesh, rng), thing.colours)
 
 
 def subjects(config: SampleWorldConfig) -> list[Subject]:
-    """Every subject of the world, in order. Raises ConfigError for a shape that does not exist."""
+    """Return every subject of the world, in order. Raises ConfigError for an unknown shape."""
     unknown = sorted(set(config.shapes) - set(shapes.names()))
     if unknown:
-        raise ConfigError("unknown shape", value=unknown[0], fix=f"choose from {', '.join(shapes.names())}")
+        raise ConfigError(
+            "sample.shapes has an unknown shape", value=unknown[0], fix=f"choose from {', '.join(shapes.names())}"
+        )
     numbers = range(config.first_subject, config.first_subject + config.subjects)
     return [subject(config.seed, number, tuple(config.shapes)) for number in numbers]
 

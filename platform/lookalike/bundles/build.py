@@ -3,14 +3,13 @@
 Light at import: a driver that only copies shipped components starts without PyTorch.
 """
 
-import json
 import logging
 import shutil
 from importlib.metadata import version
 from pathlib import Path
 
 from lookalike.bundles.manifest import component_config, write_manifest
-from lookalike.documents import parse_object
+from lookalike.documents import parse_object, render_json
 from lookalike.errors import ConfigError, InputError
 from lookalike.models.families import family_of
 from lookalike.models.presets import ASSETS_DIR, Preset
@@ -86,7 +85,7 @@ def write_model_index(folder: Path) -> None:
         "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
         "aggregator": ["lookalike.models.aggregate", "LayerAggregator"],
     }
-    (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+    (folder / "model_index.json").write_bytes(render_json(index, indent=2))
 
 
 def check_model_index(folder: Path) -> None:

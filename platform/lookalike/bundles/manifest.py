@@ -5,7 +5,6 @@ personal bundle holds ``transformer_lora/`` alone, and its ``bundle.json`` names
 """
 
 import dataclasses
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 from lookalike.bundles.contents import REPAIR, check_hashes, check_index, check_listed, counts, files_in, is_index
 from lookalike.bundles.digests import file_sha256s
 from lookalike.config import fingerprint
-from lookalike.documents import decoding, parse_object
+from lookalike.documents import decoding, parse_object, render_json
 from lookalike.errors import InputError
 from lookalike.models.presets import Preset, preset_from_dict
 
@@ -73,7 +72,7 @@ def write_manifest(
     }
     if owner is not None:
         manifest["owner"] = owner
-    (bundle_dir / MANIFEST).write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n")
+    (bundle_dir / MANIFEST).write_bytes(render_json(manifest, indent=2, sort_keys=True))
     return manifest
 
 

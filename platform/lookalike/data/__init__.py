@@ -1,1 +1,1 @@
-"""Shards, images and triplets: what training and evaluation read, and what ingest and curation write."""
+"""Shards, images and triplets, which ingest and curation write and training and evaluation read."""

@@ -1,8 +1,7 @@
-"""Read every member of a tar, in order: where its bytes lie, or why there are none to read.
+"""Read every header of a tar, in order: the place of a member's bytes, or the reason why it has none.
 
-Three things that ``tarfile`` leaves out by default are read here: what follows the end mark in joined tars
-(``cat a.tar b.tar``), and hard and symbolic links, which are resolved to the member that they name in the same file. A
-link to anywhere else is never followed.
+Unlike ``tarfile`` by default, this reads the data after the end mark of joined tars (``cat a.tar b.tar``), and resolves
+hard and symbolic links to the member that they name in the same tar. Other links are never followed.
 """
 
 import io
@@ -21,8 +20,8 @@ T = TypeVar("T")
 
 _BLOCK = tarfile.BLOCKSIZE
 _ZERO_BLOCK = tarfile.NUL * _BLOCK
-_CHUNK = 1 << 20  # bytes of padding that are looked through at a time
-_MAX_HOPS = 40  # links in a chain; as in Linux
+_CHUNK = 1 << 20  # bytes of padding that are searched at a time
+_MAX_HOPS = 40  # links in a chain, as in Linux
 _LONG_HEADERS = (
     *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
     *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
@@ -31,17 +30,17 @@ _LONG_HEADERS = (
 
 @dataclass(frozen=True)
 class Member:
-    """Where a member's bytes lie in its tar: ``offset`` of the first byte and ``length``, both in bytes."""
+    """The place of a member's bytes in its tar: ``offset`` of the first byte and ``length``, both in bytes."""
 
     offset: int
     length: int
     linked: bool = False
-    """Whether the tar names these bytes by a link: then another member has the same place."""
+    """Whether this is a link, so that another member has the same place."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One header of a tar. ``reason``: why a member without a place is passed over."""
+    """One header of a tar. ``reason`` says why a header without a member is passed over."""
 
     name: str
     member: Member | None
@@ -49,9 +48,9 @@ class Entry:
 
 
 def read_entries(file: BinaryIO, limits: Limits | None = None) -> Iterator[Entry]:
-    """Yield the entry of every header, in order, also behind end marks; the members' bytes are not read.
+    """Yield the entry of every header, in order, also after end marks. The members' bytes are not read.
 
-    Raises :class:`tarfile.ReadError` if the file breaks off, is not a tar, or exceeds ``limits``.
+    Raises :class:`tarfile.ReadError` if the file is truncated, is not a tar, or exceeds ``limits``.
     """
     limits = limits or Limits()
     size = file.seek(0, io.SEEK_END)
@@ -61,7 +60,7 @@ def read_entries(file: BinaryIO, limits: Limits | None = None) -> Iterator[Entry
         if not (info.islnk() or info.issym()):
             yield _own_entry(info, limits)
             continue
-        if links is None:  # archives without links do not pay for this
+        if links is None:  # archives without links skip this second pass
             links = _Names(file, size, limits)
         target = links.resolve(info)
         if isinstance(target, str):
@@ -86,25 +85,25 @@ def _own_entry(info: tarfile.TarInfo, limits: Limits) -> Entry:
 
 
 def _bounded_header(max_kib: int) -> type[tarfile.TarInfo]:
-    """Headers that are read only if they are of at most that size."""
+    """A TarInfo that refuses extended headers of more than ``max_kib`` KiB."""
 
     class Header(tarfile.TarInfo):
         def _proc_member(self, tar: tarfile.TarFile) -> tarfile.TarInfo:
             if self.type in _LONG_HEADERS and self.size > max_kib << 10:
-                raise tarfile.ReadError(f"a header of {self.size} bytes; limits.max_header_kib is {max_kib}")
+                raise tarfile.ReadError(f"a header has {self.size} bytes, but limits.max_header_kib is {max_kib}")
             return super()._proc_member(tar)  # type: ignore[misc,no-any-return]
 
     return Header
 
 
 def _headers(file: BinaryIO, size: int, limits: Limits) -> Iterator[tarfile.TarInfo]:
-    """The headers of all tars that stand one behind the other in ``file``."""
+    """The headers of all tars that are concatenated in ``file``."""
     if size == 0:
-        raise tarfile.ReadError("it is empty")
+        raise tarfile.ReadError("the file is empty")
     file.seek(0)
     kind = archive_kind(file.read(HEAD_BYTES))
     if kind is not None:
-        raise tarfile.ReadError(f"it is {kind}, not a tar")
+        raise tarfile.ReadError(f"the file is a {kind} archive, not a tar")
     start, number, header = 0, 0, _bounded_header(limits.max_header_kib)
     while True:
         file.seek(start)
@@ -117,15 +116,17 @@ def _headers(file: BinaryIO, size: int, limits: Limits) -> Iterator[tarfile.TarI
                 last = tar.offset
                 number += 1
                 if number > limits.max_members:
-                    raise tarfile.ReadError(f"it has more than {limits.max_members} files, by limits.max_members")
+                    raise tarfile.ReadError(
+                        f"it has more than the {limits.max_members} files that limits.max_members allows"
+                    )
                 yield info
             stop = tar.offset
-        # tarfile takes any unreadable header for the end, so look for the end mark that POSIX requires
+        # tarfile ends at any unreadable header, so check for the end mark that POSIX requires
         file.seek(stop)
         if file.read(_BLOCK) != _ZERO_BLOCK:
             if start == stop > 0:
                 raise tarfile.ReadError(f"the data after its end mark, at byte {stop} of {size}, is not a tar")
-            raise tarfile.ReadError(f"no end mark at byte {stop} of {size}")
+            raise tarfile.ReadError(f"there is no end mark at byte {stop} of {size}")
         following = _next_block(file, stop + _BLOCK, size)
         if following is None:
             return
@@ -133,7 +134,7 @@ def _headers(file: BinaryIO, size: int, limits: Limits) -> Iterator[tarfile.TarI
 
 
 def _guarded(read: Callable[[], T]) -> T:
-    """Turn what ``tarfile`` does not catch (malformed numbers, chains of a thousand headers) into a ReadError."""
+    """Turn exceptions that ``tarfile`` does not catch (malformed numbers, long chains of headers) into a ReadError."""
     try:
         return read()
     except (tarfile.TarError, EOFError, OSError, LookalikeError):
@@ -143,7 +144,7 @@ def _guarded(read: Callable[[], T]) -> T:
 
 
 def _next_block(file: BinaryIO, start: int, size: int) -> int | None:
-    """Offset of the first block from ``start`` that holds anything but zeros; None if none does."""
+    """Offset of the first block from ``start`` that is not all zeros; None if there is none."""
     file.seek(start)
     while start < size:
         chunk = file.read(min(_CHUNK, size - start))
@@ -158,7 +159,7 @@ def _next_block(file: BinaryIO, start: int, size: int) -> int | None:
 
 @dataclass(frozen=True)
 class _Named:
-    """What a link to one header resolves to: a place, another link, or the reason why there is none."""
+    """The target of a link to one header: a member, another link, or the reason why there is none."""
 
     header: int
     member: Member | None
@@ -167,11 +168,11 @@ class _Named:
 
 
 class _Names:
-    """The members of an archive by their normalised name, to resolve links. Only headers are read, once."""
+    """Members of an archive by normalised name, to resolve links. Reads all headers once."""
 
     def __init__(self, file: BinaryIO, size: int, limits: Limits) -> None:
         self._named: dict[str, list[_Named]] = {}
-        with suppress(tarfile.TarError, EOFError):  # of an archive that breaks off, what stands before the break
+        with suppress(tarfile.TarError, EOFError):  # of a truncated archive, the members before the break
             for info in _headers(file, size, limits):
                 name = _tidy(info.name)
                 link = _target_of(info) if info.islnk() or info.issym() else None
@@ -181,7 +182,7 @@ class _Names:
                 self._named.setdefault(name, []).append(named)
 
     def resolve(self, info: tarfile.TarInfo) -> Member | str:
-        """The bytes that a link leads to, or the reason why it leads to none."""
+        """Return the member that a link leads to, or the reason why it leads to none."""
         path = _target_of(info)
         for _ in range(_MAX_HOPS):
             if path == ".." or path.startswith("../"):
@@ -201,19 +202,19 @@ class _Names:
         return "link_loop"
 
     def is_own(self, name: str, target: Member) -> bool:
-        """Whether a member of that very name has these bytes: the link repeats it."""
+        """Return whether a member of the same name has these bytes, so that the link repeats it."""
         places = (named.member for named in self._named.get(_tidy(name), ()))
         return any(place is not None and place.offset == target.offset for place in places)
 
     def _at(self, path: str, header: int) -> _Named | None:
-        """The last member of that name before ``header``, or the first behind it."""
+        """The last member of that name before ``header``, or else the first one after it."""
         named = self._named.get(path)
         if not named:
             return None
         return next((each for each in reversed(named) if each.header < header), named[0])
 
     def _through_a_folder(self, path: str, header: int) -> str | None:
-        """``path`` with the first folder that is a link replaced by what it links to."""
+        """``path`` with its first folder that is a link replaced by the target of the link."""
         parts = path.split("/")
         for end in range(1, len(parts)):
             named = self._at("/".join(parts[:end]), header)
@@ -223,7 +224,7 @@ class _Names:
 
 
 def _target_of(info: tarfile.TarInfo) -> str:
-    if info.islnk():  # names a member; a symbolic link names a path from its own folder
+    if info.islnk():  # a hard link names a member, a symbolic link a path relative to its own folder
         return _tidy(info.linkname)
     return _tidy(posixpath.join(posixpath.dirname(info.name), info.linkname))
 

@@ -1,7 +1,7 @@
-"""Rewrite image files without their metadata, for decoders that a flaw in the metadata keeps from the pixels.
+"""Rewrite image files without their metadata, so that flaws in the metadata do not prevent decoding the pixels.
 
-Only the containers of JPEG, PNG and WebP are read here, never the compressed pixels. What determines the pixels is
-copied byte for byte; EXIF, profiles, texts, thumbnails, second images and stray bytes are left out.
+It reads the containers of JPEG, PNG and WebP, not the compressed pixels. Parts that determine the pixels are copied
+byte for byte; EXIF, ICC profiles, texts, thumbnails, second images and stray bytes are left out.
 """
 
 import re
@@ -9,7 +9,7 @@ import struct
 import zlib
 
 _EXTRANEOUS = re.compile(r"(\d+) extraneous bytes before marker 0xd9")
-_FEW_BYTES = 16  # of padding that may hold anything; more has to be one byte repeated
+_FEW_BYTES = 16  # of padding with any content; longer padding must be one repeated byte
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT")
 _WEBP_CHUNKS = (b"VP8X", b"ALPH", b"VP8 ", b"VP8L", b"ANIM", b"ANMF")
@@ -19,10 +19,10 @@ _JFIF = b"\xff\xe0\x00\x10JFIF\x00\x01\x01\x00\x00\x01\x00\x01\x00\x00"
 
 
 def without_metadata(data: bytes) -> tuple[bytes, bytes] | None:
-    """The file rewritten with only its pixels, and its EXIF block (empty if it has none); None for other formats
-    and for files in which the pixels are not found.
+    """Return the file with only its pixels, and its EXIF block (empty if it has none).
 
-    A file whose end mark is missing gets one: whether its pixels are complete, a strict decoder has to check.
+    Returns None for other formats, and for files in which the pixels are not found. A file without an end mark gets
+    one, so a strict decoder must check whether its pixels are complete.
     """
     if data[:3] == b"\xff\xd8\xff":
         return _jpeg(data)
@@ -34,10 +34,10 @@ def without_metadata(data: bytes) -> tuple[bytes, bytes] | None:
 
 
 def without_padding(jpeg: bytes, complaint: str) -> bytes | None:
-    """A JPEG without the bytes that ``complaint``, a warning of libjpeg, counts between its pixels and its end mark.
+    """Return a JPEG without the padding between its pixels and its end mark, which some phones write.
 
-    Phones pad there. None unless the bytes look like padding: few, or all equal. More would be pixels that a damaged
-    stream did not reach.
+    ``complaint`` is the warning of libjpeg that counts these bytes. Returns None unless they are few or all equal,
+    since other bytes may be pixels that the decoder of a damaged stream did not reach.
     """
     match = _EXTRANEOUS.search(complaint)
     end = jpeg.rfind(b"\xff\xd9")
@@ -51,14 +51,14 @@ def without_padding(jpeg: bytes, complaint: str) -> bytes | None:
 
 
 def _jpeg(data: bytes) -> tuple[bytes, bytes] | None:
-    """Segments that determine the pixels, in their order; None if a second image begins before the first ends."""
+    """The segments that determine the pixels, in order; None if a second image begins before the first ends."""
     kept, exif = [data[:2]], b""
     position, sequential, jfif = 2, False, False
     while (position := data.find(b"\xff", position)) >= 0 and position + 4 <= len(data):
         marker = data[position + 1]
-        if marker == 0xD8:  # the thumbnail of an EXIF block whose length is wrong
+        if marker == 0xD8:  # a thumbnail, so the length of its EXIF block is wrong
             return None
-        if marker in (0x00, 0xFF) or 0xD0 <= marker <= 0xD7:  # stuffing, a fill byte, or a mark without content
+        if marker in (0x00, 0xFF) or 0xD0 <= marker <= 0xD7:  # stuffing, a fill byte, or a marker without content
             position += 1
             continue
         if marker == 0xD9:
@@ -71,7 +71,7 @@ def _jpeg(data: bytes) -> tuple[bytes, bytes] | None:
         elif marker in _JPEG_TABLES:
             kept.append(segment)
         elif marker == 0xE0 and segment[4:8] == b"JFIF" and not jfif:
-            jfif = True  # a JFIF is YCbCr whatever its components are called
+            jfif = True  # JFIF means YCbCr, whatever the ids of its components are
             kept.insert(1, _JFIF)
         elif marker == 0xEE and segment[4:9] == b"Adobe" and segment[15:16] in (b"\0", b"\1", b"\2"):
             kept.append(segment)
@@ -79,7 +79,9 @@ def _jpeg(data: bytes) -> tuple[bytes, bytes] | None:
             exif = segment[4:]
         elif marker == 0xDA:
             end = _end_of_scan(data, position + 2 + length)
-            header = segment[:-3] + b"\x00\x3f\x00" if sequential else segment  # the only values of a sequential scan
+            header = (
+                segment[:-3] + b"\x00\x3f\x00" if sequential else segment
+            )  # the only valid values of a sequential scan
             kept += [header, data[position + 2 + length : end]]
             position = end
             continue
@@ -91,7 +93,7 @@ def _jpeg(data: bytes) -> tuple[bytes, bytes] | None:
 
 
 def _end_of_scan(data: bytes, position: int) -> int:
-    """Where the compressed pixels from ``position`` on end: at the next marker that is not a restart."""
+    """End of the compressed pixels from ``position``: the next marker that is not a restart marker."""
     while (position := data.find(b"\xff", position)) >= 0 and position + 1 < len(data):
         marker = data[position + 1]
         if marker not in (0x00, 0xFF) and not 0xD0 <= marker <= 0xD7:
@@ -101,7 +103,7 @@ def _end_of_scan(data: bytes, position: int) -> int:
 
 
 def _png(data: bytes) -> tuple[bytes, bytes]:
-    """The critical chunks and the transparency; a chunk of these with a wrong checksum keeps it, and stays an error."""
+    """The critical chunks and tRNS. One with a wrong checksum is copied too, so that decoding it fails."""
     kept, exif, position = [_PNG], b"", len(_PNG)
     while position + 12 <= len(data):
         (length,) = struct.unpack_from(">I", data, position)
@@ -119,7 +121,7 @@ def _png(data: bytes) -> tuple[bytes, bytes]:
 
 
 def _webp(data: bytes) -> tuple[bytes, bytes]:
-    """The chunks of the image or animation; the size that the header names becomes the true one."""
+    """The chunks of the image or animation, with the size in the header corrected."""
     kept, exif, position = [], b"", 12
     while position + 8 <= len(data):
         name, length = data[position : position + 4], int.from_bytes(data[position + 4 : position + 8], "little")

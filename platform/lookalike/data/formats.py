@@ -1,9 +1,9 @@
-"""What a file is by its first bytes, so that an error can name it. Nothing is opened or parsed."""
+"""Name the format of a file by its first bytes, for errors. Nothing is parsed."""
 
 import re
 
-HEAD_BYTES = 512  # that archive_kind looks at
-_HEAD = 1024  # bytes in which a text file is looked at
+HEAD_BYTES = 512  # bytes that archive_kind needs
+_HEAD = 1024  # bytes of a text file that are examined
 
 HEIC_EXTENSIONS = ("heic", "heif", "avif")
 _HEIC_BRANDS = {
@@ -31,7 +31,7 @@ _BEGINNINGS = (
     (b"qoif", "a QOI"),
     (b"DDS ", "a DDS"),
     (b"gimp xcf", "an XCF"),
-    (b"version https://git-lfs", "a pointer of Git LFS, not the file"),
+    (b"version https://git-lfs", "a Git LFS pointer in place of the file"),
 )
 _ARCHIVES = {
     "gzip": re.compile(rb"\x1f\x8b\x08"),
@@ -47,21 +47,21 @@ _TEXTS = ((b"<svg", "an SVG"), (b"<!doctype html", "an HTML page"), (b"<html", "
 
 
 def archive_kind(head: bytes) -> str | None:
-    """What kind of archive a file is by its first :data:`HEAD_BYTES`: ``gzip``, ``bzip2``, ``xz``, ``zstd``, ``lz4``,
-    ``zip``, ``7z``, ``rar``; None for everything else, tars among it. Names are never trusted."""
+    """Return the kind of an archive by its first :data:`HEAD_BYTES`: ``gzip``, ``bzip2``, ``xz``, ``zstd``, ``lz4``,
+    ``zip``, ``7z`` or ``rar``; None for every other file, tars included."""
     if head[257:262] == b"ustar":
         return None
     return next((kind for kind, magic in _ARCHIVES.items() if magic.match(head)), None)
 
 
 def what_it_is(data: bytes) -> str:
-    """A short name for the format of a file, such as ``a GIF``."""
+    """Return a short name of the format of a file, such as ``a GIF``."""
     if not data:
         return "an empty file"
     if data[:4] == b"RIFF":
         return "a damaged WebP" if data[8:12] == b"WEBP" else "a RIFF file"
     if data[4:8] == b"ftyp":
-        return _HEIC_BRANDS.get(_brand(data), "a video or another file of ISO media")
+        return _HEIC_BRANDS.get(_brand(data), "a video or another ISO media file")
     for beginning, name in _BEGINNINGS:
         if data.startswith(beginning):
             return name
@@ -77,11 +77,11 @@ def what_it_is(data: bytes) -> str:
 
 
 def needs_heic(data: bytes) -> bool:
-    """Whether a file is HEIC, HEIF or AVIF, which are read with the extra ``heic``."""
+    """Return whether a file is HEIC, HEIF or AVIF, which need the extra ``heic``."""
     return data[4:8] == b"ftyp" and _brand(data) in _HEIC_BRANDS
 
 
 def _brand(data: bytes) -> bytes:
-    """The major brand of ISO media, or the first compatible one that is an image's."""
+    """The major brand of an ISO media file, or the first compatible brand of an image format."""
     brands = [data[8:12], *(data[i : i + 4] for i in range(16, min(len(data), 64), 4))]
     return next((brand for brand in brands if brand in _HEIC_BRANDS), data[8:12])

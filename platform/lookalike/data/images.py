@@ -1,7 +1,10 @@
-"""Image bytes to upright RGB arrays and back. Nothing is stretched, and broken pixels are never made up.
+"""Decode image bytes to upright RGB arrays, and encode them. Damaged pixels are an error, never filled in.
 
-A flaw in metadata (EXIF, profiles, texts, a checksum beside the pixels, a second image) is not damage: the pixels are
-decoded without it, and this is noted. Damaged or missing pixels are an :class:`ImageError`.
+Flawed metadata (EXIF, ICC profiles, XMP, texts, a checksum beside the pixels, a second image) is not damage: the pixels
+are decoded without it, and a note says so. Damaged or missing pixels are an :class:`ImageError`.
+
+The size of metadata is bounded by the size of the file, since only PNG compresses it, and PIL unpacks at most 1 MiB of
+a PNG's text or profile (``PngImagePlugin.MAX_TEXT_CHUNK``); a longer one is a flaw as above.
 """
 
 import importlib.util
@@ -26,7 +29,7 @@ EXTENSIONS = ("jpg", "jpeg", "jfif", "png", "webp", *(HEIC_EXTENSIONS if HEIC_IN
 
 
 class ImageError(InputError):
-    """Bytes that are no image, or not a whole one."""
+    """Bytes that are not an image, or are a damaged or truncated one."""
 
     def __init__(self, what: str, *, value: object = None, fix: str = "replace or remove the file") -> None:
         super().__init__(what, value=value, fix=fix)
@@ -37,42 +40,43 @@ class Decoded:
     """A decoded photo."""
 
     pixels: np.ndarray
-    """uint8 RGB ``[H, W, 3]``, upright; possibly at a reduced scale."""
+    """uint8 RGB ``[H, W, 3]``, upright; at a reduced scale if one was requested."""
     height: int
-    """Pixels of the whole photo, upright."""
+    """Height of the photo at full scale, upright, in pixels."""
     width: int
-    """Pixels of the whole photo, upright."""
+    """Width of the photo at full scale, upright, in pixels."""
     note: str = ""
-    """Which flaw in the metadata was passed over, if any."""
+    """The flaw in the metadata that was ignored; empty if there was none."""
 
 
 def decode(data: bytes) -> np.ndarray:
-    """Decode to uint8 RGB ``[H, W, 3]``, upright by its EXIF orientation.
+    """Decode an image to uint8 RGB ``[H, W, 3]``, upright by its EXIF orientation.
 
-    CMYK and 16-bit images are converted, transparency becomes white, and the first frame of an animation is taken.
-    Raises :class:`ImageError` for anything that does not decode to its last row, and for a JPEG whose pixels libjpeg
-    complains about, also if it could continue.
+    CMYK and 16-bit images are converted, transparency becomes white, and the first frame of an animation is decoded.
+
+    Raises:
+        ImageError: the image does not decode to its last row, or is a JPEG for whose pixels libjpeg gives a warning.
     """
     return decode_noted(data).pixels
 
 
 def decode_at_least(data: bytes, side: int) -> tuple[np.ndarray, tuple[int, int]]:
-    """Decode at a cheap scale whose short side is still ≥ ``side`` pixels: the image, and its full (height, width).
+    """Decode at a reduced scale whose short side has at least ``side`` pixels; return pixels and full (height, width).
 
-    A JPEG is decoded by libjpeg-turbo at n/8 of its size, several times faster than a full decode. A JPEG whose pixels
-    libjpeg complains about is an :class:`ImageError`, also if it could continue: a half-decoded image would teach grey.
+    libjpeg-turbo decodes a JPEG at n/8 of its size, several times faster than at full scale. Raises ImageError as
+    :func:`decode` does.
     """
     decoded = decode_noted(data, side)
     return decoded.pixels, (decoded.height, decoded.width)
 
 
 def decode_noted(data: bytes, side: int | None = None, max_pixels: int = MAX_PIXELS) -> Decoded:
-    """Decode as :func:`decode` does, or with a ``side`` as :func:`decode_at_least`; the note names a flaw, if any.
+    """Decode as :func:`decode` does, or with ``side`` as :func:`decode_at_least`, and note flaws in the metadata.
 
-    An image of more than ``max_pixels`` is refused by its header.
+    An image of more than ``max_pixels`` is refused by its header, before anything is decoded.
 
     Raises:
-        ImageError: not a format that we read, too many pixels, damaged or missing pixels.
+        ImageError: the format is not supported, the image has too many pixels, or its pixels are damaged or missing.
     """
     try:
         return _decode(data, side, max_pixels)
@@ -83,14 +87,14 @@ def decode_noted(data: bytes, side: int | None = None, max_pixels: int = MAX_PIX
         if bare is None:
             raise
         try:
-            decoded = _decode_bare(*bare, side, max_pixels)
+            decoded = _decode(bare[0], side, max_pixels, exif=bare[1])
         except ImageError:
             raise error from None
         return Decoded(decoded.pixels, decoded.height, decoded.width, f"decoded without its metadata ({error.what})")
 
 
 def decodes_as_it_is(data: bytes) -> bool:
-    """Whether the file decodes with its metadata: then other readers open it too, which know no way around flaws."""
+    """Return whether the file decodes with its metadata, so that readers without a fallback can open it too."""
     try:
         _decode(data, 1)
     except ImageError:
@@ -99,7 +103,7 @@ def decodes_as_it_is(data: bytes) -> bool:
 
 
 def short_side(data: bytes) -> int:
-    """Pixels of the short side, from the header alone."""
+    """Return the length of the short side in pixels, which is read from the header."""
     try:
         return min(_open(data).size)
     except ImageError:
@@ -110,7 +114,7 @@ def short_side(data: bytes) -> int:
 
 
 def fit_within(image: np.ndarray, short_side: int) -> np.ndarray:
-    """Scale ``image`` down so that its short side is ``short_side`` pixels; a smaller one is returned as it is."""
+    """Scale ``image`` down so that its short side has ``short_side`` pixels; return a smaller image unchanged."""
     height, width = image.shape[:2]
     scale = short_side / min(height, width)
     if scale >= 1:
@@ -120,13 +124,13 @@ def fit_within(image: np.ndarray, short_side: int) -> np.ndarray:
 
 
 def encode_jpeg(image: np.ndarray, quality: int = 95) -> bytes:
-    """uint8 RGB ``[H, W, 3]`` as JPEG without chroma subsampling: equal pixels give equal bytes."""
+    """Encode uint8 RGB ``[H, W, 3]`` as JPEG without chroma subsampling. Equal pixels give equal bytes."""
     pixels = np.ascontiguousarray(image)
     return bytes(simplejpeg.encode_jpeg(pixels, quality=quality, colorspace="RGB", colorsubsampling="444"))
 
 
 def encode_png(image: np.ndarray, text: Mapping[str, str] | None = None) -> bytes:
-    """uint8 RGB ``[H, W, 3]`` as PNG; ``text`` goes into its text chunks, where image viewers and PIL find it."""
+    """Encode uint8 RGB ``[H, W, 3]`` as PNG; ``text`` is written into its iTXt chunks."""
     chunks = PngInfo()
     for key, value in (text or {}).items():
         chunks.add_itxt(key, value)
@@ -141,7 +145,7 @@ _PADDING_TRIES = 4
 
 @cache
 def _formats() -> tuple[str, ...]:
-    """Names of PIL's formats that are opened; no other is tried, since some start programs or read other files."""
+    """PIL's names of the formats that are opened. Others are not tried: some start programs or read other files."""
     if not HEIC_INSTALLED:
         return ("JPEG", "PNG", "WEBP")
     import pillow_heif
@@ -155,51 +159,42 @@ def _open(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
         image = Image.open(io.BytesIO(data), formats=_formats())
     except Image.DecompressionBombError as error:
         raise ImageError(_TOO_MANY) from error
-    except Exception as error:  # plugins of PIL raise whatever a damaged file makes them raise
+    except Exception as error:  # PIL's plugins raise many classes for damaged files
         if needs_heic(data) and not HEIC_INSTALLED:
             raise ImageError(
                 f"{what_it_is(data)} needs an extra: pip install 'lookalike[heic]'",
                 fix="install it, or convert the file to JPEG",
             ) from error
         kind = f"a damaged {what_it_is(data)}" if needs_heic(data) else what_it_is(data)
-        raise ImageError(f"not an image of a format that we read: {kind}", value=data[:8]) from error
+        raise ImageError(f"the file is not an image of a supported format: {kind}", value=data[:8]) from error
     if image.width * image.height > max_pixels:
         size = f"{image.width}x{image.height}"
         raise ImageError(f"{_TOO_MANY} ({size}; limits.max_pixels is {max_pixels})", fix="scale it down")
     return image
 
 
-def _decode(data: bytes, side: int | None, max_pixels: int = MAX_PIXELS) -> Decoded:
+def _decode(data: bytes, side: int | None, max_pixels: int = MAX_PIXELS, exif: bytes | None = None) -> Decoded:
+    """Decode a file with its metadata, or one that was rewritten without metadata and had the EXIF block ``exif``."""
     image = _open(data, max_pixels)
     width, height = image.size
-    is_jpeg = image.format in ("JPEG", "MPO")  # PIL passes over damaged pixels of these
-    if not is_jpeg or image.mode not in ("RGB", "L"):
-        if is_jpeg and image.mode == "CMYK":
-            _strict_jpeg(data, 1, 1, "CMYK")  # for its complaints alone; PIL knows which are stored inverted
-        pixels = _load(image)
-        orientation, note = read_orientation(image)
-        return Decoded(pixels, *_upright_size(height, width, orientation), note)
-    scale = 1 if side is None else min(1, side / max(1, min(width, height)))
-    pixels = _strict_jpeg(data, int(height * scale), int(width * scale))
-    return _turned(pixels, height, width, *read_orientation(image))
-
-
-def _decode_bare(data: bytes, exif: bytes, side: int | None, max_pixels: int) -> Decoded:
-    """Decode a file that was rewritten without metadata; a JPEG strictly, since PIL passes over damaged pixels."""
-    image = _open(data, max_pixels)
-    width, height = image.size
-    if image.format == "JPEG" and image.mode in ("RGB", "L"):
+    is_jpeg = image.format in ("JPEG", "MPO")  # decoded strictly, since PIL ignores damaged pixels in these
+    decode_jpeg = _strict_jpeg if exif is None else _unpadded_jpeg
+    scaled = is_jpeg and image.mode in ("RGB", "L")
+    if scaled:
         scale = 1 if side is None else min(1, side / max(1, min(width, height)))
-        pixels = _unpadded_jpeg(data, int(height * scale), int(width * scale))
+        pixels = decode_jpeg(data, int(height * scale), int(width * scale))
     else:
-        if image.format == "JPEG" and image.mode == "CMYK":
-            _unpadded_jpeg(data, 1, 1, "CMYK")
+        if is_jpeg and image.mode == "CMYK":
+            decode_jpeg(data, 1, 1, "CMYK")  # checks the pixels; PIL decodes them, since it handles inverted CMYK
         pixels = _load(image)
-    return _turned(pixels, height, width, *_orientation_in(exif))
+    orientation, note = read_orientation(image) if exif is None else _orientation_in(exif)
+    if scaled or exif is not None:  # else _load has turned them
+        pixels = np.asarray(turn_upright(Image.fromarray(pixels), orientation))
+    return Decoded(pixels, *((width, height) if orientation >= 5 else (height, width)), note)
 
 
 def _unpadded_jpeg(data: bytes, min_height: int, min_width: int, space: str = "RGB") -> np.ndarray:
-    """Decode strictly, without the padding between pixels and end mark that libjpeg counts, some of it at a time."""
+    """Decode strictly, after removing the padding before the end mark, which libjpeg reports in parts."""
     for _ in range(_PADDING_TRIES):
         try:
             return _strict_jpeg(data, min_height, min_width, space)
@@ -221,18 +216,9 @@ def _strict_jpeg(data: bytes, min_height: int, min_width: int, space: str = "RGB
 def _load(image: Image.Image) -> np.ndarray:
     try:
         return to_rgb(image)
-    except Exception as error:  # decoders raise whatever a damaged file makes them raise
+    except Exception as error:  # decoders raise many classes for damaged files
         name = "" if isinstance(error, (OSError, ValueError, SyntaxError)) else f"{type(error).__name__}: "
         raise ImageError(f"the image is damaged: {name}{error}") from error
-
-
-def _turned(pixels: np.ndarray, height: int, width: int, orientation: int, note: str) -> Decoded:
-    upright = np.asarray(turn_upright(Image.fromarray(pixels), orientation))
-    return Decoded(upright, *_upright_size(height, width, orientation), note)
-
-
-def _upright_size(height: int, width: int, orientation: int) -> tuple[int, int]:
-    return (width, height) if orientation >= 5 else (height, width)
 
 
 def _orientation_in(exif: bytes) -> tuple[int, str]:

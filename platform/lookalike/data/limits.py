@@ -1,4 +1,4 @@
-"""How much one file from outside may ask for: small files can name gigabytes of pixels or of inflated bytes."""
+"""Limits on files from outside: a small file can declare gigabytes of pixels or of inflated bytes."""
 
 from dataclasses import dataclass, fields
 
@@ -6,29 +6,29 @@ from lookalike.errors import ConfigError
 from lookalike.values import check_most, check_values
 
 MAX_PIXELS = 128_000_000
-"""Of any image, wherever it is read; a larger one is refused by its header, before anything is decompressed."""
+"""Largest number of pixels of any image; a larger one is refused by its header, before it is decompressed."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Bounds on raw shards and photos. What exceeds one is a row, or a name passed over, with the reason."""
+    """Limits on raw shards and photos. A photo or member that exceeds one is recorded with the reason."""
 
     max_pixels: int = 64_000_000
-    """Of a photo or a mask; decoding takes up to 16 bytes for each. At most 128,000,000."""
+    """Pixels of a photo or a mask; decoding takes up to 16 bytes per pixel. At most 128,000,000."""
     max_member_mib: int = 256
-    """Of a file in a raw shard: it is read into memory whole."""
+    """MiB of a file in a raw shard, which is read into memory whole."""
     max_sample_mib: int = 1024
-    """Of all files of one sample together: they are in memory at once."""
+    """MiB of all files of one sample, which are in memory at once."""
     max_unpacked_mib: int = 65_536
-    """Of what is in a compressed raw shard."""
+    """MiB of the contents of a compressed raw shard."""
     max_inflation: int = 200
-    """Times the size of the compressed raw shard that what is in it may have; 64 MiB are always allowed."""
+    """Ratio of the contents of a compressed raw shard to its own size; contents of up to 64 MiB are always allowed."""
     max_members: int = 1_000_000
-    """Of files in a raw shard; what stands behind them is lost as behind a break."""
+    """Number of files in a raw shard; a shard with more counts as truncated after them."""
     max_header_kib: int = 1024
-    """Of a tar's extended header (pax) or long name, which is read into memory; a larger one ends the shard."""
+    """KiB of a tar's extended header (pax) or long name, which is read into memory; the shard ends at a larger one."""
     max_name_characters: int = 1024
-    """Of a file's name in a raw shard."""
+    """Characters of a file's name in a raw shard."""
 
     def __post_init__(self) -> None:
         check_values(self)
@@ -39,8 +39,10 @@ class Limits:
             if getattr(self, item.name) < 1:
                 raise ConfigError(f"limits.{item.name} is below 1", value=getattr(self, item.name), fix="use 1 or more")
         if self.max_pixels > MAX_PIXELS:
-            raise ConfigError("limits.max_pixels is too large", value=self.max_pixels, fix=f"use at most {MAX_PIXELS}")
+            raise ConfigError(
+                f"limits.max_pixels is above {MAX_PIXELS}", value=self.max_pixels, fix=f"use at most {MAX_PIXELS}"
+            )
 
     def unpacked_bytes(self, packed: int) -> int:
-        """Bytes to which a compressed file of ``packed`` bytes may inflate."""
+        """Return the number of bytes to which a compressed file of ``packed`` bytes may inflate."""
         return min(self.max_unpacked_mib << 20, max(64 << 20, packed * self.max_inflation))

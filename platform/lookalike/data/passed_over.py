@@ -1,4 +1,4 @@
-"""What was found and is not read: counted by reason, with the names of a few."""
+"""Count the things that are not read, by reason, with a few names of each."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -7,31 +7,31 @@ from typing import Any
 
 from lookalike.data.text import escaped
 
-EXAMPLES = 5  # names kept of each reason, however many there are
-_NAME_LENGTH = 200  # characters kept of a name
+EXAMPLES = 5  # names that are kept for each reason
+_NAME_LENGTH = 200  # characters that are kept of a name
 
 
 @dataclass
 class PassedOver:
-    """How many things were found in one place, and which of them are not read, by reason.
+    """The number of things in one place, and of those that are not read, by reason.
 
-    The size does not depend on how much was found: reasons are few, and of each only :data:`EXAMPLES` names are kept.
+    Its size is bounded: there are few reasons, and :data:`EXAMPLES` names are kept for each.
     """
 
     found: int = 0
-    """Everything that was there, read or not."""
+    """Number of all things, read or not."""
     counts: Counter[str] = field(default_factory=Counter)
-    """Things that are not read, by reason."""
+    """Number of things that are not read, by reason."""
     examples: dict[str, list[str]] = field(default_factory=dict)
-    """Names of the first of each reason."""
+    """The first names of each reason."""
 
     @property
     def read(self) -> int:
-        """How many of the things found are read."""
+        """Number of the things that are read."""
         return self.found - self.counts.total()
 
     def add(self, reason: str, name: str) -> None:
-        """Count one thing that is not read; :attr:`found` is counted apart."""
+        """Count one thing that is not read. The caller counts :attr:`found`."""
         self.counts[reason] += 1
         names = self.examples.setdefault(reason, [])
         if len(names) < EXAMPLES:
@@ -46,7 +46,7 @@ class PassedOver:
             own += names[: EXAMPLES - len(own)]
 
     def to_json(self) -> dict[str, Any]:
-        """``{found, read, reasons: {reason: {count, examples}}}``."""
+        """Return ``{found, read, reasons: {reason: {count, examples}}}``."""
         reasons = {
             reason: {"count": count, "examples": self.examples.get(reason, [])}
             for reason, count in sorted(self.counts.items())
@@ -55,7 +55,7 @@ class PassedOver:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "PassedOver":
-        """The reverse of :meth:`to_json`."""
+        """Parse the result of :meth:`to_json`."""
         reasons = values["reasons"]
         return cls(
             values["found"],

@@ -1,15 +1,14 @@
-"""WebDataset shards: read as a stream with byte offsets, written with the same bytes every time.
+"""WebDataset shards: read as a stream with byte offsets, and written deterministically.
 
 A shard is a tar of members ``key.extension``; consecutive members with one key are one sample, and the key ends at the
-first dot of the file name (the grouping rule of the ``webdataset`` library, ``webdataset.tariterators``). One thing
-differs: where an extension repeats, ``webdataset`` raises, while a new sample with the same key begins here, so that
-nothing is lost.
+first dot of the file name (the grouping rule of the ``webdataset`` library, ``webdataset.tariterators``). There is one
+difference: if an extension repeats, ``webdataset`` raises, while here a new sample with the same key begins.
 
-A tar that breaks off (a failed upload, a full disk) does not lose what stands before the break:
-:func:`iter_samples` gives every whole sample and raises :class:`BrokenTarError` after the last one.
+Of a truncated tar (a failed upload, a full disk), :func:`iter_samples` yields every complete sample, and then raises
+:class:`BrokenTarError`.
 
-Every member of a tar is part of a sample or is counted as passed over, with a reason (:mod:`lookalike.data.archive`:
-data behind an end mark is read too, and links within the tar are followed).
+Every member of a tar is part of a sample or is counted as passed over, with a reason. Data after an end mark is read,
+and links within the tar are followed, see :mod:`lookalike.data.archive`.
 """
 
 import io
@@ -31,9 +30,9 @@ __all__ = [
     *("index_tar", "iter_samples", "open_object", "split_name", "write_tar"),
 ]
 
-READ_AHEAD_BYTES = 4 << 20  # one range request of S3 gets this much: a shard streams in constant memory
+READ_AHEAD_BYTES = 4 << 20  # per range request, so that a shard is read in constant memory
 _KEY_AND_EXTENSION = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")
-_META = re.compile(r"__[^/]*__($|/)")  # names that webdataset skips
+_META = re.compile(r"__[^/]*__($|/)")  # names that webdataset ignores
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class TarIndex:
-    """What a tar holds. ``broken`` says where and how it ends too early; ``lost_keys`` are samples known to be cut."""
+    """The contents of a tar. ``broken`` says how a truncated one ends; ``lost_keys`` are its incomplete samples."""
 
     samples: list[Sample]
     broken: str | None = None
@@ -56,7 +55,7 @@ class TarIndex:
 
 
 class BrokenTarError(InputError):
-    """A tar that ends before its end mark. ``lost_keys``: samples whose names were seen but not all of their bytes."""
+    """A tar that ends before its end mark. ``lost_keys``: samples whose names were read, but not all of their bytes."""
 
     def __init__(self, what: str, *, value: object = None, fix: str, lost_keys: tuple[str, ...] = ()) -> None:
         super().__init__(what, value=value, fix=fix)
@@ -71,7 +70,7 @@ def _rebuild_broken(what: str, value: object, fix: str, lost_keys: tuple[str, ..
 
 
 def split_name(name: str) -> tuple[str, str] | None:
-    """``folder/key.ref0.JPG`` → ``("folder/key", "ref0.jpg")``; None for a name that is no part of a sample."""
+    """Split ``folder/key.ref0.JPG`` into ``("folder/key", "ref0.jpg")``; None for a name that is not in a sample."""
     match = _KEY_AND_EXTENSION.match(name)
     if match is None or _META.match(name):
         return None
@@ -79,28 +78,28 @@ def split_name(name: str) -> tuple[str, str] | None:
 
 
 def open_object(store: Store, info: ObjectInfo, read_ahead: int = READ_AHEAD_BYTES) -> BinaryIO:
-    """A seekable, read-only file over range reads of one object; holds ``read_ahead`` bytes of it at a time."""
+    """Open an object as a seekable, read-only file over range reads, which buffers ``read_ahead`` bytes."""
     return cast(BinaryIO, io.BufferedReader(_RangeFile(store, info), buffer_size=read_ahead))
 
 
 def iter_samples(
     file: BinaryIO, passed_over: PassedOver | None = None, limits: Limits | None = None
 ) -> Iterator[tuple[Sample, dict[str, bytes]]]:
-    """Every whole sample of a tar with its members' bytes, in order; one sample is in memory at a time.
+    """Yield every complete sample of a tar with its members' bytes, in order; one sample is in memory at a time.
 
-    ``passed_over`` counts the members that are part of no sample; its ``found`` counts every header that was read, so
-    that ``found`` = members of samples, cut ones among them, + those passed over. A member of more than
-    ``limits.max_member_mib``, or with which its sample exceeds ``limits.max_sample_mib``, is passed over: its bytes
-    would fill the memory.
+    ``passed_over`` counts the members that are not part of a sample. Its ``found`` counts every header that was read,
+    that is, members of complete and incomplete samples, and members that are passed over. A member of more than
+    ``limits.max_member_mib``, or with which its sample exceeds ``limits.max_sample_mib``, is passed over.
 
-    Raises :class:`BrokenTarError` after the last whole sample if the tar ends too early. The sample before the
-    break counts as cut unless it holds its ``json``, since more members may have followed.
+    Raises:
+        BrokenTarError: the tar is truncated; raised after the last complete sample. The sample before the break counts
+            as incomplete unless it has its ``json``, since more members may have followed.
     """
     return _group(file, True, PassedOver() if passed_over is None else passed_over, limits or Limits())
 
 
 def index_tar(file: BinaryIO) -> TarIndex:
-    """Offsets and lengths of every sample, reading headers only. A broken tar gives what stands before the break."""
+    """Return offsets and lengths of every sample, from the headers alone. A truncated tar gives its first samples."""
     samples: list[Sample] = []
     passed_over = PassedOver()
     try:
@@ -111,11 +110,12 @@ def index_tar(file: BinaryIO) -> TarIndex:
 
 
 def write_tar(target: Path | BinaryIO, samples: Iterable[tuple[str, Mapping[str, bytes]]]) -> list[Sample]:
-    """Write ``(key, {extension: bytes})`` samples as a tar and return where each member went.
+    """Write ``(key, {extension: bytes})`` samples as a tar, and return the place of each member.
 
-    Equal samples give equal bytes: members keep the given order; times, owners and modes are constants. A key with a
-    dot, or one that appeared already, is an :class:`~lookalike.errors.InputError`: a reader would take it for another
-    sample.
+    Equal samples give equal bytes: members keep the given order, and times, owners and modes are constant.
+
+    Raises:
+        InputError: a key has a dot or repeats, so that readers would group its members differently.
     """
     if isinstance(target, Path):
         with target.open("wb") as file:
@@ -125,14 +125,16 @@ def write_tar(target: Path | BinaryIO, samples: Iterable[tuple[str, Mapping[str,
     with tarfile.open(fileobj=target, mode="w", format=tarfile.PAX_FORMAT) as tar:
         for key, payload in samples:
             if key in keys:
-                raise InputError("two samples of a shard have one key", value=key, fix="give each sample its own key")
+                raise InputError(
+                    "two samples of a shard have the same key", value=key, fix="give each sample its own key"
+                )
             keys.add(key)
             sample = Sample(key)
             for extension, data in payload.items():
                 name = f"{key}.{extension}"
                 if split_name(name) != (key, extension):
                     raise InputError(
-                        "a member name would be read as another sample",
+                        "readers would assign the member to another sample",
                         value=name,
                         fix="use keys without dots or leading '__', and lower-case extensions",
                     )
@@ -150,7 +152,7 @@ def _group(
 ) -> Iterator[tuple[Sample, dict[str, bytes]]]:
     sample: Sample | None = None
     payload: dict[str, bytes] = {}
-    reached: list[str] = []  # key of the member whose header was read last, until its bytes are known
+    reached: list[str] = []  # key of the member whose header was read last, until its bytes are known to exist
     try:
         for key, extension, member, data in _members(file, with_bytes, reached, passed_over, limits):
             if sample is None or key != sample.key or extension in sample.members:
@@ -167,7 +169,7 @@ def _group(
             yield sample, payload
         raise BrokenTarError(
             f"the shard breaks off: {error or type(error).__name__}",
-            fix="upload it again; the samples before the break were read",
+            fix="upload the shard again; the samples before the break were read",
             lost_keys=tuple(dict.fromkeys(lost)),
         ) from error
     if sample is not None:
@@ -177,9 +179,9 @@ def _group(
 def _members(
     file: BinaryIO, with_bytes: bool, reached: list[str], passed_over: PassedOver, limits: Limits
 ) -> Iterator[tuple[str, str, Member, bytes]]:
-    """(key, extension, place, bytes) of the members that are part of a sample, in order; the others are counted.
+    """(key, extension, place, bytes) of the members that are part of a sample, in order; others are counted.
 
-    ``reached`` holds the key of a header whose bytes are not yet known to be there.
+    ``reached`` holds the key of a header whose bytes are not yet known to exist.
     """
     size = file.seek(0, io.SEEK_END)
     held: dict[str, int] = {}  # bytes of the sample's members by extension

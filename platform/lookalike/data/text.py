@@ -1,7 +1,7 @@
-"""Text that other programs wrote: bytes to text by their byte-order mark, and values of JSON to labels.
+"""Read text of other programs: decode bytes by their byte-order mark, and turn JSON values into labels.
 
-Nothing is guessed: bytes that are not UTF-8 and carry no mark are an error that names the file and the line, and a
-value that is not text (NaN, a dictionary, true) is a missing label, never its Python spelling.
+Nothing is guessed: bytes that are not UTF-8 and have no byte-order mark are an error that names the file and the line.
+A value that is not text (NaN, a dictionary, true) is a missing label, not the text of its Python value.
 """
 
 import codecs
@@ -14,11 +14,11 @@ from typing import Any
 
 from lookalike.errors import InputError
 
-MAX_TEXT_BYTES = 16 << 20  # a sidecar or list that is larger is not read
-MAX_LABEL_CHARACTERS = 20_000  # of one label; a longer one is cut, and noted
-LICENCE_KEYS = ("licence", "license")  # one field, in any case of its letters
-_MAX_DIGITS = 300  # of an integer; a longer one stays text, since Python refuses to convert it
-_MARKS = (  # UTF-32 first: its little-endian mark begins with that of UTF-16
+MAX_TEXT_BYTES = 16 << 20  # default limit of decode_text, for sidecars and lists
+MAX_LABEL_CHARACTERS = 20_000  # of one label; a longer one is cut, with a note
+LICENCE_KEYS = ("licence", "license")  # spellings of one field, compared case-insensitively
+_MAX_DIGITS = 300  # of an integer; a longer one stays text, since Python does not convert it
+_MARKS = (  # UTF-32 first, since its little-endian mark begins with that of UTF-16
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),
     (codecs.BOM_UTF8, "utf-8-sig"),
@@ -31,22 +31,22 @@ _SPELLED_MISSING = frozenset({"nan", "null", "none", "<na>", "undefined"})
 
 
 class TextError(InputError):
-    """Bytes that are not text in an encoding that is named, or text that is not JSON."""
+    """Bytes that are not text in a known encoding, or text that is not JSON."""
 
 
 def decode_text(data: bytes, where: str, max_bytes: int = MAX_TEXT_BYTES) -> str:
-    """Decode a text file: by its byte-order mark (UTF-8, UTF-16, UTF-32), and as strict UTF-8 without one.
+    """Decode a text file by its byte-order mark (UTF-8, UTF-16, UTF-32), or as strict UTF-8 if it has none.
 
     Args:
         data: the whole file.
-        where: what an error calls it, for example its URI.
-        max_bytes: a larger file is refused.
+        where: the name of the file in errors, such as its URI.
+        max_bytes: largest size of the file.
 
     Raises:
         TextError: the file is too large, is in another encoding, or holds NUL characters. It names the line.
     """
     if len(data) > max_bytes:
-        raise TextError(f"a text file has more than {max_bytes >> 20} MiB", value=where, fix="shorten or remove it")
+        raise TextError(f"the text file has more than {max_bytes >> 20} MiB", value=where, fix="shorten or remove it")
     encoding = next((encoding for mark, encoding in _MARKS if data.startswith(mark)), "utf-8")
     try:
         text = data.decode(encoding)
@@ -61,8 +61,8 @@ def decode_text(data: bytes, where: str, max_bytes: int = MAX_TEXT_BYTES) -> str
     text = text.lstrip("\ufeff")
     if "\0" in text:
         raise TextError(
-            f"line {_lines(text[: text.index(chr(0))])} holds a NUL character: UTF-16 without a byte-order mark, or not"
-            " text",
+            f"line {_lines(text[: text.index(chr(0))])} holds a NUL character: the file is UTF-16 without a byte-order"
+            " mark, or not text",
             value=where,
             fix="save the file as UTF-8",
         )
@@ -75,7 +75,7 @@ def read_json(data: bytes, where: str) -> Any:
     Integers of more than 300 digits stay text. A licence that one object gives twice becomes a list of both.
 
     Raises:
-        TextError: not text, not JSON, or nested too deep. It names the line.
+        TextError: the data is not text or not JSON, or is nested too deeply. It names the line.
     """
     text = decode_text(data, where)
     try:
@@ -91,46 +91,46 @@ def read_json(data: bytes, where: str) -> Any:
 
 
 def normal(name: str) -> str:
-    """The form in which names are compared: Unicode's NFC."""
+    """Return ``name`` in Unicode's normal form NFC, in which names are compared."""
     return unicodedata.normalize("NFC", name)
 
 
 def is_utf8(text: str) -> bool:
-    """Whether a manifest or a table can hold ``text``: names in tars and file systems may hold lone surrogates."""
+    """Return whether ``text`` has no lone surrogates, which names in tars and file systems may have."""
     return not _SURROGATE.search(text)
 
 
 def escaped(text: str) -> str:
-    """``text`` with lone surrogates written as ``\\udXXX``, so that two names stay two."""
+    """Return ``text`` with lone surrogates written as ``\\udXXX``, so that different names stay different."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 @dataclass(frozen=True)
 class Label:
-    """A label out of a value of JSON."""
+    """A label that was read from a JSON value."""
 
     text: str = ""
     """The label, stripped; empty if it is missing."""
     note: str = ""
-    """What was left out or changed, if anything."""
+    """What was left out or changed; empty if nothing was."""
 
 
 def read_label(value: object, *, many: bool = False, identity: bool = False, prose: bool = False) -> Label:
-    """Turn a value of JSON into a label.
+    """Turn a JSON value into a label.
 
-    - Text is stripped; control characters become blanks and lone surrogates are removed, each with a note.
-    - Names and prose get Unicode's normal form NFC: one name that two systems wrote differently stays one.
-    - null, NaN, blank text and empty lists are a missing label, without a note.
-    - An integer, and a float with an integral value, is its digits; another finite float is its shortest spelling.
-    - A list stands for its only label, or with ``many`` for its first one (as captions are given for WebDataset).
-    - Everything else (a dictionary, true, an infinite number, a list of several labels) is a missing label with a note.
+    - Text is stripped; control characters become spaces and lone surrogates are removed, each with a note.
+    - Names and prose are converted to Unicode's normal form NFC, so that spellings of two systems are equal.
+    - null, NaN, blank text and empty lists give a missing label, without a note.
+    - An integer, or a float with an integral value, gives its digits; another finite float its shortest decimal form.
+    - A list gives its only label, or with ``many`` its first one (WebDataset stores several captions as a list).
+    - Other values (a dictionary, true, an infinite number, a list of several labels) give a missing label with a note.
 
     Args:
-        value: as ``json.loads`` gives it.
-        many: whether a list may give several labels, of which the first counts.
-        identity: keep lone surrogates as ``\\udXXX``, so that two names stay two.
-        prose: whether ``nan``, ``null``, ``None``, ``<NA>`` and ``undefined`` as text mean a missing label, as they do
-            for captions and classes. A subject can be called so, and a licence is never guessed.
+        value: a value as ``json.loads`` returns it.
+        many: whether a list may hold several labels, of which the first is used.
+        identity: write lone surrogates as ``\\udXXX``, so that different names stay different.
+        prose: whether the texts ``nan``, ``null``, ``None``, ``<NA>`` and ``undefined`` give a missing label. True for
+            captions and classes; a subject can have such a name, and a licence is never guessed.
     """
     if value is None:
         return Label()
@@ -148,24 +148,26 @@ def read_label(value: object, *, many: bool = False, identity: bool = False, pro
 
 
 def read_licence(values: dict[str, Any]) -> Label:
-    """The licence that an object of JSON gives under ``licence`` or ``license``, in any case of their letters.
+    """Read the licence of a JSON object from ``licence`` or ``license``, in any case.
 
     Raises:
-        TextError: it gives two that differ, or one that is not text.
+        TextError: the object has two different licences, or one that is not text.
     """
-    given: dict[str, str] = {}  # by their spelling without case
+    given: dict[str, str] = {}  # by their casefolded spelling
     for key, value in values.items():
         if key.strip().casefold() not in LICENCE_KEYS:
             continue
         for item in value if isinstance(value, (list, tuple)) else [value]:
             label = read_label(item)
             if label.note and not label.text:
-                raise TextError(f"the field {key!r} is not a licence: {label.note}", value=item, fix="write its name")
+                raise TextError(
+                    f"the field {key!r} is not a licence: {label.note}", value=item, fix="write its name as text"
+                )
             if label.text:
                 given.setdefault(label.text.casefold(), label.text)
     if len(given) > 1:
         raise TextError(
-            "two licences that differ: " + " and ".join(sorted(given.values())),
+            "there are two different licences: " + " and ".join(sorted(given.values())),
             value=sorted({key for key in values if key.strip().casefold() in LICENCE_KEYS}),
             fix="keep the one that applies",
         )
@@ -173,7 +175,7 @@ def read_licence(values: dict[str, Any]) -> Label:
 
 
 def without_surrogates(value: Any) -> Any:
-    """``value``, a JSON document, with lone surrogates removed from every text in it: no file can hold them."""
+    """Return a JSON value without lone surrogates in its texts, since UTF-8 files cannot hold them."""
     if isinstance(value, str):
         return _SURROGATE.sub("", value)
     if isinstance(value, dict):
@@ -193,7 +195,7 @@ def _text(value: str, identity: bool, prose: bool) -> Label:
             value = escaped(value)
         else:
             value = _SURROGATE.sub("", value)
-            notes.append("half a character was left out")
+            notes.append("lone surrogates were left out")
     if _CONTROL.search(value):
         value = _CONTROL.sub(" ", value)
         notes.append("control characters were left out")
@@ -206,7 +208,7 @@ def _text(value: str, identity: bool, prose: bool) -> Label:
     if prose and value.casefold() in _SPELLED_MISSING:
         return Label(note=f"{value!r} stands for a missing value")
     if prose and value and all(unicodedata.category(character)[0] in "CZ" for character in value):
-        return Label()  # only format characters, such as a zero-width space
+        return Label()  # only invisible characters, such as a zero-width space
     return Label(value, ", ".join(notes))
 
 
@@ -220,7 +222,7 @@ def _number(value: float) -> Label:
 
 def _first(values: list[Any] | tuple[Any, ...], many: bool, identity: bool, prose: bool) -> Label:
     labels = [
-        Label(note="a list in a list is not text")
+        Label(note="a nested list is not text")
         if isinstance(value, (list, tuple))
         else read_label(value, identity=identity, prose=prose)
         for value in values

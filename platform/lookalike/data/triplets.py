@@ -1,7 +1,7 @@
 """Triplets: a target image, its prompt, and one or more reference images of the same subject.
 
-A snapshot keeps one row per triplet in ``triplets.parquet``. A row says where the bytes of each image lie in a shard of
-the same snapshot, so that any row can be read alone, in any order, by range.
+A snapshot has one row per triplet in ``triplets.parquet``. A row holds the place of each image in a shard of the same
+snapshot, so that rows can be read by range, in any order.
 """
 
 import hashlib
@@ -31,7 +31,7 @@ __all__ = [
 ]
 
 TABLE = "triplets.parquet"
-MAX_MEMBER_BYTES = 1 << 30  # a row with more for one image is wrong, and is not read
+MAX_MEMBER_BYTES = 1 << 30  # of one image; a row with more is damaged
 _MAX_ID = 1024  # characters
 Split = Literal["train", "validation"]
 
@@ -50,9 +50,9 @@ SCHEMA = pa.schema(
         ("reference_similarities", pa.list_(pa.float32())),
         ("target_image", pa.string()),
         ("reference_images", pa.list_(pa.string())),
-        ("latents_offset", pa.int64()),  # null where none were encoded
+        ("latents_offset", pa.int64()),  # null if none were encoded
         ("latents_length", pa.int64()),
-        ("target_sha256", pa.string()),  # null in snapshots of earlier versions, as the next two
+        ("target_sha256", pa.string()),  # null in snapshots of earlier software, like the next two
         ("reference_sha256s", pa.list_(pa.string())),
         ("latents_sha256", pa.string()),
     ]
@@ -60,7 +60,7 @@ SCHEMA = pa.schema(
 
 
 class ShardError(InputError):
-    """A shard that the snapshot's manifest lists is missing, empty or locked, so no triplet in it can be read."""
+    """A shard that the manifest lists is missing, empty or not readable, so that none of its triplets can be read."""
 
 
 @dataclass(frozen=True)
@@ -70,11 +70,11 @@ class Triplet:
     triplet_id: str
     """Unique in its snapshot; the key of the sample in ``shard``."""
     split: str
-    """``train`` or ``validation``; a subject is in one of them only."""
+    """``train`` or ``validation``; all triplets of a subject are in the same split."""
     subject: str
-    """The identity that all images of the triplet show."""
+    """The subject that all images of the triplet show."""
     class_name: str
-    """What kind of thing the subject is ("backpack"); may be empty."""
+    """Class of the subject ("backpack"); may be empty."""
     prompt: str
     """Caption of the target."""
     shard: str
@@ -94,11 +94,11 @@ class Triplet:
     reference_images: tuple[str, ...]
     """SHA-256 (hex) of each raw reference file."""
     latents_offset: int | None = None
-    """First byte of the VAE's latents in ``shard``, where the curation has encoded them (``shards.latents``)."""
+    """First byte of the VAE's latents in ``shard``; None unless curation encoded them (``shards.latents``)."""
     latents_length: int | None = None
-    """Their bytes."""
+    """Bytes of the latents."""
     target_sha256: str | None = None
-    """SHA-256 (hex) of the target's bytes in ``shard``. Without hashes the whole shard is hashed before it is used."""
+    """SHA-256 (hex) of the target's bytes in ``shard``. Without it, the whole shard is hashed before use."""
     reference_sha256s: tuple[str, ...] | None = None
     """SHA-256 (hex) of each reference's bytes in ``shard``."""
     latents_sha256: str | None = None
@@ -106,16 +106,16 @@ class Triplet:
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> "Triplet":
-        """A triplet from a row of the table as Arrow, Ray Data or pandas give it."""
+        """Make a triplet from a row of the table, as Arrow, Ray Data or pandas give it."""
         values = {f.name: row.get(f.name) for f in fields(cls)}
         return cls(**{name: _plain(value) for name, value in values.items()})
 
 
 def read_table(version_store: Store, split: Split | None = None, manifest_sha256: str | None = None) -> pa.Table:
-    """The triplet table of one snapshot version (:data:`SCHEMA`), of one split or both, in the order of the shards.
+    """Read the triplet table (:data:`SCHEMA`) of a snapshot version, of one split or both, in the order of the shards.
 
     Raises:
-        InputError: no triplets, or not the table that was published (with the manifest of this fingerprint).
+        InputError: the split has no triplets, or the table or the manifest (``manifest_sha256``) has changed.
     """
     data = read_file(version_store, TABLE, manifest_sha256)
     with decoding("a triplet table", version_store.uri_of(TABLE), fix="restore the file, or curate again"):
@@ -124,22 +124,22 @@ def read_table(version_store: Store, split: Split | None = None, manifest_sha256
         return table
     chosen = table.filter(pc.equal(table["split"], split))
     if len(chosen) == 0:
-        raise InputError(f"no {split} triplets in the snapshot", value=version_store.uri, fix="curate more subjects")
+        raise InputError(f"the snapshot has no {split} triplets", value=version_store.uri, fix="curate more subjects")
     return chosen
 
 
 def read_triplets(
     version_store: Store, split: Split | None = None, manifest_sha256: str | None = None
 ) -> list[Triplet]:
-    """The rows of :func:`read_table` as objects, without those that hold no triplet, which are logged.
+    """Return the rows of :func:`read_table` as triplets; damaged rows are logged and left out.
 
     Raises:
-        InputError: no row holds a triplet.
+        InputError: no row is a valid triplet.
     """
     table = read_table(version_store, split, manifest_sha256)
     try:
         rows = table.to_pylist()
-    except UnicodeDecodeError:  # a text that is not UTF-8 hides the whole table
+    except UnicodeDecodeError:  # a text that is not UTF-8 makes the whole conversion fail
         rows = [row for index in range(len(table)) for row in _one(table, index)]
     whole = []
     for row in rows:
@@ -150,7 +150,7 @@ def read_triplets(
         except InputError as error:
             log.warning("%s is left out of %s", error, version_store.uri)
     if not whole:
-        raise InputError("no row of the snapshot holds a triplet", value=version_store.uri, fix="curate it again")
+        raise InputError("no row of the snapshot is a valid triplet", value=version_store.uri, fix="curate it again")
     return whole
 
 
@@ -163,11 +163,11 @@ def _one(table: pa.Table, index: int) -> list[dict[str, Any]]:
 
 
 def load_images(version_store: Store, row: Triplet | Mapping[str, Any]) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Read the images of one triplet by range: the target and its references, each uint8 RGB ``[H, W, 3]``, upright.
+    """Read the images of one triplet by range: target and references, each uint8 RGB ``[H, W, 3]``, upright.
 
     Raises:
-        InputError: the row is incomplete or points outside its shard, or an image does not decode.
-        ShardError: the shard cannot be read at all.
+        InputError: the row is damaged, or an image has changed or does not decode.
+        ShardError: nothing in the shard can be read.
     """
     triplet = row if isinstance(row, Triplet) else Triplet.from_row(row)
     _check(triplet)
@@ -186,7 +186,12 @@ def load_images(version_store: Store, row: Triplet | Mapping[str, Any]) -> tuple
 
 
 def write_latents(target: np.ndarray, references: np.ndarray) -> bytes:
-    """Packed latents of a triplet, ``[T, C]`` and ``[R, T', C]``, as a safetensors file of float16."""
+    """Encode packed latents of a triplet as a safetensors file of float16.
+
+    Args:
+        target: ``[T, C]``, T tokens with C channels.
+        references: ``[R, T', C]`` of R references.
+    """
     tensors = {"target": target, "references": references}
     return bytes(save({name: np.ascontiguousarray(tensor, np.float16) for name, tensor in tensors.items()}))
 
@@ -195,8 +200,8 @@ def load_latents(version_store: Store, row: Mapping[str, Any]) -> tuple[np.ndarr
     """Read the latents of one triplet by range: the target's ``[T, C]`` and the references' ``[R, T', C]``, float32.
 
     Raises:
-        InputError: the snapshot holds none, or they are damaged.
-        ShardError: the shard cannot be read at all.
+        InputError: the snapshot has no latents, or they are damaged.
+        ShardError: nothing in the shard can be read.
     """
     triplet = Triplet.from_row(row)
     if triplet.latents_offset is None or triplet.latents_length is None:
@@ -206,7 +211,7 @@ def load_latents(version_store: Store, row: Mapping[str, Any]) -> tuple[np.ndarr
     try:
         tensors = load(data)
         return tensors["target"].astype(np.float32), tensors["references"].astype(np.float32)
-    except Exception as error:  # safetensors raises various classes for damaged bytes
+    except Exception as error:  # safetensors raises several classes for damaged bytes
         raise InputError(f"the latents are damaged: {error}", value=triplet.triplet_id, fix=_FIX) from error
 
 
@@ -214,10 +219,10 @@ _FIX = "curate the photos again, or train without this triplet"
 
 
 def _check(triplet: Any) -> None:
-    """Raise InputError for a row that cannot point at a target and its references: any of its values may be null."""
+    """Raise InputError for a damaged row; every one of its values may be null."""
     wrong = None
     if not isinstance(triplet.triplet_id, str) or not 0 < len(triplet.triplet_id) <= _MAX_ID:
-        wrong = f"triplet_id is not a text of 1 to {_MAX_ID} characters"
+        wrong = f"triplet_id is not text of 1 to {_MAX_ID} characters"
     elif not isinstance(triplet.shard, str) or not isinstance(triplet.subject, str):
         wrong = "shard or subject is null"
     elif not isinstance(triplet.prompt, str):
@@ -233,10 +238,10 @@ def _check(triplet: Any) -> None:
 
 
 def _read(version_store: Store, triplet: Triplet, what: str, offset: int, length: int, sha256: str | None) -> bytes:
-    """The bytes of a member, checked by its hash. If the whole shard cannot be read, the error is a ShardError."""
+    """The bytes of a member, checked by its hash. Raises ShardError if nothing in the shard can be read."""
     whole = isinstance(offset, int) and isinstance(length, int)
     if not whole or offset < 0 or not 0 < length <= MAX_MEMBER_BYTES:
-        raise InputError(f"{what} has no valid place in its shard", value=f"offset={offset}, length={length}", fix=_FIX)
+        raise InputError(f"the row has no valid place of {what}", value=f"offset={offset}, length={length}", fix=_FIX)
     try:
         data = version_store.read_range(triplet.shard, offset, length)
     except InputError as error:
@@ -247,7 +252,7 @@ def _read(version_store: Store, triplet: Triplet, what: str, offset: int, length
                 raise ShardError(
                     f"a shard of the snapshot cannot be read: {cause.what}",
                     value=f"{version_store.uri}/{triplet.shard}",
-                    fix="copy it back, or curate the raw shards again into another dataset and train on that",
+                    fix="restore it, or curate the raw shards again into another dataset and train on that",
                 ) from cause
         raise InputError(
             f"{what} cannot be read: {error.what}", value=f"{triplet.shard}, byte {offset}", fix=_FIX
@@ -256,7 +261,7 @@ def _read(version_store: Store, triplet: Triplet, what: str, offset: int, length
         check_file(version_store, triplet.shard)
     elif (found := hashlib.sha256(data).hexdigest()) != sha256:
         raise InputError(
-            f"{what} has changed since it was curated: its SHA-256 is {found}, its row has {sha256}",
+            f"{what} has changed since it was curated: its SHA-256 is {found}, but its row has {sha256}",
             value=f"{triplet.shard}, byte {offset}",
             fix=_FIX,
         )
@@ -264,7 +269,7 @@ def _read(version_store: Store, triplet: Triplet, what: str, offset: int, length
 
 
 def _belongs(version_store: Store, shard: str) -> bool:
-    """Whether the snapshot's manifest lists ``shard``; without a manifest every shard counts as listed."""
+    """Whether the snapshot's manifest lists ``shard``; True without a manifest."""
     try:
         return shard in json.loads(version_store.read("manifest.json"))["files"]
     except (InputError, ValueError, KeyError, TypeError):

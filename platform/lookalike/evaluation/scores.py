@@ -1,12 +1,11 @@
 """``scores.json``: what an evaluation found, of which bundle, on which suite, and the measurements that prove it."""
 
 import hashlib
-import json
 import math
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
-from lookalike.documents import decoding, parse_object
+from lookalike.documents import decoding, parse_object, render_json
 from lookalike.errors import ConfigError, InputError
 from lookalike.evaluation.estimates import Estimate
 from lookalike.evaluation.measurements import MEASUREMENTS, estimates, evaluation_of
@@ -64,7 +63,7 @@ class Scores:
         values = asdict(self)
         if self.measurements_sha256 is None:  # the hash of earlier scores stands in promotion logs
             del values["measurements_sha256"]
-        return (json.dumps(values, indent=1, ensure_ascii=False) + "\n").encode()
+        return render_json(values)
 
     def evaluation(self) -> dict[str, Any]:
         """What was measured, as the header of the measurements says it."""

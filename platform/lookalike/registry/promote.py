@@ -1,6 +1,5 @@
 """Promotion: register a candidate, let the gate judge it against the champion, and record who won."""
 
-import json
 import logging
 import uuid
 from dataclasses import asdict, dataclass
@@ -8,6 +7,7 @@ from datetime import UTC, datetime
 
 from lookalike.bundles.manifest import MANIFEST, parse_manifest
 from lookalike.bundles.transfer import verify_bundle
+from lookalike.documents import render_json
 from lookalike.errors import ConflictError, InputError
 from lookalike.evaluation.gate import Check, Decision, GateConfig, decide
 from lookalike.evaluation.scores import Scores
@@ -66,7 +66,7 @@ class Outcome:
 
     def to_json(self) -> bytes:
         """The file's bytes."""
-        return (json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n").encode()
+        return render_json(asdict(self))
 
 
 def promote(

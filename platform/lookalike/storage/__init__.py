@@ -1,5 +1,6 @@
-"""One door to ``file://`` and ``s3://``, and immutable snapshots on top of it."""
+"""One interface to ``file://`` and ``s3://`` storage, and immutable snapshots on top of it."""
 
+from lookalike.storage.base import ObjectInfo, Store
 from lookalike.storage.documents import read_json, read_lines, read_object
 from lookalike.storage.snapshot import (
     check_file,
@@ -10,7 +11,7 @@ from lookalike.storage.snapshot import (
     read_manifest,
     version_store,
 )
-from lookalike.storage.store import ObjectInfo, Store, locate_object, open_store, overlap, read_at_most
+from lookalike.storage.store import locate_object, open_store, overlap, read_at_most
 
 __all__ = [
     "ObjectInfo",

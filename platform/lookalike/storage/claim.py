@@ -11,8 +11,8 @@ from lookalike.config import canonical_json, fingerprint
 from lookalike.errors import ConfigError, ConflictError, InputError
 from lookalike.redaction import redacted
 from lookalike.storage import location
+from lookalike.storage.base import Store
 from lookalike.storage.documents import MOST_BYTES, read_object
-from lookalike.storage.store import Store
 
 RECORD = "run.json"
 

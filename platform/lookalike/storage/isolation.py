@@ -1,27 +1,27 @@
-"""Check at a job's start that its credentials reach one customer's prefix, and nothing beside it."""
+"""Check when a job starts that its credentials reach one customer's prefix and nothing else."""
 
 import uuid
 from collections.abc import Callable
 
 from lookalike.errors import ConfigError, InputError, RefusedError
-from lookalike.storage.store import Store
+from lookalike.storage.base import Store
 
 _FIX = (
-    "give the job credentials whose policy allows s3:GetObject, s3:PutObject, s3:DeleteObject on {allowed}* alone, and "
+    "use credentials whose policy allows s3:GetObject, s3:PutObject, s3:DeleteObject on {allowed}* only, and "
     "s3:ListBucket for that prefix (SECURITY.md)"
 )
 
 
 def check_isolation(root: Store, home: Store) -> None:
-    """Raise ConfigError unless this process may use ``home``, which is below ``root``, and nothing beside it there.
+    """Raise ConfigError unless this process can use ``home``, which is below ``root``, and nothing else there.
 
-    It tries: to write, read, list and remove an object of its own in ``home``; then to write, to read and to list
-    beside it and above it. A neighbour is tried whose name begins as ``home``'s, since a policy without a slash at its
-    end covers it. What a trial has written is removed.
+    It writes, reads, lists and removes an object in ``home``. Then it tries to write, read and list in ``root``, in
+    the parent of ``home``, and in a neighbour whose name begins with that of ``home``, since a policy without a slash
+    at its end covers such a neighbour. Objects that a trial wrote are removed.
     """
     if not root.uri.startswith("s3://"):
         raise ConfigError(
-            "the isolation of a customer can be checked on S3 only", value=root.uri, fix="use S3, or drop --isolated"
+            "isolation of a customer can be checked on S3 only", value=root.uri, fix="use S3, or drop --isolated"
         )
     key = f".isolation-{uuid.uuid4().hex}"
     home.write(key, b"")
@@ -33,7 +33,9 @@ def check_isolation(root: Store, home: Store) -> None:
     for place in (neighbour, home.parent, root):
         for verb, trial in _trials(place, key).items():
             if _is_possible(trial):
-                raise ConfigError(f"these credentials may {verb} outside of {home.uri}", value=place.uri, fix=fix)
+                raise ConfigError(
+                    f"the credentials of this job can {verb} outside of {home.uri}", value=place.uri, fix=fix
+                )
 
 
 def _trials(place: Store, key: str) -> dict[str, Callable[[], object]]:
@@ -45,7 +47,7 @@ def _trials(place: Store, key: str) -> dict[str, Callable[[], object]]:
 
 
 def _is_possible(trial: Callable[[], object]) -> bool:
-    """Whether the store lets it be done; an object that is not there was looked for, and so could be read."""
+    """Whether the store allows ``trial``; "no such object" means that reading is allowed."""
     try:
         trial()
     except RefusedError:

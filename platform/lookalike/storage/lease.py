@@ -1,11 +1,12 @@
-"""A lease: one worker at a time below a prefix. It ends by itself when its holder dies.
+"""A lease: at most one worker at a time below a prefix. It expires when its holder dies.
 
-Every holder has a number. Object ``<number>.json`` is created by a conditional put, so of two that want the next number
-one gets it; the holder writes it anew while it works, and the highest number is the one that counts. So no
-compare-and-set is needed, which not every store has. Clocks of the machines may differ by far less than ``TTL_S``.
+Every holder has a number. The object ``<number>.json`` is created by a conditional put, so that one of two workers that
+want the next number gets it. The holder rewrites it while it works, and the highest number is the valid one. No
+compare-and-set is needed, which some stores lack. Clocks of the machines must differ by much less than ``TTL_S``.
 
-A process that was stopped does not know that another has taken over. So a holder calls :meth:`Fence.check` before each
-commit, which asks the store, and what it writes carries its number: where two have written, the later number counts.
+A suspended process does not notice that another has taken over. Therefore a holder calls :meth:`Fence.check`, which
+reads the store, before each commit, and puts its number into the names that it writes: if two holders wrote, the higher
+number is valid.
 """
 
 import json
@@ -21,69 +22,63 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from lookalike.documents import parse_object
 from lookalike.errors import BusyError, ConflictError, InputError, LookalikeError
-from lookalike.storage.store import Store
+from lookalike.storage.base import Store
+from lookalike.storage.documents import read_object
 
 log = logging.getLogger(__name__)
 
-TTL_S = 60.0  # a holder that was not heard of for so long is dead
-_BEAT_S = 10.0
-_LONGEST_S = 3600.0  # no holder asks for more at a time
+TTL_S = 60.0  # seconds without a renewal after which a holder counts as dead
+_BEAT_S = 10.0  # between two renewals
+_LONGEST_S = 3600.0  # largest time from now to the expiry in a valid record
 _LARGEST_PID = 2**31 - 1
 _LARGEST_RECORD = 64 << 10  # bytes
-_AFTER_IT = "let that one work; the same command resumes after it"
+_AFTER_IT = "wait until that worker has ended; the same command then resumes"
 _NUMBERED = re.compile(r"^(\d{8,})\.json$")
 _CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)  # counts while a process or the machine is suspended
 
 
 @dataclass(frozen=True)
 class Fence:
-    """A holder's number, for every process that works for the holder."""
+    """The number of a holder, which every process that works for the holder checks before it commits."""
 
     store: Store
-    """Where the lease is kept."""
+    """Holds the objects of the lease."""
     number: int
-    """Of the holder; a later one has a higher number."""
+    """Number of the holder; later holders have higher numbers."""
 
     def check(self) -> None:
-        """Ask the store, before each commit. Raises BusyError if another one holds the lease by now."""
+        """Read the store before a commit. Raises BusyError if another worker holds the lease now."""
         newest = max(_numbers(self.store), default=self.number)
         if newest != self.number:
             raise BusyError(
-                f"the lease was lost to another worker, which has number {newest}",
-                value=self.number,
-                fix=_AFTER_IT,
+                f"the lease was lost to another worker, which has number {newest}", value=self.number, fix=_AFTER_IT
             )
 
 
 @dataclass
 class Lease:
-    """What a holder has; :meth:`check` before anything that only a holder may do."""
+    """A lease that is held; call :meth:`check` before each commit."""
 
     fence: Fence
     ttl_s: float
     identity: dict[str, Any]
-    """Who holds it, for the others."""
+    """Holder, host, process id and start time, as other workers read them."""
     lost: threading.Event = field(default_factory=threading.Event)
-    """Set when another holder has come, or nothing was heard of the store for too long."""
+    """Set if another worker has taken over, or if the store did not answer for ``ttl_s``."""
     renewed: float = field(default_factory=lambda: _now())
 
     @property
     def number(self) -> int:
-        """Of this holder; a later one has a higher number."""
+        """Number of this holder; later holders have higher numbers."""
         return self.fence.number
 
     def check(self) -> None:
-        """Ask the store, before each commit. Raises BusyError if another one holds the lease by now."""
+        """Read the store before a commit. Raises BusyError if another worker holds the lease now."""
         try:
             if self.lost.is_set():
-                raise BusyError(
-                    "the lease was lost to another worker",
-                    value=self.number,
-                    fix=_AFTER_IT,
-                )
-            if _now() - self.renewed > self.ttl_s:  # this process was stopped: others take it for dead
+                raise BusyError("the lease was lost to another worker", value=self.number, fix=_AFTER_IT)
+            if _now() - self.renewed > self.ttl_s:  # this process was suspended: others may have taken over
                 self.renew()
             else:
                 self.fence.check()
@@ -92,21 +87,21 @@ class Lease:
             raise
 
     def renew(self) -> None:
-        """Tell the others that this holder lives. Raises BusyError as :meth:`check`."""
+        """Extend the lease by ``ttl_s``. Raises BusyError as :meth:`check` does."""
         began = _now()
         self.fence.check()
         self.fence.store.write(_key(self.number), _record(self.identity, time.time() + self.ttl_s))
-        self.fence.check()  # a pause between the look and the write
+        self.fence.check()  # another may have taken over between the first check and the write
         self.renewed = began
 
 
 @contextmanager
 def hold(store: Store, ttl_s: float = TTL_S, beat_s: float = _BEAT_S, above: int = 0) -> Iterator[Lease]:
-    """Hold the lease that is kept in ``store`` while the block runs, with a number that is larger than ``above``.
+    """Hold the lease in ``store`` while the block runs, with a number larger than ``above``.
 
     Raises:
-        BusyError: another one holds it; the message says who, where and since when.
-        InputError: the record of its holder is not valid; the message says how to break it.
+        BusyError: another worker holds it; the message names the process, the host and since when.
+        InputError: the record of its holder is not valid; the message names the command that breaks the lease.
     """
     identity = {"holder": uuid.uuid4().hex, "host": socket.gethostname(), "pid": os.getpid(), "since": time.time()}
     began = _now()
@@ -124,16 +119,16 @@ def hold(store: Store, ttl_s: float = TTL_S, beat_s: float = _BEAT_S, above: int
 
 
 def break_lease(store: Store) -> str | None:
-    """End the lease that is kept in ``store``, whoever holds it, and describe it; None if there is none.
+    """End the lease in ``store`` even if it is held, and return a description of it; None if there is none.
 
-    The numbers continue, so a holder that still works loses it: it stops at its next commit.
+    Numbers continue to increase, so a holder that still works notices at its next commit and stops.
     """
     number = max(_numbers(store), default=0)
     if number == 0:
         return None
     try:
         record = _read(store, number)
-        state = "still works" if _lives(record) else "has ended"
+        state = "is still alive" if _lives(record) else "has ended"
         described = f"process {record['pid']} on {record['host']}, which {state}"
     except InputError as error:
         described = f"a holder whose record is not valid ({error.what})"
@@ -148,26 +143,28 @@ def _acquire(store: Store, identity: dict[str, Any], ttl_s: float, above: int) -
     if record is not None and _lives(record):
         since = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(record["since"]))
         raise BusyError(
-            f"process {record['pid']} on {record['host']} works here since {since} UTC",
+            f"process {record['pid']} on {record['host']} has been working here since {since} UTC",
             value=store.uri,
-            fix=f"let it end; if it is dead, it is taken for dead in {max(0, record['expires'] - time.time()):.0f} s",
+            fix=f"wait until it ends; if it was killed, its lease expires in {record['expires'] - time.time():.0f} s",
         )
     mine = max(number, above) + 1
     try:
         store.create(_key(mine), _record(identity, time.time() + ttl_s))
     except ConflictError:
-        raise BusyError("another worker has just begun here", value=store.uri, fix="let it end") from None
-    if _newest(store)[0] != mine:  # who waited long between its look and its put
-        raise BusyError("another worker has just begun here", value=store.uri, fix="let it end")
+        raise BusyError("another worker has just started here", value=store.uri, fix=_AFTER_IT) from None
+    if _newest(store)[0] != mine:  # this process was suspended between the listing and the put
+        raise BusyError("another worker has just started here", value=store.uri, fix=_AFTER_IT)
     if record is not None:
         if record["expires"]:
-            log.warning("process %s on %s has died here; this one takes over", record["pid"], record["host"])
+            log.warning(
+                "process %s on %s died while it held the lease; this one takes over", record["pid"], record["host"]
+            )
         store.delete(_key(number))
     return mine
 
 
 def _lives(record: dict[str, Any]) -> bool:
-    """Whether a holder may still work: it was heard of, and is no process of this machine that has ended."""
+    """Whether a holder may be alive: its lease has not expired, and it is not an ended process of this machine."""
     if record["expires"] <= time.time():
         return False
     if record["host"] != socket.gethostname():
@@ -188,7 +185,7 @@ def _keep(lease: Lease, beat_s: float, done: threading.Event) -> None:
         except BusyError:
             lease.lost.set()
             return
-        except LookalikeError as error:  # a store that does not answer for a moment
+        except LookalikeError as error:  # the store may answer again at the next renewal
             log.warning("the lease could not be renewed: %s", error)
             if _now() - lease.renewed > lease.ttl_s:
                 lease.lost.set()
@@ -203,7 +200,7 @@ def _newest(store: Store) -> tuple[int, dict[str, Any] | None]:
         except InputError:
             if store.exists(_key(number)):
                 raise
-            # a later holder has just removed it: look again
+            # else a later holder has just removed it: list again
     return 0, None
 
 
@@ -212,25 +209,22 @@ def _numbers(store: Store) -> list[int]:
 
 
 def _read(store: Store, number: int) -> dict[str, Any]:
-    """The record of a holder. Raises InputError for one that no holder has written."""
+    """Read the record of a holder. Raises InputError for one that no holder can have written."""
     key = _key(number)
     where = store.uri_of(key)
-    fix = f"if no process works here, run: python jobs/break_lease.py --lease {store.uri}"
-    size = next((info.size for info in store.list(key) if info.key == key), 0)
-    if size > _LARGEST_RECORD:
-        raise InputError(f"a lease's record has {size} bytes", value=where, fix=fix)
-    record = parse_object(store.read(key), where, "host", "pid", "since", "expires", fix=fix)
+    fix = f"if no process is working here, run: python jobs/break_lease.py --lease {store.uri}"
+    record = read_object(store, key, "host", "pid", "since", "expires", most=_LARGEST_RECORD, fix=fix)
     problem = None
     if not isinstance(record["host"], str) or not 0 < len(record["host"]) <= 255:
-        problem = "its host is not a name"
+        problem = "host is not a name of 1 to 255 characters"
     elif type(record["pid"]) is not int or not 0 < record["pid"] <= _LARGEST_PID:
-        problem = "its pid is not the number of a process"
+        problem = "pid is not a process id"
     elif not all(type(record[name]) in (int, float) for name in ("since", "expires")):
-        problem = "its times are not numbers"
+        problem = "since or expires is not a number"
     elif not (0 <= record["since"] <= (latest := time.time() + _LONGEST_S) and 0 <= record["expires"] <= latest):
-        problem = "its times are not of a holder that lives or lived"
+        problem = "since or expires is negative or too far in the future"
     if problem:
-        raise InputError(f"a lease's record is not valid: {problem}", value=where, fix=fix)
+        raise InputError(f"the record of the lease is not valid: {problem}", value=where, fix=fix)
     return record
 
 

@@ -1,4 +1,4 @@
-"""The store on a file system: atomic renames for writes, hard links for conditional ones."""
+"""The store on a file system: atomic renames for writes, hard links for conditional writes."""
 
 import errno
 import os
@@ -12,18 +12,18 @@ from typing import BinaryIO
 
 from lookalike.errors import ConfigError, ConflictError, InputError
 from lookalike.storage import location
+from lookalike.storage.base import ObjectInfo, Store, check_key
 from lookalike.storage.links import LINK_ROOTS, stays_within
-from lookalike.storage.store import ObjectInfo, Store, check_key
 from lookalike.storage.walk import PART, Skipped, walk
 
-_READING = "try again, and check the disk"
-_WRITING = "free some space or choose another location; nothing half-written was left"
+_READING = "check the disk, and run the same command again"
+_WRITING = "free some space, or choose another location; the partial file was removed"
 
 
 @dataclass(frozen=True)
 class LocalStore:
     """Objects are files below ``root``, an absolute path. Links are followed as far as
-    :mod:`lookalike.storage.links` allows, and refused by name beyond; ``root`` itself may be one."""
+    :mod:`lookalike.storage.links` allows; others are errors that name them. ``root`` itself may be a link."""
 
     root: Path
 
@@ -38,7 +38,7 @@ class LocalStore:
     @property
     def parent(self) -> "LocalStore":
         if self.root.parent == self.root:
-            raise ConfigError("the root has no folder above it", value=self.uri, fix="name a folder below it")
+            raise ConfigError("the root folder has no parent", value=self.uri, fix="name a folder below it")
         return LocalStore(self.root.parent)
 
     def uri_of(self, key: str) -> str:
@@ -61,14 +61,14 @@ class LocalStore:
                 yield entry
             elif entry.reason == "unreadable":
                 raise InputError(
-                    "this cannot be listed",
+                    "the folder or file cannot be listed",
                     value=self.uri_of(entry.key) if entry.key else self.uri,
                     fix="check its permissions and its disk, or move it away",
                 )
 
     def survey(self, prefix: str = "") -> Iterator[ObjectInfo | Skipped]:
-        """Objects as in :meth:`list`, for a folder that other programs have filled: links are followed within the
-        store, and every name that gives no object is there with its reason.
+        """Yield objects as :meth:`list` does, for a folder that other programs have filled: links are followed within
+        the store, and every name that gives no object is yielded with its reason.
 
         Raises:
             InputError: the folder itself cannot be listed.
@@ -77,7 +77,7 @@ class LocalStore:
         self._checked(prefix.rpartition("/")[0])
         for entry in walk(self.root, prefix, follow=True):
             if isinstance(entry, Skipped) and entry.reason == "unreadable" and entry.key in ("", prefix.strip("/")):
-                raise InputError("this cannot be listed", value=self.uri, fix="check its permissions")
+                raise InputError("the folder cannot be listed", value=self.uri, fix="check its permissions")
             yield entry
 
     def exists(self, key: str) -> bool:
@@ -93,7 +93,9 @@ class LocalStore:
             file.seek(offset)
             data = file.read(length)
         if len(data) != length:
-            raise InputError("the object is shorter than its index entry", value=self.uri_of(key), fix="index it again")
+            raise InputError(
+                "the object is shorter than its index entry says", value=self.uri_of(key), fix="index it again"
+            )
         return data
 
     def write(self, key: str, data: bytes) -> None:
@@ -116,7 +118,7 @@ class LocalStore:
             part.replace(self._path(key))
 
     def download(self, key: str, path: Path) -> None:
-        with self._reading(key):  # the source is what is missing or unreadable, not the target
+        with self._reading(key):  # errors of the source name the source, not the target
             LocalStore(path.parent.absolute()).upload(path.name, self._path(key))
 
     def delete(self, key: str) -> None:
@@ -127,20 +129,22 @@ class LocalStore:
     def _path(self, key: str) -> Path:
         check_key(key, key)
         if "//" in key:
-            raise ConfigError("a file's key has an empty segment", value=key, fix="write one slash")
+            raise ConfigError(
+                "the key of a file has an empty segment", value=key, fix="write one slash in place of two"
+            )
         if "\0" in key:
-            raise ConfigError("a file cannot have this name", value=key, fix="use a name without NUL")
+            raise ConfigError("the key holds a NUL character", value=key, fix="use a name without it")
         return self.root / key
 
     def _checked(self, key: str) -> Path:
-        """The path of ``key``. Raises InputError if a link on the way leads out of the store."""
+        """The path of ``key``. Raises InputError if a link in it leads out of the store."""
         path = self._path(key)
         real = os.path.realpath(path)
         if not stays_within(os.path.realpath(self.root), real):
             raise InputError(
                 f"a link leads out of the store, to {real}",
                 value=location.local_uri(path),
-                fix=f"copy what it leads to, or name its folder in {LINK_ROOTS} if you have put it there",
+                fix=f"copy its target into the store, or add its target's folder to {LINK_ROOTS} if you made the link",
             )
         return path
 
@@ -151,27 +155,27 @@ class LocalStore:
 
     @contextmanager
     def _frame(self, verb: str, key: str) -> Iterator[None]:
-        """Turn errors of the file system into errors for users that name the object."""
+        """Turn errors of the file system into InputErrors that name the object."""
         try:
             yield
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
             raise InputError("no such object", value=self.uri_of(key), fix="check the location") from error
         except PermissionError as error:
             raise InputError(
-                f"no permission to {verb}", value=self.uri_of(key), fix="check who owns the file and its folder"
+                f"permission to {verb} is denied",
+                value=self.uri_of(key),
+                fix="check the owner and permissions of the file and its folder",
             ) from error
         except OSError as error:  # a name that is too long, a loop of links, a broken disk, too many open files
             raise InputError(
-                f"cannot {verb}: {error.strerror or error}",
-                value=self.uri_of(key),
-                fix=_fix(error, _READING),
+                f"cannot {verb}: {error.strerror or error}", value=self.uri_of(key), fix=_fix(error, _READING)
             ) from error
 
     @contextmanager
     def _writing(self, key: str, write: Callable[[BinaryIO], object]) -> Iterator[Path]:
-        """A complete file beside the target, to be moved or linked there; gone afterwards whatever happens."""
+        """Yield a complete temporary file beside the target, to be renamed or linked there; it is always removed."""
         target = self._path(key)
-        self._checked(key.rpartition("/")[0])  # a link in the file's own place is replaced
+        self._checked(key.rpartition("/")[0])  # a link at the key itself is replaced
         part = target.with_name(f"{PART}{uuid.uuid4().hex}")
         try:
             target.parent.mkdir(parents=True, exist_ok=True)

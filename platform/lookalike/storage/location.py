@@ -1,10 +1,10 @@
-"""The syntax of locations: what a user or a record may write, and the one spelling that a store's ``uri`` has.
+"""The syntax of locations: what users and records may write, and the one spelling of a store's ``uri``.
 
 | written | means |
 |---|---|
 | ``file:///path`` | a folder or file; ``%XX`` is a byte, the rest is literal (``#``, ``?``, blanks) |
-| ``/path``, ``path``, ``~/path`` | the same, each character being itself (also ``%``); ``~`` is the user's home |
-| ``s3://bucket/key`` | a literal key, as in the AWS CLI; ``//`` holds an empty segment |
+| ``/path``, ``path``, ``~/path`` | the same, with every character literal (also ``%``); ``~`` is the user's home |
+| ``s3://bucket/key`` | a literal key, as in the AWS CLI; ``//`` encloses an empty segment |
 
 Schemes may be written in upper case, and ``localhost`` is the only host of a ``file:`` URI.
 """
@@ -23,32 +23,36 @@ _HOW = "use file:///path, a path, or s3://bucket/prefix"
 
 
 def is_s3(location: str) -> bool:
-    """Whether ``location`` is written as an S3 URI, rightly or not."""
+    """Return whether ``location`` has the scheme ``s3``; the rest may be invalid."""
     match = _SCHEME.match(location)
     return match is not None and match[1].lower() == "s3"
 
 
 def local_path(location: str) -> Path:
-    """The absolute path of a plain path or a ``file:`` URI, without ``.`` and ``..``; nothing is looked up otherwise.
+    """Return the absolute path of a plain path or a ``file:`` URI, without ``.`` and ``..``. It need not exist.
 
     Raises:
-        ConfigError: an empty location, one of another kind or host, or a name that no file system allows.
+        ConfigError: the location is empty, has another scheme or host, or is a name that file systems do not allow.
     """
     scheme = _scheme(location)
     if scheme == "file":
         return _absolute(location, _decoded(location))
     if scheme == "" and location:
         return _absolute(location, location, home=True)
-    raise ConfigError("not a location" if location else "the location is empty", value=location, fix=_HOW)
+    raise ConfigError(
+        "the location is neither a path nor a file: URI" if location else "the location is empty",
+        value=location,
+        fix=_HOW,
+    )
 
 
 def local_uri(path: Path) -> str:
-    """``file://`` and the absolute path, each byte but letters, digits and ``_.-~/`` written ``%XX``."""
+    """Return ``file://`` and the absolute path, with bytes other than letters, digits and ``_.-~/`` as ``%XX``."""
     return f"file://{quote_from_bytes(os.fsencode(path), safe='/~')}"
 
 
 def s3_parts(location: str) -> tuple[str, str]:
-    """Bucket and key of an S3 URI; the key is all that follows the slash behind the bucket, and may be empty.
+    """Return bucket and key of an S3 URI; the key is everything after the bucket's slash, and may be empty.
 
     Raises:
         ConfigError: no bucket, a bucket or key that S3 does not allow, or a key with a ``.`` or ``..`` segment, which
@@ -59,7 +63,7 @@ def s3_parts(location: str) -> tuple[str, str]:
     if not bucket:
         raise ConfigError("the S3 URI has no bucket", value=location, fix="write s3://bucket/prefix")
     if not _BUCKET.fullmatch(bucket):
-        raise ConfigError("not the name of a bucket", value=location, fix="write s3://bucket/prefix")
+        raise ConfigError("the S3 URI has an invalid bucket name", value=location, fix="write s3://bucket/prefix")
     if {".", ".."} & set(key.split("/")):
         raise ConfigError(
             "the S3 key has a '.' or '..' segment", value=location, fix="copy its objects to a key without one"
@@ -72,10 +76,12 @@ def s3_parts(location: str) -> tuple[str, str]:
 
 
 def _scheme(location: str) -> str:
-    """``s3`` or ``file`` in lower case, or "" for a path. Raises ConfigError for what looks like another kind."""
+    """``s3`` or ``file`` in lower case, or "" for a path. Raises ConfigError for another scheme or a Windows path."""
     if _DRIVE.match(location):
         raise ConfigError(
-            "a Windows path", value=location, fix=f"use a path of this machine, or ./{location} for a folder named so"
+            "Windows paths are not supported",
+            value=location,
+            fix=f"use a path of this machine, or ./{location} for a folder of that name",
         )
     match = _SCHEME.match(location)
     if match is None:
@@ -84,7 +90,7 @@ def _scheme(location: str) -> str:
     if scheme in ("s3", "file"):
         return scheme
     if match[2]:
-        raise ConfigError(f"{match[1]}:// is not supported", value=location, fix=_HOW)
+        raise ConfigError(f"the scheme {match[1]}:// is not supported", value=location, fix=_HOW)
     return ""  # a name with a colon
 
 
@@ -93,7 +99,7 @@ def _decoded(location: str) -> str:
     if rest.startswith("//"):
         host, slash, path = rest[2:].partition("/")
         if host.lower() not in ("", "localhost"):
-            host = host.rpartition("@")[2]  # without a user and password
+            host = host.rpartition("@")[2]  # hides a user and password
             raise ConfigError(
                 f"the file URI names the host {host!r}",
                 value=location,
@@ -120,9 +126,15 @@ def _absolute(location: str, path: str, home: bool = False) -> Path:
     except UnicodeEncodeError:
         raise _no_name(location) from None
     except RuntimeError:  # of expanduser
-        raise ConfigError("no such user", value=location, fix=f"write ./{location} for a folder named so") from None
+        raise ConfigError(
+            "the user does not exist", value=location, fix=f"write ./{location} for a folder of that name"
+        ) from None
     except FileNotFoundError:  # of the current folder
-        raise ConfigError("the current folder was removed", value=location, fix="write an absolute path") from None
+        raise ConfigError(
+            "the current folder was removed, so relative paths have no meaning",
+            value=location,
+            fix="write an absolute path",
+        ) from None
 
 
 def _without_parents(path: str) -> str:
@@ -133,4 +145,4 @@ def _without_parents(path: str) -> str:
 
 
 def _no_name(location: str) -> ConfigError:
-    return ConfigError("a file cannot have this name", value=location, fix="use a name without NUL and lone surrogates")
+    return ConfigError("file names cannot hold NUL or lone surrogates", value=location, fix="use another name")

@@ -10,9 +10,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from lookalike.config import canonical_json, fingerprint
+from lookalike.documents import render_json
 from lookalike.errors import InputError
+from lookalike.storage.base import Store
 from lookalike.storage.documents import MOST_BYTES, read_object
-from lookalike.storage.store import Store, open_store
+from lookalike.storage.store import open_store
 
 RUN, SEAL = "run", "seal"
 AGAIN = "remove it and run the same command again, which makes it from what is there"
@@ -32,7 +34,7 @@ def write_result(store: Store, key: str, result: Mapping[str, Any], run: str) ->
     """Write ``result`` as that of the run whose claim has the fingerprint ``run``."""
     sealed = json.loads(canonical_json({**result, RUN: run}))  # as a reader will see it
     sealed.pop(SEAL, None)
-    store.write(key, (json.dumps({**sealed, SEAL: fingerprint(sealed)}, indent=1, ensure_ascii=False) + "\n").encode())
+    store.write(key, render_json({**sealed, SEAL: fingerprint(sealed)}))
 
 
 def read_result(store: Store, key: str, run: str, kinds: Kinds) -> dict[str, Any] | None:

@@ -1,4 +1,4 @@
-"""The store on S3 by boto3. Endpoint, region and keys come from the environment (AWS_ENDPOINT_URL, AWS_*)."""
+"""The store on S3, by boto3. Endpoint, region and keys come from the environment (AWS_ENDPOINT_URL, AWS_*)."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -24,7 +24,7 @@ from botocore.exceptions import (
 from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_exponential
 
 from lookalike.errors import ConfigError, ConflictError, InputError, RefusedError, UnreachableError
-from lookalike.storage.store import ObjectInfo, Store, check_key
+from lookalike.storage.base import ObjectInfo, Store, check_key
 
 if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client
@@ -32,26 +32,30 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _CLIENT_CONFIG = Config(connect_timeout=5, read_timeout=60, retries={"mode": "standard", "total_max_attempts": 3})
-# The first request of a process asks only whether somebody is there: two tries of 10 s at most, so that an endpoint
-# that is down, or accepts and keeps silent, is named within 30 s.
+# The first request of a process only checks that the endpoint answers: two tries of at most 10 s, so that an endpoint
+# that is down, or accepts connections without answering, is reported within 30 s.
 _PROBE_CONFIG = Config(connect_timeout=5, read_timeout=10, retries={"mode": "standard", "total_max_attempts": 2})
 _VARIABLES = (
     *("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_DEFAULT_REGION", "AWS_REGION"),
     *("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE"),
 )
-_HEAD_MISSING = {"404", "NotFound"}  # a HEAD has no body that could say what is missing
+_HEAD_MISSING = {"404", "NotFound"}  # the answer to a HEAD has no body that says what is missing
 _MISSING = {*_HEAD_MISSING, "NoSuchKey"}
 _LOST_RACE = {"412", "PreconditionFailed", "409", "ConditionalRequestConflict"}
 _DENIED = {"401", "403", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken"}
-_BROKEN_STREAM = (IncompleteReadError, ReadTimeoutError, ResponseStreamingError)  # botocore retries no body
+_BROKEN_STREAM = (
+    IncompleteReadError,
+    ReadTimeoutError,
+    ResponseStreamingError,
+)  # botocore does not retry while a body is read
 
 
 @dataclass(frozen=True)
 class S3Store:
     """Objects of one bucket below ``prefix``. Picklable: each process makes its own client.
 
-    ``prefix`` is what stands before every key, as it is: empty, or with a slash at its end (one is added). Segments may
-    be empty: ``s3://bucket//x`` and ``s3://bucket/x//`` are other places than ``s3://bucket/x``.
+    ``prefix`` precedes every key literally: it is empty, or ends with a slash (which is added). Segments may be empty:
+    ``s3://bucket//x``, ``s3://bucket/x//`` and ``s3://bucket/x`` are three different prefixes.
     """
 
     bucket: str
@@ -73,7 +77,7 @@ class S3Store:
     @property
     def parent(self) -> "S3Store":
         if not self.prefix:
-            raise ConfigError("a bucket has no folder above it", value=self.uri, fix="name a prefix in the bucket")
+            raise ConfigError("a bucket has no parent", value=self.uri, fix="name a prefix in the bucket")
         above, slash, _ = self.prefix[:-1].rpartition("/")
         return S3Store(self.bucket, above + slash)
 
@@ -99,7 +103,7 @@ class S3Store:
                     found.append(ObjectInfo(key, item["Size"], item["ETag"].strip('"')))
         except (ClientError, BotoCoreError) as error:
             self._fail(prefix, error)
-        # Not every server sorts: SeaweedFS lists folder by folder, AWS's directory buckets in no order.
+        # Some servers do not sort by key: SeaweedFS lists folder by folder, AWS's directory buckets in any order.
         yield from sorted(found, key=lambda info: info.key)
 
     def exists(self, key: str) -> bool:
@@ -125,7 +129,9 @@ class S3Store:
                 self._fail(key, error)
             data = b""
         if len(data) != length:
-            raise InputError("the object is shorter than its index entry", value=self.uri_of(key), fix="index it again")
+            raise InputError(
+                "the object is shorter than its index entry says", value=self.uri_of(key), fix="index it again"
+            )
         return data
 
     def write(self, key: str, data: bytes) -> None:
@@ -135,7 +141,7 @@ class S3Store:
         try:
             self._client.put_object(Bucket=self.bucket, Key=self._key(key), Body=data, IfNoneMatch="*")
         except (ClientError, BotoCoreError) as error:
-            # A put whose answer got lost is repeated by botocore, and then meets the object that it made itself.
+            # botocore repeats a put whose answer was lost; the second put then conflicts with the object of the first.
             if not (_code(error) in _LOST_RACE and _was_repeated(error) and self.read(key) == data):
                 self._fail(key, error)
 
@@ -192,38 +198,44 @@ class S3Store:
             self._fail(key, error)
 
     def _fail(self, key: str, error: BaseException) -> NoReturn:
-        if isinstance(error, Boto3Error) and error.__context__ is not None:  # a transfer that failed, and why
+        if (
+            isinstance(error, Boto3Error) and error.__context__ is not None
+        ):  # a failed transfer; its context is the cause
             error = error.__context__
         where = self.uri_of(key) if key else self.uri
         endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "AWS"
         code = _code(error)
         if code == "NoSuchBucket" or (code in _HEAD_MISSING and not self._has_bucket()):
-            raise InputError("no such bucket", value=self.bucket, fix=f"create it at {endpoint}") from error
+            raise InputError("the bucket does not exist", value=self.bucket, fix=f"create it at {endpoint}") from error
         if code in _MISSING:
             raise InputError("no such object", value=where, fix="check the location") from error
         if code in _LOST_RACE:
             raise ConflictError("the object exists already", value=where, fix="choose another location") from error
         if code in _DENIED:
             raise RefusedError(
-                f"S3 refused at {endpoint}: {code}", value=where, fix="check AWS_ACCESS_KEY_ID and the bucket's policy"
+                f"S3 at {endpoint} refused the request: {code}",
+                value=where,
+                fix="check AWS_ACCESS_KEY_ID and the bucket's policy",
             ) from error
         if isinstance(error, NoCredentialsError):
             raise UnreachableError(
-                "no S3 credentials", value=where, fix="set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+                "there are no S3 credentials", value=where, fix="set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
             ) from error
         if isinstance(error, (ConnectionError, HTTPClientError)):
             raise UnreachableError(
-                f"S3 does not answer at {endpoint}", value=where, fix="check AWS_ENDPOINT_URL and the network"
+                f"S3 at {endpoint} does not answer", value=where, fix="check AWS_ENDPOINT_URL and the network"
             ) from error
-        raise UnreachableError(f"S3 failed at {endpoint}: {error}", value=where, fix="try again") from error
+        raise UnreachableError(
+            f"S3 at {endpoint} failed: {error}", value=where, fix="run the same command again"
+        ) from error
 
 
 def _check_endpoint() -> None:
-    """Refuse a user in the endpoint: no S3 client sends it, and botocore's errors show it."""
+    """Refuse an endpoint with a user or password: S3 clients do not send them, and botocore's errors show them."""
     for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"):
         if "@" in (endpoint := os.environ.get(name, "")).partition("://")[2].partition("/")[0]:
             raise ConfigError(
-                f"{name} holds a user or a password, which S3 does not read there",
+                f"{name} holds a user or a password, which S3 clients ignore",
                 value=endpoint,
                 fix="remove it, and set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
             )
@@ -235,10 +247,10 @@ def _identity() -> tuple[str | None, ...]:
 
 @lru_cache(maxsize=4)
 def _client(process: int, identity: tuple[str | None, ...]) -> "S3Client":
-    """One client for all stores of a process (a thread may share it, a fork may not) and of one environment."""
+    """One client for all stores of a process and one environment. Threads can share it, forked processes cannot."""
     _check_endpoint()
-    session = boto3.Session()  # boto3's default session keeps the first keys that it saw
-    with suppress(ClientError):  # whatever it says, it answers
+    session = boto3.Session()  # boto3's default session would keep the keys of its first use
+    with suppress(ClientError):  # an error code is an answer too
         session.client("s3", config=_PROBE_CONFIG).list_buckets()
     return session.client("s3", config=_CLIENT_CONFIG)
 

@@ -1,4 +1,4 @@
-"""What lies below a folder of a file system, links among it."""
+"""List a folder of a file system, with or without following links."""
 
 import os
 import stat
@@ -6,30 +6,30 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from lookalike.storage.base import ObjectInfo
 from lookalike.storage.links import stays_within
-from lookalike.storage.store import ObjectInfo
 
 PART = ".part-"  # prefix of files that are still being written
-_MAX_LINKED = 10_000  # folders entered by links: links that cross each other would multiply without a bound
+_MAX_LINKED = 10_000  # folders entered through links: links to each other would otherwise multiply without a bound
 
 
 @dataclass(frozen=True)
 class Skipped:
-    """A name below a store that gives no object: its key, and the reason."""
+    """A name below a store that gives no object, with its key and the reason."""
 
     key: str
     reason: str
-    """``link_outside`` (leads out of the store), ``dangling_link``, ``link_loop``, ``too_many_links``,
-    ``unreadable``, ``special_file`` (a device, a socket, a pipe), ``half_written`` (of a write that was killed), or
+    """``link_outside`` (it leads out of the store), ``dangling_link``, ``link_loop``, ``too_many_links``,
+    ``unreadable``, ``special_file`` (a device, a socket, a pipe), ``half_written`` (by a process that was killed), or
     ``empty_folder``."""
 
 
 def walk(root: Path, prefix: str = "", *, follow: bool = False) -> Iterator[ObjectInfo | Skipped]:
-    """The files whose key below ``root`` starts with ``prefix``, and names that give none, in the order of keys.
+    """Yield the files whose key below ``root`` starts with ``prefix``, and names that give no file, sorted by key.
 
-    Without ``follow`` linked folders are left out and linked files are listed wherever they lie. With it links are
-    followed as far as :mod:`lookalike.storage.links` allows, files and folders, and whatever leads further is skipped
-    by name: so are folders read that other programs have filled.
+    Without ``follow``, linked folders are left out and linked files are listed wherever they lead. With ``follow``,
+    for folders that other programs have filled, links to files and folders are followed as far as
+    :mod:`lookalike.storage.links` allows, and other links are yielded as skipped.
     """
     real_root = os.path.realpath(root)
     entries: list[ObjectInfo | Skipped] = []
@@ -41,7 +41,7 @@ def walk(root: Path, prefix: str = "", *, follow: bool = False) -> Iterator[Obje
         try:
             with os.scandir(root / folder) as scan:
                 children = list(scan)
-        except (FileNotFoundError, NotADirectoryError):  # deleted while we listed, or never there
+        except (FileNotFoundError, NotADirectoryError):  # removed during the listing, or missing from the start
             continue
         except OSError:
             entries.append(Skipped(folder, "unreadable"))
@@ -64,7 +64,7 @@ def walk(root: Path, prefix: str = "", *, follow: bool = False) -> Iterator[Obje
                 continue
             try:
                 status = child.stat()
-            except FileNotFoundError:  # deleted while we listed, or a link to nothing
+            except FileNotFoundError:  # removed during the listing, or a dangling link
                 if child.is_symlink():
                     entries.append(Skipped(key, "dangling_link"))
                 continue

@@ -1,7 +1,8 @@
-"""Runs and their metrics behind one small protocol; which tracker keeps them is a URI."""
+"""Record runs and their metrics through one small protocol; a URI selects the tracker."""
 
 from lookalike.tracking.address import tracking_uri
+from lookalike.tracking.base import Tracker
 from lookalike.tracking.resilient import open_resilient
-from lookalike.tracking.tracker import Tracker, open_tracker
+from lookalike.tracking.tracker import open_tracker
 
 __all__ = ["Tracker", "open_resilient", "open_tracker", "tracking_uri"]

@@ -1,4 +1,4 @@
-"""Which tracking server: always named, never guessed."""
+"""The tracking URI: validation, and the user and password in it."""
 
 import os
 from pathlib import Path
@@ -13,30 +13,38 @@ _SCHEMES = ("http://", "https://", _SQLITE, "postgresql", "mysql", "mssql", "jso
 
 
 def tracking_uri(uri: str | None = None) -> str:
-    """The tracking URI that ``uri`` or else the environment names, in a form that means the same in every process.
+    """Return the tracking URI of ``uri``, or else of MLFLOW_TRACKING_URI, in a form that is valid in every process.
 
     ``http(s)://…`` (an MLflow server), ``sqlite:///FILE`` or another SQLAlchemy URI (MLflow's own database),
-    ``jsonl:FOLDER`` (a file per run, no MLflow), ``none:`` (nothing is kept). Relative files become absolute, because
-    the workers of a job run in other folders than its driver. Raises ConfigError if no URI is given (MLflow's own
-    default depends on which folders exist), or one that cannot be an address.
+    ``jsonl:FOLDER`` (a folder per run, without MLflow), ``none:`` (nothing is recorded). Relative paths become
+    absolute, since workers of a job have other working directories than its driver.
+
+    Raises:
+        ConfigError: no URI is given (MLflow's own default depends on which folders exist), or an invalid one.
     """
     chosen = uri or os.environ.get(_VARIABLE)
     if not chosen:
         raise ConfigError(
-            "no tracking server is named", fix=f"set {_VARIABLE} or --tracking, e.g. sqlite:////absolute/path/mlflow.db"
+            "the tracking URI is missing", fix=f"set {_VARIABLE} or --tracking, e.g. sqlite:////absolute/path/mlflow.db"
         )
     if f"{HIDDEN}@" in chosen:
         raise ConfigError(
-            "the tracking URI's user and password were hidden where it was copied from",
+            "the tracking URI was copied from an output that hides its user and password",
             value=chosen,
             fix="leave them out, and set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD",
         )
     if chosen.startswith("sqlite:") and not chosen.startswith(_SQLITE):
         rest = chosen.removeprefix("sqlite:").lstrip("/")
-        raise ConfigError("a sqlite URI has three slashes before its file", value=chosen, fix=f"write {_SQLITE}{rest}")
+        raise ConfigError(
+            "a sqlite URI needs three slashes before the path of its file", value=chosen, fix=f"write {_SQLITE}{rest}"
+        )
     if not chosen.startswith(_SCHEMES):
-        value = f"***@{chosen.rpartition('@')[2]}" if "@" in chosen else chosen  # user:password@host, without a scheme
-        raise ConfigError("unknown kind of tracking URI", value=value, fix=f"use one of {', '.join(_SCHEMES)}")
+        value = (
+            f"***@{chosen.rpartition('@')[2]}" if "@" in chosen else chosen
+        )  # hides user:password@host without a scheme
+        raise ConfigError(
+            "the tracking URI has an unknown scheme", value=value, fix=f"use one of {', '.join(_SCHEMES)}"
+        )
     for scheme in (_SQLITE, "jsonl:"):
         if chosen.startswith(scheme):
             file = chosen.removeprefix(scheme)
@@ -49,7 +57,10 @@ def tracking_uri(uri: str | None = None) -> str:
 
 
 def split_user(uri: str) -> tuple[str, str | None, str | None]:
-    """(the URI of an MLflow server without user and password, user, password); as it is unless it has both."""
+    """Return the URI of an MLflow server without user and password, the user, and the password.
+
+    A URI that lacks one of them is returned unchanged, with None and None.
+    """
     parts = urlsplit(uri)
     if not uri.startswith(("http://", "https://")) or not parts.username or not parts.password:
         return uri, None, None
@@ -64,4 +75,6 @@ def _check_host(uri: str) -> None:
     except ValueError:  # a port that is not a number, or brackets that do not close
         valid = False
     if not valid:
-        raise ConfigError("not a valid address of a server", value=uri, fix="write http://HOST:PORT")
+        raise ConfigError(
+            "the tracking URI is not a valid address of a server", value=uri, fix="write http://HOST:PORT"
+        )

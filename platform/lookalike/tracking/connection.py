@@ -1,4 +1,4 @@
-"""The door to MLflow: one client per call, no global state, errors that name the server."""
+"""Connect to MLflow: one client per call, no global state, and errors that name the server."""
 
 import logging
 import os
@@ -13,7 +13,7 @@ from lookalike.errors import ConfigError, InputError, LookalikeError
 from lookalike.tracking.address import split_user
 from lookalike.tracking.failures import translate
 
-# MLflow reads these at each request. Three tries of 7 s with 4 s between: a dead server is named within 30 s, not 248.
+# MLflow reads these at each request. Three tries of 7 s, 4 s apart: a dead server is reported after 30 s, not 248 s.
 _DEFAULTS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "7",
@@ -21,26 +21,28 @@ _DEFAULTS = {
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
 _SQLITE = "sqlite:///"
-_LOCK_S = 5.0  # how long a locked database is waited for before MLflow is asked, which itself would try for minutes
+_LOCK_S = 5.0  # wait for a locked database before MLflow opens it, which would retry for minutes
 _GONE = ("RESOURCE_DOES_NOT_EXIST",)
 _TAKEN = ("RESOURCE_ALREADY_EXISTS",)
 
 
 def connect(uri: str) -> Any:
-    """An ``MlflowClient`` of the server or database at ``uri`` (tracking and registry). Makes no request yet.
+    """Return an ``MlflowClient`` for the server or database at ``uri`` (tracking and registry), without a request.
 
-    User and password of a server go to MLflow's own variables: in its URI they would stand in what MLflow, requests and
-    Ray write of an error.
+    User and password of a server go into MLflow's own environment variables: in the URI they would appear in errors of
+    MLflow, requests and Ray.
 
     Raises:
-        ConfigError: a URI without MLflow behind it, or of a database whose driver is not installed.
-        InputError: a database file that cannot be opened, or is not MLflow's.
-        UnreachableError: a database file that another process has locked.
+        ConfigError: the URI is not one of MLflow, or the driver of its database is not installed.
+        InputError: the database file cannot be opened, or belongs to another program.
+        UnreachableError: another process has locked the database file.
     """
     for name, value in _DEFAULTS.items():
         os.environ.setdefault(name, value)
     if uri.startswith(("jsonl:", "none:")):
-        raise ConfigError("this needs MLflow", value=uri, fix="name an MLflow server or sqlite:///FILE as --tracking")
+        raise ConfigError(
+            "the registry needs MLflow", value=uri, fix="set --tracking to an MLflow server or sqlite:///FILE"
+        )
     with mlflow_errors(uri):
         if uri.startswith(_SQLITE):
             _check_sqlite(uri)
@@ -51,14 +53,14 @@ def connect(uri: str) -> Any:
         uri, user, password = split_user(uri)
         if user is not None and password is not None:
             os.environ.update(MLFLOW_TRACKING_USERNAME=user, MLFLOW_TRACKING_PASSWORD=password)
-        # It logs each database error with its traceback, and raises it as well.
+        # MLflow logs each database error with its traceback before it raises it.
         logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
         return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
 @contextmanager
 def mlflow_errors(uri: str) -> Iterator[None]:
-    """Turn whatever MLflow and the libraries below it raise into our errors, see :func:`failures.translate`."""
+    """Translate exceptions of MLflow and its libraries, see :func:`~lookalike.tracking.failures.translate`."""
     try:
         yield
     except LookalikeError:
@@ -68,25 +70,27 @@ def mlflow_errors(uri: str) -> Iterator[None]:
 
 
 def is_missing(error: Exception) -> bool:
-    """Whether an MLflow exception says that something is not there."""
+    """Return whether an MLflow exception says that something does not exist."""
     return getattr(error, "error_code", None) in _GONE
 
 
 def is_taken(error: Exception) -> bool:
-    """Whether an MLflow exception says that something is there already."""
+    """Return whether an MLflow exception says that something exists already."""
     return getattr(error, "error_code", None) in _TAKEN
 
 
 def _check_sqlite(uri: str) -> None:
-    """Open the file once: MLflow would try ten times, for minutes, what can never succeed."""
+    """Open the file once, since MLflow would retry a permanent failure ten times, for minutes."""
     path = Path(uri.removeprefix(_SQLITE).partition("?")[0])
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.is_dir():
-        raise InputError("MLflow's database is a folder", value=uri, fix=f"name a file, such as {uri}/mlflow.db")
+        raise InputError(
+            "the path of MLflow's database is a folder", value=uri, fix=f"name a file, such as {uri}/mlflow.db"
+        )
     with closing(sqlite3.connect(f"file:{quote(str(path))}?mode=rwc", timeout=_LOCK_S, uri=True)) as database:
         tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
     if tables and "alembic_version" not in tables:
-        raise InputError("the database is another program's, not MLflow's", value=uri, fix="name another file")
+        raise InputError("the database belongs to another program than MLflow", value=uri, fix="name another file")
 
 
 def _check_driver(uri: str) -> None:

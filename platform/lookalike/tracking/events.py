@@ -1,55 +1,36 @@
-"""Events of a run that wait for the tracker: in memory, or as JSON lines that outlive the process."""
+"""Tracker calls of a run that are not delivered yet: in memory, and as JSON lines that survive the process."""
 
 import base64
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, get_args
 
+from lookalike.documents import render_lines
 from lookalike.redaction import redacted
 from lookalike.scratch import scratch
+from lookalike.tracking.base import Tracker
 from lookalike.tracking.files import is_below
-from lookalike.tracking.tracker import Tracker
 
 PENDING = "tracking-pending.jsonl"
 Kind = Literal["config", "metrics", "artifact", "tags", "finish"]
 
 
-class Spool(Protocol):
-    """A prefix of a store for events that a process could not deliver."""
-
-    @property
-    def uri(self) -> str:
-        """Its address, for messages."""
-
-    def exists(self, key: str) -> bool:
-        """Whether ``key`` is there."""
-
-    def read(self, key: str) -> bytes:
-        """The whole object."""
-
-    def write(self, key: str, data: bytes) -> None:
-        """Write the object whole."""
-
-    def delete(self, key: str) -> None:
-        """Remove ``key``."""
-
-
 @dataclass(frozen=True)
 class Event:
-    """One call of a tracker."""
+    """One call of a tracker's method."""
 
     kind: Kind
     values: dict[str, Any] = field(default_factory=dict)
-    """Configuration, metrics or tags."""
+    """The configuration, metrics or tags."""
     step: int = 0
-    """Of metrics."""
+    """Step of the metrics."""
     time_ms: int | None = None
-    """When, in ms since 1970."""
+    """Time of the metrics, in ms since 1970."""
     name: str = ""
-    """Of an artifact with its folder; or the status that a run ends with."""
+    """Name of an artifact, with its folder; or the final status of the run."""
     data: bytes = b""
-    """Of an artifact."""
+    """Bytes of an artifact."""
 
     def send(self, tracker: Tracker) -> None:
         """Make the call. Raises what the tracker raises."""
@@ -70,16 +51,15 @@ class Event:
 
 
 def encode(events: Sequence[Event]) -> bytes:
-    """A line of JSON for each event."""
-    lines = []
-    for event in events:
-        record = {**asdict(event), "values": redacted(event.values), "data": base64.b64encode(event.data).decode()}
-        lines.append(json.dumps(record, default=str) + "\n")
-    return "".join(lines).encode()
+    """Render one line of JSON for each event."""
+    return render_lines(
+        {**asdict(event), "values": redacted(event.values), "data": base64.b64encode(event.data).decode()}
+        for event in events
+    )
 
 
 def _is_valid(event: Event) -> bool:
-    """Whether a process can have recorded this: whoever may write the run's store may have written it instead."""
+    """Whether :func:`encode` can have written this; others with access to the run's store may have edited it."""
     kinds = event.kind in get_args(Kind) and isinstance(event.values, dict) and isinstance(event.name, str)
     times = (event.step, 0 if event.time_ms is None else event.time_ms)
     if not kinds or not all(isinstance(time, int) and abs(time) < 1 << 53 for time in times):
@@ -90,7 +70,7 @@ def _is_valid(event: Event) -> bool:
 
 
 def decode(data: bytes) -> list[Event]:
-    """What :func:`encode` wrote; a line that is damaged is left out."""
+    """Parse what :func:`encode` wrote; damaged lines are left out."""
     events = []
     for line in data.decode(errors="replace").splitlines():
         try:

@@ -1,4 +1,4 @@
-"""Translate errors of MLflow, its server, its database and the libraries below into ours, each with a fix."""
+"""Translate errors of MLflow, its server, its database and its libraries into LookalikeErrors with a fix."""
 
 import re
 from pathlib import Path
@@ -20,10 +20,10 @@ _PASSWORD_FIX = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"  # p
 
 
 def translate(error: Exception, uri: str) -> LookalikeError:
-    """Our error for ``error``, which was raised while MLflow at ``uri`` was used.
+    """Return a LookalikeError for ``error``, which was raised while MLflow at ``uri`` was used.
 
-    UnreachableError: trying again later may help. InputError: something is not there, or cannot be used. ConfigError:
-    the URI cannot work. LookalikeError: MLflow refused.
+    An UnreachableError means that a later attempt may succeed, an InputError that something is missing or unusable, a
+    ConfigError that the URI is wrong, and a plain LookalikeError that MLflow refused the request.
     """
     return _of_database(error, uri) or _of_mlflow(error, uri) or _of_libraries(error, uri)
 
@@ -35,7 +35,7 @@ def _of_database(error: Exception, uri: str) -> LookalikeError | None:
         return UnreachableError(
             "MLflow's database is locked by another process",
             value=uri,
-            fix="run the same command again when that is done; many jobs at once need an MLflow server",
+            fix="run the same command again when that process has ended; use an MLflow server for many jobs at once",
         )
     if "out-of-date database schema" in lower or "can't locate revision" in lower:
         return _of_another_version(text, uri)
@@ -43,7 +43,7 @@ def _of_database(error: Exception, uri: str) -> LookalikeError | None:
         return InputError(
             f"MLflow's database cannot be used: {first_line(text)}",
             value=uri,
-            fix="check the path, who may write there, and the free space",
+            fix="check the path, its permissions, and the free space",
         )
     return None
 
@@ -56,14 +56,14 @@ def _of_another_version(text: str, uri: str) -> LookalikeError:
     versions = Path(mlflow.__file__).parent / "store" / "db_migrations" / "versions"
     if revision and not list(versions.glob(f"{revision}_*")):
         return InputError(
-            "MLflow's database was made by a newer MLflow",
+            "MLflow's database was written by a newer MLflow",
             value=uri,
-            fix=f"install that version (this is {mlflow.__version__}), or name another database",
+            fix=f"install a newer MLflow (this is {mlflow.__version__}), or name another database",
         )
     return InputError(
-        "MLflow's database was made by an older MLflow",
+        "MLflow's database was written by an older MLflow",
         value=uri,
-        fix=f"make a copy of it, then run: mlflow db upgrade '{uri}'",
+        fix=f"back it up, then run: mlflow db upgrade '{uri}'",
     )
 
 
@@ -75,30 +75,32 @@ def _of_mlflow(error: Exception, uri: str) -> LookalikeError | None:
     code, text = error.error_code, first_line(error.message)
     if isinstance(error, RestException) or not uri.startswith("http"):
         if code == "RESOURCE_DOES_NOT_EXIST":
-            return InputError(f"MLflow: {text}", value=uri, fix="check the name")
+            return InputError(
+                f"MLflow has no such entry: {text}", value=uri, fix="check the name, or name another MLflow"
+            )
         if code in _UNKNOWN_USER:
             return LookalikeError(f"MLflow refused the user: {text}", value=uri, fix=_PASSWORD_FIX)
         if code == "TEMPORARILY_UNAVAILABLE":
             return UnreachableError(f"MLflow does not answer: {text}", value=uri, fix="run the same command again")
-        return LookalikeError(f"MLflow refused: {text}", value=uri, fix="see its log")
+        return LookalikeError(f"MLflow refused the request: {text}", value=uri, fix="see MLflow's log")
     status = int(match.group(1)) if (match := _STATUS.search(str(error.message))) else 0
     if status in (401, 403):
         return LookalikeError(f"MLflow refused the user (HTTP {status})", value=uri, fix=_PASSWORD_FIX)
     if (0 < status < 500 and status not in (408, 429)) or "not in a valid JSON format" in str(error.message):
         return InputError(
-            f"no MLflow server at this address{f' (HTTP {status})' if status else ''}",
+            f"the address is not that of an MLflow server{f' (HTTP {status})' if status else ''}",
             value=uri,
             fix="check MLFLOW_TRACKING_URI or --tracking",
         )
     return UnreachableError(
-        "MLflow does not answer", value=uri, fix="check MLFLOW_TRACKING_URI and that the server runs"
+        "MLflow does not answer", value=uri, fix="check MLFLOW_TRACKING_URI, and that the server is running"
     )
 
 
 def _of_libraries(error: Exception, uri: str) -> LookalikeError:
     if isinstance(error, ImportError):
         return ConfigError(
-            f"the driver of this database is not installed: {first_line(error)}",
+            f"the driver of the database is not installed: {first_line(error)}",
             value=uri,
             fix="pip install it (psycopg2-binary for postgresql, pymysql for mysql), or name an MLflow server",
         )
@@ -107,22 +109,26 @@ def _of_libraries(error: Exception, uri: str) -> LookalikeError:
         "NoSuchModuleError",
     ):
         return ConfigError(
-            f"not a valid database URI: {first_line(error)}",
+            f"the database URI is not valid: {first_line(error)}",
             value=uri,
             fix="write postgresql://USER:PASSWORD@HOST/NAME",  # pragma: allowlist secret
         )
     if type(error).__module__.startswith("sqlalchemy"):
         return UnreachableError(
-            f"MLflow's database does not answer: {first_line(error)}", value=uri, fix="check its address, and start it"
+            f"MLflow's database does not answer: {first_line(error)}",
+            value=uri,
+            fix="check its address, and that it is running",
         )
     if type(error).__module__.startswith("requests"):
         return UnreachableError(
-            "MLflow does not answer", value=uri, fix="check MLFLOW_TRACKING_URI and that the server runs"
+            "MLflow does not answer", value=uri, fix="check MLFLOW_TRACKING_URI, and that the server is running"
         )
     if isinstance(error, OSError):
         return InputError(
-            f"MLflow cannot use its files: {first_line(error)}",
+            f"MLflow cannot read or write its files: {first_line(error)}",
             value=uri,
-            fix="check who may write there, and the free space",
+            fix="check the permissions and the free space there",
         )
-    return LookalikeError(f"MLflow failed: {type(error).__name__}: {first_line(error)}", value=uri, fix="see its log")
+    return LookalikeError(
+        f"MLflow failed: {type(error).__name__}: {first_line(error)}", value=uri, fix="see MLflow's log"
+    )

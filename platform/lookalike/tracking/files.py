@@ -1,19 +1,18 @@
-"""A run as a folder: ``events.jsonl``, one JSON object a line, and the artifacts beside it."""
+"""A tracker that writes each run into a folder: ``events.jsonl`` (JSON lines) and ``artifacts/``."""
 
 import json
 import shutil
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from lookalike.errors import InputError
 from lookalike.redaction import redacted
-from lookalike.tracking.tracker import status_of
+from lookalike.tracking.base import RunBlock
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -21,15 +20,17 @@ if TYPE_CHECKING:
 EVENTS = "events.jsonl"
 
 
-class JsonLinesTracker:
-    """For machines without MLflow. Each event has ``time`` (seconds since 1970) and one of the keys ``status``,
-    ``config``, ``metrics`` (with ``step``), ``tags``, ``artifact``."""
+class JsonLinesTracker(RunBlock):
+    """A run as JSON lines, for machines without MLflow. Each event has ``time`` (seconds since 1970) and one of the
+    keys ``status``, ``config``, ``metrics`` (with ``step``), ``tags``, ``artifact``."""
 
     def __init__(self, root: Path, experiment: str, *, run_name: str | None = None, run_id: str | None = None) -> None:
         self._run_id = run_id or uuid.uuid4().hex
         self.folder = root / _segment(experiment) / _segment(self._run_id)
         if run_id is not None and not (self.folder / EVENTS).exists():
-            raise InputError("no such run", value=str(self.folder), fix="check the run id and the tracking URI")
+            raise InputError(
+                "the run does not exist", value=str(self.folder), fix="check the run id and the tracking URI"
+            )
         with _file_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
         self._write(status="RUNNING", **({"name": run_name} if run_name else {}))
@@ -46,18 +47,12 @@ class JsonLinesTracker:
         self._write(step=step, metrics=dict(metrics), **at)
 
     def log_artifact(self, path: Path, folder: str = "") -> None:
-        target = self._artifact(f"{folder}/{path.name}" if folder else path.name)
-        with _file_errors(self.folder):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, target)
-        self._write(artifact=target.relative_to(self.folder).as_posix())
+        self._record_file(
+            f"{folder}/{path.name}" if folder else path.name, lambda target: shutil.copyfile(path, target)
+        )
 
     def log_figure(self, figure: "Figure", name: str) -> None:
-        target = self._artifact(name)
-        with _file_errors(self.folder):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            figure.savefig(target)
-        self._write(artifact=target.relative_to(self.folder).as_posix())
+        self._record_file(name, figure.savefig)
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         self._write(tags=dict(tags))
@@ -65,17 +60,17 @@ class JsonLinesTracker:
     def finish(self, status: str = "FINISHED") -> None:
         self._write(status=status)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.finish(status_of(kind))
+    def _record_file(self, name: str, write: Callable[[Path], object]) -> None:
+        target = self._artifact(name)
+        with _file_errors(self.folder):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            write(target)
+        self._write(artifact=target.relative_to(self.folder).as_posix())
 
     def _artifact(self, name: str) -> Path:
         if not is_below(name):
-            raise InputError("an artifact's name leaves its run", value=name, fix="use a relative name without '..'")
+            fix = "use a relative name without '..'"
+            raise InputError("the name of the artifact leads out of its run", value=name, fix=fix)
         return self.folder / "artifacts" / name
 
     def _write(self, **event: Any) -> None:
@@ -85,12 +80,12 @@ class JsonLinesTracker:
 
 
 def is_below(name: str) -> bool:
-    """Whether ``name`` is the name of a file below a folder, such as ``samples/step-1.png``."""
+    """Return whether ``name`` names a file below a folder, such as ``samples/step-1.png``."""
     return bool(name) and "\0" not in name and not {"", ".", ".."} & set(name.split("/"))
 
 
 def _segment(name: str) -> str:
-    """``name`` as one segment of a path, whatever it is."""
+    """``name`` escaped to one segment of a path."""
     return name.replace(".", "%2E") if name in (".", "..") else quote(name, safe=" ")
 
 
@@ -102,5 +97,5 @@ def _file_errors(folder: Path) -> Iterator[None]:
         raise InputError(
             f"the tracker cannot write: {error.strerror or error}",
             value=str(folder),
-            fix="check who may write there and the free space, or name another --tracking",
+            fix="check the permissions and the free space there, or name another --tracking",
         ) from error

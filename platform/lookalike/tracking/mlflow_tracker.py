@@ -1,4 +1,4 @@
-"""Runs in MLflow."""
+"""A tracker that records runs in MLflow."""
 
 import logging
 import math
@@ -12,8 +12,8 @@ from urllib.parse import quote
 
 from lookalike.errors import InputError, LookalikeError
 from lookalike.redaction import redact, redacted
+from lookalike.tracking.base import status_of
 from lookalike.tracking.connection import connect, is_taken, mlflow_errors
-from lookalike.tracking.tracker import status_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -21,12 +21,16 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _PARAMS_PER_BATCH, _METRICS_PER_BATCH = 100, 1000  # MLflow's limits
-_PARAM_LENGTH, _TAG_LENGTH, _NAME_LENGTH = 500, 5000, 250  # of the oldest servers in use; config.json holds it whole
+_PARAM_LENGTH, _TAG_LENGTH, _NAME_LENGTH = (
+    500,
+    5000,
+    250,
+)  # limits of the oldest servers in use; config.json holds the full values
 _NOT_IN_A_NAME = re.compile(r"[^\w\-. :/]", re.ASCII)
 
 
 class MlflowTracker:
-    """One MLflow run. Every method raises if MLflow does not answer or refuses; ``resilient.py`` has what does not."""
+    """One MLflow run. Every method raises if MLflow does not answer or refuses; ResilientTracker does not."""
 
     def __init__(self, uri: str, experiment: str, *, run_name: str | None = None, run_id: str | None = None) -> None:
         self._uri, self._client = uri, connect(uri)
@@ -37,11 +41,14 @@ class MlflowTracker:
             else:
                 info = self._client.get_run(run_id).info
                 if info.lifecycle_stage == "deleted":
-                    raise InputError("the run was deleted in MLflow", value=run_id, fix="restore it there")
-                found = self._client.get_experiment(info.experiment_id).name
-                if found != experiment and not found.startswith(f"{experiment} ("):  # a record may name anyone's run
+                    raise InputError("the run was deleted in MLflow", value=run_id, fix="restore it in MLflow")
+                actual = self._client.get_experiment(info.experiment_id).name
+                # the record that named the run may have been edited
+                if actual != experiment and not actual.startswith(f"{experiment} ("):
                     raise InputError(
-                        f"the run is of the experiment {found!r}, not {experiment!r}", value=run_id, fix="name its own"
+                        f"the run belongs to the experiment {actual!r}, not to {experiment!r}",
+                        value=run_id,
+                        fix=f"name a run of {experiment!r}",
                     )
                 self._client.update_run(run_id, status="RUNNING")
         self._run_id = str(run_id)
@@ -97,11 +104,11 @@ class MlflowTracker:
         except LookalikeError as problem:
             if error is None:
                 raise
-            log.warning("the run could not be marked as ended: %s", problem)  # the first error is the one to show
+            log.warning("the run could not be marked as ended: %s", problem)  # and the first error is raised
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Leaves of a nested configuration by dotted name; lists count as ``stages.0.steps``."""
+    """Return the leaves of a nested configuration by dotted name; list items become ``phases.0.steps``."""
     leaves: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, list):
@@ -114,7 +121,7 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _name(name: str) -> str:
-    """A name that MLflow takes: other characters become ``_``."""
+    """``name`` with the characters that MLflow refuses replaced by ``_``."""
     return _NOT_IN_A_NAME.sub("_", name)[:_NAME_LENGTH].strip("/.") or "_"
 
 
@@ -123,12 +130,12 @@ def _cut(text: str, length: int) -> str:
 
 
 def _finite(value: float) -> float:
-    """MLflow's databases take NaN, and no infinity."""
+    """``value`` with infinities replaced by the largest float, since MLflow's databases accept NaN only."""
     return math.copysign(1.7976931348623157e308, value) if math.isinf(value) else value
 
 
 def _experiment_id(client: Any, uri: str, name: str) -> str:
-    """The experiment ``name``; if it was deleted in MLflow, which keeps its name taken, ``name (2)`` and so on."""
+    """Id of the experiment ``name``; of ``name (2)`` and so on if it was deleted, since MLflow keeps its name."""
     from mlflow.exceptions import MlflowException
 
     for number in range(1, 100):
@@ -138,17 +145,20 @@ def _experiment_id(client: Any, uri: str, name: str) -> str:
             try:
                 return str(client.create_experiment(chosen, artifact_location=_artifact_location(uri, chosen)))
             except MlflowException as error:
-                if not is_taken(error):  # else another process was faster
+                if not is_taken(error):  # else another process has just created it
                     raise
                 existing = client.get_experiment_by_name(chosen)
         if existing.lifecycle_stage == "active":
             return str(existing.experiment_id)
-        log.warning("the experiment %r was deleted in MLflow; restore it there to use it again", chosen)
-    raise InputError("too many deleted experiments of this name", value=name, fix="restore one of them in MLflow")
+        log.warning(
+            "the experiment %r was deleted in MLflow, so another name is used; restore it in MLflow to use it again",
+            chosen,
+        )
+    raise InputError("99 experiments of this name were deleted", value=name, fix="restore one of them in MLflow")
 
 
 def _artifact_location(uri: str, experiment: str) -> str | None:
-    """A server decides for itself; without one, artifacts lie beside the database, never in the working directory."""
+    """A folder beside a sqlite database, in place of MLflow's default, the working directory; None for a server."""
     if not uri.startswith("sqlite:///"):
         return None
     database = Path(uri.removeprefix("sqlite:///").partition("?")[0])

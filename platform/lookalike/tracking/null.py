@@ -1,16 +1,17 @@
-"""The tracker that keeps nothing."""
+"""A tracker that records nothing."""
 
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
+
+from lookalike.tracking.base import RunBlock
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-class NullTracker:
-    """For ranks other than the first, and for runs that nobody follows."""
+class NullTracker(RunBlock):
+    """A tracker that ignores every call, for ranks other than the first and for ``none:``."""
 
     run_id = ""
 
@@ -30,12 +31,4 @@ class NullTracker:
         pass
 
     def finish(self, status: str = "FINISHED") -> None:
-        pass
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
         pass

@@ -1,7 +1,7 @@
-"""A tracker that never interrupts the work: events wait while the tracker is away, and are sent when it is back.
+"""A tracker that never raises during a run: events are queued while the tracker is unreachable, and sent later.
 
-A thread sends them, so that no step waits for a locked database or a server that does not answer. What could not be
-sent by the end of the process is written to the run's store, and the next process of the run sends it first.
+A thread sends them, so that no training step waits for a locked database or a server that does not answer. Events that
+are left at the end of the process are written to the run's store, and the next process of the run sends them first.
 """
 
 import io
@@ -11,23 +11,24 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from lookalike.errors import LookalikeError, UnreachableError
+from lookalike.storage import Store
 from lookalike.tracking.address import tracking_uri
-from lookalike.tracking.events import PENDING, Event, Spool, decode, encode
+from lookalike.tracking.base import RunBlock, Tracker
+from lookalike.tracking.events import PENDING, Event, decode, encode
 from lookalike.tracking.null import NullTracker
-from lookalike.tracking.tracker import Tracker, open_tracker, status_of
+from lookalike.tracking.tracker import open_tracker
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 log = logging.getLogger(__name__)
 
-_FIRST_WAIT_S, _LONGEST_WAIT_S = 1.0, 60.0  # between two tries while the tracker is away
-_PATIENCE_S = 25.0  # how long the end of a run waits for the next event to be delivered; sqlite waits 20 s for a lock
-_MAX_EVENTS = 50_000  # in memory; the oldest metrics are dropped first, which the run's metrics.jsonl still has
+_FIRST_WAIT_S, _LONGEST_WAIT_S = 1.0, 60.0  # between two attempts while the tracker is unreachable
+_PATIENCE_S = 25.0  # wait for the next delivery at the end of a run; sqlite waits 20 s for a lock
+_MAX_EVENTS = 50_000  # in memory; the oldest are dropped first, and the run's metrics.jsonl keeps them
 _MAX_BYTES = 64 << 20  # of artifacts in memory
 
 
@@ -38,13 +39,13 @@ def open_resilient(
     run_name: str | None = None,
     run_id: str | None = None,
     enabled: bool = True,
-    spool: Spool | None = None,
+    spool: Store | None = None,
 ) -> Tracker:
-    """As :func:`~lookalike.tracking.tracker.open_tracker`, but nothing that happens to the tracker later raises.
+    """Open a tracker as :func:`~lookalike.tracking.tracker.open_tracker` does, whose methods never raise.
 
-    Starting a run raises what ``open_tracker`` raises: an address that cannot work is noticed before the work begins.
-    Continuing one (``run_id``) raises nothing. ``spool`` is the run's store: events of an earlier process that were not
-    delivered are read from there, and those of this one are written there.
+    Starting a run raises what ``open_tracker`` raises, so that a wrong address is noticed before the work begins.
+    Continuing one (``run_id``) never raises. ``spool`` is the run's store: undelivered events of an earlier process are
+    read from it, and those of this process are written to it.
     """
     address = tracking_uri(uri)
     if not enabled or address.startswith("none:") or run_id == "":
@@ -54,17 +55,17 @@ def open_resilient(
     return ResilientTracker(lambda: open_tracker(address, experiment, run_id=chosen), chosen, spool, opened)
 
 
-class ResilientTracker:
-    """Sends events to the tracker that ``open_run`` opens, from a thread of its own."""
+class ResilientTracker(RunBlock):
+    """Sends events from its own thread to the tracker that ``open_run`` opens."""
 
     def __init__(
-        self, open_run: Callable[[], Tracker], run_id: str, spool: Spool | None = None, opened: Tracker | None = None
+        self, open_run: Callable[[], Tracker], run_id: str, spool: Store | None = None, opened: Tracker | None = None
     ) -> None:
         self._open_run, self._run_id, self._spool, self._tracker = open_run, run_id, spool, opened
         self._changed = threading.Condition()
         self._events: deque[Event] = deque(_pending(spool))
         self._restored = bool(self._events)
-        self._refused: list[Event] = []  # artifacts that failed while the tracker itself answered
+        self._refused: list[Event] = []  # artifacts that the tracker refused while it answered
         self._bytes = sum(len(event.data) for event in self._events)
         self._dropped = 0
         self._away: Exception | None = None
@@ -103,7 +104,7 @@ class ResilientTracker:
         self._add(Event("tags", dict(tags)))
 
     def finish(self, status: str = "FINISHED") -> None:
-        """End the run when what waits is delivered; after 25 s without progress, what is left goes to the spool."""
+        """Deliver the queued events and end the run; after 25 s without progress, save the rest to the spool."""
         with self._changed:
             self._events.extend(self._refused)
             self._refused.clear()
@@ -118,14 +119,6 @@ class ResilientTracker:
             self._changed.notify_all()
         self._end()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.finish(status_of(kind))
-
     def _add(self, event: Event) -> None:
         with self._changed:
             if self._given_up:
@@ -136,7 +129,7 @@ class ResilientTracker:
             self._bytes += len(event.data)
             self._events.append(event)
             if len(self._events) > _MAX_EVENTS:
-                del self._events[1]  # the first one may be on its way
+                del self._events[1]  # the first one may be in delivery
                 self._dropped += 1
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="tracker", daemon=True)
@@ -157,15 +150,17 @@ class ResilientTracker:
                     return
                 if problem is None:
                     if self._away is not None:
-                        log.warning("the tracker is back; %d entries that waited are sent", len(self._events))
+                        log.warning("the tracker answers again; %d queued events are sent", len(self._events))
                     self._away, wait_s = None, _FIRST_WAIT_S
                     self._events.popleft()
                     self._bytes -= len(event.data)
                     self._progress = time.monotonic()
                     self._changed.notify_all()
                     continue
-                if self._away is None and not self._restored:  # else the process before has logged it
-                    self._warn(None, "the tracker is away: %s. The run continues; what it records waits", problem)
+                if self._away is None and not self._restored:  # else the process before has logged a warning
+                    self._warn(
+                        None, "the tracker is unreachable: %s. The run continues, and its events are queued", problem
+                    )
                 self._away, self._tracker = problem, None
             self._save()
             with self._changed:
@@ -173,7 +168,7 @@ class ResilientTracker:
             wait_s = _FIRST_WAIT_S if self._closing else min(_LONGEST_WAIT_S, 2 * wait_s)
 
     def _patience_s(self) -> float:
-        """A run that was deleted does not come back by itself, as a server or a locked database does."""
+        """Seconds to wait for a delivery; fewer if the tracker answered with an error, which waiting does not fix."""
         gone = self._away is not None and not isinstance(self._away, UnreachableError)
         return min(_PATIENCE_S, 2.0) if gone else _PATIENCE_S
 
@@ -181,7 +176,7 @@ class ResilientTracker:
         return self._given_up
 
     def _deliver(self, event: Event) -> Exception | None:
-        """Send one event; returns why the tracker is away, if it is. A refused event is dropped with a warning."""
+        """Send one event; return the error if the tracker is unreachable. A refused event is dropped with a warning."""
         try:
             if self._tracker is None:
                 self._tracker = self._open_run()
@@ -189,7 +184,7 @@ class ResilientTracker:
             return None
         except UnreachableError as error:
             return error
-        except Exception as error:  # whatever a tracker or its libraries raise: none of it may end the work
+        except Exception as error:  # trackers and their libraries raise many classes, and none may end the run
             if not self._answers():
                 return error
             if event.kind == "artifact" and not self._closing:
@@ -198,7 +193,7 @@ class ResilientTracker:
             return None
 
     def _answers(self) -> bool:
-        """Whether the run can be opened: then it was the event that was refused."""
+        """Whether the run can be opened, so that the error was about the event."""
         try:
             self._tracker = self._open_run()
         except Exception:
@@ -213,16 +208,16 @@ class ResilientTracker:
 
     def _end(self) -> None:
         if self._dropped:
-            log.warning("%d entries were too many to wait in memory, and are not in the tracker", self._dropped)
+            log.warning("%d events did not fit into the queue, and are missing in the tracker", self._dropped)
         if self._events:
             self._save()
-            where = f"they are kept in {self._spool.uri}/{PENDING}" if self._spool else "they are lost"
+            where = f"they are saved in {self._spool.uri}/{PENDING}" if self._spool else "they are lost"
             log.warning(
-                "%d entries were not delivered to the tracker (%s); %s%s",
+                "%d events were not delivered to the tracker (%s); %s%s",
                 len(self._events),
                 self._away or "it did not answer in time",
                 where,
-                ", and are sent when the same command runs again" if self._spool else "",
+                " and will be sent when the same command runs again" if self._spool else "",
             )
         elif self._spool is not None and (self._restored or self._away is not None or self._spool_exists()):
             try:
@@ -237,7 +232,7 @@ class ResilientTracker:
             return False
 
     def _save(self) -> None:
-        """Write what waits to the spool: it outlives a process that is killed."""
+        """Write the queued events to the spool, so that they survive a kill of this process."""
         if self._spool is None:
             return
         with self._changed:
@@ -245,15 +240,15 @@ class ResilientTracker:
         try:
             self._spool.write(PENDING, encode(events))
         except LookalikeError as error:
-            self._warn("spool", "what the tracker lacks cannot be kept in the run's store: %s", error)
+            self._warn("spool", "undelivered tracker events cannot be saved in the run's store: %s", error)
 
 
-def _pending(spool: Spool | None) -> list[Event]:
-    """What an earlier process could not deliver, without its end: this one has its own."""
+def _pending(spool: Store | None) -> list[Event]:
+    """Undelivered events of an earlier process, except its final status."""
     try:
         if spool is None or not spool.exists(PENDING):
             return []
         return [event for event in decode(spool.read(PENDING)) if event.kind != "finish"]
     except LookalikeError as error:
-        log.warning("what an earlier process could not record is not readable: %s", error)
+        log.warning("undelivered tracker events of an earlier process cannot be read: %s", error)
         return []

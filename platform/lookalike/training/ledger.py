@@ -5,11 +5,11 @@ one before, a line each: ``{"step": 119, "epoch": 3, "samples": [ids in the orde
 slots whose sample could not be prepared also has ``"quarantined": [{"sample": id, "slot": 7, "reason": "…"}]``.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from lookalike.documents import render_lines
 from lookalike.storage import Store, read_lines
 from lookalike.training.marks import Mark, current, parse_mark
 from lookalike.training.quarantine import Failure
@@ -40,8 +40,8 @@ class Ledger:
             samples = [sample_id for share in shares for sample_id in share[2]]
             failed = [failure.record() for share in shares for failure in share[3]]
             line = {"step": step, "epoch": epoch, "samples": samples, **({"quarantined": failed} if failed else {})}
-            lines.append(json.dumps(line) + "\n")
-        return "".join(lines).encode()
+            lines.append(line)
+        return render_lines(lines)
 
 
 def ledger_key(step: int, lease: int = 1) -> str:

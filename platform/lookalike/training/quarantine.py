@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from lookalike.documents import render_lines
 from lookalike.errors import InputError, LookalikeError
 from lookalike.storage import Store, read_lines
 from lookalike.training.ranks import Rank
@@ -121,7 +122,7 @@ class Quarantine:
 
     def encoded(self) -> bytes:
         """``quarantine.jsonl`` as of now; empty if nothing was left out."""
-        return "".join(json.dumps(record) + "\n" for record in self._samples.values()).encode()
+        return render_lines(self._samples.values())
 
     def _error(self, broken: Sequence[Failure]) -> LookalikeError:
         if broken:

@@ -286,3 +286,18 @@ def test_a_file_uri_names_its_source_in_either_spelling(name: str) -> None:
     assert named.all()
     check_matched(both, counts, np.zeros(len(both)), [])  # each spelling has matched
     assert not TakeDownList.parse(f"source:{encoded}x\nsource:file://host/{name}", "list.txt").named(rows).any()
+
+
+def test_size_of_a_list_is_bounded_by_its_setting(tmp_path: Path) -> None:
+    file, dataset = tmp_path / "list.txt", open_store(str(tmp_path / "dataset"))
+    file.write_text("key:a\n" + "# a comment\n" * 100_000)  # 1.1 MiB
+    with pytest.raises(InputError, match=r"more than the 1 MiB that filters\.taken_down\.max_list_mib allows"):
+        pin(str(file), dataset, max_mib=1)
+    pinned = pin(str(file), dataset)
+    assert len(read_list(pinned)) == 1
+
+    def fingerprint(max_list_mib: int) -> str:
+        filters = FiltersConfig(taken_down=TakenDown(pinned, max_list_mib=max_list_mib))
+        return Inputs.of(CurateConfig(raw="raw", dataset="d", filters=filters), []).fingerprint
+
+    assert fingerprint(1) == fingerprint(1024), "the bound decides about no image"

@@ -55,7 +55,7 @@ def read(data: bytes) -> tuple[dict[str, bytes], PassedOver]:
 
 @pytest.mark.parametrize("padding", [0, 512, 10240, 3 << 20])
 @pytest.mark.parametrize("format", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
-def test_joined_tars_are_read_to_their_end(padding: int, format: int) -> None:
+def test_concatenated_tars_are_read_to_the_end(padding: int, format: int) -> None:
     long = "folder/" + "n" * 150
     first = tar_of([file("a.jpg", b"1"), file("a.json")], format=format)
     second = tar_of([file(f"{long}.jpg", b"2"), file("b.txt")], format=format)
@@ -64,12 +64,12 @@ def test_joined_tars_are_read_to_their_end(padding: int, format: int) -> None:
     assert (tally.found, tally.counts.total()) == (6, 0)
 
 
-def test_zero_blocks_between_members_end_nothing() -> None:
+def test_zero_blocks_between_members_do_not_end_the_tar() -> None:
     one = tar_of([file("a.jpg")])[: 2 * 512]
     assert set(read(bytes(512) + one + bytes(512) + tar_of([file("b.jpg")]))[0]) == {"a.jpg", "b.jpg"}
 
 
-def test_what_follows_an_end_mark_and_is_no_tar_breaks_off() -> None:
+def test_garbage_after_an_end_mark_is_a_truncation() -> None:
     data = tar_of([file("a.jpg"), file("a.json")])
     index = index_tar(io.BytesIO(data + b"<html>" * 100))
     assert [sample.key for sample in index.samples] == ["a"]
@@ -103,7 +103,7 @@ LINKS: list[tuple[str, list[Header], str, bytes | str]] = [
 
 
 @pytest.mark.parametrize(("headers", "name", "right"), [case[1:] for case in LINKS], ids=[case[0] for case in LINKS])
-def test_a_link_gives_the_bytes_of_its_member_or_a_reason(headers: list[Header], name: str, right: bytes | str) -> None:
+def test_link_gives_the_bytes_of_its_member_or_a_reason(headers: list[Header], name: str, right: bytes | str) -> None:
     members, tally = read(tar_of(headers))
     assert tally.found == len(headers)
     if isinstance(right, bytes):
@@ -113,7 +113,7 @@ def test_a_link_gives_the_bytes_of_its_member_or_a_reason(headers: list[Header],
         assert name in tally.examples[right]
 
 
-def test_a_link_names_the_last_member_of_that_name_before_it() -> None:
+def test_link_names_the_last_member_of_that_name_before_it() -> None:
     one = tar_of([file("a.jpg", b"1"), hard("b.jpg", "a.jpg")])
     other = tar_of([file("a.jpg", b"2"), hard("c.jpg", "a.jpg")])
     members, _ = read(one + other)
@@ -134,13 +134,13 @@ def test_a_link_names_the_last_member_of_that_name_before_it() -> None:
         (file("._x.jpg"), "hidden_file"),
     ],
 )
-def test_a_member_of_no_sample_is_named_with_its_reason(header: Header, reason: str) -> None:
+def test_member_outside_samples_is_passed_over_with_a_reason(header: Header, reason: str) -> None:
     _, tally = read(tar_of([file("a.jpg"), header, file("b.jpg")]))
     assert (tally.counts, tally.examples) == (Counter({reason: 1}), {reason: [header[0]]})
     assert tally.found == 3
 
 
-def test_a_sparse_file_is_named() -> None:
+def test_sparse_file_is_passed_over() -> None:
     info = tarfile.TarInfo("x.jpg")
     info.pax_headers = {"GNU.sparse.map": "0,4", "GNU.sparse.size": "4096", "GNU.sparse.realsize": "4096"}
     info.size = 4
@@ -165,7 +165,7 @@ _HEADERS = st.lists(
 
 @settings(deadline=None, max_examples=150)
 @given(st.lists(_HEADERS, min_size=1, max_size=3), st.integers(0, 3))
-def test_members_found_are_read_or_passed_over(tars: list[list[Header]], padding: int) -> None:
+def test_counts_of_read_and_passed_over_members_add_up(tars: list[list[Header]], padding: int) -> None:
     data = bytes(512 * padding).join(tar_of(headers) for headers in tars)
     tally = PassedOver()
     samples = list(iter_samples(io.BytesIO(data), tally))
@@ -181,7 +181,7 @@ def test_members_found_are_read_or_passed_over(tars: list[list[Header]], padding
 
 @settings(deadline=None, max_examples=100)
 @given(st.binary(min_size=1, max_size=40), st.integers(min_value=0))
-def test_a_damaged_tar_ends_in_samples_or_a_broken_tar_alone(noise: bytes, place: int) -> None:
+def test_damaged_tar_gives_samples_or_a_broken_tar_error(noise: bytes, place: int) -> None:
     data = bytearray(
         tar_of([file("a.jpg"), soft("b.jpg", "a.jpg"), file("c" * 120 + ".jpg")], format=tarfile.PAX_FORMAT)
     )
@@ -194,14 +194,14 @@ def test_a_damaged_tar_ends_in_samples_or_a_broken_tar_alone(noise: bytes, place
 @pytest.mark.parametrize(
     ("head", "kind"), [(b"PK\3\4", "zip"), (b"7z\xbc\xaf\x27\x1c", "7z"), (b"\x1f\x8b\x08", "gzip")]
 )
-def test_another_archive_is_called_by_its_name(head: bytes, kind: str) -> None:
+def test_other_archive_formats_are_named(head: bytes, kind: str) -> None:
     assert archive_kind(head) == kind
-    with pytest.raises(BrokenTarError, match=f"it is {kind}, not a tar"):
+    with pytest.raises(BrokenTarError, match=f"the file is a {kind} archive, not a tar"):
         list(iter_samples(io.BytesIO(head + bytes(2000))))
     assert archive_kind(tar_of([file("PK\3\4.jpg"), file("BZh9.jpg")])) is None
 
 
-def test_the_tally_is_bounded_and_adds_up() -> None:
+def test_passed_over_is_bounded_and_adds_up() -> None:
     total = PassedOver()
     for part in range(20):
         own = PassedOver(found=100)

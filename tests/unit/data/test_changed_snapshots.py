@@ -81,7 +81,7 @@ def test_shard_of_an_earlier_version_is_hashed_whole(tmp_path: Path) -> None:
         load_images(other, first)
 
 
-def test_run_reads_the_snapshot_that_it_began_with(version: Store, bundle_dir: Path) -> None:
+def test_run_keeps_reading_the_snapshot_it_started_with(version: Store, bundle_dir: Path) -> None:
     """Table and manifest are replaced together, between the driver and its workers."""
     sha256 = fingerprint(read_manifest(version.parent, 1))
     source = TripletSource(version.uri, "train", str(bundle_dir), snapshot_sha256=sha256)
@@ -93,7 +93,7 @@ def test_run_reads_the_snapshot_that_it_began_with(version: Store, bundle_dir: P
         moved.table()
 
 
-def test_replaced_image_is_no_sample_of_a_training(version: Store, bundle_dir: Path) -> None:
+def test_replaced_image_is_not_trained_on(version: Store, bundle_dir: Path) -> None:
     first = read_triplets(version)[0]
     _replace(version, first.target_offset + first.target_length - 20, bytes(8))
     columns = prepare(TripletSource(version.uri, "train", str(bundle_dir)), np.array([0, 1]))

@@ -143,7 +143,7 @@ def test_flawed_metadata_is_noted() -> None:
     assert decode_noted(jpeg(), 64).note == decode_noted(png()).note == ""
 
 
-def test_the_orientation_is_read_beside_flawed_metadata() -> None:
+def test_orientation_is_read_despite_flawed_metadata() -> None:
     turned = exif(b"\0\6")
     of_png, of_webp = (file_of(cat(), kind, exif=turned) for kind in ("PNG", "WEBP"))
     for data in (
@@ -156,7 +156,7 @@ def test_the_orientation_is_read_beside_flawed_metadata() -> None:
         assert photo.note
 
 
-def test_the_first_image_of_a_file_with_two_is_taken() -> None:
+def test_first_of_two_images_in_a_file_is_decoded() -> None:
     data = file_of(cat(), "MPO", save_all=True, append_images=[cat().resize((50, 40))])
     assert decode_noted(data, 64).note == ""
     assert decode(data).shape == decode(data[: len(jpeg()) + 500]).shape == (150, 226, 3)
@@ -220,7 +220,7 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_other_formats_are_not_opened_and_named(name: str) -> None:
+def test_unsupported_formats_are_named_without_being_opened(name: str) -> None:
     with pytest.raises(ImageError, match=name):
         decode(OTHERS[name]())
 
@@ -231,19 +231,19 @@ def phone_photo(brand: bytes) -> bytes:
 
 @pytest.mark.usefixtures("without_heic")
 @pytest.mark.parametrize(("brand", "kind"), [(b"heic", "HEIC"), (b"mif1", "HEIC"), (b"avif", "AVIF")])
-def test_a_phone_photo_without_the_extra_is_an_error_that_names_it(brand: bytes, kind: str) -> None:
+def test_heic_without_the_extra_is_an_error_that_names_it(brand: bytes, kind: str) -> None:
     with pytest.raises(ImageError, match=rf"{kind} needs an extra: pip install 'lookalike\[heic\]'"):
         decode(phone_photo(brand))
 
 
 @pytest.mark.parametrize(("brand", "kind"), [(b"heic", "HEIC"), (b"mif1", "HEIC"), (b"avif", "AVIF")])
-def test_a_damaged_phone_photo_is_an_image_error(brand: bytes, kind: str) -> None:
+def test_damaged_heic_is_an_image_error(brand: bytes, kind: str) -> None:
     assert HEIC_INSTALLED, "the extra heic is part of the extra dev"
     with pytest.raises(ImageError, match=f"a damaged {kind}"):
         decode(phone_photo(brand))
 
 
-def test_phone_photos_are_read_with_the_extra() -> None:
+def test_heic_is_read_with_the_extra() -> None:
     pillow_heif.register_heif_opener()
     for kind in ("HEIF", "AVIF"):
         pixels = decode(file_of(cat(), kind, quality=95))

@@ -75,7 +75,7 @@ def test_other_kinds_of_images_become_rgb(cat: Image.Image) -> None:
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
-def test_half_an_image_is_none(cat: Image.Image, kind: str) -> None:
+def test_truncated_image_is_an_error(cat: Image.Image, kind: str) -> None:
     data = file_of(cat, kind)
     for half in (data[: len(data) // 2], data[:300], data[:20], b"", b"<html>404</html>"):
         with pytest.raises(ImageError):
@@ -84,14 +84,14 @@ def test_half_an_image_is_none(cat: Image.Image, kind: str) -> None:
             decode(half)
 
 
-def test_noise_inside_a_jpeg_is_found(cat: Image.Image) -> None:
+def test_noise_inside_a_jpeg_is_an_error(cat: Image.Image) -> None:
     data = file_of(cat)
     noise = np.random.default_rng(0).bytes(len(data))
     with pytest.raises(ImageError):
         decode_at_least(data[:700] + noise[700:], 64)
 
 
-def test_a_bomb_is_refused_by_its_header(cat: Image.Image) -> None:
+def test_decompression_bomb_is_refused_by_its_header(cat: Image.Image) -> None:
     with pytest.raises(ImageError, match=r"too many pixels \(451x300; limits\.max_pixels is 135299"):
         decode_noted(file_of(cat), max_pixels=300 * 451 - 1)
     assert decode_noted(file_of(cat), max_pixels=300 * 451).width == 451
@@ -99,11 +99,11 @@ def test_a_bomb_is_refused_by_its_header(cat: Image.Image) -> None:
 
 @settings(deadline=None)
 @given(st.integers(1, 200), st.integers(1, 200), st.integers(1, 64), st.integers(1, 64))
-def test_a_crop_has_the_size_that_was_asked_for(height: int, width: int, to_height: int, to_width: int) -> None:
+def test_crop_has_the_requested_size(height: int, width: int, to_height: int, to_width: int) -> None:
     assert crop_resize(np.zeros((height, width, 3), np.uint8), to_height, to_width).shape == (to_height, to_width, 3)
 
 
-def test_a_crop_takes_the_centre_and_stretches_nothing() -> None:
+def test_crop_is_centred_and_keeps_the_aspect() -> None:
     image = np.zeros((100, 300, 3), np.uint8)
     image[:, 100:200] = 255
     assert (crop_resize(image, 50, 50)[:, 1:-1] == 255).all()

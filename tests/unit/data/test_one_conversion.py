@@ -69,7 +69,7 @@ FILES: dict[str, Callable[[], bytes]] = {
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_job_and_the_api_see_the_same_pixels(name: str) -> None:
+def test_jobs_and_api_decode_the_same_pixels(name: str) -> None:
     data = FILES[name]()
     by_job = decode(data)
     ((by_api,),) = pair_references([Image.open(io.BytesIO(data))], 1)
@@ -78,7 +78,7 @@ def test_a_job_and_the_api_see_the_same_pixels(name: str) -> None:
     assert np.array_equal(by_job, by_api)
 
 
-def test_transparency_is_white_and_16_bits_are_scaled() -> None:
+def test_transparency_becomes_white_and_16_bits_are_scaled() -> None:
     cut_out = decode(FILES["cut-out"]())
     assert (cut_out[0, 0] == 255).all()
     assert np.array_equal(cut_out[30, 45], np.asarray(photo())[30, 45])
@@ -109,7 +109,7 @@ def test_numbers_outside_of_a_mode_are_clipped() -> None:
 
 
 @pytest.mark.parametrize("value", [(0, 0, 300), "x", 5, (1,), None, b"\0" * 999])
-def test_a_transparent_colour_that_is_none_is_passed_over(value: object) -> None:
+def test_invalid_transparent_colour_is_ignored(value: object) -> None:
     for mode in ("RGB", "L", "P"):
         image = photo().convert(mode)
         image.info["transparency"] = value
@@ -117,14 +117,14 @@ def test_a_transparent_colour_that_is_none_is_passed_over(value: object) -> None
 
 
 @pytest.mark.parametrize("value", [0, 9, -1, 65535, "6", "", 1.5, float("nan"), float("inf"), (6, 6), None, b"\6"])
-def test_an_orientation_that_is_none_is_upright(value: object) -> None:
+def test_invalid_orientation_counts_as_upright(value: object) -> None:
     image = photo()
     image.getexif()[0x0112] = value
     assert orientation_of(image) == 1
     assert to_rgb(image).shape == (64, 96, 3)
 
 
-def test_a_damaged_reference_of_the_api_is_named() -> None:
+def test_damaged_reference_of_the_api_is_named() -> None:
     image = Image.open(io.BytesIO(FILES["rgb"]()[:2000]))
     with pytest.raises(InputError, match="a reference cannot be decoded"):
         pair_references([image], 1)

@@ -39,7 +39,7 @@ def plain_tar(members: list[tuple[str, bytes]], **options: int) -> bytes:
     return buffer.getvalue()
 
 
-def test_equal_samples_give_equal_bytes_and_say_where_they_are(tmp_path: Path) -> None:
+def test_equal_samples_give_equal_bytes_and_places(tmp_path: Path) -> None:
     path = tmp_path / "shard.tar"
     written = write_tar(path, SAMPLES)
     data = path.read_bytes()
@@ -61,13 +61,13 @@ def test_long_and_foreign_names(name: str) -> None:
 
 
 @pytest.mark.parametrize("key", ["a.b", "__meta__/a", ""])
-def test_keys_that_a_reader_would_take_for_another_are_refused(key: str) -> None:
+def test_keys_that_readers_would_group_differently_are_refused(key: str) -> None:
     with pytest.raises(InputError, match="another sample"):
         tar_of([(key, {"jpg": b""})])
 
 
-def test_a_key_twice_is_refused() -> None:
-    with pytest.raises(InputError, match=r"one key \('a'\)"):
+def test_repeated_key_is_refused() -> None:
+    with pytest.raises(InputError, match=r"same key \('a'\)"):
         tar_of([("a", {"jpg": b""}), ("a", {"jpg": b""})])
 
 
@@ -98,7 +98,7 @@ def test_grouping_is_that_of_webdataset(tmp_path: Path) -> None:
     assert len(ours) == 6
 
 
-def test_a_repeated_extension_begins_a_new_sample() -> None:
+def test_repeated_extension_begins_a_new_sample() -> None:
     data = plain_tar([("a.jpg", b"1"), ("a.json", b"{}"), ("a.jpg", b"2"), ("a.json", b"{}")])
     samples = [(sample.key, payload["jpg"]) for sample, payload in iter_samples(io.BytesIO(data))]
     assert samples == [("a", b"1"), ("a", b"2")]
@@ -106,7 +106,7 @@ def test_a_repeated_extension_begins_a_new_sample() -> None:
 
 @settings(deadline=None)
 @given(st.integers(min_value=0))
-def test_what_stands_before_a_break_is_read_and_what_is_cut_is_named(cut: int) -> None:
+def test_samples_before_a_truncation_are_read_and_incomplete_ones_named(cut: int) -> None:
     data = tar_of(SAMPLES)
     end = index_tar(io.BytesIO(data)).samples[-1].members["json"]
     end_mark = -(-(end.offset + end.length) // 512) * 512
@@ -130,16 +130,16 @@ def index_offset(data: bytes, number: int) -> int:
     ("data", "message"),
     [(b"", "empty"), (b"<html>404</html>" * 100, ""), (tar_of(SAMPLES)[:-10240] + b"x" * 9000, "")],
 )
-def test_what_is_no_tar_is_broken(data: bytes, message: str) -> None:
+def test_file_that_is_not_a_tar_is_a_broken_tar(data: bytes, message: str) -> None:
     with pytest.raises(BrokenTarError, match=f"breaks off.*{message}"):
         list(iter_samples(io.BytesIO(data[:5000])))
 
 
-def test_an_empty_tar_is_no_error() -> None:
+def test_empty_tar_is_not_an_error() -> None:
     assert index_tar(io.BytesIO(tar_of([]))).samples == []
 
 
-def test_a_broken_tar_error_crosses_processes() -> None:
+def test_broken_tar_error_can_be_pickled() -> None:
     with pytest.raises(BrokenTarError) as caught:
         list(iter_samples(io.BytesIO(tar_of(SAMPLES)[:900])))
     copy = pickle.loads(pickle.dumps(caught.value))
@@ -157,7 +157,7 @@ class _Counting:
         return self._store.read_range(key, offset, length)
 
 
-def test_an_object_is_read_by_range(tmp_path: Path) -> None:
+def test_object_is_read_by_range(tmp_path: Path) -> None:
     write_tar(tmp_path / "shard.tar", [(f"k{i}", {"jpg": bytes(5 << 20), "json": b"{}"}) for i in range(3)])
     store = open_store(str(tmp_path))
     (info,) = store.list()

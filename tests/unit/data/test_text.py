@@ -15,12 +15,12 @@ _CAPTION = "a photo of the café dog — 子犬"
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
-def test_text_is_decoded_by_its_mark(encoding: str) -> None:
+def test_text_is_decoded_by_its_byte_order_mark(encoding: str) -> None:
     assert decode_text(_CAPTION.encode(encoding), "x.txt") == _CAPTION
 
 
 @pytest.mark.parametrize(("mark", "encoding"), [(b"\xfe\xff", "utf-16-be"), (b"\x00\x00\xfe\xff", "utf-32-be")])
-def test_big_endian_marks_are_known(mark: bytes, encoding: str) -> None:
+def test_big_endian_byte_order_marks_are_known(mark: bytes, encoding: str) -> None:
     assert decode_text(mark + _CAPTION.encode(encoding), "x.txt") == _CAPTION
 
 
@@ -37,13 +37,13 @@ def test_big_endian_marks_are_known(mark: bytes, encoding: str) -> None:
         (b"\xff\xd8\xff\xe0", 1),
     ],
 )
-def test_other_bytes_are_an_error_that_names_file_and_line(data: bytes, line: int) -> None:
+def test_undecodable_bytes_are_an_error_that_names_file_and_line(data: bytes, line: int) -> None:
     with pytest.raises(TextError, match=rf"line {line} .*'store/x\.txt'"):
         decode_text(data, "store/x.txt")
 
 
 @given(st.binary(max_size=200))
-def test_any_bytes_are_text_or_a_named_error(data: bytes) -> None:
+def test_any_bytes_are_text_or_a_text_error(data: bytes) -> None:
     for read in (decode_text, read_json):
         with suppress(TextError):
             read(data, "x")
@@ -59,12 +59,12 @@ def test_any_bytes_are_text_or_a_named_error(data: bytes) -> None:
         (b'"' + b"x" * (16 << 20) + b'"', "more than 16 MiB"),
     ],
 )
-def test_json_that_cannot_be_read_is_named(document: bytes, what: str) -> None:
+def test_invalid_json_is_an_error_that_names_the_file(document: bytes, what: str) -> None:
     with pytest.raises(TextError, match=what):
         read_json(document, "x.json")
 
 
-def test_an_integer_of_any_length_is_read() -> None:
+def test_integer_of_any_length_is_read() -> None:
     digits = "7" * 5000
     assert read_json(f'{{"subject": {digits}}}'.encode(), "x") == {"subject": digits}
 
@@ -102,27 +102,27 @@ def test_an_integer_of_any_length_is_read() -> None:
         ("x" * 30_000, "x" * 20_000, True),
     ],
 )
-def test_a_value_becomes_a_label(value: Any, text: str, noted: bool) -> None:
+def test_json_value_becomes_a_label(value: Any, text: str, noted: bool) -> None:
     label = read_label(value)
     assert (label.text, bool(label.note)) == (text, noted)
 
 
-def test_a_list_of_captions_gives_the_first() -> None:
+def test_list_of_captions_gives_the_first() -> None:
     assert read_label([None, " ", "a can on a table", "a red can"], many=True).text == "a can on a table"
     assert read_label([{"x": 1}, "a can"], many=True).text == "a can"
 
 
 @pytest.mark.parametrize("text", ["nan", "NaN", "null", "None", "<NA>", "\u200b\u2060"])
-def test_prose_that_spells_nothing_is_missing(text: str) -> None:
+def test_prose_that_spells_null_is_a_missing_label(text: str) -> None:
     assert read_label(text, prose=True).text == ""
 
 
-def test_names_with_different_halves_of_characters_stay_different() -> None:
+def test_names_with_different_lone_surrogates_stay_different() -> None:
     assert read_label("a\ud800", identity=True).text != read_label("a\ud801", identity=True).text
 
 
 @pytest.mark.parametrize("as_what", [{"identity": True}, {"prose": True}])
-def test_a_name_in_two_normal_forms_is_one(as_what: dict[str, bool]) -> None:
+def test_name_in_two_normal_forms_is_one_name(as_what: dict[str, bool]) -> None:
     assert read_label("Jose\u0301", **as_what).text == read_label("Jos\u00e9", **as_what).text == "Jos\u00e9"
 
 
@@ -134,7 +134,7 @@ _JSON = st.recursive(
 
 
 @given(_JSON, st.booleans(), st.booleans(), st.booleans())
-def test_a_label_of_any_value_is_text_that_a_file_can_hold(value: Any, many: bool, identity: bool, prose: bool) -> None:
+def test_label_of_any_value_can_be_written_as_utf8(value: Any, many: bool, identity: bool, prose: bool) -> None:
     label = read_label(json.loads(json.dumps(value)), many=many, identity=identity, prose=prose)
     label.text.encode()
     label.note.encode()
@@ -173,6 +173,6 @@ def test_both_spellings_of_a_licence_are_one_field(document: str, licence: str) 
         '{"license": Infinity}',
     ],
 )
-def test_a_licence_that_is_not_one_is_an_error(document: str) -> None:
+def test_invalid_licence_is_an_error(document: str) -> None:
     with pytest.raises(TextError, match=r"licence"):
         read_licence(read_json(document.encode(), "x"))

@@ -56,7 +56,7 @@ def version(tmp_path: Path) -> Store:
     return store
 
 
-def test_images_come_by_range(version: Store) -> None:
+def test_images_are_read_by_range(version: Store) -> None:
     one, two = read_triplets(version)
     target, references = load_images(version, one)
     assert target.mean() == 20
@@ -66,7 +66,7 @@ def test_images_come_by_range(version: Store) -> None:
     assert [image.mean() for image in references] == [100, 150]
 
 
-def test_rows_may_come_from_arrow_or_numpy(version: Store) -> None:
+def test_rows_of_arrow_and_numpy_are_accepted(version: Store) -> None:
     row = read_table(version, "validation").to_pylist()[0]
     as_numpy = {
         name: np.array(value) if isinstance(value, list) else np.array([value])[0] for name, value in row.items()
@@ -76,7 +76,7 @@ def test_rows_may_come_from_arrow_or_numpy(version: Store) -> None:
     assert isinstance(Triplet.from_row(as_numpy).target_offset, int)
 
 
-def test_a_split_without_triplets_is_an_error(version: Store) -> None:
+def test_split_without_triplets_is_an_error(version: Store) -> None:
     table = read_table(version, "train")
     buffer = io.BytesIO()
     pq.write_table(table, buffer)

@@ -42,7 +42,7 @@ def _values(folder: str = "/tmp/with blank") -> dict[str, str]:
 
 
 @pytest.mark.parametrize("source", ["sample", "photos"])
-def test_every_step_is_a_plain_command_of_a_job(demo: ModuleType, source: str) -> None:
+def test_every_step_is_a_command_of_a_job(demo: ModuleType, source: str) -> None:
     values = _values()
     if source == "photos":
         values |= {"PHOTOS": "/my photos", "SUBJECT": "mug", "THING": "a mug"}
@@ -56,13 +56,13 @@ def test_every_step_is_a_plain_command_of_a_job(demo: ModuleType, source: str) -
     assert names.index("curate") < names.index("train") < names.index("promote") < names.index("finetune")
 
 
-def test_values_with_blanks_stay_one_word(demo: ModuleType) -> None:
+def test_values_with_spaces_stay_one_word(demo: ModuleType) -> None:
     steps, values = demo.load("sample", _values())
     words = demo.expand(steps[0]["run"], values)
     assert "/tmp/with blank/raw" in words
 
 
-def test_every_configuration_of_a_profile_is_there() -> None:
+def test_every_configuration_of_a_profile_exists() -> None:
     plan = (FOLDER / "demo.yaml").read_text()
     for profile in ("demo", "tiny"):
         for line in plan.split():
@@ -70,14 +70,14 @@ def test_every_configuration_of_a_profile_is_there() -> None:
                 assert (REPO / line.replace("$PROFILE", profile)).is_file(), line
 
 
-def test_a_refusal_changes_what_the_next_steps_start_from(demo: ModuleType) -> None:
+def test_refused_model_changes_the_values_of_later_steps(demo: ModuleType) -> None:
     steps = yaml.safe_load((FOLDER / "demo.yaml").read_text())["steps"]
     refused = next(step["if_refused"] for step in steps if step["name"] == "promote")
     _, values = demo.load("sample", _values("/d"))
     assert demo.expand_text(refused["values"]["MODEL"], values) == "/d/run/bundle"
 
 
-def test_the_last_subject_of_a_folder_is_the_customers(demo: ModuleType, tmp_path: Path) -> None:
+def test_last_subject_of_a_folder_is_the_customers(demo: ModuleType, tmp_path: Path) -> None:
     for name in ("dog", "old_clock_02", "cat"):
         (tmp_path / name).mkdir()
     (tmp_path / "zzz.txt").touch()
@@ -85,7 +85,7 @@ def test_the_last_subject_of_a_folder_is_the_customers(demo: ModuleType, tmp_pat
 
 
 def test_too_few_subjects_are_refused(demo: ModuleType, tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match="three or more"):
+    with pytest.raises(SystemExit, match="at least three"):
         demo.photo_values(tmp_path / "nowhere")
 
 
@@ -104,14 +104,14 @@ Running entrypoint for job raysubmit_a: python jobs/x.py
 """
 
 
-def test_the_outcome_is_the_jobs_last_line(cluster: ModuleType) -> None:
+def test_outcome_is_the_last_line_of_the_job(cluster: ModuleType) -> None:
     log = io.StringIO()
     assert cluster._follow(io.StringIO(SUBMISSION), log, cluster.Progress("x")) == "3 things at /tmp/x"
     assert "warming up" in log.getvalue()
     assert "\x1b" not in log.getvalue()
 
 
-def test_progress_shows_our_own_lines(cluster: ModuleType) -> None:
+def test_progress_shows_log_lines_of_the_job(cluster: ModuleType) -> None:
     shown: list[str] = []
 
     class Recorder:
@@ -125,7 +125,7 @@ def test_progress_shows_our_own_lines(cluster: ModuleType) -> None:
     assert shown == ["1 of 2 done"]
 
 
-def test_memory_counts_the_tree_and_shared_pages_once(cluster: ModuleType) -> None:
+def test_memory_of_descendants_counts_shared_pages_once(cluster: ModuleType) -> None:
     import subprocess
     import time
 

@@ -29,14 +29,14 @@ def _audited(name: str, version: str, **more: Any) -> dict[str, Any]:
         ),
     ],
 )  # fmt: skip
-def test_a_package_that_was_not_audited_is_never_clean(dependencies: list[Any], code: int, said: str) -> None:
+def test_package_that_was_not_audited_is_not_clean(dependencies: list[Any], code: int, said: str) -> None:
     verdict = runpy.run_path(str(_SETUP / "audit.py"))["verdict"]
     found, lines = verdict(_LOCKED, dependencies)
     assert found == code
     assert said in "\n".join(lines)
 
 
-def test_the_lock_is_read_whole() -> None:
+def test_every_package_of_the_lock_is_read() -> None:
     locked = runpy.run_path(str(_SETUP / "audit.py"))["locked"](_SETUP.parents[1] / "requirements.lock")
     assert len(locked) > 200
     assert {"pip_audit", "detect-secrets", "pip-licenses"} <= locked.keys()
@@ -50,7 +50,7 @@ def test_the_lock_is_read_whole() -> None:
         ("Mozilla Public License 2.0 (MPL 2.0)", True),
     ],
 )  # fmt: skip
-def test_each_licence_that_applies_is_allowed(licence: str, right: bool) -> None:
+def test_all_applicable_licences_must_be_allowed(licence: str, right: bool) -> None:
     refused = runpy.run_path(str(_SETUP / "licences.py"))["refused"]
     package = {"Name": "x", "Version": "1", "License": licence}
     allowed = {"MIT", "BSD-3-Clause", "Mozilla Public License 2.0 (MPL 2.0)"}

@@ -53,7 +53,7 @@ def _wait_for_children(process: psutil.Process, count: int) -> list[psutil.Proce
     raise AssertionError(f"{process} has {children}")
 
 
-def test_a_service_and_its_children_end(
+def test_service_and_its_children_are_stopped(
     processes: ModuleType, tmp_path: Path, stranger: subprocess.Popen[bytes]
 ) -> None:
     leader = _start(processes, tmp_path, "echo started; setsid sleep 600 & sleep 600 & wait")
@@ -66,7 +66,7 @@ def test_a_service_and_its_children_end(
     assert processes.log_path("service", tmp_path).read_text() == "started\n"
 
 
-def test_children_end_after_their_leader_died(processes: ModuleType, tmp_path: Path) -> None:
+def test_children_of_a_dead_service_are_stopped(processes: ModuleType, tmp_path: Path) -> None:
     leader = _start(processes, tmp_path, "sleep 600 & wait")
     (child,) = _wait_for_children(leader, 1)
     leader.kill()
@@ -78,16 +78,14 @@ def test_children_end_after_their_leader_died(processes: ModuleType, tmp_path: P
     assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
 
 
-def test_what_ignores_a_polite_request_is_killed(processes: ModuleType, tmp_path: Path) -> None:
+def test_process_that_ignores_sigterm_is_killed(processes: ModuleType, tmp_path: Path) -> None:
     leader = _start(processes, tmp_path, "trap '' TERM; while true; do sleep 0.1; done")
     time.sleep(0.3)
     processes.stop("service", tmp_path, patience_s=1.0)
     assert not leader.is_running() or leader.status() == psutil.STATUS_ZOMBIE
 
 
-def test_a_number_that_is_another_programs_by_now_is_left_alone(
-    processes: ModuleType, tmp_path: Path, stranger: subprocess.Popen[bytes]
-) -> None:
+def test_reused_pid_is_not_stopped(processes: ModuleType, tmp_path: Path, stranger: subprocess.Popen[bytes]) -> None:
     record = {"pid": stranger.pid, "started": psutil.Process(stranger.pid).create_time() - 60}
     (tmp_path / "pids").mkdir()
     (tmp_path / "pids" / "service.json").write_text(json.dumps(record))
@@ -97,12 +95,12 @@ def test_a_number_that_is_another_programs_by_now_is_left_alone(
     assert stranger.poll() is None
 
 
-def test_nothing_to_stop(processes: ModuleType, tmp_path: Path) -> None:
+def test_stopping_an_unknown_service_does_nothing(processes: ModuleType, tmp_path: Path) -> None:
     assert processes.find("service", tmp_path) is None
     assert processes.stop("service", tmp_path) == 0
 
 
-def test_the_record_is_of_this_process_only(processes: ModuleType, tmp_path: Path) -> None:
+def test_pid_file_identifies_one_process(processes: ModuleType, tmp_path: Path) -> None:
     process = _start(processes, tmp_path, f"exec {sys.executable} -c 'import time; time.sleep(600)'")
     other = tmp_path / "other"
     other.mkdir()

@@ -18,12 +18,12 @@ def check(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     return runpy.run_path(str(_SOURCE))["main"]
 
 
-def test_a_missing_compiler_is_named(check: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_compiler_is_named(check: Any, capsys: pytest.CaptureFixture[str]) -> None:
     assert check() == 1
     assert "apt-get install g++" in capsys.readouterr().err
 
 
-def test_a_missing_ninja_is_named(check: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_ninja_is_named(check: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     compiler = tmp_path / "c++"
     compiler.touch(mode=0o755)
     assert check() == 1

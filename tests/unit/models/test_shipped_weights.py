@@ -28,10 +28,10 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def photos() -> Photos:
     """Two views of subjects of a world that nothing was trained on: picture and caption."""
-    from pipelines.ingest.sample.scene import photograph
+    from pipelines.ingest.sample.scene import render
 
     taken = [world.photo(world.subject(98, number), view, 6) for number in range(16) for view in (0, 2)]
-    pictures = [photograph(world.body(p.subject), p.view, p.place, 128)[0] for p in taken]
+    pictures = [render(world.body(p.subject), p.view, p.place, 128)[0] for p in taken]
     return [(crop_resize(picture, 64, 64), p.caption) for picture, p in zip(pictures, taken, strict=True)]
 
 

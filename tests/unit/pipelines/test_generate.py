@@ -122,3 +122,16 @@ def test_prompts_in_another_encoding_are_an_error_that_names_the_file(data: byte
     with pytest.raises(InputError, match=r"line [12] (is not UTF-8|holds a NUL)") as refused:
         read_prompts(config)
     assert str(refused.value.value).endswith("prompts.txt")
+
+
+def test_prompts_file_and_references_have_bounds_that_settings_raise(request_of, tmp_path) -> None:
+    (tmp_path / "prompts.txt").write_text("a mug\n" * 200_000)  # 1.1 MiB
+    config = dataclasses.replace(request_of, prompts_file=str(tmp_path / "prompts.txt"), max_prompts_mib=1)
+    with pytest.raises(InputError, match="more than the 1 MiB that max_prompts_mib allows"):
+        read_prompts(config)
+    assert len(read_prompts(dataclasses.replace(config, max_prompts_mib=2))) == 200_001
+    (tmp_path / "mug.png").write_bytes((tmp_path / "mug.png").read_bytes() + bytes(1 << 20))
+    with pytest.raises(InputError, match=r"more than the 1 MiB that max_reference_mib allows.*raise max_reference_mib"):
+        generate(dataclasses.replace(request_of, max_reference_mib=1))
+    with pytest.raises(ConfigError, match="max_reference_mib is below 1"):
+        dataclasses.replace(request_of, max_reference_mib=0)

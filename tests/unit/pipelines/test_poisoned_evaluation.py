@@ -67,7 +67,7 @@ def test_rows_that_hold_no_triplet_are_left_out_of_a_suite(tmp_path: Path) -> No
     assert {"sample000", f"sample{len(ROWS) + 1:03d}"} <= set(ids)
     assert all(isinstance(t.prompt, str) and isinstance(t.subject, str) and t.reference_offsets for t in whole)
     nothing = write_snapshot(tmp_path / "none", ["prompt is null", "id is null"])
-    with pytest.raises(InputError, match="no row of the snapshot holds a triplet"):
+    with pytest.raises(InputError, match="no row of the snapshot is a valid triplet"):
         read_triplets(open_store(f"{nothing}/v0001"), "train")
 
 

@@ -16,7 +16,7 @@ def store(tmp_path: Path) -> Store:
     return open_store(str(tmp_path / "out"))
 
 
-def test_inputs_at_another_place_are_the_same_inputs(store: Store) -> None:
+def test_moved_inputs_count_as_the_same_inputs(store: Store) -> None:
     ignore = ("dataset",)
     first = claim(
         store, {"dataset": "/a", "seed": 1}, ignore=ignore, content={"snapshot": {"uri": "/a", "sha256": "x"}}
@@ -29,7 +29,7 @@ def test_inputs_at_another_place_are_the_same_inputs(store: Store) -> None:
         claim(store, {"dataset": "/a", "seed": 2}, ignore=ignore, content={"snapshot": moved})
 
 
-def test_a_record_of_an_earlier_version_is_resumed_with_its_fingerprint(store: Store) -> None:
+def test_record_of_earlier_software_is_resumed_with_its_fingerprint(store: Store) -> None:
     earlier = {"dataset": "/a", "base": "/b", "seed": 1, "snapshot": {"uri": "/a", "version": 1, "sha256": "x"}}
     record = {"config": earlier, "identity": earlier, "fingerprint": fingerprint(earlier)}
     store.write(RECORD, json.dumps(record).encode())
@@ -39,7 +39,7 @@ def test_a_record_of_an_earlier_version_is_resumed_with_its_fingerprint(store: S
     assert claim(store, ours, ignore=ignore, content=content) == fingerprint(earlier)
 
 
-def test_a_password_is_neither_stored_nor_compared(store: Store) -> None:
+def test_password_is_neither_stored_nor_compared(store: Store) -> None:
     config = {
         # pragma: allowlist nextline secret
         "endpoint": "http://mia:secret1@host",
@@ -52,7 +52,7 @@ def test_a_password_is_neither_stored_nor_compared(store: Store) -> None:
 
 
 @pytest.mark.parametrize("damage", [b"", b"{", b"[]", b"null", b'{"identity": 1}', b'{"config": {}}', b"\xff"])
-def test_a_damaged_record_is_named_and_its_advice_works(store: Store, damage: bytes) -> None:
+def test_damaged_record_is_an_error_whose_fix_works(store: Store, damage: bytes) -> None:
     store.write(RECORD, damage)
     with pytest.raises(InputError, match="restore it, or remove it"):
         claim(store, {"seed": 1})

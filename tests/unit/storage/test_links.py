@@ -8,7 +8,7 @@ import pytest
 from lookalike.errors import InputError
 from lookalike.storage import Store, open_store
 from lookalike.storage.links import LINK_ROOTS
-from lookalike.storage.survey import survey
+from lookalike.storage.store import survey
 from lookalike.storage.walk import Skipped
 
 WORDS = "a link leads out of the store"
@@ -45,7 +45,7 @@ def store(tmp_path: Path) -> Store:
         lambda store: store.delete("folder/secret.txt"),
     ],
 )
-def test_a_link_out_of_the_store_is_refused(call: Callable[[Store], object], store: Store, tmp_path: Path) -> None:
+def test_link_out_of_the_store_is_refused(call: Callable[[Store], object], store: Store, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=WORDS):
         call(store)
     assert [path.name for path in (tmp_path / "other").iterdir()] == ["secret.txt"]
@@ -57,7 +57,7 @@ def test_links_within_the_store_are_followed(store: Store) -> None:
     assert store.child("within").read("new.txt") == b"new"
 
 
-def test_a_link_in_a_files_place_is_replaced_or_removed(store: Store, tmp_path: Path) -> None:
+def test_link_at_a_key_is_replaced_or_removed(store: Store, tmp_path: Path) -> None:
     store.write("file.txt", b"mine")
     assert store.read("file.txt") == b"mine"
     (tmp_path / "store" / "again.txt").symlink_to(tmp_path / "other" / "secret.txt")
@@ -65,12 +65,12 @@ def test_a_link_in_a_files_place_is_replaced_or_removed(store: Store, tmp_path: 
     assert (tmp_path / "other" / "secret.txt").read_text() == "secret"
 
 
-def test_a_store_may_itself_be_a_link(store: Store, tmp_path: Path) -> None:
+def test_root_of_a_store_can_be_a_link(store: Store, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "store")
     assert open_store(str(tmp_path / "link")).read("inner/own.txt") == b"own"
 
 
-def test_an_operator_names_where_links_may_lead(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_links_into_link_roots_are_followed(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     skipped = {entry.key for entry in survey(store) if isinstance(entry, Skipped)}
     assert skipped == {"file.txt", "folder"}
     monkeypatch.setenv(LINK_ROOTS, f"/nowhere:{tmp_path / 'other'}")
@@ -82,7 +82,7 @@ def test_an_operator_names_where_links_may_lead(store: Store, tmp_path: Path, mo
         store.read("folder/secret.txt")
 
 
-def test_snapshot_in_the_hubs_cache_is_read_and_its_blobs_may_not_lead_out(tmp_path: Path) -> None:
+def test_hub_cache_snapshot_is_read_but_its_blobs_cannot_lead_out(tmp_path: Path) -> None:
     repo = tmp_path / "models--org--name"
     snapshot = repo / "snapshots" / "0a1b"
     (snapshot / "vae").mkdir(parents=True)

@@ -32,7 +32,7 @@ MARKED = ["my #1 store", "what?", "50%20off", "100%", "a b ü", "c:d", "%41", "{
 
 @settings(max_examples=400, deadline=None)
 @given(st.lists(_FILE, min_size=1, max_size=4))
-def test_the_uri_of_a_folder_opens_that_folder(names: list[str]) -> None:
+def test_uri_of_a_folder_opens_that_folder(names: list[str]) -> None:
     root = Path("/" + "/".join(names))
     for store in (LocalStore(root), LocalStore(Path("/")).child("/".join(names))):
         assert store.root == root
@@ -53,7 +53,7 @@ def test_the_uri_of_a_folder_opens_that_folder(names: list[str]) -> None:
 @example("a/", "x")
 @example("//", "x")
 @example("", "x")
-def test_the_uri_of_an_s3_prefix_opens_that_prefix(prefix: str, name: str) -> None:
+def test_uri_of_an_s3_prefix_opens_that_prefix(prefix: str, name: str) -> None:
     if {".", ".."} & set(prefix.split("/")):
         with pytest.raises(ConfigError, match="segment"):
             open_store(f"s3://bucket/{prefix}")
@@ -73,7 +73,7 @@ def test_the_uri_of_an_s3_prefix_opens_that_prefix(prefix: str, name: str) -> No
 
 
 @pytest.mark.parametrize("name", MARKED)
-def test_what_is_written_lies_in_the_folder_that_was_named(name: str, tmp_path: Path) -> None:
+def test_objects_are_written_into_the_named_folder(name: str, tmp_path: Path) -> None:
     folder = tmp_path / name
     folder.mkdir()
     store = open_store(str(folder)).child("a #1")
@@ -104,11 +104,11 @@ def test_what_is_written_lies_in_the_folder_that_was_named(name: str, tmp_path: 
         ("/a%20b?#", "/a%20b?#"),
     ],
 )
-def test_a_location_is_read_as_documented(written: str, path: str) -> None:
+def test_location_is_parsed_as_documented(written: str, path: str) -> None:
     assert open_store(written) == LocalStore(Path(path))
 
 
-def test_relative_paths_count_from_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_relative_paths_start_at_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for written, name in {"x": "x", "./x": "x", "y/../x": "x", "./~": "~", "c:d": "c:d", "100%": "100%"}.items():
         assert open_store(written).uri == (tmp_path / name).as_uri()
@@ -144,19 +144,19 @@ def test_relative_paths_count_from_here(tmp_path: Path, monkeypatch: pytest.Monk
         ("~no-such-user-here/x", "user"),
     ],
 )
-def test_what_is_not_a_location_is_refused_by_name(written: str, words: str) -> None:
+def test_invalid_location_is_refused(written: str, words: str) -> None:
     for opened in (open_store, locate_object):
         with pytest.raises(ConfigError, match=words):
             opened(written)
 
 
 @pytest.mark.parametrize("written", ["/a/", "s3://b/", "s3://b/x/", "/", "file:///a/", "s3://b", "/a/.", "x/.."])
-def test_a_folder_is_not_an_object(written: str) -> None:
+def test_location_of_a_folder_is_not_an_object(written: str) -> None:
     with pytest.raises(ConfigError, match="not a"):
         locate_object(written)
 
 
-def test_the_spelling_of_an_s3_location_is_one() -> None:
+def test_s3_locations_have_one_spelling() -> None:
     for written, uri in [
         ("S3://b/x", "s3://b/x"),
         ("s3://b/x/", "s3://b/x"),
@@ -169,12 +169,12 @@ def test_the_spelling_of_an_s3_location_is_one() -> None:
 
 
 @pytest.mark.parametrize("key", ["a//b", "./a", "a/.", "a\0"])
-def test_no_key_is_another_keys_object(key: str, tmp_path: Path) -> None:
+def test_different_keys_name_different_objects(key: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError):
         open_store(str(tmp_path)).write(key, b"")
 
 
-def test_prefixes_that_hold_each_other_overlap(tmp_path: Path) -> None:
+def test_nested_prefixes_overlap(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "raw")
     inside = [("raw", "raw/x"), ("raw", "raw"), ("raw/x", "raw"), ("raw", "link/x")]
     apart = [("raw", "raw2"), ("raw", "raw#"), ("a b", "a")]
@@ -199,7 +199,7 @@ def test_prefixes_that_hold_each_other_overlap(tmp_path: Path) -> None:
         lambda store: store.read("folder"),
     ],
 )
-def test_what_the_file_system_says_is_an_error_for_users(call: Callable[[Store], object], tmp_path: Path) -> None:
+def test_errors_of_the_file_system_become_input_errors(call: Callable[[Store], object], tmp_path: Path) -> None:
     (tmp_path / "loop").symlink_to("loop")
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").write_text("")

@@ -11,7 +11,7 @@ import pytest
 
 from lookalike.errors import InputError
 from lookalike.storage import ObjectInfo, open_store
-from lookalike.storage.survey import survey
+from lookalike.storage.store import survey
 from lookalike.storage.walk import walk
 
 
@@ -42,7 +42,7 @@ def named(entries: Iterator[Any]) -> dict[str, str]:
     return {entry.key: "" if isinstance(entry, ObjectInfo) else entry.reason for entry in entries}
 
 
-def test_every_name_is_there_as_an_object_or_with_its_reason(root: Path) -> None:
+def test_every_name_is_an_object_or_has_a_reason(root: Path) -> None:
     assert named(survey(open_store(str(root)))) == {
         "b.tar": "",
         "real/deep/a.tar": "",
@@ -60,13 +60,13 @@ def test_every_name_is_there_as_an_object_or_with_its_reason(root: Path) -> None
     }
 
 
-def test_a_listing_reads_linked_files_and_no_linked_folder(root: Path) -> None:
+def test_list_includes_linked_files_but_not_linked_folders(root: Path) -> None:
     keys = [info.key for info in open_store(str(root)).list()]
     assert keys == ["b.tar", "out.tar", "real/deep/a.tar", "to-file.tar"]
 
 
 @pytest.mark.parametrize("prefix", ["", "r", "real", "real/", "real/d", "b", "nothing", "nothing/at/all", "b.tar/x"])
-def test_a_prefix_gives_the_keys_that_begin_so(root: Path, prefix: str) -> None:
+def test_prefix_selects_keys_that_begin_with_it(root: Path, prefix: str) -> None:
     everything = [info.key for info in open_store(str(root)).list()]
     assert [info.key for info in open_store(str(root)).list(prefix)] == [k for k in everything if k.startswith(prefix)]
 
@@ -93,7 +93,7 @@ def locked(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return root
 
 
-def test_a_unreadable_is_named_and_never_taken_for_an_empty_one(locked: Path) -> None:
+def test_unreadable_folder_is_named_and_not_taken_for_an_empty_one(locked: Path) -> None:
     store = open_store(str(locked))
     assert named(survey(store))["real"] == "unreadable"
     for listing in (
@@ -107,7 +107,7 @@ def test_a_unreadable_is_named_and_never_taken_for_an_empty_one(locked: Path) ->
     assert [info.key for info in store.list("b")] == ["b.tar"]
 
 
-def test_links_that_cross_do_not_multiply(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_crossing_links_do_not_multiply(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lookalike.storage.walk._MAX_LINKED", 100)
     for i in range(30):
         (tmp_path / f"{i}").mkdir()
@@ -120,7 +120,7 @@ def test_links_that_cross_do_not_multiply(tmp_path: Path, monkeypatch: pytest.Mo
     assert counts["too_many_links"] > 0
 
 
-def test_a_socket_is_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_socket_is_a_special_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with socket.socket(socket.AF_UNIX) as server:
         server.bind("s.tar")

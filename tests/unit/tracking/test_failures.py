@@ -21,7 +21,7 @@ from lookalike.tracking import open_tracker, tracking_uri
         ("sqlite:///", "names no file"),
         ("sqlite:///:memory:", "names no file"),
         ("jsonl:", "names no file"),
-        ("ftp://host", "unknown kind"),
+        ("ftp://host", "unknown scheme"),
         ("http://", "not a valid address"),
         ("http://host:port", "not a valid address"),
         ("http://host:99999", "not a valid address"),
@@ -29,7 +29,7 @@ from lookalike.tracking import open_tracker, tracking_uri
         ("http://a b", "not a valid address"),
     ],
 )
-def test_an_address_that_cannot_work_is_refused_at_once(uri: str, message: str) -> None:
+def test_invalid_address_is_refused_immediately(uri: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         tracking_uri(uri)
 
@@ -64,19 +64,19 @@ def _older(file: Path) -> None:
     [
         (_folder, "is a folder.*mlflow.db"),
         (_garbage, "cannot be used"),
-        (_another_program, "another program's"),
+        (_another_program, "another program"),
         (_newer, "newer MLflow"),
         (_older, "mlflow db upgrade"),
     ],
 )
-def test_a_database_that_cannot_be_used_is_named(mlflow_database: str, damage, message: str) -> None:
+def test_unusable_database_is_named(mlflow_database: str, damage, message: str) -> None:
     damage(Path(mlflow_database.removeprefix("sqlite:///")))
     for call in (lambda: open_tracker(mlflow_database, "toys"), lambda: resolve("models:/a@champion", mlflow_database)):
         with pytest.raises(InputError, match=message):
             call()
 
 
-def test_a_locked_database_is_named_within_seconds(mlflow_database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_locked_database_is_reported_within_seconds(mlflow_database: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lookalike.tracking.connection._LOCK_S", 0.2)
     other = sqlite3.connect(mlflow_database.removeprefix("sqlite:///"), isolation_level=None)
     other.execute("BEGIN EXCLUSIVE")
@@ -91,13 +91,13 @@ def test_a_locked_database_is_named_within_seconds(mlflow_database: str, monkeyp
 @pytest.mark.parametrize(
     ("uri", "message"),
     [
-        ("postgresql+nothing://u:secret1@h/db", "not a valid database URI"),  # pragma: allowlist secret
-        ("mysql+oursql_not_there://h/db", "not a valid database URI"),
+        ("postgresql+nothing://u:secret1@h/db", "the database URI is not valid"),  # pragma: allowlist secret
+        ("mysql+oursql_not_there://h/db", "the database URI is not valid"),
         # pragma: allowlist nextline secret
-        ("mssql+pymssql://u:secret1@h/db", "driver of this database is not installed"),
+        ("mssql+pymssql://u:secret1@h/db", "driver of the database is not installed"),
     ],
 )
-def test_a_database_without_a_driver_is_named(uri: str, message: str) -> None:
+def test_database_without_a_driver_is_named(uri: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message) as raised:
         open_tracker(uri, "toys")
     assert "secret1" not in str(raised.value)
@@ -134,9 +134,9 @@ def answering() -> Iterator[dict]:
 @pytest.mark.parametrize(
     ("status", "body", "message"),
     [
-        (200, b"<html>hello</html>", "no MLflow server at this address"),
+        (200, b"<html>hello</html>", "not that of an MLflow server"),
         (200, b"[1, 2]", "MLflow|no MLflow"),
-        (404, b"<html>not found</html>", r"no MLflow server at this address \(HTTP 404\)"),
+        (404, b"<html>not found</html>", r"not that of an MLflow server \(HTTP 404\)"),
         (401, b"who are you", "MLFLOW_TRACKING_USERNAME"),
         (403, b"", "MLFLOW_TRACKING_USERNAME"),
         (403, b'{"error_code": "PERMISSION_DENIED", "message": "no"}', "MLFLOW_TRACKING_USERNAME"),
@@ -145,7 +145,7 @@ def answering() -> Iterator[dict]:
         (400, b'{"error_code": "INTERNAL_ERROR", "message": "http://mia:secret1@db"}', "MLflow refused"),
     ],
 )
-def test_a_server_that_is_not_mlflow_or_refuses_is_named(
+def test_server_that_is_not_mlflow_or_refuses_is_named(
     answering: dict, status: int, body: bytes, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")

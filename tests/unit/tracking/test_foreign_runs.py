@@ -13,11 +13,11 @@ from lookalike.training.config import TrainConfig
 from pipelines.train.tracked import RECORD, tracking_run
 
 
-def test_a_run_of_another_experiment_is_not_continued(mlflow_database: str, tmp_path: Path) -> None:
+def test_run_of_another_experiment_is_not_continued(mlflow_database: str, tmp_path: Path) -> None:
     with open_tracker(mlflow_database, "evil") as theirs:
         theirs.set_tags({"whose": "evil"})
     before = connect(mlflow_database).get_run(theirs.run_id)
-    with pytest.raises(InputError, match="of the experiment 'evil', not 'acme'"):
+    with pytest.raises(InputError, match="belongs to the experiment 'evil', not to 'acme'"):
         open_tracker(mlflow_database, "acme", run_id=theirs.run_id)
     config = TrainConfig(dataset="/data", run=str(tmp_path), tracking=mlflow_database, experiment="acme")
     store = open_store(config.run)

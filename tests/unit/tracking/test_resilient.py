@@ -41,7 +41,7 @@ def _lines(folder: Path) -> list[dict]:
     return [json.loads(line) for file in folder.rglob(EVENTS) for line in file.read_text().splitlines()]
 
 
-def test_everything_arrives_in_order(tmp_path: Path) -> None:
+def test_events_arrive_in_order(tmp_path: Path) -> None:
     with open_resilient(f"jsonl:{tmp_path}/runs", "toys") as tracker:
         _use_everything(tracker, tmp_path)
     events = _lines(tmp_path / "runs")
@@ -53,7 +53,7 @@ def test_everything_arrives_in_order(tmp_path: Path) -> None:
     assert events[-1]["status"] == "FINISHED"
 
 
-def test_names_and_values_that_mlflow_refuses_are_fitted(mlflow_database: str, tmp_path: Path) -> None:
+def test_names_and_values_are_adapted_to_mlflows_limits(mlflow_database: str, tmp_path: Path) -> None:
     with open_resilient(mlflow_database, "größe/../x") as tracker:
         _use_everything(tracker, tmp_path)
     client = connect(mlflow_database)
@@ -99,7 +99,7 @@ def _emptied(uri: str, run_id: str) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("disturb", [_moved, _deleted, _experiment_deleted, _emptied])
-def test_a_run_goes_on_without_its_tracker_and_delivers_when_it_is_back(
+def test_run_continues_without_its_tracker_and_delivers_events_later(
     disturb, mlflow_database: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     spool = open_store(str(tmp_path / "spool"))
@@ -112,7 +112,7 @@ def test_a_run_goes_on_without_its_tracker_and_delivers_when_it_is_back(
     ):
         for step in range(3):
             tracker.log_metrics({"loss": float(step)}, step)
-    assert caplog.text.count("the tracker is away") == 1
+    assert caplog.text.count("the tracker is unreachable") == 1
     assert "sent when the same command runs again" in caplog.text
     assert [event.step for event in decode(spool.read(PENDING)) if event.kind == "metrics"] == [0, 1, 2]
     next(away, None)
@@ -123,7 +123,7 @@ def test_a_run_goes_on_without_its_tracker_and_delivers_when_it_is_back(
     assert not spool.exists(PENDING)
 
 
-def test_json_lines_on_a_disk_that_is_away(tmp_path: Path) -> None:
+def test_json_lines_on_an_unreachable_disk_are_delivered_later(tmp_path: Path) -> None:
     spool = open_store(str(tmp_path / "spool"))
     uri = f"jsonl:{tmp_path}/runs"
     run_id = open_tracker(uri, "toys").run_id
@@ -137,7 +137,7 @@ def test_json_lines_on_a_disk_that_is_away(tmp_path: Path) -> None:
     assert [event["step"] for event in _lines(tmp_path / "runs") if "metrics" in event] == [7]
 
 
-def test_a_locked_database_delays_no_step(mlflow_database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_locked_database_does_not_delay_steps(mlflow_database: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lookalike.tracking.resilient._PATIENCE_S", 30.0)
     monkeypatch.setattr("lookalike.tracking.connection._LOCK_S", 0.1)
     run_id = open_tracker(mlflow_database, "toys").run_id
@@ -153,7 +153,7 @@ def test_a_locked_database_delays_no_step(mlflow_database: str, monkeypatch: pyt
     assert [metric.value for metric in connect(mlflow_database).get_metric_history(run_id, "loss")] == [1.0]
 
 
-def test_starting_with_a_wrong_address_is_an_error(tmp_path: Path) -> None:
+def test_starting_a_run_with_a_wrong_address_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for uri in ("http://127.0.0.1:9/nothing", f"jsonl:{tmp_path}/file/runs", f"sqlite:///{tmp_path}/file/m.db"):
         with pytest.MonkeyPatch.context() as patch:
@@ -162,7 +162,9 @@ def test_starting_with_a_wrong_address_is_an_error(tmp_path: Path) -> None:
                 open_resilient(uri, "toys")
 
 
-def test_memory_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_queue_of_events_is_bounded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setattr("lookalike.tracking.resilient._MAX_EVENTS", 10)
     monkeypatch.setattr("lookalike.tracking.resilient._MAX_BYTES", 10)
     (tmp_path / "runs").write_text("a file")
@@ -175,10 +177,10 @@ def test_memory_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capl
     events = decode(spool.read(PENDING))
     assert len(events) == 10
     assert events[-2].step == 49
-    assert "too many to wait in memory" in caplog.text
+    assert "did not fit into the queue" in caplog.text
 
 
-def test_events_survive_being_written(tmp_path: Path) -> None:
+def test_events_are_written_and_read_back(tmp_path: Path) -> None:
     events = [
         Event("metrics", {"loss": float("nan")}, 3, 5),
         Event("artifact", name="a/b.png", data=bytes(range(256))),

@@ -39,7 +39,7 @@ def meta(members: dict[str, bytes]) -> dict[str, str]:
     return json.loads(members["json"])  # type: ignore[no-any-return]
 
 
-def test_bytes_are_untouched_and_metadata_is_made_from_the_folder(tmp_path: Path) -> None:
+def test_bytes_are_unchanged_and_metadata_comes_from_the_folder(tmp_path: Path) -> None:
     original = photo(tmp_path / "in" / "toy_car_03" / "00.jpg")
     found = samples(plan(tmp_path / "in", licence="CC0-1.0"), tmp_path)
     assert list(found) == ["toy_car_03-00"]
@@ -53,7 +53,7 @@ def test_bytes_are_untouched_and_metadata_is_made_from_the_folder(tmp_path: Path
     }
 
 
-def test_sidecars_say_more(tmp_path: Path) -> None:
+def test_sidecars_override_metadata_of_the_folder(tmp_path: Path) -> None:
     photo(tmp_path / "in" / "a" / "00.jpg")
     (tmp_path / "in" / "a" / "00.txt").write_text("my red mug\n")
     photo(tmp_path / "in" / "a" / "01.png")
@@ -65,14 +65,14 @@ def test_sidecars_say_more(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["{", "[1]"])
-def test_a_sidecar_that_is_no_object_is_named(tmp_path: Path, text: str) -> None:
+def test_sidecar_that_is_not_an_object_is_named(tmp_path: Path, text: str) -> None:
     photo(tmp_path / "in" / "a" / "00.jpg")
     (tmp_path / "in" / "a" / "00.json").write_text(text)
     with pytest.raises(InputError, match=r"a/00\.json"):
         samples(plan(tmp_path / "in"), tmp_path)
 
 
-def test_dreambooth_classes(tmp_path: Path) -> None:
+def test_classes_of_dreambooth_are_read(tmp_path: Path) -> None:
     for name in ("dog2", "red_cartoon"):
         photo(tmp_path / "in" / name / "00.jpg")
     (tmp_path / "in" / "prompts_and_classes.txt").write_text(
@@ -90,7 +90,7 @@ def test_class_of_a_folder(folder: str, expected: str) -> None:
     assert class_of(folder) == expected
 
 
-def test_what_is_no_image_is_listed_and_what_cannot_be_decoded_is_taken(tmp_path: Path) -> None:
+def test_other_files_are_listed_and_undecodable_images_are_copied(tmp_path: Path) -> None:
     photo(tmp_path / "in" / "a" / "00.jpg")
     (tmp_path / "in" / "a" / "broken.JPEG").write_bytes(b"no image")
     (tmp_path / "in" / "a" / "notes.md").write_text("x")
@@ -137,7 +137,7 @@ def test_shards_are_bounded_and_equal_plans_write_equal_bytes(tmp_path: Path) ->
         assert (tmp_path / "x" / shard.name).read_bytes() == (tmp_path / "y" / shard.name).read_bytes()
 
 
-def test_another_listing_is_another_identity(tmp_path: Path) -> None:
+def test_changed_listing_changes_the_identity(tmp_path: Path) -> None:
     photo(tmp_path / "in" / "a" / "00.jpg")
     first = plan(tmp_path / "in").identity
     photo(tmp_path / "in" / "a" / "01.jpg")
@@ -148,11 +148,11 @@ def test_another_listing_is_another_identity(tmp_path: Path) -> None:
     ("files", "message"),
     [
         ([], "missing or empty"),
-        (["00.jpg"], "no photographs in subject folders"),
-        (["a/00.jpg", "b/notes.txt"], "holds no image"),
+        (["00.jpg"], "no photos in subject folders"),
+        (["a/00.jpg", "b/notes.txt"], "folder of a subject has no image"),
     ],
 )
-def test_bad_folders_are_refused(tmp_path: Path, files: list[str], message: str) -> None:
+def test_invalid_folders_are_refused(tmp_path: Path, files: list[str], message: str) -> None:
     for name in files:
         (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "in" / name).write_bytes(b"x")
@@ -160,14 +160,14 @@ def test_bad_folders_are_refused(tmp_path: Path, files: list[str], message: str)
         plan(tmp_path / "in")
 
 
-def test_settings_that_cannot_work() -> None:
+def test_invalid_settings_are_refused() -> None:
     with pytest.raises(ConfigError, match="shard_mib"):
         IngestConfig(source="x", raw="y", shard_mib=0)
-    with pytest.raises(ConfigError, match="sample world only"):
+    with pytest.raises(ConfigError, match="photos needs --source sample"):
         IngestConfig(source="x", raw="y", photos="z")
 
 
-def test_every_name_of_a_folder_is_taken_or_skipped_with_its_reason(tmp_path: Path) -> None:
+def test_every_name_is_used_or_skipped_with_a_reason(tmp_path: Path) -> None:
     source = tmp_path / "in"
     photo(source / "cup" / "00.jpg")
     photo(tmp_path / "elsewhere" / "hat" / "00.jpg", seed=1)
@@ -183,7 +183,11 @@ def test_every_name_of_a_folder_is_taken_or_skipped_with_its_reason(tmp_path: Pa
     photo(source / "cup" / "deep" / "00.jpg")
     os.mkfifo(source / "cup" / "04.jpg")
     made = plan(source)
-    outside, nothing, nested = "leads out of the source", "a link to nothing", "not directly in a subject's folder"
+    outside, nothing, nested = (
+        "leads out of the source",
+        "a link whose target does not exist",
+        "not directly in a subject's folder",
+    )
     assert {key: reason.split(": ")[0] for key, reason in made.skipped.items()} == {
         "cup/00.txt": f"a link that {outside}",
         "cup/02.jpg": f"a link that {outside}",
@@ -204,16 +208,16 @@ def test_every_name_of_a_folder_is_taken_or_skipped_with_its_reason(tmp_path: Pa
     assert not any("secret" in meta(members)["caption"] for members in found.values())
 
 
-def test_a_source_of_links_alone_says_so(tmp_path: Path) -> None:
+def test_source_of_outside_links_names_the_reason(tmp_path: Path) -> None:
     photo(tmp_path / "elsewhere" / "hat" / "00.jpg")
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "hat").symlink_to(tmp_path / "elsewhere" / "hat")
-    with pytest.raises(InputError, match="missing or empty: a link that leads out of the source: copy what"):
+    with pytest.raises(InputError, match="missing or empty: a link that leads out of the source: copy its"):
         plan(tmp_path / "in")
 
 
 @pytest.mark.parametrize("setting", ["subjects", "exclude_subjects"])
-def test_a_subject_is_named_in_either_normal_form(tmp_path: Path, setting: str) -> None:
+def test_subject_can_be_named_in_either_normal_form(tmp_path: Path, setting: str) -> None:
     nfc, nfd = (unicodedata.normalize(form, "josé") for form in ("NFC", "NFD"))
     photo(tmp_path / "in" / nfd / "00.jpg")
     photo(tmp_path / "in" / "cup" / "00.jpg")
@@ -221,7 +225,7 @@ def test_a_subject_is_named_in_either_normal_form(tmp_path: Path, setting: str) 
     assert made.skipped == {("cup/" if setting == "subjects" else f"{nfd}/"): "excluded"}
 
 
-def test_two_folders_of_one_name_in_two_normal_forms_are_one_subject(tmp_path: Path) -> None:
+def test_folders_whose_names_differ_in_normal_form_are_one_subject(tmp_path: Path) -> None:
     nfc, nfd = (unicodedata.normalize(form, "josé") for form in ("NFC", "NFD"))
     for number, name in enumerate((nfc, nfd)):
         photo(tmp_path / "in" / name / "00.jpg", seed=number)
@@ -232,14 +236,14 @@ def test_two_folders_of_one_name_in_two_normal_forms_are_one_subject(tmp_path: P
     assert {meta(members)["subject"] for members in found.values()} == {nfc}
 
 
-def test_a_list_of_classes_that_is_not_csv_is_named(tmp_path: Path) -> None:
+def test_list_of_classes_that_is_not_csv_is_an_error(tmp_path: Path) -> None:
     photo(tmp_path / "in" / "dog2" / "00.jpg")
     (tmp_path / "in" / "prompts_and_classes.txt").write_text('subject_name,class\ndog2,"puppy\n' + "x" * 140_000)
     with pytest.raises(InputError, match=r"not CSV: field larger .* close each quote"):
         plan(tmp_path / "in")
 
 
-def test_a_file_that_would_fill_the_memory_is_skipped_by_its_size(tmp_path: Path) -> None:
+def test_file_above_its_size_limit_is_skipped(tmp_path: Path) -> None:
     source = tmp_path / "in"
     for name in ("00.jpg", "01.jpg", "02.jpg"):
         photo(source / "cup" / name)
@@ -255,7 +259,7 @@ def test_a_file_that_would_fill_the_memory_is_skipped_by_its_size(tmp_path: Path
     assert sum(shard.images for shard in made.shards) == 2
 
 
-def test_a_photo_that_becomes_a_link_after_the_listing_is_refused(tmp_path: Path) -> None:
+def test_photo_that_becomes_a_link_after_the_listing_is_refused(tmp_path: Path) -> None:
     photo(tmp_path / "in" / "cup" / "00.jpg")
     (tmp_path / "in" / "cup" / "00.txt").write_text("a cup")
     made = plan(tmp_path / "in")

@@ -23,7 +23,7 @@ def shots(**settings: object) -> list[Shot]:
     return [shot for some in plan_shots(config, world.subjects(config)).values() for shot in some]
 
 
-def test_a_subject_depends_on_seed_and_number_only() -> None:
+def test_subject_depends_on_seed_and_number_only() -> None:
     many = world.subjects(SampleWorldConfig(subjects=40, seed=3))
     later = world.subjects(SampleWorldConfig(subjects=10, seed=3, first_subject=30))
     assert many[30:] == later
@@ -50,7 +50,7 @@ def test_shapes_can_be_chosen() -> None:
         world.subjects(SampleWorldConfig(shapes=["unicorn"]))
 
 
-def test_the_views_of_a_subject_go_about_it() -> None:
+def test_views_of_a_subject_are_evenly_spaced() -> None:
     thing = world.subject(0, 0)
     views = [world.photo(thing, i, 6).view for i in range(6)]
     azimuths = np.sort([view.azimuth_deg for view in views])
@@ -58,7 +58,7 @@ def test_the_views_of_a_subject_go_about_it() -> None:
     assert len({world.photo(thing, i, 6).place for i in range(6)}) == 6
 
 
-def test_captions_are_made_of_the_words_that_the_tokenizer_knows() -> None:
+def test_captions_consist_of_the_tokenizers_words() -> None:
     known = set((ASSETS_DIR / "mini.words.txt").read_text().split()) | {","}
     allowed = set(vocabulary.words(shapes.names()))
     assert allowed <= known
@@ -67,7 +67,7 @@ def test_captions_are_made_of_the_words_that_the_tokenizer_knows() -> None:
         assert set(said) <= allowed, shot.photo.caption
 
 
-def test_a_bare_caption_tells_neither_colours_nor_pattern() -> None:
+def test_bare_caption_has_neither_colours_nor_pattern() -> None:
     told, half, bare = (
         [shot.photo.caption for shot in shots(subjects=60, defects=False, bare_captions=share)] for share in (0, 0.5, 1)
     )
@@ -87,7 +87,7 @@ def test_view_names(azimuth: float, elevation: float, name: str) -> None:
 
 
 @pytest.mark.parametrize(("subjects", "asked", "each"), [(4, None, 3), (8, 11, 11), (200, None, 5)])
-def test_as_many_of_each_defect_as_wanted(subjects: int, asked: int | None, each: int) -> None:
+def test_each_defect_is_planted_as_often_as_configured(subjects: int, asked: int | None, each: int) -> None:
     planned = shots(subjects=subjects, defects_of_each=asked)
     counts = {kind: sum(shot.defect == kind for shot in planned) for kind in KINDS}
     assert set(counts.values()) == {each}
@@ -106,13 +106,13 @@ def test_more_defects_are_planted_after_all_others() -> None:
     assert added == dict.fromkeys(MORE_DEFECTS, 3)
 
 
-def test_no_defects_without_asking() -> None:
+def test_defects_can_be_turned_off() -> None:
     planned = shots(subjects=3, views=4, defects=False)
     assert len(planned) == 12
     assert all(shot.defect is None for shot in planned)
 
 
-def test_defects_spoil_what_they_say() -> None:
+def test_each_defect_has_its_effect() -> None:
     ramp = np.linspace(0, 255, 256)
     picture = np.stack(np.broadcast_arrays(ramp[None], ramp[:, None], 90.0), -1).astype(np.uint8)
     clean = decode(encode(picture, Shot(world.photo(world.subject(0, 0), 0, 6))))
@@ -140,7 +140,7 @@ def test_defects_spoil_what_they_say() -> None:
         assert np.ptp(np.flatnonzero(written.any(axis=0))) > 0.6 * 256
 
 
-def test_the_truth_names_every_photo() -> None:
+def test_truth_lists_every_photo() -> None:
     plan = plan_sample(IngestConfig(source="sample", raw="r", sample=SampleWorldConfig(subjects=8)))
     truth = plan.extras[TRUTH]
     assert len(truth["photos"]) == sum(shard.images for shard in plan.shards)
@@ -166,6 +166,6 @@ def test_the_truth_names_every_photo() -> None:
         {"more_defects": ["taken_down"], "defects": False},
     ],
 )
-def test_worlds_that_cannot_be(settings: dict[str, object]) -> None:
+def test_invalid_worlds_are_refused(settings: dict[str, object]) -> None:
     with pytest.raises(ConfigError):
         SampleWorldConfig(**settings)  # type: ignore[arg-type]

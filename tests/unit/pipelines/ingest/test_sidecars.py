@@ -25,7 +25,7 @@ def ingested(folder: Path, sidecar: str, data: bytes, **settings: object) -> dic
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
-def test_text_is_decoded_by_its_mark(tmp_path: Path, encoding: str) -> None:
+def test_text_is_decoded_by_its_byte_order_mark(tmp_path: Path, encoding: str) -> None:
     assert ingested(tmp_path, "txt", f"{CAPTION}\r\n".encode(encoding))["caption"] == CAPTION
     document = json.dumps({"caption": CAPTION}, ensure_ascii=False).encode(encoding)
     assert ingested(tmp_path, "json", document)["caption"] == CAPTION
@@ -40,15 +40,15 @@ def test_text_is_decoded_by_its_mark(tmp_path: Path, encoding: str) -> None:
         ("json", b'{\n"caption": }', "line 2 is not JSON"),
         ("json", b"[" * 10_000, "RecursionError"),
         ("json", b"7", "not a JSON object"),
-        ("json", b'{"caption": {"en": "a dog"}}', "caption of a sidecar is not a label: a dictionary"),
-        ("json", b'{"class": true}', "class of a sidecar is not a label: true"),
-        ("json", b'{"subject": ["a", "b"]}', "subject of a sidecar is not a label: a list of 2"),
+        ("json", b'{"caption": {"en": "a dog"}}', "caption of the sidecar is not a label: a dictionary"),
+        ("json", b'{"class": true}', "class of the sidecar is not a label: true"),
+        ("json", b'{"subject": ["a", "b"]}', "subject of the sidecar is not a label: a list of 2"),
         ("json", b'{"subject": 1e999}', "infinite"),
-        ("json", b'{"licence": "MIT", "license": "GPL-3.0"}', "two licences that differ: GPL-3.0 and MIT"),
+        ("json", b'{"licence": "MIT", "license": "GPL-3.0"}', "two different licences: GPL-3.0 and MIT"),
         ("json", b'{"License": {"name": "MIT"}}', "not a licence"),
     ],
 )
-def test_what_cannot_be_used_is_named_before_anything_is_written(
+def test_invalid_sidecar_is_reported_before_anything_is_written(
     tmp_path: Path, sidecar: str, data: bytes, what: str
 ) -> None:
     with pytest.raises(InputError, match=rf"{what}.*dog7/00\.{sidecar}"):
@@ -58,11 +58,11 @@ def test_what_cannot_be_used_is_named_before_anything_is_written(
     assert len(samples(plan(tmp_path / "in"), tmp_path)) == 1
 
 
-def test_all_sidecars_that_cannot_be_used_are_named_at_once(tmp_path: Path) -> None:
+def test_all_invalid_sidecars_are_reported_at_once(tmp_path: Path) -> None:
     for name in ("00", "01", "02"):
         photo(tmp_path / "in" / "dog7" / f"{name}.jpg")
         (tmp_path / "in" / "dog7" / f"{name}.txt").write_bytes("é".encode("cp1252") if name != "01" else b"a dog")
-    with pytest.raises(InputError, match=r"2 sidecars cannot be used .*00\.txt.*02\.txt"):
+    with pytest.raises(InputError, match=r"2 sidecars are not valid .*00\.txt.*02\.txt"):
         plan(tmp_path / "in")
 
 
@@ -82,7 +82,7 @@ def test_all_sidecars_that_cannot_be_used_are_named_at_once(tmp_path: Path) -> N
         ({"license": "None"}, {"licence": "None"}),
     ],
 )
-def test_a_sidecar_replaces_what_it_says_and_nothing_else(
+def test_sidecar_overrides_only_its_own_fields(
     tmp_path: Path, document: dict[str, Any], expected: dict[str, Any]
 ) -> None:
     said = ingested(tmp_path, "json", json.dumps(document).encode(), licence="CC-BY-4.0")
@@ -90,7 +90,7 @@ def test_a_sidecar_replaces_what_it_says_and_nothing_else(
     assert said == usual | {"source": said["source"]} | expected
 
 
-def test_classes_are_decoded_and_null_is_none(tmp_path: Path) -> None:
+def test_classes_are_decoded_and_null_is_missing(tmp_path: Path) -> None:
     photo(tmp_path / "in" / "dog7" / "00.jpg")
     photo(tmp_path / "in" / "chien" / "00.jpg")
     classes = tmp_path / "in" / "prompts_and_classes.txt"
@@ -102,7 +102,7 @@ def test_classes_are_decoded_and_null_is_none(tmp_path: Path) -> None:
         plan(tmp_path / "in")
 
 
-def test_a_name_that_is_not_utf8_is_passed_over_by_name(tmp_path: Path) -> None:
+def test_name_that_is_not_utf8_is_skipped(tmp_path: Path) -> None:
     photo(tmp_path / "in" / "dog7" / "00.jpg")
     photo(tmp_path / "in" / "dog7" / "01.jpg")
     folder = os.fsencode(tmp_path / "in" / "dog7")
@@ -114,7 +114,7 @@ def test_a_name_that_is_not_utf8_is_passed_over_by_name(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("without_heic")
 @pytest.mark.parametrize("name", ["IMG_1.HEIC", "a.heif", "b.avif"])
-def test_phone_photos_name_the_extra_that_reads_them(tmp_path: Path, name: str) -> None:
+def test_heic_photos_name_the_extra_that_reads_them(tmp_path: Path, name: str) -> None:
     (tmp_path / "in" / "dog7").mkdir(parents=True)
     (tmp_path / "in" / "dog7" / name).write_bytes(b"\0\0\0\x18ftypheic" + bytes(99))
     with pytest.raises(InputError, match=r"HEIC.*dog7.*pip install 'lookalike\[heic\]'"):
