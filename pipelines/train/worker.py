@@ -22,8 +22,9 @@ from lookalike.tracking import Tracker, open_resilient
 from lookalike.training import checkpoint
 from lookalike.training.clock import StepClock
 from lookalike.training.curriculum import stage_at
+from lookalike.training.deepspeed_setup import import_deepspeed, prepare_process
 from lookalike.training.engine import Engine, PlainEngine
-from lookalike.training.export import adapter_of, add_loras, export_bundle, trainable_parts
+from lookalike.training.export import export_bundle
 from lookalike.training.history import History, Listener
 from lookalike.training.ledger import Ledger
 from lookalike.training.loop import Loop
@@ -31,8 +32,9 @@ from lookalike.training.objective import DenoisingObjective, HeldOutLoss
 from lookalike.training.previews import HeldOutImages
 from lookalike.training.quarantine import failures
 from lookalike.training.ranks import Rank
+from lookalike.training.trainable import adapter_of, add_loras, trainable_parts
 from lookalike.training.workload import Workload, peak_tflops
-from lookalike.training.zero import ZeroEngine, import_deepspeed, prepare_process
+from lookalike.training.zero import ZeroEngine
 from pipelines.train.in_memory import ahead, kept_batches
 from pipelines.train.observe import ProgressBar, RayMetrics, TrackedImages, ray_runs
 from pipelines.train.samples import Columns, prepare, validation_indices
@@ -119,7 +121,7 @@ def _engine(settings: WorkerSettings, device: torch.device, rank: Rank | None) -
         add_loras(config, model)
         if config.activation_checkpointing:
             model.enable_gradient_checkpointing()
-        return model.trainable(trainable_parts(config))
+        return model.set_trainable(trainable_parts(config))
 
     torch.manual_seed(config.seed)  # adapters draw their initial weights here, alike on every rank
     if rank is not None:

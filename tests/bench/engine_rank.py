@@ -24,9 +24,10 @@ from lookalike.models.vae import load_vae
 from lookalike.models.weights import strict_weights
 from lookalike.training.clock import StepClock
 from lookalike.training.config import StageConfig, TrainConfig, WorkerConfig, ZeroConfig
+from lookalike.training.deepspeed_setup import prepare_process
 from lookalike.training.engine import build_optimizer
 from lookalike.training.objective import DenoisingObjective
-from lookalike.training.zero import ZeroEngine, prepare_process
+from lookalike.training.zero import ZeroEngine
 
 STAGE = StageConfig(name="both", steps=10**6, conditions="mllm+references")
 
@@ -60,7 +61,7 @@ def select(model: Any, bundle: Path) -> dict[str, torch.nn.Parameter]:
         model.add_lora(lora)
         model.enable_gradient_checkpointing()
     parts = ("aggregator", "transformer" if lora is None else "transformer_lora")
-    learns: dict[str, torch.nn.Parameter] = model.trainable(parts)
+    learns: dict[str, torch.nn.Parameter] = model.set_trainable(parts)
     return learns
 
 

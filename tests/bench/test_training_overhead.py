@@ -107,7 +107,7 @@ def test_the_loop_costs_little_beside_a_bare_one(tmp_path: Path) -> None:
         return DenoisingObjective(model, load_vae(bundle), flow, DropoutConfig(), 0, torch.device("cpu"))
 
     bare_model = SubjectModel.from_bundle(bundle)
-    learns = list(bare_model.trainable(PARTS).values())
+    learns = list(bare_model.set_trainable(PARTS).values())
     bare_model.train()
     bare_objective = objective_of(bare_model)
     options = OptimizerConfig()
@@ -137,7 +137,7 @@ def test_the_loop_costs_little_beside_a_bare_one(tmp_path: Path) -> None:
         yield {}
 
     model = SubjectModel.from_bundle(bundle)
-    named = model.trainable(PARTS)
+    named = model.set_trainable(PARTS)
     model.train()
     store = open_store(config.run)
     ready = batches()

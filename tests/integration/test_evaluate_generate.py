@@ -64,7 +64,7 @@ def personal(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     generator = torch.Generator().manual_seed(0)
     weights = {
         name.removeprefix("transformer."): 0.2 * torch.randn(parameter.shape, generator=generator)
-        for name, parameter in model.trainable(["transformer_lora"]).items()
+        for name, parameter in model.set_trainable(["transformer_lora"]).items()
     }
     folder = tmp_path_factory.mktemp("personal")
     save_lora(folder / ADAPTER, lora, weights)

@@ -82,5 +82,5 @@ class Workload:
         if self.adapter is not None and self.adapter != self.preset.lora:
             with torch.device("meta"):
                 model.add_lora(self.adapter)
-        model.trainable(self.learns)
+        model.set_trainable(self.learns)
         return model

@@ -35,7 +35,7 @@ def losses(bundle_dir, pictures):
     def run(device: torch.device) -> list[float]:
         model = SubjectModel.from_bundle(bundle_dir).to(device)
         engine = PlainEngine(
-            model, model.trainable(("aggregator", "transformer")), OptimizerConfig(), 1, EmaConfig(decay=0.9)
+            model, model.set_trainable(("aggregator", "transformer")), OptimizerConfig(), 1, EmaConfig(decay=0.9)
         )
         flow = FlowConfig.from_bundle(bundle_dir)
         objective = DenoisingObjective(model, load_vae(bundle_dir).to(device), flow, DropoutConfig(), 0, device)
