@@ -8,7 +8,7 @@ import numpy as np
 
 from lookalike.errors import ConfigError
 from lookalike.models.presets import Preset, load_preset
-from lookalike.training.budget import GB, Cluster, plan_memory, plan_stages
+from lookalike.training.budget import GB, Cluster, phase_costs, plan_memory
 from lookalike.training.config import TrainConfig
 from lookalike.training.workload import peak_tflops
 
@@ -170,7 +170,7 @@ def _training(config: PlanConfig, preset: Preset, cluster: Cluster) -> list[str]
         f"At an assumed {cluster.utilisation:.0%} of {cluster.peak_tflops:g} TFLOP/s (projected, not measured):",
         "",
     ]
-    stages = plan_stages(preset, sample, cluster, config.stages, config.batch_size)
+    stages = phase_costs(preset, sample, cluster, config.stages, config.batch_size)
     batch = config.batch_size
     table = [["stage", "steps", "tokens of a step", "TFLOPs of a sample", "PFLOPs of a step", "days"]]
     table += [

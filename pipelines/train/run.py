@@ -33,10 +33,11 @@ from lookalike.storage.results import AGAIN, read_result, write_result
 from lookalike.tracking import tracking_uri
 from lookalike.tracking.events import PENDING
 from lookalike.training import checkpoint
-from lookalike.training.config import TrainConfig, WorkerConfig
+from lookalike.training.config import TrainConfig
 from lookalike.training.epoch_plan import EpochPlan
 from lookalike.training.stopping import stops_on_sigterm
 from lookalike.training.watchdog import HANGS
+from lookalike.training.workers import WorkerConfig
 from lookalike.training.zero_config import check_schema, zero3_config
 from pipelines.entry import ray_session
 from pipelines.train.samples import TripletSource

@@ -23,13 +23,15 @@ from lookalike.models.subject import SubjectModel
 from lookalike.models.vae import load_vae
 from lookalike.models.weights import strict_weights
 from lookalike.training.clock import StepClock
-from lookalike.training.config import StageConfig, TrainConfig, WorkerConfig, ZeroConfig
+from lookalike.training.config import TrainConfig
+from lookalike.training.curriculum import PhaseConfig
 from lookalike.training.deepspeed_setup import prepare_process
-from lookalike.training.engine import build_optimizer
 from lookalike.training.objective import DenoisingObjective
+from lookalike.training.optimizer import build_optimizer
+from lookalike.training.workers import WorkerConfig, ZeroConfig
 from lookalike.training.zero import ZeroEngine
 
-STAGE = StageConfig(name="both", steps=10**6, conditions="mllm+references")
+STAGE = PhaseConfig(name="both", steps=10**6, conditions="mllm+references")
 
 
 class Ddp:

@@ -30,22 +30,18 @@ from lookalike.models.subject import SubjectModel
 from lookalike.models.vae import load_vae
 from lookalike.storage import open_store
 from lookalike.tracking import open_tracker
-from lookalike.training.config import (
-    CheckpointConfig,
-    DropoutConfig,
-    OptimizerConfig,
-    StageConfig,
-    TrainConfig,
-    ValidationConfig,
-    WorkerConfig,
-)
+from lookalike.training.config import TrainConfig
+from lookalike.training.curriculum import PhaseConfig
 from lookalike.training.engine import PlainEngine
 from lookalike.training.epoch_plan import EpochPlan
 from lookalike.training.history import History
 from lookalike.training.ledger import Ledger
 from lookalike.training.loop import Columns, Loop
+from lookalike.training.loop_config import CheckpointConfig, DropoutConfig, ValidationConfig
 from lookalike.training.objective import DenoisingObjective
+from lookalike.training.optimizer import OptimizerConfig
 from lookalike.training.ranks import Rank
+from lookalike.training.workers import WorkerConfig
 from lookalike.training.workload import Workload
 from pipelines.curate import CurateConfig, curate
 from pipelines.train.run import train
@@ -94,7 +90,7 @@ def test_the_loop_costs_little_beside_a_bare_one(tmp_path: Path) -> None:
     config = TrainConfig(
         dataset="none",
         run=str(tmp_path / "run"),
-        stages=[StageConfig(name="both", steps=total, conditions="mllm+references")],
+        stages=[PhaseConfig(name="both", steps=total, conditions="mllm+references")],
         batch_size=BATCH,
         micro_batch_size=MICRO,
         validation=ValidationConfig(samples=0),
@@ -188,7 +184,7 @@ def test_waiting_for_data_and_writing_checkpoints(dataset: Path, tmp_path: Path,
     config = TrainConfig(
         dataset=str(dataset),
         run=str(tmp_path / "run"),
-        stages=[StageConfig(name="both", steps=120, conditions="mllm+references")],
+        stages=[PhaseConfig(name="both", steps=120, conditions="mllm+references")],
         batch_size=16,
         micro_batch_size=8,
         validation=ValidationConfig(samples=0),

@@ -13,8 +13,9 @@ from lookalike.models.batch import Batch
 from lookalike.models.joint import import_model_classes
 from lookalike.models.subject import SubjectModel
 from lookalike.models.weights import strict_weights
-from lookalike.training.config import TrainConfig, WorkerConfig
+from lookalike.training.config import TrainConfig
 from lookalike.training.deepspeed_setup import prepare_process
+from lookalike.training.workers import WorkerConfig
 from lookalike.training.zero import ZeroEngine
 
 

@@ -17,9 +17,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.cpp_extension import _get_build_directory
 
-from lookalike.training.config import EmaConfig, OptimizerConfig, TrainConfig, WorkerConfig, ZeroConfig
+from lookalike.training.average import EmaConfig
+from lookalike.training.config import TrainConfig
 from lookalike.training.deepspeed_setup import prepare_process
 from lookalike.training.engine import Engine, PlainEngine
+from lookalike.training.optimizer import OptimizerConfig
+from lookalike.training.workers import WorkerConfig, ZeroConfig
 from lookalike.training.zero import ZeroEngine
 
 pytestmark = pytest.mark.timeout(900)

@@ -27,7 +27,7 @@ from lookalike.scratch import scratch
 from lookalike.storage import Store
 from lookalike.training import checkpoint
 from lookalike.training.config import TrainConfig
-from lookalike.training.engine import MOMENTS
+from lookalike.training.optimizer import STATE_NAMES
 from lookalike.training.trainable import adapter_of, add_loras, mllm_lora_of, trainable_parts
 
 _TOLERANCE = 1e-3  # of weights; float16 has 11 significant bits
@@ -50,7 +50,7 @@ def export_bundle(
         return done
     initial_uri = config.base or store.child(INITIAL).uri
     initial = local_bundle(initial_uri)
-    _, tensors = checkpoint.load(store.child(checkpoint.CHECKPOINTS), step, without=MOMENTS)
+    _, tensors = checkpoint.load(store.child(checkpoint.CHECKPOINTS), step, without=STATE_NAMES)
     weights = checkpoint.trained_weights(tensors)
     del tensors
     _check_trained(weights)
@@ -85,7 +85,7 @@ def _trained_model(config: TrainConfig, initial: Path, weights: Mapping[str, Ten
     """The initial bundle's model, with its LoRA if it trains one, and the checkpoint's weights; strict."""
     model = SubjectModel.from_bundle(initial)
     add_loras(config, model)
-    named = model.trainable(trainable_parts(config))
+    named = model.set_trainable(trainable_parts(config))
     if differing := sorted(set(named) ^ set(weights)):
         raise LookalikeError(
             "the checkpoint does not fit the model", value=differing[0], fix="export with the run's own configuration"

@@ -17,8 +17,8 @@ from lookalike.storage import Store
 from lookalike.storage.lease import Fence
 from lookalike.training import checkpoint
 from lookalike.training.clock import StepClock
-from lookalike.training.config import StageConfig, TrainConfig
-from lookalike.training.curriculum import ends_stage, learning_rate, stage_at
+from lookalike.training.config import TrainConfig
+from lookalike.training.curriculum import PhaseConfig, ends_phase, learning_rate, phase_at
 from lookalike.training.engine import Engine
 from lookalike.training.epoch_plan import EpochPlan
 from lookalike.training.history import METRICS, History
@@ -34,13 +34,13 @@ log = logging.getLogger(__name__)
 _PARTS = ("data_wait", "forward", "backward", "optimizer", "validation", "checkpoint")
 
 Columns = Mapping[str, np.ndarray]
-Objective = Callable[[Columns, StageConfig, int], Tensor]
+Objective = Callable[[Columns, PhaseConfig, int], Tensor]
 """(prepared columns, stage, epoch) → loss of each sample, float32 ``[B]``."""
-Validation = Callable[[StageConfig], dict[str, float]]
+Validation = Callable[[PhaseConfig], dict[str, float]]
 """Held-out figures for a stage; a collective: every rank calls it."""
-Images = Callable[[StageConfig, int], None]
+Images = Callable[[PhaseConfig, int], None]
 """Draws held-out images after that many steps and keeps them; a collective too."""
-Workload = Callable[[Columns, StageConfig], tuple[int, float]]
+Workload = Callable[[Columns, PhaseConfig], tuple[int, float]]
 """Tokens and FLOPs of this rank's prepared columns; 0 FLOPs where no peak is known to hold them against."""
 
 
@@ -99,12 +99,12 @@ class Loop:
             while step < config.total_steps:
                 watchdog.alive(step)
                 saver.check()
-                index, stage, position = stage_at(config.stages, step)
+                index, stage, position = phase_at(config.stages, step)
                 self.engine.set_learning_rate(learning_rate(stage, position))
                 figures, stop = self._step(batches, stage, step, accumulation, stop_notice())
                 figures.update(stage=stage.name, stage_index=index, learning_rate=learning_rate(stage, position))
                 self.history.add(step, figures)
-                last_of_stage = ends_stage(config.stages, step)
+                last_of_stage = ends_phase(config.stages, step)
                 step += 1
                 if config.validation.samples and (last_of_stage or step % config.validation.every == 0):
                     with self.clock.measure("validation"), torch.no_grad(), self.engine.averaged():
@@ -126,7 +126,7 @@ class Loop:
                     )
 
     def _step(
-        self, batches: Iterator[Columns], stage: StageConfig, step: int, accumulation: int, asked_to_stop: bool
+        self, batches: Iterator[Columns], stage: PhaseConfig, step: int, accumulation: int, asked_to_stop: bool
     ) -> tuple[dict[str, Any], bool]:
         """One optimizer step: its figures, and whether any rank was asked to stop.
 
@@ -191,7 +191,7 @@ class Loop:
             figures["model_flops_utilisation"] = flops_sum / (seconds * peak)
         return figures, stop > 0
 
-    def _give_up(self, stage: StageConfig, step: int, loss: float, gradient_norm: float) -> None:
+    def _give_up(self, stage: PhaseConfig, step: int, loss: float, gradient_norm: float) -> None:
         """Keep the samples of the step that diverged, then raise; every rank has seen the same figures."""
         key = f"diverged/step-{step:08d}.json"
         lines = self.ledger.take().decode().splitlines()

@@ -13,7 +13,8 @@ from lookalike.diffusion.flow import Draw, FlowConfig, draw, noise_levels
 from lookalike.diffusion.objective import denoising_loss, with_latents
 from lookalike.models.batch import Batch, to_batch
 from lookalike.models.vae import LatentCache, token_grid
-from lookalike.training.config import DropoutConfig, StageConfig
+from lookalike.training.curriculum import PhaseConfig
+from lookalike.training.loop_config import DropoutConfig
 
 Columns = Mapping[str, np.ndarray]
 
@@ -33,7 +34,7 @@ class DenoisingObjective:
     cache: LatentCache = field(default_factory=LatentCache)
     """The VAE is frozen: each image is encoded once."""
 
-    def __call__(self, columns: Columns, stage: StageConfig, epoch: int) -> Tensor:
+    def __call__(self, columns: Columns, stage: PhaseConfig, epoch: int) -> Tensor:
         """Training loss of each sample, float32 ``[B]``."""
         prepared = columns if isinstance(columns, PreparedColumns) else None
         assert prepared is None or prepared.of == (stage, epoch)
@@ -52,7 +53,7 @@ class DenoisingObjective:
             dropout_references=self.dropout.references,
         )
 
-    def prepare(self, columns: Columns, stage: StageConfig, epoch: int) -> "PreparedColumns":
+    def prepare(self, columns: Columns, stage: PhaseConfig, epoch: int) -> "PreparedColumns":
         """The host's share of such a call, for a GPU that computes the step before meanwhile: latents and noise."""
         batch = with_latents(to_batch(columns), self.vae, self.cache, references=_sees_references(stage))
         assert batch.target_latents is not None
@@ -66,7 +67,7 @@ class DenoisingObjective:
 class PreparedColumns(dict[str, np.ndarray]):
     """Columns, and what :meth:`DenoisingObjective.prepare` made of them: on the host, for a GPU in pinned memory."""
 
-    def __init__(self, columns: Columns, batch: Batch, drawn: Draw, of: tuple[StageConfig, int]) -> None:
+    def __init__(self, columns: Columns, batch: Batch, drawn: Draw, of: tuple[PhaseConfig, int]) -> None:
         super().__init__(columns)
         self.batch = batch
         self.drawn = drawn
@@ -86,7 +87,7 @@ class HeldOutLoss:
     total: Callable[..., list[float]]
     """Sums each argument over all ranks."""
 
-    def __call__(self, stage: StageConfig) -> dict[str, float]:
+    def __call__(self, stage: PhaseConfig) -> dict[str, float]:
         """Means over all ranks' samples: ``loss_right``, ``loss_shuffled`` and their difference ``loss_gap``, and
         ``loss_sigma_A-B``, the right one of samples whose noise level lies there; a bin without samples is left out."""
         sums = torch.zeros(2)
@@ -137,7 +138,7 @@ class HeldOutLoss:
         return np.minimum((np.array(levels) * _BINS).astype(np.int64), _BINS - 1)
 
 
-def _sees_references(stage: StageConfig) -> bool:
+def _sees_references(stage: PhaseConfig) -> bool:
     return stage.conditions == "mllm+references"
 
 

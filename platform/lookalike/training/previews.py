@@ -11,7 +11,8 @@ from lookalike.diffusion.flow import draw, shift_sigma
 from lookalike.diffusion.stages import PRESET, Conditions, stages_of
 from lookalike.models.batch import to_batch
 from lookalike.models.vae import decode, token_grid
-from lookalike.training.config import ImagesConfig, StageConfig
+from lookalike.training.curriculum import PhaseConfig
+from lookalike.training.loop_config import ImagesConfig
 from lookalike.training.objective import Columns, DenoisingObjective
 
 _NOTHING = Conditions(mllm=0, references=0)
@@ -33,7 +34,7 @@ class HeldOutImages:
     """Of the preset."""
 
     @torch.no_grad()
-    def __call__(self, stage: StageConfig) -> npt.NDArray[np.uint8]:
+    def __call__(self, stage: PhaseConfig) -> npt.NDArray[np.uint8]:
         """uint8 ``[n, H, W, 3]``: by the preset's stages, or from the MLLM alone where ``stage`` trains that."""
         vae, flow, cache = self.objective.vae, self.objective.flow, self.objective.cache
         batch = to_batch(self.columns).to(self.objective.device)

@@ -11,7 +11,8 @@ import torch
 from lookalike.models.costs import Sample, aggregator_flops, denoising_flops, meta_model, mllm_flops
 from lookalike.models.presets import LoraConfig, Preset
 from lookalike.models.subject import Part, SubjectModel
-from lookalike.training.config import Precision, StageConfig
+from lookalike.training.curriculum import PhaseConfig
+from lookalike.training.workers import Precision
 
 Columns = Mapping[str, np.ndarray]
 
@@ -54,7 +55,7 @@ class Workload:
     """Of one rank's device; None if unknown, then no FLOPs are counted."""
     _polynomials: dict[tuple[int, bool], Any] = field(default_factory=dict)
 
-    def __call__(self, columns: Columns, stage: StageConfig) -> tuple[int, float]:
+    def __call__(self, columns: Columns, stage: PhaseConfig) -> tuple[int, float]:
         """Tokens that the DiT computes for the real samples of ``columns``, and FLOPs of all its rows."""
         latents = stage.conditions == "mllm+references"
         real, present = columns["weight"] > 0, columns["reference_mask"].astype(bool)

@@ -11,17 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lookalike.training.average import AVERAGE, update_average
 from lookalike.training.config import TrainConfig
-from lookalike.training.engine import (
-    AVERAGE,
-    MASTER,
-    build_optimizer,
-    check_keys,
-    fresh_state,
-    kept_by_optimizer,
-    state_keys,
-    update_average,
-)
+from lookalike.training.engine import MASTER, check_keys, fresh_state, kept_by_optimizer, state_keys
+from lookalike.training.optimizer import build_optimizer
 from lookalike.training.zero_config import zero3_config
 
 _GATHER_ELEMENTS = 50_000_000  # parameters gathered at once while weights are loaded: 200 MB in fp32

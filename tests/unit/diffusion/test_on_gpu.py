@@ -15,9 +15,12 @@ from lookalike.diffusion.pipeline import SubjectPipeline
 from lookalike.models.preprocess import Preprocessor
 from lookalike.models.subject import SubjectModel
 from lookalike.models.vae import load_vae
-from lookalike.training.config import DropoutConfig, EmaConfig, OptimizerConfig, StageConfig
+from lookalike.training.average import EmaConfig
+from lookalike.training.curriculum import PhaseConfig
 from lookalike.training.engine import PlainEngine
+from lookalike.training.loop_config import DropoutConfig
 from lookalike.training.objective import DenoisingObjective
+from lookalike.training.optimizer import OptimizerConfig
 
 pytestmark = pytest.mark.gpu
 
@@ -30,7 +33,7 @@ def losses(bundle_dir, pictures):
     images = pictures(8)
     columns = Preprocessor.from_bundle(bundle_dir)(["a mug"] * 4, [[image] for image in images[:4]], images[4:])
     columns |= {"sample_id": np.array(list("abcd")), "weight": np.ones(4, np.float32)}
-    stage = StageConfig(name="both", steps=6, conditions="mllm+references", warmup_steps=0)
+    stage = PhaseConfig(name="both", steps=6, conditions="mllm+references", warmup_steps=0)
 
     def run(device: torch.device) -> list[float]:
         model = SubjectModel.from_bundle(bundle_dir).to(device)

@@ -16,15 +16,16 @@ from lookalike.models.batch import to_batch
 from lookalike.models.preprocess import Preprocessor
 from lookalike.models.subject import SubjectModel
 from lookalike.models.vae import load_vae
-from lookalike.training.config import DropoutConfig, ImagesConfig, StageConfig
+from lookalike.training.curriculum import PhaseConfig
+from lookalike.training.loop_config import DropoutConfig, ImagesConfig
 from lookalike.training.objective import DenoisingObjective, HeldOutLoss
 from lookalike.training.previews import HeldOutImages
 from lookalike.training.ranks import Rank
 
 PROMPTS = ["a red mug", "a blue box on the wet sand of a beach", "a dog"]
 IDS = ["a", "b", "c"]
-BOTH = StageConfig(name="both", steps=10, conditions="mllm+references")
-MLLM = StageConfig(name="mllm", steps=10, conditions="mllm")
+BOTH = PhaseConfig(name="both", steps=10, conditions="mllm+references")
+MLLM = PhaseConfig(name="mllm", steps=10, conditions="mllm")
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +75,7 @@ def test_held_out_losses_by_noise_level_are_those_of_their_samples(
 @torch.no_grad()
 @pytest.mark.parametrize("stage", [BOTH, MLLM])
 def test_columns_prepared_ahead_give_the_same_losses(
-    objective: DenoisingObjective, columns: dict[str, np.ndarray], stage: StageConfig
+    objective: DenoisingObjective, columns: dict[str, np.ndarray], stage: PhaseConfig
 ) -> None:
     prepared = objective.prepare(columns, stage, 3)
     assert prepared["sample_id"].tolist() == IDS
@@ -89,7 +90,7 @@ def test_images_are_those_of_the_pipeline(
     objective: DenoisingObjective,
     columns: dict[str, np.ndarray],
     photos: list[np.ndarray],
-    stage: StageConfig,
+    stage: PhaseConfig,
     schedule: str,
     guidance: float,
 ) -> None:
