@@ -51,10 +51,10 @@ class GenerateConfig:
     def __post_init__(self) -> None:
         check_values(self)
         check_most(self, num_images=100_000, steps=10_000, batch_size=4_096)
-        from lookalike.diffusion.stages import stages_of
+        from lookalike.diffusion.schedule import denoising_schedule
         from lookalike.models.preprocess import MAX_SIDE
 
-        stages_of(self.stages)  # refuses what is none, and stages out of order
+        denoising_schedule(self.stages)  # refuses what is none, and stages out of order
         for name in ("num_images", "steps", "batch_size"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is below 1", value=getattr(self, name), fix="use 1 or more")

@@ -210,11 +210,15 @@ def _images(
     config = settings.config.images
     if config.count == 0:
         return None
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
     source = replace(settings.source, split="validation")
     each = -(-config.count // rank.count)
     mine = validation_indices(source, each * rank.count)[rank.index * each : (rank.index + 1) * each]
-    stages = read_preset(local_bundle(settings.source.bundle_uri)).stages
-    return TrackedImages(HeldOutImages(objective, prepare(source, mine), config, stages), rank, tracker)
+    bundle = local_bundle(settings.source.bundle_uri)
+    scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(bundle / "scheduler")
+    images = HeldOutImages(objective, prepare(source, mine), config, read_preset(bundle).stages, scheduler)
+    return TrackedImages(images, rank, tracker)
 
 
 def _validation_batches(settings: WorkerSettings, rank: Rank) -> list[Columns]:

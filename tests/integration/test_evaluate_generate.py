@@ -230,7 +230,7 @@ def _request(bundle: Path, photos: Path, out: Path) -> GenerateConfig:
 
 
 def test_stages_that_are_none_are_refused_before_anything_starts(bundle: Path, photos: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="stages out of order"):
+    with pytest.raises(ConfigError, match="denoising schedule are out of order"):
         dataclasses.replace(_request(bundle, photos, tmp_path), stages="0.5/0.9")
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lookalike.diffusion.flow import Draw, FlowConfig, draw, noise_levels
-from lookalike.diffusion.objective import denoising_loss, with_latents
+from lookalike.diffusion.objective import denoising_loss, paired_losses, with_latents
 from lookalike.models.batch import Batch, to_batch
 from lookalike.models.vae import LatentCache, token_grid
 from lookalike.training.curriculum import PhaseConfig
@@ -98,32 +98,31 @@ class HeldOutLoss:
             weight = torch.tensor(columns["weight"])  # 0: the sample could not be read
             partners = partners_of_other_subjects(columns["subject"].tolist(), columns["weight"] > 0)
             batch = to_batch(columns).to(self.objective.device)
-            for index, chosen in enumerate((batch, batch.with_conditions_of(partners))):
-                losses = denoising_loss(
-                    self.objective.model,
-                    self.objective.vae,
-                    chosen,
-                    sample_ids=columns["sample_id"].tolist(),
-                    seed=(self.objective.seed,),
-                    flow=self.objective.flow,
-                    cache=self.objective.cache,
-                    use_mllm=True,
-                    use_references=_sees_references(stage),
-                ).cpu()
-                losses = losses * weight
-                sums[index] += losses.sum()
-                if chosen is batch:
-                    bins = self._bins(columns)
-                    binned += [np.bincount(bins, part.double().numpy(), _BINS) for part in (losses, weight)]
+            right, shuffled = paired_losses(
+                self.objective.model,
+                self.objective.vae,
+                batch,
+                batch.with_conditions_of(partners),
+                sample_ids=columns["sample_id"].tolist(),
+                seed=(self.objective.seed,),
+                flow=self.objective.flow,
+                cache=self.objective.cache,
+                use_references=_sees_references(stage),
+            )
+            assert shuffled is not None
+            right, shuffled = right.cpu() * weight, shuffled.cpu() * weight
+            sums += torch.stack([right.sum(), shuffled.sum()])
+            bins = self._bins(columns)
+            binned += [np.bincount(bins, part.double().numpy(), _BINS) for part in (right, weight)]
             count += int(weight.sum())
         self.objective.model.train()
         totals = self.total(*sums.tolist(), float(count), *binned.flatten().tolist())
-        right, shuffled, samples = totals[:3]
+        loss_right, loss_shuffled, samples = totals[:3]
         by_level = zip(totals[3 : 3 + _BINS], totals[3 + _BINS :], strict=True)
         return {
-            "loss_right": right / samples,
-            "loss_shuffled": shuffled / samples,
-            "loss_gap": (shuffled - right) / samples,
+            "loss_right": loss_right / samples,
+            "loss_shuffled": loss_shuffled / samples,
+            "loss_gap": (loss_shuffled - loss_right) / samples,
             **{
                 f"loss_sigma_{index / _BINS:.2f}-{(index + 1) / _BINS:.2f}": total / number
                 for index, (total, number) in enumerate(by_level)

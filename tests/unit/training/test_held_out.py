@@ -1,5 +1,6 @@
 """What is looked at while training: held-out losses by noise level, and images of held-out samples."""
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -95,10 +96,11 @@ def test_images_are_those_of_the_pipeline(
     guidance: float,
 ) -> None:
     config = ImagesConfig(count=3, steps=6, guidance=guidance)
-    found = HeldOutImages(objective, columns, config, schedule if stage is BOTH else "paper")(stage)
+    pipe = SubjectPipeline.from_pretrained(bundle_dir)
+    own = schedule if stage is BOTH else "paper"
+    found = HeldOutImages(objective, columns, config, own, copy.deepcopy(pipe.scheduler))(stage)
     assert objective.model.training
     objective.model.eval()
-    pipe = SubjectPipeline.from_pretrained(bundle_dir)
     pipe.set_progress_bar_config(disable=True)
     for part in ("aggregator", "transformer", "mllm"):
         getattr(pipe, part).load_state_dict(getattr(objective.model, part).state_dict())
