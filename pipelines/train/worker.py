@@ -28,6 +28,7 @@ from lookalike.training.export import export_bundle
 from lookalike.training.history import History, Listener
 from lookalike.training.ledger import Ledger
 from lookalike.training.loop import Loop
+from lookalike.training.micro_batch import MicroBatch
 from lookalike.training.objective import DenoisingObjective, HeldOutLoss
 from lookalike.training.previews import HeldOutImages
 from lookalike.training.quarantine import failures
@@ -76,7 +77,7 @@ def run_rank(settings: WorkerSettings, rank: Rank | None = None) -> None:
     )
     workload = _workload(settings, device)
     if plain and device.type == "cuda":
-        batches = _prepared_ahead(batches, objective, settings)
+        batches = _computed_ahead(batches, objective, settings)
     with (
         open_resilient(
             config.tracking, config.experiment, run_id=settings.tracking_run, enabled=rank.is_first, spool=store
@@ -140,8 +141,8 @@ def _engine(settings: WorkerSettings, device: torch.device, rank: Rank | None) -
     return PlainEngine(model, select(model), config.optimizer, config.accumulation(1), config.ema, config.precision)
 
 
-def _batches(settings: WorkerSettings, first_step: int, rank: Rank) -> Iterator[Columns]:
-    """Prepared columns of micro batches; the loaders start at once, while the caller builds its engine."""
+def _batches(settings: WorkerSettings, first_step: int, rank: Rank) -> Iterator[MicroBatch]:
+    """This rank's micro batches in order; the loaders start at once, while the caller builds its engine."""
     config, steps = settings.config, range(first_step, settings.config.total_steps)
     where = (settings.source, settings.plan, steps, rank.index, rank.count, config.micro_batch_size)
     if config.keep_samples:
@@ -154,29 +155,29 @@ def _batches(settings: WorkerSettings, first_step: int, rank: Rank) -> Iterator[
     first = starter.submit(next, batches)
     starter.shutdown(wait=False)
 
-    def in_order() -> Iterator[Columns]:
-        yield first.result()
-        yield from batches
+    def in_order() -> Iterator[MicroBatch]:
+        yield MicroBatch(first.result())
+        yield from map(MicroBatch, batches)
 
     return in_order()
 
 
-def _prepared_ahead(
-    batches: Iterator[Columns], objective: DenoisingObjective, settings: WorkerSettings
-) -> Iterator[Columns]:
-    """The host's share of the next micro batch is done while the GPU computes; the VAE runs on a stream of its own."""
+def _computed_ahead(
+    batches: Iterator[MicroBatch], objective: DenoisingObjective, settings: WorkerSettings
+) -> Iterator[MicroBatch]:
+    """Compute the host's share of the next micro batch while the GPU is busy; the VAE runs on a stream of its own."""
     stream = torch.cuda.Stream()
 
-    def prepared() -> Iterator[Columns]:
-        torch.cuda.set_device(objective.device)  # a thread begins on the first one
-        for columns in batches:
+    def computed() -> Iterator[MicroBatch]:
+        torch.cuda.set_device(objective.device)  # a new thread starts with the first device
+        for columns in (micro_batch.columns for micro_batch in batches):
             step = int(columns["step"][0])
-            stage = phase_at(settings.config.stages, step)[1]
+            phase = phase_at(settings.config.stages, step)[1]
             with torch.cuda.stream(stream):
-                made = objective.prepare(columns, stage, settings.plan.epoch_of(step))
-            yield made
+                result = objective.compute_inputs(columns, phase, settings.plan.epoch_of(step))
+            yield result
 
-    return ahead(prepared())
+    return ahead(computed())
 
 
 @contextmanager

@@ -26,6 +26,7 @@ from lookalike.training.clock import StepClock
 from lookalike.training.config import TrainConfig
 from lookalike.training.curriculum import PhaseConfig
 from lookalike.training.deepspeed_setup import prepare_process
+from lookalike.training.micro_batch import MicroBatch
 from lookalike.training.objective import DenoisingObjective
 from lookalike.training.optimizer import build_optimizer
 from lookalike.training.workers import WorkerConfig, ZeroConfig
@@ -101,7 +102,7 @@ def main(name: str, rank: int, ranks: int, port: str, bundle: Path, batches: Pat
     for step in range(steps):
         engine.set_learning_rate(1e-4)
         started = time.perf_counter()
-        loss = objective(columns, STAGE, step).mean()
+        loss = objective(MicroBatch(columns), STAGE, step).mean()
         engine.accumulate(loss)
         engine.finish_step()
         losses.append(float(loss.detach()))

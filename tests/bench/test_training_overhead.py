@@ -36,8 +36,9 @@ from lookalike.training.engine import PlainEngine
 from lookalike.training.epoch_plan import EpochPlan
 from lookalike.training.history import History
 from lookalike.training.ledger import Ledger
-from lookalike.training.loop import Columns, Loop
+from lookalike.training.loop import Loop
 from lookalike.training.loop_config import CheckpointConfig, DropoutConfig, ValidationConfig
+from lookalike.training.micro_batch import MicroBatch
 from lookalike.training.objective import DenoisingObjective
 from lookalike.training.optimizer import OptimizerConfig
 from lookalike.training.ranks import Rank
@@ -113,7 +114,7 @@ def test_the_loop_costs_little_beside_a_bare_one(tmp_path: Path) -> None:
 
     def bare_step(step: int) -> None:
         for columns in parts:
-            (bare_objective(columns, stage, step).mean() / len(parts)).backward()
+            (bare_objective(MicroBatch(columns), stage, step).mean() / len(parts)).backward()
         torch.nn.utils.clip_grad_norm_(learns, options.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad()
@@ -121,14 +122,14 @@ def test_the_loop_costs_little_beside_a_bare_one(tmp_path: Path) -> None:
     bare: list[float] = []
     ours: list[float] = []
 
-    def batches() -> Iterator[Columns]:
+    def batches() -> Iterator[MicroBatch]:
         for step in range(total):
             started = time.perf_counter()
             bare_step(step)
             handed = time.perf_counter()
             bare.append(handed - started)
             for columns in parts:
-                yield {**columns, "step": np.full(MICRO, step)}
+                yield MicroBatch({**columns, "step": np.full(MICRO, step)})
             ours.append(time.perf_counter() - handed)  # until the loop asks for its next batch
         yield {}
 

@@ -15,7 +15,8 @@ from lookalike.models.batch import to_batch
 from lookalike.models.vae import decode, token_grid
 from lookalike.training.curriculum import PhaseConfig
 from lookalike.training.loop_config import ImagesConfig
-from lookalike.training.objective import Columns, DenoisingObjective
+from lookalike.training.micro_batch import SampleColumns
+from lookalike.training.objective import DenoisingObjective
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class HeldOutImages:
     """
 
     objective: DenoisingObjective
-    columns: Columns
+    columns: SampleColumns
     """This rank's samples, as many as every other rank has."""
     config: ImagesConfig
     schedule: str

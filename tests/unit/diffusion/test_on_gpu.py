@@ -19,6 +19,7 @@ from lookalike.training.average import EmaConfig
 from lookalike.training.curriculum import PhaseConfig
 from lookalike.training.engine import PlainEngine
 from lookalike.training.loop_config import DropoutConfig
+from lookalike.training.micro_batch import MicroBatch
 from lookalike.training.objective import DenoisingObjective
 from lookalike.training.optimizer import OptimizerConfig
 
@@ -46,7 +47,7 @@ def losses(bundle_dir, pictures):
         model.train()
         found = []
         for step in range(6):
-            loss = objective(columns, stage, step % 2).mean()
+            loss = objective(MicroBatch(columns), stage, step % 2).mean()
             engine.accumulate(loss)
             engine.finish_step()
             found.append(float(loss.detach()))

@@ -19,6 +19,7 @@ from lookalike.models.subject import SubjectModel
 from lookalike.models.vae import load_vae
 from lookalike.training.curriculum import PhaseConfig
 from lookalike.training.loop_config import DropoutConfig, ImagesConfig
+from lookalike.training.micro_batch import MicroBatch
 from lookalike.training.objective import DenoisingObjective, HeldOutLoss
 from lookalike.training.previews import HeldOutImages
 from lookalike.training.ranks import Rank
@@ -78,10 +79,11 @@ def test_held_out_losses_by_noise_level_are_those_of_their_samples(
 def test_columns_prepared_ahead_give_the_same_losses(
     objective: DenoisingObjective, columns: dict[str, np.ndarray], stage: PhaseConfig
 ) -> None:
-    prepared = objective.prepare(columns, stage, 3)
-    assert prepared["sample_id"].tolist() == IDS
-    assert torch.equal(objective(prepared, stage, 3), objective(columns, stage, 3))
-    assert not torch.equal(objective(prepared, stage, 3), objective(columns, stage, 4))
+    plain, prepared = MicroBatch(columns), objective.compute_inputs(columns, stage, 3)
+    assert prepared.columns["sample_id"].tolist() == IDS
+    assert prepared.inputs is not None
+    assert torch.equal(objective(prepared, stage, 3), objective(plain, stage, 3))
+    assert not torch.equal(objective(prepared, stage, 3), objective(plain, stage, 4))
 
 
 @pytest.mark.parametrize(("stage", "schedule"), [(BOTH, "paper"), (BOTH, "0.9/0.3"), (MLLM, "mllm_only")])
