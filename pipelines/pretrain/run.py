@@ -178,7 +178,7 @@ def _pretrain_vae(
     photographs = pictures.photographs() if config.photographs > 0 else []
     side = load_preset(config.preset).height
 
-    def loss(rng: np.random.Generator, step: int) -> tuple[Tensor, parts.Figures]:
+    def loss(rng: np.random.Generator, step: int) -> tuple[Tensor, parts.Metrics]:
         whole = step >= 0.8 * config.fit.steps
         images = [
             pictures.vary(photographs[rng.integers(len(photographs))], side, rng)
@@ -235,7 +235,7 @@ def _pretrain_mllm(
             references.append([pictures.jitter(subject.images[i], side, rng) for i in chosen])
         return to_batch(preprocessor(prompts, references, truncate_prompts=True))
 
-    def loss(rng: np.random.Generator, step: int) -> tuple[Tensor, parts.Figures]:
+    def loss(rng: np.random.Generator, step: int) -> tuple[Tensor, parts.Metrics]:
         return parts.caption_loss(mllm, batch(train, rng, config.fit.batch_size))
 
     last = _fit(mllm, loss, config, run)
@@ -260,13 +260,13 @@ def _pretrain_mllm(
 
 def _fit(
     model: Any,
-    loss: Callable[[np.random.Generator, int], tuple[Tensor, parts.Figures]],
+    loss: Callable[[np.random.Generator, int], tuple[Tensor, parts.Metrics]],
     config: PretrainConfig,
     run: Path,
-) -> parts.Figures:
+) -> parts.Metrics:
     with tqdm(total=config.fit.steps, desc=config.part, unit="step") as bar:
 
-        def report(step: int, figures: parts.Figures) -> None:
+        def report(step: int, figures: parts.Metrics) -> None:
             bar.update(step - bar.n)
             if step % 20 == 0:
                 bar.set_postfix({name: f"{value:.3f}" for name, value in figures.items()})
