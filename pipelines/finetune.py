@@ -22,7 +22,10 @@ from lookalike.storage.claim import claim, read_claim
 from lookalike.storage.isolation import check_isolation
 from lookalike.storage.results import AGAIN, Kinds, read_result, write_result
 from lookalike.tracking import tracking_uri
-from lookalike.training.config import StageConfig, TrainConfig, ValidationConfig, WorkerConfig
+from lookalike.training.config import TrainConfig
+from lookalike.training.curriculum import PhaseConfig
+from lookalike.training.loop_config import ValidationConfig
+from lookalike.training.workers import WorkerConfig
 from lookalike.values import check_values
 from pipelines.actors import ActorConfig
 from pipelines.curate import CurateConfig, curate
@@ -52,9 +55,9 @@ _NOT_IDENTITY = (
 )
 
 
-def default_stages() -> list[StageConfig]:
+def default_stages() -> list[PhaseConfig]:
     """One stage: both conditions, as in the end of the base's curriculum."""
-    return [StageConfig(name="personal", steps=60, conditions="mllm+references", learning_rate=1e-3, warmup_steps=5)]
+    return [PhaseConfig(name="personal", steps=60, conditions="mllm+references", learning_rate=1e-3, warmup_steps=5)]
 
 
 def default_evaluation() -> dict[str, Any]:
@@ -90,7 +93,7 @@ class FinetuneConfig:
     customer names the subject."""
     adapter: LoraConfig = field(default_factory=LoraConfig)
     """LoRA on the DiT."""
-    stages: list[StageConfig] = field(default_factory=default_stages)
+    stages: list[PhaseConfig] = field(default_factory=default_stages)
     """The curriculum."""
     batch_size: int = 8
     """Samples per optimizer step over all workers."""

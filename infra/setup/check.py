@@ -26,7 +26,7 @@ def main() -> int:
     import torch
 
     if not torch.cuda.is_available():
-        from lookalike.training.zero import load_operator
+        from lookalike.training.deepspeed_setup import load_operator
 
         load_operator()
     print("setup is complete: training can run on this machine")

@@ -72,7 +72,7 @@ class EvaluateConfig:
             loss_batch_size=4_096,
             image_batch_size=4_096,
         )
-        from lookalike.diffusion.stages import stages_of
+        from lookalike.diffusion.schedule import denoising_schedule
 
         for name in ("max_samples", "subjects", "prompts_per_subject", "steps", "loss_batch_size", "image_batch_size"):
             if getattr(self, name) < 1:
@@ -82,4 +82,4 @@ class EvaluateConfig:
         if not self.stages or len(set(self.stages)) != len(self.stages):
             raise ConfigError("name each stage setting once", value=self.stages, fix="e.g. --stages preset")
         for name in self.stages:
-            stages_of(name)
+            denoising_schedule(name)

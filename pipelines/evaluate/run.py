@@ -15,7 +15,7 @@ from lookalike.annotators.embedder import revision_of
 from lookalike.bundles.locate import BundleLocation, locate_bundle
 from lookalike.data.images import decode
 from lookalike.data.triplets import Split, Triplet, load_images, read_triplets
-from lookalike.diffusion.stages import STAGE_TITLES
+from lookalike.diffusion.schedule import SCHEDULE_TITLES
 from lookalike.errors import InputError
 from lookalike.evaluation.measurements import MEASUREMENTS, SCHEMA, UNREADABLE, estimates, measured, to_parquet
 from lookalike.evaluation.scores import GRID, SCORES, Scores, Source
@@ -160,7 +160,7 @@ def _grid(
 
     before_and_after = {1: "before: ", 0: "after: "} if config.base else {0: ""}
     columns = {
-        f"{state}{STAGE_TITLES.get(stages, stages)}": (bundle, stages)
+        f"{state}{SCHEDULE_TITLES.get(stages, stages)}": (bundle, stages)
         for stages in config.stages
         for bundle, state in before_and_after.items()
     }

@@ -56,10 +56,10 @@ class GenerateConfig:
         check_values(self)
         check_most(self, num_images=100_000, steps=10_000, batch_size=4_096)
         check_most(self, max_prompts_mib=65_536, max_reference_mib=65_536)
-        from lookalike.diffusion.stages import stages_of
+        from lookalike.diffusion.schedule import denoising_schedule
         from lookalike.models.preprocess import MAX_SIDE
 
-        stages_of(self.stages)  # refuses what is none, and stages out of order
+        denoising_schedule(self.stages)  # refuses one that is not valid, and levels out of order
         for name in ("num_images", "steps", "batch_size", "max_prompts_mib", "max_reference_mib"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is below 1", value=getattr(self, name), fix="use 1 or more")

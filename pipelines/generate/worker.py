@@ -6,7 +6,7 @@ import numpy as np
 
 from lookalike.bundles.locate import BundleLocation
 from lookalike.data.images import decode, encode_png
-from lookalike.diffusion.stages import PRESET
+from lookalike.diffusion.schedule import PRESET
 from lookalike.storage import open_store
 from pipelines.actors import Columns
 from pipelines.generate.config import GenerateConfig

@@ -4,11 +4,9 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from lookalike.errors import ConfigError
 from lookalike.models.presets import Preset, load_preset
-from lookalike.training.budget import GB, Cluster, plan_memory, plan_stages
+from lookalike.training.budget import GB, Cluster, phase_costs, plan_memory
 from lookalike.training.config import TrainConfig
 from lookalike.training.workload import peak_tflops
 
@@ -119,14 +117,12 @@ def steps_by_stage(preset: Preset, tokens: int) -> Counter[tuple[bool, bool]]:
     """How many of the sampler's steps see (MLLM, references) by the preset's stages, for an image of ``tokens``."""
     from diffusers import FlowMatchEulerDiscreteScheduler
 
-    from lookalike.diffusion.flow import FlowConfig
-    from lookalike.diffusion.stages import Plan, stages_of
+    from lookalike.diffusion.sampler import set_noise_levels
+    from lookalike.diffusion.schedule import SamplerPlan, denoising_schedule
 
     scheduler = FlowMatchEulerDiscreteScheduler(**preset.scheduler.config)
-    mu = FlowConfig.from_scheduler(scheduler.config).mu(tokens) if scheduler.config.use_dynamic_shifting else None
-    scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / STEPS, STEPS), mu=mu)
-    plan = Plan.of(stages_of(preset.stages), scheduler.sigmas[:-1].tolist())
-    return Counter((seen.mllm > 0, seen.references > 0) for seen in plan.conditions)
+    plan = SamplerPlan.of(denoising_schedule(preset.stages), set_noise_levels(scheduler, STEPS, tokens))
+    return Counter((seen.mllm > 0, seen.references > 0) for seen in plan.weights)
 
 
 def _training(config: PlanConfig, preset: Preset, cluster: Cluster) -> list[str]:
@@ -170,7 +166,7 @@ def _training(config: PlanConfig, preset: Preset, cluster: Cluster) -> list[str]
         f"At an assumed {cluster.utilisation:.0%} of {cluster.peak_tflops:g} TFLOP/s (projected, not measured):",
         "",
     ]
-    stages = plan_stages(preset, sample, cluster, config.stages, config.batch_size)
+    stages = phase_costs(preset, sample, cluster, config.stages, config.batch_size)
     batch = config.batch_size
     table = [["stage", "steps", "tokens of a step", "TFLOPs of a sample", "PFLOPs of a step", "days"]]
     table += [

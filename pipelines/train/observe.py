@@ -14,7 +14,7 @@ from PIL import Image
 from lookalike.redaction import redact
 from lookalike.scratch import scratch
 from lookalike.tracking import Tracker
-from lookalike.training.config import StageConfig
+from lookalike.training.curriculum import PhaseConfig
 from lookalike.training.previews import HeldOutImages
 from lookalike.training.ranks import Rank
 
@@ -111,7 +111,7 @@ class TrackedImages:
     rank: Rank
     tracker: Tracker
 
-    def __call__(self, stage: StageConfig, steps: int) -> None:
+    def __call__(self, stage: PhaseConfig, steps: int) -> None:
         from lookalike.report.grid import GridRow, draw_grid  # matplotlib: only for who wants images
 
         columns = self.images.columns

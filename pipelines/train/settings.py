@@ -1,13 +1,7 @@
-"""What the driver tells every rank, and a rank's entry point; light, since Ray's own actors import it too."""
+"""What the driver sends to every rank; light at import, since Ray's own actors import it, too."""
 
-import logging
-import os
-import warnings
 from dataclasses import dataclass
-from typing import Any
 
-from lookalike.errors import LookalikeError, StoppedError
-from lookalike.redaction import redact_logs
 from lookalike.training.config import TrainConfig
 from lookalike.training.epoch_plan import EpochPlan
 from pipelines.train.samples import TripletSource
@@ -37,32 +31,3 @@ class WorkerSettings:
     """Whether somebody looks on in a terminal."""
     lease: int
     """Number of the driver's lease of the run."""
-
-
-def train_worker(loop_config: dict[str, Any]) -> LookalikeError | None:
-    """Entry point of a Ray Train worker.
-
-    Returns why training ended early where going on would not help: an exception would start the group again. A lost
-    lease is raised: the first rank notices it alone, and the others would wait for it; a group that starts again ends.
-    """
-    import ray.train
-
-    from lookalike.training.loop import TrainingDivergedError
-    from lookalike.training.quarantine import UnusableDataError
-    from lookalike.training.ranks import Rank
-    from pipelines.train.worker import run_rank
-
-    redact_logs()
-    for ours in ("lookalike", "pipelines"):
-        logging.getLogger(ours).setLevel(os.environ.get("LOOKALIKE_LOG_LEVEL", "INFO"))
-    logging.getLogger("botocore").setLevel(logging.WARNING)
-    # DeepSpeed calls collectives by names that torch deprecates, at every step
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
-    settings: WorkerSettings = loop_config["settings"]
-    context = ray.train.get_context()
-    rank = Rank(context.get_world_rank(), context.get_world_size())
-    try:
-        run_rank(settings, rank)
-    except (StoppedError, TrainingDivergedError, UnusableDataError) as error:
-        return error
-    return None

@@ -70,13 +70,13 @@ def _read(store: Store) -> dict[str, Any] | None:
     try:
         record = read_object(store, RECORD, "tracking_run", "submitted", most=MOST_BYTES)
         check_kinds(record, {"tracking_run": str, "submitted": (int, float)}, store.uri_of(RECORD))
-        earlier = record.get("earlier", [])
-        if not isinstance(earlier, list) or not 0 <= record["submitted"] < _LATEST:
-            raise InputError("damaged", fix="")
-        return {**record, "submitted": float(record["submitted"]), "earlier": earlier}
     except InputError:
-        log.warning("%s is damaged; the training run gets a new run in the tracker", store.uri_of(RECORD))
-        return None
+        record = {}
+    earlier = record.get("earlier", [])
+    if record and isinstance(earlier, list) and 0 <= record["submitted"] < _LATEST:
+        return {**record, "submitted": float(record["submitted"]), "earlier": earlier}
+    log.warning("%s is damaged; the training run gets a new run in the tracker", store.uri_of(RECORD))
+    return None
 
 
 def _is_there(config: TrainConfig, run_id: str) -> bool:

@@ -21,18 +21,21 @@ from lookalike.storage.lease import Fence
 from lookalike.tracking import Tracker, open_resilient
 from lookalike.training import checkpoint
 from lookalike.training.clock import StepClock
-from lookalike.training.curriculum import stage_at
+from lookalike.training.curriculum import phase_at
+from lookalike.training.deepspeed_setup import import_deepspeed, prepare_process
 from lookalike.training.engine import Engine, PlainEngine
-from lookalike.training.export import adapter_of, add_loras, export_bundle, trainable_parts
+from lookalike.training.export import export_bundle
 from lookalike.training.history import History, Listener
 from lookalike.training.ledger import Ledger
 from lookalike.training.loop import Loop
+from lookalike.training.micro_batch import MicroBatch
 from lookalike.training.objective import DenoisingObjective, HeldOutLoss
 from lookalike.training.previews import HeldOutImages
 from lookalike.training.quarantine import failures
 from lookalike.training.ranks import Rank
+from lookalike.training.trainable import adapter_of, add_loras, trainable_parts
 from lookalike.training.workload import Workload, peak_tflops
-from lookalike.training.zero import ZeroEngine, import_deepspeed, prepare_process
+from lookalike.training.zero import ZeroEngine
 from pipelines.train.in_memory import ahead, kept_batches
 from pipelines.train.observe import ProgressBar, RayMetrics, TrackedImages, ray_runs
 from pipelines.train.samples import Columns, prepare, validation_indices
@@ -52,6 +55,10 @@ def run_rank(settings: WorkerSettings, rank: Rank | None = None) -> None:
         torch.set_num_threads(config.workers.threads_per_worker)
     elif config.workers.tf32:
         torch.set_float32_matmul_precision("high")
+    if plain and config.precision != "float32":
+        # Not known to work: bfloat16 trains on an H200 without cuDNN's attention; with it a backward pass failed once,
+        # for which a matrix product with one column may be the cause as well.
+        torch.backends.cuda.enable_cudnn_sdp(False)
     store = open_store(config.run)
     fence = Fence(store.child(LEASE), settings.lease)
     fence.check()  # before a group that Ray Train has restarted begins
@@ -70,7 +77,7 @@ def run_rank(settings: WorkerSettings, rank: Rank | None = None) -> None:
     )
     workload = _workload(settings, device)
     if plain and device.type == "cuda":
-        batches = _prepared_ahead(batches, objective, settings)
+        batches = _computed_ahead(batches, objective, settings)
     with (
         open_resilient(
             config.tracking, config.experiment, run_id=settings.tracking_run, enabled=rank.is_first, spool=store
@@ -119,7 +126,7 @@ def _engine(settings: WorkerSettings, device: torch.device, rank: Rank | None) -
         add_loras(config, model)
         if config.activation_checkpointing:
             model.enable_gradient_checkpointing()
-        return model.trainable(trainable_parts(config))
+        return model.set_trainable(trainable_parts(config))
 
     torch.manual_seed(config.seed)  # adapters draw their initial weights here, alike on every rank
     if rank is not None:
@@ -134,8 +141,8 @@ def _engine(settings: WorkerSettings, device: torch.device, rank: Rank | None) -
     return PlainEngine(model, select(model), config.optimizer, config.accumulation(1), config.ema, config.precision)
 
 
-def _batches(settings: WorkerSettings, first_step: int, rank: Rank) -> Iterator[Columns]:
-    """Prepared columns of micro batches; the loaders start at once, while the caller builds its engine."""
+def _batches(settings: WorkerSettings, first_step: int, rank: Rank) -> Iterator[MicroBatch]:
+    """This rank's micro batches in order; the loaders start at once, while the caller builds its engine."""
     config, steps = settings.config, range(first_step, settings.config.total_steps)
     where = (settings.source, settings.plan, steps, rank.index, rank.count, config.micro_batch_size)
     if config.keep_samples:
@@ -148,29 +155,29 @@ def _batches(settings: WorkerSettings, first_step: int, rank: Rank) -> Iterator[
     first = starter.submit(next, batches)
     starter.shutdown(wait=False)
 
-    def in_order() -> Iterator[Columns]:
-        yield first.result()
-        yield from batches
+    def in_order() -> Iterator[MicroBatch]:
+        yield MicroBatch(first.result())
+        yield from map(MicroBatch, batches)
 
     return in_order()
 
 
-def _prepared_ahead(
-    batches: Iterator[Columns], objective: DenoisingObjective, settings: WorkerSettings
-) -> Iterator[Columns]:
-    """The host's share of the next micro batch is done while the GPU computes; the VAE runs on a stream of its own."""
+def _computed_ahead(
+    batches: Iterator[MicroBatch], objective: DenoisingObjective, settings: WorkerSettings
+) -> Iterator[MicroBatch]:
+    """Compute the host's share of the next micro batch while the GPU is busy; the VAE runs on a stream of its own."""
     stream = torch.cuda.Stream()
 
-    def prepared() -> Iterator[Columns]:
-        torch.cuda.set_device(objective.device)  # a thread begins on the first one
-        for columns in batches:
+    def computed() -> Iterator[MicroBatch]:
+        torch.cuda.set_device(objective.device)  # a new thread starts with the first device
+        for columns in (micro_batch.columns for micro_batch in batches):
             step = int(columns["step"][0])
-            stage = stage_at(settings.config.stages, step)[1]
+            phase = phase_at(settings.config.stages, step)[1]
             with torch.cuda.stream(stream):
-                made = objective.prepare(columns, stage, settings.plan.epoch_of(step))
-            yield made
+                result = objective.compute_inputs(columns, phase, settings.plan.epoch_of(step))
+            yield result
 
-    return ahead(prepared())
+    return ahead(computed())
 
 
 @contextmanager
@@ -204,11 +211,15 @@ def _images(
     config = settings.config.images
     if config.count == 0:
         return None
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
     source = replace(settings.source, split="validation")
     each = -(-config.count // rank.count)
     mine = validation_indices(source, each * rank.count)[rank.index * each : (rank.index + 1) * each]
-    stages = read_preset(local_bundle(settings.source.bundle_uri)).stages
-    return TrackedImages(HeldOutImages(objective, prepare(source, mine), config, stages), rank, tracker)
+    bundle = local_bundle(settings.source.bundle_uri)
+    scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(bundle / "scheduler")
+    images = HeldOutImages(objective, prepare(source, mine), config, read_preset(bundle).stages, scheduler)
+    return TrackedImages(images, rank, tracker)
 
 
 def _validation_batches(settings: WorkerSettings, rank: Rank) -> list[Columns]:

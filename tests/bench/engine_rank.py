@@ -23,12 +23,16 @@ from lookalike.models.subject import SubjectModel
 from lookalike.models.vae import load_vae
 from lookalike.models.weights import strict_weights
 from lookalike.training.clock import StepClock
-from lookalike.training.config import StageConfig, TrainConfig, WorkerConfig, ZeroConfig
-from lookalike.training.engine import build_optimizer
+from lookalike.training.config import TrainConfig
+from lookalike.training.curriculum import PhaseConfig
+from lookalike.training.deepspeed_setup import prepare_process
+from lookalike.training.micro_batch import MicroBatch
 from lookalike.training.objective import DenoisingObjective
-from lookalike.training.zero import ZeroEngine, prepare_process
+from lookalike.training.optimizer import build_optimizer
+from lookalike.training.workers import WorkerConfig, ZeroConfig
+from lookalike.training.zero import ZeroEngine
 
-STAGE = StageConfig(name="both", steps=10**6, conditions="mllm+references")
+STAGE = PhaseConfig(name="both", steps=10**6, conditions="mllm+references")
 
 
 class Ddp:
@@ -60,7 +64,7 @@ def select(model: Any, bundle: Path) -> dict[str, torch.nn.Parameter]:
         model.add_lora(lora)
         model.enable_gradient_checkpointing()
     parts = ("aggregator", "transformer" if lora is None else "transformer_lora")
-    learns: dict[str, torch.nn.Parameter] = model.trainable(parts)
+    learns: dict[str, torch.nn.Parameter] = model.set_trainable(parts)
     return learns
 
 
@@ -98,7 +102,7 @@ def main(name: str, rank: int, ranks: int, port: str, bundle: Path, batches: Pat
     for step in range(steps):
         engine.set_learning_rate(1e-4)
         started = time.perf_counter()
-        loss = objective(columns, STAGE, step).mean()
+        loss = objective(MicroBatch(columns), STAGE, step).mean()
         engine.accumulate(loss)
         engine.finish_step()
         losses.append(float(loss.detach()))

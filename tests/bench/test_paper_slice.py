@@ -17,14 +17,10 @@ import pytest
 
 from lookalike import config as configs
 from lookalike.models.presets import load_preset
-from lookalike.training.config import (
-    CheckpointConfig,
-    StageConfig,
-    TrainConfig,
-    ValidationConfig,
-    WorkerConfig,
-    ZeroConfig,
-)
+from lookalike.training.config import TrainConfig
+from lookalike.training.curriculum import PhaseConfig
+from lookalike.training.loop_config import CheckpointConfig, ValidationConfig
+from lookalike.training.workers import WorkerConfig, ZeroConfig
 from lookalike.training.zero_config import check_schema, zero3_config
 from pipelines.curate import CurateConfig, curate
 from pipelines.curate import config as curation
@@ -72,8 +68,8 @@ def test_the_whole_loop_runs_on_a_slice_of_its_widths(tmp_path: Path) -> None:
         run=str(tmp_path / "run"),
         preset=str(preset),
         stages=[
-            StageConfig(name="mllm", steps=1, conditions="mllm", learning_rate=1e-4, warmup_steps=0),
-            StageConfig(
+            PhaseConfig(name="mllm", steps=1, conditions="mllm", learning_rate=1e-4, warmup_steps=0),
+            PhaseConfig(
                 name="mllm+references", steps=2, conditions="mllm+references", learning_rate=1e-4, warmup_steps=0
             ),
         ],

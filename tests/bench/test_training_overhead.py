@@ -30,22 +30,19 @@ from lookalike.models.subject import SubjectModel
 from lookalike.models.vae import load_vae
 from lookalike.storage import open_store
 from lookalike.tracking import open_tracker
-from lookalike.training.config import (
-    CheckpointConfig,
-    DropoutConfig,
-    OptimizerConfig,
-    StageConfig,
-    TrainConfig,
-    ValidationConfig,
-    WorkerConfig,
-)
+from lookalike.training.config import TrainConfig
+from lookalike.training.curriculum import PhaseConfig
 from lookalike.training.engine import PlainEngine
 from lookalike.training.epoch_plan import EpochPlan
 from lookalike.training.history import History
 from lookalike.training.ledger import Ledger
-from lookalike.training.loop import Columns, Loop
+from lookalike.training.loop import Loop
+from lookalike.training.loop_config import CheckpointConfig, DropoutConfig, ValidationConfig
+from lookalike.training.micro_batch import MicroBatch
 from lookalike.training.objective import DenoisingObjective
+from lookalike.training.optimizer import OptimizerConfig
 from lookalike.training.ranks import Rank
+from lookalike.training.workers import WorkerConfig
 from lookalike.training.workload import Workload
 from pipelines.curate import CurateConfig, curate
 from pipelines.train.run import train
@@ -94,7 +91,7 @@ def test_the_loop_costs_little_beside_a_bare_one(tmp_path: Path) -> None:
     config = TrainConfig(
         dataset="none",
         run=str(tmp_path / "run"),
-        stages=[StageConfig(name="both", steps=total, conditions="mllm+references")],
+        stages=[PhaseConfig(name="both", steps=total, conditions="mllm+references")],
         batch_size=BATCH,
         micro_batch_size=MICRO,
         validation=ValidationConfig(samples=0),
@@ -107,7 +104,7 @@ def test_the_loop_costs_little_beside_a_bare_one(tmp_path: Path) -> None:
         return DenoisingObjective(model, load_vae(bundle), flow, DropoutConfig(), 0, torch.device("cpu"))
 
     bare_model = SubjectModel.from_bundle(bundle)
-    learns = list(bare_model.trainable(PARTS).values())
+    learns = list(bare_model.set_trainable(PARTS).values())
     bare_model.train()
     bare_objective = objective_of(bare_model)
     options = OptimizerConfig()
@@ -117,7 +114,7 @@ def test_the_loop_costs_little_beside_a_bare_one(tmp_path: Path) -> None:
 
     def bare_step(step: int) -> None:
         for columns in parts:
-            (bare_objective(columns, stage, step).mean() / len(parts)).backward()
+            (bare_objective(MicroBatch(columns), stage, step).mean() / len(parts)).backward()
         torch.nn.utils.clip_grad_norm_(learns, options.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad()
@@ -125,19 +122,19 @@ def test_the_loop_costs_little_beside_a_bare_one(tmp_path: Path) -> None:
     bare: list[float] = []
     ours: list[float] = []
 
-    def batches() -> Iterator[Columns]:
+    def batches() -> Iterator[MicroBatch]:
         for step in range(total):
             started = time.perf_counter()
             bare_step(step)
             handed = time.perf_counter()
             bare.append(handed - started)
             for columns in parts:
-                yield {**columns, "step": np.full(MICRO, step)}
+                yield MicroBatch({**columns, "step": np.full(MICRO, step)})
             ours.append(time.perf_counter() - handed)  # until the loop asks for its next batch
         yield {}
 
     model = SubjectModel.from_bundle(bundle)
-    named = model.trainable(PARTS)
+    named = model.set_trainable(PARTS)
     model.train()
     store = open_store(config.run)
     ready = batches()
@@ -188,7 +185,7 @@ def test_waiting_for_data_and_writing_checkpoints(dataset: Path, tmp_path: Path,
     config = TrainConfig(
         dataset=str(dataset),
         run=str(tmp_path / "run"),
-        stages=[StageConfig(name="both", steps=120, conditions="mllm+references")],
+        stages=[PhaseConfig(name="both", steps=120, conditions="mllm+references")],
         batch_size=16,
         micro_batch_size=8,
         validation=ValidationConfig(samples=0),

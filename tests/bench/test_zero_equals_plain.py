@@ -16,14 +16,11 @@ import torch
 
 from lookalike.diffusion.pipeline import SubjectPipeline
 from lookalike.storage import open_store
-from lookalike.training.config import (
-    CheckpointConfig,
-    EmaConfig,
-    StageConfig,
-    TrainConfig,
-    ValidationConfig,
-    WorkerConfig,
-)
+from lookalike.training.average import EmaConfig
+from lookalike.training.config import TrainConfig
+from lookalike.training.curriculum import PhaseConfig
+from lookalike.training.loop_config import CheckpointConfig, ValidationConfig
+from lookalike.training.workers import WorkerConfig
 from pipelines.curate import CurateConfig, curate
 from pipelines.train.run import train
 from tests.bench.measured import keep
@@ -39,8 +36,8 @@ def config_of(dataset: Path, run: Path, workers: int) -> TrainConfig:
         dataset=str(dataset),
         run=str(run),
         stages=[
-            StageConfig(name="one", steps=STEPS[0], conditions="mllm", warmup_steps=5),
-            StageConfig(name="two", steps=STEPS[1], conditions="mllm+references", warmup_steps=5),
+            PhaseConfig(name="one", steps=STEPS[0], conditions="mllm", warmup_steps=5),
+            PhaseConfig(name="two", steps=STEPS[1], conditions="mllm+references", warmup_steps=5),
         ],
         batch_size=8,
         micro_batch_size=2,

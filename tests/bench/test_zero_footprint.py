@@ -17,8 +17,8 @@ import torch
 from lookalike.bundles.build import materialise
 from lookalike.models.costs import meta_model
 from lookalike.models.presets import load_preset
-from lookalike.training.config import ZeroConfig
 from lookalike.training.footprint import zero3_states
+from lookalike.training.workers import ZeroConfig
 from tests.bench.measured import keep
 
 RANKS = 2

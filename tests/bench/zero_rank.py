@@ -13,8 +13,10 @@ from lookalike.models.batch import Batch
 from lookalike.models.joint import import_model_classes
 from lookalike.models.subject import SubjectModel
 from lookalike.models.weights import strict_weights
-from lookalike.training.config import TrainConfig, WorkerConfig
-from lookalike.training.zero import ZeroEngine, prepare_process
+from lookalike.training.config import TrainConfig
+from lookalike.training.deepspeed_setup import prepare_process
+from lookalike.training.workers import WorkerConfig
+from lookalike.training.zero import ZeroEngine
 
 
 def main(rank: int, ranks: int, port: str, bundle: Path) -> None:
@@ -41,7 +43,7 @@ def main(rank: int, ranks: int, port: str, bundle: Path) -> None:
 
 def select(model: Any) -> dict[str, torch.nn.Parameter]:
     model.enable_gradient_checkpointing()
-    trainable: dict[str, torch.nn.Parameter] = model.trainable(("aggregator", "transformer"))
+    trainable: dict[str, torch.nn.Parameter] = model.set_trainable(("aggregator", "transformer"))
     return trainable
 
 

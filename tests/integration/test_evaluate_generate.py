@@ -64,7 +64,7 @@ def personal(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     generator = torch.Generator().manual_seed(0)
     weights = {
         name.removeprefix("transformer."): 0.2 * torch.randn(parameter.shape, generator=generator)
-        for name, parameter in model.trainable(["transformer_lora"]).items()
+        for name, parameter in model.set_trainable(["transformer_lora"]).items()
     }
     folder = tmp_path_factory.mktemp("personal")
     save_lora(folder / ADAPTER, lora, weights)
@@ -230,7 +230,7 @@ def _request(bundle: Path, photos: Path, out: Path) -> GenerateConfig:
 
 
 def test_stages_that_are_none_are_refused_before_anything_starts(bundle: Path, photos: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="stages out of order"):
+    with pytest.raises(ConfigError, match="denoising schedule are out of order"):
         dataclasses.replace(_request(bundle, photos, tmp_path), stages="0.5/0.9")
 
 

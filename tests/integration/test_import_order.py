@@ -39,7 +39,8 @@ from lookalike.models.joint import import_model_classes
 from lookalike.models.subject import SubjectModel
 from lookalike.models.weights import strict_weights
 from lookalike.training.config import TrainConfig
-from lookalike.training.zero import ZeroEngine, prepare_process
+from lookalike.training.deepspeed_setup import prepare_process
+from lookalike.training.zero import ZeroEngine
 os.environ.pop("DS_ACCELERATOR", None)
 os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1")
 bundle = Path(sys.argv[1])
@@ -49,7 +50,7 @@ prepare_process(torch.device("cpu"))
 ZeroEngine(
     build=lambda: SubjectModel.from_config(bundle),
     weights=lambda model: strict_weights(model, bundle),
-    select=lambda model: model.trainable(("aggregator", "transformer")),
+    select=lambda model: model.set_trainable(("aggregator", "transformer")),
     config=TrainConfig(dataset="d", run="r", batch_size=2, micro_batch_size=1),
 )
 assert os.environ["DS_ACCELERATOR"] == "cpu"

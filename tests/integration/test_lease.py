@@ -18,8 +18,8 @@ from lookalike.storage import Store, open_store
 from lookalike.storage.lease import break_lease, hold
 from lookalike.training import checkpoint
 from lookalike.training.checkpoint import CheckpointState
-from lookalike.training.config import CheckpointConfig
 from lookalike.training.ledger import forget_after, ledger_key, read_ledger
+from lookalike.training.loop_config import CheckpointConfig
 from lookalike.training.saver import Saver
 
 HOLDER = """
@@ -120,7 +120,7 @@ from lookalike.errors import BusyError
 from lookalike.storage import open_store
 from lookalike.storage.lease import hold
 from lookalike.training.checkpoint import CheckpointState
-from lookalike.training.config import CheckpointConfig
+from lookalike.training.loop_config import CheckpointConfig
 from lookalike.training.ledger import ledger_key
 from lookalike.training.saver import Saver
 run = open_store(sys.argv[1])

@@ -9,17 +9,12 @@ from pathlib import Path
 import pytest
 
 from lookalike.storage import open_store
-from lookalike.training.config import (
-    CheckpointConfig,
-    ImagesConfig,
-    SafetyConfig,
-    StageConfig,
-    TrainConfig,
-    ValidationConfig,
-    WorkerConfig,
-)
+from lookalike.training.config import TrainConfig
+from lookalike.training.curriculum import PhaseConfig
 from lookalike.training.ledger import read_ledger
+from lookalike.training.loop_config import CheckpointConfig, ImagesConfig, SafetyConfig, ValidationConfig
 from lookalike.training.quarantine import QUARANTINE, UnusableDataError
+from lookalike.training.workers import WorkerConfig
 from pipelines.train.run import train
 from tests.poisoned import SHARD, write_snapshot
 
@@ -42,7 +37,7 @@ def config_of(dataset: str, run: Path, workers: int = 0) -> TrainConfig:
     return TrainConfig(
         dataset=dataset,
         run=str(run),
-        stages=[StageConfig(name="both", steps=STEPS, conditions="mllm+references", warmup_steps=1)],
+        stages=[PhaseConfig(name="both", steps=STEPS, conditions="mllm+references", warmup_steps=1)],
         batch_size=4,
         micro_batch_size=1,
         keep_samples=True,

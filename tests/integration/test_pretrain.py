@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from lookalike.errors import ConflictError, InputError
-from lookalike.training.parts import LOSSES, FitConfig
+from lookalike.training.history import METRICS
+from lookalike.training.parts import FitConfig
 from pipelines.ingest import IngestConfig, SampleWorldConfig, ingest
 from pipelines.pretrain import PretrainConfig, pretrain
 
@@ -28,7 +29,7 @@ def test_a_part_is_trained_measured_and_saved(raw: str, tmp_path: Path, part: st
     config = PretrainConfig(part=part, raw=raw, out=str(tmp_path), photographs=0, fit=SHORT)  # type: ignore[arg-type]
     result = pretrain(config)
     assert result["parameters"] < 3_000_000
-    assert len((tmp_path / f"{part}-run" / LOSSES).read_text().splitlines()) == 3
+    assert len((tmp_path / f"{part}-run" / METRICS).read_text().splitlines()) == SHORT.steps
     loader = AutoencoderKL if part == "vae" else InternVLForConditionalGeneration
     model = loader.from_pretrained(tmp_path / part)
     assert str(model.dtype) == "torch.float32"

@@ -25,15 +25,11 @@ from lookalike.errors import BusyError, ConflictError, InputError
 from lookalike.models.weights import component_weights
 from lookalike.storage import open_store
 from lookalike.storage.lease import hold
-from lookalike.training.config import (
-    CheckpointConfig,
-    ImagesConfig,
-    StageConfig,
-    TrainConfig,
-    ValidationConfig,
-    WorkerConfig,
-)
+from lookalike.training.config import TrainConfig
+from lookalike.training.curriculum import PhaseConfig
 from lookalike.training.epoch_plan import PADDING, EpochPlan
+from lookalike.training.loop_config import CheckpointConfig, ImagesConfig, ValidationConfig
+from lookalike.training.workers import WorkerConfig
 from pipelines.curate import CurateConfig, curate
 from pipelines.train import data, run
 from pipelines.train import in_memory as kept
@@ -69,8 +65,8 @@ def config_of(dataset: str, run: Path, workers: int) -> TrainConfig:
         dataset=dataset,
         run=str(run),
         stages=[
-            StageConfig(name="one", steps=3, conditions="mllm", warmup_steps=1),
-            StageConfig(name="two", steps=3, conditions="mllm+references", warmup_steps=1),
+            PhaseConfig(name="one", steps=3, conditions="mllm", warmup_steps=1),
+            PhaseConfig(name="two", steps=3, conditions="mllm+references", warmup_steps=1),
         ],
         batch_size=4,
         micro_batch_size=1,  # accumulated: twice on two ranks, four times on one

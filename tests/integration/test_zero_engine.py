@@ -17,9 +17,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.cpp_extension import _get_build_directory
 
-from lookalike.training.config import EmaConfig, OptimizerConfig, TrainConfig, WorkerConfig, ZeroConfig
+from lookalike.training.average import EmaConfig
+from lookalike.training.config import TrainConfig
+from lookalike.training.deepspeed_setup import prepare_process
 from lookalike.training.engine import Engine, PlainEngine
-from lookalike.training.zero import ZeroEngine, prepare_process
+from lookalike.training.optimizer import OptimizerConfig
+from lookalike.training.workers import WorkerConfig, ZeroConfig
+from lookalike.training.zero import ZeroEngine
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -194,7 +198,7 @@ def test_bfloat16_trains_on_float32_master_weights_and_resumes_exactly(
 _LOADS = """
 import os
 os.environ["DS_ACCELERATOR"] = "cpu"
-from lookalike.training.zero import load_operator
+from lookalike.training.deepspeed_setup import load_operator
 load_operator()
 """
 

@@ -11,7 +11,7 @@ from lookalike.bundles import manifest as bundles
 from lookalike.bundles.build import materialise
 from lookalike.bundles.contents import check_hashes, check_index, check_listed, counts, is_index
 from lookalike.bundles.digests import file_sha256s
-from lookalike.diffusion.stages import stages_of
+from lookalike.diffusion.schedule import denoising_schedule
 from lookalike.errors import InputError
 from lookalike.models.presets import check_lora, load_preset
 from lookalike.scratch import kept_folder, scratch
@@ -39,7 +39,7 @@ def initial_bundle(config: TrainConfig, store: Store) -> BundleReference:
         InputError: a base that is incomplete, personal, of another preset, or with a LoRA that is not merged.
         ConfigError: a LoRA rank above the attention width; an unknown preset, or one whose stages are none.
     """
-    stages_of(load_preset(config.preset).stages)
+    denoising_schedule(load_preset(config.preset).stages)
     if config.base is not None:
         found = reference(config.base)
         base = local_bundle(config.base)

@@ -3,13 +3,14 @@
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
+from lookalike.diffusion.sampler import Negative
 from lookalike.errors import ConfigError, InputError
 from lookalike.models.preprocess import MAX_SIDE
 from lookalike.pixels import to_rgb
@@ -46,6 +47,24 @@ def check_one_of(name: str, value: Any, allowed: Sequence[str]) -> None:
     """Raise ConfigError unless ``value`` is one of ``allowed``."""
     if value not in allowed:
         raise ConfigError(f"unknown {name}", value=value, fix=f"use one of {', '.join(allowed)}")
+
+
+def check_options(
+    transformer: Any,
+    guidance_scale: float,
+    distilled_guidance: float,
+    num_images_per_prompt: int,
+    output_type: str,
+    negative: str,
+) -> None:
+    """Raise ConfigError for options of a call that are out of their range, or that the DiT does not have."""
+    check_number("guidance_scale", guidance_scale)
+    check_number("distilled_guidance", distilled_guidance)
+    check_count("num_images_per_prompt", num_images_per_prompt)
+    check_one_of("output_type", output_type, OUTPUT_TYPES)
+    check_one_of("negative", negative, get_args(Negative))
+    if distilled_guidance != 1 and not transformer.config.guidance_embeds:
+        raise ConfigError("this DiT has no guidance embedding", value=distilled_guidance, fix="use guidance_scale")
 
 
 def prompts_of(prompt: Any) -> list[str]:

@@ -81,6 +81,25 @@ def denoising_loss(
     return flow_matching_loss(predicted, noise, clean)
 
 
+def paired_losses(
+    model: Callable[..., Tensor], vae: Any, right: Batch, shuffled: Batch | None, **options: Any
+) -> tuple[Tensor, Tensor | None]:
+    """Held-out loss of each sample with its own conditions and with another subject's, on the same noise.
+
+    Args:
+        model: as for :func:`denoising_loss`.
+        vae: frozen AutoencoderKL.
+        right: the samples, with targets.
+        shuffled: the same targets under other conditions (:meth:`Batch.with_conditions_of`); None if there are none.
+        options: the other arguments of :func:`denoising_loss`, for both.
+
+    Returns:
+        Two float32 ``[B]``; None instead of the second without ``shuffled``.
+    """
+    own = denoising_loss(model, vae, right, **options)
+    return own, None if shuffled is None else denoising_loss(model, vae, shuffled, **options)
+
+
 def with_latents(batch: Batch, vae: Any, cache: LatentCache | None = None, *, references: bool = True) -> Batch:
     """``batch`` with the latents of its targets, and of its ``references``, where it does not bring them."""
     to_latents = encode if cache is None else cache.encode

@@ -1,11 +1,11 @@
 """``SubjectPipeline``: subject-driven generation as a diffusers pipeline."""
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
-import numpy as np
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
@@ -17,13 +17,12 @@ from transformers import PreTrainedModel
 
 from lookalike.bundles.build import check_model_index
 from lookalike.bundles.manifest import COMPONENTS, open_bundle
-from lookalike.diffusion.flow import FlowConfig
+from lookalike.diffusion.denoiser import Denoiser, context_of, references_of
 from lookalike.diffusion.inputs import (
-    OUTPUT_TYPES,
     check_count,
     check_latents,
-    check_number,
     check_one_of,
+    check_options,
     check_size,
     generators_of,
     negative_prompts_of,
@@ -31,17 +30,14 @@ from lookalike.diffusion.inputs import (
     prompts_of,
 )
 from lookalike.diffusion.lora import SubjectLoraLoaderMixin
-from lookalike.diffusion.sampling import Denoiser, Negative
+from lookalike.diffusion.sampler import Negative, sample, set_noise_levels
 from lookalike.diffusion.saving import save_bundle
-from lookalike.diffusion.stages import PRESET, Plan, Stages, stages_of
-from lookalike.errors import ConfigError
+from lookalike.diffusion.schedule import PRESET, SamplerPlan, Schedule, denoising_schedule
 from lookalike.models.adapters import load_lora
 from lookalike.models.aggregate import LayerAggregator
-from lookalike.models.batch import Batch, to_batch
-from lookalike.models.context import encode_context
-from lookalike.models.dit import Context, ReferenceKeys, References, prepare_references
+from lookalike.models.batch import to_batch
 from lookalike.models.preprocess import Preprocessor
-from lookalike.models.vae import decode, decode_floats, downsampling, encode, token_grid
+from lookalike.models.vae import decode, decode_floats, downsampling, token_grid
 from lookalike.models.weights import check_names
 
 
@@ -153,7 +149,7 @@ class SubjectPipeline(DiffusionPipeline, SubjectLoraLoaderMixin):
         negative_prompt: str | Sequence[str] | None = None,
         num_inference_steps: int = 25,
         guidance_scale: float = 2.5,
-        stages: Stages | str = PRESET,
+        stages: Schedule | str = PRESET,
         negative: Negative = "all",
         distilled_guidance: float = 1.0,
         height: int | None = None,
@@ -201,94 +197,94 @@ class SubjectPipeline(DiffusionPipeline, SubjectLoraLoaderMixin):
 
         Raises:
             InputError: no references in a list or too many, an image too small or too large.
-            ConfigError: a size that does not divide, stages out of order, no step, a guidance that the DiT
-                does not have, or another argument that is out of its range.
+            ConfigError: a size that does not divide, a denoising schedule out of order, no step, a guidance that the
+                DiT does not have, or another argument that is out of its range.
         """
-        preset = self.preprocessor.preset
-        check_number("guidance_scale", guidance_scale)
-        check_number("distilled_guidance", distilled_guidance)
-        check_count("num_images_per_prompt", num_images_per_prompt)
-        check_one_of("output_type", output_type, OUTPUT_TYPES)
-        check_one_of("negative", negative, get_args(Negative))
-        if distilled_guidance != 1 and not self.transformer.config.guidance_embeds:
-            raise ConfigError("this DiT has no guidance embedding", value=distilled_guidance, fix="use guidance_scale")
+        repeats = num_images_per_prompt
+        check_options(self.transformer, guidance_scale, distilled_guidance, repeats, output_type, negative)
         if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
         for name in callback_on_step_end_tensor_inputs:
             check_one_of("tensor of callback_on_step_end_tensor_inputs", name, self._callback_tensor_inputs)
         prompts = prompts_of(prompt)
         negative_prompts = negative_prompts_of(negative_prompt, len(prompts))
-        photos = pair_references(references, len(prompts))
+        preset, photos = self.preprocessor.preset, pair_references(references, len(prompts))
         if references is None and stages == PRESET:
             stages = "mllm_only"
-        plan = self.plan(stages, num_inference_steps, height=height, width=width)
+        plan = self._plan(self.scheduler, stages, num_inference_steps, height, width)
         if references is None:
             plan = plan.without_references()
         height, width = self._size(height, width)
         rows = self.preprocessor(prompts, photos, truncate_prompts=True)
-        device, repeats = self._execution_device, num_images_per_prompt
+        device, grid = self._execution_device, token_grid(self.vae, height, width)
         batch = to_batch(rows).to(device)
-        grid = token_grid(self.vae, height, width)
         count = len(prompts) * repeats
         generators = generators_of(generator, seeds, count)
         current = self._noise(latents, (count, grid[0] * grid[1], self.transformer.config.in_channels), generators)
         self._guidance_scale, self._num_timesteps, self._interrupt = guidance_scale, num_inference_steps, False
-        sees_mllm = any(seen.mllm for seen in plan.conditions)
-        negative_context = None
-        if sees_mllm and negative_prompts is not None:
-            other = to_batch(self.preprocessor(negative_prompts, [[] for _ in prompts], truncate_prompts=True)).to(
-                device
+        context = photo_tokens = None  # each is computed once, and only if a step sees it
+        if any(seen.mllm for seen in plan.weights):
+            context = context_of(self.mllm, self.aggregator, batch, repeats)
+        if any(seen.references for seen in plan.weights):
+            photo_tokens = references_of(
+                self.vae, self.transformer, batch, repeats, grid, preset.references, distilled_guidance, device
             )
+        position = preset.references.position
+        denoiser = Denoiser(self.transformer, grid, context, photo_tokens, position, distilled_guidance)
+        negative_denoiser = None
+        if denoiser.context is not None and negative_prompts is not None:
+            rows = self.preprocessor(negative_prompts, [[] for _ in prompts], truncate_prompts=True)
             keep = torch.tensor([bool(text.strip()) for text in negative_prompts], device=device)
-            negative_context = self._context(other, repeats, keep)
-        denoiser = Denoiser(
-            self.transformer,
-            grid,  # what follows is computed once, and only if a step of the plan sees it
-            self._context(batch, repeats) if sees_mllm else None,
-            self._references(batch, repeats, grid, distilled_guidance)
-            if any(seen.references for seen in plan.conditions)
-            else None,
-            preset.references.position,
-            distilled_guidance,
-            negative_context,
-        )
+            context = context_of(self.mllm, self.aggregator, to_batch(rows).to(device), repeats, keep)
+            negative_denoiser = denoiser.with_context(context)
         with self.progress_bar(total=num_inference_steps) as progress:
-            for step, (timestep, seen) in enumerate(zip(self.scheduler.timesteps, plan.conditions, strict=True)):
-                if self.interrupt:
-                    continue
-                sigma = self.scheduler.sigmas[step].to(current)
-                predicted = denoiser.guided(current, sigma, seen, self.guidance_scale, negative)
-                current = self.scheduler.step(predicted, timestep, current, return_dict=False)[0]
+
+            def on_step_end(step: int, timestep: Tensor, latents: Tensor) -> Tensor:
                 if callback_on_step_end is not None:
-                    inputs = {"latents": current} if "latents" in callback_on_step_end_tensor_inputs else {}
+                    inputs = {"latents": latents} if "latents" in callback_on_step_end_tensor_inputs else {}
                     changed = callback_on_step_end(self, step, timestep, inputs) or {}
-                    current = changed.get("latents", current)
+                    latents = changed.get("latents", latents)
                 progress.update()
+                return latents
+
+            current = sample(
+                denoiser,
+                current,
+                self.scheduler,
+                plan.weights,
+                scale=lambda: self.guidance_scale,
+                negative=negative,
+                negative_prompt=negative_denoiser,
+                on_step_end=on_step_end,
+                interrupted=lambda: self.interrupt,
+            )
         images = self._decode(current, grid, output_type)
         self.maybe_free_model_hooks()
         return SubjectPipelineOutput(images=images) if return_dict else (images,)
 
     def plan(
         self,
-        stages: Stages | str = PRESET,
+        stages: Schedule | str = PRESET,
         num_inference_steps: int = 25,
         *,
         height: int | None = None,
         width: int | None = None,
-    ) -> Plan:
-        """What each step of such a call sees: print it, or plot it. Sets the scheduler's noise levels.
+    ) -> SamplerPlan:
+        """Return the noise level of each step of such a call and what it sees: print it, or plot it.
 
         Raises:
-            ConfigError: a size that does not divide, stages out of order, no step.
+            ConfigError: a size that does not divide, a denoising schedule out of order, no step.
         """
-        schedule = stages_of(stages, self.preprocessor.preset.stages)
+        return self._plan(copy.deepcopy(self.scheduler), stages, num_inference_steps, height, width)
+
+    def _plan(
+        self, scheduler: Any, stages: Schedule | str, steps: int, height: int | None, width: int | None
+    ) -> SamplerPlan:
+        """As :meth:`plan`; sets the noise levels of ``scheduler``."""
+        schedule = denoising_schedule(stages, self.preprocessor.preset.stages)
         rows, columns = token_grid(self.vae, *self._size(height, width))
-        check_count("num_inference_steps", num_inference_steps)
-        config = self.scheduler.config
-        mu = FlowConfig.from_scheduler(config).mu(rows * columns) if config.use_dynamic_shifting else None
-        sigmas = np.linspace(1.0, 1 / num_inference_steps, num_inference_steps)  # as diffusers' FluxPipeline does
-        self.scheduler.set_timesteps(sigmas=sigmas, mu=mu, device=self._execution_device)
-        return Plan.of(schedule, self.scheduler.sigmas[:-1].tolist())
+        check_count("num_inference_steps", steps)
+        return SamplerPlan.of(schedule, set_noise_levels(scheduler, steps, rows * columns, self._execution_device))
 
     def _size(self, height: int | None, width: int | None) -> tuple[int, int]:
         """Height and width in pixels, the preset's where None."""
@@ -305,19 +301,6 @@ class SubjectPipeline(DiffusionPipeline, SubjectLoraLoaderMixin):
         noise: Tensor = randn_tensor(shape, generator=generators, device=device, dtype=torch.float32)
         return noise.to(dtype)  # drawn in half precision, a seed would give other numbers
 
-    def _context(self, batch: Batch, repeats: int, keep: Tensor | None = None) -> Context:
-        once = encode_context(self.mllm, self.aggregator, batch, keep=keep)
-        return Context(_repeat(once.tokens, repeats), _repeat(once.mask, repeats))
-
-    def _references(
-        self, batch: Batch, repeats: int, grid: tuple[int, int], guidance: float
-    ) -> References | ReferenceKeys:
-        images, mask = batch.references, batch.reference_mask
-        latents = encode(self.vae, images.flatten(0, 1), self._execution_device).unflatten(0, images.shape[:2])
-        own_grid = token_grid(self.vae, *images.shape[-2:])
-        references = References(_repeat(latents, repeats), _repeat(mask, repeats), own_grid)
-        return prepare_references(self.transformer, references, grid, self.preprocessor.preset.references, guidance)
-
     def _decode(self, latents: Tensor, grid: tuple[int, int], output_type: str) -> Any:
         if output_type == "latent":
             return latents
@@ -326,7 +309,3 @@ class SubjectPipeline(DiffusionPipeline, SubjectLoraLoaderMixin):
             return [Image.fromarray(array) for array in pixels]
         images = decode_floats(self.vae, latents, grid)
         return images if output_type == "pt" else images.cpu().permute(0, 2, 3, 1).numpy()
-
-
-def _repeat(rows: Tensor, times: int) -> Tensor:
-    return rows.repeat_interleave(times, dim=0)

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from lookalike.annotators.embedder import Embedder
+from lookalike.diffusion import objective
 from lookalike.diffusion.flow import FlowConfig
-from lookalike.diffusion.objective import denoising_loss
 from lookalike.evaluation.clip import ClipScorer
 from lookalike.evaluation.measurements import Measurement
 from lookalike.models.batch import Batch
@@ -58,21 +58,22 @@ def paired_losses(
     """
     found = []
     for prefix, (use_mllm, use_references) in LOSS_MODES.items():
-        values = {}
-        for arm, batch in (("right", right), ("shuffled", shuffled)):
-            if batch is not None:
-                loss = denoising_loss(
-                    model,
-                    vae,
-                    batch,
-                    sample_ids=sample_ids,
-                    seed=seed,
-                    flow=flow,
-                    use_mllm=use_mllm,
-                    use_references=use_references,
-                    cache=cache,
-                )
-                values[f"loss_{arm}"] = loss.double().cpu().numpy()
+        losses_of = objective.paired_losses(
+            model,
+            vae,
+            right,
+            shuffled,
+            sample_ids=sample_ids,
+            seed=seed,
+            flow=flow,
+            use_mllm=use_mllm,
+            use_references=use_references,
+            cache=cache,
+        )
+        names = ("loss_right", "loss_shuffled")
+        values = {
+            name: loss.double().cpu().numpy() for name, loss in zip(names, losses_of, strict=True) if loss is not None
+        }
         if shuffled is not None:
             values["loss_gap"] = values["loss_shuffled"] - values["loss_right"]
         for name, losses in values.items():

@@ -87,7 +87,7 @@ def meta_model(preset: Preset, dtype: torch.dtype = torch.float32) -> SubjectMod
         if preset.mllm.lora is not None:
             model.add_mllm_lora(preset.mllm.lora)
     encoder: tuple[Part, ...] = () if preset.mllm.lora is None else ("mllm_lora",)
-    model.trainable((*encoder, "aggregator", "transformer" if preset.lora is None else "transformer_lora"))
+    model.set_trainable((*encoder, "aggregator", "transformer" if preset.lora is None else "transformer_lora"))
     return model.train()
 
 

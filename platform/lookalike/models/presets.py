@@ -190,8 +190,8 @@ class Preset:
     references: ReferenceConfig
     """Identity tokens."""
     stages: str = "paper"
-    """Which condition a step of denoising sees, as :func:`~lookalike.diffusion.stages.stages_of` reads it, where nobody
-    says otherwise. The paper's thresholds are noise levels of its resolution: with fewer tokens, whose noise levels are
+    """Default denoising schedule, as :func:`~lookalike.diffusion.schedule.denoising_schedule` reads it.
+    The paper's thresholds are noise levels of its resolution: with fewer tokens, whose noise levels are
     shifted less, few steps lie between them."""
     lora: LoraConfig | None = None
     """LoRA of the base training; null trains the DiT itself."""

@@ -50,7 +50,7 @@ class SubjectModel(nn.Module):
         self.transformer = transformer
         self.references = references
         self._mllm_learns = False
-        self.trainable(())
+        self.set_trainable(())
 
     @classmethod
     def from_config(cls, bundle_dir: Path, dtype: torch.dtype = torch.float32) -> "SubjectModel":
@@ -92,20 +92,20 @@ class SubjectModel(nn.Module):
         load_weights(model, opened.components)
         if opened.adapter is not None:
             load_lora(model.transformer, opened.adapter)
-            model.trainable(())
+            model.set_trainable(())
         return model.eval()
 
     def add_lora(self, lora: LoraConfig) -> None:
         """Inject a LoRA into the DiT; call it after the weights are loaded, since peft renames what it wraps."""
         inject_lora(self.transformer, lora)
-        self.trainable(())
+        self.set_trainable(())
 
     def add_mllm_lora(self, lora: LoraConfig) -> None:
         """Inject a LoRA into the MLLM's language model, after the weights are loaded too."""
         inject_mllm_lora(self.mllm, lora)
-        self.trainable(())
+        self.set_trainable(())
 
-    def trainable(self, parts: Sequence[Part]) -> dict[str, nn.Parameter]:
+    def set_trainable(self, parts: Sequence[Part]) -> dict[str, nn.Parameter]:
         """Let exactly these parts learn; returns their parameters by name, in a fixed order.
 
         ``transformer`` is the DiT without its LoRA, ``mllm`` likewise. Raises ConfigError for the LoRA of a part that

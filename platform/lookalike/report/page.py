@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from lookalike.diffusion.stages import STAGE_TITLES
+from lookalike.diffusion.schedule import SCHEDULE_TITLES
 from lookalike.evaluation.estimates import Estimate
 from lookalike.evaluation.scores import Scores
 
@@ -219,7 +219,7 @@ def render(page: Page) -> str:
 def _stage_label(setting: str, main: str) -> str:
     """``"before/mllm_only"`` → ``"before: MLLM only"``."""
     before, name = setting.startswith("before"), setting.removeprefix("before").strip("/") or main
-    return ("before: " if before else "") + STAGE_TITLES.get(name, name)
+    return ("before: " if before else "") + SCHEDULE_TITLES.get(name, name)
 
 
 def number(value: int) -> str:

@@ -8,7 +8,7 @@ import torch
 from lookalike.errors import ConfigError
 from lookalike.models.costs import Sample, meta_model, meta_vae, vae_flops
 from lookalike.models.presets import Preset
-from lookalike.training.config import Offload, Precision, StageConfig, ZeroConfig
+from lookalike.training.curriculum import PhaseConfig
 from lookalike.training.footprint import (
     activation_bytes,
     communication_bytes,
@@ -16,6 +16,7 @@ from lookalike.training.footprint import (
     pretend,
     zero3_states,
 )
+from lookalike.training.workers import Offload, Precision, ZeroConfig
 from lookalike.training.workload import step_flops
 
 GB = 10**9
@@ -70,7 +71,7 @@ class MemoryPlan:
 
 
 @dataclass(frozen=True)
-class StagePlan:
+class PhaseCost:
     """What one stage of the curriculum costs."""
 
     name: str
@@ -133,9 +134,9 @@ def fit(rows: dict[str, int], activation: int, cluster: Cluster, least: Offload 
     return next((plan for plan in plans if plan.micro_batch), plans[-1])
 
 
-def plan_stages(
-    preset: Preset, sample: Sample, cluster: Cluster, stages: Sequence[StageConfig], batch_size: int
-) -> list[StagePlan]:
+def phase_costs(
+    preset: Preset, sample: Sample, cluster: Cluster, stages: Sequence[PhaseConfig], batch_size: int
+) -> list[PhaseCost]:
     """FLOPs, tokens and days of each stage at that global batch size."""
     model, vae = meta_model(preset), meta_vae(preset)
     encode, _ = vae_flops(vae, preset.height, preset.width)
@@ -146,6 +147,6 @@ def plan_stages(
         flops = encode * images + step_flops(model, sample, references=references)
         seconds = stage.steps * batch_size * flops / (cluster.gpus * cluster.peak_tflops * 1e12 * cluster.utilisation)
         plans.append(
-            StagePlan(stage.name, stage.steps, sample.tokens(mllm=True, references=references), flops, seconds / 86400)
+            PhaseCost(stage.name, stage.steps, sample.tokens(mllm=True, references=references), flops, seconds / 86400)
         )
     return plans

@@ -22,7 +22,8 @@ from lookalike.documents import decoding
 from lookalike.errors import InputError
 from lookalike.storage import Store, read_object
 from lookalike.storage.lease import Fence
-from lookalike.training.engine import AVERAGE, MASTER
+from lookalike.training.average import AVERAGE
+from lookalike.training.engine import MASTER
 from lookalike.training.ledger import LEDGER, recorded
 from lookalike.training.marks import Mark, current, parse_mark
 

@@ -7,10 +7,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from lookalike.training.config import EmaConfig, OptimizerConfig, Precision
+from lookalike.training.average import AVERAGE, EmaConfig, update_average
+from lookalike.training.optimizer import STATE_NAMES, OptimizerConfig, build_optimizer, initial_state
+from lookalike.training.workers import Precision
 
-MASTER, AVERAGE = "master", "ema"
-MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's state by torch's names
+MASTER = "master"
 
 
 class Engine(Protocol):
@@ -42,32 +43,15 @@ class Engine(Protocol):
         """Take up what :meth:`state` gave, at any number of ranks. Strict: every key, no other."""
 
 
-def build_optimizer(
-    parameters: list[nn.Parameter], config: OptimizerConfig, *, fused: bool = False
-) -> torch.optim.AdamW:
-    """AdamW at learning rate 0; the loop sets the rate before each step; ``fused`` is one kernel for all."""
-    return torch.optim.AdamW(
-        parameters, lr=0.0, betas=config.betas, eps=config.epsilon, weight_decay=config.weight_decay, fused=fused
-    )
-
-
 def kept_by_optimizer(ema: EmaConfig) -> tuple[str, ...]:
-    """Keys of an optimizer's state: AdamW's moments, and the average, which lives there as one more.
-
-    So it is sharded, offloaded and addressed by name as the moments are.
-    """
-    return MOMENTS if ema.decay is None else (*MOMENTS, AVERAGE)
+    """Names of the tensors in the optimizer's state of a parameter: the optimizer's own, and the moving average."""
+    return STATE_NAMES if ema.decay is None else (*STATE_NAMES, AVERAGE)
 
 
 def fresh_state(weights: Tensor, kept: tuple[str, ...], steps: int = 0, *, fused: bool = False) -> dict[str, Tensor]:
-    """AdamW's state after ``steps`` steps, as torch would make it in its first one, and the average at ``weights``."""
-    moments = {key: weights.detach().clone() if key == AVERAGE else torch.zeros_like(weights) for key in kept}
-    return {"step": _step(weights, steps, fused=fused), **moments}
-
-
-def _step(weights: Tensor, steps: int, *, fused: bool) -> Tensor:
-    """AdamW counts on the host, and where ``fused`` beside the weights."""
-    return torch.tensor(float(steps), device=weights.device if fused else None)
+    """The optimizer's state of a parameter after ``steps`` steps, all zero, and the average at ``weights`` if kept."""
+    average = {AVERAGE: weights.detach().clone()} if AVERAGE in kept else {}
+    return {**initial_state(weights, steps, fused=fused), **average}
 
 
 def state_keys(names: list[str], kept: tuple[str, ...]) -> list[str]:
@@ -90,9 +74,6 @@ class _Autocast(nn.Module):
         super().__init__()
         self.model = model
         self.dtype = dtype
-        # Bfloat16 was trained on an H200 without cuDNN's attention; with it was not tried again after a backward pass
-        # had failed, for which a matrix product with one column may be to blame, too.
-        torch.backends.cuda.enable_cudnn_sdp(False)
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         with torch.autocast(next(self.model.parameters()).device.type, self.dtype):
@@ -161,23 +142,15 @@ class PlainEngine:
         self._steps = optimizer_steps
         self._compute_with(tensors[f"{MASTER}/{name}"] for name in self._named)
         for name, parameter in self._named.items():
-            self._optimizer.state[parameter] = {
-                "step": _step(parameter, optimizer_steps, fused=self._fused),
-                **{key: tensors[f"{key}/{name}"].to(parameter.device, copy=True) for key in self._kept},
-            }
+            saved = {key: tensors[f"{key}/{name}"].to(parameter.device, copy=True) for key in self._kept}
+            self._optimizer.state[parameter] = (
+                fresh_state(parameter, self._kept, optimizer_steps, fused=self._fused) | saved
+            )
 
     @torch.no_grad()
     def _compute_with(self, weights: Iterable[Tensor]) -> None:
         for parameter, value in zip(self._named.values(), weights, strict=True):
             parameter.copy_(value)
-
-
-@torch.no_grad()
-def update_average(optimizer: torch.optim.Optimizer, ema: EmaConfig, steps: int) -> None:
-    """Move the average of whatever ``optimizer`` steps (under ZeRO-3 this rank's partitions) towards its weights."""
-    if ema.decay is not None and optimizer.state:
-        averages = [state[AVERAGE] for state in optimizer.state.values()]
-        torch._foreach_lerp_(averages, list(optimizer.state), 1 - ema.decay_after(steps))
 
 
 def _copy(tensor: Tensor) -> Tensor:

@@ -21,43 +21,17 @@ from lookalike.bundles.transfer import (
 from lookalike.errors import LookalikeError
 from lookalike.models.adapters import merge_mllm_lora, save_lora
 from lookalike.models.dit import Context, References
-from lookalike.models.presets import LoraConfig, load_preset
-from lookalike.models.subject import Part, SubjectModel
+from lookalike.models.subject import SubjectModel
 from lookalike.models.weights import replace_mllm_weights
 from lookalike.scratch import scratch
 from lookalike.storage import Store
 from lookalike.training import checkpoint
 from lookalike.training.config import TrainConfig
-from lookalike.training.engine import MOMENTS
+from lookalike.training.optimizer import STATE_NAMES
+from lookalike.training.trainable import adapter_of, add_loras, mllm_lora_of, trainable_parts
 
 _TOLERANCE = 1e-3  # of weights; float16 has 11 significant bits
 _OUTPUT_TOLERANCE = {"float32": 1e-3, "float16": 1e-2}  # rounded weights add up: 1.6e-3 was seen in `mini`
-
-
-def adapter_of(config: TrainConfig) -> LoraConfig | None:
-    """The LoRA that this run trains: its own, else the preset's; None trains the DiT itself."""
-    return config.adapter or (None if config.base else load_preset(config.preset).lora)
-
-
-def mllm_lora_of(config: TrainConfig) -> LoraConfig | None:
-    """The LoRA that this run trains on the MLLM: the preset's, unless it trains a personal adapter."""
-    return None if config.adapter else load_preset(config.preset).mllm.lora
-
-
-def trainable_parts(config: TrainConfig) -> tuple[Part, ...]:
-    """Names for :meth:`SubjectModel.trainable`: a personal adapter learns alone; a base run also trains the bridge."""
-    if config.adapter is not None:
-        return ("transformer_lora",)
-    encoder: tuple[Part, ...] = ("mllm_lora",) if mllm_lora_of(config) else ()
-    return (*encoder, "aggregator", "transformer_lora" if adapter_of(config) else "transformer")
-
-
-def add_loras(config: TrainConfig, model: SubjectModel) -> None:
-    """Inject what this run trains as LoRA into a model whose weights are loaded."""
-    if (adapter := adapter_of(config)) is not None:
-        model.add_lora(adapter)
-    if (lora := mllm_lora_of(config)) is not None:
-        model.add_mllm_lora(lora)
 
 
 def export_bundle(
@@ -76,7 +50,7 @@ def export_bundle(
         return done
     initial_uri = config.base or store.child(INITIAL).uri
     initial = local_bundle(initial_uri)
-    _, tensors = checkpoint.load(store.child(checkpoint.CHECKPOINTS), step, without=MOMENTS)
+    _, tensors = checkpoint.load(store.child(checkpoint.CHECKPOINTS), step, without=STATE_NAMES)
     weights = checkpoint.trained_weights(tensors)
     del tensors
     _check_trained(weights)
@@ -111,7 +85,7 @@ def _trained_model(config: TrainConfig, initial: Path, weights: Mapping[str, Ten
     """The initial bundle's model, with its LoRA if it trains one, and the checkpoint's weights; strict."""
     model = SubjectModel.from_bundle(initial)
     add_loras(config, model)
-    named = model.trainable(trainable_parts(config))
+    named = model.set_trainable(trainable_parts(config))
     if differing := sorted(set(named) ^ set(weights)):
         raise LookalikeError(
             "the checkpoint does not fit the model", value=differing[0], fix="export with the run's own configuration"

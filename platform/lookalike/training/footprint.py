@@ -18,7 +18,8 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from lookalike.models.costs import Sample, by_depth, context_of, denoise
 from lookalike.models.subject import SubjectModel
-from lookalike.training.config import ZeroConfig
+from lookalike.training.optimizer import STATE_BYTES
+from lookalike.training.workers import ZeroConfig
 
 _FP32 = 4
 
@@ -62,7 +63,7 @@ def zero3_states(
         frozen += share * (not parameter.requires_grad)
         trainable += share * parameter.requires_grad
         whole += numel * (numel <= threshold)
-    optimizer = trainable * _FP32 * (3 + average)
+    optimizer = trainable * (_FP32 * (1 + average) + STATE_BYTES)  # master weights, the average, the optimizer's state
     return States(frozen * size, trainable * size, whole * size, optimizer, trainable * _FP32)
 
 

@@ -17,12 +17,13 @@ from lookalike.storage import Store
 from lookalike.storage.lease import Fence
 from lookalike.training import checkpoint
 from lookalike.training.clock import StepClock
-from lookalike.training.config import StageConfig, TrainConfig
-from lookalike.training.curriculum import ends_stage, learning_rate, stage_at
+from lookalike.training.config import TrainConfig
+from lookalike.training.curriculum import PhaseConfig, ends_phase, learning_rate, phase_at
 from lookalike.training.engine import Engine
 from lookalike.training.epoch_plan import EpochPlan
 from lookalike.training.history import METRICS, History
 from lookalike.training.ledger import Ledger, forget_after, ledger_key
+from lookalike.training.micro_batch import MicroBatch, SampleColumns
 from lookalike.training.quarantine import QUARANTINE, Failure, Quarantine, failures
 from lookalike.training.ranks import Rank
 from lookalike.training.saver import Saver
@@ -33,15 +34,14 @@ log = logging.getLogger(__name__)
 
 _PARTS = ("data_wait", "forward", "backward", "optimizer", "validation", "checkpoint")
 
-Columns = Mapping[str, np.ndarray]
-Objective = Callable[[Columns, StageConfig, int], Tensor]
-"""(prepared columns, stage, epoch) → loss of each sample, float32 ``[B]``."""
-Validation = Callable[[StageConfig], dict[str, float]]
-"""Held-out figures for a stage; a collective: every rank calls it."""
-Images = Callable[[StageConfig, int], None]
-"""Draws held-out images after that many steps and keeps them; a collective too."""
-Workload = Callable[[Columns, StageConfig], tuple[int, float]]
-"""Tokens and FLOPs of this rank's prepared columns; 0 FLOPs where no peak is known to hold them against."""
+Objective = Callable[[MicroBatch, PhaseConfig, int], Tensor]
+"""(micro batch, phase, epoch) → loss of each sample, float32 ``[B]``."""
+Validation = Callable[[PhaseConfig], dict[str, float]]
+"""Held-out metrics for a phase; a collective: every rank calls it."""
+Images = Callable[[PhaseConfig, int], None]
+"""Generates held-out images after that many steps and keeps them; a collective, too."""
+CountWork = Callable[[SampleColumns, PhaseConfig], tuple[int, float]]
+"""Tokens and FLOPs of this rank's samples; 0 FLOPs if the device's peak is not known."""
 
 
 class TrainingDivergedError(LookalikeError):
@@ -63,7 +63,11 @@ class Loop:
     ledger: Ledger
     fingerprint: str
     base_sha256: str
-    workload: Workload | None = None
+    workload: CountWork | None = None
+    learning_rate: Callable[[PhaseConfig, int], float] = learning_rate
+    """Of a step by its 0-based position in its phase."""
+    objective_metrics: Callable[[], Mapping[str, float]] = dict
+    """Further metrics of the objective's last call, recorded with the step's."""
     peak_tflops: float | None = None
     """Of one rank's device; None if unknown."""
     images: Images | None = None
@@ -76,7 +80,7 @@ class Loop:
         """Samples that this run leaves out."""
         return Quarantine(self.store, self.rank, self.config.safety.quarantine_limit(self.plan.num_samples))
 
-    def run(self, batches: Iterator[Columns]) -> None:
+    def run(self, batches: Iterator[MicroBatch]) -> None:
         """Train from the last complete checkpoint to the end of the curriculum.
 
         Raises, on every rank after the same step:
@@ -99,20 +103,21 @@ class Loop:
             while step < config.total_steps:
                 watchdog.alive(step)
                 saver.check()
-                index, stage, position = stage_at(config.stages, step)
-                self.engine.set_learning_rate(learning_rate(stage, position))
-                figures, stop = self._step(batches, stage, step, accumulation, stop_notice())
-                figures.update(stage=stage.name, stage_index=index, learning_rate=learning_rate(stage, position))
+                index, phase, position = phase_at(config.stages, step)
+                rate = self.learning_rate(phase, position)
+                self.engine.set_learning_rate(rate)
+                figures, stop = self._step(batches, phase, step, accumulation, stop_notice())
+                figures.update(stage=phase.name, stage_index=index, learning_rate=rate)
                 self.history.add(step, figures)
-                last_of_stage = ends_stage(config.stages, step)
+                last_of_phase = ends_phase(config.stages, step)
                 step += 1
-                if config.validation.samples and (last_of_stage or step % config.validation.every == 0):
+                if config.validation.samples and (last_of_phase or step % config.validation.every == 0):
                     with self.clock.measure("validation"), torch.no_grad(), self.engine.averaged():
-                        held_out = self.validation(stage)
-                    self.history.add_validation(step - 1, stage.name, held_out)
-                if self.images and (last_of_stage or step % config.images.every == 0):
+                        held_out = self.validation(phase)
+                    self.history.add_validation(step - 1, phase.name, held_out)
+                if self.images and (last_of_phase or step % config.images.every == 0):
                     with self.clock.measure("validation"), torch.no_grad(), self.engine.averaged():
-                        self.images(stage, step)
+                        self.images(phase, step)
                 last = stop or step == config.total_steps
                 if last or step % config.log_every == 0:
                     self.history.flush(step)
@@ -126,7 +131,7 @@ class Loop:
                     )
 
     def _step(
-        self, batches: Iterator[Columns], stage: StageConfig, step: int, accumulation: int, asked_to_stop: bool
+        self, batches: Iterator[MicroBatch], phase: PhaseConfig, step: int, accumulation: int, asked_to_stop: bool
     ) -> tuple[dict[str, Any], bool]:
         """One optimizer step: its figures, and whether any rank was asked to stop.
 
@@ -137,24 +142,25 @@ class Loop:
         measure = self.clock.measure
         epoch = self.plan.epoch_of(step)
         with measure("data_wait"):
-            columns = next(batches)
+            micro_batch = next(batches)
         # Before the first backward pass: what a sample weighs depends on how many of the step are real on all ranks.
-        failed, stop = self.rank.sum(float(_failed_in_step(columns)), float(asked_to_stop))
+        failed, stop = self.rank.sum(float(_failed_in_step(micro_batch.columns)), float(asked_to_stop))
         real_samples = max(1, int((self.plan.slots(step) >= 0).sum()) - int(failed))
         sample_ids: list[str] = []
         failed_here: list[Failure] = []
-        for micro_batch in range(accumulation):
-            if micro_batch:
+        for index in range(accumulation):
+            if index:
                 with measure("data_wait"):
-                    columns = next(batches)
+                    micro_batch = next(batches)
+            columns = micro_batch.columns
             assert (columns["step"] == step).all(), f"data of step {columns['step']} came at step {step}"
-            slot = (self.rank.index * accumulation + micro_batch) * len(columns["weight"])
+            slot = (self.rank.index * accumulation + index) * len(columns["weight"])
             failed_here += failures(columns, slot)
             if self.workload is not None:
-                work = self.workload(columns, stage)
+                work = self.workload(columns, phase)
                 tokens, flops = tokens + work[0], flops + work[1]
             with measure("forward"):
-                losses = self.objective(columns, stage, epoch)
+                losses = self.objective(micro_batch, phase, epoch)
                 weighted = (losses * torch.tensor(columns["weight"]).to(losses.device, non_blocking=True)).sum()
             with measure("backward"):
                 # DeepSpeed and PlainEngine average over micro batches and ranks; padding and failed slots do not count.
@@ -171,12 +177,13 @@ class Loop:
         loss_sum, tokens_sum, flops_sum = self.rank.sum(loss_sum, tokens, flops)
         loss = loss_sum / real_samples
         if not np.isfinite(gradient_norm) or not abs(loss) <= self.config.safety.max_loss:
-            self._give_up(stage, step, loss, gradient_norm)
+            self._give_up(phase, step, loss, gradient_norm)
         seconds = time.perf_counter() - started
         spent = dict(zip(_PARTS, self.clock.take(*_PARTS), strict=True))
         figures: dict[str, Any] = {
             "loss": loss,
             "gradient_norm": gradient_norm,
+            **self.objective_metrics(),
             "images_per_second": real_samples / seconds,
             "data_wait_share": spent["data_wait"] / seconds,
             "step_seconds": seconds,
@@ -191,17 +198,17 @@ class Loop:
             figures["model_flops_utilisation"] = flops_sum / (seconds * peak)
         return figures, stop > 0
 
-    def _give_up(self, stage: StageConfig, step: int, loss: float, gradient_norm: float) -> None:
+    def _give_up(self, phase: PhaseConfig, step: int, loss: float, gradient_norm: float) -> None:
         """Keep the samples of the step that diverged, then raise; every rank has seen the same figures."""
         key = f"diverged/step-{step:08d}.json"
         lines = self.ledger.take().decode().splitlines()
         if self.rank.is_first:
-            found = {"stage": stage.name, "loss": loss, "gradient_norm": gradient_norm, **json.loads(lines[-1])}
+            found = {"stage": phase.name, "loss": loss, "gradient_norm": gradient_norm, **json.loads(lines[-1])}
             self.store.write(key, json.dumps(found).encode())
         raise TrainingDivergedError(
             f"training diverged at step {step}: loss {loss:.4g}, gradient norm {gradient_norm:.4g}",
             value=self.store.uri_of(key),
-            fix=f"look at the samples named there, or start a run with a lower learning rate in stage {stage.name}",
+            fix=f"look at the samples named there, or start a run with a lower learning rate in phase {phase.name}",
         )
 
     def _resume(self) -> int:
@@ -229,6 +236,6 @@ class Loop:
         saver.save(state, self.engine.state(), beside)
 
 
-def _failed_in_step(columns: Columns) -> int:
+def _failed_in_step(columns: SampleColumns) -> int:
     """Samples of this rank's share of the step that could not be prepared; its first micro batch has the number."""
     return int(columns["failed_in_step"][0]) if "failed_in_step" in columns else 0

@@ -1,6 +1,6 @@
 """What the loop minimises and what it validates, on prepared columns."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,13 +9,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from lookalike.diffusion.flow import Draw, FlowConfig, draw, noise_levels
-from lookalike.diffusion.objective import denoising_loss, with_latents
-from lookalike.models.batch import Batch, to_batch
+from lookalike.diffusion.flow import FlowConfig, draw, noise_levels
+from lookalike.diffusion.objective import denoising_loss, paired_losses, with_latents
+from lookalike.models.batch import to_batch
 from lookalike.models.vae import LatentCache, token_grid
-from lookalike.training.config import DropoutConfig, StageConfig
-
-Columns = Mapping[str, np.ndarray]
+from lookalike.training.curriculum import PhaseConfig
+from lookalike.training.loop_config import DropoutConfig
+from lookalike.training.micro_batch import ComputedInputs, MicroBatch, SampleColumns
 
 _BINS = 4  # of the noise level, equally wide
 
@@ -33,44 +33,34 @@ class DenoisingObjective:
     cache: LatentCache = field(default_factory=LatentCache)
     """The VAE is frozen: each image is encoded once."""
 
-    def __call__(self, columns: Columns, stage: StageConfig, epoch: int) -> Tensor:
+    def __call__(self, micro_batch: MicroBatch, phase: PhaseConfig, epoch: int) -> Tensor:
         """Training loss of each sample, float32 ``[B]``."""
-        prepared = columns if isinstance(columns, PreparedColumns) else None
-        assert prepared is None or prepared.of == (stage, epoch)
+        inputs = micro_batch.inputs
+        assert inputs is None or (inputs.phase, inputs.epoch) == (phase, epoch)
         return denoising_loss(
             self.model,
             self.vae,
-            (to_batch(columns) if prepared is None else prepared.batch).to(self.device),
-            sample_ids=columns["sample_id"].tolist(),
+            (to_batch(micro_batch.columns) if inputs is None else inputs.batch).to(self.device),
+            sample_ids=micro_batch.columns["sample_id"].tolist(),
             seed=(self.seed, epoch),
             flow=self.flow,
             cache=self.cache,
-            drawn=None if prepared is None else prepared.drawn,
+            drawn=None if inputs is None else inputs.drawn,
             use_mllm=True,
-            use_references=_sees_references(stage),
+            use_references=_sees_references(phase),
             dropout_mllm=self.dropout.mllm,
             dropout_references=self.dropout.references,
         )
 
-    def prepare(self, columns: Columns, stage: StageConfig, epoch: int) -> "PreparedColumns":
-        """The host's share of such a call, for a GPU that computes the step before meanwhile: latents and noise."""
-        batch = with_latents(to_batch(columns), self.vae, self.cache, references=_sees_references(stage))
+    def compute_inputs(self, columns: SampleColumns, phase: PhaseConfig, epoch: int) -> MicroBatch:
+        """Compute the host's share of such a call, latents and noise, while a GPU is busy with the step before."""
+        batch = with_latents(to_batch(columns), self.vae, self.cache, references=_sees_references(phase))
         assert batch.target_latents is not None
         tokens, channels = batch.target_latents.shape[1:]
         drawn = draw(columns["sample_id"].tolist(), (self.seed, epoch), (tokens, channels), self.flow)
         if self.device.type == "cuda":
             batch, drawn = batch.pin_memory(), drawn.pin_memory()
-        return PreparedColumns(columns, batch, drawn, of=(stage, epoch))
-
-
-class PreparedColumns(dict[str, np.ndarray]):
-    """Columns, and what :meth:`DenoisingObjective.prepare` made of them: on the host, for a GPU in pinned memory."""
-
-    def __init__(self, columns: Columns, batch: Batch, drawn: Draw, of: tuple[StageConfig, int]) -> None:
-        super().__init__(columns)
-        self.batch = batch
-        self.drawn = drawn
-        self.of = of
+        return MicroBatch(columns, ComputedInputs(batch, drawn, phase, epoch))
 
 
 @dataclass(frozen=True)
@@ -81,12 +71,12 @@ class HeldOutLoss:
     """
 
     objective: DenoisingObjective
-    batches: Sequence[Columns]
+    batches: Sequence[SampleColumns]
     """This rank's share, the same number of batches on every rank."""
     total: Callable[..., list[float]]
     """Sums each argument over all ranks."""
 
-    def __call__(self, stage: StageConfig) -> dict[str, float]:
+    def __call__(self, phase: PhaseConfig) -> dict[str, float]:
         """Means over all ranks' samples: ``loss_right``, ``loss_shuffled`` and their difference ``loss_gap``, and
         ``loss_sigma_A-B``, the right one of samples whose noise level lies there; a bin without samples is left out."""
         sums = torch.zeros(2)
@@ -97,32 +87,31 @@ class HeldOutLoss:
             weight = torch.tensor(columns["weight"])  # 0: the sample could not be read
             partners = partners_of_other_subjects(columns["subject"].tolist(), columns["weight"] > 0)
             batch = to_batch(columns).to(self.objective.device)
-            for index, chosen in enumerate((batch, batch.with_conditions_of(partners))):
-                losses = denoising_loss(
-                    self.objective.model,
-                    self.objective.vae,
-                    chosen,
-                    sample_ids=columns["sample_id"].tolist(),
-                    seed=(self.objective.seed,),
-                    flow=self.objective.flow,
-                    cache=self.objective.cache,
-                    use_mllm=True,
-                    use_references=_sees_references(stage),
-                ).cpu()
-                losses = losses * weight
-                sums[index] += losses.sum()
-                if chosen is batch:
-                    bins = self._bins(columns)
-                    binned += [np.bincount(bins, part.double().numpy(), _BINS) for part in (losses, weight)]
+            right, shuffled = paired_losses(
+                self.objective.model,
+                self.objective.vae,
+                batch,
+                batch.with_conditions_of(partners),
+                sample_ids=columns["sample_id"].tolist(),
+                seed=(self.objective.seed,),
+                flow=self.objective.flow,
+                cache=self.objective.cache,
+                use_references=_sees_references(phase),
+            )
+            assert shuffled is not None
+            right, shuffled = right.cpu() * weight, shuffled.cpu() * weight
+            sums += torch.stack([right.sum(), shuffled.sum()])
+            bins = self._bins(columns)
+            binned += [np.bincount(bins, part.double().numpy(), _BINS) for part in (right, weight)]
             count += int(weight.sum())
         self.objective.model.train()
         totals = self.total(*sums.tolist(), float(count), *binned.flatten().tolist())
-        right, shuffled, samples = totals[:3]
+        loss_right, loss_shuffled, samples = totals[:3]
         by_level = zip(totals[3 : 3 + _BINS], totals[3 + _BINS :], strict=True)
         return {
-            "loss_right": right / samples,
-            "loss_shuffled": shuffled / samples,
-            "loss_gap": (shuffled - right) / samples,
+            "loss_right": loss_right / samples,
+            "loss_shuffled": loss_shuffled / samples,
+            "loss_gap": (loss_shuffled - loss_right) / samples,
             **{
                 f"loss_sigma_{index / _BINS:.2f}-{(index + 1) / _BINS:.2f}": total / number
                 for index, (total, number) in enumerate(by_level)
@@ -130,15 +119,15 @@ class HeldOutLoss:
             },
         }
 
-    def _bins(self, columns: Columns) -> npt.NDArray[np.int64]:
+    def _bins(self, columns: SampleColumns) -> npt.NDArray[np.int64]:
         """The bin of each sample's noise level."""
         rows, cols = token_grid(self.objective.vae, *columns["target"].shape[-2:])
         levels = noise_levels(columns["sample_id"].tolist(), (self.objective.seed,), rows * cols, self.objective.flow)
         return np.minimum((np.array(levels) * _BINS).astype(np.int64), _BINS - 1)
 
 
-def _sees_references(stage: StageConfig) -> bool:
-    return stage.conditions == "mllm+references"
+def _sees_references(phase: PhaseConfig) -> bool:
+    return phase.conditions == "mllm+references"
 
 
 def partners_of_other_subjects(

@@ -1,10 +1,9 @@
-"""Pretraining of a miniature's parts, each alone in one process: the autoencoder, and the joint encoder as captioner.
+"""Pretraining of one part of the model in one process: the VAE, or the joint encoder as a captioner.
 
-A plain loop that keeps its state in one safetensors file: it can be killed, and resumes with the same numbers.
+It runs on the training loop with the plain engine: a killed run resumes with the same losses.
 """
 
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,23 +11,37 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from lookalike import config as configs
 from lookalike.errors import ConfigError
 from lookalike.models.batch import Batch
 from lookalike.models.joint import encoder_inputs
+from lookalike.storage import Store, open_store, read_lines
+from lookalike.tracking import open_tracker
+from lookalike.training import checkpoint
+from lookalike.training.config import TrainConfig
+from lookalike.training.curriculum import PhaseConfig
+from lookalike.training.engine import MASTER, PlainEngine
+from lookalike.training.epoch_plan import EpochPlan
+from lookalike.training.history import METRICS, History
+from lookalike.training.ledger import Ledger
+from lookalike.training.loop import Loop
+from lookalike.training.loop_config import CheckpointConfig, ValidationConfig
+from lookalike.training.micro_batch import MicroBatch
+from lookalike.training.optimizer import STATE_NAMES, OptimizerConfig
+from lookalike.training.ranks import Rank
+from lookalike.training.workers import WorkerConfig
 from lookalike.values import check_values
 
-STATE = "state.safetensors"
-LOSSES = "losses.jsonl"
+Metrics = dict[str, float]
 
-Figures = dict[str, float]
+_OF_EVERY_STEP = ("loss", "gradient_norm")
 
 
 @dataclass(frozen=True)
 class FitConfig:
-    """The plain loop."""
+    """How long and how fast a part is trained."""
 
     steps: int = 4000
     """Optimizer steps."""
@@ -39,7 +52,7 @@ class FitConfig:
     weight_decay: float = 0.01
     """Decoupled weight decay."""
     save_every: int = 100
-    """Steps between two saved states."""
+    """Steps between two checkpoints."""
     threads: int = 1
     """Threads of torch. Where other work shares the cores, two are slower than one: they wait for each other."""
     seed: int = 0
@@ -55,48 +68,106 @@ class FitConfig:
 
 def fit(
     model: nn.Module,
-    loss: Callable[[np.random.Generator, int], tuple[Tensor, Figures]],
+    loss: Callable[[np.random.Generator, int], tuple[Tensor, Metrics]],
     config: FitConfig,
     folder: Path,
-    report: Callable[[int, Figures], None],
-) -> Figures:
-    """Train ``model`` in place, and return the mean figures of the last window.
+    report: Callable[[int, Metrics], None],
+) -> Metrics:
+    """Train ``model`` in place in one process, and return the mean metrics of the last ``save_every`` steps or fewer.
+
+    To the training loop a step's batch is one sample, since its loss is a mean over pixels or tokens.
 
     Args:
         model: its trainable parameters are trained in float32.
-        loss: draws the batch of a step by a generator of (seed, step); gives a scalar and figures to log.
+        loss: samples the batch of a step with a generator of (seed, step); returns a scalar and further metrics.
         config: length, step size and seed.
-        folder: keeps ``state.safetensors`` and ``losses.jsonl``; an earlier attempt's state is picked up.
-        report: called with the number of steps done and the figures of the last one.
+        folder: keeps the run's checkpoints and ``metrics.jsonl``; an earlier attempt is resumed.
+        report: called with the number of steps done and the metrics of the last one.
+
+    Raises:
+        TrainingDivergedError: as :meth:`~lookalike.training.loop.Loop.run`.
+        InputError: the folder holds checkpoints of another configuration.
     """
     torch.set_num_threads(config.threads)
+    store, fingerprint = open_store(str(folder)), configs.fingerprint(configs.to_dict(config))
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    optimizer = torch.optim.AdamW(
-        parameters.values(), lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=config.weight_decay
+    run = _run_of(config)
+    further: Metrics = {}
+    _convert_earlier_state(folder, store, parameters, fingerprint)
+
+    def objective(micro_batch: MicroBatch, _phase: PhaseConfig, _epoch: int) -> Tensor:
+        step = int(micro_batch.columns["step"][0])
+        value, metrics = loss(np.random.default_rng([config.seed, step]), step)
+        further.update(metrics)
+        return value.reshape(1)
+
+    def listener(steps: int, metrics: Mapping[str, float]) -> None:
+        report(steps, {name: metrics[name] for name in (*_OF_EVERY_STEP, *further)})
+
+    history = History(store, open_tracker("none:", "none"), config.steps, write=True, listeners=[listener])
+    Loop(
+        config=run,
+        rank=Rank(),
+        engine=PlainEngine(model, parameters, run.optimizer, accumulation=1),
+        objective=objective,
+        validation=lambda phase: {},
+        plan=EpochPlan(num_samples=1, batch_size=1, seed=config.seed),
+        store=store,
+        history=history,
+        ledger=Ledger(Rank()),
+        fingerprint=fingerprint,
+        base_sha256="",
+        learning_rate=lambda phase, position: phase.learning_rate * _schedule(position / phase.steps),
+        objective_metrics=lambda: further,
+    ).run(_micro_batches(range(checkpoint.newest(store), config.steps)))
+    first = (config.steps - 1) // config.save_every * config.save_every
+    window = [record for record in read_lines(store, METRICS, "step") if record["step"] >= first]
+    return {name: float(np.mean([record[name] for record in window])) for name in (*_OF_EVERY_STEP, *further)}
+
+
+def _run_of(config: FitConfig) -> TrainConfig:
+    """The configuration of the training loop for one part."""
+    phase = PhaseConfig(
+        name="part", steps=config.steps, conditions="mllm", learning_rate=config.learning_rate, warmup_steps=0
     )
-    done = _resume(folder, optimizer, parameters)
-    window: list[Figures] = []
-    means: Figures = {}
-    for step in range(done, config.steps):
-        for group in optimizer.param_groups:
-            group["lr"] = config.learning_rate * _schedule(step / config.steps)
-        value, figures = loss(np.random.default_rng([config.seed, step]), step)
-        optimizer.zero_grad(set_to_none=True)
-        value.backward()
-        norm = nn.utils.clip_grad_norm_(parameters.values(), 1.0)
-        optimizer.step()
-        window.append({"loss": value.item(), "gradient_norm": float(norm), **figures})
-        report(step + 1, window[-1])
-        if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
-            means = {name: float(np.mean([figures[name] for figures in window])) for name in window[0]}
-            with (folder / LOSSES).open("a") as file:
-                file.write(json.dumps({"step": step + 1, **means}) + "\n")
-            _save(folder, optimizer, parameters, step + 1)
-            window = []
-    return means
+    return TrainConfig(
+        dataset="none",
+        run="none",
+        stages=[phase],
+        batch_size=1,
+        micro_batch_size=1,
+        optimizer=OptimizerConfig(betas=(0.9, 0.98), weight_decay=config.weight_decay),
+        validation=ValidationConfig(samples=0),
+        checkpoint=CheckpointConfig(every=config.save_every, keep=1),
+        workers=WorkerConfig(num_workers=0),
+        log_every=config.save_every,
+    )
 
 
-def vae_loss(vae: Any, images: Tensor, noise: Tensor, kl_weight: float = 2e-4) -> tuple[Tensor, Figures]:
+def _micro_batches(steps: range) -> Iterator[MicroBatch]:
+    for step in steps:
+        columns = {"step": [step], "sample_id": [f"step-{step}"], "weight": np.ones(1, np.float32)}
+        yield MicroBatch({name: np.array(values) for name, values in columns.items()})
+
+
+def _convert_earlier_state(folder: Path, store: Store, parameters: Mapping[str, Tensor], fingerprint: str) -> None:
+    """Write ``state.safetensors``, in which earlier versions kept an unfinished run, as its first checkpoint."""
+    checkpoints, path = store.child(checkpoint.CHECKPOINTS), folder / "state.safetensors"
+    if not path.is_file() or checkpoint.committed_steps(checkpoints):
+        return
+    kinds = {MASTER: "model"} | {name: name for name in STATE_NAMES}
+    with safe_open(path, framework="pt") as state:
+        step = int(state.metadata()["step"])
+        tensors = {
+            f"{ours}/{name}": state.get_tensor(f"{theirs}.{name}")
+            for name in parameters
+            for ours, theirs in kinds.items()
+        }
+    checkpoint.write(checkpoints, checkpoint.CheckpointState(step, fingerprint, base_sha256=""), [tensors])
+    path.unlink()
+
+
+def vae_loss(vae: Any, images: Tensor, noise: Tensor, kl_weight: float = 2e-4) -> tuple[Tensor, Metrics]:
     """Reconstruction of ``images`` (uint8 ``[B, 3, H, W]``) by an AutoencoderKL: L1 + squares + edges + a little KL.
 
     ``noise`` float32 ``[B, C, h, w]`` draws from the posterior. Pixels are compared in [-1, 1].
@@ -138,7 +209,7 @@ def psnr(images: Tensor, others: Tensor) -> float:
     return float((10 * torch.log10(255**2 / squares)).mean())
 
 
-def caption_loss(mllm: Any, batch: Batch) -> tuple[Tensor, Figures]:
+def caption_loss(mllm: Any, batch: Batch) -> tuple[Tensor, Metrics]:
     """Next-token loss of the prompt behind its images, by a multimodal model of transformers with language head."""
     logits, targets = _predictions(mllm, batch)
     value = nn.functional.cross_entropy(logits, targets)
@@ -146,7 +217,7 @@ def caption_loss(mllm: Any, batch: Batch) -> tuple[Tensor, Figures]:
 
 
 @torch.no_grad()
-def caption_accuracy(mllm: Any, batches: list[Batch], groups: Mapping[str, set[int]]) -> Figures:
+def caption_accuracy(mllm: Any, batches: list[Batch], groups: Mapping[str, set[int]]) -> Metrics:
     """Share of prompt tokens predicted right given the true ones before: of all, and of each group of token ids."""
     logits, targets = zip(*(_predictions(mllm, batch) for batch in batches), strict=True)
     right, target = torch.cat(logits).argmax(-1) == torch.cat(targets), torch.cat(targets)
@@ -172,29 +243,3 @@ def _predictions(mllm: Any, batch: Batch) -> tuple[Tensor, Tensor]:
 def _schedule(share: float) -> float:
     """Factor on the learning rate after that share of the steps."""
     return min(1.0, 50 * share + 0.02) * float(0.51 + 0.49 * np.cos(np.pi * share))
-
-
-def _save(folder: Path, optimizer: torch.optim.Optimizer, parameters: Mapping[str, Tensor], step: int) -> None:
-    tensors = {f"model.{name}": parameter.detach() for name, parameter in parameters.items()}
-    for name, parameter in parameters.items():
-        tensors |= {f"{key}.{name}": optimizer.state[parameter][key] for key in ("exp_avg", "exp_avg_sq")}
-    part = folder / f".{STATE}"
-    save_file(tensors, part, metadata={"step": str(step)})
-    part.replace(folder / STATE)
-
-
-def _resume(folder: Path, optimizer: torch.optim.Optimizer, parameters: Mapping[str, Tensor]) -> int:
-    """Take up the state in ``folder`` and return its number of steps; 0 where there is none."""
-    folder.mkdir(parents=True, exist_ok=True)
-    if not (folder / STATE).is_file():
-        return 0
-    with safe_open(folder / STATE, framework="pt") as state:
-        step = int(state.metadata()["step"])
-        for name, parameter in parameters.items():
-            parameter.data.copy_(state.get_tensor(f"model.{name}"))
-            optimizer.state[parameter] = {
-                "step": torch.tensor(float(step)),
-                "exp_avg": state.get_tensor(f"exp_avg.{name}"),
-                "exp_avg_sq": state.get_tensor(f"exp_avg_sq.{name}"),
-            }
-    return step

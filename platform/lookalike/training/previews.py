@@ -1,20 +1,22 @@
 """Images of held-out samples in the loop, drawn through the engine's forward pass."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from lookalike.diffusion.flow import draw, shift_sigma
-from lookalike.diffusion.stages import PRESET, Conditions, stages_of
+from lookalike.diffusion.flow import draw
+from lookalike.diffusion.sampler import sample, set_noise_levels
+from lookalike.diffusion.schedule import PRESET, ConditionWeights, SamplerPlan, denoising_schedule
 from lookalike.models.batch import to_batch
 from lookalike.models.vae import decode, token_grid
-from lookalike.training.config import ImagesConfig, StageConfig
-from lookalike.training.objective import Columns, DenoisingObjective
-
-_NOTHING = Conditions(mllm=0, references=0)
+from lookalike.training.curriculum import PhaseConfig
+from lookalike.training.loop_config import ImagesConfig
+from lookalike.training.micro_batch import SampleColumns
+from lookalike.training.objective import DenoisingObjective
 
 
 @dataclass(frozen=True)
@@ -26,34 +28,36 @@ class HeldOutImages:
     """
 
     objective: DenoisingObjective
-    columns: Columns
+    columns: SampleColumns
     """This rank's samples, as many as every other rank has."""
     config: ImagesConfig
-    stages: str
-    """Of the preset."""
+    schedule: str
+    """Denoising schedule of the preset."""
+    scheduler: Any
+    """FlowMatchEulerDiscreteScheduler of the bundle."""
 
     @torch.no_grad()
-    def __call__(self, stage: StageConfig) -> npt.NDArray[np.uint8]:
-        """uint8 ``[n, H, W, 3]``: by the preset's stages, or from the MLLM alone where ``stage`` trains that."""
+    def __call__(self, phase: PhaseConfig) -> npt.NDArray[np.uint8]:
+        """uint8 ``[n, H, W, 3]``: by the preset's schedule, or from MLLM tokens alone if ``phase`` trains those."""
         vae, flow, cache = self.objective.vae, self.objective.flow, self.objective.cache
         batch = to_batch(self.columns).to(self.objective.device)
         assert batch.target is not None
         grid = token_grid(vae, *batch.target.shape[-2:])
         reference_grid = token_grid(vae, *batch.references.shape[-2:])
-        latents = cache.encode(vae, batch.references.flatten(0, 1)).unflatten(0, batch.references.shape[:2])
-        shape = (grid[0] * grid[1], latents.shape[-1])
+        references = cache.encode(vae, batch.references.flatten(0, 1)).unflatten(0, batch.references.shape[:2])
+        shape = (grid[0] * grid[1], references.shape[-1])
         ids = self.columns["sample_id"].tolist()
         noisy = draw(ids, ("images", self.objective.seed), shape, flow).noise.to(self.objective.device)
-        steps = self.config.steps
-        sigmas = shift_sigma(torch.linspace(1, 1 / steps, steps), flow.mu(shape[0])).tolist()
-        schedule = stages_of(PRESET if stage.conditions == "mllm+references" else "mllm_only", self.stages)
+        name = PRESET if phase.conditions == "mllm+references" else "mllm_only"
+        sigmas = set_noise_levels(self.scheduler, self.config.steps, shape[0], noisy.device)
+        plan = SamplerPlan.of(denoising_schedule(name, self.schedule), sigmas)
 
-        def velocity(seen: Conditions, sigma: float) -> Tensor:
+        def velocity(latents: Tensor, sigma: Tensor, seen: ConditionWeights) -> Tensor:
             return self.objective.model(  # type: ignore[no-any-return]
                 batch,
-                noisy,
-                noisy.new_full((len(noisy),), sigma),
-                reference_latents=latents,
+                latents,
+                sigma.expand(len(latents)),
+                reference_latents=references,
                 use_mllm=seen.mllm > 0,
                 use_references=seen.references > 0,
                 grid=grid,
@@ -61,11 +65,6 @@ class HeldOutImages:
             ).float()
 
         self.objective.model.eval()
-        for sigma, following in zip(sigmas, [*sigmas[1:], 0.0], strict=True):
-            predicted = velocity(schedule(sigma), sigma)
-            if self.config.guidance != 1:
-                unguided = velocity(_NOTHING, sigma)
-                predicted = unguided + self.config.guidance * (predicted - unguided)
-            noisy = noisy + (following - sigma) * predicted
+        drawn = sample(velocity, noisy, self.scheduler, plan.weights, scale=lambda: self.config.guidance)
         self.objective.model.train()
-        return decode(vae, noisy, grid).permute(0, 2, 3, 1).cpu().numpy()
+        return decode(vae, drawn, grid).permute(0, 2, 3, 1).cpu().numpy()

@@ -11,7 +11,7 @@ from lookalike.storage import Store
 from lookalike.storage.lease import Fence
 from lookalike.training import checkpoint
 from lookalike.training.checkpoint import CheckpointState
-from lookalike.training.config import CheckpointConfig
+from lookalike.training.loop_config import CheckpointConfig
 
 
 class Saver:

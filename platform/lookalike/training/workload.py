@@ -1,6 +1,5 @@
 """What a batch asks of the model: tokens, and FLOPs where the peak of the device is known."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -11,9 +10,9 @@ import torch
 from lookalike.models.costs import Sample, aggregator_flops, denoising_flops, meta_model, mllm_flops
 from lookalike.models.presets import LoraConfig, Preset
 from lookalike.models.subject import Part, SubjectModel
-from lookalike.training.config import Precision, StageConfig
-
-Columns = Mapping[str, np.ndarray]
+from lookalike.training.curriculum import PhaseConfig
+from lookalike.training.micro_batch import SampleColumns
+from lookalike.training.workers import Precision
 
 _PEAK_TFLOPS: dict[str, dict[Precision, float]] = {
     "A100": {"float32": 19.5, "bfloat16": 312},
@@ -54,9 +53,9 @@ class Workload:
     """Of one rank's device; None if unknown, then no FLOPs are counted."""
     _polynomials: dict[tuple[int, bool], Any] = field(default_factory=dict)
 
-    def __call__(self, columns: Columns, stage: StageConfig) -> tuple[int, float]:
+    def __call__(self, columns: SampleColumns, phase: PhaseConfig) -> tuple[int, float]:
         """Tokens that the DiT computes for the real samples of ``columns``, and FLOPs of all its rows."""
-        latents = stage.conditions == "mllm+references"
+        latents = phase.conditions == "mllm+references"
         real, present = columns["weight"] > 0, columns["reference_mask"].astype(bool)
         sample = Sample.of(self.preset)
         tokens = sample.image * int(real.sum()) + int(columns["attention_mask"][real].sum())
@@ -82,5 +81,5 @@ class Workload:
         if self.adapter is not None and self.adapter != self.preset.lora:
             with torch.device("meta"):
                 model.add_lora(self.adapter)
-        model.trainable(self.learns)
+        model.set_trainable(self.learns)
         return model

@@ -11,7 +11,7 @@ from diffusers.callbacks import PipelineCallback
 from PIL import Image
 
 from lookalike.diffusion.pipeline import SubjectPipeline, SubjectPipelineOutput
-from lookalike.diffusion.stages import Conditions
+from lookalike.diffusion.schedule import ConditionWeights
 from lookalike.errors import ConfigError, InputError, LookalikeError
 
 FAST: dict[str, Any] = {"num_inference_steps": 3, "output_type": "latent", "stages": "both", "seeds": [5]}
@@ -201,7 +201,7 @@ def test_without_references_the_text_alone_is_seen(pipe, flux_calls) -> None:
         ({"distilled_guidance": float("inf")}, "distilled_guidance is not a finite number"),
         ({"negative": "nothing"}, "unknown negative"),
         ({"output_type": None}, "unknown output_type"),
-        ({"stages": ""}, "unknown stages"),
+        ({"stages": ""}, "unknown denoising schedule"),
         ({"prompt": []}, "no prompt"),
         ({"prompt": None}, "a prompt is not a text"),
         ({"prompt": [b"a mug"]}, "a prompt is not a text"),
@@ -217,7 +217,7 @@ def test_what_is_given_is_never_taken_for_unset(pipe, photos, monkeypatch, chang
 def test_guidance_of_zero_is_the_negative_branch(pipe, photos) -> None:
     options = {**FAST, "num_inference_steps": 1}
     found = pipe("a mug", photos[:1], **{**options, "guidance_scale": 0}).images
-    options = {**options, "guidance_scale": 1, "stages": lambda sigma: Conditions(0, 0)}
+    options = {**options, "guidance_scale": 1, "stages": lambda sigma: ConditionWeights(0, 0)}
     torch.testing.assert_close(found, pipe("a box", **options).images)
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lookalike.diffusion.stages import Conditions, StageSchedule
+from lookalike.diffusion.schedule import ConditionWeights, DenoisingSchedule
 from lookalike.errors import ConfigError
 
 # four steps of 0.95/0.7: MLLM, both, references, references; 22 MLLM tokens, 64 of the target, 64 of the reference
@@ -63,7 +63,7 @@ def test_a_blend_computes_nothing_of_a_condition_without_weight(pipe, photos, fl
     levels = pipe.plan("paper", 4).sigmas
     weights = dict(zip(levels, [(1, 0), (0.5, 0.25), (0, 1), (0, 0)], strict=True))
     options = {**STAGED, "guidance_scale": 1}
-    blended = pipe("a mug", photos[:1], **{**options, "stages": lambda sigma: Conditions(*weights[sigma])}).images
+    blended = pipe("a mug", photos[:1], **{**options, "stages": lambda sigma: ConditionWeights(*weights[sigma])}).images
     assert lengths(flux_calls) == [(22, 64), (22, 128), (0, 128), (0, 64)]
     assert [call["joint_attention_kwargs"]["attention_mask"].dtype for call in flux_calls[:3]] == [
         torch.bool,
@@ -74,7 +74,7 @@ def test_a_blend_computes_nothing_of_a_condition_without_weight(pipe, photos, fl
     torch.testing.assert_close(bias, torch.tensor([0.5] * 22 + [1.0] * 64 + [0.25] * 64))
     hard = pipe("a mug", photos[:1], **options).images
     assert (hard - blended).abs().max() > 1e-3
-    narrow = pipe("a mug", photos[:1], **{**options, "stages": StageSchedule(0.95, 0.7, blend=1e-6)}).images
+    narrow = pipe("a mug", photos[:1], **{**options, "stages": DenoisingSchedule(0.95, 0.7, blend=1e-6)}).images
     assert torch.equal(narrow, hard)
 
 
@@ -82,5 +82,6 @@ def test_a_plan_is_what_the_call_does(pipe, photos) -> None:
     plan = pipe.plan("0.95/0.7/0.2", 6, height=32, width=64)
     pipe("a mug", photos[:1], num_inference_steps=6, height=32, width=64, output_type="latent")
     assert plan.sigmas == tuple(pipe.scheduler.sigmas[:-1].tolist())
-    assert plan.conditions == tuple(StageSchedule(0.95, 0.7, 0.2)(sigma) for sigma in plan.sigmas)
+    assert plan.weights == tuple(DenoisingSchedule(0.95, 0.7, 0.2)(sigma) for sigma in plan.sigmas)
     assert plan.sigmas != pipe.plan("0.95/0.7/0.2", 6).sigmas  # another size, another shift
+    assert plan.sigmas == tuple(pipe.scheduler.sigmas[:-1].tolist())  # a plan leaves the scheduler as it is

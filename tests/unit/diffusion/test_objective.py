@@ -89,7 +89,7 @@ PINNED = {
 def test_the_first_losses_are_pinned(bundle_dir, batch, use_references: bool) -> None:
     model = SubjectModel.from_bundle(bundle_dir)
     vae, flow = load_vae(bundle_dir), FlowConfig.from_bundle(bundle_dir)
-    optimizer = torch.optim.AdamW(model.trainable(("aggregator", "transformer")).values(), lr=2e-3)
+    optimizer = torch.optim.AdamW(model.set_trainable(("aggregator", "transformer")).values(), lr=2e-3)
     model.train()
     cache, losses = LatentCache(), []
     for step in range(6):

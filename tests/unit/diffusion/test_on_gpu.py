@@ -15,9 +15,13 @@ from lookalike.diffusion.pipeline import SubjectPipeline
 from lookalike.models.preprocess import Preprocessor
 from lookalike.models.subject import SubjectModel
 from lookalike.models.vae import load_vae
-from lookalike.training.config import DropoutConfig, EmaConfig, OptimizerConfig, StageConfig
+from lookalike.training.average import EmaConfig
+from lookalike.training.curriculum import PhaseConfig
 from lookalike.training.engine import PlainEngine
+from lookalike.training.loop_config import DropoutConfig
+from lookalike.training.micro_batch import MicroBatch
 from lookalike.training.objective import DenoisingObjective
+from lookalike.training.optimizer import OptimizerConfig
 
 pytestmark = pytest.mark.gpu
 
@@ -30,12 +34,12 @@ def losses(bundle_dir, pictures):
     images = pictures(8)
     columns = Preprocessor.from_bundle(bundle_dir)(["a mug"] * 4, [[image] for image in images[:4]], images[4:])
     columns |= {"sample_id": np.array(list("abcd")), "weight": np.ones(4, np.float32)}
-    stage = StageConfig(name="both", steps=6, conditions="mllm+references", warmup_steps=0)
+    stage = PhaseConfig(name="both", steps=6, conditions="mllm+references", warmup_steps=0)
 
     def run(device: torch.device) -> list[float]:
         model = SubjectModel.from_bundle(bundle_dir).to(device)
         engine = PlainEngine(
-            model, model.trainable(("aggregator", "transformer")), OptimizerConfig(), 1, EmaConfig(decay=0.9)
+            model, model.set_trainable(("aggregator", "transformer")), OptimizerConfig(), 1, EmaConfig(decay=0.9)
         )
         flow = FlowConfig.from_bundle(bundle_dir)
         objective = DenoisingObjective(model, load_vae(bundle_dir).to(device), flow, DropoutConfig(), 0, device)
@@ -43,7 +47,7 @@ def losses(bundle_dir, pictures):
         model.train()
         found = []
         for step in range(6):
-            loss = objective(columns, stage, step % 2).mean()
+            loss = objective(MicroBatch(columns), stage, step % 2).mean()
             engine.accumulate(loss)
             engine.finish_step()
             found.append(float(loss.detach()))

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from lookalike.bundles.manifest import ADAPTER, Base, bundle_sha256, read_manifest, read_preset, verify, write_manifest
 from lookalike.diffusion.pipeline import SubjectPipeline
-from lookalike.diffusion.stages import StageSchedule
+from lookalike.diffusion.schedule import DenoisingSchedule
 from lookalike.errors import ConfigError, InputError
 from lookalike.models.adapters import load_lora, save_lora
 from lookalike.models.batch import to_batch
@@ -172,7 +172,7 @@ def test_cached_references_are_computed_once_and_change_nothing(pipe, photos, mo
     model = SubjectModel(pipe.mllm, pipe.aggregator, pipe.transformer, references).eval()
     batch = to_batch(cached(prompts, [[np.asarray(photo) for photo in row] for row in given]))
     latents = encode(pipe.vae, batch.references.flatten(0, 1)).unflatten(0, (2, 2))
-    current, plan = start, map(StageSchedule(0.95, 0.7), levels)
+    current, plan = start, map(DenoisingSchedule(0.95, 0.7), levels)
     with torch.no_grad():
         for step, seen in enumerate(plan):  # keys and values anew in every step, as in training
             change = pipe.scheduler.sigmas[step + 1] - pipe.scheduler.sigmas[step]
@@ -274,7 +274,7 @@ def test_bad_input_is_refused_before_anything_runs(pipe, photos, monkeypatch) ->
         (InputError, "a prompt is not a text", {"prompt": ["a mug", None], "references": photos[:1]}),
         (ConfigError, "70x64 pixels is not supported; use multiples of 8", {"width": 70}),
         (ConfigError, "64x60 pixels is not supported; use multiples of 8", {"height": 60}),
-        (ConfigError, "stages out of order", {"stages": "0.2/0.9"}),
+        (ConfigError, "denoising schedule are out of order", {"stages": "0.2/0.9"}),
         (ConfigError, "2 seeds or generators for 1 images", {"seeds": [1, 2]}),
     ]
     for error, message, change in cases:

@@ -7,7 +7,7 @@ import yaml
 from ray._private.ray_constants import get_runtime_env_default_excludes
 from ray._private.runtime_env.packaging import create_package
 
-from lookalike.training.config import SafetyConfig
+from lookalike.training.loop_config import SafetyConfig
 from pipelines.defaults import OPT_OUT
 
 _REPO = Path(__file__).resolve().parents[3]

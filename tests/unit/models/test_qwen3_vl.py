@@ -150,7 +150,7 @@ def test_mixed_reference_counts_equal_one_by_one(model, batch, qwen_dir, picture
 
 
 def test_trains_end_to_end(model, batch, qwen_dir) -> None:
-    named = model.trainable(("aggregator", "transformer"))
+    named = model.set_trainable(("aggregator", "transformer"))
     model.train()
     losses = denoising_loss(
         model, load_vae(qwen_dir), batch, sample_ids=["a", "b", "c"], seed=0, flow=FlowConfig.from_bundle(qwen_dir)

@@ -74,7 +74,7 @@ def test_text_sees_the_images_before_it_and_images_do_not_see_the_text(model, ba
 
 
 def test_training_reaches_what_it_should_and_nothing_else(model, batch) -> None:
-    named = model.trainable(("aggregator", "transformer"))
+    named = model.set_trainable(("aggregator", "transformer"))
     model.train()
     try:
         assert not model.mllm.training
@@ -84,7 +84,7 @@ def test_training_reaches_what_it_should_and_nothing_else(model, batch) -> None:
         assert without == {name for name, _ in model.named_parameters() if name.startswith("mllm.")}
     finally:
         model.zero_grad()
-        model.trainable(())
+        model.set_trainable(())
         model.eval()
 
 
@@ -98,7 +98,7 @@ def test_every_batch_runs_the_same_modules_in_the_same_order(bundle_dir, batch, 
     model = SubjectModel.from_bundle(bundle_dir)
     perturb(model.transformer)
     model.references = dataclasses.replace(model.references, attention=attention)
-    trainable = model.trainable(("aggregator", "transformer"))
+    trainable = model.set_trainable(("aggregator", "transformer"))
     called: list[str] = []
     for name, module in model.named_modules():
         module.register_forward_pre_hook(lambda _module, _inputs, name=name: called.append(name))
@@ -122,7 +122,7 @@ def test_gradient_checkpointing_changes_no_gradient(bundle_dir, batch, perturb) 
     for checkpointing in (False, True):
         model = SubjectModel.from_bundle(bundle_dir)
         perturb(model.transformer)
-        named = model.trainable(("aggregator", "transformer"))
+        named = model.set_trainable(("aggregator", "transformer"))
         model.train()
         if checkpointing:
             model.enable_gradient_checkpointing()
@@ -135,12 +135,12 @@ def test_gradient_checkpointing_changes_no_gradient(bundle_dir, batch, perturb) 
 def test_lora_starts_as_nothing_and_trains_alone(bundle_dir, batch) -> None:
     model = SubjectModel.from_bundle(bundle_dir)
     with pytest.raises(ConfigError, match="no LoRA"):
-        model.trainable(("transformer_lora",))
+        model.set_trainable(("transformer_lora",))
     with torch.no_grad():
         before = forward(model, batch, [0, 1, 2])
         model.add_lora(LoraConfig(rank=4))
         torch.testing.assert_close(forward(model, batch, [0, 1, 2]), before)
-    named = model.trainable(("transformer_lora",))
+    named = model.set_trainable(("transformer_lora",))
     assert named
     assert all(".lora_" in name for name in named)
     with pytest.raises(ConfigError, match="exceeds the attention width 192"):

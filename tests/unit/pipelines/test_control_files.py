@@ -19,7 +19,7 @@ from pipelines import report
 from pipelines.finetune import _RESULT as FINETUNED
 from pipelines.generate.run import _RESULT as GENERATED
 from pipelines.promote import _DECISION as DECIDED
-from pipelines.train.run import _RESULT as TRAINED
+from pipelines.train.result import _RESULT as TRAINED
 from pipelines.train.tracked import RECORD as TRACKED
 from pipelines.train.tracked import _read as read_tracked
 

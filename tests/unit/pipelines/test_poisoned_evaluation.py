@@ -16,7 +16,8 @@ from lookalike.storage import open_store
 from pipelines.actors import ActorConfig
 from pipelines.evaluate import EvaluateConfig, evaluate
 from pipelines.generate import GenerateConfig, generate
-from pipelines.pretrain.run import PretrainConfig, _read
+from pipelines.pretrain import PretrainConfig
+from pipelines.pretrain.subjects import read_subjects
 from tests.drawn import photo
 from tests.poisoned import ROWS, rotten, write_snapshot
 
@@ -94,7 +95,7 @@ def raw(tmp_path: Path) -> Path:
 def test_pretraining_names_what_it_leaves_out(raw: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     config = PretrainConfig(part="vae", raw=str(raw), out=str(tmp_path / "out"))
     with caplog.at_level(logging.WARNING):
-        train, held_out = _read(config)
+        train, held_out = read_subjects(config)
     assert sum(len(subject.images) for subject in [*train, *held_out]) in (80, 81)
     assert "6 of " in caplog.text
     assert "shard-000000.tar/rotten" in caplog.text
@@ -102,7 +103,7 @@ def test_pretraining_names_what_it_leaves_out(raw: Path, tmp_path: Path, caplog:
     for number in range(3, 9):
         (raw / f"shard-{number:06d}.tar").write_bytes(b"")
     with pytest.raises(InputError, match=r"samples cannot be read, at most 10% may: .*shard-000000.tar/rotten"):
-        _read(dataclasses.replace(config))
+        read_subjects(dataclasses.replace(config))
 
 
 @pytest.mark.parametrize(

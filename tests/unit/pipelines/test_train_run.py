@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from lookalike.storage import open_store
-from pipelines.train.run import attempt_config
+from pipelines.train.worker_group import attempt_config
 
 
 def test_no_attempt_finds_what_another_left(tmp_path: Path) -> None:

@@ -14,9 +14,10 @@ from lookalike.storage import Store, open_store
 from lookalike.storage.lease import Fence
 from lookalike.storage.local import LocalStore
 from lookalike.training import checkpoint
+from lookalike.training.average import EmaConfig
 from lookalike.training.checkpoint import CheckpointState
-from lookalike.training.config import EmaConfig, OptimizerConfig
-from lookalike.training.engine import MOMENTS, PlainEngine
+from lookalike.training.engine import PlainEngine
+from lookalike.training.optimizer import STATE_NAMES, OptimizerConfig
 
 STATE = CheckpointState(step=3, fingerprint="run", base_sha256="base")
 
@@ -54,7 +55,7 @@ def test_resuming_repeats_the_undisturbed_losses(tmp_path: Path) -> None:
     assert steps(second, 3, first=3) == expected[3:]
     for (key, value), (_, other) in zip(second.state(), undisturbed.state(), strict=True):
         assert torch.equal(value, other), key
-    _, weights = checkpoint.load(store, 3, without=MOMENTS)
+    _, weights = checkpoint.load(store, 3, without=STATE_NAMES)
     assert set(weights) == {key for key in tensors if key.startswith(("master/", "ema/"))}
 
 

@@ -3,21 +3,22 @@
 import pytest
 
 from lookalike.errors import ConfigError
-from lookalike.training.config import LoraConfig, StageConfig, TrainConfig, WorkerConfig, default_stages
-from lookalike.training.curriculum import ends_stage, learning_rate, stage_at
+from lookalike.training.config import LoraConfig, TrainConfig
+from lookalike.training.curriculum import PhaseConfig, default_phases, ends_phase, learning_rate, phase_at
+from lookalike.training.workers import WorkerConfig
 
 STAGES = [
-    StageConfig(name="first", steps=10, conditions="mllm", learning_rate=1.0, warmup_steps=4, final_lr_share=0.1),
-    StageConfig(name="second", steps=5, conditions="mllm+references", learning_rate=0.5, warmup_steps=0),
+    PhaseConfig(name="first", steps=10, conditions="mllm", learning_rate=1.0, warmup_steps=4, final_lr_share=0.1),
+    PhaseConfig(name="second", steps=5, conditions="mllm+references", learning_rate=0.5, warmup_steps=0),
 ]
 
 
 def test_each_step_has_its_stage() -> None:
-    found = [(stage_at(STAGES, step)[1].name, stage_at(STAGES, step)[2]) for step in range(15)]
+    found = [(phase_at(STAGES, step)[1].name, phase_at(STAGES, step)[2]) for step in range(15)]
     assert found == [("first", i) for i in range(10)] + [("second", i) for i in range(5)]
-    assert [step for step in range(15) if ends_stage(STAGES, step)] == [9, 14]
+    assert [step for step in range(15) if ends_phase(STAGES, step)] == [9, 14]
     with pytest.raises(IndexError, match="15"):
-        stage_at(STAGES, 15)
+        phase_at(STAGES, 15)
 
 
 def test_the_rate_warms_up_and_falls_to_its_final_share() -> None:
@@ -34,7 +35,7 @@ def test_settings_that_cannot_work_name_value_and_fix() -> None:
     with pytest.raises(ConfigError, match="base"):
         TrainConfig(dataset="d", run="r", adapter=LoraConfig(rank=4))
     with pytest.raises(ConfigError, match="warm-up"):
-        StageConfig(name="s", steps=5, conditions="mllm", warmup_steps=6)
+        PhaseConfig(name="s", steps=5, conditions="mllm", warmup_steps=6)
     with pytest.raises(ConfigError, match="empty"):
         TrainConfig(dataset="d", run="r", stages=[])
     with pytest.raises(ConfigError, match="a base or from a seed"):
@@ -43,4 +44,4 @@ def test_settings_that_cannot_work_name_value_and_fix() -> None:
 
 def test_plain_process_takes_whole_batches() -> None:
     config = TrainConfig(dataset="d", run="r", batch_size=16, micro_batch_size=16, workers=WorkerConfig(num_workers=0))
-    assert config.total_steps == sum(stage.steps for stage in default_stages())
+    assert config.total_steps == sum(stage.steps for stage in default_phases())

@@ -21,6 +21,7 @@ from lookalike.storage import open_store
 from lookalike.training import checkpoint, export
 from lookalike.training.config import TrainConfig
 from lookalike.training.export import export_bundle
+from lookalike.training.trainable import add_loras, trainable_parts
 
 LORA = LoraConfig(rank=2)
 DIT_FILE = "transformer/diffusion_pytorch_model.safetensors"
@@ -45,8 +46,8 @@ def base_dir(bundle_dir: Path, perturb: Perturb, tmp_path_factory: pytest.TempPa
 def trained(config: TrainConfig, bundle_dir: Path, perturb: Perturb) -> SubjectModel:
     """The initial model after a training of seeded noise."""
     model = SubjectModel.from_bundle(bundle_dir)
-    export.add_loras(config, model)
-    learns = model.trainable(export.trainable_parts(config))
+    add_loras(config, model)
+    learns = model.set_trainable(trainable_parts(config))
     perturb(torch.nn.ParameterList(learns.values()))
     return model.eval()
 
@@ -177,4 +178,4 @@ def test_a_lora_on_layers_that_the_mllm_has_not_is_refused(
 ) -> None:
     config = config_of(tmp_path, preset=mllm_lora_preset(target_modules=["to_q"]))
     with pytest.raises(ConfigError, match=r"no such layers \(\['to_q'\]\)"):
-        export.add_loras(config, SubjectModel.from_bundle(bundle_dir))
+        add_loras(config, SubjectModel.from_bundle(bundle_dir))

@@ -38,7 +38,7 @@ def sample() -> Sample:
 def test_peak_of_a_pass_equals_the_profilers(bundle_dir, sample, checkpointing: bool) -> None:
     """The real pass, MLLM included; gradients leave at once, as ZeRO-3 scatters them."""
     model = SubjectModel.from_bundle(bundle_dir)
-    trainable = model.trainable(("aggregator", "transformer"))
+    trainable = model.set_trainable(("aggregator", "transformer"))
     model.train()
     for parameter in trainable.values():
         parameter.register_post_accumulate_grad_hook(lambda parameter: setattr(parameter, "grad", None))

@@ -1,5 +1,6 @@
 """What is looked at while training: held-out losses by noise level, and images of held-out samples."""
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,15 +17,17 @@ from lookalike.models.batch import to_batch
 from lookalike.models.preprocess import Preprocessor
 from lookalike.models.subject import SubjectModel
 from lookalike.models.vae import load_vae
-from lookalike.training.config import DropoutConfig, ImagesConfig, StageConfig
+from lookalike.training.curriculum import PhaseConfig
+from lookalike.training.loop_config import DropoutConfig, ImagesConfig
+from lookalike.training.micro_batch import MicroBatch
 from lookalike.training.objective import DenoisingObjective, HeldOutLoss
 from lookalike.training.previews import HeldOutImages
 from lookalike.training.ranks import Rank
 
 PROMPTS = ["a red mug", "a blue box on the wet sand of a beach", "a dog"]
 IDS = ["a", "b", "c"]
-BOTH = StageConfig(name="both", steps=10, conditions="mllm+references")
-MLLM = StageConfig(name="mllm", steps=10, conditions="mllm")
+BOTH = PhaseConfig(name="both", steps=10, conditions="mllm+references")
+MLLM = PhaseConfig(name="mllm", steps=10, conditions="mllm")
 
 
 @pytest.fixture(scope="module")
@@ -74,12 +77,13 @@ def test_held_out_losses_by_noise_level_are_those_of_their_samples(
 @torch.no_grad()
 @pytest.mark.parametrize("stage", [BOTH, MLLM])
 def test_columns_prepared_ahead_give_the_same_losses(
-    objective: DenoisingObjective, columns: dict[str, np.ndarray], stage: StageConfig
+    objective: DenoisingObjective, columns: dict[str, np.ndarray], stage: PhaseConfig
 ) -> None:
-    prepared = objective.prepare(columns, stage, 3)
-    assert prepared["sample_id"].tolist() == IDS
-    assert torch.equal(objective(prepared, stage, 3), objective(columns, stage, 3))
-    assert not torch.equal(objective(prepared, stage, 3), objective(columns, stage, 4))
+    plain, prepared = MicroBatch(columns), objective.compute_inputs(columns, stage, 3)
+    assert prepared.columns["sample_id"].tolist() == IDS
+    assert prepared.inputs is not None
+    assert torch.equal(objective(prepared, stage, 3), objective(plain, stage, 3))
+    assert not torch.equal(objective(prepared, stage, 3), objective(plain, stage, 4))
 
 
 @pytest.mark.parametrize(("stage", "schedule"), [(BOTH, "paper"), (BOTH, "0.9/0.3"), (MLLM, "mllm_only")])
@@ -89,15 +93,16 @@ def test_images_are_those_of_the_pipeline(
     objective: DenoisingObjective,
     columns: dict[str, np.ndarray],
     photos: list[np.ndarray],
-    stage: StageConfig,
+    stage: PhaseConfig,
     schedule: str,
     guidance: float,
 ) -> None:
     config = ImagesConfig(count=3, steps=6, guidance=guidance)
-    found = HeldOutImages(objective, columns, config, schedule if stage is BOTH else "paper")(stage)
+    pipe = SubjectPipeline.from_pretrained(bundle_dir)
+    own = schedule if stage is BOTH else "paper"
+    found = HeldOutImages(objective, columns, config, own, copy.deepcopy(pipe.scheduler))(stage)
     assert objective.model.training
     objective.model.eval()
-    pipe = SubjectPipeline.from_pretrained(bundle_dir)
     pipe.set_progress_bar_config(disable=True)
     for part in ("aggregator", "transformer", "mllm"):
         getattr(pipe, part).load_state_dict(getattr(objective.model, part).state_dict())

@@ -22,21 +22,19 @@ from lookalike.storage.lease import Fence
 from lookalike.storage.local import LocalStore
 from lookalike.tracking import open_tracker
 from lookalike.training import checkpoint, stopping
-from lookalike.training.config import (
-    CheckpointConfig,
-    StageConfig,
-    TrainConfig,
-    ValidationConfig,
-    WorkerConfig,
-)
+from lookalike.training.config import TrainConfig
+from lookalike.training.curriculum import PhaseConfig
 from lookalike.training.engine import PlainEngine
 from lookalike.training.epoch_plan import PADDING, EpochPlan
 from lookalike.training.history import METRICS, History
 from lookalike.training.ledger import Ledger, read_ledger
-from lookalike.training.loop import Columns, Loop, TrainingDivergedError
+from lookalike.training.loop import Loop, TrainingDivergedError
+from lookalike.training.loop_config import CheckpointConfig, ValidationConfig
 from lookalike.training.marks import Mark
+from lookalike.training.micro_batch import MicroBatch
 from lookalike.training.ranks import Rank
 from lookalike.training.watchdog import EXIT_HANG
+from lookalike.training.workers import WorkerConfig
 
 STEPS, SAMPLES, BATCH, MICRO = 8, 7, 4, 2
 PLAN = EpochPlan(SAMPLES, BATCH, seed=0)
@@ -54,7 +52,7 @@ def attempt(
     config = TrainConfig(
         dataset="none",
         run=str(folder),
-        stages=[StageConfig(name="only", steps=STEPS, conditions="mllm", warmup_steps=1, learning_rate=0.05)],
+        stages=[PhaseConfig(name="only", steps=STEPS, conditions="mllm", warmup_steps=1, learning_rate=0.05)],
         batch_size=BATCH,
         micro_batch_size=MICRO,
         workers=WorkerConfig(num_workers=0),
@@ -67,21 +65,23 @@ def attempt(
     engine = PlainEngine(model, dict(model.named_parameters()), config.optimizer, BATCH // MICRO)
     store = open_store(str(folder))
 
-    def objective(columns: Columns, stage: StageConfig, epoch: int) -> Tensor:
-        numbers = torch.tensor([[float(name)] for name in columns["sample_id"]])
+    def objective(micro_batch: MicroBatch, phase: PhaseConfig, epoch: int) -> Tensor:
+        numbers = torch.tensor([[float(name)] for name in micro_batch.columns["sample_id"]])
         losses = (model(numbers) - numbers).square().flatten()
         return torch.where(numbers.flatten() == (-1 if poison is None else poison), torch.nan, losses)
 
-    def batches() -> Iterator[Columns]:
+    def batches() -> Iterator[MicroBatch]:
         first = max(checkpoint.committed_steps(store.child(checkpoint.CHECKPOINTS)), default=0)
         for step in range(first, STEPS):
             before_step(step)
             for part in PLAN.slots(step).reshape(-1, MICRO):
-                yield {
-                    "step": np.full(MICRO, step),
-                    "sample_id": np.array([str(max(0, index)) for index in part]),
-                    "weight": (part != PADDING).astype(np.float32),
-                }
+                yield MicroBatch(
+                    {
+                        "step": np.full(MICRO, step),
+                        "sample_id": np.array([str(max(0, index)) for index in part]),
+                        "weight": (part != PADDING).astype(np.float32),
+                    }
+                )
 
     Loop(
         config=config,

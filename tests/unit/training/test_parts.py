@@ -1,15 +1,19 @@
-"""The plain loop: it learns, and goes on after a kill with the same numbers; what it measures is what it says."""
+"""Training of one part: it learns, resumes after a kill with the same losses, and measures what it says."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lookalike.errors import ConfigError
-from lookalike.training import parts
+from lookalike.storage import open_store
+from lookalike.training import checkpoint, parts
+from lookalike.training.history import METRICS
 
 
 def model() -> nn.Module:
@@ -18,7 +22,7 @@ def model() -> nn.Module:
 
 
 def regression(net: nn.Module, stop_at: int | None = None) -> object:
-    def loss(rng: np.random.Generator, step: int) -> tuple[Tensor, parts.Figures]:
+    def loss(rng: np.random.Generator, step: int) -> tuple[Tensor, parts.Metrics]:
         if step == stop_at:
             raise KeyboardInterrupt
         x = torch.from_numpy(rng.normal(size=(8, 4)).astype(np.float32))
@@ -30,16 +34,26 @@ def regression(net: nn.Module, stop_at: int | None = None) -> object:
 def run(folder: Path, stop_at: int | None = None, **settings: object) -> nn.Module:
     net = model()
     config = parts.FitConfig(steps=40, save_every=10, learning_rate=0.1, **settings)  # type: ignore[arg-type]
-    parts.fit(net, regression(net, stop_at), config, folder, lambda step, figures: None)  # type: ignore[arg-type]
+    parts.fit(net, regression(net, stop_at), config, folder, lambda step, metrics: None)  # type: ignore[arg-type]
     return net
 
 
-def test_it_learns_and_logs(tmp_path: Path) -> None:
+def metrics(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / METRICS).read_text().splitlines()]
+
+
+def test_it_learns_and_records_each_step(tmp_path: Path) -> None:
     run(tmp_path)
-    losses = [json.loads(line) for line in (tmp_path / parts.LOSSES).read_text().splitlines()]
-    assert [entry["step"] for entry in losses] == [10, 20, 30, 40]
-    assert losses[-1]["loss"] < 0.2 * losses[0]["loss"]
-    assert losses[0]["one"] == 1
+    records = metrics(tmp_path)
+    assert [record["step"] for record in records] == list(range(40))
+    losses = [record["loss"] for record in records]
+    assert np.mean(losses[-10:]) < 0.2 * np.mean(losses[:10])
+    assert records[0]["one"] == 1
+
+
+def weights_and_losses(net: nn.Module, folder: Path) -> tuple[list[list[float]], list[float]]:
+    weights = [value.flatten().tolist() for value in net.state_dict().values()]
+    return weights, [record["loss"] for record in metrics(folder)]
 
 
 @pytest.mark.parametrize("stop_at", [20, 27])
@@ -48,9 +62,30 @@ def test_killed_and_resumed_it_ends_with_the_same_weights(tmp_path: Path, stop_a
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "cut", stop_at)
     resumed = run(tmp_path / "cut")
-    for name, value in whole.state_dict().items():
-        assert torch.equal(value, resumed.state_dict()[name]), name
-    assert (tmp_path / "whole" / parts.LOSSES).read_text() == (tmp_path / "cut" / parts.LOSSES).read_text()
+    assert weights_and_losses(resumed, tmp_path / "cut") == weights_and_losses(whole, tmp_path / "whole")
+
+
+def test_the_mean_of_the_last_window_is_returned_also_by_a_complete_run(tmp_path: Path) -> None:
+    config = parts.FitConfig(steps=5, save_every=2)
+    net = model()
+    for _ in range(2):
+        means = parts.fit(net, regression(net), config, tmp_path, lambda step, metrics: None)  # type: ignore[arg-type]
+        assert means["loss"] == metrics(tmp_path)[4]["loss"]
+
+
+def test_state_of_an_earlier_version_is_resumed(tmp_path: Path) -> None:
+    whole = run(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "cut", 20)
+    store = open_store(str(tmp_path / "cut"))
+    _, tensors = checkpoint.load(store.child(checkpoint.CHECKPOINTS), 20)
+    shutil.rmtree(tmp_path / "cut")
+    earlier = {key.replace("master/", "model.").replace("/", "."): value for key, value in tensors.items()}
+    (tmp_path / "cut").mkdir()
+    save_file(earlier, tmp_path / "cut" / "state.safetensors", metadata={"step": "20"})
+    resumed = run(tmp_path / "cut")
+    expected_weights, expected_losses = weights_and_losses(whole, tmp_path / "whole")
+    assert weights_and_losses(resumed, tmp_path / "cut") == (expected_weights, expected_losses[20:])
 
 
 def test_settings_that_cannot_work() -> None:

@@ -14,15 +14,19 @@ from torch import Tensor, nn
 from lookalike.errors import ConfigError, InputError
 from lookalike.storage import open_store
 from lookalike.tracking import open_tracker
-from lookalike.training.config import SafetyConfig, StageConfig, TrainConfig, ValidationConfig, WorkerConfig
+from lookalike.training.config import TrainConfig
+from lookalike.training.curriculum import PhaseConfig
 from lookalike.training.engine import PlainEngine
 from lookalike.training.epoch_plan import PADDING, EpochPlan
 from lookalike.training.history import METRICS, History
 from lookalike.training.ledger import Ledger, read_ledger
-from lookalike.training.loop import Columns, Loop
+from lookalike.training.loop import Loop
+from lookalike.training.loop_config import SafetyConfig, ValidationConfig
+from lookalike.training.micro_batch import MicroBatch
 from lookalike.training.objective import partners_of_other_subjects
 from lookalike.training.quarantine import QUARANTINE, Failure, Quarantine, UnusableDataError
 from lookalike.training.ranks import Rank
+from lookalike.training.workers import WorkerConfig
 
 BATCH, MICRO = 4, 2
 
@@ -34,7 +38,7 @@ def run(folder: Path, samples: int, failing: set[int], safety: SafetyConfig = Sa
     config = TrainConfig(
         dataset="none",
         run=str(folder),
-        stages=[StageConfig(name="only", steps=steps, conditions="mllm", warmup_steps=0, learning_rate=0.05)],
+        stages=[PhaseConfig(name="only", steps=steps, conditions="mllm", warmup_steps=0, learning_rate=0.05)],
         batch_size=BATCH,
         micro_batch_size=MICRO,
         workers=WorkerConfig(num_workers=0),
@@ -46,23 +50,25 @@ def run(folder: Path, samples: int, failing: set[int], safety: SafetyConfig = Sa
     model = nn.Linear(1, 1)
     engine = PlainEngine(model, dict(model.named_parameters()), config.optimizer, BATCH // MICRO)
 
-    def objective(columns: Columns, stage: StageConfig, epoch: int) -> Tensor:
-        numbers = torch.tensor([[float(name)] for name in columns["sample_id"]])
+    def objective(micro_batch: MicroBatch, phase: PhaseConfig, epoch: int) -> Tensor:
+        numbers = torch.tensor([[float(name)] for name in micro_batch.columns["sample_id"]])
         return (model(numbers) - numbers).square().flatten()
 
-    def batches() -> Iterator[Columns]:
+    def batches() -> Iterator[MicroBatch]:
         for step in range(steps):
             slots = plan.slots(step)
             failed = np.isin(slots, list(failing))
             for part, wrong in zip(slots.reshape(-1, MICRO), failed.reshape(-1, MICRO), strict=True):
-                yield {
-                    "step": np.full(MICRO, step),
-                    "sample_id": np.array([str(max(0, index)) for index in part]),
-                    "weight": ((part != PADDING) & ~wrong).astype(np.float32),
-                    "reason": np.where(wrong, "rot", ""),
-                    "fatal": np.zeros(MICRO, bool),
-                    "failed_in_step": np.full(MICRO, failed.sum()),
-                }
+                yield MicroBatch(
+                    {
+                        "step": np.full(MICRO, step),
+                        "sample_id": np.array([str(max(0, index)) for index in part]),
+                        "weight": ((part != PADDING) & ~wrong).astype(np.float32),
+                        "reason": np.where(wrong, "rot", ""),
+                        "fatal": np.zeros(MICRO, bool),
+                        "failed_in_step": np.full(MICRO, failed.sum()),
+                    }
+                )
 
     store = open_store(str(folder))
     Loop(

@@ -10,11 +10,11 @@ from lookalike.bundles.manifest import read_preset
 from lookalike.models.costs import Sample, meta_model, mllm_flops
 from lookalike.models.preprocess import Preprocessor
 from lookalike.models.presets import LoraConfig, load_preset
-from lookalike.training.config import StageConfig
+from lookalike.training.curriculum import PhaseConfig
 from lookalike.training.workload import Workload, peak_tflops, step_flops
 
-BOTH = StageConfig(name="both", steps=10, conditions="mllm+references")
-MLLM = StageConfig(name="mllm", steps=10, conditions="mllm")
+BOTH = PhaseConfig(name="both", steps=10, conditions="mllm+references")
+MLLM = PhaseConfig(name="mllm", steps=10, conditions="mllm")
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def text_of(columns: dict[str, np.ndarray], sample: Sample) -> int:
 
 @pytest.mark.parametrize(("stage", "latents"), [(BOTH, True), (MLLM, False)])
 def test_tokens_and_flops_are_the_plans(
-    bundle_dir: Path, columns: dict[str, np.ndarray], stage: StageConfig, latents: bool
+    bundle_dir: Path, columns: dict[str, np.ndarray], stage: PhaseConfig, latents: bool
 ) -> None:
     preset = read_preset(bundle_dir)
     workload = Workload(preset, None, ("aggregator", "transformer"), peak_tflops=1.0)

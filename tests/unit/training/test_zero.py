@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from lookalike.training.zero import prefer_own_ninja
+from lookalike.training.deepspeed_setup import prefer_own_ninja
 
 
 def test_the_systems_ninja_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,31 @@
+"""Configuration of ``jobs/pretrain.py``."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from lookalike.training import parts
+from lookalike.values import check_values
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """Which part, from which shards, for how long."""
+
+    part: Literal["vae", "mllm"]
+    """`vae`: reconstruct images; `mllm`: say what they show."""
+    raw: str
+    """URI of raw shards (ingest's), best of a large sample world."""
+    out: str
+    """Local folder: the part goes to `<out>/<part>` in its library's format, the run's state to `<out>/<part>-run`."""
+    preset: str = "mini"
+    """Preset (name or YAML file) whose configuration of the part is trained."""
+    photographs: float = 0.35
+    """Share of the VAE's images that are crops of scikit-image's photographs instead."""
+    window_px: int = 32
+    """The VAE is convolutional: for the first 80 % of its steps it sees twice `fit.batch_size` windows of this side,
+    at half the cost of whole images; the rest, on whole images, settles what depends on their size."""
+    fit: parts.FitConfig = field(default_factory=parts.FitConfig)
+    """The loop."""
+
+    def __post_init__(self) -> None:
+        check_values(self)

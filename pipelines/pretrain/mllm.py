@@ -1,0 +1,93 @@
+"""Pretrain a preset's MLLM to caption photos, and measure it on held-out subjects."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from lookalike.annotators.hub import NO_CODE
+from lookalike.models.batch import Batch, to_batch
+from lookalike.models.preprocess import Preprocessor
+from lookalike.models.presets import load_preset
+from lookalike.training import parts
+from pipelines.ingest.sample import shapes, vocabulary
+from pipelines.pretrain import augment
+from pipelines.pretrain.config import PretrainConfig
+from pipelines.pretrain.progress import fit_part
+from pipelines.pretrain.subjects import Subject
+
+_MEASURED = 256  # held-out images
+
+
+def pretrain_mllm(
+    config: PretrainConfig, initial: Path, train: list[Subject], held_out: list[Subject], run: Path
+) -> dict[str, Any]:
+    import transformers
+    from transformers import AutoTokenizer
+
+    preset = load_preset(config.preset)
+    preprocessor = Preprocessor.from_bundle(initial)
+    mllm = getattr(transformers, preset.mllm.architecture).from_pretrained(initial / "mllm").train()
+
+    def batch(subjects: list[Subject], rng: np.random.Generator, size: int) -> Batch:
+        prompts, references = [], []
+        for _ in range(size):
+            subject = subjects[rng.integers(len(subjects))]
+            count = min(int(rng.integers(1, preset.references.max_references + 1)), len(subject.images))
+            chosen = rng.choice(len(subject.images), count, replace=False)
+            prompts.append(" ; ".join(subject.captions[i] for i in chosen))
+            side = preset.mllm.image_size
+            references.append([augment.jitter(subject.images[i], side, rng) for i in chosen])
+        return to_batch(preprocessor(prompts, references, truncate_prompts=True))
+
+    def loss(rng: np.random.Generator, step: int) -> tuple[Tensor, parts.Metrics]:
+        return parts.caption_loss(mllm, batch(train, rng, config.fit.batch_size))
+
+    last = fit_part(mllm, loss, config, run)
+    mllm.eval()
+    rng = np.random.default_rng(config.fit.seed)
+    tokenizer = AutoTokenizer.from_pretrained(initial / "mllm", **NO_CODE)
+    groups = {name: set(tokenizer.convert_tokens_to_ids(words)) for name, words in _word_groups().items()}
+    fresh = [batch(held_out, rng, 32) for _ in range(_MEASURED // 32)]
+    target = Path(config.out) / "mllm"
+    mllm.half().save_pretrained(target)
+    mllm.float()
+    _say_float32(target / "config.json")
+    for file in sorted((initial / "mllm").iterdir()):
+        if not (target / file.name).exists():
+            (target / file.name).write_bytes(file.read_bytes())
+    return {
+        "last": last,
+        "parameters": sum(p.numel() for p in mllm.parameters()),
+        "token_accuracy_held_out_subjects": parts.caption_accuracy(mllm, fresh, groups),
+    }
+
+
+def _word_groups() -> dict[str, list[str]]:
+    """Words of the sample world by what they speak of; whichever of them the captions do not use counts nothing."""
+    return {
+        "colour": list(vocabulary.COLOURS),
+        "class": sorted({word for name in shapes.names() for word in name.split()}),
+        "pattern": ["striped", "checked", "spots", "half", "patched"],
+        "place": [
+            "grass",
+            "sand",
+            "snow",
+            "wooden",
+            "water",
+            "cobblestone",
+            "leaves",
+            "carpet",
+            "tiled",
+            "brick",
+            "night",
+        ],
+        "view": ["front", "right", "behind", "left", "above"],
+    }
+
+
+def _say_float32(path: Path) -> None:
+    """Half precision is for the file only: transformers would compute in the type that ``config.json`` names."""
+    text = path.read_text()
+    path.write_text(text.replace('"dtype": "float16"', '"dtype": "float32"'))

@@ -1,0 +1,86 @@
+"""``result.json`` of a run: how it is made, and how an earlier one is read."""
+
+from typing import Any
+
+from lookalike.bundles.transfer import finished_bundle
+from lookalike.errors import InputError, LookalikeError
+from lookalike.storage import Store, read_lines, read_object
+from lookalike.storage.lease import Lease
+from lookalike.storage.results import AGAIN, read_result, write_result
+from lookalike.tracking.events import PENDING
+from lookalike.training import checkpoint
+from lookalike.training.config import TrainConfig
+from lookalike.training.history import METRICS
+from pipelines.train.settings import WorkerSettings
+from pipelines.train.tracked import record_result
+
+RESULT = "result.json"
+_RESULT = {"bundle_uri": str, "bundle_sha256": str, "steps": int, "tracking_run": str, "stages": list}
+
+
+def earlier_result(config: TrainConfig, store: Store, fingerprint: str) -> dict[str, Any]:
+    """The content of ``result.json``, with the bundle's current place.
+
+    Raises InputError for the result of another run, or one that is not of the bundle that lies here.
+    """
+    sealed = read_result(store, RESULT, fingerprint, _RESULT)
+    result = sealed or read_object(store, RESULT)
+    bundle, where = finished_bundle(store), store.uri_of(RESULT)
+    if bundle is not None and bundle.sha256 != result["bundle_sha256"]:
+        what = f"the result is of the bundle {result['bundle_sha256'][:12]}, and here is {bundle.sha256[:12]}"
+        raise InputError(what, value=where, fix=AGAIN)
+    if bundle is not None:
+        result["bundle_uri"] = bundle.uri
+    if sealed is None:
+        if bundle is None or result["steps"] != config.total_steps:
+            what = f"the result, of an earlier version, is not of this run: {result['steps']} steps"
+            raise InputError(what if bundle else "the result is of a bundle that is not here", value=where, fix=AGAIN)
+        write_result(store, RESULT, result, fingerprint)
+    if store.exists(PENDING):
+        record_result(config, store, result["tracking_run"], {})
+    return result
+
+
+def finish(settings: WorkerSettings, store: Store, snapshot: dict[str, Any], lease: Lease) -> dict[str, Any]:
+    config = settings.config
+    step = checkpoint.newest(store)
+    if step < config.total_steps:
+        raise LookalikeError("training ended early", value=f"step {step}", fix="see the log above")
+    bundle = finished_bundle(store)
+    if bundle is None:  # killed between the last checkpoint and the export, which is the first rank's work
+        from lookalike.training.export import export_bundle
+
+        bundle = export_bundle(config, store, step, lease.check)
+    result = {
+        "bundle_uri": bundle.uri,
+        "bundle_sha256": bundle.sha256,
+        "steps": step,
+        "stages": _stage_losses(store),
+        "tracking_run": settings.tracking_run,
+        "dataset": snapshot,
+    }
+    tags = {"bundle_uri": bundle.uri, "bundle_sha256": bundle.sha256}
+    lease.check()
+    record_result(config, store, settings.tracking_run, tags)
+    write_result(store, RESULT, result, settings.fingerprint)
+    return result
+
+
+def _stage_losses(store: Store) -> list[dict[str, Any]]:
+    """For each stage the mean loss of its first and of its last tenth, and the last held-out figures."""
+    stages: dict[str, dict[str, Any]] = {}
+    for record in read_lines(store, METRICS, "stage"):
+        stage = stages.setdefault(record["stage"], {"losses": [], "validation": None})
+        if "validation" in record:
+            stage["validation"] = record["validation"]
+        else:
+            stage["losses"].append(record["loss"])
+    return [
+        {
+            "stage": name,
+            "loss_first": sum(stage["losses"][: (tenth := max(1, len(stage["losses"]) // 10))]) / tenth,
+            "loss_last": sum(stage["losses"][-tenth:]) / tenth,
+            "validation": stage["validation"],
+        }
+        for name, stage in stages.items()
+    ]

@@ -1,0 +1,31 @@
+"""Which parts of the model a training run trains, and the LoRAs that it adds."""
+
+from lookalike.models.presets import LoraConfig, load_preset
+from lookalike.models.subject import Part, SubjectModel
+from lookalike.training.config import TrainConfig
+
+
+def adapter_of(config: TrainConfig) -> LoraConfig | None:
+    """The LoRA that this run trains: its own, else the preset's; None trains the DiT itself."""
+    return config.adapter or (None if config.base else load_preset(config.preset).lora)
+
+
+def mllm_lora_of(config: TrainConfig) -> LoraConfig | None:
+    """The LoRA that this run trains on the MLLM: the preset's, unless it trains a personal adapter."""
+    return None if config.adapter else load_preset(config.preset).mllm.lora
+
+
+def trainable_parts(config: TrainConfig) -> tuple[Part, ...]:
+    """Names for :meth:`SubjectModel.trainable`: a personal adapter learns alone; a base run also trains the bridge."""
+    if config.adapter is not None:
+        return ("transformer_lora",)
+    encoder: tuple[Part, ...] = ("mllm_lora",) if mllm_lora_of(config) else ()
+    return (*encoder, "aggregator", "transformer_lora" if adapter_of(config) else "transformer")
+
+
+def add_loras(config: TrainConfig, model: SubjectModel) -> None:
+    """Inject what this run trains as LoRA into a model whose weights are loaded."""
+    if (adapter := adapter_of(config)) is not None:
+        model.add_lora(adapter)
+    if (lora := mllm_lora_of(config)) is not None:
+        model.add_mllm_lora(lora)
