@@ -9,9 +9,9 @@ import socket
 import sys
 import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
 from tenacity import before_sleep_log, retry, retry_if_exception_message, stop_after_attempt
 
@@ -39,6 +39,27 @@ _WORKERS_END_S = 5.0  # in which Ray's workers end after the job, and leave thei
 
 def run_job(config_class: type[ConfigT], body: Callable[[ConfigT], int | None], description: str | None) -> int:
     """Parse ``config_class`` from the command line, call ``body`` and return the exit code."""
+    return _framed(lambda: body(configs.parse(config_class, description=description)))
+
+
+def run_subcommand(commands: Mapping[str, Callable[..., int | None]], description: str | None) -> int:
+    """Parse a subcommand and its configuration, call its function and return the exit code.
+
+    Args:
+        commands: a function for each subcommand; its only parameter is annotated with its configuration's class.
+        description: what the job does, with examples, for ``--help``.
+    """
+
+    def body() -> int | None:
+        classes = {name: next(iter(get_type_hints(command).values())) for name, command in commands.items()}
+        name, config = configs.parse_command(classes, description=description)
+        return commands[name](config)
+
+    return _framed(body)
+
+
+def _framed(body: Callable[[], int | None]) -> int:
+    """Call ``body`` in the frame of a job: logging, temporary folder, signals, exit codes."""
     redact_logs()
     logging.basicConfig(
         level=os.environ.get("LOOKALIKE_LOG_LEVEL", "INFO"),
@@ -53,15 +74,15 @@ def run_job(config_class: type[ConfigT], body: Callable[[ConfigT], int | None], 
     os.environ[JOB_VARIABLE] = job = uuid.uuid4().hex
     _end_on_sigterm()
     try:
-        return _run(config_class, body, description)
+        return _run(body)
     finally:
         sweep(job, wait_s=_WORKERS_END_S)
 
 
-def _run(config_class: type[ConfigT], body: Callable[[ConfigT], int | None], description: str | None) -> int:
+def _run(body: Callable[[], int | None]) -> int:
     try:
         set_defaults()
-        code = body(configs.parse(config_class, description=description)) or 0
+        code = body() or 0
         sys.stdout.flush()  # raises BrokenPipeError if the reader has ended
         return code
     except StoppedError as stopped:

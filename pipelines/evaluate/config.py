@@ -4,8 +4,9 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from lookalike.annotators.embedder import NO_EMBEDDER
+from lookalike.config import NOT_IDENTITY
 from lookalike.errors import ConfigError
-from lookalike.evaluation.scores import Conditions
+from lookalike.evaluation.scores import ConditionMode
 from lookalike.values import check_most, check_values
 from pipelines.actors import ActorConfig
 
@@ -19,19 +20,19 @@ def default_stages() -> list[str]:
 class EvaluateConfig:
     """Measure a bundle on a suite. The same command again says that it is done."""
 
-    bundle: str
+    bundle: str = field(metadata=NOT_IDENTITY)
     """URI of the bundle, full or personal."""
-    suite: str
+    suite: str = field(metadata=NOT_IDENTITY)
     """URI of a curated data set, whose newest snapshot holds the subjects and prompts."""
-    out: str
+    out: str = field(metadata=NOT_IDENTITY)
     """URI that receives scores.json (last), grid.png, measurements.parquet and images/."""
-    base: str | None = None
+    base: str | None = field(default=None, metadata=NOT_IDENTITY)
     """URI of a second bundle to show beside it, as the state before (a finetune's base)."""
     split: Literal["validation", "train"] = "validation"
     """Which subjects of the suite: those that training never saw, by default."""
-    distractors: str | None = None
+    distractors: str | None = field(default=None, metadata=NOT_IDENTITY)
     """URI of a data set with other subjects, for a suite that holds one subject only."""
-    conditions: Conditions = "right"
+    conditions: ConditionMode = "right"
     """``shuffled`` gives every sample another subject's conditions: a probe that a gate has to refuse."""
     max_samples: int = 256
     """Held-out losses to measure; a suite with fewer triplets is measured at more noise levels."""
@@ -58,7 +59,7 @@ class EvaluateConfig:
     """Images generated at once."""
     seed: int = 0
     """Decides noise, noise levels and who is whose stranger."""
-    actors: ActorConfig = field(default_factory=ActorConfig)
+    actors: ActorConfig = field(default_factory=ActorConfig, metadata=NOT_IDENTITY)
     """Where it runs."""
 
     def __post_init__(self) -> None:

@@ -57,7 +57,7 @@ CaseT = TypeVar("CaseT", LossSample, ImageCase)
 
 
 @dataclass(frozen=True)
-class Work:
+class EvaluationWork:
     """Everything that an evaluation measures."""
 
     config: EvaluateConfig
@@ -73,7 +73,7 @@ class Work:
 class Evaluator:
     """Measures units: each becomes rows of case, subject, metric, value."""
 
-    def __init__(self, work: Work) -> None:
+    def __init__(self, work: EvaluationWork) -> None:
         self._work = work
         self._device = work.config.actors.prepare()
         self._loaded: tuple[int, SubjectPipeline] | None = None

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from lookalike.config import IDENTITY_IF_SET, NOT_IDENTITY
 from lookalike.errors import ConfigError
 from lookalike.values import check_most, check_values
 from pipelines.actors import ActorConfig
@@ -11,23 +12,23 @@ from pipelines.actors import ActorConfig
 class GenerateConfig:
     """Images of a subject. The same command again makes what is missing, or says that it is done."""
 
-    model: str
+    model: str = field(metadata=NOT_IDENTITY)
     """``models:/NAME@champion``, ``models:/NAME/3``, or the URI of a bundle."""
-    out: str
+    out: str = field(metadata=NOT_IDENTITY)
     """URI that receives images/, contact_sheet.png and generations.json (last)."""
     prompt: list[str] = field(default_factory=list)
     """What to show; may be repeated."""
-    prompts_file: str | None = None
+    prompts_file: str | None = field(default=None, metadata=NOT_IDENTITY)
     """URI of a text file with one prompt a line, after those of --prompt; blank lines do not count."""
-    reference: list[str] = field(default_factory=list)
+    reference: list[str] = field(default_factory=list, metadata=NOT_IDENTITY)
     """Photo of the subject, or a folder of them, of which the model takes as many as it reads; may be repeated."""
     num_images: int = 1
     """Images of each prompt."""
     seed: int = 0
     """Seed of the first image of each prompt; the next ones count up."""
-    height: int | None = None
+    height: int | None = field(default=None, metadata=IDENTITY_IF_SET)
     """Pixels of an image, a multiple of a token's side (8 for mini, 16 for FLUX); by default the model's."""
-    width: int | None = None
+    width: int | None = field(default=None, metadata=IDENTITY_IF_SET)
     """Pixels, as --height."""
     steps: int = 25
     """Denoising steps."""
@@ -37,15 +38,15 @@ class GenerateConfig:
     """Which condition a step sees: what the model's preset says, paper, mllm_only, both, reference_only, TAU1/TAU2 or
     TAU1/TAU2/BLEND: the noise levels below which the references' latents join and the MLLM's tokens leave, and the
     width over which they come and go. Lower ones follow the text more, identity less."""
-    batch_size: int = 8
+    batch_size: int = field(default=8, metadata=NOT_IDENTITY)
     """Images made at once."""
-    bundle: str | None = None
+    bundle: str | None = field(default=None, metadata=NOT_IDENTITY)
     """URI of the model's bundle, if it was moved since it was registered."""
-    base: str | None = None
+    base: str | None = field(default=None, metadata=NOT_IDENTITY)
     """URI of a personal model's base, if it was moved since the adapter was trained."""
-    tracking: str | None = None
+    tracking: str | None = field(default=None, metadata=NOT_IDENTITY)
     """MLflow tracking URI that knows the model's name; by default MLFLOW_TRACKING_URI. A bundle's URI needs none."""
-    actors: ActorConfig = field(default_factory=ActorConfig)
+    actors: ActorConfig = field(default_factory=ActorConfig, metadata=NOT_IDENTITY)
     """Where it runs."""
 
     def __post_init__(self) -> None:

@@ -14,12 +14,13 @@ from lookalike.data.images import EXTENSIONS, decode
 from lookalike.data.text import MAX_TEXT_BYTES, decode_text
 from lookalike.errors import ConfigError, InputError
 from lookalike.storage import Store, locate_object, open_store, read_at_most, read_object
-from lookalike.storage.claim import claim
+from lookalike.storage.claim import run_once
 from lookalike.storage.results import AGAIN, read_result, write_result
 from pipelines.actors import run_units
 from pipelines.generate.config import GenerateConfig
 
 if TYPE_CHECKING:
+    from lookalike.registry import ModelReference
     from pipelines.generate.worker import Request
 
 log = logging.getLogger(__name__)
@@ -29,11 +30,6 @@ _MAX_REFERENCE_BYTES = 256 << 20
 RESULT = "generations.json"
 _RESULT = {"model": dict, "references": list, "images": list, "config": dict}
 SHEET = "contact_sheet.png"
-# Model, prompts and references count by their content, wherever they lie.
-_NOT_IDENTITY = (
-    *("out", "actors", "batch_size", "tracking"),
-    *("model", "bundle", "base", "prompts_file", "reference"),
-)
 
 
 def generate(config: GenerateConfig) -> dict[str, Any]:
@@ -48,7 +44,7 @@ def generate(config: GenerateConfig) -> dict[str, Any]:
     from lookalike.diffusion.inputs import check_size
     from lookalike.models.preprocess import Preprocessor
     from lookalike.registry import resolve
-    from pipelines.generate.worker import Generator, Request, Work
+    from pipelines.generate.worker import Request
 
     model = resolve(config.model, config.tracking, config.bundle)
     bundle = locate_bundle(model.bundle_uri, model.bundle_sha256, base_uri=config.base)
@@ -64,44 +60,62 @@ def generate(config: GenerateConfig) -> dict[str, Any]:
         "prompts": prompts,
         "references": [configs.fingerprint(data.hex()) for _, data in references],
     }
-    values = configs.to_dict(config)
-    unset = [name for name in ("height", "width") if values[name] is None]  # as before there were such settings
-    fingerprint = claim(store, values, ignore=(*_NOT_IDENTITY, *unset), content={"inputs": inputs})
-    requests = [
+    requests = tuple(
         Request(f"images/{number:04d}-{config.seed + index}.png", prompt, config.seed + index)
         for number, prompt in enumerate(prompts)
         for index in range(config.num_images)
-    ]
-    if store.exists(RESULT):
-        log.info("this generation is done already: %s", store.uri)
-        return _earlier_result(store, fingerprint, requests)
+    )
 
-    pixels = [decode(data) for _, data in references]
-    for prompt in prompts:  # refuses before any work; one at a time: all at once would hold the photos for each
-        preprocessor([prompt], [pixels], truncate_prompts=True)
+    def work(fingerprint: str) -> dict[str, Any]:
+        pixels = [decode(data) for _, data in references]
+        for prompt in prompts:  # refuses before any work; one at a time: all at once would hold the photos for each
+            preprocessor([prompt], [pixels], truncate_prompts=True)
+        _make(config, store, model, bundle, references, requests)
+        store.write(SHEET, _contact_sheet(store, config, pixels, requests))
+        result = {
+            "model": {
+                "name": model.name,
+                "version": model.version,
+                "bundle_uri": bundle.uri,
+                "sha256": bundle.sha256,
+                "stages": bundle.stages,
+            },
+            "references": [uri for uri, _ in references],
+            "images": [asdict(request) for request in requests],
+            "config": configs.to_dict(config),
+        }
+        write_result(store, RESULT, result, fingerprint)
+        return result
+
+    return run_once(
+        store,
+        RESULT,
+        config,
+        content={"inputs": inputs},
+        earlier=lambda fingerprint: _earlier_result(store, fingerprint, requests),
+        work=work,
+    )
+
+
+def _make(
+    config: GenerateConfig,
+    store: Store,
+    model: "ModelReference",
+    bundle: BundleLocation,
+    references: Sequence[tuple[str, bytes]],
+    requests: "Sequence[Request]",
+) -> None:
+    """Generate the images that are not in ``store`` yet."""
+    from pipelines.generate.worker import GenerationWork, Generator
+
     name = f"{model.name}/{model.version}" if model.version else model.name or bundle.uri
     there = {info.key for info in store.list("images/")}
     missing = [request for request in requests if request.file not in there]
     units = [tuple(missing[first : first + config.batch_size]) for first in range(0, len(missing), config.batch_size)]
     if units:
-        work = Work(config, bundle, name, tuple(data for _, data in references), tuple(units))
+        work = GenerationWork(config, bundle, name, tuple(data for _, data in references), tuple(units))
         for _ in run_units(Generator, work, len(units), config.actors):
             pass
-    store.write(SHEET, _contact_sheet(store, config, pixels, requests))
-    result = {
-        "model": {
-            "name": model.name,
-            "version": model.version,
-            "bundle_uri": bundle.uri,
-            "sha256": bundle.sha256,
-            "stages": bundle.stages,
-        },
-        "references": [uri for uri, _ in references],
-        "images": [asdict(request) for request in requests],
-        "config": configs.to_dict(config),
-    }
-    write_result(store, RESULT, result, fingerprint)
-    return result
 
 
 def _earlier_result(store: Store, fingerprint: str, requests: "Sequence[Request]") -> dict[str, Any]:

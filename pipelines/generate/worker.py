@@ -25,7 +25,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Work:
+class GenerationWork:
     """Everything that a generation makes."""
 
     config: GenerateConfig
@@ -41,7 +41,7 @@ class Work:
 class Generator:
     """Makes and writes the images of a unit, each with its provenance in its text chunks."""
 
-    def __init__(self, work: Work) -> None:
+    def __init__(self, work: GenerationWork) -> None:
         self._work = work
         self._pipe = work.bundle.load(work.config.actors.prepare())
         self._references = [decode(data) for data in work.references]

@@ -27,7 +27,7 @@ from lookalike.storage import (
     version_store,
 )
 from lookalike.storage.arrow import arrow_filesystem
-from lookalike.storage.claim import claim, read_claim
+from lookalike.storage.claim import read_claim, run_once
 from lookalike.storage.lease import Lease, hold
 from lookalike.storage.results import AGAIN, read_result, write_result
 from lookalike.tracking import tracking_uri
@@ -50,26 +50,6 @@ log = logging.getLogger(__name__)
 
 RESULT = "result.json"
 _RESULT = {"bundle_uri": str, "bundle_sha256": str, "steps": int, "tracking_run": str, "stages": list}
-# What may change between two attempts of one run without changing what it learns. Data set and base count by content.
-_NOT_IDENTITY = (
-    "run",
-    "dataset",
-    "base",
-    "tracking",
-    "experiment",
-    "owner",
-    "workers",
-    "micro_batch_size",
-    "activation_checkpointing",
-    "keep_samples",
-    "zero",
-    "images",
-    "checkpoint",
-    "safety",
-    "log_every",
-    "export_dtype",
-    "export_lora",
-)
 
 
 def train(config: TrainConfig) -> dict[str, Any]:
@@ -92,15 +72,28 @@ def train(config: TrainConfig) -> dict[str, Any]:
     content: dict[str, Any] = {"snapshot": snapshot}
     if config.base is not None:
         content["base_sha256"] = reference(config.base).sha256
-    fingerprint = claim(store, configs.to_dict(config), ignore=_NOT_IDENTITY, content=content)
-    if store.exists(RESULT):
-        log.info("this run is done already: %s", store.uri)
-        return _earlier_result(config, store, fingerprint)
+    return run_once(
+        store,
+        RESULT,
+        config,
+        content=content,
+        earlier=lambda fingerprint: _earlier_result(config, store, fingerprint),
+        work=lambda fingerprint: _train(config, store, snapshot, manifest, fingerprint, started),
+    )
 
+
+def _train(
+    config: TrainConfig,
+    store: Store,
+    snapshot: dict[str, Any],
+    manifest: dict[str, Any],
+    fingerprint: str,
+    started: float,
+) -> dict[str, Any]:
     with hold(store.child(LEASE), above=checkpoint.latest_lease(store)) as lease:
         initial = initial_bundle(config, store)
         latents = _latents_fit(manifest.get("latents"), initial.uri)
-        uri, sha256 = version_store(dataset, version).uri, configs.fingerprint(manifest)
+        uri, sha256 = version_store(open_store(config.dataset), snapshot["version"]).uri, snapshot["sha256"]
         source = TripletSource(uri, "train", initial.uri, latents, sha256, initial.sha256)
         references_fit(source)
         settings = WorkerSettings(

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NoReturn, TypeVar, cast, get_type_hints
 
 import jsonargparse
@@ -18,6 +19,12 @@ from lookalike.groups import check_flags, check_groups, forbid_imports
 from lookalike.redaction import redact, redacted
 
 ConfigT = TypeVar("ConfigT")
+
+NOT_IDENTITY = MappingProxyType({"identity": "never"})
+"""Metadata of a field (``field(metadata=NOT_IDENTITY)``) that may change between two attempts of one run: an address, a
+number of workers, or the location of an input that counts by its content."""
+IDENTITY_IF_SET = MappingProxyType({"identity": "if set"})
+"""Metadata of a field that is part of a run's identity unless it is None: records of before it existed lack it."""
 
 _MAX_SETTINGS = 100_000  # in one file
 _MAX_FILE_BYTES = 4 << 20
@@ -37,7 +44,33 @@ class _Parser(jsonargparse.ArgumentParser):
         return redact(super().dump(*arguments, **named))
 
 
-def parse(config_class: type[ConfigT], argv: Sequence[str] | None = None, description: str | None = None) -> ConfigT:
+def parse_command(
+    commands: Mapping[str, type], argv: Sequence[str] | None = None, description: str | None = None
+) -> tuple[str, Any]:
+    """Parse a subcommand, one of ``commands``, and after it its flags as :func:`parse` does: (name, configuration).
+
+    ``--help`` in place of a subcommand lists them (exit code 0); no subcommand also does, with exit code 2.
+    """
+    given = list(sys.argv[1:] if argv is None else argv)
+    parser = _Parser(description=description, formatter_class=_HelpFormatter)
+    if given and given[0] in commands:
+        return given[0], parse(commands[given[0]], given[1:], prog=f"{parser.prog} {given[0]}")
+    subcommands = parser.add_subcommands(help=f"`{parser.prog} SUBCOMMAND --help` lists the settings of each.")
+    for name, config_class in commands.items():
+        subcommands.add_subcommand(name, _Parser(), help=first_line(config_class.__doc__))
+    if given and given[0] not in ("-h", "--help"):
+        parser.error(f"{given[0]!r} is not a subcommand; begin with one of: {', '.join(commands)}")
+    parser.print_help(None if given else sys.stderr)
+    raise SystemExit(0 if given else 2)
+
+
+def parse(
+    config_class: type[ConfigT],
+    argv: Sequence[str] | None = None,
+    description: str | None = None,
+    *,
+    prog: str | None = None,
+) -> ConfigT:
     """Parse flags and ``--config FILE.yaml`` into ``config_class`` (a frozen dataclass).
 
     Flags win over the file; a nested field is ``--stage.steps 10``; ``--max-samples`` is ``--max_samples``; a
@@ -47,6 +80,7 @@ def parse(config_class: type[ConfigT], argv: Sequence[str] | None = None, descri
     forbid_imports(config_class)
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = _Parser(
+        prog=prog,
         description=description or config_class.__doc__,
         formatter_class=_HelpFormatter,
         allow_abbrev=False,
@@ -177,6 +211,11 @@ def _yaml_list(values: list[str]) -> str:
 def load_yaml(path: Path, config_class: type[ConfigT]) -> ConfigT:
     """Read one configuration from a YAML file, as strictly as :func:`parse` does."""
     return parse(config_class, [f"--config={path}"])
+
+
+def fields_marked(config: object, mark: Mapping[str, str]) -> tuple[str, ...]:
+    """Names of the fields of a configuration that carry ``mark`` (:data:`NOT_IDENTITY`, :data:`IDENTITY_IF_SET`)."""
+    return tuple(item.name for item in dataclasses.fields(cast(Any, config)) if item.metadata == mark)
 
 
 def to_dict(config: object) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from lookalike.registry.promotion_log import LOG_TAG
 from lookalike.registry.versions import identify
 from lookalike.storage import open_store
 from lookalike.tracking.connection import connect
-from pipelines.promote import PromoteConfig, promote
+from pipelines.promote import PromoteConfig, RollbackConfig, promote, rollback
 from tests.integration.test_promotion import bundle, scored
 
 MODEL = "mini"
@@ -37,9 +37,14 @@ class World:
         """Promote bundle ``name`` at an output of its own; ``settings`` are the job's."""
         self.attempts += 1
         out = settings.pop("out", f"{self.root}/out-{self.attempts}")
-        scores = None if settings.keys() & {"rollback", "rollback_to"} else f"{self.root}/{name}/scores"
-        config = {"log": f"{self.root}/log", "scores": scores, "tracking": self.uri, **settings}
+        config = {"log": f"{self.root}/log", "scores": f"{self.root}/{name}/scores", "tracking": self.uri, **settings}
         return promote(PromoteConfig(model=model, out=str(out), **config))  # type: ignore[arg-type]
+
+    def rollback(self, **settings: object) -> dict:
+        """Return to an earlier champion; the decision is written to an output of its own."""
+        self.attempts += 1
+        out = settings.pop("out", f"{self.root}/out-{self.attempts}")
+        return rollback(RollbackConfig(model=MODEL, out=str(out), tracking=self.uri, **settings))  # type: ignore[arg-type]
 
     def champion(self, model: str = MODEL) -> str:
         """The name of the bundle that is served as champion, by resolution and by the alias."""
@@ -257,7 +262,7 @@ def test_the_first_command_again_registers_a_lost_champion(world: World) -> None
 def test_what_is_returned_as_champion_is_read_back(world: World) -> None:
     first = world.promote("better", out=world.root / "same")
     assert first["champion"] == first["version"]
-    world.promote("", rollback=True)
+    world.rollback()
     again = world.promote("better", out=world.root / "same")
     assert (again["promoted"], again["champion"]) == (True, 2)
 
@@ -350,7 +355,7 @@ def test_entries_of_earlier_versions_are_read(world: World) -> None:
     world.client.delete_registered_model_tag(MODEL, HEAD_TAG)
     assert world.champion() == "good"
     assert world.promote("better")["promoted"]
-    assert world.promote("", rollback=True)["champion"] == 2
+    assert world.rollback()["champion"] == 2
 
 
 def test_an_entry_that_was_changed_later_stops_a_rollback(world: World) -> None:
@@ -358,7 +363,7 @@ def test_an_entry_that_was_changed_later_stops_a_rollback(world: World) -> None:
     world.entry(1).write_text(canonical_json({**values, "bundle_sha256": "0" * 64}))
     assert world.champion() == "good"
     with pytest.raises(InputError, match="entry 1 of the promotion log was changed"):
-        world.promote("", rollback=True)
+        world.rollback()
 
 
 def test_an_entry_that_was_changed_later_stops_the_next_promotion(world: World) -> None:
@@ -436,7 +441,7 @@ def test_damaged_bundle_is_neither_promoted_nor_rolled_back_to(world: World, dam
         world.promote("better")
     assert "download or export the bundle again" in refused.value.fix
     with pytest.raises(InputError, match=r"the bundle .* is not there|name its place"):
-        world.promote("", rollback=True)
+        world.rollback()
     assert world.champion() == "good"
 
 
@@ -494,17 +499,17 @@ def test_bundle_of_one_customer_becomes_no_champion_of_another(world: World) -> 
 
 def test_a_rollback_returns_to_the_champion_before(world: World) -> None:
     world.promote("better")
-    back = world.promote("", rollback=True, out=world.root / "back")
+    back = world.rollback(out=world.root / "back")
     assert (back["version"], back["champion"], back["kind"]) == (2, 2, "rolled back")
-    assert world.promote("", rollback=True, out=world.root / "back") == back  # the same command again
+    assert world.rollback(out=world.root / "back") == back  # the same command again
     assert world.champion() == "good"
-    assert world.promote("", rollback=True)["champion"] == 1  # one more
+    assert world.rollback()["champion"] == 1  # one more
     with pytest.raises(InputError, match="no champion before"):
-        world.promote("", rollback=True)
-    assert world.promote("", rollback_to=4)["champion"] == 4
+        world.rollback()
+    assert world.rollback(to=4)["champion"] == 4
     assert world.champion() == "better"
     with pytest.raises(InputError, match=r"never champion.*choose from"):
-        world.promote("", rollback_to=3)
+        world.rollback(to=3)
 
 
 def test_a_rollback_after_a_deletion_registers_what_it_returns_to(world: World) -> None:
@@ -512,8 +517,8 @@ def test_a_rollback_after_a_deletion_registers_what_it_returns_to(world: World) 
         world.client.delete_model_version(MODEL, version)
     (world.root / "first" / "bundle").rename(world.root / "first-moved")
     with pytest.raises(InputError, match="name its place with --bundle"):
-        world.promote("", rollback=True)
-    world.promote("", rollback=True, bundle=str(world.root / "first-moved"))
+        world.rollback()
+    world.rollback(bundle=str(world.root / "first-moved"))
     assert resolve("models:/mini@champion", world.uri).bundle_uri.endswith("first-moved")
 
 
@@ -521,9 +526,7 @@ def test_a_rollback_after_a_deletion_registers_what_it_returns_to(world: World) 
     "settings",
     [
         {"scores": None},
-        {"scores": "x", "rollback": True},
         {"scores": "x", "begin_anew": " "},
-        {"rollback_to": 1, "begin_anew": "x"},
     ],
 )
 def test_settings_that_contradict_each_other(settings: dict) -> None:

@@ -12,7 +12,7 @@ from lookalike.evaluation.estimates import Estimate
 from lookalike.evaluation.measurements import MEASUREMENTS, estimates, evaluation_of
 from lookalike.values import check_values
 
-Conditions = Literal["right", "shuffled"]
+ConditionMode = Literal["right", "shuffled"]
 
 SCORES = "scores.json"
 GRID = "grid.png"
@@ -47,7 +47,7 @@ class Scores:
 
     bundle: Source
     suite: Source
-    conditions: Conditions
+    conditions: ConditionMode
     """``shuffled``: every sample got another subject's conditions, a probe that a gate has to refuse."""
     metrics: dict[str, Estimate]
     embedder: str = ""

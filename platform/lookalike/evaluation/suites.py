@@ -10,7 +10,7 @@ import numpy as np
 from lookalike.config import fingerprint
 from lookalike.data.triplets import Triplet
 from lookalike.errors import InputError
-from lookalike.evaluation.scores import Conditions
+from lookalike.evaluation.scores import ConditionMode
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Suite:
         for index, triplet in enumerate(self.pool):
             self._by_subject[triplet.subject].append(index)
 
-    def losses(self, samples: int, conditions: Conditions) -> list[LossSample]:
+    def losses(self, samples: int, conditions: ConditionMode) -> list[LossSample]:
         """``samples`` measurements: each triplet at one noise level first, then at a second one, and so on."""
         found = []
         for draw, index in (divmod(number, self.count) for number in range(samples)):
@@ -68,7 +68,7 @@ class Suite:
             found.append(LossSample(sample_id, index, index if right is None else right, shuffled))
         return found
 
-    def images(self, subjects: int, prompts: int, conditions: Conditions) -> list[ImageCase]:
+    def images(self, subjects: int, prompts: int, conditions: ConditionMode) -> list[ImageCase]:
         """Up to ``prompts`` cases, with different prompts where there are, of each of up to ``subjects`` subjects."""
         chosen = list(dict.fromkeys(t.subject for t in self.pool[: self.count]))[:subjects]
         found = []

@@ -131,9 +131,7 @@ def unregistered(registry: Registry, now: Standing) -> InputError:
     assert last is not None
     earlier = ""
     if last.champion_before is not None:
-        earlier = (
-            f", or return to the champion before it (jobs/promote.py --model {now.name} --rollback --out NEW_PLACE)"
-        )
+        earlier = f", or return to the champion before it (jobs/promote.py rollback --model {now.name} --out NEW_PLACE)"
     # a registry that never saw the entry refuses all others until it has that one
     better = ", or promote a better one" if now.shown else ""
     return InputError(
@@ -141,7 +139,7 @@ def unregistered(registry: Registry, now: Standing) -> InputError:
         "no version has that bundle: it was deleted in MLflow, or this is another or an older registry",
         value=registry.uri,
         fix="restore it by promoting that bundle again"
-        f" (jobs/promote.py --model {now.name} --scores {last.scores_uri or 'ITS_SCORES'} --out NEW_PLACE"
+        f" (jobs/promote.py run --model {now.name} --scores {last.scores_uri or 'ITS_SCORES'} --out NEW_PLACE"
         f"{' --bundle ' + last.bundle_uri if last.bundle_uri else ''}){better}{earlier}",
     )
 
@@ -149,7 +147,9 @@ def unregistered(registry: Registry, now: Standing) -> InputError:
 _RESTORE = (
     f"put them back there, or set the tag {LOG_TAG!r} of the registered model in MLflow to the folder that holds theirs"
 )
-_BEGIN_ANEW = "start a new log with jobs/promote.py --begin-anew REASON, which judges the candidate by the floors only"
+_BEGIN_ANEW = (
+    "start a new log with jobs/promote.py run --begin-anew REASON, which judges the candidate by the floors only"
+)
 
 
 def _check_shown(entries: PromotionLog, head: Head | None, shown: str | None) -> None:

@@ -27,7 +27,7 @@ _ANEW: Kind = "begun anew"
 _CHECK = {"name", "value", "threshold", "passed", "why"}
 _ENTRY = re.compile(r"(?!0{8})(\d{8})\.json")
 HOW_TO_CONTINUE = (
-    "restore it from a copy, or start a new log with jobs/promote.py --begin-anew REASON, "
+    "restore it from a copy, or start a new log with jobs/promote.py run --begin-anew REASON, "
     "which judges the candidate by the floors only"
 )
 

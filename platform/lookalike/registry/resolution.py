@@ -52,7 +52,7 @@ def resolve(model: str, tracking: str | None = None, bundle_uri: str | None = No
 
 _ANOTHER_PLACE = (
     "restore the bundle; or, if it was moved, name its place (--bundle; --base for jobs/finetune.py), and register it "
-    "there with jobs/promote.py --bundle"
+    "there with jobs/promote.py run --bundle"
 )
 
 

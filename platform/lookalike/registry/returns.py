@@ -161,7 +161,7 @@ def _target(registry: Registry, now: Standing, entries: list[Promotion], version
     raise InputError(
         f"{now.name} had no champion before version {last.version}",
         value=registry.uri,
-        fix=f"name another champion with --rollback_to: {champions}" if champions else "promote another bundle",
+        fix=f"name another champion with --to: {champions}" if champions else "promote another bundle",
     )
 
 

@@ -4,17 +4,64 @@ Identity is content: what a job read counts by its hash, and where it lies is a 
 """
 
 import json
-from collections.abc import Mapping
-from typing import Any
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
-from lookalike.config import canonical_json, fingerprint
+from lookalike.config import (
+    IDENTITY_IF_SET,
+    NOT_IDENTITY,
+    canonical_json,
+    fields_marked,
+    fingerprint,
+    to_dict,
+)
 from lookalike.errors import ConfigError, ConflictError, InputError
 from lookalike.redaction import redacted
 from lookalike.storage import location
 from lookalike.storage.documents import MOST_BYTES, read_object
 from lookalike.storage.store import Store
 
+log = logging.getLogger(__name__)
+
 RECORD = "run.json"
+
+ResultT = TypeVar("ResultT")
+
+
+def run_once(
+    store: Store,
+    key: str,
+    config: object,
+    *,
+    content: Mapping[str, Any] | None = None,
+    earlier: Callable[[str], ResultT],
+    work: Callable[[str], ResultT],
+) -> ResultT:
+    """Do the work of a run, unless it is done already.
+
+    Args:
+        store: where the run writes; claimed by the configuration (:func:`claim`).
+        key: the result's name there, which the run writes last.
+        config: a dataclass. Its fields that are marked with ``NOT_IDENTITY`` may change between two attempts.
+        content: hashes of the run's inputs, see :func:`claim`.
+        earlier: called with the claim's fingerprint if the result exists: checks and returns it.
+        work: called with the fingerprint otherwise: makes, writes and returns the result.
+
+    Raises:
+        ConflictError: another configuration, or other inputs, hold the location.
+    """
+    values, unset = to_dict(config), fields_marked(config, IDENTITY_IF_SET)
+    run = claim(
+        store,
+        {name: value for name, value in values.items() if name not in unset or value is not None},
+        ignore=fields_marked(config, NOT_IDENTITY),
+        content=content,
+    )
+    if not store.exists(key):
+        return work(run)
+    log.info("this run is done already: its result is %s", store.uri_of(key))
+    return earlier(run)
 
 
 def claim(

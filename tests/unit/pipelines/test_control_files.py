@@ -16,9 +16,9 @@ from lookalike.storage.results import inside, read_result, write_result
 from lookalike.tracking import events
 from lookalike.tracking.files import JsonLinesTracker
 from pipelines import report
-from pipelines.finetune import _RESULT as FINETUNED
+from pipelines.finetune.earlier import _RESULT as FINETUNED
 from pipelines.generate.run import _RESULT as GENERATED
-from pipelines.promote import _DECISION as DECIDED
+from pipelines.promote.run import _DECISION as DECIDED
 from pipelines.train.run import _RESULT as TRAINED
 from pipelines.train.tracked import RECORD as TRACKED
 from pipelines.train.tracked import _read as read_tracked

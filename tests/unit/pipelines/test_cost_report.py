@@ -1,4 +1,4 @@
-"""``jobs/train.py --plan``."""
+"""``jobs/train.py plan``."""
 
 import pytest
 
@@ -11,7 +11,7 @@ PAPER = "jobs/configs/train-paper.yaml"
 
 
 def test_a_training_of_mini_is_planned() -> None:
-    text = plan(configs.parse(PlanConfig, ["--plan", "--gpus=2x8", "--precision=float32", "--preset=mini"]))
+    text = plan(configs.parse(PlanConfig, ["--gpus=2x8", "--precision=float32", "--preset=mini"]))
     assert "| 1.9 | 0.9 | 0.1 | 5.2 | 0.0 | 6.2 |" in text  # millions of parameters by part
     assert "| 64² | 1 | 144 | 208 | 128 |" in text  # tokens of the DiT: MLLM, both, VAE
     assert "Offload to the host: none needed." in text
@@ -20,13 +20,13 @@ def test_a_training_of_mini_is_planned() -> None:
 
 
 def test_the_papers_configuration_is_read_with_the_plans_flags() -> None:
-    config = configs.parse(PlanConfig, [f"--config={PAPER}", "--plan", "--gpus", "64x80", "--references", "2"])
+    config = configs.parse(PlanConfig, [f"--config={PAPER}", "--gpus", "64x80", "--references", "2"])
     assert (config.cluster.gpus, config.cluster.memory_gb, config.cluster.peak_tflops) == (64, 80, 989)
     assert config.total_steps == 35_000
     assert config.activation_checkpointing
     for bad in ("eight", "8", "8x"):
         with pytest.raises(ConfigError, match="gpus is NUMBERxMEMORY"):
-            _ = configs.parse(PlanConfig, ["--plan", f"--gpus={bad}"]).cluster
+            _ = configs.parse(PlanConfig, [f"--gpus={bad}"]).cluster
     with pytest.raises(ConfigError, match="batch_size=32 does not divide over 5 GPUs"):
         plan(PlanConfig(gpus="5x80"))
 

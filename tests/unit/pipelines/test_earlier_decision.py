@@ -9,7 +9,8 @@ import pytest
 from lookalike.errors import InputError
 from lookalike.storage import open_store
 from lookalike.storage.results import write_result
-from pipelines.promote import DECISION, PromoteConfig, _earlier_decision, promote
+from pipelines.promote.config import PromoteConfig
+from pipelines.promote.run import DECISION, _earlier_decision, promote
 from tests.integration.test_promotion import candidate
 
 GOOD: dict[str, Any] = {

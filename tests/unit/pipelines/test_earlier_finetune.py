@@ -9,7 +9,8 @@ import pytest
 from lookalike.errors import InputError
 from lookalike.storage import Store, open_store
 from lookalike.storage.results import write_result
-from pipelines.finetune import RESULT, FinetuneConfig, _earlier_result
+from pipelines.finetune import FinetuneConfig
+from pipelines.finetune.earlier import RESULT, earlier_result
 from pipelines.train import run as training
 from tests.integration.test_promotion import bundle
 
@@ -38,7 +39,7 @@ def result(place: Store) -> dict[str, Any]:
 
 def _read(place: Store) -> dict[str, Any]:
     config = FinetuneConfig(customer="acme", subject="mug", photos="/photos", store="/store")
-    return _earlier_result(config, NAME, place, "f")
+    return earlier_result(config, NAME, place, "f")
 
 
 def test_places_are_those_of_now_whatever_the_result_says(place: Store, result: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ from lookalike.errors import ConfigError, ConflictError, InputError
 from lookalike.storage import open_store
 from pipelines.generate import GenerateConfig, generate
 from pipelines.generate.run import read_prompts
-from pipelines.generate.worker import Generator, Request, Work
+from pipelines.generate.worker import GenerationWork, Generator, Request
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def test_images_have_the_size_that_is_asked_for(request_of, tmp_path, change: di
     config = dataclasses.replace(request_of, **change)
     bundle = locate_bundle(config.model)
     photo = (tmp_path / "mug.png").read_bytes()
-    work = Work(config, bundle, "mug", (photo,), ((Request("images/0.png", "a red mug", 3),),))
+    work = GenerationWork(config, bundle, "mug", (photo,), ((Request("images/0.png", "a red mug", 3),),))
     worker = Generator(work)
     worker(0)
     image = Image.open(io.BytesIO(open_store(config.out).read("images/0.png")))

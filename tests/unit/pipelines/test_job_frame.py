@@ -16,7 +16,7 @@ from lookalike.config import parse
 from lookalike.errors import BusyError, ConfigError, InputError, StoppedError
 from lookalike.values import MAX_COUNT, MAX_SEED, check_values
 from pipelines.defaults import OPT_OUT
-from pipelines.entry import run_job
+from pipelines.entry import run_job, run_subcommand
 
 _NINE = [b"a%d: &a%d [%s]\n" % (n + 1, n + 1, b", ".join([b"*a%d" % n] * 9)) for n in range(9)]
 _BOMB = b"".join([b"a0: &a0 [1, 1]\n", *_NINE])
@@ -84,7 +84,7 @@ def _job(folder: Path, body: str) -> subprocess.Popen[bytes]:
 import sys, time
 from dataclasses import dataclass
 from lookalike.scratch import kept_folder, scratch
-from pipelines.entry import run_job
+from pipelines.entry import run_job, run_subcommand
 @dataclass(frozen=True)
 class Config:
     "A job."
@@ -218,7 +218,7 @@ def test_libraries_report_nothing_and_leave_no_folder(tmp_path: Path) -> None:
     job = """
 import sys
 from dataclasses import dataclass
-from pipelines.entry import run_job
+from pipelines.entry import run_job, run_subcommand
 
 @dataclass(frozen=True)
 class Config:
@@ -234,3 +234,59 @@ raise SystemExit(run_job(Config, body, "a job"))
     environment.pop("TORCHINDUCTOR_CACHE_DIR", None)
     subprocess.run([sys.executable, "-c", job], env={**environment, "TMPDIR": str(tmp_path)}, check=True, timeout=120)
     assert list(tmp_path.iterdir()) == []
+
+
+@dataclass(frozen=True)
+class _OtherConfig:
+    """What the other subcommand does."""
+
+    id: str
+    """An id."""
+
+
+def _print_steps(config: _Config) -> None:
+    print(f"steps={config.steps}")
+
+
+def _print_id(config: _OtherConfig) -> int:
+    print(f"id={config.id}")
+    return 3
+
+
+def _subcommand(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["job.py", *arguments])
+    try:
+        return run_subcommand({"run": _print_steps, "show": _print_id}, "Examples of the job.")
+    except SystemExit as ended:
+        return int(str(ended.code))
+
+
+def test_each_subcommand_has_its_own_settings_help_and_file(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "config.yaml").write_text("steps: 7\n")
+    assert _subcommand(monkeypatch, "run", f"--config={tmp_path / 'config.yaml'}", "--rate", "0.1") == 0
+    assert _subcommand(monkeypatch, "show", "--id", "run") == 3
+    assert capsys.readouterr().out == "steps=7\nid=run\n"
+    assert _subcommand(monkeypatch, "run", "--steps", "5", "--print_config") == 0
+    assert "steps: 5" in capsys.readouterr().out
+    assert _subcommand(monkeypatch, "show", "--help") == 0
+    shown = capsys.readouterr().out
+    assert "usage: job.py show" in shown
+    assert "An id." in shown
+    assert _subcommand(monkeypatch, "show", "--steps", "5") == 2
+
+
+def test_a_job_without_a_subcommand_lists_them(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for arguments, code in (([], 2), (["--help"], 0)):
+        assert _subcommand(monkeypatch, *arguments) == code
+        written = capsys.readouterr()
+        shown, other = (written.err, written.out) if code else (written.out, written.err)
+        assert not other
+        for text in ("Examples of the job.", "run", "What the test runs.", "show", "What the other subcommand does."):
+            assert text in shown
+    for arguments in (["--steps", "5"], ["begin"], ["--steps", "5", "run"]):
+        assert _subcommand(monkeypatch, *arguments) == 2
+        assert "is not a subcommand; begin with one of: run, show" in capsys.readouterr().err

@@ -13,7 +13,7 @@ from PIL import Image
 
 from lookalike.errors import InputError
 from lookalike.storage import open_store
-from pipelines.photos import PhotoSet, check_number, photo_set
+from pipelines.finetune.photos import PhotoSet, check_number, photo_set
 
 
 def _jpeg(number: int) -> bytes:
@@ -145,7 +145,9 @@ def test_a_photo_that_is_a_link_out_of_the_folder_is_refused(tmp_path: Path) -> 
 def test_raw_shards_are_hashed_without_holding_them(tmp_path: Path) -> None:
     with (tmp_path / "a.tar").open("wb") as file:
         file.truncate(1 << 30)
-    code = "import resource\nfrom lookalike.storage import open_store\nfrom pipelines.photos import photo_set\n"
+    code = (
+        "import resource\nfrom lookalike.storage import open_store\nfrom pipelines.finetune.photos import photo_set\n"
+    )
     code += (
         f"before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\nphoto_set(open_store({str(tmp_path)!r}), '')\n"
     )

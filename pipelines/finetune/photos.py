@@ -28,6 +28,8 @@ class PhotoSet:
     """Whether it is raw shards (tars); else a folder for each subject."""
     sha256: str
     """Identity: names and bytes of all files, wherever they lie."""
+    number: int | None
+    """How many photos; None for raw shards, which are counted when they are curated."""
 
 
 def photo_set(store: Store, shown: str) -> PhotoSet:
@@ -44,12 +46,13 @@ def photo_set(store: Store, shown: str) -> PhotoSet:
             f"{len(keys)} files", value=shown, fix=f"name a folder with {MIN_PHOTOS} to {MAX_PHOTOS} photos"
         )
     tars = [key for key in keys if is_shard(key)]
+    number = None
     if not tars:
-        _check_photos(keys, shown)
+        number = _check_photos(keys, shown)
     elif any(_extension(key) in EXTENSIONS for key in keys):
         raise InputError("raw shards and loose photos in one place", value=shown, fix="name a folder with either")
     hashes = [[key, _sha256(store, infos[key])] for key in sorted(keys)]
-    return PhotoSet(bool(tars), configs.fingerprint(hashes))
+    return PhotoSet(bool(tars), configs.fingerprint(hashes), number)
 
 
 def check_number(number: int, shown: str) -> None:
@@ -70,7 +73,8 @@ def check_number(number: int, shown: str) -> None:
         )
 
 
-def _check_photos(keys: list[str], shown: str) -> None:
+def _check_photos(keys: list[str], shown: str) -> int:
+    """The number of photos. Raises InputError unless a finetune can use them."""
     photos = [key for key in keys if _is_photo(key) and _extension(key) in EXTENSIONS]
     unread = Counter(_extension(key) for key in keys if _is_photo(key) and _extension(key) not in EXTENSIONS)
     inside = [key for key in photos if key.count("/") == 1]
@@ -98,6 +102,7 @@ def _check_photos(keys: list[str], shown: str) -> None:
             fix="leave one subject's folder there, and run the same command again",
         )
     check_number(len(inside), shown)
+    return len(inside)
 
 
 def _sha256(store: Store, info: ObjectInfo) -> str:
