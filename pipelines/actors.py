@@ -10,9 +10,9 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow as pa
 
-from lookalike.errors import ConfigError, LookalikeError
+from lookalike.errors import LookalikeError
 from lookalike.redaction import redact_logs
-from lookalike.values import check_most, check_values
+from lookalike.values import check_values
 from pipelines.entry import ray_session
 
 log = logging.getLogger(__name__)
@@ -38,10 +38,7 @@ class ActorConfig:
     """One GPU for each actor."""
 
     def __post_init__(self) -> None:
-        check_values(self)
-        check_most(self, count=10_000, cpus=10_000, threads=1_024)
-        if self.count < 0 or self.threads < 1:
-            raise ConfigError("no actor to run on", value=(self.count, self.threads), fix="use 1 or more of each")
+        check_values(self, count=(0, 10_000), cpus=(None, 10_000), threads=(1, 1_024))
 
     def prepare(self) -> str:
         """Called in an actor: set its threads, and return the device that its model goes to."""

@@ -1,13 +1,14 @@
 """What `jobs/evaluate.py` can be told."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from lookalike.annotators.embedder import NO_EMBEDDER
-from lookalike.config import NOT_IDENTITY
+from lookalike.config import IDENTITY_IF_SET, NOT_IDENTITY
 from lookalike.errors import ConfigError
+from lookalike.evaluation.metrics import LABELS
 from lookalike.evaluation.scores import ConditionMode
-from lookalike.values import check_most, check_values
+from lookalike.values import check_values
 from pipelines.actors import ActorConfig
 
 
@@ -53,6 +54,8 @@ class EvaluateConfig:
     """Hub id or folder of a CLIP model for CLIP-I and CLIP-T; none, none."""
     dino: str | None = None
     """Hub id or folder of a DINO model for DINO-I; none, none."""
+    metrics: dict[str, Any] = field(default_factory=dict, metadata=IDENTITY_IF_SET)
+    """Settings of single metrics, by the metric's name in scores.json; those of today need none."""
     loss_batch_size: int = 16
     """Samples of a forward pass."""
     image_batch_size: int = 8
@@ -63,24 +66,23 @@ class EvaluateConfig:
     """Where it runs."""
 
     def __post_init__(self) -> None:
-        check_values(self)
-        check_most(
+        check_values(
             self,
-            max_samples=10_000_000,
-            subjects=100_000,
-            prompts_per_subject=10_000,
-            steps=10_000,
-            loss_batch_size=4_096,
-            image_batch_size=4_096,
+            max_samples=(1, 10_000_000),
+            subjects=(1, 100_000),
+            prompts_per_subject=(1, 10_000),
+            steps=(1, 10_000),
+            loss_batch_size=(1, 4_096),
+            image_batch_size=(1, 4_096),
         )
         from lookalike.diffusion.stages import stages_of
 
-        for name in ("max_samples", "subjects", "prompts_per_subject", "steps", "loss_batch_size", "image_batch_size"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is below 1", value=getattr(self, name), fix="use 1 or more")
         if self.embedder == NO_EMBEDDER:
             raise ConfigError("identity cannot be measured without an embedder", value=self.embedder, fix="choose one")
         if not self.stages or len(set(self.stages)) != len(self.stages):
             raise ConfigError("name each stage setting once", value=self.stages, fix="e.g. --stages preset")
         for name in self.stages:
             stages_of(name)
+        for name in self.metrics:
+            if name not in LABELS:
+                raise ConfigError("metrics: not a metric of images", value=name, fix=f"choose from {list(LABELS)}")

@@ -8,16 +8,15 @@ from typing import TypeVar
 
 import numpy as np
 
-from lookalike.annotators.embedder import load_embedder
 from lookalike.bundles.locate import BundleLocation
 from lookalike.data.images import encode_png
 from lookalike.data.triplets import ShardError, Triplet, load_images
 from lookalike.diffusion.flow import FlowConfig, seed_of
 from lookalike.diffusion.pipeline import SubjectPipeline
 from lookalike.errors import UnreachableError, describe
-from lookalike.evaluation.clip import ClipScorer
-from lookalike.evaluation.measure import ImageScorer, Task, paired_losses, with_prefix
-from lookalike.evaluation.measurements import UNREADABLE, Measurement
+from lookalike.evaluation.measure import paired_losses
+from lookalike.evaluation.measurements import UNREADABLE, Measurement, with_prefix
+from lookalike.evaluation.metrics import Metric, Task, measure, metrics_of
 from lookalike.evaluation.suites import ImageCase, LossSample
 from lookalike.models.batch import Batch, to_batch
 from lookalike.models.preprocess import Preprocessor, check_image
@@ -146,7 +145,7 @@ class Evaluator:
             for case in cases
         ]
         main = "" if unit.stages == config.stages[0] else f"{unit.stages}/"
-        return with_prefix(self._scorer(list(images), tasks), _before(unit.bundle) + main) + unreadable
+        return with_prefix(measure(self._metrics, list(images), tasks), _before(unit.bundle) + main) + unreadable
 
     def _readable(
         self, cases: Sequence[CaseT], name: Callable[[CaseT], str], needs: Callable[[CaseT], tuple[int | None, ...]]
@@ -176,13 +175,8 @@ class Evaluator:
         return self._loaded[1]
 
     @cached_property
-    def _scorer(self) -> ImageScorer:
-        config = self._work.config
-        return ImageScorer(
-            load_embedder(config.embedder, self._device),
-            clip=ClipScorer(config.clip, self._device) if config.clip else None,
-            dino=load_embedder(config.dino, self._device) if config.dino else None,
-        )
+    def _metrics(self) -> list[Metric]:
+        return metrics_of(self._work.config, self._device)
 
     def _batch(self, pipe: SubjectPipeline, conditions: Sequence[int], targets: list[np.ndarray]) -> Batch:
         prompts = [self._work.pool[index].prompt for index in conditions]

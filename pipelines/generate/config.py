@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from lookalike.config import IDENTITY_IF_SET, NOT_IDENTITY
 from lookalike.errors import ConfigError
-from lookalike.values import check_most, check_values
+from lookalike.values import check_values
 from pipelines.actors import ActorConfig
 
 
@@ -50,15 +50,11 @@ class GenerateConfig:
     """Where it runs."""
 
     def __post_init__(self) -> None:
-        check_values(self)
-        check_most(self, num_images=100_000, steps=10_000, batch_size=4_096)
+        check_values(self, num_images=(1, 100_000), steps=(1, 10_000), batch_size=(1, 4_096))
         from lookalike.diffusion.stages import stages_of
         from lookalike.models.preprocess import MAX_SIDE
 
         stages_of(self.stages)  # refuses what is none, and stages out of order
-        for name in ("num_images", "steps", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is below 1", value=getattr(self, name), fix="use 1 or more")
         for name in ("height", "width"):
             side = getattr(self, name)
             if side is not None and not 1 <= side <= MAX_SIDE:

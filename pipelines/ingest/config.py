@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from lookalike.data.text import MAX_TEXT_BYTES
 from lookalike.errors import ConfigError
-from lookalike.values import check_most, check_values
+from lookalike.values import check_values
 
 SAMPLE = "sample"
 MORE_DEFECTS = (
@@ -41,24 +41,17 @@ class SampleWorldConfig:
     """Further kinds, which a curation finds only if told what to look for: wrong_licence, taken_down, overlaid_text."""
 
     def __post_init__(self) -> None:
-        check_values(self)
-        check_most(self, subjects=10_000_000, views=1_000, defects_of_each=100_000, first_subject=1_000_000_000)
-        if self.subjects < 1 or self.views < 1:
-            raise ConfigError(
-                "a world needs subjects and views", value=(self.subjects, self.views), fix="use 1 or more"
-            )
-        if not 0 <= self.seed < 100:
-            raise ConfigError("sample.seed is out of range", value=self.seed, fix="use 0 to 99")
-        if self.first_subject < 0:
-            raise ConfigError("sample.first_subject is negative", value=self.first_subject, fix="use 0 or more")
-        if not 32 <= self.size_px <= 1024:
-            raise ConfigError("sample.size_px is out of range", value=self.size_px, fix="use 32 to 1024")
-        if not 0 <= self.bare_captions <= 1:
-            raise ConfigError("sample.bare_captions is a share", value=self.bare_captions, fix="use 0 to 1")
-        if self.defects_of_each is not None and self.defects_of_each < 1:
-            raise ConfigError(
-                "sample.defects_of_each is below 1", value=self.defects_of_each, fix="use 1 or more, or defects: false"
-            )
+        check_values(
+            self,
+            at="sample.",
+            subjects=(1, 10_000_000),
+            views=(1, 1_000),
+            seed=(0, 99),
+            first_subject=(0, 1_000_000_000),
+            size_px=(32, 1024),
+            bare_captions=(0, 1),
+            defects_of_each=(1, 100_000),
+        )
         unknown = sorted(set(self.more_defects) - set(MORE_DEFECTS))
         if unknown or (self.more_defects and not self.defects):
             raise ConfigError(
@@ -100,12 +93,6 @@ class IngestConfig:
     """The sample world; used with `--source sample`."""
 
     def __post_init__(self) -> None:
-        check_values(self)
-        check_most(self, max_file_mib=65_536, max_text_mib=MAX_TEXT_BYTES >> 20, shard_mib=65_536)
-        for name in ("max_file_mib", "max_text_mib"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is below 1", value=getattr(self, name), fix="use 1 or more")
-        if self.shard_mib < 1:
-            raise ConfigError("shard_mib is below 1", value=self.shard_mib, fix="use 1 or more")
+        check_values(self, max_file_mib=(1, 65_536), max_text_mib=(1, MAX_TEXT_BYTES >> 20), shard_mib=(1, 65_536))
         if self.source != SAMPLE and self.photos:
             raise ConfigError("photos are written of the sample world only", value=self.photos, fix="drop --photos")

@@ -24,7 +24,7 @@ NOT_IDENTITY = MappingProxyType({"identity": "never"})
 """Metadata of a field (``field(metadata=NOT_IDENTITY)``) that may change between two attempts of one run: an address, a
 number of workers, or the location of an input that counts by its content."""
 IDENTITY_IF_SET = MappingProxyType({"identity": "if set"})
-"""Metadata of a field that is part of a run's identity unless it is None: records of before it existed lack it."""
+"""Metadata of a field that is part of a run's identity unless it is None or empty: earlier records lack it."""
 
 _MAX_SETTINGS = 100_000  # in one file
 _MAX_FILE_BYTES = 4 << 20

@@ -3,7 +3,7 @@
 import io
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -83,6 +83,11 @@ def estimates(data: bytes, seed: int, where: str) -> dict[str, Estimate]:
 def measured(table: pa.Table) -> pa.Table:
     """The rows of cases that were measured."""
     return table.filter(pc.invert(pc.starts_with(table["metric"], UNREADABLE)))
+
+
+def with_prefix(measurements: Iterable[Measurement], prefix: str) -> list[Measurement]:
+    """The same rows, with ``prefix`` before each metric's name."""
+    return [replace(row, metric=prefix + row.metric) for row in measurements]
 
 
 def summarise(measurements: Iterable[Measurement], seed: int = 0) -> dict[str, Estimate]:

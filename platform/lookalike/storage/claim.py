@@ -54,7 +54,7 @@ def run_once(
     values, unset = to_dict(config), fields_marked(config, IDENTITY_IF_SET)
     run = claim(
         store,
-        {name: value for name, value in values.items() if name not in unset or value is not None},
+        {name: value for name, value in values.items() if name not in unset or value not in (None, {}, [])},
         ignore=fields_marked(config, NOT_IDENTITY),
         content=content,
     )
