@@ -10,7 +10,7 @@ from typing import Any
 from lookalike import config as configs
 from lookalike.bundles.manifest import read_preset
 from lookalike.bundles.transfer import local_bundle
-from lookalike.errors import ConfigError, InputError, LookalikeError
+from lookalike.errors import ConfigError, InputError, LookalikeError, RefusedError
 from lookalike.registry import Registry, champion_now, personal_model_name, resolve, standing
 from lookalike.registry.ownership import CUSTOMERS, customer_prefix
 from lookalike.storage import Store, list_versions, open_store, read_manifest
@@ -134,7 +134,10 @@ def _run(
 def _champion_scores(config: FinetuneConfig, name: str, place: Store, dataset: str, bundle_sha256: str) -> str | None:
     """Scores of the subject's champion on these photos: the gate compares what was measured on the same ones."""
     registry = Registry(tracking_uri(config.tracking))
-    now = standing(registry, name)
+    try:
+        now = standing(registry, name)
+    except RefusedError:  # a new model to a user without a default permission; else promotion names what is missing
+        return None
     if now is None or now.champion is None or now.champion.bundle_sha256 == bundle_sha256:
         return None
     out = place.child(f"champion-{now.champion.bundle_sha256[:12]}")

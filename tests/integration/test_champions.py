@@ -412,7 +412,7 @@ def test_refused_bundle_that_passes_later_survives_a_kill(world: World, monkeypa
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("lookalike.registry.promote.project", die)
+        patch.setattr("lookalike.registry.promotion.project", die)
         with pytest.raises(KeyboardInterrupt):
             world.promote("bad", out=world.root / "killed")
     assert world.champion() == "bad"

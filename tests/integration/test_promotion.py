@@ -3,6 +3,8 @@
 import hashlib
 import json
 import threading
+import uuid
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ import pyarrow as pa
 import pytest
 
 from lookalike.bundles.manifest import bundle_sha256
-from lookalike.errors import ConfigError, InputError
+from lookalike.errors import ConfigError, InputError, RefusedError
 from lookalike.evaluation.gate import GateConfig
 from lookalike.evaluation.measurements import MEASUREMENTS, SCHEMA, estimates, to_parquet
 from lookalike.evaluation.scores import Scores, Source
@@ -119,7 +121,7 @@ def test_killed_after_the_log_entry(mlflow_database: str, root: str, monkeypatch
         def die(*_: object) -> None:
             raise KeyboardInterrupt
 
-        patch.setattr("lookalike.registry.promote.project", die)
+        patch.setattr("lookalike.registry.promotion.project", die)
         with pytest.raises(KeyboardInterrupt):
             judge(who, mlflow_database, root)
     assert connect(mlflow_database).get_registered_model("mini").aliases == {}
@@ -166,7 +168,7 @@ def test_one_of_two_promotions_at_a_time_is_judged_against_the_other(
 
     from lookalike.evaluation.gate import decide
 
-    monkeypatch.setattr("lookalike.registry.promote.decide", wait_once)
+    monkeypatch.setattr("lookalike.registry.promotion.decide", wait_once)
     outcomes: dict[int, Outcome] = {}
 
     def run(index: int) -> None:
@@ -232,3 +234,29 @@ def test_a_file_bundle_registers_on_a_server(mlflow_server: str, root: str) -> N
     outcome = judge(candidate(root, "one", model="on-a-server"), mlflow_server, root)
     assert outcome.promoted
     assert resolve("models:/on-a-server@champion", mlflow_server).bundle_uri == f"{root}/one/bundle"
+
+
+def test_a_user_without_a_default_permission_promotes_a_new_model(
+    mlflow_server: str, mlflow_user: Callable[..., None], root: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = f"mini-{uuid.uuid4().hex[:8]}"
+    users = [f"{name}-{number}" for number in (1, 2)]
+    for user in users:
+        mlflow_user(user, "a long password", admin=False)
+
+    def sign_in(user: str) -> None:
+        monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", user)
+        monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "a long password")
+
+    sign_in(users[0])
+    mine = candidate(root, "one", name)
+    assert judge(mine, mlflow_server, root).promoted
+    assert resolve(f"models:/{name}@champion", mlflow_server).version == 1
+    sign_in(users[1])
+    for ask in (
+        lambda: judge(mine, mlflow_server, root),
+        lambda: resolve(f"models:/{name}@champion", mlflow_server),
+        lambda: resolve(f"models:/{name}/1", mlflow_server),
+    ):
+        with pytest.raises(RefusedError, match=f"read the registered model {name}.*permission READ on {name}"):
+            ask()

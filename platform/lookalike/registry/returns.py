@@ -6,18 +6,11 @@ from dataclasses import replace
 from lookalike.bundles.transfer import verify_bundle
 from lookalike.errors import ConflictError, InputError
 from lookalike.evaluation.gate import Check, Decision, GateConfig, decide
+from lookalike.registry.candidate import Candidate, read_candidate, version_tags
 from lookalike.registry.champions import HEAD_TAG, Standing, standing
 from lookalike.registry.evidence import scores_hash
 from lookalike.registry.names import validate_model_name
-from lookalike.registry.promote import (
-    Candidate,
-    Outcome,
-    champion_version,
-    conclude,
-    entry,
-    read_candidate,
-    version_tags,
-)
+from lookalike.registry.promotion import Outcome, champion_version, conclude, entry
 from lookalike.registry.promotion_log import LOG_TAG, Promotion, PromotionLog
 from lookalike.registry.versions import ModelReference, Registry
 from lookalike.storage import open_store
@@ -98,7 +91,7 @@ def begin_anew(
     name = validate_model_name(candidate.model)
     sha256, scores, proven = read_candidate(candidate)
     registry = Registry(tracking_uri(tracking))
-    tags = registry.model_tags(name) or {}
+    tags = registry.readable_tags(name)
     uri = log_uri or tags.get(LOG_TAG)
     if uri is None:
         raise InputError(f"{name} has no promotion log yet", value=registry.uri, fix="name its place with --log")
@@ -203,7 +196,7 @@ def is_lost(model: str, bundle_sha256: str, tracking: str | None) -> bool:
 
 def standing_log(model: str, tracking: str | None) -> str | None:
     """The prefix that the registered model's tag names as its promotion log, whatever is there."""
-    return (Registry(tracking_uri(tracking)).model_tags(validate_model_name(model)) or {}).get(LOG_TAG)
+    return Registry(tracking_uri(tracking)).readable_tags(validate_model_name(model)).get(LOG_TAG)
 
 
 def champion_now(model: str, tracking: str | None) -> int | None:

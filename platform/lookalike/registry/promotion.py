@@ -6,37 +6,20 @@ import uuid
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 
-from lookalike.bundles.manifest import MANIFEST, parse_manifest
-from lookalike.bundles.transfer import verify_bundle
 from lookalike.errors import ConflictError, InputError
 from lookalike.evaluation.gate import Check, Decision, GateConfig, decide
 from lookalike.evaluation.scores import Scores
+from lookalike.registry.candidate import Candidate, read_candidate, version_tags
 from lookalike.registry.champions import Standing, champion, project, standing, unregistered
 from lookalike.registry.evidence import proven_scores, read_scores, scores_hash
 from lookalike.registry.names import validate_model_name
-from lookalike.registry.ownership import check_ownership
 from lookalike.registry.promotion_log import LOG_TAG, Kind, Promotion, PromotionLog
-from lookalike.registry.versions import ModelReference, Registry, manifest_sha256
-from lookalike.storage import open_store
+from lookalike.registry.versions import ModelReference, Registry
 from lookalike.tracking import tracking_uri
 
 log = logging.getLogger(__name__)
 
 _RACES = 5  # promotions of one model that may overtake this one before it gives up
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A bundle that wants to become champion."""
-
-    model: str
-    """Name of the registered model: an identifier, or ``CUSTOMER--SUBJECT``."""
-    bundle_uri: str
-    """Where the bundle is."""
-    scores_uri: str
-    """Its ``scores.json``, or the prefix that holds one."""
-    run_id: str | None = None
-    """The tracker's run that trained it."""
 
 
 @dataclass(frozen=True)
@@ -89,13 +72,13 @@ def promote(
     Raises:
         InputError: no bundle or scores there, scores of another bundle, or a registry and a log that contradict each
             other.
-        UnreachableError: MLflow or the store does not answer.
+        UnreachableError: MLflow or the store does not answer, or (RefusedError) the user lacks a permission.
         ConflictError: other promotions of the model kept winning.
     """
     name = validate_model_name(candidate.model)
     sha256, scores, proven = read_candidate(candidate)
     registry = Registry(tracking_uri(tracking))
-    known = registry.model_tags(name) or {}
+    known = registry.readable_tags(name)
     tags = version_tags(candidate, sha256, known.get(LOG_TAG, log_uri))
     registry.ensure_model(name, log_uri)
     version: ModelReference | None = None
@@ -120,45 +103,6 @@ def promote(
         is_champion = last is not None and last.bundle_sha256 == sha256
         return conclude(registry, version, decision, candidate.scores_uri, before, kind or "promoted", is_champion)
     raise ConflictError("other promotions of this model kept winning", value=name, fix="run the promotion again")
-
-
-def read_candidate(candidate: Candidate) -> tuple[str, Scores, Scores]:
-    """The hash of the candidate's bundle, every file of which is verified, and its scores: as they were written, and by
-    their measurements.
-
-    Raises:
-        InputError: no bundle there or a damaged one, scores of another bundle, or scores that are not proven.
-    """
-    scores = read_scores(candidate.scores_uri)
-    try:
-        sha256 = verify_bundle(candidate.bundle_uri)
-    except InputError as error:
-        raise InputError(
-            error.what,
-            value=error.value,
-            fix=f"{error.fix}; check --bundle: if the bundle was moved, name its place with --bundle",
-        ) from error
-    if scores.bundle.sha256 != sha256:
-        raise InputError(
-            "these scores are another bundle's",
-            value=f"{candidate.scores_uri}: {scores.bundle.uri}",
-            fix=f"evaluate {open_store(candidate.bundle_uri).uri} first, and name those scores",
-        )
-    return sha256, scores, proven_scores(scores, candidate.scores_uri)
-
-
-def version_tags(candidate: Candidate, sha256: str, log_uri: str) -> dict[str, str]:
-    """Tags of the candidate's version. Raises InputError if its bundle may not be one of the model's versions."""
-    store = open_store(candidate.bundle_uri)
-    manifest = parse_manifest(store.read(MANIFEST), store.uri_of(MANIFEST))
-    check_ownership(candidate.model, store.uri, manifest, log_uri)
-    return {
-        "bundle_uri": store.uri,
-        "bundle_sha256": sha256,
-        "manifest_sha256": manifest_sha256(store.uri),
-        "scores_uri": candidate.scores_uri,
-        "parent": manifest["base"]["sha256"] if manifest["base"] else "",
-    }
 
 
 def entry(
