@@ -1,4 +1,4 @@
-"""What `jobs/evaluate.py` can be told."""
+"""The configuration of `jobs/evaluate.py`."""
 
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -13,13 +13,13 @@ from pipelines.actors import ActorConfig
 
 
 def default_stages() -> list[str]:
-    """The preset's stages, and what each condition gives alone."""
+    """The preset's denoising schedule, and each condition alone."""
     return ["preset", "mllm_only", "reference_only"]
 
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """Measure a bundle on a suite. The same command again says that it is done."""
+    """Measure a bundle on a suite. The same command again returns the finished result."""
 
     bundle: str = field(metadata=NOT_IDENTITY)
     """URI of the bundle, full or personal."""
@@ -28,9 +28,9 @@ class EvaluateConfig:
     out: str = field(metadata=NOT_IDENTITY)
     """URI that receives scores.json (last), grid.png, measurements.parquet and images/."""
     base: str | None = field(default=None, metadata=NOT_IDENTITY)
-    """URI of a second bundle to show beside it, as the state before (a finetune's base)."""
+    """URI of a second bundle to measure beside it, as the state before (an adapter's base)."""
     split: Literal["validation", "train"] = "validation"
-    """Which subjects of the suite: those that training never saw, by default."""
+    """Which subjects of the suite; by default those that training never used."""
     distractors: str | None = field(default=None, metadata=NOT_IDENTITY)
     """URI of a data set with other subjects, for a suite that holds one subject only."""
     conditions: ConditionMode = "right"
@@ -38,12 +38,12 @@ class EvaluateConfig:
     max_samples: int = 256
     """Held-out losses to measure; a suite with fewer triplets is measured at more noise levels."""
     subjects: int = 8
-    """Subjects to generate."""
+    """Number of subjects to generate images of."""
     prompts_per_subject: int = 2
-    """Images of each subject and stage setting."""
+    """Images of each subject by each denoising schedule."""
     stages: list[str] = field(default_factory=default_stages)
-    """Stage settings (preset, paper, mllm_only, both, reference_only, TAU1/TAU2 or TAU1/TAU2/BLEND); metrics of the
-    first have no prefix."""
+    """Denoising schedules (preset, paper, mllm_only, both, reference_only, TAU1/TAU2 or TAU1/TAU2/BLEND); metrics of
+    the first have no prefix."""
     steps: int = 20
     """Denoising steps of an image."""
     guidance_scale: float = 2.5
@@ -51,19 +51,19 @@ class EvaluateConfig:
     embedder: str = "efficientnet-lite0-colour"
     """Image embedder of ``identity``: packaged, or a Hub id or folder of a transformers vision model."""
     clip: str | None = None
-    """Hub id or folder of a CLIP model for CLIP-I and CLIP-T; none, none."""
+    """Hub id or folder of a CLIP model for CLIP-I and CLIP-T; by default these are not measured."""
     dino: str | None = None
-    """Hub id or folder of a DINO model for DINO-I; none, none."""
+    """Hub id or folder of a DINO model for DINO-I; by default it is not measured."""
     metrics: dict[str, Any] = field(default_factory=dict, metadata=IDENTITY_IF_SET)
-    """Settings of single metrics, by the metric's name in scores.json; those of today need none."""
+    """Settings of metrics that have any, by the metric's name in scores.json."""
     loss_batch_size: int = 16
     """Samples of a forward pass."""
     image_batch_size: int = 8
     """Images generated at once."""
     seed: int = 0
-    """Decides noise, noise levels and who is whose stranger."""
+    """Seeds noise, noise levels and the choice of other subjects."""
     actors: ActorConfig = field(default_factory=ActorConfig, metadata=NOT_IDENTITY)
-    """Where it runs."""
+    """The actors that measure."""
 
     def __post_init__(self) -> None:
         check_values(
@@ -78,9 +78,13 @@ class EvaluateConfig:
         from lookalike.diffusion.stages import stages_of
 
         if self.embedder == NO_EMBEDDER:
-            raise ConfigError("identity cannot be measured without an embedder", value=self.embedder, fix="choose one")
+            raise ConfigError(
+                "identity cannot be measured without an embedder", value=self.embedder, fix="name one with --embedder"
+            )
         if not self.stages or len(set(self.stages)) != len(self.stages):
-            raise ConfigError("name each stage setting once", value=self.stages, fix="e.g. --stages preset")
+            raise ConfigError(
+                "stages is empty or names a denoising schedule twice", value=self.stages, fix="use --stages preset"
+            )
         for name in self.stages:
             stages_of(name)
         for name in self.metrics:

@@ -1,4 +1,4 @@
-"""One evaluation from its configuration to its scores."""
+"""Run one evaluation, from its configuration to its scores."""
 
 import hashlib
 import io
@@ -28,14 +28,14 @@ from pipelines.evaluate.config import EvaluateConfig
 log = logging.getLogger(__name__)
 
 _GRID_ROWS = 8
-_MOST_UNREADABLE = 0.25  # share of the cases; with more, what is left is another suite
+_MOST_UNREADABLE = 0.25  # share of the cases; beyond it the rest is too small a part of the suite
 
 
 def evaluate(config: EvaluateConfig) -> Scores:
     """Measure ``config.bundle``; writes measurements, images and the grid, and ``scores.json`` last.
 
     Raises:
-        InputError: no bundle, no snapshot, no triplets in the split.
+        InputError: the bundle or the snapshot is missing, or the split has no triplets.
         ConflictError: ``config.out`` holds another evaluation.
     """
     bundles = [locate_bundle(config.bundle, base_hint=config.base)]
@@ -91,7 +91,7 @@ def _snapshot(uri: str) -> Source:
 
 
 def _suite(config: EvaluateConfig, snapshot: Source) -> tuple[Suite, list[str]]:
-    """The suite, and for each triplet of its pool the URI of the snapshot's version."""
+    """Read the suite, and for each triplet of its pool the URI of the snapshot's version."""
 
     def triplets(source: Source, split: Split | None) -> tuple[str, list[Triplet]]:
         version = version_store(open_store(source.uri), source.version or 0)
@@ -132,7 +132,7 @@ def _measure(
 
 
 def _measured(table: pa.Table, where: str) -> pa.Table:
-    """The rows of cases that were measured; the others are logged.
+    """Select the rows of cases that were measured, and log the others.
 
     Raises:
         InputError: the images of too many cases cannot be read.

@@ -1,4 +1,4 @@
-"""The actor of an evaluation: it holds one model and measures units of work."""
+"""The actor of an evaluation, which holds one model and measures units of work."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -34,7 +34,7 @@ Images = tuple[np.ndarray, list[np.ndarray]]
 
 @dataclass(frozen=True)
 class LossUnit:
-    """Losses to measure in one forward pass an arm."""
+    """Losses that are measured in one batch, with right and with shuffled conditions."""
 
     bundle: int
     """Index of the bundle."""
@@ -43,7 +43,7 @@ class LossUnit:
 
 @dataclass(frozen=True)
 class ImageUnit:
-    """Images to generate at once, at one setting of the stages."""
+    """Images that are generated in one batch, by one denoising schedule."""
 
     bundle: int
     """Index of the bundle."""
@@ -63,14 +63,14 @@ class EvaluationWork:
     bundles: tuple[BundleLocation, ...]
     """The bundle, and the one it is compared with, if any."""
     pool: tuple[Triplet, ...]
-    """Triplets that units point at."""
+    """The triplets that units index."""
     snapshots: tuple[str, ...]
     """For each triplet of the pool the URI of the snapshot's version."""
     units: tuple[Unit, ...]
 
 
 class Evaluator:
-    """Measures units: each becomes rows of case, subject, metric, value."""
+    """Measure units of work; the result of each is rows of case, subject, metric, value."""
 
     def __init__(self, work: EvaluationWork) -> None:
         self._work = work
@@ -150,7 +150,7 @@ class Evaluator:
     def _readable(
         self, cases: Sequence[CaseT], name: Callable[[CaseT], str], needs: Callable[[CaseT], tuple[int | None, ...]]
     ) -> tuple[list[CaseT], list[Measurement]]:
-        """The cases whose triplets can be read, and a row for each of the others, with the reason as its metric."""
+        """Select the cases whose triplets can be read; for each other case a row with the reason as its metric."""
         usable, unreadable = [], []
         for case in cases:
             triplet = case.target
@@ -205,7 +205,7 @@ class Evaluator:
 
 
 def image_key(bundle: int, case: ImageCase, stages: str) -> str:
-    """Where a generated image lies below the evaluation's prefix."""
+    """Key of a generated image below the evaluation's prefix."""
     return f"images/{_before(bundle)}{stages.replace('/', '-')}/{case.case_id}.png"
 
 

@@ -14,7 +14,7 @@ from pipelines.curate.filters.no_pair import NoPair
 
 
 def default_stages() -> list[StageConfig]:
-    """One stage: both conditions, as in the end of the base's curriculum."""
+    """One phase with both conditions, as at the end of the base's curriculum."""
     return [StageConfig(name="personal", steps=60, conditions="mllm+references", learning_rate=1e-3, warmup_steps=5)]
 
 
@@ -24,7 +24,7 @@ def default_evaluation() -> dict[str, Any]:
 
 
 def default_filters() -> FiltersConfig:
-    """Those of a curation, but for the ones that look for misfiled photos."""
+    """The filters of curation without those that look for misfiled photos."""
     return FiltersConfig(skip=["off_subject"], no_pair=NoPair(min_similarity=-1.0))
 
 
@@ -39,34 +39,34 @@ class FinetuneConfig:
     photos: str = field(metadata=NOT_IDENTITY)
     """URI with 4 to 20 photos of the subject: raw shards, or ``<subject>/<nn>.jpg``."""
     store: str = field(metadata=NOT_IDENTITY)
-    """URI below which all of it is kept, in ``customers/CUSTOMER/SUBJECT/``."""
+    """URI of the store; everything is written below ``customers/CUSTOMER/SUBJECT/`` in it."""
     model: str = field(default="models:/lookalike-mini@champion", metadata=NOT_IDENTITY)
-    """What it starts from: a registered model, or a bundle's URI."""
+    """The model to start from: a registered model, or a bundle's URI."""
     base: str | None = field(default=None, metadata=NOT_IDENTITY)
     """URI of that model's bundle, if it was moved since it was registered."""
     distractors: str | None = field(default=None, metadata=NOT_IDENTITY)
-    """URI of a data set of other subjects, whose conditions the evaluation takes as the wrong ones."""
+    """URI of a data set of other subjects, whose conditions the evaluation uses as the wrong ones."""
     filters: FiltersConfig = field(default_factory=default_filters, metadata=NOT_IDENTITY)
-    """What is dropped of the photos. By default a photo that does not resemble the others stays: the
-    customer names the subject."""
+    """Filters of the photos. By default a photo that does not resemble the others is kept, since the customer names the
+    subject."""
     adapter: LoraConfig = field(default_factory=LoraConfig)
     """LoRA on the DiT."""
     stages: list[StageConfig] = field(default_factory=default_stages)
-    """The curriculum."""
+    """The curriculum's phases."""
     batch_size: int = 8
     """Samples per optimizer step over all workers."""
     micro_batch_size: int = field(default=4, metadata=NOT_IDENTITY)
     """Samples per forward pass of one worker."""
     evaluation: dict[str, Any] = field(default_factory=default_evaluation)
-    """Settings of the evaluation before and after (see ``jobs/evaluate.py``)."""
+    """Settings of the evaluation before and after (see ``jobs/evaluate.py run --help``)."""
     gate: GateConfig = field(default_factory=GateConfig)
-    """What the personal model has to show to become its subject's champion."""
+    """The checks that the personal model has to pass to become its subject's champion."""
     workers: WorkerConfig = field(default_factory=WorkerConfig, metadata=NOT_IDENTITY)
     """The worker group."""
     actors: ActorConfig = field(default_factory=ActorConfig, metadata=NOT_IDENTITY)
-    """Who curates and evaluates. Changes no result."""
+    """The actors that curate and evaluate; they change no result."""
     seed: int = 0
-    """Of order, noise and initial adapter."""
+    """Seeds order, noise and the initial adapter."""
     tracking: str | None = field(default=None, metadata=NOT_IDENTITY)
     """MLflow tracking URI; by default MLFLOW_TRACKING_URI."""
     isolated: bool = field(default=False, metadata=NOT_IDENTITY)

@@ -1,4 +1,4 @@
-"""The result of an earlier finetune of the same photos: where it lies, and whether it can be trusted."""
+"""The result of an earlier finetune of the same photos: its place, and the checks before it is returned."""
 
 from typing import Any
 

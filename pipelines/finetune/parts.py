@@ -21,9 +21,9 @@ _OF_OTHERS = ("loss_gap", "loss_shuffled", "identity_margin", "mllm_only/loss_ga
 
 
 def curation_of(config: FinetuneConfig, raw: str, dataset: str, max_references: int) -> CurateConfig:
-    """How one subject's photos are curated, for a model that reads up to ``max_references``.
+    """The configuration that curates one subject's photos for a model that takes up to ``max_references``.
 
-    What is meant for many subjects is off: none is held out for validation, and none is kept from dominating.
+    The rules for many subjects are off: no subject is held out for validation, and none is limited to its share.
     """
     usual = PlanConfig()
     return CurateConfig(
@@ -61,7 +61,7 @@ def training_of(config: FinetuneConfig, place: Store, dataset: str, base: str) -
 
 
 def evaluation_of(config: FinetuneConfig, out: Store, dataset: str, bundle: str, base: str | None) -> EvaluateConfig:
-    """Measure ``bundle``, and its base beside it on the same samples."""
+    """The configuration that measures ``bundle``, and ``base`` beside it on the same samples."""
     settings = {
         "bundle": bundle,
         "suite": dataset,
@@ -76,12 +76,12 @@ def evaluation_of(config: FinetuneConfig, out: Store, dataset: str, bundle: str,
         return EvaluateConfig(**{**config.evaluation, **settings})
     except TypeError as error:
         raise ConfigError(
-            f"evaluation: {error}", value=sorted(config.evaluation), fix="see jobs/evaluate.py --help"
+            f"evaluation: {error}", value=sorted(config.evaluation), fix="see jobs/evaluate.py run --help"
         ) from None
 
 
 def check_settings(config: FinetuneConfig, home: Store, bundle_uri: str) -> None:
-    """Raise what training or evaluation would raise of their settings, before the settings are recorded."""
+    """Raise the errors that training or evaluation would raise for their settings, before the settings are recorded."""
     place = home.child("photos")
     bundle = local_bundle(bundle_uri)
     dataset = place.child("dataset").uri

@@ -22,7 +22,7 @@ _OTHER_FORMATS = (*HEIC_EXTENSIONS, "tif", "tiff", "gif", "bmp", "jp2", "jxl", "
 
 @dataclass(frozen=True)
 class PhotoSet:
-    """What lies at the location that a customer named."""
+    """The photos at the location that a customer named."""
 
     raw: bool
     """Whether it is raw shards (tars); else a folder for each subject."""
@@ -33,24 +33,30 @@ class PhotoSet:
 
 
 def photo_set(store: Store, shown: str) -> PhotoSet:
-    """Look at the photos before any work is done; ``shown`` is their location as the user wrote it.
+    """Check the photos before any work; ``shown`` is their location as the user wrote it.
 
-    Raises InputError for none, too few or too many, photos of several subjects, or formats that are not read.
+    Raises InputError for no, too few or too many photos, photos of several subjects, or formats that are not read.
     """
     infos = {info.key: info for info in store.list() if not any(part.startswith(".") for part in info.key.split("/"))}
     keys = list(infos)
     if not keys:
-        raise InputError("no photos were found", value=shown, fix=f"bring {MIN_PHOTOS} to {MAX_PHOTOS} of them")
+        raise InputError(
+            "no photos were found", value=shown, fix=f"name a location with {MIN_PHOTOS} to {MAX_PHOTOS} photos"
+        )
     if len(keys) > _MAX_FILES:
         raise InputError(
-            f"{len(keys)} files", value=shown, fix=f"name a folder with {MIN_PHOTOS} to {MAX_PHOTOS} photos"
+            f"{len(keys)} files are too many for a set of photos",
+            value=shown,
+            fix=f"name a folder with {MIN_PHOTOS} to {MAX_PHOTOS} photos",
         )
     tars = [key for key in keys if is_shard(key)]
     number = None
     if not tars:
         number = _check_photos(keys, shown)
     elif any(_extension(key) in EXTENSIONS for key in keys):
-        raise InputError("raw shards and loose photos in one place", value=shown, fix="name a folder with either")
+        raise InputError(
+            "the location holds both raw shards and loose photos", value=shown, fix="name a folder with either"
+        )
     hashes = [[key, _sha256(store, infos[key])] for key in sorted(keys)]
     return PhotoSet(bool(tars), configs.fingerprint(hashes), number)
 
@@ -97,7 +103,7 @@ def _check_photos(keys: list[str], shown: str) -> int:
     folders = sorted({key.split("/")[0] for key in inside})
     if len(folders) > 1:
         raise InputError(
-            f"photos of {len(folders)} subjects: {', '.join(folders[:5])}",
+            f"the location holds photos of {len(folders)} subjects: {', '.join(folders[:5])}",
             value=shown,
             fix="leave one subject's folder there, and run the same command again",
         )

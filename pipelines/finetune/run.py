@@ -1,7 +1,7 @@
 """A customer's photos to a personal model: ingest, curate, train an adapter, evaluate, register.
 
-Each part is what its own job does; here they follow one another below one prefix, ``customers/CUSTOMER/SUBJECT/``, in
-a folder for each set of photos.
+Each part is another job's pipeline; here they run one after the other below one prefix,
+``customers/CUSTOMER/SUBJECT/``, in a folder for each set of photos.
 """
 
 import logging
@@ -34,19 +34,21 @@ log = logging.getLogger(__name__)
 
 
 def finetune(config: FinetuneConfig) -> dict[str, Any]:
-    """Ingest, curate, train, evaluate and register; returns ``result.json``'s content with the ``champion`` as of now.
+    """Ingest, curate, train, evaluate and register.
+
+    Returns the content of ``result.json`` with the ``champion`` as of now.
 
     Each set of photos has a place of its own, by its content: photos that were added, removed or replaced are a new
     input for the same command.
 
     Raises:
         ConfigError: an id that could leave its place, or settings that cannot work.
-        InputError: too few or too many photos, none usable as a pair, or no such model.
+        InputError: too few or too many photos, no two that can be used as a pair, or no such model.
         ConflictError: these photos were used with other settings.
     """
     name = personal_model_name(config.customer, config.subject)  # before any path is made of the ids
     home = open_store(config.store).child(CUSTOMERS).child(config.customer).child(config.subject)
-    if customer_prefix(home.uri) != home.parent.uri:  # promotion would refuse it at the end
+    if customer_prefix(home.uri) != home.parent.uri:  # promotion would refuse the bundle at the end
         raise ConfigError(
             "the store lies below a customer's prefix itself",
             value=config.store,
@@ -183,7 +185,9 @@ def _dataset(config: FinetuneConfig, home: Store, place: Store, photos: PhotoSet
     counts = read_manifest(dataset)["counts"]
     if photos.raw and counts["subjects_in"] != 1:
         raise InputError(
-            f"photos of {counts['subjects_in']} subjects", value=config.photos, fix="name shards of one subject"
+            f"the raw shards hold photos of {counts['subjects_in']} subjects",
+            value=config.photos,
+            fix="name shards of one subject",
         )
     if photos.raw:
         check_number(counts["images_in"], config.photos)

@@ -10,14 +10,14 @@ from pipelines.actors import ActorConfig
 
 @dataclass(frozen=True)
 class GenerateConfig:
-    """Images of a subject. The same command again makes what is missing, or says that it is done."""
+    """Generate images of a subject. The same command again generates missing ones, or returns the finished result."""
 
     model: str = field(metadata=NOT_IDENTITY)
     """``models:/NAME@champion``, ``models:/NAME/3``, or the URI of a bundle."""
     out: str = field(metadata=NOT_IDENTITY)
     """URI that receives images/, contact_sheet.png and generations.json (last)."""
     prompt: list[str] = field(default_factory=list)
-    """What to show; may be repeated."""
+    """What the image should show; may be repeated."""
     prompts_file: str | None = field(default=None, metadata=NOT_IDENTITY)
     """URI of a text file with one prompt a line, after those of --prompt; blank lines do not count."""
     reference: list[str] = field(default_factory=list, metadata=NOT_IDENTITY)
@@ -35,11 +35,11 @@ class GenerateConfig:
     guidance_scale: float = 2.5
     """Classifier-free guidance; 1 turns it off."""
     stages: str = "preset"
-    """Which condition a step sees: what the model's preset says, paper, mllm_only, both, reference_only, TAU1/TAU2 or
-    TAU1/TAU2/BLEND: the noise levels below which the references' latents join and the MLLM's tokens leave, and the
-    width over which they come and go. Lower ones follow the text more, identity less."""
+    """The denoising schedule, which conditions a step sees: preset (the model's), paper, mllm_only, both,
+    reference_only, TAU1/TAU2 or TAU1/TAU2/BLEND: the noise levels below which the references' latents are added and the
+    MLLM's tokens are removed, and the width of the transition. Lower levels follow the text more, identity less."""
     batch_size: int = field(default=8, metadata=NOT_IDENTITY)
-    """Images made at once."""
+    """Images of a batch."""
     bundle: str | None = field(default=None, metadata=NOT_IDENTITY)
     """URI of the model's bundle, if it was moved since it was registered."""
     base: str | None = field(default=None, metadata=NOT_IDENTITY)
@@ -47,19 +47,19 @@ class GenerateConfig:
     tracking: str | None = field(default=None, metadata=NOT_IDENTITY)
     """MLflow tracking URI that knows the model's name; by default MLFLOW_TRACKING_URI. A bundle's URI needs none."""
     actors: ActorConfig = field(default_factory=ActorConfig, metadata=NOT_IDENTITY)
-    """Where it runs."""
+    """The actors that generate."""
 
     def __post_init__(self) -> None:
         check_values(self, num_images=(1, 100_000), steps=(1, 10_000), batch_size=(1, 4_096))
         from lookalike.diffusion.stages import stages_of
         from lookalike.models.preprocess import MAX_SIDE
 
-        stages_of(self.stages)  # refuses what is none, and stages out of order
+        stages_of(self.stages)  # raises for a name or an order that is not valid
         for name in ("height", "width"):
             side = getattr(self, name)
             if side is not None and not 1 <= side <= MAX_SIDE:
                 raise ConfigError(f"{name} is not 1 to {MAX_SIDE} pixels", value=side, fix="use pixels, such as 512")
         if not self.prompt and not self.prompts_file:
-            raise ConfigError("nothing to generate", fix="name a --prompt or a --prompts-file")
+            raise ConfigError("there is no prompt", fix="name one with --prompt or --prompts-file")
         if not self.reference:
-            raise ConfigError("no photo of the subject", fix="name one with --reference")
+            raise ConfigError("there is no reference photo of the subject", fix="name one with --reference")

@@ -1,4 +1,4 @@
-"""One generation from its configuration to its images."""
+"""Run one generation, from its configuration to its images."""
 
 import io
 import logging
@@ -33,10 +33,10 @@ SHEET = "contact_sheet.png"
 
 
 def generate(config: GenerateConfig) -> dict[str, Any]:
-    """Make the images; returns what ``generations.json`` holds.
+    """Generate the images; returns the content of ``generations.json``.
 
     Raises:
-        InputError: a model that is not registered, no bundle, a reference that cannot be used.
+        InputError: the model is not registered, its bundle is missing, or a reference cannot be used.
         ConfigError: more references than the model reads.
         ConflictError: ``config.out`` holds another generation.
     """
@@ -68,7 +68,9 @@ def generate(config: GenerateConfig) -> dict[str, Any]:
 
     def work(fingerprint: str) -> dict[str, Any]:
         pixels = [decode(data) for _, data in references]
-        for prompt in prompts:  # refuses before any work; one at a time: all at once would hold the photos for each
+        for (
+            prompt
+        ) in prompts:  # raises before any work; one at a time, since all at once would hold the photos for each
             preprocessor([prompt], [pixels], truncate_prompts=True)
         _make(config, store, model, bundle, references, requests)
         store.write(SHEET, _contact_sheet(store, config, pixels, requests))
@@ -119,7 +121,7 @@ def _make(
 
 
 def _earlier_result(store: Store, fingerprint: str, requests: "Sequence[Request]") -> dict[str, Any]:
-    """The content of ``generations.json``. Raises InputError for one of another run, or of other images."""
+    """Read ``generations.json``. Raises InputError if it is of another run, or lists other images."""
     sealed = read_result(store, RESULT, fingerprint, _RESULT)
     result = sealed or read_object(store, RESULT)
     if result["images"] != [asdict(request) for request in requests]:  # also of an earlier version, without a seal
@@ -130,19 +132,19 @@ def _earlier_result(store: Store, fingerprint: str, requests: "Sequence[Request]
 
 
 def read_prompts(config: GenerateConfig) -> list[str]:
-    """All prompts, in their order. Raises InputError for an empty one, or a file that is not text."""
+    """Read all prompts, in their order. Raises InputError for an empty prompt, or a file that is not text."""
     prompts = [prompt.strip() for prompt in config.prompt]
     if config.prompts_file:
         store, key = locate_object(config.prompts_file)
         text = decode_text(read_at_most(store, key, MAX_TEXT_BYTES), store.uri_of(key))
         prompts += [line.strip() for line in re.split(r"\r\n|\r|\n", text) if line.strip()]
     if not prompts or not all(prompts):
-        raise InputError("an empty prompt", value=config.prompts_file or "", fix="give every prompt some text")
+        raise InputError("a prompt is empty", value=config.prompts_file or "", fix="give every prompt some text")
     return prompts
 
 
 def _references(locations: Sequence[str], bundle: BundleLocation) -> list[tuple[str, bytes]]:
-    """URI and bytes of each reference; of folders as many photos, by name, as the model still reads."""
+    """Read each reference, as URI and bytes; of a folder the first photos by name, as many as the model still reads."""
     from lookalike.models.preprocess import check_image
 
     limit = bundle.max_references
@@ -162,7 +164,9 @@ def _references(locations: Sequence[str], bundle: BundleLocation) -> list[tuple[
         ]
     if len(files) > limit:
         raise ConfigError(
-            f"{len(files)} references; this model reads {limit}", value=[uri for uri, _ in files], fix="name fewer"
+            f"{len(files)} references; this model reads {limit}",
+            value=[uri for uri, _ in files],
+            fix=f"name at most {limit}",
         )
     for uri, data in files:
         try:

@@ -31,11 +31,11 @@ _MAX_FILE_BYTES = 4 << 20
 
 
 class _HelpFormatter(jsonargparse.DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Keeps the lines of the description: examples in it can be copied."""
+    """Keep the lines of the description, so that its examples can be copied."""
 
 
 class _Parser(jsonargparse.ArgumentParser):
-    """Hides secrets in its errors, and in what ``--print_config`` shows."""
+    """Hide secrets in errors, and in the output of ``--print_config``."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         super().error(redact(message), ex)
@@ -92,7 +92,9 @@ def parse(
     files = {name: check_config_file(Path(name)) for name in _config_files(given)}
     for name, document in files.items():
         if "config" in document:  # which jsonargparse would read as a further file
-            raise ConfigError("a configuration file names another one", value=name, fix="repeat --config instead")
+            raise ConfigError(
+                "a configuration file names another configuration file", value=name, fix="repeat --config instead"
+            )
         check_groups(config_class, document)
     check_flags(config_class, given)
     try:
@@ -120,7 +122,7 @@ def _config_files(argv: Sequence[str]) -> list[str]:
 
 
 def check_config_file(path: Path) -> dict[str, Any]:
-    """The settings in a YAML file. Raises ConfigError for what is not a mapping; its text is never shown."""
+    """Read the settings in a YAML file. Raises ConfigError if it is not a mapping; its text is never shown."""
     fix = "name a YAML file with the same keys as the flags"
     try:
         with path.open("rb") as file:
@@ -141,10 +143,14 @@ def check_config_file(path: Path) -> dict[str, Any]:
         raise ConfigError("the configuration file is not a mapping of settings", value=str(path), fix=fix)
     left = _MAX_SETTINGS
     waiting: list[Any] = [document]
-    while waiting:  # by a counter, since anchors can make a small file endless
+    while waiting:  # counted, since anchors can make a small file endless
         item = waiting.pop()
         if (left := left - 1) < 0:
-            raise ConfigError(f"more than {_MAX_SETTINGS} settings, or endless ones", value=str(path), fix=fix)
+            raise ConfigError(
+                f"the configuration file has more than {_MAX_SETTINGS} settings, or an endless number by its anchors",
+                value=str(path),
+                fix=fix,
+            )
         if isinstance(item, dict):
             if unnamed := [key for key in item if not isinstance(key, str)]:
                 raise ConfigError(f"the key {unnamed[0]!r:.80} is not text", value=str(path), fix="put it in quotes")
@@ -163,7 +169,7 @@ def _empty_mappings(values: Any, prefix: str = "") -> Iterator[str]:
 
 
 def _plain_lists(config_class: Any, prefix: str = "") -> dict[str, list[Any]]:
-    """Default lists of dataclasses as lists of mappings: as objects, ``--print_config`` could not show them."""
+    """Default lists of dataclasses as lists of mappings, since ``--print_config`` cannot print objects."""
     found: dict[str, list[Any]] = {}
     for item in dataclasses.fields(config_class):
         default = None if item.default_factory is dataclasses.MISSING else item.default_factory()
@@ -200,7 +206,7 @@ def _normalise(config_class: type, argv: Sequence[str]) -> list[str]:
 
 
 def _yaml_list(values: list[str]) -> str:
-    """``values`` in YAML, which reads JSON's two escapes of an emoji as two characters."""
+    """Write ``values`` as a YAML list; YAML would read JSON's two escapes of an emoji as two characters."""
     text = json.dumps(values, ensure_ascii=False)
     return "".join(
         letter if " " <= letter <= "~" else f"\\U{ord(letter):08x}" if ord(letter) > 0xFFFF else f"\\u{ord(letter):04x}"

@@ -30,7 +30,7 @@ def check_values(config: Any, *, at: str = "", **ranges: Range) -> None:
 
     Args:
         config: the dataclass.
-        at: where the settings lie in their job's, to be named in errors, such as ``limits.``.
+        at: prefix of the field's name in errors, such as ``limits.``.
         ranges: for fields by their names; a field that is None has no range.
 
     Raises:
@@ -122,13 +122,13 @@ def _check_number(name: str, value: Any, hint: type) -> None:
 def _is_finite(value: float) -> bool:
     try:
         return math.isfinite(value)
-    except OverflowError:  # a huge integer
+    except OverflowError:  # an integer of hundreds of digits
         return True
 
 
 def _check_text(name: str, value: str) -> None:
     if "\0" in value:
-        raise ConfigError(f"{name} holds a NUL character", value=value, fix="leave it out")
+        raise ConfigError(f"{name} holds a NUL character", value=value, fix="remove it")
     try:
         value.encode()
     except UnicodeEncodeError:

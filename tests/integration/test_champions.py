@@ -449,7 +449,7 @@ def test_scores_without_their_measurements_promote_nothing(world: World) -> None
     file = world.root / "better" / "scores" / "measurements.parquet"
     data = file.read_bytes()
     file.unlink()
-    with pytest.raises(InputError, match="measurements behind these scores are missing"):
+    with pytest.raises(InputError, match="measurements of these scores are missing"):
         world.promote("better")
     file.write_bytes((world.root / "good" / "scores" / "measurements.parquet").read_bytes())
     with pytest.raises(InputError, match="measurements were changed"):
@@ -484,7 +484,7 @@ def test_bundle_of_one_customer_becomes_no_champion_of_another(world: World) -> 
         ("evil--duck", {"bundle": str(acme / "run" / "bundle"), "log": str(evil / "log")}, "belongs to acme--duck"),
         ("evil--duck", {"bundle": str(copied / "bundle"), "log": str(evil / "log")}, "belongs to acme--duck"),
         ("acme--duck", {"log": str(evil / "log")}, "log of acme--duck does not lie below"),
-        ("everybody", {"log": str(root / "log")}, "a model for everybody"),
+        ("everybody", {"log": str(root / "log")}, "a model for all customers"),
     ]
     for model, settings, message in attempts:
         with pytest.raises(InputError, match=message):

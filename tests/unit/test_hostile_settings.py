@@ -119,7 +119,7 @@ def test_a_configuration_without_an_end_is_refused(tmp_path: Path) -> None:
 def test_a_configuration_includes_no_other_file(canaries: list[Any], tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
     file.write_text(json.dumps({"config": canaries[0]}))
-    with pytest.raises(ConfigError, match="names another one"):
+    with pytest.raises(ConfigError, match="names another configuration file"):
         parse(GenerateConfig, [f"--config={file}"])
     assert _seen == []
 

@@ -14,7 +14,7 @@ from lookalike.storage import open_store
 
 @dataclass(frozen=True)
 class Candidate:
-    """A bundle that wants to become champion."""
+    """A bundle to be judged by the gate."""
 
     model: str
     """Name of the registered model: an identifier, or ``CUSTOMER--SUBJECT``."""
@@ -31,7 +31,8 @@ def read_candidate(candidate: Candidate) -> tuple[str, Scores, Scores]:
     their measurements.
 
     Raises:
-        InputError: no bundle there or a damaged one, scores of another bundle, or scores that are not proven.
+        InputError: the bundle is missing or damaged, or the scores are another bundle's or not those of their
+            measurements.
     """
     scores = read_scores(candidate.scores_uri)
     try:
@@ -44,7 +45,7 @@ def read_candidate(candidate: Candidate) -> tuple[str, Scores, Scores]:
         ) from error
     if scores.bundle.sha256 != sha256:
         raise InputError(
-            "these scores are another bundle's",
+            "the scores are another bundle's",
             value=f"{candidate.scores_uri}: {scores.bundle.uri}",
             fix=f"evaluate {open_store(candidate.bundle_uri).uri} first, and name those scores",
         )

@@ -16,12 +16,12 @@ from lookalike.storage import open_store
 log = logging.getLogger(__name__)
 
 HEAD_TAG = "promotion_log_head"  # NUMBER:SHA256 of the newest entry
-_LOOKS = 5  # times that the alias is set while other processes promote
+_LOOKS = 5  # times that the alias is set again while other processes promote
 
 
 @dataclass(frozen=True)
 class Standing:
-    """The state of one registered model, by registry and log, which were checked against each other."""
+    """The state of one registered model, by its registry and its log, which were checked against each other."""
 
     name: str
     log: PromotionLog | None
@@ -29,7 +29,7 @@ class Standing:
     head: Head | None
     """The newest entry."""
     champion: ModelReference | None
-    """Its version; None if nothing was promoted, or if no version has that bundle (any more)."""
+    """Its version; None if nothing was promoted, or if no version has that bundle."""
     alias: int | None
     """The version that MLflow shows as champion."""
     shown: str | None
@@ -85,7 +85,7 @@ def standing(registry: Registry, name: str) -> Standing | None:
 
 
 def champion(registry: Registry, name: str) -> ModelReference | None:
-    """The current champion, shown by the alias when this returns; None if nothing was promoted.
+    """Get the current champion, after MLflow's alias was updated to it; None if nothing was promoted.
 
     Raises InputError if there is no such model, if registry and log contradict each other, or if the champion's version
     was deleted.
@@ -126,7 +126,7 @@ def project(registry: Registry, name: str) -> Standing | None:
 
 
 def unregistered(registry: Registry, now: Standing) -> InputError:
-    """The error for a champion that the log names and the registry does not have."""
+    """Make the error for a champion that the log names and the registry does not have."""
     last = now.last
     assert last is not None
     earlier = ""

@@ -1,4 +1,4 @@
-"""Promotion: register a candidate, let the gate judge it against the champion, and record who won."""
+"""Promotion: register a candidate, let the gate compare it with the champion, and record the decision."""
 
 import json
 import logging
@@ -19,12 +19,12 @@ from lookalike.tracking import tracking_uri
 
 log = logging.getLogger(__name__)
 
-_RACES = 5  # promotions of one model that may overtake this one before it gives up
+_RACES = 5  # times that another promotion may come first before this one gives up
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What ``decision.json`` holds."""
+    """The decision about one candidate: the content of ``decision.json``."""
 
     model: str
     """Name of the registered model."""
@@ -33,7 +33,7 @@ class Outcome:
     promoted: bool
     """Whether the gate let it become champion."""
     checks: tuple[Check, ...]
-    """What the gate looked at."""
+    """The gate's checks."""
     champion_before: int | None
     """The version that was champion when the gate decided."""
     bundle_uri: str
@@ -41,7 +41,7 @@ class Outcome:
     bundle_sha256: str
     """Its identity."""
     scores_uri: str
-    """What it was judged by."""
+    """The scores that it was judged by."""
     kind: Kind = "promoted"
     """How it became champion, see :class:`~lookalike.registry.promotion_log.Promotion`."""
     champion: int | None = None
@@ -60,7 +60,7 @@ def promote(
     gate: GateConfig,
     champion_scores_uri: str | None = None,
 ) -> Outcome:
-    """Register ``candidate`` and make it champion if ``gate`` lets it. The same call again gives the same champion.
+    """Register ``candidate`` and make it champion if it passes ``gate``. The same call again gives the same champion.
 
     Args:
         candidate: bundle and scores.
@@ -70,10 +70,10 @@ def promote(
         champion_scores_uri: by default those that the champion's version names.
 
     Raises:
-        InputError: no bundle or scores there, scores of another bundle, or a registry and a log that contradict each
-            other.
+        InputError: the bundle or the scores are missing, the scores are another bundle's, or the registry and the log
+            contradict each other.
         UnreachableError: MLflow or the store does not answer, or (RefusedError) the user lacks a permission.
-        ConflictError: other promotions of the model kept winning.
+        ConflictError: other promotions of the model came first, several times.
     """
     name = validate_model_name(candidate.model)
     sha256, scores, proven = read_candidate(candidate)
@@ -102,13 +102,15 @@ def promote(
                 continue
         is_champion = last is not None and last.bundle_sha256 == sha256
         return conclude(registry, version, decision, candidate.scores_uri, before, kind or "promoted", is_champion)
-    raise ConflictError("other promotions of this model kept winning", value=name, fix="run the promotion again")
+    raise ConflictError(
+        f"other promotions of this model came first {_RACES} times", value=name, fix="run the promotion again"
+    )
 
 
 def entry(
     now: Standing, version: ModelReference, scores_uri: str, scores_sha256: str, decision: Decision, kind: Kind
 ) -> Promotion:
-    """The next entry of the log."""
+    """Make the next entry of the log."""
     last = now.last
     return Promotion(
         number=1 if last is None else last.number + 1,
@@ -127,7 +129,7 @@ def entry(
 
 
 def timestamp() -> str:
-    """Now, for an entry."""
+    """The current time for an entry (UTC, ISO 8601)."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
@@ -186,7 +188,7 @@ def _standing(registry: Registry, name: str, log_uri: str) -> Standing:
 
 
 def _check_known(registry: Registry, now: Standing, sha256: str) -> None:
-    """Refuse to promote if the registry has none of the log's entries, unless the candidate is the log's champion."""
+    """Raise InputError if the registry has none of the log's entries, unless the candidate is the log's champion."""
     last = now.last
     if last is None or now.champion is not None or now.shown or last.bundle_sha256 == sha256:
         return

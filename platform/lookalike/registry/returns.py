@@ -1,4 +1,4 @@
-"""Recovery on request: return to an earlier champion, or begin the promotion log anew."""
+"""Recovery on request: return to an earlier champion, or begin a new promotion log."""
 
 import logging
 from dataclasses import replace
@@ -37,11 +37,11 @@ def rollback(
         tracking: MLflow's URI; None takes the environment's.
         writer: identity of this rollback: the same one again changes nothing while it is the newest entry.
         version: of an earlier champion.
-        bundle_uri: where that one's bundle is now, if it was moved.
+        bundle_uri: of that champion's bundle, if it was moved.
         reason: in words, for the log.
 
     Raises:
-        InputError: nothing to return to, or its bundle is not there.
+        InputError: there is no earlier champion, or its bundle is not at its place.
         ConflictError: another promotion came in between.
     """
     name = validate_model_name(model)
@@ -72,9 +72,9 @@ def rollback(
 def begin_anew(
     candidate: Candidate, *, tracking: str | None, log_uri: str | None, gate: GateConfig, reason: str, writer: str
 ) -> Outcome:
-    """Judge ``candidate`` by the floors only, and begin the log anew with it. For a log or a champion that is lost.
+    """Judge ``candidate`` by the floors only, and begin a new log with it. For a log or a champion that is lost.
 
-    The entry records that and the ``reason``; earlier entries stay where they are and no longer count.
+    The entry records the ``reason``; earlier entries stay in their place and no longer count.
 
     Args:
         candidate: bundle and scores.
@@ -85,7 +85,8 @@ def begin_anew(
         writer: identity of this attempt: the same one again changes nothing while it is the newest entry.
 
     Raises:
-        InputError: no bundle or scores there, scores of another bundle, or a new model without ``log_uri``.
+        InputError: the bundle or the scores are missing, the scores are another bundle's, or the model is new and there
+            is no ``log_uri``.
         ConflictError: another promotion came in between.
     """
     name = validate_model_name(candidate.model)
@@ -131,7 +132,7 @@ def _is_ours(entries: PromotionLog, writer: str) -> bool:
 
 
 def _target(registry: Registry, now: Standing, entries: list[Promotion], version: int | None) -> Promotion:
-    """The entry whose champion is to come back."""
+    """Find the entry whose champion is to become champion again."""
     last = entries[-1]
     champions = sorted({item.version for item in entries if item.bundle_sha256 != last.bundle_sha256})
     if version is not None:
@@ -159,7 +160,7 @@ def _target(registry: Registry, now: Standing, entries: list[Promotion], version
 
 
 def _registered(registry: Registry, now: Standing, target: Promotion, bundle_uri: str | None) -> ModelReference:
-    """The version of the entry's bundle at a place where it is; registered again if the registry has none."""
+    """The version of the entry's bundle at a place that holds it; registered again if the registry has none."""
     name = now.name
     assert now.log is not None
     versions = registry.versions_of_bundle(name, target.bundle_sha256)
@@ -172,7 +173,7 @@ def _registered(registry: Registry, now: Standing, target: Promotion, bundle_uri
             candidate = Candidate(name, place, scores_uri)
             return registry.register(name, version_tags(candidate, target.bundle_sha256, now.log.prefix))
     raise InputError(
-        f"the bundle {target.bundle_sha256[:12]}, champion by entry {target.number} of the promotion log, is not there",
+        f"the bundle {target.bundle_sha256[:12]}, champion by entry {target.number} of the promotion log, is missing",
         value=[place for place in places if place],
         fix="restore it, or name its place with --bundle",
     )
@@ -186,7 +187,7 @@ def _is_at(place: str, sha256: str) -> bool:
 
 
 def is_lost(model: str, bundle_sha256: str, tracking: str | None) -> bool:
-    """Whether this bundle was made champion, and the registry has no version of it any more."""
+    """Whether this bundle is the log's champion and the registry no longer has a version of it."""
     registry = Registry(tracking_uri(tracking))
     now = standing(registry, validate_model_name(model))
     if now is None:
@@ -195,7 +196,7 @@ def is_lost(model: str, bundle_sha256: str, tracking: str | None) -> bool:
 
 
 def standing_log(model: str, tracking: str | None) -> str | None:
-    """The prefix that the registered model's tag names as its promotion log, whatever is there."""
+    """The prefix that the registered model's tag names as its promotion log; it may be empty or damaged."""
     return Registry(tracking_uri(tracking)).readable_tags(validate_model_name(model)).get(LOG_TAG)
 
 

@@ -1,4 +1,4 @@
-"""Versions of models in MLflow's registry, and the bundles that they point at.
+"""Versions of models in MLflow's registry, and the bundles that they refer to.
 
 Weights stay in the store; MLflow gets their hash, which is the version's source and cannot be changed, and tags:
 ``bundle_uri``, ``bundle_sha256``, ``manifest_sha256`` (of the bytes of ``bundle.json``, which binds its base's place
@@ -23,10 +23,10 @@ _SOURCE = "bundle://sha256/"
 
 @dataclass(frozen=True)
 class ModelReference:
-    """A model that can be loaded."""
+    """Reference to a bundle, by its URI or as a version of a registered model."""
 
     bundle_uri: str
-    """Where the bundle is."""
+    """URI of the bundle."""
     bundle_sha256: str
     """Its identity (see :func:`lookalike.bundles.manifest.bundle_sha256`)."""
     name: str | None = None
@@ -34,7 +34,7 @@ class ModelReference:
     version: int | None = None
     """The version of it."""
     scores_uri: str | None = None
-    """Where the scores are that it was judged by."""
+    """URI of the scores that it was judged by."""
     parent: str | None = None
     """Hash of the bundle that it was trained from."""
     manifest_sha256: str | None = None
@@ -47,7 +47,7 @@ class ModelReference:
 
 
 def identify(bundle_uri: str) -> str:
-    """The hash of the bundle at ``bundle_uri``; InputError if there is none."""
+    """The hash of the bundle at ``bundle_uri``. Raises InputError if there is no bundle."""
     store = open_store(bundle_uri)
     return bundle_sha256(parse_manifest(store.read(MANIFEST), store.uri_of(MANIFEST)))
 
@@ -64,7 +64,7 @@ class Registry:
         self.uri, self._client = uri, connect(uri)
 
     def version(self, name: str, version: str | int) -> ModelReference:
-        """One version of ``name`` by its number."""
+        """Get one version of ``name`` by its number."""
         with self._needing("READ", name):
             found = self._client.get_model_version(name, str(version))
         return _reference(found)
@@ -96,7 +96,7 @@ class Registry:
                     raise
 
     def register(self, name: str, tags: Mapping[str, str], run_id: str | None = None) -> ModelReference:
-        """A version of ``name`` with these tags; the one that has this bundle already, if there is one."""
+        """Create a version of ``name`` with these tags, or return the existing one of this bundle."""
         for version in self._versions(name):
             same = _content(version) == tags["bundle_sha256"] and version.tags.get("bundle_uri") == tags["bundle_uri"]
             if same and version.tags.get("bundle_sha256") == tags["bundle_sha256"]:
@@ -104,7 +104,7 @@ class Registry:
                     self.tag(_reference(version), {"manifest_sha256": tags["manifest_sha256"]})
                 return _reference(version)
         with self._needing("EDIT", name):
-            # MLflow's server takes no local path as a source, so the source is the content; the tag says where it is.
+            # MLflow's server takes no local path as a source, so the source is the content, and a tag has the place.
             source = f"{_SOURCE}{tags['bundle_sha256']}"
             made = self._client.create_model_version(name, source, run_id=run_id, tags=dict(tags))
         return _reference(made)
@@ -116,7 +116,7 @@ class Registry:
                 self._client.set_model_version_tag(version.name, str(version.version), key, value)
 
     def withdraw_refusal(self, version: ModelReference) -> None:
-        """Record that the gate lets ``version`` pass, before the promotion log says so."""
+        """Record that ``version`` passed the gate, before the promotion log does."""
         if version.refused:
             self.tag(version, {"gate": "passed"})
 

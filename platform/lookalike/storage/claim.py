@@ -1,6 +1,6 @@
 """An output prefix belongs to one configuration: the same command resumes, another one is refused.
 
-Identity is content: what a job read counts by its hash, and where it lies is a hint that may change between attempts.
+Inputs count by the hash of their content; their location may change between attempts.
 """
 
 import json
@@ -42,7 +42,7 @@ def run_once(
 
     Args:
         store: where the run writes; claimed by the configuration (:func:`claim`).
-        key: the result's name there, which the run writes last.
+        key: name of the result in ``store``; the run writes it last.
         config: a dataclass. Its fields that are marked with ``NOT_IDENTITY`` may change between two attempts.
         content: hashes of the run's inputs, see :func:`claim`.
         earlier: called with the claim's fingerprint if the result exists: checks and returns it.
@@ -98,7 +98,7 @@ def claim(
 
 
 def read_claim(store: Store) -> dict[str, Any] | None:
-    """What :func:`claim` recorded (``config``, ``identity``, ``fingerprint``); None if nothing is recorded.
+    """Read the record of :func:`claim` (``config``, ``identity``, ``fingerprint``); None if there is none.
 
     Raises InputError for a record that is damaged.
     """
@@ -116,7 +116,7 @@ def read_claim(store: Store) -> dict[str, Any] | None:
 
 
 def _identity(config: Mapping[str, Any], ignore: tuple[str, ...], content: Mapping[str, Any]) -> dict[str, Any]:
-    """What counts of ``config``, as plain JSON values."""
+    """The part of ``config`` that is a run's identity, as plain JSON values."""
     identity = {
         key: {name: item for name, item in value.items() if name != "uri"}
         if key in content and isinstance(value, dict)
@@ -128,7 +128,7 @@ def _identity(config: Mapping[str, Any], ignore: tuple[str, ...], content: Mappi
 
 
 def _spelled_alike(value: Any) -> Any:
-    """``value`` with each ``file:`` URI as stores spell it: earlier records have blanks and marks unencoded."""
+    """Spell each ``file:`` URI in ``value`` as stores do; earlier records have blanks and marks unencoded."""
     if isinstance(value, dict):
         return {name: _spelled_alike(item) for name, item in value.items()}
     if isinstance(value, list):

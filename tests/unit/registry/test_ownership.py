@@ -34,7 +34,7 @@ def test_bundle_and_log_below_the_customers_prefix_pass() -> None:
         ("acme--duck", "s3://b/customers/evil/customers/acme/b", PERSONAL, f"{HOME}/log", "does not lie below"),
         ("acme--duck", f"{HOME}/b", {**PERSONAL, "owner": "evil--duck"}, f"{HOME}/log", "belongs to evil--duck"),
         ("acme--duck", f"{HOME}/b", {**BASE, "owner": "acme--cat"}, f"{HOME}/log", "belongs to acme--cat"),
-        ("base", f"{HOME}/b", PERSONAL, "s3://b/log", "a model for everybody"),
+        ("base", f"{HOME}/b", PERSONAL, "s3://b/log", "a model for all customers"),
         ("base", "s3://b/copied", {**PERSONAL, "owner": "acme--duck"}, "s3://b/log", "belongs to acme--duck"),
         ("base", "s3://b/merged", {**BASE, "owner": "acme--duck"}, "s3://b/log", "belongs to acme--duck"),
     ],
