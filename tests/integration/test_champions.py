@@ -199,7 +199,7 @@ def test_no_change_from_outside_makes_a_refused_bundle_champion(world: World, br
 
 
 @pytest.mark.parametrize("broken", BROKEN)
-def test_a_log_that_is_begun_anew_says_so_and_is_a_way_out(world: World, broken: Callable[[World], None]) -> None:
+def test_begin_anew_recovers_from_a_lost_log(world: World, broken: Callable[[World], None]) -> None:
     broken(world)
     decision = world.promote("better", begin_anew="the log was lost", log=f"{world.root}/log", out=world.root / "anew")
     assert (decision["promoted"], decision["champion"]) == (True, decision["version"])
@@ -238,7 +238,7 @@ def _promote_the_champion_again(world: World) -> None:
         (_location_tag_edited, lambda world: world.promote("good")),
     ],
 )
-def test_the_advice_is_followed_and_works(
+def test_following_the_fix_of_an_error_works(
     world: World, broken: Callable[[World], None], advice: Callable[[World], object]
 ) -> None:
     broken(world)
@@ -259,7 +259,7 @@ def test_the_first_command_again_registers_a_lost_champion(world: World) -> None
     assert _last(world).kind == "registered again"
 
 
-def test_what_is_returned_as_champion_is_read_back(world: World) -> None:
+def test_champion_in_the_outcome_is_read_back(world: World) -> None:
     first = world.promote("better", out=world.root / "same")
     assert first["champion"] == first["version"]
     world.rollback()
@@ -302,7 +302,7 @@ def test_an_alias_without_a_log_is_an_error(world: World) -> None:
     assert world.promote("good", model="byhand")["promoted"]
 
 
-def test_a_model_renamed_in_mlflow_keeps_its_champion_or_says_why_not(world: World) -> None:
+def test_model_renamed_in_mlflow_keeps_its_champion_or_is_an_error(world: World) -> None:
     world.client.rename_registered_model(MODEL, "renamed")
     with pytest.raises(InputError, match=r"lacks entry 2.*renamed"):
         resolve("models:/renamed@champion", world.uri)
@@ -337,7 +337,7 @@ def test_a_tracking_server_restored_from_an_older_copy(world: World) -> None:
     assert world.champion() == "better"
 
 
-def test_files_that_are_no_entries_are_named_and_ignored(world: World, caplog: pytest.LogCaptureFixture) -> None:
+def test_other_files_in_the_log_are_named_and_ignored(world: World, caplog: pytest.LogCaptureFixture) -> None:
     for name in ("notes.txt", "99999999.json.bak", "00000000.json", "3.json", "000000003.json", "zz/00000009.json"):
         (world.log / name).parent.mkdir(exist_ok=True)
         (world.log / name).write_text("{}")
@@ -394,7 +394,7 @@ def _forged(world: World, number: int, **changes: object) -> None:
         ({"checks": [{"name": "", "value": 0, "threshold": 0, "passed": "yes", "why": ""}]}, "entry 3 .* is damaged"),
     ],
 )
-def test_forged_entry_makes_no_champion(world: World, changes: dict, message: str) -> None:
+def test_forged_log_entry_is_refused(world: World, changes: dict, message: str) -> None:
     _forged(world, 3, **changes)
     with pytest.raises(InputError, match=message) as refused:
         world.champion()
@@ -405,7 +405,7 @@ def test_forged_entry_makes_no_champion(world: World, changes: dict, message: st
 
 
 def test_refused_bundle_that_passes_later_survives_a_kill(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Between its log entry and the registry's tag it is no forgery."""
+    """Between its log entry and the registry's tag it is not taken for a forgery."""
     scored(str(world.root), "bad/scores", bundle(str(world.root), "bad"), loss_right=0.3)
 
     def die(*_: object) -> None:
@@ -420,7 +420,7 @@ def test_refused_bundle_that_passes_later_survives_a_kill(world: World, monkeypa
 
 
 def test_manifest_that_was_edited_after_its_registration_is_refused(world: World) -> None:
-    """Its identity is that of before: what it says of places and licences is no part of it."""
+    """Its identity is unchanged, since places and licences are not part of it."""
     place = world.root / "good" / "bundle" / "bundle.json"
     before = resolve(f"models:/{MODEL}@champion", world.uri).bundle_sha256
     place.write_text(json.dumps({**json.loads(place.read_text()), "licences": {"transformer": "mine"}}))
@@ -445,7 +445,7 @@ def test_damaged_bundle_is_neither_promoted_nor_rolled_back_to(world: World, dam
     assert world.champion() == "good"
 
 
-def test_scores_without_their_measurements_promote_nothing(world: World) -> None:
+def test_scores_without_measurements_are_refused(world: World) -> None:
     file = world.root / "better" / "scores" / "measurements.parquet"
     data = file.read_bytes()
     file.unlink()
@@ -473,7 +473,7 @@ def test_champion_whose_measurements_were_changed_is_not_compared_with(world: Wo
         world.promote("better")
 
 
-def test_bundle_of_one_customer_becomes_no_champion_of_another(world: World) -> None:
+def test_bundle_of_another_customer_is_refused(world: World) -> None:
     root = world.root
     acme, evil = root / "customers" / "acme" / "duck", root / "customers" / "evil" / "duck"
     of = bundle(str(acme), "run", owner="acme--duck")
@@ -541,7 +541,7 @@ def _last(world: World) -> Promotion:
     return now.last
 
 
-def test_the_log_lies_where_the_tag_says(world: World) -> None:
+def test_log_is_read_at_the_place_of_the_tag(world: World) -> None:
     log = Registry(world.uri).promotion_log(MODEL)
     assert log is not None
     assert [entry.kind for entry in log.entries()] == ["promoted", "promoted"]

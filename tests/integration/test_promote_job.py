@@ -1,4 +1,4 @@
-"""jobs/promote.py: exit codes, what it writes, and what it refuses by name."""
+"""jobs/promote.py: exit codes, decision.json, subcommands, and errors that name the bad input."""
 
 import json
 import sys
@@ -57,7 +57,7 @@ def test_a_promotion_from_the_command_line(
     assert "another run's result, with another gate" in capsys.readouterr().err
 
 
-def test_a_refusal_is_a_result_and_an_exit_code_for_those_who_ask(
+def test_refusal_is_a_result_and_with_require_promoted_an_exit_code(
     mlflow_database: str, root: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     scored(root, "scores", bundle(root, "one"), loss_gap=0.0)

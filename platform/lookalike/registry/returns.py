@@ -60,12 +60,7 @@ def rollback(
     if last.writer != writer:
         made = entry(now, reference, scores_uri, target.scores_sha256, decision, "rolled back")
         registry.withdraw_refusal(reference)
-        try:
-            now.log.append(replace(made, writer=writer, reason=reason, returns_to=target.number))
-        except ConflictError as error:
-            raise ConflictError(
-                "another promotion of this model came in between", value=name, fix="run the same command again"
-            ) from error
+        _append(now.log, replace(made, writer=writer, reason=reason, returns_to=target.number), name)
     return conclude(registry, reference, decision, scores_uri, before, "rolled back", is_champion=True)
 
 
@@ -110,17 +105,21 @@ def begin_anew(
             made = entry(nothing, version, candidate.scores_uri, scores_hash(scores), decision, "begun anew")
             number = max([*numbers, known]) + 1
             registry.withdraw_refusal(version)
-            try:
-                entries.append(replace(made, number=number, writer=writer, reason=reason))
-            except ConflictError as error:
-                raise ConflictError(
-                    "another promotion of this model came in between", value=name, fix="run the same command again"
-                ) from error
+            _append(entries, replace(made, number=number, writer=writer, reason=reason), name)
             log.warning("the promotion log of %s is begun anew with entry %d: %s", name, number, reason)
         registry.tag_model(name, LOG_TAG, uri)
         head = entries.head()
         registry.tag_model(name, HEAD_TAG, str(head))
     return conclude(registry, version, decision, candidate.scores_uri, None, "begun anew", is_champion=False)
+
+
+def _append(entries: PromotionLog, made: Promotion, name: str) -> None:
+    try:
+        entries.append(made)
+    except ConflictError as error:
+        raise ConflictError(
+            "another promotion of this model came in between", value=name, fix="run the same command again"
+        ) from error
 
 
 def _is_ours(entries: PromotionLog, writer: str) -> bool:

@@ -10,7 +10,7 @@ from pipelines.train.cost_report import PlanConfig, plan, steps_by_stage
 PAPER = "jobs/configs/train-paper.yaml"
 
 
-def test_a_training_of_mini_is_planned() -> None:
+def test_plan_of_mini() -> None:
     text = plan(configs.parse(PlanConfig, ["--gpus=2x8", "--precision=float32", "--preset=mini"]))
     assert "| 1.9 | 0.9 | 0.1 | 5.2 | 0.0 | 6.2 |" in text  # millions of parameters by part
     assert "| 64² | 1 | 144 | 208 | 128 |" in text  # tokens of the DiT: MLLM, both, VAE
@@ -19,7 +19,7 @@ def test_a_training_of_mini_is_planned() -> None:
     assert "| mllm+references | 100 | 6,656 |" in text
 
 
-def test_the_papers_configuration_is_read_with_the_plans_flags() -> None:
+def test_plan_reads_the_papers_configuration() -> None:
     config = configs.parse(PlanConfig, [f"--config={PAPER}", "--gpus", "64x80", "--references", "2"])
     assert (config.cluster.gpus, config.cluster.memory_gb, config.cluster.peak_tflops) == (64, 80, 989)
     assert config.total_steps == 35_000
@@ -31,7 +31,7 @@ def test_the_papers_configuration_is_read_with_the_plans_flags() -> None:
         plan(PlanConfig(gpus="5x80"))
 
 
-def test_steps_of_the_papers_stages() -> None:
+def test_steps_of_the_papers_denoising_schedule() -> None:
     """3 early, 4 middle and 18 late steps at 512² (the spec sheet's count), by the shifted noise level."""
     steps = steps_by_stage(load_preset("flux-internvl3-8b"), 1024)
     assert steps == {(True, False): 3, (True, True): 4, (False, True): 18}

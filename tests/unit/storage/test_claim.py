@@ -1,4 +1,4 @@
-"""Whose result a prefix holds: content counts, places and passwords do not."""
+"""Claims of a prefix: the content of inputs counts, their locations and passwords do not."""
 
 import json
 from dataclasses import dataclass, field, replace

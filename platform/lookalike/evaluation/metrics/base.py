@@ -26,23 +26,16 @@ class Task:
 
 
 class Settings(Protocol):
-    """The settings of an evaluation that choose metrics and their models."""
+    """The settings of an evaluation that choose metrics and their models, see ``EvaluateConfig``."""
 
     @property
-    def embedder(self) -> str:
-        """Image embedder of ``identity``."""
-
+    def embedder(self) -> str: ...
     @property
-    def clip(self) -> str | None:
-        """Hub id or folder of a CLIP model."""
-
+    def clip(self) -> str | None: ...
     @property
-    def dino(self) -> str | None:
-        """Hub id or folder of a DINO model."""
-
+    def dino(self) -> str | None: ...
     @property
-    def metrics(self) -> Mapping[str, Any]:
-        """Settings of further metrics, by a name that each one chooses."""
+    def metrics(self) -> Mapping[str, Any]: ...
 
 
 class Metric(Protocol):

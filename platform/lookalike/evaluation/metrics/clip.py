@@ -3,7 +3,7 @@
 Range: -1 to 1, higher is better. The model is the user's (``openai/clip-vit-base-patch32`` in the DreamBooth paper).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 class Clip:
     """Mean cosine similarity to the references, and cosine similarity to the prompt, under CLIP."""
 
-    labels: ClassVar[dict[str, str]] = {"clip_i": "CLIP-I", "clip_t": "CLIP-T"}
+    labels: ClassVar[Mapping[str, str]] = {"clip_i": "CLIP-I", "clip_t": "CLIP-T"}
     scorer: "ClipScorer"
 
     @classmethod

@@ -3,7 +3,7 @@
 Range: -1 to 1, higher is better. The model is the user's (``facebook/dino-vits16`` in the DreamBooth paper).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -15,7 +15,7 @@ from lookalike.evaluation.metrics.base import Pixels, Settings, Task, similarity
 class Dino:
     """Mean cosine similarity to the references under DINO."""
 
-    labels: ClassVar[dict[str, str]] = {"dino_i": "DINO-I"}
+    labels: ClassVar[Mapping[str, str]] = {"dino_i": "DINO-I"}
     embedder: Embedder
 
     @classmethod

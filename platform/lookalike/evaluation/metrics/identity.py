@@ -4,7 +4,7 @@ Range: -1 to 1, higher is better. It depends on the embedder, whose revision sta
 reference scores highest, so a high value alone does not show that the subject was generated in another view.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -16,7 +16,7 @@ from lookalike.evaluation.metrics.base import Pixels, Settings, Task, similarity
 class Identity:
     """Mean cosine similarity to the references, and its margin over another subject's references."""
 
-    labels: ClassVar[dict[str, str]] = {"identity": "identity", "identity_margin": "margin over another subject"}
+    labels: ClassVar[Mapping[str, str]] = {"identity": "identity", "identity_margin": "margin over another subject"}
     embedder: Embedder
 
     @classmethod
