@@ -1,1 +1,1 @@
-"""One process per file: parse, call, exit."""
+"""Jobs, one process per file: parse the configuration, call one function of a pipeline, exit."""

@@ -1,7 +1,7 @@
-"""End the lease of a run or a data set whose holder does not end it: its record is broken, or its machine is gone.
+"""End the lease of a run or a data set if its holder cannot: its record is damaged, or its machine is lost.
 
-A lease ends by itself a minute after its holder was last heard of; this is for when the error names this command. A
-holder that still works loses what it has not committed, and stops.
+A lease ends by itself a minute after its holder's last heartbeat; use this command if an error names it. A holder that
+still works stops, and loses what it has not committed.
 
   python jobs/break_lease.py --lease file:///runs/toys-1/lease
 """
@@ -15,14 +15,14 @@ from pipelines.entry import run_job
 
 @dataclass(frozen=True)
 class BreakLeaseConfig:
-    """Which lease."""
+    """The lease to end."""
 
     lease: str
     """URI of the folder with the lease, as the error shows it."""
 
 
 def main(config: BreakLeaseConfig) -> int:
-    """Break the lease, and print whose it was."""
+    """Break the lease, and print its holder."""
     broken = break_lease(open_store(config.lease))
     print(f"there is no lease at {config.lease}" if broken is None else f"broken: {broken}")
     return 0

@@ -1,7 +1,7 @@
-"""Make images of a subject with a promoted model, a version of it, or any bundle.
+"""Generate images of a subject with a promoted model, a version of it, or any bundle.
 
 Every image carries its prompt, seed, model version and the bundle's hash in its PNG text chunks, and generations.json
-lists them; contact_sheet.png shows references, prompts and images at one look.
+lists them; contact_sheet.png shows references, prompts and images together.
 
   python jobs/generate.py --model models:/lookalike-mini@champion --tracking sqlite:////data/mlflow.db \\
       --reference mug/00.jpg --reference mug/01.jpg \\
@@ -10,7 +10,7 @@ lists them; contact_sheet.png shows references, prompts and images at one look.
   python jobs/generate.py --model file:///runs/toys-1/bundle --reference s3://photos/mug --prompts-file prompts.txt \\
       --out s3://images/mug --stages 0.85/0.7 --height 64 --width 96
 
-A personal model is asked for by its customer and subject:
+A personal model is named by its customer and subject:
 
   python jobs/generate.py --model models:/acme--mug@champion --reference mug --prompt "a red mug on sand" --out ./acme
 

@@ -1,38 +1,74 @@
-"""Let the gate decide whether a bundle becomes champion, and record why.
+"""Decide by the gate whether a bundle becomes champion, and record why; return to an earlier champion; show the log.
 
-The scores are held against fixed floors, and against those of the current champion if there is one. If every check
+The scores are compared with fixed floors, and with those of the current champion if there is one. If every check
 passes, the bundle becomes the champion of the registered model: an entry in the promotion log, and the MLflow alias
-`champion` that shows it. If not, the champion stays. Either way decision.json says which checks were made and why they
-came out as they did, and the job ends with 0; with --require-promoted a refusal ends with 3.
+`champion` that shows it. If not, the champion stays. In both cases decision.json has the checks with their reasons,
+and the job ends with 0; with --require-promoted a refusal ends with 3.
 
-  python jobs/promote.py --model lookalike-mini --scores file:///runs/toys-1/scores \\
+  python jobs/promote.py run --model lookalike-mini --scores file:///runs/toys-1/scores \\
       --out file:///runs/toys-1/promotion --tracking sqlite:////runs/mlflow.db
 
-If the champion turns out to be bad, --rollback returns to the one before (--rollback-to VERSION to an earlier one). If
-the promotion log or the champion is lost without a copy, --begin-anew REASON begins the log anew:
+If the champion turns out to be bad, `rollback` returns to the one before it, or with --to to an earlier version:
 
-  python jobs/promote.py --model lookalike-mini --rollback --out file:///runs/rollback-1
-  python jobs/promote.py … --begin-anew "the store of the log was lost"
+  python jobs/promote.py rollback --model lookalike-mini --out file:///runs/rollback-1
+
+Who was champion when, and why:
+
+  python jobs/promote.py history --model lookalike-mini
+
+If the promotion log or the champion is lost without a copy, --begin-anew REASON begins a new log:
+
+  python jobs/promote.py run … --begin-anew "the store of the log was lost"
 
 A bundle that was moved is registered at its new place by promoting it again with --bundle.
 
 Floors and comparisons are settings:
 
-  python jobs/promote.py … --gate.floors '[{metric: loss_gap, above: 0.002}, {metric: loss_gap, bound: n, above: 255}]'
+  python jobs/promote.py run … \\
+      --gate.floors '[{metric: loss_gap, above: 0.002}, {metric: loss_gap, bound: n, above: 255}]'
 
 Then `models:/lookalike-mini@champion` is a model for jobs/generate.py and jobs/finetune.py.
 """
 
-from pipelines.entry import EXIT_REFUSED, run_job
-from pipelines.promote import PromoteConfig, promote
+import json
+from typing import Any
+
+from pipelines.entry import EXIT_REFUSED, run_subcommand
+from pipelines.promote import HistoryConfig, PromoteConfig, RollbackConfig, history, promote, rollback
 
 
 def main(config: PromoteConfig) -> int:
     """Decide, and print the checks."""
     decision = promote(config)
+    _show(decision)
+    return EXIT_REFUSED if config.require_promoted and not decision["promoted"] else 0
+
+
+def main_rollback(config: RollbackConfig) -> int:
+    """Return to an earlier champion, and print the checks that it passed."""
+    _show(rollback(config))
+    return 0
+
+
+def main_history(config: HistoryConfig) -> int:
+    """Print the promotion log."""
+    entries = history(config)
+    if config.json:
+        print(json.dumps(entries, indent=1, ensure_ascii=False))
+        return 0
+    for entry in entries:
+        reason = f": {entry['reason']}" if entry["reason"] else ""
+        print(f"{entry['number']:4} {entry['time']} version {entry['version']} {entry['kind']}{reason}")
+        for check in entry["checks"]:
+            print(f"     {'ok  ' if check['passed'] else 'FAIL'} {check['name']:28} {check['why']}")
+    print(f"{len(entries)} entries in the promotion log of {config.model}")
+    return 0
+
+
+def _show(decision: dict[str, Any]) -> None:
     for check in decision["checks"]:
         print(f"{'ok  ' if check['passed'] else 'FAIL'} {check['name']:28} {check['why']}")
-    name, version, champion = decision["model"], decision["version"], decision["champion"]  # read from the registry now
+    name, version, champion = decision["model"], decision["version"], decision["champion"]  # as the registry says now
     shown = f"models:/{name}/{champion}" if champion else "none"
     if not decision["promoted"]:
         verdict = f"was refused (champion: {shown})"
@@ -41,8 +77,7 @@ def main(config: PromoteConfig) -> int:
     else:
         verdict = f"was promoted, and is not champion now (champion: {shown})"
     print(f"models:/{name}/{version} {verdict}")
-    return EXIT_REFUSED if config.require_promoted and not decision["promoted"] else 0
 
 
 if __name__ == "__main__":
-    raise SystemExit(run_job(PromoteConfig, main, __doc__))
+    raise SystemExit(run_subcommand({"run": main, "rollback": main_rollback, "history": main_history}, __doc__))

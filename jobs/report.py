@@ -1,6 +1,6 @@
-"""One page about a model out of what the other jobs left: HTML that loads nothing from anywhere.
+"""Write one HTML page about a model from the results of the other jobs; it loads nothing from other places.
 
-Every section is optional: what is not named is not shown.
+Every section is optional: the page shows the results that are named.
 
   python jobs/report.py --dataset file:///data/toys --run file:///runs/toys-1 --scores file:///runs/toys-1/scores \\
       --decision file:///runs/toys-1/promotion --out file:///runs/toys-1/report.html

@@ -1,4 +1,4 @@
-"""Units of work on Ray Data: on a pool of actors, each of which holds a model, or as tasks."""
+"""Numbered units of work on Ray Data, on a pool of actors that each hold a model, or as tasks."""
 
 import logging
 import pickle
@@ -10,15 +10,15 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow as pa
 
-from lookalike.errors import ConfigError, LookalikeError
+from lookalike.errors import LookalikeError
 from lookalike.redaction import redact_logs
-from lookalike.values import check_most, check_values
+from lookalike.values import check_values
 from pipelines.entry import ray_session
 
 log = logging.getLogger(__name__)
 
 _ERROR = "lookalike_error"
-_TASKS_PER_CORE, _UNITS_PER_TASK = 16, 4  # few units share a task: cores wait for the last one, and clusters grow
+_TASKS_PER_CORE, _UNITS_PER_TASK = 16, 4  # few units per task: cores wait for the last task
 
 Columns = dict[str, np.ndarray]
 
@@ -28,23 +28,20 @@ class ActorConfig:
     """The actors that hold the model."""
 
     count: int = 2
-    """Actors, each with a copy of the model. 0: the job's own process does the units one after the other, which spares
-    a few of them the start of an actor, and can be debugged."""
+    """Actors, each with a copy of the model. 0: the job's own process does the units one
+    after the other, which saves the start of actors for a few units, and can be debugged."""
     cpus: float = 0.5
-    """Logical CPUs that an actor reserves; below 1 so that a small machine has some left for reading."""
+    """Logical CPUs that an actor reserves; below 1 so that a small machine has CPU left for reading."""
     threads: int = 1
     """PyTorch threads of an actor (CPU)."""
     use_gpu: bool = False
     """One GPU for each actor."""
 
     def __post_init__(self) -> None:
-        check_values(self)
-        check_most(self, count=10_000, cpus=10_000, threads=1_024)
-        if self.count < 0 or self.threads < 1:
-            raise ConfigError("no actor to run on", value=(self.count, self.threads), fix="use 1 or more of each")
+        check_values(self, count=(0, 10_000), cpus=(None, 10_000), threads=(1, 1_024))
 
     def prepare(self) -> str:
-        """Called in an actor: set its threads, and return the device that its model goes to."""
+        """Set the threads of the actor that calls this, and return the device for its model."""
         import torch
 
         if self.use_gpu:
@@ -54,21 +51,21 @@ class ActorConfig:
 
 
 class UnitActor(Protocol):
-    """Built once for each actor from the whole plan of work; called with the number of a unit."""
+    """An actor: built once from the whole plan of work, and called with the number of a unit."""
 
     def __init__(self, work: Any) -> None: ...
 
     def __call__(self, unit: int) -> Columns:
-        """Do one unit; returns its rows."""
+        """Do one unit, and return its rows."""
 
 
 def run_units(
     actor: type[UnitActor], work: Any, units: int, config: ActorConfig, *, noun: str = "batches"
 ) -> Iterator[pa.Table]:
-    """Do the units 0 … ``units`` - 1 and give each one's rows as it is done, in any order, with a column ``unit``.
+    """Do the units 0 … ``units`` - 1, and yield the rows of each as it is done, in any order, with a column ``unit``.
 
-    A unit is one batch whose samples the plan fixed, not how Ray Data cuts its blocks: float sums differ with the
-    batch, and results have to repeat. Raises the LookalikeError that an actor raised.
+    A unit is one batch whose samples the plan fixed, independent of Ray Data's blocks, since float sums differ with the
+    batch and results have to repeat. Raises the LookalikeError that an actor raised.
     """
     if config.count == 0:
         yield from _here(actor, work, units, noun)
@@ -89,7 +86,7 @@ def run_units(
 
 
 def _here(actor: type[UnitActor], work: Any, units: int, noun: str) -> Iterator[pa.Table]:
-    """The units in this process."""
+    """Do the units in this process."""
     do = actor(work)
     for unit in range(units):
         rows = pa.table(_with_unit(unit, do(unit)))
@@ -100,15 +97,15 @@ def _here(actor: type[UnitActor], work: Any, units: int, noun: str) -> Iterator[
 def run_tasks(
     task: Callable[[Any, int], Columns], work: Any, units: int, *, cpus: float = 1.0, noun: str = "tasks"
 ) -> Iterator[pa.Table]:
-    """As :func:`run_units`, for work that needs no model: ``task(work, unit)`` on whichever worker is free.
+    """Do units of work that need no model, as :func:`run_units` does: ``task(work, unit)`` on any free worker.
 
-    Where there are many units to a core, a Ray task does several.
+    If there are many units per core, a Ray task does several.
     """
     import ray.data
 
     with ray_session():
         _set_up_ray_data()
-        shared = ray.put(work)  # shipped to a node once, however many units run there
+        shared = ray.put(work)  # sent to a node once for all units that run there
         at_once = max(1, int(ray.cluster_resources().get("CPU", 0) / cpus))
         numbers = _numbers(units, max(min(units, _TASKS_PER_CORE * at_once), -(-units // _UNITS_PER_TASK)))
         done = numbers.map_batches(_run_task, fn_args=(task, [shared]), batch_size=1, num_cpus=cpus)
@@ -116,22 +113,22 @@ def run_tasks(
 
 
 def _numbers(units: int, blocks: int) -> Any:
-    """Blocks of units, made here: ``ray.data.range`` would have tasks, and so processes, to make them."""
+    """A dataset of unit numbers, made in this process: ``ray.data.range`` would start tasks to make it."""
     import ray.data
 
     return ray.data.from_items([{"id": unit} for unit in range(units)], override_num_blocks=blocks)
 
 
 def _set_up_ray_data() -> None:
-    """Our progress only, and a pace for units of a second (Ray 2.60; attributes that it does not know cost nothing)."""
+    """Show our progress only, and schedule short units without delays (Ray 2.60; unknown attributes do nothing)."""
     import ray.data
     from ray.data._internal.execution import streaming_executor_state
     from ray.data._internal.execution.resource_manager import ResourceManager
 
     ray.data.DataContext.get_current().enable_progress_bars = False
-    # It asks what it may use without waiting for the answer, runs one task at a time and asks again after 1 s.
+    # It requests its resources without waiting for the answer, runs one task at a time and asks again after 1 s.
     ResourceManager.GLOBAL_LIMITS_UPDATE_INTERVAL_S = 0.1
-    # It looks for finished tasks every 0.1 s, twice for each, while a core waits for its next task.
+    # It polls for finished tasks every 0.1 s, twice for each, while a core waits for its next task.
     streaming_executor_state.WAIT_FOR_TASK_COMPLETION_TIMEOUT_S = 0.02
     for noisy in ("ray.data", "ray.data._internal.execution.streaming_executor"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
@@ -149,7 +146,7 @@ def _tables(dataset: Any, units: int, noun: str) -> Iterator[pa.Table]:
 
 
 def _rows(unit: int, do: Callable[[int], Columns]) -> Columns:
-    """A unit's rows. Ray Data keeps the text of an error and loses the error, so ours travels as a row."""
+    """The rows of a unit. Ray Data keeps only the text of an exception, so our errors are returned as a row."""
     try:
         columns = do(unit)
     except LookalikeError as error:
@@ -169,7 +166,7 @@ def _run_task(batch: Columns, task: Callable[[Any, int], Columns], shared: list[
 
 
 class _Adapter:
-    """Ray Data calls this with a batch of one row."""
+    """The callable class that Ray Data calls with a batch of one row."""
 
     def __init__(self, actor: type[UnitActor], work: Any) -> None:
         redact_logs()

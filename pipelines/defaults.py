@@ -14,10 +14,10 @@ OPT_OUT = {
 
 
 def set_defaults() -> None:
-    """Opt out of telemetry, and let what PyTorch compiles lie in the job's temporary folder.
+    """Opt out of telemetry, and keep PyTorch's compiled kernels in the job's temporary folder.
 
     Raises:
-        InputError: no temporary folder can be made.
+        InputError: the temporary folder cannot be created.
     """
     for name, value in OPT_OUT.items():
         os.environ.setdefault(name, value)

@@ -9,9 +9,9 @@ import socket
 import sys
 import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
 from tenacity import before_sleep_log, retry, retry_if_exception_message, stop_after_attempt
 
@@ -28,17 +28,38 @@ ConfigT = TypeVar("ConfigT")
 
 EXIT_ERROR = 2  # what argparse uses for a bad command line: the user can fix it
 EXIT_REFUSED = 3  # the gate refused, and the caller asked for this code
-EXIT_INTERNAL = 1  # an error that we did not foresee
-EXIT_BUSY = 4  # another process does this work at the moment
+EXIT_INTERNAL = 1  # an unexpected error
+EXIT_BUSY = 4  # another process works on the same output
 EXIT_INTERRUPTED = 130  # 128 + SIGINT
 EXIT_PIPE = 141  # 128 + SIGPIPE
 EXIT_STOPPED = 143  # 128 + SIGTERM, as a shell reports it: not done, and nothing is wrong
-_TYPED = "LOOKALIKE_ARGUMENTS"  # what was typed, from a process to the one that it becomes
+_TYPED = "LOOKALIKE_ARGUMENTS"  # the original arguments, for the process that replaces this one
 _WORKERS_END_S = 5.0  # in which Ray's workers end after the job, and leave their temporary folders to be removed
 
 
 def run_job(config_class: type[ConfigT], body: Callable[[ConfigT], int | None], description: str | None) -> int:
     """Parse ``config_class`` from the command line, call ``body`` and return the exit code."""
+    return _framed(lambda: body(configs.parse(config_class, description=description)))
+
+
+def run_subcommand(commands: Mapping[str, Callable[..., int | None]], description: str | None) -> int:
+    """Parse a subcommand and its configuration, call its function and return the exit code.
+
+    Args:
+        commands: a function for each subcommand; its only parameter is annotated with its configuration's class.
+        description: what the job does, with examples, for ``--help``.
+    """
+
+    def body() -> int | None:
+        classes = {name: next(iter(get_type_hints(command).values())) for name, command in commands.items()}
+        name, config = configs.parse_command(classes, description=description)
+        return commands[name](config)
+
+    return _framed(body)
+
+
+def _framed(body: Callable[[], int | None]) -> int:
+    """Call ``body`` in the frame of a job: logging, temporary folder, signals, exit codes."""
     redact_logs()
     logging.basicConfig(
         level=os.environ.get("LOOKALIKE_LOG_LEVEL", "INFO"),
@@ -53,15 +74,15 @@ def run_job(config_class: type[ConfigT], body: Callable[[ConfigT], int | None], 
     os.environ[JOB_VARIABLE] = job = uuid.uuid4().hex
     _end_on_sigterm()
     try:
-        return _run(config_class, body, description)
+        return _run(body)
     finally:
         sweep(job, wait_s=_WORKERS_END_S)
 
 
-def _run(config_class: type[ConfigT], body: Callable[[ConfigT], int | None], description: str | None) -> int:
+def _run(body: Callable[[], int | None]) -> int:
     try:
         set_defaults()
-        code = body(configs.parse(config_class, description=description)) or 0
+        code = body() or 0
         sys.stdout.flush()  # raises BrokenPipeError if the reader has ended
         return code
     except StoppedError as stopped:
@@ -85,7 +106,7 @@ def _run(config_class: type[ConfigT], body: Callable[[ConfigT], int | None], des
 
 
 def _unexpected(error: Exception) -> int:
-    """Report an exception that was not translated to one of ours: one line; the traceback goes to the DEBUG log."""
+    """Report an exception that is not one of ours in one line; the traceback goes to the DEBUG log."""
     while isinstance(cause := getattr(error, "cause", None), Exception):  # of a task of Ray
         error = cause
     if isinstance(error, LookalikeError):
@@ -104,7 +125,7 @@ def _unexpected(error: Exception) -> int:
 
 
 def _say(message: str) -> None:
-    """Print to standard error, whatever characters it has, also if its reader has ended."""
+    """Print to standard error, with any characters, also if its reader has ended."""
     with suppress(OSError):
         print(redact(message).encode("utf-8", "backslashreplace").decode(), file=sys.stderr)
 
@@ -116,9 +137,10 @@ def _end_on_sigterm() -> None:
 
 
 def _hide_command_line() -> None:
-    """Take secrets off this process's command line, which every user of the machine and Ray's job table can read.
+    """Remove secrets from this process's command line, which every user of the machine and Ray's job table can read.
 
-    The process starts itself anew with ``***`` in their place, and takes what was typed from a variable that it clears.
+    The process starts itself again with ``***`` in their place, and reads the original arguments from a variable that
+    it clears.
     """
     typed = os.environ.pop(_TYPED, None)
     if typed is not None:
@@ -130,7 +152,7 @@ def _hide_command_line() -> None:
     if hidden == arguments or sys.orig_argv[at:] != arguments:  # or these are not the process's own arguments
         return
     log.warning(
-        "the command line holds a password, which is visible while it starts and where it was typed; set it as "
+        "the command line holds a password, which is visible while the job starts; set it as "
         "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD instead"
     )
     sys.stdout.flush()
@@ -141,7 +163,7 @@ def _hide_command_line() -> None:
 def ray_session() -> Iterator[None]:
     """Join the cluster of RAY_ADDRESS (set inside ``ray job submit``), or start a private one for this process.
 
-    A cluster is joined with the token that the user's environment names; a private one makes its own.
+    A cluster is joined with the token that the user's environment names; a private one gets its own.
     """
     import ray
 
@@ -171,7 +193,7 @@ patient = retry(
     before_sleep=before_sleep_log(log, logging.WARNING),
     reraise=True,
 )
-"""Calls what starts a node of Ray again where that missed the 15 s that Ray gives its agents: a busy machine."""
+"""Retry the start of a Ray node if its agents missed Ray's limit of 15 s, as on a busy machine."""
 
 
 @patient
@@ -183,7 +205,7 @@ def _init(address: str, folder: str | None) -> None:
     before = set(psutil.Process().children())
     options: dict[str, Any] = {}
     if address == "local":
-        # a private cluster ends with its job: nobody would look at its dashboard, which is half of its processes
+        # a private cluster ends with its job, and its dashboard is half of its processes
         options = {"include_dashboard": False, "_temp_dir": folder}
     try:
         # "local": without an address Ray joins whatever cluster somebody has started on this machine
@@ -195,7 +217,7 @@ def _init(address: str, folder: str | None) -> None:
 
 
 def _knock(address: str) -> None:
-    """Raise OSError where nothing listens at ``host:port``: Ray itself would try for more than ten minutes."""
+    """Raise OSError if nothing listens at ``host:port``: Ray itself would retry for more than ten minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if port.isdigit():
         socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()

@@ -1,7 +1,7 @@
-"""What keeps others out of a Ray cluster that one process starts for itself: a token, and a folder of its own.
+"""A token and a folder that protect a Ray cluster which one process starts for itself.
 
-Ray's servers listen on every interface of the machine (it has no option against that), and whoever may talk to one may
-start commands. Its session folders in ``/tmp/ray`` are writable by every user of the machine.
+Ray's servers listen on every interface of the machine (there is no option to change that), and a client can run
+commands. Its session folders in ``/tmp/ray`` are writable by every user of the machine.
 """
 
 import logging
@@ -25,12 +25,12 @@ _SOCKET = "session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store"
 
 @contextmanager
 def fresh_token() -> Iterator[None]:
-    """Clusters that start inside the block require a token that this process and its children alone can read.
+    """Make clusters that start inside the block require a token that only this process and its children can read.
 
     The token is a new one, whatever the environment holds; RAY_AUTH_MODE=disabled leaves them open, with a warning.
     """
     if os.environ.get(MODE, "").lower() == "disabled":
-        log.warning("RAY_AUTH_MODE=disabled: whoever reaches this machine's ports can run commands here; unset it")
+        log.warning("RAY_AUTH_MODE=disabled: anyone who reaches this machine's ports can run commands on it; unset it")
         yield
         return
     before = {name: os.environ.get(name) for name in (MODE, TOKEN, TOKEN_PATH)}
@@ -47,7 +47,7 @@ def fresh_token() -> Iterator[None]:
 
 @contextmanager
 def session_folder() -> Iterator[str | None]:
-    """A folder for Ray's sockets, logs and unpacked code that no other user can enter, removed at the end.
+    """Create a folder for Ray's sockets, logs and unpacked code that no other user can enter, and remove it at the end.
 
     It lies in /tmp if TMPDIR is too long for the path of a socket. None, which means Ray's own place, if RAY_TMPDIR
     names that.
@@ -65,7 +65,7 @@ def session_folder() -> Iterator[str | None]:
 
 @contextmanager
 def _folder(purpose: str) -> Iterator[Path]:
-    """A temporary folder for the block; ``scratch`` would take the job's own errors for those of this folder's disk."""
+    """Create a temporary folder for the block; ``scratch`` would blame the job's own errors on this folder's disk."""
     folder = kept_folder(purpose)
     try:
         yield folder

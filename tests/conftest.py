@@ -91,20 +91,20 @@ def mlflow_server(local_stack: LocalStack) -> Iterator[str]:
 
 
 @pytest.fixture
-def mlflow_user(mlflow_server: str) -> Callable[[str, str], None]:
-    """``mlflow_user("mia", "a password")``: somebody whom the MLflow server lets in, an administrator.
+def mlflow_user(mlflow_server: str) -> Callable[..., None]:
+    """``mlflow_user("mia", "a password", admin=False)``: a user of the MLflow server, by default an administrator.
 
-    To others it answers 403 for models that do not exist yet: its default here is no permission.
+    Others have no permission by default: MLflow answers 403 for models that they did not create, or that do not exist.
     """
 
-    def create(name: str, password: str) -> None:
-        admin = (os.environ["MLFLOW_TRACKING_USERNAME"], os.environ["MLFLOW_TRACKING_PASSWORD"])
+    def create(name: str, password: str, admin: bool = True) -> None:
+        creator = (os.environ["MLFLOW_TRACKING_USERNAME"], os.environ["MLFLOW_TRACKING_PASSWORD"])
         for method, path, body in (
             ("POST", "create", {"username": name, "password": password}),
-            ("PATCH", "update-admin", {"username": name, "is_admin": True}),
+            ("PATCH", "update-admin", {"username": name, "is_admin": admin}),
         ):
             uri = f"{mlflow_server}/api/2.0/mlflow/users/{path}"
-            requests.request(method, uri, json=body, auth=admin, timeout=30).raise_for_status()
+            requests.request(method, uri, json=body, auth=creator, timeout=30).raise_for_status()
 
     return create
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from lookalike.documents import parse_object
 from lookalike.errors import ConfigError, first_line
-from lookalike.values import check_most, check_values
+from lookalike.values import check_values
 
 _CONTROL = re.compile(  # control tokens and placeholders of the multimodal models in use, as data sets leave them
     r"<\|[^|<>\s]{1,40}\|>"
@@ -36,10 +36,7 @@ class CaptionsConfig:
     training cuts what its model cannot read."""
 
     def __post_init__(self) -> None:
-        check_values(self)
-        check_most(self, max_characters=1_000_000)
-        if self.max_characters < 1:
-            raise ConfigError("captions.max_characters is below 1", value=self.max_characters, fix="use 1 or more")
+        check_values(self, at="captions.", max_characters=(1, 1_000_000))
         if self.presets:
             from lookalike.models.presets import load_preset
 

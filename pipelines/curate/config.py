@@ -8,7 +8,7 @@ from lookalike.annotators.captioner import Captioner
 from lookalike.annotators.embedder import NO_EMBEDDER
 from lookalike.data.limits import Limits
 from lookalike.errors import ConfigError
-from lookalike.values import check_most, check_values
+from lookalike.values import check_values
 from pipelines.actors import ActorConfig
 from pipelines.curate.captions import CaptionsConfig
 from pipelines.curate.filters import FiltersConfig
@@ -33,17 +33,14 @@ class PlanConfig:
     """A task plans about this many images at once; a subject is never divided."""
 
     def __post_init__(self) -> None:
-        check_values(self)
-        check_most(
+        check_values(
             self,
-            max_references=64,
-            max_triplets_per_target=10_000,
-            max_triplets_per_subject=1_000_000,
-            rows_per_partition=10_000_000,
+            at="plan.",
+            max_references=(1, 64),
+            max_triplets_per_target=(1, 10_000),
+            max_triplets_per_subject=(1, 1_000_000),
+            rows_per_partition=(1, 10_000_000),
         )
-        for name in ("max_references", "max_triplets_per_target", "max_triplets_per_subject", "rows_per_partition"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"plan.{name} is below 1", value=getattr(self, name), fix="use 1 or more")
         if not 0 <= self.validation_fraction < 1 or self.min_validation_subjects < 0:
             raise ConfigError(
                 "no such share of subjects",
@@ -66,13 +63,9 @@ class FoundConfig:
     """A task compares about this many; a subject that lies in two cells is found twice."""
 
     def __post_init__(self) -> None:
-        check_values(self)
-        check_most(self, neighbours=4_096, images_per_cell=10_000_000)
+        check_values(self, at="labels.found.", neighbours=(1, 4_096), images_per_cell=(1, 10_000_000))
         if not 0 < self.min_similarity < 1:
             raise ConfigError("no such similarity", value=self.min_similarity, fix="use a value between 0 and 1")
-        for name in ("neighbours", "images_per_cell"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"labels.found.{name} is below 1", value=getattr(self, name), fix="use 1 or more")
 
 
 @dataclass(frozen=True)
@@ -130,18 +123,13 @@ class ShardsConfig:
     """A shard holds about this much, counted before images are scaled down."""
 
     def __post_init__(self) -> None:
-        check_values(self)
-        check_most(self, image_size=16_384, shard_mib=65_536)
-        if self.image_size is not None and self.image_size < 16:
-            raise ConfigError("shards.image_size is too small", value=self.image_size, fix="use 16 or more, or null")
+        check_values(self, at="shards.", image_size=(16, 16_384), shard_mib=(1, 65_536))
         if self.buckets is not None and (not self.buckets or min(min(size) for size in self.buckets) < 16):
             raise ConfigError(
                 "shards.buckets has no size, or one below 16 px", value=self.buckets, fix="name sizes, or null"
             )
         if not 1 <= self.jpeg_quality <= 100:
             raise ConfigError("no such JPEG quality", value=self.jpeg_quality, fix="use 1 to 100")
-        if self.shard_mib < 1:
-            raise ConfigError("shards.shard_mib is below 1", value=self.shard_mib, fix="use 1 or more")
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,10 @@ KEPT, ABSENT = "kept", "not there"
 class DiffConfig:
     """What changed between two snapshots of a dataset."""
 
-    diff: tuple[int, int]
-    """Numbers of the two, the older one first: ``--diff 3 4``."""
+    before: int
+    """Number of the older snapshot."""
+    after: int
+    """Number of the newer snapshot."""
     dataset: str
     """URI of the prefix with the snapshots."""
     json: bool = False
@@ -78,9 +80,9 @@ def diff(config: DiffConfig) -> Difference:
         InputError: a version that is not there.
     """
     dataset = open_store(config.dataset)
-    before, after = config.diff
+    before, after = (config.before, config.after)
     with decoding("two whole snapshots", dataset.uri, fix="restore the versions, or compare others"):
-        old, new = (read_manifest(dataset, version) for version in config.diff)
+        old, new = (read_manifest(dataset, version) for version in (config.before, config.after))
         settings = _settings(old, new)
         shards = _shards(old["inputs"]["shards"], new["inputs"]["shards"])
         stores = version_store(dataset, before), version_store(dataset, after)

@@ -25,7 +25,7 @@ _SHOWN = 12  # triplets of an image in a snapshot
 class TraceConfig:
     """Where a triplet comes from, or what was made of an image."""
 
-    trace: str
+    id: str
     """Id of a triplet, or the SHA-256 of an image's bytes (its first 8 digits or more)."""
     dataset: str
     """URI of the prefix with the snapshots."""
@@ -36,10 +36,10 @@ class TraceConfig:
 
     def __post_init__(self) -> None:
         check_values(self)
-        if not (_TRIPLET_ID.fullmatch(self.trace) or _CONTENT.fullmatch(self.trace)):
+        if not (_TRIPLET_ID.fullmatch(self.id) or _CONTENT.fullmatch(self.id)):
             raise ConfigError(
                 "neither a triplet's id nor a content hash",
-                value=self.trace,
+                value=self.id,
                 fix="copy one from triplets.parquet or images.parquet; of a hash 8 hexadecimal digits or more",
             )
 
@@ -58,16 +58,16 @@ def trace(config: TraceConfig) -> list[dict[str, Any]]:
     versions = [config.version] if config.version is not None else list_versions(dataset)[::-1]
     if not versions:
         raise InputError("no complete snapshot here", value=dataset.uri, fix="run jobs/curate.py first")
-    of_one = _triplet if _TRIPLET_ID.fullmatch(config.trace) else _image
+    of_one = _triplet if _TRIPLET_ID.fullmatch(config.id) else _image
     found: list[dict[str, Any]] = []
     for version in versions:
         with decoding(
             "a whole snapshot", version_store(dataset, version).uri, fix="restore it, or name another --version"
         ):
-            found += of_one(dataset, version, config.trace)
+            found += of_one(dataset, version, config.id)
     if not found:
         names = ", ".join(f"v{version:04d}" for version in versions)
-        raise InputError(f"not in {names}", value=config.trace, fix="check the id and --dataset")
+        raise InputError(f"not in {names}", value=config.id, fix="check the id and --dataset")
     return found
 
 

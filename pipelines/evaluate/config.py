@@ -1,47 +1,49 @@
-"""What `jobs/evaluate.py` can be told."""
+"""The configuration of `jobs/evaluate.py`."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from lookalike.annotators.embedder import NO_EMBEDDER
+from lookalike.config import IDENTITY_IF_SET, NOT_IDENTITY
 from lookalike.errors import ConfigError
-from lookalike.evaluation.scores import Conditions
-from lookalike.values import check_most, check_values
+from lookalike.evaluation.metrics import LABELS
+from lookalike.evaluation.scores import ConditionMode
+from lookalike.values import check_values
 from pipelines.actors import ActorConfig
 
 
 def default_stages() -> list[str]:
-    """The preset's stages, and what each condition gives alone."""
+    """The preset's denoising schedule, and each condition alone."""
     return ["preset", "mllm_only", "reference_only"]
 
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """Measure a bundle on a suite. The same command again says that it is done."""
+    """Measure a bundle on a suite. The same command again returns the finished result."""
 
-    bundle: str
+    bundle: str = field(metadata=NOT_IDENTITY)
     """URI of the bundle, full or personal."""
-    suite: str
+    suite: str = field(metadata=NOT_IDENTITY)
     """URI of a curated data set, whose newest snapshot holds the subjects and prompts."""
-    out: str
+    out: str = field(metadata=NOT_IDENTITY)
     """URI that receives scores.json (last), grid.png, measurements.parquet and images/."""
-    base: str | None = None
-    """URI of a second bundle to show beside it, as the state before (a finetune's base)."""
+    base: str | None = field(default=None, metadata=NOT_IDENTITY)
+    """URI of a second bundle to measure beside it, as the state before (an adapter's base)."""
     split: Literal["validation", "train"] = "validation"
-    """Which subjects of the suite: those that training never saw, by default."""
-    distractors: str | None = None
+    """Which subjects of the suite; by default those that training never used."""
+    distractors: str | None = field(default=None, metadata=NOT_IDENTITY)
     """URI of a data set with other subjects, for a suite that holds one subject only."""
-    conditions: Conditions = "right"
+    conditions: ConditionMode = "right"
     """``shuffled`` gives every sample another subject's conditions: a probe that a gate has to refuse."""
     max_samples: int = 256
     """Held-out losses to measure; a suite with fewer triplets is measured at more noise levels."""
     subjects: int = 8
-    """Subjects to generate."""
+    """Number of subjects to generate images of."""
     prompts_per_subject: int = 2
-    """Images of each subject and stage setting."""
+    """Images of each subject by each denoising schedule."""
     stages: list[str] = field(default_factory=default_stages)
-    """Stage settings (preset, paper, mllm_only, both, reference_only, TAU1/TAU2 or TAU1/TAU2/BLEND); metrics of the
-    first have no prefix."""
+    """Denoising schedules (preset, paper, mllm_only, both, reference_only, TAU1/TAU2 or TAU1/TAU2/BLEND); metrics of
+    the first have no prefix."""
     steps: int = 20
     """Denoising steps of an image."""
     guidance_scale: float = 2.5
@@ -49,37 +51,42 @@ class EvaluateConfig:
     embedder: str = "efficientnet-lite0-colour"
     """Image embedder of ``identity``: packaged, or a Hub id or folder of a transformers vision model."""
     clip: str | None = None
-    """Hub id or folder of a CLIP model for CLIP-I and CLIP-T; none, none."""
+    """Hub id or folder of a CLIP model for CLIP-I and CLIP-T; by default these are not measured."""
     dino: str | None = None
-    """Hub id or folder of a DINO model for DINO-I; none, none."""
+    """Hub id or folder of a DINO model for DINO-I; by default it is not measured."""
+    metrics: dict[str, Any] = field(default_factory=dict, metadata=IDENTITY_IF_SET)
+    """Settings of metrics that have any, by the metric's name in scores.json."""
     loss_batch_size: int = 16
     """Samples of a forward pass."""
     image_batch_size: int = 8
     """Images generated at once."""
     seed: int = 0
-    """Decides noise, noise levels and who is whose stranger."""
-    actors: ActorConfig = field(default_factory=ActorConfig)
-    """Where it runs."""
+    """Seeds noise, noise levels and the choice of other subjects."""
+    actors: ActorConfig = field(default_factory=ActorConfig, metadata=NOT_IDENTITY)
+    """The actors that measure."""
 
     def __post_init__(self) -> None:
-        check_values(self)
-        check_most(
+        check_values(
             self,
-            max_samples=10_000_000,
-            subjects=100_000,
-            prompts_per_subject=10_000,
-            steps=10_000,
-            loss_batch_size=4_096,
-            image_batch_size=4_096,
+            max_samples=(1, 10_000_000),
+            subjects=(1, 100_000),
+            prompts_per_subject=(1, 10_000),
+            steps=(1, 10_000),
+            loss_batch_size=(1, 4_096),
+            image_batch_size=(1, 4_096),
         )
         from lookalike.diffusion.schedule import denoising_schedule
 
-        for name in ("max_samples", "subjects", "prompts_per_subject", "steps", "loss_batch_size", "image_batch_size"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is below 1", value=getattr(self, name), fix="use 1 or more")
         if self.embedder == NO_EMBEDDER:
-            raise ConfigError("identity cannot be measured without an embedder", value=self.embedder, fix="choose one")
+            raise ConfigError(
+                "identity cannot be measured without an embedder", value=self.embedder, fix="name one with --embedder"
+            )
         if not self.stages or len(set(self.stages)) != len(self.stages):
-            raise ConfigError("name each stage setting once", value=self.stages, fix="e.g. --stages preset")
+            raise ConfigError(
+                "stages is empty or names a denoising schedule twice", value=self.stages, fix="use --stages preset"
+            )
         for name in self.stages:
             denoising_schedule(name)
+        for name in self.metrics:
+            if name not in LABELS:
+                raise ConfigError("metrics: not a metric of images", value=name, fix=f"choose from {list(LABELS)}")

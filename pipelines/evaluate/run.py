@@ -1,4 +1,4 @@
-"""One evaluation from its configuration to its scores."""
+"""Run one evaluation, from its configuration to its scores."""
 
 import hashlib
 import io
@@ -21,22 +21,21 @@ from lookalike.evaluation.measurements import MEASUREMENTS, SCHEMA, UNREADABLE, 
 from lookalike.evaluation.scores import GRID, SCORES, Scores, Source
 from lookalike.evaluation.suites import ImageCase, Suite
 from lookalike.storage import Store, latest_version, open_store, read_manifest, version_store
-from lookalike.storage.claim import claim
+from lookalike.storage.claim import run_once
 from pipelines.actors import run_units
 from pipelines.evaluate.config import EvaluateConfig
 
 log = logging.getLogger(__name__)
 
 _GRID_ROWS = 8
-_MOST_UNREADABLE = 0.25  # share of the cases; with more, what is left is another suite
-_NOT_IDENTITY = ("out", "actors", "bundle", "base", "suite", "distractors")  # locations: their content counts
+_MOST_UNREADABLE = 0.25  # share of the cases; beyond it the rest is too small a part of the suite
 
 
 def evaluate(config: EvaluateConfig) -> Scores:
     """Measure ``config.bundle``; writes measurements, images and the grid, and ``scores.json`` last.
 
     Raises:
-        InputError: no bundle, no snapshot, no triplets in the split.
+        InputError: the bundle or the snapshot is missing, or the split has no triplets.
         ConflictError: ``config.out`` holds another evaluation.
     """
     bundles = [locate_bundle(config.bundle, base_hint=config.base)]
@@ -47,11 +46,17 @@ def evaluate(config: EvaluateConfig) -> Scores:
     content: dict[str, Any] = {"inputs": {"bundles": [bundle.sha256 for bundle in bundles], "suite": snapshot.sha256}}
     if config.distractors is not None:
         content["distractors_sha256"] = _snapshot(config.distractors).sha256
-    claim(store, configs.to_dict(config), ignore=_NOT_IDENTITY, content=content)
-    if store.exists(SCORES):
-        log.info("this evaluation is done already: %s", store.uri)
-        return Scores.from_json(store.read(SCORES), store.uri_of(SCORES))
+    return run_once(
+        store,
+        SCORES,
+        config,
+        content=content,
+        earlier=lambda _: Scores.from_json(store.read(SCORES), store.uri_of(SCORES)),
+        work=lambda _: _evaluate(config, store, bundles, snapshot),
+    )
 
+
+def _evaluate(config: EvaluateConfig, store: Store, bundles: Sequence[BundleLocation], snapshot: Source) -> Scores:
     suite, snapshots = _suite(config, snapshot)
     cases = suite.images(config.subjects, config.prompts_per_subject, config.conditions)
     table = _measure(config, bundles, suite, snapshots, cases)
@@ -86,7 +91,7 @@ def _snapshot(uri: str) -> Source:
 
 
 def _suite(config: EvaluateConfig, snapshot: Source) -> tuple[Suite, list[str]]:
-    """The suite, and for each triplet of its pool the URI of the snapshot's version."""
+    """Read the suite, and for each triplet of its pool the URI of the snapshot's version."""
 
     def triplets(source: Source, split: Split | None) -> tuple[str, list[Triplet]]:
         version = version_store(open_store(source.uri), source.version or 0)
@@ -106,7 +111,7 @@ def _measure(
     cases: Sequence[ImageCase],
 ) -> pa.Table:
     """Measure all units on an actor pool; rows sorted, so that equal evaluations give equal tables."""
-    from pipelines.evaluate.worker import Evaluator, ImageUnit, LossUnit, Unit, Work
+    from pipelines.evaluate.worker import EvaluationWork, Evaluator, ImageUnit, LossUnit, Unit
 
     losses = suite.losses(config.max_samples, config.conditions)
     units: list[Unit] = []
@@ -114,7 +119,7 @@ def _measure(
         units += [LossUnit(bundle, part) for part in _parts(losses, config.loss_batch_size)]
         for stages in config.stages:
             units += [ImageUnit(bundle, stages, part) for part in _parts(cases, config.image_batch_size)]
-    work = Work(config, tuple(bundles), tuple(suite.pool), tuple(snapshots), tuple(units))
+    work = EvaluationWork(config, tuple(bundles), tuple(suite.pool), tuple(snapshots), tuple(units))
     log.info(
         "%d losses and %d images of %d subjects, in %d units",
         len(losses) * len(bundles),
@@ -127,7 +132,7 @@ def _measure(
 
 
 def _measured(table: pa.Table, where: str) -> pa.Table:
-    """The rows of cases that were measured; the others are logged.
+    """Select the rows of cases that were measured, and log the others.
 
     Raises:
         InputError: the images of too many cases cannot be read.

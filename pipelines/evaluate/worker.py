@@ -1,4 +1,4 @@
-"""The actor of an evaluation: it holds one model and measures units of work."""
+"""The actor of an evaluation, which holds one model and measures units of work."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -8,16 +8,15 @@ from typing import TypeVar
 
 import numpy as np
 
-from lookalike.annotators.embedder import load_embedder
 from lookalike.bundles.locate import BundleLocation
 from lookalike.data.images import encode_png
 from lookalike.data.triplets import ShardError, Triplet, load_images
 from lookalike.diffusion.flow import FlowConfig, seed_of
 from lookalike.diffusion.pipeline import SubjectPipeline
 from lookalike.errors import UnreachableError, describe
-from lookalike.evaluation.clip import ClipScorer
-from lookalike.evaluation.measure import ImageScorer, Task, paired_losses, with_prefix
-from lookalike.evaluation.measurements import UNREADABLE, Measurement
+from lookalike.evaluation.measure import paired_losses
+from lookalike.evaluation.measurements import UNREADABLE, Measurement, with_prefix
+from lookalike.evaluation.metrics import Metric, Task, measure, metrics_of
 from lookalike.evaluation.suites import ImageCase, LossSample
 from lookalike.models.batch import Batch, to_batch
 from lookalike.models.preprocess import Preprocessor, check_image
@@ -35,7 +34,7 @@ Images = tuple[np.ndarray, list[np.ndarray]]
 
 @dataclass(frozen=True)
 class LossUnit:
-    """Losses to measure in one forward pass an arm."""
+    """Losses that are measured in one batch, with right and with shuffled conditions."""
 
     bundle: int
     """Index of the bundle."""
@@ -44,7 +43,7 @@ class LossUnit:
 
 @dataclass(frozen=True)
 class ImageUnit:
-    """Images to generate at once, at one setting of the stages."""
+    """Images that are generated in one batch, by one denoising schedule."""
 
     bundle: int
     """Index of the bundle."""
@@ -57,23 +56,23 @@ CaseT = TypeVar("CaseT", LossSample, ImageCase)
 
 
 @dataclass(frozen=True)
-class Work:
+class EvaluationWork:
     """Everything that an evaluation measures."""
 
     config: EvaluateConfig
     bundles: tuple[BundleLocation, ...]
     """The bundle, and the one it is compared with, if any."""
     pool: tuple[Triplet, ...]
-    """Triplets that units point at."""
+    """The triplets that units index."""
     snapshots: tuple[str, ...]
     """For each triplet of the pool the URI of the snapshot's version."""
     units: tuple[Unit, ...]
 
 
 class Evaluator:
-    """Measures units: each becomes rows of case, subject, metric, value."""
+    """Measure units of work; the result of each is rows of case, subject, metric, value."""
 
-    def __init__(self, work: Work) -> None:
+    def __init__(self, work: EvaluationWork) -> None:
         self._work = work
         self._device = work.config.actors.prepare()
         self._loaded: tuple[int, SubjectPipeline] | None = None
@@ -146,12 +145,12 @@ class Evaluator:
             for case in cases
         ]
         main = "" if unit.stages == config.stages[0] else f"{unit.stages}/"
-        return with_prefix(self._scorer(list(images), tasks), _before(unit.bundle) + main) + unreadable
+        return with_prefix(measure(self._metrics, list(images), tasks), _before(unit.bundle) + main) + unreadable
 
     def _readable(
         self, cases: Sequence[CaseT], name: Callable[[CaseT], str], needs: Callable[[CaseT], tuple[int | None, ...]]
     ) -> tuple[list[CaseT], list[Measurement]]:
-        """The cases whose triplets can be read, and a row for each of the others, with the reason as its metric."""
+        """Select the cases whose triplets can be read; for each other case a row with the reason as its metric."""
         usable, unreadable = [], []
         for case in cases:
             triplet = case.target
@@ -176,13 +175,8 @@ class Evaluator:
         return self._loaded[1]
 
     @cached_property
-    def _scorer(self) -> ImageScorer:
-        config = self._work.config
-        return ImageScorer(
-            load_embedder(config.embedder, self._device),
-            clip=ClipScorer(config.clip, self._device) if config.clip else None,
-            dino=load_embedder(config.dino, self._device) if config.dino else None,
-        )
+    def _metrics(self) -> list[Metric]:
+        return metrics_of(self._work.config, self._device)
 
     def _batch(self, pipe: SubjectPipeline, conditions: Sequence[int], targets: list[np.ndarray]) -> Batch:
         prompts = [self._work.pool[index].prompt for index in conditions]
@@ -211,7 +205,7 @@ class Evaluator:
 
 
 def image_key(bundle: int, case: ImageCase, stages: str) -> str:
-    """Where a generated image lies below the evaluation's prefix."""
+    """Key of a generated image below the evaluation's prefix."""
     return f"images/{_before(bundle)}{stages.replace('/', '-')}/{case.case_id}.png"
 
 

@@ -2,72 +2,75 @@
 
 from dataclasses import dataclass, field
 
+from lookalike.config import IDENTITY_IF_SET, NOT_IDENTITY
 from lookalike.errors import ConfigError
-from lookalike.values import check_most, check_values
+from lookalike.values import check_values
 from pipelines.actors import ActorConfig
 
 
 @dataclass(frozen=True)
 class GenerateConfig:
-    """Images of a subject. The same command again makes what is missing, or says that it is done."""
+    """Generate images of a subject. The same command again generates missing ones, or returns the finished result."""
 
-    model: str
+    model: str = field(metadata=NOT_IDENTITY)
     """``models:/NAME@champion``, ``models:/NAME/3``, or the URI of a bundle."""
-    out: str
+    out: str = field(metadata=NOT_IDENTITY)
     """URI that receives images/, contact_sheet.png and generations.json (last)."""
     prompt: list[str] = field(default_factory=list)
-    """What to show; may be repeated."""
-    prompts_file: str | None = None
+    """What the image should show; may be repeated."""
+    prompts_file: str | None = field(default=None, metadata=NOT_IDENTITY)
     """URI of a text file with one prompt a line, after those of --prompt; blank lines do not count."""
-    reference: list[str] = field(default_factory=list)
+    reference: list[str] = field(default_factory=list, metadata=NOT_IDENTITY)
     """Photo of the subject, or a folder of them, of which the model takes as many as it reads; may be repeated."""
-    max_prompts_mib: int = 16
+    max_prompts_mib: int = field(default=16, metadata=NOT_IDENTITY)
     """Largest size of the file of ``prompts_file``, in MiB."""
-    max_reference_mib: int = 256
+    max_reference_mib: int = field(default=256, metadata=NOT_IDENTITY)
     """Largest size of a reference's file, in MiB; it is read into memory whole."""
     num_images: int = 1
     """Images of each prompt."""
     seed: int = 0
     """Seed of the first image of each prompt; the next ones count up."""
-    height: int | None = None
+    height: int | None = field(default=None, metadata=IDENTITY_IF_SET)
     """Pixels of an image, a multiple of a token's side (8 for mini, 16 for FLUX); by default the model's."""
-    width: int | None = None
+    width: int | None = field(default=None, metadata=IDENTITY_IF_SET)
     """Pixels, as --height."""
     steps: int = 25
     """Denoising steps."""
     guidance_scale: float = 2.5
     """Classifier-free guidance; 1 turns it off."""
     stages: str = "preset"
-    """Which condition a step sees: what the model's preset says, paper, mllm_only, both, reference_only, TAU1/TAU2 or
-    TAU1/TAU2/BLEND: the noise levels below which the references' latents join and the MLLM's tokens leave, and the
-    width over which they come and go. Lower ones follow the text more, identity less."""
-    batch_size: int = 8
-    """Images made at once."""
-    bundle: str | None = None
+    """The denoising schedule, which conditions a step sees: preset (the model's), paper, mllm_only, both,
+    reference_only, TAU1/TAU2 or TAU1/TAU2/BLEND: the noise levels below which the references' latents are added and the
+    MLLM's tokens are removed, and the width of the transition. Lower levels follow the text more, identity less."""
+    batch_size: int = field(default=8, metadata=NOT_IDENTITY)
+    """Images of a batch."""
+    bundle: str | None = field(default=None, metadata=NOT_IDENTITY)
     """URI of the model's bundle, if it was moved since it was registered."""
-    base: str | None = None
+    base: str | None = field(default=None, metadata=NOT_IDENTITY)
     """URI of a personal model's base, if it was moved since the adapter was trained."""
-    tracking: str | None = None
+    tracking: str | None = field(default=None, metadata=NOT_IDENTITY)
     """MLflow tracking URI that knows the model's name; by default MLFLOW_TRACKING_URI. A bundle's URI needs none."""
-    actors: ActorConfig = field(default_factory=ActorConfig)
-    """Where it runs."""
+    actors: ActorConfig = field(default_factory=ActorConfig, metadata=NOT_IDENTITY)
+    """The actors that generate."""
 
     def __post_init__(self) -> None:
-        check_values(self)
-        check_most(self, num_images=100_000, steps=10_000, batch_size=4_096)
-        check_most(self, max_prompts_mib=65_536, max_reference_mib=65_536)
+        check_values(
+            self,
+            num_images=(1, 100_000),
+            steps=(1, 10_000),
+            batch_size=(1, 4_096),
+            max_prompts_mib=(1, 65_536),
+            max_reference_mib=(1, 65_536),
+        )
         from lookalike.diffusion.schedule import denoising_schedule
         from lookalike.models.preprocess import MAX_SIDE
 
-        denoising_schedule(self.stages)  # refuses one that is not valid, and levels out of order
-        for name in ("num_images", "steps", "batch_size", "max_prompts_mib", "max_reference_mib"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is below 1", value=getattr(self, name), fix="use 1 or more")
+        denoising_schedule(self.stages)  # raises for a name or an order that is not valid
         for name in ("height", "width"):
             side = getattr(self, name)
             if side is not None and not 1 <= side <= MAX_SIDE:
                 raise ConfigError(f"{name} is not 1 to {MAX_SIDE} pixels", value=side, fix="use pixels, such as 512")
         if not self.prompt and not self.prompts_file:
-            raise ConfigError("nothing to generate", fix="name a --prompt or a --prompts-file")
+            raise ConfigError("there is no prompt", fix="name one with --prompt or --prompts-file")
         if not self.reference:
-            raise ConfigError("no photo of the subject", fix="name one with --reference")
+            raise ConfigError("there is no reference photo of the subject", fix="name one with --reference")

@@ -1,4 +1,4 @@
-"""One generation from its configuration to its images."""
+"""Run one generation, from its configuration to its images."""
 
 import io
 import logging
@@ -14,12 +14,13 @@ from lookalike.data.images import EXTENSIONS, decode
 from lookalike.data.text import decode_text
 from lookalike.errors import ConfigError, InputError
 from lookalike.storage import Store, locate_object, open_store, read_at_most, read_object
-from lookalike.storage.claim import claim
+from lookalike.storage.claim import run_once
 from lookalike.storage.results import AGAIN, read_result, write_result
 from pipelines.actors import run_units
 from pipelines.generate.config import GenerateConfig
 
 if TYPE_CHECKING:
+    from lookalike.registry import ModelReference
     from pipelines.generate.worker import Request
 
 log = logging.getLogger(__name__)
@@ -27,18 +28,13 @@ log = logging.getLogger(__name__)
 RESULT = "generations.json"
 _RESULT = {"model": dict, "references": list, "images": list, "config": dict}
 SHEET = "contact_sheet.png"
-# Model, prompts and references count by their content, wherever they lie.
-_NOT_IDENTITY = (
-    *("out", "actors", "batch_size", "tracking"),
-    *("model", "bundle", "base", "prompts_file", "reference", "max_prompts_mib", "max_reference_mib"),
-)
 
 
 def generate(config: GenerateConfig) -> dict[str, Any]:
-    """Make the images; returns what ``generations.json`` holds.
+    """Generate the images; returns the content of ``generations.json``.
 
     Raises:
-        InputError: a model that is not registered, no bundle, a reference that cannot be used.
+        InputError: the model is not registered, its bundle is missing, or a reference cannot be used.
         ConfigError: more references than the model reads.
         ConflictError: ``config.out`` holds another generation.
     """
@@ -46,7 +42,7 @@ def generate(config: GenerateConfig) -> dict[str, Any]:
     from lookalike.diffusion.inputs import check_size
     from lookalike.models.preprocess import Preprocessor
     from lookalike.registry import resolve
-    from pipelines.generate.worker import Generator, Request, Work
+    from pipelines.generate.worker import Request
 
     model = resolve(config.model, config.tracking, config.bundle)
     bundle = locate_bundle(model.bundle_uri, model.bundle_sha256, base_uri=config.base)
@@ -62,48 +58,68 @@ def generate(config: GenerateConfig) -> dict[str, Any]:
         "prompts": prompts,
         "references": [configs.fingerprint(data.hex()) for _, data in references],
     }
-    values = configs.to_dict(config)
-    unset = [name for name in ("height", "width") if values[name] is None]  # as before there were such settings
-    fingerprint = claim(store, values, ignore=(*_NOT_IDENTITY, *unset), content={"inputs": inputs})
-    requests = [
+    requests = tuple(
         Request(f"images/{number:04d}-{config.seed + index}.png", prompt, config.seed + index)
         for number, prompt in enumerate(prompts)
         for index in range(config.num_images)
-    ]
-    if store.exists(RESULT):
-        log.info("this generation is done already: %s", store.uri)
-        return _earlier_result(store, fingerprint, requests)
+    )
 
-    pixels = [decode(data) for _, data in references]
-    for prompt in prompts:  # refuses before any work; one at a time: all at once would hold the photos for each
-        preprocessor([prompt], [pixels], truncate_prompts=True)
+    def work(fingerprint: str) -> dict[str, Any]:
+        pixels = [decode(data) for _, data in references]
+        for (
+            prompt
+        ) in prompts:  # raises before any work; one at a time, since all at once would hold the photos for each
+            preprocessor([prompt], [pixels], truncate_prompts=True)
+        _make(config, store, model, bundle, references, requests)
+        store.write(SHEET, _contact_sheet(store, config, pixels, requests))
+        result = {
+            "model": {
+                "name": model.name,
+                "version": model.version,
+                "bundle_uri": bundle.uri,
+                "sha256": bundle.sha256,
+                "stages": bundle.stages,
+            },
+            "references": [uri for uri, _ in references],
+            "images": [asdict(request) for request in requests],
+            "config": configs.to_dict(config),
+        }
+        write_result(store, RESULT, result, fingerprint)
+        return result
+
+    return run_once(
+        store,
+        RESULT,
+        config,
+        content={"inputs": inputs},
+        earlier=lambda fingerprint: _earlier_result(store, fingerprint, requests),
+        work=work,
+    )
+
+
+def _make(
+    config: GenerateConfig,
+    store: Store,
+    model: "ModelReference",
+    bundle: BundleLocation,
+    references: Sequence[tuple[str, bytes]],
+    requests: "Sequence[Request]",
+) -> None:
+    """Generate the images that are not in ``store`` yet."""
+    from pipelines.generate.worker import GenerationWork, Generator
+
     name = f"{model.name}/{model.version}" if model.version else model.name or bundle.uri
     there = {info.key for info in store.list("images/")}
     missing = [request for request in requests if request.file not in there]
     units = [tuple(missing[first : first + config.batch_size]) for first in range(0, len(missing), config.batch_size)]
     if units:
-        work = Work(config, bundle, name, tuple(data for _, data in references), tuple(units))
+        work = GenerationWork(config, bundle, name, tuple(data for _, data in references), tuple(units))
         for _ in run_units(Generator, work, len(units), config.actors):
             pass
-    store.write(SHEET, _contact_sheet(store, config, pixels, requests))
-    result = {
-        "model": {
-            "name": model.name,
-            "version": model.version,
-            "bundle_uri": bundle.uri,
-            "sha256": bundle.sha256,
-            "stages": bundle.stages,
-        },
-        "references": [uri for uri, _ in references],
-        "images": [asdict(request) for request in requests],
-        "config": configs.to_dict(config),
-    }
-    write_result(store, RESULT, result, fingerprint)
-    return result
 
 
 def _earlier_result(store: Store, fingerprint: str, requests: "Sequence[Request]") -> dict[str, Any]:
-    """The content of ``generations.json``. Raises InputError for one of another run, or of other images."""
+    """Read ``generations.json``. Raises InputError if it is of another run, or lists other images."""
     sealed = read_result(store, RESULT, fingerprint, _RESULT)
     result = sealed or read_object(store, RESULT)
     if result["images"] != [asdict(request) for request in requests]:  # also of an earlier version, without a seal
@@ -114,7 +130,7 @@ def _earlier_result(store: Store, fingerprint: str, requests: "Sequence[Request]
 
 
 def read_prompts(config: GenerateConfig) -> list[str]:
-    """All prompts, in their order. Raises InputError for an empty one, or a file that is not text or is too large."""
+    """Read all prompts, in their order. Raises InputError for an empty prompt, a file too large or not text."""
     prompts = [prompt.strip() for prompt in config.prompt]
     if config.prompts_file:
         store, key = locate_object(config.prompts_file)
@@ -122,12 +138,12 @@ def read_prompts(config: GenerateConfig) -> list[str]:
         text = decode_text(data, store.uri_of(key), len(data))
         prompts += [line.strip() for line in re.split(r"\r\n|\r|\n", text) if line.strip()]
     if not prompts or not all(prompts):
-        raise InputError("an empty prompt", value=config.prompts_file or "", fix="give every prompt some text")
+        raise InputError("a prompt is empty", value=config.prompts_file or "", fix="give every prompt some text")
     return prompts
 
 
 def _references(config: GenerateConfig, bundle: BundleLocation) -> list[tuple[str, bytes]]:
-    """URI and bytes of each reference; of folders as many photos, by name, as the model still reads."""
+    """Read each reference, as URI and bytes; of a folder the first photos by name, as many as the model still reads."""
     from lookalike.models.preprocess import check_image
 
     limit, bound = bundle.max_references, (config.max_reference_mib, "max_reference_mib")
@@ -144,7 +160,9 @@ def _references(config: GenerateConfig, bundle: BundleLocation) -> list[tuple[st
         files += [(folder.uri_of(key), read_at_most(folder, key, *bound)) for key in keys[: max(1, limit - len(files))]]
     if len(files) > limit:
         raise ConfigError(
-            f"{len(files)} references; this model reads {limit}", value=[uri for uri, _ in files], fix="name fewer"
+            f"{len(files)} references; this model reads {limit}",
+            value=[uri for uri, _ in files],
+            fix=f"name at most {limit}",
         )
     for uri, data in files:
         try:

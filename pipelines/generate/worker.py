@@ -1,4 +1,4 @@
-"""The actor of generation: it holds one model and makes one batch of images at a time."""
+"""The actor of a generation, which holds one model and generates one batch of images at a time."""
 
 from dataclasses import dataclass
 
@@ -14,24 +14,24 @@ from pipelines.generate.config import GenerateConfig
 
 @dataclass(frozen=True)
 class Request:
-    """One image to make."""
+    """One image to generate."""
 
     file: str
     """Its key below the output."""
     prompt: str
-    """What it shows."""
+    """The prompt."""
     seed: int
-    """Of its initial noise."""
+    """Seed of the initial noise."""
 
 
 @dataclass(frozen=True)
-class Work:
-    """Everything that a generation makes."""
+class GenerationWork:
+    """The batches of a generation, and what they share."""
 
     config: GenerateConfig
     bundle: BundleLocation
     model: str
-    """Name and version, as provenance says it."""
+    """Name and version, as written into each image."""
     references: tuple[bytes, ...]
     """Encoded photos of the subject, shared by all requests."""
     units: tuple[tuple[Request, ...], ...]
@@ -39,9 +39,9 @@ class Work:
 
 
 class Generator:
-    """Makes and writes the images of a unit, each with its provenance in its text chunks."""
+    """Generate and write the images of a unit, each with its provenance in its PNG text chunks."""
 
-    def __init__(self, work: Work) -> None:
+    def __init__(self, work: GenerationWork) -> None:
         self._work = work
         self._pipe = work.bundle.load(work.config.actors.prepare())
         self._references = [decode(data) for data in work.references]

@@ -4,22 +4,12 @@ from dataclasses import dataclass, field
 
 from lookalike.data.text import MAX_TEXT_BYTES
 from lookalike.errors import ConfigError
-from lookalike.values import check_most, check_values
+from lookalike.values import check_values
 
 SAMPLE = "sample"
 # Defects of the sample world that curation drops only if it is configured to.
 MORE_DEFECTS = ("wrong_licence", "taken_down", "overlaid_text")
 _DEFECTS_NEED = 4  # subjects: one is in the truncated shard, and misfiled photos need another subject
-
-_RANGES = {
-    "subjects": (1, 10_000_000),
-    "views": (1, 1_000),
-    "seed": (0, 99),
-    "first_subject": (0, 1_000_000_000),
-    "size_px": (32, 1024),
-    "bare_captions": (0, 1),
-    "defects_of_each": (1, 100_000),
-}
 
 
 @dataclass(frozen=True)
@@ -48,11 +38,17 @@ class SampleWorldConfig:
     """Further kinds, which curation finds only if configured to: wrong_licence, taken_down, overlaid_text."""
 
     def __post_init__(self) -> None:
-        check_values(self)
-        for name, (low, high) in _RANGES.items():
-            value = getattr(self, name)
-            if value is not None and not low <= value <= high:
-                raise ConfigError(f"sample.{name} is out of range", value=value, fix=f"use {low} to {high}")
+        check_values(
+            self,
+            at="sample.",
+            subjects=(1, 10_000_000),
+            views=(1, 1_000),
+            seed=(0, 99),
+            first_subject=(0, 1_000_000_000),
+            size_px=(32, 1024),
+            bare_captions=(0, 1),
+            defects_of_each=(1, 100_000),
+        )
         unknown = sorted(set(self.more_defects) - set(MORE_DEFECTS))
         if unknown or (self.more_defects and not self.defects):
             raise ConfigError(
@@ -94,10 +90,6 @@ class IngestConfig:
     """Settings of the sample world, for `--source sample`."""
 
     def __post_init__(self) -> None:
-        check_values(self)
-        check_most(self, max_file_mib=65_536, max_text_mib=MAX_TEXT_BYTES >> 20, shard_mib=65_536)
-        for name in ("max_file_mib", "max_text_mib", "shard_mib"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is below 1", value=getattr(self, name), fix="use 1 or more")
+        check_values(self, max_file_mib=(1, 65_536), max_text_mib=(1, MAX_TEXT_BYTES >> 20), shard_mib=(1, 65_536))
         if self.source != SAMPLE and self.photos:
             raise ConfigError("photos needs --source sample", value=self.photos, fix="leave out --photos")

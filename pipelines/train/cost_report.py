@@ -1,14 +1,16 @@
-"""``jobs/train.py --plan``: what a configuration would need, printed before anything is started."""
+"""``jobs/train.py plan``: what a configuration would need, printed before anything is started."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from lookalike.errors import ConfigError
 from lookalike.models.presets import Preset, load_preset
-from lookalike.training.budget import GB, Cluster, phase_costs, plan_memory
 from lookalike.training.config import TrainConfig
-from lookalike.training.workload import peak_tflops
+
+if TYPE_CHECKING:  # it imports the model's classes, for which `jobs/train.py run` need not wait
+    from lookalike.training.budget import Cluster
 
 STEPS = 25  # of the sampler
 
@@ -20,8 +22,6 @@ class PlanConfig(TrainConfig):
     ``workers`` and ``micro_batch_size`` are what the plan finds.
     """
 
-    plan: bool = True
-    """Print the plan; without this flag the training itself would run."""
     dataset: str = ""
     """Not read."""
     run: str = ""
@@ -38,8 +38,11 @@ class PlanConfig(TrainConfig):
     """Tokens of the prompt with its template."""
 
     @property
-    def cluster(self) -> Cluster:
+    def cluster(self) -> "Cluster":
         """The GPUs. Raises ConfigError for what is no ``NUMBERxMEMORY``."""
+        from lookalike.training.budget import Cluster
+        from lookalike.training.workload import peak_tflops
+
         number, _, memory = self.gpus.partition("x")
         try:
             gpus, memory_gb = int(number), float(memory)
@@ -125,8 +128,9 @@ def steps_by_stage(preset: Preset, tokens: int) -> Counter[tuple[bool, bool]]:
     return Counter((seen.mllm > 0, seen.references > 0) for seen in plan.weights)
 
 
-def _training(config: PlanConfig, preset: Preset, cluster: Cluster) -> list[str]:
+def _training(config: PlanConfig, preset: Preset, cluster: "Cluster") -> list[str]:
     from lookalike.models.costs import Sample
+    from lookalike.training.budget import GB, phase_costs, plan_memory
 
     sample = Sample.of(preset, config.references, text_tokens=config.text_tokens)
     references = any(stage.conditions == "mllm+references" for stage in config.stages)

@@ -22,7 +22,7 @@ from lookalike.storage import (
     read_manifest,
     version_store,
 )
-from lookalike.storage.claim import claim, read_claim
+from lookalike.storage.claim import read_claim, run_once
 from lookalike.storage.lease import hold
 from lookalike.tracking import tracking_uri
 from lookalike.training import checkpoint
@@ -38,26 +38,6 @@ from pipelines.train.worker_group import fit
 
 log = logging.getLogger(__name__)
 
-# What may change between two attempts of one run without changing what it learns. Data set and base count by content.
-_NOT_IDENTITY = (
-    "run",
-    "dataset",
-    "base",
-    "tracking",
-    "experiment",
-    "owner",
-    "workers",
-    "micro_batch_size",
-    "activation_checkpointing",
-    "keep_samples",
-    "zero",
-    "images",
-    "checkpoint",
-    "safety",
-    "log_every",
-    "export_dtype",
-    "export_lora",
-)
 
 
 def train(config: TrainConfig) -> dict[str, Any]:
@@ -80,15 +60,28 @@ def train(config: TrainConfig) -> dict[str, Any]:
     content: dict[str, Any] = {"snapshot": snapshot}
     if config.base is not None:
         content["base_sha256"] = reference(config.base).sha256
-    fingerprint = claim(store, configs.to_dict(config), ignore=_NOT_IDENTITY, content=content)
-    if store.exists(RESULT):
-        log.info("this run is done already: %s", store.uri)
-        return earlier_result(config, store, fingerprint)
+    return run_once(
+        store,
+        RESULT,
+        config,
+        content=content,
+        earlier=lambda fingerprint: earlier_result(config, store, fingerprint),
+        work=lambda fingerprint: _train(config, store, snapshot, manifest, fingerprint, started),
+    )
 
+
+def _train(
+    config: TrainConfig,
+    store: Store,
+    snapshot: dict[str, Any],
+    manifest: dict[str, Any],
+    fingerprint: str,
+    started: float,
+) -> dict[str, Any]:
     with hold(store.child(LEASE), above=checkpoint.latest_lease(store)) as lease:
         initial = initial_bundle(config, store)
         latents = _latents_fit(manifest.get("latents"), initial.uri)
-        uri, sha256 = version_store(dataset, version).uri, configs.fingerprint(manifest)
+        uri, sha256 = version_store(open_store(config.dataset), snapshot["version"]).uri, snapshot["sha256"]
         source = TripletSource(uri, "train", initial.uri, latents, sha256, initial.sha256)
         references_fit(source)
         settings = WorkerSettings(

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NoReturn, TypeVar, cast, get_type_hints
 
 import jsonargparse
@@ -19,16 +20,22 @@ from lookalike.redaction import redact, redacted
 
 ConfigT = TypeVar("ConfigT")
 
+NOT_IDENTITY = MappingProxyType({"identity": "never"})
+"""Metadata of a field (``field(metadata=NOT_IDENTITY)``) that may change between two attempts of one run: an address, a
+number of workers, or the location of an input that counts by its content."""
+IDENTITY_IF_SET = MappingProxyType({"identity": "if set"})
+"""Metadata of a field that is part of a run's identity unless it is None or empty: earlier records lack it."""
+
 _MAX_SETTINGS = 100_000  # in one file
 _MAX_FILE_BYTES = 4 << 20
 
 
 class _HelpFormatter(jsonargparse.DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Keeps the lines of the description: examples in it can be copied."""
+    """Keep the lines of the description, so that its examples can be copied."""
 
 
 class _Parser(jsonargparse.ArgumentParser):
-    """Hides secrets in its errors, and in what ``--print_config`` shows."""
+    """Hide secrets in errors, and in the output of ``--print_config``."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         super().error(redact(message), ex)
@@ -37,7 +44,33 @@ class _Parser(jsonargparse.ArgumentParser):
         return redact(super().dump(*arguments, **named))
 
 
-def parse(config_class: type[ConfigT], argv: Sequence[str] | None = None, description: str | None = None) -> ConfigT:
+def parse_command(
+    commands: Mapping[str, type], argv: Sequence[str] | None = None, description: str | None = None
+) -> tuple[str, Any]:
+    """Parse a subcommand, one of ``commands``, and after it its flags as :func:`parse` does: (name, configuration).
+
+    ``--help`` in place of a subcommand lists them (exit code 0); no subcommand also does, with exit code 2.
+    """
+    given = list(sys.argv[1:] if argv is None else argv)
+    parser = _Parser(description=description, formatter_class=_HelpFormatter)
+    if given and given[0] in commands:
+        return given[0], parse(commands[given[0]], given[1:], prog=f"{parser.prog} {given[0]}")
+    subcommands = parser.add_subcommands(help=f"`{parser.prog} SUBCOMMAND --help` lists the settings of each.")
+    for name, config_class in commands.items():
+        subcommands.add_subcommand(name, _Parser(), help=first_line(config_class.__doc__))
+    if given and given[0] not in ("-h", "--help"):
+        parser.error(f"{given[0]!r} is not a subcommand; begin with one of: {', '.join(commands)}")
+    parser.print_help(None if given else sys.stderr)
+    raise SystemExit(0 if given else 2)
+
+
+def parse(
+    config_class: type[ConfigT],
+    argv: Sequence[str] | None = None,
+    description: str | None = None,
+    *,
+    prog: str | None = None,
+) -> ConfigT:
     """Parse flags and ``--config FILE.yaml`` into ``config_class`` (a frozen dataclass).
 
     Flags win over the file; a nested field is ``--stage.steps 10``; ``--max-samples`` is ``--max_samples``; a
@@ -47,6 +80,7 @@ def parse(config_class: type[ConfigT], argv: Sequence[str] | None = None, descri
     forbid_imports(config_class)
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = _Parser(
+        prog=prog,
         description=description or config_class.__doc__,
         formatter_class=_HelpFormatter,
         allow_abbrev=False,
@@ -58,7 +92,9 @@ def parse(config_class: type[ConfigT], argv: Sequence[str] | None = None, descri
     files = {name: check_config_file(Path(name)) for name in _config_files(given)}
     for name, document in files.items():
         if "config" in document:  # which jsonargparse would read as a further file
-            raise ConfigError("a configuration file names another one", value=name, fix="repeat --config instead")
+            raise ConfigError(
+                "a configuration file names another configuration file", value=name, fix="repeat --config instead"
+            )
         check_groups(config_class, document)
     check_flags(config_class, given)
     try:
@@ -86,7 +122,7 @@ def _config_files(argv: Sequence[str]) -> list[str]:
 
 
 def check_config_file(path: Path) -> dict[str, Any]:
-    """The settings in a YAML file. Raises ConfigError for what is not a mapping; its text is never shown."""
+    """Read the settings in a YAML file. Raises ConfigError if it is not a mapping; its text is never shown."""
     fix = "name a YAML file with the same keys as the flags"
     try:
         with path.open("rb") as file:
@@ -107,10 +143,14 @@ def check_config_file(path: Path) -> dict[str, Any]:
         raise ConfigError("the configuration file is not a mapping of settings", value=str(path), fix=fix)
     left = _MAX_SETTINGS
     waiting: list[Any] = [document]
-    while waiting:  # by a counter, since anchors can make a small file endless
+    while waiting:  # counted, since anchors can make a small file endless
         item = waiting.pop()
         if (left := left - 1) < 0:
-            raise ConfigError(f"more than {_MAX_SETTINGS} settings, or endless ones", value=str(path), fix=fix)
+            raise ConfigError(
+                f"the configuration file has more than {_MAX_SETTINGS} settings, or an endless number by its anchors",
+                value=str(path),
+                fix=fix,
+            )
         if isinstance(item, dict):
             if unnamed := [key for key in item if not isinstance(key, str)]:
                 raise ConfigError(f"the key {unnamed[0]!r:.80} is not text", value=str(path), fix="put it in quotes")
@@ -129,7 +169,7 @@ def _empty_mappings(values: Any, prefix: str = "") -> Iterator[str]:
 
 
 def _plain_lists(config_class: Any, prefix: str = "") -> dict[str, list[Any]]:
-    """Default lists of dataclasses as lists of mappings: as objects, ``--print_config`` could not show them."""
+    """Default lists of dataclasses as lists of mappings, since ``--print_config`` cannot print objects."""
     found: dict[str, list[Any]] = {}
     for item in dataclasses.fields(config_class):
         default = None if item.default_factory is dataclasses.MISSING else item.default_factory()
@@ -166,7 +206,7 @@ def _normalise(config_class: type, argv: Sequence[str]) -> list[str]:
 
 
 def _yaml_list(values: list[str]) -> str:
-    """``values`` in YAML, which reads JSON's two escapes of an emoji as two characters."""
+    """Write ``values`` as a YAML list; YAML would read JSON's two escapes of an emoji as two characters."""
     text = json.dumps(values, ensure_ascii=False)
     return "".join(
         letter if " " <= letter <= "~" else f"\\U{ord(letter):08x}" if ord(letter) > 0xFFFF else f"\\u{ord(letter):04x}"
@@ -177,6 +217,11 @@ def _yaml_list(values: list[str]) -> str:
 def load_yaml(path: Path, config_class: type[ConfigT]) -> ConfigT:
     """Read one configuration from a YAML file, as strictly as :func:`parse` does."""
     return parse(config_class, [f"--config={path}"])
+
+
+def fields_marked(config: object, mark: Mapping[str, str]) -> tuple[str, ...]:
+    """Names of the fields of a configuration that carry ``mark`` (:data:`NOT_IDENTITY`, :data:`IDENTITY_IF_SET`)."""
+    return tuple(item.name for item in dataclasses.fields(cast(Any, config)) if item.metadata == mark)
 
 
 def to_dict(config: object) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from lookalike.redaction import redact, redacted
 
 
 class LookalikeError(Exception):
-    """An error that its reader can act on: ``what``, the ``value`` that caused it, and the ``fix``.
+    """Base of all errors for users: ``what`` is wrong, the ``value`` that caused it, and the ``fix``.
 
     Jobs print it without a traceback and exit with code 2. Users and passwords of URIs are hidden in all three.
     """
@@ -19,7 +19,7 @@ class LookalikeError(Exception):
 
 
 def describe(error: Exception) -> str:
-    """What went wrong, for a message: ``what`` of our own errors, else the exception's type and text."""
+    """Describe an exception in a message: ``what`` of our own errors, else its type and text."""
     return error.what if isinstance(error, LookalikeError) else f"{type(error).__name__}: {error}"
 
 
@@ -34,28 +34,28 @@ def _rebuild(cls: type[LookalikeError], what: str, value: object, fix: str) -> L
 
 
 class ConfigError(LookalikeError, ValueError):
-    """A setting that cannot work."""
+    """A setting is not valid."""
 
 
 class InputError(LookalikeError):
-    """Input that is missing, empty or unreadable."""
+    """Input is missing, empty or unreadable."""
 
 
 class ConflictError(LookalikeError):
-    """An output that already holds another run's result."""
+    """An output already holds another run's result."""
 
 
 class UnreachableError(LookalikeError):
-    """A service (S3, MLflow, Ray) that does not answer."""
+    """A service (S3, MLflow, Ray) does not answer."""
 
 
 class RefusedError(UnreachableError):
-    """A service that answers, and lets these credentials not do what was asked."""
+    """A service answers, and these credentials lack the permission for the request."""
 
 
 class StoppedError(LookalikeError):
-    """A job that was asked to end before it was done; the same command resumes."""
+    """A job was stopped before it was done; the same command resumes."""
 
 
 class BusyError(LookalikeError):
-    """Another process does this work at the moment; jobs exit with code 4."""
+    """Another process works on the same output; jobs exit with code 4."""

@@ -18,14 +18,23 @@ MAX_SEED = 2**62
 """Seeds are added to sample numbers, and go into 64-bit columns."""
 
 
-def check_values(config: Any) -> None:
-    """Check the fields of a frozen dataclass against their annotations; nested ones have checked themselves.
+Range = tuple[float | None, float | None]
+"""The least and the largest value of a field; None: no bound on that side."""
+
+
+def check_values(config: Any, *, at: str = "", **ranges: Range) -> None:
+    """Check the fields of a frozen dataclass against their annotations and ranges; nested ones check themselves.
 
     Numbers have the right type (a bool is not a number), are finite and at most :data:`MAX_COUNT`; a field named
     ``seed`` is 0 to :data:`MAX_SEED`; text is UTF-8 without NUL, and not empty unless that is the default.
 
+    Args:
+        config: the dataclass.
+        at: prefix of the field's name in errors, such as ``limits.``.
+        ranges: for fields by their names; a field that is None has no range.
+
     Raises:
-        ConfigError: names the first field that does not.
+        ConfigError: names the first field whose value is not valid.
     """
     config_class: Any = type(config)
     for item in dataclasses.fields(config):
@@ -33,18 +42,12 @@ def check_values(config: Any) -> None:
         if value == "" and item.default != "":
             raise ConfigError(f"{item.name} is empty", value=value, fix=f"give {item.name} a value, or leave it out")
         _check(item.name, value, _hints(config_class)[item.name])
-
-
-def check_most(config: Any, **most: int) -> None:
-    """Check that the fields named are at most so large: beyond, a job would only fill its machine's memory.
-
-    Raises:
-        ConfigError: names the first field that is larger.
-    """
-    for name, limit in most.items():
+    for name, (least, most) in ranges.items():
         value = getattr(config, name)
-        if value is not None and value > limit:
-            raise ConfigError(f"{name} is above {limit}", value=value, fix=f"use at most {limit}")
+        if value is not None and least is not None and value < least:
+            raise ConfigError(f"{at}{name} is below {least}", value=value, fix=f"use {least} or more")
+        if value is not None and most is not None and value > most:
+            raise ConfigError(f"{at}{name} is above {most}", value=value, fix=f"use at most {most}")
 
 
 @lru_cache(maxsize=256)
@@ -119,13 +122,13 @@ def _check_number(name: str, value: Any, hint: type) -> None:
 def _is_finite(value: float) -> bool:
     try:
         return math.isfinite(value)
-    except OverflowError:  # a huge integer
+    except OverflowError:  # an integer of hundreds of digits
         return True
 
 
 def _check_text(name: str, value: str) -> None:
     if "\0" in value:
-        raise ConfigError(f"{name} holds a NUL character", value=value, fix="leave it out")
+        raise ConfigError(f"{name} holds a NUL character", value=value, fix="remove it")
     try:
         value.encode()
     except UnicodeEncodeError:

@@ -109,7 +109,7 @@ def test_nothing_is_lost_or_doubled_where_requests_fail(
 
 def _curate(run_job: RunJob, prefix: str, name: str, env: dict[str, str]) -> dict[str, bytes]:
     """Curate through the endpoint of ``env``; the snapshot's objects, read without the proxy."""
-    done = run_job("curate", "--raw", f"{prefix}/raw", "--dataset", f"{prefix}/{name}", *SETTINGS, env=env)
+    done = run_job("curate", "run", "--raw", f"{prefix}/raw", "--dataset", f"{prefix}/{name}", *SETTINGS, env=env)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     snapshot: Store = open_store(f"{prefix}/{name}/v0001")
     return {info.key: snapshot.read(info.key) for info in snapshot.list()}

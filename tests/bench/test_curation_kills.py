@@ -146,7 +146,7 @@ class Bench:
     def run(self, *arguments: str) -> int:
         """One start of the job; its exit status. Its workers are at rest afterwards."""
         with self.log.open("ab") as file:
-            argv = [sys.executable, str(REPO / "jobs" / "curate.py"), *arguments]
+            argv = [sys.executable, str(REPO / "jobs" / "curate.py"), "run", *arguments]
             self.reaper.driver = subprocess.Popen(
                 argv, env=job_environment(self.env), stdout=file, stderr=file, cwd=REPO
             )

@@ -65,7 +65,7 @@ def test_each_reason_is_given_to_what_was_planted_for_it_and_to_nothing_else(
     truth = json.loads((raw / "_truth.json").read_text())["photos"]
     removed = _take_down_list(raw, truth, tmp_path / "removed.txt")
     told = ("--filters.licence.allowed", "[zlib]", "--filters.taken_down.list", str(removed))
-    curate = ("curate", "--raw", str(raw), "--dataset", str(dataset), *told)
+    curate = ("curate", "run", "--raw", str(raw), "--dataset", str(dataset), *told)
     run(*curate)
     _check(dataset, 1, truth, REASONS, f"seed {seed}")
     run(*curate, *TEXT)  # half a second of text recognition for each photo that is left

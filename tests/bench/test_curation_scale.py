@@ -54,6 +54,7 @@ def test_four_times_the_shards_cost_four_times_the_time(bench_folder: Path, tmp_
         argv = [
             sys.executable,
             str(REPO / "jobs" / "curate.py"),
+            "run",
             "--raw",
             str(raw),
             "--dataset",

@@ -38,7 +38,7 @@ PAPER = "jobs/configs/train-paper.yaml"
 
 @pytest.mark.parametrize("gpus", ["8x80", "64x80"])
 def test_the_papers_training_is_planned_and_accepted(gpus: str) -> None:
-    config = configs.parse(PlanConfig, [f"--config={PAPER}", "--plan", f"--gpus={gpus}"])
+    config = configs.parse(PlanConfig, [f"--config={PAPER}", f"--gpus={gpus}"])
     started = time.perf_counter()
     text = plan(config)
     share = config.batch_size // config.cluster.gpus  # the plan finds the micro batch; as configured it is for 8 GPUs
@@ -47,7 +47,7 @@ def test_the_papers_training_is_planned_and_accepted(gpus: str) -> None:
     keep(
         "paper-slice",
         {
-            "command": f"python jobs/train.py --config {PAPER} --plan --gpus {gpus}",
+            "command": f"python jobs/train.py plan --config {PAPER} --gpus {gpus}",
             "plan": text[text.index("Training on") :].splitlines(),
             "deepspeed": ours,
             "seconds": round(time.perf_counter() - started, 1),

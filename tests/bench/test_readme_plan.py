@@ -11,7 +11,7 @@ PAPER = "jobs/configs/train-paper.yaml"
 
 def test_the_readme_says_what_the_papers_plan_says() -> None:
     readme = README.read_text()
-    text = plan(configs.parse(PlanConfig, [f"--config={PAPER}", "--plan", "--gpus", "8x80"]))
+    text = plan(configs.parse(PlanConfig, [f"--config={PAPER}", "--gpus", "8x80"]))
     lines = [line for line in text.splitlines() if line.startswith(("| 7,4", "| 512² ", "| 1024² "))]
     assert len(lines) == 1 + 2 * 4
     assert [line for line in lines if line not in readme] == []

@@ -143,7 +143,7 @@ class Job:
 
     def start(self, ranks: int) -> None:
         """The same command, but for the number of ranks."""
-        argv = [sys.executable, str(REPO / "jobs" / "train.py"), "--config", str(self.config)]
+        argv = [sys.executable, str(REPO / "jobs" / "train.py"), "run", "--config", str(self.config)]
         argv += ["--workers.num_workers", str(ranks)]
         with self.log.open("ab") as file:
             self.process = subprocess.Popen(argv, env=self.env, stdout=file, stderr=file, cwd=REPO)

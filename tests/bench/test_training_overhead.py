@@ -225,7 +225,7 @@ def test_a_resume_is_stepping_again_soon(
     local_stack.up("ray")
     checkout, run = Checkout(REPO, local_stack.environment), tmp_path / "run"
     job = [
-        *("python", "jobs/train.py", "--dataset", str(dataset), "--run", str(run)),
+        *("python", "jobs/train.py", "run", "--dataset", str(dataset), "--run", str(run)),
         *("--tracking", f"jsonl:{tmp_path / 'tracking'}", "--keep_samples", keep_samples),
         *("--batch_size=4", "--micro_batch_size=2", "--validation.samples=0", "--checkpoint.every=10", "--log_every=1"),
     ]

@@ -61,11 +61,11 @@ def test_a_world(seed: int, renamed: bool, base: Path, tmp_path: Path, run_job: 
     truth = json.loads((tmp_path / "raw" / "_truth.json").read_text())
     if renamed:
         _rename(tmp_path / "raw")
-    run("curate", "--raw", "raw", "--dataset", "dataset")
+    run("curate", "run", "--raw", "raw", "--dataset", "dataset")
     record: dict[str, Any] = {"seed": seed, "renamed": renamed, "curation": _curation(tmp_path / "dataset", truth)}
     for conditions in ("right", "shuffled"):
         started = time.monotonic()
-        suite = ("--bundle", str(base), "--suite", "dataset", "--conditions", conditions, "--out", conditions)
+        suite = ("run", "--bundle", str(base), "--suite", "dataset", "--conditions", conditions, "--out", conditions)
         run("evaluate", *suite, "--max_samples", "256", "--subjects", "16", "--stages", "[paper]", "--steps", "12")
         scores = Scores.from_json((tmp_path / conditions / "scores.json").read_bytes(), conditions)
         as_if_right = dataclasses.replace(scores, conditions="right")  # would the figures alone give the probe away?

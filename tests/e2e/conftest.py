@@ -67,7 +67,7 @@ def checkout(ray_cluster: dict[str, str], tmp_path_factory: pytest.TempPathFacto
 
 @pytest.fixture(scope="session")
 def demo(checkout: Checkout, local_stack: LocalStack, tmp_path_factory: pytest.TempPathFactory) -> Demo:
-    """The whole demo, from photographs to a customer's images."""
+    """The whole demo, from photos to a customer's images."""
     out = tmp_path_factory.mktemp("demo") / "tiny"
     command = [sys.executable, "infra/demo/demo.py", "--profile", "tiny"]
     done = subprocess.run(

@@ -19,7 +19,7 @@ from lookalike.registry.promotion_log import LOG_TAG
 from lookalike.registry.versions import identify
 from lookalike.storage import open_store
 from lookalike.tracking.connection import connect
-from pipelines.promote import PromoteConfig, promote
+from pipelines.promote import PromoteConfig, RollbackConfig, promote, rollback
 from tests.integration.test_promotion import bundle, scored
 
 MODEL = "mini"
@@ -37,9 +37,14 @@ class World:
         """Promote bundle ``name`` at an output of its own; ``settings`` are the job's."""
         self.attempts += 1
         out = settings.pop("out", f"{self.root}/out-{self.attempts}")
-        scores = None if settings.keys() & {"rollback", "rollback_to"} else f"{self.root}/{name}/scores"
-        config = {"log": f"{self.root}/log", "scores": scores, "tracking": self.uri, **settings}
+        config = {"log": f"{self.root}/log", "scores": f"{self.root}/{name}/scores", "tracking": self.uri, **settings}
         return promote(PromoteConfig(model=model, out=str(out), **config))  # type: ignore[arg-type]
+
+    def rollback(self, **settings: object) -> dict:
+        """Return to an earlier champion; the decision is written to an output of its own."""
+        self.attempts += 1
+        out = settings.pop("out", f"{self.root}/out-{self.attempts}")
+        return rollback(RollbackConfig(model=MODEL, out=str(out), tracking=self.uri, **settings))  # type: ignore[arg-type]
 
     def champion(self, model: str = MODEL) -> str:
         """The name of the bundle that is served as champion, by resolution and by the alias."""
@@ -194,7 +199,7 @@ def test_no_change_from_outside_makes_a_refused_bundle_champion(world: World, br
 
 
 @pytest.mark.parametrize("broken", BROKEN)
-def test_a_log_that_is_begun_anew_says_so_and_is_a_way_out(world: World, broken: Callable[[World], None]) -> None:
+def test_begin_anew_recovers_from_a_lost_log(world: World, broken: Callable[[World], None]) -> None:
     broken(world)
     decision = world.promote("better", begin_anew="the log was lost", log=f"{world.root}/log", out=world.root / "anew")
     assert (decision["promoted"], decision["champion"]) == (True, decision["version"])
@@ -233,7 +238,7 @@ def _promote_the_champion_again(world: World) -> None:
         (_location_tag_edited, lambda world: world.promote("good")),
     ],
 )
-def test_the_advice_is_followed_and_works(
+def test_following_the_fix_of_an_error_works(
     world: World, broken: Callable[[World], None], advice: Callable[[World], object]
 ) -> None:
     broken(world)
@@ -254,10 +259,10 @@ def test_the_first_command_again_registers_a_lost_champion(world: World) -> None
     assert _last(world).kind == "registered again"
 
 
-def test_what_is_returned_as_champion_is_read_back(world: World) -> None:
+def test_champion_in_the_outcome_is_read_back(world: World) -> None:
     first = world.promote("better", out=world.root / "same")
     assert first["champion"] == first["version"]
-    world.promote("", rollback=True)
+    world.rollback()
     again = world.promote("better", out=world.root / "same")
     assert (again["promoted"], again["champion"]) == (True, 2)
 
@@ -297,7 +302,7 @@ def test_an_alias_without_a_log_is_an_error(world: World) -> None:
     assert world.promote("good", model="byhand")["promoted"]
 
 
-def test_a_model_renamed_in_mlflow_keeps_its_champion_or_says_why_not(world: World) -> None:
+def test_model_renamed_in_mlflow_keeps_its_champion_or_is_an_error(world: World) -> None:
     world.client.rename_registered_model(MODEL, "renamed")
     with pytest.raises(InputError, match=r"lacks entry 2.*renamed"):
         resolve("models:/renamed@champion", world.uri)
@@ -332,7 +337,7 @@ def test_a_tracking_server_restored_from_an_older_copy(world: World) -> None:
     assert world.champion() == "better"
 
 
-def test_files_that_are_no_entries_are_named_and_ignored(world: World, caplog: pytest.LogCaptureFixture) -> None:
+def test_other_files_in_the_log_are_named_and_ignored(world: World, caplog: pytest.LogCaptureFixture) -> None:
     for name in ("notes.txt", "99999999.json.bak", "00000000.json", "3.json", "000000003.json", "zz/00000009.json"):
         (world.log / name).parent.mkdir(exist_ok=True)
         (world.log / name).write_text("{}")
@@ -350,7 +355,7 @@ def test_entries_of_earlier_versions_are_read(world: World) -> None:
     world.client.delete_registered_model_tag(MODEL, HEAD_TAG)
     assert world.champion() == "good"
     assert world.promote("better")["promoted"]
-    assert world.promote("", rollback=True)["champion"] == 2
+    assert world.rollback()["champion"] == 2
 
 
 def test_an_entry_that_was_changed_later_stops_a_rollback(world: World) -> None:
@@ -358,7 +363,7 @@ def test_an_entry_that_was_changed_later_stops_a_rollback(world: World) -> None:
     world.entry(1).write_text(canonical_json({**values, "bundle_sha256": "0" * 64}))
     assert world.champion() == "good"
     with pytest.raises(InputError, match="entry 1 of the promotion log was changed"):
-        world.promote("", rollback=True)
+        world.rollback()
 
 
 def test_an_entry_that_was_changed_later_stops_the_next_promotion(world: World) -> None:
@@ -389,7 +394,7 @@ def _forged(world: World, number: int, **changes: object) -> None:
         ({"checks": [{"name": "", "value": 0, "threshold": 0, "passed": "yes", "why": ""}]}, "entry 3 .* is damaged"),
     ],
 )
-def test_forged_entry_makes_no_champion(world: World, changes: dict, message: str) -> None:
+def test_forged_log_entry_is_refused(world: World, changes: dict, message: str) -> None:
     _forged(world, 3, **changes)
     with pytest.raises(InputError, match=message) as refused:
         world.champion()
@@ -400,14 +405,14 @@ def test_forged_entry_makes_no_champion(world: World, changes: dict, message: st
 
 
 def test_refused_bundle_that_passes_later_survives_a_kill(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Between its log entry and the registry's tag it is no forgery."""
+    """Between its log entry and the registry's tag it is not taken for a forgery."""
     scored(str(world.root), "bad/scores", bundle(str(world.root), "bad"), loss_right=0.3)
 
     def die(*_: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("lookalike.registry.promote.project", die)
+        patch.setattr("lookalike.registry.promotion.project", die)
         with pytest.raises(KeyboardInterrupt):
             world.promote("bad", out=world.root / "killed")
     assert world.champion() == "bad"
@@ -415,7 +420,7 @@ def test_refused_bundle_that_passes_later_survives_a_kill(world: World, monkeypa
 
 
 def test_manifest_that_was_edited_after_its_registration_is_refused(world: World) -> None:
-    """Its identity is that of before: what it says of places and licences is no part of it."""
+    """Its identity is unchanged, since places and licences are not part of it."""
     place = world.root / "good" / "bundle" / "bundle.json"
     before = resolve(f"models:/{MODEL}@champion", world.uri).bundle_sha256
     place.write_text(json.dumps({**json.loads(place.read_text()), "licences": {"transformer": "mine"}}))
@@ -436,15 +441,15 @@ def test_damaged_bundle_is_neither_promoted_nor_rolled_back_to(world: World, dam
         world.promote("better")
     assert "download or export the bundle again" in refused.value.fix
     with pytest.raises(InputError, match=r"the bundle .* is not there|name its place"):
-        world.promote("", rollback=True)
+        world.rollback()
     assert world.champion() == "good"
 
 
-def test_scores_without_their_measurements_promote_nothing(world: World) -> None:
+def test_scores_without_measurements_are_refused(world: World) -> None:
     file = world.root / "better" / "scores" / "measurements.parquet"
     data = file.read_bytes()
     file.unlink()
-    with pytest.raises(InputError, match="measurements behind these scores are missing"):
+    with pytest.raises(InputError, match="measurements of these scores are missing"):
         world.promote("better")
     file.write_bytes((world.root / "good" / "scores" / "measurements.parquet").read_bytes())
     with pytest.raises(InputError, match="measurements were changed"):
@@ -468,7 +473,7 @@ def test_champion_whose_measurements_were_changed_is_not_compared_with(world: Wo
         world.promote("better")
 
 
-def test_bundle_of_one_customer_becomes_no_champion_of_another(world: World) -> None:
+def test_bundle_of_another_customer_is_refused(world: World) -> None:
     root = world.root
     acme, evil = root / "customers" / "acme" / "duck", root / "customers" / "evil" / "duck"
     of = bundle(str(acme), "run", owner="acme--duck")
@@ -479,7 +484,7 @@ def test_bundle_of_one_customer_becomes_no_champion_of_another(world: World) -> 
         ("evil--duck", {"bundle": str(acme / "run" / "bundle"), "log": str(evil / "log")}, "belongs to acme--duck"),
         ("evil--duck", {"bundle": str(copied / "bundle"), "log": str(evil / "log")}, "belongs to acme--duck"),
         ("acme--duck", {"log": str(evil / "log")}, "log of acme--duck does not lie below"),
-        ("everybody", {"log": str(root / "log")}, "a model for everybody"),
+        ("everybody", {"log": str(root / "log")}, "a model for all customers"),
     ]
     for model, settings, message in attempts:
         with pytest.raises(InputError, match=message):
@@ -494,17 +499,17 @@ def test_bundle_of_one_customer_becomes_no_champion_of_another(world: World) -> 
 
 def test_a_rollback_returns_to_the_champion_before(world: World) -> None:
     world.promote("better")
-    back = world.promote("", rollback=True, out=world.root / "back")
+    back = world.rollback(out=world.root / "back")
     assert (back["version"], back["champion"], back["kind"]) == (2, 2, "rolled back")
-    assert world.promote("", rollback=True, out=world.root / "back") == back  # the same command again
+    assert world.rollback(out=world.root / "back") == back  # the same command again
     assert world.champion() == "good"
-    assert world.promote("", rollback=True)["champion"] == 1  # one more
+    assert world.rollback()["champion"] == 1  # one more
     with pytest.raises(InputError, match="no champion before"):
-        world.promote("", rollback=True)
-    assert world.promote("", rollback_to=4)["champion"] == 4
+        world.rollback()
+    assert world.rollback(to=4)["champion"] == 4
     assert world.champion() == "better"
     with pytest.raises(InputError, match=r"never champion.*choose from"):
-        world.promote("", rollback_to=3)
+        world.rollback(to=3)
 
 
 def test_a_rollback_after_a_deletion_registers_what_it_returns_to(world: World) -> None:
@@ -512,8 +517,8 @@ def test_a_rollback_after_a_deletion_registers_what_it_returns_to(world: World) 
         world.client.delete_model_version(MODEL, version)
     (world.root / "first" / "bundle").rename(world.root / "first-moved")
     with pytest.raises(InputError, match="name its place with --bundle"):
-        world.promote("", rollback=True)
-    world.promote("", rollback=True, bundle=str(world.root / "first-moved"))
+        world.rollback()
+    world.rollback(bundle=str(world.root / "first-moved"))
     assert resolve("models:/mini@champion", world.uri).bundle_uri.endswith("first-moved")
 
 
@@ -521,9 +526,7 @@ def test_a_rollback_after_a_deletion_registers_what_it_returns_to(world: World) 
     "settings",
     [
         {"scores": None},
-        {"scores": "x", "rollback": True},
         {"scores": "x", "begin_anew": " "},
-        {"rollback_to": 1, "begin_anew": "x"},
     ],
 )
 def test_settings_that_contradict_each_other(settings: dict) -> None:
@@ -538,7 +541,7 @@ def _last(world: World) -> Promotion:
     return now.last
 
 
-def test_the_log_lies_where_the_tag_says(world: World) -> None:
+def test_log_is_read_at_the_place_of_the_tag(world: World) -> None:
     log = Registry(world.uri).promotion_log(MODEL)
     assert log is not None
     assert [entry.kind for entry in log.entries()] == ["promoted", "promoted"]

@@ -239,7 +239,7 @@ def test_killed_and_started_again_it_ends_with_the_same_snapshot(
 ) -> None:
     """kill -9 of the job as soon as a file of some stage is there."""
     dataset = tmp_path / "dataset"
-    argv = [sys.executable, str(REPO / "jobs" / "curate.py"), "--raw", str(raw), "--dataset", str(dataset)]
+    argv = [sys.executable, str(REPO / "jobs" / "curate.py"), "run", "--raw", str(raw), "--dataset", str(dataset)]
     argv += ["--actors.count", "1", *BLIND_FLAGS]
     with (tmp_path / "log").open("w") as log_file:
         job = subprocess.Popen(argv, env=job_environment({}), stdout=log_file, stderr=log_file, cwd=REPO)
@@ -268,12 +268,12 @@ def test_the_job_on_s3(
         "--actors.count",
         "1",
     ]
-    done = run_job("curate", *arguments, env=s3_server)
+    done = run_job("curate", "run", *arguments, env=s3_server)
     assert done.returncode == 0, done.stderr
     assert "published v0001" in done.stdout
     version = version_store(open_store(f"{s3_uri}/dataset"), 1)
     assert max(len(triplet.reference_images) for triplet in read_triplets(version)) == 3
-    again = run_job("curate", *arguments, env=s3_server)
+    again = run_job("curate", "run", *arguments, env=s3_server)
     assert again.returncode == 0
     assert "nothing new: still v0001" in again.stdout
 
@@ -283,17 +283,17 @@ def test_two_at_once_one_works_and_the_other_leaves(
 ) -> None:
     dataset = tmp_path / "dataset"
     with hold(open_store(str(dataset / "work" / "lease"))):
-        other = run_job("curate", "--raw", str(raw), "--dataset", str(dataset))
+        other = run_job("curate", "run", "--raw", str(raw), "--dataset", str(dataset))
     assert other.returncode == 4
     assert f"process {os.getpid()} on" in other.stderr
     assert list_versions(open_store(str(dataset))) == []
 
 
 def test_the_job_says_what_is_wrong(tmp_path: Path, run_job: Callable[..., subprocess.CompletedProcess[str]]) -> None:
-    nothing = run_job("curate", "--raw", str(tmp_path / "nothing"), "--dataset", str(tmp_path / "dataset"))
+    nothing = run_job("curate", "run", "--raw", str(tmp_path / "nothing"), "--dataset", str(tmp_path / "dataset"))
     assert nothing.returncode == 2
     assert "the raw prefix is missing or empty" in nothing.stderr
-    unknown = run_job("curate", "--raw", "a", "--dataset", "b", "--filters.blury.min_sharpness", "3")
+    unknown = run_job("curate", "run", "--raw", "a", "--dataset", "b", "--filters.blury.min_sharpness", "3")
     assert unknown.returncode == 2
     assert "blury" in unknown.stderr
     assert not (tmp_path / "dataset").exists()
@@ -311,11 +311,11 @@ def test_what_is_passed_over_and_what_each_entry_names_is_in_manifest_report_and
     (tmp_path / "list.txt").write_text("subject:thing03\nkey:thing01-0 # a letter\n")
     arguments = ["--raw", str(raw), "--dataset", str(dataset), "--actors.count", "0", *BLIND_FLAGS]
     arguments += ["--filters.taken_down.list", str(tmp_path / "list.txt")]
-    refused = run_job("curate", *arguments)
+    refused = run_job("curate", "run", *arguments)
     assert refused.returncode == 2
     assert "1 of 2 entries of the take-down list name no image (['key:thing01-0 # a letter'])" in refused.stderr
     flag = refused.stderr[refused.stderr.index("--filters.taken_down.allow_unmatched") :].splitlines()[0]
-    done = run_job("curate", *arguments, *shlex.split(flag))  # the advice, to the letter
+    done = run_job("curate", "run", *arguments, *shlex.split(flag))  # the advice, to the letter
     assert done.returncode == 0, done.stderr
     said = "passed over: 2 of 3 objects: link_outside 1 (such as 'outside.tar'), unsupported_archive 1"
     assert said in done.stdout
@@ -332,6 +332,6 @@ def test_what_is_passed_over_and_what_each_entry_names_is_in_manifest_report_and
         *("objects_found", "link_outside", "unsupported_archive", "members_found"),
     ]  # fmt: skip
     (raw / "later.txt").write_text("hello")
-    again = run_job("curate", *arguments)
+    again = run_job("curate", "run", *arguments)
     assert "nothing new: still v0001" in again.stdout, again.stderr
     assert "passed over: 3 of 4 objects: link_outside 1 (such as 'outside.tar'), not_a_shard 1" in again.stdout

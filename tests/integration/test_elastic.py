@@ -52,7 +52,7 @@ def test_a_run_goes_on_with_fewer_ranks_and_with_more_again(
     dataset: Path, cluster: Cluster, ray_token: dict[str, str], tmp_path: Path
 ) -> None:
     argv = [
-        *(sys.executable, str(REPO / "jobs" / "train.py"), f"--dataset={dataset}", f"--run={tmp_path / 'run'}"),
+        *(sys.executable, str(REPO / "jobs" / "train.py"), "run", f"--dataset={dataset}", f"--run={tmp_path / 'run'}"),
         *("--workers.num_workers=2", "--workers.min_workers=1", "--workers.resize_every_s=1"),
         *("--workers.cpus_per_worker=1", "--keep_samples=true", "--batch_size=4", "--micro_batch_size=2"),
         *("--validation.samples=0", "--checkpoint.every=2", "--log_every=1"),

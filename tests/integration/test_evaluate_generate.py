@@ -1,4 +1,4 @@
-"""Evaluation and generation on a real Ray, with a mini model of random weights and photographs of skimage."""
+"""Evaluation and generation on a real Ray, with a mini model of random weights and scikit-image's photos."""
 
 import dataclasses
 import io
@@ -74,15 +74,15 @@ def personal(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`<subject>/<nn>.jpg`: four crops of each of four photographs."""
+    """`<subject>/<nn>.jpg`: four crops of each of four photos."""
     from skimage import data
 
     folder = tmp_path_factory.mktemp("photos")
     pictures = (data.astronaut(), data.chelsea(), data.coffee(), data.rocket())
-    for name, picture in zip(SUBJECTS, pictures, strict=True):
+    for name, image_file in zip(SUBJECTS, pictures, strict=True):
         (folder / name).mkdir()
         for view in range(4):
-            crop = picture[view * 12 : view * 12 + 200, view * 30 : view * 30 + 240]
+            crop = image_file[view * 12 : view * 12 + 200, view * 30 : view * 30 + 240]
             (folder / name / f"{view:02d}.jpg").write_bytes(encode_jpeg(np.ascontiguousarray(crop)))
     return folder
 
@@ -138,7 +138,7 @@ def quick(bundle: Path, dataset: Path, tmp_path_factory: pytest.TempPathFactory)
     return config
 
 
-def test_scores_measurements_images_and_grid_are_there(quick: EvaluateConfig) -> None:
+def test_evaluation_writes_scores_measurements_images_and_grid(quick: EvaluateConfig) -> None:
     out = Path(quick.out)
     scores = evaluate(quick)  # done already: it reads what is there
     rows = pq.read_table(out / "measurements.parquet").to_pylist()
@@ -160,7 +160,7 @@ def test_scores_measurements_images_and_grid_are_there(quick: EvaluateConfig) ->
     assert scores.embedder.startswith("efficientnet-lite0")
 
 
-def test_the_probe_measures_what_the_stranger_gives(quick: EvaluateConfig, tmp_path: Path) -> None:
+def test_shuffled_evaluation_measures_another_subjects_conditions(quick: EvaluateConfig, tmp_path: Path) -> None:
     right = evaluate(quick)
     probe = evaluate(dataclasses.replace(quick, out=str(tmp_path), conditions="shuffled"))
     assert probe.conditions == "shuffled"
@@ -180,11 +180,11 @@ def test_a_personal_bundle_is_measured_beside_its_base(
         dataclasses.replace(quick, bundle=str(personal), base=str(bundle), out=str(tmp_path), **changes)  # type: ignore[arg-type]
     )
     assert scores.metrics["loss_right"].mean != pytest.approx(scores.metrics["before/loss_right"].mean, rel=1e-4)
-    alone = evaluate(quick)  # the same samples, noise and strangers
+    alone = evaluate(quick)  # the same samples, noise and other subjects
     for name in ("loss_right", "loss_shuffled", "loss_gap"):
         assert scores.metrics[f"before/{name}"] == alone.metrics[name]
     pictures = [tmp_path / "images" / when / "both" / "astronaut-0.png" for when in (".", "before")]
-    assert not np.array_equal(*(np.asarray(Image.open(picture)) for picture in pictures))
+    assert not np.array_equal(*(np.asarray(Image.open(image_file)) for image_file in pictures))
 
 
 def test_another_configuration_does_not_overwrite(quick: EvaluateConfig) -> None:
@@ -200,7 +200,7 @@ def test_another_configuration_does_not_overwrite(quick: EvaluateConfig) -> None
         ({"split": "train"}, "no train triplets"),
     ],
 )
-def test_what_is_missing_is_named(
+def test_missing_input_is_named(
     quick: EvaluateConfig, tmp_path: Path, change: dict[str, str], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -208,7 +208,7 @@ def test_what_is_missing_is_named(
         evaluate(dataclasses.replace(quick, out=str(tmp_path / "out"), **change))  # type: ignore[arg-type]
 
 
-def test_clip_and_dino_are_measured_where_they_are_given(quick: EvaluateConfig) -> None:
+def test_clip_and_dino_are_measured_if_named(quick: EvaluateConfig) -> None:
     scores = evaluate(quick)
     for name in ("clip_i", "clip_t", "dino_i"):
         assert -1 <= scores.metrics[name].low <= scores.metrics[name].high <= 1
@@ -229,14 +229,12 @@ def _request(bundle: Path, photos: Path, out: Path) -> GenerateConfig:
     )
 
 
-def test_stages_that_are_none_are_refused_before_anything_starts(bundle: Path, photos: Path, tmp_path: Path) -> None:
+def test_invalid_denoising_schedule_is_refused_before_any_work(bundle: Path, photos: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="denoising schedule are out of order"):
         dataclasses.replace(_request(bundle, photos, tmp_path), stages="0.5/0.9")
 
 
-def test_images_carry_where_they_come_from_and_a_killed_request_makes_what_is_missing(
-    bundle: Path, photos: Path, tmp_path: Path
-) -> None:
+def test_images_carry_provenance_and_a_killed_generation_resumes(bundle: Path, photos: Path, tmp_path: Path) -> None:
     config = _request(bundle, photos, tmp_path)
     result = generate(config)
     listed = json.loads((tmp_path / "generations.json").read_text())
@@ -246,12 +244,12 @@ def test_images_carry_where_they_come_from_and_a_killed_request_makes_what_is_mi
         (prompt, seed) for prompt in ("a cat on snow", "a cat, asleep") for seed in (5, 6)
     ]
     for image in listed["images"]:
-        with Image.open(tmp_path / image["file"]) as picture:
-            assert picture.size == (64, 64)
-            assert picture.text["prompt"] == image["prompt"]  # type: ignore[attr-defined]
-            assert picture.text["seed"] == str(image["seed"])  # type: ignore[attr-defined]
-            assert picture.text["bundle_sha256"] == listed["model"]["sha256"]  # type: ignore[attr-defined]
-            assert picture.text["stages"] == listed["model"]["stages"] == "0.95/0.5"  # type: ignore[attr-defined]
+        with Image.open(tmp_path / image["file"]) as image_file:
+            assert image_file.size == (64, 64)
+            assert image_file.text["prompt"] == image["prompt"]  # type: ignore[attr-defined]
+            assert image_file.text["seed"] == str(image["seed"])  # type: ignore[attr-defined]
+            assert image_file.text["bundle_sha256"] == listed["model"]["sha256"]  # type: ignore[attr-defined]
+            assert image_file.text["stages"] == listed["model"]["stages"] == "0.95/0.5"  # type: ignore[attr-defined]
     assert [uri.rsplit("/", 1)[1] for uri in listed["references"]] == ["00.jpg", "01.jpg"]
     assert Image.open(tmp_path / "contact_sheet.png").width > 600
 
@@ -266,7 +264,7 @@ def test_images_carry_where_they_come_from_and_a_killed_request_makes_what_is_mi
     assert np.abs(pixels[0] - pixels[1]).max() <= 1  # alone in its batch now: float sums may differ in the last bit
 
 
-def test_a_personal_bundle_brings_its_base_and_no_other(
+def test_personal_bundle_is_generated_with_its_own_base(
     bundle: Path, personal: Path, photos: Path, tmp_path: Path
 ) -> None:
     import shutil
@@ -321,7 +319,7 @@ def test_bad_requests_are_refused_before_any_work(
     assert not (tmp_path / "out" / "images").exists()
 
 
-def test_the_jobs_say_what_they_did_and_exit_as_they_should(
+def test_jobs_print_a_result_and_exit_codes(
     run_job: Callable[..., CompletedProcess[str]], bundle: Path, photos: Path, tmp_path: Path
 ) -> None:
     asked = ["--model", str(bundle), "--reference", str(photos / "rocket"), "--prompt", "a rocket on sand"]

@@ -93,7 +93,7 @@ def test_no_job_writes_prints_or_shows_a_planted_secret(
     base = materialise(load_preset("mini"), tmp_path / "base", seed=0)
     settings = tmp_path / "settings.yaml"
     settings.write_text(f"tracking: {tracking}\n")
-    finetune = ("finetune", "--config", "jobs/configs/finetune-tiny.yaml", "--workers.num_workers", "1")
+    finetune = ("finetune", "run", "--config", "jobs/configs/finetune-tiny.yaml", "--workers.num_workers", "1")
     commands: list[tuple[int | None, tuple[str, ...]]] = [
         (0, ("ingest", "--source", "sample", "--sample.seed", "4", "--sample.subjects", "1", "--sample.shapes",
              "[duck]", "--sample.defects", "false", "--raw", f"{uri}/customer", "--photos", str(tmp_path / "photos"))),
@@ -104,14 +104,15 @@ def test_no_job_writes_prints_or_shows_a_planted_secret(
              "--out", f"{uri}/images")),
         (0, ("report", "--finetune", f"{uri}/store/customers/acme/duck", "--generation", f"{uri}/images",
              "--out", f"{uri}/report.html")),
-        (2, ("promote", "--model", "acme--duck", "--scores", f"{uri}/none", "--out", f"{uri}/p", "--tracking", away)),
+        (2, ("promote", "run", "--model", "acme--duck", "--scores", f"{uri}/none", "--out", f"{uri}/p",
+             "--tracking", away)),
         (2, ("generate", "--model", "models:/acme--duck/1", "--prompt", "x", "--out", f"{uri}/i", "--tracking", away)),
         (2, ("generate", "--model", f"s3://AKIA:{PLANTED['query']}@bucket/x", "--prompt", "x", "--out", f"{uri}/i")),
         (2, ("generate", "--model", f"https://host/x?token={PLANTED['query']}", "--prompt", "x", "--out", f"{uri}/i")),
         (2, ("generate", "--model", "m", "--prompt", "x", "--out", f"{uri}/i", "--tracking", tracking[7:])),
         (2, ("generate", "--modle", f"https://host/x?X-Amz-Signature={PLANTED['query']}", "--out", f"{uri}/i")),
-        (2, ("curate", "--raw", f"file://mia:{PLANTED['query']}@host/x", "--dataset", f"{uri}/d")),
-        (0, ("promote", "--model", "acme--duck", "--rollback", "true", "--out", f"{uri}/p", "--tracking", tracking,
+        (2, ("curate", "run", "--raw", f"file://mia:{PLANTED['query']}@host/x", "--dataset", f"{uri}/d")),
+        (0, ("promote", "rollback", "--model", "acme--duck", "--out", f"{uri}/p", "--tracking", tracking,
              "--print_config")),
     ]  # fmt: skip
     printed = {}

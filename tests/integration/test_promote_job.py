@@ -1,4 +1,4 @@
-"""jobs/promote.py: exit codes, what it writes, and what it refuses by name."""
+"""jobs/promote.py: exit codes, decision.json, subcommands, and errors that name the bad input."""
 
 import json
 import sys
@@ -6,11 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from jobs.promote import main
+from jobs.promote import main, main_history, main_rollback
+from lookalike import config as configs
+from lookalike.errors import ConflictError
+from lookalike.evaluation.gate import GateConfig
 from lookalike.registry import resolve
 from lookalike.storage import open_store
-from pipelines.entry import EXIT_ERROR, EXIT_REFUSED, run_job
-from pipelines.promote import PromoteConfig
+from pipelines.entry import EXIT_ERROR, EXIT_REFUSED, run_subcommand
+from pipelines.promote import PromoteConfig, RollbackConfig, promote, rollback
 from tests.integration.test_promotion import bundle, scored
 
 
@@ -19,9 +22,12 @@ def root(tmp_path: Path) -> str:
     return str(tmp_path / "store")
 
 
-def _job(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["promote.py", *arguments])
-    return run_job(PromoteConfig, main, main.__doc__)
+COMMANDS = {"run": main, "rollback": main_rollback, "history": main_history}
+
+
+def _job(monkeypatch: pytest.MonkeyPatch, *arguments: str, command: str = "run") -> int:
+    monkeypatch.setattr(sys, "argv", ["promote.py", command, *arguments])
+    return run_subcommand(COMMANDS, main.__doc__)
 
 
 def _decision(out: str) -> dict:
@@ -51,7 +57,7 @@ def test_a_promotion_from_the_command_line(
     assert "another run's result, with another gate" in capsys.readouterr().err
 
 
-def test_a_refusal_is_a_result_and_an_exit_code_for_those_who_ask(
+def test_refusal_is_a_result_and_with_require_promoted_an_exit_code(
     mlflow_database: str, root: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     scored(root, "scores", bundle(root, "one"), loss_gap=0.0)
@@ -79,6 +85,47 @@ def test_named_scores_of_the_champion_are_used(
     wrong = [*challenger, "--champion-scores", f"{root}/two/scores", "--out", f"{root}/3"]
     assert _job(monkeypatch, *wrong) == EXIT_ERROR
     assert _job(monkeypatch, *challenger, "--out", f"{root}/4", "--require-promoted") == 0
+
+
+def test_rollback_and_history_from_the_command_line(
+    mlflow_database: str, root: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = ["--model", "mini", "--tracking", mlflow_database]
+    for name, loss in (("one", 0.5), ("two", 0.4)):
+        scored(root, f"{name}/scores", bundle(root, name), loss_right=loss)
+        assert _job(monkeypatch, *common, "--scores", f"{root}/{name}/scores", "--out", f"{root}/{name}/out") == 0
+    for flags in (["--rollback"], ["--rollback_to", "1"]):
+        with pytest.raises(SystemExit, match="2"):
+            _job(monkeypatch, *common, "--scores", f"{root}/two/scores", "--out", f"{root}/other", *flags)
+    with pytest.raises(SystemExit, match="2"):
+        _job(monkeypatch, *common, "--scores", f"{root}/two/scores", "--out", f"{root}/back", command="rollback")
+    assert _job(monkeypatch, *common, "--out", f"{root}/back", command="rollback") == 0
+    assert "models:/mini/1 is champion (champion before: 2)" in capsys.readouterr().out
+    assert _job(monkeypatch, *common, "--json", command="history") == 0
+    assert [entry["kind"] for entry in json.loads(capsys.readouterr().out)] == ["promoted", "promoted", "rolled back"]
+    assert _job(monkeypatch, *common, command="history") == 0
+    assert "3 entries in the promotion log of mini" in capsys.readouterr().out
+    assert _job(monkeypatch, "--model", "none", "--tracking", mlflow_database, command="history") == EXIT_ERROR
+
+
+@pytest.mark.parametrize("to", [None, 1], ids=["to the champion before", "to a version"])
+def test_a_rollback_recorded_before_there_were_subcommands_matches(
+    to: int | None, mlflow_database: str, root: str
+) -> None:
+    made = [bundle(root, name) for name in ("one", "two")]
+    for name, each, loss in zip(("one", "two"), made, (0.5, 0.4), strict=True):
+        scored(root, f"{name}/scores", each, loss_right=loss)
+        config = PromoteConfig("mini", f"{root}/{name}/scores", f"{root}/{name}/out", tracking=mlflow_database)
+        promote(config)
+    identity = {"model": "mini", "gate": configs.to_dict(GateConfig())}
+    identity |= {"rollback": True} if to is None else {"rollback_to": to}
+    record = {"config": identity, "identity": identity, "fingerprint": configs.fingerprint(identity)}
+    back = open_store(f"{root}/back")
+    back.write("run.json", json.dumps(record).encode())
+    rollback(RollbackConfig("mini", back.uri, to, tracking=mlflow_database))
+    assert json.loads(back.read("decision.json"))["run"] == record["fingerprint"]
+    with pytest.raises(ConflictError, match="rollback"):
+        rollback(RollbackConfig("mini", back.uri, None if to else 1, tracking=mlflow_database))
 
 
 @pytest.mark.parametrize(

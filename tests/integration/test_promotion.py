@@ -1,8 +1,10 @@
-"""Promotion with a real MLflow: the gate decides, the log is the truth, the alias shows it."""
+"""Promotion with a real MLflow: the gate decides, the log records it, the alias follows the log."""
 
 import hashlib
 import json
 import threading
+import uuid
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ import pyarrow as pa
 import pytest
 
 from lookalike.bundles.manifest import bundle_sha256
-from lookalike.errors import ConfigError, InputError
+from lookalike.errors import ConfigError, InputError, RefusedError
 from lookalike.evaluation.gate import GateConfig
 from lookalike.evaluation.measurements import MEASUREMENTS, SCHEMA, estimates, to_parquet
 from lookalike.evaluation.scores import Scores, Source
@@ -23,7 +25,7 @@ GOOD = {"loss_gap": 0.2, "loss_right": 0.5, "identity_margin": 0.1}
 
 
 def bundle(root: str, name: str, base: Source | None = None, owner: str | None = None) -> Source:
-    """A bundle as far as the registry looks: a manifest, and a file that it lists."""
+    """A bundle with what the registry reads: a manifest, and a file that it lists."""
     store = open_store(f"{root}/{name}/bundle")
     store.write("transformer/model.safetensors", name.encode())
     components = {"transformer/model.safetensors": hashlib.sha256(name.encode()).hexdigest()}
@@ -93,7 +95,7 @@ def test_promoted_then_challenged(mlflow_database: str, root: str) -> None:
     }
 
 
-def test_a_first_candidate_that_fails_leaves_no_champion(mlflow_database: str, root: str) -> None:
+def test_refused_first_candidate_leaves_no_champion(mlflow_database: str, root: str) -> None:
     refused = judge(candidate(root, "one", loss_gap=0.0), mlflow_database, root)
     assert (refused.promoted, refused.champion_before) == (False, None)
     with pytest.raises(InputError, match="mini has no champion"):
@@ -119,7 +121,7 @@ def test_killed_after_the_log_entry(mlflow_database: str, root: str, monkeypatch
         def die(*_: object) -> None:
             raise KeyboardInterrupt
 
-        patch.setattr("lookalike.registry.promote.project", die)
+        patch.setattr("lookalike.registry.promotion.project", die)
         with pytest.raises(KeyboardInterrupt):
             judge(who, mlflow_database, root)
     assert connect(mlflow_database).get_registered_model("mini").aliases == {}
@@ -136,7 +138,7 @@ def test_an_alias_that_was_moved_by_hand_is_repaired(mlflow_database: str, root:
     assert str(connect(mlflow_database).get_registered_model("mini").aliases["champion"]) == "1"
 
 
-def test_a_probe_with_shuffled_conditions_is_refused_and_the_champion_stays(mlflow_database: str, root: str) -> None:
+def test_shuffled_scores_are_refused_and_the_champion_stays(mlflow_database: str, root: str) -> None:
     made = bundle(root, "one")
     good = Candidate("mini", made.uri, scored(root, "right", made))
     probe = Candidate("mini", made.uri, scored(root, "shuffled", made, conditions="shuffled", loss_gap=0.0))
@@ -148,7 +150,7 @@ def test_a_probe_with_shuffled_conditions_is_refused_and_the_champion_stays(mlfl
     assert (champion.version, champion.scores_uri) == (1, f"{root}/right/scores.json")
 
 
-def test_one_of_two_promotions_at_a_time_is_judged_against_the_other(
+def test_concurrent_promotion_is_judged_against_the_other(
     mlflow_server: str, s3_uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     both = [candidate(s3_uri, f"c{loss}", model="race", loss_right=loss) for loss in (0.4, 0.7)]
@@ -166,7 +168,7 @@ def test_one_of_two_promotions_at_a_time_is_judged_against_the_other(
 
     from lookalike.evaluation.gate import decide
 
-    monkeypatch.setattr("lookalike.registry.promote.decide", wait_once)
+    monkeypatch.setattr("lookalike.registry.promotion.decide", wait_once)
     outcomes: dict[int, Outcome] = {}
 
     def run(index: int) -> None:
@@ -187,7 +189,7 @@ def test_one_of_two_promotions_at_a_time_is_judged_against_the_other(
     assert outcomes[1].promoted is (log.entries()[0].version == outcomes[1].version)
 
 
-def test_customers_do_not_see_each_other(mlflow_database: str, root: str) -> None:
+def test_customers_models_are_separate(mlflow_database: str, root: str) -> None:
     base = bundle(root, "base")
     for customer, loss in (("acme", 0.5), ("zeta", 0.9)):
         home = f"{root}/customers/{customer}"
@@ -232,3 +234,29 @@ def test_a_file_bundle_registers_on_a_server(mlflow_server: str, root: str) -> N
     outcome = judge(candidate(root, "one", model="on-a-server"), mlflow_server, root)
     assert outcome.promoted
     assert resolve("models:/on-a-server@champion", mlflow_server).bundle_uri == f"{root}/one/bundle"
+
+
+def test_a_user_without_a_default_permission_promotes_a_new_model(
+    mlflow_server: str, mlflow_user: Callable[..., None], root: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = f"mini-{uuid.uuid4().hex[:8]}"
+    users = [f"{name}-{number}" for number in (1, 2)]
+    for user in users:
+        mlflow_user(user, "a long password", admin=False)
+
+    def sign_in(user: str) -> None:
+        monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", user)
+        monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "a long password")
+
+    sign_in(users[0])
+    mine = candidate(root, "one", name)
+    assert judge(mine, mlflow_server, root).promoted
+    assert resolve(f"models:/{name}@champion", mlflow_server).version == 1
+    sign_in(users[1])
+    for ask in (
+        lambda: judge(mine, mlflow_server, root),
+        lambda: resolve(f"models:/{name}@champion", mlflow_server),
+        lambda: resolve(f"models:/{name}/1", mlflow_server),
+    ):
+        with pytest.raises(RefusedError, match=f"read the registered model {name}.*permission READ on {name}"):
+            ask()

@@ -9,15 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from jobs.promote import main
+from jobs.promote import main, main_rollback
 from lookalike import config as configs
 from lookalike.storage import open_store
 from lookalike.storage.claim import claim
 from lookalike.tracking import open_resilient, open_tracker
 from lookalike.tracking.connection import connect
 from lookalike.training.config import TrainConfig
-from pipelines.entry import run_job
-from pipelines.promote import PromoteConfig
+from pipelines.entry import run_subcommand
 from pipelines.train.tracked import tracking_run
 from tests.integration.test_promotion import bundle, scored
 
@@ -57,15 +56,15 @@ def test_nothing_that_is_written_holds_the_password(
 
     scored(str(root), "scores", bundle(str(root), "one"))
     for arguments in (
-        ["--model", "secrets", "--scores", f"{root}/scores", "--out", f"{root}/promotion", "--tracking", uri],
-        ["--model", "secrets", "--scores", f"{root}/scores", "--out", f"{root}/other", "--tracking", away],
-        ["--model", "secrets", "--scores", f"{root}/scores", "--out", f"{root}/other", "--trackings", uri],
-        ["--model", "secrets", "--rollback", "--out", f"{root}/back"],
-        ["--model", "secrets", "--scores", f"{root}/scores", "--out", f"{root}/other", "--tracking", f"x{uri}"],
+        ["run", "--model", "secrets", "--scores", f"{root}/scores", "--out", f"{root}/promotion", "--tracking", uri],
+        ["run", "--model", "secrets", "--scores", f"{root}/scores", "--out", f"{root}/other", "--tracking", away],
+        ["run", "--model", "secrets", "--scores", f"{root}/scores", "--out", f"{root}/other", "--trackings", uri],
+        ["rollback", "--model", "secrets", "--out", f"{root}/back"],
+        ["run", "--model", "secrets", "--scores", f"{root}/scores", "--out", f"{root}/other", "--tracking", f"x{uri}"],
     ):
         monkeypatch.setattr(sys, "argv", ["promote.py", *arguments])
         with suppress(SystemExit):
-            run_job(PromoteConfig, main, main.__doc__)
+            run_subcommand({"run": main, "rollback": main_rollback}, main.__doc__)
     logging.getLogger("lookalike").warning("seen: %s", uri)
     logging.getLogger().removeHandler(handler)
 

@@ -75,7 +75,7 @@ def without_heic(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """As in an environment without the extra ``heic``."""
     from lookalike.data import images
     from lookalike.data.formats import HEIC_EXTENSIONS
-    from pipelines import photos
+    from pipelines.finetune import photos
     from pipelines.ingest import folder
 
     plain = tuple(extension for extension in images.EXTENSIONS if extension not in HEIC_EXTENSIONS)

@@ -119,7 +119,7 @@ def test_endless_configuration_file_is_refused(tmp_path: Path) -> None:
 def test_configuration_cannot_include_another_file(canaries: list[Any], tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
     file.write_text(json.dumps({"config": canaries[0]}))
-    with pytest.raises(ConfigError, match="names another one"):
+    with pytest.raises(ConfigError, match="names another configuration file"):
         parse(GenerateConfig, [f"--config={file}"])
     assert _seen == []
 

@@ -5,8 +5,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from lookalike.errors import ConfigError
-from lookalike.values import check_most
+from lookalike.values import check_values
 from pipelines.curate.filters.base import Photos, Scope
 from pipelines.curate.takedown import read_list
 
@@ -32,9 +31,7 @@ class TakenDown:
     scope: ClassVar[Scope] = "image"
 
     def __post_init__(self) -> None:
-        check_most(self, max_list_mib=65_536)
-        if self.max_list_mib < 1:
-            raise ConfigError("max_list_mib is below 1", value=self.max_list_mib, fix="use 1 or more")
+        check_values(self, at="filters.taken_down.", max_list_mib=(1, 65_536))
 
     def drop(self, photos: Photos) -> np.ndarray:
         if self.list is None:

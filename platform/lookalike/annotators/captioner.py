@@ -6,8 +6,7 @@ import numpy as np
 from PIL import Image
 
 from lookalike.annotators.hub import load_model, model_revision
-from lookalike.errors import ConfigError
-from lookalike.values import check_most, check_values
+from lookalike.values import check_values
 
 
 @dataclass(frozen=True)
@@ -22,10 +21,7 @@ class Captioner:
     """Length of a caption."""
 
     def __post_init__(self) -> None:
-        check_values(self)
-        check_most(self, max_tokens=4_096)
-        if self.max_tokens < 1:
-            raise ConfigError("captioner.max_tokens is below 1", value=self.max_tokens, fix="use 32 to 128")
+        check_values(self, at="captioner.", max_tokens=(1, 4_096))
 
     @property
     def revision(self) -> str:

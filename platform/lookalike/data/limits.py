@@ -1,9 +1,8 @@
 """Limits on files from outside: a small file can declare gigabytes of pixels or of inflated bytes."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
-from lookalike.errors import ConfigError
-from lookalike.values import check_most, check_values
+from lookalike.values import check_values
 
 MAX_PIXELS = 128_000_000
 """Largest number of pixels of any image; a larger one is refused by its header, before it is decompressed."""
@@ -31,17 +30,18 @@ class Limits:
     """Characters of a file's name in a raw shard."""
 
     def __post_init__(self) -> None:
-        check_values(self)
-        check_most(self, max_member_mib=65_536, max_sample_mib=65_536, max_unpacked_mib=1 << 30)
-        check_most(self, max_inflation=1_000_000)
-        check_most(self, max_members=100_000_000, max_header_kib=1 << 20, max_name_characters=1 << 20)
-        for item in fields(self):
-            if getattr(self, item.name) < 1:
-                raise ConfigError(f"limits.{item.name} is below 1", value=getattr(self, item.name), fix="use 1 or more")
-        if self.max_pixels > MAX_PIXELS:
-            raise ConfigError(
-                f"limits.max_pixels is above {MAX_PIXELS}", value=self.max_pixels, fix=f"use at most {MAX_PIXELS}"
-            )
+        check_values(
+            self,
+            at="limits.",
+            max_pixels=(1, MAX_PIXELS),
+            max_member_mib=(1, 65_536),
+            max_sample_mib=(1, 65_536),
+            max_unpacked_mib=(1, 1 << 30),
+            max_inflation=(1, 1_000_000),
+            max_members=(1, 100_000_000),
+            max_header_kib=(1, 1 << 20),
+            max_name_characters=(1, 1 << 20),
+        )
 
     def unpacked_bytes(self, packed: int) -> int:
         """Return the number of bytes to which a compressed file of ``packed`` bytes may inflate."""

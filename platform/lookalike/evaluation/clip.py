@@ -1,4 +1,4 @@
-"""CLIP similarities (CLIP-I, CLIP-T) by transformers, from a Hub id or a local folder."""
+"""A CLIP model for CLIP-I and CLIP-T, from a Hub id or a local folder in transformers' format."""
 
 from collections.abc import Sequence
 
@@ -16,14 +16,14 @@ FloatsBD = np.ndarray  # float32 [B, D], rows of unit norm
 
 
 class ClipScorer:
-    """A CLIP model's two towers.
+    """The image and the text encoder of a CLIP model.
 
     Args:
         name_or_path: Hub id (DreamBench uses ``openai/clip-vit-base-patch32``) or a folder in transformers' format.
-        device: where it runs.
+        device: of the model.
 
     Raises:
-        InputError: no CLIP model there.
+        InputError: the model cannot be loaded.
     """
 
     def __init__(self, name_or_path: str, device: str = "cpu") -> None:
@@ -35,7 +35,9 @@ class ClipScorer:
             self._processor = CLIPImageProcessor.from_pretrained(name_or_path)
         except (OSError, ValueError) as error:
             raise InputError(
-                f"no CLIP model: {error}", value=name_or_path, fix="name a Hub id or a folder with a CLIPModel"
+                f"cannot load a CLIP model: {error}",
+                value=name_or_path,
+                fix="name a Hub id or a folder with a CLIPModel",
             ) from error
         self._device = device
 

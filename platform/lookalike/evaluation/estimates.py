@@ -1,4 +1,4 @@
-"""Estimates with honest error bars: pure numpy and scipy."""
+"""A mean with its confidence interval, by a bootstrap over subjects (numpy and scipy only)."""
 
 import warnings
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from lookalike.errors import ConfigError
 
 Floats = npt.NDArray[np.floating]
 
-RESAMPLES = 2000  # the ends of a 95 % interval then wobble by about 3 % of its width
+RESAMPLES = 2000  # the ends of a 95 % interval then vary by about 3 % of its width between seeds
 
 
 @dataclass(frozen=True)
@@ -32,13 +32,27 @@ class Estimate:
 def cluster_bootstrap(values: Floats, clusters: Sequence[str], *, level: float = 0.95, seed: int = 0) -> Estimate:
     """Mean of ``values`` [N] with a bootstrap interval that resamples whole clusters.
 
-    Samples of one subject resemble each other, so drawing them one by one would make the interval too narrow. With
-    fewer than two clusters the samples themselves are drawn: the interval then says nothing about other subjects.
-    BCa (bias-corrected and accelerated), percentile where BCa is undefined (Efron 1987; ``scipy.stats.bootstrap``).
+    Samples of one subject resemble each other, so resampling them one by one would make the interval too narrow. With
+    fewer than two clusters the samples themselves are resampled: the interval then says nothing about other subjects.
+    The method is BCa (bias-corrected and accelerated; Efron 1987), or percentile if BCa is undefined, both by
+    ``scipy.stats.bootstrap``.
+
+    Args:
+        values: [N].
+        clusters: the subject of each value, N names.
+        level: of the interval.
+        seed: of the resampling.
+
+    Raises:
+        ConfigError: no value, or not one cluster per value.
     """
     values = np.asarray(values, dtype=np.float64)
     if len(values) == 0 or len(values) != len(clusters):
-        raise ConfigError("an estimate needs one cluster per value", value=f"{len(values)}, {len(clusters)}", fix="")
+        raise ConfigError(
+            "an estimate needs one cluster per value",
+            value=f"{len(values)}, {len(clusters)}",
+            fix="pass as many as there are values, and one or more",
+        )
     mean, count = float(values.mean()), len(values)
     names, index = np.unique(np.asarray(clusters), return_inverse=True)
     if len(names) < 2:

@@ -1,4 +1,4 @@
-"""The gate: may this bundle become champion? A pure function of scores, with a reason for each check."""
+"""The gate decides whether a bundle may become champion: a pure function of scores, with a reason for each check."""
 
 import math
 from dataclasses import dataclass, field
@@ -14,14 +14,14 @@ Bound = Literal["mean", "low", "high", "n"]
 
 @dataclass(frozen=True)
 class Floor:
-    """A figure that has to be above a fixed value, whoever is champion."""
+    """A fixed value that a metric has to exceed, independent of the champion."""
 
     metric: str
     """Name of the metric in ``scores.json``."""
     above: float
-    """The figure has to be greater than this."""
+    """The value has to be greater than this."""
     bound: Bound = "low"
-    """Which figure of the metric: ``low`` (lower end of the interval), ``mean``, ``high``, or ``n`` (samples)."""
+    """Which value of the estimate: ``low`` (lower end of the interval), ``mean``, ``high``, or ``n`` (samples)."""
 
     def __post_init__(self) -> None:
         check_values(self)
@@ -34,7 +34,7 @@ class Comparison:
     metric: str
     """Name of the metric in ``scores.json``."""
     better: Literal["higher", "lower"] = "higher"
-    """Which way is better."""
+    """Whether higher or lower values are better."""
     tolerance: float = 0.0
     """How much worse it may be, in the metric's unit."""
 
@@ -54,12 +54,12 @@ def _default_comparisons() -> list[Comparison]:
 
 @dataclass(frozen=True)
 class GateConfig:
-    """What a champion has to show."""
+    """The checks that a bundle has to pass to become champion."""
 
     floors: list[Floor] = field(default_factory=_default_floors)
-    """By default: at 95 % the model tells the right conditions from another subject's (``loss_gap``)."""
+    """By default: the lower end of the 95 % interval of ``loss_gap`` is above 0."""
     comparisons: list[Comparison] = field(default_factory=_default_comparisons)
-    """Against the current champion, where there is one."""
+    """Comparisons with the current champion, if there is one."""
 
     def __post_init__(self) -> None:
         check_values(self)
@@ -67,16 +67,16 @@ class GateConfig:
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was looked at."""
+    """One check of the gate, with its result."""
 
     name: str
     """``loss_gap.low``, ``loss_right vs champion``, …"""
     value: float | str | None
-    """What was found; None where it was not measured."""
+    """The measured value; None if it was not measured."""
     threshold: float | str
-    """What it was held against."""
+    """The value that it was compared with."""
     passed: bool
-    """Whether it is good enough."""
+    """Whether the check passed."""
     why: str
     """The reason in words."""
 
@@ -84,12 +84,12 @@ class Check:
 CHECK_TYPES: dict[str, type | tuple[type | None, ...]] = {
     **{"name": str, "value": (int, float, str, None), "threshold": (int, float, str), "passed": bool, "why": str}
 }
-"""Of a check's members where it was written down."""
+"""Types of a check's members in JSON."""
 
 
 @dataclass(frozen=True)
 class Decision:
-    """Passed when every check did."""
+    """The checks of one bundle; it passes if all of them pass."""
 
     checks: tuple[Check, ...]
 
@@ -102,8 +102,8 @@ class Decision:
 def decide(scores: Scores, champion: Scores | None, config: GateConfig) -> Decision:
     """Judge ``scores`` by the floors, and against the ``champion``'s scores if there is a champion.
 
-    What was not measured, is no number, or was measured on another suite never passes. Scores with shuffled conditions
-    never pass either, whatever their figures: they are a probe of the gate.
+    A metric that was not measured, is not a finite number, or was measured on another suite never passes. Scores with
+    shuffled conditions never pass, whatever their values: they are a probe of the gate.
     """
     checks = [_conditions(scores), *(_floor(scores, floor) for floor in config.floors)]
     if champion is not None:
@@ -159,4 +159,4 @@ def _figure(estimate: Estimate | None, bound: Bound) -> float | None:
     if estimate is None:
         return None
     value = float(getattr(estimate, bound))
-    return value if math.isfinite(value) else None  # an infinite one beats, or loses to, whatever it is held against
+    return value if math.isfinite(value) else None  # an infinite one would pass, or fail, whatever it is compared with

@@ -1,40 +1,18 @@
-"""Measure: what one sample or one image scores."""
+"""Held-out losses in pairs: with the right conditions and with another subject's, on the same noise."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 
-from lookalike.annotators.embedder import Embedder
 from lookalike.diffusion import objective
 from lookalike.diffusion.flow import FlowConfig
-from lookalike.evaluation.clip import ClipScorer
 from lookalike.evaluation.measurements import Measurement
 from lookalike.models.batch import Batch
 from lookalike.models.subject import SubjectModel
 from lookalike.models.vae import LatentCache
 
-Pixels = np.ndarray  # uint8 [H, W, 3]
-
 LOSS_MODES = {"": (True, True), "mllm_only/": (True, False)}  # prefix of the metric -> (MLLM, references)
-
-
-@dataclass(frozen=True)
-class Task:
-    """What an image was asked to show; what the model was given may differ (the shuffled probe)."""
-
-    case: str
-    """Identity."""
-    subject: str
-    """Whom the image should show."""
-    prompt: str
-    """What the image should show."""
-    references: Sequence[Pixels]
-    """Photos of the subject."""
-    others: Sequence[Pixels]
-    """Photos of another subject; none where there is no other."""
 
 
 @torch.no_grad()
@@ -80,41 +58,3 @@ def paired_losses(
             rows = zip(sample_ids, subjects, losses, strict=True)
             found += [Measurement(case, subject, prefix + name, float(loss)) for case, subject, loss in rows]
     return found
-
-
-@dataclass(frozen=True)
-class ImageScorer:
-    """Compares generated images with the photos and the prompt they should follow."""
-
-    embedder: Embedder
-    """Of ``identity`` and ``identity_margin``."""
-    clip: ClipScorer | None = None
-    """Of ``clip_i`` and ``clip_t``."""
-    dino: Embedder | None = None
-    """Of ``dino_i``."""
-
-    def __call__(self, images: Sequence[Pixels], tasks: Sequence[Task]) -> list[Measurement]:
-        """Every metric of every image."""
-        found = []
-        for image, task in zip(images, tasks, strict=True):
-            values = {"identity": similarity(self.embedder, image, task.references)}
-            if task.others:
-                values["identity_margin"] = values["identity"] - similarity(self.embedder, image, task.others)
-            if self.dino is not None:
-                values["dino_i"] = similarity(self.dino, image, task.references)
-            if self.clip is not None:
-                values["clip_i"] = similarity(self.clip.images, image, task.references)
-                values["clip_t"] = float((self.clip.images([image]) @ self.clip.texts([task.prompt]).T).item())
-            found += [Measurement(task.case, task.subject, name, value) for name, value in values.items()]
-        return found
-
-
-def similarity(embed: Any, image: Pixels, photos: Sequence[Pixels]) -> float:
-    """Mean cosine similarity of ``image`` to ``photos`` under ``embed`` (images → unit rows ``[B, D]``)."""
-    rows = embed([image, *photos])
-    return float((rows[1:] @ rows[0]).mean())
-
-
-def with_prefix(measurements: Iterable[Measurement], prefix: str) -> list[Measurement]:
-    """The same rows, each metric's name behind ``prefix``."""
-    return [replace(row, metric=prefix + row.metric) for row in measurements]

@@ -1,9 +1,9 @@
-"""``measurements.parquet``: what each sample or image scored, and the estimates that follow. Light at import."""
+"""``measurements.parquet``: the values of each sample and image, and the estimates computed from them."""
 
 import io
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from lookalike.evaluation.estimates import Estimate, cluster_bootstrap
 
 MEASUREMENTS = "measurements.parquet"
 UNREADABLE = "unreadable: "
-"""Begins the metric of a case that was not measured since its images cannot be read; the reason follows."""
+"""Prefix of the metric of a case whose images cannot be read; the reason follows it."""
 SCHEMA = pa.schema(
     [
         ("unit", pa.int64()),
@@ -34,7 +34,7 @@ _FIX = "evaluate the bundle again"
 
 @dataclass(frozen=True)
 class Measurement:
-    """One number about one sample."""
+    """One value of one sample or image."""
 
     case: str
     """Identity of the sample; with ``metric`` unique in an evaluation."""
@@ -47,14 +47,14 @@ class Measurement:
 
 
 def to_parquet(table: pa.Table, evaluation: Mapping[str, Any]) -> bytes:
-    """The file's bytes; ``evaluation`` says in its header what was measured."""
+    """Serialise the measurements; ``evaluation`` goes into the header and describes what was measured."""
     buffer = io.BytesIO()
     pq.write_table(table.replace_schema_metadata({_HEADER: canonical_json(evaluation)}), buffer)
     return buffer.getvalue()
 
 
 def evaluation_of(data: bytes, where: str) -> dict[str, Any] | None:
-    """What :func:`to_parquet` has written into the header; None in files of earlier versions of this software.
+    """Read the header that :func:`to_parquet` wrote; None for files of earlier versions of this software.
 
     Raises:
         InputError: not a table of measurements, or its header is damaged.
@@ -65,7 +65,7 @@ def evaluation_of(data: bytes, where: str) -> dict[str, Any] | None:
 
 
 def estimates(data: bytes, seed: int, where: str) -> dict[str, Estimate]:
-    """The estimate of each metric by the file ``data``, which was read from ``where``.
+    """Compute the estimate of each metric from the file's bytes ``data``, which were read from ``where``.
 
     Raises:
         InputError: not such a file, a member that is missing, or two measurements of one case.
@@ -83,6 +83,11 @@ def estimates(data: bytes, seed: int, where: str) -> dict[str, Estimate]:
 def measured(table: pa.Table) -> pa.Table:
     """The rows of cases that were measured."""
     return table.filter(pc.invert(pc.starts_with(table["metric"], UNREADABLE)))
+
+
+def with_prefix(measurements: Iterable[Measurement], prefix: str) -> list[Measurement]:
+    """The same rows, with ``prefix`` before each metric's name."""
+    return [replace(row, metric=prefix + row.metric) for row in measurements]
 
 
 def summarise(measurements: Iterable[Measurement], seed: int = 0) -> dict[str, Estimate]:

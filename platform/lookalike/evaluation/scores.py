@@ -1,4 +1,4 @@
-"""``scores.json``: what an evaluation found, of which bundle, on which suite, and the measurements that prove it."""
+"""``scores.json``: the metrics of an evaluation, its bundle and suite, and the hash of its measurements."""
 
 import hashlib
 import math
@@ -11,7 +11,7 @@ from lookalike.evaluation.estimates import Estimate
 from lookalike.evaluation.measurements import MEASUREMENTS, estimates, evaluation_of
 from lookalike.values import check_values
 
-Conditions = Literal["right", "shuffled"]
+ConditionMode = Literal["right", "shuffled"]
 
 SCORES = "scores.json"
 GRID = "grid.png"
@@ -24,7 +24,7 @@ class Source:
     """An input of the evaluation, pinned by its content."""
 
     uri: str
-    """Where it lay."""
+    """Its place at the time of the evaluation."""
     sha256: str
     """Bundle: fingerprint of its components. Suite: fingerprint of the snapshot's manifest."""
     version: int | None = None
@@ -40,13 +40,13 @@ class Scores:
     another subject, on the same noise at the same levels; ``loss_gap``: shuffled − right, sample by sample.
     ``mllm_only/loss_*``: the same without reference latents. ``identity``: cosine of the image embeddings of a
     generated image and its references; ``identity_margin``: the same minus the cosine to another subject's
-    references. ``SETTING/identity``: at another setting of the stages. ``clip_i``, ``clip_t``, ``dino_i``: where the
-    models were given.
+    references. ``SETTING/identity``: by another denoising schedule. ``clip_i``, ``clip_t``, ``dino_i``: if their models
+    were named.
     """
 
     bundle: Source
     suite: Source
-    conditions: Conditions
+    conditions: ConditionMode
     """``shuffled``: every sample got another subject's conditions, a probe that a gate has to refuse."""
     metrics: dict[str, Estimate]
     embedder: str = ""
@@ -66,7 +66,7 @@ class Scores:
         return render_json(values)
 
     def evaluation(self) -> dict[str, Any]:
-        """What was measured, as the header of the measurements says it."""
+        """Describe what was measured, as the header of the measurements does."""
         return {
             "bundle": self.bundle.sha256,
             "suite": self.suite.sha256,
@@ -75,10 +75,10 @@ class Scores:
         }
 
     def proven(self, measurements: bytes, where: str) -> "Scores":
-        """These scores with the estimates that ``measurements``, read from ``where``, give: what a gate may judge by.
+        """These scores with estimates computed again from ``measurements``, which were read at ``where``.
 
         Raises:
-            InputError: they are not the measurements of these scores, or give other estimates.
+            InputError: the measurements are not those of these scores, or give other estimates.
         """
         fix = f"restore scores.json and {MEASUREMENTS} of one evaluation, or evaluate the bundle again"
         sha256 = hashlib.sha256(measurements).hexdigest()
@@ -109,7 +109,7 @@ class Scores:
 
     @classmethod
     def from_json(cls, data: bytes, where: str) -> "Scores":
-        """Read a file's bytes; ``where`` names it in errors. A file of another kind is an InputError."""
+        """Parse ``scores.json``; ``where`` names the file in errors. Raises InputError for another kind of file."""
         fix = "name a scores.json of jobs/evaluate.py"
         raw = parse_object(data, where, "bundle", "suite", "conditions", "metrics", fix=fix)
         with decoding("a scores file", where, fix=fix):
@@ -130,7 +130,7 @@ class Scores:
                 check_values(source)
             check_values(scores)
         except ConfigError as error:
-            raise InputError(f"a damaged scores file: {error.what}", value=where, fix=fix) from error
+            raise InputError(f"the scores file is damaged: {error.what}", value=where, fix=fix) from error
         return scores
 
 
@@ -138,11 +138,11 @@ def _check_estimate(name: str, estimate: Estimate) -> None:
     """Raise TypeError unless its members are finite numbers (or NaN: not measured), and its count a whole one."""
     for value in (estimate.mean, estimate.low, estimate.high, estimate.n):
         if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise TypeError(f"{name} has {value!r} in the place of a number")
+            raise TypeError(f"{name} has {value!r} instead of a number")
         if math.isinf(float(value)):  # an integer of hundreds of digits raises here
-            raise TypeError(f"{name} has {value!r} in the place of a finite number")
+            raise TypeError(f"{name} has {value!r} instead of a finite number")
     if not isinstance(estimate.n, int) or estimate.n < 0:
-        raise TypeError(f"{name} has {estimate.n!r} in the place of a count")
+        raise TypeError(f"{name} has {estimate.n!r} instead of a count")
 
 
 def _agree(written: Estimate, found: Estimate) -> bool:

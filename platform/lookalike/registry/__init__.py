@@ -1,9 +1,10 @@
 """Versions of models, the promotion log, and how a model's name becomes a bundle."""
 
+from lookalike.registry.candidate import Candidate
 from lookalike.registry.champions import champion, standing
 from lookalike.registry.evidence import read_scores
 from lookalike.registry.names import CHAMPION, personal_model_name, validate_identifier, validate_model_name
-from lookalike.registry.promote import Candidate, Outcome, promote
+from lookalike.registry.promotion import Outcome, promote
 from lookalike.registry.promotion_log import Promotion, PromotionLog
 from lookalike.registry.resolution import resolve
 from lookalike.registry.returns import begin_anew, champion_now, is_lost, rollback, standing_log

@@ -16,12 +16,12 @@ from lookalike.storage import open_store
 log = logging.getLogger(__name__)
 
 HEAD_TAG = "promotion_log_head"  # NUMBER:SHA256 of the newest entry
-_LOOKS = 5  # times that the alias is set while other processes promote
+_LOOKS = 5  # times that the alias is set again while other processes promote
 
 
 @dataclass(frozen=True)
 class Standing:
-    """The state of one registered model, by registry and log, which were checked against each other."""
+    """The state of one registered model, by its registry and its log, which were checked against each other."""
 
     name: str
     log: PromotionLog | None
@@ -29,7 +29,7 @@ class Standing:
     head: Head | None
     """The newest entry."""
     champion: ModelReference | None
-    """Its version; None if nothing was promoted, or if no version has that bundle (any more)."""
+    """Its version; None if nothing was promoted, or if no version has that bundle."""
     alias: int | None
     """The version that MLflow shows as champion."""
     shown: str | None
@@ -85,7 +85,7 @@ def standing(registry: Registry, name: str) -> Standing | None:
 
 
 def champion(registry: Registry, name: str) -> ModelReference | None:
-    """The current champion, shown by the alias when this returns; None if nothing was promoted.
+    """Get the current champion, after MLflow's alias was updated to it; None if nothing was promoted.
 
     Raises InputError if there is no such model, if registry and log contradict each other, or if the champion's version
     was deleted.
@@ -126,14 +126,12 @@ def project(registry: Registry, name: str) -> Standing | None:
 
 
 def unregistered(registry: Registry, now: Standing) -> InputError:
-    """The error for a champion that the log names and the registry does not have."""
+    """Make the error for a champion that the log names and the registry does not have."""
     last = now.last
     assert last is not None
     earlier = ""
     if last.champion_before is not None:
-        earlier = (
-            f", or return to the champion before it (jobs/promote.py --model {now.name} --rollback --out NEW_PLACE)"
-        )
+        earlier = f", or return to the champion before it (jobs/promote.py rollback --model {now.name} --out NEW_PLACE)"
     # a registry that never saw the entry refuses all others until it has that one
     better = ", or promote a better one" if now.shown else ""
     return InputError(
@@ -141,7 +139,7 @@ def unregistered(registry: Registry, now: Standing) -> InputError:
         "no version has that bundle: it was deleted in MLflow, or this is another or an older registry",
         value=registry.uri,
         fix="restore it by promoting that bundle again"
-        f" (jobs/promote.py --model {now.name} --scores {last.scores_uri or 'ITS_SCORES'} --out NEW_PLACE"
+        f" (jobs/promote.py run --model {now.name} --scores {last.scores_uri or 'ITS_SCORES'} --out NEW_PLACE"
         f"{' --bundle ' + last.bundle_uri if last.bundle_uri else ''}){better}{earlier}",
     )
 
@@ -149,7 +147,9 @@ def unregistered(registry: Registry, now: Standing) -> InputError:
 _RESTORE = (
     f"put them back there, or set the tag {LOG_TAG!r} of the registered model in MLflow to the folder that holds theirs"
 )
-_BEGIN_ANEW = "start a new log with jobs/promote.py --begin-anew REASON, which judges the candidate by the floors only"
+_BEGIN_ANEW = (
+    "start a new log with jobs/promote.py run --begin-anew REASON, which judges the candidate by the floors only"
+)
 
 
 def _check_shown(entries: PromotionLog, head: Head | None, shown: str | None) -> None:

@@ -1,4 +1,4 @@
-"""Scores by their location, and what proves them."""
+"""Scores, and the measurements that they are computed again from before the gate uses them."""
 
 from lookalike.config import fingerprint
 from lookalike.errors import InputError
@@ -8,18 +8,18 @@ from lookalike.storage import Store, locate_object, open_store
 
 
 def read_scores(uri: str) -> Scores:
-    """The scores at ``uri`` as they were written: a file, or the prefix that an evaluation wrote to."""
+    """Read the scores at ``uri`` as they were written: a file, or the prefix that an evaluation wrote to."""
     store, key = _located(uri)
     return Scores.from_json(store.read(key), uri)
 
 
 def proven_scores(scores: Scores, uri: str) -> Scores:
-    """``scores``, which were read at ``uri``, by the measurements that lie beside them (see :meth:`Scores.proven`)."""
+    """Compute ``scores``, read at ``uri``, again from the measurements beside them (:meth:`Scores.proven`)."""
     store = _located(uri)[0]
     where = store.uri_of(MEASUREMENTS)
     if not store.exists(MEASUREMENTS):
         raise InputError(
-            "the measurements behind these scores are missing, and a gate judges by them",
+            "the measurements of these scores are missing, and the gate needs them",
             value=where,
             fix="copy them beside scores.json, or evaluate the bundle again",
         )

@@ -1,4 +1,4 @@
-"""Names of tenants, subjects and models: checked once, before they become part of any path or query."""
+"""Names of customers, subjects and models, checked once, before they become part of a path or query."""
 
 import re
 

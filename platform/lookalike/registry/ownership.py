@@ -1,7 +1,7 @@
-"""Whose a model is: a personal model's bundle and promotion log lie below its customer's prefix, ``customers/ID``.
+"""Ownership of models: a personal model's bundle and promotion log lie below its customer's prefix, ``customers/ID``.
 
 A bundle that training made for a customer names its owner too, inside its identity. So no bundle of one customer
-becomes the champion of another, and none becomes a base model, which everybody loads.
+becomes the champion of another, and none becomes a base model, which all customers load.
 """
 
 from collections.abc import Mapping
@@ -25,7 +25,7 @@ def customer_prefix(uri: str) -> str | None:
 
 
 def check_ownership(model: str, bundle_uri: str, manifest: Mapping[str, Any], log_uri: str) -> None:
-    """Check that the bundle with this manifest may be a version of ``model``, and that its log lies where it must.
+    """Check that the bundle with this manifest may be a version of ``model``, and that the place of its log is valid.
 
     Raises:
         InputError: the bundle belongs to another customer or to none, or the log lies elsewhere.
@@ -35,7 +35,7 @@ def check_ownership(model: str, bundle_uri: str, manifest: Mapping[str, Any], lo
     if not separator:
         if owner is not None or (manifest["base"] is not None and customer_prefix(bundle_uri) is not None):
             raise InputError(
-                f"the bundle belongs to {owner or 'a customer'}, and {model} is a model for everybody",
+                f"the bundle belongs to {owner or 'a customer'}, and {model} is a model for all customers",
                 value=bundle_uri,
                 fix="promote it as CUSTOMER--SUBJECT, or name the bundle of a base run",
             )

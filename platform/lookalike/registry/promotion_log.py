@@ -1,7 +1,7 @@
-"""The promotion log: which version is champion, decided by conditional puts. MLflow's alias is a projection of it.
+"""The promotion log, which says which version is champion, by conditional puts. MLflow's alias follows it.
 
 Setting an alias is not a compare-and-set and keeps no history. So each promotion of a model is an object with the next
-number, created only if it is not there: of two promotions at a time one wins, and the other has to look again. Each
+number, created only if it is not there: of two concurrent promotions one wins, and the other judges again. Each
 entry holds the hash of the one before, so that an entry that was changed or removed later is noticed.
 """
 
@@ -27,19 +27,19 @@ _ANEW: Kind = "begun anew"
 _CHECK = {"name", "value", "threshold", "passed", "why"}
 _ENTRY = re.compile(r"(?!0{8})(\d{8})\.json")
 HOW_TO_CONTINUE = (
-    "restore it from a copy, or start a new log with jobs/promote.py --begin-anew REASON, "
+    "restore it from a copy, or start a new log with jobs/promote.py run --begin-anew REASON, "
     "which judges the candidate by the floors only"
 )
 
 
 @dataclass(frozen=True)
 class Promotion:
-    """One entry. Those of earlier versions of this software end with ``writer``."""
+    """One entry of the log. Entries of earlier versions of this software have no fields after ``writer``."""
 
     number: int
     """1, 2, 3, …"""
     version: int
-    """The model version that became champion; a hint, since MLflow gives numbers anew after a model was deleted."""
+    """The model version that became champion; a hint, since MLflow starts numbering again after a model was deleted."""
     bundle_sha256: str
     """Its bundle: the champion's identity."""
     scores_sha256: str
@@ -47,16 +47,16 @@ class Promotion:
     champion_before: int | None
     """The version that it followed."""
     checks: list[dict[str, Any]]
-    """What the gate looked at, see :class:`lookalike.evaluation.gate.Check`."""
+    """The gate's checks, see :class:`lookalike.evaluation.gate.Check`."""
     time: str
     """When, in UTC (ISO 8601)."""
     writer: str = field(default_factory=lambda: uuid.uuid4().hex)
-    """Makes every entry unlike any other, so that a writer can tell its own."""
+    """Id of the promotion that wrote the entry."""
     kind: Kind = "promoted"
     """``registered again``: the champion got another version or location. ``rolled back``: to the entry
     ``returns_to``. ``begun anew``: the entries before do not count."""
     reason: str = ""
-    """Why the log was begun anew or rolled back, as the user wrote it."""
+    """The user's reason for a new log or a rollback."""
     returns_to: int | None = None
     """The entry whose champion this one brings back."""
     bundle_uri: str | None = None
@@ -79,22 +79,24 @@ class Head:
 
 
 class PromotionLog:
-    """The log of one registered model, below ``store``. Objects that are not called ``00000001.json`` do not count."""
+    """The log of one registered model, below ``store``. Objects with names unlike ``00000001.json`` are ignored."""
 
     def __init__(self, store: Store, name: str) -> None:
         self.prefix, self._store = store.uri, store.child(name)
 
     @property
     def uri(self) -> str:
-        """Where the entries are."""
+        """URI of the entries."""
         return self._store.uri
 
     def numbers(self) -> list[int]:
-        """Numbers of the entries that are there, ascending; other objects are named in a warning."""
+        """List the numbers of the entries, ascending; other objects are named in a warning."""
         keys = [info.key for info in self._store.list()]
         foreign = [key for key in keys if not _ENTRY.fullmatch(key)]
         if foreign:
-            log.warning("not an entry of the promotion log, and ignored: %s", ", ".join(foreign[:10]))
+            log.warning(
+                "these objects are not entries of the promotion log and are ignored: %s", ", ".join(foreign[:10])
+            )
         return sorted(int(match.group(1)) for key in keys if (match := _ENTRY.fullmatch(key)))
 
     def head(self) -> Head | None:
@@ -116,7 +118,7 @@ class PromotionLog:
         return [] if head is None else [item.entry for item in reversed(self._chain(head, 1))]
 
     def check_since(self, number: int, head: Head) -> None:
-        """Raise InputError unless the entries behind ``number`` up to the ``head`` are chained to it and each other."""
+        """Raise InputError unless the entries after ``number`` up to ``head`` are chained to it and to each other."""
         for item in self._chain(head, number):
             if item.entry.number > max(number, 1) and not item.entry.previous_sha256 and item.entry.kind != _ANEW:
                 raise InputError(
@@ -126,7 +128,7 @@ class PromotionLog:
                 )
 
     def _chain(self, head: Head, first: int) -> list[Head]:
-        """The entries from the ``head`` back to ``first``, or to where the log was begun anew."""
+        """Read the entries from ``head`` back to ``first``, or to the entry that began a new log."""
         chain = [head]
         while chain[-1].entry.number > first and chain[-1].entry.kind != _ANEW:
             after, before = chain[-1].entry, self._read(chain[-1].entry.number - 1)
@@ -146,7 +148,7 @@ class PromotionLog:
         return chain
 
     def sha256_of(self, number: int) -> str | None:
-        """Hash of an entry's bytes; None if it is not there."""
+        """Hash of an entry's bytes; None if the entry does not exist."""
         key = _key(number)
         return hashlib.sha256(self._store.read(key)).hexdigest() if self._store.exists(key) else None
 
@@ -182,7 +184,7 @@ class PromotionLog:
         return Head(entry, hashlib.sha256(data).hexdigest())
 
     def uri_of(self, number: int) -> str:
-        """Where an entry is."""
+        """URI of an entry."""
         return self._store.uri_of(_key(number))
 
 
@@ -195,9 +197,9 @@ def _problem(entry: Promotion, number: int) -> str:
     if not isinstance(entry.checks, list) or not all(isinstance(item, dict) for item in entry.checks):
         return "its checks are not a list of checks"
     if any(item.keys() != _CHECK or type(item["passed"]) is not bool for item in entry.checks):
-        return f"a check has not the members {', '.join(sorted(_CHECK))}, with passed true or false"
+        return f"a check has other members than {', '.join(sorted(_CHECK))}, or passed is not true or false"
     if entry.kind not in get_args(Kind):
-        return f"it has no such kind as {entry.kind!r}"
+        return f"its kind, {entry.kind!r}, is unknown"
     numbers = {"champion_before": entry.champion_before, "returns_to": entry.returns_to}
     texts = {
         name: getattr(entry, name)

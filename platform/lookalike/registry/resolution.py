@@ -1,4 +1,4 @@
-"""How a model's name becomes a bundle that can be loaded."""
+"""Resolve a model's name to a bundle that can be loaded."""
 
 import re
 from dataclasses import replace
@@ -17,7 +17,7 @@ def resolve(model: str, tracking: str | None = None, bundle_uri: str | None = No
     """Find what ``model`` names: ``models:/NAME@ALIAS``, ``models:/NAME/VERSION``, or a bundle's URI.
 
     The champion is the one that the promotion log names; if MLflow's alias lags behind it, this repairs the alias.
-    ``bundle_uri`` is where the bundle is now, if it is not where it was registered: its content is checked.
+    ``bundle_uri`` is the bundle's current place, if it was moved since it was registered: its content is checked.
 
     Raises:
         InputError: no such model, alias, version or bundle; the bundle is not the one that was registered; or the
@@ -52,7 +52,7 @@ def resolve(model: str, tracking: str | None = None, bundle_uri: str | None = No
 
 _ANOTHER_PLACE = (
     "restore the bundle; or, if it was moved, name its place (--bundle; --base for jobs/finetune.py), and register it "
-    "there with jobs/promote.py --bundle"
+    "there with jobs/promote.py run --bundle"
 )
 
 

@@ -1,4 +1,4 @@
-"""Recovery on request: return to an earlier champion, or begin the promotion log anew."""
+"""Recovery on request: return to an earlier champion, or begin a new promotion log."""
 
 import logging
 from dataclasses import replace
@@ -6,18 +6,11 @@ from dataclasses import replace
 from lookalike.bundles.transfer import verify_bundle
 from lookalike.errors import ConflictError, InputError
 from lookalike.evaluation.gate import Check, Decision, GateConfig, decide
+from lookalike.registry.candidate import Candidate, read_candidate, version_tags
 from lookalike.registry.champions import HEAD_TAG, Standing, standing
 from lookalike.registry.evidence import scores_hash
 from lookalike.registry.names import validate_model_name
-from lookalike.registry.promote import (
-    Candidate,
-    Outcome,
-    champion_version,
-    conclude,
-    entry,
-    read_candidate,
-    version_tags,
-)
+from lookalike.registry.promotion import Outcome, champion_version, conclude, entry
 from lookalike.registry.promotion_log import LOG_TAG, Promotion, PromotionLog
 from lookalike.registry.versions import ModelReference, Registry
 from lookalike.storage import open_store
@@ -44,11 +37,11 @@ def rollback(
         tracking: MLflow's URI; None takes the environment's.
         writer: identity of this rollback: the same one again changes nothing while it is the newest entry.
         version: of an earlier champion.
-        bundle_uri: where that one's bundle is now, if it was moved.
+        bundle_uri: of that champion's bundle, if it was moved.
         reason: in words, for the log.
 
     Raises:
-        InputError: nothing to return to, or its bundle is not there.
+        InputError: there is no earlier champion, or its bundle is not at its place.
         ConflictError: another promotion came in between.
     """
     name = validate_model_name(model)
@@ -67,21 +60,16 @@ def rollback(
     if last.writer != writer:
         made = entry(now, reference, scores_uri, target.scores_sha256, decision, "rolled back")
         registry.withdraw_refusal(reference)
-        try:
-            now.log.append(replace(made, writer=writer, reason=reason, returns_to=target.number))
-        except ConflictError as error:
-            raise ConflictError(
-                "another promotion of this model came in between", value=name, fix="run the same command again"
-            ) from error
+        _append(now.log, replace(made, writer=writer, reason=reason, returns_to=target.number), name)
     return conclude(registry, reference, decision, scores_uri, before, "rolled back", is_champion=True)
 
 
 def begin_anew(
     candidate: Candidate, *, tracking: str | None, log_uri: str | None, gate: GateConfig, reason: str, writer: str
 ) -> Outcome:
-    """Judge ``candidate`` by the floors only, and begin the log anew with it. For a log or a champion that is lost.
+    """Judge ``candidate`` by the floors only, and begin a new log with it. For a log or a champion that is lost.
 
-    The entry records that and the ``reason``; earlier entries stay where they are and no longer count.
+    The entry records the ``reason``; earlier entries stay in their place and no longer count.
 
     Args:
         candidate: bundle and scores.
@@ -92,13 +80,14 @@ def begin_anew(
         writer: identity of this attempt: the same one again changes nothing while it is the newest entry.
 
     Raises:
-        InputError: no bundle or scores there, scores of another bundle, or a new model without ``log_uri``.
+        InputError: the bundle or the scores are missing, the scores are another bundle's, or the model is new and there
+            is no ``log_uri``.
         ConflictError: another promotion came in between.
     """
     name = validate_model_name(candidate.model)
     sha256, scores, proven = read_candidate(candidate)
     registry = Registry(tracking_uri(tracking))
-    tags = registry.model_tags(name) or {}
+    tags = registry.readable_tags(name)
     uri = log_uri or tags.get(LOG_TAG)
     if uri is None:
         raise InputError(f"{name} has no promotion log yet", value=registry.uri, fix="name its place with --log")
@@ -116,17 +105,21 @@ def begin_anew(
             made = entry(nothing, version, candidate.scores_uri, scores_hash(scores), decision, "begun anew")
             number = max([*numbers, known]) + 1
             registry.withdraw_refusal(version)
-            try:
-                entries.append(replace(made, number=number, writer=writer, reason=reason))
-            except ConflictError as error:
-                raise ConflictError(
-                    "another promotion of this model came in between", value=name, fix="run the same command again"
-                ) from error
+            _append(entries, replace(made, number=number, writer=writer, reason=reason), name)
             log.warning("the promotion log of %s is begun anew with entry %d: %s", name, number, reason)
         registry.tag_model(name, LOG_TAG, uri)
         head = entries.head()
         registry.tag_model(name, HEAD_TAG, str(head))
     return conclude(registry, version, decision, candidate.scores_uri, None, "begun anew", is_champion=False)
+
+
+def _append(entries: PromotionLog, made: Promotion, name: str) -> None:
+    try:
+        entries.append(made)
+    except ConflictError as error:
+        raise ConflictError(
+            "another promotion of this model came in between", value=name, fix="run the same command again"
+        ) from error
 
 
 def _is_ours(entries: PromotionLog, writer: str) -> bool:
@@ -138,7 +131,7 @@ def _is_ours(entries: PromotionLog, writer: str) -> bool:
 
 
 def _target(registry: Registry, now: Standing, entries: list[Promotion], version: int | None) -> Promotion:
-    """The entry whose champion is to come back."""
+    """Find the entry whose champion is to become champion again."""
     last = entries[-1]
     champions = sorted({item.version for item in entries if item.bundle_sha256 != last.bundle_sha256})
     if version is not None:
@@ -161,12 +154,12 @@ def _target(registry: Registry, now: Standing, entries: list[Promotion], version
     raise InputError(
         f"{now.name} had no champion before version {last.version}",
         value=registry.uri,
-        fix=f"name another champion with --rollback_to: {champions}" if champions else "promote another bundle",
+        fix=f"name another champion with --to: {champions}" if champions else "promote another bundle",
     )
 
 
 def _registered(registry: Registry, now: Standing, target: Promotion, bundle_uri: str | None) -> ModelReference:
-    """The version of the entry's bundle at a place where it is; registered again if the registry has none."""
+    """The version of the entry's bundle at a place that holds it; registered again if the registry has none."""
     name = now.name
     assert now.log is not None
     versions = registry.versions_of_bundle(name, target.bundle_sha256)
@@ -179,7 +172,7 @@ def _registered(registry: Registry, now: Standing, target: Promotion, bundle_uri
             candidate = Candidate(name, place, scores_uri)
             return registry.register(name, version_tags(candidate, target.bundle_sha256, now.log.prefix))
     raise InputError(
-        f"the bundle {target.bundle_sha256[:12]}, champion by entry {target.number} of the promotion log, is not there",
+        f"the bundle {target.bundle_sha256[:12]}, champion by entry {target.number} of the promotion log, is missing",
         value=[place for place in places if place],
         fix="restore it, or name its place with --bundle",
     )
@@ -193,7 +186,7 @@ def _is_at(place: str, sha256: str) -> bool:
 
 
 def is_lost(model: str, bundle_sha256: str, tracking: str | None) -> bool:
-    """Whether this bundle was made champion, and the registry has no version of it any more."""
+    """Whether this bundle is the log's champion and the registry no longer has a version of it."""
     registry = Registry(tracking_uri(tracking))
     now = standing(registry, validate_model_name(model))
     if now is None:
@@ -202,8 +195,8 @@ def is_lost(model: str, bundle_sha256: str, tracking: str | None) -> bool:
 
 
 def standing_log(model: str, tracking: str | None) -> str | None:
-    """The prefix that the registered model's tag names as its promotion log, whatever is there."""
-    return (Registry(tracking_uri(tracking)).model_tags(validate_model_name(model)) or {}).get(LOG_TAG)
+    """The prefix that the registered model's tag names as its promotion log; it may be empty or damaged."""
+    return Registry(tracking_uri(tracking)).readable_tags(validate_model_name(model)).get(LOG_TAG)
 
 
 def champion_now(model: str, tracking: str | None) -> int | None:

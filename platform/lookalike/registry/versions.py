@@ -1,4 +1,4 @@
-"""Versions of models in MLflow's registry, and the bundles that they point at.
+"""Versions of models in MLflow's registry, and the bundles that they refer to.
 
 Weights stay in the store; MLflow gets their hash, which is the version's source and cannot be changed, and tags:
 ``bundle_uri``, ``bundle_sha256``, ``manifest_sha256`` (of the bytes of ``bundle.json``, which binds its base's place
@@ -7,25 +7,26 @@ too), ``scores_uri``, ``parent`` (hash of the bundle that it was trained from, o
 
 import hashlib
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from lookalike.bundles.manifest import MANIFEST, bundle_sha256, parse_manifest
-from lookalike.errors import InputError
+from lookalike.errors import InputError, RefusedError
 from lookalike.registry.names import validate_model_name
 from lookalike.registry.promotion_log import LOG_TAG, PromotionLog
 from lookalike.storage import open_store
-from lookalike.tracking.connection import connect, is_missing, is_taken, mlflow_errors
+from lookalike.tracking.connection import connect, is_denied, is_missing, is_taken, mlflow_errors
 
 _SOURCE = "bundle://sha256/"
 
 
 @dataclass(frozen=True)
 class ModelReference:
-    """A model that can be loaded."""
+    """Reference to a bundle, by its URI or as a version of a registered model."""
 
     bundle_uri: str
-    """Where the bundle is."""
+    """URI of the bundle."""
     bundle_sha256: str
     """Its identity (see :func:`lookalike.bundles.manifest.bundle_sha256`)."""
     name: str | None = None
@@ -33,7 +34,7 @@ class ModelReference:
     version: int | None = None
     """The version of it."""
     scores_uri: str | None = None
-    """Where the scores are that it was judged by."""
+    """URI of the scores that it was judged by."""
     parent: str | None = None
     """Hash of the bundle that it was trained from."""
     manifest_sha256: str | None = None
@@ -46,7 +47,7 @@ class ModelReference:
 
 
 def identify(bundle_uri: str) -> str:
-    """The hash of the bundle at ``bundle_uri``; InputError if there is none."""
+    """The hash of the bundle at ``bundle_uri``. Raises InputError if there is no bundle."""
     store = open_store(bundle_uri)
     return bundle_sha256(parse_manifest(store.read(MANIFEST), store.uri_of(MANIFEST)))
 
@@ -63,8 +64,8 @@ class Registry:
         self.uri, self._client = uri, connect(uri)
 
     def version(self, name: str, version: str | int) -> ModelReference:
-        """One version of ``name`` by its number."""
-        with mlflow_errors(self.uri):
+        """Get one version of ``name`` by its number."""
+        with self._needing("READ", name):
             found = self._client.get_model_version(name, str(version))
         return _reference(found)
 
@@ -83,11 +84,11 @@ class Registry:
         return PromotionLog(open_store(tags[LOG_TAG]), name) if tags and LOG_TAG in tags else None
 
     def ensure_model(self, name: str, log_uri: str) -> None:
-        """Make the registered model ``name`` if it is missing. The first caller's ``log_uri`` stays its log."""
+        """Create the registered model ``name`` if it is missing. The first caller's ``log_uri`` stays its log."""
         from mlflow.exceptions import MlflowException
 
         validate_model_name(name)
-        with mlflow_errors(self.uri):
+        with self._needing("CREATE", name):
             try:
                 self._client.create_registered_model(name, tags={LOG_TAG: log_uri})
             except MlflowException as error:
@@ -95,40 +96,45 @@ class Registry:
                     raise
 
     def register(self, name: str, tags: Mapping[str, str], run_id: str | None = None) -> ModelReference:
-        """A version of ``name`` with these tags; the one that has this bundle already, if there is one."""
+        """Create a version of ``name`` with these tags, or return the existing one of this bundle."""
         for version in self._versions(name):
             same = _content(version) == tags["bundle_sha256"] and version.tags.get("bundle_uri") == tags["bundle_uri"]
             if same and version.tags.get("bundle_sha256") == tags["bundle_sha256"]:
                 if "manifest_sha256" not in version.tags:  # of an earlier version of this software
                     self.tag(_reference(version), {"manifest_sha256": tags["manifest_sha256"]})
                 return _reference(version)
-        with mlflow_errors(self.uri):
-            # MLflow's server takes no local path as a source, so the source is the content; the tag says where it is.
+        with self._needing("EDIT", name):
+            # MLflow's server takes no local path as a source, so the source is the content, and a tag has the place.
             source = f"{_SOURCE}{tags['bundle_sha256']}"
             made = self._client.create_model_version(name, source, run_id=run_id, tags=dict(tags))
         return _reference(made)
 
     def tag(self, version: ModelReference, tags: Mapping[str, str]) -> None:
         """Set tags of a version."""
-        with mlflow_errors(self.uri):
+        with self._needing("EDIT", str(version.name)):
             for key, value in tags.items():
                 self._client.set_model_version_tag(version.name, str(version.version), key, value)
 
     def withdraw_refusal(self, version: ModelReference) -> None:
-        """Record that the gate lets ``version`` pass, before the promotion log says so."""
+        """Record that ``version`` passed the gate, before the promotion log does."""
         if version.refused:
             self.tag(version, {"gate": "passed"})
 
     def tag_model(self, name: str, key: str, value: str) -> None:
         """Set a tag of the registered model."""
-        with mlflow_errors(self.uri):
+        with self._needing("EDIT", name):
             self._client.set_registered_model_tag(name, key, value)
 
     def model_tags(self, name: str) -> dict[str, str] | None:
-        """Tags of the registered model; None if there is no such model."""
+        """Tags of the registered model; None if there is no such model.
+
+        Raises:
+            RefusedError: the user may not read it. MLflow also answers so for a model that does not exist, if the user
+                has no default permission.
+        """
         from mlflow.exceptions import MlflowException
 
-        with mlflow_errors(self.uri):
+        with self._needing("READ", name):
             try:
                 return dict(self._client.get_registered_model(name).tags)
             except MlflowException as error:
@@ -136,11 +142,21 @@ class Registry:
                     return None
                 raise
 
+    def readable_tags(self, name: str) -> dict[str, str]:
+        """Tags of the registered model; none if there is no such model, or if the user may not read it.
+
+        For callers that create the model next: only then MLflow tells which of the two it is.
+        """
+        try:
+            return self.model_tags(name) or {}
+        except RefusedError:
+            return {}
+
     def alias(self, name: str, alias: str) -> int | None:
-        """The version that an alias names."""
+        """The version that an alias names; None if there is no such alias."""
         from mlflow.exceptions import MlflowException
 
-        with mlflow_errors(self.uri):
+        with self._needing("READ", name):
             try:
                 return int(self._client.get_model_version_by_alias(name, alias).version)
             except MlflowException as error:
@@ -151,8 +167,25 @@ class Registry:
 
     def set_alias(self, name: str, alias: str, version: int) -> None:
         """Make the alias name ``version``."""
-        with mlflow_errors(self.uri):
+        with self._needing("EDIT", name):
             self._client.set_registered_model_alias(name, alias, str(version))
+
+    @contextmanager
+    def _needing(self, permission: str, name: str) -> Iterator[None]:
+        """Errors of MLflow as ours; a refusal names the ``permission`` of the model ``name`` that the user lacks."""
+        with mlflow_errors(self.uri):
+            try:
+                yield
+            except Exception as error:
+                if not is_denied(error):
+                    raise
+                what = f"MLflow does not let this user {permission.lower()} the registered model {name}"
+                fix = f"ask its administrator for the permission {permission} on {name}, or sign in as another user"
+                if permission == "READ":
+                    what += ", or there is no such model"
+                elif permission == "CREATE":
+                    fix = "ask its administrator to let this user create registered models"
+                raise RefusedError(what, value=self.uri, fix=fix) from error
 
     def _versions(self, name: str) -> Iterator[Any]:
         token: str | None = None

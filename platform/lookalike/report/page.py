@@ -11,15 +11,8 @@ from PIL import Image
 
 from lookalike.diffusion.schedule import SCHEDULE_TITLES
 from lookalike.evaluation.estimates import Estimate
+from lookalike.evaluation.metrics import LABELS
 from lookalike.evaluation.scores import Scores
-
-IMAGE_METRICS = {
-    "identity": "identity",
-    "identity_margin": "margin over another subject",
-    "dino_i": "DINO-I",
-    "clip_i": "CLIP-I",
-    "clip_t": "CLIP-T",
-}
 
 
 @dataclass(frozen=True)
@@ -115,7 +108,7 @@ class Evaluation:
         stages: dict[str, dict[str, Estimate]] = {}
         for name, estimate in self.scores.metrics.items():
             setting, _, metric = name.rpartition("/")
-            if metric in IMAGE_METRICS:
+            if metric in LABELS:
                 stages.setdefault(setting, {})[metric] = estimate
         main = str(self.scores.config.get("stages", ["paper"])[0])
         order = sorted(stages, key=lambda setting: (setting.startswith("before"), setting != "", setting))
@@ -145,7 +138,7 @@ class Finetune:
     @property
     def rows(self) -> list[tuple[str, Estimate, Estimate]]:
         """(metric for people, before, after)."""
-        labels = {"loss_right": "loss on the subject's photographs", **IMAGE_METRICS}
+        labels = {"loss_right": "loss on the subject's photographs", **LABELS}
         metrics = self.scores.metrics
         return [
             (label, metrics[f"before/{name}"], metrics[name])
@@ -212,7 +205,7 @@ def render(page: Page) -> str:
     environment.filters["number"] = number
     environment.filters["figure"] = figure
     environment.filters["duration"] = duration
-    environment.globals["image_metrics"] = IMAGE_METRICS
+    environment.globals["image_metrics"] = LABELS
     return environment.get_template("page.html.j2").render(page=page)
 
 

@@ -1,20 +1,67 @@
 """An output prefix belongs to one configuration: the same command resumes, another one is refused.
 
-Identity is content: what a job read counts by its hash, and where it lies is a hint that may change between attempts.
+Inputs count by the hash of their content; their location may change between attempts.
 """
 
 import json
-from collections.abc import Mapping
-from typing import Any
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
-from lookalike.config import canonical_json, fingerprint
+from lookalike.config import (
+    IDENTITY_IF_SET,
+    NOT_IDENTITY,
+    canonical_json,
+    fields_marked,
+    fingerprint,
+    to_dict,
+)
 from lookalike.errors import ConfigError, ConflictError, InputError
 from lookalike.redaction import redacted
 from lookalike.storage import location
 from lookalike.storage.base import Store
 from lookalike.storage.documents import MOST_BYTES, read_object
 
+log = logging.getLogger(__name__)
+
 RECORD = "run.json"
+
+ResultT = TypeVar("ResultT")
+
+
+def run_once(
+    store: Store,
+    key: str,
+    config: object,
+    *,
+    content: Mapping[str, Any] | None = None,
+    earlier: Callable[[str], ResultT],
+    work: Callable[[str], ResultT],
+) -> ResultT:
+    """Do the work of a run, unless it is done already.
+
+    Args:
+        store: where the run writes; claimed by the configuration (:func:`claim`).
+        key: name of the result in ``store``; the run writes it last.
+        config: a dataclass. Its fields that are marked with ``NOT_IDENTITY`` may change between two attempts.
+        content: hashes of the run's inputs, see :func:`claim`.
+        earlier: called with the claim's fingerprint if the result exists: checks and returns it.
+        work: called with the fingerprint otherwise: makes, writes and returns the result.
+
+    Raises:
+        ConflictError: another configuration, or other inputs, hold the location.
+    """
+    values, unset = to_dict(config), fields_marked(config, IDENTITY_IF_SET)
+    run = claim(
+        store,
+        {name: value for name, value in values.items() if name not in unset or value not in (None, {}, [])},
+        ignore=fields_marked(config, NOT_IDENTITY),
+        content=content,
+    )
+    if not store.exists(key):
+        return work(run)
+    log.info("this run is done already: its result is %s", store.uri_of(key))
+    return earlier(run)
 
 
 def claim(
@@ -51,7 +98,7 @@ def claim(
 
 
 def read_claim(store: Store) -> dict[str, Any] | None:
-    """What :func:`claim` recorded (``config``, ``identity``, ``fingerprint``); None if nothing is recorded.
+    """Read the record of :func:`claim` (``config``, ``identity``, ``fingerprint``); None if there is none.
 
     Raises InputError for a record that is damaged.
     """
@@ -69,7 +116,7 @@ def read_claim(store: Store) -> dict[str, Any] | None:
 
 
 def _identity(config: Mapping[str, Any], ignore: tuple[str, ...], content: Mapping[str, Any]) -> dict[str, Any]:
-    """What counts of ``config``, as plain JSON values."""
+    """The part of ``config`` that is a run's identity, as plain JSON values."""
     identity = {
         key: {name: item for name, item in value.items() if name != "uri"}
         if key in content and isinstance(value, dict)
@@ -81,7 +128,7 @@ def _identity(config: Mapping[str, Any], ignore: tuple[str, ...], content: Mappi
 
 
 def _spelled_alike(value: Any) -> Any:
-    """``value`` with each ``file:`` URI as stores spell it: earlier records have blanks and marks unencoded."""
+    """Spell each ``file:`` URI in ``value`` as stores do; earlier records have blanks and marks unencoded."""
     if isinstance(value, dict):
         return {name: _spelled_alike(item) for name, item in value.items()}
     if isinstance(value, list):

@@ -1,8 +1,8 @@
-"""Results of a job, bound to the run that made them: what another run, or a hand, has put there is never returned.
+"""Results of a job, bound to the run that made them: a result of another run, or an edited one, is an error.
 
 A result carries ``run``, the fingerprint of the claim of its location (``run.json``), and ``seal``, a hash of that and
-of all that the result says. The seal is not a signature: who may write the location can compute it. So what a result
-*names* is checked as well, by the job that reads it: bundles by their hash, places by :func:`inside`.
+of the result's values. The seal is not a signature, since anyone who may write the location can compute it. So the job
+that reads a result also checks what it names: bundles by their hash, places by :func:`inside`.
 """
 
 import json
@@ -17,7 +17,7 @@ from lookalike.storage.documents import MOST_BYTES, read_object
 from lookalike.storage.store import open_store
 
 RUN, SEAL = "run", "seal"
-AGAIN = "remove it and run the same command again, which makes it from what is there"
+AGAIN = "remove it and run the same command again, which makes it again from the finished parts"
 _KINDS = {
     bool: "true or false",
     int: "a whole number",
@@ -31,23 +31,23 @@ Kinds = Mapping[str, type | tuple[type | None, ...]]
 
 
 def write_result(store: Store, key: str, result: Mapping[str, Any], run: str) -> None:
-    """Write ``result`` as that of the run whose claim has the fingerprint ``run``."""
-    sealed = json.loads(canonical_json({**result, RUN: run}))  # as a reader will see it
+    """Write ``result`` for the run whose claim has the fingerprint ``run``."""
+    sealed = json.loads(canonical_json({**result, RUN: run}))  # as it will be read
     sealed.pop(SEAL, None)
     store.write(key, render_json({**sealed, SEAL: fingerprint(sealed)}))
 
 
 def read_result(store: Store, key: str, run: str, kinds: Kinds) -> dict[str, Any] | None:
-    """The result that :func:`write_result` wrote for ``run``; None if it has no seal, as those of earlier versions.
+    """Read a result that :func:`write_result` wrote for ``run``; None if it has no seal, as in earlier versions.
 
     Args:
-        store: the location that ``run`` has claimed.
-        key: the result's name there.
+        store: the location that the run has claimed.
+        key: name of the result in ``store``.
         run: the fingerprint of the claim.
-        kinds: the type of each value that has to be there; a tuple names several, and None one that is null.
+        kinds: the type of each required value; a tuple allows several, and None in it allows null.
 
     Raises:
-        InputError: not such an object; or another run's, or one that was changed after it was written.
+        InputError: the result is not such an object, is another run's, or was changed after it was written.
     """
     result = read_object(store, key, *kinds, most=MOST_BYTES)
     where = store.uri_of(key)
@@ -62,15 +62,15 @@ def read_result(store: Store, key: str, run: str, kinds: Kinds) -> dict[str, Any
 
 
 def check_each(items: list[Any], kinds: Kinds, where: str) -> None:
-    """Raise InputError for an item that is no object with exactly the members of ``kinds``, each of its type."""
+    """Raise InputError unless each item is an object with exactly the members of ``kinds``, each of its type."""
     for item in items:
         if not isinstance(item, dict) or item.keys() != kinds.keys():
-            raise InputError(f"not an object with {', '.join(kinds)}: {item!r:.60}", value=where, fix=AGAIN)
+            raise InputError(f"an item is not an object with {', '.join(kinds)}: {item!r:.60}", value=where, fix=AGAIN)
         check_kinds(item, kinds, where)
 
 
 def check_kinds(result: Mapping[str, Any], kinds: Kinds, where: str) -> None:
-    """Raise InputError for a value of another type than ``kinds`` says; a whole number is a number, a bool is none."""
+    """Raise InputError if a value is not of its type in ``kinds``; a whole number is also a number, a bool is not."""
     for name, kind in kinds.items():
         allowed = kind if isinstance(kind, tuple) else (kind,)
         value = result[name]
@@ -83,9 +83,9 @@ def check_kinds(result: Mapping[str, Any], kinds: Kinds, where: str) -> None:
 
 
 def inside(store: Store, uri: object, where: str) -> Store:
-    """The store at ``uri``, which a document at ``where`` names and which has to lie below ``store``.
+    """Open the store at ``uri``, which the document at ``where`` names and which has to lie below ``store``.
 
-    Raises InputError for a place that is not.
+    Raises InputError if it does not.
     """
     if isinstance(uri, str):
         named = open_store(uri)

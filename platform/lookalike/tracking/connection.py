@@ -79,6 +79,11 @@ def is_taken(error: Exception) -> bool:
     return getattr(error, "error_code", None) in _TAKEN
 
 
+def is_denied(error: Exception) -> bool:
+    """Whether an MLflow exception says that the user lacks a permission: its server answers HTTP 403 in plain text."""
+    return getattr(error, "error_code", None) == "PERMISSION_DENIED" or "failed with error code 403" in str(error)
+
+
 def _check_sqlite(uri: str) -> None:
     """Open the file once, since MLflow would retry a permanent failure ten times, for minutes."""
     path = Path(uri.removeprefix(_SQLITE).partition("?")[0])

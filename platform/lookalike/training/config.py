@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from lookalike.config import NOT_IDENTITY
 from lookalike.errors import ConfigError
 from lookalike.models.presets import LoraConfig
 from lookalike.training.average import EmaConfig
@@ -17,13 +18,13 @@ from lookalike.values import check_values
 class TrainConfig:
     """Train a model on a snapshot. Same command again: resumes, or says that it is done."""
 
-    dataset: str
+    dataset: str = field(metadata=NOT_IDENTITY)
     """URI of a curated data set; its newest snapshot is used and recorded."""
-    run: str
+    run: str = field(metadata=NOT_IDENTITY)
     """URI that receives checkpoints, metrics and the exported bundle. One run, one prefix."""
     preset: str = "mini"
     """Name of a preset, or a path to a preset's YAML file."""
-    base: str | None = None
+    base: str | None = field(default=None, metadata=NOT_IDENTITY)
     """URI of a bundle to start from (a finetune); by default the preset's own sources."""
     from_seed: bool = False
     """Start the DiT and the aggregator from the seed, whatever weights the preset ships. Not with ``base``."""
@@ -33,19 +34,19 @@ class TrainConfig:
     """The curriculum, in order."""
     batch_size: int = 32
     """Samples per optimizer step over all workers."""
-    micro_batch_size: int = 16
+    micro_batch_size: int = field(default=16, metadata=NOT_IDENTITY)
     """Samples per forward pass of one worker; the rest of the batch is accumulated."""
-    activation_checkpointing: bool = False
+    activation_checkpointing: bool = field(default=False, metadata=NOT_IDENTITY)
     """Compute the activations of DiT and aggregator once more in the backward pass instead of keeping them."""
     precision: Precision = "float32"
     """Of weights and passes. ``bfloat16`` keeps master weights, moments and accumulated gradients in float32
     (DeepSpeed's mixed precision), and starts from the base's weights rounded to it; the VAE computes in float32. In a
     plain process it is PyTorch's autocast: weights stay in float32, so a run that changes between the two rounds a
     little differently from there on."""
-    keep_samples: bool = False
+    keep_samples: bool = field(default=False, metadata=NOT_IDENTITY)
     """Prepare each sample once and keep it in every worker's memory, where Ray Data would prepare it anew each time it
     is due (0.14 MB a sample of ``mini``, more with larger images). Same order, same values."""
-    zero: ZeroConfig = field(default_factory=ZeroConfig)
+    zero: ZeroConfig = field(default_factory=ZeroConfig, metadata=NOT_IDENTITY)
     """What DeepSpeed offloads, and the sizes of its communication."""
     seed: int = 0
     """Decides initial weights, order, noise and dropout."""
@@ -57,26 +58,26 @@ class TrainConfig:
     """Condition dropout."""
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     """Held-out loss in the loop."""
-    images: ImagesConfig = field(default_factory=ImagesConfig)
+    images: ImagesConfig = field(default_factory=ImagesConfig, metadata=NOT_IDENTITY)
     """Images of held-out samples in the loop."""
-    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig, metadata=NOT_IDENTITY)
     """Saving and keeping state."""
-    safety: SafetyConfig = field(default_factory=SafetyConfig)
+    safety: SafetyConfig = field(default_factory=SafetyConfig, metadata=NOT_IDENTITY)
     """When a run ends before its time."""
-    workers: WorkerConfig = field(default_factory=WorkerConfig)
+    workers: WorkerConfig = field(default_factory=WorkerConfig, metadata=NOT_IDENTITY)
     """The worker group."""
-    export_dtype: Literal["float32", "float16"] = "float32"
+    export_dtype: Literal["float32", "float16"] = field(default="float32", metadata=NOT_IDENTITY)
     """Precision of the trained parts in the bundle; whoever loads them computes in its own."""
-    export_lora: Literal["separate", "merged"] = "separate"
+    export_lora: Literal["separate", "merged"] = field(default="separate", metadata=NOT_IDENTITY)
     """Whether a LoRA lies beside the DiT in the bundle (a personal bundle is the LoRA alone) or is added into its
     weights, for a bundle that stands by itself and that others can be trained on."""
-    log_every: int = 10
+    log_every: int = field(default=10, metadata=NOT_IDENTITY)
     """Steps between log lines and metric points."""
-    tracking: str | None = None
+    tracking: str | None = field(default=None, metadata=NOT_IDENTITY)
     """MLflow tracking URI; by default MLFLOW_TRACKING_URI."""
-    experiment: str = "lookalike"
+    experiment: str = field(default="lookalike", metadata=NOT_IDENTITY)
     """MLflow experiment."""
-    owner: str | None = None
+    owner: str | None = field(default=None, metadata=NOT_IDENTITY)
     """CUSTOMER--SUBJECT that the bundle is made for: it becomes champion of no other model."""
 
     def __post_init__(self) -> None:

@@ -40,7 +40,7 @@ def test_an_unknown_key_is_refused_by_name(tmp_path: Path, capsys: pytest.Captur
     [
         (lambda: PlanConfig(max_references=0), "max_references is below 1"),
         (lambda: PlanConfig(validation_fraction=1.0), "share of subjects"),
-        (lambda: ShardsConfig(image_size=0), "too small"),
+        (lambda: ShardsConfig(image_size=0), "shards.image_size is below 16"),
         (lambda: ShardsConfig(jpeg_quality=101), "JPEG quality"),
         (lambda: ShardsConfig(shard_mib=0), "below 1"),
     ],

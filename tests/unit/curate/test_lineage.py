@@ -47,7 +47,7 @@ def _publish(work: StageWork, version: int) -> None:
 
 
 def test_a_difference_names_settings_shards_fates_and_triplets(dataset: str) -> None:
-    found = diff(DiffConfig(diff=(1, 2), dataset=dataset))
+    found = diff(DiffConfig(before=1, after=2, dataset=dataset))
     assert found.settings == {"filters.blurry.min_sharpness": [12.0, SHARP]}
     assert found.shards == {"new": ["shard-000002.tar"], "gone": [], "changed": []}
     fates = {(fate.before, fate.after): fate for fate in found.images}
@@ -72,16 +72,16 @@ def test_a_difference_names_settings_shards_fates_and_triplets(dataset: str) -> 
 
 
 def test_a_snapshot_does_not_differ_from_itself(dataset: str) -> None:
-    found = diff(DiffConfig(diff=(2, 2), dataset=dataset))
+    found = diff(DiffConfig(before=2, after=2, dataset=dataset))
     assert (found.settings, found.images, found.unchanged, found.moved) == ({}, [], 20, 0)
     assert {counts["added"] + counts["removed"] for counts in found.triplets.values()} == {0}
     with pytest.raises(InputError, match="no such object"):
-        diff(DiffConfig(diff=(1, 7), dataset=dataset))
+        diff(DiffConfig(before=1, after=7, dataset=dataset))
 
 
 def test_a_triplet_is_traced_to_the_bytes_it_was_made_of(dataset: str) -> None:
     triplet = read_triplets(_version(dataset, 2))[0]
-    (entry,) = [e for e in trace(TraceConfig(trace=triplet.triplet_id, dataset=dataset)) if e["version"] == 2]
+    (entry,) = [e for e in trace(TraceConfig(id=triplet.triplet_id, dataset=dataset)) if e["version"] == 2]
     assert [image["sha256"] for image in entry["images"]] == [triplet.target_image, *triplet.reference_images]
     for image in entry["images"]:
         parent, _, name = image["raw"].rpartition("/")
@@ -95,7 +95,7 @@ def test_an_image_is_traced_to_all_that_uses_it(dataset: str) -> None:
     triplets = read_triplets(_version(dataset, 1))
     content = triplets[0].target_image
     users = {t.triplet_id for t in triplets if content in (t.target_image, *t.reference_images)}
-    entries = trace(TraceConfig(trace=content[:10], dataset=dataset))
+    entries = trace(TraceConfig(id=content[:10], dataset=dataset))
     assert [entry["version"] for entry in entries] == [2, 1]
     assert entries[1]["triplets"] == len(users)
     assert {example["triplet_id"] for example in entries[1]["examples"]} <= users
@@ -109,16 +109,16 @@ def entries_of_dropped(dataset: str) -> list[dict]:
 
     rows = pq.read_table(io.BytesIO(_version(dataset, 2).read("images.parquet"))).to_pylist()
     contents = [row["sha256"] for row in rows if row["drop_reason"]]
-    return [entry for c in contents for entry in trace(TraceConfig(trace=c, dataset=dataset, version=2))]
+    return [entry for c in contents for entry in trace(TraceConfig(id=c, dataset=dataset, version=2))]
 
 
 def test_what_is_not_there_or_no_id_is_named(dataset: str) -> None:
     with pytest.raises(InputError, match=r"not in v0002, v0001 \('00000000'\)"):
-        trace(TraceConfig(trace="00000000", dataset=dataset))
+        trace(TraceConfig(id="00000000", dataset=dataset))
     with pytest.raises(ConfigError, match="neither a triplet's id nor a content hash"):
-        TraceConfig(trace="cup", dataset=dataset)
+        TraceConfig(id="cup", dataset=dataset)
     with pytest.raises(InputError, match="no complete snapshot"):
-        trace(TraceConfig(trace="00000000", dataset=f"{dataset}/nothing"))
+        trace(TraceConfig(id="00000000", dataset=f"{dataset}/nothing"))
 
 
 def _version(dataset: str, number: int):
@@ -149,8 +149,8 @@ def test_damaged_tables_are_named(dataset: str) -> None:
         for damage, make in DAMAGE.items():
             file.write_bytes(make(whole))
             asks: list[Callable[[], object]] = [
-                lambda: trace(TraceConfig(trace=asked, dataset=dataset)),  # noqa: B023  # is called at once
-                lambda: diff(DiffConfig(diff=(1, 2), dataset=dataset)),
+                lambda: trace(TraceConfig(id=asked, dataset=dataset)),  # noqa: B023  # is called at once
+                lambda: diff(DiffConfig(before=1, after=2, dataset=dataset)),
             ]
             if name == "images.parquet":
                 asks.append(lambda: find_holders(holders, 0))
@@ -165,9 +165,9 @@ def test_damaged_manifests_are_named(dataset: str) -> None:
     for manifest in ("{}", '{"inputs": []}', '{"version": 2, "inputs": {}}', "[", ""):
         (Path(dataset) / "v0002" / "manifest.json").write_text(manifest)
         with pytest.raises(InputError, match=re.escape(dataset)):
-            trace(TraceConfig(trace="ab" * 32, dataset=dataset))
+            trace(TraceConfig(id="ab" * 32, dataset=dataset))
         with pytest.raises(InputError, match=re.escape(dataset)):
-            diff(DiffConfig(diff=(1, 2), dataset=dataset))
+            diff(DiffConfig(before=1, after=2, dataset=dataset))
 
 
 def test_a_damaged_table_of_the_index_is_named_and_made_anew(planned: Callable[..., StageWork], tmp_path: Path) -> None:

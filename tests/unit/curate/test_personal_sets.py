@@ -13,7 +13,8 @@ from pipelines.curate.layout import plan_shards
 from pipelines.curate.plan import read_summary
 from pipelines.curate.rows import unit_hash
 from pipelines.curate.work import StageWork
-from pipelines.finetune import FinetuneConfig, curation_of
+from pipelines.finetune import FinetuneConfig
+from pipelines.finetune.parts import curation_of
 from tests.drawn import photo, write_raw
 
 FINETUNE = FinetuneConfig(customer="acme", subject="mug", photos="/photos", store="/store")

@@ -1,4 +1,4 @@
-"""A scores file whose members are broken is an error that names it, and infinite metrics pass no gate."""
+"""A scores file with invalid members is an error that names it, and metrics that are not finite never pass the gate."""
 
 import json
 import math
@@ -61,14 +61,14 @@ def test_broken_scores_are_an_error_that_names_the_file(data: bytes) -> None:
     assert refused.value.fix
 
 
-def test_scores_come_back_as_they_were_written() -> None:
+def test_scores_are_read_back_unchanged() -> None:
     assert Scores.from_json(scores().to_json(), "scores.json") == scores()
     hashed = replace(scores(), measurements_sha256="m" * 64)
     assert Scores.from_json(hashed.to_json(), "scores.json") == hashed
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_metrics_that_are_not_finite_pass_no_gate(value: float) -> None:
+def test_metrics_that_are_not_finite_never_pass(value: float) -> None:
     gate = GateConfig(floors=[Floor("loss_gap", 0.0)], comparisons=[Comparison("loss_right", "lower")])
     assert decide(scores(), scores(), gate).passed
     assert not decide(scores(gap=value), None, gate).passed

@@ -12,7 +12,7 @@ def _world(rng: np.random.Generator, subjects: int = 12, each: int = 20) -> tupl
     return values, [f"s{i}" for i in range(subjects) for _ in range(each)]
 
 
-def test_the_interval_covers_the_truth_where_samples_of_a_subject_are_alike() -> None:
+def test_interval_covers_the_mean_if_samples_of_a_subject_are_alike() -> None:
     covered = clustered_width = naive_width = 0.0
     for trial in range(60):
         values, subjects = _world(np.random.default_rng(trial))
@@ -25,7 +25,7 @@ def test_the_interval_covers_the_truth_where_samples_of_a_subject_are_alike() ->
     assert clustered_width > 3 * naive_width
 
 
-def test_mean_and_count_are_those_of_the_samples_and_the_result_repeats() -> None:
+def test_estimate_has_mean_and_count_of_the_samples_and_repeats() -> None:
     values, subjects = _world(np.random.default_rng(0))
     first = cluster_bootstrap(values, subjects)
     assert first == cluster_bootstrap(values, subjects)
@@ -35,12 +35,12 @@ def test_mean_and_count_are_those_of_the_samples_and_the_result_repeats() -> Non
 
 
 @pytest.mark.parametrize("values", [[0.5], [0.5, 0.5, 0.5]])
-def test_values_without_spread_have_an_interval_of_no_width(values: list[float]) -> None:
+def test_equal_values_have_an_interval_of_width_zero(values: list[float]) -> None:
     found = cluster_bootstrap(np.array(values), ["a", "b", "c"][: len(values)])
     assert (found.low, found.mean, found.high) == (0.5, 0.5, 0.5)
 
 
-def test_one_subject_alone_still_has_an_interval() -> None:
+def test_one_subject_has_an_interval() -> None:
     found = cluster_bootstrap(np.random.default_rng(0).normal(2, 1, 50), ["only"] * 50)
     assert found.low < 2.2
     assert found.high > 1.8

@@ -1,4 +1,4 @@
-"""Scores are judged by their measurements: numbers that do not follow from them are refused by name."""
+"""The gate computes scores again from their measurements: values that do not follow from them are refused by name."""
 
 import hashlib
 import io
@@ -39,7 +39,7 @@ def _scores(data: bytes) -> Scores:
     )
 
 
-def test_scores_of_their_measurements_are_proven() -> None:
+def test_scores_match_their_measurements() -> None:
     data = _data([*_rows(), {"unit": 1, "case": "x", "subject": "s", "metric": f"{UNREADABLE}cut", "value": 1.0}])
     scores = _scores(data)
     assert scores.proven(data, "m") == scores
@@ -84,7 +84,7 @@ def test_forged_scores_are_refused(forged) -> None:
         replace(scores, metrics=forged(scores.metrics["loss_gap"])).proven(data, "m")
 
 
-def test_ends_of_another_scipy_are_judged_by_the_measurements() -> None:
+def test_slightly_other_interval_ends_are_replaced_by_the_measurements() -> None:
     data = _data(_rows())
     scores = _scores(data)
     real = scores.metrics["loss_gap"]
@@ -108,7 +108,7 @@ def test_broken_measurements_are_named(data: bytes, message: str) -> None:
     assert refused.value.value == "file:///m.parquet"
 
 
-def test_measurements_that_are_not_finite_are_not_measured() -> None:
+def test_measurement_that_is_not_finite_gives_nan() -> None:
     for value in (float("inf"), float("nan"), -float("inf")):
         found = estimates(_data([*_rows(), {**_rows()[0], "case": "x", "value": value}]), 0, "m")["loss_gap"]
         assert found.mean != found.mean

@@ -34,11 +34,11 @@ def test_the_first_champion_meets_the_floors_only() -> None:
 
 
 @pytest.mark.parametrize("gap", [0.05, 0.0, -0.1])
-def test_a_gap_whose_interval_reaches_zero_is_refused(gap: float) -> None:
+def test_loss_gap_with_interval_at_zero_is_refused(gap: float) -> None:
     assert _failed(_scores(loss_gap=gap)) == ["loss_gap.low"]
 
 
-def test_a_metric_that_is_missing_or_no_number_is_refused() -> None:
+def test_missing_or_nan_metric_is_refused() -> None:
     scores = _scores()
     missing = replace(scores, metrics={})
     nan = replace(scores, metrics=scores.metrics | {"loss_gap": Estimate(math.nan, math.nan, math.nan, 0)})
@@ -49,14 +49,14 @@ def test_a_metric_that_is_missing_or_no_number_is_refused() -> None:
         assert "not measured" in check.why
 
 
-def test_shuffled_conditions_are_refused_by_name_and_by_their_own_gap() -> None:
+def test_shuffled_conditions_are_refused_by_mode_and_by_gap() -> None:
     shuffled = replace(_scores(loss_gap=0.0), conditions="shuffled")
     assert _failed(shuffled) == ["conditions", "loss_gap.low"]
     assert _failed(replace(shuffled, conditions="right")) == ["loss_gap.low"]  # the figures alone are enough
     assert _failed(replace(_scores(), conditions="shuffled")) == ["conditions"]
 
 
-def test_floors_can_look_at_every_bound() -> None:
+def test_floor_uses_the_named_bound() -> None:
     floors = [Floor("loss_gap", 0.1, "mean"), Floor("loss_gap", 0.14, "high"), Floor("loss_gap", 255, "n")]
     assert _failed(_scores(), gate=GateConfig(floors=floors)) == ["loss_gap.mean"]
     assert _failed(_scores(), gate=GateConfig(floors=[Floor("loss_gap", 256, "n")])) == ["loss_gap.n"]
@@ -73,18 +73,18 @@ def test_floors_can_look_at_every_bound() -> None:
         ({"identity_margin": 0.1, "loss_right": 0.6}, ["loss_right vs champion", "identity_margin vs champion"]),
     ],
 )
-def test_a_challenger_is_no_worse_than_the_champion(means: dict[str, float], failed: list[str]) -> None:
+def test_challenger_is_compared_with_the_champion(means: dict[str, float], failed: list[str]) -> None:
     assert _failed(_scores(**means), _scores()) == failed
 
 
-def test_nothing_is_compared_across_suites_or_embedders() -> None:
+def test_comparison_needs_the_same_suite_and_embedder() -> None:
     decision = decide(_scores(suite="other"), _scores(), GateConfig())
     assert [check.name for check in decision.checks if not check.passed] == ["suite"]
     assert "one suite" in decision.checks[2].why
     assert _failed(replace(_scores(), embedder="e2"), _scores()) == ["embedder"]
 
 
-def test_what_one_side_did_not_measure_is_no_reason_to_promote() -> None:
+def test_metric_missing_on_one_side_is_refused() -> None:
     without = replace(_scores(), metrics={"loss_gap": Estimate(0.1, 0.05, 0.15, 256)})
     both = ["loss_right vs champion", "identity_margin vs champion"]
     assert _failed(without, _scores()) == both

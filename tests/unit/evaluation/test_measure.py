@@ -4,8 +4,11 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from lookalike.evaluation.measure import ImageScorer, Task, similarity, with_prefix
-from lookalike.evaluation.measurements import Measurement, summarise
+from lookalike.evaluation.measurements import Measurement, summarise, with_prefix
+from lookalike.evaluation.metrics import METRICS, Task, measure
+from lookalike.evaluation.metrics.base import similarity
+from lookalike.evaluation.metrics.dino import Dino
+from lookalike.evaluation.metrics.identity import Identity
 
 
 class _Colours:
@@ -35,14 +38,14 @@ def test_similarity_is_the_mean_cosine_to_the_photos() -> None:
 
 def test_the_margin_is_over_another_subject() -> None:
     tasks = [Task("own", "s", "p", [RED], [GREEN]), Task("swapped", "s", "p", [GREEN], [RED])]
-    found = {(row.case, row.metric): row.value for row in ImageScorer(_Colours())([RED, RED], tasks)}
+    found = {(row.case, row.metric): row.value for row in measure([Identity(_Colours())], [RED, RED], tasks)}
     assert found["own", "identity_margin"] == pytest.approx(1, abs=1e-6)
     assert found["swapped", "identity_margin"] == pytest.approx(-1, abs=1e-6)
     assert found["own", "identity"] == pytest.approx(1)
 
 
 def test_without_another_subject_there_is_no_margin() -> None:
-    rows = ImageScorer(_Colours(), dino=_Colours())([YELLOW], [Task("c", "s", "p", [RED], [])])
+    rows = measure([Identity(_Colours()), Dino(_Colours())], [YELLOW], [Task("c", "s", "p", [RED], [])])
     assert {row.metric for row in rows} == {"identity", "dino_i"}
 
 
@@ -59,3 +62,9 @@ def test_summaries_do_not_depend_on_the_order_of_rows() -> None:
 def test_a_prefix_changes_the_name_only() -> None:
     row = Measurement("c", "s", "identity", 0.5)
     assert with_prefix([row], "before/") == [Measurement("c", "s", "before/identity", 0.5)]
+
+
+def test_names_of_metrics_are_unique() -> None:
+    names = [name for metric in METRICS for name in metric.labels]
+    assert sorted(set(names)) == sorted(names)
+    assert not any("/" in name for name in names)  # which divides the setting from the metric

@@ -1,4 +1,4 @@
-"""Losses in pairs, on a mini model whose weights are random instead of zero."""
+"""Paired losses of a mini model with random weights."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -41,7 +41,7 @@ def measure(bundle_dir: Path, perturb: Callable[..., Any]) -> Measure:
     return run
 
 
-def test_both_arms_have_the_same_noise_and_differ_by_the_conditions(batch: Batch, measure: Measure) -> None:
+def test_paired_losses_share_noise_and_differ_by_conditions(batch: Batch, measure: Measure) -> None:
     found = measure(batch, batch.with_conditions_of(STRANGERS))
     for prefix in ("", "mllm_only/"):
         for case in IDS:
@@ -52,7 +52,7 @@ def test_both_arms_have_the_same_noise_and_differ_by_the_conditions(batch: Batch
     assert all(equal["loss_gap", case] == 0 for case in IDS)
 
 
-def test_the_mode_without_references_does_not_see_them(batch: Batch, measure: Measure) -> None:
+def test_mllm_only_losses_ignore_references(batch: Batch, measure: Measure) -> None:
     import dataclasses
 
     others = dataclasses.replace(batch, references=batch.references.roll(1, 0))
@@ -62,15 +62,15 @@ def test_the_mode_without_references_does_not_see_them(batch: Batch, measure: Me
         assert before["loss_right", case] != pytest.approx(after["loss_right", case], rel=1e-6)
 
 
-def test_without_strangers_there_is_no_gap(batch: Batch, measure: Measure) -> None:
+def test_no_loss_gap_without_another_subject(batch: Batch, measure: Measure) -> None:
     assert {metric for metric, _ in measure(batch, None)} == {"loss_right", "mllm_only/loss_right"}
 
 
-def test_a_cache_changes_nothing_but_the_work(batch: Batch, measure: Measure) -> None:
+def test_latent_cache_changes_no_value(batch: Batch, measure: Measure) -> None:
     plain, cached = measure(batch, None), measure(batch, None, cache=LatentCache())
     assert plain.keys() == cached.keys()
     assert all(plain[key] == pytest.approx(cached[key], rel=1e-4) for key in plain)
 
 
-def test_another_seed_is_another_noise(batch: Batch, measure: Measure) -> None:
+def test_seed_changes_the_noise(batch: Batch, measure: Measure) -> None:
     assert measure(batch, None)["loss_right", "a#0"] != measure(batch, None, seed=1)["loss_right", "a#0"]

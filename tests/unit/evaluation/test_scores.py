@@ -7,7 +7,7 @@ from lookalike.evaluation.estimates import Estimate
 from lookalike.evaluation.scores import Scores, Source
 
 
-def test_scores_survive_the_file() -> None:
+def test_scores_round_trip() -> None:
     scores = Scores(
         bundle=Source("file:///run/bundle", "ab"),
         suite=Source("file:///dataset", "cd", version=2),
@@ -23,6 +23,6 @@ def test_scores_survive_the_file() -> None:
 
 
 @pytest.mark.parametrize("data", [b"", b"[]", b"{}", b'{"bundle": 3}', b"null"])
-def test_another_file_is_named_in_the_error(data: bytes) -> None:
+def test_error_names_a_file_of_another_kind(data: bytes) -> None:
     with pytest.raises(InputError, match=r"here/scores\.json"):
         Scores.from_json(data, "here/scores.json")

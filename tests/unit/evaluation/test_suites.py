@@ -28,7 +28,7 @@ def _triplet(subject: str, view: int, prompts: int = 3) -> Triplet:
 TRIPLETS = [_triplet(f"s{s}", view) for s in range(5) for view in range(4)]
 
 
-def test_every_loss_sample_has_its_own_conditions_and_those_of_a_stranger() -> None:
+def test_loss_sample_has_right_and_shuffled_conditions() -> None:
     suite = Suite(TRIPLETS)
     samples = suite.losses(50, "right")
     assert len(samples) == len({s.sample_id for s in samples}) == 50
@@ -39,7 +39,7 @@ def test_every_loss_sample_has_its_own_conditions_and_those_of_a_stranger() -> N
         assert suite.pool[sample.shuffled].subject != suite.pool[sample.target].subject
 
 
-def test_the_probe_gives_both_arms_wrong_conditions_of_the_same_noise() -> None:
+def test_shuffled_mode_gives_wrong_conditions_on_the_same_noise() -> None:
     suite = Suite(TRIPLETS)
     right, probe = suite.losses(40, "right"), suite.losses(40, "shuffled")
     assert [s.sample_id for s in right] == [s.sample_id for s in probe]
@@ -48,7 +48,7 @@ def test_the_probe_gives_both_arms_wrong_conditions_of_the_same_noise() -> None:
         assert len(set(subjects)) == 3
 
 
-def test_the_plan_depends_on_ids_and_seed_only() -> None:
+def test_suite_depends_on_ids_and_seed_only() -> None:
     mixed = random.Random(0).sample(TRIPLETS, len(TRIPLETS))
     assert Suite(mixed, seed=3).losses(30, "right") == Suite(TRIPLETS, seed=3).losses(30, "right")
     assert Suite(TRIPLETS, seed=4).losses(30, "right") != Suite(TRIPLETS, seed=3).losses(30, "right")
@@ -67,7 +67,7 @@ def test_images_cover_subjects_first_and_take_different_prompts() -> None:
         assert suite.pool[case.conditions].subject != suite.pool[case.target].subject
 
 
-def test_one_subject_has_no_strangers_but_distractors_are() -> None:
+def test_one_subject_takes_wrong_conditions_from_distractors() -> None:
     alone = [_triplet("mine", view) for view in range(3)]
     assert all(s.shuffled is None for s in Suite(alone).losses(3, "right"))
     assert all(c.other is None for c in Suite(alone).images(1, 3, "right"))

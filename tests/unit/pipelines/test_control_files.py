@@ -16,9 +16,9 @@ from lookalike.storage.results import inside, read_result, write_result
 from lookalike.tracking import events
 from lookalike.tracking.files import JsonLinesTracker
 from pipelines import report
-from pipelines.finetune import _RESULT as FINETUNED
+from pipelines.finetune.earlier import _RESULT as FINETUNED
 from pipelines.generate.run import _RESULT as GENERATED
-from pipelines.promote import _DECISION as DECIDED
+from pipelines.promote.run import _DECISION as DECIDED
 from pipelines.train.result import _RESULT as TRAINED
 from pipelines.train.tracked import RECORD as TRACKED
 from pipelines.train.tracked import _read as read_tracked
@@ -136,7 +136,7 @@ def test_the_result_of_another_customers_run_is_refused(name: str, tmp_path: Pat
 
 
 @pytest.mark.parametrize("name", RESULTS)
-def test_a_result_of_an_earlier_version_is_told_from_a_sealed_one(name: str, tmp_path: Path) -> None:
+def test_result_without_a_seal_is_of_an_earlier_version(name: str, tmp_path: Path) -> None:
     kinds, result = RESULTS[name]
     store = open_store(str(tmp_path))
     store.write("r.json", json.dumps(result).encode())
@@ -167,7 +167,7 @@ def test_a_claim_that_was_edited_is_refused(tmp_path: Path) -> None:
 
 # pragma: allowlist nextline secret
 @pytest.mark.parametrize("uri", ["file:///elsewhere", "s3://bucket/x", "../x", 5, None, [], "http://u:pw@h/x", ""])
-def test_a_document_names_no_place_outside_of_its_own(uri: object, tmp_path: Path) -> None:
+def test_document_that_names_a_place_outside_is_refused(uri: object, tmp_path: Path) -> None:
     store = open_store(str(tmp_path / "customers" / "acme"))
     with pytest.raises(LookalikeError):
         inside(store, uri, "x")
@@ -253,7 +253,7 @@ def test_pending_events_of_odd_types_are_left_out(change: dict[str, Any]) -> Non
 
 
 @pytest.mark.parametrize("name", ["..", ".", "../..", "a/../../b"])
-def test_no_run_or_experiment_is_a_folder_above(name: str, tmp_path: Path) -> None:
+def test_run_or_experiment_outside_the_root_is_refused(name: str, tmp_path: Path) -> None:
     root = tmp_path / "runs"
     assert JsonLinesTracker(root, name).folder.resolve().is_relative_to(root.resolve() / "")
     assert len(JsonLinesTracker(root, name).folder.relative_to(root).parts) == 2

@@ -1,4 +1,4 @@
-"""``jobs/train.py --plan``."""
+"""``jobs/train.py plan``."""
 
 import pytest
 
@@ -10,8 +10,8 @@ from pipelines.train.cost_report import PlanConfig, plan, steps_by_stage
 PAPER = "jobs/configs/train-paper.yaml"
 
 
-def test_a_training_of_mini_is_planned() -> None:
-    text = plan(configs.parse(PlanConfig, ["--plan", "--gpus=2x8", "--precision=float32", "--preset=mini"]))
+def test_plan_of_mini() -> None:
+    text = plan(configs.parse(PlanConfig, ["--gpus=2x8", "--precision=float32", "--preset=mini"]))
     assert "| 1.9 | 0.9 | 0.1 | 5.2 | 0.0 | 6.2 |" in text  # millions of parameters by part
     assert "| 64² | 1 | 144 | 208 | 128 |" in text  # tokens of the DiT: MLLM, both, VAE
     assert "Offload to the host: none needed." in text
@@ -19,19 +19,19 @@ def test_a_training_of_mini_is_planned() -> None:
     assert "| mllm+references | 100 | 6,656 |" in text
 
 
-def test_the_papers_configuration_is_read_with_the_plans_flags() -> None:
-    config = configs.parse(PlanConfig, [f"--config={PAPER}", "--plan", "--gpus", "64x80", "--references", "2"])
+def test_plan_reads_the_papers_configuration() -> None:
+    config = configs.parse(PlanConfig, [f"--config={PAPER}", "--gpus", "64x80", "--references", "2"])
     assert (config.cluster.gpus, config.cluster.memory_gb, config.cluster.peak_tflops) == (64, 80, 989)
     assert config.total_steps == 35_000
     assert config.activation_checkpointing
     for bad in ("eight", "8", "8x"):
         with pytest.raises(ConfigError, match="gpus is NUMBERxMEMORY"):
-            _ = configs.parse(PlanConfig, ["--plan", f"--gpus={bad}"]).cluster
+            _ = configs.parse(PlanConfig, [f"--gpus={bad}"]).cluster
     with pytest.raises(ConfigError, match="batch_size=32 does not divide over 5 GPUs"):
         plan(PlanConfig(gpus="5x80"))
 
 
-def test_steps_of_the_papers_stages() -> None:
+def test_steps_of_the_papers_denoising_schedule() -> None:
     """3 early, 4 middle and 18 late steps at 512² (the spec sheet's count), by the shifted noise level."""
     steps = steps_by_stage(load_preset("flux-internvl3-8b"), 1024)
     assert steps == {(True, False): 3, (True, True): 4, (False, True): 18}

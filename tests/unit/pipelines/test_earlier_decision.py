@@ -1,4 +1,4 @@
-"""A promotion that was decided already, whose decision.json is damaged."""
+"""The decision of an earlier promotion, damaged or of another run."""
 
 import dataclasses
 import json
@@ -9,7 +9,8 @@ import pytest
 from lookalike.errors import InputError
 from lookalike.storage import open_store
 from lookalike.storage.results import write_result
-from pipelines.promote import DECISION, PromoteConfig, _earlier_decision, promote
+from pipelines.promote.config import PromoteConfig
+from pipelines.promote.run import DECISION, _earlier_decision, promote
 from tests.integration.test_promotion import candidate
 
 GOOD: dict[str, Any] = {
@@ -56,7 +57,7 @@ def test_a_decision_of_another_model_or_run_is_refused(tmp_path) -> None:
             _earlier_decision(config, "mini", open_store(config.out), "f")
 
 
-def test_a_decision_of_before_is_of_the_bundle_that_was_judged(tmp_path, mlflow_database: str) -> None:
+def test_decision_of_an_earlier_version_is_checked_against_its_bundle(tmp_path, mlflow_database: str) -> None:
     judged = candidate(str(tmp_path), "one")
     config = PromoteConfig(model="mini", out=str(tmp_path / "out"), scores=judged.scores_uri, tracking=mlflow_database)
     config = dataclasses.replace(config, bundle=judged.bundle_uri)

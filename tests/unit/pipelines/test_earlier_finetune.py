@@ -1,4 +1,4 @@
-"""A finetune, and a training run, that are done already: their result is of the bundle that lies there, and of them."""
+"""Earlier results of a finetune and of a training run are checked against their bundle and their run."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,8 @@ import pytest
 from lookalike.errors import InputError
 from lookalike.storage import Store, open_store
 from lookalike.storage.results import write_result
-from pipelines.finetune import RESULT, FinetuneConfig, _earlier_result
+from pipelines.finetune import FinetuneConfig
+from pipelines.finetune.earlier import RESULT, earlier_result
 from pipelines.train import run as training
 from tests.integration.test_promotion import bundle
 
@@ -23,7 +24,7 @@ def place(tmp_path: Path) -> Store:
 
 @pytest.fixture
 def result(place: Store) -> dict[str, Any]:
-    """What a finetune has written, and its bundle as far as a manifest goes."""
+    """The result of a finetune, with a bundle that has a manifest only."""
     return {
         "customer": "acme",
         "subject": "mug",
@@ -38,10 +39,10 @@ def result(place: Store) -> dict[str, Any]:
 
 def _read(place: Store) -> dict[str, Any]:
     config = FinetuneConfig(customer="acme", subject="mug", photos="/photos", store="/store")
-    return _earlier_result(config, NAME, place, "f")
+    return earlier_result(config, NAME, place, "f")
 
 
-def test_places_are_those_of_now_whatever_the_result_says(place: Store, result: dict[str, Any]) -> None:
+def test_result_has_the_current_places(place: Store, result: dict[str, Any]) -> None:
     write_result(place, RESULT, result, "f")
     assert _read(place)["bundle_uri"] == place.child("run").child("bundle").uri
     assert _read(place)["scores"] == place.child("scores").uri
@@ -51,7 +52,7 @@ def test_places_are_those_of_now_whatever_the_result_says(place: Store, result: 
 
 @pytest.mark.parametrize("sealed", [True, False])
 @pytest.mark.parametrize("change", [{"customer": "evil"}, {"model": "evil--mug"}, {"bundle_sha256": "c" * 64}])
-def test_a_result_of_another_is_refused(
+def test_result_of_another_finetune_is_refused(
     place: Store, result: dict[str, Any], change: dict[str, Any], sealed: bool
 ) -> None:
     if sealed:
@@ -63,7 +64,7 @@ def test_a_result_of_another_is_refused(
     assert "run the same command again" in refused.value.fix
 
 
-def test_a_result_of_before_without_its_bundle_is_refused(place: Store, result: dict[str, Any]) -> None:
+def test_unsealed_result_without_its_bundle_is_refused(place: Store, result: dict[str, Any]) -> None:
     place.write(RESULT, json.dumps(result).encode())
     place.delete("run/bundle/bundle.json")
     with pytest.raises(InputError):
@@ -71,7 +72,7 @@ def test_a_result_of_before_without_its_bundle_is_refused(place: Store, result: 
 
 
 @pytest.mark.parametrize("sealed", [True, False])
-def test_a_training_result_is_of_its_bundle_and_its_steps(tmp_path: Path, sealed: bool) -> None:
+def test_training_result_is_checked_against_bundle_and_steps(tmp_path: Path, sealed: bool) -> None:
     store = open_store(str(tmp_path / "run"))
     made = bundle(str(tmp_path), "run")
     config = training.TrainConfig(dataset="/data", run=store.uri, tracking="none:")

@@ -16,7 +16,7 @@ from lookalike.errors import ConfigError, ConflictError, InputError
 from lookalike.storage import open_store
 from pipelines.generate import GenerateConfig, generate
 from pipelines.generate.run import read_prompts
-from pipelines.generate.worker import Generator, Request, Work
+from pipelines.generate.worker import GenerationWork, Generator, Request
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def test_images_have_the_size_that_is_asked_for(request_of, tmp_path, change: di
     config = dataclasses.replace(request_of, **change)
     bundle = locate_bundle(config.model)
     photo = (tmp_path / "mug.png").read_bytes()
-    work = Work(config, bundle, "mug", (photo,), ((Request("images/0.png", "a red mug", 3),),))
+    work = GenerationWork(config, bundle, "mug", (photo,), ((Request("images/0.png", "a red mug", 3),),))
     worker = Generator(work)
     worker(0)
     image = Image.open(io.BytesIO(open_store(config.out).read("images/0.png")))
@@ -64,7 +64,7 @@ def test_images_have_the_size_that_is_asked_for(request_of, tmp_path, change: di
         ({"guidance_scale": float("nan")}, "guidance_scale is not a finite number"),
     ],
 )
-def test_values_that_cannot_be_generated_are_refused_at_construction(request_of, change, message) -> None:
+def test_invalid_generation_settings_are_refused_at_construction(request_of, change, message) -> None:
     with pytest.raises(ConfigError, match=message):
         dataclasses.replace(request_of, **change)
 
@@ -75,7 +75,7 @@ def test_a_size_that_the_model_cannot_make_is_refused_before_any_work(request_of
     assert not (tmp_path / "out").exists()
 
 
-def test_what_was_generated_before_there_were_sizes_is_done(request_of, tmp_path) -> None:
+def test_result_from_before_height_and_width_matches(request_of, tmp_path) -> None:
     store = open_store(request_of.out)
     bundle = locate_bundle(request_of.model)
     values = {name: value for name, value in configs.to_dict(request_of).items() if name not in ("height", "width")}

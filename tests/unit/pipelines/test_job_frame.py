@@ -1,4 +1,4 @@
-"""The frame of every job: whatever its body raises is a message and an exit code, and no traceback."""
+"""The frame of every job: an exception of its body becomes a message and an exit code, without a traceback."""
 
 import errno
 import io
@@ -16,11 +16,11 @@ from lookalike.config import parse
 from lookalike.errors import BusyError, ConfigError, InputError, StoppedError
 from lookalike.values import MAX_COUNT, MAX_SEED, check_values
 from pipelines.defaults import OPT_OUT
-from pipelines.entry import run_job
+from pipelines.entry import run_job, run_subcommand
 
 _NINE = [b"a%d: &a%d [%s]\n" % (n + 1, n + 1, b", ".join([b"*a%d" % n] * 9)) for n in range(9)]
 _BOMB = b"".join([b"a0: &a0 [1, 1]\n", *_NINE])
-"""A small file that stands for 10^9 settings."""
+"""A small file that expands to 10^9 settings."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ raise SystemExit(run_job(Config, body, None))
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_job_that_is_ended_leaves_no_temporary_folder(number: int, code: int, tmp_path: Path) -> None:
+def test_terminated_job_leaves_no_temporary_folder(number: int, code: int, tmp_path: Path) -> None:
     job = _job(
         tmp_path, "    kept_folder('a')\n    with scratch('b'):\n        print('in', flush=True); time.sleep(60)"
     )
@@ -117,7 +117,7 @@ def test_a_job_that_is_ended_leaves_no_temporary_folder(number: int, code: int, 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
+def test_closed_pipe_is_not_an_error(tmp_path: Path) -> None:
     job = _job(tmp_path, "    time.sleep(0.3)\n    for _ in range(100_000): print('line')")
     assert job.stdout is not None
     job.stdout.close()
@@ -145,7 +145,7 @@ def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
         ["--steps", "1.5"],
     ],
 )
-def test_a_value_that_cannot_be_is_refused(argv: list[str], capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_value_is_refused(argv: list[str], capsys, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["job", *argv])
     try:
         code = run_job(_Config, lambda config: 0, None)
@@ -164,7 +164,7 @@ def test_a_value_that_cannot_be_is_refused(argv: list[str], capsys, monkeypatch:
         *({"prompt": "a"}, {"steps": MAX_COUNT + 1}, {"prompt": [1]}, {"size": (1, 2, 3)}, {"base": 1}, {"out": None}),
     ],
 )
-def test_a_configuration_checks_itself_where_it_is_constructed(values: dict) -> None:
+def test_configuration_is_checked_at_construction(values: dict) -> None:
     with pytest.raises(ConfigError, match=next(iter(values))):
         _Config(**values)
 
@@ -173,7 +173,7 @@ def test_a_configuration_checks_itself_where_it_is_constructed(values: dict) -> 
     "text",
     ["a cat 🐈", 'say "hi"', "[a", "-5 degrees", "a=b", "--", "{x}", "ü\u2028ä", "it's 100%", "a\x7fb\x85", "a\nb", ""],
 )
-def test_a_prompt_arrives_as_it_is_written(text: str) -> None:
+def test_prompt_is_parsed_verbatim(text: str) -> None:
     assert parse(_Config, [f"--prompt={text}"]).prompt == [text]
     assert parse(_Config, ["--prompt", text, "--prompt", "b"]).prompt == [text, "b"]
 
@@ -207,18 +207,18 @@ def test_a_broken_configuration_file_is_named(data: bytes | str | None, words: s
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
-def test_a_name_that_the_terminal_cannot_show_ends_no_job(monkeypatch: pytest.MonkeyPatch, encoding: str) -> None:
+def test_output_that_the_terminal_cannot_encode_is_escaped(monkeypatch: pytest.MonkeyPatch, encoding: str) -> None:
     out = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
     monkeypatch.setattr(sys, "stdout", out)
     assert run_job(_Config, lambda config: print("subject 犬 \udce9"), None) == 0
     assert out.buffer.getvalue().split()[:2] == [b"subject", b"\\u72ac"]
 
 
-def test_libraries_report_nothing_and_leave_no_folder(tmp_path: Path) -> None:
+def test_libraries_send_no_telemetry_and_leave_no_folder(tmp_path: Path) -> None:
     job = """
 import sys
 from dataclasses import dataclass
-from pipelines.entry import run_job
+from pipelines.entry import run_job, run_subcommand
 
 @dataclass(frozen=True)
 class Config:
@@ -234,3 +234,59 @@ raise SystemExit(run_job(Config, body, "a job"))
     environment.pop("TORCHINDUCTOR_CACHE_DIR", None)
     subprocess.run([sys.executable, "-c", job], env={**environment, "TMPDIR": str(tmp_path)}, check=True, timeout=120)
     assert list(tmp_path.iterdir()) == []
+
+
+@dataclass(frozen=True)
+class _OtherConfig:
+    """What the other subcommand does."""
+
+    id: str
+    """An id."""
+
+
+def _print_steps(config: _Config) -> None:
+    print(f"steps={config.steps}")
+
+
+def _print_id(config: _OtherConfig) -> int:
+    print(f"id={config.id}")
+    return 3
+
+
+def _subcommand(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["job.py", *arguments])
+    try:
+        return run_subcommand({"run": _print_steps, "show": _print_id}, "Examples of the job.")
+    except SystemExit as ended:
+        return int(str(ended.code))
+
+
+def test_each_subcommand_has_its_own_settings_help_and_file(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "config.yaml").write_text("steps: 7\n")
+    assert _subcommand(monkeypatch, "run", f"--config={tmp_path / 'config.yaml'}", "--rate", "0.1") == 0
+    assert _subcommand(monkeypatch, "show", "--id", "run") == 3
+    assert capsys.readouterr().out == "steps=7\nid=run\n"
+    assert _subcommand(monkeypatch, "run", "--steps", "5", "--print_config") == 0
+    assert "steps: 5" in capsys.readouterr().out
+    assert _subcommand(monkeypatch, "show", "--help") == 0
+    shown = capsys.readouterr().out
+    assert "usage: job.py show" in shown
+    assert "An id." in shown
+    assert _subcommand(monkeypatch, "show", "--steps", "5") == 2
+
+
+def test_a_job_without_a_subcommand_lists_them(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for arguments, code in (([], 2), (["--help"], 0)):
+        assert _subcommand(monkeypatch, *arguments) == code
+        written = capsys.readouterr()
+        shown, other = (written.err, written.out) if code else (written.out, written.err)
+        assert not other
+        for text in ("Examples of the job.", "run", "What the test runs.", "show", "What the other subcommand does."):
+            assert text in shown
+    for arguments in (["--steps", "5"], ["begin"], ["--steps", "5", "run"]):
+        assert _subcommand(monkeypatch, *arguments) == 2
+        assert "is not a subcommand; begin with one of: run, show" in capsys.readouterr().err

@@ -13,7 +13,7 @@ from PIL import Image
 
 from lookalike.errors import InputError
 from lookalike.storage import open_store
-from pipelines.photos import PhotoSet, check_number, photo_set
+from pipelines.finetune.photos import PhotoSet, check_number, photo_set
 
 
 def _jpeg(number: int) -> bytes:
@@ -54,7 +54,7 @@ def _saved_as_jpeg(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("broken", "message", "advice"),
     [
-        (lambda f: None, "no photos.*bring 4 to 20", lambda f: _add(f, "bear/{}.jpg", 0, 4)),
+        (lambda f: None, "no photos.*with 4 to 20", lambda f: _add(f, "bear/{}.jpg", 0, 4)),
         (lambda f: _add(f, "bear/{}.jpg", 0, 3), "3 photos .*add 1 or more", lambda f: _add(f, "bear/{}.jpg", 3, 1)),
         (lambda f: _add(f, "bear/{}.jpg", 0, 1), "1 photo .*add 3 or more", lambda f: _add(f, "bear/{}.jpg", 1, 3)),
         (
@@ -82,7 +82,7 @@ def _saved_as_jpeg(folder: Path) -> None:
         ),
     ],
 )
-def test_each_error_is_followed_and_the_same_command_works(
+def test_fix_of_each_error_makes_the_same_command_work(
     broken: Callable[[Path], object],
     message: str,
     advice: Callable[[Path], object],
@@ -97,7 +97,7 @@ def test_each_error_is_followed_and_the_same_command_works(
     assert _look(folder).sha256
 
 
-def test_a_set_is_known_by_its_content_wherever_it_lies(tmp_path: Path) -> None:
+def test_photo_set_is_identified_by_content_not_location(tmp_path: Path) -> None:
     _add(tmp_path / "a", "bear/{}.jpg", 0, 4)
     before = _look(tmp_path / "a")
     (tmp_path / "a").rename(tmp_path / "moved")
@@ -110,7 +110,7 @@ def test_a_set_is_known_by_its_content_wherever_it_lies(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["shard.tar", "SHARD.TAR", "shard.tgz", "shard.tar.zst"])
-def test_shards_are_taken_as_they_are_and_nothing_beside_them(tmp_path: Path, name: str) -> None:
+def test_raw_shards_with_loose_photos_are_refused(tmp_path: Path, name: str) -> None:
     with tarfile.open(tmp_path / name, "w"):
         pass
     assert _look(tmp_path).raw
@@ -120,11 +120,11 @@ def test_shards_are_taken_as_they_are_and_nothing_beside_them(tmp_path: Path, na
 
 
 @pytest.mark.parametrize("number", [4, 20])
-def test_the_bounds_belong_to_it(number: int) -> None:
+def test_smallest_and_largest_number_of_photos_are_accepted(number: int) -> None:
     check_number(number, "photos")
 
 
-def test_a_folder_of_something_else_is_not_read(tmp_path: Path) -> None:
+def test_folder_with_too_many_files_is_refused(tmp_path: Path) -> None:
     for number in range(1001):
         (tmp_path / str(number)).touch()
     with pytest.raises(InputError, match="1001 files"):
@@ -145,7 +145,9 @@ def test_a_photo_that_is_a_link_out_of_the_folder_is_refused(tmp_path: Path) -> 
 def test_raw_shards_are_hashed_without_holding_them(tmp_path: Path) -> None:
     with (tmp_path / "a.tar").open("wb") as file:
         file.truncate(1 << 30)
-    code = "import resource\nfrom lookalike.storage import open_store\nfrom pipelines.photos import photo_set\n"
+    code = (
+        "import resource\nfrom lookalike.storage import open_store\nfrom pipelines.finetune.photos import photo_set\n"
+    )
     code += (
         f"before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\nphoto_set(open_store({str(tmp_path)!r}), '')\n"
     )

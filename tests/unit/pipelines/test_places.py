@@ -1,4 +1,4 @@
-"""Jobs read and write where they are told to, whatever characters a place has."""
+"""Jobs read and write at the named location, with any characters in its name."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -61,7 +61,7 @@ def test_raw_and_dataset_in_one_place_are_refused_by_any_name(tmp_path: Path) ->
             list_shards(str(tmp_path / "raw"), open_store(str(tmp_path / dataset)))
 
 
-def test_a_take_down_list_is_read_where_it_lies(place: Path) -> None:
+def test_take_down_list_is_read_from_its_location(place: Path) -> None:
     (place / "list #1?.txt").write_text("subject:dog\n")
     dataset = open_store(str(place / "dataset"))
     pinned = pin(str(place / "list #1?.txt"), dataset)
@@ -90,7 +90,7 @@ def test_ray_keeps_its_state_in_the_place(place: Path) -> None:
             arrow_filesystem(open_store(uri))
 
 
-def test_a_claim_of_before_is_the_same_claim(tmp_path: Path) -> None:
+def test_claim_of_an_earlier_version_matches(tmp_path: Path) -> None:
     store = open_store(str(tmp_path))
     old = claim(store, {"raw": "file:///data/my dog #1", "stages": [{"x": "file:///a b"}]})
     assert claim(store, {"raw": "file:///data/my%20dog%20%231", "stages": [{"x": "file:///a%20b"}]}) == old

@@ -61,7 +61,7 @@ def test_a_suite_that_is_mostly_unreadable_is_an_error(bundle_dir: Path, tmp_pat
         evaluate(config_of(bundle_dir, dataset, tmp_path / "out"))
 
 
-def test_rows_that_hold_no_triplet_are_left_out_of_a_suite(tmp_path: Path) -> None:
+def test_invalid_rows_are_left_out_of_a_suite(tmp_path: Path) -> None:
     dataset = write_snapshot(tmp_path, [None, *ROWS, None])
     whole = read_triplets(open_store(f"{dataset}/v0001"), "train")
     ids = [triplet.triplet_id for triplet in whole]
@@ -92,7 +92,7 @@ def raw(tmp_path: Path) -> Path:
     return tmp_path / "raw"
 
 
-def test_pretraining_names_what_it_leaves_out(raw: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_pretraining_names_unreadable_samples(raw: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     config = PretrainConfig(part="vae", raw=str(raw), out=str(tmp_path / "out"))
     with caplog.at_level(logging.WARNING):
         train, held_out = read_subjects(config)

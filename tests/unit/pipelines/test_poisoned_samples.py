@@ -31,9 +31,7 @@ def clean(bundle_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Triplet
     return TripletSource(f"{dataset}/v0001", "train", str(bundle_dir), latents=True)
 
 
-def test_every_poison_is_a_row_with_a_reason_and_its_neighbours_stay(
-    poisoned: TripletSource, clean: TripletSource
-) -> None:
+def test_unusable_sample_has_a_reason_and_others_are_kept(poisoned: TripletSource, clean: TripletSource) -> None:
     rows = np.arange(len(KINDS))
     found, expected = prepare(poisoned, rows), prepare(clean, rows)
     for index, kind in enumerate(KINDS):
@@ -57,7 +55,7 @@ def test_every_poison_is_a_row_with_a_reason_and_its_neighbours_stay(
     assert not any("\n" in reason or len(reason) > 500 for reason in reasons.values())
 
 
-def test_padding_behind_a_first_row_that_is_broken(bundle_dir: Path, tmp_path: Path) -> None:
+def test_padding_after_an_unusable_first_row(bundle_dir: Path, tmp_path: Path) -> None:
     dataset = write_snapshot(tmp_path, ["target is bit rot", None, None])
     source = TripletSource(f"{dataset}/v0001", "train", str(bundle_dir))
     for columns in (prepare(source, np.array([1, PADDING])), KeptSamples(source).take(np.array([1, PADDING]))):
@@ -79,7 +77,7 @@ def test_each_step_has_the_same_failures_at_any_number_of_ranks(poisoned: Triple
         assert sum(int(part["failed_in_step"][0]) for part in parts) == alone[step]["failed_in_step"][0]
 
 
-def test_a_shard_that_cannot_be_read_is_no_fault_of_a_sample(clean: TripletSource, tmp_path: Path) -> None:
+def test_unreadable_shard_is_not_counted_as_an_unusable_sample(clean: TripletSource, tmp_path: Path) -> None:
     for name, spoil in {
         "missing": Path.unlink,
         "empty": lambda path: path.write_bytes(b""),
@@ -94,7 +92,7 @@ def test_a_shard_that_cannot_be_read_is_no_fault_of_a_sample(clean: TripletSourc
         assert "copy it back" in found["reason"][0]
 
 
-def test_a_shard_that_breaks_off_costs_what_stood_behind(clean: TripletSource, tmp_path: Path) -> None:
+def test_truncated_shard_loses_the_samples_after_the_cut(clean: TripletSource, tmp_path: Path) -> None:
     shutil.copytree(clean.snapshot_uri, tmp_path / "v0001")
     shard = tmp_path / "v0001" / SHARD
     shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // 2])
@@ -104,7 +102,7 @@ def test_a_shard_that_breaks_off_costs_what_stood_behind(clean: TripletSource, t
     assert "shorter than its index entry" in found["reason"][-1]
 
 
-def test_a_store_that_does_not_answer_is_no_fault_of_a_sample(
+def test_unreachable_store_is_not_counted_as_an_unusable_sample(
     clean: TripletSource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prepare(clean, np.array([0]))  # reads the table
@@ -117,6 +115,6 @@ def test_a_store_that_does_not_answer_is_no_fault_of_a_sample(
         prepare(clean, np.array([0]))
 
 
-def test_bytes_are_damaged_in_as_many_ways_as_are_listed() -> None:
+def test_every_listed_kind_of_damage_is_made() -> None:
     assert len(BYTES) > 10
     assert len(POISONS) > 30

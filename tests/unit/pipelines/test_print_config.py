@@ -1,4 +1,4 @@
-"""What ``--print_config`` prints is a file that gives the same configuration again."""
+"""The output of ``--print_config`` is a file that gives the same configuration again."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ REQUIRED = {
 
 
 @pytest.mark.parametrize("config_class", REQUIRED, ids=lambda found: found.__name__)
-def test_a_printed_configuration_reads_back(
+def test_printed_configuration_round_trips(
     config_class: type, tmp_path: Path, capsys: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder
 ) -> None:
     with pytest.raises(SystemExit) as ended:

@@ -65,7 +65,7 @@ def _ended(config: TrainConfig, run_id: str) -> TrainConfig:
     ("changed", "continued"),
     [(_nothing, True), (_ended, True), (_run_deleted, False), (_experiment_deleted, False), (_another_tracker, False)],
 )
-def test_a_resumed_training_has_a_run(
+def test_resumed_training_run_keeps_its_tracker_run(
     changed: Callable[[TrainConfig, str], TrainConfig],
     continued: bool,
     config: TrainConfig,
@@ -88,7 +88,7 @@ def test_a_resumed_training_has_a_run(
 
 
 @pytest.mark.parametrize("uri", ["http://127.0.0.1:9", "none:"])
-def test_a_training_resumes_without_its_tracker_and_finds_it_again(uri: str, config: TrainConfig, store: Store) -> None:
+def test_training_run_resumes_while_its_tracker_is_unreachable(uri: str, config: TrainConfig, store: Store) -> None:
     first = tracking_run(config, store, {})
     assert tracking_run(replace(config, tracking=uri), store, {}) == first
     record_result(replace(config, tracking=uri), store, first["tracking_run"], {"bundle_uri": "file:///b"})

@@ -23,7 +23,7 @@ def test_invalid_identifiers_are_named(value: str) -> None:
 
 
 @given(st.text(max_size=80))
-def test_what_is_valid_is_one_segment_of_a_path(value: str) -> None:
+def test_valid_identifier_is_one_path_segment(value: str) -> None:
     try:
         validate_identifier(value)
     except ConfigError:
@@ -38,7 +38,7 @@ _identifiers = st.from_regex(r"[a-z0-9](?:[a-z0-9_]|-(?=[a-z0-9_])){0,20}", full
 
 
 @given(_identifiers, _identifiers)
-def test_a_personal_name_splits_in_one_way(customer: str, subject: str) -> None:
+def test_personal_model_name_splits_uniquely(customer: str, subject: str) -> None:
     name = personal_model_name(customer, subject)
     assert name.split("--") == [customer, subject]
     assert validate_model_name(name) == name

@@ -34,12 +34,12 @@ def test_bundle_and_log_below_the_customers_prefix_pass() -> None:
         ("acme--duck", "s3://b/customers/evil/customers/acme/b", PERSONAL, f"{HOME}/log", "does not lie below"),
         ("acme--duck", f"{HOME}/b", {**PERSONAL, "owner": "evil--duck"}, f"{HOME}/log", "belongs to evil--duck"),
         ("acme--duck", f"{HOME}/b", {**BASE, "owner": "acme--cat"}, f"{HOME}/log", "belongs to acme--cat"),
-        ("base", f"{HOME}/b", PERSONAL, "s3://b/log", "a model for everybody"),
+        ("base", f"{HOME}/b", PERSONAL, "s3://b/log", "a model for all customers"),
         ("base", "s3://b/copied", {**PERSONAL, "owner": "acme--duck"}, "s3://b/log", "belongs to acme--duck"),
         ("base", "s3://b/merged", {**BASE, "owner": "acme--duck"}, "s3://b/log", "belongs to acme--duck"),
     ],
 )
-def test_bundle_of_somebody_else_is_refused(
+def test_bundle_of_another_owner_is_refused(
     model: str, bundle: str, manifest: dict[str, Any], log: str, message: str
 ) -> None:
     with pytest.raises(InputError, match=message) as refused:
@@ -63,7 +63,7 @@ def test_store_on_a_linked_disk_passes(tmp_path: Path) -> None:
     check_ownership("acme--duck", str(home / "duck"), PERSONAL, str(home / "log"))
 
 
-def test_first_customer_of_a_location_counts() -> None:
+def test_customer_prefix_is_the_first_in_a_uri() -> None:
     assert customer_prefix("s3://b/customers/evil/customers/acme/x") == "s3://b/customers/evil"
     assert customer_prefix("s3://customers/acme/x") is None
     assert customer_prefix("/data/customers") is None

@@ -14,7 +14,7 @@ def _promotion(number: int, version: int) -> Promotion:
     return Promotion(number, version, "b" * 64, "s" * 64, version - 1 or None, [], "2026-01-01T00:00:00+00:00")
 
 
-def test_the_last_promotion_is_the_champion(tmp_path: Path) -> None:
+def test_last_log_entry_is_the_champion(tmp_path: Path) -> None:
     log = PromotionLog(open_store(str(tmp_path)), "acme--dog")
     assert log.last() is None
     for number in range(1, 12):
@@ -26,7 +26,7 @@ def test_the_last_promotion_is_the_champion(tmp_path: Path) -> None:
     assert PromotionLog(open_store(str(tmp_path)), "acme").last() is None  # another model
 
 
-def test_one_of_two_promotions_gets_the_number(tmp_path: Path) -> None:
+def test_concurrent_append_of_the_same_number_is_a_conflict(tmp_path: Path) -> None:
     log = PromotionLog(open_store(str(tmp_path)), "mini")
     log.append(_promotion(1, 1))
     with pytest.raises(ConflictError):

@@ -1,14 +1,15 @@
-"""Whose result a prefix holds: content counts, places and passwords do not."""
+"""Claims of a prefix: the content of inputs counts, their locations and passwords do not."""
 
 import json
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
 
-from lookalike.config import fingerprint
+from lookalike.config import IDENTITY_IF_SET, NOT_IDENTITY, fingerprint
 from lookalike.errors import ConflictError, InputError
 from lookalike.storage import Store, open_store
-from lookalike.storage.claim import RECORD, claim, read_claim
+from lookalike.storage.claim import RECORD, claim, read_claim, run_once
 
 
 @pytest.fixture
@@ -59,3 +60,34 @@ def test_damaged_record_is_an_error_whose_fix_works(store: Store, damage: bytes)
     store.delete(RECORD)
     assert claim(store, {"seed": 1})
     assert (read_claim(store) or {})["identity"] == {"seed": 1}
+
+
+@dataclass(frozen=True)
+class _Config:
+    seed: int = 0
+    workers: int = field(default=1, metadata=NOT_IDENTITY)
+    height: int | None = field(default=None, metadata=IDENTITY_IF_SET)
+
+
+def _run(store: Store, config: _Config) -> str:
+    def work(run: str) -> str:
+        store.write("result", b"x")
+        return f"made by {run[:8]}"
+
+    return run_once(store, "result", config, earlier=lambda run: f"earlier, by {run[:8]}", work=work)
+
+
+def test_a_run_is_done_once_whatever_is_no_part_of_its_identity(store: Store) -> None:
+    identity = fingerprint({"seed": 0})[:8]
+    assert _run(store, _Config()) == f"made by {identity}"
+    assert _run(store, _Config(workers=8)) == f"earlier, by {identity}"
+    for other, name in ((_Config(seed=1), "seed"), (_Config(height=64), "height")):
+        with pytest.raises(ConflictError, match=f"another {name}"):
+            _run(store, other)
+
+
+def test_a_setting_that_counts_if_set_is_compared_when_it_is_left_out(store: Store) -> None:
+    tall = _Config(height=64)
+    _run(store, tall)
+    with pytest.raises(ConflictError, match="another height"):
+        _run(store, replace(tall, height=None))

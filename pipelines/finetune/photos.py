@@ -22,34 +22,43 @@ _OTHER_FORMATS = (*HEIC_EXTENSIONS, "tif", "tiff", "gif", "bmp", "jp2", "jxl", "
 
 @dataclass(frozen=True)
 class PhotoSet:
-    """What lies at the location that a customer named."""
+    """The photos at the location that a customer named."""
 
     raw: bool
     """Whether it is raw shards (tars); else a folder for each subject."""
     sha256: str
     """Identity: names and bytes of all files, wherever they lie."""
+    number: int | None
+    """How many photos; None for raw shards, which are counted when they are curated."""
 
 
 def photo_set(store: Store, shown: str) -> PhotoSet:
-    """Look at the photos before any work is done; ``shown`` is their location as the user wrote it.
+    """Check the photos before any work; ``shown`` is their location as the user wrote it.
 
-    Raises InputError for none, too few or too many, photos of several subjects, or formats that are not read.
+    Raises InputError for no, too few or too many photos, photos of several subjects, or formats that are not read.
     """
     infos = {info.key: info for info in store.list() if not any(part.startswith(".") for part in info.key.split("/"))}
     keys = list(infos)
     if not keys:
-        raise InputError("no photos were found", value=shown, fix=f"bring {MIN_PHOTOS} to {MAX_PHOTOS} of them")
+        raise InputError(
+            "no photos were found", value=shown, fix=f"name a location with {MIN_PHOTOS} to {MAX_PHOTOS} photos"
+        )
     if len(keys) > _MAX_FILES:
         raise InputError(
-            f"{len(keys)} files", value=shown, fix=f"name a folder with {MIN_PHOTOS} to {MAX_PHOTOS} photos"
+            f"{len(keys)} files are too many for a set of photos",
+            value=shown,
+            fix=f"name a folder with {MIN_PHOTOS} to {MAX_PHOTOS} photos",
         )
     tars = [key for key in keys if is_shard(key)]
+    number = None
     if not tars:
-        _check_photos(keys, shown)
+        number = _check_photos(keys, shown)
     elif any(_extension(key) in EXTENSIONS for key in keys):
-        raise InputError("raw shards and loose photos in one place", value=shown, fix="name a folder with either")
+        raise InputError(
+            "the location holds both raw shards and loose photos", value=shown, fix="name a folder with either"
+        )
     hashes = [[key, _sha256(store, infos[key])] for key in sorted(keys)]
-    return PhotoSet(bool(tars), configs.fingerprint(hashes))
+    return PhotoSet(bool(tars), configs.fingerprint(hashes), number)
 
 
 def check_number(number: int, shown: str) -> None:
@@ -70,7 +79,8 @@ def check_number(number: int, shown: str) -> None:
         )
 
 
-def _check_photos(keys: list[str], shown: str) -> None:
+def _check_photos(keys: list[str], shown: str) -> int:
+    """The number of photos. Raises InputError unless a finetune can use them."""
     photos = [key for key in keys if _is_photo(key) and _extension(key) in EXTENSIONS]
     unread = Counter(_extension(key) for key in keys if _is_photo(key) and _extension(key) not in EXTENSIONS)
     inside = [key for key in photos if key.count("/") == 1]
@@ -93,11 +103,12 @@ def _check_photos(keys: list[str], shown: str) -> None:
     folders = sorted({key.split("/")[0] for key in inside})
     if len(folders) > 1:
         raise InputError(
-            f"photos of {len(folders)} subjects: {', '.join(folders[:5])}",
+            f"the location holds photos of {len(folders)} subjects: {', '.join(folders[:5])}",
             value=shown,
             fix="leave one subject's folder there, and run the same command again",
         )
     check_number(len(inside), shown)
+    return len(inside)
 
 
 def _sha256(store: Store, info: ObjectInfo) -> str:

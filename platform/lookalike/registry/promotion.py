@@ -1,47 +1,30 @@
-"""Promotion: register a candidate, let the gate judge it against the champion, and record who won."""
+"""Promotion: register a candidate, let the gate compare it with the champion, and record the decision."""
 
 import logging
 import uuid
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 
-from lookalike.bundles.manifest import MANIFEST, parse_manifest
-from lookalike.bundles.transfer import verify_bundle
 from lookalike.documents import render_json
 from lookalike.errors import ConflictError, InputError
 from lookalike.evaluation.gate import Check, Decision, GateConfig, decide
 from lookalike.evaluation.scores import Scores
+from lookalike.registry.candidate import Candidate, read_candidate, version_tags
 from lookalike.registry.champions import Standing, champion, project, standing, unregistered
 from lookalike.registry.evidence import proven_scores, read_scores, scores_hash
 from lookalike.registry.names import validate_model_name
-from lookalike.registry.ownership import check_ownership
 from lookalike.registry.promotion_log import LOG_TAG, Kind, Promotion, PromotionLog
-from lookalike.registry.versions import ModelReference, Registry, manifest_sha256
-from lookalike.storage import open_store
+from lookalike.registry.versions import ModelReference, Registry
 from lookalike.tracking import tracking_uri
 
 log = logging.getLogger(__name__)
 
-_RACES = 5  # promotions of one model that may overtake this one before it gives up
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A bundle that wants to become champion."""
-
-    model: str
-    """Name of the registered model: an identifier, or ``CUSTOMER--SUBJECT``."""
-    bundle_uri: str
-    """Where the bundle is."""
-    scores_uri: str
-    """Its ``scores.json``, or the prefix that holds one."""
-    run_id: str | None = None
-    """The tracker's run that trained it."""
+_RACES = 5  # times that another promotion may come first before this one gives up
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What ``decision.json`` holds."""
+    """The decision about one candidate: the content of ``decision.json``."""
 
     model: str
     """Name of the registered model."""
@@ -50,7 +33,7 @@ class Outcome:
     promoted: bool
     """Whether the gate let it become champion."""
     checks: tuple[Check, ...]
-    """What the gate looked at."""
+    """The gate's checks."""
     champion_before: int | None
     """The version that was champion when the gate decided."""
     bundle_uri: str
@@ -58,7 +41,7 @@ class Outcome:
     bundle_sha256: str
     """Its identity."""
     scores_uri: str
-    """What it was judged by."""
+    """The scores that it was judged by."""
     kind: Kind = "promoted"
     """How it became champion, see :class:`~lookalike.registry.promotion_log.Promotion`."""
     champion: int | None = None
@@ -77,7 +60,7 @@ def promote(
     gate: GateConfig,
     champion_scores_uri: str | None = None,
 ) -> Outcome:
-    """Register ``candidate`` and make it champion if ``gate`` lets it. The same call again gives the same champion.
+    """Register ``candidate`` and make it champion if it passes ``gate``. The same call again gives the same champion.
 
     Args:
         candidate: bundle and scores.
@@ -87,15 +70,15 @@ def promote(
         champion_scores_uri: by default those that the champion's version names.
 
     Raises:
-        InputError: no bundle or scores there, scores of another bundle, or a registry and a log that contradict each
-            other.
-        UnreachableError: MLflow or the store does not answer.
-        ConflictError: other promotions of the model kept winning.
+        InputError: the bundle or the scores are missing, the scores are another bundle's, or the registry and the log
+            contradict each other.
+        UnreachableError: MLflow or the store does not answer, or (RefusedError) the user lacks a permission.
+        ConflictError: other promotions of the model came first, several times.
     """
     name = validate_model_name(candidate.model)
     sha256, scores, proven = read_candidate(candidate)
     registry = Registry(tracking_uri(tracking))
-    known = registry.model_tags(name) or {}
+    known = registry.readable_tags(name)
     tags = version_tags(candidate, sha256, known.get(LOG_TAG, log_uri))
     registry.ensure_model(name, log_uri)
     version: ModelReference | None = None
@@ -119,52 +102,15 @@ def promote(
                 continue
         is_champion = last is not None and last.bundle_sha256 == sha256
         return conclude(registry, version, decision, candidate.scores_uri, before, kind or "promoted", is_champion)
-    raise ConflictError("other promotions of this model kept winning", value=name, fix="run the promotion again")
-
-
-def read_candidate(candidate: Candidate) -> tuple[str, Scores, Scores]:
-    """The hash of the candidate's bundle, every file of which is verified, and its scores: as they were written, and by
-    their measurements.
-
-    Raises:
-        InputError: no bundle there or a damaged one, scores of another bundle, or scores that are not proven.
-    """
-    scores = read_scores(candidate.scores_uri)
-    try:
-        sha256 = verify_bundle(candidate.bundle_uri)
-    except InputError as error:
-        raise InputError(
-            error.what,
-            value=error.value,
-            fix=f"{error.fix}; check --bundle: if the bundle was moved, name its place with --bundle",
-        ) from error
-    if scores.bundle.sha256 != sha256:
-        raise InputError(
-            "these scores are another bundle's",
-            value=f"{candidate.scores_uri}: {scores.bundle.uri}",
-            fix=f"evaluate {open_store(candidate.bundle_uri).uri} first, and name those scores",
-        )
-    return sha256, scores, proven_scores(scores, candidate.scores_uri)
-
-
-def version_tags(candidate: Candidate, sha256: str, log_uri: str) -> dict[str, str]:
-    """Tags of the candidate's version. Raises InputError if its bundle may not be one of the model's versions."""
-    store = open_store(candidate.bundle_uri)
-    manifest = parse_manifest(store.read(MANIFEST), store.uri_of(MANIFEST))
-    check_ownership(candidate.model, store.uri, manifest, log_uri)
-    return {
-        "bundle_uri": store.uri,
-        "bundle_sha256": sha256,
-        "manifest_sha256": manifest_sha256(store.uri),
-        "scores_uri": candidate.scores_uri,
-        "parent": manifest["base"]["sha256"] if manifest["base"] else "",
-    }
+    raise ConflictError(
+        f"other promotions of this model came first {_RACES} times", value=name, fix="run the promotion again"
+    )
 
 
 def entry(
     now: Standing, version: ModelReference, scores_uri: str, scores_sha256: str, decision: Decision, kind: Kind
 ) -> Promotion:
-    """The next entry of the log."""
+    """Make the next entry of the log."""
     last = now.last
     return Promotion(
         number=1 if last is None else last.number + 1,
@@ -183,7 +129,7 @@ def entry(
 
 
 def timestamp() -> str:
-    """Now, for an entry."""
+    """The current time for an entry (UTC, ISO 8601)."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
@@ -242,7 +188,7 @@ def _standing(registry: Registry, name: str, log_uri: str) -> Standing:
 
 
 def _check_known(registry: Registry, now: Standing, sha256: str) -> None:
-    """Refuse to promote if the registry has none of the log's entries, unless the candidate is the log's champion."""
+    """Raise InputError if the registry has none of the log's entries, unless the candidate is the log's champion."""
     last = now.last
     if last is None or now.champion is not None or now.shown or last.bundle_sha256 == sha256:
         return

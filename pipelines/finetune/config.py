@@ -1,0 +1,89 @@
+"""The configurations of `jobs/finetune.py`, one for each subcommand."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from lookalike.config import NOT_IDENTITY
+from lookalike.evaluation.gate import GateConfig
+from lookalike.models.presets import LoraConfig
+from lookalike.training.curriculum import PhaseConfig
+from lookalike.training.workers import WorkerConfig
+from lookalike.values import check_values
+from pipelines.actors import ActorConfig
+from pipelines.curate.filters import FiltersConfig
+from pipelines.curate.filters.no_pair import NoPair
+
+
+def default_stages() -> list[PhaseConfig]:
+    """One phase with both conditions, as at the end of the base's curriculum."""
+    return [PhaseConfig(name="personal", steps=60, conditions="mllm+references", learning_rate=1e-3, warmup_steps=5)]
+
+
+def default_evaluation() -> dict[str, Any]:
+    """A few images of the one subject, and its loss at many noise levels."""
+    return {"max_samples": 64, "subjects": 1, "prompts_per_subject": 2, "stages": ["preset"], "steps": 16}
+
+
+def default_filters() -> FiltersConfig:
+    """The filters of curation without those that look for misfiled photos."""
+    return FiltersConfig(skip=["off_subject"], no_pair=NoPair(min_similarity=-1.0))
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """Train a personal adapter on a few photos. The same command again resumes, or returns the finished result."""
+
+    customer: str
+    """Id of the tenant: lower-case letters, digits, ``_`` and ``-``."""
+    subject: str
+    """Id of the subject, of the same letters."""
+    photos: str = field(metadata=NOT_IDENTITY)
+    """URI with 4 to 20 photos of the subject: raw shards, or ``<subject>/<nn>.jpg``."""
+    store: str = field(metadata=NOT_IDENTITY)
+    """URI of the store; everything is written below ``customers/CUSTOMER/SUBJECT/`` in it."""
+    model: str = field(default="models:/lookalike-mini@champion", metadata=NOT_IDENTITY)
+    """The model to start from: a registered model, or a bundle's URI."""
+    base: str | None = field(default=None, metadata=NOT_IDENTITY)
+    """URI of that model's bundle, if it was moved since it was registered."""
+    distractors: str | None = field(default=None, metadata=NOT_IDENTITY)
+    """URI of a data set of other subjects, whose conditions the evaluation uses as the wrong ones."""
+    filters: FiltersConfig = field(default_factory=default_filters, metadata=NOT_IDENTITY)
+    """Filters of the photos. By default a photo that does not resemble the others is kept, since the customer names the
+    subject."""
+    adapter: LoraConfig = field(default_factory=LoraConfig)
+    """LoRA on the DiT."""
+    stages: list[PhaseConfig] = field(default_factory=default_stages)
+    """The curriculum's phases."""
+    batch_size: int = 8
+    """Samples per optimizer step over all workers."""
+    micro_batch_size: int = field(default=4, metadata=NOT_IDENTITY)
+    """Samples per forward pass of one worker."""
+    evaluation: dict[str, Any] = field(default_factory=default_evaluation)
+    """Settings of the evaluation before and after (see ``jobs/evaluate.py run --help``)."""
+    gate: GateConfig = field(default_factory=GateConfig)
+    """The checks that the personal model has to pass to become its subject's champion."""
+    workers: WorkerConfig = field(default_factory=WorkerConfig, metadata=NOT_IDENTITY)
+    """The worker group."""
+    actors: ActorConfig = field(default_factory=ActorConfig, metadata=NOT_IDENTITY)
+    """The actors that curate and evaluate; they change no result."""
+    seed: int = 0
+    """Seeds order, noise and the initial adapter."""
+    tracking: str | None = field(default=None, metadata=NOT_IDENTITY)
+    """MLflow tracking URI; by default MLFLOW_TRACKING_URI."""
+    isolated: bool = field(default=False, metadata=NOT_IDENTITY)
+    """Refuse to start unless this job's S3 credentials reach ``customers/CUSTOMER/`` of the store and nothing beside it
+    (SECURITY.md)."""
+
+    def __post_init__(self) -> None:
+        check_values(self)
+
+
+@dataclass(frozen=True)
+class CheckConfig:
+    """Check a customer's photos as a finetune does before any work: layout, number and formats. Changes nothing."""
+
+    photos: str
+    """URI with 4 to 20 photos of one subject: raw shards, or ``<subject>/<nn>.jpg``."""
+
+    def __post_init__(self) -> None:
+        check_values(self)

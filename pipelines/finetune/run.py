@@ -1,0 +1,195 @@
+"""A customer's photos to a personal model: ingest, curate, train an adapter, evaluate, register.
+
+Each part is another job's pipeline; here they run one after the other below one prefix,
+``customers/CUSTOMER/SUBJECT/``, in a folder for each set of photos.
+"""
+
+import logging
+from typing import Any
+
+from lookalike import config as configs
+from lookalike.bundles.manifest import read_preset
+from lookalike.bundles.transfer import local_bundle
+from lookalike.errors import ConfigError, InputError, LookalikeError, RefusedError
+from lookalike.registry import Registry, champion_now, personal_model_name, resolve, standing
+from lookalike.registry.ownership import CUSTOMERS, customer_prefix
+from lookalike.storage import Store, list_versions, open_store, read_manifest
+from lookalike.storage.claim import claim, run_once
+from lookalike.storage.isolation import check_isolation
+from lookalike.storage.results import write_result
+from lookalike.tracking import tracking_uri
+from pipelines.curate import curate
+from pipelines.entry import ray_session
+from pipelines.evaluate import evaluate
+from pipelines.finetune.config import CheckConfig, FinetuneConfig
+from pipelines.finetune.earlier import RESULT, earlier_result, made_before
+from pipelines.finetune.parts import check_settings, curation_of, evaluation_of, training_of
+from pipelines.finetune.photos import PhotoSet, check_number, photo_set
+from pipelines.ingest import IngestConfig, ingest
+from pipelines.ingest.run import RESULT as INGESTED
+from pipelines.promote import PromoteConfig, promote
+from pipelines.train.run import train
+
+log = logging.getLogger(__name__)
+
+
+def finetune(config: FinetuneConfig) -> dict[str, Any]:
+    """Ingest, curate, train, evaluate and register.
+
+    Returns the content of ``result.json`` with the ``champion`` as of now.
+
+    Each set of photos has a place of its own, by its content: photos that were added, removed or replaced are a new
+    input for the same command.
+
+    Raises:
+        ConfigError: an id that could leave its place, or settings that cannot work.
+        InputError: too few or too many photos, no two that can be used as a pair, or no such model.
+        ConflictError: these photos were used with other settings.
+    """
+    name = personal_model_name(config.customer, config.subject)  # before any path is made of the ids
+    home = open_store(config.store).child(CUSTOMERS).child(config.customer).child(config.subject)
+    if customer_prefix(home.uri) != home.parent.uri:  # promotion would refuse the bundle at the end
+        raise ConfigError(
+            "the store lies below a customer's prefix itself",
+            value=config.store,
+            fix=f"name a store whose location holds no folder {CUSTOMERS!r}",
+        )
+    if config.isolated:
+        check_isolation(open_store(config.store), home.parent)
+    base = resolve(config.model, config.tracking, config.base)
+    photos = photo_set(open_store(config.photos), config.photos)
+    bundle_uri = open_store(base.bundle_uri).uri
+    check_settings(config, home, bundle_uri)
+    content = {"base_sha256": base.bundle_sha256, "photos_sha256": photos.sha256}
+    place = home if made_before(config, home) else home.child(f"photos-{photos.sha256[:12]}")
+
+    def work(run: str) -> dict[str, Any]:
+        with ray_session():
+            result = _run(config, name, home, place, photos, bundle_uri)
+        return record({**result, "base": {"uri": bundle_uri, "sha256": base.bundle_sha256}}, run)
+
+    def record(result: dict[str, Any], run: str) -> dict[str, Any]:
+        """Write the result, sealed and with the places of now, also where the subject's newest result lies."""
+        write_result(place, RESULT, result, run)
+        if place is not home:
+            write_result(home, RESULT, result, run)
+        return result
+
+    result = run_once(
+        place,
+        RESULT,
+        config,
+        content=content,
+        earlier=lambda run: record(earlier_result(config, name, place, run), run),
+        work=work,
+    )
+    return _with_champion(config, name, result)
+
+
+def check(config: CheckConfig) -> PhotoSet:
+    """Check the photos as :func:`finetune` does before any work, without its settings or its model.
+
+    Raises:
+        InputError: too few or too many photos, photos of several subjects, or formats that are not read.
+    """
+    return photo_set(open_store(config.photos), config.photos)
+
+
+def _run(
+    config: FinetuneConfig, name: str, home: Store, place: Store, photos: PhotoSet, bundle_uri: str
+) -> dict[str, Any]:
+    from lookalike.training.loop import TrainingDivergedError
+
+    dataset = _dataset(config, home, place, photos, bundle_uri)
+
+    try:
+        trained = train(training_of(config, place, dataset, bundle_uri))
+    except TrainingDivergedError as error:
+        fix = f"remove {place.uri} and run again with a lower learning_rate in --stages"
+        raise TrainingDivergedError(error.what, value=error.value, fix=fix) from error
+    scores = place.child("scores")
+    evaluate(evaluation_of(config, scores, dataset, trained["bundle_uri"], bundle_uri))
+    decision = promote(
+        PromoteConfig(
+            model=name,
+            scores=scores.uri,
+            bundle=trained["bundle_uri"],
+            out=place.child("promotion").uri,
+            log=home.child("promotion-log").uri,
+            champion_scores=_champion_scores(config, name, place, dataset, trained["bundle_sha256"]),
+            tracking=config.tracking,
+            gate=config.gate,
+        )
+    )
+    return {
+        "customer": config.customer,
+        "subject": config.subject,
+        "model": name,
+        "version": decision["version"],
+        "promoted": decision["promoted"],
+        "bundle_uri": trained["bundle_uri"],
+        "bundle_sha256": trained["bundle_sha256"],
+        "scores": scores.uri,
+    }
+
+
+def _champion_scores(config: FinetuneConfig, name: str, place: Store, dataset: str, bundle_sha256: str) -> str | None:
+    """Scores of the subject's champion on these photos: the gate compares what was measured on the same ones."""
+    registry = Registry(tracking_uri(config.tracking))
+    try:
+        now = standing(registry, name)
+    except RefusedError:  # a new model to a user without a default permission; else promotion names what is missing
+        return None
+    if now is None or now.champion is None or now.champion.bundle_sha256 == bundle_sha256:
+        return None
+    out = place.child(f"champion-{now.champion.bundle_sha256[:12]}")
+    try:
+        evaluate(evaluation_of(config, out, dataset, now.champion.bundle_uri, None))
+    except InputError as error:  # its bundle or base is not there: the gate names what is missing
+        log.warning("the champion %s cannot be measured on these photos: %s", now.champion, error)
+        return None
+    return out.uri
+
+
+def _with_champion(config: FinetuneConfig, name: str, result: dict[str, Any]) -> dict[str, Any]:
+    """The result with the version that is champion now; None if the registry cannot be read."""
+    try:
+        return {**result, "champion": champion_now(name, config.tracking)}
+    except LookalikeError as error:
+        log.warning("the champion of %s cannot be read: %s", name, error)
+        return {**result, "champion": None}
+
+
+def _dataset(config: FinetuneConfig, home: Store, place: Store, photos: PhotoSet, bundle_uri: str) -> str:
+    """Curate the photos, unless that is done: their place, or that of the store, may have changed since."""
+    dataset = place.child("dataset")
+    if not list_versions(dataset):
+        raw = open_store(config.photos).uri
+        if not photos.raw:
+            raw = home.child("raw").child(photos.sha256[:12]).uri
+            if not open_store(raw).exists(INGESTED):
+                ingest(IngestConfig(source=open_store(config.photos).uri, raw=raw))
+        most = read_preset(local_bundle(bundle_uri)).references.max_references
+        try:
+            curate(curation_of(config, raw, dataset.uri, most))
+        except InputError as error:
+            if not error.what.startswith("no usable pair"):
+                raise
+            raise InputError(
+                error.what,
+                value=config.photos,
+                fix="replace photos that cannot be decoded, add sharp ones of the subject from other sides, and run "
+                "the same command again; or loosen the filters that took most "
+                "(such as --filters.skip '[off_subject, blurry]')",
+            ) from error
+    counts = read_manifest(dataset)["counts"]
+    if photos.raw and counts["subjects_in"] != 1:
+        raise InputError(
+            f"the raw shards hold photos of {counts['subjects_in']} subjects",
+            value=config.photos,
+            fix="name shards of one subject",
+        )
+    if photos.raw:
+        check_number(counts["images_in"], config.photos)
+    claim(place.child("curation"), {"filters": configs.to_dict(config.filters)})
+    return dataset.uri

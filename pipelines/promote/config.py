@@ -1,0 +1,74 @@
+"""The configurations of `jobs/promote.py`, one for each subcommand."""
+
+from dataclasses import dataclass, field
+
+from lookalike.config import IDENTITY_IF_SET, NOT_IDENTITY
+from lookalike.errors import ConfigError
+from lookalike.evaluation.gate import GateConfig
+from lookalike.values import check_values
+
+
+@dataclass(frozen=True)
+class PromoteConfig:
+    """Judge a bundle by its scores, and make it champion or record why not."""
+
+    model: str
+    """Name of the registered model: lower-case letters, digits, '_' and '-', or CUSTOMER--SUBJECT."""
+    scores: str = field(metadata=NOT_IDENTITY)
+    """URI of the bundle's scores.json, or of the prefix that an evaluation wrote."""
+    out: str = field(metadata=NOT_IDENTITY)
+    """URI that receives decision.json."""
+    bundle: str | None = field(default=None, metadata=NOT_IDENTITY)
+    """URI of the bundle, if it was moved since it was evaluated."""
+    champion_scores: str | None = field(default=None, metadata=NOT_IDENTITY)
+    """URI of the champion's scores; by default those that its version names. Without a champion only floors count."""
+    log: str | None = field(default=None, metadata=NOT_IDENTITY)
+    """Prefix of the promotion log of a new model (an existing one has its log); by default beside ``out``."""
+    begin_anew: str | None = field(default=None, metadata=IDENTITY_IF_SET)
+    """Begin a new promotion log with this bundle, judged by the floors only, because the log or the champion is
+    lost. The reason, in words: it is recorded in the log."""
+    tracking: str | None = field(default=None, metadata=NOT_IDENTITY)
+    """MLflow tracking URI; by default MLFLOW_TRACKING_URI."""
+    gate: GateConfig = field(default_factory=GateConfig)
+    """The checks that a bundle has to pass to become champion."""
+    require_promoted: bool = field(default=False, metadata=NOT_IDENTITY)
+    """End with exit code 3 if the gate refuses the bundle; by default a refusal ends with 0."""
+
+    def __post_init__(self) -> None:
+        check_values(self)
+        if self.begin_anew is not None and not self.begin_anew.strip():
+            raise ConfigError("begin_anew has no reason", fix="write --begin-anew 'the log was lost with its disk'")
+
+
+@dataclass(frozen=True)
+class RollbackConfig:
+    """Return to an earlier champion by a new entry of the promotion log. No scores are needed."""
+
+    model: str
+    """Name of the registered model."""
+    out: str = field(metadata=NOT_IDENTITY)
+    """URI that receives decision.json."""
+    to: int | None = field(default=None, metadata=NOT_IDENTITY)
+    """Version of the earlier champion; by default the champion before the current one."""
+    bundle: str | None = field(default=None, metadata=NOT_IDENTITY)
+    """URI of the earlier champion's bundle, if it was moved."""
+    tracking: str | None = field(default=None, metadata=NOT_IDENTITY)
+    """MLflow tracking URI; by default MLFLOW_TRACKING_URI."""
+
+    def __post_init__(self) -> None:
+        check_values(self)
+
+
+@dataclass(frozen=True)
+class HistoryConfig:
+    """Print the promotion log of a model: who was champion when, and why. Changes nothing."""
+
+    model: str
+    """Name of the registered model."""
+    tracking: str | None = None
+    """MLflow tracking URI; by default MLFLOW_TRACKING_URI."""
+    json: bool = False
+    """Print JSON."""
+
+    def __post_init__(self) -> None:
+        check_values(self)

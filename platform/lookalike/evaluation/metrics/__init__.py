@@ -1,0 +1,34 @@
+"""Metrics of generated images, one file each. ``METRICS`` is the list; ``pipelines/README.md`` says how to add one."""
+
+from collections.abc import Sequence
+
+from lookalike.evaluation.measurements import Measurement
+from lookalike.evaluation.metrics.base import Metric, Pixels, Settings, Task
+from lookalike.evaluation.metrics.clip import Clip
+from lookalike.evaluation.metrics.dino import Dino
+from lookalike.evaluation.metrics.identity import Identity
+
+__all__ = ["LABELS", "METRICS", "Metric", "Pixels", "Settings", "Task", "measure", "metrics_of"]
+
+METRICS: tuple[type[Metric], ...] = (Identity, Dino, Clip)
+"""All metrics, in the order of the report."""
+LABELS: dict[str, str] = {name: label for metric in METRICS for name, label in metric.labels.items()}
+"""Name in ``scores.json`` -> heading in the report."""
+
+
+def metrics_of(settings: Settings, device: str = "cpu") -> list[Metric]:
+    """The metrics that ``settings`` turn on, with their models on ``device``."""
+    return [metric for kind in METRICS if (metric := kind.create(settings, device)) is not None]
+
+
+def measure(metrics: Sequence[Metric], images: Sequence[Pixels], tasks: Sequence[Task]) -> list[Measurement]:
+    """Every value that ``metrics`` give to each of ``images`` (uint8 [H, W, 3]), which ``tasks`` belong to."""
+    values: list[dict[str, float]] = [{} for _ in tasks]
+    for metric in metrics:
+        for of_image, more in zip(values, metric(images, tasks), strict=True):
+            of_image.update(more)
+    return [
+        Measurement(task.case, task.subject, name, value)
+        for task, of_image in zip(tasks, values, strict=True)
+        for name, value in of_image.items()
+    ]
