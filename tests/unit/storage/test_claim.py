@@ -1,4 +1,4 @@
-"""Whose result a prefix holds: content counts, places and passwords do not."""
+"""Claims of prefixes: content is compared, locations and passwords are not."""
 
 import json
 from pathlib import Path
