@@ -1,4 +1,4 @@
-"""Servers for the tests: the local stack, started by its own command, in parts, when a test first asks for one."""
+"""Fixtures for servers: services of the local stack, started by its command when a test first needs one."""
 
 import os
 import shlex
@@ -36,17 +36,17 @@ class LocalStack:
     folder: Path
 
     def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Run ``stack.py`` on this folder, as its user does."""
+        """Run ``stack.py`` on this folder, as a user does."""
         argv = [sys.executable, str(_STACK), *arguments, "--state", str(self.folder)]
         return subprocess.run(argv, capture_output=True, text=True, timeout=180)
 
     def up(self, *services: str) -> None:
-        """Start ``services``; those that run are left as they are."""
+        """Start those of ``services`` that do not run."""
         done = self.command("up", "--services", ",".join(services), "--num-cpus", "4", "--object-store-mib", "512")
         assert done.returncode == 0, done.stdout + done.stderr
 
     def down(self) -> None:
-        """Stop what was started."""
+        """Stop the services that were started."""
         done = self.command("down")
         assert done.returncode == 0, done.stdout + done.stderr
 
@@ -59,7 +59,7 @@ class LocalStack:
 
 @pytest.fixture(scope="session")
 def local_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalStack]:
-    """The session's stack, with nothing running yet."""
+    """The stack of the session, with no service running."""
     stack = LocalStack(tmp_path_factory.mktemp("stack"))
     yield stack
     stack.down()
@@ -67,14 +67,14 @@ def local_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalStack
 
 @pytest.fixture(scope="session")
 def s3_server(local_stack: LocalStack) -> dict[str, str]:
-    """A real S3 server; its clients' environment."""
+    """Start a real S3 server, and return the environment for its clients."""
     local_stack.up("s3")
     return {name: value for name, value in local_stack.environment.items() if name.startswith("AWS_")}
 
 
 @pytest.fixture
 def s3_uri(s3_server: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> str:
-    """An empty ``s3://`` prefix of the test's own, with the environment to reach it."""
+    """An empty ``s3://`` prefix for this test; the environment is set."""
     for name, value in s3_server.items():
         monkeypatch.setenv(name, value)
     return f"s3://scratch/{uuid.uuid4().hex}"
@@ -82,7 +82,7 @@ def s3_uri(s3_server: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> str:
 
 @pytest.fixture(scope="session")
 def mlflow_server(local_stack: LocalStack) -> Iterator[str]:
-    """The tracking URI of a real MLflow server, with the environment to enter it."""
+    """The tracking URI of a real MLflow server; its password is in the environment."""
     local_stack.up("mlflow")
     with pytest.MonkeyPatch.context() as patch:
         for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
@@ -92,7 +92,7 @@ def mlflow_server(local_stack: LocalStack) -> Iterator[str]:
 
 @pytest.fixture
 def mlflow_user(mlflow_server: str) -> Callable[..., None]:
-    """``mlflow_user("mia", "a password", admin=False)``: a user of the MLflow server, by default an administrator.
+    """``mlflow_user("mia", "a password", admin=False)``: add a user to the MLflow server, by default an administrator.
 
     Others have no permission by default: MLflow answers 403 for models that they did not create, or that do not exist.
     """
@@ -111,7 +111,7 @@ def mlflow_user(mlflow_server: str) -> Callable[..., None]:
 
 @pytest.fixture(scope="session")
 def mlflow_schema(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty MLflow database; making its schema takes seconds, copying it none."""
+    """An empty MLflow database to copy, since creating its schema takes seconds."""
     from lookalike.tracking.connection import connect
 
     path = tmp_path_factory.mktemp("mlflow") / "empty.db"
@@ -121,7 +121,7 @@ def mlflow_schema(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def mlflow_database(mlflow_schema: Path, tmp_path: Path) -> str:
-    """The tracking URI of an empty MLflow database of the test's own."""
+    """The tracking URI of an empty MLflow database for this test."""
     path = tmp_path / "tracking" / "mlflow.db"
     path.parent.mkdir()
     shutil.copyfile(mlflow_schema, path)
@@ -150,7 +150,7 @@ def ray_local() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def run_job() -> Callable[..., subprocess.CompletedProcess[str]]:
-    """``run_job("curate", "--raw", ..., env={...})``: a job in a process of its own, as its user starts it."""
+    """``run_job("curate", "--raw", ..., env={...})``: run a job in a new process, as a user does."""
 
     def run(
         name: str, *arguments: str, env: dict[str, str] | None = None, cwd: Path | None = None, timeout_s: float = 900

@@ -1,4 +1,4 @@
-"""Photographs that tests draw: things of one form and two colours, turned from view to view, on changing grounds."""
+"""Draw photos for tests: subjects of one form and two colours, rotated from view to view, on changing grounds."""
 
 import io
 import json
@@ -24,7 +24,7 @@ class Photo:
     metadata: dict[str, Any] | None = None
 
     def sample(self) -> tuple[str, dict[str, bytes]]:
-        """As it goes into a tar."""
+        """The sample as :func:`write_tar` takes it."""
         metadata = {
             "subject": self.subject,
             "class": "thing",
@@ -35,7 +35,7 @@ class Photo:
         return self.key, {"jpg": self.jpeg, "json": json.dumps(self.metadata or metadata).encode()}
 
     def under(self, key: str, subject: str | None = None) -> "Photo":
-        """The same picture as another sample."""
+        """The same photo as another sample."""
         return replace(self, key=key, subject=subject or self.subject)
 
 
@@ -59,7 +59,7 @@ def draw(subject: int, view: int, side: int = 160) -> np.ndarray:
 
 
 def _ground(kind: int, random: np.random.Generator, side: int) -> np.ndarray:
-    """Stripes, checks, a slope or plain, in a colour of its own and with some noise."""
+    """A ground of stripes, checks, a gradient or one colour, with some noise."""
     y, x = np.mgrid[:side, :side] / side
     pattern = (np.sin(40 * x), np.sign(np.sin(25 * x) * np.sin(25 * y)), 2 * y - 1, 0 * x)[kind % 4]
     colour = np.random.default_rng(kind).integers(70, 190, 3)

@@ -1,9 +1,9 @@
-"""A proxy in front of an S3 server that lets a share of the requests fail, in the ways in which networks do.
+"""A proxy in front of an S3 server that makes a share of the requests fail, as networks do.
 
     python tests/faulty_s3.py http://127.0.0.1:8333 --rate 0.01 --seed 0
 
-Prints its own URL. ``GET /-/faults`` tells how many requests came and how many failed, by kind. The Host header, which
-S3's signatures cover, goes on as the client wrote it.
+Prints its own URL. ``GET /-/faults`` returns the numbers of requests and of failures, by kind. The Host header, which
+S3's signatures cover, is forwarded unchanged.
 """
 
 import argparse
@@ -19,9 +19,9 @@ from typing import Protocol
 from aiohttp import ClientSession, DummyCookieJar, web
 from yarl import URL
 
-# Kind of fault, and how often it is drawn. A stall costs its client the time until it gives up.
+# Kind of fault, and its weight. A stall takes until the client gives up.
 KINDS = {"throttled": 3, "reset before": 2, "reset after": 2, "broken off": 4, "stalled": 1}
-_STALL_S = 90  # longer than any client of ours waits
+_STALL_S = 90  # longer than the time-outs of our clients
 _HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "expect"}
 _SLOW_DOWN = b'<?xml version="1.0"?><Error><Code>SlowDown</Code><Message>Reduce your request rate.</Message></Error>'
 
@@ -30,10 +30,10 @@ class Faults(Protocol):
     """Decides which requests fail."""
 
     def choose(self, request: web.Request) -> str | None:
-        """One of KINDS, or None for a request that goes through."""
+        """Return one of KINDS, or None to forward the request."""
 
     def acted(self, request: web.Request) -> None:
-        """The server has acted on a request that is to be ``reset after``."""
+        """Called when the server has acted on a request whose answer will be reset (``reset after``)."""
 
 
 class RandomFaults:
@@ -59,7 +59,7 @@ class FaultyProxy:
         self.requests, self.faults = 0, Counter[str]()
 
     async def serve(self, ready: Callable[[str], None]) -> None:
-        """Listen on a free port, call ``ready`` with the URL, and go on for ever."""
+        """Listen on a free port, call ``ready`` with the URL, and serve forever."""
         self._session = ClientSession(auto_decompress=False, cookie_jar=DummyCookieJar())
         application = web.Application(client_max_size=1 << 30)
         application.router.add_get("/-/faults", self._report)
@@ -88,7 +88,7 @@ class FaultyProxy:
         body = await request.read()
         async with self._session.request(request.method, url, headers=headers, data=body) as answer:
             data = await answer.read()
-            if fault == "reset after":  # done, and nobody hears of it
+            if fault == "reset after":  # the server has acted, and the client gets no answer
                 self._faults.acted(request)
                 return self._hang_up(request)
             kept = {name: value for name, value in answer.headers.items() if name.lower() not in _HOP_BY_HOP}
@@ -104,7 +104,7 @@ class FaultyProxy:
     async def _break_off(
         self, request: web.Request, response: web.StreamResponse, data: bytes, fault: str
     ) -> web.StreamResponse:
-        """The head of an answer and half of its body, or nothing where there is no body, and then no more."""
+        """Send the head of an answer and half of its body, or nothing if it has no body, and close."""
         if len(data) > 1 and request.method != "HEAD":
             await response.prepare(request)
             await response.write(data[: len(data) // 2])
@@ -119,14 +119,14 @@ class FaultyProxy:
 
 
 def serve_in_thread(proxy: FaultyProxy) -> str:
-    """Run a proxy in a thread of this process, which ends with it; its URL."""
+    """Run a proxy in a daemon thread, and return its URL."""
     ready: SimpleQueue[str] = SimpleQueue()
     threading.Thread(target=lambda: asyncio.run(proxy.serve(ready.put)), daemon=True).start()
     return ready.get(timeout=30)
 
 
 def main() -> None:
-    """Parse and serve."""
+    """Parse the flags and serve."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("upstream", help="URL of the S3 server")
     parser.add_argument("--rate", type=float, default=0.01, help="share of the requests that fail")

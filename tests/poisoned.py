@@ -1,4 +1,4 @@
-"""Snapshots written by hand, with samples that no curation would write."""
+"""Write snapshots with damaged samples, which curation never writes."""
 
 import hashlib
 import io
@@ -19,7 +19,7 @@ from tests.drawn import draw
 SHARD = "shards/train-000000.tar"
 Members = dict[str, bytes]
 Row = dict[str, Any]
-NOT_UTF8 = "not UTF-8"  # a prompt that becomes bytes which are none
+NOT_UTF8 = "not UTF-8"  # a prompt that is replaced by bytes that are not UTF-8
 
 
 def flat(height: int, width: int) -> bytes:

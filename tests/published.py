@@ -1,4 +1,4 @@
-"""A snapshot by curation's own stages behind the plan, without Ray."""
+"""Publish a snapshot by the stages of curation that follow the plan, without Ray."""
 
 from collections import Counter
 from collections.abc import Callable

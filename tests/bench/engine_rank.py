@@ -36,7 +36,7 @@ STAGE = PhaseConfig(name="both", steps=10**6, conditions="mllm+references")
 
 
 class Ddp:
-    """What one would write by hand: every rank holds all of it, and gradients are averaged as they come."""
+    """Plain DistributedDataParallel: every rank holds the whole model, and gradients are averaged."""
 
     def __init__(self, bundle: Path, config: TrainConfig) -> None:
         model = SubjectModel.from_bundle(bundle)

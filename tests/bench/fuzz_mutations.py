@@ -1,4 +1,4 @@
-"""Damage real files: bytes that flip, move, go and repeat, and JSON whose values become what nobody expects.
+"""Damage real files: bytes are flipped, moved, removed and repeated, and values in JSON are replaced by others.
 
 hypothesis makes structured values, and knows no damage of a real file; atheris is guided by the coverage of Python
 code, and the decoders under test are C. So this is a mutator of one page, and every input follows from its seed.
@@ -19,7 +19,7 @@ _TEXT = b'{}[]":,0123456789eE+-.\\u\x00\xff/NaN'
 
 
 def mutate(data: bytes, seed: str, others: list[bytes]) -> bytes:
-    """``data`` with one to six kinds of damage, by the random numbers of ``seed``."""
+    """Return ``data`` with one to six kinds of damage, chosen by ``seed``."""
     rng = random.Random(seed)
     if rng.random() < 0.5 and (changed := _json(data, rng)) is not None:
         data = changed

@@ -1,6 +1,6 @@
-"""What the fuzzer feeds: for each kind of file real seeds, and the door by which the platform reads it.
+"""Targets of the fuzzer: for each kind of file, real seeds and the function that reads it.
 
-A target either returns or raises a LookalikeError; whatever else it raises is a finding.
+A target returns or raises a LookalikeError; any other exception is a finding.
 """
 
 import dataclasses
@@ -57,7 +57,7 @@ def _encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
 
 
 def image_seeds() -> list[bytes]:
-    """One small photograph in each format and mode that is read."""
+    """One small photo in each supported format and mode."""
     picture = Image.fromarray(draw(0, 0, 48))
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -80,7 +80,7 @@ def image_seeds() -> list[bytes]:
 
 
 def read_image(data: bytes, folder: Path) -> None:
-    """All doors to pixels."""
+    """Decode by every function that reads pixels."""
     for door in (images.decode, lambda data: images.decode_noted(data, 64), images.short_side):
         try:
             door(data)
@@ -90,7 +90,7 @@ def read_image(data: bytes, folder: Path) -> None:
 
 
 def tar_seeds() -> list[bytes]:
-    """Raw shards: our own, GNU and pax with long names, links, compressed ones."""
+    """Raw shards: written by this library, GNU and pax with long names, links, compressed ones."""
     photos = [Photo(f"thing-{view}", jpeg(draw(0, view, 48)), "thing") for view in range(3)]
     samples = [item.sample() for item in photos]
     buffer = io.BytesIO()
@@ -119,7 +119,7 @@ def tar_seeds() -> list[bytes]:
 
 
 def read_tar(data: bytes, folder: Path) -> None:
-    """A curation's index of one raw shard: rows, or an error of the shard."""
+    """Index one raw shard as curation does."""
     raw, dataset = folder / "raw", folder / "dataset"
     for place in (raw, dataset):
         shutil.rmtree(place, ignore_errors=True)
@@ -136,7 +136,7 @@ def read_tar(data: bytes, folder: Path) -> None:
 
 
 def json_seeds() -> list[bytes]:
-    """Labels as data sets have them."""
+    """Labels as datasets have them."""
     return [
         json.dumps(
             {"subject": "mug", "class": "mug", "caption": "a mug", "licence": "CC0-1.0", "source": "x"}
@@ -146,7 +146,7 @@ def json_seeds() -> list[bytes]:
 
 
 def read_labels(data: bytes, folder: Path) -> None:
-    """JSON beside a photo."""
+    """Read JSON beside a photo."""
     value = text.read_json(data, "x.json")
     for item in value.values() if isinstance(value, dict) else [value]:
         for options in ({}, {"many": True}, {"identity": True}, {"prose": True}):
@@ -156,7 +156,7 @@ def read_labels(data: bytes, folder: Path) -> None:
 
 
 def parquet_seeds() -> list[bytes]:
-    """A triplet table and a table with notes."""
+    """A triplet table, and a table with notes."""
     row: dict[str, Any] = dict.fromkeys(triplets.SCHEMA.names)
     for field in triplets.SCHEMA:
         kinds = {"string": "x", "int64": 1, "int32": 1, "double": 0.5, "float": 0.5, "bool": True}
@@ -174,7 +174,7 @@ def parquet_seeds() -> list[bytes]:
 
 
 def read_parquet(data: bytes, folder: Path) -> None:
-    """A snapshot's triplets, and a curation's tables."""
+    """Read the triplets of a snapshot, and tables of curation."""
     store = open_store(str(folder))
     store.write("triplets.parquet", data)
     info = next(iter(store.list("triplets.parquet")))
@@ -191,7 +191,7 @@ def read_parquet(data: bytes, folder: Path) -> None:
 
 
 class Bundle:
-    """One file of a bundle is damaged, and the bundle opened."""
+    """Damages one file of a bundle, and opens the bundle."""
 
     files = ("bundle.json", "mllm/config.json", "mllm/tokenizer.json", "mllm/tokenizer_config.json", "vae/config.json",
              "mllm/preprocessor_config.json", "transformer/config.json", "scheduler/scheduler_config.json",
@@ -223,7 +223,7 @@ class Bundle:
 
 
 def control_targets(folder: Path) -> dict[str, tuple[list[bytes], Target]]:
-    """Each control file as its writer writes it, and as its reader reads it."""
+    """Each control file with its writer and its reader."""
     store = open_store(str(folder / "seeds"))
     fingerprint = claim(store, CONFIG)
     write_result(store, "result.json", RESULT, fingerprint)
@@ -310,7 +310,7 @@ def _training_of(place: Any) -> None:
 
 
 def all_targets(folder: Path) -> dict[str, tuple[list[bytes], Target]]:
-    """Seeds and reader by the name of the kind."""
+    """Seeds and reader of each kind, by name."""
     bundle = Bundle(folder)
     return {
         "image": (image_seeds(), read_image),

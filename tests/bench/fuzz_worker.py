@@ -1,4 +1,4 @@
-"""The process that feeds mutated files to their readers: ``python -m tests.bench.fuzz_worker SEED SECONDS FOLDER``.
+"""Feed mutated files to their readers: ``python -m tests.bench.fuzz_worker SEED SECONDS FOLDER``.
 
 Before each input it notes which one it is, so that an input that kills the process, or that it never ends with, is
 known to its parent. Findings are lines of JSON on standard output; each has its input beside it, below ``findings/``.
@@ -26,7 +26,7 @@ GROWN_BYTES = 1 << 30  # by one input
 
 
 def main(seed: str, seconds: float, folder: Path) -> None:
-    """Fuzz until the time is over; each round takes every kind of file once."""
+    """Fuzz until the time is over; each round uses every kind of file once."""
     logging.disable(logging.CRITICAL)
     warnings.simplefilter("ignore")
     findings, note = folder / "findings", folder / "current.json"

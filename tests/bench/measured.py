@@ -1,4 +1,4 @@
-"""Where a measurement is kept, and what it ran on."""
+"""Record a measurement with the machine that it ran on."""
 
 import datetime
 import json
@@ -15,7 +15,7 @@ _CPU_INFO = Path("/proc/cpuinfo")
 def keep(name: str, record: dict[str, Any], part: str | None = None) -> None:
     """Print a record and write it to ``results/NAME.json``, with the machine.
 
-    With ``part`` it goes under that key, and the file's other parts stay.
+    With ``part``, only that key of the file is replaced.
     """
     record = record | {"machine": _machine()}
     print(json.dumps(record, indent=1), flush=True)

@@ -1,4 +1,4 @@
-"""Peak memory of a process, and of all that it started."""
+"""Measure the peak memory of a process and its descendants."""
 
 import threading
 from contextlib import suppress

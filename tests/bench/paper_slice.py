@@ -20,7 +20,7 @@ def slice_of(folder: Path, pixels: int = PIXELS) -> Path:
     """Write a preset of one double and one single block, one layer of the language model and one of its vision tower,
     and the DiT's weights; returns the preset's file.
 
-    The DiT is not drawn as one for training from scratch, whose output is zero until it learns: here a LoRA learns.
+    The DiT's output is not initialised to zero, as for training from scratch, since a LoRA is trained here.
     """
     paper = load_preset("flux-internvl3-8b")
     transformer = {**paper.transformer.config, "num_layers": 1, "num_single_layers": 1}
@@ -62,7 +62,7 @@ def _with(config: dict[str, Any], part: str, **changes: Any) -> dict[str, Any]:
 
 
 def _plain(preset: Preset) -> Any:
-    """Mappings and lists alone, as YAML writes them."""
+    """``value`` as plain mappings and lists, for YAML."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, dict):

@@ -1,6 +1,6 @@
-"""A judge of pictures of the sample world: a small network that is trained on the truth about rendered photographs.
+"""A probe of images of the sample world: a small network that is trained on the truth about rendered photos.
 
-It sees what the generator's VAE can show: half of its photographs went through that VAE and back.
+Half of its training photos are encoded and decoded by the generator's VAE, so that it knows such images.
 """
 
 import json
@@ -36,7 +36,7 @@ FIT = FitConfig(steps=6000, batch_size=32, learning_rate=2e-3, weight_decay=0.02
 
 @dataclass(frozen=True)
 class Photo:
-    """A rendered photograph and the truth about it."""
+    """A rendered photo and the truth about it."""
 
     image: np.ndarray
     """uint8 ``[SIDE, SIDE, 3]``."""
@@ -51,7 +51,7 @@ class Photo:
 
 
 def photographs(raw: Path, world: SampleWorldConfig) -> list[Photo]:
-    """The photographs of a sample world in the order of their keys; shards that lie in ``raw`` are not made again."""
+    """The photos of a sample world in the order of their keys; existing shards in ``raw`` are reused."""
     plan = plan_sample(IngestConfig(source="sample", raw=str(raw), sample=world))
     truth, found = plan.extras[TRUTH]["photos"], {}
     raw.mkdir(parents=True, exist_ok=True)
@@ -85,7 +85,7 @@ def to_tensor(images: Any) -> Tensor:
 
 
 class Probe(nn.Module):
-    """Tells shape, pattern, place, view and colours, and embeds a subject so that its photographs lie together."""
+    """Predicts shape, pattern, place, view and colours, and embeds subjects so that photos of one subject are close."""
 
     def __init__(self, subjects: int) -> None:
         super().__init__()
@@ -123,7 +123,7 @@ class Probe(nn.Module):
 
 
 def train_probe(photos: list[Photo], vae: Any, folder: Path) -> Probe:
-    """A probe that knows these photographs; ``folder`` keeps its state, and a run that was stopped goes on."""
+    """Train a probe on these photos; its state is kept in ``folder``, and a stopped run resumes."""
     names = sorted({photo.subject for photo in photos})
     images = to_tensor([photo.image for photo in photos])
     images[::2] = reconstruct(vae, images[::2])
@@ -146,7 +146,7 @@ def _say(step: int, figures: dict[str, float]) -> None:
 
 
 def _moved(images: Tensor, rng: np.random.Generator, most: int = 4) -> Tensor:
-    """Each image a little aside, its border repeated, and a little brighter or darker."""
+    """Each image slightly shifted, with its border repeated, and slightly brighter or darker."""
     padded = functional.pad(images.float(), [most] * 4, mode="replicate")
     shifted = [
         image[:, y : y + SIDE, x : x + SIDE] * light
@@ -166,7 +166,7 @@ class _Residual(nn.Sequential):
 
 
 def _stage(narrow: int, wide: int, blocks: int) -> nn.Sequential:
-    """Half the side, then residual blocks."""
+    """Halve the side, then apply residual blocks."""
     residual = [
         _Residual(
             nn.GroupNorm(8, wide),

@@ -1,4 +1,4 @@
-"""Raw shards of any size out of a folder of photographs."""
+"""Write raw shards of any size from a folder of photos."""
 
 import json
 import os
@@ -13,7 +13,7 @@ VARIABLE = "LOOKALIKE_BENCH_PHOTOS"
 
 
 def photographs() -> list[Path]:
-    """The photographs ``<subject>/<nn>.jpg`` of the folder that LOOKALIKE_BENCH_PHOTOS names; skips without it."""
+    """The photos ``<subject>/<nn>.jpg`` of the folder that LOOKALIKE_BENCH_PHOTOS names; skips without it."""
     folder = os.environ.get(VARIABLE)
     if not folder:
         pytest.skip(f"{VARIABLE} names no folder of photographs")
@@ -21,7 +21,7 @@ def photographs() -> list[Path]:
 
 
 def write_repeated(raw: Path, photos: list[Path], shards: int, per_shard: int) -> Path:
-    """Shards below ``raw`` that repeat ``photos``, each time as other subjects; those that exist are left."""
+    """Shards below ``raw`` that repeat ``photos``, each time as other subjects; existing shards are reused."""
     raw.mkdir(parents=True, exist_ok=True)
     numbered = ((i // len(photos), path) for i, path in enumerate(cycle(photos)))
     for shard in range(shards):

@@ -1,6 +1,6 @@
-"""What it costs to verify a bundle: its first opening, from the disk and from memory, and every one after.
+"""Measure the verification of a bundle: when it is first opened, from disk and from the page cache, and later.
 
-2.6 GB in 503 files, opened by processes that have nothing in common but the remembered hashes.
+2.6 GB in 503 files, opened by processes that share only the cached hashes.
 """
 
 import os
@@ -32,7 +32,7 @@ print(time.perf_counter() - started)
 
 @pytest.fixture(scope="module")
 def folder(bench_folder: Path) -> Path:
-    """A bundle as far as its files count."""
+    """A folder with the files of a bundle."""
     made = bench_folder / "bundle-verification"
     shutil.rmtree(made, ignore_errors=True)
     block = os.urandom(1_000_000)
@@ -49,7 +49,7 @@ def folder(bench_folder: Path) -> Path:
 
 
 def _seconds(folder: Path, cache: Path) -> float:
-    """How long a process of its own takes to verify, without its start."""
+    """Seconds that a new process takes to verify, without its start."""
     environment = {**os.environ, "XDG_CACHE_HOME": str(cache)}
     done = subprocess.run(
         [sys.executable, "-c", _OPEN, str(folder)], env=environment, capture_output=True, text=True, check=True

@@ -1,4 +1,4 @@
-"""What a curation costs in seconds of one core, step by step, and a billion images by that: projected, not measured.
+"""Measure curation in seconds of one core, step by step, and project the cost of a billion images.
 
     LOOKALIKE_BENCH_PHOTOS=FOLDER python -m pytest tests/bench -k costs -s
 
@@ -37,7 +37,7 @@ pytestmark = pytest.mark.timeout(3600)
 
 @contextmanager
 def cpu_seconds(found: dict[str, float], name: str, divisor: float) -> Iterator[None]:
-    """``found[name]``: CPU seconds of the block, divided."""
+    """Set ``found[name]`` to the CPU seconds of the block, divided."""
     started = time.process_time()
     yield
     found[name] = (time.process_time() - started) / divisor

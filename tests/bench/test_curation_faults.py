@@ -1,4 +1,4 @@
-"""Curation over S3 while one request in a hundred fails, beside Ray Data's own reader on the same shards.
+"""Curate over S3 while one request in a hundred fails, compared with Ray Data's reader on the same shards.
 
     python -m pytest tests/bench -k faults -s
 
@@ -73,7 +73,7 @@ def faults(url: str) -> dict[str, Any]:
         return dict(json.load(answer))
 
 
-def test_nothing_is_lost_or_doubled_where_requests_fail(
+def test_failed_requests_lose_and_repeat_nothing(
     s3_uri: str,
     s3_server: dict[str, str],
     tmp_path: Path,
@@ -122,7 +122,7 @@ def _samples(found: dict[str, bytes], photos: list[Any]) -> dict[str, int]:
 
 
 def _ray_reads(bucket: str, url: str, s3: dict[str, str], samples: int, times: int = 20) -> dict[str, Any]:
-    """What Ray Data's own reader gives of the same shards, read again and again."""
+    """Samples that Ray Data's reader gives of the same shards, in repeated reads."""
     endpoint, keys = url.removeprefix("http://"), (s3["AWS_ACCESS_KEY_ID"], s3["AWS_SECRET_ACCESS_KEY"])
     argv = [sys.executable, "-c", _RAY_READER, bucket, f"http://{endpoint}", str(times), *keys]
     environment = job_environment({**s3, MODE: os.environ[MODE], TOKEN_PATH: os.environ.get(TOKEN_PATH, "")})

@@ -1,4 +1,4 @@
-"""kill -9 of a curation at every write and at random moments, started again each time; and what a new shard costs.
+"""Kill curation (kill -9) at every write and at random, restart it each time, and measure the cost of a new shard.
 
     python -m pytest tests/bench -k kills -s
 
@@ -58,7 +58,7 @@ class Reaper:
         self.disarm()
 
     def disarm(self) -> None:
-        """Let everything through."""
+        """Stop killing."""
         self._point, self._when, self._whom, self._countdown, self.struck = "", "", "", 0, False
 
     def arm(self, point: str, when: str, whom: str) -> None:
@@ -136,7 +136,7 @@ def cluster(env: dict[str, str]) -> Iterator[tuple[psutil.Process, dict[str, str
 
 @dataclass
 class Bench:
-    """Starts jobs on a cluster, under the eyes of a reaper."""
+    """Starts jobs on a cluster whose requests a reaper watches."""
 
     reaper: Reaper
     head: psutil.Process
@@ -144,7 +144,7 @@ class Bench:
     log: Path
 
     def run(self, *arguments: str) -> int:
-        """One start of the job; its exit status. Its workers are at rest afterwards."""
+        """Start the job once, wait for its workers, and return its exit status."""
         with self.log.open("ab") as file:
             argv = [sys.executable, str(REPO / "jobs" / "curate.py"), "run", *arguments]
             self.reaper.driver = subprocess.Popen(
@@ -157,7 +157,7 @@ class Bench:
 
 
 def _maps(process: psutil.Process) -> bool:
-    """Whether it is a worker of Ray Data that has something to do."""
+    """Whether the process is a busy worker of Ray Data."""
     with suppress(psutil.Error):
         return any("Map" in word for word in process.cmdline()[:1])
     return False
@@ -177,7 +177,7 @@ def contents(prefix: str) -> dict[str, bytes]:
     return {info.key: store.read(info.key) for info in store.list()}
 
 
-def test_killed_at_every_write_it_ends_with_the_same_bytes(s3_uri: str, bench: Bench, tmp_path: Path) -> None:
+def test_kills_at_every_write_give_the_same_bytes(s3_uri: str, bench: Bench, tmp_path: Path) -> None:
     raw = open_store(f"{s3_uri}/raw")
     for path in sorted(write_raw(tmp_path / "raw", world(40, 4), per_shard=8).glob("*.tar")):
         raw.upload(path.name, path)
@@ -213,7 +213,7 @@ def test_killed_at_every_write_it_ends_with_the_same_bytes(s3_uri: str, bench: B
         return contents(f"{s3_uri}/{name}/v0001") == expected["blind" in name]
 
     def finished(name: str) -> bool:
-        """Let it run to its end; whether it made the same snapshot."""
+        """Run the job to its end, and return whether it made the same snapshot."""
         reaper.disarm()
         assert start(name) == 0, log.read_text()[-3000:]
         return same_as_expected(name)
@@ -248,7 +248,7 @@ def test_killed_at_every_write_it_ends_with_the_same_bytes(s3_uri: str, bench: B
     assert sum(twice.values()) <= driver_kills
 
 
-def test_a_new_shard_among_fifty_is_indexed_alone_after_kills(s3_uri: str, bench: Bench, tmp_path: Path) -> None:
+def test_only_the_new_shard_is_indexed_after_kills(s3_uri: str, bench: Bench, tmp_path: Path) -> None:
     raw = open_store(f"{s3_uri}/raw")
     photos = [photo(number // 4, number % 4, 96) for number in range(51 * 4)]
     paths = sorted(write_raw(tmp_path / "raw", photos, per_shard=4).glob("*.tar"))

@@ -1,4 +1,4 @@
-"""Curation against the truth of two sample worlds of 5,000 photos with 200 planted defects of each kind.
+"""Compare curation with the truth of two sample worlds of 5,000 photos with 200 planted defects of each kind.
 
     python -m pytest tests/bench -k right -s        # ten minutes a world on two cores, most of it rendering
 
@@ -49,7 +49,7 @@ pytestmark = pytest.mark.timeout(7200)
 
 
 @pytest.mark.parametrize("seed", [11, 12])
-def test_each_reason_is_given_to_what_was_planted_for_it_and_to_nothing_else(
+def test_each_reason_is_given_to_its_planted_photos_only(
     seed: int,
     bench_folder: Path,
     tmp_path: Path,
@@ -73,7 +73,7 @@ def test_each_reason_is_given_to_what_was_planted_for_it_and_to_nothing_else(
 
 
 def _check(dataset: Path, number: int, truth: dict[str, Any], expected: dict[str, str], part: str) -> None:
-    """Hold a snapshot to the truth, and keep what was found."""
+    """Compare a snapshot with the truth, and record the result."""
     table = pq.read_table(dataset / f"v{number:04d}" / "images.parquet", columns=["key", "sha256", "drop_reason"])
     rows = table.to_pylist()
     planted = Counter(photo["defect"] for photo in truth.values() if photo["defect"] in expected)
@@ -96,7 +96,7 @@ def _check(dataset: Path, number: int, truth: dict[str, Any], expected: dict[str
 
 
 def _take_down_list(raw: Path, truth: dict[str, Any], path: Path) -> Path:
-    """What was planted to be taken down, half of it by key and half by the hash of its bytes."""
+    """A list of the photos planted to be taken down, half by key and half by hash."""
     keys = sorted(key for key, photo in truth.items() if photo["defect"] == "taken_down")
     hashed, entries = set(keys[::2]), [f"key:{key}" for key in keys[1::2]]
     store = open_store(str(raw))

@@ -1,4 +1,4 @@
-"""Images a second of curation's index and plan, beside two bare processes and the obvious Ray Data pipeline.
+"""Measure images per second of curation's index and plan, of two bare processes, and of a plain Ray Data pipeline.
 
     LOOKALIKE_BENCH_PHOTOS=FOLDER python -m pytest tests/bench -k speed -s
 
@@ -42,7 +42,7 @@ pytestmark = pytest.mark.timeout(7200)
 
 @pytest.fixture(scope="module")
 def raw(bench_folder: Path) -> Path:
-    """The shards. Each repetition of a photograph is one of another subject."""
+    """The shards. Each repetition of a photo belongs to another subject."""
     return write_repeated(bench_folder / "speed-raw", photographs(), SHARDS, PER_SHARD)
 
 
@@ -58,9 +58,7 @@ def ray_two_cpus() -> Iterator[None]:
     ray.shutdown()
 
 
-def test_index_and_plan_beside_bare_processes_and_the_obvious_pipeline(
-    raw: Path, ray_two_cpus: None, tmp_path: Path
-) -> None:
+def test_index_and_plan_against_bare_processes_and_ray_data(raw: Path, ray_two_cpus: None, tmp_path: Path) -> None:
     paths = [str(path) for path in sorted(raw.glob("*.tar"))]
     some = tmp_path / "some"
     some.mkdir()
@@ -168,7 +166,7 @@ def _one_thread_embedder(name: str) -> Any:
 
 
 def obvious(paths: list[str]) -> tuple[int, float]:
-    """What one writes first: ``read_webdataset``, then ``map_batches`` with PIL."""
+    """A plain pipeline: ``read_webdataset``, then ``map_batches`` with PIL."""
     import ray.data
 
     started = time.time()

@@ -1,4 +1,4 @@
-"""What Dual Layer Aggregation costs of a training step at the paper's widths: FLOPs, memory and time.
+"""Measure the share of Dual Layer Aggregation in a training step at the paper's widths: FLOPs, memory and time.
 
     python -m pytest tests/bench/test_dla_cost.py -s        # eight minutes on two cores
 

@@ -1,4 +1,4 @@
-"""How right found subjects are: pairs that the default embedder joins, of photographs whose subjects are known.
+"""Measure the precision of found subjects: pairs that the default embedder joins, of photos with known subjects.
 
     LOOKALIKE_BENCH_PHOTOS=FOLDER python -m pytest tests/bench -k found -s
 

@@ -1,4 +1,4 @@
-"""Damaged images, tars, JSON, Parquet, bundles and control files end as rows and errors, for half an hour.
+"""Fuzz images, tars, JSON, Parquet, bundles and control files for half an hour: each gives rows or an error.
 
 ``LOOKALIKE_FUZZ_SECONDS`` sets the time, ``LOOKALIKE_FUZZ_SEED`` a seed that an earlier run printed, and
 ``LOOKALIKE_FUZZ_ONLY`` the beginning of kinds' names. What failed is kept below ``LOOKALIKE_FUZZ_FOLDER``.
@@ -23,7 +23,7 @@ _STUCK_S = 120.0  # on one input
 
 
 @pytest.mark.timeout(_SECONDS + 900)
-def test_damaged_files_end_as_rows_and_errors(tmp_path: Path) -> None:
+def test_damaged_files_give_rows_or_errors(tmp_path: Path) -> None:
     seed = os.environ.get("LOOKALIKE_FUZZ_SEED") or secrets.token_hex(4)
     folder = Path(os.environ.get("LOOKALIKE_FUZZ_FOLDER") or tmp_path)
     only = tuple(filter(None, [os.environ.get("LOOKALIKE_FUZZ_ONLY")]))

@@ -1,4 +1,4 @@
-"""Copies of photographs, spoilt in the ways in which copies are, by the rule of ``near_duplicate``.
+"""Measure how ``near_duplicate`` finds changed copies of photos.
 
     LOOKALIKE_BENCH_PHOTOS=FOLDER python -m pytest tests/bench -k near_duplicates -s
 
@@ -50,7 +50,7 @@ COPIES: dict[str, tuple[Callable[[Image.Image], Image.Image], int]] = {  # and t
 BEYOND_IT = ("cut by 1/10 at each edge", "mirrored")  # reported
 
 
-def test_copies_are_found_and_other_photographs_of_a_subject_are_not() -> None:
+def test_copies_are_found_and_other_photos_of_a_subject_are_not() -> None:
     import torch
 
     torch.set_num_threads(1)

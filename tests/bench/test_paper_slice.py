@@ -37,7 +37,7 @@ PAPER = "jobs/configs/train-paper.yaml"
 
 
 @pytest.mark.parametrize("gpus", ["8x80", "64x80"])
-def test_the_papers_training_is_planned_and_accepted(gpus: str) -> None:
+def test_training_of_the_paper_is_planned_and_accepted(gpus: str) -> None:
     config = configs.parse(PlanConfig, [f"--config={PAPER}", f"--gpus={gpus}"])
     started = time.perf_counter()
     text = plan(config)
@@ -57,7 +57,7 @@ def test_the_papers_training_is_planned_and_accepted(gpus: str) -> None:
     assert "Offload to the host: none needed." in text
 
 
-def test_the_whole_loop_runs_on_a_slice_of_its_widths(tmp_path: Path) -> None:
+def test_loop_runs_on_a_slice_of_the_papers_widths(tmp_path: Path) -> None:
     raw = write_raw(tmp_path / "raw", world(4, 3))
     one = curation.PlanConfig(max_references=1)  # as the slice takes
     curate(CurateConfig(raw=str(raw), dataset=str(tmp_path / "dataset"), plan=one))

@@ -1,4 +1,4 @@
-"""Whether `mini` has learned: pictures of subjects that it never saw, judged by a probe that knows the sample world.
+"""Measure what `mini` has learned: a probe judges generated images of subjects that were not trained on.
 
     python -m pytest tests/bench/test_probes.py -s        # an hour and a half on one core
 
@@ -58,7 +58,7 @@ pytestmark = pytest.mark.timeout(7200)
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One picture to draw."""
+    """One image to generate."""
 
     reference: Photo
     target: Photo
@@ -79,7 +79,7 @@ def bundle(tmp_path: Path) -> Path:
 
 
 class WithoutReferences(Preprocessor):
-    """Shows the model nothing but the prompt."""
+    """A pipeline without references."""
 
     def __call__(self, prompts: Any, references: Any, *args: Any, **kwargs: Any) -> dict[str, np.ndarray]:
         """As the parent's, whatever the references."""
@@ -87,7 +87,7 @@ class WithoutReferences(Preprocessor):
 
 
 @pytest.mark.parametrize("row", ROWS)
-def test_pictures_are_drawn(row: str, bundle: Path, bench_folder: Path) -> None:
+def test_images_are_generated(row: str, bundle: Path, bench_folder: Path) -> None:
     file = _drawn(bench_folder, bundle, row)
     if file.exists():
         return
@@ -112,8 +112,8 @@ def test_pictures_are_drawn(row: str, bundle: Path, bench_folder: Path) -> None:
     np.save(file, np.stack([np.asarray(image) for part in images for image in part]))
 
 
-def test_it_has_learned(bundle: Path, bench_folder: Path) -> None:
-    """Whatever has been drawn, judged."""
+def test_generated_images_show_the_subjects(bundle: Path, bench_folder: Path) -> None:
+    """Judge all generated images."""
     torch.set_num_threads(1)
     vae, held_out = load_vae(bundle), _held_out(bench_folder)
     taught = photographs(bench_folder / f"world-{TAUGHT.seed}-{TAUGHT.subjects}", TAUGHT)
@@ -144,7 +144,7 @@ def _cases(photos: list[Photo]) -> list[Case]:
 
 
 class Judge:
-    """Says of a picture what it shows, and whose it is among the held-out subjects."""
+    """Scores what an image shows, and which held-out subject."""
 
     def __init__(self, probe: Probe, shown: torch.Tensor, photos: list[Photo]) -> None:
         self._probe, self._photos = probe, photos

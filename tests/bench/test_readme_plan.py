@@ -1,4 +1,4 @@
-"""The README's tables of the paper's size against what the plan counts; half a minute, so no unit test."""
+"""Compare the README's tables of the paper's size with the plan; takes half a minute, so it is not a unit test."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ README = Path(__file__).parents[2] / "README.md"
 PAPER = "jobs/configs/train-paper.yaml"
 
 
-def test_the_readme_says_what_the_papers_plan_says() -> None:
+def test_readme_agrees_with_the_papers_plan() -> None:
     readme = README.read_text()
     text = plan(configs.parse(PlanConfig, [f"--config={PAPER}", "--gpus", "8x80"]))
     lines = [line for line in text.splitlines() if line.startswith(("| 7,4", "| 512² ", "| 1024² "))]

@@ -1,4 +1,4 @@
-"""What a stage of denoising costs: absent tokens against masked ones, cached references against full attention.
+"""Measure the stages of denoising: absent tokens against masked ones, cached references against full attention.
 
     python -m pytest tests/bench/test_staged_denoising.py -s        # three quarters of an hour on one slow core
 
@@ -62,7 +62,7 @@ pytestmark = pytest.mark.timeout(7200)
 
 @pytest.mark.parametrize("name", CASES)
 @torch.no_grad()
-def test_a_step_of_each_kind(name: str) -> None:
+def test_time_of_each_kind_of_step(name: str) -> None:
     case = CASES[name]
     kinds = _kinds(case)
     times: dict[str, list[float]] = {kind: [] for kind in kinds}

@@ -1,4 +1,4 @@
-"""kill -9 of a training, twenty times and more in an epoch, on two ranks, on one and on two again.
+"""Kill a training run (kill -9) at least twenty times in an epoch, on two ranks, on one and on two again.
 
     python -m pytest tests/bench/test_training_kills.py -s
 
@@ -103,7 +103,7 @@ def draw_kills(total_steps: int) -> list[Kill]:
 
 @dataclass
 class Trap:
-    """Stands at the proxy, and strikes at the first request that it was set for."""
+    """Kills at the first request at the proxy that matches."""
 
     pattern: str = ""
     when: str = ""
@@ -132,7 +132,7 @@ class Trap:
 
 @dataclass
 class Job:
-    """A training as its user starts it, again and again."""
+    """A training job as a user starts it, with restarts."""
 
     config: Path
     env: dict[str, str]
@@ -142,7 +142,7 @@ class Job:
     starts: int = 0
 
     def start(self, ranks: int) -> None:
-        """The same command, but for the number of ranks."""
+        """Start the same command with another number of ranks."""
         argv = [sys.executable, str(REPO / "jobs" / "train.py"), "run", "--config", str(self.config)]
         argv += ["--workers.num_workers", str(ranks)]
         with self.log.open("ab") as file:
@@ -269,7 +269,7 @@ class Reaper:
 
 @pytest.fixture
 def folder(bench_folder: Path) -> Path:
-    """Where all of it lies, so that it can go on."""
+    """Folder of the bench, which a later run resumes."""
     folder = bench_folder / "training-kills"
     folder.mkdir(parents=True, exist_ok=True)
     return folder
@@ -302,7 +302,7 @@ def learned(ray_folder: Path) -> dict[int, list[list[str]]]:
     return found
 
 
-def test_killed_twenty_times_an_epoch_is_seen_once(
+def test_epoch_with_twenty_kills_sees_each_sample_once(
     folder: Path, s3: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in s3.items():

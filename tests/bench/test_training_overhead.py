@@ -1,4 +1,4 @@
-"""What our loop costs beside a bare one, ZeRO-3 beside DDP, and checkpoints, waiting and resuming beside training.
+"""Measure the training loop against a bare one, ZeRO-3 against DDP, and the time of checkpoints, waits and resumes.
 
     python -m pytest tests/bench/test_training_overhead.py -s            # or -k loop, wait, resume, mini, slice
 
@@ -64,7 +64,7 @@ COMMAND = "python -m pytest tests/bench/test_training_overhead.py -s -k"
 
 
 def prepared(bundle: Path, samples: int, references: int, first: int = 0, side: int = 160) -> dict[str, np.ndarray]:
-    """Columns as a data worker hands them over."""
+    """Columns as a data worker returns them."""
     pictures = [[draw(first + i, view, side) for view in range(references + 1)] for i in range(samples)]
     ids = np.array([f"s{first + i}" for i in range(samples)])
     return {
@@ -82,7 +82,7 @@ def upper_bound(ratios: list[float]) -> float:
     return float(np.quantile(np.median(chosen, axis=1), 0.975))
 
 
-def test_the_loop_costs_little_beside_a_bare_one(tmp_path: Path) -> None:
+def test_loop_costs_little_against_a_bare_one(tmp_path: Path) -> None:
     """Both on the same prepared batches, a step of one after a step of the other."""
     torch.set_num_threads(1)
     bundle = materialise(load_preset("mini"), tmp_path / "bundle")
@@ -218,7 +218,7 @@ def test_waiting_for_data_and_writing_checkpoints(dataset: Path, tmp_path: Path,
 
 
 @pytest.mark.parametrize("keep_samples", ["true", "false"])
-def test_a_resume_is_stepping_again_soon(
+def test_resume_reaches_its_first_step_soon(
     keep_samples: str, dataset: Path, tmp_path: Path, local_stack: LocalStack
 ) -> None:
     """Submitted to a cluster, killed behind its first checkpoint, and submitted again at once."""
@@ -271,7 +271,7 @@ def sized(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return request.param, bundle, folder / "batch.npz"
 
 
-def test_zero_costs_beside_ddp(sized: tuple[str, Path, Path]) -> None:
+def test_zero_against_ddp(sized: tuple[str, Path, Path]) -> None:
     """Two ranks of each in turn; the first steps of each round warm up."""
     name, bundle, batch = sized
     found: dict[str, list[dict[str, Any]]] = {"ddp": [], "zero": []}

@@ -1,4 +1,4 @@
-"""Another world, other names: curation against the truth, and what the gate says of the shipped base.
+"""Curate other worlds with other names, compare with the truth, and run the gate on the shipped base.
 
     python -m pytest tests/bench/test_worlds.py -s        # about four minutes a world on two cores
 
@@ -51,7 +51,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(("seed", "renamed"), [(0, False), (1, False), (0, True)], ids=["seed0", "seed1", "renamed"])
-def test_a_world(seed: int, renamed: bool, base: Path, tmp_path: Path, run_job: RunJob) -> None:
+def test_world(seed: int, renamed: bool, base: Path, tmp_path: Path, run_job: RunJob) -> None:
     def run(name: str, *arguments: str) -> None:
         done = run_job(name, *arguments, cwd=tmp_path)
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
@@ -108,7 +108,7 @@ def _info(raw: Path, key: str) -> Any:
 
 
 def _curation(dataset: Path, truth: dict[str, Any]) -> dict[str, Any]:
-    """What was dropped, against what was planted."""
+    """Compare dropped photos with planted ones."""
     rows = pq.read_table(dataset / "v0001" / "images.parquet", columns=["key", "drop_reason"]).to_pylist()
     counts = json.loads((dataset / "v0001" / "manifest.json").read_text())["counts"]
     assert counts["images_in"] == counts["images_kept"] + sum(counts["dropped"].values())

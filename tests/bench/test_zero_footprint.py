@@ -1,4 +1,4 @@
-"""What two real ranks of ZeRO-3 hold, against what the plan says.
+"""Compare the memory of two ranks of ZeRO-3 with the plan.
 
     python -m pytest tests/bench/test_zero_footprint.py -s
 
@@ -24,7 +24,7 @@ from tests.bench.measured import keep
 RANKS = 2
 
 
-def test_two_ranks_hold_what_the_plan_says(tmp_path) -> None:
+def test_memory_of_two_ranks_is_as_planned(tmp_path) -> None:
     bundle = materialise(load_preset("mini"), tmp_path / "bundle")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

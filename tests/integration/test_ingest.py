@@ -1,4 +1,4 @@
-"""Ingest as its user runs it: real Ray, files and S3."""
+"""Ingest as a user runs it, with real Ray, files and S3."""
 
 import json
 import subprocess
@@ -29,7 +29,7 @@ def shard_bytes(folder: Path) -> dict[str, bytes]:
 
 
 def read(raw: Path) -> tuple[dict[str, dict[str, bytes]], set[str]]:
-    """Every whole sample by key, and the keys that are known to be lost."""
+    """Every complete sample by key, and the keys of incomplete ones."""
     store = open_store(str(raw))
     samples: dict[str, dict[str, bytes]] = {}
     lost: set[str] = set()

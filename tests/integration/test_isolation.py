@@ -1,4 +1,4 @@
-"""A customer's job checks at its start that its credentials reach its own prefix alone, on a server with policies."""
+"""Jobs check at their start that their credentials reach one customer's prefix only, on a server with policies."""
 
 import json
 import uuid
@@ -15,7 +15,7 @@ from tests.conftest import LocalStack
 
 _SECRET = uuid.uuid4().hex
 _ACTIONS = ("Read", "Write", "List", "Tagging")
-# who may what: an identity each
+# one identity for each set of permissions
 _ALLOWED = {
     "right": [f"{action}:scratch/store/customers/acme/*" for action in _ACTIONS],
     "no-slash": [f"{action}:scratch/store/customers/acme*" for action in _ACTIONS],

@@ -103,7 +103,7 @@ def test_a_holder_renews_and_notices_that_another_has_come(tmp_path: Path) -> No
         assert _within_10_s(lease.lost.is_set)
         with pytest.raises(BusyError, match="lost to another"):
             lease.check()
-    assert numbers(store) == ["00000002.json"]  # who lost it writes no more
+    assert numbers(store) == ["00000002.json"]  # a holder that lost its lease writes nothing
 
 
 def _within_10_s(happened: Callable[[], bool]) -> bool:
@@ -176,7 +176,7 @@ def test_a_holder_that_was_stopped_looks_before_it_commits(
     with hold(store, beat_s=3600) as lease:
         monkeypatch.setattr("lookalike.storage.lease._now", lambda: time.clock_gettime(time.CLOCK_BOOTTIME) + 120)
         before = json.loads(store.read("00000001.json"))["expires"]
-        lease.check()  # nobody came: it says that it lives, and continues
+        lease.check()  # no other holder came, so it renews and continues
         assert json.loads(store.read("00000001.json"))["expires"] > before
         break_lease(store)
         with pytest.raises(BusyError, match="lost to another worker, which has number 2"):

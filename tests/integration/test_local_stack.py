@@ -1,4 +1,4 @@
-"""infra/local/stack.py, as its user runs it; the session's own stack plays the stranger's."""
+"""infra/local/stack.py as a user runs it; the session's stack stands for that of another user."""
 
 import base64
 import http.client
@@ -27,7 +27,7 @@ def test_up_status_down_and_up_again(
     stack = LocalStack(tmp_path / "other stack")
     try:
         stack.up("s3")
-        stack.up("s3")  # runs already
+        stack.up("s3")  # is running already
         assert (stack.folder / "env").stat().st_mode & 0o077 == 0
         ours = stack.environment
         assert ours["AWS_ENDPOINT_URL"] != theirs["AWS_ENDPOINT_URL"]
@@ -81,7 +81,7 @@ def test_wrong_commands_are_refused(tmp_path: Path) -> None:
 
 
 def test_nothing_answers_without_a_key(local_stack: LocalStack, ray_cluster: dict[str, str]) -> None:
-    """What a stranger on this machine, or one who reaches its address, gets from each port of a whole stack."""
+    """Requests without a key, from this machine and from its network address, to each port of a stack."""
     ports = json.loads((local_stack.folder / "stack.json").read_text())["ports"]
     listening = _listening(local_stack)
     wider = {port for port, hosts in listening.items() if hosts - {"127.0.0.1"}}
@@ -121,7 +121,7 @@ def test_nothing_answers_without_a_key(local_stack: LocalStack, ray_cluster: dic
         ("s3_filer", "filer_pb.SeaweedFiler/ListEntries"),
         ("s3", "s3_pb.SeaweedS3/Configure"),
     ):
-        assert _grpc_status(ports[name] + 10_000, call) == "UNAVAILABLE", name  # it wants a certificate
+        assert _grpc_status(ports[name] + 10_000, call) == "UNAVAILABLE", name  # requires a certificate
     for call in ("InternalKVGcsService/InternalKVPut", "JobInfoGcsService/GetAllJobInfo"):
         assert _grpc_status(ports["ray"], f"ray.rpc.{call}") == "UNAUTHENTICATED"
 

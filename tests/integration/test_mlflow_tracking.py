@@ -1,4 +1,4 @@
-"""Runs in a real MLflow: on sqlite, behind a server, and behind one that is not there."""
+"""Runs in a real MLflow: on sqlite, on a server, and on a server that does not answer."""
 
 import json
 import logging

@@ -1,4 +1,4 @@
-"""Nobody but its own job reaches a Ray cluster that a job starts for itself."""
+"""A private Ray cluster accepts requests only of the job that started it."""
 
 import http.client
 import re
@@ -66,7 +66,7 @@ def _job_with_a_cluster(**environment: str) -> Iterator[tuple[subprocess.Popen[s
 
 
 def _attack(address: str, mark: Path, environment: dict[str, str]) -> str:
-    """What a stranger, who sees the cluster's address, gets from it."""
+    """Requests to the cluster by a process that knows only its address."""
     argv = [sys.executable, "-c", _STRANGER.replace("sys.argv[2]", repr(str(mark))), address]
     env = {**job_environment(environment), "HOME": str(mark.parent), "RAY_gcs_rpc_server_connect_timeout_s": "2"}
     done = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=120)
@@ -151,7 +151,7 @@ def _answers(host: str, port: int, token: str | None) -> set[str]:
 
 
 def _is_metrics(host: str, port: int) -> bool:
-    """Whether the port has numbers for Prometheus, and nothing that can be written to."""
+    """Whether the port serves only metrics for Prometheus."""
     connection = http.client.HTTPConnection(host, port, timeout=5)
     connection.request("GET", "/metrics")
     text = connection.getresponse().read().decode()

@@ -1,4 +1,4 @@
-"""One seeded bundle of ``mini`` for all unit tests, and what perturbs its zero-initialised weights."""
+"""Fixtures: a seeded bundle of ``mini``, and a function that perturbs its zero-initialised weights."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,7 +22,7 @@ def bundle_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def perturb() -> Callable[..., Any]:
-    """``perturb(module, scale)`` adds seeded noise to every parameter: no gate is zero, no norm is one."""
+    """``perturb(module, scale)`` adds seeded noise to every parameter, so that no gate is zero and no norm is one."""
     import torch
 
     def change(module: Any, scale: float = 0.05, seed: int = 0) -> Any:
@@ -37,7 +37,7 @@ def perturb() -> Callable[..., Any]:
 
 @pytest.fixture(scope="session")
 def dit_output() -> Callable[[Any], Any]:
-    """``dit_output(transformer)``: what a DiT makes of inputs that are always the same."""
+    """``dit_output(transformer)``: the output of a DiT for constant inputs."""
     import torch
 
     @torch.no_grad()
@@ -72,7 +72,7 @@ def pictures() -> Callable[..., list[np.ndarray]]:
 
 @pytest.fixture
 def without_heic(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """As in an environment without the extra ``heic``."""
+    """Behave as without the extra ``heic``."""
     from lookalike.data import images
     from lookalike.data.formats import HEIC_EXTENSIONS
     from pipelines.finetune import photos

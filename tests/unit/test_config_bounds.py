@@ -1,4 +1,4 @@
-"""Counts that would only fill a machine's memory are refused when the settings are read."""
+"""Counts that would only fill the memory are refused when settings are parsed."""
 
 from typing import Any
 

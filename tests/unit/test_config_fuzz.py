@@ -1,4 +1,4 @@
-"""Hostile settings of every job end in a parsed configuration or in an error for users, never in a traceback."""
+"""Hostile settings of every job give a parsed configuration or a LookalikeError, never a traceback."""
 
 import dataclasses
 import json
@@ -222,6 +222,6 @@ def test_hostile_settings_end_without_a_traceback(config_class: Any, tmp_path: P
             raise AssertionError(f"seed {seed}: {argv!r:.600}") from error
         found[outcome] = found.get(outcome, 0) + 1
         capsys.readouterr()
-    if config_class not in (DiffConfig, GenerateConfig, TraceConfig):  # which want fields that fit each other
+    if config_class not in (DiffConfig, GenerateConfig, TraceConfig):  # whose fields depend on each other
         assert found["parsed"] > 0
     assert found.get("refused", 0) + found.get("error", 0) > 0

@@ -29,7 +29,7 @@ sys.addaudithook(_watch)
 
 @pytest.fixture
 def canaries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
-    """Values that name a module, or a file, of which neither may be touched."""
+    """Values that name a module or a file; neither may be imported or read."""
     (tmp_path / "canary_module.py").write_text(f"open({str(tmp_path / 'IMPORTED')!r}, 'w')\nclass Evil: ...\n")
     (tmp_path / "canary_file.yaml").write_text("{}\n")
     monkeypatch.syspath_prepend(str(tmp_path))

@@ -1,4 +1,4 @@
-"""Users and passwords of URIs: hidden in everything that is shown or stored."""
+"""Users and passwords of URIs, and other secrets, are hidden in all that is shown or stored."""
 
 import io
 import logging

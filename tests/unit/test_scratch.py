@@ -1,4 +1,4 @@
-"""Temporary folders end with their block, their process or their job, whatever happens."""
+"""Temporary folders are removed with their block, their process or their job."""
 
 import errno
 import os
@@ -56,10 +56,10 @@ def test_folders_of_a_killed_process_are_removed_by_the_next(tmp_path: Path, tem
     left = set(tmp_path.glob("lookalike-*"))
     assert len(left) == 1
     sweep()
-    assert left <= set(tmp_path.iterdir())  # its process lives
+    assert left <= set(tmp_path.iterdir())  # its process is alive
     child.send_signal(signal.SIGKILL)
     child.wait(20)
-    (tmp_path / "lookalike-of-mine").mkdir()  # has no mark of ours
+    (tmp_path / "lookalike-of-mine").mkdir()  # has no lock file of this module
     sweep()
     assert [path.name for path in tmp_path.iterdir()] == ["lookalike-of-mine"]
 
@@ -70,7 +70,7 @@ def test_end_of_a_job_waits_for_folders_of_its_workers(tmp_path: Path, temporary
     try:
         started = time.monotonic()
         sweep("mine", wait_s=20)
-        assert time.monotonic() - started < 15  # not for the other's
+        assert time.monotonic() - started < 15  # does not wait for another job's
         assert len(list(tmp_path.iterdir())) == 1
         assert worker.wait(20) == 0
     finally:

@@ -1,4 +1,4 @@
-"""Every member of a tar is part of a sample or is passed over with a reason: nothing in an archive goes uncounted."""
+"""Every member of a tar is part of a sample or is passed over with a reason, and all are counted."""
 
 import io
 import tarfile

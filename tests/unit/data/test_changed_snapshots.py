@@ -41,7 +41,7 @@ def _replace(version: Store, offset: int, data: bytes) -> None:
 
 @pytest.mark.parametrize("part", ["target", "reference"])
 def test_replaced_image_is_refused(version: Store, part: str) -> None:
-    """Another image of the dataset in its place: it decodes, and it has the same length."""
+    """The image is replaced by another image of the dataset, of the same length."""
     first, second = read_triplets(version)
     load_images(version, first)
     offset = first.target_offset if part == "target" else first.reference_offsets[0]

@@ -1,4 +1,4 @@
-"""What phones, scanners and servers do to image files: flawed metadata is noted, damaged pixels are refused."""
+"""Flawed image files of phones, scanners and servers: flawed metadata is noted, damaged pixels are refused."""
 
 import io
 import random
@@ -132,7 +132,7 @@ def test_flawed_metadata_changes_no_pixel(name: str) -> None:
     for side in (None, 64):
         photo, expected = decode_noted(data, side), decode_noted(plain, side)
         assert (photo.height, photo.width) == (150, 226)
-        # the two libraries that decode a JPEG wholly round differently
+        # the two libraries that decode JPEGs round differently
         assert np.abs(photo.pixels.astype(int) - expected.pixels).max() <= (3 if name.startswith("jpeg") else 0)
 
 
@@ -182,7 +182,7 @@ def damaged() -> Iterator[tuple[str, bytes]]:
 
 
 def rotten() -> Iterator[tuple[str, bytes]]:
-    """JPEGs that begin and end well: bytes between were overwritten, as by a bad disk or a broken transfer."""
+    """JPEGs with overwritten bytes between an intact start and end, as after a disk or transfer error."""
     noise = random.Random(1).randbytes(512).replace(b"\xff", b"x")
     for mode in ("RGB", "L", "CMYK"):
         for progressive in (False, True):

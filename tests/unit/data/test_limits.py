@@ -1,4 +1,4 @@
-"""Small files that ask for gigabytes are refused, in the memory that a small process has."""
+"""Small files that declare gigabytes are refused with little memory."""
 
 import io
 import subprocess
@@ -30,14 +30,14 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 
 
 def peak_of(file: Path, max_pixels: int) -> tuple[str, int]:
-    """What becomes of a photo in a process of its own, and the MiB that this adds to its memory."""
+    """Read a photo in a new process; return the result and the MiB that this adds to its memory."""
     command = [sys.executable, "-c", _PEAK_OF, str(file), str(max_pixels)]
     what, mib = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout.split()
     return what, int(mib)
 
 
 def png(width: int, height: int, colour: int, bits: int) -> bytes:
-    """A PNG of zeros, made row by row: it is small, and its pixels are not."""
+    """A small PNG file with many pixels, all zero."""
     import struct
     import zlib
 

@@ -1,4 +1,4 @@
-"""A file in a job, and the same file as a PIL image in the API, are the same pixels."""
+"""A file gives the same pixels in a job and, as a PIL image, in the API."""
 
 import io
 from collections.abc import Callable

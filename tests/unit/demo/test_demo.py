@@ -1,4 +1,4 @@
-"""The demo's list of commands, and how it reads what a submission prints; no cluster is started."""
+"""The demo's list of commands and its parsing of job output; no cluster is started."""
 
 import importlib.util
 import io

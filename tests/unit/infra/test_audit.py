@@ -1,4 +1,4 @@
-"""What make check says of licences, and make audit of vulnerabilities."""
+"""The checks of licences (make check) and vulnerabilities (make audit)."""
 
 import runpy
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Keys of the local stack: what its user has added to them is kept."""
+"""Keys of the local stack: identities that a user added are kept."""
 
 import json
 from pathlib import Path

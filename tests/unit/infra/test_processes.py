@@ -1,4 +1,4 @@
-"""infra/local/processes.py ends what it started, and nothing else."""
+"""infra/local/processes.py stops only processes that it started."""
 
 import importlib.util
 import json
@@ -29,7 +29,7 @@ def processes() -> ModuleType:
 
 @pytest.fixture
 def stranger(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A program of somebody else, with a service's name, in a session of its own."""
+    """An unrelated process with the name of a service, in its own session."""
     weed = tmp_path / "weed"
     shutil.copy(shutil.which("sleep") or "/bin/sleep", weed)
     process = subprocess.Popen([str(weed), "600"], start_new_session=True)

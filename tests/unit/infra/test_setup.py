@@ -1,4 +1,4 @@
-"""infra/setup/check.py says what a machine lacks."""
+"""infra/setup/check.py reports missing programs."""
 
 import runpy
 import sys
@@ -12,7 +12,7 @@ _SOURCE = Path(__file__).resolve().parents[3] / "infra" / "setup" / "check.py"
 
 @pytest.fixture
 def check(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
-    """Its main(), on a machine where nothing is on PATH, nor beside the interpreter."""
+    """Run main() with an empty PATH and nothing beside the interpreter."""
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     return runpy.run_path(str(_SOURCE))["main"]

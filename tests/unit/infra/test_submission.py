@@ -1,4 +1,4 @@
-"""What goes with a submitted job, and what must not."""
+"""The files and environment that are submitted with a job."""
 
 import zipfile
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Claims of a prefix: the content of inputs counts, their locations and passwords do not."""
+"""Claims of prefixes: content is compared, locations and passwords are not."""
 
 import json
 from dataclasses import dataclass, field, replace

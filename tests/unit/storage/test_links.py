@@ -1,4 +1,4 @@
-"""A link in a store is followed within it, and beyond only into the folders that an operator names."""
+"""Links in a store are followed within it, and out of it only into the folders of LOOKALIKE_LINK_ROOTS."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -77,7 +77,7 @@ def test_links_into_link_roots_are_followed(store: Store, tmp_path: Path, monkey
     assert store.read("folder/secret.txt") == b"secret"
     store.child("folder").write("new.txt", b"mine")
     assert not [entry for entry in survey(store) if isinstance(entry, Skipped)]
-    monkeypatch.setenv(LINK_ROOTS, str(tmp_path / "oth"))  # not a folder above it
+    monkeypatch.setenv(LINK_ROOTS, str(tmp_path / "oth"))  # is not a parent folder of it
     with pytest.raises(InputError, match=WORDS):
         store.read("folder/secret.txt")
 

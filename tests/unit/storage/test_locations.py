@@ -38,7 +38,7 @@ def test_uri_of_a_folder_opens_that_folder(names: list[str]) -> None:
         assert store.root == root
         assert open_store(store.uri) == store
         store.uri.encode("ascii")  # can be stored and shown anywhere
-    assert open_store(str(root)) == LocalStore(root)  # a plain path is itself
+    assert open_store(str(root)) == LocalStore(root)  # plain paths are literal
     store, key = locate_object(LocalStore(root).uri_of("x/" + names[0]))
     assert store == LocalStore(root / "x")
     assert key == names[0]
@@ -89,7 +89,7 @@ def test_objects_are_written_into_the_named_folder(name: str, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("written", "path"),
     [
-        ("file:///a b/x#1?v=2", "/a b/x#1?v=2"),  # as records of before have it
+        ("file:///a b/x#1?v=2", "/a b/x#1?v=2"),  # as in records of earlier software
         ("file:///a%20b/%23", "/a b/#"),
         ("file:///100%/x", "/100%/x"),
         ("file:///a%FF", os.fsdecode(b"/a\xff")),
@@ -114,7 +114,7 @@ def test_relative_paths_start_at_the_working_directory(tmp_path: Path, monkeypat
         assert open_store(written).uri == (tmp_path / name).as_uri()
     (tmp_path / "real" / "deep").mkdir(parents=True)
     (tmp_path / "link").symlink_to("real/deep")
-    assert open_store("link/../x").uri == (tmp_path / "real" / "x").as_uri()  # where the file system goes
+    assert open_store("link/../x").uri == (tmp_path / "real" / "x").as_uri()  # as the file system resolves it
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Published versions: none is lost without notice, and what a reader gets is what the manifest lists."""
+"""Published versions: a lost one is an error, and files are checked against the manifest."""
 
 import hashlib
 import json
@@ -46,7 +46,7 @@ def test_deleted_manifest_of_the_newest_version_is_an_error(store: Store) -> Non
     with pytest.raises(InputError, match="version 2 was published"):
         publish(store, 3, {"version": 3})
     assert read_manifest(store, 1)["version"] == 1
-    store.delete("published/v0002.json")  # what the error says, if it was on purpose
+    store.delete("published/v0002.json")  # the fix in the error, if the version was removed on purpose
     assert latest_version(store) == 1
 
 

@@ -1,4 +1,4 @@
-"""What lies below a folder: links are followed within it, and every other name is there with its reason."""
+"""Listing of folders: links are followed within the store, and every other name has a reason."""
 
 import os
 import socket
@@ -81,7 +81,7 @@ def test_only_folders_of_the_prefix_are_opened(root: Path, monkeypatch: pytest.M
 
 @pytest.fixture
 def locked(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """``real`` cannot be listed. Tests may run as root, whom no mode locks out: the system's answer is made here."""
+    """Make listing ``real`` fail. The error is simulated, since root ignores permissions."""
     scan = os.scandir
 
     def refuse(path: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Servers and databases that are not what they should be: one sentence each, with a way to continue."""
+"""Wrong servers and databases: each gives an error of one sentence with a fix."""
 
 import sqlite3
 import threading

@@ -1,4 +1,4 @@
-"""A tracker that is away, broken or gone ends no run, is named once, and gets what waited when it is back."""
+"""An unreachable or broken tracker ends no run, is reported once, and gets the queued events later."""
 
 import json
 import logging
@@ -147,7 +147,7 @@ def test_locked_database_does_not_delay_steps(mlflow_database: str, monkeypatch:
     unlock.start()
     with open_resilient(mlflow_database, "toys", run_id=run_id) as tracker:
         tracker.log_metrics({"loss": 1.0}, 0)
-        assert unlock.is_alive()  # the step went on before the lock was gone
+        assert unlock.is_alive()  # the step continued while the database was locked
     unlock.join()
     other.close()
     assert [metric.value for metric in connect(mlflow_database).get_metric_history(run_id, "loss")] == [1.0]

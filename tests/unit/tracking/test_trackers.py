@@ -15,7 +15,7 @@ def _events(tracker: JsonLinesTracker) -> list[dict]:
 
 def test_tracking_uri_has_no_default(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "mlruns").mkdir()  # MLflow would take this for its store
+    (tmp_path / "mlruns").mkdir()  # MLflow would use this folder as its store
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     with pytest.raises(ConfigError, match="MLFLOW_TRACKING_URI"):
         tracking_uri(None)

@@ -1,4 +1,4 @@
-"""A folder of photographs as a source: what is taken, under which name, class and caption, and what is refused."""
+"""A folder of photos as a source: files, names, classes and captions, and invalid folders."""
 
 import json
 import os

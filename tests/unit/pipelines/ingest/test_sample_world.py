@@ -1,4 +1,4 @@
-"""The sample world: a function of its seed, with every defect that it says it has."""
+"""The sample world is a function of its seed and has the defects that its truth lists."""
 
 import io
 from collections import Counter

@@ -1,4 +1,4 @@
-"""Rendering: the same picture every time, the mask where the subject is, the subject in its own colours."""
+"""Rendering is deterministic, with a true mask and the subject's colours."""
 
 from pathlib import Path
 

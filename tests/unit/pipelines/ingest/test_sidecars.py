@@ -1,4 +1,4 @@
-"""Sidecars and names that Windows, JavaScript and old archives write."""
+"""Sidecars and names as Windows, JavaScript and old archives write them."""
 
 import json
 import os
