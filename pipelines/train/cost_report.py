@@ -17,7 +17,7 @@ STEPS = 25  # of the sampler
 
 @dataclass(frozen=True)
 class PlanConfig(TrainConfig):
-    """A training as ``jobs/train.py`` takes it, and the GPUs it would run on. Nothing is read, downloaded or started.
+    """Print what a training run would need on the named GPUs. Nothing is read, downloaded or started.
 
     ``workers`` and ``micro_batch_size`` are what the plan finds.
     """

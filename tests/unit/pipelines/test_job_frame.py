@@ -218,7 +218,7 @@ def test_libraries_send_no_telemetry_and_leave_no_folder(tmp_path: Path) -> None
     job = """
 import sys
 from dataclasses import dataclass
-from pipelines.entry import run_job, run_subcommand
+from pipelines.entry import run_job
 
 @dataclass(frozen=True)
 class Config:
