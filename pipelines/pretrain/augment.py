@@ -21,7 +21,8 @@ def photographs() -> list[Pixels]:
         from sklearn.datasets import load_sample_images  # type: ignore[import-untyped]
     except ImportError as error:
         raise ConfigError(
-            "photographs come from scikit-image and scikit-learn", fix="install the dev extra, or set --photographs 0"
+            "photographs needs scikit-image and scikit-learn, which are not installed",
+            fix="install the dev extra, or set --photographs 0",
         ) from error
     images = [getattr(skimage.data, name)() for name in _SKIMAGE]
     return [_shrink(np.asarray(image)[..., :3]) for image in [*images, *load_sample_images().images]]

@@ -77,7 +77,9 @@ def read_subjects(config: PretrainConfig) -> tuple[list[Subject], list[Subject]]
     held_out = {name for name in subjects if int(fingerprint(name)[:8], 16) % _HELD_OUT == 0}
     train = [subjects[name] for name in sorted(subjects) if name not in held_out]
     if not train or not held_out:
-        raise InputError("too few subjects in the shards", value=config.raw, fix="ingest a world of 100 or more")
+        raise InputError(
+            "too few subjects in the shards to hold some out", value=config.raw, fix="ingest 100 subjects or more"
+        )
     return train, [subjects[name] for name in sorted(held_out)]
 
 
@@ -89,7 +91,7 @@ def _sample(members: dict[str, bytes], height: int, width: int) -> tuple[str, st
     """
     encoded = next((data for name, data in members.items() if name in EXTENSIONS), None)
     if encoded is None or "json" not in members:
-        raise InputError("the sample lacks an image or a json", value=sorted(members), fix="ingest the photo again")
+        raise InputError("the raw sample has no image or no json", value=sorted(members), fix="ingest the photo again")
     meta = json.loads(members["json"])
     subject, caption = meta.get("subject"), meta.get("caption")
     if not isinstance(subject, str) or not isinstance(caption, str):

@@ -111,11 +111,11 @@ class TrackedImages:
     rank: Rank
     tracker: Tracker
 
-    def __call__(self, stage: PhaseConfig, steps: int) -> None:
+    def __call__(self, phase: PhaseConfig, steps: int) -> None:
         from lookalike.report.grid import GridRow, draw_grid  # matplotlib: only for who wants images
 
         columns = self.images.columns
-        drawn = self.images(stage)
+        drawn = self.images(phase)
         rows = [
             GridRow(
                 references=[_upright(image) for image in references[mask.astype(bool)]],

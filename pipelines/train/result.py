@@ -27,14 +27,17 @@ def earlier_result(config: TrainConfig, store: Store, fingerprint: str) -> dict[
     result = sealed or read_object(store, RESULT)
     bundle, where = finished_bundle(store), store.uri_of(RESULT)
     if bundle is not None and bundle.sha256 != result["bundle_sha256"]:
-        what = f"the result is of the bundle {result['bundle_sha256'][:12]}, and here is {bundle.sha256[:12]}"
+        ours, theirs = bundle.sha256[:12], result["bundle_sha256"][:12]
+        what = f"the result belongs to the bundle {theirs}, and the run has the bundle {ours}"
         raise InputError(what, value=where, fix=AGAIN)
     if bundle is not None:
         result["bundle_uri"] = bundle.uri
     if sealed is None:
         if bundle is None or result["steps"] != config.total_steps:
-            what = f"the result, of an earlier version, is not of this run: {result['steps']} steps"
-            raise InputError(what if bundle else "the result is of a bundle that is not here", value=where, fix=AGAIN)
+            what = f"the result, written by an earlier version, has {result['steps']} steps, not {config.total_steps}"
+            raise InputError(
+                what if bundle else "the result belongs to a bundle that is not in the run", value=where, fix=AGAIN
+            )
         write_result(store, RESULT, result, fingerprint)
     if store.exists(PENDING):
         record_result(config, store, result["tracking_run"], {})
@@ -55,7 +58,7 @@ def finish(settings: WorkerSettings, store: Store, snapshot: dict[str, Any], lea
         "bundle_uri": bundle.uri,
         "bundle_sha256": bundle.sha256,
         "steps": step,
-        "stages": _stage_losses(store),
+        "stages": _phase_losses(store),
         "tracking_run": settings.tracking_run,
         "dataset": snapshot,
     }
@@ -66,21 +69,21 @@ def finish(settings: WorkerSettings, store: Store, snapshot: dict[str, Any], lea
     return result
 
 
-def _stage_losses(store: Store) -> list[dict[str, Any]]:
-    """For each stage the mean loss of its first and of its last tenth, and the last held-out figures."""
-    stages: dict[str, dict[str, Any]] = {}
+def _phase_losses(store: Store) -> list[dict[str, Any]]:
+    """For each phase the mean loss of its first and of its last tenth, and the last held-out figures."""
+    phases: dict[str, dict[str, Any]] = {}
     for record in read_lines(store, METRICS, "stage"):
-        stage = stages.setdefault(record["stage"], {"losses": [], "validation": None})
+        phase = phases.setdefault(record["stage"], {"losses": [], "validation": None})
         if "validation" in record:
-            stage["validation"] = record["validation"]
+            phase["validation"] = record["validation"]
         else:
-            stage["losses"].append(record["loss"])
+            phase["losses"].append(record["loss"])
     return [
         {
             "stage": name,
-            "loss_first": sum(stage["losses"][: (tenth := max(1, len(stage["losses"]) // 10))]) / tenth,
-            "loss_last": sum(stage["losses"][-tenth:]) / tenth,
-            "validation": stage["validation"],
+            "loss_first": sum(phase["losses"][: (tenth := max(1, len(phase["losses"]) // 10))]) / tenth,
+            "loss_last": sum(phase["losses"][-tenth:]) / tenth,
+            "validation": phase["validation"],
         }
-        for name, stage in stages.items()
+        for name, phase in phases.items()
     ]

@@ -155,7 +155,7 @@ def _latents(store: Store, row: dict[str, Any], blank: Columns, references: int)
     if [target.shape, given.shape] != expected:
         raise InputError(
             f"latents of shapes {target.shape} and {given.shape}, not {expected[0]} and {expected[1]}",
-            fix="curate with shards.latents of this base",
+            fix="curate again with shards.latents set to this base",
         )
     for latents in (target, given):
         spread = float(np.square(latents, dtype=np.float64).mean())

@@ -64,7 +64,7 @@ def fit(settings: WorkerSettings, store: Store, lease: Lease) -> None:
         ) from error
     except RayActorError as error:  # the controller died, and with it the ranks
         raise LookalikeError(
-            "training lost its controller",
+            "the controller of Ray Train's worker group died",
             value=first_line(error),
             fix="run the same command again: it resumes from the last checkpoint",
         ) from error

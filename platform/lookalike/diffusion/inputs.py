@@ -75,10 +75,10 @@ def prompts_of(prompt: Any) -> list[str]:
     """
     prompts = [prompt] if isinstance(prompt, str) else list(prompt) if isinstance(prompt, Iterable) else [prompt]
     if not prompts:
-        raise InputError("no prompt", fix="pass at least one text")
+        raise InputError("the list of prompts is empty", fix="pass at least one text")
     for text in prompts:
         if not isinstance(text, str):
-            raise InputError("a prompt is not a text", value=type(text).__name__, fix="pass a str, or a list of them")
+            raise InputError("a prompt is not text", value=type(text).__name__, fix="pass a str, or a list of them")
     return prompts
 
 
@@ -104,7 +104,9 @@ def generators_of(generator: Any, seeds: Any, images: int) -> Any:
         generators = list(generator) if isinstance(generator, (list, tuple)) else generator
         given = generators if isinstance(generators, list) else [] if generators is None else [generators]
         if not all(isinstance(item, torch.Generator) for item in given):
-            raise ConfigError("not a torch.Generator", value=type(generator).__name__, fix="pass seeds=[...] instead")
+            raise ConfigError(
+                "generator is not a torch.Generator", value=type(generator).__name__, fix="pass seeds=[...] instead"
+            )
         return _one_for_each(generators, images)
     if generator is not None:
         raise ConfigError("both seeds and generator are given", fix="pass one of them")
@@ -153,7 +155,7 @@ def pair_references(references: Any, prompts: int) -> list[list[np.ndarray]]:
     references = list(references)
     nested = [isinstance(item, (list, tuple)) for item in references]
     if not references or (all(nested) and not all(references)):
-        raise InputError("no references", fix="pass at least one image of the subject for each prompt")
+        raise InputError("a list of references is empty", fix="pass at least one image of the subject for each prompt")
     if any(nested) and not all(nested):
         raise InputError("references mix images and lists", fix="pass one list of images, or a list for each prompt")
     if not any(nested):
