@@ -1,4 +1,4 @@
-"""``jobs/train.py --plan``: what a configuration would need, printed before anything is started."""
+"""The report of ``jobs/train.py --plan``: what a configuration needs, printed before anything starts."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -15,13 +15,13 @@ STEPS = 25  # of the sampler
 
 @dataclass(frozen=True)
 class PlanConfig(TrainConfig):
-    """A training as ``jobs/train.py`` takes it, and the GPUs it would run on. Nothing is read, downloaded or started.
+    """A training run as for ``jobs/train.py``, and the GPUs of its cluster. Nothing is read, downloaded or started.
 
-    ``workers`` and ``micro_batch_size`` are what the plan finds.
+    The report determines ``workers`` and ``micro_batch_size``.
     """
 
     plan: bool = True
-    """Print the plan; without this flag the training itself would run."""
+    """Print the report; without this flag the training run starts."""
     dataset: str = ""
     """Not read."""
     run: str = ""
@@ -39,7 +39,7 @@ class PlanConfig(TrainConfig):
 
     @property
     def cluster(self) -> Cluster:
-        """The GPUs. Raises ConfigError for what is no ``NUMBERxMEMORY``."""
+        """The GPUs. Raises ConfigError if ``gpus`` does not have the form ``NUMBERxMEMORY``."""
         number, _, memory = self.gpus.partition("x")
         try:
             gpus, memory_gb = int(number), float(memory)
@@ -53,10 +53,10 @@ class PlanConfig(TrainConfig):
 
 
 def plan(config: PlanConfig) -> str:
-    """The plan as Markdown.
+    """Return the report as Markdown.
 
     Raises:
-        ConfigError: a preset that does not tell its shapes, or a batch that does not divide over the GPUs.
+        ConfigError: a preset without shapes, or a batch size that is not a multiple of the GPUs.
     """
     preset, cluster = load_preset(config.preset), config.cluster
     if config.batch_size % cluster.gpus:
@@ -68,7 +68,7 @@ def plan(config: PlanConfig) -> str:
 
 
 def model_table(preset: Preset, sizes: Sequence[int] = (512, 1024)) -> list[str]:
-    """Parameters, and for square images and 1 to 4 references the DiT's tokens and the FLOPs of one image."""
+    """Return a table of parameters, and of the DiT's tokens and the FLOPs of one image by size and references."""
     from lookalike.models.costs import (
         Sample,
         aggregator_flops,
@@ -187,6 +187,6 @@ def _training(config: PlanConfig, preset: Preset, cluster: Cluster) -> list[str]
 
 
 def _table(rows: Iterable[Sequence[str]]) -> list[str]:
-    """Markdown; the first row is the heading."""
+    """Return rows as a Markdown table; the first row is the heading."""
     lines = ["| " + " | ".join(row) + " |" for row in rows]
     return [lines[0], "|" + "---|" * (lines[0].count("|") - 1), *lines[1:]]

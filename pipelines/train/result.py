@@ -19,9 +19,10 @@ _RESULT = {"bundle_uri": str, "bundle_sha256": str, "steps": int, "tracking_run"
 
 
 def earlier_result(config: TrainConfig, store: Store, fingerprint: str) -> dict[str, Any]:
-    """The content of ``result.json``, with the bundle's current place.
+    """Return the content of ``result.json``, with the bundle's current URI.
 
-    Raises InputError for the result of another run, or one that is not of the bundle that lies here.
+    Raises:
+        InputError: the result belongs to another run, or to another bundle than the run's.
     """
     sealed = read_result(store, RESULT, fingerprint, _RESULT)
     result = sealed or read_object(store, RESULT)
@@ -45,12 +46,13 @@ def earlier_result(config: TrainConfig, store: Store, fingerprint: str) -> dict[
 
 
 def finish(settings: WorkerSettings, store: Store, snapshot: dict[str, Any], lease: Lease) -> dict[str, Any]:
+    """Export the bundle if that is still to do, record the result in the tracker and write ``result.json``."""
     config = settings.config
     step = checkpoint.newest(store)
     if step < config.total_steps:
         raise LookalikeError("training ended early", value=f"step {step}", fix="see the log above")
     bundle = finished_bundle(store)
-    if bundle is None:  # killed between the last checkpoint and the export, which is the first rank's work
+    if bundle is None:  # killed between the last checkpoint and the first rank's export
         from lookalike.training.export import export_bundle
 
         bundle = export_bundle(config, store, step, lease.check)
@@ -70,7 +72,7 @@ def finish(settings: WorkerSettings, store: Store, snapshot: dict[str, Any], lea
 
 
 def _phase_losses(store: Store) -> list[dict[str, Any]]:
-    """For each phase the mean loss of its first and of its last tenth, and the last held-out figures."""
+    """Return for each phase the mean loss of its first and of its last tenth, and the last held-out metrics."""
     phases: dict[str, dict[str, Any]] = {}
     for record in read_lines(store, METRICS, "stage"):
         phase = phases.setdefault(record["stage"], {"losses": [], "validation": None})

@@ -1,4 +1,4 @@
-"""Save a pipeline as a bundle that generates what the pipeline generates."""
+"""Save a pipeline as a bundle that generates the same images."""
 
 import shutil
 import tempfile

@@ -224,9 +224,7 @@ class Loop:
             remove_ledger_after(self.store, step)
             ranks = "1 rank" if self.rank.count == 1 else f"{self.rank.count} ranks"
             taken = time.perf_counter() - started
-            log.info(
-                "begins at step %d of %d on %s, found in %.1f s", step, self.config.total_steps, ranks, taken
-            )
+            log.info("begins at step %d of %d on %s, found in %.1f s", step, self.config.total_steps, ranks, taken)
         return step
 
     def _save(self, saver: Saver, step: int) -> None:

@@ -218,7 +218,7 @@ def test_an_incomplete_checkpoint_is_named_and_the_previous_one_is_used(
     run = run_with_checkpoints(tmp_path, 2, 4, 6)
     DAMAGE[damage](tmp_path / "run" / "checkpoints" / "step-00000006")
     assert checkpoint.newest(run) == 4
-    assert "checkpoint step-00000006 is not complete, and the previous one is used: " in caplog.text
+    assert "checkpoint step-00000006 is not complete, the previous one is used: " in caplog.text
     assert "/step-00000006/" in caplog.text
     with pytest.raises(InputError, match="step-00000006/"):
         checkpoint.load(run.child(checkpoint.CHECKPOINTS), 6)
