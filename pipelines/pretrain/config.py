@@ -9,12 +9,12 @@ from lookalike.values import check_values
 
 @dataclass(frozen=True)
 class PretrainConfig:
-    """Which part, from which shards, for how long."""
+    """Which part is pretrained, on which shards, for how long."""
 
     part: Literal["vae", "mllm"]
-    """`vae`: reconstruct images; `mllm`: say what they show."""
+    """`vae`: reconstruct images; `mllm`: caption them."""
     raw: str
-    """URI of raw shards (ingest's), best of a large sample world."""
+    """URI of raw shards (from ingest), preferably of a large sample world."""
     out: str
     """Local folder: the part goes to `<out>/<part>` in its library's format, the run's state to `<out>/<part>-run`."""
     preset: str = "mini"
@@ -25,7 +25,7 @@ class PretrainConfig:
     """The VAE is convolutional: for the first 80 % of its steps it sees twice `fit.batch_size` windows of this side,
     at half the cost of whole images; the rest, on whole images, settles what depends on their size."""
     fit: parts.FitConfig = field(default_factory=parts.FitConfig)
-    """The loop."""
+    """Length, batch size, learning rate and seed."""
 
     def __post_init__(self) -> None:
         check_values(self)

@@ -65,7 +65,7 @@ def pretrain_mllm(
 
 
 def _word_groups() -> dict[str, list[str]]:
-    """Words of the sample world by what they speak of; whichever of them the captions do not use counts nothing."""
+    """Return words of the sample world by meaning; words that the captions do not use do not count."""
     return {
         "colour": list(vocabulary.COLOURS),
         "class": sorted({word for name in shapes.names() for word in name.split()}),
@@ -88,6 +88,6 @@ def _word_groups() -> dict[str, list[str]]:
 
 
 def _say_float32(path: Path) -> None:
-    """Half precision is for the file only: transformers would compute in the type that ``config.json`` names."""
+    """Name float32 in ``config.json``: transformers would compute in the file's half precision."""
     text = path.read_text()
     path.write_text(text.replace('"dtype": "float16"', '"dtype": "float32"'))

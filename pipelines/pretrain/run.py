@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 
 def pretrain(config: PretrainConfig) -> dict[str, Any]:
-    """Train the part, measure it on held-out subjects, save it; returns and records what was measured.
+    """Train the part, measure it on held-out subjects, save it; return and record the measurements.
 
     Raises:
         InputError: no usable image in the shards.
@@ -30,7 +30,7 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
     run = out / f"{config.part}-run"
     claimed = claim(open_store(str(run)), to_dict(config))
     if (run / "result.json").is_file():
-        logger.info("%s is complete already", run)
+        logger.info("%s is already complete", run)
         result = read_result(open_store(str(run)), "result.json", claimed, {})
         return result or read_object(open_store(str(run)), "result.json")
     with scratch("pretrain") as folder:
@@ -43,6 +43,6 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
 
 
 def _initial_bundle(config: PretrainConfig, folder: Path) -> Path:
-    """A bundle from the seed: whatever the preset ships for the part is left aside."""
+    """Make a bundle from the seed, without the weights that the preset ships."""
     fresh = load_preset(config.preset).from_seed("mllm", "vae", "transformer", "aggregator")
     return materialise(fresh, folder, config.fit.seed)

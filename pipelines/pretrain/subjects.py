@@ -34,14 +34,14 @@ class Subject:
 
 
 def read_subjects(config: PretrainConfig) -> tuple[list[Subject], list[Subject]]:
-    """All subjects of the shards, their images in memory at twice the model's size: (train, held out)."""
+    """Read all subjects of the shards, their images at twice the model's size: (train, held out)."""
     preset = load_preset(config.preset)
     store = open_store(config.raw)
     listing = list(store.list())
     shards = [info for info in listing if info.key.lower().endswith(".tar")]
     if len(shards) < len(listing):
         others = [info.key for info in listing if info not in shards]
-        logger.warning("passed over: %d of %d objects are not a .tar, such as %s", len(others), len(listing), others[0])
+        logger.warning("skipped: %d of %d objects are not .tar files, such as %s", len(others), len(listing), others[0])
     passed_over = PassedOver()
     subjects: dict[str, Subject] = {}
     left_out: list[str] = []
@@ -54,7 +54,7 @@ def read_subjects(config: PretrainConfig) -> tuple[list[Subject], list[Subject]]
                     name, caption, image = _sample(members, 2 * preset.height, 2 * preset.width)
                 except (UnreachableError, MemoryError):
                     raise
-                except Exception as error:  # whatever a decoder raises for the bytes of this one
+                except Exception as error:  # whatever a decoder raises for this sample's bytes
                     left_out.append(f"{info.key}/{sample.key} ({describe(error)[:200]})")
                     continue
                 subject = subjects.setdefault(name, Subject([], []))
@@ -64,7 +64,7 @@ def read_subjects(config: PretrainConfig) -> tuple[list[Subject], list[Subject]]
             total += 1
             left_out.append(f"{info.key} ({error.what})")
     if passed_over.counts:
-        logger.warning("passed over: members of no sample: %s", dict(passed_over.counts))
+        logger.warning("skipped: members that belong to no sample: %s", dict(passed_over.counts))
     if left_out:
         logger.warning("%d of %d samples are left out: %s", len(left_out), total, "; ".join(left_out[:_NAMED]))
     if len(left_out) > _MOST_LEFT_OUT * total:
@@ -77,19 +77,21 @@ def read_subjects(config: PretrainConfig) -> tuple[list[Subject], list[Subject]]
     held_out = {name for name in subjects if int(fingerprint(name)[:8], 16) % _HELD_OUT == 0}
     train = [subjects[name] for name in sorted(subjects) if name not in held_out]
     if not train or not held_out:
-        raise InputError("too few subjects in the shards", value=config.raw, fix="ingest a world of 100 or more")
+        raise InputError(
+            "too few subjects in the shards to hold some out", value=config.raw, fix="ingest 100 subjects or more"
+        )
     return train, [subjects[name] for name in sorted(held_out)]
 
 
 def _sample(members: dict[str, bytes], height: int, width: int) -> tuple[str, str, Pixels]:
-    """Subject, caption and image of a raw sample.
+    """Return subject, caption and image of a raw sample.
 
     Raises:
         InputError: one of them is missing, or the image does not decode.
     """
     encoded = next((data for name, data in members.items() if name in EXTENSIONS), None)
     if encoded is None or "json" not in members:
-        raise InputError("the sample lacks an image or a json", value=sorted(members), fix="ingest the photo again")
+        raise InputError("the raw sample has no image or no json", value=sorted(members), fix="ingest the photo again")
     meta = json.loads(members["json"])
     subject, caption = meta.get("subject"), meta.get("caption")
     if not isinstance(subject, str) or not isinstance(caption, str):

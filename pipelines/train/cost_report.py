@@ -1,4 +1,4 @@
-"""``jobs/train.py plan``: what a configuration would need, printed before anything is started."""
+"""The report of ``jobs/train.py plan``: what a configuration needs, printed before anything starts."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -19,7 +19,7 @@ STEPS = 25  # of the sampler
 class PlanConfig(TrainConfig):
     """Print what a training run would need on the named GPUs. Nothing is read, downloaded or started.
 
-    ``workers`` and ``micro_batch_size`` are what the plan finds.
+    The report determines ``workers`` and ``micro_batch_size``.
     """
 
     dataset: str = ""
@@ -39,7 +39,7 @@ class PlanConfig(TrainConfig):
 
     @property
     def cluster(self) -> "Cluster":
-        """The GPUs. Raises ConfigError for what is no ``NUMBERxMEMORY``."""
+        """The GPUs. Raises ConfigError if ``gpus`` does not have the form ``NUMBERxMEMORY``."""
         from lookalike.training.budget import Cluster
         from lookalike.training.workload import peak_tflops
 
@@ -47,29 +47,31 @@ class PlanConfig(TrainConfig):
         try:
             gpus, memory_gb = int(number), float(memory)
         except ValueError as error:
-            raise ConfigError("gpus is NUMBERxMEMORY in GB", value=self.gpus, fix="try 8x80") from error
+            raise ConfigError(
+                "gpus does not have the form NUMBERxMEMORY", value=self.gpus, fix="try 8x80, for 8 GPUs of 80 GB"
+            ) from error
         peak = self.peak_tflops or peak_tflops("H100", self.precision)
         assert peak is not None
         return Cluster(gpus, memory_gb, peak_tflops=peak, utilisation=self.utilisation)
 
 
 def plan(config: PlanConfig) -> str:
-    """The plan as Markdown.
+    """Return the report as Markdown.
 
     Raises:
-        ConfigError: a preset that does not tell its shapes, or a batch that does not divide over the GPUs.
+        ConfigError: a preset without shapes, or a batch size that is not a multiple of the GPUs.
     """
     preset, cluster = load_preset(config.preset), config.cluster
     if config.batch_size % cluster.gpus:
         raise ConfigError(
-            f"batch_size={config.batch_size} does not divide over {cluster.gpus} GPUs",
+            f"batch_size={config.batch_size} is not a multiple of {cluster.gpus} GPUs",
             fix=f"use a multiple of {cluster.gpus}",
         )
     return "\n".join([*model_table(preset), "", *_training(config, preset, cluster)])
 
 
 def model_table(preset: Preset, sizes: Sequence[int] = (512, 1024)) -> list[str]:
-    """Parameters, and for square images and 1 to 4 references the DiT's tokens and the FLOPs of one image."""
+    """Return a table of parameters, and of the DiT's tokens and the FLOPs of one image by size and references."""
     from lookalike.models.costs import (
         Sample,
         aggregator_flops,
@@ -92,32 +94,32 @@ def model_table(preset: Preset, sizes: Sequence[int] = (512, 1024)) -> list[str]
     context = [mllm_flops(model, sample) + aggregator_flops(model, sample) for sample in samples]  # of any image
     for side in sizes if preset.height >= min(sizes) else [preset.height]:
         encode, decode = vae_flops(vae, side, side)
-        steps = steps_by_stage(preset, Sample.of(preset, height=side, width=side).image)
+        steps = steps_by_conditions(preset, Sample.of(preset, height=side, width=side).image)
         plain: int | None = None
         for references, context_flops in enumerate(context, start=1):
             sample = Sample.of(preset, references, height=side, width=side)
             seen = {
-                stage: denoising_flops(model, sample, mllm=stage[0], references=stage[1])
-                for stage in ((True, False), (True, True), (False, True))
+                seen_by: denoising_flops(model, sample, mllm=seen_by[0], references=seen_by[1])
+                for seen_by in ((True, False), (True, True), (False, True))
             }
             if plain is None:
                 plain = denoising_flops(model, sample, mllm=False, references=False)  # the negative branch
             encoding = context_flops + encode * references
-            denoising = sum(count * (seen[stage] + plain) for stage, count in steps.items())
+            denoising = sum(count * (seen[seen_by] + plain) for seen_by, count in steps.items())
             rows.append(
                 [
                     f"{side}²",
                     str(references),
                     *(f"{sample.tokens(mllm=mllm, references=vae_tokens):,}" for mllm, vae_tokens in seen),
-                    " + ".join(str(steps[stage]) for stage in seen),
+                    " + ".join(str(steps[seen_by]) for seen_by in seen),
                     *(f"{flops / 1e12:,.1f}" for flops in (encoding, denoising, encoding + denoising + decode)),
                 ]
             )
     return lines + _table(rows)
 
 
-def steps_by_stage(preset: Preset, tokens: int) -> Counter[tuple[bool, bool]]:
-    """How many of the sampler's steps see (MLLM, references) by the preset's stages, for an image of ``tokens``."""
+def steps_by_conditions(preset: Preset, tokens: int) -> Counter[tuple[bool, bool]]:
+    """Count the sampler steps that see (MLLM, references) by the preset's schedule, for an image of ``tokens``."""
     from diffusers import FlowMatchEulerDiscreteScheduler
 
     from lookalike.diffusion.sampler import set_noise_levels
@@ -133,7 +135,7 @@ def _training(config: PlanConfig, preset: Preset, cluster: "Cluster") -> list[st
     from lookalike.training.budget import GB, phase_costs, plan_memory
 
     sample = Sample.of(preset, config.references, text_tokens=config.text_tokens)
-    references = any(stage.conditions == "mllm+references" for stage in config.stages)
+    references = any(phase.conditions == "mllm+references" for phase in config.stages)
     share = config.batch_size // cluster.gpus
     memory = plan_memory(
         preset,
@@ -170,25 +172,25 @@ def _training(config: PlanConfig, preset: Preset, cluster: "Cluster") -> list[st
         f"At an assumed {cluster.utilisation:.0%} of {cluster.peak_tflops:g} TFLOP/s (projected, not measured):",
         "",
     ]
-    stages = phase_costs(preset, sample, cluster, config.stages, config.batch_size)
+    phases = phase_costs(preset, sample, cluster, config.stages, config.batch_size)
     batch = config.batch_size
-    table = [["stage", "steps", "tokens of a step", "TFLOPs of a sample", "PFLOPs of a step", "days"]]
+    table = [["phase", "steps", "tokens of a step", "TFLOPs of a sample", "PFLOPs of a step", "days"]]
     table += [
         [
-            stage.name,
-            f"{stage.steps:,}",
-            f"{stage.tokens * batch:,}",
-            f"{stage.flops / 1e12:,.3f}",
-            f"{stage.flops * batch / 1e15:,.3f}",
-            f"{stage.days:.2f}",
+            phase.name,
+            f"{phase.steps:,}",
+            f"{phase.tokens * batch:,}",
+            f"{phase.flops / 1e12:,.3f}",
+            f"{phase.flops * batch / 1e15:,.3f}",
+            f"{phase.days:.2f}",
         ]
-        for stage in stages
+        for phase in phases
     ]
-    table.append(["all", f"{config.total_steps:,}", "", "", "", f"{sum(stage.days for stage in stages):.2f}"])
+    table.append(["all", f"{config.total_steps:,}", "", "", "", f"{sum(phase.days for phase in phases):.2f}"])
     return lines + _table(table)
 
 
 def _table(rows: Iterable[Sequence[str]]) -> list[str]:
-    """Markdown; the first row is the heading."""
+    """Return rows as a Markdown table; the first row is the heading."""
     lines = ["| " + " | ".join(row) + " |" for row in rows]
     return [lines[0], "|" + "---|" * (lines[0].count("|") - 1), *lines[1:]]

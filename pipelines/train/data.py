@@ -1,7 +1,7 @@
-"""Ray Data for training: steps, which tasks on any node turn into prepared samples.
+"""Ray Data for training: tasks on any node prepare the samples of each step.
 
 The epoch plan says which samples a step holds and which of them a rank computes, so the pixels a worker sees depend on
-(seed, step, rank) and on nothing that a restart or another cluster could change.
+(seed, step, rank) alone, and not on restarts or the cluster.
 """
 
 import time
@@ -17,16 +17,16 @@ from pipelines.train.samples import Columns, TripletSource, of_step, prepare
 
 _STEPS_PER_TASK = 8
 _STEPS_PER_DATASET = 1024  # Ray Data holds every task of a data set from its start: 100,000 steps took it half a minute
-_LOADERS_PER_RANK = 4  # at most, and half of a rank's share of the cores: each is a process to start
+_LOADERS_PER_RANK = 4  # at most, and half of a rank's share of the cores: each starts a process
 _PACE_S = 0.02
-_LOADER_CPUS = 0.25  # decoding waits for storage most of the time; and two workers on two CPUs must leave room
+_LOADER_CPUS = 0.25  # decoding mostly waits for storage; and two workers on two CPUs must leave room
 
 
 class PacedExecution(ExecutionCallback):
     """Lets Ray Data's scheduling loop rest between its rounds.
 
     While a consumer is slower than its loaders, finished blocks make ``ray.wait`` return at once and the loop spins: on
-    two cores it took as much time as the training itself.
+    two cores it took as much time as training.
     """
 
     def on_execution_step(self, executor: Any) -> None:
@@ -37,9 +37,9 @@ class PacedExecution(ExecutionCallback):
 def rank_batches(
     source: TripletSource, plan: EpochPlan, steps: range, rank: int, world_size: int, batch_size: int
 ) -> Iterator[Columns]:
-    """What ``rank`` computes in ``steps``, in their order, ``batch_size`` samples at a time.
+    """Yield the samples of ``rank`` in ``steps`` in order, ``batch_size`` samples at a time.
 
-    Loaders start at the first ``next``. Whoever asks needs a running Ray, and may be any of its processes.
+    Loaders start at the first ``next``. Needs a running Ray; any of its processes may call it.
     """
     for first in range(0, len(steps), _STEPS_PER_DATASET):
         part = steps[first : first + _STEPS_PER_DATASET]
@@ -52,14 +52,14 @@ def rank_batches(
 def _dataset(
     source: TripletSource, plan: EpochPlan, steps: range, rank: int, world_size: int, batch_size: int
 ) -> "ray.data.Dataset":
-    """The rank's slots as rows, for each step."""
+    """Return the rank's slots of each step as rows."""
 
     def load(batch: Columns) -> Iterator[Columns]:
         for step in batch["step"]:
             slots = plan.rank_slots(int(step), rank, world_size, batch_size)
             yield of_step(prepare(source, slots), int(step))
 
-    # Numbers that lie there already: read tasks, or tasks that look at Arrow blocks, would keep one more process busy.
+    # Items in memory: tasks that read, or that inspect Arrow blocks, would keep one more process busy.
     numbers = ray.data.from_items(
         [{"step": step} for step in steps], override_num_blocks=-(-len(steps) // _STEPS_PER_TASK)
     )

@@ -1,6 +1,6 @@
-"""Samples that are prepared once and kept in memory: for sets that fit, such as a customer's photographs.
+"""Samples that are prepared once and kept in memory, for sets that fit, such as a customer's photos.
 
-They come in the same order and with the same values as through Ray Data, and no Ray is needed.
+Order and values are the same as with Ray Data, and Ray is not needed.
 """
 
 import logging
@@ -20,7 +20,7 @@ from pipelines.train.samples import Columns, TripletSource, of_step, prepare
 _CHUNK = 16  # samples that a thread prepares at a time
 _MANY = 4096  # samples that are worth processes of their own
 _CHUNK_OF_MANY = 64
-_TOLD_EVERY = 8192
+_LOGGED_EVERY = 8192
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 
 class KeptSamples:
-    """Every sample of ``source`` that was asked for, as :func:`~pipelines.train.samples.prepare` made it."""
+    """The samples of ``source`` that were requested, as :func:`~pipelines.train.samples.prepare` returns them."""
 
     def __init__(self, source: TripletSource) -> None:
         self._source = source
@@ -37,7 +37,7 @@ class KeptSamples:
         self._columns: Columns = {}
 
     def take(self, indices: npt.NDArray[np.int64]) -> Columns:
-        """As ``prepare(source, indices)``; what was asked for before is not read again."""
+        """Return what ``prepare(source, indices)`` returns; samples that are in memory are not read again."""
         rows = np.where(indices == PADDING, 0, indices)
         self.learn(rows)
         columns = {name: values.take(rows, axis=0) for name, values in self._columns.items()}
@@ -48,9 +48,9 @@ class KeptSamples:
         return columns
 
     def learn(self, rows: npt.NDArray[np.int64], processes: int = 1) -> None:
-        """Prepare those of ``rows`` that are not known yet; many at once in so many processes, which share no lock.
+        """Prepare those of ``rows`` that are not in memory; many at once in ``processes`` processes.
 
-        Those import the main module again, which therefore has to guard what it runs (``if __name__ == …``).
+        These import the main module again, which therefore needs a guard (``if __name__ == …``).
         """
         rows = np.unique(rows[~self._known[rows]])
         many = len(rows) >= _MANY
@@ -67,12 +67,12 @@ class KeptSamples:
                 for name, values in columns.items():
                     self._column(name, values)[chunk] = values
                 self._known[chunk] = True
-                if many and (done := int(self._known.sum())) % _TOLD_EVERY < len(chunk):
+                if many and (done := int(self._known.sum())) % _LOGGED_EVERY < len(chunk):
                     log.info("%d of %d samples are prepared", done, self._rows)
 
     def _column(self, name: str, like: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
         if name not in self._columns:
-            dtype = object if like.dtype.kind == "U" else like.dtype  # texts of any length
+            dtype = object if like.dtype.kind == "U" else like.dtype  # text of any length
             self._columns[name] = np.zeros((self._rows, *like.shape[1:]), dtype)
         return self._columns[name]
 
@@ -80,7 +80,7 @@ class KeptSamples:
 def kept_batches(
     source: TripletSource, plan: EpochPlan, steps: range, rank: int, world_size: int, batch_size: int
 ) -> Iterator[Columns]:
-    """As :func:`~pipelines.train.data.rank_batches`, from memory; a thread is one step ahead of the caller."""
+    """Yield the batches of :func:`~pipelines.train.data.rank_batches` from memory; a thread is one step ahead."""
     kept = KeptSamples(source)
     epoch = steps[: plan.steps_per_epoch]
     if len(epoch) * plan.batch_size >= _MANY * world_size:
@@ -94,7 +94,7 @@ def kept_batches(
 
 
 def ahead(items: Iterator[T]) -> Iterator[T]:
-    """The same items; a thread makes the next one while the caller has the last. It begins when asked for the first."""
+    """Yield the same items; from the first ``next`` on, a thread computes one item ahead of the caller."""
     with ThreadPoolExecutor(1) as thread:
         end = object()
         following = thread.submit(next, items, end)

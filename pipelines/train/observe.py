@@ -25,8 +25,8 @@ _COUNTED = {"images": "images_per_second", "tokens": "tokens_per_second"}
 
 
 class RayMetrics:
-    """A listener: each figure of a step as a gauge ``lookalike_train_NAME`` of Ray's, and counters of steps, images and
-    tokens. Ray's agents serve them to Prometheus (``ray_lookalike_train_loss{run="…"}``)."""
+    """A listener that sets each metric of a step as a gauge ``lookalike_train_NAME`` of Ray's, and counts steps, images
+    and tokens. Ray's agents serve them to Prometheus (``ray_lookalike_train_loss{run="…"}``)."""
 
     def __init__(self, run: str) -> None:
         self._tags = {"run": _tag(run)}
@@ -34,22 +34,22 @@ class RayMetrics:
         self._gauges: dict[str, Any] = {}
         self._counters: dict[str, Any] = {}
 
-    def __call__(self, steps: int, figures: Mapping[str, float]) -> None:
+    def __call__(self, steps: int, metrics: Mapping[str, float]) -> None:
         if self._broken:
             return
         try:
-            self._show(steps, figures)
-        except Exception as error:  # telemetry never ends a run, whatever it refuses
+            self._show(steps, metrics)
+        except Exception as error:  # telemetry must not end a run
             self._broken = True
             log.warning("the run's metrics are not shown to Prometheus: %s", error)
 
-    def _show(self, steps: int, figures: Mapping[str, float]) -> None:
-        for name, value in {"step": float(steps), **figures}.items():
+    def _show(self, steps: int, metrics: Mapping[str, float]) -> None:
+        for name, value in {"step": float(steps), **metrics}.items():
             self._gauge(_metric_name(name)).set(value, tags=self._tags)
-        if "step_seconds" in figures:
+        if "step_seconds" in metrics:
             self._count("steps", 1)
             for name, rate in _COUNTED.items():
-                self._count(name, figures.get(rate, 0.0) * figures["step_seconds"])
+                self._count(name, metrics.get(rate, 0.0) * metrics["step_seconds"])
 
     def _gauge(self, name: str) -> Any:
         from ray.util.metrics import Gauge
@@ -68,54 +68,54 @@ class RayMetrics:
 
 
 def _tag(value: str) -> str:
-    """A tag that Ray's metrics take: printable ASCII; other characters of a URI are percent-encoded."""
+    """Return a tag for Ray's metrics: printable ASCII; other characters of a URI are percent-encoded."""
     return quote(redact(value), safe="".join(map(chr, range(0x21, 0x7F))))[:_TAG_LENGTH]
 
 
 def _metric_name(name: str) -> str:
-    """Letters, digits and underscores, as Prometheus wants them."""
+    """Return a metric's name in Prometheus: letters, digits and underscores."""
     return "lookalike_train_" + "".join(letter if letter.isascii() and letter.isalnum() else "_" for letter in name)
 
 
 def ray_runs() -> bool:
-    """Whether this process has joined a cluster. Does not import Ray: a plain process may not need it."""
+    """Return whether this process has joined a cluster, without importing Ray."""
     ray: Any = sys.modules.get("ray")
     return ray is not None and bool(ray.is_initialized())
 
 
 class ProgressBar:
-    """A listener: a bar that Ray draws in the driver's terminal, wherever the first rank runs; without Ray, here."""
+    """A listener that shows a progress bar: with Ray in the driver's terminal, without Ray in this process's."""
 
     def __init__(self, total: int) -> None:
         bars = importlib.import_module("ray.experimental.tqdm_ray" if ray_runs() else "tqdm")
         self._bar: Any = bars.tqdm(desc="train", total=total, unit="step")
         self._shown = 0
 
-    def __call__(self, steps: int, figures: Mapping[str, float]) -> None:
-        if "loss" in figures:
-            self._bar.set_description(f"train  loss {figures['loss']:.3f}")
+    def __call__(self, steps: int, metrics: Mapping[str, float]) -> None:
+        if "loss" in metrics:
+            self._bar.set_description(f"train  loss {metrics['loss']:.3f}")
             self._bar.update(steps - self._shown)
             self._shown = steps
 
     def close(self) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         self._bar.close()
 
 
 @dataclass(frozen=True)
 class TrackedImages:
-    """Draws held-out images on all ranks; the first one lays them beside references and real photo and keeps them as
-    ``samples/step-N.png`` in the tracker."""
+    """Generates held-out images on all ranks; the first rank arranges them with references and real photo and logs
+    them as ``samples/step-N.png`` in the tracker."""
 
     images: HeldOutImages
     rank: Rank
     tracker: Tracker
 
-    def __call__(self, stage: PhaseConfig, steps: int) -> None:
-        from lookalike.report.grid import GridRow, draw_grid  # matplotlib: only for who wants images
+    def __call__(self, phase: PhaseConfig, steps: int) -> None:
+        from lookalike.report.grid import GridRow, draw_grid  # imports matplotlib
 
         columns = self.images.columns
-        drawn = self.images(stage)
+        drawn = self.images(phase)
         rows = [
             GridRow(
                 references=[_upright(image) for image in references[mask.astype(bool)]],
@@ -135,16 +135,16 @@ class TrackedImages:
         ]
         gathered = [row for part in self.rank.gather(rows) for row in part]
         if self.rank.is_first and gathered:
-            picture = draw_grid(gathered[: self.images.config.count], ["real", "drawn"], f"after {steps} steps")
-            self._keep(picture, steps)
+            grid = draw_grid(gathered[: self.images.config.count], ["real", "drawn"], f"after {steps} steps")
+            self._keep(grid, steps)
 
-    def _keep(self, picture: Image.Image, steps: int) -> None:
+    def _keep(self, grid: Image.Image, steps: int) -> None:
         with scratch("samples") as folder:
             path = folder / f"step-{steps:08d}.png"
-            picture.save(path)
+            grid.save(path)
             self.tracker.log_artifact(path, "samples")
 
 
 def _upright(image: np.ndarray) -> np.ndarray:
-    """``[3, H, W]`` → ``[H, W, 3]``."""
+    """Convert ``[3, H, W]`` to ``[H, W, 3]``."""
     return np.moveaxis(image, 0, -1)

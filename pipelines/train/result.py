@@ -19,22 +19,26 @@ _RESULT = {"bundle_uri": str, "bundle_sha256": str, "steps": int, "tracking_run"
 
 
 def earlier_result(config: TrainConfig, store: Store, fingerprint: str) -> dict[str, Any]:
-    """The content of ``result.json``, with the bundle's current place.
+    """Return the content of ``result.json``, with the bundle's current URI.
 
-    Raises InputError for the result of another run, or one that is not of the bundle that lies here.
+    Raises:
+        InputError: the result belongs to another run, or to another bundle than the run's.
     """
     sealed = read_result(store, RESULT, fingerprint, _RESULT)
     result = sealed or read_object(store, RESULT)
     bundle, where = finished_bundle(store), store.uri_of(RESULT)
     if bundle is not None and bundle.sha256 != result["bundle_sha256"]:
-        what = f"the result is of the bundle {result['bundle_sha256'][:12]}, and here is {bundle.sha256[:12]}"
+        ours, theirs = bundle.sha256[:12], result["bundle_sha256"][:12]
+        what = f"the result belongs to the bundle {theirs}, and the run has the bundle {ours}"
         raise InputError(what, value=where, fix=AGAIN)
     if bundle is not None:
         result["bundle_uri"] = bundle.uri
     if sealed is None:
         if bundle is None or result["steps"] != config.total_steps:
-            what = f"the result, of an earlier version, is not of this run: {result['steps']} steps"
-            raise InputError(what if bundle else "the result is of a bundle that is not here", value=where, fix=AGAIN)
+            what = f"the result, written by an earlier version, has {result['steps']} steps, not {config.total_steps}"
+            raise InputError(
+                what if bundle else "the result belongs to a bundle that is not in the run", value=where, fix=AGAIN
+            )
         write_result(store, RESULT, result, fingerprint)
     if store.exists(PENDING):
         record_result(config, store, result["tracking_run"], {})
@@ -42,12 +46,13 @@ def earlier_result(config: TrainConfig, store: Store, fingerprint: str) -> dict[
 
 
 def finish(settings: WorkerSettings, store: Store, snapshot: dict[str, Any], lease: Lease) -> dict[str, Any]:
+    """Export the bundle if that is still to do, record the result in the tracker and write ``result.json``."""
     config = settings.config
     step = checkpoint.newest(store)
     if step < config.total_steps:
         raise LookalikeError("training ended early", value=f"step {step}", fix="see the log above")
     bundle = finished_bundle(store)
-    if bundle is None:  # killed between the last checkpoint and the export, which is the first rank's work
+    if bundle is None:  # killed between the last checkpoint and the first rank's export
         from lookalike.training.export import export_bundle
 
         bundle = export_bundle(config, store, step, lease.check)
@@ -55,7 +60,7 @@ def finish(settings: WorkerSettings, store: Store, snapshot: dict[str, Any], lea
         "bundle_uri": bundle.uri,
         "bundle_sha256": bundle.sha256,
         "steps": step,
-        "stages": _stage_losses(store),
+        "stages": _phase_losses(store),
         "tracking_run": settings.tracking_run,
         "dataset": snapshot,
     }
@@ -66,21 +71,21 @@ def finish(settings: WorkerSettings, store: Store, snapshot: dict[str, Any], lea
     return result
 
 
-def _stage_losses(store: Store) -> list[dict[str, Any]]:
-    """For each stage the mean loss of its first and of its last tenth, and the last held-out figures."""
-    stages: dict[str, dict[str, Any]] = {}
+def _phase_losses(store: Store) -> list[dict[str, Any]]:
+    """Return for each phase the mean loss of its first and of its last tenth, and the last held-out metrics."""
+    phases: dict[str, dict[str, Any]] = {}
     for record in read_lines(store, METRICS, "stage"):
-        stage = stages.setdefault(record["stage"], {"losses": [], "validation": None})
+        phase = phases.setdefault(record["stage"], {"losses": [], "validation": None})
         if "validation" in record:
-            stage["validation"] = record["validation"]
+            phase["validation"] = record["validation"]
         else:
-            stage["losses"].append(record["loss"])
+            phase["losses"].append(record["loss"])
     return [
         {
             "stage": name,
-            "loss_first": sum(stage["losses"][: (tenth := max(1, len(stage["losses"]) // 10))]) / tenth,
-            "loss_last": sum(stage["losses"][-tenth:]) / tenth,
-            "validation": stage["validation"],
+            "loss_first": sum(phase["losses"][: (tenth := max(1, len(phase["losses"]) // 10))]) / tenth,
+            "loss_last": sum(phase["losses"][-tenth:]) / tenth,
+            "validation": phase["validation"],
         }
-        for name, stage in stages.items()
+        for name, phase in phases.items()
     ]

@@ -1,4 +1,4 @@
-"""One training run from its configuration to its bundle."""
+"""A training run from its configuration to its bundle."""
 
 import logging
 import sys
@@ -41,18 +41,18 @@ log = logging.getLogger(__name__)
 
 
 def train(config: TrainConfig) -> dict[str, Any]:
-    """Train and export; returns what ``result.json`` holds. The same configuration again resumes or returns at once.
+    """Train and export; return the content of ``result.json``. The same configuration again resumes or returns at once.
 
     Raises:
-        BusyError: another process trains this run at the moment.
+        BusyError: another process is training this run.
         ConflictError: ``config.run`` holds a run of another configuration, of another snapshot or of another base.
-        InputError: no snapshot, no triplets, a base that is incomplete.
-        StoppedError: SIGTERM came; the same configuration again resumes from the checkpoint that was made.
+        InputError: no snapshot, no triplets, or an incomplete base.
+        StoppedError: SIGTERM; the same configuration resumes from the checkpoint that was written.
         TrainingDivergedError: the loss or its gradient is not finite or too large.
     """
     started = time.perf_counter()
     dataset, store = open_store(config.dataset), open_store(config.run)
-    # Workers run in other folders than this process: what was relative to here becomes absolute.
+    # Workers run in other folders than this process, so that relative paths become absolute.
     config = replace(config, dataset=dataset.uri, run=store.uri, tracking=tracking_uri(config.tracking))
     version = _version(dataset, store)
     manifest = read_manifest(dataset, version)
@@ -101,22 +101,22 @@ def _train(
 
 
 def _ray_for(config: TrainConfig) -> AbstractContextManager[None]:
-    """A plain process that keeps its samples has nothing to ask of Ray."""
+    """Return a Ray session, which a plain process that keeps its samples in memory does not need."""
     return nullcontext() if config.workers.num_workers == 0 and config.keep_samples else ray_session()
 
 
 def _latents_fit(encoded: dict[str, Any] | None, bundle_uri: str) -> bool:
-    """Whether the snapshot's latents are those that the bundle's VAE would make."""
+    """Return whether the snapshot's latents equal those of the bundle's VAE."""
     if encoded is None:
         return False
     fit: bool = encoded == bundles.latent_identity(bundles.read_manifest(local_bundle(bundle_uri)))
     if not fit:
-        log.warning("the snapshot's latents are of another VAE or size; the VAE runs in training")
+        log.warning("the snapshot's latents belong to another VAE or size; the VAE encodes images during training")
     return fit
 
 
 def references_fit(source: TripletSource) -> None:
-    """Raise InputError where a triplet has more references than the bundle's preset takes, before anything starts."""
+    """Raise InputError if a triplet has more references than the bundle's preset takes, before anything starts."""
     preset = read_preset(local_bundle(source.bundle_uri))
     found = int(pc.max(pc.list_value_length(source.table()["reference_offsets"])).as_py() or 0)
     if found > preset.references.max_references:
@@ -129,7 +129,7 @@ def references_fit(source: TripletSource) -> None:
 
 
 def _version(dataset: Store, run: Store) -> int:
-    """The snapshot that the run has begun with, if the data set still has it; else the newest one."""
+    """Return the snapshot that the run began with if the data set still has it, otherwise the newest."""
     recorded = (read_claim(run) or {}).get("identity", {}).get("snapshot")
     newest = latest_version(dataset)
     if not isinstance(recorded, dict) or recorded.get("version") not in list_versions(dataset):

@@ -1,6 +1,6 @@
-"""Prepared samples: rows of a snapshot, read and turned into what a model takes, with Ray or without.
+"""Prepare samples: read rows of a snapshot and convert them to a model's inputs, with or without Ray.
 
-A row that cannot be read or prepared ends nothing: a blank sample of weight 0 takes its slot and carries the reason.
+A row that cannot be read or prepared becomes a blank sample of weight 0 with the reason.
 """
 
 import json
@@ -25,26 +25,26 @@ log = logging.getLogger(__name__)
 
 Columns = dict[str, npt.NDArray[Any]]
 
-_SHOWN = 500  # characters of a prompt or of a reason that travel with a sample
+_SHOWN = 500  # characters of a prompt or of a reason that are kept with a sample
 _FAR_FROM_UNIT = 100.0  # mean square of latents, which have unit variance; damaged ones have millions
 
 
 @dataclass(frozen=True)
 class TripletSource:
-    """Where samples come from: one split of one snapshot version, prepared for one bundle's models."""
+    """Source of samples: one split of one snapshot version, prepared for one bundle's models."""
 
     snapshot_uri: str
     """URI of the version, ``…/v0001``."""
     split: Split
-    """Which rows."""
+    """Split of the snapshot."""
     bundle_uri: str
-    """Whose tokenizer and image processing prepare them."""
+    """Bundle whose tokenizer and image processing prepare the rows."""
     latents: bool = False
-    """Whether the snapshot's latents are those of the bundle's VAE, and are read."""
+    """Whether the snapshot's latents are read, because they equal those of the bundle's VAE."""
     snapshot_sha256: str | None = None
-    """Fingerprint of the version's manifest, which lists the table's hash, and so binds those of the images."""
+    """Fingerprint of the version's manifest, which has the hash of the table, which has those of the images."""
     bundle_sha256: str | None = None
-    """Identity of the bundle."""
+    """SHA-256 of the bundle."""
 
     def table(self) -> pa.Table:
         """The rows of the split."""
@@ -81,7 +81,7 @@ def prepare(source: TripletSource, indices: npt.NDArray[np.int64]) -> Columns:
     what, value and fix as JSON.
 
     Raises:
-        UnreachableError: the store does not answer; no sample is at fault.
+        UnreachableError: the store does not answer.
     """
     store, rows = open_store(source.snapshot_uri), np.where(indices == PADDING, 0, indices)
     made = {int(index): _sample(source, store, int(index)) for index in np.unique(rows)}
@@ -97,7 +97,7 @@ def prepare(source: TripletSource, indices: npt.NDArray[np.int64]) -> Columns:
 
 
 def of_step(columns: Columns, step: int) -> Columns:
-    """A rank's samples of ``step``, each with the step and with the number of them that could not be prepared."""
+    """Add to a rank's samples of ``step`` the step, and the number of samples that could not be prepared."""
     rows = len(columns["weight"])
     failed = int((columns["reason"] != "").sum())
     return {**columns, "step": np.full(rows, step), "failed_in_step": np.full(rows, failed)}
@@ -132,7 +132,7 @@ def _sample(source: TripletSource, store: Store, index: int) -> _Sample:
 
 @lru_cache(maxsize=4)
 def _blank(bundle_uri: str, latents: bool, bundle_sha256: str | None) -> Columns:
-    """A grey image without a prompt, in the place of what cannot be prepared."""
+    """Return a grey image without a prompt, which replaces a sample that cannot be prepared."""
     preprocessor = _preprocessor(bundle_uri, bundle_sha256)
     preset = preprocessor.preset
     grey = np.full((preset.height, preset.width, 3), 127, np.uint8)
@@ -148,14 +148,14 @@ def _blank(bundle_uri: str, latents: bool, bundle_sha256: str | None) -> Columns
 
 
 def _latents(store: Store, row: dict[str, Any], blank: Columns, references: int) -> Columns:
-    """``target_latents`` float32 ``[1, T, C]`` and ``reference_latents`` ``[1, slots, T', C]``, zero where none is."""
+    """Read ``target_latents`` float32 ``[1, T, C]`` and ``reference_latents`` ``[1, slots, T', C]``, zero if unused."""
     target, given = load_latents(store, row)
     places = np.zeros_like(blank["reference_latents"])
     expected = [blank["target_latents"].shape[1:], (references, *places.shape[2:])]
     if [target.shape, given.shape] != expected:
         raise InputError(
             f"latents of shapes {target.shape} and {given.shape}, not {expected[0]} and {expected[1]}",
-            fix="curate with shards.latents of this base",
+            fix="curate again with shards.latents set to this base",
         )
     for latents in (target, given):
         spread = float(np.square(latents, dtype=np.float64).mean())
@@ -169,14 +169,14 @@ _said: set[str] = set()
 
 
 def _say_once(prompt: str, cut: str) -> None:
-    """Log the first caption that is cut: a training set with one has many."""
+    """Log only the first caption that is cut, since a data set with one usually has many."""
     if not _said:
         log.warning("captions are longer than the model reads; of the first, this part is cut off: %r", cut[:120])
     _said.add("cut")
 
 
 def validation_indices(source: TripletSource, samples: int) -> npt.NDArray[np.int64]:
-    """The same ``samples`` rows each time, spread over the whole split so that neighbours are other subjects."""
+    """Return the same ``samples`` rows each time, spread over the whole split so that neighbours are other subjects."""
     rows = source.table().num_rows
     order = np.random.default_rng(0).permutation(rows)
     return np.resize(order, samples).astype(np.int64)

@@ -11,23 +11,23 @@ LEASE = "lease"  # of a run, below its prefix
 
 @dataclass(frozen=True)
 class WorkerSettings:
-    """One run, as its ranks need to know it."""
+    """Settings of one run for its ranks."""
 
     config: TrainConfig
     """The resolved configuration."""
     source: TripletSource
-    """Where samples come from."""
+    """Source of the samples."""
     plan: EpochPlan
     """Which sample each slot of a step gets."""
     fingerprint: str
-    """Of the run."""
+    """Fingerprint of the run."""
     base_sha256: str
-    """Identity of the initial bundle."""
+    """SHA-256 of the initial bundle."""
     tracking_run: str
     """Id of the tracker's run."""
     submitted: float
     """When the run was first submitted, in seconds since 1970."""
     terminal: bool
-    """Whether somebody looks on in a terminal."""
+    """Whether the driver's stderr is a terminal, which shows a progress bar."""
     lease: int
     """Number of the driver's lease of the run."""

@@ -1,4 +1,4 @@
-"""The tracker's run of a training: started once per run prefix, continued by each attempt, replaced if it is gone."""
+"""The tracker's run of a training run: created once, continued by each attempt, replaced if it was deleted."""
 
 import json
 import logging
@@ -25,11 +25,11 @@ _REPLAYED = 5_000  # records of metrics.jsonl that a new run gets at most, evenl
 
 
 def tracking_run(config: TrainConfig, store: Store, snapshot: dict[str, Any]) -> dict[str, Any]:
-    """``tracking_run``, the id of the tracker's run, and ``submitted``, when the training was first started.
+    """Return ``tracking_run``, the id of the tracker's run, and ``submitted``, when the run was first started.
 
-    A first attempt whose tracker does not answer raises: a wrong address is noticed before hours of work. Later ones
-    continue in any case. If their run is not there (it or its experiment was deleted, or ``--tracking`` names another
-    server), they start a new one, which gets the metrics so far.
+    The first attempt raises if the tracker does not answer, so that a wrong address is noticed before hours of work.
+    Later attempts continue in any case. If their run is missing (it or its experiment was deleted, or ``--tracking``
+    names another server), they create a new one, which gets the metrics so far.
     """
     record = _read(store)
     if record is None:
@@ -57,14 +57,14 @@ def tracking_run(config: TrainConfig, store: Store, snapshot: dict[str, Any]) ->
 
 
 def record_result(config: TrainConfig, store: Store, run_id: str, tags: dict[str, str]) -> None:
-    """Set tags of the run and end it; first, what an earlier process could not deliver."""
+    """Deliver what an earlier process could not, set tags of the run and end it."""
     with open_resilient(config.tracking, config.experiment, run_id=run_id, spool=store) as tracker:
         if tags:
             tracker.set_tags(tags)
 
 
 def _read(store: Store) -> dict[str, Any] | None:
-    """The record; None if it is missing or damaged: training resumes without it."""
+    """Read the record; None if it is missing or damaged, and training resumes without it."""
     if not store.exists(RECORD):
         return None
     try:
@@ -80,7 +80,7 @@ def _read(store: Store) -> dict[str, Any] | None:
 
 
 def _is_there(config: TrainConfig, run_id: str) -> bool:
-    """Whether the tracker can continue ``run_id``. Raises UnreachableError if it does not answer."""
+    """Return whether the tracker can continue ``run_id``. Raises UnreachableError if it does not answer."""
     if tracking_uri(config.tracking).startswith("none:"):
         return True  # nothing is recorded; the id is kept for a later attempt with a tracker
     if run_id == NO_RUN:
@@ -99,7 +99,7 @@ def _describe(tracker: Tracker, config: TrainConfig, snapshot: dict[str, Any]) -
 
 
 def _replay(tracker: Tracker, store: Store) -> None:
-    """Give a new run the metrics that the training has recorded so far."""
+    """Send a new run the metrics recorded so far."""
     if not store.exists(METRICS):
         return
     lines = store.read(METRICS).decode(errors="replace").splitlines()

@@ -1,4 +1,4 @@
-"""One rank: build the engine, take the prepared samples, run the loop."""
+"""One rank: build the engine, read the prepared samples, run the loop."""
 
 import logging
 import time
@@ -113,7 +113,7 @@ def run_rank(settings: WorkerSettings, rank: Rank | None = None) -> None:
         failed = [failure for columns in held_out for failure in failures(columns, 0)]
         loop.quarantine.add_held_out(failed, sum(int(columns["weight"].sum()) for columns in held_out))
         loop.run(batches)
-    if rank.is_first:  # which has imported all that it takes; the driver has not
+    if rank.is_first:  # its process has imported what the export needs
         export_bundle(config, store, config.total_steps, fence.check)
 
 
@@ -128,7 +128,7 @@ def _engine(settings: WorkerSettings, device: torch.device, rank: Rank | None) -
             model.enable_gradient_checkpointing()
         return model.set_trainable(trainable_parts(config))
 
-    torch.manual_seed(config.seed)  # adapters draw their initial weights here, alike on every rank
+    torch.manual_seed(config.seed)  # adapters get their initial weights here, the same on every rank
     if rank is not None:
         prepare_process(device)
         return ZeroEngine(
@@ -182,7 +182,7 @@ def _computed_ahead(
 
 @contextmanager
 def _listeners(settings: WorkerSettings, rank: Rank) -> Iterator[list[Listener]]:
-    """Who hears the first rank's figures."""
+    """Yield the listeners of the first rank's metrics."""
     listeners: list[Listener] = []
     if rank.is_first and ray_runs():
         listeners.append(RayMetrics(settings.config.run))
@@ -225,8 +225,8 @@ def _images(
 def _validation_batches(settings: WorkerSettings, rank: Rank) -> list[Columns]:
     """This rank's share of the fixed validation samples, prepared once.
 
-    Batches are cut before they are dealt to the ranks: whose conditions a sample is shown for wrong, its neighbour's in
-    the batch, does not depend on the number of ranks. A batch has two samples at least: one alone has no neighbour.
+    Batches are formed before they are distributed over the ranks, so that the sample whose conditions replace another's
+    (its neighbour in the batch) does not depend on the number of ranks. A batch has at least two samples.
     """
     config = settings.config
     if config.validation.samples == 0:

@@ -55,16 +55,16 @@ def fit(settings: WorkerSettings, store: Store, lease: Lease) -> None:
     try:
         ended_early = trainer.fit().return_value
     except TrainingFailedError as error:
-        lease.check()  # a lost lease ends the ranks, and is the reason then
+        lease.check()  # if the lease was lost, that is the reason
         hangs = sorted(info.key for info in store.list(f"{HANGS}/"))
         raise LookalikeError(
             f"training failed {workers.max_failures + 1} times",
             value=str(error),
             fix=f"stacks of ranks that hung are in {store.uri}: {', '.join(hangs)}" if hangs else "see the log above",
         ) from error
-    except RayActorError as error:  # the controller died, and with it the ranks
+    except RayActorError as error:  # the controller died, and the ranks with it
         raise LookalikeError(
-            "training lost its controller",
+            "the controller of Ray Train's worker group died",
             value=first_line(error),
             fix="run the same command again: it resumes from the last checkpoint",
         ) from error
@@ -77,10 +77,10 @@ def _from_to(workers: WorkerConfig) -> int | tuple[int, int]:
 
 
 def attempt_config(store: Store, max_failures: int) -> "RunConfig":
-    """What Ray Train keeps of one attempt, below the run in ``store``.
+    """Configure what Ray Train keeps of one attempt, below the run in ``store``.
 
-    Ray Train resumes silently what it finds under a name, and stops at what it misses there. Our checkpoints are the
-    truth, so each attempt has a name that nobody had.
+    Ray Train silently resumes what it finds under a name, and fails if part of it is missing. Runs resume from our
+    checkpoints, so each attempt has a new name.
     """
     from ray.train import FailureConfig, RunConfig
 

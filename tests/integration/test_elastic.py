@@ -48,7 +48,7 @@ def wait_for(what: str, log: Path, job: subprocess.Popen[bytes], seen: int = 0) 
     return place + len(what)
 
 
-def test_a_run_goes_on_with_fewer_ranks_and_with_more_again(
+def test_a_run_continues_with_fewer_ranks_and_with_more_again(
     dataset: Path, cluster: Cluster, ray_token: dict[str, str], tmp_path: Path
 ) -> None:
     argv = [

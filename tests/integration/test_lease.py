@@ -18,7 +18,7 @@ from lookalike.storage import Store, open_store
 from lookalike.storage.lease import break_lease, hold
 from lookalike.training import checkpoint
 from lookalike.training.checkpoint import CheckpointState
-from lookalike.training.ledger import forget_after, ledger_key, read_ledger
+from lookalike.training.ledger import ledger_key, read_ledger, remove_ledger_after
 from lookalike.training.loop_config import CheckpointConfig
 from lookalike.training.saver import Saver
 
@@ -152,7 +152,7 @@ def test_a_trainer_that_was_stopped_writes_nothing_that_counts_into_its_successo
         with hold(store.child("lease"), above=checkpoint.latest_lease(store)) as mine:
             began = checkpoint.newest(store)
             state = CheckpointState(began + 2, "run", "base")
-            forget_after(store, began)
+            remove_ledger_after(store, began)
             with Saver(store, CheckpointConfig(), write=True, fence=mine.fence) as saver:
                 lines = b"".join(b'{"step": %d}\n' % step for step in range(began, began + 2))
                 saver.save(state, [("master/w", torch.zeros(4))], {ledger_key(state.step, mine.number): lines})

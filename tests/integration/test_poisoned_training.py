@@ -86,7 +86,7 @@ def test_the_run_ends_and_its_ledger_names_what_was_left_out(plain: Path) -> Non
     assert counted == {line["step"]: len(line.get("quarantined", [])) for line in ledger}
 
 
-def test_a_resumed_run_leaves_out_the_same(dataset: str, plain: Path, tmp_path: Path) -> None:
+def test_a_resumed_run_leaves_out_the_same_samples(dataset: str, plain: Path, tmp_path: Path) -> None:
     shutil.copytree(plain, tmp_path / "run")
     store = open_store(str(tmp_path / "run"))
     for info in list(store.list()):  # as if the machine had gone after the first checkpoint
@@ -98,7 +98,7 @@ def test_a_resumed_run_leaves_out_the_same(dataset: str, plain: Path, tmp_path: 
     assert sorted(store.read(QUARANTINE).splitlines()) == sorted((plain / QUARANTINE).read_bytes().splitlines())
 
 
-def test_two_ranks_leave_out_the_same(dataset: str, plain: Path, tmp_path: Path) -> None:
+def test_two_ranks_leave_out_the_same_samples(dataset: str, plain: Path, tmp_path: Path) -> None:
     train(config_of(dataset, tmp_path / "run", workers=2))
     for found, expected in zip(records(tmp_path / "run"), records(plain), strict=True):
         assert found[:2] == expected[:2]

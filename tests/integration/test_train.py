@@ -94,7 +94,7 @@ def plain(dataset: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
-def test_a_killed_run_goes_on_where_its_checkpoint_is(
+def test_a_killed_run_resumes_from_its_checkpoint(
     dataset: str, plain: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     shutil.copytree(plain, tmp_path / "run")
@@ -208,8 +208,8 @@ def test_more_references_than_the_preset_takes_are_refused_before_anything_start
         run.references_fit(TripletSource(f"{dataset}/v0001", "train", str(bundle)))
 
 
-def test_a_run_that_somebody_trains_is_left_to_him(dataset: str, tmp_path: Path) -> None:
-    with hold(open_store(str(tmp_path / "run")).child("lease")), pytest.raises(BusyError, match="working here since"):
+def test_concurrent_trainer_is_rejected(dataset: str, tmp_path: Path) -> None:
+    with hold(open_store(str(tmp_path / "run")).child("lease")), pytest.raises(BusyError, match="works here since"):
         train(config_of(dataset, tmp_path / "run", workers=0))
 
 
@@ -221,7 +221,7 @@ def test_held_out_samples_are_shown_the_conditions_of_others(plain: Path) -> Non
     assert all(gap != 0 for gap in gaps)
 
 
-def test_the_run_is_seen_in_the_tracker(plain: Path) -> None:
+def test_the_run_is_recorded_in_the_tracker(plain: Path) -> None:
     (events,) = Path(f"{plain}-tracking").rglob("events.jsonl")
     logged = [json.loads(line) for line in events.read_text().splitlines()]
     names = {name for event in logged for name in event.get("metrics", {})}
@@ -241,7 +241,7 @@ def scraped(run: str) -> dict[str, float]:
     return {name.partition("{")[0].removeprefix("ray_lookalike_train_"): float(value) for name, value in rows}
 
 
-def test_prometheus_reads_the_figures_of_the_last_step() -> None:
+def test_prometheus_reads_the_metrics_of_the_last_step() -> None:
     listener, expected = RayMetrics("file:///runs/scraped"), {"step", "loss", "validation_loss_gap", "steps_total"}
     for step in range(3):
         listener(step + 1, {"loss": 2.0 - step, "step_seconds": 0.5, "images_per_second": 8.0})
@@ -254,7 +254,7 @@ def test_prometheus_reads_the_figures_of_the_last_step() -> None:
     assert (found["steps_total"], found["images_total"]) == (3, 12)
 
 
-def test_a_finished_run_returns_at_once_and_another_is_refused(dataset: str, plain: Path) -> None:
+def test_a_finished_run_returns_at_once_and_another_configuration_is_rejected(dataset: str, plain: Path) -> None:
     with hold(open_store(str(plain)).child("lease")):  # at once: before it asks for the lease
         assert train(config_of(dataset, plain, workers=0))["steps"] == STEPS
     other = config_of(dataset, plain, workers=0)

@@ -170,7 +170,9 @@ def test_two_ranks_keep_the_weights_moments_and_average_of_one_process(
     assert not torch.equal(found["ema/0.weight"], found["master/0.weight"])
 
 
-def test_one_process_goes_on_where_two_ranks_were(two_ranks: Path, one_process: dict[str, dict[str, Tensor]]) -> None:
+def test_one_process_resumes_the_checkpoint_of_two_ranks(
+    two_ranks: Path, one_process: dict[str, dict[str, Tensor]]
+) -> None:
     alone = plain()
     alone.load_state(state_in(two_ranks / "float32 half"), optimizer_steps=STEPS)
     train(alone, STEPS)
@@ -203,7 +205,7 @@ load_operator()
 """
 
 
-def test_the_mark_of_a_killed_compilation_keeps_nobody_waiting(tmp_path: Path) -> None:
+def test_the_lock_of_a_killed_compilation_does_not_block(tmp_path: Path) -> None:
     name = "deepspeed_shm_comm"
     shutil.copytree(_get_build_directory(name, verbose=False), tmp_path / name)  # compiled by `make setup`
     mark = tmp_path / name / "lock"

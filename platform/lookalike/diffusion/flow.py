@@ -1,4 +1,4 @@
-"""Flow matching: noise levels, resolution shift, loss. Pure functions; random numbers come from a sample's identity.
+"""Flow matching: noise levels, resolution shift, loss. Pure functions; a sample's identity seeds its random numbers.
 
 ``x_sigma = (1 - sigma) * clean + sigma * noise`` and the model predicts the velocity ``noise - clean``, as diffusers'
 Flux and Stable Diffusion 3 do. B batch, T tokens, C channels.
@@ -22,12 +22,12 @@ from lookalike.errors import ConfigError
 
 @dataclass(frozen=True)
 class FlowConfig:
-    """Distribution of noise levels while training, and the shift that training and sampling share."""
+    """Distribution of noise levels in training, and the resolution shift that training and sampling share."""
 
     base_shift: float = 0.5
     """Shift mu at ``base_image_seq_len`` tokens."""
     max_shift: float = 1.15
-    """Shift mu at ``max_image_seq_len`` tokens; linear in between and beyond."""
+    """Shift mu at ``max_image_seq_len`` tokens; linear between and beyond both."""
     base_image_seq_len: int = 256
     """Patchified tokens of the image, references not counted."""
     max_image_seq_len: int = 4096
@@ -43,12 +43,12 @@ class FlowConfig:
 
     @classmethod
     def from_bundle(cls, bundle_dir: Path) -> "FlowConfig":
-        """The shift of a bundle's scheduler, so that training sees the noise levels that sampling visits."""
+        """Read the shift of a bundle's scheduler, so that training uses the sampler's noise levels."""
         return cls.from_scheduler(component_config(bundle_dir, "scheduler", file="scheduler_config.json"))
 
     @classmethod
     def from_scheduler(cls, config: Mapping[str, Any]) -> "FlowConfig":
-        """The shift of a FlowMatchEulerDiscreteScheduler's configuration; fixed without ``use_dynamic_shifting``."""
+        """Read the shift from the configuration of a FlowMatchEulerDiscreteScheduler."""
         if not config.get("use_dynamic_shifting", False):
             fixed = math.log(config.get("shift", 1.0))  # shift s of sigma is exp(mu) = s
             return cls(base_shift=fixed, max_shift=fixed)
@@ -56,28 +56,28 @@ class FlowConfig:
         return cls(**{name: config[name] for name in names if name in config})
 
     def mu(self, tokens: int) -> float:
-        """Resolution shift of an image of that many patchified tokens (``calculate_shift`` of diffusers' Flux)."""
+        """Return the shift of an image of that many patchified tokens (``calculate_shift`` of diffusers' Flux)."""
         slope = (self.max_shift - self.base_shift) / (self.max_image_seq_len - self.base_image_seq_len)
         return self.base_shift + slope * (tokens - self.base_image_seq_len)
 
 
 @dataclass(frozen=True)
 class Draw:
-    """The random numbers of a batch."""
+    """Random numbers of a batch."""
 
     noise: Tensor
     """float32 ``[B, T, C]``, standard normal."""
     sigma: Tensor
     """float32 ``[B]`` in (0, 1), shifted."""
     uniform: Tensor
-    """float32 ``[B, 2]`` in [0, 1): decides the dropout of the MLLM's and of the references' condition."""
+    """float32 ``[B, 2]`` in [0, 1): decides the dropout of MLLM tokens and of references."""
 
     def to(self, device: torch.device) -> "Draw":
-        """The same numbers on ``device``; pinned ones travel to a GPU while the host continues."""
+        """Copy to ``device``; from pinned memory asynchronously."""
         return self._map(lambda value: value.to(device, non_blocking=device.type == "cuda"))
 
     def pin_memory(self) -> "Draw":
-        """The same numbers in page-locked memory of the host."""
+        """Copy to page-locked memory of the host."""
         return self._map(lambda value: value.pin_memory())
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> "Draw":
@@ -85,13 +85,13 @@ class Draw:
 
 
 def seed_of(*identity: object) -> int:
-    """A 128-bit seed from what a sample is (run seed, sample id, …), the same in every process."""
+    """Return a 128-bit seed from a sample's identity (run seed, sample id, …), the same in every process."""
     digest = hashlib.sha256(json.dumps([str(part) for part in identity]).encode()).digest()
     return int.from_bytes(digest[:16], "little")
 
 
 def draw(sample_ids: Sequence[str], seed: object, shape: tuple[int, int], flow: FlowConfig) -> Draw:
-    """Noise ``shape`` = (T, C), noise level and dropout of each sample, whatever batch it stands in.
+    """Sample noise of ``shape`` = (T, C), noise level and dropout of each sample, independently of its batch.
 
     ``seed`` is anything with a stable ``str``: a number, or (seed, epoch).
     """
@@ -110,7 +110,7 @@ def draw(sample_ids: Sequence[str], seed: object, shape: tuple[int, int], flow: 
 
 
 def noise_levels(sample_ids: Sequence[str], seed: object, tokens: int, flow: FlowConfig) -> list[float]:
-    """The noise level that :func:`draw` gives each sample's image of ``tokens`` tokens."""
+    """Return the noise level that :func:`draw` samples for each sample's image of ``tokens`` tokens."""
     return [_level(np.random.default_rng(seed_of(seed, name)), flow, flow.mu(tokens)) for name in sample_ids]
 
 
@@ -120,7 +120,7 @@ def _level(random: np.random.Generator, flow: FlowConfig, shift: float) -> float
 
 
 def shift_sigma(sigma: Tensor, mu: float) -> Tensor:
-    """The exponential time shift of diffusers' scheduler: towards noise for mu above 0."""
+    """Apply the exponential time shift of diffusers' scheduler: towards noise for mu above 0."""
     return math.exp(mu) / (math.exp(mu) + (1 / sigma - 1))
 
 
@@ -131,6 +131,6 @@ def add_noise(clean: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
 
 
 def flow_matching_loss(predicted: Tensor, noise: Tensor, clean: Tensor) -> Tensor:
-    """Mean squared error of the velocity, of each sample: float32 ``[B]``."""
+    """Compute the mean squared error of the velocity for each sample: float32 ``[B]``."""
     error = predicted.float() - (noise.float() - clean.float())
     return error.square().flatten(1).mean(dim=1)

@@ -1,4 +1,4 @@
-"""Check and convert the arguments of the pipeline before anything is computed."""
+"""Check and convert the arguments of a pipeline's call before anything is computed."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -68,22 +68,22 @@ def check_options(
 
 
 def prompts_of(prompt: Any) -> list[str]:
-    """One text, or several, as a list.
+    """Return one text, or several, as a list.
 
     Raises:
-        InputError: none, or something else than texts.
+        InputError: an empty list, or values that are not text.
     """
     prompts = [prompt] if isinstance(prompt, str) else list(prompt) if isinstance(prompt, Iterable) else [prompt]
     if not prompts:
-        raise InputError("no prompt", fix="pass at least one text")
+        raise InputError("the list of prompts is empty", fix="pass at least one text")
     for text in prompts:
         if not isinstance(text, str):
-            raise InputError("a prompt is not a text", value=type(text).__name__, fix="pass a str, or a list of them")
+            raise InputError("a prompt is not text", value=type(text).__name__, fix="pass a str, or a list of them")
     return prompts
 
 
 def negative_prompts_of(prompt: Any, count: int) -> list[str] | None:
-    """One negative text for each of ``count`` prompts; None if there is none: None or, as in diffusers, empty."""
+    """Return one negative text for each of ``count`` prompts; None for None or, as in diffusers, empty texts."""
     if prompt is None:
         return None
     texts = prompts_of(prompt)
@@ -95,16 +95,18 @@ def negative_prompts_of(prompt: Any, count: int) -> list[str] | None:
 
 
 def generators_of(generator: Any, seeds: Any, images: int) -> Any:
-    """Generators for ``images`` images: one of each seed, or those that are given (one for all, or a list).
+    """Return generators for ``images`` images: one for each seed, or the given ones (one for all, or a list).
 
     Raises:
-        ConfigError: both are given, not one for each image, or something else than seeds and generators.
+        ConfigError: both are given, their number is not that of the images, or a value is no seed and no generator.
     """
     if seeds is None:
         generators = list(generator) if isinstance(generator, (list, tuple)) else generator
         given = generators if isinstance(generators, list) else [] if generators is None else [generators]
         if not all(isinstance(item, torch.Generator) for item in given):
-            raise ConfigError("not a torch.Generator", value=type(generator).__name__, fix="pass seeds=[...] instead")
+            raise ConfigError(
+                "generator is not a torch.Generator", value=type(generator).__name__, fix="pass seeds=[...] instead"
+            )
         return _one_for_each(generators, images)
     if generator is not None:
         raise ConfigError("both seeds and generator are given", fix="pass one of them")
@@ -130,17 +132,17 @@ def check_latents(latents: Any, shape: tuple[int, ...]) -> None:
 
 
 def pair_references(references: Any, prompts: int) -> list[list[np.ndarray]]:
-    """References of each prompt as uint8 RGB arrays, turned upright; a flat list is shared by all prompts.
+    """Return the references of each prompt as uint8 RGB arrays, upright; all prompts share a flat list.
 
     Args:
         references: None (no references at all), one image, a list of images, or a list of images for each prompt. An
             image is a PIL image (transparency becomes white), an array ``[H, W]`` or ``[H, W, 1 to 4]`` or a tensor
             ``[C, H, W]``, uint8 or floats in [0, 1]; ``[N, ...]`` are N images.
-        prompts: how many.
+        prompts: number of prompts.
 
     Raises:
-        InputError: an empty list, none for one of the prompts, another number of lists than of prompts, or something
-            that is not such an image.
+        InputError: an empty list, also for one of the prompts, a number of lists that is not that of the prompts, or
+            a value that is not such an image.
     """
     if references is None:
         return [[] for _ in range(prompts)]
@@ -153,7 +155,7 @@ def pair_references(references: Any, prompts: int) -> list[list[np.ndarray]]:
     references = list(references)
     nested = [isinstance(item, (list, tuple)) for item in references]
     if not references or (all(nested) and not all(references)):
-        raise InputError("no references", fix="pass at least one image of the subject for each prompt")
+        raise InputError("a list of references is empty", fix="pass at least one image of the subject for each prompt")
     if any(nested) and not all(nested):
         raise InputError("references mix images and lists", fix="pass one list of images, or a list for each prompt")
     if not any(nested):
@@ -173,7 +175,7 @@ def _array(image: Any) -> np.ndarray:
         raise _not_an_image(image)
     try:
         return to_rgb(image)
-    except Exception as error:  # a file that PIL opened lazily is decoded here, and may be damaged
+    except Exception as error:  # PIL decodes a lazily opened file here, which may be damaged
         raise InputError(
             f"a reference cannot be decoded ({type(error).__name__}: {error})", fix="pass another image"
         ) from error
@@ -195,7 +197,7 @@ def _channels_last(image: Tensor) -> np.ndarray:
 
 
 def _from_array(values: np.ndarray) -> np.ndarray:
-    """uint8 RGB ``[H, W, 3]`` of grey, grey with alpha, RGB or RGBA of the usual number formats."""
+    """Return uint8 RGB ``[H, W, 3]`` for grey, grey with alpha, RGB or RGBA of the usual number formats."""
     if values.ndim == 2:
         values = values[..., None]
     if values.ndim != 3 or not 1 <= values.shape[2] <= 4 or values.size == 0:

@@ -136,7 +136,7 @@ class SubjectLoraLoaderMixin(FluxLoraLoaderMixin):
         check_not_wrapped(self.transformer)
         names = loras(self.transformer)
         if name is not None and name not in names:
-            raise ConfigError(f"no LoRA of this name is loaded, but {names}", value=name, fix="name one of them")
+            raise ConfigError(f"no LoRA of this name is loaded; loaded are {names}", value=name, fix="name one of them")
         if not names:
             raise ConfigError("no LoRA is loaded", fix="call load_lora_weights first")
         chosen = [name] if name is not None else (names if len(names) == 1 else effective_loras(self.transformer))
@@ -149,7 +149,7 @@ class SubjectLoraLoaderMixin(FluxLoraLoaderMixin):
         names = loras(self.transformer)
         if not isinstance(name, str) or not name or "." in name or hasattr(ModuleDict, name):
             raise ConfigError(
-                "a LoRA's name is a text without dots, and not a method of a torch module",
+                "a LoRA's name must be text without dots that no method of a torch module has",
                 value=name,
                 fix="use another adapter_name",
             )
@@ -160,7 +160,9 @@ class SubjectLoraLoaderMixin(FluxLoraLoaderMixin):
                 fix="call unload_lora_weights first, use another adapter_name, or hotswap=True",
             )
         if hotswap and name not in names:
-            raise ConfigError(f"no LoRA of this name to swap, but {names}", value=name, fix="load it without hotswap")
+            raise ConfigError(
+                f"hotswap found no LoRA of this name; loaded are {names}", value=name, fix="load it without hotswap"
+            )
         self._check_not_fused()
 
     def _check_not_fused(self) -> None:
@@ -185,7 +187,9 @@ def _locate(source: str | Path, weight_name: str | None, subfolder: str | None, 
     local = Path(source)
     if not local.exists():
         if isinstance(source, Path) or source.startswith((".", "/", "~")) or source.count("/") != 1:
-            raise InputError("no such file or folder, and not a Hub id", value=str(source), fix="check the path")
+            raise InputError(
+                "the LoRA is neither a file, nor a folder, nor a Hub id", value=str(source), fix="check the path"
+            )
         local = _download(source, weight_name, subfolder, hub)
     return local / subfolder if subfolder else local
 

@@ -1,4 +1,4 @@
-"""The training objective, and the held-out loss: the same function, deterministic by the samples' identities."""
+"""The training loss and the paired held-out loss; the samples' identities determine all random numbers."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -27,28 +27,28 @@ def denoising_loss(
     cache: LatentCache | None = None,
     drawn: Draw | None = None,
 ) -> Tensor:
-    """Flow-matching loss of each sample: float32 ``[B]``.
+    """Compute the flow-matching loss of each sample: float32 ``[B]``.
 
     Noise, noise level and dropout depend on (``seed``, sample id) alone: a sample's loss is the same in any batch and
-    at any world size, and two calls that differ in the conditions alone (``batch.with_conditions_of``) are paired.
+    at any number of ranks, and two calls that differ only in conditions (``batch.with_conditions_of``) are paired.
 
     Args:
         model: a SubjectModel, or an engine that calls one.
         vae: frozen AutoencoderKL.
-        batch: with targets; latents that it brings are not computed again.
+        batch: with targets; latents that it has are not computed again.
         sample_ids: B identities.
         seed: anything with a stable ``str``, such as (run seed, epoch).
         flow: noise levels and shift; see :meth:`FlowConfig.from_bundle`.
         use_mllm: whether the MLLM's tokens are computed.
         use_references: whether the reference tokens are computed.
         dropout_mllm: probability that a sample does not see the MLLM's tokens.
-        dropout_references: probability, independent of the other, that it does not see the reference tokens. Dropped
-            is absent: exactly what a stage of denoising that does not use the condition computes.
+        dropout_references: probability, independent of the other, that it does not see the reference tokens. A
+            dropped condition is absent, as in a sampler step that gives it weight 0.
         cache: keeps latents between calls; without it the VAE runs on every image.
-        drawn: what :func:`~lookalike.diffusion.flow.draw` gives for these ids and this seed, if the caller has it.
+        drawn: result of :func:`~lookalike.diffusion.flow.draw` for these ids and this seed, if the caller has it.
 
     Raises:
-        ConfigError: no targets, or not one id for each sample.
+        ConfigError: the batch has no targets, or the number of ids is not that of the samples.
     """
     if batch.target is None:
         raise ConfigError("the batch has no targets", fix="pass targets to the preprocessor")
@@ -101,7 +101,7 @@ def paired_losses(
 
 
 def with_latents(batch: Batch, vae: Any, cache: LatentCache | None = None, *, references: bool = True) -> Batch:
-    """``batch`` with the latents of its targets, and of its ``references``, where it does not bring them."""
+    """Return ``batch`` with the latents of its targets, and with ``references`` of its references, if it lacks them."""
     to_latents = encode if cache is None else cache.encode
     found = {}
     if batch.target_latents is None and batch.target is not None:

@@ -46,11 +46,11 @@ class SubjectPipelineOutput(BaseOutput):
     """What the pipeline returns."""
 
     images: Any
-    """PIL images, or an array or tensor as ``output_type`` says; those of one prompt stand together."""
+    """PIL images, or an array or tensor as ``output_type`` says; those of one prompt are adjacent."""
 
 
 class SubjectPipeline(DiffusionPipeline, SubjectLoraLoaderMixin):
-    """Images of a subject, given references of it and a prompt.
+    """Generates images of a subject from references of it and a prompt.
 
     >>> pipe = SubjectPipeline.from_pretrained("bundle")
     >>> pipe("a red mug on a beach", [Image.open("mug.jpg")], seeds=[0]).images[0]
@@ -62,7 +62,7 @@ class SubjectPipeline(DiffusionPipeline, SubjectLoraLoaderMixin):
         vae: diffusers AutoencoderKL.
         scheduler: flow-matching Euler scheduler.
         preprocessor: template, sizes and tokenizer; :meth:`from_pretrained` reads it from the bundle. A component like
-            the others (``pipe.components``, ``from_pipe``), but no folder of a bundle is its own.
+            the others (``pipe.components``, ``from_pipe``), but without a folder of its own in a bundle.
     """
 
     model_cpu_offload_seq = "mllm->aggregator->transformer->vae"
@@ -86,7 +86,7 @@ class SubjectPipeline(DiffusionPipeline, SubjectLoraLoaderMixin):
 
     @property
     def components(self) -> dict[str, Any]:
-        """What another pipeline is made of: ``SubjectPipeline(**pipe.components)`` shares the weights."""
+        """Components for another pipeline: ``SubjectPipeline(**pipe.components)`` shares the weights."""
         return {name: getattr(self, name) for name in (*COMPONENTS, "preprocessor")}
 
     @classmethod
@@ -96,8 +96,8 @@ class SubjectPipeline(DiffusionPipeline, SubjectLoraLoaderMixin):
         Other arguments are those of ``DiffusionPipeline.from_pretrained`` (``torch_dtype``, ``device_map``, …).
 
         Raises:
-            InputError: no bundle, an incomplete one, another base than the adapter was trained on, or a tensor that is
-                missing or unknown (not looked for with a ``quantization_config``, which renames them).
+            InputError: not a bundle, an incomplete one, another base than the adapter was trained on, or a missing or
+                unknown tensor (not checked with a ``quantization_config``, which renames tensors).
         """
         opened = open_bundle(Path(folder), None if base is None else Path(base))
         check_model_index(opened.components)
@@ -117,8 +117,8 @@ class SubjectPipeline(DiffusionPipeline, SubjectLoraLoaderMixin):
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
         """Write a full bundle that :meth:`from_pretrained` reads and that generates what this pipeline generates.
 
-        A LoRA that is active is written beside the DiT with its weight of ``set_adapters``; one that is fused is in the
-        DiT's weights; one that is disabled or not active is left out. The pipeline stays as it is.
+        An active LoRA is written beside the DiT with its weight of ``set_adapters``; a fused LoRA is part of the DiT's
+        weights; a disabled or inactive LoRA is left out. The pipeline is not changed.
 
         Raises:
             ConfigError: several active LoRAs, or one of another name than ``default``: a bundle holds one.
@@ -127,7 +127,7 @@ class SubjectPipeline(DiffusionPipeline, SubjectLoraLoaderMixin):
 
     @property
     def guidance_scale(self) -> float:
-        """Of the running call; a callback may set ``_guidance_scale`` for the steps that follow."""
+        """Scale of the running call; a callback may set ``_guidance_scale`` for the steps that follow."""
         return self._guidance_scale
 
     @property
@@ -166,22 +166,22 @@ class SubjectPipeline(DiffusionPipeline, SubjectLoraLoaderMixin):
         """Generate.
 
         Args:
-            prompt: one text, or B; what is longer than the model reads is cut with a warning, as in diffusers.
+            prompt: one text, or B; text longer than the model reads is cut with a warning, as in diffusers.
             references: images of the subject: one list, shared by all prompts, or a list for each prompt. Their numbers
                 may differ. PIL images, arrays ``[H, W, C]`` or tensors ``[C, H, W]``, see
                 :func:`~lookalike.diffusion.inputs.pair_references`. None generates from the text only: no step sees
                 references, and unless ``stages`` are given every step sees the MLLM's tokens.
             negative_prompt: what the images must not show, one text or B: the MLLM reads it, without references, for
-                the negative branch of true guidance, which otherwise has no MLLM tokens. Empty is none.
+                the negative branch of true guidance, which otherwise has no MLLM tokens. Empty text counts as None.
             num_inference_steps: Euler steps.
             guidance_scale: true classifier-free guidance: negative + scale × (positive − negative). 1 turns it off.
             stages: which conditions are computed and seen at which noise level: a schedule, its name, ``"TAU1/TAU2"``
                 or ``"TAU1/TAU2/BLEND"``, or a function that makes ``Conditions`` of a noise level; by default what the
                 bundle's preset says.
-            negative: what the negative branch of true guidance leaves away of what the step sees: ``all``, the ``mllm``
-                or the ``references`` alone. It is not computed in it; a step that loses nothing runs unguided.
+            negative: the conditions that the negative branch of true guidance leaves out: ``all``, the ``mllm`` or the
+                ``references`` alone. A step that sees none of them runs unguided.
             distilled_guidance: value of the guidance embedding of a guidance-distilled DiT, in both branches; 1.0 is
-                what it was trained at.
+                the value in training.
             height: pixels; by default the preset's.
             width: pixels; by default the preset's.
             num_images_per_prompt: images of each prompt.
@@ -191,8 +191,8 @@ class SubjectPipeline(DiffusionPipeline, SubjectLoraLoaderMixin):
             output_type: as in diffusers: ``pil``, ``np`` (float32 ``[B, H, W, 3]`` in [0, 1]), ``pt`` (float32
                 ``[B, 3, H, W]`` in [0, 1]) or ``latent`` (packed).
             callback_on_step_end: called as ``f(pipe, step, timestep, {"latents": …})``; may return other latents. It
-                ends the call early with ``pipe._interrupt = True``.
-            callback_on_step_end_tensor_inputs: what it gets, of ``pipe._callback_tensor_inputs``.
+                skips the remaining steps with ``pipe._interrupt = True``.
+            callback_on_step_end_tensor_inputs: names of the tensors that it gets, of ``pipe._callback_tensor_inputs``.
             return_dict: a :class:`SubjectPipelineOutput`, or a tuple of the images.
 
         Raises:
@@ -287,7 +287,7 @@ class SubjectPipeline(DiffusionPipeline, SubjectLoraLoaderMixin):
         return SamplerPlan.of(schedule, set_noise_levels(scheduler, steps, rows * columns, self._execution_device))
 
     def _size(self, height: int | None, width: int | None) -> tuple[int, int]:
-        """Height and width in pixels, the preset's where None."""
+        """Return height and width in pixels, the preset's for None."""
         preset = self.preprocessor.preset
         size = (preset.height if height is None else height, preset.width if width is None else width)
         check_size(*size, 2 * downsampling(self.vae))
@@ -299,7 +299,7 @@ class SubjectPipeline(DiffusionPipeline, SubjectLoraLoaderMixin):
             check_latents(given, shape)
             return given.to(device, dtype)
         noise: Tensor = randn_tensor(shape, generator=generators, device=device, dtype=torch.float32)
-        return noise.to(dtype)  # drawn in half precision, a seed would give other numbers
+        return noise.to(dtype)  # sampled in half precision, a seed would give other numbers
 
     def _decode(self, latents: Tensor, grid: tuple[int, int], output_type: str) -> Any:
         if output_type == "latent":

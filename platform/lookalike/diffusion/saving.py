@@ -1,4 +1,4 @@
-"""Save a pipeline as a bundle that generates what the pipeline generates."""
+"""Save a pipeline as a bundle that generates the same images."""
 
 import shutil
 import tempfile
@@ -43,7 +43,7 @@ def save_bundle(pipe: Any, folder: Path, **kwargs: Any) -> None:
     check_not_wrapped(transformer)
     if kwargs.get("safe_serialization") is False:
         raise ConfigError(
-            "a bundle holds no pickles", value="safe_serialization=False", fix="drop safe_serialization=False"
+            "a bundle cannot be saved as pickles", value="safe_serialization=False", fix="drop safe_serialization=False"
         )
     active = effective_loras(transformer)
     if active not in ([], [ADAPTER_NAME]):

@@ -1,1 +1,1 @@
-"""The trainer: curriculum, epoch plan, ZeRO-3 and plain engines, checkpoints by parameter name, export."""
+"""Training: curriculum, epoch plan, ZeRO-3 and plain engines, checkpoints by parameter name, export."""

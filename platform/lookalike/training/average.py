@@ -21,14 +21,14 @@ class EmaConfig:
     """An exponential moving average of the trained weights."""
 
     decay: float | None = None
-    """Its decay, such as 0.999; by default none is kept. The paper names none, the figures in this repository are of
-    runs without it, and it costs one more fp32 copy. Early on it is ``(1 + steps) / (10 + steps)``, so that the initial
-    weights do not linger. Where it is kept, it is what is validated and exported."""
+    """Its decay, such as 0.999; by default none is kept. The paper has none, the results in this repository are
+    of runs without it, and it costs one more fp32 copy. In early steps the decay is ``(1 + steps) / (10 + steps)``, so
+    that the initial weights fade soon. A run that keeps an average validates and exports it."""
 
     def __post_init__(self) -> None:
         check_values(self)
         if self.decay is not None and not 0 < self.decay < 1:
-            raise ConfigError("ema.decay lies between 0 and 1", value=self.decay, fix="try 0.999")
+            raise ConfigError("ema.decay is not between 0 and 1", value=self.decay, fix="try 0.999")
 
     def decay_after(self, steps: int) -> float:
         """The decay of the update that follows the ``steps``-th optimizer step, counted from 1."""
@@ -36,7 +36,7 @@ class EmaConfig:
 
 
 def update_average(optimizer: "optim.Optimizer", ema: EmaConfig, steps: int) -> None:
-    """Move the average of whatever ``optimizer`` steps (under ZeRO-3 this rank's partitions) towards its weights."""
+    """Move the average of each tensor that ``optimizer`` updates (under ZeRO-3 this rank's partitions) towards it."""
     import torch
 
     if ema.decay is None or not optimizer.state:

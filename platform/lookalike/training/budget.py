@@ -1,4 +1,4 @@
-"""What a training will need before it is paid for: memory per GPU, the largest micro batch, FLOPs and days."""
+"""Estimate what a training run needs: memory per GPU, the largest micro batch, FLOPs and days."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,24 +30,28 @@ _OFFLOADED: dict[Offload, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Cluster:
-    """GPUs, and what is assumed of them."""
+    """The GPUs of a training run, and the assumptions about them."""
 
     gpus: int
-    """How many; one rank of ZeRO-3 each."""
+    """Number of GPUs; one rank of ZeRO-3 each."""
     memory_gb: float
-    """Memory of one, in 10⁹ bytes."""
+    """Memory of one GPU, in 10⁹ bytes."""
     reserve_gb: float = 4.0
-    """Kept free in each for the CUDA context, NCCL, workspaces and fragmentation."""
+    """Kept free on each GPU for the CUDA context, NCCL, workspaces and fragmentation."""
     peak_tflops: float = 989.0
-    """Peak of one in the precision of the training."""
+    """Peak of one GPU in the precision of the training run."""
     utilisation: float = 0.35
     """Share of the peak that the model's FLOPs reach."""
 
     def __post_init__(self) -> None:
         if self.gpus < 1 or self.memory_gb <= self.reserve_gb:
-            raise ConfigError("no such cluster", value=f"{self.gpus}x{self.memory_gb:g}", fix="try 8x80")
+            raise ConfigError(
+                "a cluster needs at least one GPU with more memory than the reserve",
+                value=f"{self.gpus}x{self.memory_gb:g}",
+                fix="try 8x80",
+            )
         if not 0 < self.utilisation <= 1:
-            raise ConfigError("utilisation is a share", value=self.utilisation, fix="try 0.35")
+            raise ConfigError("utilisation is not between 0 and 1", value=self.utilisation, fix="try 0.35")
 
 
 @dataclass(frozen=True)
@@ -55,15 +59,15 @@ class MemoryPlan:
     """Bytes of one GPU by what holds them."""
 
     rows: dict[str, int]
-    """All but activations."""
+    """All memory except activations."""
     activation: int
     """Peak of the activations of one sample; that of a micro batch is proportional within 2 %."""
     offload: Offload
-    """What has to move to the host's memory for one sample to fit."""
+    """What must move to the host's memory so that one sample fits."""
     micro_batch: int
-    """The largest that fits then; 0 if none does."""
+    """The largest that fits with that offload; 0 if none does."""
     host: int
-    """Bytes that this rank keeps in the host's memory then."""
+    """Bytes that this rank keeps in the host's memory with that offload."""
 
     def activations(self, micro_batch: int) -> int:
         """Peak bytes of a pass on that many samples."""
@@ -72,7 +76,7 @@ class MemoryPlan:
 
 @dataclass(frozen=True)
 class PhaseCost:
-    """What one stage of the curriculum costs."""
+    """Cost of one phase of the curriculum."""
 
     name: str
     steps: int
@@ -81,7 +85,7 @@ class PhaseCost:
     flops: int
     """The model's FLOPs for one sample: forward and backward, without what checkpointing computes again."""
     days: float
-    """On the cluster."""
+    """Days on the cluster."""
 
 
 def plan_memory(
@@ -95,9 +99,9 @@ def plan_memory(
     references: bool = True,
     average: bool = False,
 ) -> MemoryPlan:
-    """Memory of one rank of ZeRO-3 that trains ``preset`` on such samples, with at least the offload of ``zero``.
+    """Estimate the memory of one rank of ZeRO-3 that trains ``preset`` with at least the offload of ``zero``.
 
-    Exact for tensors that PyTorch and DeepSpeed keep (tests hold that against a real run); gathered layers are
+    Exact for tensors that PyTorch and DeepSpeed keep (tests compare it with a real run); gathered layers are
     DeepSpeed's own bound. The VAE is whole and float32 on each GPU.
     """
     dtype = getattr(torch, precision)
@@ -123,8 +127,10 @@ def plan_memory(
 
 
 def fit(rows: dict[str, int], activation: int, cluster: Cluster, least: Offload = "none") -> MemoryPlan:
-    """The largest micro batch beside ``rows``, and what of them has to go to the host for one sample to fit; what
-    ``least`` names goes there in any case."""
+    """Find the largest micro batch beside ``rows``, and the least offload with which one sample fits.
+
+    What ``least`` names is offloaded in any case.
+    """
     plans = []
     for offload in list(_OFFLOADED)[list(_OFFLOADED).index(least) :]:
         kept = {name: 0 if name in _OFFLOADED[offload] else size for name, size in rows.items()}
@@ -135,18 +141,18 @@ def fit(rows: dict[str, int], activation: int, cluster: Cluster, least: Offload 
 
 
 def phase_costs(
-    preset: Preset, sample: Sample, cluster: Cluster, stages: Sequence[PhaseConfig], batch_size: int
+    preset: Preset, sample: Sample, cluster: Cluster, phases: Sequence[PhaseConfig], batch_size: int
 ) -> list[PhaseCost]:
-    """FLOPs, tokens and days of each stage at that global batch size."""
+    """Estimate FLOPs, tokens and days of each phase at that global batch size."""
     model, vae = meta_model(preset), meta_vae(preset)
     encode, _ = vae_flops(vae, preset.height, preset.width)
     plans = []
-    for stage in stages:
-        references = stage.conditions == "mllm+references"
+    for phase in phases:
+        references = phase.conditions == "mllm+references"
         images = 1 + references * sample.references
         flops = encode * images + step_flops(model, sample, references=references)
-        seconds = stage.steps * batch_size * flops / (cluster.gpus * cluster.peak_tflops * 1e12 * cluster.utilisation)
+        seconds = phase.steps * batch_size * flops / (cluster.gpus * cluster.peak_tflops * 1e12 * cluster.utilisation)
         plans.append(
-            PhaseCost(stage.name, stage.steps, sample.tokens(mllm=True, references=references), flops, seconds / 86400)
+            PhaseCost(phase.name, phase.steps, sample.tokens(mllm=True, references=references), flops, seconds / 86400)
         )
     return plans

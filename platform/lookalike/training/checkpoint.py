@@ -1,9 +1,9 @@
-"""Checkpoints: trainable state by parameter name in safetensors, and a COMMIT, written last, that names each file.
+"""Write and read checkpoints: trainable state by parameter name in safetensors; COMMIT, written last, names the files.
 
 ``checkpoints/step-00000120.2/part-00000.safetensors … state.json COMMIT``, where 2 is the number of the writer's lease
-(:mod:`lookalike.training.marks`). Keys are ``master/NAME``, ``exp_avg/NAME``, ``exp_avg_sq/NAME`` and, where an average
-is kept, ``ema/NAME``, full fp32 tensors: any number of ranks can resume from them. Frozen weights are not in it; the
-run's initial bundle holds them, and its hash is in ``state.json``.
+(:mod:`lookalike.training.marks`). Keys are ``master/NAME``, the optimizer's ``exp_avg/NAME`` and
+``exp_avg_sq/NAME``, and ``ema/NAME`` if an average is kept: full fp32 tensors, from which any number of ranks can
+resume. The run's initial bundle holds the frozen weights, and ``state.json`` its hash.
 """
 
 import hashlib
@@ -40,19 +40,19 @@ _SHA256 = re.compile(r"^[0-9a-f]{64}$")
 
 @dataclass(frozen=True)
 class CheckpointState:
-    """Where a run stands, and whose it is."""
+    """The step of a checkpoint, and the run that it belongs to."""
 
     step: int
-    """Optimizer steps done; the next one has this 0-based number."""
+    """Optimizer steps done; the next step has this 0-based number."""
     fingerprint: str
-    """Of the run's configuration: a checkpoint of another run is refused."""
+    """Fingerprint of the run's configuration; a checkpoint of another run is rejected."""
     base_sha256: str
-    """Of the initial bundle, which holds the frozen weights."""
+    """SHA-256 of the initial bundle, which holds the frozen weights."""
 
 
 @dataclass(frozen=True)
 class _File:
-    """What COMMIT says of a file."""
+    """A file as COMMIT names it."""
 
     sha256: str
     size: int | None
@@ -60,17 +60,18 @@ class _File:
 
 
 def committed_steps(store: Store) -> list[int]:
-    """Steps of the checkpoints with a COMMIT that count, ascending."""
+    """Return the steps of the valid checkpoints with a COMMIT, ascending."""
     return [mark.step for mark in _committed(store)]
 
 
 def newest(run: Store) -> int:
-    """Steps done at the newest complete checkpoint of the run in ``run``; 0 if it never had one.
+    """Return the steps done at the newest complete checkpoint of the run in ``run``; 0 if it never had one.
 
-    One that lacks a file, or has one too many or of another size, is named in a warning, and the one before counts.
+    A checkpoint with a missing, an additional or a truncated file is named in a warning, and the previous one is used.
 
-    Raises InputError if none is complete, or if all are gone: each leaves a part of the ledger, which is written before
-    it, so a second part without any checkpoint shows that one was complete.
+    Raises:
+        InputError: no checkpoint is complete, or all are gone. A part of the ledger is written before each checkpoint,
+            so a second part without any checkpoint shows that one was complete.
     """
     checkpoints = run.child(CHECKPOINTS)
     marks = _committed(checkpoints)
@@ -78,7 +79,7 @@ def newest(run: Store) -> int:
         try:
             _verified_files(checkpoints, mark)
         except InputError as error:
-            log.warning("checkpoint %s is not complete, and the one before it is taken: %s", mark, error)
+            log.warning("checkpoint %s is not complete, the previous one is used: %s", mark, error)
         else:
             return mark.step
     if marks:
@@ -88,18 +89,22 @@ def newest(run: Store) -> int:
             fix="restore the files that the warnings name, or give another --run to start again",
         )
     if sum(1 for _ in run.list(f"{LEDGER}/")) > 1:
-        raise InputError("a run's checkpoints are gone", value=checkpoints.uri, fix="give another --run to begin anew")
+        raise InputError(
+            "the run's ledger shows a checkpoint, but no checkpoint is there",
+            value=checkpoints.uri,
+            fix="restore the checkpoints, or give another --run to start again",
+        )
     return 0
 
 
 def latest_lease(run: Store) -> int:
-    """The highest number of a lease under which something of the run was written."""
+    """Return the highest lease number under which something of the run was written."""
     marks = [parse_mark(info.key.split("/")[0]) for info in run.child(CHECKPOINTS).list("step-")]
     return max((mark.lease for mark in [*marks, *recorded(run)] if mark), default=0)
 
 
 def snapshot(tensors: Iterable[tuple[str, Tensor]], *, keep: bool = True) -> list[dict[str, Tensor]]:
-    """An engine's state in parts. Every rank iterates ``tensors`` (a collective); only the one with ``keep`` has them.
+    """Collect an engine's state in parts; a rank without ``keep`` takes part in the collective and keeps nothing.
 
     The tensors are copies already (:meth:`lookalike.training.engine.Engine.state`).
     """
@@ -119,7 +124,7 @@ def snapshot(tensors: Iterable[tuple[str, Tensor]], *, keep: bool = True) -> lis
 def write(
     store: Store, state: CheckpointState, parts: Sequence[Mapping[str, Tensor]], fence: Fence | None = None
 ) -> None:
-    """Store a snapshot; ``COMMIT`` goes last. Raises BusyError if another process holds the run's lease by then."""
+    """Store a snapshot, ``COMMIT`` last. Raises BusyError if another process holds the run's lease by then."""
     mark = Mark(state.step, fence.number) if fence else Mark(state.step)
     target = store.child(str(mark))
     files: dict[str, dict[str, str | int]] = {}
@@ -138,8 +143,11 @@ def write(
 
 
 def load(store: Store, step: int, without: tuple[str, ...] = ()) -> tuple[CheckpointState, dict[str, Tensor]]:
-    """Read a checkpoint, but for tensors of the kinds ``without``, and verify every file's hash; raises InputError that
-    names the damaged or missing file."""
+    """Read a checkpoint except the tensors of the kinds ``without``, and verify every file's hash.
+
+    Raises:
+        InputError: names the damaged or missing file.
+    """
     mark = next((mark for mark in _committed(store) if mark.step == step), Mark(step))
     source = store.child(str(mark))
     left_out = tuple(f"{kind}/" for kind in without)
@@ -162,15 +170,16 @@ def load(store: Store, step: int, without: tuple[str, ...] = ()) -> tuple[Checkp
 
 
 def _committed(store: Store) -> list[Mark]:
-    """Marks of the checkpoints with a COMMIT that count, ascending."""
+    """Return the marks of the valid checkpoints with a COMMIT, ascending."""
     keys = (info.key.split("/") for info in store.list("step-"))
     return current(mark for key in keys if key[1:] == [COMMIT] and (mark := parse_mark(key[0])))
 
 
 def _verified_files(store: Store, mark: Mark) -> dict[str, _File]:
-    """The files that COMMIT names, all of which are there in their sizes, and no further part. Nothing is loaded.
+    """Return the files that COMMIT names, after checking names and sizes; loads nothing.
 
-    Raises InputError that names the first file that does not fit.
+    Raises:
+        InputError: names the first file that is missing, additional or of another size.
     """
     source = store.child(str(mark))
     files = _commit(source, mark)
@@ -188,7 +197,7 @@ def _verified_files(store: Store, mark: Mark) -> dict[str, _File]:
 
 
 def _commit(source: Store, mark: Mark) -> dict[str, _File]:
-    """What COMMIT says. Before, it was an object of names and hashes."""
+    """Read COMMIT. Earlier versions wrote an object of names and hashes."""
     where = source.uri_of(COMMIT)
     commit = read_object(source, COMMIT)
     if any(isinstance(value, str) for value in commit.values()):
@@ -202,12 +211,12 @@ def _commit(source: Store, mark: Mark) -> dict[str, _File]:
     expected = {_STATE} | {f"part-{number:05d}.safetensors" for number in range(len(files) - 1)}
     hashed = all(isinstance(file.sha256, str) and _SHA256.match(file.sha256) for file in files.values())
     if files.keys() != expected or parts != len(files) - 1 or not hashed:
-        raise InputError("a checkpoint's COMMIT does not name the files of one", value=where, fix=_REMOVE)
+        raise InputError("a checkpoint's COMMIT does not name the files of a checkpoint", value=where, fix=_REMOVE)
     return files
 
 
 def verify_owner(found: CheckpointState, fingerprint: str, base_sha256: str) -> None:
-    """Refuse state that another configuration or another base has written."""
+    """Raise InputError for state that another configuration or another base has written."""
     for what, theirs, ours in (
         ("configuration", found.fingerprint, fingerprint),
         ("initial bundle", found.base_sha256, base_sha256),
@@ -221,9 +230,9 @@ def verify_owner(found: CheckpointState, fingerprint: str, base_sha256: str) -> 
 
 
 def prune(store: Store, keep: int, keep_every: int | None = None) -> None:
-    """Remove checkpoints but the ``keep`` newest and those at multiples of ``keep_every`` steps.
+    """Remove all checkpoints except the ``keep`` newest and those at multiples of ``keep_every`` steps.
 
-    Folders that a crash left without COMMIT go as well, and those of a process whose lease was lost.
+    Also removes folders that a crash left without COMMIT, and those of a process whose lease was lost.
     """
     marks = _committed(store)
     if not marks:
@@ -236,12 +245,14 @@ def prune(store: Store, keep: int, keep_every: int | None = None) -> None:
         and mark not in kept
         and (mark < marks[-1] or mark.lease < marks[-1].lease)
     ]
-    for key in sorted(doomed, key=lambda key: not key.endswith(COMMIT)):  # the marker first: never half a checkpoint
+    for key in sorted(
+        doomed, key=lambda key: not key.endswith(COMMIT)
+    ):  # the marker first, so that no reader uses half a checkpoint
         store.delete(key)
 
 
 def trained_weights(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What a run has made of its parameters, by name, fp32: their average where one is in the checkpoint's tensors."""
+    """Return the trained parameters by name, fp32: their average if the checkpoint has one."""
     for kind in (AVERAGE, MASTER):
         if found := {
             key.removeprefix(f"{kind}/"): value for key, value in tensors.items() if key.startswith(f"{kind}/")

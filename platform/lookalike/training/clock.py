@@ -1,4 +1,4 @@
-"""Where the time and the memory of a step go."""
+"""Measure the time and the peak memory of training steps."""
 
 import resource
 import time
@@ -12,7 +12,7 @@ _GB = 10**9
 
 
 class StepClock:
-    """Seconds by what they were spent on, and the peak of this process's memory on its device."""
+    """Sums seconds by name, and reports the peak of this process's memory on its device."""
 
     def __init__(self, device: torch.device | None = None) -> None:
         self._gpu = device if device is not None and device.type == "cuda" else None
@@ -21,8 +21,11 @@ class StepClock:
 
     @contextmanager
     def measure(self, name: str) -> Iterator[None]:
-        """Add the seconds of the body to ``name``. On a GPU those from the end of what was queued before it to the end
-        of what it queues: nobody waits for them before they are taken."""
+        """Add the seconds of the body to ``name``.
+
+        On a GPU these are the seconds from the end of the work queued before to the end of the work queued by the body;
+        the host waits for them only in :meth:`take`.
+        """
         if self._gpu is None:
             started = time.perf_counter()
             yield
@@ -35,7 +38,7 @@ class StepClock:
         self._events.append((name, begin, end))
 
     def take(self, *names: str) -> list[float]:
-        """Seconds of each name since they were last taken."""
+        """Return the seconds of each name since they were last taken."""
         for name, begin, end in self._events:
             end.synchronize()
             self._seconds[name] += begin.elapsed_time(end) / 1000
@@ -43,7 +46,7 @@ class StepClock:
         return [self._seconds.pop(name, 0.0) for name in names]
 
     def peak_memory_gb(self) -> float:
-        """Most bytes ever held, in 10⁹: of the GPU's allocator, else of the process."""
+        """Return the peak memory in 10⁹ bytes: of the GPU's allocator, or of the process without a GPU."""
         if self._gpu is not None:
             return torch.cuda.max_memory_allocated(self._gpu) / _GB
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / _GB

@@ -1,4 +1,4 @@
-"""What a training run is: the typed configuration of ``jobs/train.py``, resolved and saved beside its results."""
+"""The configuration of a training run (``jobs/train.py``), which is saved resolved beside its results."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -83,28 +83,32 @@ class TrainConfig:
     def __post_init__(self) -> None:
         check_values(self)
         if not self.stages:
-            raise ConfigError("the curriculum is empty", fix="name at least one stage")
+            raise ConfigError("the curriculum is empty", fix="add at least one phase to stages")
         if self.adapter is not None and self.base is None:
-            raise ConfigError("an adapter needs a base to sit on", value=self.adapter, fix="set base to a bundle's URI")
+            raise ConfigError(
+                "a run with an adapter needs a base", value=self.adapter, fix="set base to a bundle's URI"
+            )
         if self.from_seed and self.base is not None:
-            raise ConfigError("a run starts from a base or from a seed", value=self.base, fix="drop base or from_seed")
+            raise ConfigError("base and from_seed exclude each other", value=self.base, fix="drop base or from_seed")
         if self.images.count and not self.validation.samples:
             raise ConfigError(
-                "images are of held-out samples, and there are none", value=self.images, fix="raise validation.samples"
+                "images are generated for held-out samples, but validation.samples is 0",
+                value=self.images,
+                fix="raise validation.samples",
             )
         if self.workers.num_workers == 0 and self.zero.offload != "none":
             raise ConfigError(
-                f"zero.offload={self.zero.offload} needs DeepSpeed, which workers.num_workers=0 does without",
+                f"zero.offload={self.zero.offload} needs DeepSpeed, which workers.num_workers=0 does not use",
                 fix="use num_workers=1 or more, or zero.offload=none",
             )
         if self.zero.overlap and not self.workers.use_gpu:
             raise ConfigError(
-                "zero.overlap needs GPUs: Gloo has no streams to overlap on", fix="leave it to its default"
+                "zero.overlap needs GPUs: Gloo has no streams to overlap on", fix="leave zero.overlap unset"
             )
         ranks = max(1, self.workers.num_workers)
         if self.batch_size < 1 or self.micro_batch_size < 1 or self.batch_size % (ranks * self.micro_batch_size):
             raise ConfigError(
-                "batch_size is no multiple of workers × micro_batch_size",
+                "batch_size is not a multiple of workers × micro_batch_size",
                 value=f"batch_size={self.batch_size}, num_workers={ranks}, micro_batch_size={self.micro_batch_size}",
                 fix=f"use a batch_size divisible by {ranks * max(1, self.micro_batch_size)}, or a smaller micro batch",
             )

@@ -13,10 +13,10 @@ ConditionSet = Literal["mllm", "mllm+references"]
 
 @dataclass(frozen=True)
 class PhaseConfig:
-    """One stage of the curriculum."""
+    """A phase of the curriculum (paper: training stage)."""
 
     name: str
-    """How the stage is called in logs and plots."""
+    """Name of the phase in logs and plots."""
     steps: int
     """Optimizer steps."""
     conditions: ConditionSet
@@ -24,21 +24,21 @@ class PhaseConfig:
     learning_rate: float = 1e-3
     """Peak learning rate of AdamW."""
     warmup_steps: int = 10
-    """Steps of linear warm-up at the start of the stage; a cosine to ``final_lr_share`` follows."""
+    """Steps of linear warm-up at the start of the phase; a cosine to ``final_lr_share`` follows."""
     final_lr_share: float = 0.1
-    """Learning rate at the end of the stage, as a share of the peak."""
+    """Learning rate at the end of the phase, as a share of the peak."""
 
     def __post_init__(self) -> None:
         check_values(self)
         if self.steps < 1:
             raise ConfigError(
-                "a stage needs at least one step", value=f"{self.name}: steps={self.steps}", fix="raise it"
+                "a phase needs at least one step", value=f"{self.name}: steps={self.steps}", fix="use steps=1 or more"
             )
         if not 0 <= self.warmup_steps <= self.steps:
             raise ConfigError(
-                "warm-up does not fit into its stage",
+                "warm-up is longer than its phase, or negative",
                 value=f"{self.name}: warmup_steps={self.warmup_steps}, steps={self.steps}",
-                fix="lower warmup_steps",
+                fix="use 0 to steps for warmup_steps",
             )
         if self.learning_rate <= 0:
             raise ConfigError("learning rate must be above 0", value=self.learning_rate, fix="try 1e-3 (mini) or 1e-4")
@@ -52,27 +52,27 @@ def default_phases() -> list[PhaseConfig]:
     ]
 
 
-def phase_at(stages: Sequence[PhaseConfig], step: int) -> tuple[int, PhaseConfig, int]:
-    """Index of the stage of the 0-based ``step``, the stage, and the step's position in it."""
+def phase_at(phases: Sequence[PhaseConfig], step: int) -> tuple[int, PhaseConfig, int]:
+    """Return the index of the phase of the 0-based ``step``, the phase, and the step's position in it."""
     first = 0
-    for index, stage in enumerate(stages):
-        if step < first + stage.steps:
-            return index, stage, step - first
-        first += stage.steps
-    raise IndexError(f"step {step} lies behind the curriculum of {first} steps")
+    for index, phase in enumerate(phases):
+        if step < first + phase.steps:
+            return index, phase, step - first
+        first += phase.steps
+    raise IndexError(f"step {step} is after the end of the curriculum of {first} steps")
 
 
-def learning_rate(stage: PhaseConfig, position: int) -> float:
-    """Linear warm-up, then a cosine from the peak to ``final_lr_share`` of it at the stage's last step."""
-    if position < stage.warmup_steps:
-        return stage.learning_rate * (position + 1) / stage.warmup_steps
-    span = max(1, stage.steps - 1 - stage.warmup_steps)
-    progress = min(1.0, (position - stage.warmup_steps) / span)
-    share = stage.final_lr_share + (1 - stage.final_lr_share) * 0.5 * (1 + math.cos(math.pi * progress))
-    return stage.learning_rate * share
+def learning_rate(phase: PhaseConfig, position: int) -> float:
+    """Return the learning rate: linear warm-up, then a cosine to ``final_lr_share`` of the peak at the end."""
+    if position < phase.warmup_steps:
+        return phase.learning_rate * (position + 1) / phase.warmup_steps
+    span = max(1, phase.steps - 1 - phase.warmup_steps)
+    progress = min(1.0, (position - phase.warmup_steps) / span)
+    share = phase.final_lr_share + (1 - phase.final_lr_share) * 0.5 * (1 + math.cos(math.pi * progress))
+    return phase.learning_rate * share
 
 
-def ends_phase(stages: Sequence[PhaseConfig], step: int) -> bool:
-    """Whether the 0-based ``step`` is the last of its stage."""
-    _, stage, position = phase_at(stages, step)
-    return position == stage.steps - 1
+def ends_phase(phases: Sequence[PhaseConfig], step: int) -> bool:
+    """Return whether the 0-based ``step`` is the last of its phase."""
+    _, phase, position = phase_at(phases, step)
+    return position == phase.steps - 1

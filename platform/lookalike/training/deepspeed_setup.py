@@ -22,9 +22,9 @@ def prepare_process(device: torch.device) -> None:
 
 
 def prefer_own_ninja() -> None:
-    """Put the ninja that lies beside the interpreter first on PATH: DeepSpeed calls it by name.
+    """Put the ninja of the interpreter's environment first on PATH: DeepSpeed calls it by name.
 
-    One of another version, such as the system's, takes every file for changed and compiles it again.
+    A ninja of another version, such as the system's, considers every file changed and compiles it again.
     """
     folder = str(Path(sys.executable).parent)
     if Path(folder, "ninja").exists() and shutil.which("ninja", path=os.environ["PATH"]) != f"{folder}/ninja":
@@ -32,10 +32,10 @@ def prefer_own_ninja() -> None:
 
 
 def import_deepspeed(device: torch.device) -> Any:
-    """DeepSpeed, told its accelerator, with what it would import while it builds an engine, but not what nobody needs.
+    """Import DeepSpeed for ``device``, with the modules that it would import while it builds an engine.
 
-    Its autotuner imports mlflow where that is installed, and ``torch.compile`` on functions of an optimizer imports a
-    compiler, at the start of each rank. Both are hidden meanwhile.
+    Its autotuner imports mlflow if that is installed, and ``torch.compile`` on functions of an optimizer imports a
+    compiler, at the start of each rank. Both are hidden during the import.
     """
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if device.type == "cuda" else "cpu")
     with _set(os.environ, "TORCHDYNAMO_DISABLE", "1"), _set(sys.modules, "mlflow", sys.modules.get("mlflow")):
@@ -47,7 +47,7 @@ def import_deepspeed(device: torch.device) -> Any:
 
 @contextmanager
 def _set(values: MutableMapping[str, Any], name: str, value: Any) -> Iterator[None]:
-    """``values[name]`` is ``value`` for a while. A module that is None cannot be imported."""
+    """Set ``values[name]`` to ``value`` within the context. A module that is None cannot be imported."""
     known, before = name in values, values.get(name)
     values[name] = value
     try:
@@ -62,9 +62,9 @@ def _set(values: MutableMapping[str, Any], name: str, value: Any) -> Iterator[No
 def load_operator() -> None:
     """Load DeepSpeed's shared-memory collectives; the first time they are compiled, into torch's extensions folder.
 
-    torch marks a compilation by a file that is there until it ends (``torch.utils.file_baton``): after a killed one
-    everybody would wait for ever. So processes take turns by a lock that the system takes back from the dead, and a
-    mark that is there at one's turn is nobody's.
+    PyTorch marks a running compilation by a file (``torch.utils.file_baton``); after a killed compilation every process
+    would wait for that file to disappear. So processes take turns with a file lock, which the system releases when a
+    process dies, and the process that holds the lock removes a leftover file.
     """
     from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
     from torch.utils.cpp_extension import _get_build_directory

@@ -1,4 +1,4 @@
-"""What the loop asks of an engine, and the plain one: a single process without DeepSpeed."""
+"""The engine that the loop trains with: its protocol, and the plain one for a single process without DeepSpeed."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from lookalike.errors import InputError
 from lookalike.training.average import AVERAGE, EmaConfig, update_average
 from lookalike.training.optimizer import STATE_NAMES, OptimizerConfig, build_optimizer, initial_state
 from lookalike.training.workers import Precision
@@ -21,54 +22,67 @@ class Engine(Protocol):
     """Call it for a forward pass."""
 
     def accumulate(self, loss: Tensor) -> None:
-        """Backward of one micro batch's loss (a scalar, the mean over the micro batch's samples)."""
+        """Run the backward pass of one micro batch's loss (a scalar, the mean over its samples)."""
 
     def finish_step(self) -> float:
-        """Optimizer step after all micro batches, then the average; returns the gradient norm before clipping."""
+        """Step the optimizer after all micro batches, update the average; return the gradient norm before clipping."""
 
     def set_learning_rate(self, value: float) -> None:
-        """For all parameter groups."""
+        """Set the learning rate of all parameter groups."""
 
     def averaged(self) -> AbstractContextManager[None]:
-        """Within it the model computes with the averaged weights; where no average is kept, with those it has."""
+        """Return a context in which the model computes with the averaged weights, if an average is kept."""
 
     def state(self) -> Iterator[tuple[str, Tensor]]:
-        """Full fp32 tensors on the CPU, in a fixed order: ``master/NAME``, ``exp_avg/NAME``, ``exp_avg_sq/NAME`` and,
-        where an average is kept, ``ema/NAME``.
+        """Yield full fp32 tensors on the CPU in a fixed order: for each parameter ``master/NAME``, those of the
+        optimizer (:data:`~lookalike.training.optimizer.STATE_NAMES`), and ``ema/NAME`` if an average is kept.
 
         They are copies, which later steps do not change. On ranks other than 0 they may be empty.
         """
 
     def load_state(self, tensors: Mapping[str, Tensor], optimizer_steps: int) -> None:
-        """Take up what :meth:`state` gave, at any number of ranks. Strict: every key, no other."""
+        """Load the tensors of :meth:`state`, written at any number of ranks.
+
+        Raises:
+            InputError: a key is missing or unknown.
+        """
 
 
 def kept_by_optimizer(ema: EmaConfig) -> tuple[str, ...]:
-    """Names of the tensors in the optimizer's state of a parameter: the optimizer's own, and the moving average."""
+    """Return the names of the tensors in the optimizer's state of a parameter: its own, and the moving average."""
     return STATE_NAMES if ema.decay is None else (*STATE_NAMES, AVERAGE)
 
 
 def fresh_state(weights: Tensor, kept: tuple[str, ...], steps: int = 0, *, fused: bool = False) -> dict[str, Tensor]:
-    """The optimizer's state of a parameter after ``steps`` steps, all zero, and the average at ``weights`` if kept."""
+    """Return a parameter's state in the optimizer after ``steps`` steps: zeros, and ``weights`` as the average."""
     average = {AVERAGE: weights.detach().clone()} if AVERAGE in kept else {}
     return {**initial_state(weights, steps, fused=fused), **average}
 
 
 def state_keys(names: list[str], kept: tuple[str, ...]) -> list[str]:
-    """Keys of a checkpoint's tensors for trainable parameters ``names``, in the order they are written."""
+    """Return the keys of a checkpoint's tensors for the trainable parameters ``names``, in the order of writing."""
     return [f"{kind}/{name}" for name in names for kind in (MASTER, *kept)]
 
 
 def check_keys(expected: list[str], found: Mapping[str, Tensor]) -> None:
-    """Raise KeyError that names the first missing or extra tensor."""
-    if missing := sorted(set(expected) - set(found)):
-        raise KeyError(f"the checkpoint lacks {len(missing)} tensors, the first is {missing[0]}")
-    if extra := sorted(set(found) - set(expected)):
-        raise KeyError(f"the checkpoint holds {len(extra)} tensors of another model, the first is {extra[0]}")
+    """Compare a checkpoint's keys with the expected ones.
+
+    Raises:
+        InputError: a tensor is missing, or belongs to another model.
+    """
+    for names, problem in (
+        (set(expected) - set(found), "lacks tensors"),
+        (set(found) - set(expected), "has tensors of another model"),
+    ):
+        if names:
+            raise InputError(
+                f"the checkpoint {problem}: {len(names)}, the first is {min(names)}",
+                fix="resume with the configuration of the run that wrote it, or give another --run to start again",
+            )
 
 
 class _Autocast(nn.Module):
-    """A model whose passes are in half precision while its weights stay as they are."""
+    """A model that computes in half precision while its weights keep their type."""
 
     def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
         super().__init__()
@@ -81,7 +95,7 @@ class _Autocast(nn.Module):
 
 
 class PlainEngine:
-    """One process: PyTorch's own optimizer and clipping, the reference that ZeRO-3 is compared with."""
+    """Trains in one process with PyTorch's own optimizer and clipping: the reference that ZeRO-3 is compared with."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""The bundle that comes out of a run: the initial one with a checkpoint's weights."""
+"""Export a run's bundle: the initial one with a checkpoint's weights."""
 
 import shutil
 from collections.abc import Callable, Mapping
@@ -30,20 +30,23 @@ from lookalike.training.config import TrainConfig
 from lookalike.training.optimizer import STATE_NAMES
 from lookalike.training.trainable import adapter_of, add_loras, mllm_lora_of, trainable_parts
 
-_TOLERANCE = 1e-3  # of weights; float16 has 11 significant bits
-_OUTPUT_TOLERANCE = {"float32": 1e-3, "float16": 1e-2}  # rounded weights add up: 1.6e-3 was seen in `mini`
+_TOLERANCE = 1e-3  # relative, of weights; float16 has 11 significant bits
+_OUTPUT_TOLERANCE = {
+    "float32": 1e-3,
+    "float16": 1e-2,
+}  # errors of rounded weights add up: 1.6e-3 was measured with `mini`
 
 
 def export_bundle(
     config: TrainConfig, store: Store, step: int, check: Callable[[], None] = lambda: None
 ) -> BundleReference:
-    """The initial bundle with a checkpoint's weights, saved in the libraries' formats, read back and compared.
+    """Save the initial bundle with a checkpoint's weights in the libraries' formats, read it back and compare it.
 
-    A run with ``config.adapter`` gives a personal bundle (the peft folder alone, and its base by URI and hash), unless
-    ``config.export_lora`` is ``merged``. ``check`` is that of the run's lease.
+    A run with ``config.adapter`` exports a personal bundle (the peft folder, and its base by URI and hash), unless
+    ``config.export_lora`` is ``merged``. ``check`` is the run's lease's: it raises if the lease was lost.
 
     Raises:
-        LookalikeError: what was written is not what was trained, or nothing was.
+        LookalikeError: the written tensors or outputs differ from the trained ones, or nothing was trained.
     """
     target = store.child(BUNDLE)
     if (done := finished_bundle(store)) is not None:
@@ -71,24 +74,30 @@ def export_bundle(
 
 
 def _check_trained(weights: Mapping[str, Tensor]) -> None:
-    """Refuse weights that no training would leave."""
+    """Raise LookalikeError for weights that no training run produces: empty, not finite, or all zero."""
     for name, tensor in weights.items():
         if tensor.numel() == 0 or not torch.isfinite(tensor).all():
-            raise LookalikeError("a trained tensor is empty or not finite", value=name, fix="look at the losses")
+            raise LookalikeError(
+                "a trained tensor is empty or not finite",
+                value=name,
+                fix="look at the run's losses; the training run diverged",
+            )
         if not tensor.any():
             raise LookalikeError(
-                "a trained tensor is all zero", value=name, fix="look at the losses: it has learned nothing"
+                "a trained tensor is all zero", value=name, fix="look at the run's losses; this part learned nothing"
             )
 
 
 def _trained_model(config: TrainConfig, initial: Path, weights: Mapping[str, Tensor]) -> SubjectModel:
-    """The initial bundle's model, with its LoRA if it trains one, and the checkpoint's weights; strict."""
+    """Load the initial bundle's model, with the run's LoRA if it trains one, and the checkpoint's weights; strict."""
     model = SubjectModel.from_bundle(initial)
     add_loras(config, model)
     named = model.set_trainable(trainable_parts(config))
     if differing := sorted(set(named) ^ set(weights)):
         raise LookalikeError(
-            "the checkpoint does not fit the model", value=differing[0], fix="export with the run's own configuration"
+            "the checkpoint does not have the trained tensors of the model",
+            value=differing[0],
+            fix="export with the run's own configuration",
         )
     with torch.no_grad():
         for name, parameter in named.items():
@@ -99,8 +108,11 @@ def _trained_model(config: TrainConfig, initial: Path, weights: Mapping[str, Ten
 def _save_trained(
     config: TrainConfig, initial: Path, weights: Mapping[str, Tensor], folder: Path
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Write the parts that learned, each in its library's format, over what the initial bundle holds of them; returns
-    the trained model's :func:`_output` and the MLLM's weights into which its LoRA went, and lets the model go."""
+    """Write the trained parts, each in its library's format, in place of the initial bundle's.
+
+    Returns the trained model's :func:`_output` and the MLLM's weights with its LoRA merged in. The model's memory is
+    free afterwards.
+    """
     model = _trained_model(config, initial, weights)
     expected = _output(model)
     adapter, transformer = adapter_of(config), cast(Any, model.transformer)
@@ -123,7 +135,7 @@ def _save_trained(
 
 @torch.no_grad()
 def _output(model: SubjectModel) -> Tensor:
-    """What aggregator and DiT make of inputs that are always the same."""
+    """Compute aggregator and DiT on fixed inputs."""
     generator = torch.Generator().manual_seed(0)
     config, channels = model.aggregator.config, cast(Any, model.transformer).config.in_channels
     layers = [torch.randn(1, 8, config.mllm_width, generator=generator) for _ in range(config.num_layers)]
@@ -137,8 +149,7 @@ def _output(model: SubjectModel) -> Tensor:
 def _verify(
     config: TrainConfig, folder: Path, base: Path | None, weights: Mapping[str, Tensor], expected: Tensor
 ) -> None:
-    """Read the bundle back as a user would: every tensor there and no other, with the values and outputs of what was
-    trained."""
+    """Read the bundle back as a user does, and compare its tensors and outputs with the trained ones."""
     bundles.verify(folder)
     model = SubjectModel.from_bundle(folder, base)
     found = dict(model.named_parameters())
@@ -148,7 +159,9 @@ def _verify(
         if name not in found:
             raise LookalikeError("a trained tensor is missing in the export", value=name, fix="report this as a bug")
         if not torch.allclose(found[name].float(), value, rtol=_TOLERANCE, atol=1e-5):
-            raise LookalikeError("a trained tensor has other values in the export", value=name, fix="report this")
+            raise LookalikeError(
+                "a trained tensor has other values in the export", value=name, fix="report this as a bug"
+            )
     difference, size = float((_output(model) - expected).norm()), float(expected.norm())
     if not difference <= _OUTPUT_TOLERANCE[config.export_dtype] * size:
         raise LookalikeError(

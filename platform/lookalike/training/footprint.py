@@ -1,7 +1,7 @@
-"""Memory of one training process, told before anything is allocated: what ZeRO-3 keeps, and the peak of one pass.
+"""Estimate the memory of one training process before anything is allocated: ZeRO-3's states, and the peak of a pass.
 
-The pass runs the real modules on fake tensors (torch's ``FakeTensorMode``: shapes of the CPU's kernels, no storage) and
-counts the bytes that are alive at once. torch's own ``MemTracker`` cannot: it hooks every parameter, frozen ones too.
+The pass runs the real modules on fake tensors (PyTorch's ``FakeTensorMode``: the CPU's kernels, no storage) and counts
+the bytes that are alive at once. PyTorch's ``MemTracker`` cannot: it hooks every parameter, also frozen ones.
 """
 
 import weakref
@@ -29,19 +29,19 @@ class States:
     """Bytes that one rank of ZeRO-3 holds between two steps."""
 
     frozen: int
-    """Its share of the parameters that do not learn."""
+    """Its share of the frozen parameters."""
     trainable: int
-    """Its share of those that do, in the type of the forward pass."""
+    """Its share of the trained parameters, in the type of the forward pass."""
     whole: int
     """Small parameters, kept whole on every rank."""
     optimizer: int
-    """fp32: master weights (DeepSpeed copies them even where the trainable share is float32), two moments, average."""
+    """fp32: master weights (DeepSpeed copies them even from a float32 share), the optimizer's state, the average."""
     gradients: int
     """Its share of the accumulated gradients, fp32."""
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """Sum of all."""
         return self.frozen + self.trainable + self.whole + self.optimizer + self.gradients
 
 
@@ -53,7 +53,7 @@ def zero3_states(
     zero: ZeroConfig | None = None,
     average: bool = False,
 ) -> States:
-    """What a rank of ``ranks`` keeps of these parameters (whose ``requires_grad`` says what learns)."""
+    """Return what one of ``ranks`` ranks keeps of these parameters; those with ``requires_grad`` are trained."""
     threshold = (zero or ZeroConfig()).keep_whole
     size = dtype.itemsize
     frozen = trainable = whole = 0
@@ -70,17 +70,17 @@ def zero3_states(
 def communication_bytes(
     parameters: Iterable[nn.Parameter], dtype: torch.dtype = torch.float32, *, zero: ZeroConfig | None = None
 ) -> int:
-    """Bucket of gradients on their way, and layers gathered for the pass: DeepSpeed's bounds on both."""
+    """Return the bytes of the gradient bucket and of the layers gathered for a pass: DeepSpeed's bounds on both."""
     zero = zero or ZeroConfig()
     total = sum(parameter.numel() for parameter in parameters)
     return (zero.reduce_bucket + min(zero.max_live, total)) * dtype.itemsize
 
 
 def activation_bytes(model: SubjectModel, sample: Sample, batch: int, *, references: bool, mllm: bool = True) -> int:
-    """Peak bytes of one forward and backward pass on ``batch`` samples, beside parameters and gradients.
+    """Return the peak bytes of one forward and backward pass on ``batch`` samples, beside parameters and gradients.
 
-    Hidden states of the MLLM, aggregator and DiT, with gradient checkpointing where the model has it on. Gradients are
-    taken away as they come: ZeRO-3 scatters them, and they are counted with the states. The frozen MLLM's own pass
+    Hidden states of the MLLM, aggregator and DiT, with gradient checkpointing if it is enabled. Gradients are removed
+    as they are computed: ZeRO-3 scatters them, and they are counted with the states. The frozen MLLM's own pass
     keeps less than the DiT's and ends before it.
 
     Args:
@@ -112,7 +112,7 @@ def activation_bytes(model: SubjectModel, sample: Sample, batch: int, *, referen
 
 
 def encoding_bytes(vae: Any, height: int, width: int) -> int:
-    """Peak bytes of encoding one image of that many pixels, beside the VAE's parameters."""
+    """Return the peak bytes of encoding one image of that many pixels, beside the VAE's parameters."""
     with _mode_of(vae), torch.no_grad(), LiveBytes(vae) as live:
         vae.encode(torch.empty(1, 3, height, width, dtype=vae.dtype))
     return int(live.peak)
@@ -133,7 +133,7 @@ def pretend(module: Any) -> Any:
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts bytes of storages that operations make, while they are alive; those of ``module`` do not count."""
+    """Counts the bytes of live storages that operations allocate; those of ``module`` do not count."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -160,7 +160,7 @@ class LiveBytes(TorchDispatchMode):
 
 
 def _mode_of(module: nn.Module) -> Any:
-    """The fake mode that a pretended module lives in; a real one needs none."""
+    """Return the fake mode of a module that :func:`pretend` converted; a real module needs none."""
     first = next(module.parameters())
     return first.fake_mode if isinstance(first, FakeTensor) else torch.enable_grad()
 

@@ -1,4 +1,4 @@
-"""The training loop: the same lines for ZeRO-3 ranks and for one plain process."""
+"""The training loop, the same for ZeRO-3 ranks and for one plain process."""
 
 import json
 import logging
@@ -22,7 +22,7 @@ from lookalike.training.curriculum import PhaseConfig, ends_phase, learning_rate
 from lookalike.training.engine import Engine
 from lookalike.training.epoch_plan import EpochPlan
 from lookalike.training.history import METRICS, History
-from lookalike.training.ledger import Ledger, forget_after, ledger_key
+from lookalike.training.ledger import Ledger, ledger_key, remove_ledger_after
 from lookalike.training.micro_batch import MicroBatch, SampleColumns
 from lookalike.training.quarantine import QUARANTINE, Failure, Quarantine, failures
 from lookalike.training.ranks import Rank
@@ -45,12 +45,12 @@ CountWork = Callable[[SampleColumns, PhaseConfig], tuple[int, float]]
 
 
 class TrainingDivergedError(LookalikeError):
-    """The loss or its gradient is no finite number any more, or the loss is far too large."""
+    """The loss or its gradient is not finite, or the loss is above ``safety.max_loss``."""
 
 
 @dataclass(frozen=True)
 class Loop:
-    """Everything a rank needs to train; :meth:`run` does it."""
+    """Trains as one rank, or as one process; :meth:`run` runs the steps."""
 
     config: TrainConfig
     rank: Rank
@@ -69,15 +69,15 @@ class Loop:
     objective_metrics: Callable[[], Mapping[str, float]] = dict
     """Further metrics of the objective's last call, recorded with the step's."""
     peak_tflops: float | None = None
-    """Of one rank's device; None if unknown."""
+    """Peak of one rank's device; None if unknown."""
     images: Images | None = None
     clock: StepClock = field(default_factory=StepClock)
     fence: Fence | None = None
-    """Of the run's lease; None if no other process can train it."""
+    """The run's lease; None if no other process can train this run."""
 
     @cached_property
     def quarantine(self) -> Quarantine:
-        """Samples that this run leaves out."""
+        """The samples that this run leaves out."""
         return Quarantine(self.store, self.rank, self.config.safety.quarantine_limit(self.plan.num_samples))
 
     def run(self, batches: Iterator[MicroBatch]) -> None:
@@ -85,7 +85,7 @@ class Loop:
 
         Raises, on every rank after the same step:
             StoppedError: a stop was asked for; the state is in a checkpoint.
-            TrainingDivergedError: the ids of the batch's samples are in the run's ``diverged/``.
+            TrainingDivergedError: the run's ``diverged/`` has the ids of the batch's samples.
             UnusableDataError: a shard cannot be read, or too many samples cannot be prepared.
 
         Raises, on the first rank:
@@ -106,9 +106,9 @@ class Loop:
                 index, phase, position = phase_at(config.stages, step)
                 rate = self.learning_rate(phase, position)
                 self.engine.set_learning_rate(rate)
-                figures, stop = self._step(batches, phase, step, accumulation, stop_notice())
-                figures.update(stage=phase.name, stage_index=index, learning_rate=rate)
-                self.history.add(step, figures)
+                metrics, stop = self._step(batches, phase, step, accumulation, stop_notice())
+                metrics.update(stage=phase.name, stage_index=index, learning_rate=rate)
+                self.history.add(step, metrics)
                 last_of_phase = ends_phase(config.stages, step)
                 step += 1
                 if config.validation.samples and (last_of_phase or step % config.validation.every == 0):
@@ -133,9 +133,9 @@ class Loop:
     def _step(
         self, batches: Iterator[MicroBatch], phase: PhaseConfig, step: int, accumulation: int, asked_to_stop: bool
     ) -> tuple[dict[str, Any], bool]:
-        """One optimizer step: its figures, and whether any rank was asked to stop.
+        """Run one optimizer step; return its metrics, and whether any rank was asked to stop.
 
-        Seconds of validation and of checkpoints are those since the step before.
+        Seconds of validation and checkpoints are those since the previous step.
         """
         started, tokens, flops = time.perf_counter(), 0, 0.0
         parts: list[Tensor] = []
@@ -143,7 +143,7 @@ class Loop:
         epoch = self.plan.epoch_of(step)
         with measure("data_wait"):
             micro_batch = next(batches)
-        # Before the first backward pass: what a sample weighs depends on how many of the step are real on all ranks.
+        # Before the first backward pass: a sample's weight depends on the number of real samples of all ranks.
         failed, stop = self.rank.sum(float(_failed_in_step(micro_batch.columns)), float(asked_to_stop))
         real_samples = max(1, int((self.plan.slots(step) >= 0).sum()) - int(failed))
         sample_ids: list[str] = []
@@ -173,14 +173,14 @@ class Loop:
         with measure("optimizer"):
             gradient_norm = self.engine.finish_step()
         self.ledger.add(step, epoch, sample_ids, failed_here)
-        loss_sum = float(torch.stack(parts).double().sum())  # not before all is queued: reading it waits for a GPU
+        loss_sum = float(torch.stack(parts).double().sum())  # after all is queued: reading it waits for the GPU
         loss_sum, tokens_sum, flops_sum = self.rank.sum(loss_sum, tokens, flops)
         loss = loss_sum / real_samples
         if not np.isfinite(gradient_norm) or not abs(loss) <= self.config.safety.max_loss:
             self._give_up(phase, step, loss, gradient_norm)
         seconds = time.perf_counter() - started
         spent = dict(zip(_PARTS, self.clock.take(*_PARTS), strict=True))
-        figures: dict[str, Any] = {
+        metrics: dict[str, Any] = {
             "loss": loss,
             "gradient_norm": gradient_norm,
             **self.objective_metrics(),
@@ -192,14 +192,14 @@ class Loop:
             **({"quarantined": int(failed)} if failed else {}),
         }
         if self.workload is not None:
-            figures["tokens_per_second"] = tokens_sum / seconds
+            metrics["tokens_per_second"] = tokens_sum / seconds
         if self.peak_tflops is not None:
             peak = self.peak_tflops * 1e12 * self.rank.count
-            figures["model_flops_utilisation"] = flops_sum / (seconds * peak)
-        return figures, stop > 0
+            metrics["model_flops_utilisation"] = flops_sum / (seconds * peak)
+        return metrics, stop > 0
 
     def _give_up(self, phase: PhaseConfig, step: int, loss: float, gradient_norm: float) -> None:
-        """Keep the samples of the step that diverged, then raise; every rank has seen the same figures."""
+        """Record the samples of the step that diverged, then raise; every rank has the same metrics."""
         key = f"diverged/step-{step:08d}.json"
         lines = self.ledger.take().decode().splitlines()
         if self.rank.is_first:
@@ -221,7 +221,7 @@ class Loop:
         self.history.restart_at(step)
         self.quarantine.restart_at(step)
         if self.rank.is_first:
-            forget_after(self.store, step)
+            remove_ledger_after(self.store, step)
             ranks = "1 rank" if self.rank.count == 1 else f"{self.rank.count} ranks"
             taken = time.perf_counter() - started
             log.info("begins at step %d of %d on %s, found in %.1f s", step, self.config.total_steps, ranks, taken)
@@ -237,5 +237,5 @@ class Loop:
 
 
 def _failed_in_step(columns: SampleColumns) -> int:
-    """Samples of this rank's share of the step that could not be prepared; its first micro batch has the number."""
+    """Return how many samples of this rank's share of the step could not be prepared."""
     return int(columns["failed_in_step"][0]) if "failed_in_step" in columns else 0

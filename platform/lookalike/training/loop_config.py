@@ -8,28 +8,28 @@ from lookalike.values import check_values
 
 @dataclass(frozen=True)
 class DropoutConfig:
-    """Independent dropout of the two conditions, per sample, so that either may be absent when generating."""
+    """Independent dropout of the two conditions per sample, so that a model can generate without either."""
 
     mllm: float = 0.1
     """Probability that a sample trains without the MLLM's tokens."""
     references: float = 0.1
-    """Probability that a sample trains without reference latents (stages that use them)."""
+    """Probability that a sample trains without reference latents, in phases that use them."""
 
     def __post_init__(self) -> None:
         check_values(self)
         for name, value in (("mllm", self.mllm), ("references", self.references)):
             if not 0 <= value < 1:
-                raise ConfigError(f"dropout.{name} is a probability below 1", value=value, fix="try 0.1")
+                raise ConfigError(f"dropout.{name} is not a probability below 1", value=value, fix="try 0.1")
 
 
 @dataclass(frozen=True)
 class ValidationConfig:
-    """Held-out loss in the loop, with right and with shuffled conditions, on fixed noise."""
+    """Held-out loss during training, with right and with shuffled conditions, on fixed noise."""
 
     every: int = 50
-    """Steps between validations; the last step of each stage validates in any case."""
+    """Steps between validations; the last step of each phase always validates."""
     samples: int = 64
-    """Triplets of the validation split, the same each time; 0 skips it (a personal set holds none out)."""
+    """Triplets of the validation split, the same each time; 0 skips validation, as for a personal set."""
 
     def __post_init__(self) -> None:
         check_values(self)
@@ -37,14 +37,14 @@ class ValidationConfig:
 
 @dataclass(frozen=True)
 class ImagesConfig:
-    """Images of held-out samples, drawn while training and kept by the tracker."""
+    """Images of held-out samples, generated during training and kept by the tracker."""
 
     count: int = 0
-    """How many; none by default, as each costs ``steps`` forward passes, twice that with guidance."""
+    """Number of images; 0 by default, as each costs ``steps`` forward passes, twice that with guidance."""
     every: int = 500
-    """Steps between them; the last step of each stage draws in any case."""
+    """Steps between them; the last step of each phase always generates them."""
     steps: int = 25
-    """Of the sampler."""
+    """Sampler steps."""
     guidance: float = 2.5
     """Scale of classifier-free guidance; 1 turns it off."""
 
@@ -52,7 +52,7 @@ class ImagesConfig:
         check_values(self)
         for name, value, least in (("count", self.count, 0), ("every", self.every, 1), ("steps", self.steps, 1)):
             if value < least:
-                raise ConfigError(f"images.{name} is below {least}", value=value, fix="raise it")
+                raise ConfigError(f"images.{name} is below {least}", value=value, fix=f"use {least} or more")
 
 
 @dataclass(frozen=True)
@@ -70,24 +70,24 @@ class CheckpointConfig:
         check_values(self)
         for name, value in (("every", self.every), ("keep", self.keep), ("keep_every", self.keep_every)):
             if value is not None and value < 1:
-                raise ConfigError(f"checkpoint.{name} counts from 1", value=value, fix="raise it")
+                raise ConfigError(f"checkpoint.{name} is below 1", value=value, fix="use 1 or more")
 
 
 @dataclass(frozen=True)
 class SafetyConfig:
-    """When a run ends before its time."""
+    """When a run ends early."""
 
     grace_s: float = 60.0
     """After SIGTERM (``ray job stop``) the job waits this long for the ranks' checkpoint, then ends without one. The
-    step that runs is finished, with its validation where one is due."""
+    current step is finished, with its validation if one is due."""
     step_timeout_s: float = 1800.0
-    """A rank whose step (with its validation, images and checkpoint) takes longer hangs: it leaves its threads' stacks
-    in the run's ``hangs/`` and ends, and the group restarts from the last checkpoint."""
+    """A rank whose step (with its validation, images and checkpoint) takes longer is considered hung: it writes its
+    threads' stacks to the run's ``hangs/`` and ends, and the group restarts from the last checkpoint."""
     max_loss: float = 100.0
-    """A step's mean loss above it has diverged; in latents of unit variance it starts near 2."""
+    """A step with a larger mean loss has diverged; with latents of unit variance the loss starts near 2."""
     max_quarantined: int = 100
     """Samples that may be left out of a run because they cannot be read or prepared (a damaged image, a broken row).
-    They are named in the run's ``quarantine.jsonl``; one more ends the run. 0: the first ends it."""
+    The run's ``quarantine.jsonl`` names them; one more ends the run. With 0 the first one ends it."""
     max_quarantined_share: float = 0.5
     """Share of the training samples that may be left out; the lower of the two limits counts."""
 
@@ -105,8 +105,8 @@ class SafetyConfig:
             ("max_loss", self.max_loss),
         ):
             if value <= 0:
-                raise ConfigError(f"safety.{name} must be above 0", value=value, fix="raise it")
+                raise ConfigError(f"safety.{name} must be above 0", value=value, fix="use a positive number")
 
     def quarantine_limit(self, samples: int) -> int:
-        """Samples that a training on ``samples`` of them may leave out."""
+        """Return how many of ``samples`` samples a run may leave out."""
         return min(self.max_quarantined, int(samples * self.max_quarantined_share))

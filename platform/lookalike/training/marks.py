@@ -1,8 +1,8 @@
-"""Names of what is written at a step of a run: ``step-00000120.2`` is by the holder of lease 2, after 120 steps.
+"""Names of what a run writes at a step: ``step-00000120.2`` is written after 120 steps by the holder of lease 2.
 
-A process that was stopped, while another took its run over, may write when it continues. It writes under other names
-than its successor, and readers ignore it (:func:`current`). The first holder writes no number: ``step-00000120``. Nor
-did earlier versions of this software, whose successor has a later lease.
+A process that was suspended while another took over its run may still write when it continues. It writes under other
+names than its successor, and readers ignore these (:func:`current`). The first holder writes no number
+(``step-00000120``), and neither did earlier versions of this software.
 """
 
 import re
@@ -14,7 +14,7 @@ _NAME = re.compile(r"^step-(\d{8,})(?:\.(\d+))?$")
 
 @dataclass(frozen=True, order=True)
 class Mark:
-    """A step, and the lease of the process that recorded it."""
+    """A step, and the lease of the process that wrote it."""
 
     step: int
     lease: int = 1
@@ -24,13 +24,13 @@ class Mark:
 
 
 def parse_mark(name: str) -> Mark | None:
-    """The mark that is written as ``name``; None for another name."""
+    """Parse a mark from ``name``; None for other names."""
     match = _NAME.match(name)
     return Mark(int(match[1]), int(match[2] or 1)) if match else None
 
 
 def current(marks: Iterable[Mark]) -> list[Mark]:
-    """The marks that count, ascending: none after the first one of a later lease, and one of each step.
+    """Return the valid marks, ascending: of each step the one of the latest lease, and none of an older lease after it.
 
     >>> current([Mark(20, 1), Mark(40, 1), Mark(60, 1), Mark(40, 2)])  # lease 2 resumed at step 20
     [Mark(step=20, lease=1), Mark(step=40, lease=2)]

@@ -1,4 +1,4 @@
-"""What the loop minimises and what it validates, on prepared columns."""
+"""The loss that the loop minimises, and the held-out loss that it validates with."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -17,12 +17,12 @@ from lookalike.training.curriculum import PhaseConfig
 from lookalike.training.loop_config import DropoutConfig
 from lookalike.training.micro_batch import ComputedInputs, MicroBatch, SampleColumns
 
-_BINS = 4  # of the noise level, equally wide
+_BINS = 4  # bins of the noise level, equally wide
 
 
 @dataclass(frozen=True)
 class DenoisingObjective:
-    """Flow-matching loss of the model on prepared columns; noise, level and dropout follow from sample and epoch."""
+    """Flow-matching loss of a micro batch; noise, noise level and dropout depend on sample and epoch alone."""
 
     model: nn.Module
     vae: nn.Module
@@ -34,7 +34,7 @@ class DenoisingObjective:
     """The VAE is frozen: each image is encoded once."""
 
     def __call__(self, micro_batch: MicroBatch, phase: PhaseConfig, epoch: int) -> Tensor:
-        """Training loss of each sample, float32 ``[B]``."""
+        """Compute the training loss of each sample, float32 ``[B]``."""
         inputs = micro_batch.inputs
         assert inputs is None or (inputs.phase, inputs.epoch) == (phase, epoch)
         return denoising_loss(
@@ -67,7 +67,7 @@ class DenoisingObjective:
 class HeldOutLoss:
     """Loss on fixed validation samples with their own and with another subject's conditions, on the same noise.
 
-    The gap says whether the DiT listens to its conditions at all (spec sheet, pitfall 2).
+    Without a gap the DiT ignores its conditions.
     """
 
     objective: DenoisingObjective
@@ -77,8 +77,10 @@ class HeldOutLoss:
     """Sums each argument over all ranks."""
 
     def __call__(self, phase: PhaseConfig) -> dict[str, float]:
-        """Means over all ranks' samples: ``loss_right``, ``loss_shuffled`` and their difference ``loss_gap``, and
-        ``loss_sigma_A-B``, the right one of samples whose noise level lies there; a bin without samples is left out."""
+        """Return means over all ranks' samples: ``loss_right``, ``loss_shuffled`` and their difference ``loss_gap``.
+
+        ``loss_sigma_A-B`` is the right loss of the samples with a noise level from A to B.
+        """
         sums = torch.zeros(2)
         binned = np.zeros((2, _BINS))  # sum of losses, number of samples
         count = 0
@@ -120,7 +122,7 @@ class HeldOutLoss:
         }
 
     def _bins(self, columns: SampleColumns) -> npt.NDArray[np.int64]:
-        """The bin of each sample's noise level."""
+        """Return the bin of each sample's noise level."""
         rows, cols = token_grid(self.objective.vae, *columns["target"].shape[-2:])
         levels = noise_levels(columns["sample_id"].tolist(), (self.objective.seed,), rows * cols, self.objective.flow)
         return np.minimum((np.array(levels) * _BINS).astype(np.int64), _BINS - 1)
@@ -133,7 +135,7 @@ def _sees_references(phase: PhaseConfig) -> bool:
 def partners_of_other_subjects(
     subjects: Sequence[str], usable: Sequence[bool] | npt.NDArray[Any] | None = None
 ) -> list[int]:
-    """For each row the next usable row (cyclically) of another subject; its own index if there is none."""
+    """Return for each row the next usable row (cyclically) of another subject; its own index if there is none."""
     count = len(subjects)
     fit = [True] * count if usable is None else list(usable)
     return [

@@ -1,7 +1,8 @@
 """The optimizer: its configuration, how it is built, and the names and bytes of the state that it keeps.
 
-Engines, checkpoints, exports and memory plans ask here and name no optimizer themselves, so another one is a change of
-this file (see the README). PyTorch is imported in the functions: configurations are read where it is not needed.
+Engines, checkpoints, exports and memory plans ask here and name no optimizer themselves, so another optimizer
+changes this file alone (see the README). PyTorch is imported in the functions, since drivers read configurations
+without it.
 """
 
 from dataclasses import dataclass
@@ -20,14 +21,14 @@ STATE_BYTES = 4 * len(STATE_NAMES)
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW and what protects it."""
+    """Settings of AdamW, and gradient clipping."""
 
     betas: tuple[float, float] = (0.9, 0.99)
     """Decay rates of the two moments."""
     weight_decay: float = 0.01
     """Decoupled weight decay."""
     max_grad_norm: float = 1.0
-    """Global gradient norm is clipped here."""
+    """Gradients with a larger global norm are scaled down to it."""
     epsilon: float = 1e-8
     """Added to the denominator."""
 

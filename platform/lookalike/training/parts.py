@@ -54,15 +54,17 @@ class FitConfig:
     save_every: int = 100
     """Steps between two checkpoints."""
     threads: int = 1
-    """Threads of torch. Where other work shares the cores, two are slower than one: they wait for each other."""
+    """Threads of torch. On cores shared with other work, two are slower than one: they wait for each other."""
     seed: int = 0
-    """Of initial weights, order and augmentation of the data."""
+    """Seed of initial weights, and of the order and augmentation of the data."""
 
     def __post_init__(self) -> None:
         check_values(self)
         if min(self.steps, self.batch_size, self.save_every, self.threads) < 1 or self.learning_rate <= 0:
             raise ConfigError(
-                "steps, batch_size, save_every, threads and learning_rate must be above 0", value=self, fix="raise them"
+                "steps, batch_size, save_every, threads and learning_rate must be above 0",
+                value=self,
+                fix="use positive numbers",
             )
 
 
@@ -168,9 +170,9 @@ def _convert_earlier_state(folder: Path, store: Store, parameters: Mapping[str, 
 
 
 def vae_loss(vae: Any, images: Tensor, noise: Tensor, kl_weight: float = 2e-4) -> tuple[Tensor, Metrics]:
-    """Reconstruction of ``images`` (uint8 ``[B, 3, H, W]``) by an AutoencoderKL: L1 + squares + edges + a little KL.
+    """Compute the VAE's loss on ``images`` (uint8 ``[B, 3, H, W]``): L1 + squares + edges + a little KL.
 
-    ``noise`` float32 ``[B, C, h, w]`` draws from the posterior. Pixels are compared in [-1, 1].
+    ``noise`` float32 ``[B, C, h, w]`` samples the posterior. Pixels are compared in [-1, 1].
     """
     pixels = images.float() / 127.5 - 1
     posterior = vae.encode(pixels, return_dict=False)[0]
@@ -195,7 +197,7 @@ def normalise_latents(vae: Any, images: Tensor) -> None:
 
 @torch.no_grad()
 def reconstruct(vae: Any, images: Tensor) -> Tensor:
-    """uint8 ``[B, 3, H, W]`` through the autoencoder and back."""
+    """Encode and decode uint8 ``[B, 3, H, W]`` with the VAE; returns the same shape and type."""
     parts = []
     for part in images.split(32):
         latents = vae.encode(part.float() / 127.5 - 1, return_dict=False)[0].mode()
@@ -204,13 +206,13 @@ def reconstruct(vae: Any, images: Tensor) -> Tensor:
 
 
 def psnr(images: Tensor, others: Tensor) -> float:
-    """Mean peak signal-to-noise ratio in dB over uint8 images ``[B, 3, H, W]``."""
+    """Return the mean peak signal-to-noise ratio in dB over uint8 images ``[B, 3, H, W]``."""
     squares = (images.float() - others.float()).square().flatten(1).mean(1).clamp_min(1e-3)
     return float((10 * torch.log10(255**2 / squares)).mean())
 
 
 def caption_loss(mllm: Any, batch: Batch) -> tuple[Tensor, Metrics]:
-    """Next-token loss of the prompt behind its images, by a multimodal model of transformers with language head."""
+    """Compute the next-token loss of the prompt after its images, by a transformers model with a language head."""
     logits, targets = _predictions(mllm, batch)
     value = nn.functional.cross_entropy(logits, targets)
     return value, {"accuracy": (logits.argmax(-1) == targets).float().mean().item()}
@@ -218,7 +220,7 @@ def caption_loss(mllm: Any, batch: Batch) -> tuple[Tensor, Metrics]:
 
 @torch.no_grad()
 def caption_accuracy(mllm: Any, batches: list[Batch], groups: Mapping[str, set[int]]) -> Metrics:
-    """Share of prompt tokens predicted right given the true ones before: of all, and of each group of token ids."""
+    """Return the share of prompt tokens predicted from the true ones before them: of all, and of each group."""
     logits, targets = zip(*(_predictions(mllm, batch) for batch in batches), strict=True)
     right, target = torch.cat(logits).argmax(-1) == torch.cat(targets), torch.cat(targets)
     figures = {"all": right.float().mean().item()}
@@ -229,17 +231,17 @@ def caption_accuracy(mllm: Any, batches: list[Batch], groups: Mapping[str, set[i
 
 
 def _predictions(mllm: Any, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Logits ``[N, V]`` and the N text tokens that they should predict: those after the last image of each row."""
+    """Return logits ``[N, V]`` and the N text tokens that they predict: those after each row's last image."""
     hidden = mllm.base_model(**encoder_inputs(mllm.config, batch), use_cache=False).last_hidden_state
     real_image = batch.image_mask & batch.attention_mask
     position = torch.arange(batch.input_ids.shape[1])
     last_image = torch.where(real_image, position, 0).amax(1, keepdim=True)
     text = batch.attention_mask & (position > last_image + 1)  # + 1: the mark that ends the image
-    text[:, 0] = False  # nothing stands before the first token
+    text[:, 0] = False  # nothing precedes the first token
     logits = mllm.lm_head(hidden[:, :-1][text[:, 1:]])
     return logits, batch.input_ids[:, 1:][text[:, 1:]]
 
 
 def _schedule(share: float) -> float:
-    """Factor on the learning rate after that share of the steps."""
+    """Return the factor on the learning rate after that share of the steps."""
     return min(1.0, 50 * share + 0.02) * float(0.51 + 0.49 * np.cos(np.pi * share))

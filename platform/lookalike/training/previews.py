@@ -1,4 +1,4 @@
-"""Images of held-out samples in the loop, drawn through the engine's forward pass."""
+"""Previews: images of held-out samples, generated during training through the engine's forward pass."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -21,10 +21,10 @@ from lookalike.training.objective import DenoisingObjective
 
 @dataclass(frozen=True)
 class HeldOutImages:
-    """Draws the same samples from the same noise each time. A collective: every rank runs the same modules.
+    """Generates images of the same samples from the same noise each time. A collective: all ranks run the same modules.
 
-    Under ZeRO-3 a part of the model cannot be called alone, so each step is a whole forward pass, the MLLM's too. Of
-    stages that blend, a condition with any weight is seen whole.
+    Under ZeRO-3 a part of the model cannot be called alone, so each step is a whole forward pass, with the MLLM. A
+    condition with a weight below 1 (a schedule with ``blend``) is seen with weight 1.
     """
 
     objective: DenoisingObjective
@@ -38,7 +38,7 @@ class HeldOutImages:
 
     @torch.no_grad()
     def __call__(self, phase: PhaseConfig) -> npt.NDArray[np.uint8]:
-        """uint8 ``[n, H, W, 3]``: by the preset's schedule, or from MLLM tokens alone if ``phase`` trains those."""
+        """Return uint8 ``[n, H, W, 3]``: by the preset's schedule, or from MLLM tokens alone as ``phase``."""
         vae, flow, cache = self.objective.vae, self.objective.flow, self.objective.cache
         batch = to_batch(self.columns).to(self.objective.device)
         assert batch.target is not None

@@ -1,4 +1,4 @@
-"""Samples that a run leaves out because they cannot be read or prepared: named, counted and bounded."""
+"""The quarantine: samples that a run leaves out because they cannot be read or prepared, counted and limited."""
 
 import json
 import logging
@@ -19,7 +19,7 @@ _VALIDATION = -1  # the step of held-out samples, which are prepared before the 
 
 
 class UnusableDataError(InputError):
-    """Data that ends the training. Every rank raises it after the same step, and trying again does not help."""
+    """Data that ends the run. Every rank raises it after the same step; a restart would repeat it."""
 
 
 @dataclass(frozen=True)
@@ -27,21 +27,21 @@ class Failure:
     """One slot of a step whose sample could not be prepared."""
 
     sample: str
-    """Its id."""
+    """Id of the sample."""
     slot: int
     """Its place in the step's batch."""
     reason: str
-    """What was wrong with it."""
+    """What is wrong with the sample."""
     fatal: bool = False
     """Whether the whole shard cannot be read, so that the run ends. ``reason`` is then [what, value, fix] as JSON."""
 
     def record(self) -> dict[str, Any]:
-        """As the ledger keeps it."""
+        """Return the failure as the ledger records it."""
         return {"sample": self.sample, "slot": self.slot, "reason": self.reason}
 
 
 def failures(columns: Mapping[str, Any], first_slot: int) -> list[Failure]:
-    """The failures among prepared columns, whose first row has slot ``first_slot``."""
+    """Return the failures among prepared columns whose first row has slot ``first_slot``."""
     if "reason" not in columns:
         return []
     rows = zip(columns["sample_id"], columns["reason"], columns["fatal"], strict=True)
@@ -53,13 +53,13 @@ def failures(columns: Mapping[str, Any], first_slot: int) -> list[Failure]:
 
 
 class Quarantine:
-    """Every sample that a run has left out, once; the first rank has those of all ranks.
+    """Records each sample that a run leaves out once; the first rank has those of all ranks.
 
     ``quarantine.jsonl`` of the run has a line for each: sample, step and slot of its first appearance (step -1: held
     out), reason. The ledger has every appearance.
 
     Args:
-        store: the run's.
+        store: the run's prefix.
         rank: this process.
         limit: most samples that may be left out.
     """
@@ -69,7 +69,7 @@ class Quarantine:
         self._samples: dict[str, dict[str, Any]] = {}
 
     def restart_at(self, step: int) -> None:
-        """Read what an earlier attempt has left out before ``step``; what it recorded beyond is dropped."""
+        """Read what an earlier attempt left out before ``step``, and drop its later records."""
         if not self._rank.is_first or not self._store.exists(QUARANTINE):
             return
         for record in read_lines(self._store, QUARANTINE, "sample", "step"):
@@ -121,7 +121,7 @@ class Quarantine:
             )
 
     def encoded(self) -> bytes:
-        """``quarantine.jsonl`` as of now; empty if nothing was left out."""
+        """Return ``quarantine.jsonl`` as of now; empty if nothing was left out."""
         return render_lines(self._samples.values())
 
     def _error(self, broken: Sequence[Failure]) -> LookalikeError:

@@ -1,4 +1,4 @@
-"""This process among those that train together, and the few collectives that the loop needs."""
+"""A rank: this process among those that train together, and the collectives that the loop needs."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -9,18 +9,18 @@ import torch.distributed as dist
 
 @dataclass(frozen=True)
 class Rank:
-    """Which share of each step this process computes."""
+    """Index of this process and number of processes."""
 
     index: int = 0
     count: int = 1
 
     @property
     def is_first(self) -> bool:
-        """Whether this process writes what all have computed."""
+        """Whether this process writes what all ranks computed."""
         return self.index == 0
 
     def sum(self, *values: float) -> list[float]:
-        """Each value summed over all ranks; a collective."""
+        """Sum each value over all ranks; a collective."""
         if self.count == 1:
             return list(values)
         total = torch.tensor(values, dtype=torch.float64)
@@ -30,7 +30,7 @@ class Rank:
         return [float(value) for value in total]
 
     def gather(self, value: Any) -> list[Any]:
-        """``value`` of each rank, in their order, on the first rank; an empty list on the others. A collective."""
+        """Return the ``value`` of each rank in order on the first rank, an empty list on the others. A collective."""
         if self.count == 1:
             return [value]
         values: list[Any] | None = [None] * self.count if self.is_first else None

@@ -1,4 +1,4 @@
-"""Checkpoints written while training continues."""
+"""Write checkpoints while training continues."""
 
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,10 +15,10 @@ from lookalike.training.loop_config import CheckpointConfig
 
 
 class Saver:
-    """Copies the state at a step, which is a collective, and lets a thread of the first rank write the copy.
+    """Copies the state at a step (a collective); a thread of the first rank writes the copy.
 
-    That rank holds one copy of the trainable state in host memory while it is written. A write that fails ends the run
-    at the next step, the next save or on leaving, whichever comes first. So does a lease that another process holds.
+    That rank holds one copy of the trainable state in host memory while it is written. A failed write, or a lease that
+    another process holds, ends the run at the next step, at the next save or on exit, whichever comes first.
     """
 
     def __init__(self, store: Store, config: CheckpointConfig, *, write: bool, fence: Fence | None = None) -> None:
@@ -27,7 +27,7 @@ class Saver:
         self._writing: Future[None] | None = None
 
     def save(self, state: CheckpointState, tensors: Iterable[tuple[str, Tensor]], beside: Mapping[str, bytes]) -> None:
-        """Take the copy and return; waits for the write before.
+        """Copy the state and return; waits for the previous write.
 
         ``beside`` are objects of the run that must not be older than the checkpoint: they are written first.
         """
@@ -37,12 +37,12 @@ class Saver:
             self._writing = self._pool.submit(self._put, state, parts, beside)
 
     def check(self) -> None:
-        """Raise what a finished write has raised."""
+        """Raise the error of a finished write."""
         if self._writing is not None and self._writing.done():
             self.wait()
 
     def wait(self) -> None:
-        """Until the last checkpoint is complete; raises what its write has raised."""
+        """Wait until the last checkpoint is complete; raises the error of its write."""
         writing, self._writing = self._writing, None
         if writing is not None:
             writing.result()

@@ -1,7 +1,7 @@
-"""Stopping on request: SIGTERM at the driver becomes a marker in the run's store, which the first rank looks for.
+"""Stop a run on request: SIGTERM at the driver writes a marker to the run's store, which the first rank polls.
 
-The driver's signal reaches no rank (they are other processes, on other machines), and a rank must not stop alone. So
-the first rank polls the marker, and its answer travels with the sum that all ranks take at each step.
+The driver's signal does not reach the ranks (other processes, on other machines), and a rank must not stop alone. So
+the first rank polls the marker, and the result is part of the sum that all ranks compute in each step.
 """
 
 import logging
@@ -18,12 +18,12 @@ from lookalike.storage import Store
 
 log = logging.getLogger(__name__)
 
-STOP = "STOP"  # writing it by hand stops a run as well
+STOP = "STOP"  # a user may also write it
 _POLL_S = 1.0
 
 
 class StopNotice:
-    """Whether the marker is there. A thread looks for it, so that asking costs a step nothing."""
+    """Tells whether the marker exists. A thread polls it, so that a step does not wait for the store."""
 
     def __init__(self, store: Store, *, poll: bool) -> None:
         self._store = store
@@ -31,7 +31,7 @@ class StopNotice:
         self._thread = threading.Thread(target=self._poll, name="stop-notice", daemon=True) if poll else None
 
     def __call__(self) -> bool:
-        """Whether a stop was asked for, as far as this process knows."""
+        """Return whether this process knows of a stop request."""
         return self._found.is_set()
 
     def __enter__(self) -> Self:
@@ -50,16 +50,16 @@ class StopNotice:
                 if self._store.exists(STOP):
                     self._found.set()
                     return
-            except LookalikeError as error:  # a store that is away for a while must not end the watch
+            except LookalikeError as error:  # an unreachable store must not end the polling
                 log.warning("cannot look for %s: %s", STOP, error)
 
 
 @contextmanager
 def stops_on_sigterm(store: Store, grace_s: float) -> Iterator[None]:
-    """Within it SIGTERM writes the marker; a body that runs for longer than ``grace_s`` ends with StoppedError.
+    """Return a context in which SIGTERM writes the marker; raise StoppedError if the body then takes over ``grace_s``.
 
-    A marker of an earlier attempt is removed first. Outside the main thread, where Python takes no signals, it does
-    nothing else.
+    A marker of an earlier attempt is removed first. Outside the main thread, in which Python handles no
+    signals, it does nothing else.
     """
     store.delete(STOP)
     if threading.current_thread() is not threading.main_thread():
@@ -90,13 +90,13 @@ def stops_on_sigterm(store: Store, grace_s: float) -> Iterator[None]:
         if not asked.is_set():
             raise
         raise StoppedError(
-            "stopped without a checkpoint: the ranks made none in time",
+            "stopped without a checkpoint: the ranks did not finish one in time",
             value=f"safety.grace_s={grace_s}",
-            fix="the same command resumes from the last one; a longer grace allows for a longer step",
+            fix="the same command resumes from the last checkpoint; raise safety.grace_s if steps take longer",
         ) from None
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in before.items():
             signal.signal(number, handler)
         left.set()
-        asked.set()  # lets the thread go
+        asked.set()  # ends the thread

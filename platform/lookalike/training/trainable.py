@@ -6,17 +6,17 @@ from lookalike.training.config import TrainConfig
 
 
 def adapter_of(config: TrainConfig) -> LoraConfig | None:
-    """The LoRA that this run trains: its own, else the preset's; None trains the DiT itself."""
+    """Return the LoRA that this run trains: its own, or the preset's; None if it trains the DiT itself."""
     return config.adapter or (None if config.base else load_preset(config.preset).lora)
 
 
 def mllm_lora_of(config: TrainConfig) -> LoraConfig | None:
-    """The LoRA that this run trains on the MLLM: the preset's, unless it trains a personal adapter."""
+    """Return the LoRA that this run trains on the MLLM: the preset's, unless it trains a personal adapter."""
     return None if config.adapter else load_preset(config.preset).mllm.lora
 
 
 def trainable_parts(config: TrainConfig) -> tuple[Part, ...]:
-    """Names for :meth:`SubjectModel.trainable`: a personal adapter learns alone; a base run also trains the bridge."""
+    """Return the parts for :meth:`SubjectModel.set_trainable`: a personal adapter is trained alone."""
     if config.adapter is not None:
         return ("transformer_lora",)
     encoder: tuple[Part, ...] = ("mllm_lora",) if mllm_lora_of(config) else ()

@@ -1,4 +1,4 @@
-"""The end of a process that hangs: its threads' stacks in the run's store, then an exit that its launcher sees."""
+"""End a process that hangs: write its threads' stacks to the run's store, then exit with a code for its launcher."""
 
 import faulthandler
 import logging
@@ -19,11 +19,10 @@ _STDERR = 2
 
 
 class Watchdog:
-    """Ends the process that has not said :meth:`alive` for ``timeout_s``.
+    """Ends the process if :meth:`alive` was not called for ``timeout_s`` seconds.
 
-    A rank hangs where another one is missing from a collective; PyTorch releases the interpreter there, so a thread can
-    still look on. Where the interpreter itself is held, faulthandler's own thread dumps to stderr and exits, a little
-    later.
+    A rank hangs in a collective if another rank is missing; PyTorch releases the interpreter's lock there, so a thread
+    still runs. If the lock is held, faulthandler's own thread writes to stderr and exits, after 1.5 times the timeout.
     """
 
     def __init__(self, store: Store, rank: int, timeout_s: float) -> None:
@@ -32,7 +31,7 @@ class Watchdog:
         self._step, self._seen = 0, time.monotonic()
 
     def alive(self, step: int) -> None:
-        """Say that ``step`` begins now."""
+        """Report that ``step`` begins now."""
         self._step, self._seen = step, time.monotonic()
         faulthandler.dump_traceback_later(1.5 * self._timeout_s, exit=True, file=_STDERR)
 

@@ -12,29 +12,29 @@ Offload = Literal["none", "optimizer", "optimizer+parameters"]
 
 @dataclass(frozen=True)
 class WorkerConfig:
-    """The worker group."""
+    """Ray Train's worker group."""
 
     num_workers: int = 2
     """Ray Train workers (ZeRO-3 ranks). 0 runs the same loop in this process without DeepSpeed: for debugging, and
     for small models on one GPU."""
     min_workers: int | None = None
-    """If set, the run is elastic: it continues with as many workers as the cluster has room for, no fewer than these,
-    and from its last checkpoint with more, up to ``num_workers``, when there is room again."""
+    """If set, the run is elastic: it continues with as many workers as the cluster has room for, but at least
+    this number, and from its last checkpoint with more, up to ``num_workers``, when there is room again."""
     resize_every_s: float = 60.0
-    """Seconds between two looks for more room."""
+    """Seconds between two checks for more room."""
     cpus_per_worker: float = 0.5
     """Logical CPUs a worker reserves; below 1 so that Ray Data keeps some on a small machine."""
     threads_per_worker: int = 1
     """Threads of PyTorch in each worker (CPU training)."""
     use_gpu: bool = False
-    """One GPU for each worker; without workers, the machine's first."""
+    """One GPU for each worker; with ``num_workers=0`` the machine's first."""
     tf32: bool = False
     """Let GPUs multiply float32 matrices with 10 bits of mantissa (TensorFloat-32): less exact."""
     max_failures: int = 2
     """Restarts from the last checkpoint before the run gives up."""
     peak_tflops: float | None = None
-    """Dense peak of one worker's device in the training's precision, for the model FLOPs utilisation; known without for
-    A100, H100, H200 and L40S, and not estimated for others."""
+    """Dense peak of one worker's device in the run's precision, for the model FLOPs utilisation. By default known for
+    A100, H100, H200 and L40S; without a value the utilisation of other devices is not reported."""
 
     def __post_init__(self) -> None:
         check_values(self)
@@ -42,35 +42,39 @@ class WorkerConfig:
             raise ConfigError("num_workers is negative", value=self.num_workers, fix="use 0 for one plain process")
         if self.min_workers is not None and not 1 <= self.min_workers <= self.num_workers:
             raise ConfigError(
-                "no range of workers", value=[self.min_workers, self.num_workers], fix="1 <= min_workers <= num_workers"
+                "min_workers is not between 1 and num_workers",
+                value=[self.min_workers, self.num_workers],
+                fix="use 1 <= min_workers <= num_workers",
             )
 
 
 @dataclass(frozen=True)
 class ZeroConfig:
-    """How DeepSpeed's ZeRO-3 keeps and moves what ranks share. Sizes count elements; none of it changes a result."""
+    """How DeepSpeed's ZeRO-3 stores and moves the sharded state. Sizes are in elements; they change no result."""
 
     offload: Offload = "none"
-    """What lies in the host's memory and not on the GPU: nothing; master weights, moments and gradients (AdamW steps
-    there); or the parameters between their uses as well."""
+    """What is kept in the host's memory instead of the GPU's: nothing; master weights, optimizer state and gradients
+    (the optimizer steps there); or also the parameters between their uses."""
     reduce_bucket: int = 500_000_000
-    """Gradients that travel at once; a buffer of this size is allocated."""
+    """Gradients reduced at once; a buffer of this size is allocated."""
     prefetch_bucket: int = 50_000_000
-    """Parameters fetched ahead of their use."""
+    """Parameters fetched before their use."""
     max_live: int = 1_000_000_000
-    """Most gathered parameters that a rank keeps for a next use."""
+    """Maximum of gathered parameters that a rank keeps for the next use."""
     keep_whole: int = 1_000_000
-    """Parameters up to this size stay whole on every rank: gathering small ones costs more than they weigh."""
+    """Parameters up to this size are kept whole on every rank: gathering small ones takes longer than it saves."""
     overlap: bool | None = None
-    """Reduce gradients during the backward pass; by default where there are GPUs."""
+    """Reduce gradients during the backward pass; by default with GPUs."""
 
     def __post_init__(self) -> None:
         check_values(self)
         for name in ("reduce_bucket", "prefetch_bucket", "max_live", "keep_whole"):
             if getattr(self, name) < (name == "reduce_bucket"):
-                raise ConfigError(f"zero.{name} counts elements", value=getattr(self, name), fix="raise it")
+                raise ConfigError(
+                    f"zero.{name} is too small a number of elements", value=getattr(self, name), fix="raise it"
+                )
         if self.prefetch_bucket > self.max_live:
             raise ConfigError(
                 f"zero.prefetch_bucket={self.prefetch_bucket} exceeds zero.max_live={self.max_live}",
-                fix="lower prefetch_bucket: what is fetched ahead has to be kept",
+                fix="lower zero.prefetch_bucket or raise zero.max_live",
             )

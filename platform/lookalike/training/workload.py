@@ -1,4 +1,4 @@
-"""What a batch asks of the model: tokens, and FLOPs where the peak of the device is known."""
+"""Count the work of a micro batch: tokens, and FLOPs if the device's peak is known."""
 
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -21,18 +21,17 @@ _PEAK_TFLOPS: dict[str, dict[Precision, float]] = {
     "H200": {"float32": 67, "bfloat16": 989},
     "L40S": {"float32": 91.6, "bfloat16": 362},
 }
-"""Dense peaks by a part of the device's name, as NVIDIA's data sheets give them; PyTorch's float32 uses no TF32 unless
-told to."""
+"""Dense peaks by a part of the device's name, from NVIDIA's data sheets; float32 without TF32, as in PyTorch."""
 
 
 def peak_tflops(device_name: str, precision: Precision) -> float | None:
-    """Dense peak of a device by the name that CUDA gives it, in TFLOP/s; None for one that is not known here."""
+    """Return the dense peak in TFLOP/s of a device by its CUDA name; None for an unknown device."""
     return next((peaks[precision] for part, peaks in _PEAK_TFLOPS.items() if part in device_name), None)
 
 
 def step_flops(model: SubjectModel, sample: Sample, *, references: bool) -> int:
-    """The model's FLOPs for one sample of a training step: forward and backward, without what checkpointing computes
-    again, and without the VAE."""
+    """Return the model's FLOPs for one sample of a training step: forward and backward, without the recomputation of
+    activation checkpointing and without the VAE."""
     learns = any(parameter.requires_grad for parameter in model.aggregator.parameters())
     encoder = any(parameter.requires_grad for parameter in model.mllm.parameters())
     both = mllm_flops(model, sample, backward=encoder) + aggregator_flops(model, sample, backward=learns)
@@ -41,20 +40,20 @@ def step_flops(model: SubjectModel, sample: Sample, *, references: bool) -> int:
 
 @dataclass(frozen=True)
 class Workload:
-    """Counts the tokens of a batch, and its FLOPs from what the meta device tells of the preset."""
+    """Counts the tokens of a micro batch, and its FLOPs with a copy of the preset's model on the meta device."""
 
     preset: Preset
-    """What the model was made from."""
+    """Preset of the model."""
     adapter: LoraConfig | None
-    """The LoRA that this training adds."""
+    """The LoRA that this run adds."""
     learns: tuple[Part, ...]
-    """What it trains."""
+    """Parts that this run trains."""
     peak_tflops: float | None
-    """Of one rank's device; None if unknown, then no FLOPs are counted."""
+    """Peak of one rank's device; None if unknown, and FLOPs are not counted."""
     _polynomials: dict[tuple[int, bool], Any] = field(default_factory=dict)
 
     def __call__(self, columns: SampleColumns, phase: PhaseConfig) -> tuple[int, float]:
-        """Tokens that the DiT computes for the real samples of ``columns``, and FLOPs of all its rows."""
+        """Return the tokens that the DiT computes for the real samples of ``columns``, and the FLOPs of all rows."""
         latents = phase.conditions == "mllm+references"
         real, present = columns["weight"] > 0, columns["reference_mask"].astype(bool)
         sample = Sample.of(self.preset)
@@ -67,7 +66,7 @@ class Workload:
         return tokens, len(real) * self._flops(slots, latents, int(text.max()))
 
     def _flops(self, references: int, latents: bool, text_tokens: int) -> float:
-        """Attention is quadratic in the length and all else linear: three lengths tell every other one."""
+        """Interpolate: attention is quadratic in the length, the rest linear, so three lengths suffice."""
         if (references, latents) not in self._polynomials:
             lengths = (8, 16, 24)
             samples = [Sample.of(self.preset, references, text_tokens=length) for length in lengths]

@@ -1,7 +1,7 @@
 """DeepSpeed ZeRO-3: one module under ``zero.Init``, weights read tensor by tensor, state addressed by name.
 
 DeepSpeed's own checkpoints are pickles tied to a world size. Here full fp32 tensors go in and out by parameter name,
-so a run continues at any number of ranks.
+so a run can resume at any number of ranks.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -21,9 +21,9 @@ _GATHER_ELEMENTS = 50_000_000  # parameters gathered at once while weights are l
 
 
 def load_partitioned(model: nn.Module, weights: Iterable[tuple[str, Tensor]]) -> None:
-    """Copy ``(name, tensor)`` pairs into a module built under ``zero.Init``: rank 0 gives, every rank keeps its share.
+    """Copy ``(name, tensor)`` pairs into a module built under ``zero.Init``; rank 0 reads, every rank keeps its share.
 
-    At most ``_GATHER_ELEMENTS`` elements and one tensor are whole in memory at a time. Strictness is the iterable's
+    At most ``_GATHER_ELEMENTS`` elements and one tensor are whole in memory at a time. The iterable checks the names
     (:func:`lookalike.models.weights.strict_weights`).
     """
     import deepspeed
@@ -60,9 +60,9 @@ class ZeroEngine:
         select: Callable[[nn.Module], dict[str, nn.Parameter]],
         config: TrainConfig,
     ) -> None:
-        """``build`` makes the module without weights, ``weights`` reads them for it, ``select`` names what learns.
+        """``build`` makes the module without weights, ``weights`` reads them, ``select`` returns what is trained.
 
-        Of ``config`` count the optimizer, the average, the precision, the batch and what ZeRO-3 is told.
+        Of ``config`` the engine uses the optimizer, the average, the precision, the batch and ``zero``.
         """
         import deepspeed
 
@@ -71,7 +71,7 @@ class ZeroEngine:
             module = build()
         load_partitioned(module, weights(module))
         self._named: dict[str, Any] = dict(select(module))  # ZeRO-3 adds ds_shape and ds_tensor to each
-        for parameter in self._named.values():  # DeepSpeed casts what was made under zero.Init, and no adapter
+        for parameter in self._named.values():  # DeepSpeed casts what was made under zero.Init, but no adapters
             parameter.data = parameter.data.to(getattr(torch, config.precision))
         optimizer = build_optimizer(list(self._named.values()), config.optimizer, fused=config.zero.offload != "none")
         engine, _, _, _ = deepspeed.initialize(model=module, optimizer=optimizer, config=settings)
@@ -84,7 +84,7 @@ class ZeroEngine:
     def accumulate(self, loss: Tensor) -> None:
         self._engine.backward(loss)
         if not self._engine.is_gradient_accumulation_boundary():
-            self._engine.step()  # which counts, and steps at the boundary only
+            self._engine.step()  # counts micro batches, and steps at the boundary only
 
     def finish_step(self) -> float:
         self._engine.step()
@@ -121,10 +121,10 @@ class ZeroEngine:
             safe_set_local_fp32_param(parameter, _partition_of(tensors[f"{MASTER}/{name}"], parameter))
             for key in self._kept:
                 safe_set_local_optimizer_state(parameter, _partition_of(tensors[f"{key}/{name}"], parameter), key)
-        self._compute_with(MASTER)  # else one step would compute with stale weights
+        self._compute_with(MASTER)  # otherwise one step would compute with stale weights
 
     def _compute_with(self, key: str) -> None:
-        """Make the weights of the forward pass those under ``key``."""
+        """Copy the tensors under ``key`` to the weights of the forward pass."""
         import deepspeed
 
         for parameter in self._named.values():
@@ -133,7 +133,7 @@ class ZeroEngine:
                 parameter.copy_(full)
 
     def _begin_at(self, steps: int) -> None:
-        """State of the optimizer as after ``steps`` steps, which torch would make in its first: there to be set."""
+        """Create the optimizer's state as after ``steps`` steps, so that it can be set before the first step."""
         self._steps = steps
         zero3 = self._engine.optimizer
         for partition in zero3.fp32_partitioned_groups_flat:
@@ -141,7 +141,7 @@ class ZeroEngine:
 
 
 def _full(parameter: Any, key: str) -> Tensor:
-    """Master weights or optimizer state of a partitioned parameter, whole on every rank, fp32; a collective."""
+    """Return master weights or state of a partitioned parameter, whole on every rank, fp32; a collective."""
     from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
     get_state = safe_get_full_optimizer_state
@@ -150,7 +150,7 @@ def _full(parameter: Any, key: str) -> Tensor:
 
 
 def _partition_of(full: Tensor, parameter: Any) -> Tensor:
-    """This rank's share of a full tensor, zero-padded at the end as ZeRO-3 pads it."""
+    """Return this rank's share of a full tensor, zero-padded at the end as in ZeRO-3."""
     share = parameter.ds_tensor.numel()
     rank, ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
     flat = torch.zeros(share * ranks, dtype=torch.float32)

@@ -1,4 +1,4 @@
-"""DeepSpeed's configuration for ZeRO-3, made from ours and held against DeepSpeed's own schema. Light at import."""
+"""DeepSpeed's configuration for ZeRO-3, made from ours and checked with DeepSpeed's own schema. Light at import."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,7 +8,7 @@ from lookalike.training.config import TrainConfig
 
 
 def zero3_config(config: TrainConfig, ranks: int) -> dict[str, Any]:
-    """What ``deepspeed.initialize`` takes for this training on ``ranks`` ranks; keys and meanings are DeepSpeed's
+    """Return the configuration for ``deepspeed.initialize`` on ``ranks`` ranks; keys are DeepSpeed's
     (``docs/config-json``)."""
     zero = config.zero
     overlap = config.workers.use_gpu if zero.overlap is None else zero.overlap
@@ -30,7 +30,7 @@ def zero3_config(config: TrainConfig, ranks: int) -> dict[str, Any]:
         "gradient_accumulation_steps": config.accumulation(ranks),
         "gradient_clipping": config.optimizer.max_grad_norm,
         "bf16": {"enabled": config.precision == "bfloat16"},
-        "data_types": {"grad_accum_dtype": "fp32"},  # a sum of many micro batches in bfloat16 loses the small ones
+        "data_types": {"grad_accum_dtype": "fp32"},  # a bfloat16 sum of many micro batches loses small gradients
         "zero_optimization": settings,
         "zero_force_ds_cpu_optimizer": False,  # torch's fused AdamW steps on the host, and needs no operator compiled
         "zero_allow_untested_optimizer": True,
@@ -40,14 +40,17 @@ def zero3_config(config: TrainConfig, ranks: int) -> dict[str, Any]:
 
 
 def check_schema(settings: Mapping[str, Any]) -> None:
-    """Read ``settings`` as DeepSpeed will on every rank.
+    """Check ``settings`` as DeepSpeed does on every rank.
 
     Raises:
-        ConfigError: what DeepSpeed says is wrong with them.
+        ConfigError: with DeepSpeed's message.
     """
     from deepspeed.runtime.config import DeepSpeedConfig, DeepSpeedConfigError
 
     try:
         DeepSpeedConfig(dict(settings))
     except (ValueError, AssertionError, DeepSpeedConfigError) as error:
-        raise ConfigError(f"DeepSpeed refuses its configuration: {error}", fix="change zero or the batch") from error
+        raise ConfigError(
+            f"DeepSpeed rejects the configuration made from zero and the batch sizes: {error}",
+            fix="change zero or batch_size",
+        ) from error

@@ -202,13 +202,13 @@ def test_without_references_the_text_alone_is_seen(pipe, flux_calls) -> None:
         ({"negative": "nothing"}, "unknown negative"),
         ({"output_type": None}, "unknown output_type"),
         ({"stages": ""}, "unknown denoising schedule"),
-        ({"prompt": []}, "no prompt"),
-        ({"prompt": None}, "a prompt is not a text"),
-        ({"prompt": [b"a mug"]}, "a prompt is not a text"),
-        ({"prompt": 7}, "a prompt is not a text"),
+        ({"prompt": []}, "list of prompts is empty"),
+        ({"prompt": None}, "a prompt is not text"),
+        ({"prompt": [b"a mug"]}, "a prompt is not text"),
+        ({"prompt": 7}, "a prompt is not text"),
     ],
 )  # fmt: skip
-def test_what_is_given_is_never_taken_for_unset(pipe, photos, monkeypatch, change, message) -> None:
+def test_falsy_arguments_are_not_treated_as_unset(pipe, photos, monkeypatch, change, message) -> None:
     monkeypatch.setattr(pipe.transformer, "forward", None)
     with pytest.raises(LookalikeError, match=message):
         pipe(**{"prompt": "a mug", "references": photos[:1], **FAST, **change})
@@ -221,7 +221,7 @@ def test_guidance_of_zero_is_the_negative_branch(pipe, photos) -> None:
     torch.testing.assert_close(found, pipe("a box", **options).images)
 
 
-def test_one_seed_may_stand_without_a_list(pipe, photos) -> None:
+def test_one_seed_is_accepted_without_a_list(pipe, photos) -> None:
     options = {**FAST, "num_inference_steps": 1}
     expected = pipe("a mug", photos[:1], **options).images
     assert torch.equal(pipe("a mug", photos[:1], **{**options, "seeds": 5}).images, expected)

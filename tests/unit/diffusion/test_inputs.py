@@ -117,7 +117,7 @@ def test_arrays_and_tensors_are_the_image_that_they_came_from() -> None:
         ({"image": 1}, "is not an image"),
     ],
 )  # fmt: skip
-def test_other_values_are_refused_by_name(given, message) -> None:
+def test_invalid_arguments_are_rejected_by_name(given, message) -> None:
     with pytest.raises(InputError, match=message):
         pair_references([given], 1)
     if given is not None:
@@ -129,5 +129,5 @@ def test_lists_of_references_follow_prompts() -> None:
     assert pair_references(None, 3) == [[], [], []]
     assert [len(images) for images in pair_references((photo() for _ in range(2)), 3)] == [2, 2, 2]
     for empty in ([], [[]], (), [[photo()], []]):
-        with pytest.raises(InputError, match="no references"):
+        with pytest.raises(InputError, match="list of references is empty"):
             pair_references(empty, 2)

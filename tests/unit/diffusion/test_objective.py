@@ -68,7 +68,7 @@ def test_conditions_matter_and_dropout_removes_them(parts, batch) -> None:
     torch.testing.assert_close(loss(shuffled, dropout_mllm=1.0, dropout_references=1.0), nothing)
 
 
-def test_what_is_missing_is_said(parts, batch) -> None:
+def test_missing_targets_and_ids_are_rejected(parts, batch) -> None:
     import dataclasses
 
     model, vae, flow = parts

@@ -59,12 +59,12 @@ def losses(bundle_dir, pictures):
     return run
 
 
-def test_six_steps_of_training_are_the_cpus(losses) -> None:
+def test_six_steps_of_training_equal_the_cpus(losses) -> None:
     assert losses(torch.device("cuda")) == pytest.approx(losses(torch.device("cpu")), abs=1e-3)
 
 
 @pytest.mark.parametrize("attention", ["full", "cached"])
-def test_the_pipeline_draws_what_the_cpu_draws(pipe, photos, attention: str) -> None:
+def test_the_pipeline_generates_what_the_cpu_generates(pipe, photos, attention: str) -> None:
     own = copy.deepcopy(pipe)
     preset = own.preprocessor.preset
     changed = dataclasses.replace(preset, references=dataclasses.replace(preset.references, attention=attention))

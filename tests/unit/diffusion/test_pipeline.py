@@ -25,7 +25,7 @@ from lookalike.models.vae import encode, load_vae
 FAST = {"num_inference_steps": 4, "output_type": "latent"}
 
 
-def test_images_come_out_in_every_form(pipe, photos) -> None:
+def test_all_output_types(pipe, photos) -> None:
     images = pipe("a red mug", photos[:1], num_inference_steps=2, num_images_per_prompt=2, seeds=[1, 2]).images
     assert [image.size for image in images] == [(64, 64)] * 2
     arrays = pipe("a red mug", photos[:1], num_inference_steps=2, seeds=[1], output_type="np").images
@@ -50,7 +50,7 @@ def test_the_same_seed_is_the_same_image_in_any_batch(pipe, photos) -> None:
     assert (together[2] - together[3]).abs().max() > 0.1
 
 
-def test_a_bundle_is_drawn_by_its_presets_stages(pipe, photos) -> None:
+def test_the_presets_denoising_schedule_is_the_default(pipe, photos) -> None:
     own = pipe.preprocessor.preset.stages
     assert own != "paper"
     assert pipe.plan(num_inference_steps=25) == pipe.plan(own, 25) != pipe.plan("paper", 25)
@@ -60,7 +60,7 @@ def test_a_bundle_is_drawn_by_its_presets_stages(pipe, photos) -> None:
     assert not torch.equal(pipe("a mug", photos[:1], stages="paper", **options).images, expected)
 
 
-def test_a_stage_computes_only_what_it_uses(pipe, photos, monkeypatch) -> None:
+def test_a_step_computes_only_the_conditions_it_sees(pipe, photos, monkeypatch) -> None:
     calls = {"mllm": 0, "vae": 0, "lengths": []}
     forward, encode, flux = pipe.mllm.forward, pipe.vae.encode, pipe.transformer.forward
 
@@ -259,19 +259,19 @@ def test_a_callback_sees_and_changes_every_step(pipe, photos) -> None:
     assert not images.any()
 
 
-def test_bad_input_is_refused_before_anything_runs(pipe, photos, monkeypatch) -> None:
+def test_invalid_input_is_rejected_before_the_model_runs(pipe, photos, monkeypatch) -> None:
     monkeypatch.setattr(pipe.transformer, "forward", None)
     tiny = Image.new("RGB", (8, 8))
     cases = [
-        (InputError, "no references", {"references": []}),
-        (InputError, "no references", {"prompt": ["a", "b"], "references": [photos[:1], []]}),
+        (InputError, "list of references is empty", {"references": []}),
+        (InputError, "list of references is empty", {"prompt": ["a", "b"], "references": [photos[:1], []]}),
         (InputError, "3 references, the preset mini takes 2", {"references": photos[:3]}),
         (InputError, "1 lists of references for 2 prompts", {"prompt": ["a", "b"], "references": [photos[:1]]}),
         (InputError, "mix images and lists", {"references": [photos[0], photos[1:2]]}),
         (InputError, "8x8 pixels", {"references": [tiny]}),
         (InputError, "20000x16 pixels", {"references": [Image.new("RGB", (20_000, 16))]}),
         (InputError, "is not an image", {"references": ["photo.jpg"]}),
-        (InputError, "a prompt is not a text", {"prompt": ["a mug", None], "references": photos[:1]}),
+        (InputError, "a prompt is not text", {"prompt": ["a mug", None], "references": photos[:1]}),
         (ConfigError, "70x64 pixels is not supported; use multiples of 8", {"width": 70}),
         (ConfigError, "64x60 pixels is not supported; use multiples of 8", {"height": 60}),
         (ConfigError, "denoising schedule are out of order", {"stages": "0.2/0.9"}),

@@ -61,7 +61,7 @@ def test_offloading_changes_nothing(own, photos, attention: str) -> None:
     assert torch.equal(own("a mug", photos[:1], **OPTIONS).images, before)
 
 
-def test_a_lora_comes_and_goes(own, photos, lora, tmp_path) -> None:
+def test_a_lora_is_loaded_and_unloaded(own, photos, lora, tmp_path) -> None:
     def run() -> torch.Tensor:
         return own("a mug", photos[:1], **OPTIONS).images
 

@@ -33,7 +33,7 @@ def test_a_plan_is_plotted_step_by_step() -> None:
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["mllm", "references", "noise level"]
 
 
-def test_a_blend_narrows_to_the_hard_stages_and_leaves_no_step_without_condition() -> None:
+def test_a_narrow_blend_equals_hard_thresholds_and_every_step_sees_a_condition() -> None:
     levels = np.linspace(0, 1, 201)
     hard, narrow = DenoisingSchedule(0.7, 0.3), DenoisingSchedule(0.7, 0.3, blend=1e-6)
     assert all(narrow(s) == hard(s) for s in levels if min(abs(s - 0.7), abs(s - 0.3)) > 1e-3)
@@ -67,7 +67,7 @@ def test_any_function_of_the_noise_level_is_a_schedule() -> None:
         ("reference_only", ConditionWeights(False, True)),
     ],
 )
-def test_named_stages_hold_at_every_level(name: str, expected: ConditionWeights) -> None:
+def test_named_schedules_hold_at_every_level(name: str, expected: ConditionWeights) -> None:
     assert {denoising_schedule(name)(sigma) for sigma in (*np.linspace(0, 1, 11), 1.0)} == {expected}
 
 
@@ -80,7 +80,7 @@ def test_text_forms() -> None:
             denoising_schedule(bad)
 
 
-def test_a_presets_stages_go_by_the_name_preset() -> None:
+def test_the_name_preset_means_the_presets_schedule() -> None:
     assert denoising_schedule("preset", "0.9/0.4") == DenoisingSchedule(0.9, 0.4)
     assert denoising_schedule("both", "0.9/0.4") == NAMED_SCHEDULES["both"]
     with pytest.raises(ConfigError, match=r"unknown denoising schedule.*use one of paper"):
@@ -88,11 +88,11 @@ def test_a_presets_stages_go_by_the_name_preset() -> None:
 
 
 @pytest.mark.parametrize("name", list_presets())
-def test_shipped_presets_have_stages(name: str) -> None:
+def test_shipped_presets_have_a_schedule(name: str) -> None:
     assert isinstance(denoising_schedule("preset", load_preset(name).stages), DenoisingSchedule)
 
 
-def test_stages_out_of_order_are_refused() -> None:
+def test_thresholds_out_of_order_are_rejected() -> None:
     with pytest.raises(ConfigError, match=r"denoising schedule are out of order.*tau1=0.5, tau2=0.9"):
         DenoisingSchedule(0.5, 0.9)
     with pytest.raises(ConfigError, match=r"blend=-0\.1"):

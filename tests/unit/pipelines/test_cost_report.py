@@ -5,12 +5,12 @@ import pytest
 from lookalike import config as configs
 from lookalike.errors import ConfigError
 from lookalike.models.presets import load_preset
-from pipelines.train.cost_report import PlanConfig, plan, steps_by_stage
+from pipelines.train.cost_report import PlanConfig, plan, steps_by_conditions
 
 PAPER = "jobs/configs/train-paper.yaml"
 
 
-def test_plan_of_mini() -> None:
+def test_cost_of_training_mini() -> None:
     text = plan(configs.parse(PlanConfig, ["--gpus=2x8", "--precision=float32", "--preset=mini"]))
     assert "| 1.9 | 0.9 | 0.1 | 5.2 | 0.0 | 6.2 |" in text  # millions of parameters by part
     assert "| 64² | 1 | 144 | 208 | 128 |" in text  # tokens of the DiT: MLLM, both, VAE
@@ -25,13 +25,13 @@ def test_plan_reads_the_papers_configuration() -> None:
     assert config.total_steps == 35_000
     assert config.activation_checkpointing
     for bad in ("eight", "8", "8x"):
-        with pytest.raises(ConfigError, match="gpus is NUMBERxMEMORY"):
+        with pytest.raises(ConfigError, match="gpus does not have the form NUMBERxMEMORY"):
             _ = configs.parse(PlanConfig, [f"--gpus={bad}"]).cluster
-    with pytest.raises(ConfigError, match="batch_size=32 does not divide over 5 GPUs"):
+    with pytest.raises(ConfigError, match="batch_size=32 is not a multiple of 5 GPUs"):
         plan(PlanConfig(gpus="5x80"))
 
 
-def test_steps_of_the_papers_denoising_schedule() -> None:
+def test_sampler_steps_by_conditions_of_the_papers_schedule() -> None:
     """3 early, 4 middle and 18 late steps at 512² (the spec sheet's count), by the shifted noise level."""
-    steps = steps_by_stage(load_preset("flux-internvl3-8b"), 1024)
+    steps = steps_by_conditions(load_preset("flux-internvl3-8b"), 1024)
     assert steps == {(True, False): 3, (True, True): 4, (False, True): 18}

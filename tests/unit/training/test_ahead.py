@@ -8,7 +8,7 @@ import pytest
 from pipelines.train.in_memory import ahead
 
 
-def test_items_come_in_order_and_one_ahead_from_another_thread() -> None:
+def test_items_keep_their_order_and_are_made_one_ahead_in_a_thread() -> None:
     made: list[int] = []
 
     def items() -> Iterator[int]:
@@ -24,7 +24,7 @@ def test_items_come_in_order_and_one_ahead_from_another_thread() -> None:
     assert made == [0, 1, 2, 3]
 
 
-def test_an_error_of_the_maker_reaches_the_taker_in_its_turn() -> None:
+def test_an_error_of_the_producer_reaches_the_consumer_in_order() -> None:
     def items() -> Iterator[int]:
         yield 0
         raise OSError("gone")
@@ -35,7 +35,7 @@ def test_an_error_of_the_maker_reaches_the_taker_in_its_turn() -> None:
         next(found)
 
 
-def test_whoever_takes_no_more_leaves_no_thread_behind() -> None:
+def test_an_abandoned_iterator_leaves_no_thread() -> None:
     threads = threading.active_count()
     found = ahead(iter(range(10)))
     assert next(found) == 0

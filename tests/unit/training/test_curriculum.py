@@ -13,7 +13,7 @@ STAGES = [
 ]
 
 
-def test_each_step_has_its_stage() -> None:
+def test_each_step_has_its_phase() -> None:
     found = [(phase_at(STAGES, step)[1].name, phase_at(STAGES, step)[2]) for step in range(15)]
     assert found == [("first", i) for i in range(10)] + [("second", i) for i in range(5)]
     assert [step for step in range(15) if ends_phase(STAGES, step)] == [9, 14]
@@ -38,7 +38,7 @@ def test_settings_that_cannot_work_name_value_and_fix() -> None:
         PhaseConfig(name="s", steps=5, conditions="mllm", warmup_steps=6)
     with pytest.raises(ConfigError, match="empty"):
         TrainConfig(dataset="d", run="r", stages=[])
-    with pytest.raises(ConfigError, match="a base or from a seed"):
+    with pytest.raises(ConfigError, match="base and from_seed exclude each other"):
         TrainConfig(dataset="d", run="r", base="b", from_seed=True)
 
 

@@ -19,7 +19,7 @@ def test_an_epoch_visits_each_sample_once(samples: int, batch: int, seed: int, e
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])
-def test_ranks_together_take_each_step_whole(world_size: int) -> None:
+def test_ranks_partition_each_step(world_size: int) -> None:
     plan = EpochPlan(num_samples=30, batch_size=8, seed=3)
     for step in range(2 * plan.steps_per_epoch):
         shares = [plan.rank_slots(step, rank, world_size) for rank in range(world_size)]
@@ -27,7 +27,9 @@ def test_ranks_together_take_each_step_whole(world_size: int) -> None:
 
 
 @pytest.mark.parametrize(("world_size", "micro_batch_size"), [(3, 1), (3, 2), (5, 4), (1, 8)])
-def test_any_number_of_ranks_takes_each_step_whole_with_padding_behind(world_size: int, micro_batch_size: int) -> None:
+def test_any_number_of_ranks_partitions_each_step_with_padding_at_the_end(
+    world_size: int, micro_batch_size: int
+) -> None:
     plan = EpochPlan(num_samples=30, batch_size=8, seed=3)
     for step in range(plan.steps_per_epoch):
         shares = [plan.rank_slots(step, rank, world_size, micro_batch_size) for rank in range(world_size)]
@@ -38,7 +40,7 @@ def test_any_number_of_ranks_takes_each_step_whole_with_padding_behind(world_siz
         assert (taken[8:] == PADDING).all()
 
 
-def test_a_new_process_finds_the_same_order() -> None:
+def test_order_is_the_same_in_a_new_process() -> None:
     plan, orders = EpochPlan(num_samples=30, batch_size=8, seed=3), []
     for _ in range(2):
         plans._order.cache_clear()
@@ -46,6 +48,6 @@ def test_a_new_process_finds_the_same_order() -> None:
     assert orders[0] == orders[1]
 
 
-def test_epochs_and_seeds_differ() -> None:
+def test_order_differs_between_epochs_and_seeds() -> None:
     orders = {tuple(EpochPlan(64, 64, seed).slots(epoch)) for seed in (0, 1) for epoch in (0, 1)}
     assert len(orders) == 4

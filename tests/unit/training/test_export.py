@@ -87,7 +87,7 @@ def test_a_personal_adapter_is_the_lora_alone(base_dir: Path, tmp_path: Path, pe
     )
 
 
-def test_a_merged_adapter_stands_by_itself(base_dir: Path, tmp_path: Path, perturb: Perturb) -> None:
+def test_a_merged_adapter_exports_a_whole_bundle(base_dir: Path, tmp_path: Path, perturb: Perturb) -> None:
     config = config_of(tmp_path, base=str(base_dir), adapter=LORA, export_lora="merged")
     model = trained(config, base_dir, perturb)
     expected = export._output(model)
@@ -99,7 +99,9 @@ def test_a_merged_adapter_stands_by_itself(base_dir: Path, tmp_path: Path, pertu
     initial_bundle(config_of(tmp_path, base=str(folder), adapter=LORA), open_store(config.run))
 
 
-def test_a_base_whose_lora_would_be_left_out_is_refused(base_dir: Path, tmp_path: Path, perturb: Perturb) -> None:
+def test_a_base_with_a_lora_is_rejected_as_the_base_of_an_adapter(
+    base_dir: Path, tmp_path: Path, perturb: Perturb
+) -> None:
     base = shutil.copytree(base_dir, tmp_path / "base")
     model = trained(config_of(tmp_path, base=str(base_dir), adapter=LORA), base_dir, perturb)
     weights = {n.removeprefix("transformer."): p for n, p in model.named_parameters() if ".lora_" in n}
@@ -112,7 +114,7 @@ def test_a_base_whose_lora_would_be_left_out_is_refused(base_dir: Path, tmp_path
 @pytest.mark.parametrize(
     ("value", "said"), [(0.0, "a trained tensor is all zero"), (float("nan"), "empty or not finite")]
 )
-def test_weights_that_no_training_leaves_are_refused(
+def test_implausible_weights_are_not_exported(
     bundle_dir: Path, tmp_path: Path, perturb: Perturb, value: float, said: str
 ) -> None:
     config, name = config_of(tmp_path), "transformer.proj_out.weight"
@@ -131,7 +133,7 @@ def test_weights_that_no_training_leaves_are_refused(
         ("time_text_embed.timestep_embedder.linear_1.weight", 1.5, "other values in the export"),
     ],
 )
-def test_what_was_written_wrongly_is_found(
+def test_wrongly_written_tensors_are_detected(
     bundle_dir: Path, tmp_path: Path, perturb: Perturb, name: str, factor: float | None, said: str
 ) -> None:
     model = trained(config_of(tmp_path), bundle_dir, perturb)
@@ -145,7 +147,7 @@ def test_what_was_written_wrongly_is_found(
         export._verify(config_of(tmp_path), folder, None, weights, export._output(model))
 
 
-def test_an_export_that_computes_something_else_is_found(base_dir: Path, tmp_path: Path, perturb: Perturb) -> None:
+def test_an_export_with_other_outputs_is_detected(base_dir: Path, tmp_path: Path, perturb: Perturb) -> None:
     """Of a merged LoRA there are no weights to compare: here it was left out."""
     config = config_of(tmp_path, base=str(base_dir), adapter=LORA)
     model = trained(config, base_dir, perturb)
@@ -173,7 +175,7 @@ def test_a_lora_on_the_mllm_goes_into_its_weights(
     assert (states[0] - before).abs().max() > 1e-2
 
 
-def test_a_lora_on_layers_that_the_mllm_has_not_is_refused(
+def test_a_lora_on_missing_mllm_layers_is_rejected(
     bundle_dir: Path, tmp_path: Path, mllm_lora_preset: Callable[..., str]
 ) -> None:
     config = config_of(tmp_path, preset=mllm_lora_preset(target_modules=["to_q"]))

@@ -54,7 +54,7 @@ def objective(bundle_dir: Path, perturb: Callable[..., Any]) -> DenoisingObjecti
 
 
 @torch.no_grad()
-def test_held_out_losses_by_noise_level_are_those_of_their_samples(
+def test_held_out_losses_by_noise_level_are_the_means_of_their_samples(
     objective: DenoisingObjective, columns: dict[str, np.ndarray]
 ) -> None:
     parts = [{name: values[:2] for name, values in columns.items()}, {n: v[2:] for n, v in columns.items()}]
@@ -76,7 +76,7 @@ def test_held_out_losses_by_noise_level_are_those_of_their_samples(
 
 @torch.no_grad()
 @pytest.mark.parametrize("stage", [BOTH, MLLM])
-def test_columns_prepared_ahead_give_the_same_losses(
+def test_inputs_computed_ahead_give_the_same_losses(
     objective: DenoisingObjective, columns: dict[str, np.ndarray], stage: PhaseConfig
 ) -> None:
     plain, prepared = MicroBatch(columns), objective.compute_inputs(columns, stage, 3)
@@ -88,7 +88,7 @@ def test_columns_prepared_ahead_give_the_same_losses(
 
 @pytest.mark.parametrize(("stage", "schedule"), [(BOTH, "paper"), (BOTH, "0.9/0.3"), (MLLM, "mllm_only")])
 @pytest.mark.parametrize("guidance", [1.0, 2.5])
-def test_images_are_those_of_the_pipeline(
+def test_previews_equal_the_pipelines_images(
     bundle_dir: Path,
     objective: DenoisingObjective,
     columns: dict[str, np.ndarray],

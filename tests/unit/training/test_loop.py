@@ -110,7 +110,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_asked_to_stop_it_saves_says_so_and_goes_on(
+def test_a_stop_request_ends_with_a_checkpoint_and_the_run_resumes(
     tmp_path: Path, undisturbed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stopping, "_POLL_S", 0.01)
@@ -156,7 +156,7 @@ class BesideOneThatIsAsked(Rank):
         return [loss, stop + 1, *work]
 
 
-def test_a_rank_stops_with_the_one_that_is_asked(tmp_path: Path) -> None:
+def test_all_ranks_stop_if_one_is_asked_to(tmp_path: Path) -> None:
     with pytest.raises(StoppedError, match="after step 1 of 8"):
         attempt(tmp_path, rank=BesideOneThatIsAsked())
 
@@ -212,7 +212,7 @@ def test_the_ledger_has_each_sample_once_an_epoch(undisturbed: Path) -> None:
         assert sorted(seen) == [str(index) for index in range(SAMPLES)]
 
 
-def test_killed_between_checkpoints_it_repeats_the_same_steps(tmp_path: Path, undisturbed: Path) -> None:
+def test_a_run_killed_between_checkpoints_repeats_the_same_steps(tmp_path: Path, undisturbed: Path) -> None:
     def kill(step: int) -> None:
         if step == 5:
             raise KeyboardInterrupt
@@ -225,27 +225,27 @@ def test_killed_between_checkpoints_it_repeats_the_same_steps(tmp_path: Path, un
     assert read_ledger(open_store(str(tmp_path))) == read_ledger(open_store(str(undisturbed)))
 
 
-def test_what_a_first_checkpoint_that_was_not_finished_left_is_forgotten(tmp_path: Path, undisturbed: Path) -> None:
+def test_ledger_of_an_unfinished_first_checkpoint_is_removed(tmp_path: Path, undisturbed: Path) -> None:
     (tmp_path / "ledger").mkdir()
     (tmp_path / "ledger" / "step-00000002.jsonl").write_text("of a dead attempt")
     attempt(tmp_path)
     assert read_ledger(open_store(str(tmp_path))) == read_ledger(open_store(str(undisturbed)))
 
 
-def test_checkpoints_that_are_gone_end_the_run(tmp_path: Path, undisturbed: Path) -> None:
+def test_missing_checkpoints_end_the_run(tmp_path: Path, undisturbed: Path) -> None:
     shutil.copytree(undisturbed, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "checkpoints")
-    with pytest.raises(InputError, match=r"checkpoints are gone.*begin anew"):
+    with pytest.raises(InputError, match=r"no checkpoint is there.*start again"):
         attempt(tmp_path / "run")
 
 
-def test_checkpoints_of_another_run_are_not_taken_up(tmp_path: Path, undisturbed: Path) -> None:
+def test_checkpoints_of_another_run_are_rejected(tmp_path: Path, undisturbed: Path) -> None:
     shutil.copytree(undisturbed, tmp_path / "run")
     with pytest.raises(InputError, match="another configuration"):
         attempt(tmp_path / "run", fingerprint="other")
 
 
-def test_a_loss_that_is_no_number_ends_the_run_and_names_the_samples(tmp_path: Path) -> None:
+def test_a_loss_that_is_not_finite_ends_the_run_and_names_the_samples(tmp_path: Path) -> None:
     with pytest.raises(TrainingDivergedError, match=r"diverged at step .*diverged/step-"):
         attempt(tmp_path, poison=3)
     (file,) = (tmp_path / "diverged").iterdir()
@@ -320,7 +320,7 @@ except StoppedError as error:
 
 
 @pytest.mark.parametrize(("grace", "said"), [("30", ""), ("0.5", "stopped without a checkpoint")])
-def test_sigterm_becomes_a_marker_and_grace_is_not_for_ever(tmp_path: Path, grace: str, said: str) -> None:
+def test_sigterm_writes_a_marker_and_the_grace_period_ends(tmp_path: Path, grace: str, said: str) -> None:
     argv = [sys.executable, "-c", _STOPS, str(tmp_path), grace]
     (tmp_path / stopping.STOP).touch()  # an earlier attempt's
     with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as process:

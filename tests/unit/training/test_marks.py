@@ -9,7 +9,7 @@ MARKS = st.builds(Mark, st.integers(1, 12), st.integers(1, 4))
 
 
 @given(MARKS)
-def test_a_mark_is_read_from_its_name(mark: Mark) -> None:
+def test_a_mark_is_parsed_from_its_name(mark: Mark) -> None:
     assert parse_mark(str(mark)) == mark
 
 

@@ -88,7 +88,7 @@ def test_state_of_an_earlier_version_is_resumed(tmp_path: Path) -> None:
     assert weights_and_losses(resumed, tmp_path / "cut") == (expected_weights, expected_losses[20:])
 
 
-def test_settings_that_cannot_work() -> None:
+def test_invalid_settings_are_rejected() -> None:
     with pytest.raises(ConfigError, match="steps"):
         parts.FitConfig(steps=0)
 

@@ -87,7 +87,7 @@ def run(folder: Path, samples: int, failing: set[int], safety: SafetyConfig = Sa
     return [json.loads(line) for line in (folder / METRICS).read_text().splitlines()]
 
 
-def test_the_others_weigh_as_if_the_sample_were_not_there(tmp_path: Path) -> None:
+def test_a_failed_sample_does_not_change_the_weight_of_the_others(tmp_path: Path) -> None:
     """A batch of four with one failure is one of three: loss, gradient and the weights that follow."""
     left_out = run(tmp_path / "four", 4, failing={3})
     without = run(tmp_path / "three", 3, failing=set())
@@ -104,7 +104,7 @@ def test_the_others_weigh_as_if_the_sample_were_not_there(tmp_path: Path) -> Non
     assert json.loads(listed) == {"sample": "3", "step": 0, "slot": slots[0], "reason": "rot"}
 
 
-def test_a_step_of_failures_alone_learns_nothing(tmp_path: Path) -> None:
+def test_a_step_without_usable_samples_changes_nothing(tmp_path: Path) -> None:
     records = run(tmp_path, 12, failing={int(i) for i in EpochPlan(12, BATCH, 0).slots(1)})
     assert (records[1]["loss"], records[1]["gradient_norm"]) == (0, 0)
     assert all(np.isfinite(record["loss"]) for record in records)
@@ -133,7 +133,7 @@ def failure(sample: str, **changes: Any) -> Failure:
     return Failure(sample, 0, "rot", **changes)
 
 
-def test_a_sample_counts_once_and_restarting_drops_what_comes_later(tmp_path: Path) -> None:
+def test_a_sample_counts_once_and_a_restart_drops_later_records(tmp_path: Path) -> None:
     store = open_store(str(tmp_path))
     quarantine = Quarantine(store, Rank(), limit=3)
     quarantine.add_held_out([failure("v")], readable=1)
@@ -169,7 +169,7 @@ class SecondOfTwo(Rank):
         return []
 
 
-def test_every_rank_ends_with_the_one_that_has_the_damage(tmp_path: Path) -> None:
+def test_all_ranks_end_if_one_has_an_unreadable_shard(tmp_path: Path) -> None:
     quarantine = Quarantine(open_store(str(tmp_path)), SecondOfTwo(), limit=9)
     with pytest.raises(UnusableDataError):
         quarantine.add(0, [], 1)

@@ -30,7 +30,7 @@ def text_of(columns: dict[str, np.ndarray], sample: Sample) -> int:
 
 
 @pytest.mark.parametrize(("stage", "latents"), [(BOTH, True), (MLLM, False)])
-def test_tokens_and_flops_are_the_plans(
+def test_tokens_and_flops_equal_those_of_the_cost_plan(
     bundle_dir: Path, columns: dict[str, np.ndarray], stage: PhaseConfig, latents: bool
 ) -> None:
     preset = read_preset(bundle_dir)
@@ -45,14 +45,14 @@ def test_tokens_and_flops_are_the_plans(
     assert unknown(columns, stage) == (tokens, 0.0)
 
 
-def test_an_adapter_alone_asks_for_less(bundle_dir: Path, columns: dict[str, np.ndarray]) -> None:
+def test_training_an_adapter_alone_costs_fewer_flops(bundle_dir: Path, columns: dict[str, np.ndarray]) -> None:
     preset = read_preset(bundle_dir)
     whole = Workload(preset, None, ("aggregator", "transformer"), peak_tflops=1.0)(columns, BOTH)[1]
     adapter = Workload(preset, LoraConfig(rank=2), ("transformer_lora",), peak_tflops=1.0)(columns, BOTH)[1]
     assert 0.4 * whole < adapter < 0.8 * whole
 
 
-def test_peaks_by_the_names_that_cuda_gives() -> None:
+def test_peak_is_looked_up_by_cuda_device_name() -> None:
     assert peak_tflops("NVIDIA H100 80GB HBM3", "bfloat16") == 989
     assert peak_tflops("NVIDIA H100 PCIe", "bfloat16") == 756
     assert peak_tflops("NVIDIA A100-SXM4-80GB", "float32") == 19.5

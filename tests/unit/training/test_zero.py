@@ -8,7 +8,7 @@ import pytest
 from lookalike.training.deepspeed_setup import prefer_own_ninja
 
 
-def test_the_systems_ninja_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ninja_of_the_environment_is_preferred_to_the_systems(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It compiled DeepSpeed's operator again that set-up had compiled."""
     own, system = tmp_path / "venv", tmp_path / "system"
     for folder in (own, system):
