@@ -9,22 +9,15 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from lookalike import config as configs
 from lookalike.errors import InputError
 from lookalike.storage import ObjectInfo, Store
 from pipelines.curate.rows import sha256
-
-FOLDER = "work/changed"
-
-
-def shard_id(info: ObjectInfo) -> str:
-    """The name of what is kept of a raw shard: it follows from the shard's key, size and ETag."""
-    return configs.fingerprint([info.key, info.size, info.etag])[:24]
+from pipelines.curate.workspace import CHANGED, change_mark, shard_id
 
 
 def with_recorded_changes(shards: list[ObjectInfo], dataset: Store) -> list[ObjectInfo]:
     """The shards as they were listed, their ETags with the marks of changes that no listing shows."""
-    marks = {info.key.rpartition("/")[2] for info in dataset.list(f"{FOLDER}/")}
+    marks = {info.key.rpartition("/")[2] for info in dataset.list(f"{CHANGED}/")}
     if not marks:
         return shards
     return [_marked(info, dataset, marks) for info in shards]
@@ -46,7 +39,7 @@ def read_image(store: Store, key: str, row: Mapping[str, Any], shard: ObjectInfo
         data = b""
     if sha256(data) == row["sha256"]:
         return data
-    dataset.write(f"{FOLDER}/{shard_id(shard)}", sha256(data).encode())
+    dataset.write(change_mark(shard_id(shard)), sha256(data).encode())
     raise InputError(
         f"the raw shard changed after it was indexed: the image at byte {row['offset']} differs",
         value=f"{store.uri}/{key}",
@@ -56,5 +49,5 @@ def read_image(store: Store, key: str, row: Mapping[str, Any], shard: ObjectInfo
 
 def _marked(info: ObjectInfo, dataset: Store, marks: set[str]) -> ObjectInfo:
     while (name := shard_id(info)) in marks:
-        info = replace(info, etag=f"{info.etag}+{dataset.read(f'{FOLDER}/{name}').decode()[:12]}")
+        info = replace(info, etag=f"{info.etag}+{dataset.read(change_mark(name)).decode()[:12]}")
     return info

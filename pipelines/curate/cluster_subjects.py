@@ -6,7 +6,6 @@ joined by neighbours are one group, which average linkage cuts where a chain of 
 """
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +18,8 @@ from pipelines.curate.config import CurateConfig, FoundConfig
 from pipelines.curate.graph import components
 from pipelines.curate.inputs import Inputs
 from pipelines.curate.rows import IMAGE_SCHEMA, subject_hash
-from pipelines.curate.tables import count_rows, read_span, read_table, vectors_array, vectors_of, write_table
+from pipelines.curate.tables import read_footers, read_span, read_table, vectors_array, vectors_of, write_table
+from pipelines.curate.workspace import Workspace
 
 # Legend: N images of a cell, D embedding dimensions, K cells.
 
@@ -29,8 +29,8 @@ _STEP = 0.02  # of similarity, by which a larger group is taken apart
 
 
 @dataclass(frozen=True)
-class FoundWork:
-    """What the tasks are told; a unit is a raw shard, or a cell where they say so."""
+class ClusterWork:
+    """What the tasks of this stage get; a unit is a raw shard, or a cell in :func:`group_cell`."""
 
     config: CurateConfig
     settings: FoundConfig
@@ -40,33 +40,32 @@ class FoundWork:
     vectors: tuple[ObjectInfo, ...]
     """The table of embeddings of each raw shard."""
     cells: int
-    """How many there are."""
+    """Number of cells."""
 
     @classmethod
     def of(
         cls, config: CurateConfig, settings: FoundConfig, inputs: Inputs, tables: dict[str, ObjectInfo]
-    ) -> "FoundWork":
-        """The work on an index whose ``tables`` are these, by key."""
-        dataset = open_store(config.dataset)
-        rows = tuple(tables[inputs.rows_key(i)] for i in inputs.units)
-        vectors = tuple(tables[inputs.vectors_key(i)] for i in inputs.units)
-        with ThreadPoolExecutor(16) as pool:  # a footer each
-            images = sum(pool.map(lambda info: count_rows(dataset, info), vectors))
+    ) -> "ClusterWork":
+        """Return the work on an index whose ``tables`` are these, by key."""
+        rows = tuple(tables[inputs.workspace.rows(i)] for i in inputs.units)
+        vectors = tuple(tables[inputs.workspace.vectors(i)] for i in inputs.units)
+        images = sum(count for count, _ in read_footers(open_store(config.dataset), vectors))
         return cls(config, settings, inputs, rows, vectors, -(-images // settings.images_per_cell) or 1)
 
     @property
     def dataset(self) -> Store:
-        """Where all of it is kept."""
+        """The store of the tables."""
         return open_store(self.config.dataset)
 
-    def key(self, name: str) -> str:
-        """Where the result ``name`` is kept."""
-        return self.inputs.stage_key("found", name)
+    @property
+    def workspace(self) -> Workspace:
+        """The keys of the tables."""
+        return self.inputs.workspace
 
 
-def find_centroids(work: FoundWork, unit: int) -> Columns:
+def find_centroids(work: ClusterWork, unit: int) -> Columns:
     """Write the centroids of all cells, float16 [K, D], from a sample of each shard; there is one unit."""
-    store, key = work.dataset, work.key("centroids.parquet")
+    store, key = work.dataset, work.workspace.centroids()
     if not store.exists(key):
         share = -(-_SAMPLES_PER_CELL * work.cells // len(work.vectors))
         sample_ND = np.concatenate([_unlabelled(work, shard)[1][:share] for shard in work.inputs.units])
@@ -80,12 +79,12 @@ def find_centroids(work: FoundWork, unit: int) -> Columns:
     return {"unit_done": np.array([unit])}
 
 
-def assign_cells(work: FoundWork, unit: int) -> Columns:
+def assign_cells(work: ClusterWork, unit: int) -> Columns:
     """Write the unlabelled images of one raw shard with their vectors, in the order of cells."""
-    store, key = work.dataset, work.key(f"assigned/{unit:06d}.parquet")
+    store, key = work.dataset, work.workspace.assigned(unit)
     if not store.exists(key):
         contents, vectors_ND = _unlabelled(work, unit)
-        centroids = read_table(store, work.key("centroids.parquet"))["vector"]
+        centroids = read_table(store, work.workspace.centroids())["vector"]
         centroids_KD = vectors_of(centroids, centroids.type.list_size)
         columns = {
             "cell": pa.array((vectors_ND @ centroids_KD.T).argmax(1), pa.int64()),
@@ -96,9 +95,9 @@ def assign_cells(work: FoundWork, unit: int) -> Columns:
     return {"unit_done": np.array([unit])}
 
 
-def group_cell(work: FoundWork, cell: int) -> Columns:
+def group_cell(work: ClusterWork, cell: int) -> Columns:
     """Give every image of a cell its subject, which is called after the lowest content hash of its images."""
-    store, key = work.dataset, work.key(f"subjects/{cell:06d}.parquet")
+    store, key = work.dataset, work.workspace.cell_subjects(cell)
     if not store.exists(key):
         parts = list(_assigned(work, cell))
         table = pa.concat_tables(part for _, part in parts)
@@ -117,14 +116,14 @@ def group_cell(work: FoundWork, cell: int) -> Columns:
     return {"unit_done": np.array([cell])}
 
 
-def label_shard(work: FoundWork, unit: int) -> Columns:
+def label_shard(work: ClusterWork, unit: int) -> Columns:
     """Write the rows and vectors of one raw shard again, with the subjects that were found, in their order."""
     store = work.dataset
-    rows_key, vectors_key = (work.inputs.found_key(kind, unit) for kind in ("rows", "vectors"))
+    rows_key, vectors_key = work.workspace.found("rows", unit), work.workspace.found("vectors", unit)
     if not store.exists(rows_key):  # written last
         subjects: dict[str, str] = {}
         for cell in range(work.cells):
-            found = read_table(store, work.key(f"subjects/{cell:06d}.parquet"), (unit, unit + 1), by="unit")
+            found = read_table(store, work.workspace.cell_subjects(cell), (unit, unit + 1), by="unit")
             subjects.update(zip(found["sha256"].to_pylist(), found["subject"].to_pylist(), strict=True))
         indexed = read_table(store, work.rows[unit].key)
         rows = indexed.to_pylist()
@@ -193,7 +192,7 @@ def _cut(vectors_ND: np.ndarray, min_similarity: float) -> np.ndarray:
     return np.asarray(first[group_of])
 
 
-def _unlabelled(work: FoundWork, unit: int) -> tuple[list[str], np.ndarray]:
+def _unlabelled(work: ClusterWork, unit: int) -> tuple[list[str], np.ndarray]:
     """Content hashes, in their order, and vectors [N, D] of the images of a raw shard that have no subject."""
     rows = read_table(work.dataset, work.rows[unit].key, columns=["sha256", "subject", "error"])
     silent = rows.filter(pc.and_(pc.equal(rows["subject"], ""), pc.equal(rows["error"], "")))["sha256"]
@@ -205,8 +204,8 @@ def _unlabelled(work: FoundWork, unit: int) -> tuple[list[str], np.ndarray]:
     return [contents[i] for i in first], vectors_ND[first]
 
 
-def _assigned(work: FoundWork, cell: int) -> Iterator[tuple[int, pa.Table]]:
-    infos = {info.key: info for info in work.dataset.list(work.key("assigned/"))}
+def _assigned(work: ClusterWork, cell: int) -> Iterator[tuple[int, pa.Table]]:
+    infos = {info.key: info for info in work.dataset.list(work.workspace.assigned())}
     for unit in work.inputs.units:
-        info = infos[work.key(f"assigned/{unit:06d}.parquet")]
+        info = infos[work.workspace.assigned(unit)]
         yield unit, read_span(work.dataset, info, (cell, cell + 1), by="cell")

@@ -182,7 +182,8 @@ class CurateConfig:
             return
         if self.labels.found is not None:
             raise ConfigError("embedder 'none' finds no subjects", value="labels.found", fix="choose an embedder")
-        blind = sorted({"near_duplicate", "off_subject"} - set(self.filters.skip))
+        needs = {"can_skip", "compares_embeddings"}
+        blind = sorted(name for name, step in self.filters.steps() if needs.issubset(step.traits))
         if blind:
             raise ConfigError(
                 "embedder 'none' tells no two images apart, which these filters need",

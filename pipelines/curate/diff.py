@@ -10,8 +10,8 @@ from lookalike.data import triplets
 from lookalike.documents import decoding
 from lookalike.storage import Store, open_store, read_manifest, version_store
 from lookalike.values import check_values
-from pipelines.curate.finish import IMAGES_TABLE
 from pipelines.curate.streams import Rows, by_subject, open_table, side_by_side
+from pipelines.curate.workspace import IMAGES_TABLE
 
 _SPLITS = ("train", "validation")
 _EXAMPLES = 3  # keys of images shown for each change of fate

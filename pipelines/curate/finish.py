@@ -16,21 +16,18 @@ from lookalike.scratch import scratch
 from lookalike.storage import Store, read_object, version_store
 from pipelines.actors import Columns
 from pipelines.curate.drift import drift
-from pipelines.curate.materialise import MaterialiseWork, part_key
-from pipelines.curate.plan import plan_key
 from pipelines.curate.report import build_report, render_report
+from pipelines.curate.results import read_plan
 from pipelines.curate.rows import IMAGES_SCHEMA
 from pipelines.curate.summary import Summary
 from pipelines.curate.tables import read_table
-
-IMAGES_TABLE = "images.parquet"
-REPORT_JSON, REPORT_HTML = "report.json", "report.html"
-TAKEN_DOWN_JSON = "taken_down.json"
+from pipelines.curate.work import MaterialiseWork
+from pipelines.curate.workspace import IMAGES_TABLE, REPORT_HTML, REPORT_JSON, TAKEN_DOWN_JSON
 
 
 @dataclass(frozen=True)
 class FinishWork:
-    """What the last task is told."""
+    """What the task of this stage gets."""
 
     materialised: MaterialiseWork
     summary: Summary
@@ -52,12 +49,10 @@ def finish(work: FinishWork, unit: int) -> Columns:
     hashes: dict[str, str] = {}
     with scratch("tables") as folder:
         images, table = folder / IMAGES_TABLE, folder / triplets.TABLE
-        plans = (
-            read_table(stage.dataset, plan_key(stage, i, "images"), columns=IMAGES_SCHEMA.names)
-            for i in range(stage.partitions)
-        )
+        plans = (read_plan(stage, i, "images").select(IMAGES_SCHEMA.names) for i in range(stage.partitions))
         _join(images, IMAGES_SCHEMA, plans)
-        parts = (read_table(stage.dataset, part_key(done, shard, "parquet")) for shard in done.shards)
+        keys = (stage.workspace.part(version.name, shard.name, "parquet") for shard in done.shards)
+        parts = (read_table(stage.dataset, key) for key in keys)
         _join(table, triplets.SCHEMA, parts)
         for path in (images, table):
             version.upload(path.name, path)

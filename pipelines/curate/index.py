@@ -77,7 +77,7 @@ class ShardIndexer:
     def _index(self, shard: int) -> int:
         inputs = self._work.inputs
         info = inputs.shards[shard]
-        rows_key, vectors_key = inputs.rows_key(shard), inputs.vectors_key(shard)
+        rows_key, vectors_key = inputs.workspace.rows(shard), inputs.workspace.vectors(shard)
         known = (
             read_table(self._dataset, rows_key, columns=IMAGE_SCHEMA.names) if self._dataset.exists(rows_key) else None
         )
@@ -87,7 +87,7 @@ class ShardIndexer:
         store, place, broken = self._raw, info, ""
         compression = compression_of(self._raw, info)
         if compression is not None:
-            unpacked_key = inputs.unpacked_key(shard)
+            unpacked_key = inputs.workspace.unpacked(shard)
             store, (place, broken) = self._dataset, self._unpack(info, compression, unpacked_key)
         members = PassedOver()
         if fresh:

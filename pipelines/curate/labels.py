@@ -10,7 +10,7 @@ from lookalike.data.limits import MAX_PIXELS
 from lookalike.data.text import TextError, decode_text, read_json, read_label, read_licence
 from lookalike.errors import InputError
 from pipelines.curate.config import LabelsConfig
-from pipelines.curate.filters.licence import CONFLICT
+from pipelines.curate.rows import CONFLICT
 
 FIELDS = {  # column: key of the sample's JSON; a licence has two spellings
     "subject": "subject", "class_name": "class", "caption": "caption", "licence": "licence", "consent": "consent",

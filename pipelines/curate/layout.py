@@ -2,34 +2,15 @@
 
 import heapq
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from lookalike.data.triplets import Split
-from pipelines.curate.plan import plan_key
-from pipelines.curate.tables import read_table
-from pipelines.curate.work import StageWork
-
-
-@dataclass(frozen=True)
-class ShardPlan:
-    """One triplet shard: all triplets of the subjects of a range that are on its side of the split."""
-
-    name: str
-    """Key in the version's store."""
-    split: Split
-    """Which subjects."""
-    partition: int
-    """Where their plan is."""
-    span: tuple[int, int]
-    """Half-open range of their subject hashes."""
-    split_cut: float
-    """Subjects whose split hash is below it are validation."""
-    triplets: int
-    """How many it will hold."""
+from pipelines.curate.results import read_plan
+from pipelines.curate.work import ShardPlan, StageWork
+from pipelines.curate.workspace import triplet_shard
 
 
 def split_cut(work: StageWork) -> float:
@@ -41,7 +22,7 @@ def split_cut(work: StageWork) -> float:
     plan = work.config.plan
     lowest: list[float] = []
     for partition in range(work.partitions):
-        hashes = _subjects(work, partition)["split_hash"].to_pylist()
+        hashes = read_plan(work, partition, "subjects")["split_hash"].to_pylist()
         lowest = heapq.nsmallest(plan.min_validation_subjects + 1, {*lowest, *hashes})
     wanted = min(plan.min_validation_subjects, max(0, len(lowest) - 1))
     enough = float(np.nextafter(lowest[wanted - 1], 1)) if wanted else 0.0
@@ -54,12 +35,12 @@ def plan_shards(work: StageWork) -> list[ShardPlan]:
     shards: list[ShardPlan] = []
     numbers: dict[Split, int] = {"train": 0, "validation": 0}
     for partition in range(work.partitions):
-        subjects = _subjects(work, partition)
+        subjects = read_plan(work, partition, "subjects")
         below = pc.less(subjects["split_hash"], cut)
         masks: dict[Split, pa.Array] = {"train": pc.invert(below), "validation": below}
         for split, mask in masks.items():
             for span, triplets in _deal(subjects.filter(mask), work.config.shards.shard_mib << 20):
-                name = f"shards/{split}-{numbers[split]:06d}.tar"
+                name = triplet_shard(split, numbers[split])
                 shards.append(ShardPlan(name, split, partition, span, cut, triplets))
                 numbers[split] += 1
     return shards
@@ -78,7 +59,3 @@ def _deal(subjects: pa.Table, size: int) -> Iterator[tuple[tuple[int, int], int]
         count += triplets[i]
     if hashes:
         yield (hashes[first], hashes[-1] + 1), count
-
-
-def _subjects(work: StageWork, partition: int) -> pa.Table:
-    return read_table(work.dataset, plan_key(work, partition, "subjects"))

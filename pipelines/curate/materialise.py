@@ -3,7 +3,6 @@
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,35 +15,19 @@ from lookalike.data.images import decode, decodes_as_it_is, encode_jpeg, fit_wit
 from lookalike.data.shards import Sample, write_tar
 from lookalike.pixels import crop_resize
 from lookalike.scratch import scratch
-from lookalike.storage import Store, read_object
+from lookalike.storage import read_object
 from pipelines.actors import Columns
 from pipelines.curate.config import ShardsConfig
-from pipelines.curate.layout import ShardPlan
-from pipelines.curate.plan import plan_key
-from pipelines.curate.tables import read_table, write_table
-from pipelines.curate.work import StageWork
+from pipelines.curate.filters.exact_duplicate import ExactDuplicate
+from pipelines.curate.results import read_plan
+from pipelines.curate.tables import write_table
+from pipelines.curate.work import MaterialiseWork, ShardPlan, StageWork
 
 if TYPE_CHECKING:
     from pipelines.curate.latents import Encoder
 
 _JPEG = b"\xff\xd8\xff"
 _LATENTS = "latents.safetensors"
-
-
-@dataclass(frozen=True)
-class MaterialiseWork:
-    """Unit ``i`` is ``shards[i]``."""
-
-    stage: StageWork
-    version: Store
-    """Store of the version that is being made."""
-    shards: tuple[ShardPlan, ...]
-
-
-def part_key(work: MaterialiseWork, shard: ShardPlan, suffix: str) -> str:
-    """Where the triplet table (``parquet``) and the hash (``json``, written last) of a shard are kept until the end."""
-    name = Path(shard.name).stem
-    return work.stage.inputs.stage_key("materialise", f"{work.version.name}-{name}.{suffix}")
 
 
 class ShardWriter:
@@ -63,10 +46,11 @@ class ShardWriter:
 def write_shard(work: MaterialiseWork, unit: int, encoder: "Encoder | None" = None) -> Columns:
     """Write one triplet shard, with latents where there is an encoder, unless that was done before."""
     shard = work.shards[unit]
-    store, done_key = work.stage.dataset, part_key(work, shard, "json")
+    store, workspace = work.stage.dataset, work.stage.workspace
+    table_key, done_key = (workspace.part(work.version.name, shard.name, suffix) for suffix in ("parquet", "json"))
     if not (
         store.exists(done_key)
-        and store.exists(part_key(work, shard, "parquet"))  # may be removed if it is damaged, as the error says
+        and store.exists(table_key)  # may be removed if it is damaged, as the error says
         and work.version.exists(shard.name)
     ):
         with scratch("shard") as folder:
@@ -80,7 +64,7 @@ def write_shard(work: MaterialiseWork, unit: int, encoder: "Encoder | None" = No
             with path.open("rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
             work.version.upload(shard.name, path)
-        write_table(store, part_key(work, shard, "parquet"), table)
+        write_table(store, table_key, table)
         store.write(done_key, canonical_json({"sha256": digest}).encode())
     digest = read_object(store, done_key, "sha256")["sha256"]
     return {"name": np.array([shard.name], object), "sha256": np.array([digest], object)}
@@ -101,9 +85,9 @@ class _Row:
 
 
 def _rows(work: StageWork, shard: ShardPlan) -> list[_Row]:
-    table = read_table(work.dataset, plan_key(work, shard.partition, "images"), shard.span)
+    table = read_plan(work, shard.partition, "images", shard.span)
     table = table.filter(pc.greater(pc.list_value_length(table["reference_sets"]), 0))
-    subjects = read_table(work.dataset, plan_key(work, shard.partition, "subjects"), shard.span)
+    subjects = read_plan(work, shard.partition, "subjects", shard.span)
     below = pc.less(subjects["split_hash"], shard.split_cut)
     mine = subjects.filter(below if shard.split == "validation" else pc.invert(below))["subject"]
     table = table.filter(pc.is_in(table["subject"], value_set=mine.combine_chunks()))
@@ -117,7 +101,7 @@ def _rows(work: StageWork, shard: ShardPlan) -> list[_Row]:
 def _target_id(work: StageWork, target: dict[str, Any]) -> str:
     """The head of the target's hash, and where equal files are let through its place as well."""
     content = str(target["sha256"])[:20]
-    if "exact_duplicate" not in work.config.filters.skip:
+    if work.config.filters.has(ExactDuplicate):
         return content
     place = [target["shard"], target["offset"], *([target["key"]] if target["linked"] else [])]
     return f"{content}-{fingerprint(place)[:12]}"

@@ -8,16 +8,13 @@ import numpy as np
 import pyarrow as pa
 
 from lookalike.config import canonical_json
-from lookalike.documents import decoding
-from lookalike.storage import read_object
 from pipelines.actors import Columns
 from pipelines.curate.captions import fit_captions
-from pipelines.curate.duplicates import read_duplicates
-from pipelines.curate.filters import BOUND, Filter, Photos
+from pipelines.curate.filters import Filter, Photos, with_scores
+from pipelines.curate.filters.large_subject import LargeSubject
 from pipelines.curate.pairs import reference_sets
+from pipelines.curate.results import read_components, read_duplicates, read_scores
 from pipelines.curate.rows import PLAN_SCHEMA, SUBJECT_SCHEMA, unit_hash
-from pipelines.curate.score import read_scores, with_scores
-from pipelines.curate.subject_links import read_components
 from pipelines.curate.summary import EXAMPLES_PER_REASON, Summary
 from pipelines.curate.tables import read_span, vectors_of, write_table
 from pipelines.curate.work import StageWork
@@ -27,37 +24,24 @@ _REFERENCE_COLUMNS = ("sha256", "shard", "offset", "length")
 _EXAMPLE_COLUMNS = ("key", "shard", "offset", "length", "sha256", "subject", "error", "note", "phash")
 
 
-def plan_key(work: StageWork, partition: int, kind: str) -> str:
-    """Where a partition's ``images``, ``subjects`` (Parquet) and ``summary`` (JSON, written last) are kept."""
-    suffix = "json" if kind == "summary" else "parquet"
-    return work.inputs.stage_key("plan", f"part-{partition:05d}.{kind}.{suffix}")
-
-
-def read_summary(work: StageWork, partition: int) -> Summary:
-    """What a partition came to."""
-    key = plan_key(work, partition, "summary")
-    with decoding("a partition's summary", work.dataset.uri_of(key)):
-        return Summary.from_json(read_object(work.dataset, key))
-
-
 def plan_partition(work: StageWork, partition: int) -> Columns:
     """Plan one range of subjects, unless that was done before."""
-    if not work.dataset.exists(plan_key(work, partition, "summary")):
+    if not work.dataset.exists(work.workspace.summary(partition)):
         _plan(work, partition)
     return {"partition": np.array([partition])}
 
 
 def _plan(work: StageWork, partition: int) -> None:
     span = work.span(partition)
-    rows = work.read_rows(span)
+    rows, reasons = work.read_rows(span)
     summary = Summary(images=len(rows))
-    reasons = np.full(len(rows), "", object)  # empty: kept
     _drop_one_by_one(work, rows, reasons, span)
     rows = fit_captions(_captioned(work, rows, span), work.config.captions)
     rows = rows.combine_chunks()  # so that a subject's rows are a slice
     vectors, contents = _vectors(work, span), rows["sha256"].to_pylist()
     places = rows.select(_REFERENCE_COLUMNS).to_pylist()
     steps = list(work.config.filters.steps("subject"))
+    bounded = [name for name, step in steps if isinstance(step, LargeSubject)]
     sets: list[list[list[dict[str, Any]]]] = [[] for _ in range(len(rows))]
     subjects = []
     figures: dict[str, list[np.ndarray]] = {}
@@ -71,7 +55,7 @@ def _plan(work: StageWork, partition: int) -> None:
         own = Photos(rows.slice(members[0], len(members))).take(left)
         photos = Photos(own.rows, np.stack([vectors[contents[i]] for i in kept]))
         photos, kept = _drop_of_subject(steps, photos, kept, reasons)
-        summary.bounded_subjects += bool((reasons[members] == BOUND).any())
+        summary.bounded_subjects += bool(np.isin(reasons[members], bounded).any())
         if len(kept):
             images = [places[i] for i in kept]
             pairs, row = _pair(work, photos, images, components.get(subject, subject), summary, figures)
@@ -85,15 +69,13 @@ def _plan(work: StageWork, partition: int) -> None:
         "drop_reason", pa.array([reason or None for reason in reasons], pa.string())
     ).append_column("reference_sets", pa.array(sets, PLAN_SCHEMA.field("reference_sets").type))
     store = work.dataset
-    write_table(store, plan_key(work, partition, "images"), planned.cast(PLAN_SCHEMA))
-    write_table(store, plan_key(work, partition, "subjects"), pa.Table.from_pylist(subjects, SUBJECT_SCHEMA))
-    store.write(plan_key(work, partition, "summary"), canonical_json(summary.to_json()).encode())
+    write_table(store, work.workspace.plan(partition, "images"), planned.cast(PLAN_SCHEMA))
+    write_table(store, work.workspace.plan(partition, "subjects"), pa.Table.from_pylist(subjects, SUBJECT_SCHEMA))
+    store.write(work.workspace.summary(partition), canonical_json(summary.to_json()).encode())
 
 
 def _drop_one_by_one(work: StageWork, rows: pa.Table, reasons: np.ndarray, span: tuple[int, int]) -> None:
-    """The filters that see one image at a time, and the duplicates that were found before."""
-    for name, step in work.config.filters.steps("image"):
-        reasons[step.drop(Photos(rows)) & (reasons == "")] = name
+    """Add the reasons of duplicates and of filters that see the score of one image to those of the screen."""
     for name, _ in work.config.filters.steps("content"):
         repeated = read_duplicates(work, span)
         places = zip(*(rows[name].to_pylist() for name in ("shard", "offset", "key")), strict=True)

@@ -40,9 +40,7 @@ def take_down(
     if settings.list is None:
         return stage, None, {}
     taken, digest = read_list(settings.list), pinned_hash(settings.list)
-    work = TakeDownWork(
-        dataset.uri, settings.list, stage.rows, tuple(versions), stage.inputs.stage_key("taken-down", "contents")
-    )
+    work = TakeDownWork(dataset.uri, settings.list, stage.rows, tuple(versions), stage.workspace)
     noun = "raw shards compared with the take-down list"
     counts, named = summed(run_tasks(count_matches, work, len(work.rows), noun=noun), len(taken))
     (table,) = run_tasks(widen, work, 1, noun="take-down lists widened")

@@ -2,7 +2,6 @@
 
 import base64
 import heapq
-import inspect
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,18 +16,15 @@ from lookalike.data.images import ImageError, decode_at_least, encode_jpeg, fit_
 from lookalike.storage import Store
 from pipelines.curate.inventory import funnel_rows
 from pipelines.curate.languages import count_languages
-from pipelines.curate.plan import plan_key
+from pipelines.curate.results import read_plan
 from pipelines.curate.rows import subject_hash, unit_hash
 from pipelines.curate.summary import HISTOGRAMS, Summary
-from pipelines.curate.tables import read_table
 from pipelines.curate.work import StageWork
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
 _THUMB_SIDE = 112  # px
 _REJECTS = 8  # shown of each reason
 _SIMILARITY_STEP = 0.05  # triplets are shown from the least to the most alike, two for each step
-_NOT_SHOWN = ("taken_down",)  # a report is kept and passed on: it must not hold what was removed on request
-_COMPARED = ("near_duplicate", "off_subject", "no_pair")  # reasons that make sense beside photos that were kept
 
 
 def build_report(
@@ -96,21 +92,20 @@ def _funnel(work: StageWork, summary: Summary) -> list[dict[str, Any]]:
     for number, (reason, step) in enumerate(work.config.filters.steps(), start=1):
         dropped = summary.dropped.get(reason, 0)
         left -= dropped
-        what = (inspect.getdoc(type(step)) or "").split("\n\n")[0].replace("\n", " ").replace("``", "")
-        steps.append(
-            {"step": number, "unit": "images", "reason": reason, "what": what, "dropped": dropped, "left": left}
-        )
+        row = {"step": number, "unit": "images", "reason": reason, "what": step.summary}
+        steps.append(row | {"dropped": dropped, "left": left})
     assert left == summary.kept, "an image was dropped for a reason that no filter gives"
     return steps
 
 
 def _reject(work: StageWork, reason: str, row: dict[str, Any]) -> dict[str, Any]:
-    beside = _kept_photos(work, row) if reason in _COMPARED else []
+    traits = next(step.traits for name, step in work.config.filters.steps() if name == reason)
+    beside = _kept_photos(work, row) if "compares_embeddings" in traits else []
     return {
         "key": row["key"] or f"the rest of {row['shard']}",
         "subject": row["subject"],
         "why": row["error"] or row["note"],
-        "thumb_b64": "" if row["error"] or reason in _NOT_SHOWN else _thumb(work.read_image(row)),
+        "thumb_b64": "" if row["error"] or "hides_photos" in traits else _thumb(work.read_image(row)),
         "beside_b64": [_thumb(work.read_image(other)) for other in beside],
     }
 
@@ -119,7 +114,7 @@ def _kept_photos(work: StageWork, dropped: dict[str, Any]) -> list[dict[str, Any
     """Two photos of the same subject that were kept, those with the nearest hashes, where there are any."""
     subject = dropped["subject"]
     place = subject_hash(subject)
-    rows = read_table(work.dataset, plan_key(work, work.partition_of(subject), "images"), (place, place + 1))
+    rows = read_plan(work, work.partition_of(subject), "images", (place, place + 1))
     kept = rows.filter(pc.and_(pc.is_null(rows["drop_reason"]), pc.equal(rows["subject"], subject))).to_pylist()
     return sorted(kept, key=lambda row: (row["phash"] ^ dropped["phash"]).bit_count())[:2]
 

@@ -2,6 +2,7 @@
 
 import hashlib
 
+import numpy as np
 import pyarrow as pa
 
 IMAGE_SCHEMA = pa.schema(
@@ -63,7 +64,16 @@ SUBJECT_SCHEMA = pa.schema(
     ]
 )
 
-_HASHES = 1 << 62
+# Beside the rows of a raw shard, in their order: the image filter that drops each of them; empty if none does.
+REASON_SCHEMA = pa.schema([("subject_hash", pa.int64()), ("reason", pa.string())])
+
+CONFLICT = "conflicting"
+"""In the column ``licence``: two licences that differ, or a value that is not a licence; ``note`` names them."""
+
+LINK_SCHEMA = pa.schema([("subject", pa.string()), ("other", pa.string())])
+COMPONENT_SCHEMA = pa.schema([("subject", pa.string()), ("component", pa.string())])
+
+SUBJECT_BITS = 62  # of a subject hash
 
 
 def sha256(data: bytes) -> str:
@@ -73,12 +83,18 @@ def sha256(data: bytes) -> str:
 
 def subject_hash(subject: str) -> int:
     """A subject's place on the line [0, 2^62): the same on every machine, and independent of other subjects."""
-    return int.from_bytes(hashlib.sha256(subject.encode()).digest()[:8], "big") >> 2
+    return int.from_bytes(hashlib.sha256(subject.encode()).digest()[:8], "big") >> 64 - SUBJECT_BITS
 
 
-def partition_range(partition: int, partitions: int) -> tuple[int, int]:
-    """The half-open range of subject hashes that is partition ``partition`` of ``partitions``."""
-    return partition * _HASHES // partitions, (partition + 1) * _HASHES // partitions
+def hash_range(number: int, ranges: int, bits: int = SUBJECT_BITS) -> tuple[int, int]:
+    """Return range ``number`` of the ``ranges`` half-open ranges that hashes of ``bits`` bits are divided into."""
+    return (number << bits) // ranges, ((number + 1) << bits) // ranges
+
+
+def in_hash_range(hashes_N: np.ndarray, number: int, ranges: int, bits: int) -> np.ndarray:
+    """Return which hashes lie in a range of :func:`hash_range`: bool [N]."""
+    low, high = hash_range(number, ranges, bits)
+    return np.asarray((hashes_N >= low) & (hashes_N < high))
 
 
 def unit_hash(*parts: object) -> float:

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from lookalike import config as configs
@@ -14,29 +15,30 @@ from lookalike.errors import ConfigError, ConflictError, InputError
 from lookalike.storage import Store, list_versions, open_store, publish, read_manifest, version_store
 from lookalike.storage.lease import Lease, hold
 from lookalike.storage.snapshot import MANIFEST
-from pipelines.actors import run_tasks, run_units
+from pipelines.actors import Columns, run_tasks, run_units
 from pipelines.curate.changed import with_recorded_changes
-from pipelines.curate.cluster_subjects import FoundWork, assign_cells, find_centroids, group_cell, label_shard
+from pipelines.curate.cluster_subjects import ClusterWork, assign_cells, find_centroids, group_cell, label_shard
 from pipelines.curate.config import CurateConfig
+from pipelines.curate.duplicates import find_duplicates
 from pipelines.curate.finish import FinishWork, finish
 from pipelines.curate.index import IndexWork, ShardIndexer, index_shard
-from pipelines.curate.inputs import WORK, Inputs
-from pipelines.curate.layout import ShardPlan, plan_shards
-from pipelines.curate.materialise import MaterialiseWork, ShardWriter, write_shard
-from pipelines.curate.plan import plan_partition, read_summary
+from pipelines.curate.inputs import Inputs
+from pipelines.curate.layout import plan_shards
+from pipelines.curate.materialise import ShardWriter, write_shard
+from pipelines.curate.plan import plan_partition
 from pipelines.curate.raw import RawListing, list_raw, raw_store
 from pipelines.curate.removals import take_down
+from pipelines.curate.results import read_summary
 from pipelines.curate.score import ShardScorer, scored
-from pipelines.curate.subject_links import compare, join_links, link_units
+from pipelines.curate.screen import screen_shard
+from pipelines.curate.subject_links import find_links, join_links, link_units
 from pipelines.curate.summary import Summary
 from pipelines.curate.takedown import pin
-from pipelines.curate.work import StageWork, indexed
+from pipelines.curate.work import MaterialiseWork, ShardPlan, StageWork, indexed
+from pipelines.curate.workspace import CLAIM, LEASE
 from pipelines.entry import ray_session
 
 log = logging.getLogger(__name__)
-
-LEASE = f"{WORK}/lease"
-CLAIM = "claim.json"  # of a version: whose work is under way there
 
 
 @dataclass(frozen=True)
@@ -87,8 +89,9 @@ def _curate(config: CurateConfig, raw: Store, dataset: Store, listing: RawListin
         _find_subjects(config, inputs, dataset)
         stage = StageWork.of(config, inputs)
         stage, taken_down, matched = take_down(stage, versions, run_tasks)
+        _finish_all(run_tasks(screen_shard, stage, len(stage.rows), noun="raw shards screened"))
         comparisons = stage.content_partitions + link_units(stage)
-        links = run_tasks(compare, stage, comparisons, noun="ranges compared across subjects")
+        links = run_tasks(_compare, stage, comparisons, noun="ranges compared across subjects")
         if sum(sum(table["links"].to_pylist()) for table in links):
             _finish_all(run_tasks(join_links, stage, 1, noun="sets of linked subjects"))
             stage = replace(stage, linked=True)
@@ -146,8 +149,8 @@ def _with_pinned_list(config: CurateConfig, dataset: Store, parent: dict[str, An
 
 def _index(config: CurateConfig, raw: Store, dataset: Store, inputs: Inputs) -> None:
     """Index the shards that are new."""
-    present = indexed(dataset).keys()
-    missing = tuple(i for i in inputs.units if not {inputs.rows_key(i), inputs.vectors_key(i)} <= present)
+    workspace, present = inputs.workspace, indexed(dataset).keys()
+    missing = tuple(i for i in inputs.units if not {workspace.rows(i), workspace.vectors(i)} <= present)
     log.info("%d raw shards, %d of them to be indexed", len(inputs.shards), len(missing))
     if not missing:
         return
@@ -172,12 +175,20 @@ def _find_subjects(config: CurateConfig, inputs: Inputs, dataset: Store) -> None
     settings = config.labels.found
     if settings is None:
         return
-    work = FoundWork.of(config, settings, inputs, indexed(dataset))
+    work = ClusterWork.of(config, settings, inputs, indexed(dataset))
     shards = len(inputs.shards)
     _finish_all(run_tasks(find_centroids, work, 1, noun="sets of centroids"))
     _finish_all(run_tasks(assign_cells, work, shards, noun="raw shards assigned to cells"))
     _finish_all(run_tasks(group_cell, work, work.cells, noun="cells grouped"))
     _finish_all(run_tasks(label_shard, work, shards, noun="raw shards labelled"))
+
+
+def _compare(stage: StageWork, unit: int) -> Columns:
+    """Do a unit of :func:`find_duplicates`, which come first, or of :func:`find_links`; neither needs the other."""
+    if unit >= stage.content_partitions:
+        return find_links(stage, unit - stage.content_partitions)
+    find_duplicates(stage, unit)
+    return {"links": np.array([0])}
 
 
 def _score(stage: StageWork) -> StageWork:

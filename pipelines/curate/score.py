@@ -10,50 +10,27 @@ import pyarrow.compute as pc
 
 from lookalike.annotators.captioner import Captioner
 from lookalike.annotators.scorers import Scorer, checked
-from lookalike.config import fingerprint
 from lookalike.data.images import decode_at_least
 from lookalike.storage import ObjectInfo
 from pipelines.actors import Columns
-from pipelines.curate.duplicates import read_duplicates_of_shard
-from pipelines.curate.filters import SCORE, Photos
-from pipelines.curate.rows import IMAGE_SCHEMA, partition_range
-from pipelines.curate.tables import read_span, read_table, write_table
+from pipelines.curate.filters import Photos, with_scores
+from pipelines.curate.results import read_duplicates_of_shard
+from pipelines.curate.tables import read_table, write_table
 from pipelines.curate.work import StageWork
 
 _CAPTION_SIDE = 384  # px
-_EVERYTHING = partition_range(0, 1)
 
 Answer = Callable[[np.ndarray, Mapping[str, Any]], Any]
 """From an image's pixels and its row to what a model says of it."""
 
 
-def scores_key(work: StageWork, revision: str, unit: int) -> str:
-    """Where lies beside the rows of a raw shard what the model of that revision says of those that it was asked for."""
-    return work.inputs.stage_key("scores", f"{fingerprint(revision)[:16]}/{unit:06d}.parquet")
-
-
 def scored(work: StageWork) -> dict[str, tuple[ObjectInfo, ...]]:
-    """The tables of scores of all raw shards, by the revision of their model, once every shard is scored."""
-    found = {info.key: info for info in work.dataset.list(work.inputs.stage_key("scores", ""))}
+    """Return the tables of scores of all raw shards, by the revision of their model, once every shard is scored."""
+    tables = {info.key: info for info in work.dataset.list(work.workspace.scores_prefix())}
     return {
-        revision: tuple(found[scores_key(work, revision, unit)] for unit in work.inputs.units)
+        revision: tuple(tables[work.workspace.scores(revision, unit)] for unit in work.inputs.units)
         for revision in work.inputs.models.values()
     }
-
-
-def read_scores(work: StageWork, revision: str, span: tuple[int, int]) -> dict[str, Any]:
-    """What the model of that revision says of the images of a range of subjects, by content hash."""
-    found: dict[str, Any] = {}
-    for info in work.scores[revision]:
-        table = read_span(work.dataset, info, span)
-        found.update(zip(table["sha256"].to_pylist(), table["value"].to_pylist(), strict=True))
-    return found
-
-
-def with_scores(rows: pa.Table, scores: Mapping[str, float]) -> Photos:
-    """The rows with their scores, NaN where there is none."""
-    values = [scores.get(content, float("nan")) for content in rows["sha256"].to_pylist()]
-    return Photos(rows.append_column(SCORE, pa.array(values, pa.float64())))
 
 
 class ShardScorer:
@@ -81,19 +58,13 @@ class ShardScorer:
 
     def _survivors(self, unit: int) -> pa.Table:
         """The rows of a shard that pass the filters which ask no model."""
-        work = self._work
-        rows = read_span(work.dataset, work.rows[unit], _EVERYTHING).cast(IMAGE_SCHEMA)
-        for _, step in work.config.filters.steps("image"):
-            rows = rows.filter(pa.array(~step.drop(Photos(rows)), pa.bool_()))
-        for _ in work.config.filters.steps("content"):
-            repeated = read_duplicates_of_shard(work, unit)
-            places = zip(rows["offset"].to_pylist(), rows["key"].to_pylist(), strict=True)
-            rows = rows.filter(pa.array([place not in repeated for place in places], pa.bool_()))
-        return rows
+        rows, repeated = self._work.read_screened(unit), read_duplicates_of_shard(self._work, unit)
+        places = zip(rows["offset"].to_pylist(), rows["key"].to_pylist(), strict=True)
+        return rows.filter(pa.array([place not in repeated for place in places], pa.bool_()))
 
     def _ask(self, unit: int, rows: pa.Table, question: "_Question") -> tuple[dict[str, Any], int]:
         """What is said of ``rows``, by content hash, and how much of it is new. New answers join the shard's table."""
-        store, key = self._work.dataset, self._work.inputs.answers_key(question.revision, unit)
+        store, key = self._work.dataset, self._work.workspace.answers(question.revision, unit)
         schema = pa.schema([("sha256", pa.string()), ("value", question.dtype)])
         known = read_table(store, key) if store.exists(key) else schema.empty_table()
         answers = dict(zip(known["sha256"].to_pylist(), known["value"].to_pylist(), strict=True))
@@ -106,7 +77,7 @@ class ShardScorer:
             write_table(store, key, pa.table(columns, schema).sort_by([("sha256", "ascending")]))
         said = pa.array([answers[content] for content in rows["sha256"].to_pylist()], question.dtype)
         placed = rows.select(["subject_hash", "sha256"]).append_column("value", said)
-        write_table(store, scores_key(self._work, question.revision, unit), placed)
+        write_table(store, self._work.workspace.scores(question.revision, unit), placed)
         return answers, len(answers) - len(known)
 
     def _model(self, question: "_Question") -> Answer:

@@ -19,8 +19,8 @@ from lookalike.scratch import scratch
 from lookalike.storage import ObjectInfo, Store, locate_object, location, open_store, read_at_most, version_store
 from pipelines.actors import Columns
 from pipelines.curate.tables import read_columns
+from pipelines.curate.workspace import IMAGES_TABLE, Workspace, take_down_hash, take_down_list
 
-FOLDER = "work/taken-down"
 _RESTORE = "restore it, or remove that version and its file in published/ if nothing needs it"
 _MAX_BYTES = 1 << 30  # of a list: 16 million hashes
 _SHOWN = 20  # entries in a job's output
@@ -144,7 +144,7 @@ def pin(uri: str, dataset: Store) -> str:
     """
     data = _read(uri)
     TakeDownList.parse(decode_text(data, uri, _MAX_BYTES), uri)
-    key = f"{FOLDER}/{hashlib.sha256(data).hexdigest()}.txt"
+    key = take_down_list(hashlib.sha256(data).hexdigest())
     if not dataset.exists(key):
         dataset.write(key, data)
     return dataset.uri_of(key)
@@ -152,7 +152,7 @@ def pin(uri: str, dataset: Store) -> str:
 
 def pinned_hash(uri: str) -> str:
     """SHA-256 of the list that :func:`pin` has copied to ``uri``, by its name."""
-    return locate_object(uri)[1].removesuffix(".txt")
+    return take_down_hash(locate_object(uri)[1])
 
 
 @lru_cache(maxsize=2)
@@ -169,8 +169,8 @@ class TakeDownWork:
     list: str
     rows: tuple[ObjectInfo, ...] = ()
     versions: tuple[int, ...] = ()
-    folder: str = FOLDER
-    """Key below which the contents that the list names are kept, shard by shard."""
+    workspace: Workspace | None = None
+    """Where :func:`count_matches` writes content hashes; None if only snapshots are searched."""
 
 
 def count_matches(work: TakeDownWork, unit: int) -> Columns:
@@ -195,7 +195,7 @@ def widen(work: TakeDownWork, unit: int) -> Columns:
     uri = work.list
     if added:
         data = "".join(f"{line}\n" for line in [*taken.names, *added]).encode()
-        key = f"{FOLDER}/{hashlib.sha256(data).hexdigest()}.txt"
+        key = take_down_list(hashlib.sha256(data).hexdigest())
         store.write(key, data)
         uri = store.child(key).uri
     return {"uri": np.array([uri], object), "added": np.array([len(added)])}
@@ -206,7 +206,7 @@ def find_holders(work: TakeDownWork, unit: int) -> Columns:
     each entry names. ``list`` may be a widened one."""
     version, taken, held = work.versions[unit], read_list(work.list), 0
     counts = np.zeros(len(taken), np.int64)
-    store, name = version_store(open_store(work.dataset), version), "images.parquet"
+    store, name = version_store(open_store(work.dataset), version), IMAGES_TABLE
     with scratch("images") as folder, decoding("an image table", store.uri_of(name), fix=_RESTORE):
         path = folder / name
         store.download(name, path)
@@ -272,7 +272,8 @@ def _flag(entries: list[str]) -> str:
 
 
 def _contents_key(work: TakeDownWork, unit: int) -> str:
-    return f"{work.folder}/{unit:06d}.txt"
+    assert work.workspace is not None
+    return work.workspace.take_down_contents(unit)
 
 
 def _sparse(counts: np.ndarray, held: int, of: int) -> Columns:

@@ -13,8 +13,8 @@ from lookalike.documents import decoding
 from lookalike.errors import ConfigError, InputError
 from lookalike.storage import Store, list_versions, open_store, read_manifest, version_store
 from lookalike.values import check_values
-from pipelines.curate.finish import IMAGES_TABLE
 from pipelines.curate.streams import find_rows, open_table
+from pipelines.curate.workspace import IMAGES_TABLE
 
 _TRIPLET_ID = re.compile(r"[0-9a-f]{20}(-[0-9a-f]{12})?-\d+")
 _CONTENT = re.compile(r"[0-9a-f]{8,64}")

@@ -1,4 +1,4 @@
-"""The same photograph in another size, quality or crop."""
+"""Filter of copies of a photo in another size, quality or crop."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -6,20 +6,20 @@ from typing import ClassVar
 import numpy as np
 
 from lookalike.errors import ConfigError
-from pipelines.curate.filters.base import Photos, Scope
+from pipelines.curate.filters.base import Photos, Scope, Trait
 
 
 @dataclass(frozen=True)
 class NearDuplicate:
-    """Keeps the largest of the photographs of a subject that are copies of each other.
+    """Keep the largest of the photos of a subject that are copies of each other.
 
-    Two witnesses are heard together. Perceptual hashes of different plain subjects come as near as copies do, so a hit
-    needs the embedding's word too; and a picture with little structure gets another hash by being saved again, so the
-    farther apart two hashes are, the surer the embedding has to be.
+    Two photos are copies if their embeddings are similar enough, and the more their perceptual hashes differ the more
+    similar the embeddings have to be. Neither is enough alone: hashes of different plain subjects are as close as those
+    of copies, and a photo with little structure gets another hash when it is saved again.
 
-    Of 105 DreamBooth photographs, saved again at quality 60, cut by 1/40 or 1/20 at each edge, scaled to 7/8 or 1/2, or
-    made brighter by 15 %, all copies are found and none of 227 pairs of different photographs of one subject; with 12
-    bits and .92 for all it was 81 to 98 %. Cut by 1/10 four in ten are found, mirrored hardly any
+    Of 105 DreamBooth photos, saved again at quality 60, cut by 1/40 or 1/20 at each edge, scaled to 7/8 or 1/2, or
+    made brighter by 15 %, all copies are found and none of 227 pairs of different photos of one subject; with 12
+    bits and .92 for all it was 81 to 98 %. Of those cut by 1/10 four in ten are found, of mirrored ones hardly any
     (``tests/bench/test_near_duplicates.py``).
     """
 
@@ -32,6 +32,8 @@ class NearDuplicate:
     1 at 32, where unrelated hashes lie."""
 
     scope: ClassVar[Scope] = "subject"
+    summary: ClassVar[str] = "Copies of a larger photo of the subject in another size, quality or crop"
+    traits: ClassVar[tuple[Trait, ...]] = ("can_skip", "compares_embeddings")
 
     def __post_init__(self) -> None:
         if self.similarity_per_bit <= 0:

@@ -1,4 +1,4 @@
-"""Photographs without a partner: each other photo of the subject is too different or too much the same."""
+"""Filter of photos that no other photo of their subject can be paired with."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -6,12 +6,12 @@ from typing import ClassVar
 import numpy as np
 
 from lookalike.errors import ConfigError
-from pipelines.curate.filters.base import Photos, Scope
+from pipelines.curate.filters.base import Photos, Scope, Trait
 
 
 @dataclass(frozen=True)
 class NoPair:
-    """The similarity band in which two photos of a subject are a pair; drops photos that are in none."""
+    """The similarity band in which two photos of a subject are a pair. Drop photos that are in no pair."""
 
     min_similarity: float = 0.4
     """Below it two photos may not show the same subject."""
@@ -19,6 +19,8 @@ class NoPair:
     """Above it a model would learn to copy: same pose, same crop."""
 
     scope: ClassVar[Scope] = "subject"
+    summary: ClassVar[str] = "Photos whose similarity to every other photo of the subject is outside the band"
+    traits: ClassVar[tuple[Trait, ...]] = ("compares_embeddings",)
 
     def __post_init__(self) -> None:
         if not -1 <= self.min_similarity < self.max_similarity <= COPY_PASTE_CAP:

@@ -1,16 +1,16 @@
-"""Photographs that show somebody else."""
+"""Filter of photos that show another subject."""
 
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
-from pipelines.curate.filters.base import Photos, Scope
+from pipelines.curate.filters.base import Photos, Scope, Trait
 
 
 @dataclass(frozen=True)
 class OffSubject:
-    """Drops photos that resemble their own subject's other photos far less than those resemble each other.
+    """Drop photos that resemble the other photos of their subject far less than those resemble each other.
 
     With one stray photo put among each subject of 20 of DreamBooth, by the default embedder: 95 % of the strays of
     another class and 70 % of those of the same class (another dog) are found, and no photo of the subject is dropped.
@@ -24,6 +24,8 @@ class OffSubject:
     """With fewer photos nobody can tell which one is wrong."""
 
     scope: ClassVar[Scope] = "subject"
+    summary: ClassVar[str] = "Photos that resemble the other photos of their subject too little"
+    traits: ClassVar[tuple[Trait, ...]] = ("can_skip", "compares_embeddings")
 
     def drop(self, photos: Photos) -> np.ndarray:
         n = len(photos)

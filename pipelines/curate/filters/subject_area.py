@@ -1,4 +1,4 @@
-"""Images of which the subject is too small a part."""
+"""Filter of images of which the subject is too small a part."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -7,12 +7,12 @@ import numpy as np
 
 from lookalike.annotators.scorers import ClassArea, Scorer
 from lookalike.errors import ConfigError
-from pipelines.curate.filters.base import SCORE, Photos, Scope
+from pipelines.curate.filters.base import SCORE, Photos, Scope, Trait
 
 
 @dataclass(frozen=True)
 class SubjectArea:
-    """Drops images in which the subject covers too little, or nearly all; one of unknown area is kept."""
+    """Drop images in which the subject covers too little, or nearly all; one of unknown area is kept."""
 
     min_share: float = 0.01
     """Of the image's area (UniWorld asks for 1/100, OpenS2V-5M for 1/32)."""
@@ -23,6 +23,8 @@ class SubjectArea:
     class. null: such an image is kept."""
 
     scope: ClassVar[Scope] = "score"
+    summary: ClassVar[str] = "Images in which the subject covers too little, or nearly all"
+    traits: ClassVar[tuple[Trait, ...]] = ("can_skip",)
 
     def __post_init__(self) -> None:
         if not 0 <= self.min_share < self.max_share <= 1:

@@ -1,11 +1,11 @@
-"""Images that somebody had removed."""
+"""Filter of images that were removed on request."""
 
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 import numpy as np
 
-from pipelines.curate.filters.base import Photos, Scope
+from pipelines.curate.filters.base import Photos, Scope, Trait
 from pipelines.curate.takedown import read_list
 
 Entries = list[str]  # ``list`` is a field below
@@ -13,7 +13,7 @@ Entries = list[str]  # ``list`` is a field below
 
 @dataclass(frozen=True)
 class TakenDown:
-    """Drops what the take-down list names; the manifest says which earlier snapshots held it."""
+    """Drop the images that the take-down list names. The manifest says which earlier snapshots hold them."""
 
     list: str | None = None
     """URI of a text file with an entry on each line: the SHA-256 of an image's bytes, ``key:KEY``, ``subject:NAME`` or
@@ -25,6 +25,8 @@ class TakenDown:
     run, since a removal must not be lost to a typing error."""
 
     scope: ClassVar[Scope] = "image"
+    summary: ClassVar[str] = "Images that the take-down list names"
+    traits: ClassVar[tuple[Trait, ...]] = ("hides_photos",)
 
     def drop(self, photos: Photos) -> np.ndarray:
         if self.list is None:

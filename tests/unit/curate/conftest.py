@@ -9,7 +9,7 @@ import pytest
 
 from lookalike.storage import open_store
 from pipelines.curate.changed import with_recorded_changes
-from pipelines.curate.cluster_subjects import FoundWork, assign_cells, find_centroids, group_cell, label_shard
+from pipelines.curate.cluster_subjects import ClusterWork, assign_cells, find_centroids, group_cell, label_shard
 from pipelines.curate.config import CurateConfig
 from pipelines.curate.duplicates import find_duplicates
 from pipelines.curate.index import IndexWork, ShardIndexer
@@ -17,6 +17,7 @@ from pipelines.curate.inputs import Inputs
 from pipelines.curate.plan import plan_partition
 from pipelines.curate.raw import list_shards
 from pipelines.curate.score import ShardScorer, scored
+from pipelines.curate.screen import screen_shard
 from pipelines.curate.subject_links import find_links, join_links, link_units
 from pipelines.curate.work import StageWork
 from pipelines.curate.work import indexed as index_tables
@@ -60,7 +61,7 @@ def planned(grid_embedder: None, tmp_path: Path) -> Callable[..., StageWork]:
         indexed = [indexer(unit) for unit in units]
         assert [str(columns["error"][0]) for columns in indexed] == [""] * len(units)
         if config.labels.found is not None:
-            found = FoundWork.of(config, config.labels.found, inputs, index_tables(dataset))
+            found = ClusterWork.of(config, config.labels.found, inputs, index_tables(dataset))
             for task, count in ((find_centroids, 1), (assign_cells, len(units)), (group_cell, found.cells)):
                 for unit in range(count):
                     task(found, unit)
@@ -68,6 +69,8 @@ def planned(grid_embedder: None, tmp_path: Path) -> Callable[..., StageWork]:
                 label_shard(found, unit)
         work = StageWork.of(config, inputs)
         assert work.images == sum(int(columns["images"][0]) for columns in indexed)
+        for unit in units:
+            screen_shard(work, unit)
         for partition in range(work.content_partitions):
             find_duplicates(work, partition)
         if sum(int(find_links(work, unit)["links"][0]) for unit in range(link_units(work))):

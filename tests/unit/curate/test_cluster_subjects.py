@@ -11,8 +11,7 @@ from pipelines.curate.cluster_subjects import group
 from pipelines.curate.config import FoundConfig, LabelsConfig
 from pipelines.curate.filters import FiltersConfig
 from pipelines.curate.filters.no_pair import NoPair
-from pipelines.curate.plan import plan_key
-from pipelines.curate.tables import read_table
+from pipelines.curate.results import read_plan
 from pipelines.curate.work import StageWork
 from tests.drawn import photo, world, write_raw
 
@@ -54,7 +53,7 @@ def test_unlabelled_photographs_of_many_shards_get_subjects_and_labelled_ones_ke
     for cells in (1, 3):  # photographs of a subject that lie in two cells are two subjects
         settings = FoundConfig(min_similarity=0.7, images_per_cell=-(-len(photos) // cells))
         work = planned(raw, filters=LOOSE, labels=LabelsConfig(found=settings))
-        tables = [read_table(work.dataset, plan_key(work, i, "images")) for i in range(work.partitions)]
+        tables = [read_plan(work, i, "images") for i in range(work.partitions)]
         subject = {row["key"]: row["subject"] for row in pa.concat_tables(tables).to_pylist()}
         assert {subject[p.key] for p in photos[24:]} == {"thing06"}
         found = [{subject[f"thing{thing:02d}-{view}"] for view in range(4)} for thing in range(6)]
@@ -71,7 +70,7 @@ def test_where_all_or_most_are_labelled_they_keep_their_subjects(planned: Planne
         photos = world(3, 3)
         photos[:unlabelled] = [replace(p, metadata={"caption": "a thing"}) for p in photos[:unlabelled]]
         work = planned(write_raw(tmp_path / f"raw{unlabelled}", photos), filters=LOOSE, labels=settings)
-        tables = [read_table(work.dataset, plan_key(work, i, "images")) for i in range(work.partitions)]
+        tables = [read_plan(work, i, "images") for i in range(work.partitions)]
         rows = pa.concat_tables(tables).to_pylist()
         assert sum(row["subject"].startswith("thing") for row in rows) == len(photos) - unlabelled
         assert sum(row["subject"].startswith("found-") for row in rows) == unlabelled

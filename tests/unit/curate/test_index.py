@@ -128,7 +128,7 @@ def test_another_embedder_reads_the_images_again_but_not_the_index(
     )
     assert indexer(0)["error"] == [""]
     assert {info.key: info.etag for info in work.dataset.list("work/rows")} == before
-    old, new = (read_table(work.dataset, i.vectors_key(0)) for i in (work.inputs, inputs))
+    old, new = (read_table(work.dataset, i.workspace.vectors(0)) for i in (work.inputs, inputs))
     assert old.equals(new)
 
 
@@ -147,7 +147,7 @@ def test_a_shard_that_vanished_is_an_error_of_its_own(grid_embedder: None, tmp_p
 def test_equal_images_are_embedded_once(planned: Callable[..., StageWork], tmp_path: Path) -> None:
     first = photo(0, 0)
     work = planned(write_raw(tmp_path / "raw", [first, first.under("copy"), photo(0, 1)]))
-    vectors = read_table(work.dataset, work.inputs.vectors_key(0))
+    vectors = read_table(work.dataset, work.inputs.workspace.vectors(0))
     assert len(vectors) == 3
     assert len(set(vectors["sha256"].to_pylist())) == 2
     assert vectors.schema.field("vector").type.list_size == GridEmbedder.dim

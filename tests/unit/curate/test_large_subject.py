@@ -13,8 +13,8 @@ from lookalike.errors import ConfigError
 from pipelines.curate.filters import FiltersConfig, Photos
 from pipelines.curate.filters.large_subject import LargeSubject
 from pipelines.curate.filters.no_pair import NoPair
-from pipelines.curate.plan import _drop_of_subject, plan_key, read_summary
-from pipelines.curate.tables import read_table
+from pipelines.curate.plan import _drop_of_subject
+from pipelines.curate.results import read_plan, read_summary
 from pipelines.curate.work import StageWork
 from tests.drawn import world, write_raw
 from tests.published import materialise
@@ -68,7 +68,7 @@ def test_the_rest_has_a_reason_and_the_report_says_how_many_subjects(
         write_raw(tmp_path / "raw", [*world(1, 8), *world(3, 3)[3:]]),
         filters=replace(loose, large_subject=LargeSubject(max_photos=4)),
     )
-    rows = read_table(work.dataset, plan_key(work, 0, "images")).to_pylist()
+    rows = read_plan(work, 0, "images").to_pylist()
     assert sum(row["drop_reason"] == "large_subject" for row in rows) == 4
     assert sum(row["drop_reason"] is None for row in rows) == 10
     assert read_summary(work, 0).bounded_subjects == 1

@@ -20,9 +20,8 @@ from lookalike.storage.local import LocalStore
 from pipelines.curate.filters import FiltersConfig
 from pipelines.curate.filters.no_pair import NoPair
 from pipelines.curate.inventory import REASONS, lines
-from pipelines.curate.plan import plan_key
 from pipelines.curate.raw import list_raw, list_shards
-from pipelines.curate.tables import read_table
+from pipelines.curate.results import read_plan
 from pipelines.curate.work import StageWork
 from tests.drawn import Photo, world, write_raw
 from tests.published import materialise
@@ -68,9 +67,7 @@ def link(name: str, target: str, kind: bytes = tarfile.SYMTYPE) -> tarfile.TarIn
 
 
 def rows_of(work: StageWork) -> list[dict[str, Any]]:
-    return [
-        row for i in range(work.partitions) for row in read_table(work.dataset, plan_key(work, i, "images")).to_pylist()
-    ]
+    return [row for i in range(work.partitions) for row in read_plan(work, i, "images").to_pylist()]
 
 
 @pytest.mark.parametrize(

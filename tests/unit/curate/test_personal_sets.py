@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from pipelines.curate.filters import FiltersConfig
 from pipelines.curate.layout import plan_shards
-from pipelines.curate.plan import read_summary
+from pipelines.curate.results import read_summary
 from pipelines.curate.rows import unit_hash
 from pipelines.curate.work import StageWork
 from pipelines.finetune import FinetuneConfig, curation_of

@@ -15,12 +15,11 @@ from PIL import Image
 from lookalike.storage import open_store
 from pipelines.curate.config import CurateConfig, LabelsConfig
 from pipelines.curate.filters import FiltersConfig
-from pipelines.curate.filters.licence import CONFLICT
 from pipelines.curate.index import IndexWork, ShardIndexer, read_images
 from pipelines.curate.inputs import Inputs
-from pipelines.curate.plan import plan_key, read_summary
 from pipelines.curate.raw import list_shards
-from pipelines.curate.tables import read_table
+from pipelines.curate.results import read_plan, read_summary
+from pipelines.curate.rows import CONFLICT
 from pipelines.curate.work import StageWork
 from tests.drawn import draw, jpeg, photo, world, write_raw
 
@@ -228,7 +227,7 @@ def test_a_licence_of_two_names_is_dropped_whatever_is_allowed(
     photos = world(2, 4)
     meta = {"subject": photos[0].subject, "licence": "CC0-1.0", "license": "CC-BY-NC-4.0"}
     work = planned(write_raw(tmp_path / "raw", [replace(photos[0], metadata=meta), *photos[1:]]))
-    (table,) = [read_table(work.dataset, plan_key(work, i, "images")) for i in range(work.partitions)]
+    (table,) = [read_plan(work, i, "images") for i in range(work.partitions)]
     rows = {row["key"]: row for row in table.to_pylist()}
     assert rows[photos[0].key]["drop_reason"] == "licence"
     assert "CC-BY-NC-4.0 and CC0-1.0" in rows[photos[0].key]["note"]
@@ -257,5 +256,5 @@ def test_flawed_samples_are_planned_beside_good_ones(planned: Callable[..., Stag
 
 
 def _images(work: StageWork, partition: int) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = read_table(work.dataset, plan_key(work, partition, "images")).to_pylist()
+    rows: list[dict[str, Any]] = read_plan(work, partition, "images").to_pylist()
     return rows

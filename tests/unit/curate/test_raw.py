@@ -81,7 +81,7 @@ def test_a_compressed_shard_that_breaks_off_keeps_what_came_before(
     shard.with_suffix(".tar.gz").write_bytes(whole[: len(whole) // 2])
     shard.unlink()
     work = planned(raw)
-    rows = read_table(work.dataset, work.inputs.rows_key(0)).to_pylist()
+    rows = read_table(work.dataset, work.inputs.workspace.rows(0)).to_pylist()
     assert any(row["cut"] for row in rows)
     assert any(not row["error"] for row in rows)
     indexer = ShardIndexer(IndexWork(work.raw.uri, work.dataset.uri, work.inputs, (0,), work.config))

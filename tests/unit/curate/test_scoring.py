@@ -16,8 +16,7 @@ from pipelines.curate.filters import FiltersConfig
 from pipelines.curate.filters.no_pair import NoPair
 from pipelines.curate.filters.not_safe import NotSafe
 from pipelines.curate.filters.subject_area import SubjectArea
-from pipelines.curate.plan import plan_key
-from pipelines.curate.tables import read_table
+from pipelines.curate.results import read_plan
 from pipelines.curate.work import StageWork
 from tests.drawn import Photo, draw, jpeg, photo, world, write_raw
 
@@ -45,7 +44,7 @@ def model(monkeypatch: pytest.MonkeyPatch) -> Model:
 
 
 def reasons(work: StageWork) -> dict[str, str]:
-    tables = [read_table(work.dataset, plan_key(work, i, "images")) for i in range(work.partitions)]
+    tables = [read_plan(work, i, "images") for i in range(work.partitions)]
     return {row["key"]: row["drop_reason"] for row in pa.concat_tables(tables).to_pylist()}
 
 
@@ -101,7 +100,7 @@ def test_photographs_without_a_caption_get_one_and_others_keep_theirs(
     silent = replace(photo(0, 1), metadata={"subject": "thing00"})
     raw = write_raw(tmp_path / "raw", [photo(0, 0), silent, photo(0, 2)])
     work = planned(raw, filters=LOOSE, captioner=Captioner("some/model"))
-    rows = read_table(work.dataset, plan_key(work, 0, "images")).to_pylist()
+    rows = read_plan(work, 0, "images").to_pylist()
     assert {row["key"]: row["caption"] for row in rows} == {
         "thing00-0": "a thing, thing00-0", "thing00-1": "a drawn thing", "thing00-2": "a thing, thing00-2",
     }  # fmt: skip

@@ -26,10 +26,9 @@ from pipelines.curate.filters.taken_down import TakenDown
 from pipelines.curate.inputs import Inputs
 from pipelines.curate.layout import split_cut
 from pipelines.curate.materialise import fit, write_shard
-from pipelines.curate.plan import plan_key, read_summary
 from pipelines.curate.raw import list_shards
-from pipelines.curate.rows import partition_range, sha256, subject_hash
-from pipelines.curate.tables import read_table
+from pipelines.curate.results import read_plan, read_summary
+from pipelines.curate.rows import hash_range, sha256, subject_hash
 from pipelines.curate.takedown import pin
 from pipelines.curate.work import StageWork
 from tests.drawn import Photo, draw, jpeg, photo, world, write_raw
@@ -40,7 +39,7 @@ LOOSE = FiltersConfig(no_pair=NoPair(min_similarity=-1.0))
 
 
 def rows_of(work: StageWork) -> list[dict[str, Any]]:
-    tables = [read_table(work.dataset, plan_key(work, i, "images")) for i in range(work.partitions)]
+    tables = [read_plan(work, i, "images") for i in range(work.partitions)]
     return list(pa.concat_tables(tables).to_pylist())
 
 
@@ -106,7 +105,7 @@ def test_partitions_change_nothing_but_the_number_of_tasks(planned: Planned, tmp
 
 
 def test_partitions_cover_all_subjects_once() -> None:
-    spans = [partition_range(i, 7) for i in range(7)]
+    spans = [hash_range(i, 7) for i in range(7)]
     assert spans[0][0] == 0
     assert [span[0] for span in spans[1:]] == [span[1] for span in spans[:-1]]
     for name in ("", "cup", "Ärmel", "x" * 1000):
@@ -119,7 +118,7 @@ def test_a_subjects_side_of_the_split_is_its_own_affair(planned: Planned, tmp_pa
         work = planned(raw, filters=LOOSE, plan=PlanConfig(validation_fraction=0.4, min_validation_subjects=0))
         cut = split_cut(work)
         assert cut == 0.4
-        table = read_table(work.dataset, plan_key(work, 0, "subjects")).to_pylist()
+        table = read_plan(work, 0, "subjects").to_pylist()
         return {row["subject"] for row in table if row["split_hash"] < cut}
 
     few, many = validation(12), validation(24)
@@ -131,7 +130,7 @@ def test_a_subjects_side_of_the_split_is_its_own_affair(planned: Planned, tmp_pa
 def test_a_minimum_of_validation_subjects(planned: Planned, tmp_path: Path, subjects: int, expected: int) -> None:
     raw = write_raw(tmp_path / "raw", world(subjects, 2))
     work = planned(raw, filters=LOOSE, plan=PlanConfig(validation_fraction=0.0))
-    hashes = read_table(work.dataset, plan_key(work, 0, "subjects"))["split_hash"].to_numpy()
+    hashes = read_plan(work, 0, "subjects")["split_hash"].to_numpy()
     assert (hashes < split_cut(work)).sum() == expected
 
 

@@ -20,9 +20,8 @@ from pipelines.curate.config import CurateConfig
 from pipelines.curate.filters import FiltersConfig, Photos
 from pipelines.curate.filters.taken_down import TakenDown
 from pipelines.curate.inputs import Inputs
-from pipelines.curate.plan import plan_key
 from pipelines.curate.removals import take_down
-from pipelines.curate.tables import read_table
+from pipelines.curate.results import read_plan
 from pipelines.curate.takedown import (
     TakeDownList,
     TakeDownWork,
@@ -213,11 +212,11 @@ def test_matches_are_counted_shard_by_shard(planned: Callable[..., StageWork], t
     (tmp_path / "list.txt").write_text("subject:thing01\nkey:thing00-0\nsource:drawn\nkey:nothing\n")
     pinned = pin(str(tmp_path / "list.txt"), open_store(str(tmp_path / "dataset")))
     work = planned(raw, filters=FiltersConfig(taken_down=TakenDown(pinned)))
-    job = TakeDownWork(work.config.dataset, pinned, work.rows)
+    job = TakeDownWork(work.config.dataset, pinned, work.rows, workspace=work.workspace)
     tables = (pa.table(count_matches(job, unit)) for unit in range(len(work.rows)))
     counts, _ = summed(tables, 4)
     assert counts.tolist() == [4, 1, 12, 0]
-    rows = read_table(work.dataset, plan_key(work, 0, "images"))
+    rows = read_plan(work, 0, "images")
     assert rows["drop_reason"].to_pylist() == ["taken_down"] * 12
 
 
@@ -251,8 +250,9 @@ def test_what_is_removed_does_not_come_back_as_an_equal_file(planned: Callable[.
     stage, record, _ = take_down(planned(raw, filters=filters), [], in_process)
     assert record is not None
     assert (record["matched"], record["named"]) == ({"key:thing00-0": 1, "subject:thing01": 4}, 5)
-    dropped = stage.config.filters.taken_down.drop(Photos(stage.read_rows(stage.span(0))))
-    named = {row["key"] for row, drop in zip(stage.read_rows(stage.span(0)).to_pylist(), dropped, strict=True) if drop}
+    rows, _ = stage.read_rows(stage.span(0))
+    dropped = stage.config.filters.taken_down.drop(Photos(rows))
+    named = {row["key"] for row, drop in zip(rows.to_pylist(), dropped, strict=True) if drop}
     assert named == {"thing00-0", "copy", "thing01-0", "thing01-1", "thing01-2", "other"}
     assert stage.inputs.fingerprint == planned(raw, filters=filters).inputs.fingerprint
 
