@@ -1,8 +1,8 @@
-"""Found subjects: photographs without a label are grouped by their embeddings, across all raw shards.
+"""Cluster subjects: group photos without a subject label by their embeddings, across all raw shards.
 
-Similar vectors are brought together first (cells about k-means centroids), so that a task compares the images of one
-cell and no more; within it the nearest neighbours come from an approximate index (``usearch``, HNSW). Images that are
-joined by neighbours are one group, which average linkage cuts where a chain of pairs has joined two subjects.
+Images are first assigned to cells around k-means centroids, so that a task compares the images of one cell only. Within
+a cell the nearest neighbours come from an approximate index (``usearch``, HNSW). The connected components of the
+neighbour graph are then divided by average linkage, since a chain of pairs can join two subjects.
 """
 
 from collections.abc import Iterator
@@ -23,9 +23,9 @@ from pipelines.curate.workspace import Workspace
 
 # Legend: N images of a cell, D embedding dimensions, K cells.
 
-_SAMPLES_PER_CELL = 256  # vectors that a centroid is made of
-_LARGEST = 4096  # images of a group whose similarities are compared each with each
-_STEP = 0.02  # of similarity, by which a larger group is taken apart
+_SAMPLES_PER_CELL = 256  # vectors from which a centroid is computed
+_LARGEST = 4096  # maximum images of a component whose similarities are all computed
+_STEP = 0.02  # increase of the similarity threshold that divides a larger component
 
 
 @dataclass(frozen=True)
@@ -64,13 +64,13 @@ class ClusterWork:
 
 
 def find_centroids(work: ClusterWork, unit: int) -> Columns:
-    """Write the centroids of all cells, float16 [K, D], from a sample of each shard; there is one unit."""
+    """Write the centroids of all cells, float16 [K, D], from a sample of each raw shard; there is one unit."""
     store, key = work.dataset, work.workspace.centroids()
     if not store.exists(key):
         share = -(-_SAMPLES_PER_CELL * work.cells // len(work.vectors))
         sample_ND = np.concatenate([_unlabelled(work, shard)[1][:share] for shard in work.inputs.units])
-        cells = min(work.cells, len(sample_ND))  # most photographs may have a label
-        centroids_KD = np.zeros((1, sample_ND.shape[1]), np.float32)  # one cell takes whatever there is
+        cells = min(work.cells, len(sample_ND))  # most photos may have a label
+        centroids_KD = np.zeros((1, sample_ND.shape[1]), np.float32)  # one cell holds all images
         if cells > 1:
             from scipy.cluster.vq import kmeans2
 
@@ -80,7 +80,7 @@ def find_centroids(work: ClusterWork, unit: int) -> Columns:
 
 
 def assign_cells(work: ClusterWork, unit: int) -> Columns:
-    """Write the unlabelled images of one raw shard with their vectors, in the order of cells."""
+    """Write the unlabelled images of one raw shard with their vectors, sorted by cell."""
     store, key = work.dataset, work.workspace.assigned(unit)
     if not store.exists(key):
         contents, vectors_ND = _unlabelled(work, unit)
@@ -96,7 +96,7 @@ def assign_cells(work: ClusterWork, unit: int) -> Columns:
 
 
 def group_cell(work: ClusterWork, cell: int) -> Columns:
-    """Give every image of a cell its subject, which is called after the lowest content hash of its images."""
+    """Write the subject of every image of a cell; its name contains the lowest content hash of its images."""
     store, key = work.dataset, work.workspace.cell_subjects(cell)
     if not store.exists(key):
         parts = list(_assigned(work, cell))
@@ -117,14 +117,14 @@ def group_cell(work: ClusterWork, cell: int) -> Columns:
 
 
 def label_shard(work: ClusterWork, unit: int) -> Columns:
-    """Write the rows and vectors of one raw shard again, with the subjects that were found, in their order."""
+    """Write the rows and vectors of one raw shard with the subjects that were found, sorted by them."""
     store = work.dataset
     rows_key, vectors_key = work.workspace.found("rows", unit), work.workspace.found("vectors", unit)
     if not store.exists(rows_key):  # written last
         subjects: dict[str, str] = {}
         for cell in range(work.cells):
-            found = read_table(store, work.workspace.cell_subjects(cell), (unit, unit + 1), by="unit")
-            subjects.update(zip(found["sha256"].to_pylist(), found["subject"].to_pylist(), strict=True))
+            named = read_table(store, work.workspace.cell_subjects(cell), (unit, unit + 1), by="unit")
+            subjects.update(zip(named["sha256"].to_pylist(), named["subject"].to_pylist(), strict=True))
         indexed = read_table(store, work.rows[unit].key)
         rows = indexed.to_pylist()
         places: dict[str, list[int]] = {}
@@ -147,7 +147,7 @@ def label_shard(work: ClusterWork, unit: int) -> Columns:
 
 
 def group(vectors_ND: np.ndarray, settings: FoundConfig) -> np.ndarray:
-    """Group number of each of N unit-norm vectors, int [N]: images of one subject have one number."""
+    """Return the group of each of N unit-norm vectors [N, D], int [N]: images of one subject have the same number."""
     from usearch.index import Index
 
     n = len(vectors_ND)
@@ -155,10 +155,10 @@ def group(vectors_ND: np.ndarray, settings: FoundConfig) -> np.ndarray:
     if n < 2:
         return labels
     index = Index(ndim=vectors_ND.shape[1], metric="cos", dtype="f32")
-    index.add(np.arange(n), vectors_ND, threads=1)  # several threads would build another graph each time
-    found = index.search(vectors_ND, min(n, settings.neighbours + 1), threads=1)
-    heads, tails = np.repeat(np.arange(n), found.keys.shape[1]), found.keys.reshape(-1).astype(np.int64)
-    similarity = np.round(1 - found.distances.reshape(-1), 3)
+    index.add(np.arange(n), vectors_ND, threads=1)  # several threads would build a different graph each time
+    matches = index.search(vectors_ND, min(n, settings.neighbours + 1), threads=1)
+    heads, tails = np.repeat(np.arange(n), matches.keys.shape[1]), matches.keys.reshape(-1).astype(np.int64)
+    similarity = np.round(1 - matches.distances.reshape(-1), 3)
     for members in _joined(heads, tails, similarity, np.arange(n), settings.min_similarity):
         labels[members] = members[_cut(vectors_ND[members], settings.min_similarity)]
     return labels
@@ -167,7 +167,7 @@ def group(vectors_ND: np.ndarray, settings: FoundConfig) -> np.ndarray:
 def _joined(
     heads: np.ndarray, tails: np.ndarray, similarity: np.ndarray, members: np.ndarray, threshold: float
 ) -> Iterator[np.ndarray]:
-    """The connected components among ``members`` of pairs at least so similar; large ones are taken apart further."""
+    """Yield the connected components of ``members`` by pairs above the threshold; large ones at a higher threshold."""
     near = (similarity >= threshold) & np.isin(heads, members) & np.isin(tails, members)
     size = int(max(heads.max(), tails.max())) + 1
     component = components(heads[near], tails[near], size)
@@ -180,7 +180,7 @@ def _joined(
 
 
 def _cut(vectors_ND: np.ndarray, min_similarity: float) -> np.ndarray:
-    """For each of N vectors the position of the first in its group, by average linkage: int [N]."""
+    """Return for each of N vectors [N, D] the position of the first of its group by average linkage, int [N]."""
     from scipy.cluster.hierarchy import fcluster, linkage
     from scipy.spatial.distance import squareform
 
@@ -193,7 +193,7 @@ def _cut(vectors_ND: np.ndarray, min_similarity: float) -> np.ndarray:
 
 
 def _unlabelled(work: ClusterWork, unit: int) -> tuple[list[str], np.ndarray]:
-    """Content hashes, in their order, and vectors [N, D] of the images of a raw shard that have no subject."""
+    """Return the sorted content hashes and the vectors [N, D] of the images of a raw shard without a subject."""
     rows = read_table(work.dataset, work.rows[unit].key, columns=["sha256", "subject", "error"])
     silent = rows.filter(pc.and_(pc.equal(rows["subject"], ""), pc.equal(rows["error"], "")))["sha256"]
     table = read_table(work.dataset, work.vectors[unit].key)

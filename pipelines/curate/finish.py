@@ -1,4 +1,4 @@
-"""Finish: the tables of all partitions and shards as one each, and the report."""
+"""Finish: join the tables of all partitions and shards, and write the report."""
 
 import hashlib
 from collections.abc import Iterable
@@ -34,16 +34,16 @@ class FinishWork:
     counts: dict[str, Any]
     taken_down: dict[str, Any] | None
     parent: int | None
-    """Version of the snapshot before."""
+    """Version of the parent snapshot."""
     title: str
     passed_over: dict[str, Any]
-    """As the manifest has it."""
+    """As in the manifest."""
     matched: dict[str, int] = field(default_factory=dict)
-    """Images that each entry of the take-down list names, if they are too many for the manifest."""
+    """Images that each entry of the take-down list names, if the list is too long for the manifest."""
 
 
 def finish(work: FinishWork, unit: int) -> Columns:
-    """Write the tables and the report of a version; returns the hash of each. The tables stream part by part."""
+    """Write the tables and the report of a version; return the hash of each. One part is in memory at a time."""
     done, version = work.materialised, work.materialised.version
     stage = done.stage
     hashes: dict[str, str] = {}
@@ -67,7 +67,7 @@ def finish(work: FinishWork, unit: int) -> Columns:
 
 
 def _drift(dataset: Store, report: dict[str, Any], parent: int | None) -> dict[str, Any] | None:
-    """What has changed since the parent snapshot; None where there is none, or where its report is gone."""
+    """Return the drift since the parent snapshot; None without a parent, or if its report is missing."""
     before = None if parent is None else version_store(dataset, parent)
     if before is None or not before.exists(REPORT_JSON):
         return None

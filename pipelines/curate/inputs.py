@@ -1,4 +1,4 @@
-"""What a curation depends on, and the names that follow from it: equal inputs find each other's work."""
+"""The inputs that decide about a snapshot, and their fingerprint: equal inputs share their results."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -40,7 +40,7 @@ class Inputs:
     shards: tuple[ObjectInfo, ...]
     """The raw shards, in the order of their keys."""
     config: dict[str, Any]
-    """The settings that decide about the result."""
+    """The settings that decide about the snapshot."""
     revisions: dict[str, int]
     """Revision of each stage."""
     heic: bool
@@ -48,18 +48,18 @@ class Inputs:
     embedder: str
     """Revision of the embedder."""
     models: dict[str, str]
-    """Revisions of the models that score and caption, by what they are for."""
+    """Revisions of the models that score and caption, by filter, or ``caption``."""
     latents: dict[str, Any] | None
-    """Identity of the latents that are encoded (:func:`lookalike.bundles.manifest.latent_identity`)."""
+    """Identity of the encoded latents, if any (:func:`lookalike.bundles.manifest.latent_identity`)."""
 
     @classmethod
     def of(cls, config: CurateConfig, shards: list[ObjectInfo]) -> "Inputs":
-        """The inputs of ``config`` on these shards."""
+        """Return the inputs of ``config`` on these raw shards."""
         settings = configs.to_dict(config)
-        for name in ("raw", "dataset", "actors"):  # locations, and who does the work
+        for name in ("raw", "dataset", "actors"):  # places and actors
             del settings[name]
         taken_down = settings["filters"]["taken_down"]
-        del taken_down["allow_unmatched"]  # decides about no image
+        del taken_down["allow_unmatched"]  # changes no image
         if taken_down["list"] is not None:
             taken_down["list"] = pinned_hash(taken_down["list"])
         if config.captions.presets:
@@ -70,13 +70,13 @@ class Inputs:
         latents = None
         if config.shards.latents is not None:
             latents = bundle.latent_identity(bundle.read_manifest(local_bundle(config.shards.latents)))
-            del settings["shards"]["latents"]  # a place
+            del settings["shards"]["latents"]  # a URI
         embedder = embedders.revision_of(config.embedder)
         return cls(tuple(shards), settings, dict(REVISIONS), images.HEIC_INSTALLED, embedder, models, latents)
 
     @property
     def units(self) -> range:
-        """Numbers of the shards."""
+        """Numbers of the raw shards."""
         return range(len(self.shards))
 
     @property

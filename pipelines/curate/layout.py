@@ -1,4 +1,4 @@
-"""Layout: which subjects are validation, and which subjects go to which shard. One partition's subjects at a time."""
+"""Layout: divide the subjects into training and validation, and into shards. One partition is in memory at a time."""
 
 import heapq
 from collections.abc import Iterator
@@ -14,10 +14,10 @@ from pipelines.curate.workspace import triplet_shard
 
 
 def split_cut(work: StageWork) -> float:
-    """The split hash below which a subject is validation.
+    """Return the split hash below which a subject is validation.
 
-    It is the configured fraction, unless too few subjects lie below it: then it is raised to admit the next ones, but
-    never the last. Subjects that are linked have one hash, and count as one.
+    It is the configured fraction, raised if fewer than ``min_validation_subjects`` are below it, but one subject always
+    remains for training. Linked subjects have the same split hash and count as one.
     """
     plan = work.config.plan
     lowest: list[float] = []
@@ -30,7 +30,7 @@ def split_cut(work: StageWork) -> float:
 
 
 def plan_shards(work: StageWork) -> list[ShardPlan]:
-    """The shards of a snapshot in the order of their numbers."""
+    """Return the triplet shards of a snapshot in the order of their numbers."""
     cut = split_cut(work)
     shards: list[ShardPlan] = []
     numbers: dict[Split, int] = {"train": 0, "validation": 0}
@@ -47,7 +47,7 @@ def plan_shards(work: StageWork) -> list[ShardPlan]:
 
 
 def _deal(subjects: pa.Table, size: int) -> Iterator[tuple[tuple[int, int], int]]:
-    """Ranges of subjects of about ``size`` bytes, and the triplets in each."""
+    """Yield ranges of subject hashes of about ``size`` bytes, and the number of triplets in each."""
     hashes, lengths = subjects["subject_hash"].to_pylist(), subjects["bytes"].to_pylist()
     triplets = subjects["triplets"].to_pylist()
     first, filled, count = 0, 0, 0

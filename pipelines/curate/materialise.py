@@ -1,4 +1,4 @@
-"""Materialise: read the bytes of the planned triplets by range and write one deterministic shard."""
+"""Materialise: read the images of planned triplets by range and write deterministic shards."""
 
 import hashlib
 from collections.abc import Iterator
@@ -44,13 +44,13 @@ class ShardWriter:
 
 
 def write_shard(work: MaterialiseWork, unit: int, encoder: "Encoder | None" = None) -> Columns:
-    """Write one triplet shard, with latents where there is an encoder, unless that was done before."""
+    """Write one triplet shard, with latents if there is an encoder, unless that was done before."""
     shard = work.shards[unit]
     store, workspace = work.stage.dataset, work.stage.workspace
     table_key, done_key = (workspace.part(work.version.name, shard.name, suffix) for suffix in ("parquet", "json"))
     if not (
         store.exists(done_key)
-        and store.exists(table_key)  # may be removed if it is damaged, as the error says
+        and store.exists(table_key)  # a user may remove a damaged table, as its error says
         and work.version.exists(shard.name)
     ):
         with scratch("shard") as folder:
@@ -80,7 +80,7 @@ class _Row:
 
     @property
     def prompt(self) -> str:
-        """The target's caption, or what can be said without one."""
+        """The target's caption, or a prompt from its class."""
         return self.target["caption"] or f"a photo of a {self.target['class_name'] or 'subject'}"
 
 
@@ -99,7 +99,7 @@ def _rows(work: StageWork, shard: ShardPlan) -> list[_Row]:
 
 
 def _target_id(work: StageWork, target: dict[str, Any]) -> str:
-    """The head of the target's hash, and where equal files are let through its place as well."""
+    """Return the first digits of the target's content hash, followed by its place if equal files are kept."""
     content = str(target["sha256"])[:20]
     if work.config.filters.has(ExactDuplicate):
         return content
@@ -108,7 +108,7 @@ def _target_id(work: StageWork, target: dict[str, Any]) -> str:
 
 
 def _samples(work: StageWork, rows: list[_Row], encoder: "Encoder | None") -> Iterator[tuple[str, dict[str, bytes]]]:
-    """Members in the order ref0, ref1, …, target, latents, json. The images of one subject are in memory at a time."""
+    """Yield samples; their members are ref0, ref1, …, target, latents, json. One subject is in memory at a time."""
     subject, images = None, dict[str, bytes]()
     for row in rows:
         if row.target["subject"] != subject:
@@ -127,16 +127,16 @@ def _samples(work: StageWork, rows: list[_Row], encoder: "Encoder | None") -> It
 def _hashed(
     samples: Iterator[tuple[str, dict[str, bytes]]], hashes: list[dict[str, str]]
 ) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """The same samples; adds the SHA-256 of each one's members to ``hashes``."""
+    """Yield the same samples, and add the SHA-256 of their members to ``hashes``."""
     for key, payload in samples:
         hashes.append({name: hashlib.sha256(data).hexdigest() for name, data in payload.items()})
         yield key, payload
 
 
 def fit(data: bytes, config: ShardsConfig) -> bytes:
-    """The JPEG that goes into a shard: the file's own bytes, or the image scaled (or cropped) and encoded again.
+    """Return the JPEG for a shard: the file's bytes if they fit, else the image scaled (or cropped) and encoded again.
 
-    A JPEG that decodes only without its metadata is encoded again too: other readers of the shard could not open it.
+    A JPEG that decodes only without its metadata is encoded again, since other readers of the shard could not open it.
     """
     if config.buckets is not None:
         image = decode(data)
@@ -151,7 +151,7 @@ def fit(data: bytes, config: ShardsConfig) -> bytes:
 
 
 def nearest_bucket(image: np.ndarray, buckets: list[tuple[int, int]]) -> tuple[int, int]:
-    """The (height, width) whose aspect is nearest to that of ``image`` [H, W, 3], by its logarithm."""
+    """Return the (height, width) whose aspect ratio is nearest to that of ``image`` [H, W, 3], by its logarithm."""
     aspect = np.log(image.shape[0] / image.shape[1])
     return min(buckets, key=lambda size: abs(float(np.log(size[0] / size[1]) - aspect)))
 

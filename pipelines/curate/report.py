@@ -1,4 +1,4 @@
-"""The report: what came in, what was dropped and why, what the triplets look like. One page, and the same as JSON."""
+"""The report of a snapshot, as JSON and as a page: images that came in, were dropped and why, and triplets."""
 
 import base64
 import heapq
@@ -23,8 +23,8 @@ from pipelines.curate.work import StageWork
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
 _THUMB_SIDE = 112  # px
-_REJECTS = 8  # shown of each reason
-_SIMILARITY_STEP = 0.05  # triplets are shown from the least to the most alike, two for each step
+_REJECTS = 8  # maximum shown of each reason
+_SIMILARITY_STEP = 0.05  # two triplets are shown for each step
 
 
 def build_report(
@@ -35,10 +35,10 @@ def build_report(
     version: Store,
     passed_over: dict[str, Any],
 ) -> dict[str, Any]:
-    """The figures of ``report.json``.
+    """Return the content of ``report.json``.
 
     ``table`` is the triplet table as a local file; images are read by range, a few dozen of them. Thumbnails are JPEG
-    in base64; a file that cannot be decoded has an empty one. The keys:
+    in base64; a file that cannot be decoded has an empty string. The keys:
 
     - ``counts``: as in the manifest
     - ``passed_over``: as in the manifest
@@ -46,7 +46,7 @@ def build_report(
     - ``rejects``: {reason: [{key, subject, why, thumb_b64, beside_b64}]}
     - ``triplets``: [{triplet_id, prompt, subject, split, target_b64, references_b64, similarities}]
     - ``histograms``: {name: {first, last, bins, log_base, counts}}
-    - ``noted``: {what a note is of: images}, flaws that dropped no image
+    - ``noted``: {kind of note: images}; a note drops no image
     - ``classes``: {name: subjects}
     - ``languages``: {ISO 639 code: captions}, of a sample of the kept images
     - ``settings``
@@ -79,7 +79,7 @@ def build_report(
 
 
 def render_report(report: dict[str, Any], title: str) -> str:
-    """``report.html`` of the figures: one page without any outside asset."""
+    """Return ``report.html``: one page without external assets."""
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -111,7 +111,7 @@ def _reject(work: StageWork, reason: str, row: dict[str, Any]) -> dict[str, Any]
 
 
 def _kept_photos(work: StageWork, dropped: dict[str, Any]) -> list[dict[str, Any]]:
-    """Two photos of the same subject that were kept, those with the nearest hashes, where there are any."""
+    """Return up to two kept photos of the same subject, those with the nearest perceptual hashes."""
     subject = dropped["subject"]
     place = subject_hash(subject)
     rows = read_plan(work, work.partition_of(subject), "images", (place, place + 1))
@@ -120,7 +120,7 @@ def _kept_photos(work: StageWork, dropped: dict[str, Any]) -> list[dict[str, Any
 
 
 def _examples(table: Path) -> list[dict[str, Any]]:
-    """Triplets over the whole range of similarities, chosen by hash; the table streams by."""
+    """Return triplets of all similarities, chosen by hash and sorted by similarity; the table is read in batches."""
     chosen: dict[int, list[tuple[float, int, dict[str, Any]]]] = {}
     number = 0
     for batch in pq.ParquetFile(table).iter_batches(batch_size=4096):

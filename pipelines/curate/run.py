@@ -1,4 +1,4 @@
-"""One curation, from raw shards to a published snapshot."""
+"""Run the stages of a curation, from raw shards to a published snapshot."""
 
 import logging
 from collections.abc import Iterable, Iterator
@@ -43,30 +43,30 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Curated:
-    """The newest snapshot, after a curation."""
+    """The newest snapshot after a curation run."""
 
     dataset: str
     """URI of the dataset."""
     version: int
-    """Number of the snapshot."""
+    """Version of the snapshot."""
     new: bool
     """Whether this run published it."""
     manifest: dict[str, Any]
     """Its manifest."""
     passed_over: dict[str, Any]
-    """As in the manifest, but the objects are those that this run has listed, also if it published nothing."""
+    """As in the manifest, but with the objects that this run has listed, also if it published nothing."""
 
 
 def curate(config: CurateConfig) -> Curated:
-    """Curate what is below ``config.raw`` and publish a snapshot, unless the newest one holds just that.
+    """Curate the raw shards of ``config.raw`` and publish a snapshot, unless the newest one has the same inputs.
 
-    Killed and started again it resumes: every finished piece of work is kept under ``work/``.
+    A run that was killed resumes: the results of finished tasks are kept under ``work/``.
 
     Raises:
-        InputError: no raw shards, a shard that cannot be read, or no usable pair.
-        ConfigError: settings that cannot work.
+        InputError: there are no raw shards, a shard cannot be read, or there is no usable pair.
+        ConfigError: the settings cannot work.
         ConflictError: another run has published this version.
-        BusyError: another curation of the dataset is at work.
+        BusyError: another curation run of the dataset holds its lease.
     """
     raw, dataset = raw_store(config.raw), open_store(config.dataset)
     listing = list_raw(config.raw, dataset)
@@ -121,7 +121,11 @@ def _curate(config: CurateConfig, raw: Store, dataset: Store, listing: RawListin
 
 
 def _newest(dataset: Store, versions: list[int]) -> dict[str, Any] | None:
-    """The manifest of the newest snapshot, if there is one. Raises InputError if it is damaged."""
+    """Return the manifest of the newest snapshot, if there is one.
+
+    Raises:
+        InputError: the manifest is damaged.
+    """
     if not versions:
         return None
     manifest = read_manifest(dataset, versions[-1])
@@ -132,15 +136,19 @@ def _newest(dataset: Store, versions: list[int]) -> dict[str, Any] | None:
 
 
 def _with_pinned_list(config: CurateConfig, dataset: Store, parent: dict[str, Any] | None) -> CurateConfig:
-    """The same configuration, with a copy of the take-down list in the place of the list; ``parent`` is a manifest."""
+    """Return the configuration with the take-down list replaced by its copy; ``parent`` is a manifest.
+
+    Raises:
+        ConfigError: the parent was made with a list, and this run has none.
+    """
     taken_down = config.filters.taken_down
     if taken_down.list is None:
         if parent is not None and parent.get("taken_down"):
             raise ConfigError(
-                f"version {parent['version']} was made with a take-down list and this one would be without:"
-                " what was removed would come back",
+                f"version {parent['version']} was made with a take-down list, and this run has none:"
+                " removed images would come back",
                 value=dataset.uri,
-                fix="name the list (filters.taken_down.list); an empty file takes everything back",
+                fix="set filters.taken_down.list; to restore all images, use an empty file",
             )
         return config
     pinned = replace(taken_down, list=pin(taken_down.list, dataset))
@@ -148,10 +156,14 @@ def _with_pinned_list(config: CurateConfig, dataset: Store, parent: dict[str, An
 
 
 def _index(config: CurateConfig, raw: Store, dataset: Store, inputs: Inputs) -> None:
-    """Index the shards that are new."""
+    """Index the raw shards that are not indexed yet.
+
+    Raises:
+        InputError: shards cannot be read; all others are indexed.
+    """
     workspace, present = inputs.workspace, indexed(dataset).keys()
     missing = tuple(i for i in inputs.units if not {workspace.rows(i), workspace.vectors(i)} <= present)
-    log.info("%d raw shards, %d of them to be indexed", len(inputs.shards), len(missing))
+    log.info("%d raw shards, %d of them to index", len(inputs.shards), len(missing))
     if not missing:
         return
     work = IndexWork(raw.uri, dataset.uri, inputs, missing, config)
@@ -171,7 +183,7 @@ def _index(config: CurateConfig, raw: Store, dataset: Store, inputs: Inputs) -> 
 
 
 def _find_subjects(config: CurateConfig, inputs: Inputs, dataset: Store) -> None:
-    """Group the photographs without a label, where that is asked for."""
+    """Group the photos without a subject, if ``labels.found`` is set."""
     settings = config.labels.found
     if settings is None:
         return
@@ -192,13 +204,13 @@ def _compare(stage: StageWork, unit: int) -> Columns:
 
 
 def _score(stage: StageWork) -> StageWork:
-    """Show what the cheap filters have left to the models that other filters ask."""
+    """Score and caption images by models, if any are configured."""
     if not stage.inputs.models:
         return stage
     units, actors = len(stage.inputs.shards), stage.config.actors
     tables = run_units(ShardScorer, stage, units, actors, noun="raw shards scored")
     shown = sum(sum(table["shown"].to_pylist()) for table in tables)
-    log.info("models were shown %d images that they had not seen", shown)
+    log.info("models were shown %d new images", shown)
     return replace(stage, scores=scored(stage))
 
 
@@ -210,29 +222,32 @@ def _write_shards(work: MaterialiseWork) -> Iterator[pa.Table]:
 
 
 def _check(summary: Summary, stage: StageWork) -> None:
-    """Nothing vanishes, and something is left."""
+    """Check that the counts add up, and that there are triplets.
+
+    Raises:
+        InputError: there are none.
+    """
     assert stage.images == summary.images == summary.kept + summary.dropped.total(), "images are lost"
     if summary.triplets == 0:
-        taken = ", ".join(f"{name} took {n}" for name, n in summary.dropped.most_common())
+        dropped = ", ".join(f"{name} {n}" for name, n in summary.dropped.most_common())
         raise InputError(
-            f"no usable pair among {summary.images} images of {summary.subjects_in} subjects: {taken or 'no image'}",
+            f"no usable pair among {summary.images} images of {summary.subjects_in} subjects; dropped: {dropped or 'none'}",
             value=stage.raw.uri,
-            fix="bring two or more photos of each subject, or loosen the filters that took most",
+            fix="provide two or more photos of each subject, or relax the filters that dropped most",
         )
 
 
 def _claim_version(dataset: Store, inputs: Inputs, number: int) -> int:
-    """The number of the version to make: the first that nobody works at, or where we did before.
+    """Claim the first version that no run with other inputs has claimed, and return its number.
 
-    A run that was killed keeps its number for the same command; another one goes past it, so that no two ever write
-    into one version.
+    A run that was killed gets the same number again, and runs with other inputs never write to its version.
     """
     while True:
         try:
             version_store(dataset, number).create(CLAIM, configs.canonical_json(inputs.fingerprint).encode())
         except ConflictError:
-            theirs = version_store(dataset, number).read(CLAIM)
-            if theirs != configs.canonical_json(inputs.fingerprint).encode():
+            claim = version_store(dataset, number).read(CLAIM)
+            if claim != configs.canonical_json(inputs.fingerprint).encode():
                 number += 1
                 continue
         return number
@@ -260,7 +275,7 @@ def _manifest(
     counts: dict[str, Any],
     files: dict[str, str],
 ) -> dict[str, Any]:
-    """No clock and no place of work in it: equal inputs give equal bytes."""
+    """Return the manifest. It has no time and no host, so that equal inputs give equal bytes."""
     return {
         "version": number,
         "parent": parent,
@@ -282,7 +297,7 @@ def _manifest(
 def _publish(dataset: Store, number: int, manifest: dict[str, Any]) -> None:
     try:
         publish(dataset, number, manifest)
-    except ConflictError:  # the same command ran twice at once, and the other was first: its bytes are ours
+    except ConflictError:  # the same command runs twice, and the other was first with the same bytes
         if read_manifest(dataset, number) != manifest:
             raise
     log.info("published version %d", number)

@@ -1,4 +1,4 @@
-"""Score: models look at what the cheaper filters have left, one raw shard at a time, and what they say is kept."""
+"""Score: models answer for the images that the cheaper filters have kept, one raw shard at a time."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from pipelines.curate.work import StageWork
 _CAPTION_SIDE = 384  # px
 
 Answer = Callable[[np.ndarray, Mapping[str, Any]], Any]
-"""From an image's pixels and its row to what a model says of it."""
+"""A function from an image's pixels (uint8 [H, W, 3]) and its row to the model's answer."""
 
 
 def scored(work: StageWork) -> dict[str, tuple[ObjectInfo, ...]]:
@@ -34,7 +34,7 @@ def scored(work: StageWork) -> dict[str, tuple[ObjectInfo, ...]]:
 
 
 class ShardScorer:
-    """Holds the models, each made when the first image is to be shown to it; scores one raw shard per call."""
+    """An actor that holds the models, each loaded for its first image; each call scores one raw shard."""
 
     def __init__(self, work: StageWork) -> None:
         self._work = work
@@ -42,7 +42,7 @@ class ShardScorer:
         self._answers: dict[str, Answer] = {}
 
     def __call__(self, unit: int) -> Columns:
-        """Score what is new of one shard, filter by filter; returns how many times a model was shown an image."""
+        """Score the new images of one shard, filter by filter; return how many images the models were shown."""
         rows, shown = self._survivors(unit), 0
         for _, step in self._work.config.filters.scored():
             scores: dict[str, float] = {}
@@ -52,18 +52,18 @@ class ShardScorer:
                 shown += new
             rows = rows.filter(pa.array(~step.drop(with_scores(rows, scores))))
         if self._work.config.captioner is not None:
-            silent = rows.filter(pc.equal(rows["caption"], ""))
-            shown += self._ask(unit, silent, _question_for_caption(self._work.config.captioner))[1]
+            uncaptioned = rows.filter(pc.equal(rows["caption"], ""))
+            shown += self._ask(unit, uncaptioned, _question_for_caption(self._work.config.captioner))[1]
         return {"shard": np.array([unit]), "shown": np.array([shown])}
 
     def _survivors(self, unit: int) -> pa.Table:
-        """The rows of a shard that pass the filters which ask no model."""
+        """Return the rows of a shard that pass the filters without a model."""
         rows, repeated = self._work.read_screened(unit), read_duplicates_of_shard(self._work, unit)
         places = zip(rows["offset"].to_pylist(), rows["key"].to_pylist(), strict=True)
         return rows.filter(pa.array([place not in repeated for place in places], pa.bool_()))
 
     def _ask(self, unit: int, rows: pa.Table, question: "_Question") -> tuple[dict[str, Any], int]:
-        """What is said of ``rows``, by content hash, and how much of it is new. New answers join the shard's table."""
+        """Return the answers for ``rows`` by content hash, and how many are new; add these to the shard's table."""
         store, key = self._work.dataset, self._work.workspace.answers(question.revision, unit)
         schema = pa.schema([("sha256", pa.string()), ("value", question.dtype)])
         known = read_table(store, key) if store.exists(key) else schema.empty_table()
@@ -75,8 +75,8 @@ class ShardScorer:
         if len(answers) > len(known):
             columns = {"sha256": list(answers), "value": list(answers.values())}
             write_table(store, key, pa.table(columns, schema).sort_by([("sha256", "ascending")]))
-        said = pa.array([answers[content] for content in rows["sha256"].to_pylist()], question.dtype)
-        placed = rows.select(["subject_hash", "sha256"]).append_column("value", said)
+        values = pa.array([answers[content] for content in rows["sha256"].to_pylist()], question.dtype)
+        placed = rows.select(["subject_hash", "sha256"]).append_column("value", values)
         write_table(store, self._work.workspace.scores(question.revision, unit), placed)
         return answers, len(answers) - len(known)
 
@@ -88,7 +88,7 @@ class ShardScorer:
 
 @dataclass(frozen=True)
 class _Question:
-    """What a model is asked: one of these for each table of answers."""
+    """What a model is asked; one for each table of answers."""
 
     revision: str
     side: int  # px
@@ -99,7 +99,7 @@ class _Question:
 def _question_of(scorer: Scorer) -> _Question:
     def load(device: str) -> Answer:
         score = scorer.load(device)
-        # rounded, a threshold decides the same on every machine
+        # rounded, so that a threshold decides the same on every machine
         return lambda pixels, row: round(checked(scorer, score(pixels, row["class_name"])), 3)
 
     return _Question(scorer.revision, scorer.side, pa.float64(), load)

@@ -1,8 +1,8 @@
-"""Links: subjects that share an image, or a near copy of one, so that the split keeps them on one side.
+"""Links: find subjects that share an image, or a near copy of one, so that they are in the same split.
 
-Near copies are looked for by locality-sensitive hashing: the 64 bits of the perceptual hash are cut into four bands,
-and images are compared where a band is equal, which finds every pair within 3 bits and many within 12. As within a
-subject, the embeddings have the last word: plain things have near hashes.
+Near copies are found by locality-sensitive hashing: the 64 bits of the perceptual hash are divided into four bands, and
+images with an equal band are compared, which finds every pair within 3 bits and many within 12. As in
+``filters.near_duplicate`` their embeddings have to be similar too, since hashes of plain things are close.
 """
 
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ from pipelines.curate.tables import read_span, vectors_of, write_table
 from pipelines.curate.work import StageWork
 
 _BANDS, _BITS = 4, 16
-_BLOCK = 2048  # images that are compared with each other at once
+_BLOCK = 2048  # images on each side of a comparison
 _COLUMNS = ["subject_hash", "subject", "sha256", "phash"]
 
 
@@ -34,7 +34,7 @@ def link_units(work: StageWork) -> int:
 
 def find_links(work: StageWork, unit: int) -> Columns:
     """Write which subjects share an image (the first units) or a near copy (those of the bands), unless that was done
-    before; returns how many links there are."""
+    before; return the number of links."""
     store, key = work.dataset, work.workspace.links(unit)
     if not store.exists(key):
         band, partition = divmod(unit, work.content_partitions)
@@ -60,7 +60,7 @@ def join_links(work: StageWork, unit: int) -> Columns:
 
 
 def _sharing(work: StageWork, partition: int) -> Iterator[tuple[str, str]]:
-    """Pairs of subjects with an image of the same bytes."""
+    """Yield pairs of subjects with an image of the same bytes."""
     columns = ["sha256", "subject"]
     rows = pa.concat_tables(work.read_screened(unit, partition).select(columns) for unit in work.inputs.units)
     rows = rows.sort_by([(name, "ascending") for name in columns]).combine_chunks()
@@ -72,7 +72,7 @@ def _sharing(work: StageWork, partition: int) -> Iterator[tuple[str, str]]:
 
 
 def _resembling(work: StageWork, band: int, partition: int) -> Iterator[tuple[str, str]]:
-    """Pairs of subjects with near copies, by hashes that agree in a band whose value lies in a range."""
+    """Yield pairs of subjects with near copies, among hashes with an equal band whose value is in a range."""
     parts = []
     for unit in work.inputs.units:
         rows = work.read_screened(unit).select(_COLUMNS)
@@ -90,7 +90,7 @@ def _resembling(work: StageWork, band: int, partition: int) -> Iterator[tuple[st
 
 
 def _near(work: StageWork, rows: pa.Table) -> Iterator[tuple[str, str]]:
-    """Pairs of subjects among images whose hashes agree in a band."""
+    """Yield pairs of subjects with near copies, among images whose hashes have an equal band."""
     settings = work.config.filters.near_duplicate
     hashes = rows["phash"].to_numpy().astype(np.uint64)
     subjects = rows["subject"].to_pylist()
@@ -102,7 +102,7 @@ def _near(work: StageWork, rows: pa.Table) -> Iterator[tuple[str, str]]:
             near = (distance <= settings.max_hash_distance) & (places[a, None] != places[None, b])
             for i, j in zip(*np.nonzero(near), strict=True):
                 left, right = first + int(i), second + int(j)
-                if _similarity(work, rows.slice(left, 1), rows.slice(right, 1)) >= settings.asked(distance[i, j]):
+                if _similarity(work, rows.slice(left, 1), rows.slice(right, 1)) >= settings.required(distance[i, j]):
                     yield min(subjects[left], subjects[right]), max(subjects[left], subjects[right])
 
 

@@ -17,9 +17,9 @@ class Aesthetic:
     """Image classifier of transformers, by folder or Hub id: with one output, a score from 0 to 10; with several, the
     probability of ``label``."""
     label: str | None = None
-    """Label of a good image; needless with one output."""
+    """Label of a good image; not used with one output."""
     min_score: float = 4.5
-    """OpenS2V-5M asks for 4.5 of the LAION predictor's 10."""
+    """Minimum score; OpenS2V-5M uses 4.5 of the LAION predictor's 10."""
 
     scope: ClassVar[Scope] = "score"
     summary: ClassVar[str] = "Images with a low score by the aesthetic model"

@@ -13,7 +13,7 @@ class Aspect:
     """Drop images whose long side is more than ``max_ratio`` times the short side."""
 
     max_ratio: float = 3.0
-    """Very loose: 16:9 is 1.78, a panorama 3 and more. UniWorld keeps up to 4:3."""
+    """Maximum ratio: 16:9 is 1.78, a panorama 3 and more. UniWorld keeps up to 4:3."""
 
     scope: ClassVar[Scope] = "image"
     summary: ClassVar[str] = "Images that are too long and thin"

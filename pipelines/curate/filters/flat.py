@@ -13,7 +13,7 @@ class Flat:
     """Drop images whose luma hardly varies."""
 
     min_luma_std: float = 6.0
-    """Standard deviation of luma (0–255); DreamBooth photographs have 19–95."""
+    """Standard deviation of luma (0–255); DreamBooth photos have 19–95."""
 
     scope: ClassVar[Scope] = "image"
     summary: ClassVar[str] = "Images of nearly one colour"

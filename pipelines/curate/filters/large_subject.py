@@ -21,7 +21,7 @@ class LargeSubject:
     """
 
     max_photos: int = 5000
-    """Photos of one subject that are compared, those with the lowest hashes."""
+    """Photos of one subject that are compared; those with the lowest hashes are kept."""
 
     scope: ClassVar[Scope] = "subject"
     summary: ClassVar[str] = "Photos of a subject that has more than are compared, chosen by hash"
@@ -30,7 +30,9 @@ class LargeSubject:
     def __post_init__(self) -> None:
         if self.max_photos < 2:
             raise ConfigError(
-                "filters.large_subject.max_photos leaves no pair", value=self.max_photos, fix="use 2 or more"
+                "filters.large_subject.max_photos is below 2, which leaves no pair",
+                value=self.max_photos,
+                fix="use 2 or more",
             )
 
     def drop(self, photos: Photos) -> np.ndarray:

@@ -19,10 +19,9 @@ class Licence:
     """
 
     allowed: list[str] | None = None
-    """Licences that may be used, as ``key.json`` spells them under ``licence`` or ``license`` (SPDX ids, in any case).
-    null: any, and none."""
+    """Allowed values of ``licence`` or ``license`` in ``key.json`` (SPDX ids, any case). null: any value, or none."""
     consents: list[str] | None = None
-    """What ``consent`` of ``key.json`` has to say, for example ``[training]``. null: anything, and nothing."""
+    """Allowed values of ``consent`` in ``key.json``, for example ``[training]``. null: any value, or none."""
 
     scope: ClassVar[Scope] = "image"
     summary: ClassVar[str] = "Images whose licence or consent is not allowed, or whose two licences differ"
@@ -32,7 +31,9 @@ class Licence:
         for name in ("allowed", "consents"):
             if getattr(self, name) == []:
                 raise ConfigError(
-                    f"filters.licence.{name} allows nothing", value=[], fix="name what is allowed; null allows anything"
+                    f"filters.licence.{name} is empty and allows nothing",
+                    value=[],
+                    fix="list what is allowed; null allows anything",
                 )
 
     def drop(self, photos: Photos) -> np.ndarray:

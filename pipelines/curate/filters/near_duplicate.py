@@ -24,12 +24,12 @@ class NearDuplicate:
     """
 
     max_hash_distance: int = 12
-    """Bits of 64 in which the perceptual hashes differ where ``min_similarity`` is asked of the embeddings."""
+    """Bits of 64 in which two perceptual hashes differ for which ``min_similarity`` is required."""
     min_similarity: float = 0.92
-    """Cosine similarity of the embeddings that is asked there."""
+    """Cosine similarity of the embeddings that is required at that distance."""
     similarity_per_bit: float = 0.004
-    """How much more is asked for each bit more, and less for each bit less: .872 for equal hashes, .968 at 24 bits, and
-    1 at 32, where unrelated hashes lie."""
+    """Increase of the required similarity per bit: .872 for equal hashes, .968 at 24 bits, and 1 at 32, which is the
+    distance of unrelated hashes."""
 
     scope: ClassVar[Scope] = "subject"
     summary: ClassVar[str] = "Copies of a larger photo of the subject in another size, quality or crop"
@@ -38,20 +38,20 @@ class NearDuplicate:
     def __post_init__(self) -> None:
         if self.similarity_per_bit <= 0:
             raise ConfigError(
-                "filters.near_duplicate.similarity_per_bit asks for nothing",
+                "filters.near_duplicate.similarity_per_bit is not above 0",
                 value=self.similarity_per_bit,
                 fix="use a value above 0",
             )
 
-    def asked(self, distance: np.ndarray) -> np.ndarray:
-        """The similarity from which on two photos whose hashes differ in ``distance`` bits are one."""
+    def required(self, distance: np.ndarray) -> np.ndarray:
+        """Return the minimum similarity of two copies whose hashes differ in ``distance`` bits."""
         beyond = distance.astype(np.float32) - self.max_hash_distance
         return np.round(self.min_similarity + self.similarity_per_bit * beyond, 3)
 
     def copies(self, photos: Photos) -> np.ndarray:
-        """Which two photos are one: bool [N, N], symmetric, true on the diagonal."""
+        """Return which two photos are copies: bool [N, N], symmetric, true on the diagonal."""
         hashes = photos["phash"].astype(np.uint64)
-        return np.asarray(photos.similarity >= self.asked(np.bitwise_count(hashes[:, None] ^ hashes[None, :])), bool)
+        return np.asarray(photos.similarity >= self.required(np.bitwise_count(hashes[:, None] ^ hashes[None, :])), bool)
 
     def drop(self, photos: Photos) -> np.ndarray:
         copies_NN = self.copies(photos)

@@ -14,8 +14,8 @@ class NotSafe:
     """Drop images to which open_nsfw gives a high probability of being indecent."""
 
     max_score: float = 0.8
-    """Probability from which on an image is dropped. The authors of open_nsfw call a score above 0.8 very likely not
-    safe, and one below 0.2 very likely safe."""
+    """Maximum probability of a kept image. The authors of open_nsfw call a score above 0.8 very likely not safe, one
+    below 0.2 very likely safe."""
 
     scope: ClassVar[Scope] = "score"
     summary: ClassVar[str] = "Images that the model takes for not safe for work"

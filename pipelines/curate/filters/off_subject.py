@@ -17,11 +17,11 @@ class OffSubject:
     """
 
     max_similarity: float = 0.5
-    """A photo whose median similarity to the others reaches this is always kept."""
+    """A photo with at least this median similarity to the others is kept."""
     min_gap: float = 0.22
-    """How far that median must lie below the subject's usual one for the photo to be dropped."""
+    """A photo is dropped only if its median is this much below the median of the subject's photos."""
     min_photos: int = 3
-    """With fewer photos nobody can tell which one is wrong."""
+    """Subjects with fewer photos are kept: of two, either could be the wrong one."""
 
     scope: ClassVar[Scope] = "subject"
     summary: ClassVar[str] = "Photos that resemble the other photos of their subject too little"

@@ -14,7 +14,7 @@ class OverlaidText:
     """Drop images of which lines of readable text cover too large a share."""
 
     max_share: float = 0.02
-    """Of the image's area, lines of text together."""
+    """Maximum share of the image's area that all lines of text cover."""
 
     scope: ClassVar[Scope] = "score"
     summary: ClassVar[str] = "Images that readable text covers too much of"

@@ -19,10 +19,10 @@ class TakenDown:
     """URI of a text file with an entry on each line: the SHA-256 of an image's bytes, ``key:KEY``, ``subject:NAME`` or
     ``source:TEXT``, each as in the raw shards; a line that begins with ``#`` is a comment. Names are compared in
     Unicode's normal form NFC and without spaces at their ends, else exactly, and a ``file:`` URI by its path, whether
-    its marks are percent-encoded or not. Files equal to one that is named go with it. null: nothing is taken down."""
+    its characters are percent-encoded or not. Files with the same bytes are dropped too. null: no list."""
     allow_unmatched: Entries = field(default_factory=Entries)
-    """Entries of the list, as they are written there, that may name no image. Any other one that names none ends the
-    run, since a removal must not be lost to a typing error."""
+    """Entries of the list, as they are written there, that may name no image. Any other entry without an image fails
+    the run, so that a typing error does not prevent a removal."""
 
     scope: ClassVar[Scope] = "image"
     summary: ClassVar[str] = "Images that the take-down list names"

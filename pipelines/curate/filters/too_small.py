@@ -13,7 +13,7 @@ class TooSmall:
     """Drop images whose short side is below the minimum."""
 
     min_short_side_px: int = 64
-    """Set what you train at: 64 is that of ``mini``. Published sets ask for 480 (OpenS2V-5M) to 1024 (UniWorld)."""
+    """Use the size of your training images: ``mini`` has 64. Published sets use 480 (OpenS2V-5M) to 1024 (UniWorld)."""
 
     scope: ClassVar[Scope] = "image"
     summary: ClassVar[str] = "Images whose short side is too small"

@@ -113,7 +113,7 @@ def entries_of_dropped(dataset: str) -> list[dict]:
 
 
 def test_what_is_not_there_or_no_id_is_named(dataset: str) -> None:
-    with pytest.raises(InputError, match=r"not in v0002, v0001 \('00000000'\)"):
+    with pytest.raises(InputError, match=r"with this id in v0002, v0001 \('00000000'\)"):
         trace(TraceConfig(trace="00000000", dataset=dataset))
     with pytest.raises(ConfigError, match="neither a triplet's id nor a content hash"):
         TraceConfig(trace="cup", dataset=dataset)

@@ -249,7 +249,7 @@ def test_prefixes_and_shards_that_overlap_are_counted_once(tmp_path: Path) -> No
 
 @pytest.mark.parametrize(
     ("name", "says"),
-    [("a.zip", r"not a raw shard.*name \.tar files"), ("linked", "link_outside 1.*name the places that it leads to")],
+    [("a.zip", r"not a raw shard.*give --raw \.tar files"), ("linked", "link_outside 1.*add their targets to --raw")],
 )
 def test_a_prefix_without_a_shard_says_what_is_there(tmp_path: Path, name: str, says: str) -> None:
     raw = write_raw(tmp_path / "elsewhere", world(2, 2))
