@@ -12,13 +12,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from lookalike.storage import ObjectInfo, Store, open_store
+from lookalike.storage import Store
 from pipelines.actors import Columns
 from pipelines.curate.config import CurateConfig, FoundConfig
 from pipelines.curate.graph import components
 from pipelines.curate.inputs import Inputs
 from pipelines.curate.rows import IMAGE_SCHEMA, subject_hash
 from pipelines.curate.tables import read_footers, read_span, read_table, vectors_array, vectors_of, write_table
+from pipelines.curate.work import StageWork
 from pipelines.curate.workspace import Workspace
 
 # Legend: N images of a cell, D embedding dimensions, K cells.
@@ -32,49 +33,42 @@ _STEP = 0.02  # increase of the similarity threshold that divides a larger compo
 class ClusterWork:
     """What the tasks of this stage get; a unit is a raw shard, or a cell in :func:`group_cell`."""
 
-    config: CurateConfig
+    index: StageWork
+    """The tables that the index has written."""
     settings: FoundConfig
-    inputs: Inputs
-    rows: tuple[ObjectInfo, ...]
-    """The table of image rows of each raw shard, as the index wrote it."""
-    vectors: tuple[ObjectInfo, ...]
-    """The table of embeddings of each raw shard."""
     cells: int
-    """Number of cells."""
 
     @classmethod
-    def of(
-        cls, config: CurateConfig, settings: FoundConfig, inputs: Inputs, tables: dict[str, ObjectInfo]
-    ) -> "ClusterWork":
-        """Return the work on an index whose ``tables`` are these, by key."""
-        rows = tuple(tables[inputs.workspace.rows(i)] for i in inputs.units)
-        vectors = tuple(tables[inputs.workspace.vectors(i)] for i in inputs.units)
-        images = sum(count for count, _ in read_footers(open_store(config.dataset), vectors))
-        return cls(config, settings, inputs, rows, vectors, -(-images // settings.images_per_cell) or 1)
+    def of(cls, config: CurateConfig, inputs: Inputs) -> "ClusterWork":
+        """Return the work on these inputs, all of whose raw shards are indexed."""
+        index, settings = StageWork.of(config, inputs, clustered=False), config.labels.found
+        assert settings is not None
+        images = sum(count for count, _ in read_footers(index.dataset, index.vectors))
+        return cls(index, settings, -(-images // settings.images_per_cell) or 1)
 
     @property
     def dataset(self) -> Store:
         """The store of the tables."""
-        return open_store(self.config.dataset)
+        return self.index.dataset
 
     @property
     def workspace(self) -> Workspace:
         """The keys of the tables."""
-        return self.inputs.workspace
+        return self.index.workspace
 
 
 def find_centroids(work: ClusterWork, unit: int) -> Columns:
     """Write the centroids of all cells, float16 [K, D], from a sample of each raw shard; there is one unit."""
     store, key = work.dataset, work.workspace.centroids()
     if not store.exists(key):
-        share = -(-_SAMPLES_PER_CELL * work.cells // len(work.vectors))
-        sample_ND = np.concatenate([_unlabelled(work, shard)[1][:share] for shard in work.inputs.units])
+        share = -(-_SAMPLES_PER_CELL * work.cells // len(work.index.vectors))
+        sample_ND = np.concatenate([_unlabelled(work, shard)[1][:share] for shard in work.index.inputs.units])
         cells = min(work.cells, len(sample_ND))  # most photos may have a label
         centroids_KD = np.zeros((1, sample_ND.shape[1]), np.float32)  # one cell holds all images
         if cells > 1:
             from scipy.cluster.vq import kmeans2
 
-            centroids_KD, _ = kmeans2(sample_ND, cells, minit="++", seed=work.config.seed)
+            centroids_KD, _ = kmeans2(sample_ND, cells, minit="++", seed=work.index.config.seed)
         write_table(store, key, pa.table({"vector": vectors_array(centroids_KD)}))
     return {"unit_done": np.array([unit])}
 
@@ -125,7 +119,7 @@ def label_shard(work: ClusterWork, unit: int) -> Columns:
         for cell in range(work.cells):
             named = read_table(store, work.workspace.cell_subjects(cell), (unit, unit + 1), by="unit")
             subjects.update(zip(named["sha256"].to_pylist(), named["subject"].to_pylist(), strict=True))
-        indexed = read_table(store, work.rows[unit].key)
+        indexed = read_table(store, work.index.rows[unit].key)
         rows = indexed.to_pylist()
         places: dict[str, list[int]] = {}
         for row in rows:
@@ -133,7 +127,7 @@ def label_shard(work: ClusterWork, unit: int) -> Columns:
             row["subject_hash"] = subject_hash(row["subject"])
             places.setdefault(row["sha256"], []).append(row["subject_hash"])
         order = [("subject_hash", "ascending"), ("offset", "ascending")]
-        table = read_table(store, work.vectors[unit].key)
+        table = read_table(store, work.index.vectors[unit].key)
         contents = table["sha256"].to_pylist()
         number = {content: i for i, content in enumerate(contents)}
         pairs = sorted({(place, content) for content in number for place in places[content]})
@@ -194,9 +188,9 @@ def _cut(vectors_ND: np.ndarray, min_similarity: float) -> np.ndarray:
 
 def _unlabelled(work: ClusterWork, unit: int) -> tuple[list[str], np.ndarray]:
     """Return the sorted content hashes and the vectors [N, D] of the images of a raw shard without a subject."""
-    rows = read_table(work.dataset, work.rows[unit].key, columns=["sha256", "subject", "error"])
+    rows = read_table(work.dataset, work.index.rows[unit].key, columns=["sha256", "subject", "error"])
     silent = rows.filter(pc.and_(pc.equal(rows["subject"], ""), pc.equal(rows["error"], "")))["sha256"]
-    table = read_table(work.dataset, work.vectors[unit].key)
+    table = read_table(work.dataset, work.index.vectors[unit].key)
     table = table.filter(pc.is_in(table["sha256"], value_set=silent.combine_chunks())).sort_by("sha256")
     contents = table["sha256"].to_pylist()
     first = [i for i, content in enumerate(contents) if i == 0 or content != contents[i - 1]]
@@ -205,7 +199,7 @@ def _unlabelled(work: ClusterWork, unit: int) -> tuple[list[str], np.ndarray]:
 
 
 def _assigned(work: ClusterWork, cell: int) -> Iterator[tuple[int, pa.Table]]:
-    infos = {info.key: info for info in work.dataset.list(work.workspace.assigned())}
-    for unit in work.inputs.units:
+    infos = {info.key: info for info in work.dataset.list(work.workspace.prefix("assigned"))}
+    for unit in work.index.inputs.units:
         info = infos[work.workspace.assigned(unit)]
         yield unit, read_span(work.dataset, info, (cell, cell + 1), by="cell")

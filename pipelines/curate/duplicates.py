@@ -13,7 +13,7 @@ _COLUMNS = ("subject_hash", "shard", "offset", "key", "linked", "sha256")
 
 def find_duplicates(work: StageWork, partition: int) -> Columns:
     """Write which screened images of one range of content hashes repeat an earlier one, unless that was done before."""
-    store, key = work.dataset, work.workspace.duplicates(partition, "subjects")
+    store, key = work.dataset, work.workspace.duplicates(partition, "subject_hash")
     if not store.exists(key):  # written last
         parts = []
         for unit in work.inputs.units:
@@ -26,7 +26,7 @@ def find_duplicates(work: StageWork, partition: int) -> Columns:
         for _, step in work.config.filters.steps("content"):
             dropped |= step.drop(Photos(candidates))
         repeated = candidates.filter(pa.array(dropped))
-        by_shard = work.workspace.duplicates(partition, "shards")
-        write_table(store, by_shard, repeated.sort_by([("unit", "ascending")]))
-        write_table(store, key, repeated.sort_by([("subject_hash", "ascending")]))
+        by_shard = work.workspace.duplicates(partition, "unit")
+        write_table(store, by_shard, repeated.sort_by("unit"))
+        write_table(store, key, repeated.sort_by("subject_hash"))
     return {"partition": np.array([partition])}

@@ -77,7 +77,7 @@ def _plan(work: StageWork, partition: int) -> None:
 def _drop_one_by_one(work: StageWork, rows: pa.Table, reasons: np.ndarray, span: tuple[int, int]) -> None:
     """Add the reasons of duplicates and of filters that see a score to the ``reasons`` of the screen."""
     for name, _ in work.config.filters.steps("content"):
-        repeated = read_duplicates(work, span)
+        repeated = read_duplicates(work, span, "subject_hash")
         places = zip(*(rows[name].to_pylist() for name in ("shard", "offset", "key")), strict=True)
         mask = np.array([place in repeated for place in places], bool)
         reasons[mask & (reasons == "")] = name

@@ -10,25 +10,18 @@ from pipelines.curate.rows import COMPONENT_SCHEMA
 from pipelines.curate.summary import Summary
 from pipelines.curate.tables import read_span, read_table
 from pipelines.curate.work import StageWork
-from pipelines.curate.workspace import PlanTable
+from pipelines.curate.workspace import DuplicateOrder, PlanTable
 
 
-def read_duplicates(work: StageWork, span: tuple[int, int]) -> set[tuple[str, int, str]]:
-    """Return (shard, offset, key) of the repeated images of a range of subjects; linked members share their offset."""
+def read_duplicates(work: StageWork, span: tuple[int, int], by: DuplicateOrder) -> set[tuple[str, int, str]]:
+    """Return (shard, offset, key) of the repeated images of a range of ``subject_hash`` or ``unit`` (a raw shard).
+
+    Linked members share their offset.
+    """
     repeated: set[tuple[str, int, str]] = set()
     for partition in range(work.content_partitions):
-        table = read_table(work.dataset, work.workspace.duplicates(partition, "subjects"), span)
+        table = read_table(work.dataset, work.workspace.duplicates(partition, by), span, by=by)
         repeated.update(zip(*(table[name].to_pylist() for name in ("shard", "offset", "key")), strict=True))
-    return repeated
-
-
-def read_duplicates_of_shard(work: StageWork, unit: int) -> set[tuple[int, str]]:
-    """Return (offset, key) of the repeated images of one raw shard."""
-    repeated: set[tuple[int, str]] = set()
-    for partition in range(work.content_partitions):
-        key = work.workspace.duplicates(partition, "shards")
-        table = read_table(work.dataset, key, (unit, unit + 1), by="unit")
-        repeated.update(zip(table["offset"].to_pylist(), table["key"].to_pylist(), strict=True))
     return repeated
 
 

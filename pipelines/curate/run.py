@@ -86,7 +86,7 @@ def _curate(config: CurateConfig, raw: Store, dataset: Store, listing: RawListin
         return Curated(dataset.uri, newest["version"], False, newest, newest["passed_over"] | {"objects": objects})
     with ray_session():
         _index(config, raw, dataset, inputs)
-        _find_subjects(config, inputs, dataset)
+        _find_subjects(config, inputs)
         stage = StageWork.of(config, inputs)
         stage, taken_down, matched = take_down(stage, versions, run_tasks)
         _finish_all(run_tasks(screen_shard, stage, len(stage.rows), noun="raw shards screened"))
@@ -121,11 +121,7 @@ def _curate(config: CurateConfig, raw: Store, dataset: Store, listing: RawListin
 
 
 def _newest(dataset: Store, versions: list[int]) -> dict[str, Any] | None:
-    """Return the manifest of the newest snapshot, if there is one.
-
-    Raises:
-        InputError: the manifest is damaged.
-    """
+    """Return the manifest of the newest snapshot, if there is one."""
     if not versions:
         return None
     manifest = read_manifest(dataset, versions[-1])
@@ -136,11 +132,7 @@ def _newest(dataset: Store, versions: list[int]) -> dict[str, Any] | None:
 
 
 def _with_pinned_list(config: CurateConfig, dataset: Store, parent: dict[str, Any] | None) -> CurateConfig:
-    """Return the configuration with the take-down list replaced by its copy; ``parent`` is a manifest.
-
-    Raises:
-        ConfigError: the parent was made with a list, and this run has none.
-    """
+    """Return the configuration with the take-down list replaced by its copy; ``parent`` is a manifest."""
     taken_down = config.filters.taken_down
     if taken_down.list is None:
         if parent is not None and parent.get("taken_down"):
@@ -156,11 +148,7 @@ def _with_pinned_list(config: CurateConfig, dataset: Store, parent: dict[str, An
 
 
 def _index(config: CurateConfig, raw: Store, dataset: Store, inputs: Inputs) -> None:
-    """Index the raw shards that are not indexed yet.
-
-    Raises:
-        InputError: shards cannot be read; all others are indexed.
-    """
+    """Index the raw shards that are not indexed yet."""
     workspace, present = inputs.workspace, indexed(dataset).keys()
     missing = tuple(i for i in inputs.units if not {workspace.rows(i), workspace.vectors(i)} <= present)
     log.info("%d raw shards, %d of them to index", len(inputs.shards), len(missing))
@@ -182,12 +170,11 @@ def _index(config: CurateConfig, raw: Store, dataset: Store, inputs: Inputs) -> 
         )
 
 
-def _find_subjects(config: CurateConfig, inputs: Inputs, dataset: Store) -> None:
+def _find_subjects(config: CurateConfig, inputs: Inputs) -> None:
     """Group the photos without a subject, if ``labels.found`` is set."""
-    settings = config.labels.found
-    if settings is None:
+    if config.labels.found is None:
         return
-    work = ClusterWork.of(config, settings, inputs, indexed(dataset))
+    work = ClusterWork.of(config, inputs)
     shards = len(inputs.shards)
     _finish_all(run_tasks(find_centroids, work, 1, noun="sets of centroids"))
     _finish_all(run_tasks(assign_cells, work, shards, noun="raw shards assigned to cells"))
@@ -222,16 +209,13 @@ def _write_shards(work: MaterialiseWork) -> Iterator[pa.Table]:
 
 
 def _check(summary: Summary, stage: StageWork) -> None:
-    """Check that the counts add up, and that there are triplets.
-
-    Raises:
-        InputError: there are none.
-    """
+    """Check that the counts add up, and that there are triplets."""
     assert stage.images == summary.images == summary.kept + summary.dropped.total(), "images are lost"
     if summary.triplets == 0:
         dropped = ", ".join(f"{name} {n}" for name, n in summary.dropped.most_common())
         raise InputError(
-            f"no usable pair among {summary.images} images of {summary.subjects_in} subjects; dropped: {dropped or 'none'}",
+            f"no usable pair among {summary.images} images of {summary.subjects_in} subjects;"
+            f" dropped: {dropped or 'none'}",
             value=stage.raw.uri,
             fix="provide two or more photos of each subject, or relax the filters that dropped most",
         )

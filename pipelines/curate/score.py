@@ -14,7 +14,7 @@ from lookalike.data.images import decode_at_least
 from lookalike.storage import ObjectInfo
 from pipelines.actors import Columns
 from pipelines.curate.filters import Photos, with_scores
-from pipelines.curate.results import read_duplicates_of_shard
+from pipelines.curate.results import read_duplicates
 from pipelines.curate.tables import read_table, write_table
 from pipelines.curate.work import StageWork
 
@@ -26,7 +26,7 @@ Answer = Callable[[np.ndarray, Mapping[str, Any]], Any]
 
 def scored(work: StageWork) -> dict[str, tuple[ObjectInfo, ...]]:
     """Return the tables of scores of all raw shards, by the revision of their model, once every shard is scored."""
-    tables = {info.key: info for info in work.dataset.list(work.workspace.scores_prefix())}
+    tables = {info.key: info for info in work.dataset.list(work.workspace.prefix("scores"))}
     return {
         revision: tuple(tables[work.workspace.scores(revision, unit)] for unit in work.inputs.units)
         for revision in work.inputs.models.values()
@@ -58,8 +58,8 @@ class ShardScorer:
 
     def _survivors(self, unit: int) -> pa.Table:
         """Return the rows of a shard that pass the filters without a model."""
-        rows, repeated = self._work.read_screened(unit), read_duplicates_of_shard(self._work, unit)
-        places = zip(rows["offset"].to_pylist(), rows["key"].to_pylist(), strict=True)
+        rows, repeated = self._work.read_screened(unit), read_duplicates(self._work, (unit, unit + 1), "unit")
+        places = zip(*(rows[name].to_pylist() for name in ("shard", "offset", "key")), strict=True)
         return rows.filter(pa.array([place not in repeated for place in places], pa.bool_()))
 
     def _ask(self, unit: int, rows: pa.Table, question: "_Question") -> tuple[dict[str, Any], int]:

@@ -1,7 +1,8 @@
 """Read the tables of a snapshot as streams: one row group or subject is in memory at a time."""
 
+import heapq
 from collections.abc import Callable, Iterator, Sequence
-from itertools import groupby
+from itertools import groupby, repeat
 from typing import Any
 
 import numpy as np
@@ -55,15 +56,9 @@ def side_by_side(
     left: Iterator[tuple[tuple[int, str], Rows]], right: Iterator[tuple[tuple[int, str], Rows]]
 ) -> Iterator[tuple[str, Rows, Rows]]:
     """Yield (subject, its rows on the left, its rows on the right) for each subject of either."""
-    one, other = next(left, None), next(right, None)
-    while one is not None or other is not None:
-        if other is None or (one is not None and one[0] < other[0]):
-            assert one is not None
-            yield one[0][1], one[1], []
-            one = next(left, None)
-        elif one is None or other[0] < one[0]:
-            yield other[0][1], [], other[1]
-            other = next(right, None)
-        else:
-            yield one[0][1], one[1], other[1]
-            one, other = next(left, None), next(right, None)
+    numbered = [zip(repeat(side), stream, strict=False) for side, stream in enumerate((left, right))]
+    for key, group in groupby(heapq.merge(*numbered, key=lambda item: item[1][0]), key=lambda item: item[1][0]):
+        sides: tuple[Rows, Rows] = [], []
+        for side, (_, rows) in group:
+            sides[side].extend(rows)
+        yield key[1], *sides

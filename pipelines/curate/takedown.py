@@ -40,8 +40,8 @@ def trimmed(name: str) -> str:
 
 
 def comparable(kind: str, name: str) -> str:
-    """Return the form in which names of a kind are compared: :func:`trimmed`, and the path of a source that is a ``file:``
-    URI, in which blanks and other characters may be percent-encoded or not."""
+    """Return the form in which names of a kind are compared: :func:`trimmed`, and of a ``file:`` URI of a source its
+    path, in which blanks and other characters may be percent-encoded or not."""
     name = trimmed(name)
     if kind != "source" or not name.lower().startswith("file:"):
         return name

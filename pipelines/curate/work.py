@@ -48,14 +48,17 @@ class StageWork:
     """The key of the unpacked tar below the dataset's prefix, by the key of each compressed raw shard."""
 
     @classmethod
-    def of(cls, config: CurateConfig, inputs: Inputs) -> "StageWork":
-        """Return the work on these inputs, all of whose raw shards are indexed, and clustered if so configured."""
+    def of(cls, config: CurateConfig, inputs: Inputs, *, clustered: bool = True) -> "StageWork":
+        """Return the work on these inputs, all of whose raw shards are indexed.
+
+        With ``labels.found`` its tables are those with the subjects that were found, unless ``clustered`` is false.
+        """
         dataset, workspace = open_store(config.dataset), inputs.workspace
-        if config.labels.found is None:
+        if config.labels.found is None or not clustered:
             tables = indexed(dataset)
             keys = [(workspace.rows(i), workspace.vectors(i)) for i in inputs.units]
         else:
-            tables = {info.key: info for info in dataset.list(workspace.found_prefix())}
+            tables = {info.key: info for info in dataset.list(workspace.prefix("found"))}
             keys = [(workspace.found("rows", i), workspace.found("vectors", i)) for i in inputs.units]
         rows = tuple(tables[key] for key, _ in keys)
         vectors = tuple(tables[key] for _, key in keys)

@@ -24,6 +24,7 @@ REPORT_JSON, REPORT_HTML = "report.json", "report.html"
 TAKEN_DOWN_JSON = "taken_down.json"
 
 PlanTable = Literal["images", "subjects"]
+DuplicateOrder = Literal["subject_hash", "unit"]
 
 
 def shard_id(info: ObjectInfo) -> str:
@@ -87,9 +88,9 @@ class Workspace:
         """The centroids of all cells of :mod:`pipelines.curate.cluster_subjects`."""
         return self._of_run("found", "centroids.parquet")
 
-    def assigned(self, shard: int | None = None) -> str:
-        """The unlabelled images of a raw shard by cell, or the prefix of all of these."""
-        return self._of_run("found", "assigned/" if shard is None else f"assigned/{shard:06d}.parquet")
+    def assigned(self, shard: int) -> str:
+        """The unlabelled images of a raw shard by cell."""
+        return self._of_run("assigned", f"{shard:06d}.parquet")
 
     def cell_subjects(self, cell: int) -> str:
         """The subjects that were found in a cell."""
@@ -99,10 +100,6 @@ class Workspace:
         """The rows or vectors of a raw shard, with the subjects that were found."""
         return self._of_run("found", f"{kind}/{shard:06d}.parquet")
 
-    def found_prefix(self) -> str:
-        """The prefix of everything about found subjects."""
-        return self._of_run("found", "")
-
     def take_down_contents(self, shard: int) -> str:
         """The content hashes of a raw shard's images that the take-down list names."""
         return self._of_run("taken-down", f"contents/{shard:06d}.txt")
@@ -111,8 +108,8 @@ class Workspace:
         """The reasons of the screen, beside the image rows of a raw shard."""
         return self._of_run("screen", f"{shard:06d}.parquet")
 
-    def duplicates(self, partition: int, order: Literal["subjects", "shards"]) -> str:
-        """The repeated images of a range of content hashes, in the order of subject hashes or of raw shards."""
+    def duplicates(self, partition: int, order: DuplicateOrder) -> str:
+        """The repeated images of a range of content hashes, sorted by subject hash or by raw shard."""
         return self._of_run("duplicates", f"part-{partition:05d}.{order}.parquet")
 
     def links(self, unit: int) -> str:
@@ -127,10 +124,6 @@ class Workspace:
         """The scores of a raw shard's images by the model of that revision."""
         return self._of_run("scores", f"{fingerprint(revision)[:16]}/{shard:06d}.parquet")
 
-    def scores_prefix(self) -> str:
-        """The prefix of all scores."""
-        return self._of_run("scores", "")
-
     def plan(self, partition: int, table: PlanTable) -> str:
         """A table of the plan of a range of subjects."""
         return self._of_run("plan", f"part-{partition:05d}.{table}.parquet")
@@ -142,6 +135,10 @@ class Workspace:
     def part(self, version: str, shard: str, suffix: Literal["parquet", "json"]) -> str:
         """The triplet table, or the hash (written last), of triplet shard ``shard`` of a version."""
         return self._of_run("materialise", f"{version}-{PurePosixPath(shard).stem}.{suffix}")
+
+    def prefix(self, stage: Literal["assigned", "found", "scores"]) -> str:
+        """The prefix of all objects of one of these methods."""
+        return self._of_run(stage, "")
 
     def _of_run(self, stage: str, name: str) -> str:
         return f"{_WORK}/{stage}/{self.run[:16]}/{name}"

@@ -86,7 +86,7 @@ def test_costs_of_each_step_and_of_a_billion_images(tmp_path: Path) -> None:
     for unit in stage.inputs.units:
         screen_shard(stage, unit)
     find_duplicates(stage, 0)  # warm
-    stage.dataset.delete(next(info.key for info in stage.dataset.list("work/duplicates") if "subjects" in info.key))
+    stage.dataset.delete(next(info.key for info in stage.dataset.list("work/duplicates") if "subject_hash" in info.key))
     with cpu_seconds(cost, "duplicates_row", ROWS):
         find_duplicates(stage, 0)
     nowhere = (2**62 - 2, 2**62 - 1)

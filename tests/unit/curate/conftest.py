@@ -20,7 +20,6 @@ from pipelines.curate.score import ShardScorer, scored
 from pipelines.curate.screen import screen_shard
 from pipelines.curate.subject_links import find_links, join_links, link_units
 from pipelines.curate.work import StageWork
-from pipelines.curate.work import indexed as index_tables
 
 
 class GridEmbedder:
@@ -61,7 +60,7 @@ def planned(grid_embedder: None, tmp_path: Path) -> Callable[..., StageWork]:
         indexed = [indexer(unit) for unit in units]
         assert [str(columns["error"][0]) for columns in indexed] == [""] * len(units)
         if config.labels.found is not None:
-            found = ClusterWork.of(config, config.labels.found, inputs, index_tables(dataset))
+            found = ClusterWork.of(config, inputs)
             for task, count in ((find_centroids, 1), (assign_cells, len(units)), (group_cell, found.cells)):
                 for unit in range(count):
                     task(found, unit)
