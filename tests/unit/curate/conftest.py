@@ -1,4 +1,4 @@
-"""Curation's stages without Ray: they are plain functions of a store."""
+"""Fixtures that run the stages of curation as plain functions, without Ray."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace

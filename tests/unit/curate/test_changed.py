@@ -1,4 +1,4 @@
-"""A raw shard that changed with the same size and time: no image is used unverified, and the same command recovers."""
+"""A raw shard that changed with the same size and time: images are verified, and the same command recovers."""
 
 import gzip
 import os
@@ -40,7 +40,7 @@ def recurated(work: StageWork) -> Inputs:
     return Inputs.of(work.config, with_recorded_changes(list_shards(work.config.raw, dataset), dataset))
 
 
-def test_a_change_that_no_listing_shows_is_named_and_the_same_command_indexes_anew(
+def test_a_change_that_no_listing_shows_is_an_error_and_the_same_command_indexes_again(
     planned: Planned, tmp_path: Path
 ) -> None:
     raw = write_raw(tmp_path / "raw", world(2, 3))
@@ -55,7 +55,7 @@ def test_a_change_that_no_listing_shows_is_named_and_the_same_command_indexes_an
     materialise(planned(raw, filters=LOOSE), "v0009")
 
 
-def test_every_reader_behind_the_index_compares(planned: Planned, tmp_path: Path) -> None:
+def test_every_reader_after_the_index_compares_hashes(planned: Planned, tmp_path: Path) -> None:
     raw = write_raw(tmp_path / "raw", world(2, 3))
     work = planned(raw, filters=LOOSE)
     rows = work.read_rows(work.span(0))[0].to_pylist()
@@ -68,7 +68,7 @@ def test_every_reader_behind_the_index_compares(planned: Planned, tmp_path: Path
     assert "changed after it was indexed" in str(indexer(0)["error"][0])
 
 
-def test_a_shard_that_shrank_changed_and_one_that_is_gone_is_gone(planned: Planned, tmp_path: Path) -> None:
+def test_a_shard_that_shrank_and_one_that_was_deleted_are_errors(planned: Planned, tmp_path: Path) -> None:
     raw = write_raw(tmp_path / "raw", world(2, 3))
     work = planned(raw, filters=LOOSE)
     row = work.read_rows(work.span(0))[0].to_pylist()[-1]

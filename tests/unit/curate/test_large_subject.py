@@ -1,4 +1,4 @@
-"""A subject with more photos than can be compared: bounded by hash, with a reason, and said in the report."""
+"""A subject with more photos than are compared is bounded by hash, with a reason and a count in the report."""
 
 import tracemalloc
 from collections.abc import Callable
@@ -32,7 +32,7 @@ def photos(n: int, dim: int = 16) -> Photos:
     return Photos(pa.table(columns), vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
 
 
-def test_the_same_photos_stay_whatever_their_order_and_company() -> None:
+def test_kept_photos_do_not_depend_on_order_or_other_photos() -> None:
     keep = ~LargeSubject(max_photos=100).drop(photos(300))
     assert keep.sum() == 100
     order = np.random.default_rng(1).permutation(300)
@@ -45,7 +45,7 @@ def test_the_same_photos_stay_whatever_their_order_and_company() -> None:
         LargeSubject(max_photos=1)
 
 
-def test_memory_follows_the_bound_and_not_the_subject() -> None:
+def test_memory_is_bounded_for_a_large_subject() -> None:
     def peak(n: int) -> int:
         filters = FiltersConfig(large_subject=LargeSubject(max_photos=500), no_pair=NoPair(min_similarity=-1.0))
         own, reasons = photos(n), np.full(n, "", object)
@@ -60,7 +60,7 @@ def test_memory_follows_the_bound_and_not_the_subject() -> None:
     assert large < 2 * small + 8000 * 1000  # all pairs of 8,000 would be 256 times those of 500
 
 
-def test_the_rest_has_a_reason_and_the_report_says_how_many_subjects(
+def test_photos_beyond_the_bound_have_a_reason_and_the_report_counts_subjects(
     planned: Callable[..., StageWork], tmp_path: Path
 ) -> None:
     loose = FiltersConfig(no_pair=NoPair(min_similarity=-1.0), skip=["near_duplicate", "off_subject"])

@@ -1,4 +1,4 @@
-"""Filters that ask a model: who is shown to it, what is kept of its answers, and captions."""
+"""Filters that ask a model: the images that it is shown, the answers that are kept, and captions."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -48,7 +48,7 @@ def reasons(work: StageWork) -> dict[str, str]:
     return {row["key"]: row["drop_reason"] for row in pa.concat_tables(tables).to_pylist()}
 
 
-def test_a_model_sees_survivors_once_and_a_new_threshold_asks_it_nothing(
+def test_a_model_sees_each_kept_image_once_and_a_new_threshold_asks_nothing(
     planned: Planned, model: Model, tmp_path: Path
 ) -> None:
     photos = [*world(3, 4), photo(0, 0).under("copy", "thing01"), Photo("tiny", jpeg(draw(0, 9, 40)), "thing00")]
@@ -66,7 +66,7 @@ def test_a_model_sees_survivors_once_and_a_new_threshold_asks_it_nothing(
     assert len(model.shown) == 13  # what was too small before
 
 
-def test_a_mask_tells_the_subjects_area_and_without_one_an_image_is_kept(planned: Planned, tmp_path: Path) -> None:
+def test_subject_area_comes_from_the_mask_and_images_without_one_are_kept(planned: Planned, tmp_path: Path) -> None:
     small, large = np.zeros((64, 64, 3), np.uint8), np.zeros((64, 64, 3), np.uint8)
     small[:4, :4], large[:32] = 255, 255
     photos = [Masked.of(photo(0, 0), small), Masked.of(photo(0, 1), large), photo(0, 2)]
@@ -92,7 +92,7 @@ class Masked(Photo):
         return key, {**payload, "mask.png": encode_png(self.mask)}
 
 
-def test_photographs_without_a_caption_get_one_and_others_keep_theirs(
+def test_photos_without_a_caption_get_one_and_others_keep_theirs(
     planned: Planned, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Captioner, "revision", "made up")

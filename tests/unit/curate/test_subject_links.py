@@ -1,4 +1,4 @@
-"""Subjects that share a picture are on one side of the split."""
+"""Subjects that share an image are in the same split."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +23,7 @@ LOOSE = FiltersConfig(no_pair=NoPair(min_similarity=-1.0))
 Planned = Callable[..., StageWork]
 
 
-def test_subjects_that_share_an_image_or_a_near_copy_are_not_divided(planned: Planned, tmp_path: Path) -> None:
+def test_subjects_that_share_an_image_or_a_near_copy_are_in_one_split(planned: Planned, tmp_path: Path) -> None:
     smaller = np.asarray(Image.fromarray(draw(2, 0)).resize((150, 150), Image.Resampling.LANCZOS))
     photos = [
         *world(8, 4), photo(0, 0).under("shared", "thing01"), photo(1, 1).under("again", "thing05"),
@@ -41,7 +41,7 @@ def test_subjects_that_share_an_image_or_a_near_copy_are_not_divided(planned: Pl
     assert len(set(place.values())) == 5
 
 
-def test_linked_subjects_count_as_one_where_a_minimum_is_asked_for(planned: Planned, tmp_path: Path) -> None:
+def test_linked_subjects_count_as_one_in_the_validation_minimum(planned: Planned, tmp_path: Path) -> None:
     photos = [*world(3, 3), photo(0, 0).under("b", "thing01"), photo(0, 1).under("c", "thing02")]
     work = planned(write_raw(tmp_path / "raw", photos), filters=LOOSE, plan=PlanConfig(validation_fraction=0.0))
     assert split_cut(work) == 0  # all three are one: nothing is left to train on if they were validation

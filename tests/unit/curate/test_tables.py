@@ -30,7 +30,7 @@ def written(folder: Path, rows: int = 20_000, dim: int = 64) -> tuple[Store, Obj
     return store, next(iter(store.list())), table
 
 
-def test_a_span_is_read_without_the_rest(tmp_path: Path) -> None:
+def test_only_the_row_groups_of_a_span_are_read(tmp_path: Path) -> None:
     store, info, table = written(tmp_path)
     counting = Counting(store)
     span = (1 << 60, (1 << 60) + (1 << 57))  # 1 of 32
@@ -49,7 +49,7 @@ def test_rows_are_counted_by_the_footer(tmp_path: Path) -> None:
     assert counting.bytes < info.size / 10
 
 
-def test_vectors_come_back_with_unit_norm(tmp_path: Path) -> None:
+def test_vectors_are_read_with_unit_norm(tmp_path: Path) -> None:
     vectors = np.random.default_rng(0).normal(size=(5, 8)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     column = pa.chunked_array([vectors_array(vectors[:2]), vectors_array(vectors[2:])])

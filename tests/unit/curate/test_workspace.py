@@ -1,4 +1,4 @@
-"""Keys are built in one module, and a key or a snapshot depends on no text that people read."""
+"""Keys are built in one module, stages are independent, and fingerprints do not depend on comments or docstrings."""
 
 import ast
 import re
