@@ -12,7 +12,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from lookalike.storage import Store
 from pipelines.actors import Columns
 from pipelines.curate.config import CurateConfig, FoundConfig
 from pipelines.curate.graph import components
@@ -20,7 +19,6 @@ from pipelines.curate.inputs import Inputs
 from pipelines.curate.rows import IMAGE_SCHEMA, subject_hash
 from pipelines.curate.tables import read_footers, read_span, read_table, vectors_array, vectors_of, write_table
 from pipelines.curate.work import StageWork
-from pipelines.curate.workspace import Workspace
 
 # Legend: N images of a cell, D embedding dimensions, K cells.
 
@@ -46,20 +44,10 @@ class ClusterWork:
         images = sum(count for count, _ in read_footers(index.dataset, index.vectors))
         return cls(index, settings, -(-images // settings.images_per_cell) or 1)
 
-    @property
-    def dataset(self) -> Store:
-        """The store of the tables."""
-        return self.index.dataset
-
-    @property
-    def workspace(self) -> Workspace:
-        """The keys of the tables."""
-        return self.index.workspace
-
 
 def find_centroids(work: ClusterWork, unit: int) -> Columns:
     """Write the centroids of all cells, float16 [K, D], from a sample of each raw shard; there is one unit."""
-    store, key = work.dataset, work.workspace.centroids()
+    store, key = work.index.dataset, work.index.workspace.centroids()
     if not store.exists(key):
         share = -(-_SAMPLES_PER_CELL * work.cells // len(work.index.vectors))
         sample_ND = np.concatenate([_unlabelled(work, shard)[1][:share] for shard in work.index.inputs.units])
@@ -75,10 +63,10 @@ def find_centroids(work: ClusterWork, unit: int) -> Columns:
 
 def assign_cells(work: ClusterWork, unit: int) -> Columns:
     """Write the unlabelled images of one raw shard with their vectors, sorted by cell."""
-    store, key = work.dataset, work.workspace.assigned(unit)
+    store, key = work.index.dataset, work.index.workspace.assigned(unit)
     if not store.exists(key):
         contents, vectors_ND = _unlabelled(work, unit)
-        centroids = read_table(store, work.workspace.centroids())["vector"]
+        centroids = read_table(store, work.index.workspace.centroids())["vector"]
         centroids_KD = vectors_of(centroids, centroids.type.list_size)
         columns = {
             "cell": pa.array((vectors_ND @ centroids_KD.T).argmax(1), pa.int64()),
@@ -91,7 +79,7 @@ def assign_cells(work: ClusterWork, unit: int) -> Columns:
 
 def group_cell(work: ClusterWork, cell: int) -> Columns:
     """Write the subject of every image of a cell; its name contains the lowest content hash of its images."""
-    store, key = work.dataset, work.workspace.cell_subjects(cell)
+    store, key = work.index.dataset, work.index.workspace.cell_subjects(cell)
     if not store.exists(key):
         parts = list(_assigned(work, cell))
         table = pa.concat_tables(part for _, part in parts)
@@ -112,12 +100,12 @@ def group_cell(work: ClusterWork, cell: int) -> Columns:
 
 def label_shard(work: ClusterWork, unit: int) -> Columns:
     """Write the rows and vectors of one raw shard with the subjects that were found, sorted by them."""
-    store = work.dataset
-    rows_key, vectors_key = work.workspace.found("rows", unit), work.workspace.found("vectors", unit)
+    store = work.index.dataset
+    rows_key, vectors_key = work.index.workspace.found("rows", unit), work.index.workspace.found("vectors", unit)
     if not store.exists(rows_key):  # written last
         subjects: dict[str, str] = {}
         for cell in range(work.cells):
-            named = read_table(store, work.workspace.cell_subjects(cell), (unit, unit + 1), by="unit")
+            named = read_table(store, work.index.workspace.cell_subjects(cell), (unit, unit + 1), by="unit")
             subjects.update(zip(named["sha256"].to_pylist(), named["subject"].to_pylist(), strict=True))
         indexed = read_table(store, work.index.rows[unit].key)
         rows = indexed.to_pylist()
@@ -188,9 +176,9 @@ def _cut(vectors_ND: np.ndarray, min_similarity: float) -> np.ndarray:
 
 def _unlabelled(work: ClusterWork, unit: int) -> tuple[list[str], np.ndarray]:
     """Return the sorted content hashes and the vectors [N, D] of the images of a raw shard without a subject."""
-    rows = read_table(work.dataset, work.index.rows[unit].key, columns=["sha256", "subject", "error"])
+    rows = read_table(work.index.dataset, work.index.rows[unit].key, columns=["sha256", "subject", "error"])
     silent = rows.filter(pc.and_(pc.equal(rows["subject"], ""), pc.equal(rows["error"], "")))["sha256"]
-    table = read_table(work.dataset, work.index.vectors[unit].key)
+    table = read_table(work.index.dataset, work.index.vectors[unit].key)
     table = table.filter(pc.is_in(table["sha256"], value_set=silent.combine_chunks())).sort_by("sha256")
     contents = table["sha256"].to_pylist()
     first = [i for i, content in enumerate(contents) if i == 0 or content != contents[i - 1]]
@@ -199,7 +187,7 @@ def _unlabelled(work: ClusterWork, unit: int) -> tuple[list[str], np.ndarray]:
 
 
 def _assigned(work: ClusterWork, cell: int) -> Iterator[tuple[int, pa.Table]]:
-    infos = {info.key: info for info in work.dataset.list(work.workspace.prefix("assigned"))}
+    infos = {info.key: info for info in work.index.dataset.list(work.index.workspace.prefix("assigned"))}
     for unit in work.index.inputs.units:
-        info = infos[work.workspace.assigned(unit)]
-        yield unit, read_span(work.dataset, info, (cell, cell + 1), by="cell")
+        info = infos[work.index.workspace.assigned(unit)]
+        yield unit, read_span(work.index.dataset, info, (cell, cell + 1), by="cell")

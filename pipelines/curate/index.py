@@ -88,7 +88,9 @@ class ShardIndexer:
         compression = compression_of(self._raw, info)
         if compression is not None:
             unpacked_key = inputs.workspace.unpacked(shard)
-            store, (place, broken) = self._dataset, self._unpack(info, compression, unpacked_key)
+            limits = self._work.config.limits
+            place, broken = unpack(self._raw, info, compression, self._dataset, unpacked_key, limits)
+            store = self._dataset
         members = PassedOver()
         if is_new:
             file = open_object(store, place)
@@ -115,9 +117,6 @@ class ShardIndexer:
             notes = {"members": members.to_json(), "unpacked": compression is not None}
             write_table(self._dataset, rows_key, with_notes(table, notes))
         return len(rows)
-
-    def _unpack(self, info: ObjectInfo, compression: str, key: str) -> tuple[ObjectInfo, str]:
-        return unpack(self._raw, info, compression, self._dataset, key, self._work.config.limits)
 
     def _embed(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         return dict(zip(batch, self._embedder(list(batch.values())), strict=True)) if batch else {}
