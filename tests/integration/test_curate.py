@@ -59,7 +59,7 @@ def config_of(raw: Path, dataset: Path, **settings: Any) -> CurateConfig:
     return CurateConfig(raw=str(raw), dataset=str(dataset), **{"actors": ActorConfig(count=0), **settings})
 
 
-# Without an embedder a curation starts in half the time: where it does not matter how photos are paired.
+# Without an embedder a curation run takes half the time; used if it does not matter how photos are paired.
 BLIND = FiltersConfig(skip=["near_duplicate", "off_subject"], no_pair=NoPair(min_similarity=0.0))
 BLIND_FLAGS = (
     "--embedder",
@@ -82,7 +82,7 @@ def contents(dataset: Path, version: str = "v0001") -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def snapshot(ray_local: None, raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The dataset of an undisturbed curation."""
+    """The dataset of an uninterrupted curation run."""
     dataset = tmp_path_factory.mktemp("curated") / "dataset"
     assert curate(config_of(raw, dataset)).new
     return dataset
@@ -216,7 +216,7 @@ def test_no_usable_pair_is_an_error_that_counts_drops_by_filter(ray_local: None,
 
 @pytest.fixture(scope="module")
 def blind_snapshot(ray_local: None, raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The dataset of an undisturbed curation without an embedder."""
+    """The dataset of an uninterrupted curation run without an embedder."""
     dataset = tmp_path_factory.mktemp("blind") / "dataset"
     assert curate(blind(raw, dataset)).new
     return dataset
@@ -235,7 +235,7 @@ def test_the_place_of_raw_shards_does_not_change_the_snapshot(raw: Path, blind_s
 
 @pytest.mark.parametrize("after", ["work/rows/*/*.parquet", "v0001/claim.json"])
 def test_a_killed_run_resumes_to_the_same_snapshot(blind_snapshot: Path, raw: Path, tmp_path: Path, after: str) -> None:
-    """kill -9 of the job as soon as a file of some stage is there."""
+    """Kill the job (SIGKILL) as soon as a stage has written its first file."""
     dataset = tmp_path / "dataset"
     argv = [sys.executable, str(REPO / "jobs" / "curate.py"), "--raw", str(raw), "--dataset", str(dataset)]
     argv += ["--actors.count", "1", *BLIND_FLAGS]

@@ -23,7 +23,7 @@ from pipelines.curate.work import StageWork
 
 
 class GridEmbedder:
-    """The colours of the central 3 × 3 cells less their mean: quick, and good enough for flat test pictures."""
+    """The colours of the central 3 × 3 cells less their mean: fast, and good enough for flat test photos."""
 
     revision, dim = "grid-1", 27
 
@@ -49,7 +49,7 @@ def grid_embedder(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def planned(grid_embedder: None, tmp_path: Path) -> Callable[..., StageWork]:
-    """``planned(raw, **settings)``: the work of the stages after the plan, with everything up to it done."""
+    """``planned(raw, **settings)`` runs the stages up to the plan and returns their work."""
 
     def make(raw: Path, **settings: object) -> StageWork:
         config = CurateConfig(raw=str(raw), dataset=str(tmp_path / "dataset"), **settings)  # type: ignore[arg-type]

@@ -25,7 +25,7 @@ LOOSE = FiltersConfig(no_pair=NoPair(min_similarity=-1.0), skip=["near_duplicate
 
 
 def change(shard: Path, number: int = 0) -> None:
-    """Exchange bytes of an image, so that neither size nor time differ."""
+    """Replace bytes of an image without changing the shard's size and time."""
     status, data = shard.stat(), bytearray(shard.read_bytes())
     jpeg = world(2, 3)[number].jpeg
     place = data.index(jpeg) + len(jpeg) - 300
@@ -35,7 +35,7 @@ def change(shard: Path, number: int = 0) -> None:
 
 
 def recurated(work: StageWork) -> Inputs:
-    """The inputs of the same command, started again."""
+    """Return the inputs of a second run of the same command."""
     dataset = open_store(work.config.dataset)
     return Inputs.of(work.config, with_recorded_changes(list_shards(work.config.raw, dataset), dataset))
 

@@ -50,7 +50,7 @@ def test_unlabelled_photos_of_many_shards_get_subjects_and_labelled_ones_keep_th
     silent = {"caption": "a thing"}
     photos = [replace(p, metadata=silent) for p in world(6, 4)] + [photo(6, view) for view in range(3)]
     raw = write_raw(tmp_path / "raw", photos, per_shard=4)
-    for cells in (1, 3):  # photographs of a subject that lie in two cells are two subjects
+    for cells in (1, 3):  # photos of a subject in two cells are two subjects
         settings = FoundConfig(min_similarity=0.7, images_per_cell=-(-len(photos) // cells))
         work = planned(raw, filters=LOOSE, labels=LabelsConfig(found=settings))
         tables = [read_plan(work, i, "images") for i in range(work.partitions)]

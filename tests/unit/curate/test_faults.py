@@ -22,7 +22,7 @@ from tests.unit.curate.test_stages import materialise
 
 
 def view(number: int, width: int = 160) -> Image.Image:
-    """A photograph of the cup, 160 px high."""
+    """Return a photo of the cup, 160 px high."""
     return Image.fromarray(draw(0, number)[:, :width])
 
 

@@ -31,7 +31,7 @@ def rows(*changes: dict[str, Any]) -> pa.Table:
 
 
 def with_similarity(similarity: np.ndarray, *changes: dict[str, Any]) -> Photos:
-    """Photos whose embeddings have just these similarities."""
+    """Return photos whose embeddings have exactly these similarities."""
     values, basis = np.linalg.eigh(similarity)
     vectors = basis * np.sqrt(np.maximum(values, 0))
     return Photos(rows(*(changes or [{}] * len(similarity))), vectors.astype(np.float32))
@@ -95,7 +95,7 @@ def test_a_photo_of_another_subject_is_dropped_and_a_varied_subject_is_kept() ->
     assert OffSubject().drop(with_similarity(stranger)).tolist() == [False, False, False, True]
     varied = np.full((4, 4), 0.42) + 0.58 * np.eye(4)
     assert not OffSubject().drop(with_similarity(varied)).any()
-    assert not OffSubject().drop(with_similarity(stranger[2:, 2:])).any()  # of two, who is the stranger?
+    assert not OffSubject().drop(with_similarity(stranger[2:, 2:])).any()  # of two photos either could be the wrong one
 
 
 def test_pairs_are_within_the_similarity_band() -> None:
@@ -138,7 +138,7 @@ def test_filters_are_skipped_by_name() -> None:
 
 
 def test_filters_are_ordered_by_scope() -> None:
-    """The stages run by scope, so the order of the funnel has to be theirs."""
+    """Stages apply the filters by scope, so the funnel has to have the same order."""
     order = {"image": 0, "content": 1, "score": 2, "subject": 3}
     scopes = [order[step.scope] for _, step in FiltersConfig().steps()]
     assert scopes == sorted(scopes)

@@ -25,7 +25,7 @@ Planned = Callable[..., StageWork]
 
 
 class Model:
-    """Stands for a loaded model, which this module's tests need only to be asked: the mean of the red channel."""
+    """A stand-in for a loaded model, which returns the mean of the red channel and records it."""
 
     def __init__(self) -> None:
         self.shown: list[float] = []
@@ -37,7 +37,7 @@ class Model:
 
 @pytest.fixture
 def model(monkeypatch: pytest.MonkeyPatch) -> Model:
-    """What is loaded in the place of open_nsfw."""
+    """The model that is loaded instead of open_nsfw."""
     model = Model()
     monkeypatch.setattr(OpenNsfw, "load", lambda self, device: model)
     return model
@@ -77,7 +77,7 @@ def test_subject_area_comes_from_the_mask_and_images_without_one_are_kept(planne
 
 
 class Masked(Photo):
-    """A photograph with a mask beside it."""
+    """Return a photo with a mask."""
 
     mask: np.ndarray
 

@@ -8,7 +8,7 @@ from pipelines.curate.tables import read_footer, read_span, read_table, vectors_
 
 
 class Counting:
-    """A store that counts the bytes that are read of it by range."""
+    """A store that counts the bytes that are read by range."""
 
     def __init__(self, store: Store) -> None:
         self._store, self.bytes = store, 0
