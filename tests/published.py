@@ -8,10 +8,10 @@ from lookalike.data.passed_over import PassedOver
 from lookalike.storage import open_store
 from pipelines.curate.finish import FinishWork, finish
 from pipelines.curate.layout import plan_shards
-from pipelines.curate.materialise import MaterialiseWork, write_shard
-from pipelines.curate.plan import read_summary
+from pipelines.curate.materialise import write_shard
+from pipelines.curate.results import read_summary
 from pipelines.curate.summary import Summary
-from pipelines.curate.work import StageWork
+from pipelines.curate.work import MaterialiseWork, StageWork
 
 
 def materialise(

@@ -1,4 +1,4 @@
-"""Fit captions to training: remove names of control tokens, and cut to the length that the model reads."""
+"""Fit captions to the models that train on them: remove names of control tokens, and cut to the maximum length."""
 
 import hashlib
 import re
@@ -21,19 +21,19 @@ _CONTROL = re.compile(  # control tokens and placeholders of the multimodal mode
     r"|\[/?(?:INST|IMG|IMG_BREAK|IMG_END|SEP|CLS|MASK|PAD)\]",
     re.IGNORECASE,
 )
-_CLASS_CHARACTERS = 100  # of a class, which becomes the prompt of a photo without a caption
+_CLASS_CHARACTERS = 100  # maximum length of a class; the prompt of a photo without a caption contains it
 
 
 @dataclass(frozen=True)
 class CaptionsConfig:
-    """How long a caption may be. A longer one is cut at a word, and the row notes it."""
+    """Maximum length of captions. A longer one is cut at a word, and the row's ``note`` says so."""
 
     max_characters: int = 2_000
-    """Of any caption."""
+    """Maximum characters of a caption."""
     presets: list[str] = field(default_factory=list)
-    """Models that are to be trained (presets by name, or YAML files): a caption is cut to the tokens that each of them
-    reads. Their tokenizers are read, from the Hub if a preset names one there. ``[]``: no tokens are counted, and
-    training cuts what its model cannot read."""
+    """Models that will be trained (presets by name, or YAML files): a caption is cut to the tokens that each of them
+    reads. Their tokenizers are loaded, from the Hub if the preset has a Hub id. ``[]``: no tokens are counted, and
+    training cuts longer captions."""
 
     def __post_init__(self) -> None:
         check_values(self, at="captions.", max_characters=(1, 1_000_000))
@@ -45,16 +45,16 @@ class CaptionsConfig:
 
 
 def fit_captions(rows: pa.Table, config: CaptionsConfig) -> pa.Table:
-    """The rows with captions and classes that every model of ``config`` can take; ``note`` records what was cut."""
+    """Return the rows with captions and classes that fit every model of ``config``; ``note`` records what was cut."""
     captions, classes, notes = (rows[name].to_pylist() for name in ("caption", "class_name", "note"))
     tokenizers = [_tokenizer(name) for name in config.presets]
     changed = False
     for i, (caption, class_name) in enumerate(zip(captions, classes, strict=True)):
-        found: list[str] = []
-        captions[i] = fit_text(caption, config.max_characters, tokenizers, "caption", found)
-        classes[i] = fit_text(class_name, _CLASS_CHARACTERS, (), "class", found)
-        if found:
-            notes[i] = "; ".join([notes[i], *found] if notes[i] else found)
+        changes: list[str] = []
+        captions[i] = fit_text(caption, config.max_characters, tokenizers, "caption", changes)
+        classes[i] = fit_text(class_name, _CLASS_CHARACTERS, (), "class", changes)
+        if changes:
+            notes[i] = "; ".join([notes[i], *changes] if notes[i] else changes)
             changed = True
     if not changed:
         return rows
@@ -64,24 +64,24 @@ def fit_captions(rows: pa.Table, config: CaptionsConfig) -> pa.Table:
 
 
 def tokenizer_hashes(config: CaptionsConfig) -> dict[str, str]:
-    """SHA-256 of the tokenizer of each preset: what decides where captions are cut."""
+    """Return the SHA-256 of the tokenizer of each preset, which decides where captions are cut."""
     return {name: _tokenizer(name).sha256 for name in config.presets}
 
 
 @dataclass(frozen=True)
 class Limit:
-    """The tokenizer of a preset, and how many tokens of a prompt the model reads."""
+    """The tokenizer of a preset, and the maximum number of tokens of a prompt."""
 
     preset: str
     tokens: int
     tokenizer: Any
     names: tuple[str, ...]
-    """Of its control tokens, which a tokenizer would find in a caption."""
+    """Names of its control tokens, which the tokenizer would recognise in a caption."""
     sha256: str
 
 
 def fit_text(text: str, max_characters: int, limits: Sequence[Limit], what: str, notes: list[str]) -> str:
-    """``text`` without names of control tokens, and cut at a word to fit; ``notes`` gets a line for each change."""
+    """Return ``text`` without names of control tokens, cut at a word to fit; ``notes`` gets a line for each change."""
     plain = _without_control(text, [name for limit in limits for name in limit.names])
     if plain != text:
         notes.append(f"{what}: names of control tokens were left out")
@@ -102,10 +102,9 @@ def fit_text(text: str, max_characters: int, limits: Sequence[Limit], what: str,
 
 
 def _without_control(text: str, names: Sequence[str]) -> str:
-    found = [name for name in names if name in text]
-    if not found and not _CONTROL.search(text):
+    if not any(name in text for name in names) and not _CONTROL.search(text):
         return text
-    while True:  # what is left may join to another name
+    while True:  # the rest may form another name
         shorter = _CONTROL.sub(" ", text)
         for name in names:
             shorter = shorter.replace(name, " ")
@@ -115,7 +114,7 @@ def _without_control(text: str, names: Sequence[str]) -> str:
 
 
 def _at_word(text: str, end: int) -> str:
-    """The first ``end`` characters, and of these not the beginning of a word unless it is the only one."""
+    """Return the first ``end`` characters, without a last word that is cut unless it is the only word."""
     cut = text[:end]
     if end < len(text) and not text[end].isspace() and re.search(r"\s", cut):
         cut = cut[: max(match.start() for match in re.finditer(r"\s", cut))]
@@ -139,7 +138,7 @@ def _tokenizer(preset_name: str) -> Limit:
 def _tokenizer_file(source: str | None, revision: str | None, preset: str) -> Path:
     from lookalike.models.presets import ASSETS_DIR
 
-    fix = "leave the preset out of captions.presets: training cuts what its model cannot read"
+    fix = "remove the preset from captions.presets: training then cuts longer captions"
     if source is None:
         raise ConfigError("the MLLM of a preset has no source, and so no tokenizer", value=preset, fix=fix)
     if source.startswith("package:") or Path(source).is_dir():

@@ -1,60 +1,53 @@
-"""Raw shards that changed after they were indexed: every image that is read again is compared with its row's hash.
+"""Detect raw shards that changed after they were indexed, by the hash of each image that is read again.
 
-A listing shows most changes, and then the shard is indexed again. It does not show another content with the same size
-and modification time, or a change during the run. Such a change is recorded below ``work/changed/``, as a
-mark that joins the shard's ETag, so that the next run indexes the shard anew.
+A listing shows most changes, and then the shard is indexed again. It does not show other bytes of the same size and
+modification time, or a change during the run. Such a change is recorded as a mark below ``work/changed/``. The next
+run adds the mark to the shard's ETag, so it indexes the shard again.
 """
 
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from lookalike import config as configs
 from lookalike.errors import InputError
 from lookalike.storage import ObjectInfo, Store
 from pipelines.curate.rows import sha256
-
-FOLDER = "work/changed"
-
-
-def shard_id(info: ObjectInfo) -> str:
-    """The name of what is kept of a raw shard: it follows from the shard's key, size and ETag."""
-    return configs.fingerprint([info.key, info.size, info.etag])[:24]
+from pipelines.curate.workspace import CHANGED, change_mark, shard_id
 
 
 def with_recorded_changes(shards: list[ObjectInfo], dataset: Store) -> list[ObjectInfo]:
-    """The shards as they were listed, their ETags with the marks of changes that no listing shows."""
-    marks = {info.key.rpartition("/")[2] for info in dataset.list(f"{FOLDER}/")}
+    """Return the listed shards; the ETags of those with a recorded change include the mark."""
+    marks = {info.key.rpartition("/")[2] for info in dataset.list(f"{CHANGED}/")}
     if not marks:
         return shards
     return [_marked(info, dataset, marks) for info in shards]
 
 
 def read_image(store: Store, key: str, row: Mapping[str, Any], shard: ObjectInfo, dataset: Store) -> bytes:
-    """The file of an image, which lies in ``key`` of ``store`` at the place in its row.
+    """Return the file of an image, at the ``offset`` and ``length`` of its row in the object ``key`` of ``store``.
 
     Raises:
-        InputError: the bytes are no longer those that were indexed. The change of ``shard`` is recorded.
+        InputError: the bytes are not those that were indexed. The change of ``shard`` is recorded.
     """
     end = row["offset"] + row["length"]
     try:
         data = store.read_range(key, row["offset"], row["length"])
     except InputError:
         size = next((info.size for info in store.list(key) if info.key == key), None)
-        if size is None or size >= end:  # it is gone, or cannot be read: the store's error names it
+        if size is None or size >= end:  # it is missing or unreadable: the store's error names it
             raise
         data = b""
     if sha256(data) == row["sha256"]:
         return data
-    dataset.write(f"{FOLDER}/{shard_id(shard)}", sha256(data).encode())
+    dataset.write(change_mark(shard_id(shard)), sha256(data).encode())
     raise InputError(
         f"the raw shard changed after it was indexed: the image at byte {row['offset']} differs",
         value=f"{store.uri}/{key}",
-        fix="run the same command again: the shard is indexed anew",
+        fix="run the same command again: the shard is indexed again",
     )
 
 
 def _marked(info: ObjectInfo, dataset: Store, marks: set[str]) -> ObjectInfo:
     while (name := shard_id(info)) in marks:
-        info = replace(info, etag=f"{info.etag}+{dataset.read(f'{FOLDER}/{name}').decode()[:12]}")
+        info = replace(info, etag=f"{info.etag}+{dataset.read(change_mark(name)).decode()[:12]}")
     return info

@@ -1,91 +1,72 @@
-"""Found subjects: photographs without a label are grouped by their embeddings, across all raw shards.
+"""Cluster subjects: group photos without a subject label by their embeddings, across all raw shards.
 
-Similar vectors are brought together first (cells about k-means centroids), so that a task compares the images of one
-cell and no more; within it the nearest neighbours come from an approximate index (``usearch``, HNSW). Images that are
-joined by neighbours are one group, which average linkage cuts where a chain of pairs has joined two subjects.
+Images are first assigned to cells around k-means centroids, so that a task compares the images of one cell only. Within
+a cell the nearest neighbours come from an approximate index (``usearch``, HNSW). The connected components of the
+neighbour graph are then divided by average linkage, since a chain of pairs can join two subjects.
 """
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from lookalike.storage import ObjectInfo, Store, open_store
 from pipelines.actors import Columns
 from pipelines.curate.config import CurateConfig, FoundConfig
 from pipelines.curate.graph import components
 from pipelines.curate.inputs import Inputs
 from pipelines.curate.rows import IMAGE_SCHEMA, subject_hash
-from pipelines.curate.tables import count_rows, read_span, read_table, vectors_array, vectors_of, write_table
+from pipelines.curate.tables import read_footers, read_span, read_table, vectors_array, vectors_of, write_table
+from pipelines.curate.work import StageWork
 
 # Legend: N images of a cell, D embedding dimensions, K cells.
 
-_SAMPLES_PER_CELL = 256  # vectors that a centroid is made of
-_LARGEST = 4096  # images of a group whose similarities are compared each with each
-_STEP = 0.02  # of similarity, by which a larger group is taken apart
+_SAMPLES_PER_CELL = 256  # vectors from which a centroid is computed
+_LARGEST = 4096  # maximum images of a component whose similarities are all computed
+_STEP = 0.02  # increase of the similarity threshold that divides a larger component
 
 
 @dataclass(frozen=True)
-class FoundWork:
-    """What the tasks are told; a unit is a raw shard, or a cell where they say so."""
+class ClusterWork:
+    """What the tasks of this stage get; a unit is a raw shard, or a cell in :func:`group_cell`."""
 
-    config: CurateConfig
+    index: StageWork
+    """The tables that the index has written."""
     settings: FoundConfig
-    inputs: Inputs
-    rows: tuple[ObjectInfo, ...]
-    """The table of image rows of each raw shard, as the index wrote it."""
-    vectors: tuple[ObjectInfo, ...]
-    """The table of embeddings of each raw shard."""
     cells: int
-    """How many there are."""
 
     @classmethod
-    def of(
-        cls, config: CurateConfig, settings: FoundConfig, inputs: Inputs, tables: dict[str, ObjectInfo]
-    ) -> "FoundWork":
-        """The work on an index whose ``tables`` are these, by key."""
-        dataset = open_store(config.dataset)
-        rows = tuple(tables[inputs.rows_key(i)] for i in inputs.units)
-        vectors = tuple(tables[inputs.vectors_key(i)] for i in inputs.units)
-        with ThreadPoolExecutor(16) as pool:  # a footer each
-            images = sum(pool.map(lambda info: count_rows(dataset, info), vectors))
-        return cls(config, settings, inputs, rows, vectors, -(-images // settings.images_per_cell) or 1)
-
-    @property
-    def dataset(self) -> Store:
-        """Where all of it is kept."""
-        return open_store(self.config.dataset)
-
-    def key(self, name: str) -> str:
-        """Where the result ``name`` is kept."""
-        return self.inputs.stage_key("found", name)
+    def of(cls, config: CurateConfig, inputs: Inputs) -> "ClusterWork":
+        """Return the work on these inputs, all of whose raw shards are indexed."""
+        index, settings = StageWork.of(config, inputs, clustered=False), config.labels.found
+        assert settings is not None
+        images = sum(count for count, _ in read_footers(index.dataset, index.vectors))
+        return cls(index, settings, -(-images // settings.images_per_cell) or 1)
 
 
-def find_centroids(work: FoundWork, unit: int) -> Columns:
-    """Write the centroids of all cells, float16 [K, D], from a sample of each shard; there is one unit."""
-    store, key = work.dataset, work.key("centroids.parquet")
+def find_centroids(work: ClusterWork, unit: int) -> Columns:
+    """Write the centroids of all cells, float16 [K, D], from a sample of each raw shard; there is one unit."""
+    store, key = work.index.dataset, work.index.workspace.centroids()
     if not store.exists(key):
-        share = -(-_SAMPLES_PER_CELL * work.cells // len(work.vectors))
-        sample_ND = np.concatenate([_unlabelled(work, shard)[1][:share] for shard in work.inputs.units])
-        cells = min(work.cells, len(sample_ND))  # most photographs may have a label
-        centroids_KD = np.zeros((1, sample_ND.shape[1]), np.float32)  # one cell takes whatever there is
+        share = -(-_SAMPLES_PER_CELL * work.cells // len(work.index.vectors))
+        sample_ND = np.concatenate([_unlabelled(work, shard)[1][:share] for shard in work.index.inputs.units])
+        cells = min(work.cells, len(sample_ND))  # most photos may have a label
+        centroids_KD = np.zeros((1, sample_ND.shape[1]), np.float32)  # one cell holds all images
         if cells > 1:
             from scipy.cluster.vq import kmeans2
 
-            centroids_KD, _ = kmeans2(sample_ND, cells, minit="++", seed=work.config.seed)
+            centroids_KD, _ = kmeans2(sample_ND, cells, minit="++", seed=work.index.config.seed)
         write_table(store, key, pa.table({"vector": vectors_array(centroids_KD)}))
     return {"unit_done": np.array([unit])}
 
 
-def assign_cells(work: FoundWork, unit: int) -> Columns:
-    """Write the unlabelled images of one raw shard with their vectors, in the order of cells."""
-    store, key = work.dataset, work.key(f"assigned/{unit:06d}.parquet")
+def assign_cells(work: ClusterWork, unit: int) -> Columns:
+    """Write the unlabelled images of one raw shard with their vectors, sorted by cell."""
+    store, key = work.index.dataset, work.index.workspace.assigned(unit)
     if not store.exists(key):
         contents, vectors_ND = _unlabelled(work, unit)
-        centroids = read_table(store, work.key("centroids.parquet"))["vector"]
+        centroids = read_table(store, work.index.workspace.centroids())["vector"]
         centroids_KD = vectors_of(centroids, centroids.type.list_size)
         columns = {
             "cell": pa.array((vectors_ND @ centroids_KD.T).argmax(1), pa.int64()),
@@ -96,9 +77,9 @@ def assign_cells(work: FoundWork, unit: int) -> Columns:
     return {"unit_done": np.array([unit])}
 
 
-def group_cell(work: FoundWork, cell: int) -> Columns:
-    """Give every image of a cell its subject, which is called after the lowest content hash of its images."""
-    store, key = work.dataset, work.key(f"subjects/{cell:06d}.parquet")
+def group_cell(work: ClusterWork, cell: int) -> Columns:
+    """Write the subject of every image of a cell; its name contains the lowest content hash of its images."""
+    store, key = work.index.dataset, work.index.workspace.cell_subjects(cell)
     if not store.exists(key):
         parts = list(_assigned(work, cell))
         table = pa.concat_tables(part for _, part in parts)
@@ -117,16 +98,16 @@ def group_cell(work: FoundWork, cell: int) -> Columns:
     return {"unit_done": np.array([cell])}
 
 
-def label_shard(work: FoundWork, unit: int) -> Columns:
-    """Write the rows and vectors of one raw shard again, with the subjects that were found, in their order."""
-    store = work.dataset
-    rows_key, vectors_key = (work.inputs.found_key(kind, unit) for kind in ("rows", "vectors"))
+def label_shard(work: ClusterWork, unit: int) -> Columns:
+    """Write the rows and vectors of one raw shard with the subjects that were found, sorted by them."""
+    store = work.index.dataset
+    rows_key, vectors_key = work.index.workspace.found("rows", unit), work.index.workspace.found("vectors", unit)
     if not store.exists(rows_key):  # written last
         subjects: dict[str, str] = {}
         for cell in range(work.cells):
-            found = read_table(store, work.key(f"subjects/{cell:06d}.parquet"), (unit, unit + 1), by="unit")
-            subjects.update(zip(found["sha256"].to_pylist(), found["subject"].to_pylist(), strict=True))
-        indexed = read_table(store, work.rows[unit].key)
+            named = read_table(store, work.index.workspace.cell_subjects(cell), (unit, unit + 1), by="unit")
+            subjects.update(zip(named["sha256"].to_pylist(), named["subject"].to_pylist(), strict=True))
+        indexed = read_table(store, work.index.rows[unit].key)
         rows = indexed.to_pylist()
         places: dict[str, list[int]] = {}
         for row in rows:
@@ -134,7 +115,7 @@ def label_shard(work: FoundWork, unit: int) -> Columns:
             row["subject_hash"] = subject_hash(row["subject"])
             places.setdefault(row["sha256"], []).append(row["subject_hash"])
         order = [("subject_hash", "ascending"), ("offset", "ascending")]
-        table = read_table(store, work.vectors[unit].key)
+        table = read_table(store, work.index.vectors[unit].key)
         contents = table["sha256"].to_pylist()
         number = {content: i for i, content in enumerate(contents)}
         pairs = sorted({(place, content) for content in number for place in places[content]})
@@ -148,7 +129,7 @@ def label_shard(work: FoundWork, unit: int) -> Columns:
 
 
 def group(vectors_ND: np.ndarray, settings: FoundConfig) -> np.ndarray:
-    """Group number of each of N unit-norm vectors, int [N]: images of one subject have one number."""
+    """Return the group of each of N unit-norm vectors [N, D], int [N]: images of one subject have the same number."""
     from usearch.index import Index
 
     n = len(vectors_ND)
@@ -156,10 +137,10 @@ def group(vectors_ND: np.ndarray, settings: FoundConfig) -> np.ndarray:
     if n < 2:
         return labels
     index = Index(ndim=vectors_ND.shape[1], metric="cos", dtype="f32")
-    index.add(np.arange(n), vectors_ND, threads=1)  # several threads would build another graph each time
-    found = index.search(vectors_ND, min(n, settings.neighbours + 1), threads=1)
-    heads, tails = np.repeat(np.arange(n), found.keys.shape[1]), found.keys.reshape(-1).astype(np.int64)
-    similarity = np.round(1 - found.distances.reshape(-1), 3)
+    index.add(np.arange(n), vectors_ND, threads=1)  # several threads would build a different graph each time
+    matches = index.search(vectors_ND, min(n, settings.neighbours + 1), threads=1)
+    heads, tails = np.repeat(np.arange(n), matches.keys.shape[1]), matches.keys.reshape(-1).astype(np.int64)
+    similarity = np.round(1 - matches.distances.reshape(-1), 3)
     for members in _joined(heads, tails, similarity, np.arange(n), settings.min_similarity):
         labels[members] = members[_cut(vectors_ND[members], settings.min_similarity)]
     return labels
@@ -168,7 +149,7 @@ def group(vectors_ND: np.ndarray, settings: FoundConfig) -> np.ndarray:
 def _joined(
     heads: np.ndarray, tails: np.ndarray, similarity: np.ndarray, members: np.ndarray, threshold: float
 ) -> Iterator[np.ndarray]:
-    """The connected components among ``members`` of pairs at least so similar; large ones are taken apart further."""
+    """Yield the connected components of ``members`` by pairs above the threshold; large ones at a higher threshold."""
     near = (similarity >= threshold) & np.isin(heads, members) & np.isin(tails, members)
     size = int(max(heads.max(), tails.max())) + 1
     component = components(heads[near], tails[near], size)
@@ -181,7 +162,7 @@ def _joined(
 
 
 def _cut(vectors_ND: np.ndarray, min_similarity: float) -> np.ndarray:
-    """For each of N vectors the position of the first in its group, by average linkage: int [N]."""
+    """Return for each of N vectors [N, D] the position of the first of its group by average linkage, int [N]."""
     from scipy.cluster.hierarchy import fcluster, linkage
     from scipy.spatial.distance import squareform
 
@@ -193,11 +174,11 @@ def _cut(vectors_ND: np.ndarray, min_similarity: float) -> np.ndarray:
     return np.asarray(first[group_of])
 
 
-def _unlabelled(work: FoundWork, unit: int) -> tuple[list[str], np.ndarray]:
-    """Content hashes, in their order, and vectors [N, D] of the images of a raw shard that have no subject."""
-    rows = read_table(work.dataset, work.rows[unit].key, columns=["sha256", "subject", "error"])
+def _unlabelled(work: ClusterWork, unit: int) -> tuple[list[str], np.ndarray]:
+    """Return the sorted content hashes and the vectors [N, D] of the images of a raw shard without a subject."""
+    rows = read_table(work.index.dataset, work.index.rows[unit].key, columns=["sha256", "subject", "error"])
     silent = rows.filter(pc.and_(pc.equal(rows["subject"], ""), pc.equal(rows["error"], "")))["sha256"]
-    table = read_table(work.dataset, work.vectors[unit].key)
+    table = read_table(work.index.dataset, work.index.vectors[unit].key)
     table = table.filter(pc.is_in(table["sha256"], value_set=silent.combine_chunks())).sort_by("sha256")
     contents = table["sha256"].to_pylist()
     first = [i for i, content in enumerate(contents) if i == 0 or content != contents[i - 1]]
@@ -205,8 +186,8 @@ def _unlabelled(work: FoundWork, unit: int) -> tuple[list[str], np.ndarray]:
     return [contents[i] for i in first], vectors_ND[first]
 
 
-def _assigned(work: FoundWork, cell: int) -> Iterator[tuple[int, pa.Table]]:
-    infos = {info.key: info for info in work.dataset.list(work.key("assigned/"))}
-    for unit in work.inputs.units:
-        info = infos[work.key(f"assigned/{unit:06d}.parquet")]
-        yield unit, read_span(work.dataset, info, (cell, cell + 1), by="cell")
+def _assigned(work: ClusterWork, cell: int) -> Iterator[tuple[int, pa.Table]]:
+    infos = {info.key: info for info in work.index.dataset.list(work.index.workspace.prefix("assigned"))}
+    for unit in work.index.inputs.units:
+        info = infos[work.index.workspace.assigned(unit)]
+        yield unit, read_span(work.index.dataset, info, (cell, cell + 1), by="cell")

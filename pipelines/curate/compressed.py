@@ -1,4 +1,4 @@
-"""Compressed raw shards: what is in them is copied once, since a compressed stream has no ranges.
+"""Unpack compressed raw shards: their tar is copied once, since a compressed stream cannot be read by range.
 
 They are recognised by their first bytes: a gzip named ``.tar`` is read, and so is a tar named ``.tar.gz``.
 """
@@ -17,21 +17,21 @@ from lookalike.data.shards import open_object
 from lookalike.scratch import scratch
 from lookalike.storage import ObjectInfo, Store
 
-_CHUNK = 1 << 20  # bytes that are inflated at a time, however far they are compressed
-_MAX_DICTIONARY = 512 << 20  # bytes of memory that an xz stream may ask for; `xz -9` takes 65 MiB
-_TAIL = 4 << 10  # bytes of a zstd or lz4 stream at a time: what is lost before a break
+_CHUNK = 1 << 20  # bytes that are inflated at a time, for any compression ratio
+_MAX_DICTIONARY = 512 << 20  # maximum bytes of memory of an xz stream; `xz -9` takes 65 MiB
+_TAIL = 4 << 10  # bytes of a zstd or lz4 stream that are read at a time, and lost before a break
 
 
 def compression_of(raw: Store, info: ObjectInfo) -> str | None:
-    """``gzip``, ``bzip2``, ``xz``, ``zstd`` or ``lz4``; None if it is not compressed."""
+    """Return ``gzip``, ``bzip2``, ``xz``, ``zstd`` or ``lz4``; None if the shard is not compressed."""
     kind = archive_kind(raw.read_range(info.key, 0, min(info.size, HEAD_BYTES)))
     return kind if kind in _INFLATE else None
 
 
 def unpack(raw: Store, info: ObjectInfo, kind: str, dataset: Store, key: str, limits: Limits) -> tuple[ObjectInfo, str]:
-    """Write what is in the compressed shard ``info`` to ``key`` of the dataset, unless it is there.
+    """Write the tar in the compressed shard ``info`` to ``key`` of the dataset, unless it exists.
 
-    Returns the copy, and where and how the stream breaks off (empty: it does not). One that does gives what stands
+    Return the copy, and how the stream breaks off (empty if it does not). The copy of a broken stream holds the bytes
     before the break.
     """
     broken_key = f"{key}.broken"
@@ -50,13 +50,13 @@ def unpack(raw: Store, info: ObjectInfo, kind: str, dataset: Store, key: str, li
                     broken = f"its {kind} stream {error}"
             if broken:
                 dataset.write(broken_key, broken.encode())
-            dataset.upload(key, path)  # last, so that a copy that is there has its note
+            dataset.upload(key, path)  # last, so that a copy that exists has its note
     broken = dataset.read(broken_key).decode() if dataset.exists(broken_key) else ""
     return next(copy for copy in dataset.list(key) if copy.key == key), broken
 
 
 class _BrokenStreamError(Exception):
-    """A compressed stream that ends too early, or that other data follows."""
+    """A compressed stream ends too early, is damaged, or is followed by other data."""
 
 
 class _Decompressor(Protocol):
@@ -75,7 +75,7 @@ class _Decompressor(Protocol):
 
 
 class _Gzip:
-    """``zlib`` with that interface."""
+    """``zlib`` with the interface of :class:`_Decompressor`."""
 
     def __init__(self) -> None:
         self._stream = zlib.decompressobj(wbits=31)
@@ -97,7 +97,7 @@ class _Gzip:
 
 
 def _streams(make: Callable[[], _Decompressor]) -> Callable[[BinaryIO], Iterator[bytes]]:
-    """Inflate a file of one or more streams, one behind the other; zeros behind the last one are padding."""
+    """Return a function that inflates a file of concatenated streams; zeros after the last one are padding."""
 
     def inflate(file: BinaryIO) -> Iterator[bytes]:
         stream, begun, read = make(), False, 0

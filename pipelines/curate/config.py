@@ -1,4 +1,4 @@
-"""The configuration of a curation."""
+"""The configuration of a curation run."""
 
 from dataclasses import dataclass, field
 
@@ -21,16 +21,16 @@ class PlanConfig:
     max_references: int = 2
     """A triplet has 1 to this many references."""
     max_triplets_per_target: int = 4
-    """Each with another set of references."""
+    """Each of them has another set of references."""
     max_triplets_per_subject: int = 24
-    """So that no subject dominates."""
+    """Bounds the share of one subject in the training data."""
     validation_fraction: float = 0.15
-    """Share of subjects that training never sees. A subject's side depends on its name and the seed only, so it does
-    not change when others are added."""
+    """Share of subjects that training never sees. The split of a subject depends on its name and the seed only, so it
+    does not change when subjects are added."""
     min_validation_subjects: int = 2
-    """At least this many subjects are validation, if at least one is left for training."""
+    """Minimum number of validation subjects, if at least one subject remains for training."""
     rows_per_partition: int = 20_000
-    """A task plans about this many images at once; a subject is never divided."""
+    """Images that one task plans, about; a subject is never divided."""
 
     def __post_init__(self) -> None:
         check_values(
@@ -43,44 +43,48 @@ class PlanConfig:
         )
         if not 0 <= self.validation_fraction < 1 or self.min_validation_subjects < 0:
             raise ConfigError(
-                "no such share of subjects",
+                "plan.validation_fraction is not in [0, 1), or plan.min_validation_subjects is below 0",
                 value=[self.validation_fraction, self.min_validation_subjects],
-                fix="use plan.validation_fraction in [0, 1) and plan.min_validation_subjects >= 0",
+                fix="use a fraction of 0 or more and below 1, and a minimum of 0 or more",
             )
 
 
 @dataclass(frozen=True)
 class FoundConfig:
-    """How subjects are found among photographs without a label: by their embeddings, across all shards."""
+    """How photos without a subject label are grouped into subjects, by their embeddings and across all raw shards."""
 
     min_similarity: float = 0.7
-    """Cosine similarity from which on two photographs, and on average two groups of them, are of one subject. The
-    default is for the default embedder; what each threshold finds and mistakes is in
-    tests/bench/results/found-subjects.json."""
+    """Minimum cosine similarity of two photos, and minimum average similarity of two groups of photos, of one subject.
+    The default is for the default embedder; tests/bench/results/found-subjects.json has the precision and recall of
+    other values."""
     neighbours: int = 16
-    """Nearest photographs that each is compared with."""
+    """Number of nearest photos that each photo is compared with."""
     images_per_cell: int = 50_000
-    """A task compares about this many; a subject that lies in two cells is found twice."""
+    """Images that one task compares, about; a subject in two cells becomes two subjects."""
 
     def __post_init__(self) -> None:
         check_values(self, at="labels.found.", neighbours=(1, 4_096), images_per_cell=(1, 10_000_000))
         if not 0 < self.min_similarity < 1:
-            raise ConfigError("no such similarity", value=self.min_similarity, fix="use a value between 0 and 1")
+            raise ConfigError(
+                "labels.found.min_similarity is not between 0 and 1",
+                value=self.min_similarity,
+                fix="use a cosine similarity between 0 and 1",
+            )
 
 
 @dataclass(frozen=True)
 class LabelsConfig:
-    """Where a photograph's subject is read."""
+    """Where the subject of a photo comes from."""
 
     subject_field: str = "subject"
-    """Key of ``key.json`` that names the subject."""
+    """Key of ``key.json`` that has the subject."""
     subject_pattern: str | None = None
-    """Where that is missing: a regular expression, searched for in the sample's key, whose first group is the subject,
-    such as ``^(.+)-`` for ``cup-03``. null: such a photograph has no subject."""
+    """Regular expression for samples without that field: it is searched for in the sample's key, and its first group is
+    the subject, such as ``^(.+)-`` for ``cup-03``. null: such a photo has no subject."""
     subject_pattern_s: float = 1.0
-    """Seconds that a search may take in one key: some patterns take years for a name of 40 characters."""
+    """Maximum seconds of a search in one key: some patterns take years for a key of 40 characters."""
     found: FoundConfig | None = None
-    """Where neither names one: photographs that look alike are one subject. null: such photographs are dropped."""
+    """Settings to group photos that still have no subject. null: such photos are dropped."""
 
     def __post_init__(self) -> None:
         check_values(self)
@@ -100,87 +104,92 @@ class LabelsConfig:
             ) from None
         if groups == 0:
             raise ConfigError(
-                "labels.subject_pattern has no group", value=self.subject_pattern, fix="put the subject in parentheses"
+                "labels.subject_pattern has no group",
+                value=self.subject_pattern,
+                fix="put the part that is the subject in parentheses",
             )
 
 
 @dataclass(frozen=True)
 class ShardsConfig:
-    """How the triplet shards are written."""
+    """How triplet shards are written."""
 
     image_size: int | None = 512
-    """Images whose short side is larger (px) are scaled down to it and encoded again; null keeps every JPEG's bytes.
-    Other formats than JPEG are always encoded again, so that members are called ``.jpg`` with reason."""
+    """Short side in px: larger images are scaled down to it and encoded again; null keeps the bytes of each JPEG.
+    Files of other formats are always encoded again as JPEG."""
     buckets: list[tuple[int, int]] | None = None
-    """Sizes (height, width) in px: each image is cropped to that of the nearest aspect and scaled to it, in the place
-    of ``image_size``. null: images keep their aspect."""
+    """Sizes (height, width) in px that replace ``image_size``: each image is cropped to the size of the nearest aspect
+    ratio and scaled to it. null: images keep their aspect ratio."""
     latents: str | None = None
-    """URI of a bundle (such as a run's ``initial``) whose VAE encodes every image at the sizes of its preset, so that a
-    training of that model need not. They become a member ``latents.safetensors``; null: none."""
+    """URI of a bundle (such as a run's ``initial``) whose VAE encodes every image at the sizes of its preset, so that
+    training runs of that model skip the VAE. The latents are a member ``latents.safetensors``. null: no latents."""
     jpeg_quality: int = 95
-    """Of what is encoded again, without chroma subsampling."""
+    """JPEG quality (1 to 100) of images that are encoded again, without chroma subsampling."""
     shard_mib: int = 256
-    """A shard holds about this much, counted before images are scaled down."""
+    """Size of a shard, about, counted before images are scaled down."""
 
     def __post_init__(self) -> None:
         check_values(self, at="shards.", image_size=(16, 16_384), shard_mib=(1, 65_536))
         if self.buckets is not None and (not self.buckets or min(min(size) for size in self.buckets) < 16):
             raise ConfigError(
-                "shards.buckets has no size, or one below 16 px", value=self.buckets, fix="name sizes, or null"
+                "shards.buckets has no size, or one below 16 px", value=self.buckets, fix="use [[H, W], ...], or null"
             )
         if not 1 <= self.jpeg_quality <= 100:
-            raise ConfigError("no such JPEG quality", value=self.jpeg_quality, fix="use 1 to 100")
+            raise ConfigError("shards.jpeg_quality is not in 1 to 100", value=self.jpeg_quality, fix="use 1 to 100")
 
 
 @dataclass(frozen=True)
 class CurateConfig:
-    """Where the raw shards are, where the snapshots go, and what a good image is."""
+    """Where the raw shards are, where the snapshots go, and what is kept."""
 
     raw: str | list[str]
     """URI of the prefix with the raw shards (``*.tar``, plain or compressed), a brace expression
-    (``s3://bucket/raw/shard-{000000..000063}.tar``), or a list of either. What is named lies below one prefix."""
+    (``s3://bucket/raw/shard-{000000..000063}.tar``), or a list of these. All are below one prefix."""
     dataset: str
-    """URI of the prefix that gets the snapshots, and ``work/``, from which a killed run resumes."""
+    """URI of the prefix of the snapshots and of ``work/``, from which a killed run resumes."""
     embedder: str = "efficientnet-lite0-colour"
-    """What similarity means: a packaged embedder, a folder or a Hub id (``facebook/dinov2-small@<revision>``). The
-    defaults of the filters that look at similarity are calibrated to the default embedder. ``none`` embeds nothing:
-    then those filters have to be switched off, and all photos of a subject that are left are pairs."""
+    """The embedder that gives similarities: packaged, a folder or a Hub id (``facebook/dinov2-small@<revision>``).
+    The filters that compare similarities have defaults for the default embedder. ``none`` embeds nothing: these
+    filters have to be skipped, and all remaining photos of a subject are pairs."""
     limits: Limits = field(default_factory=Limits)
-    """How large files in raw shards may be."""
+    """Maximum sizes of files in raw shards."""
     labels: LabelsConfig = field(default_factory=LabelsConfig)
-    """Where a photograph's subject is read."""
+    """Where the subject of a photo comes from."""
     captioner: Captioner | None = None
-    """Describes the photographs that have no caption; null: they are called after their class."""
+    """Model that captions photos without a caption; null: their prompt is made of their class."""
     captions: CaptionsConfig = field(default_factory=CaptionsConfig)
-    """How long captions may be, and for which models."""
+    """Maximum length of captions."""
     seed: int = 0
-    """Of the choices that are made by chance."""
+    """Seed of random choices."""
     filters: FiltersConfig = field(default_factory=FiltersConfig)
-    """What is dropped."""
+    """The filters."""
     plan: PlanConfig = field(default_factory=PlanConfig)
-    """What becomes a triplet."""
+    """How kept images become triplets."""
     shards: ShardsConfig = field(default_factory=ShardsConfig)
-    """How triplets are written."""
+    """How triplet shards are written."""
     actors: ActorConfig = field(default_factory=ActorConfig)
-    """Who indexes: each actor reads shards and holds the embedder. Changes no result."""
+    """The actors that run models: each reads raw shards and holds the embedder. They change no result."""
 
     def __post_init__(self) -> None:
         check_values(self)
         if self.embedder != NO_EMBEDDER:
             return
         if self.labels.found is not None:
-            raise ConfigError("embedder 'none' finds no subjects", value="labels.found", fix="choose an embedder")
-        blind = sorted({"near_duplicate", "off_subject"} - set(self.filters.skip))
+            raise ConfigError(
+                "labels.found needs an embedder, and embedder is 'none'", value="labels.found", fix="choose an embedder"
+            )
+        needs = {"can_skip", "compares_embeddings"}
+        blind = sorted(name for name, step in self.filters.steps() if needs.issubset(step.traits))
         if blind:
             raise ConfigError(
-                "embedder 'none' tells no two images apart, which these filters need",
+                "these filters compare embeddings, and embedder is 'none'",
                 value=blind,
                 fix=f"set filters.skip to {sorted({*self.filters.skip, *blind})}, or choose an embedder",
             )
         band = self.filters.no_pair
         if not band.min_similarity <= 0 <= band.max_similarity:
             raise ConfigError(
-                "embedder 'none' makes every similarity 0, which lies outside the band of filters.no_pair",
+                "with embedder 'none' every similarity is 0, which is outside the band of filters.no_pair",
                 value=[band.min_similarity, band.max_similarity],
                 fix="set filters.no_pair.min_similarity to 0, or choose an embedder",
             )

@@ -1,4 +1,4 @@
-"""What changed between two snapshots, and why: settings, raw shards, the fate of images, triplets."""
+"""Compare two snapshots: settings, raw shards, images by reason, triplets."""
 
 import heapq
 from collections import Counter
@@ -10,24 +10,24 @@ from lookalike.data import triplets
 from lookalike.documents import decoding
 from lookalike.storage import Store, open_store, read_manifest, version_store
 from lookalike.values import check_values
-from pipelines.curate.finish import IMAGES_TABLE
 from pipelines.curate.streams import Rows, by_subject, open_table, side_by_side
+from pipelines.curate.workspace import IMAGES_TABLE
 
 _SPLITS = ("train", "validation")
 _EXAMPLES = 3  # keys of images shown for each change of fate
-KEPT, ABSENT = "kept", "not there"
+KEPT, ABSENT = "kept", "not there"  # values of Fate beside the reasons
 
 
 @dataclass(frozen=True)
 class DiffConfig:
-    """What changed between two snapshots of a dataset."""
+    """Settings of a comparison of two snapshots of a dataset."""
 
     before: int
     """Number of the older snapshot."""
     after: int
     """Number of the newer snapshot."""
     dataset: str
-    """URI of the prefix with the snapshots."""
+    """URI of the prefix of the snapshots."""
     json: bool = False
     """Print JSON."""
 
@@ -37,47 +37,47 @@ class DiffConfig:
 
 @dataclass
 class Fate:
-    """Images that shared one change of fate."""
+    """Images with the same state before and the same state after."""
 
     before: str
     """``kept``, a reason, or ``not there``."""
     after: str
-    """Likewise."""
+    """As ``before``."""
     images: int = 0
-    """How many."""
+    """Number of images."""
     examples: list[str] = field(default_factory=list)
-    """Keys of a few."""
+    """Keys of a few of them."""
     why: list[str] = field(default_factory=list)
-    """Settings that changed and decide about it, or the raw shards."""
+    """Changed settings, or raw shards, that explain the change."""
 
 
 @dataclass
 class Difference:
-    """What changed from one snapshot to another. JSON by :func:`dataclasses.asdict`."""
+    """The differences of two snapshots. :func:`dataclasses.asdict` gives its JSON."""
 
     before: int
-    """Number of the older snapshot."""
+    """Version of the older snapshot."""
     after: int
-    """Number of the newer one."""
+    """Version of the newer snapshot."""
     settings: dict[str, list[Any]]
-    """Dotted key: value before, value after; the code's version and the embedder's revision are among them."""
+    """[value before, value after] by dotted key, including ``code_version`` and ``embedder``."""
     shards: dict[str, list[str]]
     """Raw shards that are ``new``, ``gone`` or ``changed``."""
     images: list[Fate]
-    """Changes of fate, the largest first; images whose fate is the same are not among them."""
+    """Changed images, grouped by their states, the largest group first."""
     unchanged: int
-    """Images whose fate is the same."""
+    """Number of images with the same state in both."""
     triplets: dict[str, dict[str, int]]
-    """For each split how many triplets were ``added``, ``removed`` and ``kept``."""
+    """Numbers of triplets that were ``added``, ``removed`` and ``kept``, by split."""
     moved: int
-    """Subjects that went from one split to the other."""
+    """Number of subjects that changed their split."""
 
 
 def diff(config: DiffConfig) -> Difference:
-    """Compare two snapshots; their tables stream by, a subject at a time.
+    """Compare two snapshots; one subject is in memory at a time.
 
     Raises:
-        InputError: a version that is not there.
+        InputError: a version does not exist.
     """
     dataset = open_store(config.dataset)
     before, after = (config.before, config.after)
@@ -94,7 +94,7 @@ def diff(config: DiffConfig) -> Difference:
 
 
 def render_diff(found: Difference) -> str:
-    """The same for people."""
+    """Return the differences as text for a terminal."""
     lines = [f"v{found.before:04d} -> v{found.after:04d}", "", "settings"]
     lines += [f"  {key}: {old} -> {new}" for key, (old, new) in found.settings.items()] or ["  the same"]
     lines += ["", "raw shards"]
@@ -103,7 +103,7 @@ def render_diff(found: Difference) -> str:
             lines.append(f"  {len(keys)} {state}: {', '.join(keys[:5])}{' ...' if len(keys) > 5 else ''}")
     if not any(found.shards.values()):
         lines.append("  the same")
-    lines += ["", f"images ({found.unchanged} as before)"]
+    lines += ["", f"images ({found.unchanged} unchanged)"]
     for fate in found.images:
         why = f"   ({'; '.join(fate.why)})" if fate.why else ""
         lines.append(f"  {fate.images:>8}  {fate.before} -> {fate.after}{why}   e.g. {', '.join(fate.examples)}")
@@ -160,7 +160,7 @@ def _images(before: Store, after: Store) -> tuple[list[Fate], int]:
 
 
 def _why(fate: Fate, settings: dict[str, list[Any]], shards: dict[str, list[str]]) -> list[str]:
-    """The changed settings of the filters that drop such an image, or the shards that came and went."""
+    """Return the changed settings of the filters that drop such images, or the counts of changed raw shards."""
     if ABSENT in (fate.before, fate.after):
         kinds = ("new", "changed") if fate.before == ABSENT else ("gone", "changed")
         return [f"raw shards {kind}: {len(shards[kind])}" for kind in kinds if shards[kind]]
@@ -186,7 +186,7 @@ def _triplets(before: Store, after: Store) -> tuple[dict[str, dict[str, int]], i
 
 
 def _of_splits(version: Store) -> Iterator[tuple[tuple[int, str], Rows]]:
-    """The triplets by subject, those of both splits in one order."""
+    """Yield the triplets of both splits by subject, in the order of hashes."""
     columns = ("triplet_id", "split")
     streams = (by_subject(open_table(version, triplets.TABLE), columns, split) for split in _SPLITS)
     return heapq.merge(*streams, key=lambda item: item[0])

@@ -1,4 +1,4 @@
-"""Drift: how a snapshot's figures differ from those of its parent."""
+"""Drift: compare the report of a snapshot with that of its parent."""
 
 from typing import Any
 
@@ -6,12 +6,12 @@ import numpy as np
 
 
 def drift(report: dict[str, Any], parent: dict[str, Any]) -> dict[str, Any]:
-    """Two reports (``report.json``) side by side. The keys:
+    """Return the differences of two reports (``report.json``). The keys:
 
-    - ``counts``: {name: [parent's, ours]}
-    - ``dropped``: {reason: [share of the parent's images, share of ours]}
+    - ``counts``: {name: [value of the parent, value of the report]}
+    - ``dropped``: {reason: [share of the parent's images, share of the report's images]}
     - ``distances``: {name of a distribution, or ``classes`` or ``languages``: total variation distance in [0, 1]}; 0
-      where both are the same, 1 where they share nothing.
+      if both are the same, 1 if they do not overlap.
     """
     names = ("images_in", "images_kept", "subjects_in", "subjects")
     counts = {name: [each["counts"][name] for each in (parent, report)] for name in names}

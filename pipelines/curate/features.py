@@ -1,4 +1,4 @@
-"""What an image says about itself, from its luma at a short side of 256 px."""
+"""Measure an image: perceptual hash, sharpness and exposure, from its luma at a short side of 256 px."""
 
 import imagehash
 import numpy as np
@@ -6,17 +6,19 @@ from PIL import Image
 
 from lookalike.data.images import fit_within
 
-FEATURE_SIDE = 256  # px; sharpness means something only at one scale
+FEATURE_SIDE = 256  # px; sharpness can be compared at one scale only
 
 
 def features(image: np.ndarray) -> dict[str, int | float]:
-    """Perceptual hash and figures of sharpness and exposure of a uint8 RGB image ``[H, W, 3]``.
+    """Return the perceptual hash, sharpness and exposure of a uint8 RGB image ``[H, W, 3]``.
 
     - ``phash``: 64 bits, DCT hash of the ``imagehash`` library.
     - ``sharpness``: variance of the Laplacian of luma.
     - ``luma_mean``, ``luma_std``: of luma (ITU-R 601), 0–255.
     """
-    small = fit_within(np.asarray(Image.fromarray(image).convert("L")), FEATURE_SIDE)  # one plane is scaled, not three
+    small = fit_within(
+        np.asarray(Image.fromarray(image).convert("L")), FEATURE_SIDE
+    )  # scales one plane instead of three
     luma = small.astype(np.float32)
     return {
         "phash": int.from_bytes(np.packbits(imagehash.phash(Image.fromarray(small)).hash).tobytes(), "big"),
@@ -27,6 +29,6 @@ def features(image: np.ndarray) -> dict[str, int | float]:
 
 
 def _sharpness(luma: np.ndarray) -> float:
-    """Variance of the second differences along both axes, inside of a frame of one pixel."""
+    """Return the variance of the second differences along both axes, without the outermost pixels."""
     laplacian = np.diff(luma, 2, axis=0)[:, 1:-1] + np.diff(luma, 2, axis=1)[1:-1]
     return float(laplacian.var()) if laplacian.size else 0.0

@@ -1,4 +1,4 @@
-"""Finish: the tables of all partitions and shards as one each, and the report."""
+"""Finish: join the tables of all partitions and shards, and write the report."""
 
 import hashlib
 from collections.abc import Iterable
@@ -16,48 +16,43 @@ from lookalike.scratch import scratch
 from lookalike.storage import Store, read_object, version_store
 from pipelines.actors import Columns
 from pipelines.curate.drift import drift
-from pipelines.curate.materialise import MaterialiseWork, part_key
-from pipelines.curate.plan import plan_key
 from pipelines.curate.report import build_report, render_report
+from pipelines.curate.results import read_plan
 from pipelines.curate.rows import IMAGES_SCHEMA
 from pipelines.curate.summary import Summary
 from pipelines.curate.tables import read_table
-
-IMAGES_TABLE = "images.parquet"
-REPORT_JSON, REPORT_HTML = "report.json", "report.html"
-TAKEN_DOWN_JSON = "taken_down.json"
+from pipelines.curate.work import MaterialiseWork
+from pipelines.curate.workspace import IMAGES_TABLE, REPORT_HTML, REPORT_JSON, TAKEN_DOWN_JSON
 
 
 @dataclass(frozen=True)
 class FinishWork:
-    """What the last task is told."""
+    """What the task of this stage gets."""
 
     materialised: MaterialiseWork
     summary: Summary
     counts: dict[str, Any]
     taken_down: dict[str, Any] | None
     parent: int | None
-    """Version of the snapshot before."""
+    """Version of the parent snapshot."""
     title: str
     passed_over: dict[str, Any]
-    """As the manifest has it."""
+    """As in the manifest."""
     matched: dict[str, int] = field(default_factory=dict)
-    """Images that each entry of the take-down list names, if they are too many for the manifest."""
+    """Images that each entry of the take-down list names, if the list is too long for the manifest."""
 
 
 def finish(work: FinishWork, unit: int) -> Columns:
-    """Write the tables and the report of a version; returns the hash of each. The tables stream part by part."""
+    """Write the tables and the report of a version; return the hash of each. One part is in memory at a time."""
     done, version = work.materialised, work.materialised.version
     stage = done.stage
     hashes: dict[str, str] = {}
     with scratch("tables") as folder:
         images, table = folder / IMAGES_TABLE, folder / triplets.TABLE
-        plans = (
-            read_table(stage.dataset, plan_key(stage, i, "images"), columns=IMAGES_SCHEMA.names)
-            for i in range(stage.partitions)
-        )
+        plans = (read_plan(stage, i, "images").select(IMAGES_SCHEMA.names) for i in range(stage.partitions))
         _join(images, IMAGES_SCHEMA, plans)
-        parts = (read_table(stage.dataset, part_key(done, shard, "parquet")) for shard in done.shards)
+        keys = (stage.workspace.part(version.name, shard.name, "parquet") for shard in done.shards)
+        parts = (read_table(stage.dataset, key) for key in keys)
         _join(table, triplets.SCHEMA, parts)
         for path in (images, table):
             version.upload(path.name, path)
@@ -72,7 +67,7 @@ def finish(work: FinishWork, unit: int) -> Columns:
 
 
 def _drift(dataset: Store, report: dict[str, Any], parent: int | None) -> dict[str, Any] | None:
-    """What has changed since the parent snapshot; None where there is none, or where its report is gone."""
+    """Return the drift since the parent snapshot; None without a parent, or if its report is missing."""
     before = None if parent is None else version_store(dataset, parent)
     if before is None or not before.exists(REPORT_JSON):
         return None

@@ -1,4 +1,4 @@
-"""Index: each raw shard, streamed once, becomes a table of thin rows and a table of embeddings."""
+"""Index: read each raw shard once and write a table of image rows and a table of embeddings."""
 
 import logging
 from collections.abc import Iterator
@@ -27,20 +27,20 @@ from pipelines.curate.rows import IMAGE_SCHEMA, sha256, subject_hash
 from pipelines.curate.tables import read_table, vectors_array, with_notes, write_table
 
 _DECODE_SIDE = FEATURE_SIDE + 8  # px; enough for the features, and for the embedders' central crop
-_ERROR_CHARACTERS = 500
+_ERROR_CHARACTERS = 500  # maximum length of the column ``error``
 _EMBED_BATCH = 32  # images; batches never cross a shard
 _NOT_DECODED: dict[str, Any] = {
     "width": 0, "height": 0, "phash": 0, "sharpness": 0.0, "luma_mean": 0.0, "luma_std": 0.0, "subject_area": None,
     "cut": False, "linked": False, "error": "", "note": "",
 }  # fmt: skip
-_READ = ("json", "txt", *MASKS)  # members of a sample that are read beside its image
+_READ = ("json", "txt", *MASKS)  # members of a sample that are read besides its image
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class IndexWork:
-    """What an actor has to know: unit ``i`` is raw shard ``inputs.shards[units[i]]``."""
+    """What an actor gets: unit ``i`` is raw shard ``inputs.shards[units[i]]``."""
 
     raw: str
     dataset: str
@@ -50,23 +50,23 @@ class IndexWork:
 
 
 class ShardIndexer:
-    """Holds the embedder; indexes one raw shard per call and writes what it found below ``work/``."""
+    """An actor that holds the embedder; each call indexes one raw shard."""
 
     def __init__(self, work: IndexWork) -> None:
         from lookalike.annotators.embedder import NO_EMBEDDER, load_embedder
 
         self._work = work
         self._raw, self._dataset = open_store(work.raw), open_store(work.dataset)
-        # without a model there is no need of torch, whose import takes as long as two hundred images
+        # without a model torch is not needed, and its import takes as long as two hundred images
         device = "cpu" if work.config.embedder == NO_EMBEDDER else work.config.actors.prepare()
         self._embedder = load_embedder(work.config.embedder, device)
 
     def __call__(self, unit: int) -> Columns:
-        """Index one shard. A shard that cannot be read is an ``error`` of its own, so that the others continue."""
+        """Index one shard. For a shard that cannot be read, return the ``error``, so that the others are indexed."""
         shard = self._work.units[unit]
         try:
             images = self._index(shard)
-        except Exception as error:  # of whatever kind: the others are indexed, and the message names this one
+        except Exception as error:  # any exception of one shard is reported, and the others are indexed
             what = str(error)
             if not isinstance(error, LookalikeError):
                 log.exception("raw shard %s cannot be indexed", self._work.inputs.shards[shard].key)
@@ -77,20 +77,22 @@ class ShardIndexer:
     def _index(self, shard: int) -> int:
         inputs = self._work.inputs
         info = inputs.shards[shard]
-        rows_key, vectors_key = inputs.rows_key(shard), inputs.vectors_key(shard)
+        rows_key, vectors_key = inputs.workspace.rows(shard), inputs.workspace.vectors(shard)
         known = (
             read_table(self._dataset, rows_key, columns=IMAGE_SCHEMA.names) if self._dataset.exists(rows_key) else None
         )
         if known is not None and self._dataset.exists(vectors_key):  # Ray runs a task again whose process died
             return len(known)
-        fresh = known is None  # rows without vectors: another embedder has been here
+        is_new = known is None  # rows without vectors were written by a run with another embedder
         store, place, broken = self._raw, info, ""
         compression = compression_of(self._raw, info)
         if compression is not None:
-            unpacked_key = inputs.unpacked_key(shard)
-            store, (place, broken) = self._dataset, self._unpack(info, compression, unpacked_key)
+            unpacked_key = inputs.workspace.unpacked(shard)
+            limits = self._work.config.limits
+            place, broken = unpack(self._raw, info, compression, self._dataset, unpacked_key, limits)
+            store = self._dataset
         members = PassedOver()
-        if fresh:
+        if is_new:
             file = open_object(store, place)
             config = self._work.config
             source = read_images(file, info.key, config.labels, members, broken, config.limits)
@@ -111,19 +113,16 @@ class ShardIndexer:
             [("subject_hash", "ascending"), ("offset", "ascending")]
         )
         write_table(self._dataset, vectors_key, self._vector_table(table, vectors))
-        if fresh:
+        if is_new:
             notes = {"members": members.to_json(), "unpacked": compression is not None}
             write_table(self._dataset, rows_key, with_notes(table, notes))
         return len(rows)
-
-    def _unpack(self, info: ObjectInfo, compression: str, key: str) -> tuple[ObjectInfo, str]:
-        return unpack(self._raw, info, compression, self._dataset, key, self._work.config.limits)
 
     def _embed(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         return dict(zip(batch, self._embedder(list(batch.values())), strict=True)) if batch else {}
 
     def _vector_table(self, rows: pa.Table, vectors: dict[str, np.ndarray]) -> pa.Table:
-        """Beside each decodable row of the image table its vector, in the same order."""
+        """Return the vector of each decodable row of the image table, in the same order."""
         pairs = [
             (place, content)
             for place, content in zip(rows["subject_hash"].to_pylist(), rows["sha256"].to_pylist(), strict=True)
@@ -140,7 +139,7 @@ class ShardIndexer:
 
 
 def index_shard(work: IndexWork, unit: int) -> Columns:
-    """The same where there is no embedder to hold, and so no need of an actor."""
+    """Index one shard as a task, for runs without an embedder."""
     return ShardIndexer(work)(unit)
 
 
@@ -152,11 +151,11 @@ def read_images(
     broken: str = "",
     limits: Limits | None = None,
 ) -> Iterator[tuple[dict[str, Any], np.ndarray | None]]:
-    """A row for each sample of a raw shard, and its pixels at a reduced scale if it can be decoded.
+    """Yield a row for each sample of a raw shard, and its pixels (uint8 [H, W, 3]) at a reduced scale if it decodes.
 
     A shard that breaks off ends with a row for each sample that is known to be cut, or with one that has no key.
-    ``broken`` is the error of the compressed shard that the tar came from, if any. ``members`` counts members that are
-    not read.
+    ``broken`` is the error of the compressed shard that the tar came from, if any. ``members`` counts the members that
+    are not read.
     """
     members = PassedOver() if members is None else members
     limits = limits or Limits()
@@ -176,7 +175,7 @@ def read_images(
 def read_again(
     store: Store, key: str, rows: pa.Table, shard: ObjectInfo, dataset: Store
 ) -> Iterator[tuple[dict[str, Any], np.ndarray | None]]:
-    """The rows of a shard that was indexed before, and the pixels of its images by range."""
+    """Yield the rows of a shard that was indexed before, and the pixels of its images, which are read by range."""
     for row in rows.to_pylist():
         pixels = None
         if not row["error"]:
@@ -185,7 +184,7 @@ def read_again(
 
 
 def _pass_over_unread(sample: Sample, extension: str | None, members: PassedOver) -> None:
-    """Count the members of a sample that no row is made of. A sample without an image has a row that names them."""
+    """Count the members of a sample that are not read. The row of a sample without an image names them."""
     for name in sample.members:
         if extension is not None and name not in (extension, *_READ):
             members.add("second_image" if name in EXTENSIONS else "not_read", f"{sample.key}.{name}")
@@ -198,7 +197,7 @@ def _read_sample(
     known: dict[str, Any] = {}  # of the row
     try:
         known |= read_labels(sample.key, payload, config, notes)
-        if extension is None:  # a HEIC may be a renamed JPEG; if it is not, the error names the extra that reads it
+        if extension is None:  # it may be a renamed JPEG; if not, the error names the extra that reads HEIC
             extension = next((name for name in sample.members if name in HEIC_EXTENSIONS), None)
         if extension is None:
             what = f"no image among {sorted(sample.members)}"
@@ -208,14 +207,14 @@ def _read_sample(
         photo = decode_noted(data, _DECODE_SIDE, limits.max_pixels)
         notes += [f"image: {photo.note}"] if photo.note else []
         area = read_mask(payload, (photo.height, photo.width), notes, limits.max_pixels)
-        seen = {"width": photo.width, "height": photo.height, "subject_area": area, **features(photo.pixels)}
+        measured = {"width": photo.width, "height": photo.height, "subject_area": area, **features(photo.pixels)}
     except ImageError as error:
         return _row(sample.key, shard, **known, error=error.what, note="; ".join(notes)), None
-    except Exception as error:  # one sample never ends the index
+    except Exception as error:  # one sample never fails the shard
         log.warning("%s: sample %r cannot be read", shard, sample.key, exc_info=True)
         what = describe(error)[:_ERROR_CHARACTERS]
         return _row(sample.key, shard, **known, error=what, note="; ".join(notes)), None
-    return _row(sample.key, shard, **known, **seen, note="; ".join(notes)), photo.pixels
+    return _row(sample.key, shard, **known, **measured, note="; ".join(notes)), photo.pixels
 
 
 def _row(key: str, shard: str, **values: Any) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Objects of the raw prefix and members of its tars that give no image: the reasons, and how they are shown."""
+"""The reasons for which objects of the raw prefix and members of its tars are passed over, and how they are shown."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -6,40 +6,40 @@ from typing import Any
 REASONS = {
     # of objects
     "record_of_ingest": "Records that jobs/ingest.py writes beside its shards",
-    "not_a_shard": "Files that are not a .tar (.gz, .bz2, .xz, .zst and .lz4 behind it are read too)",
+    "not_a_shard": "Files that are not a .tar (.tar.gz, .bz2, .xz, .zst and .lz4 are read too)",
     "unsupported_archive": "Archives of another kind, such as .zip: unpack them and write the photos into a .tar",
     "name_not_utf8": "Files whose name is not UTF-8, which neither S3 nor a table can hold: rename them",
     "folder_marker": "Empty objects that stand for a folder",
-    "link_outside": "Links that lead out of the prefix, or out of their tar: name or copy what they lead to",
-    "dangling_link": "Links to nothing",
+    "link_outside": "Links that lead out of the prefix, or out of their tar: add their targets to --raw, or copy them",
+    "dangling_link": "Links whose target does not exist",
     "link_loop": "Links that lead back to themselves",
-    "too_many_links": "Linked folders beyond the number that is followed",
-    "unreadable": "Folders and files that this job has no permission to read, or that the file system cannot",
+    "too_many_links": "Linked folders beyond the maximum number",
+    "unreadable": "Folders and files that this job may not read, or that the file system cannot read",
     "special_file": "Devices, sockets and pipes",
-    "half_written": "Files of a write that was killed",
+    "half_written": "Files of an interrupted write",
     "empty_folder": "Folders without a file",
     # of members
-    "folder": "Folders in a tar; what is in them is counted by itself",
+    "folder": "Folders in a tar; their members are counted separately",
     "link_to_nothing": "Links to a member that their tar does not have",
-    "link_to_folder": "Links to a folder of the tar; what is in it is counted by itself",
+    "link_to_folder": "Links to a folder of the tar; its members are counted separately",
     "repeated_link": "Links that repeat a member under its own name",
     "sparse_file": "Sparse files: write them with tar without --sparse",
     "webdataset_meta": "Names in double underscores, which WebDataset reserves",
     "hidden_file": "Names that begin with a dot, such as those that macOS adds",
     "no_extension": "Names without a dot, which belong to no sample",
-    "second_image": "Further images of a sample: a sample is its first one",
+    "second_image": "Further images of a sample, of which the first is used",
     "not_read": "Members of a sample that curation does not use",
 }
 
 
 def funnel_rows(passed_over: Mapping[str, Any], images: int) -> Iterator[dict[str, Any]]:
-    """The funnel's rows above the filters: objects that were listed, members that were found, samples in them.
+    """Yield the funnel's rows before the filters: listed objects, members of their tars, samples.
 
-    ``passed_over`` is as the manifest has it: ``objects`` and ``members``, each as
-    :meth:`lookalike.data.passed_over.PassedOver.to_json` gives it.
+    ``passed_over`` is that of the manifest: ``objects`` and ``members``, each as
+    :meth:`lookalike.data.passed_over.PassedOver.to_json` returns it.
     """
     for unit, what in (
-        ("objects", "Objects listed below what --raw names"),
+        ("objects", "Objects listed below --raw"),
         ("members", "Members found in the tars of these shards"),
     ):
         tally = passed_over[unit]
@@ -49,11 +49,11 @@ def funnel_rows(passed_over: Mapping[str, Any], images: int) -> Iterator[dict[st
             left -= each["count"]
             yield _row(unit, reason, REASONS.get(reason, reason), each["count"], left) | {"examples": each["examples"]}
         assert left == tally["read"], f"{unit} are lost"
-    yield _row("images", "images_found", "Samples of these members, cut ones among them", 0, images)
+    yield _row("images", "images_found", "Samples of these members, including those that were cut off", 0, images)
 
 
 def lines(passed_over: Mapping[str, Any]) -> list[str]:
-    """The same for a job's output: a line for the objects and one for the members that were passed over, if any."""
+    """Return a line of a job's output for the objects, and one for the members, that were passed over, if any."""
     shown = []
     for unit in ("objects", "members"):
         tally = passed_over[unit]

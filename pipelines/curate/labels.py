@@ -1,4 +1,4 @@
-"""Read what a sample has beside its image: labels from its JSON, its text and its key, and the share of its mask."""
+"""Read the other members of a sample: labels from its JSON, text and key, and the area of its mask."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from lookalike.data.limits import MAX_PIXELS
 from lookalike.data.text import TextError, decode_text, read_json, read_label, read_licence
 from lookalike.errors import InputError
 from pipelines.curate.config import LabelsConfig
-from pipelines.curate.filters.licence import CONFLICT
+from pipelines.curate.rows import CONFLICT
 
 FIELDS = {  # column: key of the sample's JSON; a licence has two spellings
     "subject": "subject", "class_name": "class", "caption": "caption", "licence": "licence", "consent": "consent",
@@ -21,48 +21,48 @@ _SAME_ASPECT = 0.05  # of the logarithm, between a photo and its mask
 
 
 def read_labels(key: str, payload: dict[str, bytes], config: LabelsConfig, notes: list[str]) -> dict[str, str]:
-    """The columns that ``key.json`` gives, or ``key.txt`` (a caption) and the key, if they give any.
+    """Return the label columns from ``key.json``, ``key.txt`` (a caption) and the key; a column may be missing.
 
-    What cannot be read is a missing label. ``notes`` gets a line for each label that is missing or changed for a reason
-    other than that nothing was written. Two licences that differ become one that :class:`Licence` refuses.
+    A label that cannot be read is missing. ``notes`` gets a line for each label that is present but missing from the
+    result or changed. Two licences that differ become ``CONFLICT``, which the licence filter drops.
     """
     values = _json(payload, notes)
-    found: dict[str, str] = {}
+    labels: dict[str, str] = {}
     for column, name in (FIELDS | {"subject": config.subject_field}).items():
         if column == "licence":
             continue
         value = values.get(name)
         if column == "consent" and isinstance(value, bool):
-            value = str(value).lower()  # consent may be a yes or a no
+            value = str(value).lower()  # consent may be true or false
         label = read_label(
             value, many=column == "caption", identity=column == "subject", prose=column in ("caption", "class_name")
         )
         if label.text:
-            found[column] = label.text
+            labels[column] = label.text
         if label.note:
             notes.append(f"{name}: {label.note}")
     try:
-        found["licence"] = read_licence(values).text
+        labels["licence"] = read_licence(values).text
     except TextError as error:
-        found["licence"] = CONFLICT
+        labels["licence"] = CONFLICT
         notes.append(f"licence: {error.what}")
-    if not found.get("caption") and "txt" in payload:
-        found["caption"] = _caption(payload["txt"], notes)
-    if not found.get("subject") and config.subject_pattern is not None:
+    if not labels.get("caption") and "txt" in payload:
+        labels["caption"] = _caption(payload["txt"], notes)
+    if not labels.get("subject") and config.subject_pattern is not None:
         match = _search(config, key)
-        found["subject"] = read_label(match.group(1), identity=True).text if match else ""
-    return found
+        labels["subject"] = read_label(match.group(1), identity=True).text if match else ""
+    return labels
 
 
 def read_mask(
     payload: dict[str, bytes], size: tuple[int, int], notes: list[str], max_pixels: int = MAX_PIXELS
 ) -> float | None:
-    """Share of the image that ``key.mask.png`` (or another format) marks as the subject, if there is one.
+    """Return the share of the image that ``key.mask.png`` (or another format) marks as the subject; None without one.
 
     Args:
         payload: the sample's members.
-        size: (height, width) of the photo. A mask of another aspect is not its mask.
-        notes: gets a line if there is a mask that cannot be used.
+        size: (height, width) of the photo. A mask of another aspect ratio is not used.
+        notes: gets a line if the sample has a mask that cannot be used.
     """
     name = next((name for name in MASKS if name in payload), None)
     if name is None:
@@ -79,14 +79,14 @@ def read_mask(
 
 
 def _search(config: LabelsConfig, key: str) -> regex.Match[str] | None:
-    """As ``re.search``, for a limited time."""
+    """Search for the subject in a sample's key, like ``re.search`` with a time limit."""
     try:
         return regex.search(config.subject_pattern, key, timeout=config.subject_pattern_s)
     except TimeoutError:
         raise InputError(
             f"labels.subject_pattern takes more than labels.subject_pattern_s ({config.subject_pattern_s:g}) for a key",
             value=key[:80],
-            fix="write it without repeats in repeats, such as (a+)+",
+            fix="write it without nested repeats such as (a+)+",
         ) from None
 
 

@@ -1,4 +1,4 @@
-"""Which languages captions are in, by ``py3langid``."""
+"""Count the languages of captions, by ``py3langid``."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -10,7 +10,7 @@ _MIN_CONFIDENCE = 0.2  # of 139 languages; "a photo of a dog" has 0.21 for Engli
 
 
 def count_languages(captions: Iterable[str]) -> Counter[str]:
-    """How many captions are in each language, by its ISO 639 code; ``und`` where nobody can tell."""
+    """Return the number of captions by ISO 639 code of their language; ``und`` if it is uncertain."""
     identifier = _identifier()
     return Counter(str(identifier.classify(caption)[0]) for caption in captions if caption)
 

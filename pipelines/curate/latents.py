@@ -1,4 +1,4 @@
-"""Latents of a triplet's images, encoded once where the shard is written, so that training need not run the VAE."""
+"""Encode the latents of triplets when their shard is written, so that training runs skip the VAE."""
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from lookalike.pixels import crop_resize
 
 
 class Encoder:
-    """The VAE of a bundle, and the sizes at which its model sees targets and references."""
+    """The VAE of a bundle, and the sizes of its model's targets and references."""
 
     def __init__(self, bundle_uri: str, device: str) -> None:
         folder = local_bundle(bundle_uri)
@@ -20,10 +20,10 @@ class Encoder:
         self._target = preset.height, preset.width
         self._references = preset.references.height, preset.references.width
         self._vae = load_vae(folder).to(device)
-        self._cache = LatentCache()  # a photograph is in several triplets of its subject
+        self._cache = LatentCache()  # a photo is in several triplets of its subject
 
     def of(self, target: bytes, references: list[bytes]) -> bytes:
-        """A safetensors file with the packed latents of a target and its references, float16."""
+        """Return a safetensors file with the packed latents (float16) of a target and its references."""
         return write_latents(self._encode([target], self._target)[0], self._encode(references, self._references))
 
     def _encode(self, files: list[bytes], size: tuple[int, int]) -> np.ndarray:

@@ -1,47 +1,28 @@
-"""Layout: which subjects are validation, and which subjects go to which shard. One partition's subjects at a time."""
+"""Layout: divide the subjects into training and validation, and into shards. One partition is in memory at a time."""
 
 import heapq
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from lookalike.data.triplets import Split
-from pipelines.curate.plan import plan_key
-from pipelines.curate.tables import read_table
-from pipelines.curate.work import StageWork
-
-
-@dataclass(frozen=True)
-class ShardPlan:
-    """One triplet shard: all triplets of the subjects of a range that are on its side of the split."""
-
-    name: str
-    """Key in the version's store."""
-    split: Split
-    """Which subjects."""
-    partition: int
-    """Where their plan is."""
-    span: tuple[int, int]
-    """Half-open range of their subject hashes."""
-    split_cut: float
-    """Subjects whose split hash is below it are validation."""
-    triplets: int
-    """How many it will hold."""
+from pipelines.curate.results import read_plan
+from pipelines.curate.work import ShardPlan, StageWork
+from pipelines.curate.workspace import triplet_shard
 
 
 def split_cut(work: StageWork) -> float:
-    """The split hash below which a subject is validation.
+    """Return the split hash below which a subject is validation.
 
-    It is the configured fraction, unless too few subjects lie below it: then it is raised to admit the next ones, but
-    never the last. Subjects that are linked have one hash, and count as one.
+    It is the configured fraction, raised if fewer than ``min_validation_subjects`` are below it, but one subject always
+    remains for training. Linked subjects have the same split hash and count as one.
     """
     plan = work.config.plan
     lowest: list[float] = []
     for partition in range(work.partitions):
-        hashes = _subjects(work, partition)["split_hash"].to_pylist()
+        hashes = read_plan(work, partition, "subjects")["split_hash"].to_pylist()
         lowest = heapq.nsmallest(plan.min_validation_subjects + 1, {*lowest, *hashes})
     wanted = min(plan.min_validation_subjects, max(0, len(lowest) - 1))
     enough = float(np.nextafter(lowest[wanted - 1], 1)) if wanted else 0.0
@@ -49,24 +30,24 @@ def split_cut(work: StageWork) -> float:
 
 
 def plan_shards(work: StageWork) -> list[ShardPlan]:
-    """The shards of a snapshot in the order of their numbers."""
+    """Return the triplet shards of a snapshot in the order of their numbers."""
     cut = split_cut(work)
     shards: list[ShardPlan] = []
     numbers: dict[Split, int] = {"train": 0, "validation": 0}
     for partition in range(work.partitions):
-        subjects = _subjects(work, partition)
+        subjects = read_plan(work, partition, "subjects")
         below = pc.less(subjects["split_hash"], cut)
         masks: dict[Split, pa.Array] = {"train": pc.invert(below), "validation": below}
         for split, mask in masks.items():
             for span, triplets in _deal(subjects.filter(mask), work.config.shards.shard_mib << 20):
-                name = f"shards/{split}-{numbers[split]:06d}.tar"
+                name = triplet_shard(split, numbers[split])
                 shards.append(ShardPlan(name, split, partition, span, cut, triplets))
                 numbers[split] += 1
     return shards
 
 
 def _deal(subjects: pa.Table, size: int) -> Iterator[tuple[tuple[int, int], int]]:
-    """Ranges of subjects of about ``size`` bytes, and the triplets in each."""
+    """Yield ranges of subject hashes of about ``size`` bytes, and the number of triplets in each."""
     hashes, lengths = subjects["subject_hash"].to_pylist(), subjects["bytes"].to_pylist()
     triplets = subjects["triplets"].to_pylist()
     first, filled, count = 0, 0, 0
@@ -78,7 +59,3 @@ def _deal(subjects: pa.Table, size: int) -> Iterator[tuple[tuple[int, int], int]
         count += triplets[i]
     if hashes:
         yield (hashes[first], hashes[-1] + 1), count
-
-
-def _subjects(work: StageWork, partition: int) -> pa.Table:
-    return read_table(work.dataset, plan_key(work, partition, "subjects"))

@@ -1,9 +1,8 @@
-"""Materialise: read the bytes of the planned triplets by range and write one deterministic shard."""
+"""Materialise: read the images of planned triplets by range and write deterministic shards."""
 
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,35 +15,19 @@ from lookalike.data.images import decode, decodes_as_it_is, encode_jpeg, fit_wit
 from lookalike.data.shards import Sample, write_tar
 from lookalike.pixels import crop_resize
 from lookalike.scratch import scratch
-from lookalike.storage import Store, read_object
+from lookalike.storage import read_object
 from pipelines.actors import Columns
 from pipelines.curate.config import ShardsConfig
-from pipelines.curate.layout import ShardPlan
-from pipelines.curate.plan import plan_key
-from pipelines.curate.tables import read_table, write_table
-from pipelines.curate.work import StageWork
+from pipelines.curate.filters.exact_duplicate import ExactDuplicate
+from pipelines.curate.results import read_plan
+from pipelines.curate.tables import write_table
+from pipelines.curate.work import MaterialiseWork, ShardPlan, StageWork
 
 if TYPE_CHECKING:
     from pipelines.curate.latents import Encoder
 
 _JPEG = b"\xff\xd8\xff"
 _LATENTS = "latents.safetensors"
-
-
-@dataclass(frozen=True)
-class MaterialiseWork:
-    """Unit ``i`` is ``shards[i]``."""
-
-    stage: StageWork
-    version: Store
-    """Store of the version that is being made."""
-    shards: tuple[ShardPlan, ...]
-
-
-def part_key(work: MaterialiseWork, shard: ShardPlan, suffix: str) -> str:
-    """Where the triplet table (``parquet``) and the hash (``json``, written last) of a shard are kept until the end."""
-    name = Path(shard.name).stem
-    return work.stage.inputs.stage_key("materialise", f"{work.version.name}-{name}.{suffix}")
 
 
 class ShardWriter:
@@ -61,12 +44,13 @@ class ShardWriter:
 
 
 def write_shard(work: MaterialiseWork, unit: int, encoder: "Encoder | None" = None) -> Columns:
-    """Write one triplet shard, with latents where there is an encoder, unless that was done before."""
+    """Write one triplet shard, with latents if there is an encoder, unless that was done before."""
     shard = work.shards[unit]
-    store, done_key = work.stage.dataset, part_key(work, shard, "json")
+    store, workspace = work.stage.dataset, work.stage.workspace
+    table_key, done_key = (workspace.part(work.version.name, shard.name, suffix) for suffix in ("parquet", "json"))
     if not (
         store.exists(done_key)
-        and store.exists(part_key(work, shard, "parquet"))  # may be removed if it is damaged, as the error says
+        and store.exists(table_key)  # a user may remove a damaged table, as its error says
         and work.version.exists(shard.name)
     ):
         with scratch("shard") as folder:
@@ -80,7 +64,7 @@ def write_shard(work: MaterialiseWork, unit: int, encoder: "Encoder | None" = No
             with path.open("rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
             work.version.upload(shard.name, path)
-        write_table(store, part_key(work, shard, "parquet"), table)
+        write_table(store, table_key, table)
         store.write(done_key, canonical_json({"sha256": digest}).encode())
     digest = read_object(store, done_key, "sha256")["sha256"]
     return {"name": np.array([shard.name], object), "sha256": np.array([digest], object)}
@@ -96,14 +80,14 @@ class _Row:
 
     @property
     def prompt(self) -> str:
-        """The target's caption, or what can be said without one."""
+        """The target's caption, or a prompt from its class."""
         return self.target["caption"] or f"a photo of a {self.target['class_name'] or 'subject'}"
 
 
 def _rows(work: StageWork, shard: ShardPlan) -> list[_Row]:
-    table = read_table(work.dataset, plan_key(work, shard.partition, "images"), shard.span)
+    table = read_plan(work, shard.partition, "images", shard.span)
     table = table.filter(pc.greater(pc.list_value_length(table["reference_sets"]), 0))
-    subjects = read_table(work.dataset, plan_key(work, shard.partition, "subjects"), shard.span)
+    subjects = read_plan(work, shard.partition, "subjects", shard.span)
     below = pc.less(subjects["split_hash"], shard.split_cut)
     mine = subjects.filter(below if shard.split == "validation" else pc.invert(below))["subject"]
     table = table.filter(pc.is_in(table["subject"], value_set=mine.combine_chunks()))
@@ -115,16 +99,16 @@ def _rows(work: StageWork, shard: ShardPlan) -> list[_Row]:
 
 
 def _target_id(work: StageWork, target: dict[str, Any]) -> str:
-    """The head of the target's hash, and where equal files are let through its place as well."""
+    """Return the first digits of the target's content hash, followed by its place if equal files are kept."""
     content = str(target["sha256"])[:20]
-    if "exact_duplicate" not in work.config.filters.skip:
+    if work.config.filters.has(ExactDuplicate):
         return content
     place = [target["shard"], target["offset"], *([target["key"]] if target["linked"] else [])]
     return f"{content}-{fingerprint(place)[:12]}"
 
 
 def _samples(work: StageWork, rows: list[_Row], encoder: "Encoder | None") -> Iterator[tuple[str, dict[str, bytes]]]:
-    """Members in the order ref0, ref1, …, target, latents, json. The images of one subject are in memory at a time."""
+    """Yield samples; their members are ref0, ref1, …, target, latents, json. One subject is in memory at a time."""
     subject, images = None, dict[str, bytes]()
     for row in rows:
         if row.target["subject"] != subject:
@@ -143,16 +127,16 @@ def _samples(work: StageWork, rows: list[_Row], encoder: "Encoder | None") -> It
 def _hashed(
     samples: Iterator[tuple[str, dict[str, bytes]]], hashes: list[dict[str, str]]
 ) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """The same samples; adds the SHA-256 of each one's members to ``hashes``."""
+    """Yield the same samples, and add the SHA-256 of their members to ``hashes``."""
     for key, payload in samples:
         hashes.append({name: hashlib.sha256(data).hexdigest() for name, data in payload.items()})
         yield key, payload
 
 
 def fit(data: bytes, config: ShardsConfig) -> bytes:
-    """The JPEG that goes into a shard: the file's own bytes, or the image scaled (or cropped) and encoded again.
+    """Return the JPEG for a shard: the file's bytes if they fit, else the image scaled (or cropped) and encoded again.
 
-    A JPEG that decodes only without its metadata is encoded again too: other readers of the shard could not open it.
+    A JPEG that decodes only without its metadata is encoded again, since other readers of the shard could not open it.
     """
     if config.buckets is not None:
         image = decode(data)
@@ -167,7 +151,7 @@ def fit(data: bytes, config: ShardsConfig) -> bytes:
 
 
 def nearest_bucket(image: np.ndarray, buckets: list[tuple[int, int]]) -> tuple[int, int]:
-    """The (height, width) whose aspect is nearest to that of ``image`` [H, W, 3], by its logarithm."""
+    """Return the (height, width) whose aspect ratio is nearest to that of ``image`` [H, W, 3], by its logarithm."""
     aspect = np.log(image.shape[0] / image.shape[1])
     return min(buckets, key=lambda size: abs(float(np.log(size[0] / size[1]) - aspect)))
 

@@ -1,4 +1,4 @@
-"""Which photos of a subject are the references of which: on similarities only, no pixels."""
+"""Choose the reference sets of each target photo of a subject, from similarities alone."""
 
 from collections.abc import Iterator
 from itertools import cycle, islice
@@ -13,13 +13,13 @@ from pipelines.curate.config import PlanConfig
 def reference_sets(
     similarity_NN: np.ndarray, pairs_NN: np.ndarray, target_order: list[int], config: PlanConfig
 ) -> list[list[tuple[int, ...]]]:
-    """For each of the N photos as a target, its sets of 1 to ``max_references`` reference photos.
+    """Return for each of the N photos as a target its sets of 1 to ``max_references`` reference photos.
 
-    Every pair is used in both directions where the caps allow. A target prefers the references that are least like
-    it: within the band a change of pose counts for a pair. If the subject has more triplets than it may, all targets
-    lose their last sets first, and among equals those at the end of ``target_order``.
+    Every pair is used in both directions if the maxima allow it. A target gets the least similar references first:
+    within the band they differ most in pose. If the subject has more triplets than ``max_triplets_per_subject``, all
+    targets lose their last sets first, beginning with those at the end of ``target_order``.
     """
-    needed = config.max_triplets_per_target * config.max_references  # candidates; no set repeats before
+    needed = config.max_triplets_per_target * config.max_references  # candidates; enough for sets that differ
     sets = [
         list(
             islice(
@@ -39,14 +39,14 @@ def reference_sets(
 
 
 def _by_difference(similarity_N: np.ndarray, paired_N: np.ndarray, needed: int) -> list[int]:
-    """The first ``needed`` partners, those that are least alike first."""
+    """Return the first ``needed`` partners, the least similar first."""
     candidates = np.flatnonzero(paired_N)
     order = np.argsort(similarity_N[candidates], kind="stable")[:needed]
     return [int(i) for i in candidates[order]]
 
 
 def _sets_of(candidates: list[int], config: PlanConfig) -> Iterator[tuple[int, ...]]:
-    """Different sets, largest size first and then one smaller in turn, going round the candidates evenly."""
+    """Yield different sets in turns of decreasing size, which use the candidates evenly."""
     if not candidates:
         return
     largest = min(config.max_references, len(candidates))

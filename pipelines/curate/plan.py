@@ -1,4 +1,4 @@
-"""Plan: for one range of subjects at a time, on rows and embeddings, decide what is kept and what becomes a triplet."""
+"""Plan: decide for a range of subjects, from rows and embeddings, which images are kept and form which triplets."""
 
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
@@ -8,59 +8,43 @@ import numpy as np
 import pyarrow as pa
 
 from lookalike.config import canonical_json
-from lookalike.documents import decoding
-from lookalike.storage import read_object
 from pipelines.actors import Columns
 from pipelines.curate.captions import fit_captions
-from pipelines.curate.duplicates import read_duplicates
-from pipelines.curate.filters import BOUND, Filter, Photos
+from pipelines.curate.filters import Filter, Photos, with_scores
+from pipelines.curate.filters.large_subject import LargeSubject
 from pipelines.curate.pairs import reference_sets
+from pipelines.curate.results import read_components, read_duplicates, read_scores
 from pipelines.curate.rows import PLAN_SCHEMA, SUBJECT_SCHEMA, unit_hash
-from pipelines.curate.score import read_scores, with_scores
-from pipelines.curate.subject_links import read_components
 from pipelines.curate.summary import EXAMPLES_PER_REASON, Summary
 from pipelines.curate.tables import read_span, vectors_of, write_table
 from pipelines.curate.work import StageWork
 
-_CACHED_SIDE = 128  # photos; larger subjects are few, and their indices take 16 bytes a pair
+_CACHED_SIDE = 128  # photos; larger subjects are rare, and their indices take 16 bytes a pair
 _REFERENCE_COLUMNS = ("sha256", "shard", "offset", "length")
 _EXAMPLE_COLUMNS = ("key", "shard", "offset", "length", "sha256", "subject", "error", "note", "phash")
 
 
-def plan_key(work: StageWork, partition: int, kind: str) -> str:
-    """Where a partition's ``images``, ``subjects`` (Parquet) and ``summary`` (JSON, written last) are kept."""
-    suffix = "json" if kind == "summary" else "parquet"
-    return work.inputs.stage_key("plan", f"part-{partition:05d}.{kind}.{suffix}")
-
-
-def read_summary(work: StageWork, partition: int) -> Summary:
-    """What a partition came to."""
-    key = plan_key(work, partition, "summary")
-    with decoding("a partition's summary", work.dataset.uri_of(key)):
-        return Summary.from_json(read_object(work.dataset, key))
-
-
 def plan_partition(work: StageWork, partition: int) -> Columns:
-    """Plan one range of subjects, unless that was done before."""
-    if not work.dataset.exists(plan_key(work, partition, "summary")):
+    """Write the plan of one range of subjects, unless that was done before."""
+    if not work.dataset.exists(work.workspace.summary(partition)):
         _plan(work, partition)
     return {"partition": np.array([partition])}
 
 
 def _plan(work: StageWork, partition: int) -> None:
     span = work.span(partition)
-    rows = work.read_rows(span)
+    rows, reasons = work.read_rows(span)
     summary = Summary(images=len(rows))
-    reasons = np.full(len(rows), "", object)  # empty: kept
     _drop_one_by_one(work, rows, reasons, span)
     rows = fit_captions(_captioned(work, rows, span), work.config.captions)
     rows = rows.combine_chunks()  # so that a subject's rows are a slice
     vectors, contents = _vectors(work, span), rows["sha256"].to_pylist()
     places = rows.select(_REFERENCE_COLUMNS).to_pylist()
     steps = list(work.config.filters.steps("subject"))
+    bounded = [name for name, step in steps if isinstance(step, LargeSubject)]
     sets: list[list[list[dict[str, Any]]]] = [[] for _ in range(len(rows))]
     subjects = []
-    figures: dict[str, list[np.ndarray]] = {}
+    values_of: dict[str, list[np.ndarray]] = {}
     components = read_components(work) if work.linked else {}
     for subject, members in _runs(rows["subject"].to_pylist()):
         left = reasons[members] == ""
@@ -71,31 +55,29 @@ def _plan(work: StageWork, partition: int) -> None:
         own = Photos(rows.slice(members[0], len(members))).take(left)
         photos = Photos(own.rows, np.stack([vectors[contents[i]] for i in kept]))
         photos, kept = _drop_of_subject(steps, photos, kept, reasons)
-        summary.bounded_subjects += bool((reasons[members] == BOUND).any())
+        summary.bounded_subjects += bool(np.isin(reasons[members], bounded).any())
         if len(kept):
             images = [places[i] for i in kept]
-            pairs, row = _pair(work, photos, images, components.get(subject, subject), summary, figures)
+            pairs, row = _pair(work, photos, images, components.get(subject, subject), summary, values_of)
             subjects.append(row)
             for i, groups in zip(kept, pairs, strict=True):
                 sets[i] = groups
-    for name, values in figures.items():  # counting once costs less than once a subject
+    for name, values in values_of.items():  # counting once costs less than once for each subject
         summary.count(name, np.concatenate(values))
     _count(summary, rows, reasons)
     planned = rows.append_column(
         "drop_reason", pa.array([reason or None for reason in reasons], pa.string())
     ).append_column("reference_sets", pa.array(sets, PLAN_SCHEMA.field("reference_sets").type))
     store = work.dataset
-    write_table(store, plan_key(work, partition, "images"), planned.cast(PLAN_SCHEMA))
-    write_table(store, plan_key(work, partition, "subjects"), pa.Table.from_pylist(subjects, SUBJECT_SCHEMA))
-    store.write(plan_key(work, partition, "summary"), canonical_json(summary.to_json()).encode())
+    write_table(store, work.workspace.plan(partition, "images"), planned.cast(PLAN_SCHEMA))
+    write_table(store, work.workspace.plan(partition, "subjects"), pa.Table.from_pylist(subjects, SUBJECT_SCHEMA))
+    store.write(work.workspace.summary(partition), canonical_json(summary.to_json()).encode())
 
 
 def _drop_one_by_one(work: StageWork, rows: pa.Table, reasons: np.ndarray, span: tuple[int, int]) -> None:
-    """The filters that see one image at a time, and the duplicates that were found before."""
-    for name, step in work.config.filters.steps("image"):
-        reasons[step.drop(Photos(rows)) & (reasons == "")] = name
+    """Add the reasons of duplicates and of filters that see a score to the ``reasons`` of the screen."""
     for name, _ in work.config.filters.steps("content"):
-        repeated = read_duplicates(work, span)
+        repeated = read_duplicates(work, span, "subject_hash")
         places = zip(*(rows[name].to_pylist() for name in ("shard", "offset", "key")), strict=True)
         mask = np.array([place in repeated for place in places], bool)
         reasons[mask & (reasons == "")] = name
@@ -106,18 +88,20 @@ def _drop_one_by_one(work: StageWork, rows: pa.Table, reasons: np.ndarray, span:
 
 
 def _captioned(work: StageWork, rows: pa.Table, span: tuple[int, int]) -> pa.Table:
-    """The rows, with what the captioner says where they have no caption."""
+    """Return the rows; those without a caption have the captioner's."""
     if work.config.captioner is None:
         return rows
-    said = read_scores(work, work.config.captioner.revision, span)
-    captions = [row["caption"] or said.get(row["sha256"], "") for row in rows.select(["caption", "sha256"]).to_pylist()]
+    answers = read_scores(work, work.config.captioner.revision, span)
+    captions = [
+        row["caption"] or answers.get(row["sha256"], "") for row in rows.select(["caption", "sha256"]).to_pylist()
+    ]
     return rows.set_column(rows.schema.get_field_index("caption"), "caption", pa.array(captions, pa.string()))
 
 
 def _drop_of_subject(
     steps: Sequence[tuple[str, Filter]], photos: Photos, kept: np.ndarray, reasons: np.ndarray
 ) -> tuple[Photos, np.ndarray]:
-    """The filters that see all photos of a subject; returns the photos that are left, and their rows."""
+    """Apply the filters that see all photos of a subject; return the photos that are kept, and their rows."""
     for name, step in steps:
         drop = step.drop(photos)
         if drop.any():
@@ -134,9 +118,9 @@ def _pair(
     images: list[dict[str, Any]],
     component: str,
     summary: Summary,
-    figures: dict[str, list[np.ndarray]],
+    values_of: dict[str, list[np.ndarray]],
 ) -> tuple[list[list[list[dict[str, Any]]]], dict[str, Any]]:
-    """The reference sets of each photo of a subject, whose places ``images`` gives; and the subject's row."""
+    """Return the reference sets of each photo of a subject, whose places are ``images``, and the subject's row."""
     config = work.config
     order = sorted(range(len(images)), key=lambda i: unit_hash("target", config.seed, images[i]["sha256"]))
     similarity = photos.similarity
@@ -146,14 +130,14 @@ def _pair(
         sets.append([[images[i] | {"similarity": float(similarity[target, i])} for i in group] for group in groups])
         used += [similarity[target, i] for group in groups for i in group]
     triplets = sum(map(len, chosen))
-    seen = {
+    counted = {
         "similarity of photos of one subject": _above_diagonal(similarity),
         "similarity of references to their target": np.array(used),
         "images kept of a subject": np.array([len(images)]),
         "triplets of a subject": np.array([triplets]),
     }
-    for name, values in seen.items():
-        figures.setdefault(name, []).append(values)
+    for name, values in counted.items():
+        values_of.setdefault(name, []).append(values)
     summary.subjects += 1
     summary.triplets += triplets
     first = photos.rows.slice(0, 1).select(["subject_hash", "subject", "class_name"]).to_pylist()[0]
@@ -165,7 +149,7 @@ def _pair(
 
 
 def _above_diagonal(matrix_NN: np.ndarray) -> np.ndarray:
-    """The N (N - 1) / 2 values above the diagonal."""
+    """Return the N (N - 1) / 2 values above the diagonal."""
     n = len(matrix_NN)
     if n <= _CACHED_SIDE:
         return np.asarray(matrix_NN[_indices_above_diagonal(n)])
@@ -190,23 +174,23 @@ def _count(summary: Summary, rows: pa.Table, reasons: np.ndarray) -> None:
     for reason in set(reasons) - {""}:
         dropped = np.flatnonzero(reasons == reason)
         summary.dropped[reason] += len(dropped)
-        for first in range(0, len(dropped), 10 * EXAMPLES_PER_REASON):  # a few at a time, so that few are in memory
+        for first in range(0, len(dropped), 10 * EXAMPLES_PER_REASON):  # a few at a time, to bound memory
             part = rows.take(pa.array(dropped[first : first + 10 * EXAMPLES_PER_REASON]))
             summary.add_examples(reason, part.select(_EXAMPLE_COLUMNS).to_pylist())
 
 
 def _vectors(work: StageWork, span: tuple[int, int]) -> dict[str, np.ndarray]:
-    found: dict[str, np.ndarray] = {}
+    by_content: dict[str, np.ndarray] = {}
     for info in work.vectors:
         table = read_span(work.dataset, info, span)
         if len(table):
             vectors = vectors_of(table["vector"], table.schema.field("vector").type.list_size)
-            found.update(zip(table["sha256"].to_pylist(), vectors, strict=True))
-    return found
+            by_content.update(zip(table["sha256"].to_pylist(), vectors, strict=True))
+    return by_content
 
 
 def _runs(subjects: list[str]) -> Iterator[tuple[str, np.ndarray]]:
-    """Each subject, and the positions of its rows, which lie side by side."""
+    """Yield each subject and the positions of its rows, which are contiguous."""
     first = 0
     for i in range(1, len(subjects) + 1):
         if i == len(subjects) or subjects[i] != subjects[first]:

@@ -1,4 +1,4 @@
-"""Find the raw shards, and what else lies beside them."""
+"""List the raw shards, and count the other objects beside them."""
 
 import math
 import os
@@ -20,47 +20,49 @@ _SHARD = re.compile(r".*\.(tar(\.(gz|bz2|xz|zst|zstd|lz4))?|tgz|tbz2?|txz|tzst)"
 _ARCHIVE = re.compile(
     r".*\.(tar\..*|tar~|zip|7z|rar|cpio|ar|(gz|bz2|xz|zst|lz4|lzma|br|z)|(tlz|tz|taz))", re.IGNORECASE | re.DOTALL
 )
-_MAX_NAMES = 100_000  # that one brace expression may stand for
+_MAX_NAMES = 100_000  # maximum of one brace expression
 _RANGE = re.compile(r"(-?\d{1,30})\.\.(-?\d{1,30})(?:\.\.(-?\d{1,30}))?")
 _RECORDS = {"run.json", "ingest.json", "_truth.json"}  # that jobs/ingest.py writes beside the shards
 
 
 @dataclass(frozen=True)
 class RawListing:
-    """The raw shards, and a tally of all objects that were listed to find them."""
+    """The raw shards, and a count of all objects that were listed."""
 
     shards: list[ObjectInfo]
-    """In the order of their keys below :func:`raw_store`."""
+    """Sorted by their keys below :func:`raw_store`."""
     objects: PassedOver
-    """``found``: names below the prefixes that ``raw`` names; those that are not raw shards are passed over."""
+    """``found``: objects below the prefixes of ``raw``; those that are not raw shards are passed over."""
 
 
 def is_shard(name: str) -> bool:
-    """Whether a name is that of a raw shard, in lower or upper case. What is in it decides how it is read."""
+    """Return whether a name has the extension of a raw shard, in any case. Its bytes decide how it is read."""
     return _SHARD.fullmatch(name) is not None
 
 
 def raw_store(raw: str | Sequence[str]) -> Store:
-    """The deepest prefix that holds all that ``raw`` names (a URI, a brace expression, or several)."""
+    """Return the deepest prefix of everything in ``raw`` (a URI, a brace expression, or a list of these)."""
     return _common(_places(raw))
 
 
 def list_shards(raw: str | Sequence[str], dataset: Store) -> list[ObjectInfo]:
-    """The shards of :func:`list_raw`."""
+    """Return the raw shards of :func:`list_raw`."""
     return list_raw(raw, dataset).shards
 
 
 def list_raw(raw: str | Sequence[str], dataset: Store) -> RawListing:
-    """The shards that ``raw`` names, and what lies beside them. Each folder is listed once, however many it has.
+    """List the raw shards in ``raw`` and count the objects beside them. Each folder is listed once.
 
     Raises:
         ConfigError: the raw shards and the dataset share a prefix, or several places have no prefix in common.
-        InputError: a shard that is not there, or a prefix without any.
+        InputError: a shard does not exist, or a prefix has no shard.
     """
     places = _places(raw)
     common = _common(places)
     if overlap(dataset, common):
-        raise ConfigError("raw and dataset share a prefix", value=[common.uri, dataset.uri], fix="keep them apart")
+        raise ConfigError(
+            "raw and dataset share a prefix", value=[common.uri, dataset.uri], fix="use two separate prefixes"
+        )
     shards: dict[str, ObjectInfo] = {}
     objects = PassedOver()
     prefixes = {(store.prefix_in(common) or "").rstrip("/") for store, shard in places if not shard}
@@ -78,34 +80,40 @@ def list_raw(raw: str | Sequence[str], dataset: Store) -> RawListing:
     missing = [key for key in named if key not in shards]
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise InputError("the shard does not exist", value=f"{common.uri_of(missing[0])}{more}", fix="check --raw")
+        raise InputError("the shard does not exist", value=f"{common.uri_of(missing[0])}{more}", fix="correct --raw")
     return RawListing(sorted(shards.values(), key=lambda info: info.key), objects)
 
 
 def _places(raw: str | Sequence[str]) -> list[tuple[Store, str]]:
-    """The store and the key of each shard that is named, and the store of each prefix with the key ``""``."""
+    """Return (store, key) of each shard in ``raw``, and (store, "") of each prefix."""
     written = [raw] if isinstance(raw, str) else list(raw)
     names = [name for item in written for name in _expanded(item)]
     if not names:
-        raise ConfigError("no raw shards are named", value=written, fix="name a prefix, or shards")
+        raise ConfigError("no raw shards are named", value=written, fix="give --raw a prefix, or shards")
     return [locate_object(name) if is_shard(name) else (open_store(name), "") for name in names]
 
 
 def _expanded(item: str) -> Iterator[str]:
-    """What a brace expression names; an existing folder or prefix whose name has these braces is itself."""
+    """Yield the names in a brace expression; an existing folder or prefix with braces in its name is one name."""
     if "{" not in item or _is_there(item):
         yield item
         return
     ranges = [[int(number or 1) for number in found] for found in _RANGE.findall(item)]
     counts = [abs(end - start) // max(abs(step), 1) + 1 for start, end, step in ranges]
     if math.prod(counts) > _MAX_NAMES:  # braceexpand makes a list of each range
-        raise ConfigError(f"a brace expression for more than {_MAX_NAMES} names", value=item, fix="name the prefix")
+        raise ConfigError(
+            f"a brace expression has more than {_MAX_NAMES} names", value=item, fix="use the prefix instead"
+        )
     try:
         names = list(islice(braceexpand.braceexpand(item), _MAX_NAMES + 1))
     except ValueError as error:
-        raise ConfigError(str(error), value=item, fix="close each brace, or name the prefix") from None
+        raise ConfigError(
+            f"not a valid brace expression: {error}", value=item, fix="close each brace, or use the prefix instead"
+        ) from None
     if len(names) > _MAX_NAMES:
-        raise ConfigError(f"a brace expression for more than {_MAX_NAMES} names", value=item, fix="name the prefix")
+        raise ConfigError(
+            f"a brace expression has more than {_MAX_NAMES} names", value=item, fix="use the prefix instead"
+        )
     yield from names
 
 
@@ -129,9 +137,9 @@ def _common(places: Sequence[tuple[Store, str]]) -> Store:
         if common.uri != "file:///":
             return common
     raise ConfigError(
-        "these raw shards have no prefix in common",
+        "the raw shards have no prefix in common",
         value=[store.uri_of(key) if key else store.uri for store, key in places[:4]],
-        fix="keep them in one bucket",
+        fix="put them into one bucket",
     )
 
 
@@ -140,7 +148,7 @@ def _holds(prefix: str, key: str) -> bool:
 
 
 def _below(store: Store, prefix: str, objects: PassedOver) -> dict[str, ObjectInfo]:
-    """The shards below a prefix by key; everything that is there is counted in ``objects``."""
+    """Return the shards below a prefix by key, and count all its objects in ``objects``."""
     shards: dict[str, ObjectInfo] = {}
     own = PassedOver()
     for entry in survey(store, f"{prefix}/" if prefix else ""):
@@ -159,19 +167,19 @@ def _below(store: Store, prefix: str, objects: PassedOver) -> dict[str, ObjectIn
     place = store.child(prefix) if prefix else store
     where = place.uri
     if _is_object(place):
-        raise InputError("this file is not a raw shard", value=where, fix="name .tar files, or the folder of them")
+        raise InputError("the file is not a raw shard", value=where, fix="give --raw .tar files, or their folder")
     if not own.found:
         what = "the raw prefix is missing or empty"
-        raise InputError(what, value=where, fix="check --raw, or run jobs/ingest.py first")
+        raise InputError(what, value=where, fix="correct --raw, or run jobs/ingest.py first")
     reasons = ", ".join(f"{reason} {n}" for reason, n in sorted(own.counts.items()))
-    fix = "check --raw, or run jobs/ingest.py first"
+    fix = "correct --raw, or run jobs/ingest.py first"
     if own.counts["link_outside"]:
-        fix = "a link that leads out of the prefix is not followed: name the places that it leads to in --raw"
+        fix = "links that lead out of the prefix are not followed: add their targets to --raw"
     raise InputError(f"no .tar among the {own.found} objects of the raw prefix: {reasons}", value=where, fix=fix)
 
 
 def _is_object(place: Store) -> bool:
-    """Whether a place that was listed as a prefix is an object itself."""
+    """Return whether a store that was opened as a prefix is an object."""
     try:
         return place.parent.exists(place.name)
     except ConfigError:  # a bucket, or the root of a file system
@@ -188,7 +196,7 @@ def _why_no_shard(key: str) -> str:
 
 
 def _named(store: Store, keys: Iterable[str]) -> dict[str, ObjectInfo]:
-    """Those of ``keys`` that are there. One listing for each folder, of the names that begin as theirs do."""
+    """Return the objects of ``keys`` that exist. Each folder is listed once, from the common beginning of its keys."""
     folders: dict[str, set[str]] = {}
     for key in keys:
         folders.setdefault(key.rpartition("/")[0], set()).add(key)

@@ -1,4 +1,4 @@
-"""Apply the take-down list: find what it names in these raw shards and in earlier snapshots."""
+"""Apply the take-down list: find the images that it names in the raw shards and in earlier snapshots."""
 
 import logging
 from collections.abc import Callable, Iterable
@@ -23,26 +23,27 @@ from pipelines.curate.work import StageWork
 
 log = logging.getLogger(__name__)
 
-ENTRIES_SHOWN = 1000  # entries of the take-down list in the manifest; a longer list has a file of its own
+ENTRIES_SHOWN = 1000  # maximum entries in the manifest; a longer list has a separate file
 
 
 def take_down(
     stage: StageWork, versions: list[int], run_tasks: Callable[..., Iterable[pa.Table]]
 ) -> tuple[StageWork, dict[str, Any] | None, dict[str, int]]:
-    """The stage with the list widened by the contents that it names, the record of the list for the manifest (its
-    hash and entries, the images that each names, and the snapshots that hold such images), and the images by entry if
-    they are more than the manifest shows.
+    """Find the images that the take-down list names.
+
+    Returns:
+        The stage with the list widened by the content hashes of these images; the record of the list for the manifest
+        (hash, entries, images of each entry, snapshots that hold such images), None without a list; and the images by
+        entry if the manifest does not show them all.
 
     Raises:
-        InputError: an entry that names no image, here or in an earlier snapshot, and is not allowed to.
+        InputError: an entry names no image, here or in an earlier snapshot, and is not allowed to.
     """
     config, dataset, settings = stage.config, stage.dataset, stage.config.filters.taken_down
     if settings.list is None:
         return stage, None, {}
     taken, digest = read_list(settings.list), pinned_hash(settings.list)
-    work = TakeDownWork(
-        dataset.uri, settings.list, stage.rows, tuple(versions), stage.inputs.stage_key("taken-down", "contents")
-    )
+    work = TakeDownWork(dataset.uri, settings.list, stage.rows, tuple(versions), stage.workspace)
     noun = "raw shards compared with the take-down list"
     counts, named = summed(run_tasks(count_matches, work, len(work.rows), noun=noun), len(taken))
     (table,) = run_tasks(widen, work, 1, noun="take-down lists widened")
@@ -50,7 +51,7 @@ def take_down(
     before = read_manifest(dataset, versions[-1]).get("taken_down") if versions else None
     judged = before is not None and before["list"] == digest and "matched" in before
     if before is not None and judged and before["widened"] == pinned_hash(wide):
-        held = before["held_by"]  # that snapshot holds none of it, and names those that do
+        held = before["held_by"]  # that snapshot holds none of them, and its manifest names those that do
         earlier = np.ones(len(taken), int)
     else:
         noun, search = "snapshots searched", replace(work, list=wide)
@@ -62,7 +63,8 @@ def take_down(
     if held:
         names = ", ".join(sorted(held))
         log.warning(
-            "snapshots that hold images of the take-down list: %s; remove them, or what was made of them", names
+            "snapshots that hold images of the take-down list: %s; remove them, and models that were trained on them",
+            names,
         )
     matched = dict(zip(taken.names, counts.tolist(), strict=True))
     shown = dict(list(matched.items())[:ENTRIES_SHOWN])

@@ -1,8 +1,7 @@
-"""The report: what came in, what was dropped and why, what the triplets look like. One page, and the same as JSON."""
+"""The report of a snapshot, as JSON and as a page: images that came in, were dropped and why, and triplets."""
 
 import base64
 import heapq
-import inspect
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,18 +16,15 @@ from lookalike.data.images import ImageError, decode_at_least, encode_jpeg, fit_
 from lookalike.storage import Store
 from pipelines.curate.inventory import funnel_rows
 from pipelines.curate.languages import count_languages
-from pipelines.curate.plan import plan_key
+from pipelines.curate.results import read_plan
 from pipelines.curate.rows import subject_hash, unit_hash
 from pipelines.curate.summary import HISTOGRAMS, Summary
-from pipelines.curate.tables import read_table
 from pipelines.curate.work import StageWork
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
 _THUMB_SIDE = 112  # px
-_REJECTS = 8  # shown of each reason
-_SIMILARITY_STEP = 0.05  # triplets are shown from the least to the most alike, two for each step
-_NOT_SHOWN = ("taken_down",)  # a report is kept and passed on: it must not hold what was removed on request
-_COMPARED = ("near_duplicate", "off_subject", "no_pair")  # reasons that make sense beside photos that were kept
+_REJECTS = 8  # maximum shown of each reason
+_SIMILARITY_STEP = 0.05  # two triplets are shown for each step
 
 
 def build_report(
@@ -39,10 +35,10 @@ def build_report(
     version: Store,
     passed_over: dict[str, Any],
 ) -> dict[str, Any]:
-    """The figures of ``report.json``.
+    """Return the content of ``report.json``.
 
     ``table`` is the triplet table as a local file; images are read by range, a few dozen of them. Thumbnails are JPEG
-    in base64; a file that cannot be decoded has an empty one. The keys:
+    in base64; a file that cannot be decoded has an empty string. The keys:
 
     - ``counts``: as in the manifest
     - ``passed_over``: as in the manifest
@@ -50,7 +46,7 @@ def build_report(
     - ``rejects``: {reason: [{key, subject, why, thumb_b64, beside_b64}]}
     - ``triplets``: [{triplet_id, prompt, subject, split, target_b64, references_b64, similarities}]
     - ``histograms``: {name: {first, last, bins, log_base, counts}}
-    - ``noted``: {what a note is of: images}, flaws that dropped no image
+    - ``noted``: {kind of note: images}; a note drops no image
     - ``classes``: {name: subjects}
     - ``languages``: {ISO 639 code: captions}, of a sample of the kept images
     - ``settings``
@@ -83,7 +79,7 @@ def build_report(
 
 
 def render_report(report: dict[str, Any], title: str) -> str:
-    """``report.html`` of the figures: one page without any outside asset."""
+    """Return ``report.html``: one page without external assets."""
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -96,36 +92,35 @@ def _funnel(work: StageWork, summary: Summary) -> list[dict[str, Any]]:
     for number, (reason, step) in enumerate(work.config.filters.steps(), start=1):
         dropped = summary.dropped.get(reason, 0)
         left -= dropped
-        what = (inspect.getdoc(type(step)) or "").split("\n\n")[0].replace("\n", " ").replace("``", "")
-        steps.append(
-            {"step": number, "unit": "images", "reason": reason, "what": what, "dropped": dropped, "left": left}
-        )
+        row = {"step": number, "unit": "images", "reason": reason, "what": step.summary}
+        steps.append(row | {"dropped": dropped, "left": left})
     assert left == summary.kept, "an image was dropped for a reason that no filter gives"
     return steps
 
 
 def _reject(work: StageWork, reason: str, row: dict[str, Any]) -> dict[str, Any]:
-    beside = _kept_photos(work, row) if reason in _COMPARED else []
+    traits = next(step.traits for name, step in work.config.filters.steps() if name == reason)
+    beside = _kept_photos(work, row) if "compares_embeddings" in traits else []
     return {
         "key": row["key"] or f"the rest of {row['shard']}",
         "subject": row["subject"],
         "why": row["error"] or row["note"],
-        "thumb_b64": "" if row["error"] or reason in _NOT_SHOWN else _thumb(work.read_image(row)),
+        "thumb_b64": "" if row["error"] or "hides_photos" in traits else _thumb(work.read_image(row)),
         "beside_b64": [_thumb(work.read_image(other)) for other in beside],
     }
 
 
 def _kept_photos(work: StageWork, dropped: dict[str, Any]) -> list[dict[str, Any]]:
-    """Two photos of the same subject that were kept, those with the nearest hashes, where there are any."""
+    """Return up to two kept photos of the same subject, those with the nearest perceptual hashes."""
     subject = dropped["subject"]
     place = subject_hash(subject)
-    rows = read_table(work.dataset, plan_key(work, work.partition_of(subject), "images"), (place, place + 1))
+    rows = read_plan(work, work.partition_of(subject), "images", (place, place + 1))
     kept = rows.filter(pc.and_(pc.is_null(rows["drop_reason"]), pc.equal(rows["subject"], subject))).to_pylist()
     return sorted(kept, key=lambda row: (row["phash"] ^ dropped["phash"]).bit_count())[:2]
 
 
 def _examples(table: Path) -> list[dict[str, Any]]:
-    """Triplets over the whole range of similarities, chosen by hash; the table streams by."""
+    """Return triplets of all similarities, chosen by hash and sorted by similarity; the table is read in batches."""
     chosen: dict[int, list[tuple[float, int, dict[str, Any]]]] = {}
     number = 0
     for batch in pq.ParquetFile(table).iter_batches(batch_size=4096):

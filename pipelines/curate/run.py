@@ -1,10 +1,11 @@
-"""One curation, from raw shards to a published snapshot."""
+"""Run the stages of a curation, from raw shards to a published snapshot."""
 
 import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from lookalike import config as configs
@@ -14,57 +15,58 @@ from lookalike.errors import ConfigError, ConflictError, InputError
 from lookalike.storage import Store, list_versions, open_store, publish, read_manifest, version_store
 from lookalike.storage.lease import Lease, hold
 from lookalike.storage.snapshot import MANIFEST
-from pipelines.actors import run_tasks, run_units
+from pipelines.actors import Columns, run_tasks, run_units
 from pipelines.curate.changed import with_recorded_changes
-from pipelines.curate.cluster_subjects import FoundWork, assign_cells, find_centroids, group_cell, label_shard
+from pipelines.curate.cluster_subjects import ClusterWork, assign_cells, find_centroids, group_cell, label_shard
 from pipelines.curate.config import CurateConfig
+from pipelines.curate.duplicates import find_duplicates
 from pipelines.curate.finish import FinishWork, finish
 from pipelines.curate.index import IndexWork, ShardIndexer, index_shard
-from pipelines.curate.inputs import WORK, Inputs
-from pipelines.curate.layout import ShardPlan, plan_shards
-from pipelines.curate.materialise import MaterialiseWork, ShardWriter, write_shard
-from pipelines.curate.plan import plan_partition, read_summary
+from pipelines.curate.inputs import Inputs
+from pipelines.curate.layout import plan_shards
+from pipelines.curate.materialise import ShardWriter, write_shard
+from pipelines.curate.plan import plan_partition
 from pipelines.curate.raw import RawListing, list_raw, raw_store
 from pipelines.curate.removals import take_down
+from pipelines.curate.results import read_summary
 from pipelines.curate.score import ShardScorer, scored
-from pipelines.curate.subject_links import compare, join_links, link_units
+from pipelines.curate.screen import screen_shard
+from pipelines.curate.subject_links import find_links, join_links, link_units
 from pipelines.curate.summary import Summary
 from pipelines.curate.takedown import pin
-from pipelines.curate.work import StageWork, indexed
+from pipelines.curate.work import MaterialiseWork, ShardPlan, StageWork, indexed
+from pipelines.curate.workspace import CLAIM, LEASE
 from pipelines.entry import ray_session
 
 log = logging.getLogger(__name__)
 
-LEASE = f"{WORK}/lease"
-CLAIM = "claim.json"  # of a version: whose work is under way there
-
 
 @dataclass(frozen=True)
 class Curated:
-    """The newest snapshot, after a curation."""
+    """The newest snapshot after a curation run."""
 
     dataset: str
     """URI of the dataset."""
     version: int
-    """Number of the snapshot."""
+    """Version of the snapshot."""
     new: bool
     """Whether this run published it."""
     manifest: dict[str, Any]
     """Its manifest."""
     passed_over: dict[str, Any]
-    """As in the manifest, but the objects are those that this run has listed, also if it published nothing."""
+    """As in the manifest, but with the objects that this run has listed, also if it published nothing."""
 
 
 def curate(config: CurateConfig) -> Curated:
-    """Curate what is below ``config.raw`` and publish a snapshot, unless the newest one holds just that.
+    """Curate the raw shards of ``config.raw`` and publish a snapshot, unless the newest one has the same inputs.
 
-    Killed and started again it resumes: every finished piece of work is kept under ``work/``.
+    A run that was killed resumes: the results of finished tasks are kept under ``work/``.
 
     Raises:
-        InputError: no raw shards, a shard that cannot be read, or no usable pair.
-        ConfigError: settings that cannot work.
+        InputError: there are no raw shards, a shard cannot be read, or there is no usable pair.
+        ConfigError: the settings cannot work.
         ConflictError: another run has published this version.
-        BusyError: another curation of the dataset is at work.
+        BusyError: another curation run of the dataset holds its lease.
     """
     raw, dataset = raw_store(config.raw), open_store(config.dataset)
     listing = list_raw(config.raw, dataset)
@@ -84,11 +86,12 @@ def _curate(config: CurateConfig, raw: Store, dataset: Store, listing: RawListin
         return Curated(dataset.uri, newest["version"], False, newest, newest["passed_over"] | {"objects": objects})
     with ray_session():
         _index(config, raw, dataset, inputs)
-        _find_subjects(config, inputs, dataset)
+        _find_subjects(config, inputs)
         stage = StageWork.of(config, inputs)
         stage, taken_down, matched = take_down(stage, versions, run_tasks)
+        _finish_all(run_tasks(screen_shard, stage, len(stage.rows), noun="raw shards screened"))
         comparisons = stage.content_partitions + link_units(stage)
-        links = run_tasks(compare, stage, comparisons, noun="ranges compared across subjects")
+        links = run_tasks(_compare, stage, comparisons, noun="ranges compared across subjects")
         if sum(sum(table["links"].to_pylist()) for table in links):
             _finish_all(run_tasks(join_links, stage, 1, noun="sets of linked subjects"))
             stage = replace(stage, linked=True)
@@ -118,7 +121,7 @@ def _curate(config: CurateConfig, raw: Store, dataset: Store, listing: RawListin
 
 
 def _newest(dataset: Store, versions: list[int]) -> dict[str, Any] | None:
-    """The manifest of the newest snapshot, if there is one. Raises InputError if it is damaged."""
+    """Return the manifest of the newest snapshot, if there is one."""
     if not versions:
         return None
     manifest = read_manifest(dataset, versions[-1])
@@ -129,15 +132,15 @@ def _newest(dataset: Store, versions: list[int]) -> dict[str, Any] | None:
 
 
 def _with_pinned_list(config: CurateConfig, dataset: Store, parent: dict[str, Any] | None) -> CurateConfig:
-    """The same configuration, with a copy of the take-down list in the place of the list; ``parent`` is a manifest."""
+    """Return the configuration with the take-down list replaced by its copy; ``parent`` is a manifest."""
     taken_down = config.filters.taken_down
     if taken_down.list is None:
         if parent is not None and parent.get("taken_down"):
             raise ConfigError(
-                f"version {parent['version']} was made with a take-down list and this one would be without:"
-                " what was removed would come back",
+                f"version {parent['version']} was made with a take-down list, and this run has none:"
+                " removed images would come back",
                 value=dataset.uri,
-                fix="name the list (filters.taken_down.list); an empty file takes everything back",
+                fix="set filters.taken_down.list; to restore all images, use an empty file",
             )
         return config
     pinned = replace(taken_down, list=pin(taken_down.list, dataset, taken_down.max_list_mib))
@@ -145,10 +148,10 @@ def _with_pinned_list(config: CurateConfig, dataset: Store, parent: dict[str, An
 
 
 def _index(config: CurateConfig, raw: Store, dataset: Store, inputs: Inputs) -> None:
-    """Index the shards that are new."""
-    present = indexed(dataset).keys()
-    missing = tuple(i for i in inputs.units if not {inputs.rows_key(i), inputs.vectors_key(i)} <= present)
-    log.info("%d raw shards, %d of them to be indexed", len(inputs.shards), len(missing))
+    """Index the raw shards that are not indexed yet."""
+    workspace, present = inputs.workspace, indexed(dataset).keys()
+    missing = tuple(i for i in inputs.units if not {workspace.rows(i), workspace.vectors(i)} <= present)
+    log.info("%d raw shards, %d of them to index", len(inputs.shards), len(missing))
     if not missing:
         return
     work = IndexWork(raw.uri, dataset.uri, inputs, missing, config)
@@ -167,12 +170,11 @@ def _index(config: CurateConfig, raw: Store, dataset: Store, inputs: Inputs) -> 
         )
 
 
-def _find_subjects(config: CurateConfig, inputs: Inputs, dataset: Store) -> None:
-    """Group the photographs without a label, where that is asked for."""
-    settings = config.labels.found
-    if settings is None:
+def _find_subjects(config: CurateConfig, inputs: Inputs) -> None:
+    """Group the photos without a subject, if ``labels.found`` is set."""
+    if config.labels.found is None:
         return
-    work = FoundWork.of(config, settings, inputs, indexed(dataset))
+    work = ClusterWork.of(config, inputs)
     shards = len(inputs.shards)
     _finish_all(run_tasks(find_centroids, work, 1, noun="sets of centroids"))
     _finish_all(run_tasks(assign_cells, work, shards, noun="raw shards assigned to cells"))
@@ -180,14 +182,22 @@ def _find_subjects(config: CurateConfig, inputs: Inputs, dataset: Store) -> None
     _finish_all(run_tasks(label_shard, work, shards, noun="raw shards labelled"))
 
 
+def _compare(stage: StageWork, unit: int) -> Columns:
+    """Do a unit of :func:`find_duplicates`, which come first, or of :func:`find_links`; neither needs the other."""
+    if unit >= stage.content_partitions:
+        return find_links(stage, unit - stage.content_partitions)
+    find_duplicates(stage, unit)
+    return {"links": np.array([0])}
+
+
 def _score(stage: StageWork) -> StageWork:
-    """Show what the cheap filters have left to the models that other filters ask."""
+    """Score and caption images by models, if any are configured."""
     if not stage.inputs.models:
         return stage
     units, actors = len(stage.inputs.shards), stage.config.actors
     tables = run_units(ShardScorer, stage, units, actors, noun="raw shards scored")
     shown = sum(sum(table["shown"].to_pylist()) for table in tables)
-    log.info("models were shown %d images that they had not seen", shown)
+    log.info("models were shown %d new images", shown)
     return replace(stage, scores=scored(stage))
 
 
@@ -199,29 +209,29 @@ def _write_shards(work: MaterialiseWork) -> Iterator[pa.Table]:
 
 
 def _check(summary: Summary, stage: StageWork) -> None:
-    """Nothing vanishes, and something is left."""
+    """Check that the counts add up, and that there are triplets."""
     assert stage.images == summary.images == summary.kept + summary.dropped.total(), "images are lost"
     if summary.triplets == 0:
-        taken = ", ".join(f"{name} took {n}" for name, n in summary.dropped.most_common())
+        dropped = ", ".join(f"{name} {n}" for name, n in summary.dropped.most_common())
         raise InputError(
-            f"no usable pair among {summary.images} images of {summary.subjects_in} subjects: {taken or 'no image'}",
+            f"no usable pair among {summary.images} images of {summary.subjects_in} subjects;"
+            f" dropped: {dropped or 'none'}",
             value=stage.raw.uri,
-            fix="bring two or more photos of each subject, or loosen the filters that took most",
+            fix="provide two or more photos of each subject, or relax the filters that dropped most",
         )
 
 
 def _claim_version(dataset: Store, inputs: Inputs, number: int) -> int:
-    """The number of the version to make: the first that nobody works at, or where we did before.
+    """Claim the first version that no run with other inputs has claimed, and return its number.
 
-    A run that was killed keeps its number for the same command; another one goes past it, so that no two ever write
-    into one version.
+    A run that was killed gets the same number again, and runs with other inputs never write to its version.
     """
     while True:
         try:
             version_store(dataset, number).create(CLAIM, configs.canonical_json(inputs.fingerprint).encode())
         except ConflictError:
-            theirs = version_store(dataset, number).read(CLAIM)
-            if theirs != configs.canonical_json(inputs.fingerprint).encode():
+            claim = version_store(dataset, number).read(CLAIM)
+            if claim != configs.canonical_json(inputs.fingerprint).encode():
                 number += 1
                 continue
         return number
@@ -249,7 +259,7 @@ def _manifest(
     counts: dict[str, Any],
     files: dict[str, str],
 ) -> dict[str, Any]:
-    """No clock and no place of work in it: equal inputs give equal bytes."""
+    """Return the manifest. It has no time and no host, so that equal inputs give equal bytes."""
     return {
         "version": number,
         "parent": parent,
@@ -271,7 +281,7 @@ def _manifest(
 def _publish(dataset: Store, number: int, manifest: dict[str, Any]) -> None:
     try:
         publish(dataset, number, manifest)
-    except ConflictError:  # the same command ran twice at once, and the other was first: its bytes are ours
+    except ConflictError:  # the same command runs twice, and the other was first with the same bytes
         if read_manifest(dataset, number) != manifest:
             raise
     log.info("published version %d", number)

@@ -1,7 +1,8 @@
-"""The tables of a snapshot, read as streams: a row group or a subject is in memory at a time."""
+"""Read the tables of a snapshot as streams: one row group or subject is in memory at a time."""
 
+import heapq
 from collections.abc import Callable, Iterator, Sequence
-from itertools import groupby
+from itertools import groupby, repeat
 from typing import Any
 
 import numpy as np
@@ -20,10 +21,10 @@ Rows = list[dict[str, Any]]
 
 
 def open_table(version: Store, name: str) -> pq.ParquetFile:
-    """A Parquet table of a snapshot, of which only what is asked for is read, by range."""
+    """Open a Parquet table of a snapshot; only the parts that are used are read, by range."""
     info = next((info for info in version.list(name) if info.key == name), None)
     if info is None:
-        raise InputError(f"the snapshot has no {name}", value=version.uri, fix="name a complete version")
+        raise InputError(f"the snapshot has no {name}", value=version.uri, fix="use a complete version")
     with decoding("a Parquet table", version.uri_of(name)):
         return pq.ParquetFile(open_object(version, info, _READ_AHEAD))
 
@@ -31,7 +32,7 @@ def open_table(version: Store, name: str) -> pq.ParquetFile:
 def find_rows(
     table: pq.ParquetFile, columns: Sequence[str], matches: Callable[[pa.Table], np.ndarray]
 ) -> Iterator[Rows]:
-    """For each row group the rows for which ``matches`` is true: bool [N] of a table that has ``columns`` alone."""
+    """Yield the matching rows of each row group; ``matches`` returns bool [N] for a table of ``columns``."""
     for group in range(table.num_row_groups):
         mask = matches(table.read_row_group(group, columns=list(columns)))
         if mask.any():
@@ -41,9 +42,9 @@ def find_rows(
 def by_subject(
     table: pq.ParquetFile, columns: Sequence[str], split: str | None = None
 ) -> Iterator[tuple[tuple[int, str], Rows]]:
-    """((hash, name) of a subject, its rows) in the order of hashes, as the image table holds subjects.
+    """Yield ((hash, name) of a subject, its rows) in the order of hashes, which is that of the image table.
 
-    The triplet table holds them so within each ``split``.
+    The triplet table has this order within each ``split``.
     """
     batches = table.iter_batches(batch_size=8192, columns=["subject", *columns])
     rows = (row for batch in batches for row in batch.to_pylist() if split is None or row["split"] == split)
@@ -54,16 +55,10 @@ def by_subject(
 def side_by_side(
     left: Iterator[tuple[tuple[int, str], Rows]], right: Iterator[tuple[tuple[int, str], Rows]]
 ) -> Iterator[tuple[str, Rows, Rows]]:
-    """(subject, its rows on the left, its rows on the right) for every subject of either."""
-    one, other = next(left, None), next(right, None)
-    while one is not None or other is not None:
-        if other is None or (one is not None and one[0] < other[0]):
-            assert one is not None
-            yield one[0][1], one[1], []
-            one = next(left, None)
-        elif one is None or other[0] < one[0]:
-            yield other[0][1], [], other[1]
-            other = next(right, None)
-        else:
-            yield one[0][1], one[1], other[1]
-            one, other = next(left, None), next(right, None)
+    """Yield (subject, its rows on the left, its rows on the right) for each subject of either."""
+    numbered = [zip(repeat(side), stream, strict=False) for side, stream in enumerate((left, right))]
+    for key, group in groupby(heapq.merge(*numbered, key=lambda item: item[1][0]), key=lambda item: item[1][0]):
+        sides: tuple[Rows, Rows] = [], []
+        for side, (_, rows) in group:
+            sides[side].extend(rows)
+        yield key[1], *sides

@@ -1,4 +1,4 @@
-"""Figures of a plan that add up over partitions: counts, histograms, and a few examples of each reason."""
+"""Summary of a plan that can be added over partitions: counts, histograms, and examples of each reason."""
 
 import heapq
 import re
@@ -18,16 +18,16 @@ _COUNTERS = ("dropped", "classes", "noted")
 
 @dataclass(frozen=True)
 class Histogram:
-    """In which bins something is counted. Values outside go to the outermost bins."""
+    """The bins of a histogram. Values outside are counted in the outermost bins."""
 
     first: float
     """Left edge of the first bin."""
     last: float
     """Right edge of the last bin."""
     bins: int
-    """Number of bins, all of one width."""
+    """Number of bins of equal width."""
     log_base: int | None = None
-    """Where set, the logarithm to this base is counted."""
+    """If set, the logarithm of a value to this base is counted."""
 
 
 HISTOGRAMS = {
@@ -43,7 +43,7 @@ HISTOGRAMS = {
 
 @dataclass
 class Summary:
-    """What one partition, or all of them together, came to."""
+    """Counts of one partition, or of all together."""
 
     images: int = 0
     """Rows of the image table."""
@@ -52,23 +52,23 @@ class Summary:
     dropped: Counter[str] = field(default_factory=Counter)
     """Images dropped, by reason."""
     subjects_in: int = 0
-    """Subjects that came in."""
+    """Subjects of the image table."""
     subjects: int = 0
     """Subjects with a triplet."""
     bounded_subjects: int = 0
-    """Subjects with more photos than ``filters.large_subject`` lets be compared."""
+    """Subjects with more photos than ``filters.large_subject.max_photos``."""
     triplets: int = 0
-    """Triplets planned."""
+    """Planned triplets."""
     classes: Counter[str] = field(default_factory=Counter)
     """Subjects with a triplet, by class."""
     noted: Counter[str] = field(default_factory=Counter)
-    """Images with a note, by what the note is of (``caption``, ``image``, ``json``, ...)."""
+    """Images with a note, by its kind (``caption``, ``image``, ``json``, ...)."""
     captions: dict[str, str] = field(default_factory=dict)
-    """Captions of some kept images by content hash: those of the first hashes."""
+    """Captions of the kept images with the lowest content hashes, by content hash."""
     histograms: dict[str, list[int]] = field(default_factory=dict)
     """Counts of :data:`HISTOGRAMS`."""
     examples: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
-    """A few dropped images of each reason, chosen by the hash of what they are."""
+    """A few dropped images of each reason, chosen by hash."""
 
     def count(self, name: str, values: np.ndarray) -> None:
         """Add ``values`` to a histogram."""
@@ -80,24 +80,24 @@ class Summary:
         self.histograms[name] = (np.array(self.histograms.get(name, [0] * chart.bins)) + counts).tolist()
 
     def add_examples(self, reason: str, rows: list[dict[str, Any]]) -> None:
-        """Keep the first few of ``rows`` and those that are there, in the order of their hashes."""
+        """Add ``rows``, and keep the first few in the order of their hashes."""
         rows = self.examples.get(reason, []) + rows
         rows.sort(key=lambda row: unit_hash("example", row["shard"], row["key"], row["offset"]))
         self.examples[reason] = rows[:EXAMPLES_PER_REASON]
 
     def add_notes(self, notes: list[str]) -> None:
-        """Count images by what their notes are of: ``caption: cut …; image: …`` counts once for each of both."""
+        """Count images by the kinds of their notes: ``caption: cut …; image: …`` counts once for each of the two."""
         for note in notes:
             if note:
                 self.noted.update(set(_NOTED.findall(note)))
 
     def add_captions(self, captions: dict[str, str]) -> None:
-        """Keep those of the first hashes of ``captions`` and those that are there."""
+        """Add ``captions``, and keep those of the lowest hashes."""
         captions = self.captions | captions
         self.captions = {content: captions[content] for content in heapq.nsmallest(CAPTIONS_KEPT, captions)}
 
     def add(self, other: "Summary") -> None:
-        """Add another partition's figures."""
+        """Add the summary of another partition."""
         for name in ("images", "kept", "subjects_in", "subjects", "bounded_subjects", "triplets"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.dropped.update(other.dropped)
@@ -111,10 +111,10 @@ class Summary:
             self.add_examples(reason, rows)
 
     def to_json(self) -> dict[str, Any]:
-        """As plain JSON values."""
+        """Return plain JSON values."""
         return asdict(self) | {name: dict(getattr(self, name)) for name in _COUNTERS}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Summary":
-        """The reverse of :meth:`to_json`."""
+        """Restore a summary from :meth:`to_json`."""
         return cls(**(values | {name: Counter(values[name]) for name in _COUNTERS}))

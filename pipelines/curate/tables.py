@@ -1,8 +1,9 @@
-"""Parquet tables in a store. A table that is there is whole, so its presence is the ledger of what is done."""
+"""Read and write Parquet tables in a store. A table is written in one put, so one that exists is complete."""
 
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,8 @@ from lookalike.data.shards import open_object
 from lookalike.documents import decoding
 from lookalike.storage import ObjectInfo, Store
 
-_READ_AHEAD = 64 << 10  # bytes; what is read of a table is small, or large and asked for at once
-_NOTES = b"lookalike"  # key of the footer
+_READ_AHEAD = 64 << 10  # bytes; reads of a table are small, or large and requested at once
+_NOTES = b"lookalike"  # key in the footer
 _ROWS_PER_GROUP = 512  # a partition reads the row groups that overlap its range of subject hashes
 
 
@@ -33,7 +34,7 @@ def read_table(
     columns: Sequence[str] | None = None,
     by: str = "subject_hash",
 ) -> pa.Table:
-    """Read a table whole, or the rows whose ``by`` lies in the half-open ``span``."""
+    """Read a table, or its rows whose ``by`` is in the half-open ``span``."""
     names = None if columns is None else list(columns)
     data = store.read(key)
     with decoding("a Parquet table", store.uri_of(key)):
@@ -41,32 +42,33 @@ def read_table(
 
 
 def read_span(store: Store, info: ObjectInfo, span: tuple[int, int], by: str = "subject_hash") -> pa.Table:
-    """The rows of a table whose ``by`` lies in the half-open ``span``, of which alone the bytes are read."""
+    """Read the rows of a table whose ``by`` is in the half-open ``span``; other row groups are not read."""
     with decoding("a Parquet table", store.uri_of(info.key)):
         return pq.read_table(open_object(store, info, _READ_AHEAD), filters=_within(span, by))
 
 
 def read_columns(store: Store, info: ObjectInfo, columns: Sequence[str]) -> pa.Table:
-    """Some columns of a table; only their bytes are read."""
+    """Read some columns of a table; other columns are not read."""
     with decoding("a Parquet table", store.uri_of(info.key)):
         return pq.read_table(open_object(store, info, _READ_AHEAD), columns=list(columns))
 
 
 def with_notes(table: pa.Table, notes: Mapping[str, Any]) -> pa.Table:
-    """The table with ``notes`` (JSON values), which its footer will hold."""
+    """Return the table with ``notes`` (JSON values) for its footer."""
     return table.replace_schema_metadata({_NOTES: canonical_json(notes)})
 
 
+def read_footers(store: Store, infos: Sequence[ObjectInfo]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield (number of rows, notes) of each table, in their order; footers are read 16 at a time."""
+    with ThreadPoolExecutor(16) as pool:
+        yield from pool.map(lambda info: read_footer(store, info), infos)
+
+
 def read_footer(store: Store, info: ObjectInfo) -> tuple[int, dict[str, Any]]:
-    """How many rows a table has, and its notes."""
+    """Return the number of rows of a table, and its notes."""
     with decoding("a Parquet table", store.uri_of(info.key)):
         footer = pq.read_metadata(open_object(store, info, _READ_AHEAD))
         return int(footer.num_rows), json.loads((footer.metadata or {}).get(_NOTES, b"{}"))
-
-
-def count_rows(store: Store, info: ObjectInfo) -> int:
-    """How many rows a table has, from its footer."""
-    return read_footer(store, info)[0]
 
 
 def _within(span: tuple[int, int] | None, by: str = "subject_hash") -> list[tuple[str, str, int]] | None:
@@ -74,13 +76,13 @@ def _within(span: tuple[int, int] | None, by: str = "subject_hash") -> list[tupl
 
 
 def vectors_array(vectors_ND: np.ndarray) -> pa.FixedSizeListArray:
-    """float16 ``[N, D]`` as an Arrow column."""
+    """Return vectors [N, D] as an Arrow column of float16."""
     flat = pa.array(np.ascontiguousarray(vectors_ND, np.float16).reshape(-1))
     return pa.FixedSizeListArray.from_arrays(flat, vectors_ND.shape[1])
 
 
 def vectors_of(column: pa.ChunkedArray, dim: int) -> np.ndarray:
-    """The reverse of :func:`vectors_array`, as float32 and of unit norm again; null vectors stay null."""
+    """Return the vectors of a column, float32 [N, D], normalised to unit norm; zero vectors stay zero."""
     flat = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
     vectors_ND = flat.astype(np.float32).reshape(-1, dim)
     norms_N1 = np.linalg.norm(vectors_ND, axis=1, keepdims=True)

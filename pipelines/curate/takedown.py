@@ -1,4 +1,4 @@
-"""The take-down list: its entries, the copy that a curation run keeps, and how many images each entry matches."""
+"""The take-down list: its entries, the copy that a curation run reads, and the images that each entry matches."""
 
 import hashlib
 import json
@@ -19,19 +19,19 @@ from lookalike.scratch import scratch
 from lookalike.storage import ObjectInfo, Store, locate_object, location, open_store, read_at_most, version_store
 from pipelines.actors import Columns
 from pipelines.curate.tables import read_columns
+from pipelines.curate.workspace import IMAGES_TABLE, Workspace, take_down_hash, take_down_list
 
-FOLDER = "work/taken-down"
-_RESTORE = "restore it, or remove that version and its file in published/ if nothing needs it"
-_SHOWN = 20  # entries in a job's output
+_RESTORE = "restore it, or remove that version and its file in published/ if it is not used"
+_SHOWN = 20  # maximum entries in a job's output
 _KINDS = ("sha256", "key", "subject", "source")  # columns of the image table
 _HASH_LINE = re.compile(r"(?:sha256\s*:)?\s*([0-9a-f]{64})\s*(?:\s#.*)?", re.IGNORECASE)
 _LINE = re.compile(r"\r\n|\n|\r")  # str.splitlines would also divide a name at a form feed or U+2028
-# Spaces of no width and marks of direction: what comes along when a name is copied out of a page or a file manager.
+# Spaces of no width and marks of direction, which are copied with a name from a page or a file manager.
 _UNSEEN = "\u200b\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2060\u2066\u2067\u2068\u2069\ufeff"
 
 
 def trimmed(name: str) -> str:
-    """The form in which names are compared: Unicode's NFC, without spaces and invisible marks at the ends."""
+    """Return a name in Unicode's form NFC, without spaces and invisible marks at its ends."""
     text = normal(name)
     while (shorter := text.strip().strip(_UNSEEN)) != text:
         text = shorter
@@ -39,37 +39,40 @@ def trimmed(name: str) -> str:
 
 
 def comparable(kind: str, name: str) -> str:
-    """What two names of that kind have in common if they name the same: :func:`trimmed`, and for a source that is a
-    ``file:`` URI its path, since blanks and other marks of it may be percent-encoded or not."""
+    """Return the form in which names of a kind are compared: :func:`trimmed`, and of a ``file:`` URI of a source its
+    path, in which blanks and other characters may be percent-encoded or not."""
     name = trimmed(name)
     if kind != "source" or not name.lower().startswith("file:"):
         return name
     try:
         return trimmed(f"file://{location.local_path(name)}")
-    except ConfigError:  # such as that of another host
+    except ConfigError:  # such as a URI of another host
         return name
 
 
 @dataclass(frozen=True)
 class TakeDownList:
-    """What is to be removed."""
+    """The entries of a take-down list."""
 
     entries: tuple[tuple[str, str], ...]
-    """(kind, name) of each entry, in the order of the list and once each. The kind is a column of the image table:
-    ``sha256``, ``key``, ``subject`` or ``source``; the name is as :func:`trimmed` gives it."""
+    """(kind, name) of each entry, in the order of the list and without repetitions. The kind is a column of the image
+    table: ``sha256``, ``key``, ``subject`` or ``source``; the name is :func:`trimmed`."""
 
     def __len__(self) -> int:
         return len(self.entries)
 
     @property
     def names(self) -> list[str]:
-        """Each entry as it could be written."""
+        """Each entry as a line of a list."""
         return [f"{kind}:{name}" for kind, name in self.entries]
 
     @classmethod
     def parse(cls, text: str, origin: str) -> "TakeDownList":
-        """Read a list. Raises InputError for a line that is not an entry: a removal must not be lost to a typing
-        error."""
+        """Parse a list.
+
+        Raises:
+            InputError: a line is not an entry, so that a typing error does not prevent a removal.
+        """
         entries: dict[tuple[str, str], None] = {}
         for number, line in enumerate(_LINE.split(text), start=1):
             written = trimmed(line)
@@ -78,10 +81,10 @@ class TakeDownList:
         return cls(tuple(entries))
 
     def matches(self, rows: pa.Table) -> tuple[np.ndarray, np.ndarray]:
-        """Which rows of an image table the list names (bool [N]), and how many each entry names (int [entries])."""
+        """Return which rows of an image table the list names, bool [N], and how many each entry names, int [E]."""
         named, counts = np.zeros(len(rows), bool), np.zeros(len(self), np.int64)
         for kind, numbers in self._numbers.items():
-            column = rows[kind].combine_chunks().dictionary_encode()  # a subject or source stands in many rows
+            column = rows[kind].combine_chunks().dictionary_encode()  # many rows have the same subject or source
             values = [
                 -1 if value is None else numbers.get(comparable(kind, value), -1)
                 for value in column.dictionary.to_pylist()
@@ -93,7 +96,7 @@ class TakeDownList:
         return named, counts[_first_of_each(self.entries)]
 
     def named(self, rows: pa.Table) -> np.ndarray:
-        """Which rows of an image table the list names: bool [N]."""
+        """Return which rows of an image table the list names: bool [N]."""
         return self.matches(rows)[0]
 
     @property
@@ -103,7 +106,7 @@ class TakeDownList:
 
 @lru_cache(maxsize=2)
 def _numbered(entries: tuple[tuple[str, str], ...]) -> dict[str, dict[str, int]]:
-    """The number of each entry by kind and :func:`comparable` name; of entries that name the same the first one's."""
+    """Return the number of each entry by kind and :func:`comparable` name; of equal entries that of the first."""
     numbers: dict[str, dict[str, int]] = {}
     for number, (kind, name) in enumerate(entries):
         numbers.setdefault(kind, {}).setdefault(comparable(kind, name), number)
@@ -112,13 +115,13 @@ def _numbered(entries: tuple[tuple[str, str], ...]) -> dict[str, dict[str, int]]
 
 @lru_cache(maxsize=2)
 def _first_of_each(entries: tuple[tuple[str, str], ...]) -> np.ndarray:
-    """For each entry the number of the first that names the same: int [entries]."""
+    """Return for each entry the number of the first entry that is equal to it: int [entries]."""
     numbers = _numbered(entries)
     return np.array([numbers[kind][comparable(kind, name)] for kind, name in entries], np.int64)
 
 
 def _entry(written: str, where: str, origin: str) -> tuple[str, str]:
-    """(kind, name) of one line."""
+    """Return (kind, name) of one line."""
     content = _HASH_LINE.fullmatch(written)
     if content is not None:
         return "sha256", content.group(1).lower()
@@ -128,35 +131,35 @@ def _entry(written: str, where: str, origin: str) -> tuple[str, str]:
         raise InputError(
             f"{where} is not an entry",
             value=written,
-            fix=f"write a SHA-256, key:KEY, subject:NAME or source:TEXT in {origin}, one a line and without quotes",
+            fix=f"write a SHA-256, key:KEY, subject:NAME or source:TEXT in {origin}, one per line and without quotes",
         )
     return kind, name
 
 
 def pin(uri: str, dataset: Store, max_mib: int = 1024) -> str:
-    """Copy the list at ``uri`` below the dataset, by its content, and return the URI of the copy.
+    """Copy the list at ``uri`` below the dataset, under the hash of its bytes, and return the URI of the copy.
 
-    Tasks read the copy: whoever changes the list in the middle of a curation changes the next one.
+    Tasks read the copy, so a list that changes during a curation run affects the next run only.
 
     Raises:
-        InputError: no list there, one of more than ``max_mib`` MiB, or a line that is not an entry.
+        InputError: no list at ``uri``, one of more than ``max_mib`` MiB, or a line that is not an entry.
     """
     data = read_at_most(*locate_object(uri), max_mib, "filters.taken_down.max_list_mib")
     TakeDownList.parse(decode_text(data, uri, len(data)), uri)
-    key = f"{FOLDER}/{hashlib.sha256(data).hexdigest()}.txt"
+    key = take_down_list(hashlib.sha256(data).hexdigest())
     if not dataset.exists(key):
         dataset.write(key, data)
     return dataset.uri_of(key)
 
 
 def pinned_hash(uri: str) -> str:
-    """SHA-256 of the list that :func:`pin` has copied to ``uri``, by its name."""
-    return locate_object(uri)[1].removesuffix(".txt")
+    """Return the SHA-256 of the list that :func:`pin` has copied to ``uri``, from its name."""
+    return take_down_hash(locate_object(uri)[1])
 
 
 @lru_cache(maxsize=2)
 def read_list(pinned: str) -> TakeDownList:
-    """The list at the URI that :func:`pin` gave; what lies there never changes."""
+    """Return the list at a URI that :func:`pin` returned; the copy never changes, so it is cached."""
     store, key = locate_object(pinned)
     data = store.read(key)
     return TakeDownList.parse(decode_text(data, pinned, len(data)), pinned)
@@ -164,19 +167,21 @@ def read_list(pinned: str) -> TakeDownList:
 
 @dataclass(frozen=True)
 class TakeDownWork:
-    """Unit ``i`` is the table of image rows ``rows[i]``, or the snapshot ``versions[i]``."""
+    """What a task gets; unit ``i`` is the table of image rows ``rows[i]``, or the snapshot ``versions[i]``."""
 
     dataset: str
     list: str
     rows: tuple[ObjectInfo, ...] = ()
     versions: tuple[int, ...] = ()
-    folder: str = FOLDER
-    """Key below which the contents that the list names are kept, shard by shard."""
+    workspace: Workspace | None = None
+    """Where :func:`count_matches` writes content hashes; None if only snapshots are searched."""
 
 
 def count_matches(work: TakeDownWork, unit: int) -> Columns:
-    """How many images of one raw shard each entry names; entries that name none are left out. The hashes of these
-    images are written for :func:`widen`."""
+    """Count the images of one raw shard that each entry names, and write the hashes of these images for :func:`widen`.
+
+    Entries that name no image are left out of the result.
+    """
     store = open_store(work.dataset)
     rows = read_columns(store, work.rows[unit], _KINDS)
     named, counts = read_list(work.list).matches(rows)
@@ -186,8 +191,10 @@ def count_matches(work: TakeDownWork, unit: int) -> Columns:
 
 
 def widen(work: TakeDownWork, unit: int) -> Columns:
-    """Pin the list with the contents of all images that it names: a photo that is removed by its key, subject or source
-    does not come back as an equal file under another one. Returns the URI and how many contents were added."""
+    """Pin the list with the content hashes of all images that it names; return its URI and how many hashes were added.
+
+    So a photo that is removed by its key, subject or source is also removed as an equal file under another name.
+    """
     store, taken = open_store(work.dataset), read_list(work.list)
     contents = {
         line for unit in range(len(work.rows)) for line in store.read(_contents_key(work, unit)).decode().splitlines()
@@ -196,18 +203,20 @@ def widen(work: TakeDownWork, unit: int) -> Columns:
     uri = work.list
     if added:
         data = "".join(f"{line}\n" for line in [*taken.names, *added]).encode()
-        key = f"{FOLDER}/{hashlib.sha256(data).hexdigest()}.txt"
+        key = take_down_list(hashlib.sha256(data).hexdigest())
         store.write(key, data)
         uri = store.child(key).uri
     return {"uri": np.array([uri], object), "added": np.array([len(added)])}
 
 
 def find_holders(work: TakeDownWork, unit: int) -> Columns:
-    """How many images that the list names a snapshot holds, and how many rows of its image table, which streams by,
-    each entry names. ``list`` may be a widened one."""
+    """Count the images of a snapshot that the list names, and the rows of its image table that each entry names.
+
+    ``list`` may be a widened one. The table is read in batches.
+    """
     version, taken, held = work.versions[unit], read_list(work.list), 0
     counts = np.zeros(len(taken), np.int64)
-    store, name = version_store(open_store(work.dataset), version), "images.parquet"
+    store, name = version_store(open_store(work.dataset), version), IMAGES_TABLE
     with scratch("images") as folder, decoding("an image table", store.uri_of(name), fix=_RESTORE):
         path = folder / name
         store.download(name, path)
@@ -220,7 +229,7 @@ def find_holders(work: TakeDownWork, unit: int) -> Columns:
 
 
 def summed(tables: Iterable[pa.Table], entries: int) -> tuple[np.ndarray, dict[int, int]]:
-    """Images that each entry names (int [entries]), and the images held by each unit that holds any, of all tables."""
+    """Return the sums over all tables: images that each entry names, int [entries], and images by unit that has any."""
     counts, held = np.zeros(entries, np.int64), dict[int, int]()
     for table in tables:
         for row in table.to_pylist():
@@ -232,10 +241,10 @@ def summed(tables: Iterable[pa.Table], entries: int) -> tuple[np.ndarray, dict[i
 
 
 def check_matched(taken: TakeDownList, counts: np.ndarray, before: np.ndarray, allowed: Sequence[str]) -> None:
-    """Every entry names an image of these raw shards (``counts``) or of an earlier snapshot (``before``).
+    """Check that every entry names an image of the raw shards (``counts``) or of an earlier snapshot (``before``).
 
     Raises:
-        InputError: entries that name none and are not in ``allowed``, each as the list has it.
+        InputError: entries name no image and are not in ``allowed``.
     """
     of_setting = (_entry(trimmed(entry), "filters.taken_down.allow_unmatched", "the setting") for entry in allowed)
     permitted = {(kind, comparable(kind, name)) for kind, name in of_setting}
@@ -251,13 +260,13 @@ def check_matched(taken: TakeDownList, counts: np.ndarray, before: np.ndarray, a
             f"{len(missing)} of {len(taken)} entries of the take-down list name no image{more}",
             value=shown,
             fix="compare them with the columns sha256, key, subject and source of the snapshots' images.parquet and"
-            " correct them (names count exactly, with case, %xx and whatever follows a #), or allow them by name:"
+            " correct them (names are compared exactly, with case, %xx and what follows a #), or allow them:"
             f" --filters.taken_down.allow_unmatched '{_flag(shown)}'",
         )
 
 
 def entry_lines(taken_down: Mapping[str, Any] | None) -> list[str]:
-    """For a job's output: how many images each entry of the list has matched, those that matched none first."""
+    """Return lines of a job's output: the images that each entry of the list names, entries without any first."""
     if taken_down is None:
         return []
     matched = sorted(taken_down.get("matched", {}).items(), key=lambda item: item[1] > 0)
@@ -267,16 +276,17 @@ def entry_lines(taken_down: Mapping[str, Any] | None) -> list[str]:
 
 
 def _flag(entries: list[str]) -> str:
-    """The entries as a list of YAML within single quotes of a shell."""
+    """Return the entries as a YAML list for single quotes in a shell."""
     quoted = ('"' + entry.replace("\\", "\\\\").replace('"', '\\"') + '"' for entry in entries)
     return f"[{', '.join(quoted)}]".replace("'", "'\\''")
 
 
 def _contents_key(work: TakeDownWork, unit: int) -> str:
-    return f"{work.folder}/{unit:06d}.txt"
+    assert work.workspace is not None
+    return work.workspace.take_down_contents(unit)
 
 
 def _sparse(counts: np.ndarray, held: int, of: int) -> Columns:
-    """One row; the entries that name images as JSON, since a batch may hold rows of different lengths."""
+    """Return one row; the entries that name images are JSON, since rows of a batch have different lengths."""
     matched = json.dumps([[int(entry), int(counts[entry])] for entry in np.flatnonzero(counts)])
     return {"of": np.array([of]), "held": np.array([held]), "matched": np.array([matched], object)}

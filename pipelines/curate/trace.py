@@ -1,4 +1,4 @@
-"""Lineage: from a triplet to the bytes that it was made of, and from an image to all that was made of it."""
+"""Lineage: find the raw images of a triplet, and the triplets that use an image."""
 
 import re
 from dataclasses import dataclass
@@ -13,24 +13,24 @@ from lookalike.documents import decoding
 from lookalike.errors import ConfigError, InputError
 from lookalike.storage import Store, list_versions, open_store, read_manifest, version_store
 from lookalike.values import check_values
-from pipelines.curate.finish import IMAGES_TABLE
 from pipelines.curate.streams import find_rows, open_table
+from pipelines.curate.workspace import IMAGES_TABLE
 
 _TRIPLET_ID = re.compile(r"[0-9a-f]{20}(-[0-9a-f]{12})?-\d+")
 _CONTENT = re.compile(r"[0-9a-f]{8,64}")
-_SHOWN = 12  # triplets of an image in a snapshot
+_SHOWN = 12  # maximum triplets of an image that are shown for a snapshot
 
 
 @dataclass(frozen=True)
 class TraceConfig:
-    """Where a triplet comes from, or what was made of an image."""
+    """Settings of a search for the raw images of a triplet, or for the triplets of an image."""
 
     id: str
     """Id of a triplet, or the SHA-256 of an image's bytes (its first 8 digits or more)."""
     dataset: str
-    """URI of the prefix with the snapshots."""
+    """URI of the prefix of the snapshots."""
     version: int | None = None
-    """Look in this snapshot alone; by default in all, the newest first."""
+    """Version to search; null: all, the newest first."""
     json: bool = False
     """Print JSON."""
 
@@ -40,39 +40,41 @@ class TraceConfig:
             raise ConfigError(
                 "neither a triplet's id nor a content hash",
                 value=self.id,
-                fix="copy one from triplets.parquet or images.parquet; of a hash 8 hexadecimal digits or more",
+                fix="copy one from triplets.parquet or images.parquet; a hash needs 8 hexadecimal digits or more",
             )
 
 
 def trace(config: TraceConfig) -> list[dict[str, Any]]:
-    """What each snapshot knows of it, the newest first.
+    """Return what each snapshot contains about a triplet or an image, the newest snapshot first.
 
-    Of a triplet: ``version, triplet_id, split, subject, prompt, shard, images`` with the role and the place in the raw
-    shards of each image. Of an image: ``version, image`` with its place and why it was dropped, ``triplets`` (how many
-    it is part of) and ``examples`` of them.
+    For a triplet: ``version, triplet_id, split, subject, prompt, shard, images`` with the role and the place in the raw
+    shards of each image. For an image: ``version, image`` with its place and drop reason, ``triplets`` (how many use
+    it) and ``examples`` of them.
 
     Raises:
-        InputError: no snapshot, or none that has it.
+        InputError: there is no snapshot, or none contains it.
     """
     dataset = open_store(config.dataset)
     versions = [config.version] if config.version is not None else list_versions(dataset)[::-1]
     if not versions:
-        raise InputError("no complete snapshot here", value=dataset.uri, fix="run jobs/curate.py first")
+        raise InputError("the dataset has no complete snapshot", value=dataset.uri, fix="run jobs/curate.py run first")
     of_one = _triplet if _TRIPLET_ID.fullmatch(config.id) else _image
     found: list[dict[str, Any]] = []
     for version in versions:
         with decoding(
-            "a whole snapshot", version_store(dataset, version).uri, fix="restore it, or name another --version"
+            "a whole snapshot", version_store(dataset, version).uri, fix="restore it, or use another --version"
         ):
             found += of_one(dataset, version, config.id)
     if not found:
         names = ", ".join(f"v{version:04d}" for version in versions)
-        raise InputError(f"not in {names}", value=config.id, fix="check the id and --dataset")
+        raise InputError(
+            f"no triplet or image with this id in {names}", value=config.id, fix="correct the id or --dataset"
+        )
     return found
 
 
 def render_trace(entries: list[dict[str, Any]]) -> str:
-    """The same for people."""
+    """Return the entries as text for a terminal."""
     lines = []
     for entry in entries:
         if "triplet_id" in entry:
@@ -137,7 +139,7 @@ def _image(dataset: Store, version: int, content: str) -> list[dict[str, Any]]:
 
 
 def _uses(table: pa.Table, content: str) -> np.ndarray:
-    """Which triplets have an image whose hash begins with ``content``: bool [N]."""
+    """Return which triplets use an image whose hash begins with ``content``: bool [N]."""
     mask = np.array(pc.starts_with(table["target_image"], content))
     parents = np.asarray(pc.list_parent_indices(table["reference_images"]))
     mask[parents[np.asarray(pc.starts_with(pc.list_flatten(table["reference_images"]), content))]] = True
@@ -145,7 +147,7 @@ def _uses(table: pa.Table, content: str) -> np.ndarray:
 
 
 def _images(dataset: Store, version: int, contents: list[str]) -> list[dict[str, Any]]:
-    """Rows of the image table whose hash begins with one of ``contents``, each with its raw shard's URI."""
+    """Return rows of the image table whose hash begins with one of ``contents``, with the URI of their raw shard."""
     raw = open_store(read_manifest(dataset, version)["inputs"]["raw"])
 
     def begins(table: pa.Table) -> np.ndarray:

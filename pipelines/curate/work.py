@@ -1,30 +1,34 @@
-"""What every stage after the index is told, and how the image table is cut into partitions of subjects."""
+"""What the tasks of the stages after the index get, and the partitions of subjects and contents that they work on."""
 
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from lookalike.data.passed_over import PassedOver
+from lookalike.data.triplets import Split
 from lookalike.documents import decoding
 from lookalike.storage import ObjectInfo, Store, open_store
 from pipelines.curate.changed import read_image
 from pipelines.curate.config import CurateConfig
-from pipelines.curate.inputs import WORK, Inputs
+from pipelines.curate.inputs import Inputs
 from pipelines.curate.raw import raw_store
-from pipelines.curate.rows import IMAGE_SCHEMA, partition_range, subject_hash
-from pipelines.curate.tables import read_footer, read_span
+from pipelines.curate.rows import IMAGE_SCHEMA, hash_range, in_hash_range, subject_hash
+from pipelines.curate.tables import read_footers, read_span, read_table
+from pipelines.curate.workspace import INDEX_PREFIXES, Workspace
 
 CONTENT_ROWS = 5_000_000  # rows whose hashes one task compares
-_WORTH_A_TASK, _AT_ONCE = 5_000, 4  # rows of a range, and ranges, that a small data set is cut into
+_CONTENT_BITS = 32  # of a content hash, which decide about its range
+_WORTH_A_TASK, _AT_ONCE = 5_000, 4  # rows of a range, and number of ranges, that a small data set is divided into
 
 
 @dataclass(frozen=True)
 class StageWork:
-    """The work of the stages that follow the index; a unit is a partition."""
+    """What a task of the stages after the index gets."""
 
     config: CurateConfig
     inputs: Inputs
@@ -37,46 +41,53 @@ class StageWork:
     linked: bool = False
     """Whether any two subjects share an image or a near copy of one."""
     scores: dict[str, tuple[ObjectInfo, ...]] = field(default_factory=dict)
-    """What models say of the images of each raw shard, by the revision of the model; made after the duplicates."""
+    """The table of scores of each raw shard, by the revision of the model; set once the score stage is done."""
     members: PassedOver = field(default_factory=PassedOver)
-    """Members of all raw shards, and those that are part of no sample."""
+    """Counts of the members of all raw shards, and of those that are part of no sample."""
     unpacked: dict[str, str] = field(default_factory=dict)
     """The key of the unpacked tar below the dataset's prefix, by the key of each compressed raw shard."""
 
     @classmethod
-    def of(cls, config: CurateConfig, inputs: Inputs) -> "StageWork":
-        """The work that follows once every shard is indexed."""
-        dataset = open_store(config.dataset)
-        found = indexed(dataset)
-        keys = inputs.rows_key, inputs.vectors_key
-        if config.labels.found is not None:
-            found = {info.key: info for info in dataset.list(inputs.stage_key("found", ""))}
-            keys = partial(inputs.found_key, "rows"), partial(inputs.found_key, "vectors")
-        rows, vectors = (tuple(found[key(i)] for i in inputs.units) for key in keys)
+    def of(cls, config: CurateConfig, inputs: Inputs, *, clustered: bool = True) -> "StageWork":
+        """Return the work on these inputs, all of whose raw shards are indexed.
+
+        With ``labels.found`` its tables are those with the subjects that were found, unless ``clustered`` is false.
+        """
+        dataset, workspace = open_store(config.dataset), inputs.workspace
+        if config.labels.found is None or not clustered:
+            tables = indexed(dataset)
+            keys = [(workspace.rows(i), workspace.vectors(i)) for i in inputs.units]
+        else:
+            tables = {info.key: info for info in dataset.list(workspace.prefix("found"))}
+            keys = [(workspace.found("rows", i), workspace.found("vectors", i)) for i in inputs.units]
+        rows = tuple(tables[key] for key, _ in keys)
+        vectors = tuple(tables[key] for _, key in keys)
         images, members, unpacked = 0, PassedOver(), {}
-        with ThreadPoolExecutor(16) as pool:  # a footer each
-            footers = pool.map(lambda info: read_footer(dataset, info), rows)
-            for i, (count, notes) in zip(inputs.units, footers, strict=True):
-                images += count
-                with decoding("a table of image rows", dataset.uri_of(rows[i].key)):
-                    members.merge(PassedOver.from_json(notes["members"]))
-                    if notes["unpacked"]:
-                        unpacked[inputs.shards[i].key] = inputs.unpacked_key(i)
+        for i, (count, notes) in zip(inputs.units, read_footers(dataset, rows), strict=True):
+            images += count
+            with decoding("a table of image rows", dataset.uri_of(rows[i].key)):
+                members.merge(PassedOver.from_json(notes["members"]))
+                if notes["unpacked"]:
+                    unpacked[inputs.shards[i].key] = workspace.unpacked(i)
         return cls(config, inputs, rows, vectors, images, members=members, unpacked=unpacked)
 
     @property
     def dataset(self) -> Store:
-        """Where all of it is kept."""
+        """The store of the snapshots and of ``work/``."""
         return open_store(self.config.dataset)
 
     @property
     def raw(self) -> Store:
-        """Below which the raw shards are."""
+        """The store below which the raw shards are."""
         return raw_store(self.config.raw)
 
+    @property
+    def workspace(self) -> Workspace:
+        """The keys of this curation's objects in :attr:`dataset`."""
+        return self.inputs.workspace
+
     def read_image(self, image: Mapping[str, Any]) -> bytes:
-        """The file of an image, by the ``shard``, ``offset`` and ``length`` of its row. All stages
-        after the index read through this.
+        """Return the file of an image, by the ``shard``, ``offset``, ``length`` and ``sha256`` of its row.
 
         Raises:
             InputError: the bytes are no longer those that were indexed.
@@ -91,36 +102,84 @@ class StageWork:
 
     @property
     def partitions(self) -> int:
-        """How many ranges of subject hashes are planned one by one. A matter of rows, never of the cluster's size.
+        """Number of ranges of subject hashes that are planned one by one; it never depends on the cluster's size.
 
-        As few as the setting allows, since each range looks into the table of each raw shard; but a small data set is
-        cut into a few, so that cores do not wait for one.
+        As few as the setting allows, since each range looks into the table of each raw shard; a small data set has
+        a few, so that cores do not wait for one.
         """
         fewest = -(-self.images // self.config.plan.rows_per_partition)
         return max(fewest, min(_AT_ONCE, self.images // _WORTH_A_TASK), 1)
 
     @property
     def content_partitions(self) -> int:
-        """How many ranges of content hashes are compared one by one."""
+        """Number of ranges of content hashes that are compared one by one."""
         return -(-self.images // CONTENT_ROWS) or 1
 
     def span(self, partition: int) -> tuple[int, int]:
-        """The half-open range of subject hashes of a partition."""
-        return partition_range(partition, self.partitions)
+        """Return the half-open range of subject hashes of a partition."""
+        return hash_range(partition, self.partitions)
 
     def partition_of(self, subject: str) -> int:
-        """The partition that a subject is planned in."""
+        """Return the partition that a subject is planned in."""
         place = subject_hash(subject)
         return next(i for i in range(self.partitions) if place < self.span(i)[1])
 
-    def read_rows(self, span: tuple[int, int]) -> pa.Table:
-        """Image rows of a range of subjects, in the order of subject, shard and offset."""
-        store = self.dataset
-        tables = [read_span(store, info, span) for info in self.rows]
+    def read_rows(self, span: tuple[int, int]) -> tuple[pa.Table, np.ndarray]:
+        """Return the image rows of a range of subjects, and the screen's reason for each, empty if it has none.
+
+        Both are in the order of subject, raw shard and offset; the reasons are object [N].
+        """
+        store, tables = self.dataset, []
+        for unit, info in enumerate(self.rows):
+            rows = read_span(store, info, span).cast(IMAGE_SCHEMA)
+            if len(rows):  # most tables have none for a small range
+                reasons = read_table(store, self.workspace.reasons(unit), span)["reason"]
+                tables.append(rows.append_column("reason", reasons))
+        if not tables:
+            return IMAGE_SCHEMA.empty_table(), np.zeros(0, object)
         order = [(name, "ascending") for name in ("subject_hash", "subject", "shard", "offset", "key")]
-        return pa.concat_tables(tables).cast(IMAGE_SCHEMA).sort_by(order)
+        rows = pa.concat_tables(tables).sort_by(order)
+        return rows.drop_columns("reason"), rows["reason"].to_numpy(zero_copy_only=False).astype(object)
+
+    def read_screened(self, unit: int, partition: int | None = None) -> pa.Table:
+        """Return the image rows of a raw shard that the screen has let through, or those of a range of contents."""
+        rows = read_table(self.dataset, self.rows[unit].key).cast(IMAGE_SCHEMA)
+        reasons = read_table(self.dataset, self.workspace.reasons(unit))["reason"]
+        rows = rows.filter(pc.equal(reasons, ""))
+        if partition is None or self.content_partitions == 1:
+            return rows
+        places = np.array([int(content[: _CONTENT_BITS // 4], 16) for content in rows["sha256"].to_pylist()], np.int64)
+        return rows.filter(pa.array(in_hash_range(places, partition, self.content_partitions, _CONTENT_BITS)))
+
+
+@dataclass(frozen=True)
+class ShardPlan:
+    """One triplet shard: all triplets of the subjects of a range that are on its side of the split."""
+
+    name: str
+    """Key in the version's store."""
+    split: Split
+    """Which subjects."""
+    partition: int
+    """Partition that has their plan."""
+    span: tuple[int, int]
+    """Half-open range of their subject hashes."""
+    split_cut: float
+    """Subjects whose split hash is below it are validation."""
+    triplets: int
+    """Number of triplets that it will hold."""
+
+
+@dataclass(frozen=True)
+class MaterialiseWork:
+    """What a task that writes triplet shards gets; unit ``i`` is ``shards[i]``."""
+
+    stage: StageWork
+    version: Store
+    """Store of the version that is being made."""
+    shards: tuple[ShardPlan, ...]
 
 
 def indexed(dataset: Store) -> dict[str, ObjectInfo]:
-    """The tables that the index has written so far, by key."""
-    return {info.key: info for kind in ("rows", "vectors") for info in dataset.list(f"{WORK}/{kind}/")}
+    """Return the tables that the index has written so far, by key."""
+    return {info.key: info for prefix in INDEX_PREFIXES for info in dataset.list(prefix)}

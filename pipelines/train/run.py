@@ -39,7 +39,6 @@ from pipelines.train.worker_group import fit
 log = logging.getLogger(__name__)
 
 
-
 def train(config: TrainConfig) -> dict[str, Any]:
     """Train and export; return the content of ``result.json``. The same configuration again resumes or returns at once.
 

@@ -20,7 +20,9 @@ from pipelines.curate.config import CurateConfig, LabelsConfig, PlanConfig, Shar
 from pipelines.curate.duplicates import find_duplicates
 from pipelines.curate.index import read_images
 from pipelines.curate.materialise import fit
-from pipelines.curate.plan import plan_partition, read_summary
+from pipelines.curate.plan import plan_partition
+from pipelines.curate.results import read_summary
+from pipelines.curate.screen import screen_shard
 from pipelines.curate.tables import read_span
 from pipelines.curate.work import CONTENT_ROWS
 from tests.bench.measured import keep
@@ -81,8 +83,10 @@ def test_costs_of_each_step_and_of_a_billion_images(tmp_path: Path) -> None:
         raw=str(tmp_path / "raw"), dataset=str(tmp_path / "dataset"), plan=PlanConfig(rows_per_partition=RANGE)
     )
     stage = synthetic_stage(config, ROWS, ROWS_PER_SHARD)
+    for unit in stage.inputs.units:
+        screen_shard(stage, unit)
     find_duplicates(stage, 0)  # warm
-    stage.dataset.delete(next(info.key for info in stage.dataset.list("work/duplicates") if "subjects" in info.key))
+    stage.dataset.delete(next(info.key for info in stage.dataset.list("work/duplicates") if "subject_hash" in info.key))
     with cpu_seconds(cost, "duplicates_row", ROWS):
         find_duplicates(stage, 0)
     nowhere = (2**62 - 2, 2**62 - 1)

@@ -34,7 +34,8 @@ from tests.faulty_s3 import FaultyProxy, serve_in_thread
 
 # What a curation writes, in the order in which it does.
 POINTS = (
-    r"run\.json", r"work/vectors/", r"work/rows/", r"work/duplicates/", r"work/links/", r"work/plan/.*images",
+    r"run\.json", r"work/vectors/", r"work/rows/", r"work/screen/", r"work/duplicates/", r"work/links/",
+    r"work/plan/.*images",
     r"work/plan/.*subjects", r"work/plan/.*summary", r"v\d+/claim\.json", r"v\d+/shards/",
     r"work/materialise/.*parquet", r"work/materialise/.*json", r"v\d+/images\.parquet", r"v\d+/triplets\.parquet",
     r"v\d+/report\.json", r"v\d+/report\.html", r"v\d+/manifest\.json",

@@ -22,9 +22,11 @@ from pipelines.actors import run_tasks
 from pipelines.curate.config import CurateConfig
 from pipelines.curate.duplicates import find_duplicates
 from pipelines.curate.inputs import Inputs
-from pipelines.curate.plan import plan_partition, read_summary
+from pipelines.curate.plan import plan_partition
 from pipelines.curate.raw import list_shards
+from pipelines.curate.results import read_summary
 from pipelines.curate.rows import IMAGE_SCHEMA, subject_hash
+from pipelines.curate.screen import screen_shard
 from pipelines.curate.summary import Summary
 from pipelines.curate.tables import vectors_array, write_table
 from pipelines.curate.work import StageWork
@@ -99,6 +101,7 @@ def test_plan_over_many_rows_is_made_by_range(tmp_path: Path) -> None:
     try:
         with PeakMemory(os.getpid()) as peak:
             for name, task, units in (
+                ("screen", screen_shard, len(stage.rows)),
                 ("duplicates", find_duplicates, stage.content_partitions),
                 ("plan", plan_partition, stage.partitions),
             ):
@@ -138,8 +141,8 @@ def synthetic_stage(config: CurateConfig, rows: int, rows_per_shard: int = ROWS_
     inputs = Inputs.of(config, list_shards(config.raw, dataset))
     for shard in inputs.units:
         table, vectors = _tables(shard, min(rows_per_shard, rows - shard * rows_per_shard))
-        write_table(dataset, inputs.rows_key(shard), table)
-        write_table(dataset, inputs.vectors_key(shard), vectors)
+        write_table(dataset, inputs.workspace.rows(shard), table)
+        write_table(dataset, inputs.workspace.vectors(shard), vectors)
     return StageWork.of(config, inputs)
 
 

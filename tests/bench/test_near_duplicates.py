@@ -69,14 +69,14 @@ def test_copies_are_found_and_other_photos_of_a_subject_are_not() -> None:
     different = taken_for_one = 0
     for files in subjects.values():
         hashes, vectors = look(files)
-        one = np.round(vectors @ vectors.T, 3) >= rule.asked(np.bitwise_count(hashes[:, None] ^ hashes[None]))
+        one = np.round(vectors @ vectors.T, 3) >= rule.required(np.bitwise_count(hashes[:, None] ^ hashes[None]))
         others = one[np.triu_indices(len(files), 1)]
         different, taken_for_one = different + len(others), taken_for_one + int(others.sum())
         for name, (change, quality) in COPIES.items():
             copies = [_jpeg(change(Image.open(io.BytesIO(data)).convert("RGB")), quality) for data in files]
             their_hashes, their_vectors = look(copies)
             similarity = np.round((vectors * their_vectors).sum(1), 3)
-            found[name] += (similarity >= rule.asked(np.bitwise_count(hashes ^ their_hashes))).tolist()
+            found[name] += (similarity >= rule.required(np.bitwise_count(hashes ^ their_hashes))).tolist()
     record: dict[str, Any] = {
         "command": "LOOKALIKE_BENCH_PHOTOS=dreambooth-dev python -m pytest tests/bench -k near_duplicates -s",
         "photographs": sum(map(len, subjects.values())),

@@ -59,7 +59,7 @@ def config_of(raw: Path, dataset: Path, **settings: Any) -> CurateConfig:
     return CurateConfig(raw=str(raw), dataset=str(dataset), **{"actors": ActorConfig(count=0), **settings})
 
 
-# Without an embedder a curation starts in half the time: where it does not matter how photos are paired.
+# Without an embedder a curation run takes half the time; used if it does not matter how photos are paired.
 BLIND = FiltersConfig(skip=["near_duplicate", "off_subject"], no_pair=NoPair(min_similarity=0.0))
 BLIND_FLAGS = (
     "--embedder",
@@ -82,13 +82,13 @@ def contents(dataset: Path, version: str = "v0001") -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def snapshot(ray_local: None, raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The dataset of an undisturbed curation."""
+    """The dataset of an uninterrupted curation run."""
     dataset = tmp_path_factory.mktemp("curated") / "dataset"
     assert curate(config_of(raw, dataset)).new
     return dataset
 
 
-def test_planted_defects_are_dropped_for_their_reasons_and_nothing_else(snapshot: Path) -> None:
+def test_exactly_the_planted_defects_are_dropped_for_their_reasons(snapshot: Path) -> None:
     rows = pq.read_table(snapshot / "v0001" / "images.parquet").to_pylist()
     dropped = {row["key"]: row["drop_reason"] for row in rows if row["drop_reason"]}
     assert dropped == PLANTED
@@ -121,7 +121,7 @@ def test_triplets_are_pairs_of_one_subject_in_one_split(snapshot: Path) -> None:
     assert len(references) == len(triplets[0].reference_images)
 
 
-def test_the_manifest_names_every_file_by_its_hash(snapshot: Path) -> None:
+def test_the_manifest_has_the_hash_of_every_file(snapshot: Path) -> None:
     from pipelines.curate.rows import sha256
 
     files = contents(snapshot)
@@ -130,7 +130,7 @@ def test_the_manifest_names_every_file_by_its_hash(snapshot: Path) -> None:
     assert manifest["files"] == {name: sha256(data) for name, data in files.items()}
 
 
-def test_nothing_new_publishes_nothing(snapshot: Path, raw: Path) -> None:
+def test_a_run_without_new_inputs_publishes_nothing(snapshot: Path, raw: Path) -> None:
     before = contents(snapshot)
     result = curate(config_of(raw, snapshot))
     assert (result.version, result.new) == (1, False)
@@ -158,7 +158,7 @@ def test_a_new_shard_and_another_threshold_make_versions_and_index_only_what_is_
     assert json.loads((dataset / "v0001" / "manifest.json").read_text())["counts"]["images_in"] == 12
 
 
-def test_a_shard_that_cannot_be_read_is_named_at_the_end_and_taken_up_alone(
+def test_an_unreadable_shard_is_reported_at_the_end_and_indexed_alone_later(
     ray_local: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     raw, dataset = write_raw(tmp_path / "raw", world(6, 3), per_shard=6), tmp_path / "dataset"
@@ -183,7 +183,7 @@ def _as_if_the_first_had_shrunk(*arguments: Any) -> RawListing:
     return replace(listing, shards=[replace(first, size=first.size + 512), *others])
 
 
-def test_what_is_taken_down_leaves_and_the_snapshots_that_held_it_are_named(
+def test_taken_down_images_are_removed_and_snapshots_that_held_them_are_listed(
     snapshot: Path, raw: Path, tmp_path: Path
 ) -> None:
     dataset = tmp_path / "dataset"
@@ -200,15 +200,15 @@ def test_what_is_taken_down_leaves_and_the_snapshots_that_held_it_are_named(
     assert {triplet.subject for triplet in read_triplets(version_store(open_store(str(dataset)), 2))}.isdisjoint(
         {"thing03"}
     )
-    with pytest.raises(ConfigError, match="would come back"):
+    with pytest.raises(ConfigError, match="removed images would come back"):
         curate(config_of(raw, dataset))
 
 
-def test_no_usable_pair_says_which_filter_took_the_images(ray_local: None, tmp_path: Path) -> None:
+def test_no_usable_pair_is_an_error_that_counts_drops_by_filter(ray_local: None, tmp_path: Path) -> None:
     photos = [photo(subject, 0) for subject in range(3)] + [Photo("tiny", jpeg(draw(0, 1, 30)), "thing00")]
     raw = write_raw(tmp_path / "raw", photos)
     with pytest.raises(
-        InputError, match=r"no usable pair among 4 images of 3 subjects: single_photo took 3, too_small"
+        InputError, match=r"no usable pair among 4 images of 3 subjects; dropped: single_photo 3, too_small 1"
     ):
         curate(config_of(raw, tmp_path / "dataset"))
     assert list_versions(open_store(str(tmp_path / "dataset"))) == []
@@ -216,13 +216,13 @@ def test_no_usable_pair_says_which_filter_took_the_images(ray_local: None, tmp_p
 
 @pytest.fixture(scope="module")
 def blind_snapshot(ray_local: None, raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The dataset of an undisturbed curation without an embedder."""
+    """The dataset of an uninterrupted curation run without an embedder."""
     dataset = tmp_path_factory.mktemp("blind") / "dataset"
     assert curate(blind(raw, dataset)).new
     return dataset
 
 
-def test_raw_shards_count_by_content_and_not_by_place(raw: Path, blind_snapshot: Path, tmp_path: Path) -> None:
+def test_the_place_of_raw_shards_does_not_change_the_snapshot(raw: Path, blind_snapshot: Path, tmp_path: Path) -> None:
     dataset = shutil.copytree(blind_snapshot, tmp_path / "dataset")
     moved = shutil.copytree(raw, tmp_path / "moved")  # with times, as an archive or a synchronised folder keeps them
     assert not curate(blind(moved, dataset)).new
@@ -234,10 +234,8 @@ def test_raw_shards_count_by_content_and_not_by_place(raw: Path, blind_snapshot:
 
 
 @pytest.mark.parametrize("after", ["work/rows/*/*.parquet", "v0001/claim.json"])
-def test_killed_and_started_again_it_ends_with_the_same_snapshot(
-    blind_snapshot: Path, raw: Path, tmp_path: Path, after: str
-) -> None:
-    """kill -9 of the job as soon as a file of some stage is there."""
+def test_a_killed_run_resumes_to_the_same_snapshot(blind_snapshot: Path, raw: Path, tmp_path: Path, after: str) -> None:
+    """Kill the job (SIGKILL) as soon as a stage has written its first file."""
     dataset = tmp_path / "dataset"
     argv = [sys.executable, str(REPO / "jobs" / "curate.py"), "run", "--raw", str(raw), "--dataset", str(dataset)]
     argv += ["--actors.count", "1", *BLIND_FLAGS]
@@ -278,7 +276,7 @@ def test_the_job_on_s3(
     assert "nothing new: still v0001" in again.stdout
 
 
-def test_two_at_once_one_works_and_the_other_leaves(
+def test_a_second_run_on_the_dataset_exits_with_busy(
     raw: Path, tmp_path: Path, run_job: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
     dataset = tmp_path / "dataset"
@@ -289,7 +287,7 @@ def test_two_at_once_one_works_and_the_other_leaves(
     assert list_versions(open_store(str(dataset))) == []
 
 
-def test_the_job_says_what_is_wrong(tmp_path: Path, run_job: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+def test_the_job_prints_errors(tmp_path: Path, run_job: Callable[..., subprocess.CompletedProcess[str]]) -> None:
     nothing = run_job("curate", "run", "--raw", str(tmp_path / "nothing"), "--dataset", str(tmp_path / "dataset"))
     assert nothing.returncode == 2
     assert "the raw prefix is missing or empty" in nothing.stderr
@@ -299,7 +297,7 @@ def test_the_job_says_what_is_wrong(tmp_path: Path, run_job: Callable[..., subpr
     assert not (tmp_path / "dataset").exists()
 
 
-def test_what_is_passed_over_and_what_each_entry_names_is_in_manifest_report_and_output(
+def test_passed_over_objects_and_take_down_matches_are_in_manifest_report_and_output(
     tmp_path: Path, run_job: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
     raw, dataset = write_raw(tmp_path / "raw", world(4, 3), per_shard=6), tmp_path / "dataset"

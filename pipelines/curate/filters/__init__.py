@@ -1,17 +1,17 @@
-"""The steps of curation, one file each.
+"""The filters of curation, one file each, and the list of them.
 
-To add one: a frozen dataclass with ``scope`` and ``drop`` in a file of its own, a field in :class:`FiltersConfig`, and
-its place in :meth:`FiltersConfig.steps`. One that asks a model has the scope ``score``, ``scorer`` and ``asks`` too.
+To add one, see "A new filter" in ``pipelines/curate/README.md``.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
+from typing import ClassVar
 
 from lookalike.errors import ConfigError
 from lookalike.values import check_values
 from pipelines.curate.filters.aesthetic import Aesthetic
 from pipelines.curate.filters.aspect import Aspect
-from pipelines.curate.filters.base import SCORE, Filter, Photos, Scope, ScoreFilter
+from pipelines.curate.filters.base import SCORE, Filter, Photos, Scope, ScoreFilter, with_scores
 from pipelines.curate.filters.blurry import Blurry
 from pipelines.curate.filters.exact_duplicate import ExactDuplicate
 from pipelines.curate.filters.flat import Flat
@@ -30,48 +30,50 @@ from pipelines.curate.filters.truncated_shard import TruncatedShard
 from pipelines.curate.filters.undecodable import Undecodable
 from pipelines.curate.filters.unlabelled import Unlabelled
 
-__all__ = ["BOUND", "SCORE", "Filter", "FiltersConfig", "Photos", "Scope", "ScoreFilter"]
-
-BOUND = "large_subject"
-"""Reason of photos beyond the number that is compared of one subject."""
-
-OPTIONAL = (
-    *("too_small", "aspect", "flat", "blurry", "exact_duplicate", "subject_area", "near_duplicate", "off_subject"),
-)
+__all__ = ["SCORE", "Filter", "FiltersConfig", "Photos", "Scope", "ScoreFilter", "with_scores"]
 
 
 @dataclass(frozen=True)
 class FiltersConfig:
-    """Thresholds of the filters. The first filter that drops an image names the reason."""
+    """Thresholds of the filters. The first filter that drops an image is the reason.
+
+    This class is the list of filters: each attribute is a filter, called by its reason, in the order of the funnel. A
+    class variable is a filter without settings.
+    """
 
     taken_down: TakenDown = field(default_factory=TakenDown)
-    """Removed on demand."""
+    """Images that were removed on request."""
+    truncated_shard: ClassVar = TruncatedShard()
+    undecodable: ClassVar = Undecodable()
+    unlabelled: ClassVar = Unlabelled()
     licence: Licence = field(default_factory=Licence)
-    """Not allowed to be used."""
+    """Images whose licence or consent does not allow their use."""
     too_small: TooSmall = field(default_factory=TooSmall)
-    """Too few pixels."""
+    """Images with too few pixels."""
     aspect: Aspect = field(default_factory=Aspect)
-    """Too long and thin."""
+    """Images that are too long and thin."""
     flat: Flat = field(default_factory=Flat)
-    """One colour."""
+    """Images of one colour."""
     blurry: Blurry = field(default_factory=Blurry)
-    """No sharp edge."""
+    """Images without a sharp edge."""
+    exact_duplicate: ClassVar = ExactDuplicate()
     subject_area: SubjectArea = field(default_factory=SubjectArea)
-    """Too little of the subject, by its mask."""
+    """Images in which the subject is too small, by its mask."""
     not_safe: NotSafe | None = None
-    """Not safe for work, as a model sees it (16 ms an image); null asks no model."""
+    """Images that are not safe for work, by a model (16 ms an image); null asks no model."""
     aesthetic: Aesthetic | None = None
-    """Not good to look at, as a model sees it; null asks no model."""
+    """Images with a low aesthetic score, by a model; null asks no model."""
     overlaid_text: OverlaidText | None = None
-    """Watermarks and captions in the picture, by text recognition (half a second an image); null asks no model."""
+    """Images with watermarks and captions, by text recognition (half a second an image); null asks no model."""
     large_subject: LargeSubject = field(default_factory=LargeSubject)
-    """More photos of one subject than are compared."""
+    """Photos of one subject beyond the number that is compared."""
     near_duplicate: NearDuplicate = field(default_factory=NearDuplicate)
-    """A copy in another size or quality."""
+    """Copies of a photo in another size or quality."""
     off_subject: OffSubject = field(default_factory=OffSubject)
-    """Somebody else."""
+    """Photos of another subject."""
+    single_photo: ClassVar = SinglePhoto()
     no_pair: NoPair = field(default_factory=NoPair)
-    """No partner within the similarity band."""
+    """Photos without a partner within the similarity band."""
     skip: list[str] = field(default_factory=list)
     """Filters to switch off, for example ``[blurry, near_duplicate]``."""
 
@@ -80,39 +82,31 @@ class FiltersConfig:
         for item in fields(self):
             if is_dataclass(step := getattr(self, item.name)):
                 check_values(step)
+        optional = [name for name, step in self._all() if "can_skip" in step.traits]
         for name in self.skip:
-            if name not in OPTIONAL:
-                raise ConfigError("no filter that can be skipped", value=name, fix=f"choose from {list(OPTIONAL)}")
+            if name not in optional:
+                raise ConfigError(
+                    "filters.skip names a filter that cannot be skipped", value=name, fix=f"choose from {optional}"
+                )
 
     def steps(self, *scopes: Scope) -> Iterator[tuple[str, Filter]]:
-        """(reason, filter) of each filter that is not skipped, in the order of the funnel; all scopes, or these."""
-        everything: dict[str, Filter | None] = {
-            "taken_down": self.taken_down,
-            "truncated_shard": TruncatedShard(),
-            "undecodable": Undecodable(),
-            "unlabelled": Unlabelled(),
-            "licence": self.licence,
-            "too_small": self.too_small,
-            "aspect": self.aspect,
-            "flat": self.flat,
-            "blurry": self.blurry,
-            "exact_duplicate": ExactDuplicate(),
-            "subject_area": self.subject_area,
-            "not_safe": self.not_safe,
-            "aesthetic": self.aesthetic,
-            "overlaid_text": self.overlaid_text,
-            BOUND: self.large_subject,
-            "near_duplicate": self.near_duplicate,
-            "off_subject": self.off_subject,
-            "single_photo": SinglePhoto(),
-            "no_pair": self.no_pair,
-        }
-        for name, step in everything.items():
-            if step is not None and name not in self.skip and (not scopes or step.scope in scopes):
+        """Yield (reason, filter) of each filter that is on, in the order of the funnel; all scopes, or these."""
+        for name, step in self._all():
+            if name not in self.skip and (not scopes or step.scope in scopes):
                 yield name, step
 
     def scored(self) -> Iterator[tuple[str, ScoreFilter]]:
-        """(reason, filter) of those that ask a model, in the order of the funnel."""
+        """Yield (reason, filter) of each filter that sees a score, in the order of the funnel."""
         for name, step in self.steps("score"):
             if isinstance(step, ScoreFilter):
+                yield name, step
+
+    def has(self, kind: type[Filter]) -> bool:
+        """Return whether a filter of this class is on."""
+        return any(isinstance(step, kind) for _, step in self.steps())
+
+    def _all(self) -> Iterator[tuple[str, Filter]]:
+        for name in FiltersConfig.__annotations__:
+            step = getattr(self, name)
+            if name != "skip" and step is not None:
                 yield name, step

@@ -1,4 +1,4 @@
-"""Images that are not good to look at."""
+"""Filter of images with a low aesthetic score."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -6,22 +6,24 @@ from typing import ClassVar
 import numpy as np
 
 from lookalike.annotators.scorers import ClassProbability, Scorer
-from pipelines.curate.filters.base import SCORE, Photos, Scope
+from pipelines.curate.filters.base import SCORE, Photos, Scope, Trait
 
 
 @dataclass(frozen=True)
 class Aesthetic:
-    """Drops images to which an aesthetic predictor gives too little."""
+    """Drop images to which an aesthetic predictor gives a low score."""
 
     model: str
     """Image classifier of transformers, by folder or Hub id: with one output, a score from 0 to 10; with several, the
     probability of ``label``."""
     label: str | None = None
-    """Label of a good image; needless with one output."""
+    """Label of a good image; not used with one output."""
     min_score: float = 4.5
-    """OpenS2V-5M asks for 4.5 of the LAION predictor's 10."""
+    """Minimum score; OpenS2V-5M uses 4.5 of the LAION predictor's 10."""
 
     scope: ClassVar[Scope] = "score"
+    summary: ClassVar[str] = "Images with a low score by the aesthetic model"
+    traits: ClassVar[tuple[Trait, ...]] = ()
 
     @property
     def scorer(self) -> Scorer:

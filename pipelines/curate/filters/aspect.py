@@ -1,21 +1,23 @@
-"""Banners and strips, of which a centre crop leaves too little."""
+"""Filter of banners and strips, of which a centre crop leaves too little."""
 
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
-from pipelines.curate.filters.base import Photos, Scope
+from pipelines.curate.filters.base import Photos, Scope, Trait
 
 
 @dataclass(frozen=True)
 class Aspect:
-    """Drops images whose long side is more than ``max_ratio`` times the short side."""
+    """Drop images whose long side is more than ``max_ratio`` times the short side."""
 
     max_ratio: float = 3.0
-    """Very loose: 16:9 is 1.78, a panorama 3 and more. UniWorld keeps up to 4:3."""
+    """Maximum ratio: 16:9 is 1.78, a panorama 3 and more. UniWorld keeps up to 4:3."""
 
     scope: ClassVar[Scope] = "image"
+    summary: ClassVar[str] = "Images that are too long and thin"
+    traits: ClassVar[tuple[Trait, ...]] = ("can_skip",)
 
     def drop(self, photos: Photos) -> np.ndarray:
         width, height = photos["width"], photos["height"]

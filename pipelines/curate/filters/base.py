@@ -1,5 +1,6 @@
-"""What a filter is, and the columns it judges by."""
+"""The interface of a filter, and the photos that it sees."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar, Literal, Protocol, runtime_checkable
@@ -10,16 +11,20 @@ import pyarrow as pa
 from lookalike.annotators.scorers import Scorer
 
 Scope = Literal["image", "content", "score", "subject"]
-"""What a filter must see together: one image, all images with the same bytes, one image and what a model says of it, or
-all images of one subject."""
+"""What a filter sees at once: one image, all images with the same bytes, one image with the score that a model gives
+it, or all images of one subject."""
 
 SCORE = "score"
-"""Column that a filter of scope ``score`` sees besides: its scorer's number, NaN where the image got none."""
+"""Additional column that a filter of scope ``score`` sees: its scorer's number, NaN if the image has none."""
+
+Trait = Literal["can_skip", "compares_embeddings", "hides_photos"]
+"""``can_skip``: ``filters.skip`` may name it. ``compares_embeddings``: it needs an embedder, and the report shows kept
+photos of the subject beside the dropped ones. ``hides_photos``: the report does not show what it drops."""
 
 
 @dataclass(frozen=True)
 class Photos:
-    """N photographs that are judged together: their rows, and their embeddings where the scope is ``subject``."""
+    """N photos that a filter sees at once: their rows, and their embeddings if the scope is ``subject``."""
 
     rows: pa.Table
     """Columns of :data:`pipelines.curate.rows.IMAGE_SCHEMA`, N rows in the order of (shard, offset)."""
@@ -35,7 +40,7 @@ class Photos:
 
     @property
     def contents(self) -> np.ndarray:
-        """int32 [N]: a number for each content, so that files are equal where the numbers are."""
+        """A number for each photo, int32 [N]; two photos have the same number if their files have the same bytes."""
         encoded = self.rows["sha256"].combine_chunks().dictionary_encode()
         return np.asarray(encoded.indices.to_numpy(zero_copy_only=False))
 
@@ -50,29 +55,38 @@ class Photos:
         return np.asarray(np.round(self.vectors @ self.vectors.T, 3), np.float32)
 
     def take(self, keep: np.ndarray) -> "Photos":
-        """The photos where ``keep`` (bool [N]) is true."""
+        """Return the photos for which ``keep`` (bool [N]) is true."""
         if keep.all():
             return self
         vectors = None if self.vectors is None else self.vectors[keep]
         return Photos(self.rows.filter(pa.array(keep)), vectors)
 
 
+def with_scores(rows: pa.Table, scores: Mapping[str, float]) -> Photos:
+    """Return the rows with a column of their scores, which are given by content hash; NaN for a row without one."""
+    values = [scores.get(content, float("nan")) for content in rows["sha256"].to_pylist()]
+    return Photos(rows.append_column(SCORE, pa.array(values, pa.float64())))
+
+
 class Filter(Protocol):
-    """A step of curation: frozen settings and one method. Its name in ``FiltersConfig.steps`` is its reason."""
+    """A filter: a frozen dataclass of its settings. The attribute of ``FiltersConfig`` that holds it is its reason."""
 
     scope: ClassVar[Scope]
+    summary: ClassVar[str]
+    """What it drops, for the report."""
+    traits: ClassVar[tuple[Trait, ...]]
 
     def drop(self, photos: Photos) -> np.ndarray:
-        """Which photos to drop: bool [N]."""
+        """Return which photos to drop: bool [N]."""
 
 
 @runtime_checkable
 class ScoreFilter(Filter, Protocol):
-    """A filter of scope ``score``. Its model sees only what the filters before it have left."""
+    """A filter of scope ``score``. Its model sees only the images that the filters before it have kept."""
 
     @property
     def scorer(self) -> Scorer | None:
-        """The model that it asks; None: it judges by what the rows say."""
+        """The model that gives the score; None if the filter uses the rows alone."""
 
     def asks(self, photos: Photos) -> np.ndarray:
-        """Which photos it needs a score of: bool [N]."""
+        """Return which photos need a score: bool [N]."""

@@ -1,18 +1,20 @@
-"""The same file twice."""
+"""Filter of files with the same bytes."""
 
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
-from pipelines.curate.filters.base import Photos, Scope
+from pipelines.curate.filters.base import Photos, Scope, Trait
 
 
 @dataclass(frozen=True)
 class ExactDuplicate:
-    """Keeps the first of all images with the same bytes, also across subjects and shards."""
+    """Keep the first of all images with the same bytes, also across subjects and shards."""
 
     scope: ClassVar[Scope] = "content"
+    summary: ClassVar[str] = "Repetitions of a file, also across subjects and shards"
+    traits: ClassVar[tuple[Trait, ...]] = ("can_skip",)
 
     def drop(self, photos: Photos) -> np.ndarray:
         numbered = photos.rows["sha256"].combine_chunks().dictionary_encode().indices  # millions of hashes, once each

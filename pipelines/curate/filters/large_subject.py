@@ -1,4 +1,4 @@
-"""Subjects with more photographs than can be compared with each other."""
+"""Filter that bounds the photos of one subject that are compared with each other."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -6,29 +6,33 @@ from typing import ClassVar
 import numpy as np
 
 from lookalike.errors import ConfigError
-from pipelines.curate.filters.base import Photos, Scope
+from pipelines.curate.filters.base import Photos, Scope, Trait
 from pipelines.curate.rows import unit_hash
 
 
 @dataclass(frozen=True)
 class LargeSubject:
-    """Keeps ``max_photos`` of a subject that has more, chosen by the hash of their bytes.
+    """Keep ``max_photos`` of a subject that has more, chosen by the hash of their bytes.
 
-    The filters behind it compare each photo of a subject with each, so their memory and time grow with the square:
+    The filters after it compare each photo of a subject with each other, so their memory and time grow with the square:
     2,500 photos took 0.1 GiB and 2.5 s in one task, so 5,000 take about 0.4 GiB and 10 s, and 50,000 would take 41 GiB.
     The choice depends only on the photos: a subject that grows keeps the same ones, except those with higher hashes
     than new ones.
     """
 
     max_photos: int = 5000
-    """Photos of one subject that are compared, those with the lowest hashes."""
+    """Photos of one subject that are compared; those with the lowest hashes are kept."""
 
     scope: ClassVar[Scope] = "subject"
+    summary: ClassVar[str] = "Photos of a subject that has more than are compared, chosen by hash"
+    traits: ClassVar[tuple[Trait, ...]] = ()
 
     def __post_init__(self) -> None:
         if self.max_photos < 2:
             raise ConfigError(
-                "filters.large_subject.max_photos leaves no pair", value=self.max_photos, fix="use 2 or more"
+                "filters.large_subject.max_photos is below 2, which leaves no pair",
+                value=self.max_photos,
+                fix="use 2 or more",
             )
 
     def drop(self, photos: Photos) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Images whose licence or consent does not allow their use."""
+"""Filter of images whose licence or consent does not allow their use."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -6,33 +6,34 @@ from typing import ClassVar
 import numpy as np
 
 from lookalike.errors import ConfigError
-from pipelines.curate.filters.base import Photos, Scope
-
-CONFLICT = "conflicting"
-"""In the column ``licence``: two licences that differ, or something that is not one; ``note`` names them."""
+from pipelines.curate.filters.base import Photos, Scope, Trait
+from pipelines.curate.rows import CONFLICT
 
 
 @dataclass(frozen=True)
 class Licence:
-    """Drops images whose licence or consent is on no allow-list, or whose two licences differ.
+    """Drop images whose licence or consent is on no allow-list, or whose two licences differ.
 
-    An image that names none is on no list. Names are compared as they are written, without regard to case:
+    An image without a licence is on no allow-list. Names are compared as they are written, without regard to case:
     ``CC BY 4.0`` is not ``CC-BY-4.0``, since similar names may be different licences.
     """
 
     allowed: list[str] | None = None
-    """Licences that may be used, as ``key.json`` spells them under ``licence`` or ``license`` (SPDX ids, in any case).
-    null: any, and none."""
+    """Allowed values of ``licence`` or ``license`` in ``key.json`` (SPDX ids, any case). null: any value, or none."""
     consents: list[str] | None = None
-    """What ``consent`` of ``key.json`` has to say, for example ``[training]``. null: anything, and nothing."""
+    """Allowed values of ``consent`` in ``key.json``, for example ``[training]``. null: any value, or none."""
 
     scope: ClassVar[Scope] = "image"
+    summary: ClassVar[str] = "Images whose licence or consent is not allowed, or whose two licences differ"
+    traits: ClassVar[tuple[Trait, ...]] = ()
 
     def __post_init__(self) -> None:
         for name in ("allowed", "consents"):
             if getattr(self, name) == []:
                 raise ConfigError(
-                    f"filters.licence.{name} allows nothing", value=[], fix="name what is allowed; null allows anything"
+                    f"filters.licence.{name} is empty and allows nothing",
+                    value=[],
+                    fix="list what is allowed; null allows anything",
                 )
 
     def drop(self, photos: Photos) -> np.ndarray:

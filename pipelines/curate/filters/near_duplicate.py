@@ -1,4 +1,4 @@
-"""The same photograph in another size, quality or crop."""
+"""Filter of copies of a photo in another size, quality or crop."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -6,50 +6,52 @@ from typing import ClassVar
 import numpy as np
 
 from lookalike.errors import ConfigError
-from pipelines.curate.filters.base import Photos, Scope
+from pipelines.curate.filters.base import Photos, Scope, Trait
 
 
 @dataclass(frozen=True)
 class NearDuplicate:
-    """Keeps the largest of the photographs of a subject that are copies of each other.
+    """Keep the largest of the photos of a subject that are copies of each other.
 
-    Two witnesses are heard together. Perceptual hashes of different plain subjects come as near as copies do, so a hit
-    needs the embedding's word too; and a picture with little structure gets another hash by being saved again, so the
-    farther apart two hashes are, the surer the embedding has to be.
+    Two photos are copies if their embeddings are similar enough, and the more their perceptual hashes differ the more
+    similar the embeddings have to be. Neither is enough alone: hashes of different plain subjects are as close as those
+    of copies, and a photo with little structure gets another hash when it is saved again.
 
-    Of 105 DreamBooth photographs, saved again at quality 60, cut by 1/40 or 1/20 at each edge, scaled to 7/8 or 1/2, or
-    made brighter by 15 %, all copies are found and none of 227 pairs of different photographs of one subject; with 12
-    bits and .92 for all it was 81 to 98 %. Cut by 1/10 four in ten are found, mirrored hardly any
+    Of 105 DreamBooth photos, saved again at quality 60, cut by 1/40 or 1/20 at each edge, scaled to 7/8 or 1/2, or
+    made brighter by 15 %, all copies are found and none of 227 pairs of different photos of one subject; with 12
+    bits and .92 for all it was 81 to 98 %. Of those cut by 1/10 four in ten are found, of mirrored ones hardly any
     (``tests/bench/test_near_duplicates.py``).
     """
 
     max_hash_distance: int = 12
-    """Bits of 64 in which the perceptual hashes differ where ``min_similarity`` is asked of the embeddings."""
+    """Bits of 64 in which two perceptual hashes differ for which ``min_similarity`` is required."""
     min_similarity: float = 0.92
-    """Cosine similarity of the embeddings that is asked there."""
+    """Cosine similarity of the embeddings that is required at that distance."""
     similarity_per_bit: float = 0.004
-    """How much more is asked for each bit more, and less for each bit less: .872 for equal hashes, .968 at 24 bits, and
-    1 at 32, where unrelated hashes lie."""
+    """Increase of the required similarity per bit: .872 for equal hashes, .968 at 24 bits, and 1 at 32, which is the
+    distance of unrelated hashes."""
 
     scope: ClassVar[Scope] = "subject"
+    summary: ClassVar[str] = "Copies of a larger photo of the subject in another size, quality or crop"
+    traits: ClassVar[tuple[Trait, ...]] = ("can_skip", "compares_embeddings")
 
     def __post_init__(self) -> None:
         if self.similarity_per_bit <= 0:
             raise ConfigError(
-                "filters.near_duplicate.similarity_per_bit asks for nothing",
+                "filters.near_duplicate.similarity_per_bit is not above 0",
                 value=self.similarity_per_bit,
                 fix="use a value above 0",
             )
 
-    def asked(self, distance: np.ndarray) -> np.ndarray:
-        """The similarity from which on two photos whose hashes differ in ``distance`` bits are one."""
+    def required(self, distance: np.ndarray) -> np.ndarray:
+        """Return the minimum similarity of two copies whose hashes differ in ``distance`` bits."""
         beyond = distance.astype(np.float32) - self.max_hash_distance
         return np.round(self.min_similarity + self.similarity_per_bit * beyond, 3)
 
     def copies(self, photos: Photos) -> np.ndarray:
-        """Which two photos are one: bool [N, N], symmetric, true on the diagonal."""
+        """Return which two photos are copies: bool [N, N], symmetric, true on the diagonal."""
         hashes = photos["phash"].astype(np.uint64)
-        return np.asarray(photos.similarity >= self.asked(np.bitwise_count(hashes[:, None] ^ hashes[None, :])), bool)
+        return np.asarray(photos.similarity >= self.required(np.bitwise_count(hashes[:, None] ^ hashes[None, :])), bool)
 
     def drop(self, photos: Photos) -> np.ndarray:
         copies_NN = self.copies(photos)

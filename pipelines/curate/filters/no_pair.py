@@ -1,4 +1,4 @@
-"""Photographs without a partner: each other photo of the subject is too different or too much the same."""
+"""Filter of photos that no other photo of their subject can be paired with."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -6,30 +6,32 @@ from typing import ClassVar
 import numpy as np
 
 from lookalike.errors import ConfigError
-from pipelines.curate.filters.base import Photos, Scope
+from pipelines.curate.filters.base import Photos, Scope, Trait
 
 
 @dataclass(frozen=True)
 class NoPair:
-    """The similarity band in which two photos of a subject are a pair; drops photos that are in none."""
+    """The similarity band in which two photos of a subject are a pair. Drop photos that are in no pair."""
 
     min_similarity: float = 0.4
-    """Below it two photos may not show the same subject."""
+    """Below it two photos may show different subjects."""
     max_similarity: float = 0.95
-    """Above it a model would learn to copy: same pose, same crop."""
+    """Above it pose and crop are the same, and a model would learn to copy."""
 
     scope: ClassVar[Scope] = "subject"
+    summary: ClassVar[str] = "Photos whose similarity to every other photo of the subject is outside the band"
+    traits: ClassVar[tuple[Trait, ...]] = ("compares_embeddings",)
 
     def __post_init__(self) -> None:
         if not -1 <= self.min_similarity < self.max_similarity <= COPY_PASTE_CAP:
             raise ConfigError(
-                "not a similarity band",
+                "filters.no_pair is not a similarity band",
                 value=[self.min_similarity, self.max_similarity],
                 fix=f"choose -1 <= min_similarity < max_similarity <= {COPY_PASTE_CAP}",
             )
 
     def pairs(self, photos: Photos) -> np.ndarray:
-        """Which two photos are a pair: bool [N, N], symmetric, false on the diagonal and for two equal files."""
+        """Return which two photos are a pair: bool [N, N], symmetric, false on the diagonal and for two equal files."""
         similarity_NN, contents = photos.similarity, photos.contents
         in_band_NN = (similarity_NN >= self.min_similarity) & (similarity_NN <= self.max_similarity)
         return np.asarray(in_band_NN & (contents[:, None] != contents[None, :]), bool)
@@ -39,4 +41,4 @@ class NoPair:
 
 
 COPY_PASTE_CAP = 0.98
-"""No setting pairs photos that are more similar than this (SynCD's bound)."""
+"""Upper bound of ``max_similarity`` (SynCD's bound)."""

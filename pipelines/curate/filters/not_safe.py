@@ -1,4 +1,4 @@
-"""Images that are not safe for work."""
+"""Filter of images that are not safe for work."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -6,18 +6,20 @@ from typing import ClassVar
 import numpy as np
 
 from lookalike.annotators.scorers import OpenNsfw, Scorer
-from pipelines.curate.filters.base import SCORE, Photos, Scope
+from pipelines.curate.filters.base import SCORE, Photos, Scope, Trait
 
 
 @dataclass(frozen=True)
 class NotSafe:
-    """Drops images that open_nsfw takes for indecent."""
+    """Drop images to which open_nsfw gives a high probability of being indecent."""
 
     max_score: float = 0.8
-    """Probability from which on an image is dropped. The authors of open_nsfw call a score above 0.8 very likely not
-    safe, and one below 0.2 very likely safe."""
+    """Maximum probability of a kept image. The authors of open_nsfw call a score above 0.8 very likely not safe, one
+    below 0.2 very likely safe."""
 
     scope: ClassVar[Scope] = "score"
+    summary: ClassVar[str] = "Images that the model takes for not safe for work"
+    traits: ClassVar[tuple[Trait, ...]] = ()
 
     @property
     def scorer(self) -> Scorer:

@@ -1,29 +1,31 @@
-"""Photographs that show somebody else."""
+"""Filter of photos that show another subject."""
 
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
-from pipelines.curate.filters.base import Photos, Scope
+from pipelines.curate.filters.base import Photos, Scope, Trait
 
 
 @dataclass(frozen=True)
 class OffSubject:
-    """Drops photos that resemble their own subject's other photos far less than those resemble each other.
+    """Drop photos that resemble the other photos of their subject far less than those resemble each other.
 
     With one stray photo put among each subject of 20 of DreamBooth, by the default embedder: 95 % of the strays of
     another class and 70 % of those of the same class (another dog) are found, and no photo of the subject is dropped.
     """
 
     max_similarity: float = 0.5
-    """A photo whose median similarity to the others reaches this is always kept."""
+    """A photo with at least this median similarity to the others is kept."""
     min_gap: float = 0.22
-    """How far that median must lie below the subject's usual one for the photo to be dropped."""
+    """A photo is dropped only if its median is this much below the median of the subject's photos."""
     min_photos: int = 3
-    """With fewer photos nobody can tell which one is wrong."""
+    """Subjects with fewer photos are kept: of two, either could be the wrong one."""
 
     scope: ClassVar[Scope] = "subject"
+    summary: ClassVar[str] = "Photos that resemble the other photos of their subject too little"
+    traits: ClassVar[tuple[Trait, ...]] = ("can_skip", "compares_embeddings")
 
     def drop(self, photos: Photos) -> np.ndarray:
         n = len(photos)

@@ -1,4 +1,4 @@
-"""Watermarks, captions and logos over the picture."""
+"""Filter of images with watermarks, captions or logos."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -6,17 +6,19 @@ from typing import ClassVar
 import numpy as np
 
 from lookalike.annotators.scorers import Scorer, TextShare
-from pipelines.curate.filters.base import SCORE, Photos, Scope
+from pipelines.curate.filters.base import SCORE, Photos, Scope, Trait
 
 
 @dataclass(frozen=True)
 class OverlaidText:
-    """Drops images much of which is covered by text that can be read."""
+    """Drop images of which lines of readable text cover too large a share."""
 
     max_share: float = 0.02
-    """Of the image's area, lines of text together."""
+    """Maximum share of the image's area that all lines of text cover."""
 
     scope: ClassVar[Scope] = "score"
+    summary: ClassVar[str] = "Images that readable text covers too much of"
+    traits: ClassVar[tuple[Trait, ...]] = ()
 
     @property
     def scorer(self) -> Scorer:

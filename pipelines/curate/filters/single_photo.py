@@ -1,18 +1,20 @@
-"""Subjects with one photograph, which has nothing to be paired with."""
+"""Filter of subjects with one photo, which cannot be paired."""
 
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
-from pipelines.curate.filters.base import Photos, Scope
+from pipelines.curate.filters.base import Photos, Scope, Trait
 
 
 @dataclass(frozen=True)
 class SinglePhoto:
-    """Drops the photo of a subject that has only one left."""
+    """Drop the photo of a subject that has only one left."""
 
     scope: ClassVar[Scope] = "subject"
+    summary: ClassVar[str] = "The only photo of a subject"
+    traits: ClassVar[tuple[Trait, ...]] = ()
 
     def drop(self, photos: Photos) -> np.ndarray:
         return np.full(len(photos), len(photos) < 2)

@@ -1,4 +1,4 @@
-"""Images of which the subject is too small a part."""
+"""Filter of images of which the subject is too small a part."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -7,29 +7,31 @@ import numpy as np
 
 from lookalike.annotators.scorers import ClassArea, Scorer
 from lookalike.errors import ConfigError
-from pipelines.curate.filters.base import SCORE, Photos, Scope
+from pipelines.curate.filters.base import SCORE, Photos, Scope, Trait
 
 
 @dataclass(frozen=True)
 class SubjectArea:
-    """Drops images in which the subject covers too little, or nearly all; one of unknown area is kept."""
+    """Drop images in which the subject covers too little, or nearly all; one of unknown area is kept."""
 
     min_share: float = 0.01
-    """Of the image's area (UniWorld asks for 1/100, OpenS2V-5M for 1/32)."""
+    """Minimum share of the image's area (UniWorld uses 1/100, OpenS2V-5M 1/32)."""
     max_share: float = 1.0
-    """Above it nothing of a place is left to learn from; 1 drops nothing."""
+    """Above it too little of the scene is visible; 1 drops nothing."""
     model: str | None = None
-    """Where a sample has no mask: a CLIPSeg model of transformers, by folder or Hub id, that is asked for the sample's
-    class. null: such an image is kept."""
+    """CLIPSeg model of transformers, by folder or Hub id, that segments the sample's class if the sample has no mask.
+    null: such an image is kept."""
 
     scope: ClassVar[Scope] = "score"
+    summary: ClassVar[str] = "Images in which the subject covers too little, or nearly all"
+    traits: ClassVar[tuple[Trait, ...]] = ("can_skip",)
 
     def __post_init__(self) -> None:
         if not 0 <= self.min_share < self.max_share <= 1:
             raise ConfigError(
-                "no such range of shares",
+                "filters.subject_area.min_share and max_share are not a range in 0 to 1",
                 value=[self.min_share, self.max_share],
-                fix="choose 0 <= min_share < max_share <= 1",
+                fix="use 0 <= min_share < max_share <= 1",
             )
 
     @property

@@ -1,4 +1,4 @@
-"""Curation's stages without Ray: they are plain functions of a store."""
+"""Fixtures that run the stages of curation as plain functions, without Ray."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -9,7 +9,7 @@ import pytest
 
 from lookalike.storage import open_store
 from pipelines.curate.changed import with_recorded_changes
-from pipelines.curate.cluster_subjects import FoundWork, assign_cells, find_centroids, group_cell, label_shard
+from pipelines.curate.cluster_subjects import ClusterWork, assign_cells, find_centroids, group_cell, label_shard
 from pipelines.curate.config import CurateConfig
 from pipelines.curate.duplicates import find_duplicates
 from pipelines.curate.index import IndexWork, ShardIndexer
@@ -17,13 +17,13 @@ from pipelines.curate.inputs import Inputs
 from pipelines.curate.plan import plan_partition
 from pipelines.curate.raw import list_shards
 from pipelines.curate.score import ShardScorer, scored
+from pipelines.curate.screen import screen_shard
 from pipelines.curate.subject_links import find_links, join_links, link_units
 from pipelines.curate.work import StageWork
-from pipelines.curate.work import indexed as index_tables
 
 
 class GridEmbedder:
-    """The colours of the central 3 × 3 cells less their mean: quick, and good enough for flat test pictures."""
+    """The colours of the central 3 × 3 cells less their mean: fast, and good enough for flat test photos."""
 
     revision, dim = "grid-1", 27
 
@@ -49,7 +49,7 @@ def grid_embedder(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def planned(grid_embedder: None, tmp_path: Path) -> Callable[..., StageWork]:
-    """``planned(raw, **settings)``: the work of the stages after the plan, with everything up to it done."""
+    """``planned(raw, **settings)`` runs the stages up to the plan and returns their work."""
 
     def make(raw: Path, **settings: object) -> StageWork:
         config = CurateConfig(raw=str(raw), dataset=str(tmp_path / "dataset"), **settings)  # type: ignore[arg-type]
@@ -60,7 +60,7 @@ def planned(grid_embedder: None, tmp_path: Path) -> Callable[..., StageWork]:
         indexed = [indexer(unit) for unit in units]
         assert [str(columns["error"][0]) for columns in indexed] == [""] * len(units)
         if config.labels.found is not None:
-            found = FoundWork.of(config, config.labels.found, inputs, index_tables(dataset))
+            found = ClusterWork.of(config, inputs)
             for task, count in ((find_centroids, 1), (assign_cells, len(units)), (group_cell, found.cells)):
                 for unit in range(count):
                     task(found, unit)
@@ -68,6 +68,8 @@ def planned(grid_embedder: None, tmp_path: Path) -> Callable[..., StageWork]:
                 label_shard(found, unit)
         work = StageWork.of(config, inputs)
         assert work.images == sum(int(columns["images"][0]) for columns in indexed)
+        for unit in units:
+            screen_shard(work, unit)
         for partition in range(work.content_partitions):
             find_duplicates(work, partition)
         if sum(int(find_links(work, unit)["links"][0]) for unit in range(link_units(work))):

@@ -1,4 +1,4 @@
-"""Raw shards that inflate without an end, and patterns that never end, are rows or errors with their reason."""
+"""Raw shards that inflate without bound, and patterns that do not end, are rows or errors with their reason."""
 
 import bz2
 import gzip
@@ -42,7 +42,7 @@ COMPRESS = {
 
 
 @pytest.mark.parametrize("kind", COMPRESS)
-def test_a_shard_that_inflates_too_far_breaks_off_with_the_settings_name(kind: str, tmp_path: Path) -> None:
+def test_a_shard_that_inflates_too_far_names_the_limit(kind: str, tmp_path: Path) -> None:
     limits = Limits(max_unpacked_mib=8)
     (tmp_path / "raw").mkdir()
     (tmp_path / "raw" / "s.tar").write_bytes(COMPRESS[kind](shard(100 << 20)))
@@ -65,7 +65,7 @@ def test_inflation_is_bounded_by_the_size_of_the_file() -> None:
     assert limits.unpacked_bytes(1 << 50) == limits.max_unpacked_mib << 20
 
 
-def test_an_xz_stream_does_not_choose_our_memory(tmp_path: Path) -> None:
+def test_memory_of_an_xz_stream_is_bounded(tmp_path: Path) -> None:
     filters = [{"id": lzma.FILTER_LZMA2, "dict_size": 64 << 20}]
     data = bytearray(lzma.compress(bytes(1000), format=lzma.FORMAT_XZ, check=lzma.CHECK_NONE, filters=filters))
     assert data[16] == 28  # the dictionary's size in the block's header
@@ -80,7 +80,7 @@ def test_an_xz_stream_does_not_choose_our_memory(tmp_path: Path) -> None:
     assert "Memory usage limit" in broken
 
 
-def test_a_photo_of_too_many_pixels_is_a_row_with_the_settings_name() -> None:
+def test_a_photo_of_too_many_pixels_is_a_row_that_names_the_limit() -> None:
     file = io.BytesIO(shard(10))
     first, *_ = [row for row, _ in read_images(file, "s.tar", LabelsConfig(), limits=Limits(max_pixels=100))]
     assert "too many pixels" in first["error"]

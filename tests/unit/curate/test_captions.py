@@ -1,4 +1,4 @@
-"""Captions as a training can take them."""
+"""Captions are cut to what training reads."""
 
 import pyarrow as pa
 import pytest
@@ -19,7 +19,7 @@ def fitted(caption: str, config: CaptionsConfig = MINI, class_name: str = "mug")
 
 
 @pytest.mark.parametrize("config", [CaptionsConfig(), MINI])
-def test_a_caption_that_fits_is_left_alone(config: CaptionsConfig) -> None:
+def test_a_caption_that_fits_is_unchanged(config: CaptionsConfig) -> None:
     table = pa.table({"caption": ["a red mug,  on <a> table <3 [x]"], "class_name": ["mug"], "note": [""]})
     assert fit_captions(table, config) is table
 
@@ -39,13 +39,13 @@ def test_a_caption_that_fits_is_left_alone(config: CaptionsConfig) -> None:
         ("<start_of_image> a mug", "a mug"),
     ],
 )
-def test_names_of_control_tokens_are_left_out(caption: str, expected: str) -> None:
+def test_names_of_control_tokens_are_removed(caption: str, expected: str) -> None:
     row = fitted(caption, CaptionsConfig())
     assert row["caption"] == expected
     assert row["note"] == "caption: names of control tokens were left out"
 
 
-def test_a_class_is_fitted_too() -> None:
+def test_a_class_is_cut_as_well() -> None:
     row = fitted("", CaptionsConfig(), class_name="<image> mug " + "x" * 300)
     assert row["class_name"].startswith("mug")
     assert len(row["class_name"]) <= 100
@@ -80,7 +80,7 @@ def test_any_caption_fits_after_it_was_fitted(caption: str) -> None:
     assert notes or text == caption
 
 
-def test_settings_that_cannot_work_are_named() -> None:
+def test_invalid_caption_settings_are_rejected() -> None:
     with pytest.raises(ConfigError, match="max_characters"):
         CaptionsConfig(max_characters=0)
     with pytest.raises(ConfigError, match="unknown preset"):

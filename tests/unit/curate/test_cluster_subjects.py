@@ -1,4 +1,4 @@
-"""Subjects that are found by their embeddings."""
+"""Subjects are found by the embeddings of their photos."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,8 +11,7 @@ from pipelines.curate.cluster_subjects import group
 from pipelines.curate.config import FoundConfig, LabelsConfig
 from pipelines.curate.filters import FiltersConfig
 from pipelines.curate.filters.no_pair import NoPair
-from pipelines.curate.plan import plan_key
-from pipelines.curate.tables import read_table
+from pipelines.curate.results import read_plan
 from pipelines.curate.work import StageWork
 from tests.drawn import photo, world, write_raw
 
@@ -27,34 +26,34 @@ def directions(subjects: int, views: int, noise: float) -> np.ndarray:
     return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True), np.float32)
 
 
-def test_views_of_one_subject_are_one_group_and_the_same_groups_each_time() -> None:
+def test_grouping_finds_subjects_and_is_deterministic() -> None:
     vectors = directions(200, 5, 0.4)
     labels = group(vectors, FoundConfig())
     assert (labels == np.repeat(np.arange(200) * 5, 5)).mean() > 0.98
     assert (labels == group(vectors, FoundConfig())).all()
 
 
-def test_a_chain_of_similar_images_is_cut() -> None:
+def test_a_chain_of_similar_images_is_divided() -> None:
     angles = np.radians(np.arange(0, 180, 20))  # neighbours have 0.94, ends -0.94
     vectors = np.stack([np.cos(angles), np.sin(angles), 0 * angles], 1).astype(np.float32)
     labels = group(vectors, FoundConfig(min_similarity=0.66, neighbours=4))
     assert len(set(labels)) >= 3
 
 
-def test_one_image_is_a_group_of_its_own() -> None:
+def test_one_image_is_one_group() -> None:
     assert group(directions(1, 1, 0), FoundConfig()).tolist() == [0]
 
 
-def test_unlabelled_photographs_of_many_shards_get_subjects_and_labelled_ones_keep_theirs(
+def test_unlabelled_photos_of_many_shards_get_subjects_and_labelled_ones_keep_theirs(
     planned: Planned, tmp_path: Path
 ) -> None:
     silent = {"caption": "a thing"}
     photos = [replace(p, metadata=silent) for p in world(6, 4)] + [photo(6, view) for view in range(3)]
     raw = write_raw(tmp_path / "raw", photos, per_shard=4)
-    for cells in (1, 3):  # photographs of a subject that lie in two cells are two subjects
+    for cells in (1, 3):  # photos of a subject in two cells are two subjects
         settings = FoundConfig(min_similarity=0.7, images_per_cell=-(-len(photos) // cells))
         work = planned(raw, filters=LOOSE, labels=LabelsConfig(found=settings))
-        tables = [read_table(work.dataset, plan_key(work, i, "images")) for i in range(work.partitions)]
+        tables = [read_plan(work, i, "images") for i in range(work.partitions)]
         subject = {row["key"]: row["subject"] for row in pa.concat_tables(tables).to_pylist()}
         assert {subject[p.key] for p in photos[24:]} == {"thing06"}
         found = [{subject[f"thing{thing:02d}-{view}"] for view in range(4)} for thing in range(6)]
@@ -65,13 +64,13 @@ def test_unlabelled_photographs_of_many_shards_get_subjects_and_labelled_ones_ke
             assert sum(len(names) < 4 for names in found) >= 4  # most have views that are found together
 
 
-def test_where_all_or_most_are_labelled_they_keep_their_subjects(planned: Planned, tmp_path: Path) -> None:
+def test_labelled_photos_keep_their_subjects_if_few_or_none_are_unlabelled(planned: Planned, tmp_path: Path) -> None:
     settings = LabelsConfig(found=FoundConfig(images_per_cell=2))
     for unlabelled in (0, 1):
         photos = world(3, 3)
         photos[:unlabelled] = [replace(p, metadata={"caption": "a thing"}) for p in photos[:unlabelled]]
         work = planned(write_raw(tmp_path / f"raw{unlabelled}", photos), filters=LOOSE, labels=settings)
-        tables = [read_table(work.dataset, plan_key(work, i, "images")) for i in range(work.partitions)]
+        tables = [read_plan(work, i, "images") for i in range(work.partitions)]
         rows = pa.concat_tables(tables).to_pylist()
         assert sum(row["subject"].startswith("thing") for row in rows) == len(photos) - unlabelled
         assert sum(row["subject"].startswith("found-") for row in rows) == unlabelled

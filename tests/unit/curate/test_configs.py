@@ -13,12 +13,12 @@ LOCATIONS = ["--raw=file:///raw", "--dataset=file:///dataset"]
 
 
 @pytest.mark.parametrize("path", sorted((REPO / "jobs" / "configs").glob("curate*.yaml")), ids=lambda path: path.name)
-def test_shipped_configurations_are_understood(path: Path) -> None:
+def test_shipped_configurations_are_valid(path: Path) -> None:
     config = parse(CurateConfig, [f"--config={path}", *LOCATIONS])
     assert config.filters.too_small.min_short_side_px == 480
 
 
-def test_thresholds_are_flags() -> None:
+def test_thresholds_can_be_set_by_flags() -> None:
     flags = ["--filters.no-pair.max-similarity=0.9", "--filters.skip=[blurry]", "--shards.image-size=null"]
     config = parse(CurateConfig, [*LOCATIONS, *flags])
     assert config.filters.no_pair.max_similarity == 0.9
@@ -26,7 +26,7 @@ def test_thresholds_are_flags() -> None:
     assert config.shards.image_size is None
 
 
-def test_an_unknown_key_is_refused_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_key_is_rejected_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "config.yaml"
     path.write_text("raw: a\ndataset: b\nfilters: {too_smal: {min_short_side_px: 3}}\n")
     with pytest.raises(SystemExit) as caught:
@@ -39,13 +39,13 @@ def test_an_unknown_key_is_refused_by_name(tmp_path: Path, capsys: pytest.Captur
     ("make", "message"),
     [
         (lambda: PlanConfig(max_references=0), "max_references is below 1"),
-        (lambda: PlanConfig(validation_fraction=1.0), "share of subjects"),
+        (lambda: PlanConfig(validation_fraction=1.0), r"plan\.validation_fraction is not in \[0, 1\)"),
         (lambda: ShardsConfig(image_size=0), "shards.image_size is below 16"),
-        (lambda: ShardsConfig(jpeg_quality=101), "JPEG quality"),
+        (lambda: ShardsConfig(jpeg_quality=101), "jpeg_quality is not in 1 to 100"),
         (lambda: ShardsConfig(shard_mib=0), "below 1"),
     ],
 )
-def test_settings_that_cannot_work(make: object, message: str) -> None:
+def test_invalid_settings_are_rejected(make: object, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         make()  # type: ignore[operator]
 
@@ -62,7 +62,7 @@ BLIND = ["near_duplicate", "off_subject"]
         (FiltersConfig(no_pair=NoPair(-1, -0.5), skip=BLIND), "outside the band"),
     ],
 )
-def test_without_an_embedder_nothing_may_ask_for_similarity(filters: FiltersConfig, message: str) -> None:
+def test_filters_that_compare_embeddings_need_an_embedder(filters: FiltersConfig, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         CurateConfig(raw="a", dataset="b", embedder="none", filters=filters)
     CurateConfig(raw="a", dataset="b", filters=filters)

@@ -1,4 +1,4 @@
-"""What a report says of the snapshot before."""
+"""The drift between two reports."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ def report(kept: int, sharp: list[int], classes: dict[str, int]) -> dict[str, An
     return {"counts": counts, "histograms": {"sharpness": {"counts": sharp}}, "classes": classes, "languages": {}}
 
 
-def test_equal_reports_have_no_distance_and_different_ones_have_as_much_as_they_do_not_share() -> None:
+def test_drift_distance_is_zero_for_equal_reports_and_the_share_without_overlap_for_others() -> None:
     before = report(90, [5, 5, 0], {"cup": 3, "dog": 1})
     assert set(drift(before, before)["distances"].values()) == {0.0}
     found = drift(report(60, [0, 5, 5], {"cup": 2, "cat": 2}), before)
@@ -24,7 +24,7 @@ def test_equal_reports_have_no_distance_and_different_ones_have_as_much_as_they_
     assert found["distances"] == {"sharpness": 0.5, "classes": 0.5, "languages": 0.0}
 
 
-def test_languages_of_captions() -> None:
+def test_captions_are_counted_by_language() -> None:
     captions = ["a red mug on a wooden table in the kitchen", "ein roter Becher steht auf dem Tisch in der Küche", ""]
     assert count_languages(captions) == {"en": 1, "de": 1}
     assert set(count_languages(["x 1"])) <= {UNSURE, "zxx"}

@@ -1,4 +1,4 @@
-"""What lies in real shards by mistake: each member ends in a row, kept or with its reason, and the kept can be read.
+"""Faulty members of real shards: each one becomes a row, kept or with its reason, and kept images can be read.
 
 Which test shows which fault is a table in tests/README.md.
 """
@@ -15,15 +15,14 @@ from PIL import Image
 from lookalike.data.triplets import load_images, read_triplets
 from pipelines.curate.filters import FiltersConfig
 from pipelines.curate.filters.no_pair import NoPair
-from pipelines.curate.plan import plan_key
-from pipelines.curate.tables import read_table
+from pipelines.curate.results import read_plan
 from pipelines.curate.work import StageWork
 from tests.drawn import draw, jpeg
 from tests.unit.curate.test_stages import materialise
 
 
 def view(number: int, width: int = 160) -> Image.Image:
-    """A photograph of the cup, 160 px high."""
+    """Return a photo of the cup, 160 px high."""
     return Image.fromarray(draw(0, number)[:, :width])
 
 
@@ -75,8 +74,8 @@ def work(planned: Callable[..., StageWork], tmp_path: Path) -> StageWork:
     return planned(tmp_path / "raw", filters=FiltersConfig(no_pair=band, skip=["near_duplicate", "off_subject"]))
 
 
-def test_every_member_ends_in_its_row(work: StageWork) -> None:
-    rows = read_table(work.dataset, plan_key(work, 0, "images")).to_pylist()
+def test_every_member_has_its_row(work: StageWork) -> None:
+    rows = read_plan(work, 0, "images").to_pylist()
     expected = sorted((key, reason or "") for key, _, _, reason in MEMBERS)
     assert sorted((row["key"], row["drop_reason"] or "") for row in rows) == expected
     seen = {row["key"]: row for row in rows}
@@ -84,7 +83,7 @@ def test_every_member_ends_in_its_row(work: StageWork) -> None:
     assert "too many pixels" in seen["bomb"]["error"]
 
 
-def test_what_is_kept_of_them_is_in_the_snapshot(work: StageWork) -> None:
+def test_kept_images_are_in_the_snapshot(work: StageWork) -> None:
     done = materialise(work)
     triplets = read_triplets(done.version)
     assert len({triplet.target_image for triplet in triplets}) == sum(reason is None for *_, reason in MEMBERS)

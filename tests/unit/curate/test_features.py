@@ -13,7 +13,7 @@ def coffee() -> np.ndarray:
     return np.asarray(photographs.coffee())
 
 
-def test_sharpness_tells_blur_apart(coffee: np.ndarray) -> None:
+def test_sharpness_is_lower_for_blurred_images(coffee: np.ndarray) -> None:
     small = Image.fromarray(coffee).resize((384, 256))
     blurred = np.asarray(small.filter(ImageFilter.GaussianBlur(3)))
     threshold = Blurry().min_sharpness
@@ -32,13 +32,13 @@ def test_brightness_and_contrast() -> None:
     assert grey["luma_std"] < Flat().min_luma_std
 
 
-def test_an_image_without_an_inside_has_no_sharpness() -> None:
+def test_an_image_of_two_pixels_has_no_sharpness() -> None:
     line = np.arange(2 * 600 * 3, dtype=np.uint8).reshape(2, 600, 3)
     assert features(line)["sharpness"] == 0
     assert features(line)["luma_std"] > 10
 
 
-def test_copies_have_near_hashes_and_others_far_ones(coffee: np.ndarray) -> None:
+def test_hashes_of_copies_are_near_and_of_others_far(coffee: np.ndarray) -> None:
     def distance(first: np.ndarray, second: np.ndarray) -> int:
         return (int(features(first)["phash"]) ^ int(features(second)["phash"])).bit_count()
 

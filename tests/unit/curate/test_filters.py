@@ -1,3 +1,6 @@
+import re
+import textwrap
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -5,7 +8,8 @@ import pyarrow as pa
 import pytest
 
 from lookalike.errors import ConfigError
-from pipelines.curate.filters import OPTIONAL, FiltersConfig, Photos
+from pipelines.curate import filters
+from pipelines.curate.filters import FiltersConfig, Photos
 from pipelines.curate.filters.licence import Licence
 from pipelines.curate.filters.near_duplicate import NearDuplicate
 from pipelines.curate.filters.no_pair import NoPair
@@ -27,7 +31,7 @@ def rows(*changes: dict[str, Any]) -> pa.Table:
 
 
 def with_similarity(similarity: np.ndarray, *changes: dict[str, Any]) -> Photos:
-    """Photos whose embeddings have just these similarities."""
+    """Return photos whose embeddings have exactly these similarities."""
     values, basis = np.linalg.eigh(similarity)
     vectors = basis * np.sqrt(np.maximum(values, 0))
     return Photos(rows(*(changes or [{}] * len(similarity))), vectors.astype(np.float32))
@@ -70,7 +74,7 @@ def test_of_equal_files_the_first_is_kept() -> None:
     assert step.drop(Photos(rows(*contents))).tolist() == [False, False, True, False, True, True]
 
 
-def test_a_near_duplicate_needs_both_witnesses_and_the_largest_stays() -> None:
+def test_a_near_duplicate_needs_near_hash_and_embedding_and_the_largest_is_kept() -> None:
     similarity = np.array([[1, 0.95, 0.95, 0.6], [0.95, 1, 0.95, 0.6], [0.95, 0.95, 1, 0.6], [0.6, 0.6, 0.6, 1]])
     hashes = [0b0, 0b1111, (1 << 63) - 1, 0b11]  # the third is far from all by its hash, the fourth by its embedding
     photos = with_similarity(similarity, *({"phash": h, "width": 640 + i} for i, h in enumerate(hashes)))
@@ -81,20 +85,20 @@ def test_a_near_duplicate_needs_both_witnesses_and_the_largest_stays() -> None:
     ("bits", "similarity", "one"),
     [(0, 0.872, True), (8, 0.903, False), (12, 0.92, True), (12, 0.919, False), (22, 0.96, True), (33, 1.0, False)],
 )
-def test_the_farther_the_hashes_the_surer_the_embedding_has_to_be(bits: int, similarity: float, one: bool) -> None:
+def test_required_similarity_grows_with_hash_distance(bits: int, similarity: float, one: bool) -> None:
     photos = with_similarity(np.array([[1, similarity], [similarity, 1]]), {"phash": 0}, {"phash": (1 << bits) - 1})
     assert NearDuplicate().drop(photos).any() == one
 
 
-def test_the_stranger_among_four_is_found_and_a_varied_subject_is_left_alone() -> None:
+def test_a_photo_of_another_subject_is_dropped_and_a_varied_subject_is_kept() -> None:
     stranger = np.array([[1, 0.7, 0.75, 0.3], [0.7, 1, 0.72, 0.28], [0.75, 0.72, 1, 0.35], [0.3, 0.28, 0.35, 1]])
     assert OffSubject().drop(with_similarity(stranger)).tolist() == [False, False, False, True]
     varied = np.full((4, 4), 0.42) + 0.58 * np.eye(4)
     assert not OffSubject().drop(with_similarity(varied)).any()
-    assert not OffSubject().drop(with_similarity(stranger[2:, 2:])).any()  # of two, who is the stranger?
+    assert not OffSubject().drop(with_similarity(stranger[2:, 2:])).any()  # of two photos either could be the wrong one
 
 
-def test_a_pair_lies_in_the_band() -> None:
+def test_pairs_are_within_the_similarity_band() -> None:
     similarity = np.array([[1, 0.96, 0.6, 0.3], [0.96, 1, 0.5, 0.2], [0.6, 0.5, 1, 0.1], [0.3, 0.2, 0.1, 1]])
     photos = with_similarity(similarity)
     pairs = NoPair().pairs(photos)
@@ -103,34 +107,55 @@ def test_a_pair_lies_in_the_band() -> None:
     assert NoPair().drop(photos).tolist() == [False, False, False, True]
 
 
-def test_equal_files_are_no_pair_whatever_an_embedder_says() -> None:
+def test_equal_files_are_never_a_pair() -> None:
     contents = [{"sha256": content} for content in ("aa", "bb", "aa")]
     pairs = NoPair(min_similarity=0).pairs(Photos(rows(*contents), np.zeros((3, 1), np.float32)))
     assert {tuple(sorted(pair)) for pair in np.argwhere(pairs).tolist()} == {(0, 1), (1, 2)}
 
 
 @pytest.mark.parametrize("band", [(0.5, 0.99), (0.9, 0.5), (-2, 0.5)])
-def test_no_band_reaches_above_the_copy_paste_cap(band: tuple[float, float]) -> None:
+def test_a_band_above_the_copy_paste_cap_is_rejected(band: tuple[float, float]) -> None:
     with pytest.raises(ConfigError, match=r"similarity band .* 0\.98"):
         NoPair(*band)
 
 
-def test_similarities_are_rounded_before_they_meet_a_threshold() -> None:
+def test_similarities_are_rounded_before_thresholds() -> None:
     noisy = np.array([[1.0, 0.3999996], [0.3999996, 1.0]])
     assert NoPair().pairs(with_similarity(noisy)).any()
 
 
 def test_filters_are_skipped_by_name() -> None:
     everything = [name for name, _ in FiltersConfig().steps()]
-    assert [name for name, _ in FiltersConfig(skip=list(OPTIONAL)).steps()] == [
-        name for name in everything if name not in OPTIONAL
+    optional = [name for name, step in FiltersConfig().steps() if "can_skip" in step.traits]
+    assert optional == [
+        *("too_small", "aspect", "flat", "blurry", "exact_duplicate", "subject_area", "near_duplicate", "off_subject"),
     ]
-    with pytest.raises(ConfigError, match=r"no filter that can be skipped \('undecodable'\)"):
+    assert [name for name, _ in FiltersConfig(skip=optional).steps()] == [
+        name for name in everything if name not in optional
+    ]
+    with pytest.raises(ConfigError, match=r"names a filter that cannot be skipped \('undecodable'\)"):
         FiltersConfig(skip=["undecodable"])
 
 
-def test_what_sees_more_comes_later() -> None:
-    """The stages run by scope, so the order of the funnel has to be theirs."""
+def test_filters_are_ordered_by_scope() -> None:
+    """Stages apply the filters by scope, so the funnel has to have the same order."""
     order = {"image": 0, "content": 1, "score": 2, "subject": 3}
     scopes = [order[step.scope] for _, step in FiltersConfig().steps()]
     assert scopes == sorted(scopes)
+
+
+def test_each_filter_has_a_summary_of_its_own() -> None:
+    summaries = [step.summary for _, step in FiltersConfig().steps()]
+    assert len(set(summaries)) == len(summaries)
+    assert all(summary[0].isupper() and not summary.endswith(".") for summary in summaries)
+
+
+def test_the_walk_through_of_the_readme_is_a_filter() -> None:
+    text = (Path(filters.__file__).parents[1] / "README.md").read_text()
+    code, attribute = (textwrap.dedent(block) for block in re.findall(r"   ```python\n(.*?)   ```", text, re.DOTALL))
+    names: dict[str, Any] = {}
+    exec(code, names)
+    step = names["Dark"]()
+    assert step.drop(Photos(rows({"luma_mean": 7.9}, {"luma_mean": 8.0}))).tolist() == [True, False]
+    assert (step.scope, step.summary, step.traits) == ("image", "Images that are too dark", ("can_skip",))
+    assert attribute.startswith("dark: Dark = field(default_factory=Dark)")

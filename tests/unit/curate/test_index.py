@@ -39,7 +39,7 @@ def rows_of(*members: tuple[str, bytes]) -> list[dict[str, Any]]:
     return [row for row, _ in read_images(tar_of(*members), "s.tar", LabelsConfig())]
 
 
-def test_a_row_says_where_the_image_is_and_what_it_is() -> None:
+def test_a_row_has_the_place_and_labels_of_its_image() -> None:
     metadata = {"subject": "cup", "class": "mug", "caption": " a mug ", "licence": "CC0", "source": "here", "more": 1}
     tar = tar_of(("k.jpg", JPEG), ("k.json", json.dumps(metadata).encode()))
     ((row, pixels),) = read_images(tar, "s.tar", LabelsConfig())
@@ -65,7 +65,7 @@ def test_a_row_says_where_the_image_is_and_what_it_is() -> None:
         (b'{"subject": "caf\xc3\xa9 \\ud800"}', "café \\ud800"),
     ],
 )
-def test_odd_metadata(document: bytes, subject: str) -> None:
+def test_unusual_metadata_values_become_labels(document: bytes, subject: str) -> None:
     (row,) = rows_of(("k.jpg", JPEG), ("k.json", document))
     assert (row["subject"], row["error"]) == (subject, "")
 
@@ -82,7 +82,7 @@ def test_labels_come_from_json_then_from_the_text_and_the_key() -> None:
             LabelsConfig(subject_pattern=pattern)
 
 
-def test_samples_that_hold_no_image_or_a_broken_one_have_an_error() -> None:
+def test_samples_without_a_valid_image_have_an_error() -> None:
     rows = rows_of(("a.txt", b"x"), ("b.jpg", JPEG[:900]), ("c.jpeg", b""), ("d.png", b"<html>"), ("e.jpg", JPEG))
     assert [bool(row["error"]) for row in rows] == [True, True, True, True, False]
     assert "no image among ['txt']" in rows[0]["error"]
@@ -96,7 +96,7 @@ def test_the_extension_does_not_decide_what_an_image_is() -> None:
     assert row["error"] == ""
 
 
-def test_a_name_that_is_no_text_is_kept_readable() -> None:
+def test_a_name_that_is_not_utf8_is_escaped() -> None:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", encoding="latin-1", format=tarfile.GNU_FORMAT) as tar:
         info = tarfile.TarInfo("caf\u00e9.jpg")
@@ -106,7 +106,7 @@ def test_a_name_that_is_no_text_is_kept_readable() -> None:
     assert row["key"] == "caf\\udce9"
 
 
-def test_a_shard_that_breaks_off_keeps_what_came_before_and_counts_what_is_known_to_be_lost() -> None:
+def test_a_truncated_shard_keeps_complete_samples_and_counts_lost_ones() -> None:
     whole = tar_of(
         *[(f"k{i}.{kind}", data) for i in range(4) for kind, data in (("jpg", JPEG), ("json", b"{}"))]
     ).getvalue()
@@ -116,7 +116,7 @@ def test_a_shard_that_breaks_off_keeps_what_came_before_and_counts_what_is_known
     assert (row["key"], row["cut"], row["sha256"]) == ("", True, None)
 
 
-def test_another_embedder_reads_the_images_again_but_not_the_index(
+def test_another_embedder_reads_images_again_and_keeps_the_rows(
     planned: Callable[..., StageWork], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     work = planned(write_raw(tmp_path / "raw", world(2, 3)))
@@ -128,11 +128,11 @@ def test_another_embedder_reads_the_images_again_but_not_the_index(
     )
     assert indexer(0)["error"] == [""]
     assert {info.key: info.etag for info in work.dataset.list("work/rows")} == before
-    old, new = (read_table(work.dataset, i.vectors_key(0)) for i in (work.inputs, inputs))
+    old, new = (read_table(work.dataset, i.workspace.vectors(0)) for i in (work.inputs, inputs))
     assert old.equals(new)
 
 
-def test_a_shard_that_vanished_is_an_error_of_its_own(grid_embedder: None, tmp_path: Path) -> None:
+def test_a_deleted_shard_is_reported_as_an_error(grid_embedder: None, tmp_path: Path) -> None:
     raw = write_raw(tmp_path / "raw", world(2, 3), per_shard=3)
     config = CurateConfig(raw=str(raw), dataset=str(tmp_path / "dataset"))
     store, dataset = open_store(config.raw), open_store(config.dataset)
@@ -147,7 +147,7 @@ def test_a_shard_that_vanished_is_an_error_of_its_own(grid_embedder: None, tmp_p
 def test_equal_images_are_embedded_once(planned: Callable[..., StageWork], tmp_path: Path) -> None:
     first = photo(0, 0)
     work = planned(write_raw(tmp_path / "raw", [first, first.under("copy"), photo(0, 1)]))
-    vectors = read_table(work.dataset, work.inputs.vectors_key(0))
+    vectors = read_table(work.dataset, work.inputs.workspace.vectors(0))
     assert len(vectors) == 3
     assert len(set(vectors["sha256"].to_pylist())) == 2
     assert vectors.schema.field("vector").type.list_size == GridEmbedder.dim

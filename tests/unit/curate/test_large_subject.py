@@ -1,4 +1,4 @@
-"""A subject with more photos than can be compared: bounded by hash, with a reason, and said in the report."""
+"""A subject with more photos than are compared is bounded by hash, with a reason and a count in the report."""
 
 import tracemalloc
 from collections.abc import Callable
@@ -13,8 +13,8 @@ from lookalike.errors import ConfigError
 from pipelines.curate.filters import FiltersConfig, Photos
 from pipelines.curate.filters.large_subject import LargeSubject
 from pipelines.curate.filters.no_pair import NoPair
-from pipelines.curate.plan import _drop_of_subject, plan_key, read_summary
-from pipelines.curate.tables import read_table
+from pipelines.curate.plan import _drop_of_subject
+from pipelines.curate.results import read_plan, read_summary
 from pipelines.curate.work import StageWork
 from tests.drawn import world, write_raw
 from tests.published import materialise
@@ -32,7 +32,7 @@ def photos(n: int, dim: int = 16) -> Photos:
     return Photos(pa.table(columns), vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
 
 
-def test_the_same_photos_stay_whatever_their_order_and_company() -> None:
+def test_kept_photos_do_not_depend_on_order_or_other_photos() -> None:
     keep = ~LargeSubject(max_photos=100).drop(photos(300))
     assert keep.sum() == 100
     order = np.random.default_rng(1).permutation(300)
@@ -45,7 +45,7 @@ def test_the_same_photos_stay_whatever_their_order_and_company() -> None:
         LargeSubject(max_photos=1)
 
 
-def test_memory_follows_the_bound_and_not_the_subject() -> None:
+def test_memory_is_bounded_for_a_large_subject() -> None:
     def peak(n: int) -> int:
         filters = FiltersConfig(large_subject=LargeSubject(max_photos=500), no_pair=NoPair(min_similarity=-1.0))
         own, reasons = photos(n), np.full(n, "", object)
@@ -60,7 +60,7 @@ def test_memory_follows_the_bound_and_not_the_subject() -> None:
     assert large < 2 * small + 8000 * 1000  # all pairs of 8,000 would be 256 times those of 500
 
 
-def test_the_rest_has_a_reason_and_the_report_says_how_many_subjects(
+def test_photos_beyond_the_bound_have_a_reason_and_the_report_counts_subjects(
     planned: Callable[..., StageWork], tmp_path: Path
 ) -> None:
     loose = FiltersConfig(no_pair=NoPair(min_similarity=-1.0), skip=["near_duplicate", "off_subject"])
@@ -68,7 +68,7 @@ def test_the_rest_has_a_reason_and_the_report_says_how_many_subjects(
         write_raw(tmp_path / "raw", [*world(1, 8), *world(3, 3)[3:]]),
         filters=replace(loose, large_subject=LargeSubject(max_photos=4)),
     )
-    rows = read_table(work.dataset, plan_key(work, 0, "images")).to_pylist()
+    rows = read_plan(work, 0, "images").to_pylist()
     assert sum(row["drop_reason"] == "large_subject" for row in rows) == 4
     assert sum(row["drop_reason"] is None for row in rows) == 10
     assert read_summary(work, 0).bounded_subjects == 1

@@ -1,4 +1,4 @@
-"""Latents that a curation has encoded are what training would have computed."""
+"""Latents in shards are equal to those that training would compute."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -27,7 +27,7 @@ from tests.drawn import world, write_raw
 from tests.published import materialise as publish
 
 
-def test_training_reads_them_in_the_place_of_the_vae(
+def test_training_reads_latents_instead_of_running_the_vae(
     planned: Callable[..., StageWork], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bundle = materialise(load_preset("mini"), tmp_path / "bundle")

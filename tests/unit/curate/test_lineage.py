@@ -1,4 +1,4 @@
-"""Two snapshots of drawn things: what changed between them, and where their triplets come from."""
+"""Diff and trace of two snapshots of drawn photos."""
 
 import io
 import json
@@ -46,7 +46,7 @@ def _publish(work: StageWork, version: int) -> None:
     publish(work.dataset, version, manifest | {"inputs": {"raw": work.raw.uri, "shards": shards}, "counts": counts})
 
 
-def test_a_difference_names_settings_shards_fates_and_triplets(dataset: str) -> None:
+def test_a_diff_has_settings_shards_images_and_triplets(dataset: str) -> None:
     found = diff(DiffConfig(before=1, after=2, dataset=dataset))
     assert found.settings == {"filters.blurry.min_sharpness": [12.0, SHARP]}
     assert found.shards == {"new": ["shard-000002.tar"], "gone": [], "changed": []}
@@ -79,7 +79,7 @@ def test_a_snapshot_does_not_differ_from_itself(dataset: str) -> None:
         diff(DiffConfig(before=1, after=7, dataset=dataset))
 
 
-def test_a_triplet_is_traced_to_the_bytes_it_was_made_of(dataset: str) -> None:
+def test_a_triplet_is_traced_to_its_raw_images(dataset: str) -> None:
     triplet = read_triplets(_version(dataset, 2))[0]
     (entry,) = [e for e in trace(TraceConfig(id=triplet.triplet_id, dataset=dataset)) if e["version"] == 2]
     assert [image["sha256"] for image in entry["images"]] == [triplet.target_image, *triplet.reference_images]
@@ -91,7 +91,7 @@ def test_a_triplet_is_traced_to_the_bytes_it_was_made_of(dataset: str) -> None:
     assert f"reference 0  {triplet.reference_images[0][:12]}" in render_trace([entry])
 
 
-def test_an_image_is_traced_to_all_that_uses_it(dataset: str) -> None:
+def test_an_image_is_traced_to_the_triplets_that_use_it(dataset: str) -> None:
     triplets = read_triplets(_version(dataset, 1))
     content = triplets[0].target_image
     users = {t.triplet_id for t in triplets if content in (t.target_image, *t.reference_images)}
@@ -112,8 +112,8 @@ def entries_of_dropped(dataset: str) -> list[dict]:
     return [entry for c in contents for entry in trace(TraceConfig(id=c, dataset=dataset, version=2))]
 
 
-def test_what_is_not_there_or_no_id_is_named(dataset: str) -> None:
-    with pytest.raises(InputError, match=r"not in v0002, v0001 \('00000000'\)"):
+def test_an_unknown_or_invalid_id_is_an_error(dataset: str) -> None:
+    with pytest.raises(InputError, match=r"with this id in v0002, v0001 \('00000000'\)"):
         trace(TraceConfig(id="00000000", dataset=dataset))
     with pytest.raises(ConfigError, match="neither a triplet's id nor a content hash"):
         TraceConfig(id="cup", dataset=dataset)
@@ -139,7 +139,7 @@ def _other_table() -> bytes:
     return buffer.getvalue()
 
 
-def test_damaged_tables_are_named(dataset: str) -> None:
+def test_damaged_tables_are_errors_that_name_them(dataset: str) -> None:
     triplet = read_triplets(_version(dataset, 1))[0]
     (Path(dataset) / "list.txt").write_text("key:nothing\n")
     holders = TakeDownWork(dataset, pin(f"{dataset}/list.txt", open_store(dataset)), versions=(2,))
@@ -161,7 +161,7 @@ def test_damaged_tables_are_named(dataset: str) -> None:
         file.write_bytes(whole)
 
 
-def test_damaged_manifests_are_named(dataset: str) -> None:
+def test_damaged_manifests_are_errors_that_name_them(dataset: str) -> None:
     for manifest in ("{}", '{"inputs": []}', '{"version": 2, "inputs": {}}', "[", ""):
         (Path(dataset) / "v0002" / "manifest.json").write_text(manifest)
         with pytest.raises(InputError, match=re.escape(dataset)):
@@ -170,7 +170,7 @@ def test_damaged_manifests_are_named(dataset: str) -> None:
             diff(DiffConfig(before=1, after=2, dataset=dataset))
 
 
-def test_a_damaged_table_of_the_index_is_named_and_made_anew(planned: Callable[..., StageWork], tmp_path: Path) -> None:
+def test_a_damaged_index_table_is_an_error_and_is_rewritten(planned: Callable[..., StageWork], tmp_path: Path) -> None:
     raw = write_raw(tmp_path / "raw", world(2, 2))
     work = planned(raw)
     (file,) = (tmp_path / "dataset" / "work" / "rows").rglob("*.parquet")

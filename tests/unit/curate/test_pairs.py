@@ -20,7 +20,7 @@ def plan(pairs: np.ndarray, similarity: np.ndarray | None = None, **settings: in
     st.integers(1, 8).flatmap(lambda n: st.lists(st.booleans(), min_size=n * n, max_size=n * n)),
     st.integers(1, 4), st.integers(1, 6), st.integers(1, 40),
 )  # fmt: skip
-def test_sets_are_of_pairs_within_the_caps(flags: list[bool], largest: int, per_target: int, per_subject: int) -> None:
+def test_reference_sets_respect_the_maxima(flags: list[bool], largest: int, per_target: int, per_subject: int) -> None:
     n = round(len(flags) ** 0.5)
     pairs = np.array(flags).reshape(n, n)
     pairs = (pairs | pairs.T) & ~np.eye(n, dtype=bool)
@@ -43,13 +43,13 @@ def test_every_pair_is_used_in_both_directions() -> None:
     assert Counter(len(group) for groups in sets for group in groups) == {2: 12, 1: 12}
 
 
-def test_the_least_alike_come_first() -> None:
+def test_the_least_similar_references_come_first() -> None:
     similarity = np.array([[1, 0.9, 0.5, 0.7], [0.9, 1, 0.6, 0.6], [0.5, 0.6, 1, 0.6], [0.7, 0.6, 0.6, 1]])
     sets = plan(~np.eye(4, dtype=bool), similarity, max_triplets_per_target=2)
     assert sets[0] == [(2, 3), (1,)]
 
 
-def test_a_tight_cap_is_shared_by_all_targets() -> None:
+def test_a_small_maximum_is_shared_by_all_targets() -> None:
     sets = plan(~np.eye(5, dtype=bool), max_triplets_per_subject=7)
     assert [len(groups) for groups in sets] == [2, 2, 1, 1, 1]
 

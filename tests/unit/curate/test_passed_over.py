@@ -1,4 +1,4 @@
-"""Conservation from the listing on: objects, members and images that came in are kept, dropped, or named."""
+"""Counts add up from the listing on: objects, members and images are kept, dropped, or passed over by name."""
 
 import bz2
 import gzip
@@ -20,9 +20,8 @@ from lookalike.storage.local import LocalStore
 from pipelines.curate.filters import FiltersConfig
 from pipelines.curate.filters.no_pair import NoPair
 from pipelines.curate.inventory import REASONS, lines
-from pipelines.curate.plan import plan_key
 from pipelines.curate.raw import list_raw, list_shards
-from pipelines.curate.tables import read_table
+from pipelines.curate.results import read_plan
 from pipelines.curate.work import StageWork
 from tests.drawn import Photo, world, write_raw
 from tests.published import materialise
@@ -68,9 +67,7 @@ def link(name: str, target: str, kind: bytes = tarfile.SYMTYPE) -> tarfile.TarIn
 
 
 def rows_of(work: StageWork) -> list[dict[str, Any]]:
-    return [
-        row for i in range(work.partitions) for row in read_table(work.dataset, plan_key(work, i, "images")).to_pylist()
-    ]
+    return [row for i in range(work.partitions) for row in read_plan(work, i, "images").to_pylist()]
 
 
 @pytest.mark.parametrize(
@@ -82,7 +79,7 @@ def rows_of(work: StageWork) -> list[dict[str, Any]]:
         *(("x.TGZ", "gz"), ("x.tbz2", "bz2"), ("x.TXZ", "xz"), ("x.tar.bz2", "gz")),
     ],
 )
-def test_what_is_in_a_shard_decides_how_it_is_read_and_not_its_name(
+def test_a_shard_is_read_by_its_bytes_and_not_its_name(
     planned: Planned, tmp_path: Path, name: str, inside: str
 ) -> None:
     (tmp_path / "raw").mkdir()
@@ -95,7 +92,7 @@ def test_what_is_in_a_shard_decides_how_it_is_read_and_not_its_name(
 
 
 @pytest.mark.parametrize("codec", [name for name in COMPRESS if name != "nothing"])
-def test_a_compressed_stream_that_breaks_off_behind_a_whole_tar_is_a_row(
+def test_a_compressed_stream_that_breaks_off_after_a_complete_tar_is_a_row(
     planned: Planned, tmp_path: Path, codec: str
 ) -> None:
     one, other = (COMPRESS[codec](tar_of(world(4, 2)[first : first + 4])) for first in (0, 4))
@@ -108,7 +105,7 @@ def test_a_compressed_stream_that_breaks_off_behind_a_whole_tar_is_a_row(
     assert "breaks off" in torn["error"]
 
 
-def test_links_in_a_tar_are_images_of_their_own(planned: Planned, tmp_path: Path) -> None:
+def test_links_in_a_tar_are_separate_images(planned: Planned, tmp_path: Path) -> None:
     photos = world(2, 2)
     key = photos[0].key
     (tmp_path / "raw").mkdir()
@@ -126,7 +123,7 @@ def test_links_in_a_tar_are_images_of_their_own(planned: Planned, tmp_path: Path
     assert len(ids) == len(set(ids)) >= 5
 
 
-def test_everything_that_came_in_adds_up(planned: Planned, tmp_path: Path) -> None:
+def test_counts_of_objects_members_and_images_add_up(planned: Planned, tmp_path: Path) -> None:
     """A hostile raw prefix; each number is counted here again, independently of the product."""
     raw = tmp_path / "raw"
     (raw / "more").mkdir(parents=True)
@@ -191,7 +188,7 @@ def test_everything_that_came_in_adds_up(planned: Planned, tmp_path: Path) -> No
     assert said[1].startswith(f"passed over: {work.members.counts.total()} of {found} members: ")
 
 
-def test_members_of_a_sample_that_are_not_read_are_named(planned: Planned, tmp_path: Path) -> None:
+def test_unread_members_of_a_sample_are_counted(planned: Planned, tmp_path: Path) -> None:
     (tmp_path / "raw").mkdir()
     photos = world(2, 2)
     buffer = io.BytesIO()
@@ -208,7 +205,7 @@ def test_members_of_a_sample_that_are_not_read_are_named(planned: Planned, tmp_p
     assert work.members.found == 20
 
 
-def test_tallies_survive_another_embedder_and_found_subjects(planned: Planned, tmp_path: Path) -> None:
+def test_counts_are_kept_for_another_embedder_and_found_subjects(planned: Planned, tmp_path: Path) -> None:
     from pipelines.curate.config import FoundConfig, LabelsConfig
 
     (tmp_path / "raw").mkdir()
@@ -252,9 +249,9 @@ def test_prefixes_and_shards_that_overlap_are_counted_once(tmp_path: Path) -> No
 
 @pytest.mark.parametrize(
     ("name", "says"),
-    [("a.zip", r"not a raw shard.*name \.tar files"), ("linked", "link_outside 1.*name the places that it leads to")],
+    [("a.zip", r"not a raw shard.*give --raw \.tar files"), ("linked", "link_outside 1.*add their targets to --raw")],
 )
-def test_a_prefix_without_a_shard_says_what_is_there(tmp_path: Path, name: str, says: str) -> None:
+def test_a_prefix_without_a_shard_is_an_error_that_lists_its_objects(tmp_path: Path, name: str, says: str) -> None:
     raw = write_raw(tmp_path / "elsewhere", world(2, 2))
     (tmp_path / "raw").mkdir()
     (tmp_path / "raw" / "a.zip").write_bytes(b"PK")

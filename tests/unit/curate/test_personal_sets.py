@@ -1,4 +1,4 @@
-"""A finetune's curation: what is meant for many subjects is off for one customer's."""
+"""The curation of a finetune switches off what is meant for many subjects."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from pipelines.curate.filters import FiltersConfig
 from pipelines.curate.layout import plan_shards
-from pipelines.curate.plan import read_summary
+from pipelines.curate.results import read_summary
 from pipelines.curate.rows import unit_hash
 from pipelines.curate.work import StageWork
 from pipelines.finetune import FinetuneConfig
@@ -21,7 +21,7 @@ FINETUNE = FinetuneConfig(customer="acme", subject="mug", photos="/photos", stor
 
 
 @given(st.text(min_size=1, max_size=30))
-def test_no_name_of_a_subject_is_held_out(name: str) -> None:
+def test_a_subject_of_a_finetune_is_never_validation(name: str) -> None:
     plan = curation_of(FINETUNE, "/raw", "/dataset", 2).plan
     assert not unit_hash("split", 0, name) < plan.validation_fraction
     assert plan.min_validation_subjects == 0
@@ -44,7 +44,7 @@ def test_references_fit_the_model_that_is_finetuned() -> None:
     assert [curation_of(FINETUNE, "/raw", "/d", most).plan.max_references for most in (1, 2, 4)] == [1, 2, 2]
 
 
-def test_photos_that_look_unlike_are_one_subject_if_the_customer_says_so() -> None:
+def test_dissimilar_photos_of_a_customer_are_one_subject() -> None:
     filters = curation_of(FINETUNE, "/raw", "/dataset", 2).filters
     assert "off_subject" in filters.skip
     assert filters.no_pair.min_similarity == -1.0

@@ -1,4 +1,4 @@
-"""One sample that cannot be read is one row with a reason; its shard, and the others, are read to their end."""
+"""A sample that cannot be read is one row with a reason, and the rest of its shard is read."""
 
 import io
 import json
@@ -15,12 +15,11 @@ from PIL import Image
 from lookalike.storage import open_store
 from pipelines.curate.config import CurateConfig, LabelsConfig
 from pipelines.curate.filters import FiltersConfig
-from pipelines.curate.filters.licence import CONFLICT
 from pipelines.curate.index import IndexWork, ShardIndexer, read_images
 from pipelines.curate.inputs import Inputs
-from pipelines.curate.plan import plan_key, read_summary
 from pipelines.curate.raw import list_shards
-from pipelines.curate.tables import read_table
+from pipelines.curate.results import read_plan, read_summary
+from pipelines.curate.rows import CONFLICT
 from pipelines.curate.work import StageWork
 from tests.drawn import draw, jpeg, photo, world, write_raw
 
@@ -74,7 +73,7 @@ def test_a_jpeg_under_the_name_of_a_heic_is_read() -> None:
         ("gif", png(Image.new("RGB", (9, 9)), "GIF"), "no image among"),
     ],
 )
-def test_an_image_that_cannot_be_read_is_a_row_that_says_why(name: str, data: bytes, why: str) -> None:
+def test_an_undecodable_image_is_a_row_with_its_error(name: str, data: bytes, why: str) -> None:
     row = row_of((f"k.{name}", data), ("k.json", b'{"subject": "mug"}'))
     assert why in row["error"]
     assert row["subject"] == "mug"
@@ -132,7 +131,7 @@ def test_values_of_json_become_labels(values: str, column: str, expected: str) -
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
-def test_text_is_read_by_its_mark(encoding: str) -> None:
+def test_text_is_decoded_by_its_byte_order_mark(encoding: str) -> None:
     caption = "a photo of the café dog"
     by_json = row_of(("k.jpg", JPEG), ("k.json", json.dumps({"caption": caption}, ensure_ascii=False).encode(encoding)))
     by_text = row_of(("k.jpg", JPEG), ("k.txt", caption.encode(encoding)))
@@ -197,14 +196,14 @@ def test_an_interruption_is_not_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
         {"GNU.sparse.realsize": "x", "GNU.sparse.name": "y"},
     ],
 )
-def test_a_header_that_is_not_a_number_ends_its_shard_at_worst(headers: dict[str, str]) -> None:
+def test_an_invalid_tar_header_ends_at_most_its_shard(headers: dict[str, str]) -> None:
     members = [(f"{key}.{kind}", data) for key in "akz" for kind, data in (("jpg", JPEG), ("json", b"{}"))]
     rows = list(read_images(io.BytesIO(tar_of(*members, odd="k.jpg", **headers)), "s.tar", LabelsConfig()))
     assert (rows[0][0]["key"], rows[0][0]["error"]) == ("a", "")
     assert all(row["cut"] == ("breaks off" in row["error"]) for row, _ in rows)
 
 
-def test_a_shard_that_cannot_be_read_is_named(
+def test_an_unreadable_shard_is_reported_by_name(
     grid_embedder: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     raw = write_raw(tmp_path / "raw", world(2, 3), per_shard=3)
@@ -222,20 +221,18 @@ def test_a_shard_that_cannot_be_read_is_named(
     assert [indexer(unit)["error"].tolist() for unit in (0, 1)] == [[""], [""]]
 
 
-def test_a_licence_of_two_names_is_dropped_whatever_is_allowed(
-    planned: Callable[..., StageWork], tmp_path: Path
-) -> None:
+def test_conflicting_licences_are_always_dropped(planned: Callable[..., StageWork], tmp_path: Path) -> None:
     photos = world(2, 4)
     meta = {"subject": photos[0].subject, "licence": "CC0-1.0", "license": "CC-BY-NC-4.0"}
     work = planned(write_raw(tmp_path / "raw", [replace(photos[0], metadata=meta), *photos[1:]]))
-    (table,) = [read_table(work.dataset, plan_key(work, i, "images")) for i in range(work.partitions)]
+    (table,) = [read_plan(work, i, "images") for i in range(work.partitions)]
     rows = {row["key"]: row for row in table.to_pylist()}
     assert rows[photos[0].key]["drop_reason"] == "licence"
     assert "CC-BY-NC-4.0 and CC0-1.0" in rows[photos[0].key]["note"]
     assert read_summary(work, 0).noted == {"licence": 1}
 
 
-def test_flawed_samples_are_planned_beside_good_ones(planned: Callable[..., StageWork], tmp_path: Path) -> None:
+def test_flawed_and_good_samples_are_planned_together(planned: Callable[..., StageWork], tmp_path: Path) -> None:
     tokens = {"subject": "thing00", "caption": "<image> a thing <|im_end|>", "class": "thing"}
     flawed = [
         replace(photo(0, 4), jpeg=photo(0, 4).jpeg[:-2]),
@@ -257,5 +254,5 @@ def test_flawed_samples_are_planned_beside_good_ones(planned: Callable[..., Stag
 
 
 def _images(work: StageWork, partition: int) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = read_table(work.dataset, plan_key(work, partition, "images")).to_pylist()
+    rows: list[dict[str, Any]] = read_plan(work, partition, "images").to_pylist()
     return rows

@@ -1,4 +1,4 @@
-"""Which raw shards are named, and compressed ones."""
+"""Lists of raw shards, and compressed ones."""
 
 import gzip
 from collections.abc import Callable
@@ -29,7 +29,7 @@ def keys(raw: str | list[str], tmp_path: Path) -> list[str]:
     return [info.key for info in list_shards(raw, open_store(str(tmp_path / "dataset")))]
 
 
-def test_shards_are_named_by_prefix_brace_or_list(raw: Path, tmp_path: Path) -> None:
+def test_raw_accepts_prefixes_braces_and_lists(raw: Path, tmp_path: Path) -> None:
     everything = [f"{folder}/shard-00000{i}.tar" for folder in "ab" for i in range(2)]
     assert keys(str(raw), tmp_path) == everything
     assert keys(f"{raw}/{{a,b}}/shard-{{000000..000001}}.tar", tmp_path) == everything
@@ -39,7 +39,7 @@ def test_shards_are_named_by_prefix_brace_or_list(raw: Path, tmp_path: Path) -> 
     assert raw_store(["s3://bucket/x/a.tar", "s3://bucket/y"]).uri == "s3://bucket"
 
 
-def test_what_is_not_there_is_named(raw: Path, tmp_path: Path) -> None:
+def test_missing_raw_shards_are_errors_that_name_them(raw: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"the shard does not exist .*shard-000002\.tar"):
         keys(f"{raw}/a/shard-{{000000..000002}}.tar", tmp_path)
     with pytest.raises(InputError, match=r"missing or empty .*/c"):
@@ -73,7 +73,7 @@ def test_a_compressed_shard_gives_the_triplets_of_a_plain_one(
     assert shards_of(work) == plain
 
 
-def test_a_compressed_shard_that_breaks_off_keeps_what_came_before(
+def test_a_truncated_compressed_shard_keeps_complete_samples(
     planned: Callable[..., StageWork], raw: Path, tmp_path: Path
 ) -> None:
     shard = raw / "a" / "shard-000000.tar"
@@ -81,7 +81,7 @@ def test_a_compressed_shard_that_breaks_off_keeps_what_came_before(
     shard.with_suffix(".tar.gz").write_bytes(whole[: len(whole) // 2])
     shard.unlink()
     work = planned(raw)
-    rows = read_table(work.dataset, work.inputs.rows_key(0)).to_pylist()
+    rows = read_table(work.dataset, work.inputs.workspace.rows(0)).to_pylist()
     assert any(row["cut"] for row in rows)
     assert any(not row["error"] for row in rows)
     indexer = ShardIndexer(IndexWork(work.raw.uri, work.dataset.uri, work.inputs, (0,), work.config))

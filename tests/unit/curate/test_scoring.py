@@ -1,4 +1,4 @@
-"""Filters that ask a model: who is shown to it, what is kept of its answers, and captions."""
+"""Filters that ask a model: the images that it is shown, the answers that are kept, and captions."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,8 +16,7 @@ from pipelines.curate.filters import FiltersConfig
 from pipelines.curate.filters.no_pair import NoPair
 from pipelines.curate.filters.not_safe import NotSafe
 from pipelines.curate.filters.subject_area import SubjectArea
-from pipelines.curate.plan import plan_key
-from pipelines.curate.tables import read_table
+from pipelines.curate.results import read_plan
 from pipelines.curate.work import StageWork
 from tests.drawn import Photo, draw, jpeg, photo, world, write_raw
 
@@ -26,7 +25,7 @@ Planned = Callable[..., StageWork]
 
 
 class Model:
-    """Stands for a loaded model, which this module's tests need only to be asked: the mean of the red channel."""
+    """A stand-in for a loaded model, which returns the mean of the red channel and records it."""
 
     def __init__(self) -> None:
         self.shown: list[float] = []
@@ -38,18 +37,18 @@ class Model:
 
 @pytest.fixture
 def model(monkeypatch: pytest.MonkeyPatch) -> Model:
-    """What is loaded in the place of open_nsfw."""
+    """The model that is loaded instead of open_nsfw."""
     model = Model()
     monkeypatch.setattr(OpenNsfw, "load", lambda self, device: model)
     return model
 
 
 def reasons(work: StageWork) -> dict[str, str]:
-    tables = [read_table(work.dataset, plan_key(work, i, "images")) for i in range(work.partitions)]
+    tables = [read_plan(work, i, "images") for i in range(work.partitions)]
     return {row["key"]: row["drop_reason"] for row in pa.concat_tables(tables).to_pylist()}
 
 
-def test_a_model_sees_survivors_once_and_a_new_threshold_asks_it_nothing(
+def test_a_model_sees_each_kept_image_once_and_a_new_threshold_asks_nothing(
     planned: Planned, model: Model, tmp_path: Path
 ) -> None:
     photos = [*world(3, 4), photo(0, 0).under("copy", "thing01"), Photo("tiny", jpeg(draw(0, 9, 40)), "thing00")]
@@ -67,7 +66,7 @@ def test_a_model_sees_survivors_once_and_a_new_threshold_asks_it_nothing(
     assert len(model.shown) == 13  # what was too small before
 
 
-def test_a_mask_tells_the_subjects_area_and_without_one_an_image_is_kept(planned: Planned, tmp_path: Path) -> None:
+def test_subject_area_comes_from_the_mask_and_images_without_one_are_kept(planned: Planned, tmp_path: Path) -> None:
     small, large = np.zeros((64, 64, 3), np.uint8), np.zeros((64, 64, 3), np.uint8)
     small[:4, :4], large[:32] = 255, 255
     photos = [Masked.of(photo(0, 0), small), Masked.of(photo(0, 1), large), photo(0, 2)]
@@ -78,7 +77,7 @@ def test_a_mask_tells_the_subjects_area_and_without_one_an_image_is_kept(planned
 
 
 class Masked(Photo):
-    """A photograph with a mask beside it."""
+    """Return a photo with a mask."""
 
     mask: np.ndarray
 
@@ -93,7 +92,7 @@ class Masked(Photo):
         return key, {**payload, "mask.png": encode_png(self.mask)}
 
 
-def test_photographs_without_a_caption_get_one_and_others_keep_theirs(
+def test_photos_without_a_caption_get_one_and_others_keep_theirs(
     planned: Planned, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Captioner, "revision", "made up")
@@ -101,7 +100,7 @@ def test_photographs_without_a_caption_get_one_and_others_keep_theirs(
     silent = replace(photo(0, 1), metadata={"subject": "thing00"})
     raw = write_raw(tmp_path / "raw", [photo(0, 0), silent, photo(0, 2)])
     work = planned(raw, filters=LOOSE, captioner=Captioner("some/model"))
-    rows = read_table(work.dataset, plan_key(work, 0, "images")).to_pylist()
+    rows = read_plan(work, 0, "images").to_pylist()
     assert {row["key"]: row["caption"] for row in rows} == {
         "thing00-0": "a thing, thing00-0", "thing00-1": "a drawn thing", "thing00-2": "a thing, thing00-2",
     }  # fmt: skip

@@ -26,10 +26,9 @@ from pipelines.curate.filters.taken_down import TakenDown
 from pipelines.curate.inputs import Inputs
 from pipelines.curate.layout import split_cut
 from pipelines.curate.materialise import fit, write_shard
-from pipelines.curate.plan import plan_key, read_summary
 from pipelines.curate.raw import list_shards
-from pipelines.curate.rows import partition_range, sha256, subject_hash
-from pipelines.curate.tables import read_table
+from pipelines.curate.results import read_plan, read_summary
+from pipelines.curate.rows import hash_range, sha256, subject_hash
 from pipelines.curate.takedown import pin
 from pipelines.curate.work import StageWork
 from tests.drawn import Photo, draw, jpeg, photo, world, write_raw
@@ -40,7 +39,7 @@ LOOSE = FiltersConfig(no_pair=NoPair(min_similarity=-1.0))
 
 
 def rows_of(work: StageWork) -> list[dict[str, Any]]:
-    tables = [read_table(work.dataset, plan_key(work, i, "images")) for i in range(work.partitions)]
+    tables = [read_plan(work, i, "images") for i in range(work.partitions)]
     return list(pa.concat_tables(tables).to_pylist())
 
 
@@ -57,9 +56,7 @@ def test_without_an_embedder_all_photos_of_a_subject_are_pairs(
     assert {image["similarity"] for row in rows for group in row["reference_sets"] for image in group} == {0.0}
 
 
-def test_equal_files_that_are_let_through_are_no_pair_and_get_triplets_of_their_own(
-    planned: Planned, tmp_path: Path
-) -> None:
+def test_kept_equal_files_are_not_paired_and_have_separate_triplets(planned: Planned, tmp_path: Path) -> None:
     photos = world(2, 3)
     photos += [photos[0].under("again"), photos[1].under("elsewhere", "thing01")]
     filters = replace(LOOSE, skip=["exact_duplicate", "near_duplicate", "off_subject"])
@@ -97,7 +94,7 @@ def test_every_image_is_kept_or_has_a_reason(planned: Planned, tmp_path: Path) -
     assert (summary.subjects_in, summary.subjects) == (4, 4)
 
 
-def test_partitions_change_nothing_but_the_number_of_tasks(planned: Planned, tmp_path: Path) -> None:
+def test_partitions_do_not_change_the_plan(planned: Planned, tmp_path: Path) -> None:
     raw = write_raw(tmp_path / "raw", world(6, 4))
     one = rows_of(planned(raw, filters=LOOSE))
     work = planned(raw, filters=LOOSE, plan=PlanConfig(rows_per_partition=5))
@@ -106,20 +103,20 @@ def test_partitions_change_nothing_but_the_number_of_tasks(planned: Planned, tmp
 
 
 def test_partitions_cover_all_subjects_once() -> None:
-    spans = [partition_range(i, 7) for i in range(7)]
+    spans = [hash_range(i, 7) for i in range(7)]
     assert spans[0][0] == 0
     assert [span[0] for span in spans[1:]] == [span[1] for span in spans[:-1]]
     for name in ("", "cup", "Ärmel", "x" * 1000):
         assert sum(low <= subject_hash(name) < high for low, high in spans) == 1
 
 
-def test_a_subjects_side_of_the_split_is_its_own_affair(planned: Planned, tmp_path: Path) -> None:
+def test_the_split_of_a_subject_does_not_depend_on_other_subjects(planned: Planned, tmp_path: Path) -> None:
     def validation(subjects: int) -> set[str]:
         raw = write_raw(tmp_path / f"raw{subjects}", world(subjects, 2))
         work = planned(raw, filters=LOOSE, plan=PlanConfig(validation_fraction=0.4, min_validation_subjects=0))
         cut = split_cut(work)
         assert cut == 0.4
-        table = read_table(work.dataset, plan_key(work, 0, "subjects")).to_pylist()
+        table = read_plan(work, 0, "subjects").to_pylist()
         return {row["subject"] for row in table if row["split_hash"] < cut}
 
     few, many = validation(12), validation(24)
@@ -128,10 +125,10 @@ def test_a_subjects_side_of_the_split_is_its_own_affair(planned: Planned, tmp_pa
 
 
 @pytest.mark.parametrize(("subjects", "expected"), [(1, 0), (2, 1), (3, 2), (6, 2)])
-def test_a_minimum_of_validation_subjects(planned: Planned, tmp_path: Path, subjects: int, expected: int) -> None:
+def test_minimum_of_validation_subjects(planned: Planned, tmp_path: Path, subjects: int, expected: int) -> None:
     raw = write_raw(tmp_path / "raw", world(subjects, 2))
     work = planned(raw, filters=LOOSE, plan=PlanConfig(validation_fraction=0.0))
-    hashes = read_table(work.dataset, plan_key(work, 0, "subjects"))["split_hash"].to_numpy()
+    hashes = read_plan(work, 0, "subjects")["split_hash"].to_numpy()
     assert (hashes < split_cut(work)).sum() == expected
 
 
@@ -165,7 +162,7 @@ def test_a_snapshot_reads_as_triplets_and_as_webdataset(planned: Planned, tmp_pa
     assert members == ["ref0.jpg", "ref1.jpg", "target.jpg", "json"]
 
 
-def test_shards_are_bounded_and_work_goes_on_where_it_was(
+def test_shards_are_bounded_and_writing_them_resumes(
     planned: Planned, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     photos = [Photo(f"t{s}-{v}", jpeg(draw(s, v, 700), 99), f"t{s}") for s in range(4) for v in range(3)]
@@ -222,7 +219,7 @@ def test_a_jpeg_that_others_cannot_open_is_encoded_again(flaw: str) -> None:
     assert np.abs(decode(kept).astype(int) - decode(whole)).mean() < 3
 
 
-def test_a_table_of_a_shard_that_was_removed_is_made_again(planned: Planned, tmp_path: Path) -> None:
+def test_a_deleted_table_of_a_shard_is_written_again(planned: Planned, tmp_path: Path) -> None:
     work = planned(write_raw(tmp_path / "raw", world(3, 3)), filters=LOOSE)
     table = materialise(work).version.read("triplets.parquet")
     parts = list((tmp_path / "dataset" / "work" / "materialise").rglob("*.parquet"))
@@ -231,7 +228,7 @@ def test_a_table_of_a_shard_that_was_removed_is_made_again(planned: Planned, tmp
     assert materialise(work).version.read("triplets.parquet") == table
 
 
-def test_the_report_shows_no_photo_that_was_taken_down(planned: Planned, tmp_path: Path) -> None:
+def test_the_report_shows_no_taken_down_photo(planned: Planned, tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text("subject:thing01\n")
     filters = replace(LOOSE, taken_down=TakenDown(pin(str(tmp_path / "list.txt"), open_store(str(tmp_path / "d")))))
     photos = [*world(4, 4), photo(0, 0).under("copy")]
@@ -242,7 +239,7 @@ def test_the_report_shows_no_photo_that_was_taken_down(planned: Planned, tmp_pat
     assert "taken down, not shown" in done.version.read("report.html").decode()
 
 
-def test_the_report_has_the_figures_and_shows_what_was_dropped(planned: Planned, tmp_path: Path) -> None:
+def test_the_report_has_counts_and_dropped_photos(planned: Planned, tmp_path: Path) -> None:
     photos = [*world(4, 4), photo(0, 0).under("copy"), Photo("half<b>", photo(0, 1).jpeg[:900], "thing00")]
     done = materialise(planned(write_raw(tmp_path / "raw", photos), filters=LOOSE))
     report = json.loads(done.version.read("report.json"))
@@ -261,7 +258,7 @@ def test_the_report_has_the_figures_and_shows_what_was_dropped(planned: Planned,
     assert "http" not in page.replace("http-equiv", "")
 
 
-def test_inputs_know_what_matters(grid_embedder: None, tmp_path: Path) -> None:
+def test_the_fingerprint_depends_on_what_decides_about_the_snapshot(grid_embedder: None, tmp_path: Path) -> None:
     raw = write_raw(tmp_path / "raw", world(2, 2))
     config = CurateConfig(raw=str(raw), dataset=str(tmp_path / "dataset"))
     dataset = open_store(config.dataset)
@@ -277,7 +274,7 @@ def test_inputs_know_what_matters(grid_embedder: None, tmp_path: Path) -> None:
     assert fingerprint(config) != before
 
 
-def test_prefixes_that_cannot_be_raw_shards(tmp_path: Path) -> None:
+def test_invalid_raw_prefixes_are_rejected(tmp_path: Path) -> None:
     dataset = open_store(str(tmp_path / "dataset"))
     with pytest.raises(InputError, match="missing or empty"):
         list_shards(str(tmp_path / "nothing"), dataset)

@@ -1,9 +1,9 @@
-"""Figures of partitions add up to those of the whole."""
+"""Summaries of partitions add up to that of the whole."""
 
 from pipelines.curate.summary import CAPTIONS_KEPT, Summary
 
 
-def test_captions_are_those_of_the_first_hashes_in_whichever_parts_they_come() -> None:
+def test_kept_captions_do_not_depend_on_the_partitions() -> None:
     captions = {f"{number:04d}": f"a photo of thing {number}" for number in range(3 * CAPTIONS_KEPT)}
     parts = [Summary(), Summary(), Summary()]
     for number, part in enumerate(parts):

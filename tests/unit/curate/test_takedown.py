@@ -20,9 +20,8 @@ from pipelines.curate.config import CurateConfig
 from pipelines.curate.filters import FiltersConfig, Photos
 from pipelines.curate.filters.taken_down import TakenDown
 from pipelines.curate.inputs import Inputs
-from pipelines.curate.plan import plan_key
 from pipelines.curate.removals import take_down
-from pipelines.curate.tables import read_table
+from pipelines.curate.results import read_plan
 from pipelines.curate.takedown import (
     TakeDownList,
     TakeDownWork,
@@ -66,12 +65,12 @@ def test_an_entry_names_images(line: str, named: list[bool]) -> None:
 
 
 @pytest.mark.parametrize("line", ["cup", "subject:", "sha256:123", "url:x", CONTENT[:-1]])
-def test_a_line_that_is_no_entry_is_refused(line: str) -> None:
+def test_an_invalid_line_is_rejected(line: str) -> None:
     with pytest.raises(InputError, match=r"line 2 .* list\.txt"):
         TakeDownList.parse(f"key:a\n{line}", "list.txt")
 
 
-def test_a_copy_is_read_whatever_becomes_of_the_list(tmp_path: Path) -> None:
+def test_the_copy_is_read_after_the_list_changed(tmp_path: Path) -> None:
     file, dataset = tmp_path / "list.txt", open_store(str(tmp_path / "dataset"))
     file.write_text("key:a\n")
     pinned = pin(str(file), dataset)
@@ -85,7 +84,7 @@ def test_a_copy_is_read_whatever_becomes_of_the_list(tmp_path: Path) -> None:
         pin(str(tmp_path / "none.txt"), dataset)
 
 
-def test_a_list_counts_by_its_content_and_not_by_its_place(tmp_path: Path) -> None:
+def test_a_list_is_identified_by_its_bytes_and_not_its_uri(tmp_path: Path) -> None:
     def fingerprint(text: str, name: str) -> str:
         (tmp_path / f"{name}.txt").write_text(text)
         pinned = pin(str(tmp_path / f"{name}.txt"), open_store(str(tmp_path / name)))
@@ -96,13 +95,13 @@ def test_a_list_counts_by_its_content_and_not_by_its_place(tmp_path: Path) -> No
     assert fingerprint("key:a", "one") != fingerprint("key:b", "three")
 
 
-def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
+def test_a_list_that_is_not_utf8_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_bytes(np.arange(256, dtype=np.uint8).tobytes())
     with pytest.raises(InputError, match=r"line 2 is not UTF-8: byte 0x80"):
         pin(str(tmp_path / "list.txt"), open_store(str(tmp_path / "dataset")))
 
 
-def test_utf_16_without_a_mark_is_named(tmp_path: Path) -> None:
+def test_utf_16_without_a_byte_order_mark_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_bytes("key:a\n".encode("utf-16-le"))
     with pytest.raises(InputError, match="UTF-16 without a byte-order mark"):
         pin(str(tmp_path / "list.txt"), open_store(str(tmp_path / "dataset")))
@@ -141,7 +140,7 @@ def rows_with(kind: str, value: str | None) -> pa.Table:
 
 @pytest.mark.parametrize(("line", "kind", "value"), SPELLINGS)
 @pytest.mark.parametrize("ending", ["\n", "\r\n", "\r"])
-def test_a_name_is_exact_and_normal_on_both_sides(line: str, kind: str, value: str, ending: str) -> None:
+def test_names_are_compared_exactly_in_normal_form(line: str, kind: str, value: str, ending: str) -> None:
     text = ending.join(["# a list", "", line, "  # the end", ""])
     named, counts = TakeDownList.parse(text, "list.txt").matches(rows_with(kind, value))
     assert (named.tolist(), counts.tolist()) == ([True, False], [1])
@@ -160,7 +159,7 @@ def test_a_name_is_exact_and_normal_on_both_sides(line: str, kind: str, value: s
         ("subject:c\u200bup", "subject", "cup"),
     ],
 )
-def test_an_entry_names_no_image_of_somebody_else(line: str, kind: str, value: str) -> None:
+def test_an_entry_matches_no_similar_name(line: str, kind: str, value: str) -> None:
     assert TakeDownList.parse(line, "list.txt").matches(rows_with(kind, value))[1].tolist() == [0]
 
 
@@ -168,13 +167,13 @@ def test_an_entry_names_no_image_of_somebody_else(line: str, kind: str, value: s
     "line",
     ['"key:a"', "a,b", "key", "https://ex.org/a.jpg", f"{CONTENT}  photo.jpg", "md5:123", ":a", "sha256:abc"],
 )
-def test_a_line_in_another_format_is_named_with_its_number(line: str) -> None:
+def test_a_line_in_another_format_is_rejected_with_its_number(line: str) -> None:
     with pytest.raises(InputError, match=r"line 3 of the take-down list is not an entry"):
         TakeDownList.parse(f"# one\r\nkey:a\r\n{line}\r\n", "list.txt")
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-32"])
-def test_a_list_is_read_by_its_mark(encoding: str, tmp_path: Path) -> None:
+def test_a_list_is_decoded_by_its_byte_order_mark(encoding: str, tmp_path: Path) -> None:
     mark = codecs.BOM_UTF16_LE if encoding == "utf-16-le" else b""
     (tmp_path / "list.txt").write_bytes(mark + f"subject:{NFC}\n".encode(encoding))
     pinned = pin(str(tmp_path / "list.txt"), open_store(str(tmp_path / "dataset")))
@@ -188,7 +187,7 @@ def test_a_list_may_have_any_name(name: str, tmp_path: Path) -> None:
     assert len(read_list(pin(place, open_store(str(tmp_path / "dataset"))))) == 1
 
 
-def test_entries_that_name_nothing_are_an_error_whose_advice_works() -> None:
+def test_entries_without_an_image_are_an_error_whose_fix_works() -> None:
     taken = TakeDownList.parse('key:IMG #1\nsubject:it\'s "it"\nkey:a', "list.txt")
     none, some = np.zeros(3, int), np.array([0, 0, 2])
     with pytest.raises(InputError, match="2 of 3 entries of the take-down list name no image") as caught:
@@ -213,11 +212,11 @@ def test_matches_are_counted_shard_by_shard(planned: Callable[..., StageWork], t
     (tmp_path / "list.txt").write_text("subject:thing01\nkey:thing00-0\nsource:drawn\nkey:nothing\n")
     pinned = pin(str(tmp_path / "list.txt"), open_store(str(tmp_path / "dataset")))
     work = planned(raw, filters=FiltersConfig(taken_down=TakenDown(pinned)))
-    job = TakeDownWork(work.config.dataset, pinned, work.rows)
+    job = TakeDownWork(work.config.dataset, pinned, work.rows, workspace=work.workspace)
     tables = (pa.table(count_matches(job, unit)) for unit in range(len(work.rows)))
     counts, _ = summed(tables, 4)
     assert counts.tolist() == [4, 1, 12, 0]
-    rows = read_table(work.dataset, plan_key(work, 0, "images"))
+    rows = read_plan(work, 0, "images")
     assert rows["drop_reason"].to_pylist() == ["taken_down"] * 12
 
 
@@ -241,7 +240,7 @@ def in_process(task: Callable[..., Any], work: Any, units: int, **_: Any) -> Ite
     return (pa.table(task(work, unit)) for unit in range(units))
 
 
-def test_what_is_removed_does_not_come_back_as_an_equal_file(planned: Callable[..., StageWork], tmp_path: Path) -> None:
+def test_equal_files_of_removed_images_are_removed(planned: Callable[..., StageWork], tmp_path: Path) -> None:
     photos = world(3, 3)
     copies = [photos[0].under("copy", "thing01"), photos[4].under("other", "thing02")]
     raw = write_raw(tmp_path / "raw", [*photos, *copies], per_shard=4)
@@ -251,8 +250,9 @@ def test_what_is_removed_does_not_come_back_as_an_equal_file(planned: Callable[.
     stage, record, _ = take_down(planned(raw, filters=filters), [], in_process)
     assert record is not None
     assert (record["matched"], record["named"]) == ({"key:thing00-0": 1, "subject:thing01": 4}, 5)
-    dropped = stage.config.filters.taken_down.drop(Photos(stage.read_rows(stage.span(0))))
-    named = {row["key"] for row, drop in zip(stage.read_rows(stage.span(0)).to_pylist(), dropped, strict=True) if drop}
+    rows, _ = stage.read_rows(stage.span(0))
+    dropped = stage.config.filters.taken_down.drop(Photos(rows))
+    named = {row["key"] for row, drop in zip(rows.to_pylist(), dropped, strict=True) if drop}
     assert named == {"thing00-0", "copy", "thing01-0", "thing01-1", "thing01-2", "other"}
     assert stage.inputs.fingerprint == planned(raw, filters=filters).inputs.fingerprint
 
@@ -275,7 +275,7 @@ def test_the_manifest_shows_a_bounded_number_of_entries(planned: Callable[..., S
 @pytest.mark.parametrize(
     "name", ["my photo #1.jpg", unicodedata.normalize("NFD", "José.jpg"), "a?b=c&d.jpg", "50% off.jpg", "plain.jpg"]
 )
-def test_a_file_uri_names_its_source_in_either_spelling(name: str) -> None:
+def test_a_file_uri_matches_with_and_without_percent_encoding(name: str) -> None:
     encoded, plain = f"file:///photos/{quote(name)}", f"file:///photos/{name}"
     rows = pa.table({"sha256": ["ab", "cd"], "key": ["a", "b"], "subject": ["c", "c"], "source": [encoded, plain]})
     spellings = [encoded, plain, unicodedata.normalize("NFC", plain), f"file://localhost/photos/{quote(name)}"]
