@@ -9,10 +9,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lookalike import config as configs
-from lookalike.bundles.manifest import MANIFEST, component_config, read_preset
+from lookalike.bundles.files import MANIFEST
+from lookalike.bundles.manifest import read_preset
 from lookalike.bundles.transfer import local_bundle
 from lookalike.errors import ConfigError, InputError, LookalikeError
 from lookalike.evaluation.gate import GateConfig
+from lookalike.models.components import component_config
 from lookalike.models.presets import LoraConfig, check_lora
 from lookalike.registry import Registry, champion_now, personal_model_name, resolve, standing
 from lookalike.registry.ownership import CUSTOMERS, customer_prefix

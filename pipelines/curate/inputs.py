@@ -9,7 +9,7 @@ import lookalike
 from lookalike import config as configs
 from lookalike import pixels
 from lookalike.annotators import embedder as embedders
-from lookalike.bundles import manifest as bundle
+from lookalike.bundles.manifest import latent_identity, read_manifest
 from lookalike.bundles.transfer import local_bundle
 from lookalike.data import archive, containers, formats, images, shards, text, triplets
 from lookalike.storage import ObjectInfo
@@ -57,7 +57,7 @@ class Inputs:
             models["caption"] = config.captioner.revision
         latents = None
         if config.shards.latents is not None:
-            latents = bundle.latent_identity(bundle.read_manifest(local_bundle(config.shards.latents)))
+            latents = latent_identity(read_manifest(local_bundle(config.shards.latents)))
             del settings["shards"]["latents"]  # a place
         embedder = embedders.revision_of(config.embedder)
         return cls(tuple(shards), settings, code_version(), embedder, models, latents)

@@ -12,7 +12,8 @@ import pyarrow.compute as pc
 
 from lookalike import config as configs
 from lookalike.annotators.embedder import revision_of
-from lookalike.bundles.locate import BundleLocation, locate_bundle
+from lookalike.bundles.locate import locate_bundle
+from lookalike.bundles.reference import BundleReference
 from lookalike.data.images import decode
 from lookalike.data.triplets import Split, Triplet, load_images, read_triplets
 from lookalike.diffusion.stages import STAGE_TITLES
@@ -100,7 +101,7 @@ def _suite(config: EvaluateConfig, snapshot: Source) -> tuple[Suite, list[str]]:
 
 def _measure(
     config: EvaluateConfig,
-    bundles: Sequence[BundleLocation],
+    bundles: Sequence[BundleReference],
     suite: Suite,
     snapshots: list[str],
     cases: Sequence[ImageCase],

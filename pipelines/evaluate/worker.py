@@ -9,10 +9,11 @@ from typing import TypeVar
 import numpy as np
 
 from lookalike.annotators.embedder import load_embedder
-from lookalike.bundles.locate import BundleLocation
+from lookalike.bundles.reference import BundleReference
 from lookalike.data.images import encode_png
 from lookalike.data.triplets import ShardError, Triplet, load_images
 from lookalike.diffusion.flow import FlowConfig, seed_of
+from lookalike.diffusion.loading import load_pipeline
 from lookalike.diffusion.pipeline import SubjectPipeline
 from lookalike.errors import UnreachableError, describe
 from lookalike.evaluation.clip import ClipScorer
@@ -61,7 +62,7 @@ class Work:
     """Everything that an evaluation measures."""
 
     config: EvaluateConfig
-    bundles: tuple[BundleLocation, ...]
+    bundles: tuple[BundleReference, ...]
     """The bundle, and the one it is compared with, if any."""
     pool: tuple[Triplet, ...]
     """Triplets that units point at."""
@@ -172,7 +173,7 @@ class Evaluator:
         if self._loaded is None or self._loaded[0] != bundle:
             self._loaded = None  # one model at a time
             self._cache = LatentCache()
-            self._loaded = (bundle, self._work.bundles[bundle].load(self._device))
+            self._loaded = (bundle, load_pipeline(self._work.bundles[bundle], self._device))
         return self._loaded[1]
 
     @cached_property

@@ -9,10 +9,14 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from lookalike import config as configs
-from lookalike.bundles.locate import BundleLocation, locate_bundle
+from lookalike.bundles.load import load_preprocessor
+from lookalike.bundles.locate import locate_bundle
+from lookalike.bundles.reference import BundleReference
+from lookalike.bundles.transfer import fetch_bundle
 from lookalike.data.images import EXTENSIONS, decode
 from lookalike.data.text import MAX_TEXT_BYTES, decode_text
 from lookalike.errors import ConfigError, InputError
+from lookalike.models.components import token_shape
 from lookalike.storage import Store, locate_object, open_store, read_at_most, read_object
 from lookalike.storage.claim import claim
 from lookalike.storage.results import AGAIN, read_result, write_result
@@ -44,9 +48,7 @@ def generate(config: GenerateConfig) -> dict[str, Any]:
         ConfigError: more references than the model reads.
         ConflictError: ``config.out`` holds another generation.
     """
-    from lookalike.bundles.manifest import token_shape
     from lookalike.diffusion.inputs import check_size
-    from lookalike.models.preprocess import Preprocessor
     from lookalike.registry import resolve
     from pipelines.generate.worker import Generator, Request, Work
 
@@ -54,8 +56,8 @@ def generate(config: GenerateConfig) -> dict[str, Any]:
     bundle = locate_bundle(model.bundle_uri, model.bundle_sha256, base_uri=config.base)
     prompts = read_prompts(config)
     references = _references(config.reference, bundle)
-    components = bundle.open().components
-    preprocessor = Preprocessor.from_bundle(components)
+    components = fetch_bundle(bundle).components
+    preprocessor = load_preprocessor(components)
     preset, multiple = preprocessor.preset, token_shape(components)[0]
     check_size(config.height or preset.height, config.width or preset.width, multiple)
     store = open_store(config.out)
@@ -127,7 +129,7 @@ def read_prompts(config: GenerateConfig) -> list[str]:
     return prompts
 
 
-def _references(locations: Sequence[str], bundle: BundleLocation) -> list[tuple[str, bytes]]:
+def _references(locations: Sequence[str], bundle: BundleReference) -> list[tuple[str, bytes]]:
     """URI and bytes of each reference; of folders as many photos, by name, as the model still reads."""
     from lookalike.models.preprocess import check_image
 

@@ -4,8 +4,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lookalike.bundles.locate import BundleLocation
+from lookalike.bundles.reference import BundleReference
 from lookalike.data.images import decode, encode_png
+from lookalike.diffusion.loading import load_pipeline
 from lookalike.diffusion.stages import PRESET
 from lookalike.storage import open_store
 from pipelines.actors import Columns
@@ -29,7 +30,7 @@ class Work:
     """Everything that a generation makes."""
 
     config: GenerateConfig
-    bundle: BundleLocation
+    bundle: BundleReference
     model: str
     """Name and version, as provenance says it."""
     references: tuple[bytes, ...]
@@ -43,7 +44,7 @@ class Generator:
 
     def __init__(self, work: Work) -> None:
         self._work = work
-        self._pipe = work.bundle.load(work.config.actors.prepare())
+        self._pipe = load_pipeline(work.bundle, work.config.actors.prepare())
         self._references = [decode(data) for data in work.references]
 
     def __call__(self, unit: int) -> Columns:

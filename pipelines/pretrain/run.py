@@ -13,15 +13,16 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from lookalike.annotators.hub import NO_CODE
 from lookalike.bundles.build import materialise
+from lookalike.bundles.load import load_preprocessor
 from lookalike.config import fingerprint, to_dict
 from lookalike.data.images import EXTENSIONS, decode
 from lookalike.data.passed_over import PassedOver
 from lookalike.data.shards import BrokenTarError, iter_samples, open_object
 from lookalike.errors import InputError, UnreachableError, describe
 from lookalike.models.batch import Batch, to_batch
-from lookalike.models.preprocess import Preprocessor, check_image
+from lookalike.models.components import NO_CODE
+from lookalike.models.preprocess import check_image
 from lookalike.models.presets import load_preset
 from lookalike.models.vae import downsampling
 from lookalike.pixels import crop_resize
@@ -221,7 +222,7 @@ def _pretrain_mllm(
     from transformers import AutoTokenizer
 
     preset = load_preset(config.preset)
-    preprocessor = Preprocessor.from_bundle(initial)
+    preprocessor = load_preprocessor(initial)
     mllm = getattr(transformers, preset.mllm.architecture).from_pretrained(initial / "mllm").train()
 
     def batch(subjects: list[_Subject], rng: np.random.Generator, size: int) -> Batch:

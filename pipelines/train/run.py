@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import pyarrow.compute as pc
 
 from lookalike import config as configs
-from lookalike.bundles import manifest as bundles
-from lookalike.bundles.manifest import read_preset
-from lookalike.bundles.transfer import finished_bundle, initial_bundle, local_bundle, reference
+from lookalike.bundles.manifest import latent_identity, read_preset
+from lookalike.bundles.manifest import read_manifest as read_bundle_manifest
+from lookalike.bundles.transfer import local_bundle, verified_reference
 from lookalike.errors import InputError, LookalikeError, first_line
 from lookalike.storage import (
     Store,
@@ -35,6 +35,7 @@ from lookalike.tracking.events import PENDING
 from lookalike.training import checkpoint
 from lookalike.training.config import TrainConfig, WorkerConfig
 from lookalike.training.epoch_plan import EpochPlan
+from lookalike.training.run_bundles import finished_bundle, initial_bundle
 from lookalike.training.stopping import stops_on_sigterm
 from lookalike.training.watchdog import HANGS
 from lookalike.training.zero_config import check_schema, zero3_config
@@ -91,7 +92,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     snapshot = {"uri": dataset.uri, "version": version, "sha256": configs.fingerprint(manifest)}
     content: dict[str, Any] = {"snapshot": snapshot}
     if config.base is not None:
-        content["base_sha256"] = reference(config.base).sha256
+        content["base_sha256"] = verified_reference(config.base).sha256
     fingerprint = claim(store, configs.to_dict(config), ignore=_NOT_IDENTITY, content=content)
     if store.exists(RESULT):
         log.info("this run is done already: %s", store.uri)
@@ -128,7 +129,7 @@ def _latents_fit(encoded: dict[str, Any] | None, bundle_uri: str) -> bool:
     """Whether the snapshot's latents are those that the bundle's VAE would make."""
     if encoded is None:
         return False
-    fit: bool = encoded == bundles.latent_identity(bundles.read_manifest(local_bundle(bundle_uri)))
+    fit: bool = encoded == latent_identity(read_bundle_manifest(local_bundle(bundle_uri)))
     if not fit:
         log.warning("the snapshot's latents are of another VAE or size; the VAE runs in training")
     return fit

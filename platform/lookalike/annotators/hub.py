@@ -5,10 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from lookalike.errors import ConfigError, first_line
-
-NO_CODE: dict[str, Any] = {"trust_remote_code": False}
-"""For ``from_pretrained`` of transformers' Auto classes: without it they ask on standard input whether to run a
-repository's code, and take ``y`` for an answer."""
+from lookalike.models.components import NO_CODE
 
 
 def split_pin(name_or_path: str) -> tuple[str, str | None]:

@@ -16,7 +16,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lookalike.bundles.build import check_model_index
-from lookalike.bundles.manifest import COMPONENTS, open_bundle
+from lookalike.bundles.load import load_preprocessor
+from lookalike.bundles.verification import open_bundle
 from lookalike.diffusion.flow import FlowConfig
 from lookalike.diffusion.inputs import (
     OUTPUT_TYPES,
@@ -38,6 +39,7 @@ from lookalike.errors import ConfigError
 from lookalike.models.adapters import load_lora
 from lookalike.models.aggregate import LayerAggregator
 from lookalike.models.batch import Batch, to_batch
+from lookalike.models.components import COMPONENTS
 from lookalike.models.context import encode_context
 from lookalike.models.dit import Context, ReferenceKeys, References, prepare_references
 from lookalike.models.preprocess import Preprocessor
@@ -107,7 +109,7 @@ class SubjectPipeline(DiffusionPipeline, SubjectLoraLoaderMixin):
         check_model_index(opened.components)
         kwargs.setdefault("use_safetensors", True)
         pipe: SubjectPipeline = super().from_pretrained(
-            str(opened.components), preprocessor=Preprocessor.from_bundle(opened.components), **kwargs
+            str(opened.components), preprocessor=load_preprocessor(opened.components), **kwargs
         )
         parts = {name: getattr(pipe, name) for name in ("mllm", "aggregator", "transformer", "vae")}
         if "quantization_config" not in kwargs:

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from lookalike.bundles.fresh import outline
 from lookalike.models.batch import Batch
 from lookalike.models.dit import Context, References
 from lookalike.models.joint import encoder_inputs, import_model_classes
+from lookalike.models.new_components import outline
 from lookalike.models.presets import Preset
 from lookalike.models.subject import Part, SubjectModel
 from lookalike.scratch import scratch
@@ -81,7 +81,7 @@ def meta_model(preset: Preset, dtype: torch.dtype = torch.float32) -> SubjectMod
     """The model of ``preset`` on the meta device, with its LoRA; what a base training trains is trainable."""
     import_model_classes()
     with scratch("outline") as folder, torch.device("meta"):
-        model = SubjectModel.from_config(outline(preset, folder), dtype)
+        model = SubjectModel.from_config(outline(preset, folder), preset.references, dtype)
         if preset.lora is not None:
             model.add_lora(preset.lora)
         if preset.mllm.lora is not None:

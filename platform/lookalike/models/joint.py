@@ -7,6 +7,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from lookalike.errors import ConfigError
+from lookalike.models.aggregators import AGGREGATORS
 from lookalike.models.batch import Batch
 from lookalike.models.families import FAMILIES, family_of
 
@@ -68,7 +69,7 @@ def import_model_classes() -> None:
         "diffusers": ("FluxTransformer2DModel", "AutoencoderKL", "FlowMatchEulerDiscreteScheduler"),
         "transformers.initialization": ("no_init_weights",),
         "transformers.conversion_mapping": ("get_model_conversion_mapping",),
-        "lookalike.models.aggregate": ("LayerAggregator",),
+        "lookalike.models.subject": ("SubjectModel",),
         "peft": ("LoraConfig", "inject_adapter_in_model"),
         "torch._dynamo": (),
     }
@@ -76,3 +77,5 @@ def import_model_classes() -> None:
         loaded = importlib.import_module(module)
         for name in names:
             getattr(loaded, name)
+    for aggregator in AGGREGATORS.values():
+        aggregator.pooling_class()

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from lookalike.bundles.manifest import component_config, read_preset
 from lookalike.errors import ConfigError, InputError
+from lookalike.models.components import component_config
 from lookalike.models.families import family_of
 from lookalike.models.presets import MllmConfig, Preset
 from lookalike.models.tokenizer import PromptTokenizer
@@ -38,14 +38,14 @@ class Preprocessor:
         self.tokenizer_file = tokenizer_file
 
     @classmethod
-    def from_bundle(cls, bundle_dir: Path) -> "Preprocessor":
-        """Of the bundle in this folder.
+    def from_folder(cls, folder: Path, preset: Preset) -> "Preprocessor":
+        """Make the preprocessor of the model whose component folders are in ``folder``.
 
         Raises:
-            InputError: no tokenizer in the folder, or one that does not know the image token of the model.
+            InputError: the MLLM has no tokenizer, or tokenizer or preset do not fit the MLLM's configuration.
         """
-        preprocessor = cls(read_preset(bundle_dir), bundle_dir / "mllm" / "tokenizer.json")
-        config = component_config(bundle_dir, "mllm")
+        preprocessor = cls(preset, folder / "mllm" / "tokenizer.json")
+        config = component_config(folder, "mllm")
         if config.get("image_token_id") != preprocessor.image_token_id:
             raise InputError(
                 f"the MLLM's image_token_id is {config.get('image_token_id')}, its tokenizer's is "
@@ -58,7 +58,7 @@ class Preprocessor:
             raise InputError(
                 f"the MLLM makes {tokens} tokens of an image, the preset says "
                 f"{preprocessor.preset.mllm.tokens_per_image}",
-                value=str(bundle_dir),
+                value=str(folder),
                 fix="set mllm.tokens_per_image",
             )
         return preprocessor

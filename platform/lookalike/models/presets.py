@@ -12,21 +12,13 @@ import jsonargparse
 from lookalike.config import check_config_file
 from lookalike.errors import ConfigError
 from lookalike.groups import check_groups, forbid_imports
-from lookalike.models.sizes import (
-    MAX_LAYERS,
-    MAX_REFERENCES,
-    MAX_SIDE,
-    MAX_TEMPLATE,
-    MAX_WIDTH,
-    check_component,
-    check_sizes,
-)
+from lookalike.models.aggregators import aggregator_of
+from lookalike.models.limits import check_component, check_limit, check_sizes
 from lookalike.values import check_values
 
 PRESETS_DIR = Path(__file__).parent / "presets"
 ASSETS_DIR = Path(__file__).parents[1] / "assets"  # weights and word lists that ship
 
-AggregatorKind = Literal["last_layer", "layer_mean", "single_lap", "dla"]
 SourcedPart = Literal["mllm", "vae", "transformer", "aggregator"]
 ReferencePosition = Literal["diagonal", "index"]
 ReferenceAttention = Literal["full", "cached"]
@@ -109,10 +101,9 @@ class MllmConfig:
     What its backward pass keeps in memory is not in ``--plan``."""
 
     def __post_init__(self) -> None:
-        check_sizes(self, image_size=4_096, tokens_per_image=65_536, max_prompt_tokens=32_768)
+        check_sizes(self, image_size="tile", tokens_per_image="tokens_per_image", max_prompt_tokens="prompt_tokens")
         for name in ("template", "image_prefix", "image_token", "image_suffix"):
-            if len(getattr(self, name)) > MAX_TEMPLATE:
-                raise ConfigError(f"mllm.{name} has more than {MAX_TEMPLATE} characters", fix="shorten it")
+            check_limit(f"the number of characters of mllm.{name}", len(getattr(self, name)), "template")
         check_component("mllm", self.config)
         try:
             places = [place for place in Formatter().parse(self.template) if place[1] is not None]
@@ -132,8 +123,8 @@ class MllmConfig:
 class AggregatorConfig:
     """Layer aggregation and bridge: from all hidden states of the MLLM to the DiT's context tokens."""
 
-    kind: AggregatorKind = "dla"
-    """``dla``: one LAP for text and one for image tokens; ``single_lap``; ``last_layer``; ``layer_mean``."""
+    kind: str = "dla"
+    """Name in :data:`~lookalike.models.aggregators.AGGREGATORS`."""
     inner_width: int = 1536
     """Channels inside the aggregator; the MLLM's width is projected to it."""
     head_dim: int = 128
@@ -144,6 +135,9 @@ class AggregatorConfig:
     """Transformer blocks over the token axis."""
     source: str | None = None
     """As in :class:`ComponentConfig`."""
+
+    def __post_init__(self) -> None:
+        aggregator_of(self.kind)
 
 
 @dataclass(frozen=True)
@@ -199,22 +193,17 @@ class Preset:
     """What a user must know before using the weights; logged as a warning whenever a bundle is made."""
 
     def __post_init__(self) -> None:
-        check_sizes(self, height=MAX_SIDE, width=MAX_SIDE)
-        check_sizes(self.references, height=MAX_SIDE, width=MAX_SIDE)
-        check_sizes(self.references, least=0, max_references=MAX_REFERENCES)
-        check_sizes(self.aggregator, inner_width=MAX_WIDTH, head_dim=MAX_WIDTH)
-        check_sizes(self.aggregator, least=0, layer_blocks=MAX_LAYERS, refiner_blocks=MAX_LAYERS)
+        check_sizes(self, height="side", width="side")
+        check_sizes(self.references, height="side", width="side", max_references="references")
+        check_sizes(self.aggregator, inner_width="width", head_dim="width")
+        check_sizes(self.aggregator, least=0, layer_blocks="layers", refiner_blocks="layers")
         for name in ("vae", "transformer", "scheduler"):
             check_component(name, getattr(self, name).config)
         if self.aggregator.inner_width % self.aggregator.head_dim:
             raise ConfigError(
-                f"aggregator.inner_width={self.aggregator.inner_width} is no multiple of its head_dim",
+                f"aggregator.inner_width={self.aggregator.inner_width} is not a multiple of its head_dim",
                 value=self.aggregator.head_dim,
-                fix="change aggregator.head_dim",
-            )
-        if self.references.max_references < 1:
-            raise ConfigError(
-                "a subject needs a reference", value=self.references, fix="raise references.max_references"
+                fix="change aggregator.inner_width or aggregator.head_dim",
             )
         if self.lora is not None and self.transformer.config:
             check_lora(self.lora, self.transformer.config)
@@ -249,6 +238,22 @@ def check_lora(lora: LoraConfig, transformer_config: Mapping[str, Any]) -> None:
     width = int(transformer_config["num_attention_heads"]) * int(transformer_config["attention_head_dim"])
     if lora.rank > width:
         raise ConfigError(f"lora.rank={lora.rank} exceeds the attention width {width}", fix="lower lora.rank")
+
+
+def asset(name: str) -> Path:
+    """Return the path of a file or folder that ships with the package.
+
+    Raises:
+        ConfigError: ``name`` leads out of the folder of the shipped assets, such as ``../secrets``.
+    """
+    path = (ASSETS_DIR / name).resolve()
+    if not path.is_relative_to(ASSETS_DIR.resolve()):
+        raise ConfigError(
+            "the preset names a file outside the assets that ship with lookalike",
+            value=name,
+            fix="use a name below platform/lookalike/assets, such as mini/vae",
+        )
+    return path
 
 
 def list_presets() -> list[str]:

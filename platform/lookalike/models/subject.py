@@ -11,18 +11,15 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from lookalike.annotators.hub import NO_CODE
-from lookalike.bundles.contents import REPAIR
-from lookalike.bundles.manifest import open_bundle, read_preset
 from lookalike.documents import decoding
 from lookalike.errors import ConfigError
-from lookalike.models.adapters import inject_lora, inject_mllm_lora, load_lora
+from lookalike.models.adapters import inject_lora, inject_mllm_lora
 from lookalike.models.aggregate import LayerAggregator
 from lookalike.models.batch import Batch
+from lookalike.models.components import NO_CODE, REPAIR
 from lookalike.models.context import encode_context
 from lookalike.models.dit import Context, ReferenceKeys, References, prepare_references, velocity
 from lookalike.models.presets import LoraConfig, ReferenceConfig
-from lookalike.models.weights import load_weights
 
 Part = Literal["mllm", "mllm_lora", "aggregator", "transformer", "transformer_lora"]
 
@@ -53,47 +50,29 @@ class SubjectModel(nn.Module):
         self.trainable(())
 
     @classmethod
-    def from_config(cls, bundle_dir: Path, dtype: torch.dtype = torch.float32) -> "SubjectModel":
-        """The architecture of a bundle without its weights: reads ``config.json`` files only.
+    def from_config(cls, folder: Path, references: ReferenceConfig, dtype: torch.dtype | None = None) -> "SubjectModel":
+        """Build the architecture of the component folders in ``folder`` without weights, by default in float32.
 
-        Works inside ``deepspeed.zero.Init`` and under ``torch.device("meta")``, after
+        Reads ``config.json`` files only. Works inside ``deepspeed.zero.Init`` and under ``torch.device("meta")``, after
         :func:`~lookalike.models.joint.import_model_classes`.
         """
         from diffusers import FluxTransformer2DModel
         from transformers import AutoConfig, AutoModel
         from transformers.initialization import no_init_weights
 
-        references = read_preset(bundle_dir).references
-        with decoding("a configuration of transformers", str(bundle_dir / "mllm"), fix=REPAIR):
-            mllm_config = AutoConfig.from_pretrained(bundle_dir / "mllm", **NO_CODE)
-        default = torch.get_default_dtype()
+        with decoding("a configuration of transformers", str(folder / "mllm"), fix=REPAIR):
+            mllm_config = AutoConfig.from_pretrained(folder / "mllm", **NO_CODE)
+        default, dtype = torch.get_default_dtype(), dtype or torch.float32
         torch.set_default_dtype(dtype)
         try:
-            with decoding("a bundle whose parts load", str(bundle_dir), fix=REPAIR), no_init_weights():
+            with decoding("a bundle whose parts load", str(folder), fix=REPAIR), no_init_weights():
                 mllm = AutoModel.from_config(mllm_config, dtype=dtype, attn_implementation="sdpa", **NO_CODE)
-                aggregator = LayerAggregator.from_config(LayerAggregator.load_config(bundle_dir / "aggregator"))
-                config = FluxTransformer2DModel.load_config(bundle_dir / "transformer")
+                aggregator = LayerAggregator.from_config(LayerAggregator.load_config(folder / "aggregator"))
+                config = FluxTransformer2DModel.load_config(folder / "transformer")
                 transformer = FluxTransformer2DModel.from_config(config)
         finally:
             torch.set_default_dtype(default)
         return cls(mllm, aggregator, transformer, references)
-
-    @classmethod
-    def from_bundle(
-        cls, bundle_dir: Path, base_dir: Path | None = None, dtype: torch.dtype = torch.float32
-    ) -> "SubjectModel":
-        """Build and load strictly in one process, with the bundle's adapter if it has one; in evaluation mode.
-
-        Raises:
-            InputError: incomplete, of another base, or a tensor that is missing, unknown or of another shape.
-        """
-        opened = open_bundle(bundle_dir, base_dir)
-        model = cls.from_config(opened.components, dtype)
-        load_weights(model, opened.components)
-        if opened.adapter is not None:
-            load_lora(model.transformer, opened.adapter)
-            model.trainable(())
-        return model.eval()
 
     def add_lora(self, lora: LoraConfig) -> None:
         """Inject a LoRA into the DiT; call it after the weights are loaded, since peft renames what it wraps."""

@@ -10,9 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lookalike.bundles.contents import REPAIR
-from lookalike.bundles.manifest import PATCH
 from lookalike.documents import decoding
+from lookalike.models.components import PATCH, REPAIR
 from lookalike.models.weights import check_names
 
 _PIXELS_AT_ONCE = 512 * 512  # on a GPU: small images together, large ones one by one

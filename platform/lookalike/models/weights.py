@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lookalike.documents import decoding
 from lookalike.errors import InputError
+from lookalike.models.components import NO_CODE, REPAIR
 
 PARTS = ("mllm", "aggregator", "transformer")
 
@@ -37,7 +38,7 @@ def safetensors_files(folder: Path) -> list[Path]:
 
 
 def _weights(file: Path) -> AbstractContextManager[None]:
-    return decoding("a safetensors file", str(file), fix="download or export the bundle again")
+    return decoding("a safetensors file", str(file), fix=REPAIR)
 
 
 def read_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
@@ -166,7 +167,6 @@ def _mllm_names(folder: Path) -> Any:
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightRenaming, rename_source_key
 
-    from lookalike.annotators.hub import NO_CODE
     from lookalike.models.joint import full_class
 
     config = AutoConfig.from_pretrained(folder, **NO_CODE)

@@ -6,7 +6,8 @@ import uuid
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 
-from lookalike.bundles.manifest import MANIFEST, parse_manifest
+from lookalike.bundles.files import MANIFEST
+from lookalike.bundles.manifest import parse_manifest
 from lookalike.bundles.transfer import verify_bundle
 from lookalike.errors import ConflictError, InputError
 from lookalike.evaluation.gate import Check, Decision, GateConfig, decide

@@ -10,7 +10,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lookalike.bundles.manifest import MANIFEST, bundle_sha256, parse_manifest
+from lookalike.bundles.files import MANIFEST
+from lookalike.bundles.manifest import bundle_sha256, parse_manifest
+from lookalike.bundles.reference import BundleReference
 from lookalike.errors import InputError
 from lookalike.registry.names import validate_model_name
 from lookalike.registry.promotion_log import LOG_TAG, PromotionLog
@@ -24,10 +26,8 @@ _SOURCE = "bundle://sha256/"
 class ModelReference:
     """A model that can be loaded."""
 
-    bundle_uri: str
-    """Where the bundle is."""
-    bundle_sha256: str
-    """Its identity (see :func:`lookalike.bundles.manifest.bundle_sha256`)."""
+    bundle: BundleReference
+    """Location and identity of its bundle, whose manifest has not been read."""
     name: str | None = None
     """The registered model; None for a bundle that was named by its URI."""
     version: int | None = None
@@ -43,6 +43,16 @@ class ModelReference:
 
     def __str__(self) -> str:
         return f"models:/{self.name}/{self.version}" if self.name else self.bundle_uri
+
+    @property
+    def bundle_uri(self) -> str:
+        """Location of the bundle."""
+        return self.bundle.uri
+
+    @property
+    def bundle_sha256(self) -> str:
+        """Identity of the bundle."""
+        return self.bundle.sha256
 
 
 def identify(bundle_uri: str) -> str:
@@ -183,8 +193,7 @@ def _reference(version: Any) -> ModelReference:
             fix=f"set the tag to {content}",
         )
     return ModelReference(
-        bundle_uri=tags["bundle_uri"],
-        bundle_sha256=content,
+        BundleReference(tags["bundle_uri"], content),
         name=version.name,
         version=int(version.version),
         scores_uri=tags.get("scores_uri"),

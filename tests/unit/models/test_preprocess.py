@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from lookalike.bundles.load import load_preprocessor
 from lookalike.errors import InputError
 from lookalike.models.batch import to_batch
 from lookalike.models.preprocess import Preprocessor, fit_square
@@ -9,7 +10,7 @@ from lookalike.pixels import crop_resize
 
 @pytest.fixture(scope="module")
 def preprocessor(bundle_dir) -> Preprocessor:
-    return Preprocessor.from_bundle(bundle_dir)
+    return load_preprocessor(bundle_dir)
 
 
 def test_shapes_are_fixed_and_absent_references_stand_behind_the_text(preprocessor, pictures) -> None:

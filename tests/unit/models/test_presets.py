@@ -30,7 +30,7 @@ def test_an_unknown_preset_lists_the_known_ones() -> None:
         ({"lora": {"rank": 4096}}, r"lora.rank=4096 exceeds the attention width 192; lower lora.rank"),
         ({"lora": {"rank": 0}}, "LoRA rank is below 1"),
         ({"aggregator": {"kind": "cls", "inner_width": 96, "head_dim": 32}}, "kind"),
-        ({"aggregator": {"inner_width": 100, "head_dim": 32}}, "no multiple of its head_dim"),
+        ({"aggregator": {"inner_width": 100, "head_dim": 32}}, "not a multiple of its head_dim"),
     ],
 )
 def test_a_bad_key_or_value_is_named(change: dict, message: str, tmp_path: Path) -> None:

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from lookalike.bundles.locate import locate_bundle
-from lookalike.bundles.manifest import component_config, parse_manifest
+from lookalike.bundles.manifest import parse_manifest
 from lookalike.errors import ConfigError, InputError
+from lookalike.models.components import component_config
 from lookalike.models.presets import MllmConfig, load_preset, preset_from_dict
 from lookalike.models.tokenizer import PromptTokenizer
 from lookalike.models.weights import read_tensors
