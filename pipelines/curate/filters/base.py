@@ -7,7 +7,7 @@ from typing import ClassVar, Literal, Protocol, runtime_checkable
 import numpy as np
 import pyarrow as pa
 
-from lookalike.annotators.scorers import Scorer
+from lookalike.annotators.base import Scorer
 
 Scope = Literal["image", "content", "score", "subject"]
 """What a filter must see together: one image, all images with the same bytes, one image and what a model says of it, or

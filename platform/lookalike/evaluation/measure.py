@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from lookalike.annotators.embedder import Embedder
+from lookalike.annotators.base import Embedder
 from lookalike.diffusion.flow import FlowConfig
 from lookalike.diffusion.objective import denoising_loss
 from lookalike.evaluation.clip import ClipScorer

@@ -58,7 +58,7 @@ def test_code_of_a_model_is_never_run(
         with pytest.raises(LookalikeError) as refused:
             load(str(folder))
         if "clip" not in request.node.name:
-            assert "brings code of its own, which is never run" in str(refused.value)
+            assert "needs code from its repository, which is never run" in str(refused.value)
     assert not (folder / "IMPORTED").exists()
 
 
