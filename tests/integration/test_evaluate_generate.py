@@ -283,7 +283,7 @@ def test_a_personal_bundle_brings_its_base_and_no_other(
     manifest = json.loads((copy / "bundle.json").read_text())
     manifest["base"]["sha256"] = "0" * 64
     (copy / "bundle.json").write_text(json.dumps(manifest))
-    with pytest.raises(InputError, match="sits on the base 000000000000"):
+    with pytest.raises(InputError, match="needs the base 000000000000"):
         generate(dataclasses.replace(request, model=str(copy), out=str(tmp_path / "refused")))
 
 

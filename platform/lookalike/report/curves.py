@@ -36,7 +36,7 @@ def held_out_curve(records: Sequence[Record]) -> str:
     names = {"loss_right": ("own conditions", RIGHT), "loss_shuffled": ("another subject's", WRONG)}
     for _, part in _stages(points):
         steps = [record["step"] + 1 for record in part]
-        for name, (_label, colour) in names.items():
+        for name, (_, colour) in names.items():
             values = [record["validation"][name] for record in part]
             axes.plot(steps, values, color=colour, linewidth=1.8, marker="o", markersize=3)
     for stage, part in _stages([record for record in records if "loss" in record])[1:]:
@@ -74,7 +74,12 @@ def _stages(points: Sequence[Record]) -> list[tuple[str, list[Record]]]:
 
 def _label(axes: Any, text: str, place: float, colour: str) -> None:
     """Write a legend entry above the plot; it ends at ``place``, a fraction of the width."""
-    above = {"xycoords": "axes fraction", "xytext": (0, 7), "textcoords": "offset points", "ha": "right"}
+    above: dict[str, Any] = {
+        "xycoords": "axes fraction",
+        "xytext": (0, 7),
+        "textcoords": "offset points",
+        "ha": "right",
+    }
     axes.annotate(text, (place, 1), color=colour, **above)
 
 

@@ -74,8 +74,8 @@ def test_nothing_is_stretched() -> None:
 def test_bad_input_is_refused_with_its_value(preprocessor, pictures) -> None:
     good = pictures(1)[0]
     cases = [
-        (["red " * 60], [[good]], "prompt of 60 tokens exceeds 40"),
-        ([None], [[good]], "a prompt is not text"),
+        (["red " * 60], [[good]], "prompt of 60 tokens exceeds the limit of 40"),
+        ([None], [[good]], "the prompt is not text"),
         (["a mug"], [[good] * 3], "3 references, the preset mini takes 2"),
         (["a mug"], [[np.zeros((8, 8, 3), np.uint8)]], "8x8"),
         (["a mug"], [[np.zeros((20, 20_000, 3), np.uint8)]], "20000x20"),

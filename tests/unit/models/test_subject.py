@@ -148,7 +148,7 @@ def test_lora_starts_as_nothing_and_trains_alone(bundle_dir, batch) -> None:
 
 
 def test_references_without_latents_are_refused(model, batch) -> None:
-    with pytest.raises(ConfigError, match="without reference_latents"):
+    with pytest.raises(ConfigError, match="needs reference_latents"):
         model(batch, torch.randn(3, 64, 16), torch.full((3,), 0.5))
 
 
