@@ -236,5 +236,5 @@ def test_file_that_changes_while_it_is_read_is_refused(copy: Path, monkeypatch: 
         return found
 
     monkeypatch.setattr(digests, "sha256_of", changing)
-    with pytest.raises(InputError, match="changed while it was read"):
+    with pytest.raises(InputError, match="changed while it was hashed"):
         verify(copy)

@@ -268,7 +268,7 @@ def test_bad_input_is_refused_before_anything_runs(pipe, photos, monkeypatch) ->
     cases = [
         (InputError, "no references", {"references": []}),
         (InputError, "no references", {"prompt": ["a", "b"], "references": [photos[:1], []]}),
-        (InputError, "3 references, the preset mini takes 2", {"references": photos[:3]}),
+        (InputError, "3 references are more than the preset mini takes", {"references": photos[:3]}),
         (InputError, "1 lists of references for 2 prompts", {"prompt": ["a", "b"], "references": [photos[:1]]}),
         (InputError, "mix images and lists", {"references": [photos[0], photos[1:2]]}),
         (InputError, "8x8 pixels", {"references": [tiny]}),

@@ -148,5 +148,5 @@ def test_saves_and_loads_as_a_diffusers_model(tmp_path, perturb) -> None:
 
 
 def test_an_unknown_kind_lists_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match="use one of last_layer, layer_mean, single_lap, dla"):
+    with pytest.raises(ConfigError, match=f"use one of {', '.join(AGGREGATORS)}"):
         LayerAggregator("cls")

@@ -146,7 +146,7 @@ class TestWhichFile:
         with pytest.raises(InputError, match="not a readable safetensors file"):
             read_adapter(tmp_path, transformer, "a.safetensors")
         (tmp_path / "mug" / "adapter_config.json").write_text('{"r": ')
-        with pytest.raises(InputError, match=r"not valid JSON.*adapter_config.json.*copy it again"):
+        with pytest.raises(InputError, match=r"not valid JSON.*adapter_config.json.*copy the file again"):
             read_adapter(tmp_path / "mug", transformer)
 
 

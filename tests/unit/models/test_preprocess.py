@@ -76,16 +76,16 @@ def test_bad_input_is_refused_with_its_value(preprocessor, pictures) -> None:
     cases = [
         (["red " * 60], [[good]], "prompt of 60 tokens exceeds the limit of 40"),
         ([None], [[good]], "the prompt is not text"),
-        (["a mug"], [[good] * 3], "3 references, the preset mini takes 2"),
+        (["a mug"], [[good] * 3], "3 references are more than the preset mini takes"),
         (["a mug"], [[np.zeros((8, 8, 3), np.uint8)]], "8x8"),
         (["a mug"], [[np.zeros((20, 20_000, 3), np.uint8)]], "20000x20"),
         (["a mug"], [[np.zeros((64, 64), np.uint8)]], "not a uint8 RGB"),
-        (["a mug"], [], "as many lists of references"),
+        (["a mug"], [], "1 prompts with 0 lists of references"),
     ]
     for prompts, references, message in cases:
         with pytest.raises(InputError, match=message):
             preprocessor(prompts, references)
-    with pytest.raises(InputError, match="a target of 1x1 pixels"):
+    with pytest.raises(InputError, match="the target has 1x1 pixels"):
         preprocessor(["a mug"], [[good]], [np.zeros((1, 1, 3), np.uint8)])
 
 

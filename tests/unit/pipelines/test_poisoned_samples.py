@@ -51,7 +51,7 @@ def test_every_poison_is_a_row_with_a_reason_and_its_neighbours_stay(
     assert ids[KINDS.index("id is null")] == f"row {KINDS.index('id is null')}"
     reasons = dict(zip(KINDS, found["reason"].tolist(), strict=True))
     assert "the target does not decode" in reasons["target is no image"]
-    assert "a reference of 20000x40 pixels" in reasons["reference is 20000x40"]
+    assert "the reference has 20000x40 pixels" in reasons["reference is 20000x40"]
     assert "mean square is nan" in reasons["latents are nan"]
     assert "it has no reference" in reasons["no reference list"]
     assert not any("\n" in reason or len(reason) > 500 for reason in reasons.values())

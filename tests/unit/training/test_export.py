@@ -175,5 +175,5 @@ def test_a_lora_on_layers_that_the_mllm_has_not_is_refused(
     bundle_dir: Path, tmp_path: Path, mllm_lora_preset: Callable[..., str]
 ) -> None:
     config = config_of(tmp_path, preset=mllm_lora_preset(target_modules=["to_q"]))
-    with pytest.raises(ConfigError, match=r"no such layers \(\['to_q'\]\)"):
+    with pytest.raises(ConfigError, match=r"no layers with these names \(\['to_q'\]\)"):
         export.add_loras(config, load_model(bundle_dir))
