@@ -18,7 +18,7 @@ def load_pipeline(bundle: BundleReference, device: str) -> SubjectPipeline:
     """
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
-    with decoding("a bundle whose parts load", bundle.uri, fix=REPAIR):
+    with decoding("a loadable bundle", bundle.uri, fix=REPAIR):
         folder, base = local_folders(bundle)
         pipe = SubjectPipeline.from_pretrained(folder, base=base)
     pipe.to(device)

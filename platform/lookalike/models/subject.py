@@ -64,7 +64,7 @@ class SubjectModel(nn.Module):
         default, dtype = torch.get_default_dtype(), dtype or torch.float32
         torch.set_default_dtype(dtype)
         try:
-            with decoding("a bundle whose parts load", str(folder), fix=REPAIR), no_init_weights():
+            with decoding("a loadable bundle", str(folder), fix=REPAIR), no_init_weights():
                 mllm = AutoModel.from_config(mllm_config, dtype=dtype, attn_implementation="sdpa", **NO_CODE)
                 aggregator = LayerAggregator.from_config(LayerAggregator.load_config(folder / "aggregator"))
                 config = FluxTransformer2DModel.load_config(folder / "transformer")
