@@ -124,7 +124,7 @@ def test_sizes_of_a_preset_below_one_are_refused_by_name(change: dict[str, Any])
     "template", ["{nope}", "{images}", "{images}{prompt}{", "{images}{prompt}{prompt}", "{}{}", "a"]
 )
 def test_template_without_its_placeholders_is_refused(template: str) -> None:
-    with pytest.raises(ConfigError, match=r"template does not hold"):
+    with pytest.raises(ConfigError, match=r"template does not contain"):
         MllmConfig(template=template)
 
 
