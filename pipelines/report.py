@@ -1,4 +1,4 @@
-"""One page out of what the other jobs left: it reads, and decides nothing."""
+"""Make one page from the results of other jobs."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,7 +12,8 @@ from lookalike.documents import decoding
 from lookalike.errors import InputError
 from lookalike.evaluation.gate import CHECK_TYPES
 from lookalike.evaluation.scores import GRID, SCORES, Scores
-from lookalike.report import (
+from lookalike.report.curves import held_out_curve, layer_curve, loss_curve
+from lookalike.report.page import (
     Curation,
     Decision,
     Evaluation,
@@ -23,10 +24,9 @@ from lookalike.report import (
     Reject,
     Training,
     Triplet,
+    data_uri,
     render,
 )
-from lookalike.report.curves import held_out_curve, layer_curve, loss_curve
-from lookalike.report.page import data_uri
 from lookalike.storage import (
     Store,
     latest_version,
@@ -47,10 +47,10 @@ _SAMPLES = 6
 
 @dataclass(frozen=True)
 class ReportConfig:
-    """Outputs to show. Each may be left out, and then its section is."""
+    """Results to show. Each one is optional; without it the page has no such section."""
 
     out: str
-    """URI of the page, e.g. ``file:///runs/toys-1/report.html``; an older page there is replaced."""
+    """URI of the page, e.g. ``file:///runs/toys-1/report.html``; an existing page is replaced."""
     title: str = "lookalike"
     """Heading of the page."""
     dataset: str | None = None
@@ -73,7 +73,7 @@ class ReportConfig:
 
 
 def report(config: ReportConfig) -> int:
-    """Write the page; returns its size in bytes. Raises InputError for a location that holds no such result."""
+    """Write the page; returns its size in bytes. Raises InputError for a location without such a result."""
     out, name = locate_object(config.out)
     page = Page(
         title=config.title,
@@ -134,13 +134,15 @@ def _jpeg(base64_text: str) -> str:
 
 
 def _png(store: Store, key: str) -> str:
-    """A grid as a ``data:`` URI, once it is known to open: a browser shows nothing for a damaged one."""
+    """Read a grid as a ``data:`` URI, and check that it decodes: a browser shows nothing for a damaged one."""
     data = store.read(key)
     try:
         decode(data)
     except ImageError as error:
         raise InputError(
-            f"not a readable image: {error.what}", value=store.uri_of(key), fix="run the job that writes it again"
+            f"the grid is not a readable image: {error.what}",
+            value=store.uri_of(key),
+            fix="run the job that writes it again",
         ) from error
     return data_uri(data)
 
@@ -172,9 +174,9 @@ def _trained(records: list[dict[str, Any]], result: dict[str, Any], bundle: Stor
 
 
 def _layer_weights(bundle: Store) -> dict[str, list[float]]:
-    """What :meth:`~lookalike.models.aggregate.LayerAggregator.layer_weights` tells, read without PyTorch."""
+    """Read what :meth:`~lookalike.models.aggregate.LayerAggregator.layer_weights` returns, without PyTorch."""
     file = "aggregator/diffusion_pytorch_model.safetensors"
-    if not bundle.exists(file):  # a personal one
+    if not bundle.exists(file):  # a personal bundle
         return {}
     data = bundle.read(file)
     with decoding("a safetensors file", bundle.uri_of(file)):
@@ -202,7 +204,7 @@ def _finetune(store: Store) -> Finetune:
     where = store.uri_of("result.json")
     result = read_object(store, "result.json", "customer", "subject", "scores", most=MOST_BYTES)
     check_kinds(result, {"customer": str, "subject": str, "scores": str}, where)
-    after = _evaluation(inside(store, result["scores"], where))  # beside its base: before and after on one sheet
+    after = _evaluation(inside(store, result["scores"], where))  # its grid shows before and after
     return Finetune(result["customer"], result["subject"], after.grid, after.scores)
 
 
@@ -221,6 +223,6 @@ def _timings(uri: str) -> Any:
     found = read_json(store, key)
     if not isinstance(found, list) or not all(isinstance(row, dict) and "step" in row for row in found):
         raise InputError(
-            "not a list of timed steps", value=uri, fix="write [{step, seconds, peak_memory_gib, outcome}]"
+            "the file is not a list of timed steps", value=uri, fix="write [{step, seconds, peak_memory_gib, outcome}]"
         )
     return found

@@ -7,7 +7,7 @@ from typing import Any
 import lookalike
 from lookalike import config as configs
 from lookalike.annotators import embedder as embedders
-from lookalike.bundles import manifest as bundle
+from lookalike.bundles.manifest import latent_identity, read_manifest
 from lookalike.bundles.transfer import local_bundle
 from lookalike.data import images
 from lookalike.storage import ObjectInfo
@@ -61,7 +61,7 @@ class Inputs:
             models["caption"] = config.captioner.revision
         latents = None
         if config.shards.latents is not None:
-            latents = bundle.latent_identity(bundle.read_manifest(local_bundle(config.shards.latents)))
+            latents = latent_identity(read_manifest(local_bundle(config.shards.latents)))
             del settings["shards"]["latents"]  # a URI
         embedder = embedders.revision_of(config.embedder)
         return cls(tuple(shards), settings, dict(REVISIONS), images.HEIC_INSTALLED, embedder, models, latents)

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+import lookalike
 from lookalike.data import triplets
 from lookalike.data.images import ImageError, decode_at_least, encode_jpeg, fit_within
 from lookalike.storage import Store
@@ -21,7 +22,7 @@ from pipelines.curate.rows import subject_hash, unit_hash
 from pipelines.curate.summary import HISTOGRAMS, Summary
 from pipelines.curate.work import StageWork
 
-TEMPLATE = Path(__file__).with_name("report.html.j2")
+TEMPLATE = Path(lookalike.__file__).parent / "report" / "templates" / "curation.html.j2"
 _THUMB_SIDE = 112  # px
 _REJECTS = 8  # maximum shown of each reason
 _SIMILARITY_STEP = 0.05  # two triplets are shown for each step

@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from lookalike.annotators.base import Scorer, checked
 from lookalike.annotators.captioner import Captioner
-from lookalike.annotators.scorers import Scorer, checked
 from lookalike.data.images import decode_at_least
 from lookalike.storage import ObjectInfo
 from pipelines.actors import Columns

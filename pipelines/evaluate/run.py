@@ -12,7 +12,8 @@ import pyarrow.compute as pc
 
 from lookalike import config as configs
 from lookalike.annotators.embedder import revision_of
-from lookalike.bundles.locate import BundleLocation, locate_bundle
+from lookalike.bundles.locate import locate_bundle
+from lookalike.bundles.reference import BundleReference
 from lookalike.data.images import decode
 from lookalike.data.triplets import Split, Triplet, load_images, read_triplets
 from lookalike.diffusion.schedule import SCHEDULE_TITLES
@@ -56,7 +57,7 @@ def evaluate(config: EvaluateConfig) -> Scores:
     )
 
 
-def _evaluate(config: EvaluateConfig, store: Store, bundles: Sequence[BundleLocation], snapshot: Source) -> Scores:
+def _evaluate(config: EvaluateConfig, store: Store, bundles: Sequence[BundleReference], snapshot: Source) -> Scores:
     suite, snapshots = _suite(config, snapshot)
     cases = suite.images(config.subjects, config.prompts_per_subject, config.conditions)
     table = _measure(config, bundles, suite, snapshots, cases)
@@ -105,7 +106,7 @@ def _suite(config: EvaluateConfig, snapshot: Source) -> tuple[Suite, list[str]]:
 
 def _measure(
     config: EvaluateConfig,
-    bundles: Sequence[BundleLocation],
+    bundles: Sequence[BundleReference],
     suite: Suite,
     snapshots: list[str],
     cases: Sequence[ImageCase],

@@ -8,10 +8,11 @@ from typing import TypeVar
 
 import numpy as np
 
-from lookalike.bundles.locate import BundleLocation
+from lookalike.bundles.reference import BundleReference
 from lookalike.data.images import encode_png
 from lookalike.data.triplets import ShardError, Triplet, load_images
 from lookalike.diffusion.flow import FlowConfig, seed_of
+from lookalike.diffusion.loading import load_pipeline
 from lookalike.diffusion.pipeline import SubjectPipeline
 from lookalike.errors import UnreachableError, describe
 from lookalike.evaluation.measure import paired_losses
@@ -60,7 +61,7 @@ class EvaluationWork:
     """Everything that an evaluation measures."""
 
     config: EvaluateConfig
-    bundles: tuple[BundleLocation, ...]
+    bundles: tuple[BundleReference, ...]
     """The bundle, and the one it is compared with, if any."""
     pool: tuple[Triplet, ...]
     """The triplets that units index."""
@@ -171,7 +172,7 @@ class Evaluator:
         if self._loaded is None or self._loaded[0] != bundle:
             self._loaded = None  # one model at a time
             self._cache = LatentCache()
-            self._loaded = (bundle, self._work.bundles[bundle].load(self._device))
+            self._loaded = (bundle, load_pipeline(self._work.bundles[bundle], self._device))
         return self._loaded[1]
 
     @cached_property

@@ -2,9 +2,10 @@
 
 import logging
 
-from lookalike.bundles.manifest import component_config, read_preset
+from lookalike.bundles.manifest import read_preset
 from lookalike.bundles.transfer import local_bundle
 from lookalike.errors import ConfigError
+from lookalike.models.components import component_config
 from lookalike.models.presets import check_lora
 from lookalike.registry import personal_model_name
 from lookalike.storage import Store

@@ -9,10 +9,14 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from lookalike import config as configs
-from lookalike.bundles.locate import BundleLocation, locate_bundle
+from lookalike.bundles.load import load_preprocessor
+from lookalike.bundles.locate import locate_bundle
+from lookalike.bundles.reference import BundleReference
+from lookalike.bundles.transfer import fetch_bundle
 from lookalike.data.images import EXTENSIONS, decode
 from lookalike.data.text import decode_text
 from lookalike.errors import ConfigError, InputError
+from lookalike.models.components import token_shape
 from lookalike.storage import Store, locate_object, open_store, read_at_most, read_object
 from lookalike.storage.claim import run_once
 from lookalike.storage.results import AGAIN, read_result, write_result
@@ -38,9 +42,7 @@ def generate(config: GenerateConfig) -> dict[str, Any]:
         ConfigError: more references than the model reads.
         ConflictError: ``config.out`` holds another generation.
     """
-    from lookalike.bundles.manifest import token_shape
     from lookalike.diffusion.inputs import check_size
-    from lookalike.models.preprocess import Preprocessor
     from lookalike.registry import resolve
     from pipelines.generate.worker import Request
 
@@ -48,8 +50,8 @@ def generate(config: GenerateConfig) -> dict[str, Any]:
     bundle = locate_bundle(model.bundle_uri, model.bundle_sha256, base_uri=config.base)
     prompts = read_prompts(config)
     references = _references(config, bundle)
-    components = bundle.open().components
-    preprocessor = Preprocessor.from_bundle(components)
+    components = fetch_bundle(bundle).components
+    preprocessor = load_preprocessor(components)
     preset, multiple = preprocessor.preset, token_shape(components)[0]
     check_size(config.height or preset.height, config.width or preset.width, multiple)
     store = open_store(config.out)
@@ -101,7 +103,7 @@ def _make(
     config: GenerateConfig,
     store: Store,
     model: "ModelReference",
-    bundle: BundleLocation,
+    bundle: BundleReference,
     references: Sequence[tuple[str, bytes]],
     requests: "Sequence[Request]",
 ) -> None:
@@ -142,7 +144,7 @@ def read_prompts(config: GenerateConfig) -> list[str]:
     return prompts
 
 
-def _references(config: GenerateConfig, bundle: BundleLocation) -> list[tuple[str, bytes]]:
+def _references(config: GenerateConfig, bundle: BundleReference) -> list[tuple[str, bytes]]:
     """Read each reference, as URI and bytes; of a folder the first photos by name, as many as the model still reads."""
     from lookalike.models.preprocess import check_image
 

@@ -4,8 +4,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lookalike.bundles.locate import BundleLocation
+from lookalike.bundles.reference import BundleReference
 from lookalike.data.images import decode, encode_png
+from lookalike.diffusion.loading import load_pipeline
 from lookalike.diffusion.schedule import PRESET
 from lookalike.storage import open_store
 from pipelines.actors import Columns
@@ -29,7 +30,7 @@ class GenerationWork:
     """The batches of a generation, and what they share."""
 
     config: GenerateConfig
-    bundle: BundleLocation
+    bundle: BundleReference
     model: str
     """Name and version, as written into each image."""
     references: tuple[bytes, ...]
@@ -43,7 +44,7 @@ class Generator:
 
     def __init__(self, work: GenerationWork) -> None:
         self._work = work
-        self._pipe = work.bundle.load(work.config.actors.prepare())
+        self._pipe = load_pipeline(work.bundle, work.config.actors.prepare())
         self._references = [decode(data) for data in work.references]
 
     def __call__(self, unit: int) -> Columns:

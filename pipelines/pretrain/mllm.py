@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from lookalike.annotators.hub import NO_CODE
+from lookalike.bundles.load import load_preprocessor
 from lookalike.models.batch import Batch, to_batch
-from lookalike.models.preprocess import Preprocessor
+from lookalike.models.components import NO_CODE
 from lookalike.models.presets import load_preset
 from lookalike.training import parts
 from pipelines.ingest.sample import shapes, vocabulary
@@ -27,7 +27,7 @@ def pretrain_mllm(
     from transformers import AutoTokenizer
 
     preset = load_preset(config.preset)
-    preprocessor = Preprocessor.from_bundle(initial)
+    preprocessor = load_preprocessor(initial)
     mllm = getattr(transformers, preset.mllm.architecture).from_pretrained(initial / "mllm").train()
 
     def batch(subjects: list[Subject], rng: np.random.Generator, size: int) -> Batch:

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from lookalike.bundles.transfer import finished_bundle
 from lookalike.errors import InputError, LookalikeError
 from lookalike.storage import Store, read_lines, read_object
 from lookalike.storage.lease import Lease
@@ -11,6 +10,7 @@ from lookalike.tracking.events import PENDING
 from lookalike.training import checkpoint
 from lookalike.training.config import TrainConfig
 from lookalike.training.history import METRICS
+from lookalike.training.run_bundles import finished_bundle
 from pipelines.train.settings import WorkerSettings
 from pipelines.train.tracked import record_result
 

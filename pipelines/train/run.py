@@ -10,9 +10,9 @@ from typing import Any
 import pyarrow.compute as pc
 
 from lookalike import config as configs
-from lookalike.bundles import manifest as bundles
-from lookalike.bundles.manifest import read_preset
-from lookalike.bundles.transfer import initial_bundle, local_bundle, reference
+from lookalike.bundles.manifest import latent_identity, read_preset
+from lookalike.bundles.manifest import read_manifest as read_bundle_manifest
+from lookalike.bundles.transfer import local_bundle, verified_reference
 from lookalike.errors import InputError
 from lookalike.storage import (
     Store,
@@ -28,6 +28,7 @@ from lookalike.tracking import tracking_uri
 from lookalike.training import checkpoint
 from lookalike.training.config import TrainConfig
 from lookalike.training.epoch_plan import EpochPlan
+from lookalike.training.run_bundles import initial_bundle
 from lookalike.training.stopping import stops_on_sigterm
 from pipelines.entry import ray_session
 from pipelines.train.result import RESULT, earlier_result, finish
@@ -58,7 +59,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     snapshot = {"uri": dataset.uri, "version": version, "sha256": configs.fingerprint(manifest)}
     content: dict[str, Any] = {"snapshot": snapshot}
     if config.base is not None:
-        content["base_sha256"] = reference(config.base).sha256
+        content["base_sha256"] = verified_reference(config.base).sha256
     return run_once(
         store,
         RESULT,
@@ -108,7 +109,7 @@ def _latents_fit(encoded: dict[str, Any] | None, bundle_uri: str) -> bool:
     """Return whether the snapshot's latents equal those of the bundle's VAE."""
     if encoded is None:
         return False
-    fit: bool = encoded == bundles.latent_identity(bundles.read_manifest(local_bundle(bundle_uri)))
+    fit: bool = encoded == latent_identity(read_bundle_manifest(local_bundle(bundle_uri)))
     if not fit:
         log.warning("the snapshot's latents belong to another VAE or size; the VAE encodes images during training")
     return fit

@@ -13,10 +13,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from lookalike.bundles.manifest import token_shape
+from lookalike.bundles.load import load_preprocessor
 from lookalike.bundles.transfer import local_bundle
 from lookalike.data.triplets import ShardError, Split, load_images, load_latents, read_table
 from lookalike.errors import InputError, LookalikeError, UnreachableError, describe
+from lookalike.models.components import token_shape
 from lookalike.models.preprocess import Preprocessor
 from lookalike.storage import Store, open_store
 from lookalike.training.epoch_plan import PADDING
@@ -69,7 +70,7 @@ def _table(snapshot_uri: str, split: Split, snapshot_sha256: str | None) -> pa.T
 
 @lru_cache(maxsize=2)
 def _preprocessor(bundle_uri: str, bundle_sha256: str | None) -> Preprocessor:
-    return Preprocessor.from_bundle(local_bundle(bundle_uri, bundle_sha256))
+    return load_preprocessor(local_bundle(bundle_uri, bundle_sha256))
 
 
 def prepare(source: TripletSource, indices: npt.NDArray[np.int64]) -> Columns:

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import torch
 
+from lookalike.bundles.load import build_model, load_model
 from lookalike.bundles.manifest import read_preset
 from lookalike.bundles.transfer import local_bundle
 from lookalike.diffusion.flow import FlowConfig
@@ -132,12 +133,12 @@ def _engine(settings: WorkerSettings, device: torch.device, rank: Rank | None) -
     if rank is not None:
         prepare_process(device)
         return ZeroEngine(
-            build=lambda: SubjectModel.from_config(bundle),
+            build=lambda: build_model(bundle),
             weights=lambda model: strict_weights(model, bundle),
             select=select,
             config=config,
         )
-    model = SubjectModel.from_bundle(bundle).to(device)
+    model = load_model(bundle).to(device)
     return PlainEngine(model, select(model), config.optimizer, config.accumulation(1), config.ema, config.precision)
 
 

@@ -16,10 +16,10 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
+from lookalike.bundles.load import build_model, load_model
 from lookalike.bundles.manifest import read_preset
 from lookalike.diffusion.flow import FlowConfig
 from lookalike.models.joint import import_model_classes
-from lookalike.models.subject import SubjectModel
 from lookalike.models.vae import load_vae
 from lookalike.models.weights import strict_weights
 from lookalike.training.clock import StepClock
@@ -39,7 +39,7 @@ class Ddp:
     """Plain DistributedDataParallel: every rank holds the whole model, and gradients are averaged."""
 
     def __init__(self, bundle: Path, config: TrainConfig) -> None:
-        model = SubjectModel.from_bundle(bundle)
+        model = load_model(bundle)
         self._parameters = list(select(model, bundle).values())
         self.model = DistributedDataParallel(model.train())
         self._optimizer = build_optimizer(self._parameters, config.optimizer)
@@ -90,7 +90,7 @@ def main(name: str, rank: int, ranks: int, port: str, bundle: Path, batches: Pat
     else:
         prepare_process(torch.device("cpu"))
         engine = ZeroEngine(
-            build=lambda: SubjectModel.from_config(bundle),
+            build=lambda: build_model(bundle),
             weights=lambda model: strict_weights(model, bundle),
             select=lambda model: select(model, bundle),
             config=config,

@@ -18,12 +18,15 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from lookalike import config as configs
-from lookalike.bundles import manifest as bundles
 from lookalike.bundles.build import materialise
+from lookalike.bundles.manifest import read_preset
+from lookalike.bundles.transfer import fetch_bundle
 from lookalike.data import images, shards, text, triplets
+from lookalike.diffusion.loading import load_pipeline
 from lookalike.errors import InputError
 from lookalike.evaluation.estimates import Estimate
 from lookalike.evaluation.scores import Scores, Source
+from lookalike.models.components import token_shape
 from lookalike.models.presets import load_preset
 from lookalike.registry.promotion_log import Promotion, PromotionLog
 from lookalike.storage import open_store, read_manifest
@@ -210,12 +213,12 @@ class Bundle:
             whole = (self.folder / name).read_bytes()
             try:
                 (self.folder / name).write_bytes(data)
-                bundles.read_manifest(self.folder)
+                read_manifest(self.folder)
                 located = locate_bundle(str(self.folder))
-                located.open()
-                bundles.read_preset(self.folder)
-                bundles.token_shape(self.folder)
-                located.load("cpu")
+                fetch_bundle(located)
+                read_preset(self.folder)
+                token_shape(self.folder)
+                load_pipeline(located, "cpu")
             finally:
                 (self.folder / name).write_bytes(whole)
 

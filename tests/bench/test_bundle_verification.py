@@ -23,7 +23,7 @@ _GOAL_S = 1.0
 _OPEN = """
 import sys, time
 from pathlib import Path
-from lookalike.bundles.manifest import verify
+from lookalike.bundles.verification import verify
 started = time.perf_counter()
 verify(Path(sys.argv[1]))
 print(time.perf_counter() - started)

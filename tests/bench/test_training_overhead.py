@@ -23,8 +23,8 @@ import torch
 from ray.job_submission import JobSubmissionClient
 
 from lookalike.bundles.build import materialise
+from lookalike.bundles.load import load_model, load_preprocessor
 from lookalike.diffusion.flow import FlowConfig
-from lookalike.models.preprocess import Preprocessor
 from lookalike.models.presets import load_preset
 from lookalike.models.subject import SubjectModel
 from lookalike.models.vae import load_vae
@@ -68,7 +68,7 @@ def prepared(bundle: Path, samples: int, references: int, first: int = 0, side: 
     pictures = [[draw(first + i, view, side) for view in range(references + 1)] for i in range(samples)]
     ids = np.array([f"s{first + i}" for i in range(samples)])
     return {
-        **Preprocessor.from_bundle(bundle)(
+        **load_preprocessor(bundle)(
             ["a red mug on the grass"] * samples, [views[1:] for views in pictures], [views[0] for views in pictures]
         ),
         "sample_id": ids,
@@ -103,7 +103,7 @@ def test_loop_costs_little_against_a_bare_one(tmp_path: Path) -> None:
     def objective_of(model: SubjectModel) -> DenoisingObjective:
         return DenoisingObjective(model, load_vae(bundle), flow, DropoutConfig(), 0, torch.device("cpu"))
 
-    bare_model = SubjectModel.from_bundle(bundle)
+    bare_model = load_model(bundle)
     learns = list(bare_model.set_trainable(PARTS).values())
     bare_model.train()
     bare_objective = objective_of(bare_model)
@@ -133,7 +133,7 @@ def test_loop_costs_little_against_a_bare_one(tmp_path: Path) -> None:
             ours.append(time.perf_counter() - handed)  # until the loop asks for its next batch
         yield {}
 
-    model = SubjectModel.from_bundle(bundle)
+    model = load_model(bundle)
     named = model.set_trainable(PARTS)
     model.train()
     store = open_store(config.run)

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from lookalike.bundles.load import build_model
 from lookalike.models.batch import Batch
 from lookalike.models.joint import import_model_classes
-from lookalike.models.subject import SubjectModel
 from lookalike.models.weights import strict_weights
 from lookalike.training.config import TrainConfig
 from lookalike.training.deepspeed_setup import prepare_process
@@ -26,7 +26,7 @@ def main(rank: int, ranks: int, port: str, bundle: Path) -> None:
     import_model_classes()
     prepare_process(torch.device("cpu"))
     engine = ZeroEngine(
-        build=lambda: SubjectModel.from_config(bundle),
+        build=lambda: build_model(bundle),
         weights=lambda model: strict_weights(model, bundle),
         select=select,
         config=TrainConfig(

@@ -13,6 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from lookalike.bundles.load import load_model
+from lookalike.bundles.reference import BundleReference
 from lookalike.data.images import encode_jpeg
 from lookalike.data.shards import write_tar
 from lookalike.data.triplets import SCHEMA
@@ -53,13 +55,12 @@ def personal(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A personal bundle: a random LoRA that names ``bundle`` as its base."""
     import torch
 
-    from lookalike.bundles.manifest import ADAPTER, Base, bundle_sha256, read_manifest, read_preset, write_manifest
+    from lookalike.bundles.manifest import ADAPTER, bundle_sha256, read_manifest, read_preset, write_manifest
     from lookalike.models.adapters import save_lora
     from lookalike.models.presets import LoraConfig
-    from lookalike.models.subject import SubjectModel
 
     lora = LoraConfig(rank=4)
-    model = SubjectModel.from_bundle(bundle)
+    model = load_model(bundle)
     model.add_lora(lora)
     generator = torch.Generator().manual_seed(0)
     weights = {
@@ -68,7 +69,7 @@ def personal(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     folder = tmp_path_factory.mktemp("personal")
     save_lora(folder / ADAPTER, lora, weights)
-    write_manifest(folder, read_preset(bundle), Base(str(bundle), bundle_sha256(read_manifest(bundle))))
+    write_manifest(folder, read_preset(bundle), BundleReference(str(bundle), bundle_sha256(read_manifest(bundle))))
     return folder
 
 
@@ -280,7 +281,7 @@ def test_personal_bundle_is_generated_with_its_own_base(
     manifest = json.loads((copy / "bundle.json").read_text())
     manifest["base"]["sha256"] = "0" * 64
     (copy / "bundle.json").write_text(json.dumps(manifest))
-    with pytest.raises(InputError, match="sits on the base 000000000000"):
+    with pytest.raises(InputError, match="needs the base 000000000000"):
         generate(dataclasses.replace(request, model=str(copy), out=str(tmp_path / "refused")))
 
 

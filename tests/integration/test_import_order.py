@@ -14,11 +14,11 @@ from lookalike.models.presets import load_preset
 _BUILDS = """
 import sys
 from pathlib import Path
+from lookalike.bundles.load import build_model
 from lookalike.models.joint import import_model_classes
-from lookalike.models.subject import SubjectModel
 import_model_classes()
 before = set(sys.modules)
-SubjectModel.from_config(Path(sys.argv[1])).enable_gradient_checkpointing()
+build_model(Path(sys.argv[1])).enable_gradient_checkpointing()
 libraries = ("torch", "transformers", "diffusers", "peft", "lookalike")
 print(sorted(name for name in set(sys.modules) - before if name.split(".")[0] in libraries))
 """
@@ -35,8 +35,8 @@ _ENGINE = """
 import os, sys
 from pathlib import Path
 import torch
+from lookalike.bundles.load import build_model
 from lookalike.models.joint import import_model_classes
-from lookalike.models.subject import SubjectModel
 from lookalike.models.weights import strict_weights
 from lookalike.training.config import TrainConfig
 from lookalike.training.deepspeed_setup import prepare_process
@@ -48,7 +48,7 @@ torch.distributed.init_process_group("gloo", init_method=f"file://{bundle}.rende
 import_model_classes()
 prepare_process(torch.device("cpu"))
 ZeroEngine(
-    build=lambda: SubjectModel.from_config(bundle),
+    build=lambda: build_model(bundle),
     weights=lambda model: strict_weights(model, bundle),
     select=lambda model: model.set_trainable(("aggregator", "transformer")),
     config=TrainConfig(dataset="d", run="r", batch_size=2, micro_batch_size=1),

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal, Protocol, runtime_checkable
 import numpy as np
 import pyarrow as pa
 
-from lookalike.annotators.scorers import Scorer
+from lookalike.annotators.base import Scorer
 
 Scope = Literal["image", "content", "score", "subject"]
 """What a filter sees at once: one image, all images with the same bytes, one image with the score that a model gives

@@ -5,7 +5,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from lookalike.annotators.scorers import OpenNsfw, Scorer
+from lookalike.annotators.base import Scorer
+from lookalike.annotators.scorers import OpenNsfw
 from pipelines.curate.filters.base import SCORE, Photos, Scope, Trait
 
 

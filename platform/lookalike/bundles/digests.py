@@ -1,9 +1,9 @@
-"""SHA-256 of files, remembered: a file that was hashed and has not changed since is not read again.
+"""Cached SHA-256 of files: a file that has not changed since it was hashed is not read again.
 
-A file counts as unchanged while its path, device, inode, size, mtime and ctime stay; no program can set a ctime. What
-is remembered lies in ``lookalike/digests`` below ``XDG_CACHE_HOME`` (``~/.cache``), one small file for each folder. It
-belongs to this user alone: one that others could write is not used. Processes that want the same hashes at once wait
-for the first of them.
+A file counts as unchanged while its path, device, inode, size, mtime and ctime stay the same; no program can set a
+ctime. The cache is ``lookalike/digests`` below ``XDG_CACHE_HOME`` (``~/.cache``), one small file for each folder. Only
+this user may write it; otherwise it is not used. If several processes need the same hashes, one computes them and the
+others wait.
 """
 
 import fcntl
@@ -29,9 +29,9 @@ Stamp = tuple[str, int, int, int, int, int]
 
 _BLOCK = 4 << 20  # bytes read at once
 _THREADS = 8
-_SETTLED_NS = 50_000_000  # clocks of file systems tick every 1 to 10 ms: within a tick a change leaves no trace
-_MOST_FOLDERS = 512  # remembered; the oldest are forgotten
-_WORTH_A_LINE = 1 << 30  # bytes to hash, above which the log says so
+_SETTLED_NS = 50_000_000  # clocks of file systems tick every 1 to 10 ms: a change within a tick cannot be detected
+_MOST_FOLDERS = 512  # in the cache; the oldest are removed
+_WORTH_A_LINE = 1 << 30  # bytes; hashing more is logged
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -40,7 +40,12 @@ _warned: set[str] = set()
 
 
 def file_sha256s(folder: Path, names: Iterable[str], *, keep: bool = True) -> dict[str, str]:
-    """SHA-256 (hex) of files below ``folder``, by name; ``keep=False`` remembers them in this process only.
+    """Return the SHA-256 (hex) of files below ``folder``, by name.
+
+    Args:
+        folder: the folder.
+        names: files, relative to it.
+        keep: whether to cache the hashes on disk, and not in this process only.
 
     Raises:
         InputError: a file cannot be read, or changes while it is read.
@@ -60,7 +65,7 @@ def file_sha256s(folder: Path, names: Iterable[str], *, keep: bool = True) -> di
 
 
 def _hash(folder: Path, names: list[str], wait: bool) -> dict[str, Stamp]:
-    """Hash these files into ``_known``; returns their stamps. Files of this process alone need no ``wait``."""
+    """Hash files into ``_known``; returns their stamps. ``wait`` is not needed for files of this process alone."""
     stamps = {name: _stamp(folder / name) for name in names}
     if wait:
         _let_clock_pass(max(stamp[5] for stamp in stamps.values()))
@@ -74,18 +79,22 @@ def _hash(folder: Path, names: list[str], wait: bool) -> dict[str, Stamp]:
         log.info("verified %.1f GB at %.2f GB/s", size / 1e9, size / 1e9 / (time.perf_counter() - started))
     for name in names:
         if _stamp(folder / name) != stamps[name]:
-            raise InputError("a file changed while it was read", value=str(folder / name), fix="try again")
+            raise InputError(
+                "a file changed while it was hashed",
+                value=str(folder / name),
+                fix="try again when nothing writes to it",
+            )
         _known[stamps[name]] = hashes[name]
     return stamps
 
 
 def sha256_of(path: Path) -> str:
-    """SHA-256 (hex) of a file. Raises InputError if it cannot be read."""
+    """Return the SHA-256 (hex) of a file. Raises InputError if it cannot be read."""
     digest, block = hashlib.sha256(), memoryview(bytearray(_BLOCK))
     try:
         with path.open("rb", buffering=0) as file:
             while read := file.readinto(block):
-                digest.update(block[:read])  # without the interpreter's lock
+                digest.update(block[:read])  # releases the GIL
     except OSError as error:
         raise _unreadable(path, error) from error
     return digest.hexdigest()
@@ -100,27 +109,29 @@ def _stamp(path: Path) -> Stamp:
 
 
 def _unreadable(path: Path, error: OSError) -> InputError:
-    return InputError(f"cannot read: {error.strerror or error}", value=str(path), fix="check its permissions and disk")
+    return InputError(
+        f"cannot read the file: {error.strerror or error}", value=str(path), fix="check its permissions and disk"
+    )
 
 
 def _let_clock_pass(newest_ns: int) -> None:
-    """Wait until a change would leave another time than ``newest_ns``, the newest change so far."""
+    """Wait until a change would get a later time than ``newest_ns``, the newest change so far."""
     age = time.time_ns() - newest_ns
     if age < _SETTLED_NS:
         time.sleep(min(_SETTLED_NS - age, 2 * _SETTLED_NS) / 1e9)
 
 
 def _memory(folder: Path) -> Path | None:
-    """Where the hashes of the files of ``folder`` are remembered; None if no place is safe."""
+    """Return the cache file for ``folder``; None if there is no safe place for it."""
     try:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lookalike" / "digests"
         cache.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = cache.lstat()
     except (OSError, RuntimeError) as error:  # no home, a read-only one, a full disk
-        _warn_once(f"hashes of files are not remembered: {error}")
+        _warn_once(f"hashes of files are not cached: {error}")
         return None
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
-        _warn_once(f"hashes of files are not remembered: others can write {cache}; make it yours (chmod 700)")
+        _warn_once(f"hashes of files are not cached: other users can write {cache}; restrict it (chmod 700)")
         return None
     return cache / f"{hashlib.sha256(os.fsencode(folder.absolute())).hexdigest()[:32]}.json"
 
@@ -133,7 +144,7 @@ def _warn_once(message: str) -> None:
 
 @contextmanager
 def _one_at_a_time(memory: Path | None) -> Iterator[None]:
-    """Hold the lock of ``memory``; without locks (some network file systems) everybody hashes."""
+    """Hold the lock of a cache file; on file systems without locks every process hashes."""
     if memory is None:
         yield
         return
@@ -149,7 +160,7 @@ def _one_at_a_time(memory: Path | None) -> Iterator[None]:
 
 
 def _recall(memory: Path) -> dict[Stamp, str]:
-    """What is remembered; nothing if the file is missing or damaged."""
+    """Read a cache file; empty if it is missing or damaged."""
     recalled: dict[Stamp, str] = {}
     try:
         for path, device, inode, size, mtime, ctime, sha256 in json.loads(memory.read_bytes())["files"]:
@@ -161,7 +172,7 @@ def _recall(memory: Path) -> dict[Stamp, str]:
 
 
 def _remember(memory: Path, hashes: Mapping[Stamp, str]) -> None:
-    """Write the memory whole, and forget the oldest ones; a full disk costs the memory only."""
+    """Replace a cache file and remove the oldest ones; if the disk is full, nothing is cached."""
     with suppress(OSError):
         handle, part = tempfile.mkstemp(dir=memory.parent, suffix=".part")
         with os.fdopen(handle, "w") as file:

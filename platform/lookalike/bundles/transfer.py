@@ -1,135 +1,99 @@
-"""Bundles of a run in its store, and opened where a process can read them. Light at import: drivers use it."""
+"""Copy bundles between stores and this machine, verifying every file. Light at import: drivers use it."""
 
 import hashlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from lookalike.bundles import manifest as bundles
-from lookalike.bundles.build import materialise
-from lookalike.bundles.contents import check_hashes, check_index, check_listed, counts, is_index
 from lookalike.bundles.digests import file_sha256s
-from lookalike.diffusion.schedule import denoising_schedule
+from lookalike.bundles.files import MANIFEST, check_hashes, check_index, check_listed, is_index, is_model_file
+from lookalike.bundles.manifest import bundle_sha256, parse_manifest, preset_of, read_manifest
+from lookalike.bundles.reference import BundleReference
+from lookalike.bundles.verification import OpenBundle, open_bundle, verify
 from lookalike.errors import InputError
-from lookalike.models.presets import check_lora, load_preset
-from lookalike.scratch import kept_folder, scratch
+from lookalike.scratch import kept_folder
 from lookalike.storage import Store, open_store
 from lookalike.storage.local import LocalStore
 from lookalike.storage.store import upload_tree
-from lookalike.training.config import TrainConfig
 
-INITIAL, BUNDLE = "initial", "bundle"
 _BLOCK = 16 << 20  # bytes of a range request
 
 
-@dataclass(frozen=True)
-class BundleReference:
-    """A bundle by place and identity."""
-
-    uri: str
-    sha256: str
-
-
-def initial_bundle(config: TrainConfig, store: Store) -> BundleReference:
-    """What training starts from: the base that the run names, or the preset's sources written once below the run.
-
-    Raises:
-        InputError: a base that is incomplete, personal, of another preset, or with a LoRA that is not merged.
-        ConfigError: a LoRA rank above the attention width; an unknown preset, or one whose stages are none.
-    """
-    denoising_schedule(load_preset(config.preset).stages)
-    if config.base is not None:
-        found = reference(config.base)
-        base = local_bundle(config.base)
-        bundles.check_preset(base, load_preset(config.preset).name)
-        if bundles.read_manifest(base)["base"] is not None:
-            raise InputError("the base is a personal bundle itself", value=config.base, fix="train on a whole bundle")
-        if (base / bundles.ADAPTER).is_dir():
-            raise InputError(
-                "the base has a LoRA of its own, which this training would leave out",
-                value=config.base,
-                fix="export the base with export_lora: merged",
-            )
-        if config.adapter is not None:
-            check_lora(config.adapter, bundles.component_config(base, "transformer"))
-        return found
-    initial = store.child(INITIAL)
-    if not initial.exists(bundles.MANIFEST):
-        with scratch("initial") as folder:
-            preset = load_preset(config.preset)
-            preset = preset.from_seed("transformer", "aggregator") if config.from_seed else preset
-            upload_bundle(materialise(preset, folder, config.seed), initial)
-    return reference(initial.uri)
-
-
-def finished_bundle(store: Store) -> BundleReference | None:
-    """What the run in ``store`` has exported, if it has."""
-    target = store.child(BUNDLE)
-    return reference(target.uri) if target.exists(bundles.MANIFEST) else None
-
-
 def local_bundle(uri: str, sha256: str | None = None) -> Path:
-    """A local folder with the bundle at ``uri``, every file of which was verified: that folder itself if it is local,
-    else a copy that is removed when the process ends.
+    """Return a local folder with the bundle at ``uri``, every file verified.
+
+    A bundle in a local store stays where it is; any other is copied, and the copy is removed when the process ends.
 
     Raises:
-        InputError: no bundle, a damaged one, or another one than that with the identity ``sha256``.
+        InputError: no bundle, a damaged one, or one with another identity than ``sha256``.
     """
     store = open_store(uri)
     folder = store.root if isinstance(store, LocalStore) else _downloaded(uri)
-    check_identity(store.uri, bundles.bundle_sha256(bundles.verify(folder, store.uri)), sha256)
-    return folder
-
-
-def check_identity(where: str, found: str, expected: str | None) -> None:
-    """Raise InputError if the bundle at ``where`` has another identity than the expected one."""
-    if expected is not None and found != expected:
+    actual = bundle_sha256(verify(folder, store.uri))
+    if sha256 is not None and actual != sha256:
         raise InputError(
-            f"the bundle here was replaced: it is {found[:12]}, and {expected[:12]} is expected",
-            value=where,
+            f"the bundle here was replaced: it is {actual[:12]}, and {sha256[:12]} is expected",
+            value=store.uri,
             fix="restore the expected one, or start again with this one at another output",
         )
+    return folder
 
 
 @lru_cache(maxsize=4)
 def _downloaded(uri: str) -> Path:
-    """A copy of the files that the manifest lists; each is hashed while the next ones are on their way."""
+    """Copy the files that the manifest lists; each is hashed while the next ones are being copied."""
     store, folder = open_store(uri), kept_folder("bundle")
-    store.download(bundles.MANIFEST, folder / bundles.MANIFEST)
-    listed = bundles.read_manifest(folder)["components"]
-    check_listed(listed, {info.key for info in store.list()} - {bundles.MANIFEST}, store.uri)
+    store.download(MANIFEST, folder / MANIFEST)
+    listed = read_manifest(folder)["components"]
+    check_listed(listed, {info.key for info in store.list()} - {MANIFEST}, store.uri)
     with ThreadPoolExecutor(max_workers=4) as pool:
         hashes = []
         for name in listed:
             store.download(name, folder / name)
             hashes.append(pool.submit(file_sha256s, folder, [name], keep=False))
-        found = {name: sha256 for done in hashes for name, sha256 in done.result().items()}
-    check_hashes(listed, found, store.uri)
+        actual = {name: sha256 for done in hashes for name, sha256 in done.result().items()}
+    check_hashes(listed, actual, store.uri)
     return folder
 
 
-def reference(uri: str) -> BundleReference:
-    """The finished bundle at ``uri``, verified."""
-    return BundleReference(uri, bundles.bundle_sha256(bundles.read_manifest(local_bundle(uri))))
+def local_folders(bundle: BundleReference) -> tuple[Path, Path | None]:
+    """Return the local folders of a bundle and of its base, as :func:`local_bundle` gives them."""
+    base = bundle.base
+    return local_bundle(bundle.uri, bundle.sha256), None if base is None else local_bundle(base.uri)
+
+
+def fetch_bundle(bundle: BundleReference) -> OpenBundle:
+    """Copy a bundle and its base to this machine, if they are not there, and open them.
+
+    Raises:
+        InputError: one is damaged or was replaced, or the base is not the one that the adapter was trained on.
+    """
+    return open_bundle(*local_folders(bundle))
+
+
+def verified_reference(uri: str) -> BundleReference:
+    """Verify the finished bundle at ``uri`` and return its reference; a base is named as it was recorded."""
+    manifest = read_manifest(local_bundle(uri))
+    base = manifest["base"] and BundleReference(manifest["base"]["uri"], manifest["base"]["sha256"])
+    return BundleReference(uri, bundle_sha256(manifest), base, preset_of(manifest, uri))
 
 
 def verify_bundle(uri: str) -> str:
-    """Verify the bundle at ``uri`` without a copy of it; returns its identity. Raises InputError as local_bundle."""
+    """Verify the bundle at ``uri`` without copying it; returns its identity. Raises InputError as local_bundle."""
     store = open_store(uri)
     if isinstance(store, LocalStore):
-        return reference(uri).sha256
-    manifest = bundles.parse_manifest(store.read(bundles.MANIFEST), store.uri_of(bundles.MANIFEST))
+        return bundle_sha256(read_manifest(local_bundle(uri)))
+    manifest = parse_manifest(store.read(MANIFEST), store.uri_of(MANIFEST))
     listed = manifest["components"]
-    sizes = {info.key: info.size for info in store.list() if info.key != bundles.MANIFEST}
+    sizes = {info.key: info.size for info in store.list() if info.key != MANIFEST}
     check_listed(listed, set(sizes), store.uri)
     with ThreadPoolExecutor(max_workers=4) as pool:
         hashes = pool.map(lambda name: _streamed_sha256(store, name, sizes[name]), listed)
         check_hashes(listed, dict(zip(listed, hashes, strict=True)), store.uri)
     for name in filter(is_index, listed):
         check_index(name, store.read(name), listed, store.uri)
-    return bundles.bundle_sha256(manifest)
+    return bundle_sha256(manifest)
 
 
 def _streamed_sha256(store: Store, key: str, size: int) -> str:
@@ -140,19 +104,23 @@ def _streamed_sha256(store: Store, key: str, size: int) -> str:
 
 
 def upload_bundle(folder: Path, store: Store, check: Callable[[], None] = lambda: None) -> None:
-    """Copy a bundle to its run; ``bundle.json`` goes last, since without it there is no bundle.
+    """Move a bundle's files into a store; ``bundle.json`` is written last, since it makes the bundle complete.
 
-    ``check`` raises if another process may write here by now; it is called before the copy and before the manifest.
-    What an earlier attempt left there that was killed, and exported into other files, is removed.
+    Files of an earlier attempt that was killed are removed if this bundle does not have them.
+
+    Args:
+        folder: local folder of the bundle; its ``bundle.json`` is removed.
+        store: where the bundle goes.
+        check: raises if another process may write here by now; called before the copy and before the manifest.
     """
-    manifest = folder / bundles.MANIFEST
+    manifest = folder / MANIFEST
     data = manifest.read_bytes()
-    listed = bundles.parse_manifest(data, str(manifest))["components"]
+    listed = parse_manifest(data, str(manifest))["components"]
     check()
     for info in store.list():
-        if counts(info.key) and info.key not in listed:
+        if is_model_file(info.key) and info.key not in listed:
             store.delete(info.key)
     manifest.unlink()
     upload_tree(folder, store)
     check()
-    store.write(bundles.MANIFEST, data)
+    store.write(MANIFEST, data)

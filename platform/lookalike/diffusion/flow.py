@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lookalike.bundles.manifest import component_config
 from lookalike.errors import ConfigError
+from lookalike.models.components import component_config
 
 
 @dataclass(frozen=True)

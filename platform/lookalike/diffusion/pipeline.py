@@ -16,7 +16,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lookalike.bundles.build import check_model_index
-from lookalike.bundles.manifest import COMPONENTS, open_bundle
+from lookalike.bundles.load import load_preprocessor
+from lookalike.bundles.verification import open_bundle
 from lookalike.diffusion.denoiser import Denoiser, context_of, references_of
 from lookalike.diffusion.inputs import (
     check_count,
@@ -36,6 +37,7 @@ from lookalike.diffusion.schedule import PRESET, SamplerPlan, Schedule, denoisin
 from lookalike.models.adapters import load_lora
 from lookalike.models.aggregate import LayerAggregator
 from lookalike.models.batch import to_batch
+from lookalike.models.components import COMPONENTS
 from lookalike.models.preprocess import Preprocessor
 from lookalike.models.vae import decode, decode_floats, downsampling, token_grid
 from lookalike.models.weights import check_names
@@ -103,7 +105,7 @@ class SubjectPipeline(DiffusionPipeline, SubjectLoraLoaderMixin):
         check_model_index(opened.components)
         kwargs.setdefault("use_safetensors", True)
         pipe: SubjectPipeline = super().from_pretrained(
-            str(opened.components), preprocessor=Preprocessor.from_bundle(opened.components), **kwargs
+            str(opened.components), preprocessor=load_preprocessor(opened.components), **kwargs
         )
         parts = {name: getattr(pipe, name) for name in ("mllm", "aggregator", "transformer", "vae")}
         if "quantization_config" not in kwargs:

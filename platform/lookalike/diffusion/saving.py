@@ -7,7 +7,8 @@ from typing import Any
 
 from diffusers import DiffusionPipeline
 
-from lookalike.bundles.manifest import ADAPTER, COMPONENTS, MANIFEST, write_manifest
+from lookalike.bundles.files import MANIFEST
+from lookalike.bundles.manifest import ADAPTER, write_manifest
 from lookalike.errors import ConfigError
 from lookalike.models.adapter_files import AdapterFile
 from lookalike.models.adapter_state import (
@@ -18,6 +19,7 @@ from lookalike.models.adapter_state import (
     without_loras,
 )
 from lookalike.models.adapters import ADAPTER_NAME, write_adapter
+from lookalike.models.components import COMPONENTS
 
 TOKENIZER_FILES = (
     "tokenizer*",

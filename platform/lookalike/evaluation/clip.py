@@ -7,8 +7,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from lookalike.annotators.hub import NO_CODE
 from lookalike.errors import InputError
+from lookalike.models.components import NO_CODE
 from lookalike.models.tokenizer import readable
 
 _MOST_CHARACTERS = 20_000  # of a text that is cut to 77 tokens

@@ -1,4 +1,4 @@
-"""Check peft's LoRA settings: they are applied exactly, or refused by name if they would change the result."""
+"""Check the LoRA settings of peft: each one is applied exactly or refused by name."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -39,21 +39,23 @@ _UNSET: tuple[Any, ...] = (None, False, "", "none", [], {}, ())
 
 
 def check_settings(values: Mapping[str, Any], origin: str) -> dict[str, Any]:
-    """Keyword arguments of ``peft.LoraConfig`` that have the effect of ``values`` (an ``adapter_config.json``).
+    """Return the arguments of ``peft.LoraConfig`` that are equivalent to ``values`` (an ``adapter_config.json``).
 
     Fields that this version of peft does not have are ignored if they are unset.
 
     Raises:
-        InputError: another method than LoRA, a setting that is not supported, no rank, alpha or target, a bad value.
+        InputError: another method than LoRA, an unsupported setting, an invalid value, or no rank, alpha or targets.
     """
     method = str(values.get("peft_type") or "LORA").upper().removeprefix("PEFTTYPE.")
     if method != "LORA":
         raise InputError(
-            f"an adapter of the method {method}", value=origin, fix="use a LoRA, or merge it into its base"
+            f"the adapter's method is {method}, not LoRA", value=origin, fix="use a LoRA, or merge it into its base"
         )
     for name in ("r", "lora_alpha", "target_modules"):
         if values.get(name) in _UNSET and (name != "lora_alpha" or values.get(name) is None):
-            raise InputError(f"its settings have no {name}", value=origin, fix="copy adapter_config.json again")
+            raise InputError(
+                f"the settings of the LoRA have no {name}", value=origin, fix="copy adapter_config.json again"
+            )
     initialisation = values.get("init_lora_weights", True)
     if initialisation not in _INITIALISATIONS:
         raise _unsupported("init_lora_weights", f"{initialisation} changes the weights of the base", origin)
@@ -73,7 +75,7 @@ def check_settings(values: Mapping[str, Any], origin: str) -> dict[str, Any]:
         peft_config(result)
     except (TypeError, ValueError, AttributeError) as error:
         raise InputError(
-            f"bad settings of a LoRA ({error})", value=origin, fix="correct adapter_config.json"
+            f"the settings of the LoRA are invalid ({error})", value=origin, fix="correct adapter_config.json"
         ) from error
     check_alphas(result, origin)
     return result
@@ -82,11 +84,13 @@ def check_settings(values: Mapping[str, Any], origin: str) -> dict[str, Any]:
 def check_alphas(settings: Mapping[str, Any], origin: str) -> None:
     """Raise InputError if every alpha is 0: such a LoRA has no effect."""
     if not any([settings["lora_alpha"], *(settings.get("alpha_pattern") or {}).values()]):
-        raise InputError("its alpha is 0: it has no effect", value=origin, fix="train it with an alpha above 0")
+        raise InputError(
+            "the alpha of the LoRA is 0: it has no effect", value=origin, fix="train it with an alpha above 0"
+        )
 
 
 def peft_config(settings: Mapping[str, Any]) -> Any:
-    """peft's configuration object; nothing of the base changes when it is injected."""
+    """Make peft's configuration, with which injecting a LoRA does not change the base."""
     from peft import LoraConfig
 
     return LoraConfig(**settings, bias="none", init_lora_weights=True)

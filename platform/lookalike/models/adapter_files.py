@@ -1,7 +1,7 @@
-"""LoRA files of every kind that Flux users have, read into one form: peft's settings and peft's tensors.
+"""Read LoRA files for Flux of any common format as peft's settings and tensors.
 
-Peft folders, diffusers' ``pytorch_lora_weights.safetensors`` (with or without its metadata), kohya's, XLabs' and Black
-Forest Labs' names. What would be lost or changed on the way is an error that names it. Nothing is unpickled.
+Formats: peft folders, diffusers' ``pytorch_lora_weights.safetensors`` (with or without its metadata), and the names of
+kohya, XLabs and Black Forest Labs. What cannot be converted exactly is an error. Nothing is unpickled.
 """
 
 from collections.abc import Mapping
@@ -27,7 +27,7 @@ from lookalike.models.flux_names import linear_layers, names_of_layers
 
 DIFFUSERS_WEIGHTS = "pytorch_lora_weights.safetensors"
 METADATA = "lora_adapter_metadata"  # key in a safetensors header under which diffusers keeps peft's settings
-_COPY = "copy it again"
+_COPY = "copy the file again"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
 
@@ -40,7 +40,7 @@ class AdapterFile:
     tensors: dict[str, Tensor]
     """By peft's names in the DiT, such as ``transformer_blocks.0.attn.to_q.lora_A.weight``."""
     origin: str
-    """Where it is from, for messages."""
+    """Where it was read from, for error messages."""
 
 
 def read_adapter(
@@ -49,13 +49,13 @@ def read_adapter(
     """Read a LoRA for ``transformer``: a folder, a ``.safetensors`` file, or tensors by name.
 
     Args:
-        source: a folder that holds one LoRA (of both formats in one folder peft's is read), a file, or tensors.
+        source: a folder with one LoRA (if it has peft's and diffusers' files, peft's are read), a file, or tensors.
         transformer: the FluxTransformer2DModel, for the names and shapes of its layers; it is not changed.
         weight_name: file in the folder.
 
     Raises:
-        InputError: no LoRA there, several, a pickle, settings or tensors that cannot be applied exactly, a layer or a
-            shape that the DiT does not have, or a LoRA without effect.
+        InputError: there is no LoRA or more than one, it is a pickle, has settings or tensors that cannot be applied
+            exactly or do not fit the DiT, or has no effect.
     """
     if isinstance(source, Mapping):
         return _convert(dict(source), {}, None, transformer, "a dictionary of tensors")
@@ -68,10 +68,10 @@ def read_adapter(
 
 
 def find_weights(path: Path, weight_name: str | None = None) -> Path:
-    """The safetensors file of a LoRA at ``path``, a folder or the file itself.
+    """Find the safetensors file of a LoRA at ``path``, a folder or the file itself.
 
     Raises:
-        InputError: none, several, or a pickle.
+        InputError: there is none or more than one, or it is a pickle.
     """
     if weight_name is not None:
         path = path / weight_name
@@ -80,7 +80,9 @@ def find_weights(path: Path, weight_name: str | None = None) -> Path:
     if path.is_file():
         return path
     if not path.is_dir():
-        raise InputError("no LoRA here: no such file or folder", value=str(path), fix="check the path")
+        raise InputError(
+            "the LoRA does not exist: there is no such file or folder", value=str(path), fix="check the path"
+        )
     for name in (PEFT_WEIGHTS, DIFFUSERS_WEIGHTS):
         if (path / name).is_file():
             return path / name
@@ -89,20 +91,24 @@ def find_weights(path: Path, weight_name: str | None = None) -> Path:
         return path / candidates[0]
     if candidates:
         raise InputError(
-            f"{len(candidates)} files that may be a LoRA: {candidates}", value=str(path), fix="pass one as weight_name"
+            f"the folder has {len(candidates)} files that may be a LoRA: {candidates}",
+            value=str(path),
+            fix="pass one as weight_name",
         )
     if pickles := sorted(file for file in path.iterdir() if file.suffix in _PICKLES):
         raise _pickle(pickles[0])
     if below := sorted(file.parent.name for file in path.glob(f"*/{PEFT_CONFIG}")):
         raise InputError(
-            f"no LoRA in this folder, but in its folders {below}", value=str(path), fix="pass one of those"
+            f"the folder has no LoRA, but its folders {below} have", value=str(path), fix="pass one of them"
         )
-    raise InputError("no LoRA here: no .safetensors file", value=str(path), fix="pass a folder or file that has one")
+    raise InputError(
+        "the folder has no .safetensors file", value=str(path), fix="pass the folder of a LoRA, or its file"
+    )
 
 
 def _pickle(path: Path) -> InputError:
     return InputError(
-        "a pickle can run any code and is not read",
+        "the LoRA is a pickle, which can run any code and is not read",
         value=str(path),
         fix="save it as .safetensors with the program that wrote it",
     )
@@ -135,18 +141,18 @@ def _convert(
         return AdapterFile(settings, peft_tensors(parts), origin)
     if alphas := [layer.names[0] for layer in parts.values() if layer.alpha is not None]:
         raise InputError(
-            f"the adapter holds its alpha twice: in its settings and as {len(alphas)} tensors, such as of {alphas[0]}",
+            f"the adapter has its alpha twice: in its settings, and as {len(alphas)} tensors, such as of {alphas[0]}",
             value=origin,
-            fix="remove one of them",
+            fix="remove one of the two",
         )
     return AdapterFile(check_settings(settings, origin), peft_tensors(parts), origin)
 
 
 def _metadata(header: Mapping[str, str], origin: str) -> dict[str, Any] | None:
-    """Settings in a header of diffusers: those of the pipeline's transformer, or of a model that was saved alone."""
+    """Read peft's settings in a header that diffusers wrote: of a pipeline's transformer, or of a single model."""
     if METADATA not in header:
         return None
-    values = parse_object(header[METADATA], f"{METADATA} of {origin}", fix="save it again")
+    values = parse_object(header[METADATA], f"{METADATA} of {origin}", fix="save the LoRA again")
     if "r" in values:
         return values
     own = {name.removeprefix("transformer."): v for name, v in values.items() if name.startswith("transformer.")}

@@ -1,4 +1,4 @@
-"""What a DiT computes with its LoRAs at the moment (weighted, fused, disabled), as weights and settings to save."""
+"""The current state of a DiT's LoRAs (weighted, fused, disabled) as weights and settings to save."""
 
 import math
 from collections.abc import Iterator
@@ -20,28 +20,29 @@ def check_not_wrapped(transformer: Any) -> None:
 
     if isinstance(transformer, PeftModel):
         raise ConfigError(
-            "the transformer is a PeftModel",
+            "the transformer is wrapped as a PeftModel",
+            value=type(transformer).__name__,
             fix="set pipe.transformer = pipe.transformer.get_base_model(), or .merge_and_unload()",
         )
 
 
 def loras(transformer: Any) -> list[str]:
-    """Names of the LoRAs that a DiT carries, also of those that are fused or not active."""
+    """Return the names of a DiT's LoRAs, including those that are fused or not active."""
     return list(getattr(transformer, "peft_config", {}))
 
 
 def has_lora_layers(transformer: Any) -> bool:
-    """Whether layers of the DiT are wrapped by peft; they stay so after all LoRAs were deleted."""
+    """Whether layers of the DiT are wrapped by peft, which they remain after all LoRAs were deleted."""
     return any(True for _ in _lora_layers(transformer))
 
 
 def is_fused(transformer: Any) -> bool:
-    """Whether a LoRA that the DiT carries is added into its weights."""
+    """Whether a LoRA is fused into the DiT's weights."""
     return any(layer.merged for _, layer in _lora_layers(transformer))
 
 
 def effective_loras(transformer: Any) -> list[str]:
-    """Names of the LoRAs that the DiT adds to its weights when it runs: active, not fused, not disabled, not zero.
+    """Return the names of the LoRAs that act in a forward pass: active, not fused, not disabled, not zero.
 
     Raises:
         ConfigError: a LoRA that is fused into some of its layers only.
@@ -62,10 +63,10 @@ def effective_loras(transformer: Any) -> list[str]:
 
 
 def adapter_state(transformer: Any, name: str, *, alpha_is_rank: bool = False) -> AdapterFile:
-    """The LoRA ``name`` as the DiT weights it now, as peft describes it.
+    """Return the LoRA ``name`` in peft's form, with the weight that it has now.
 
-    The weights of ``set_adapters`` go into alpha, so the tensors keep their values. With ``alpha_is_rank`` the whole
-    scale goes into the up projections (float32), for programs that do not read alpha.
+    The weights of ``set_adapters`` are multiplied into alpha, so the tensors keep their values. With ``alpha_is_rank``
+    the whole scale is multiplied into the up projections (float32), for programs that do not read alpha.
     """
     config = transformer.peft_config[name]
     settings = check_settings(config.to_dict(), f"the LoRA {name}")
@@ -98,17 +99,19 @@ def adapter_state(transformer: Any, name: str, *, alpha_is_rank: bool = False) -
 
 
 def without_loras(transformer: Any) -> Any:
-    """The DiT without its LoRA layers, sharing its weights; what is fused stays in them. ``transformer`` stays as is.
+    """Return a DiT without LoRA layers that shares the weights of ``transformer``, which is unchanged.
+
+    LoRAs that are fused stay in the weights.
 
     Raises:
-        ConfigError: it carries something else than LoRAs on linear layers.
+        ConfigError: it has other adapters than LoRAs on linear layers.
     """
     weights: dict[str, Tensor] = {}
     fused = {path: layer for path, layer in _lora_layers(transformer) if layer.merged and layer.disable_adapters}
     for name, tensor in transformer.state_dict().items():
         if ".lora_" not in name:
             weights[name.replace(".base_layer.", ".")] = tensor
-    for path, layer in fused.items():  # a disabled layer takes what is fused off its weights when it next runs
+    for path, layer in fused.items():  # a disabled layer unmerges what is fused the next time it runs
         weights.update(_unfused(path, layer))
     with torch.device("meta"):
         plain = type(transformer).from_config(transformer.config)
@@ -116,8 +119,8 @@ def without_loras(transformer: Any) -> Any:
         plain.load_state_dict(weights, strict=True, assign=True)
     except RuntimeError as error:
         raise ConfigError(
-            f"the DiT carries more than LoRAs on its linear layers ({str(error).splitlines()[-1].strip()})",
-            fix="unload it, or merge it with peft (merge_and_unload)",
+            f"the DiT has other adapters than LoRAs on its linear layers ({str(error).splitlines()[-1].strip()})",
+            fix="unload them, or merge them with peft (merge_and_unload)",
         ) from error
     return plain.requires_grad_(False).eval()
 
@@ -128,7 +131,7 @@ def _unfused(path: str, layer: Any) -> dict[str, Tensor]:
     layer.unmerge()
     weights = {f"{path}.{name}": tensor.detach().clone() for name, tensor in base.state_dict().items()}
     layer.merge(adapter_names=merged)
-    base.load_state_dict(fused)  # to the last bit: unmerging and merging rounds
+    base.load_state_dict(fused)  # bit for bit: unmerging and merging rounds
     return weights
 
 

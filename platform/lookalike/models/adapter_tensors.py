@@ -1,4 +1,4 @@
-"""The tensors of a LoRA file by the DiT's linear layers, whatever names and fused layers the file's program uses."""
+"""Assign the tensors of a LoRA file to the DiT's linear layers, for every naming scheme and fused layers."""
 
 import logging
 import re
@@ -37,7 +37,7 @@ _KEY = re.compile(
 
 @dataclass
 class LoraLayer:
-    """What a file holds for one linear layer of the DiT."""
+    """Tensors of a file for one linear layer of the DiT."""
 
     down: Tensor | None = None  # [r, in]
     up: Tensor | None = None  # [out, r]
@@ -50,7 +50,11 @@ class LoraLayer:
 def sort_tensors(
     tensors: Mapping[str, Tensor], names: Mapping[str, tuple[Rows, ...]], *, peft: bool, origin: str
 ) -> dict[str, LoraLayer]:
-    """Tensors by layer of the DiT; those of a fused layer are cut into its parts."""
+    """Group tensors by layer of the DiT; those of a fused layer are split into its parts.
+
+    Raises:
+        InputError: a tensor of an unknown layer, of a wrong shape, twice for one layer, or of an unsupported kind.
+    """
     parts: dict[str, LoraLayer] = {}
     elsewhere, unknown = [], []
     for key, tensor in tensors.items():
@@ -64,7 +68,7 @@ def sort_tensors(
             continue
         if not peft and key.startswith(f"{PEFT_PREFIX}{rows[0].module}."):
             raise InputError(
-                f"tensors of peft without their {PEFT_CONFIG}, which holds their alpha",
+                f"the file holds tensors of peft without {PEFT_CONFIG}, which has their alpha",
                 value=origin,
                 fix=f"put the {PEFT_CONFIG} beside the file, and pass the folder",
             )
@@ -77,7 +81,7 @@ def sort_tensors(
         )
     if elsewhere:
         log.warning(
-            "%s: %d tensors are of a text encoder, which this model does not have; they are not used",
+            "%s: %d tensors belong to a text encoder, which this model does not have; they are ignored",
             origin,
             len(elsewhere),
         )
@@ -125,21 +129,23 @@ def _put(
                 value = torch.cat(value.chunk(2)[::-1])
         layer = parts.setdefault(part.module, LoraLayer())
         if getattr(layer, kind) is not None:
-            raise InputError(f"two tensors are {kind} of {part.module}, one is {key}", value=origin, fix="remove one")
+            raise InputError(
+                f"the {kind} of {part.module} is there twice, once as {key}", value=origin, fix="remove one"
+            )
         setattr(layer, kind, value)
         layer.names.append(key)
 
 
 def _shape(key: str, tensor: Tensor, wanted: tuple[int, ...], origin: str) -> InputError:
     return InputError(
-        f"{key} has shape {tuple(tensor.shape)}, and the DiT needs {wanted}",
+        f"{key} has shape {tuple(tensor.shape)}, and the DiT expects {wanted}",
         value=origin,
         fix="use the base that the adapter was trained on",
     )
 
 
 def check_layers(parts: Mapping[str, LoraLayer], layers: Mapping[str, Any], origin: str) -> None:
-    """Refuse half pairs, shapes that do not fit, values that are not finite, and a LoRA that changes nothing."""
+    """Raise InputError for half a pair, a wrong shape, values that are not finite, or a LoRA without effect."""
     for name, layer in parts.items():
         if layer.down is None or layer.up is None:
             prefix = PEFT_PREFIX if layer.names[0].startswith(PEFT_PREFIX) else ""
@@ -163,7 +169,7 @@ def check_layers(parts: Mapping[str, LoraLayer], layers: Mapping[str, Any], orig
 
 
 def settings_of(parts: Mapping[str, LoraLayer], origin: str) -> dict[str, Any]:
-    """peft's settings of a file that has none: ranks by shape; alpha by tensor, else equal to the rank."""
+    """Derive peft's settings for a file without any: ranks from shapes; alpha from tensors, else equal to the rank."""
     ranks = {name: int(layer.up.shape[1]) for name, layer in parts.items()}  # type: ignore[union-attr]
     alphas = {name: float(ranks[name]) if layer.alpha is None else layer.alpha for name, layer in parts.items()}
     if len({layer.magnitude is None for layer in parts.values()}) == 2:
@@ -177,7 +183,7 @@ def settings_of(parts: Mapping[str, LoraLayer], origin: str) -> dict[str, Any]:
 
 
 def exact_scales(ranks: Mapping[str, int], alphas: Mapping[str, float]) -> dict[str, Any]:
-    """peft's settings for these ranks and alphas by layer: the most frequent as default, the others by exact name."""
+    """Make peft's settings for ranks and alphas by layer: the most frequent as default, the others by exact name."""
     rank, alpha = (Counter(values.values()).most_common(1)[0][0] for values in (ranks, alphas))
     return {
         "r": rank,
@@ -188,10 +194,11 @@ def exact_scales(ranks: Mapping[str, int], alphas: Mapping[str, float]) -> dict[
 
 
 def _exactly(name: str) -> str:
-    return "^" + re.escape(name)  # peft puts an optional path in front and the end of the name behind
+    return "^" + re.escape(name)  # peft adds an optional path before, and the end of the name after it
 
 
 def peft_tensors(parts: Mapping[str, LoraLayer]) -> dict[str, Tensor]:
+    """Return all tensors by peft's names; if some layers have a bias, the others get one of zeros."""
     biased = any(layer.bias is not None for layer in parts.values())
     tensors: dict[str, Tensor] = {}
     for name, layer in parts.items():

@@ -1,4 +1,4 @@
-"""LoRA through peft: on the DiT, saved and read in peft's own format, and on the MLLM, which is trained and merged."""
+"""LoRA with peft: on the DiT, saved and loaded in peft's format, and on the MLLM, where it is merged after training."""
 
 import re
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ ADAPTER_NAME = "default"
 
 
 def inject_lora(transformer: Any, lora: LoraConfig, name: str = ADAPTER_NAME) -> None:
-    """Add a LoRA that changes nothing yet (its up projection is zero) to a FluxTransformer2DModel, in place.
+    """Add a LoRA without effect yet (its up projection is zero) to a FluxTransformer2DModel, in place.
 
     Raises:
         ConfigError: a rank above the attention width.
@@ -28,10 +28,10 @@ def inject_lora(transformer: Any, lora: LoraConfig, name: str = ADAPTER_NAME) ->
 
 
 def inject_mllm_lora(mllm: Any, lora: LoraConfig) -> None:
-    """Add a LoRA that changes nothing yet to linear layers of an MLLM's language model, in place.
+    """Add a LoRA without effect yet to linear layers of an MLLM's language model, in place.
 
     Raises:
-        ConfigError: it has no layers of those names.
+        ConfigError: the language model has no linear layers with those names.
     """
     from peft import inject_adapter_in_model
 
@@ -41,12 +41,14 @@ def inject_mllm_lora(mllm: Any, lora: LoraConfig) -> None:
         inject_adapter_in_model(peft_config(values), mllm, ADAPTER_NAME)
     except ValueError as error:
         raise ConfigError(
-            "the language model has no such layers", value=sorted(lora.target_modules), fix="name some, such as q_proj"
+            "the language model has no layers with these names",
+            value=sorted(lora.target_modules),
+            fix="name linear layers of the language model, such as q_proj",
         ) from error
 
 
 def merge_mllm_lora(mllm: Any) -> dict[str, Tensor]:
-    """Add the LoRA into the weights of its layers, in place; returns those by their names in the MLLM."""
+    """Merge the LoRA into the weights of its layers, in place; returns these weights by their names in the MLLM."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     merged = {}
@@ -61,16 +63,16 @@ def merge_mllm_lora(mllm: Any) -> dict[str, Tensor]:
 
 
 def adapter_names(transformer: Any, name: str = ADAPTER_NAME) -> dict[str, str]:
-    """Parameter name in the DiT → name in a peft file, of every parameter of that LoRA."""
+    """Map the name of each parameter of a LoRA in the DiT to its name in a peft file."""
     names = {parameter: _peft_name(parameter, name) for parameter, _ in transformer.named_parameters()}
     return {parameter: PEFT_PREFIX + own for parameter, own in names.items() if own is not None}
 
 
 def save_lora(folder: Path, lora: LoraConfig, weights: Mapping[str, Tensor]) -> None:
-    """Write a peft folder from ``weights`` by parameter name in the DiT.
+    """Write ``weights``, by parameter name in the DiT, as a peft folder.
 
     Raises:
-        InputError: a tensor is empty, or every up projection is zero (nothing was learned, or gathered).
+        InputError: a tensor is empty, or every up projection is zero (nothing was learned or gathered).
     """
     write_adapter(
         folder, _peft_values(lora), {_peft_name(name, ADAPTER_NAME) or name: w for name, w in weights.items()}
@@ -78,7 +80,7 @@ def save_lora(folder: Path, lora: LoraConfig, weights: Mapping[str, Tensor]) -> 
 
 
 def write_adapter(folder: Path, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-    """Write a peft folder from peft's ``settings`` and ``tensors`` by peft's names (see :class:`AdapterFile`).
+    """Write peft's ``settings`` and ``tensors``, by peft's names (see :class:`AdapterFile`), as a peft folder.
 
     Raises:
         InputError: as :func:`save_lora`.
@@ -88,7 +90,9 @@ def write_adapter(folder: Path, settings: Mapping[str, Any], tensors: Mapping[st
     stored = {PEFT_PREFIX + name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     empty = [name for name, tensor in stored.items() if tensor.numel() == 0]
     if empty or not stored:
-        raise InputError("an empty adapter", value=empty[:1] or str(folder), fix="gather the weights on every rank")
+        raise InputError(
+            "the adapter has empty tensors", value=empty[:1] or str(folder), fix="gather them on every rank first"
+        )
     if not settings.get("use_dora") and not any(bool(t.any()) for name, t in stored.items() if ".lora_B." in name):
         raise InputError("the adapter's up projections are all zero", value=str(folder), fix="train it first")
     folder.mkdir(parents=True, exist_ok=True)
@@ -100,7 +104,7 @@ def load_lora(transformer: Any, folder: Path, adapter: str = ADAPTER_NAME) -> in
     """Inject the LoRA of a folder or file into the DiT and load it, strictly; returns the number of tensors.
 
     Raises:
-        InputError: names a tensor that is missing, unknown, or of another shape, or a setting that is not supported.
+        InputError: a tensor is missing, unknown or of another shape, or a setting is not supported.
     """
     return load_adapter(transformer, read_adapter(folder, transformer), adapter)
 
@@ -108,14 +112,14 @@ def load_lora(transformer: Any, folder: Path, adapter: str = ADAPTER_NAME) -> in
 def load_adapter(transformer: Any, file: AdapterFile, name: str = ADAPTER_NAME) -> int:
     """Inject ``file`` into the DiT as the active LoRA and load it, strictly; returns the number of tensors.
 
-    The DiT stays as it was if that fails.
+    The DiT is unchanged if that fails.
 
     Raises:
-        InputError: no layer matches its settings, or names a tensor that is missing, unknown or of another shape.
+        InputError: no layer matches its settings, or a tensor is missing, unknown or of another shape.
     """
     before = list(getattr(transformer, "peft_config", {}))
     if before:
-        transformer._hf_peft_config_loaded = True  # diffusers' mark, which peft does not set
+        transformer._hf_peft_config_loaded = True  # diffusers' flag, which peft does not set
     active = transformer.active_adapters() if before else []
     try:
         _inject(transformer, file, name)
@@ -136,7 +140,7 @@ def _inject(transformer: Any, file: AdapterFile, name: str) -> None:
         transformer.add_adapter(peft_config(file.settings), adapter_name=name)
     except (ValueError, TypeError, NotImplementedError) as error:
         raise InputError(
-            f"its settings do not fit the DiT ({first_line(error)})",
+            f"the settings of the LoRA do not fit the DiT ({first_line(error)})",
             value=file.origin,
             fix="use a LoRA on the linear layers of the Flux model that this bundle holds",
         ) from error
@@ -151,7 +155,7 @@ def _copy(transformer: Any, file: AdapterFile, name: str) -> int:
 
 
 def _places(transformer: Any, file: AdapterFile, name: str) -> dict[str, Tensor]:
-    """Parameters of the LoRA by peft's name; each has its tensor in the file, of its shape, and no tensor is left."""
+    """Return the LoRA's parameters by peft's names; checks that the file has exactly these tensors and shapes."""
     parameters, names = dict(transformer.named_parameters()), adapter_names(transformer, name)
     places = {file_name.removeprefix(PEFT_PREFIX): parameters[own] for own, file_name in names.items()}
     if missing := sorted(set(places) - set(file.tensors)):
@@ -177,10 +181,10 @@ def _places(transformer: Any, file: AdapterFile, name: str) -> dict[str, Tensor]
 
 
 def swap_adapter(transformer: Any, file: AdapterFile, name: str) -> int:
-    """Put ``file`` into the layers of the LoRA ``name``, which stay the same objects; returns the number of tensors.
+    """Replace the LoRA ``name`` by ``file`` in the same layer objects; returns the number of tensors.
 
     Raises:
-        InputError: it is on other layers or of other ranks; the DiT stays as it was.
+        InputError: it is on other layers or of other ranks; the DiT is unchanged.
     """
     from peft.tuners.lora import LoraLayer
     from peft.utils.other import get_pattern_key
@@ -189,7 +193,7 @@ def swap_adapter(transformer: Any, file: AdapterFile, name: str) -> int:
         _places(transformer, file, name)
     except InputError as error:
         raise InputError(
-            f"the LoRA cannot be swapped in for {name}: {error.what}",
+            f"the LoRA cannot replace {name}: {error.what}",
             value=file.origin,
             fix="load it under another adapter_name, or after unload_lora_weights",
         ) from error
@@ -204,7 +208,7 @@ def swap_adapter(transformer: Any, file: AdapterFile, name: str) -> int:
 
 
 def _peft_name(parameter: str, adapter: str) -> str | None:
-    """peft's name in a file of a parameter of that LoRA; None for every other parameter."""
+    """Return peft's name in a file for a parameter of that LoRA; None for every other parameter."""
     match = re.fullmatch(rf"(.+\.lora_[A-Za-z_]+)\.{re.escape(adapter)}\.(weight|bias)", parameter)
     if match is None:
         return None

@@ -1,8 +1,7 @@
 """Layer aggregation and bridge: from all hidden states of the MLLM to context tokens of the DiT.
 
-Layerwise Attention Pooling (UniFusion, arXiv 2510.12789) and Dual Layer Aggregation (Squeeze-MLLM, arXiv 2605.26111),
-beside the baselines of its ablation. B batch, N layers, L tokens, S of them that a branch reads, C channels of the
-MLLM, D inner, E channels out.
+Which kinds there are is listed in ``aggregators.py``. B batch, N layers, L tokens, S of them that a branch reads, C
+channels of the MLLM, D inner, E channels out.
 """
 
 from collections.abc import Sequence
@@ -14,69 +13,15 @@ from diffusers.models.modeling_utils import ModelMixin  # diffusers finds how to
 from torch import Tensor, nn
 
 from lookalike.errors import ConfigError
-from lookalike.models.blocks import NORM_EPS, Block, LayerStack, take
-
-KINDS = ("last_layer", "layer_mean", "single_lap", "dla")
-
-
-class WeightedSum(nn.Module):
-    """A signed weight for each layer, without softmax: at first their mean."""
-
-    def __init__(self, num_layers: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.full((1, num_layers), 1 / num_layers))
-
-    def forward(self, layers: Tensor) -> Tensor:
-        """``[B, N, D]`` → ``[B, D]``."""
-        return (layers * self.weight.view(-1, 1)).sum(dim=1)
-
-
-class LayerPooling(nn.Module):
-    """LAP's first half: for each token, self-attention over its layers, then a signed weighted sum of them."""
-
-    def __init__(self, num_layers: int, mllm_width: int, width: int, head_dim: int, num_blocks: int) -> None:
-        super().__init__()
-        self.stack = LayerStack(num_layers, mllm_width, width)
-        self.blocks = nn.ModuleList(Block(width, head_dim) for _ in range(num_blocks))
-        self.collapse = WeightedSum(num_layers)
-
-    def forward(self, layers: Sequence[Tensor], index: Tensor | None = None) -> Tensor:
-        """N tensors ``[B, L, C]`` and which tokens to read, ``[B, S]`` (by default all) → ``[B, S, D]``."""
-        stacked = self.stack(layers, index)  # B S N D
-        tokens = stacked.flatten(0, 1)  # BS N D: every token attends over its own layers
-        for block in self.blocks:
-            tokens = block(tokens)
-        return self.collapse(tokens).view(*stacked.shape[:2], -1)  # type: ignore[no-any-return]
-
-
-class LastLayer(nn.Module):
-    """The last hidden state alone (after the MLLM's final norm), projected."""
-
-    def __init__(self, mllm_width: int, width: int) -> None:
-        super().__init__()
-        self.stack = LayerStack(1, mllm_width, width)
-
-    def forward(self, layers: Sequence[Tensor], index: Tensor | None = None) -> Tensor:
-        """As :class:`LayerPooling`'s."""
-        return self.stack(layers[-1:], index).squeeze(2)  # type: ignore[no-any-return]
-
-
-class LayerMean(nn.Module):
-    """The mean of all normalised and projected layers."""
-
-    def __init__(self, num_layers: int, mllm_width: int, width: int) -> None:
-        super().__init__()
-        self.stack = LayerStack(num_layers, mllm_width, width)
-
-    def forward(self, layers: Sequence[Tensor], index: Tensor | None = None) -> Tensor:
-        """As :class:`LayerPooling`'s."""
-        return self.stack(layers, index).mean(dim=2)  # type: ignore[no-any-return]
+from lookalike.models.aggregators import aggregator_of
+from lookalike.models.blocks import NORM_EPS, Block, take
+from lookalike.models.pooling import Pooling
 
 
 class Branch(nn.Module):
     """Pooling over layers, refinement over tokens, and the bridge (norm → MLP) to the DiT's width."""
 
-    def __init__(self, pooling: nn.Module, width: int, out_width: int, head_dim: int, num_refiners: int) -> None:
+    def __init__(self, pooling: Pooling, width: int, out_width: int, head_dim: int, num_refiners: int) -> None:
         super().__init__()
         self.pooling = pooling
         self.refiners = nn.ModuleList(Block(width, head_dim) for _ in range(num_refiners))
@@ -84,10 +29,15 @@ class Branch(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, out_width))
 
     def forward(self, layers: Sequence[Tensor], mask: Tensor, index: Tensor | None = None) -> Tensor:
-        """N tensors ``[B, L, C]``, the mask of real tokens among those that are read, bool ``[B, S]``, and which are,
-        ``[B, S]`` (by default all) → ``[B, S, E]``."""
+        """Map the MLLM's hidden states to context tokens ``[B, S, E]``.
+
+        Args:
+            layers: N tensors ``[B, L, C]``.
+            mask: bool ``[B, S]``, true on real tokens among those that are read.
+            index: which tokens are read, int64 ``[B, S]``; by default all.
+        """
         tokens = self.pooling(layers, index)
-        visible = mask | ~mask.any(dim=1, keepdim=True)  # softmax over no key at all would be NaN
+        visible = mask | ~mask.any(dim=1, keepdim=True)  # softmax over zero keys would be NaN
         for block in self.refiners:
             tokens = block(tokens, visible)
         return self.mlp(self.norm(tokens))  # type: ignore[no-any-return]
@@ -97,7 +47,7 @@ class LayerAggregator(ModelMixin, ConfigMixin):
     """Aggregation and bridge in one diffusers model.
 
     Args:
-        kind: ``dla`` (one branch for text, one for image tokens), ``single_lap``, ``last_layer`` or ``layer_mean``.
+        kind: name in :data:`~lookalike.models.aggregators.AGGREGATORS`.
         num_layers: hidden states of the MLLM: the embedding and every block. As transformers gives them, the last one
             is after the final norm and the others are before it.
         mllm_width: their channels.
@@ -123,26 +73,21 @@ class LayerAggregator(ModelMixin, ConfigMixin):
         refiner_blocks: int = 2,
     ) -> None:
         super().__init__()
-        if kind not in KINDS:
-            raise ConfigError("unknown aggregator", value=kind, fix=f"use one of {', '.join(KINDS)}")
+        aggregator = aggregator_of(kind)
         if inner_width % head_dim:
-            raise ConfigError(f"inner_width={inner_width} is no multiple of head_dim={head_dim}", fix="change head_dim")
-
-        def branch() -> Branch:
-            pooling: nn.Module
-            if kind == "last_layer":
-                pooling = LastLayer(mllm_width, inner_width)
-            elif kind == "layer_mean":
-                pooling = LayerMean(num_layers, mllm_width, inner_width)
-            else:
-                pooling = LayerPooling(num_layers, mllm_width, inner_width, head_dim, layer_blocks)
-            return Branch(pooling, inner_width, out_width, head_dim, refiner_blocks)
-
-        self.branches = nn.ModuleDict({"text": branch(), "image": branch()} if kind == "dla" else {"all": branch()})
+            raise ConfigError(
+                f"inner_width={inner_width} is not a multiple of head_dim={head_dim}",
+                fix="change inner_width or head_dim",
+            )
+        pooling_class = aggregator.pooling_class()
+        self.branches = nn.ModuleDict()
+        for name in aggregator.branches:
+            pooling = pooling_class(num_layers, mllm_width, inner_width, head_dim, layer_blocks)
+            self.branches[name] = Branch(pooling, inner_width, out_width, head_dim, refiner_blocks)
         self.gradient_checkpointing = False
 
     def forward(self, layers: Sequence[Tensor], mask: Tensor, image_mask: Tensor, images_per_row: int) -> Tensor:
-        """Context tokens in the order of the MLLM's tokens.
+        """Compute context tokens in the order of the MLLM's tokens.
 
         Args:
             layers: ``num_layers`` hidden states ``[B, L, C]``.
@@ -169,7 +114,7 @@ class LayerAggregator(ModelMixin, ConfigMixin):
         return branch(layers, mask, index)  # type: ignore[no-any-return]
 
     def layer_weights(self) -> dict[str, Tensor]:
-        """The learned, signed weight of each layer by branch (``text``, ``image`` or ``all``): float32 ``[N]``.
+        """Return the learned, signed weight of each layer by branch (``text``, ``image`` or ``all``): float32 ``[N]``.
 
         Raises:
             ConfigError: this kind of aggregator learns none.
@@ -177,13 +122,13 @@ class LayerAggregator(ModelMixin, ConfigMixin):
         weights: dict[str, Tensor] = {}
         for name, branch in self.branches.items():
             pooling: Any = branch.pooling
-            if not isinstance(pooling, LayerPooling):
-                raise ConfigError("this aggregator has no layer weights", value=self.config.kind, fix="use dla")
-            weights[name] = pooling.collapse.weight.detach().float().view(-1).cpu()
+            if (learned := pooling.layer_weights()) is None:
+                raise ConfigError("this aggregator learns no layer weights", value=self.config.kind, fix="use dla")
+            weights[name] = learned.detach().float().cpu()
         return weights
 
     def plot(self, axes: Any) -> None:
-        """Draw the weight of each layer by branch on matplotlib ``axes``; 0 is the MLLM's embedding."""
+        """Plot the weight of each layer by branch on matplotlib ``axes``; layer 0 is the MLLM's embedding."""
         for name, weights in self.layer_weights().items():
             axes.plot(range(len(weights)), weights.numpy(), marker="o", label=name)
         axes.axhline(0, color="black", linewidth=1)

@@ -1,4 +1,4 @@
-"""Attention of the DiT with keys and values from an earlier pass: diffusers' extension point, an attention processor.
+"""Attention of the DiT with keys and values from an earlier pass, as an attention processor of diffusers.
 
 The same idea as diffusers' ``Flux2KVAttnProcessor`` (FLUX.2 klein KV), for FluxTransformer2DModel.
 """
@@ -15,24 +15,25 @@ from torch import Tensor, nn
 class KeyValues:
     """Normalised and rotated keys, and values, of each attention module: ``[B, S, heads, head_dim]``.
 
-    No mapping: the hooks of accelerate (offloading) copy a mapping on its way into a module, and it would stay empty.
+    It is not a mapping: accelerate's offloading hooks copy mappings that are passed to a module, and the original would
+    stay empty.
     """
 
     def __init__(self) -> None:
         self._layers: dict[nn.Module, tuple[Tensor, Tensor]] = {}
 
     def write(self, layer: nn.Module, key: Tensor, value: Tensor) -> None:
-        """Keep the first of a layer: gradient checkpointing comes by again in the backward pass."""
+        """Store the first write of a layer: gradient checkpointing repeats it in the backward pass."""
         self._layers.setdefault(layer, (key, value))
 
     def behind(self, layer: nn.Module, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """``key`` and ``value`` with those of the layer behind them."""
+        """Append the stored keys and values of the layer to ``key`` and ``value``."""
         written = self._layers[layer]
         return torch.cat([key, written[0]], dim=1), torch.cat([value, written[1]], dim=1)
 
 
 class ReferenceAttnProcessor(FluxAttnProcessor):
-    """diffusers' ``FluxAttnProcessor`` that can write its keys and values down, and read further ones.
+    """diffusers' ``FluxAttnProcessor`` that can store its keys and values, and attend to stored ones.
 
     Without ``written`` and ``given`` it computes what its parent does.
     """
@@ -47,7 +48,7 @@ class ReferenceAttnProcessor(FluxAttnProcessor):
         written: KeyValues | None = None,
         given: KeyValues | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """As the parent's; the mask covers the given keys, which stand behind the sequence's own.
+        """As the parent's; the mask also covers the given keys, which follow those of the sequence.
 
         Args:
             attn: the FluxAttention.
@@ -56,7 +57,7 @@ class ReferenceAttnProcessor(FluxAttnProcessor):
             attention_mask: broadcast to ``[B, heads, L + S, L + S + given]``.
             image_rotary_emb: cosines and sines of L + S positions.
             written: gets this layer's keys and values.
-            given: holds keys and values that every query of this layer attends to as well.
+            given: keys and values that every query of this layer attends to in addition.
         """
         streams = 1 if encoder_hidden_states is None else 2
         projected = _get_qkv_projections(attn, hidden_states, encoder_hidden_states)[: 3 * streams]
@@ -89,7 +90,7 @@ class ReferenceAttnProcessor(FluxAttnProcessor):
 
 
 def use_reference_attention(transformer: Any) -> None:
-    """Give every attention of a FluxTransformer2DModel a :class:`ReferenceAttnProcessor`, once; its backend stays."""
+    """Set a :class:`ReferenceAttnProcessor` on every attention of a FluxTransformer2DModel; the backend is kept."""
     for module in transformer.modules():
         if isinstance(module, FluxAttention) and not isinstance(module.processor, ReferenceAttnProcessor):
             processor = ReferenceAttnProcessor()

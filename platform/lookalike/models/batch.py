@@ -1,4 +1,4 @@
-"""One prepared batch as tensors: what the MLLM reads, what the VAE reads, and which of it is real."""
+"""A prepared batch as tensors: inputs of the MLLM and the VAE, and masks of what is real."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -14,8 +14,8 @@ from torch import Tensor
 class Batch:
     """Prompts, references and (in training) targets of B samples with R reference slots.
 
-    Slots that a sample does not fill hold zeros and are masked everywhere, so samples with different numbers of
-    references share a batch and every rank runs the same modules.
+    Unused slots of a sample hold zeros and are masked everywhere, so samples with different numbers of references
+    share a batch, and every rank runs the same modules.
     """
 
     input_ids: Tensor
@@ -33,33 +33,33 @@ class Batch:
     target: Tensor | None = None
     """uint8 ``[B, 3, H, W]``, in training and evaluation."""
     target_latents: Tensor | None = None
-    """float32 ``[B, T, C]``, packed: of the target, where they were encoded beforehand."""
+    """float32 ``[B, T, C]``: packed latents of the target, if they were encoded beforehand."""
     reference_latents: Tensor | None = None
-    """float32 ``[B, R, T', C]``: of the references, likewise."""
+    """float32 ``[B, R, T', C]``: packed latents of the references, if they were encoded beforehand."""
 
     def __len__(self) -> int:
         return self.input_ids.shape[0]
 
     @property
     def image_tokens_per_row(self) -> int:
-        """Image placeholders of each row."""
+        """Number of image placeholders in each row."""
         return int(self.image_mask[0].sum()) if len(self) else 0
 
     def to(self, device: torch.device | str) -> "Batch":
-        """The same batch on ``device``; a pinned one travels to a GPU while the host continues."""
+        """Copy the batch to ``device``; from pinned memory to a GPU without blocking the host."""
         return self._map(lambda value: value.to(device, non_blocking=torch.device(device).type == "cuda"))
 
     def pin_memory(self) -> "Batch":
-        """The same batch in page-locked memory of the host."""
+        """Copy the batch to page-locked memory of the host."""
         return self._map(lambda value: value.pin_memory())
 
     def rows(self, index: Sequence[int] | Tensor) -> "Batch":
-        """Those rows, in that order."""
+        """Select rows by index, in that order."""
         chosen = torch.as_tensor(index, dtype=torch.long, device=self.input_ids.device)
         return self._map(lambda value: value[chosen])
 
     def with_conditions_of(self, index: Sequence[int] | Tensor) -> "Batch":
-        """Targets stay; row i gets prompt and references of row ``index[i]`` (the shuffled-condition diagnostic)."""
+        """Keep the targets; row i gets prompt and references of row ``index[i]`` (the condition mode shuffled)."""
         return dataclasses.replace(self.rows(index), target=self.target, target_latents=self.target_latents)
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
@@ -71,10 +71,10 @@ class Batch:
 
 
 def to_batch(columns: Mapping[str, np.ndarray]) -> Batch:
-    """Tensors of what :class:`~lookalike.models.preprocess.Preprocessor` returns (other columns are left alone).
+    """Convert the columns of :class:`~lookalike.models.preprocess.Preprocessor` to tensors; others are ignored.
 
-    Reference slots that no sample of the batch fills, and padding behind the longest sample, are cut off: the values
-    that come out of the model do not change, its work does.
+    Reference slots that no sample uses, and padding behind the longest sample, are cut off. The model's outputs do not
+    change, only its work.
     """
     reference_mask = columns["reference_mask"].astype(bool)
     slots = max(1, int(reference_mask.sum(1).max(initial=0)))

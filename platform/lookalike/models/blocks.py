@@ -1,6 +1,6 @@
-"""Transformer parts of the layer aggregation: pre-norm attention + SwiGLU, and the normalisation of stacked layers.
+"""Transformer blocks of the layer aggregation: pre-norm attention + SwiGLU, and the normalisation of stacked layers.
 
-B batch, N layers, L tokens, S of them or positions of whichever axis is attended over, C channels of the MLLM, D inner
+B batch, N layers, L tokens, S of them or positions of the axis that is attended over, C channels of the MLLM, D inner
 channels.
 """
 
@@ -14,7 +14,7 @@ NORM_EPS = 1e-6
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention over the second axis, no positions: the inputs carry them already."""
+    """Multi-head self-attention over the second axis, without positions: the inputs contain them already."""
 
     def __init__(self, width: int, head_dim: int) -> None:
         super().__init__()
@@ -23,7 +23,7 @@ class Attention(nn.Module):
         self.out = nn.Linear(width, width, bias=False)
 
     def forward(self, x: Tensor, key_mask: Tensor | None = None) -> Tensor:
-        """``x`` ``[B, S, D]``; ``key_mask`` bool ``[B, S]``, true where a key may be seen."""
+        """``x`` ``[B, S, D]``; ``key_mask`` bool ``[B, S]``, true for keys that may be attended to."""
         query, key, value = (
             self.qkv(x).unflatten(-1, (3, -1, self.head_dim)).permute(2, 0, 3, 1, 4)
         )  # B heads S head_dim
@@ -62,7 +62,7 @@ class Block(nn.Module):
 
 
 class LayerStack(nn.Module):
-    """RMSNorm with a scale per layer (raw norms differ by layer), then one projection to the inner width.
+    """RMSNorm with a scale for each layer (raw norms differ by layer), then one projection to the inner width.
 
     Projects layer by layer and stacks the narrow results, so that ``[B, N, L, C]`` is never materialised.
     """
@@ -74,7 +74,7 @@ class LayerStack(nn.Module):
         nn.init.normal_(self.weight, std=mllm_width**-0.5)
 
     def forward(self, layers: Sequence[Tensor], index: Tensor | None = None) -> Tensor:
-        """N tensors ``[B, L, C]``, of which ``index`` ``[B, S]`` takes tokens (by default all) → ``[B, S, N, D]``."""
+        """Stack N tensors ``[B, L, C]`` at the tokens ``index`` ``[B, S]`` (by default all) → ``[B, S, N, D]``."""
         width = self.scale.shape[1]
         narrow = []
         for layer, scale in zip(layers, self.scale, strict=True):
@@ -85,5 +85,5 @@ class LayerStack(nn.Module):
 
 
 def take(tokens: Tensor, index: Tensor) -> Tensor:
-    """Rows of ``[B, L, C]`` by ``index`` ``[B, S]`` → ``[B, S, C]``."""
+    """Select tokens of ``[B, L, C]`` by ``index`` ``[B, S]`` → ``[B, S, C]``."""
     return tokens.gather(1, index.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))

@@ -1,4 +1,4 @@
-"""The way from prompt and references to the DiT's context tokens, computed once for all noise levels."""
+"""Compute the DiT's context tokens from prompt and references, once for all noise levels."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,13 +14,13 @@ from lookalike.models.joint import hidden_states
 def encode_context(
     mllm: Any, aggregator: Callable[..., Tensor], batch: Batch, *, keep: Tensor | None = None, mllm_learns: bool = False
 ) -> Context:
-    """Joint encoding, aggregation and bridge.
+    """Run joint encoder, aggregation and bridge.
 
     Args:
         mllm: a :class:`~lookalike.models.joint.JointEncoder`.
         aggregator: a :class:`~lookalike.models.aggregate.LayerAggregator`.
         batch: B samples.
-        keep: bool ``[B]``; a row that is false has no token to see (condition dropout).
+        keep: bool ``[B]``; all tokens of a row that is false are masked (condition dropout).
         mllm_learns: whether gradients flow into the joint encoder.
     """
     with torch.set_grad_enabled(torch.is_grad_enabled() and mllm_learns):

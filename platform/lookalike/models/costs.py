@@ -1,4 +1,4 @@
-"""What a preset's model costs, told without its weights: parameters, tokens and FLOPs, counted on the meta device.
+"""Costs of a preset's model without its weights: parameters, tokens and FLOPs, counted on the meta device.
 
 torch counts the FLOPs of the real modules as they run on tensors without storage (a multiply-add is two), attention
 over all keys, masked or not. The DiT's count is linear in its blocks, so it is taken at depths (1, 1), (2, 1), (1, 2).
@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from lookalike.bundles.fresh import outline
 from lookalike.models.batch import Batch
 from lookalike.models.dit import Context, References
 from lookalike.models.joint import encoder_inputs, import_model_classes
+from lookalike.models.new_components import outline
 from lookalike.models.presets import Preset
 from lookalike.models.subject import Part, SubjectModel
 from lookalike.scratch import scratch
@@ -26,18 +26,18 @@ _TEXT_ARGUMENTS = ("input_ids", "attention_mask", "position_ids")
 
 @dataclass(frozen=True)
 class Sample:
-    """Tokens of one sample."""
+    """Numbers of tokens of one sample."""
 
     grid: tuple[int, int]
     """Rows and columns of the target's tokens."""
     reference_grid: tuple[int, int]
     """Rows and columns of one reference's tokens in the DiT."""
     references: int
-    """How many there are."""
+    """Number of references."""
     tokens_per_image: int
     """Tokens of one reference in the MLLM."""
     tile: int
-    """Pixels of a side of what the MLLM reads of it."""
+    """Side of a reference's tile in the MLLM, pixels."""
     text_tokens: int
     """The MLLM's other tokens: prompt and template."""
 
@@ -51,7 +51,7 @@ class Sample:
         height: int | None = None,
         width: int | None = None,
     ) -> "Sample":
-        """A sample of ``preset`` at its own size, or with target and references of ``height`` x ``width`` pixels."""
+        """Make a sample of ``preset``, by default at its own size; ``height`` and ``width`` are in pixels."""
         side = 2 ** len(preset.vae.config["block_out_channels"])  # pixels of a token: latents are packed 2 x 2
         target = (height or preset.height) // side, (width or preset.width) // side
         reference = (height or preset.references.height) // side, (width or preset.references.width) // side
@@ -73,15 +73,15 @@ class Sample:
         return self.references * self.reference_grid[0] * self.reference_grid[1]
 
     def tokens(self, *, mllm: bool, references: bool) -> int:
-        """Tokens that the DiT computes in a step that sees these conditions."""
+        """Return the number of tokens that the DiT computes in a step with these conditions."""
         return self.image + mllm * self.context + references * self.reference
 
 
 def meta_model(preset: Preset, dtype: torch.dtype = torch.float32) -> SubjectModel:
-    """The model of ``preset`` on the meta device, with its LoRA; what a base training trains is trainable."""
+    """Build the model of ``preset`` on the meta device, with its LoRA; what a base run trains is trainable."""
     import_model_classes()
     with scratch("outline") as folder, torch.device("meta"):
-        model = SubjectModel.from_config(outline(preset, folder), dtype)
+        model = SubjectModel.from_config(outline(preset, folder), preset.references, dtype)
         if preset.lora is not None:
             model.add_lora(preset.lora)
         if preset.mllm.lora is not None:
@@ -92,7 +92,7 @@ def meta_model(preset: Preset, dtype: torch.dtype = torch.float32) -> SubjectMod
 
 
 def meta_vae(preset: Preset) -> Any:
-    """The VAE of ``preset`` on the meta device."""
+    """Build the VAE of ``preset`` on the meta device."""
     from diffusers import AutoencoderKL
 
     with torch.device("meta"):
@@ -100,8 +100,8 @@ def meta_vae(preset: Preset) -> Any:
 
 
 def count_parameters(model: SubjectModel) -> dict[str, int]:
-    """Parameters of ``mllm`` (no language head), ``aggregator``, its ``bridge``, ``transformer``, its ``lora``, and of
-    what is ``trainable``."""
+    """Count the parameters by part: ``mllm`` (no language head), ``aggregator``, its ``bridge``, ``transformer``, its
+    ``lora``, and all ``trainable`` ones."""
     branches: Any = model.aggregator.branches.values()
     bridge = {id(p) for branch in branches for part in (branch.norm, branch.mlp) for p in part.parameters()}
     counts = dict.fromkeys(("mllm", "aggregator", "bridge", "transformer", "lora", "trainable"), 0)
@@ -113,8 +113,8 @@ def count_parameters(model: SubjectModel) -> dict[str, int]:
 
 
 def mllm_flops(model: SubjectModel, sample: Sample, *, backward: bool = False) -> int:
-    """FLOPs of the joint encoder on one sample, vision tower and language model; with ``backward`` those of a training
-    step of what learns in the language model."""
+    """Count the FLOPs of vision tower and language model on one sample; with ``backward`` those of a training step of
+    the trainable parts of the language model."""
     mllm: Any = model.mllm
     inputs = encoder_inputs(mllm.config, _batch(sample))
     width = mllm.config.get_text_config().hidden_size
@@ -136,7 +136,7 @@ def mllm_flops(model: SubjectModel, sample: Sample, *, backward: bool = False) -
 
 
 def aggregator_flops(model: SubjectModel, sample: Sample, *, backward: bool = False) -> int:
-    """FLOPs of aggregation and bridge on one sample; with ``backward`` those of a training step."""
+    """Count the FLOPs of aggregation and bridge on one sample; with ``backward`` those of a training step."""
 
     def run() -> None:
         with torch.set_grad_enabled(backward):
@@ -150,9 +150,9 @@ def aggregator_flops(model: SubjectModel, sample: Sample, *, backward: bool = Fa
 def denoising_flops(
     model: SubjectModel, sample: Sample, *, mllm: bool, references: bool, backward: bool = False
 ) -> int:
-    """FLOPs of the DiT on one sample that sees these conditions; with ``backward`` those of a training step.
+    """Count the FLOPs of the DiT on one sample with these conditions; with ``backward`` those of a training step.
 
-    Activation checkpointing would compute the forward pass once more; that is not counted.
+    The second forward pass of activation checkpointing is not counted.
     """
     transformer: Any = model.transformer
 
@@ -171,7 +171,7 @@ def denoising_flops(
 
 
 def vae_flops(vae: Any, height: int, width: int) -> tuple[int, int]:
-    """FLOPs of encoding and of decoding one image of that many pixels."""
+    """Count the FLOPs of encoding and of decoding one image of ``height`` x ``width`` pixels."""
     factor = 2 ** (len(vae.config.block_out_channels) - 1)
     image = torch.empty(1, 3, height, width, device="meta")
     latents = torch.empty(1, vae.config.latent_channels, height // factor, width // factor, device="meta")
@@ -180,7 +180,7 @@ def vae_flops(vae: Any, height: int, width: int) -> tuple[int, int]:
 
 
 def context_of(model: SubjectModel, sample: Sample, batch: int = 1) -> Context:
-    """The aggregator's tokens for hidden states of the right shapes, on the device and in the type of its weights."""
+    """Run the aggregator on empty hidden states of the right shapes, on the device and in the dtype of its weights."""
     like = next(model.aggregator.parameters())
     config = model.aggregator.config
     layers = [
@@ -194,7 +194,7 @@ def context_of(model: SubjectModel, sample: Sample, batch: int = 1) -> Context:
 
 
 def denoise(model: SubjectModel, sample: Sample, context: Context | None, references: bool, batch: int = 1) -> Tensor:
-    """One pass of the DiT over tokens of the right shapes."""
+    """Run the DiT once on empty tokens of the right shapes."""
     transformer: Any = model.transformer
     like = next(transformer.parameters())
     channels = transformer.config.in_channels
@@ -211,7 +211,7 @@ def denoise(model: SubjectModel, sample: Sample, context: Context | None, refere
 
 
 def by_depth(transformer: Any, measure: Callable[[], int]) -> int:
-    """``measure`` of a whole FluxTransformer2DModel from a few of its blocks; it must be linear in their numbers."""
+    """Extrapolate ``measure`` of a FluxTransformer2DModel from a few blocks; it must be linear in their numbers."""
     double, single = len(transformer.transformer_blocks), len(transformer.single_transformer_blocks)
 
     def at(doubles: int, singles: int) -> int:
@@ -242,7 +242,7 @@ def _flops(run: Callable[[], Any]) -> int:
 
 
 def _batch(sample: Sample) -> Batch:
-    """One sample's tensors on the meta device."""
+    """Make one sample's tensors on the meta device."""
     ids = torch.zeros(1, sample.context, dtype=torch.long, device="meta")
     return Batch(
         input_ids=ids,

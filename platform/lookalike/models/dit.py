@@ -1,4 +1,4 @@
-"""One step of the DiT: diffusers' FluxTransformer2DModel with the references' tokens, or with their keys and values.
+"""Run the DiT: diffusers' FluxTransformer2DModel with the references' tokens, or with their keys and values.
 
 B batch, T target tokens, R reference slots, K tokens of one reference, L context tokens, C packed latent channels.
 """
@@ -16,14 +16,14 @@ from lookalike.models.presets import ReferenceConfig, ReferencePosition
 
 @dataclass(frozen=True)
 class Context:
-    """What the DiT reads in place of T5's tokens."""
+    """Context tokens, which replace T5's tokens in the DiT."""
 
     tokens: Tensor
     """float ``[B, L, joint_attention_dim]``."""
     mask: Tensor
-    """bool ``[B, L]``: true on tokens that may be seen."""
+    """bool ``[B, L]``: true on tokens that may be attended to."""
     weight: float = 1.0
-    """Above 0: factor of these tokens in every softmax; towards 0 they are as good as absent."""
+    """Factor of these tokens in every softmax, above 0; near 0 they have no effect."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class References:
     latents: Tensor
     """float ``[B, R, K, C]``."""
     mask: Tensor
-    """bool ``[B, R]``: true on references that may be seen."""
+    """bool ``[B, R]``: true on references that may be attended to."""
     grid: tuple[int, int]
     """Rows and columns of the patchified grid; their product is K."""
     weight: float = 1.0
@@ -42,18 +42,18 @@ class References:
 
 @dataclass(frozen=True)
 class ReferenceKeys:
-    """What the tokens of target and context see of the references in every layer, the same at every noise level."""
+    """Keys and values of the references in every layer, which are the same at every noise level."""
 
     layers: KeyValues
-    """Of R K tokens."""
+    """Keys and values of R K tokens."""
     mask: Tensor
-    """bool ``[B, R K]``: true on tokens that may be seen."""
+    """bool ``[B, R K]``: true on tokens that may be attended to."""
     weight: float = 1.0
     """As :attr:`Context.weight`."""
 
 
 def grid_ids(grid: tuple[int, int], *, first: tuple[int, int, int] = (0, 0, 0)) -> Tensor:
-    """Rotary ids of one image as diffusers' Flux pipeline numbers them: ``[rows * columns, 3]``."""
+    """Compute the rotary ids of one image as diffusers' Flux pipeline does: ``[rows * columns, 3]``."""
     rows, columns = grid
     ids = torch.zeros(rows, columns, 3)
     ids[..., 0] = first[0]
@@ -65,10 +65,10 @@ def grid_ids(grid: tuple[int, int], *, first: tuple[int, int, int] = (0, 0, 0)) 
 def image_ids(
     grid: tuple[int, int], reference_grid: tuple[int, int], num_references: int, position: ReferencePosition
 ) -> Tensor:
-    """Rotary ids of target and references: float32 ``[T + R K, 3]``.
+    """Compute the rotary ids of target and references: float32 ``[T + R K, 3]``.
 
-    ``diagonal``: reference k starts behind the lower right corner of what precedes it (UNO, arXiv 2504.02160), so no
-    two tokens share a row or column. ``index``: same rows and columns as the target, told apart by the first axis.
+    ``diagonal``: reference k starts at the lower right corner of the image before it (UNO, arXiv 2504.02160), so no two
+    images share a row or column. ``index``: same rows and columns as the target, distinguished by the first axis.
     """
     parts = [grid_ids(grid)]
     row, column = grid
@@ -82,11 +82,11 @@ def image_ids(
 def prepare_references(
     transformer: Any, references: References, grid: tuple[int, int], config: ReferenceConfig, guidance: float = 1.0
 ) -> References | ReferenceKeys:
-    """What :func:`velocity` reads of the references of a target of ``grid`` rows and columns, once for all its steps.
+    """Prepare the references of a target of ``grid`` (rows, columns) for :func:`velocity`, once for all steps.
 
-    With ``attention: full`` that is the latents themselves. With ``cached`` one pass over the reference tokens alone,
-    modulated at noise level 0, leaves keys and values of every layer: a reference token sees the references of its
-    sample, and neither context nor target. Gradients flow through that pass.
+    With ``attention: full`` the latents are returned as they are. With ``cached`` one pass over the reference tokens
+    alone, modulated at noise level 0, computes keys and values of every layer: a reference token attends to the
+    references of its sample, and neither to context nor to target. Gradients flow through that pass.
     """
     if config.attention == "full":
         return references
@@ -94,7 +94,7 @@ def prepare_references(
     slots, length = references.latents.shape[1:3]
     tokens = references.latents.flatten(1, 2).to(transformer.dtype)
     mask = references.mask.repeat_interleave(length, dim=1)
-    visible = mask | ~mask.any(dim=1, keepdim=True)  # softmax over no key at all would be NaN
+    visible = mask | ~mask.any(dim=1, keepdim=True)  # softmax over zero keys would be NaN
     layers = KeyValues()
     _run(
         transformer,
@@ -120,8 +120,8 @@ def velocity(
 ) -> Tensor:
     """Predict the flow's velocity (noise − clean) for ``noisy`` ``[B, T, C]`` at ``sigma`` ``[B]`` in [0, 1].
 
-    A condition that is None adds no tokens at all; one that is masked adds tokens that nothing attends to. Both give
-    the same result. The pooled embedding is zero.
+    A condition that is None adds no tokens; one that is masked adds tokens that nothing attends to. Both give the same
+    result. The pooled embedding is zero.
     """
     noisy = noisy.to(transformer.dtype)
     tokens, ids = noisy, grid_ids(grid)
@@ -151,7 +151,7 @@ def _run(
     guidance: float,
     attention: dict[str, Any],
 ) -> Tensor:
-    """diffusers' forward on image tokens ``[B, S, C]`` with rotary ``ids`` ``[S, 3]``; no context has length 0."""
+    """Call diffusers' forward on image tokens ``[B, S, C]`` with rotary ``ids`` ``[S, 3]``; no context is length 0."""
     config, batch = transformer.config, len(tokens)
     if context is None:
         context = tokens.new_zeros(batch, 0, config.joint_attention_dim)
@@ -169,7 +169,7 @@ def _run(
 
 
 def _attention_mask(seen: list[tuple[Tensor, float]], dtype: torch.dtype) -> Tensor:
-    """Keys in their order, ``[B, 1, 1, S]``: bool, or where a weight is not 1 its logarithm as a bias."""
+    """Make the mask of all keys ``[B, 1, 1, S]``: bool, or a bias of log(weight) if a weight is not 1."""
     mask = torch.cat([part for part, _ in seen], dim=1)[:, None, None, :]
     if all(weight == 1 for _, weight in seen):
         return mask

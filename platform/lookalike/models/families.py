@@ -1,6 +1,6 @@
-"""What differs between families of multimodal models, in one place; everything else treats them alike.
+"""The differences between families of multimodal models; no other module distinguishes them.
 
-Light at import: data workers ask it how many tokens an image becomes.
+Light at import: data workers need the number of tokens of an image.
 """
 
 from collections.abc import Mapping
@@ -16,38 +16,38 @@ if TYPE_CHECKING:
 
 
 class Family(Protocol):
-    """One family: how many tokens an image becomes, and how a batch is handed over."""
+    """A family of multimodal models: its classes, the tokens of an image, and the inputs of a forward pass."""
 
     classes: tuple[str, ...]
     """Classes of transformers that building a model imports."""
     base_class: str
-    """The one without language head, as ``model_index.json`` names it."""
+    """The class without language head, as ``model_index.json`` names it."""
 
     def tokens_per_image(self, config: Mapping[str, Any], side: int) -> int:
-        """Placeholders of a square image of ``side`` pixels, by the values of a ``config.json``."""
+        """Return the number of placeholders of a square image of ``side`` pixels for a ``config.json``."""
 
     def image_processor(self, config: Mapping[str, Any], mllm: "MllmConfig") -> Any:
-        """transformers' own image processor, set so that it makes of a square image what we make of it."""
+        """Make transformers' image processor with settings that give our result for a square image."""
 
     def inputs(self, config: Any, batch: "Batch") -> "dict[str, Tensor]":
-        """Arguments of the base model's ``forward`` for a batch; ``config`` is the model's.
+        """Make the arguments of the base model's ``forward`` for a batch; ``config`` is the model's.
 
-        Their shapes follow from those of the batch alone, and no value is read from the device.
+        Their shapes depend on the shapes of the batch only, and no value is copied from the device.
         """
 
 
 class InternVL:
-    """InternVL 2.5 to 3.5 in transformers' format: square tiles, every one of the same number of tokens."""
+    """InternVL 2.5 to 3.5 in transformers' format: square tiles with a fixed number of tokens."""
 
     classes: tuple[str, ...] = ("InternVLForConditionalGeneration", "InternVLModel", "Qwen2Model")
     base_class: str = "InternVLModel"
 
     def tokens_per_image(self, config: Mapping[str, Any], side: int) -> int:
-        """``image_seq_length``, whatever the side: a tile has one size."""
+        """Return ``image_seq_length`` for any side: a tile has one size."""
         return int(config.get("image_seq_length", 256))
 
     def image_processor(self, config: Mapping[str, Any], mllm: "MllmConfig") -> Any:
-        """One tile, no dynamic tiling."""
+        """Make a processor for one tile, without dynamic tiling."""
         from transformers import GotOcr2ImageProcessorPil
 
         return GotOcr2ImageProcessorPil(
@@ -58,7 +58,7 @@ class InternVL:
         )
 
     def inputs(self, config: Any, batch: "Batch") -> "dict[str, Tensor]":
-        """Tiles ``[B R, 3, h, w]``."""
+        """Flatten the tiles to ``[B R, 3, h, w]``."""
         return {
             "input_ids": batch.input_ids,
             "attention_mask": batch.attention_mask,
@@ -67,7 +67,7 @@ class InternVL:
 
 
 class Qwen3VL:
-    """Qwen3-VL: patches in the order of their merging, rotary positions in time, height and width, DeepStack."""
+    """Qwen3-VL: patches in merging order, rotary positions in time, height and width, DeepStack."""
 
     classes: tuple[str, ...] = (
         "Qwen3VLForConditionalGeneration",
@@ -78,12 +78,12 @@ class Qwen3VL:
     base_class: str = "Qwen3VLModel"
 
     def tokens_per_image(self, config: Mapping[str, Any], side: int) -> int:
-        """One token for each block of merged patches."""
+        """Return the number of blocks of merged patches."""
         vision = config["vision_config"]
         return int(side // (vision["patch_size"] * vision["spatial_merge_size"])) ** 2
 
     def image_processor(self, config: Mapping[str, Any], mllm: "MllmConfig") -> Any:
-        """As many pixels as our tile has, at any aspect."""
+        """Make a processor that keeps the number of pixels of our tile at any aspect."""
         from transformers import Qwen2VLImageProcessorPil
 
         vision, pixels = config["vision_config"], mllm.image_size**2
@@ -97,26 +97,26 @@ class Qwen3VL:
         )
 
     def inputs(self, config: Any, batch: "Batch") -> "dict[str, Tensor]":
-        """Patches and positions, see :mod:`lookalike.models.qwen3_vl`."""
+        """Compute patches and positions, see :mod:`lookalike.models.qwen3_vl`."""
         from lookalike.models.qwen3_vl import encoder_inputs
 
         return encoder_inputs(config, batch)
 
 
 FAMILIES: dict[str, Family] = {"internvl": InternVL(), "qwen3_vl": Qwen3VL()}
-"""By ``model_type`` of a ``config.json``."""
+"""By ``model_type`` of a ``config.json``; a new family is a class and one line here."""
 
 
 def family_of(model_type: str | None) -> Family:
-    """The family of a multimodal model by the ``model_type`` of its configuration.
+    """Return the family of a multimodal model by the ``model_type`` of its configuration.
 
     Raises:
-        ConfigError: one that nobody has taught us; the message lists the known ones.
+        ConfigError: the family is not supported; the message lists the known ones.
     """
     family = FAMILIES.get(model_type or "")
     if family is None:
         raise ConfigError(
-            "no joint encoder of this family",
+            "this family of multimodal models is not supported",
             value=model_type,
             fix=f"use one of {', '.join(FAMILIES)}, or add a Family to models/families.py",
         )

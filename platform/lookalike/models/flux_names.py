@@ -1,7 +1,7 @@
-"""Names that other trainers give to the linear layers of Flux, and which rows of which layer of diffusers they mean.
+"""Map other trainers' names of Flux's linear layers to rows of diffusers' layers.
 
-Black Forest Labs' own names (also those of kohya, ComfyUI, XLabs) fuse what diffusers keeps apart: ``img_attn.qkv`` is
-``to_q``, ``to_k`` and ``to_v``, one above the other.
+Black Forest Labs' layers (also in kohya, ComfyUI, XLabs) fuse several of diffusers': ``img_attn.qkv`` is ``to_q``,
+``to_k`` and ``to_v``, one above the other.
 """
 
 from collections.abc import Mapping
@@ -50,20 +50,20 @@ _SWAPPED = "norm_out.linear"  # Black Forest Labs: shift above scale; diffusers:
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows of a fused layer's output that are one layer of diffusers."""
+    """The rows of a fused layer's output that are one layer of diffusers."""
 
     module: str
     """Name of the linear layer in the FluxTransformer2DModel."""
     first: int
     """First row in the fused layer."""
     count: int
-    """Rows, all of the layer's."""
+    """Number of rows: all of diffusers' layer."""
     swap_halves: bool = False
-    """Whether the lower half stands above the upper one in diffusers."""
+    """Whether diffusers has the lower half above the upper one."""
 
 
 def linear_layers(transformer: Any) -> dict[str, nn.Linear]:
-    """The linear layers of a DiT by name; those that carry a LoRA by the name that they have without it."""
+    """Return the linear layers of a DiT by name; those with a LoRA by the name that they have without it."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     layers: dict[str, nn.Linear] = {}
@@ -80,7 +80,7 @@ def linear_layers(transformer: Any) -> dict[str, nn.Linear]:
 
 
 def names_of_layers(layers: Mapping[str, nn.Linear]) -> dict[str, tuple[Rows, ...]]:
-    """Every name that a LoRA file may call those ``layers`` by, with dots or (kohya) with underscores."""
+    """Return every name that LoRA files use for these ``layers``, with dots or (kohya) with underscores."""
     names: dict[str, tuple[Rows, ...]] = {name: (Rows(name, 0, layer.out_features),) for name, layer in layers.items()}
     for blocks, ours, parts in (
         ("double_blocks", "transformer_blocks", _DOUBLE),
@@ -102,7 +102,7 @@ def names_of_layers(layers: Mapping[str, nn.Linear]) -> dict[str, tuple[Rows, ..
 
 
 def _fused(modules: list[str], layers: Mapping[str, nn.Linear], swap: bool = False) -> tuple[Rows, ...]:
-    """The rows of ``modules`` one above the other; nothing if the DiT lacks one of them."""
+    """Return the rows of ``modules`` one above the other; nothing if the DiT lacks one of them."""
     if not all(name in layers for name in modules):
         return ()
     rows, first = [], 0

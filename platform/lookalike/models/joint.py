@@ -1,4 +1,4 @@
-"""Joint encoding: prompt and references in one sequence through a multimodal model of transformers, all layers out."""
+"""Joint encoding: a multimodal model of transformers reads prompt and references as one sequence."""
 
 import importlib
 from collections.abc import Sequence
@@ -7,42 +7,47 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from lookalike.errors import ConfigError
+from lookalike.models.aggregators import AGGREGATORS
 from lookalike.models.batch import Batch
 from lookalike.models.families import FAMILIES, family_of
 
 
 class JointEncoder(Protocol):
-    """What we ask of a multimodal base model (transformers' ``InternVLModel``, ``Qwen3VLModel``; no language head)."""
+    """A multimodal base model (transformers' ``InternVLModel``, ``Qwen3VLModel``), without language head."""
 
     config: Any
 
     def __call__(self, *, output_hidden_states: bool, use_cache: bool, return_dict: bool, **inputs: Tensor) -> Any:
-        """An output whose ``hidden_states`` are the embedding and every block's output, ``[B, L, C]`` each.
+        """Return an output whose ``hidden_states`` are the embedding and every block's output, ``[B, L, C]`` each.
 
-        ``inputs`` are what the model's :class:`~lookalike.models.families.Family` makes of a batch.
+        ``inputs`` come from the model's :class:`~lookalike.models.families.Family`.
         """
 
 
 def full_class(config: Any) -> Any:
-    """transformers' class of the whole model (with language head) that a configuration names."""
+    """Return transformers' class of the whole model (with language head) that a configuration names."""
     import transformers
 
     names = config.architectures or []
     model_class = getattr(transformers, names[0], None) if names else None
     if model_class is None:
-        raise ConfigError("transformers has no such architecture", value=names, fix="correct config.json")
+        raise ConfigError(
+            "transformers has no class for the architecture in config.json",
+            value=names,
+            fix="correct its architectures",
+        )
     return model_class
 
 
 def num_layers(config: Any) -> int:
-    """Hidden states that a multimodal model gives: the embedding and one for each block."""
+    """Return the number of hidden states of a multimodal model: the embedding and one for each block."""
     return int(config.get_text_config().num_hidden_layers) + 1
 
 
 def hidden_states(encoder: JointEncoder, batch: Batch) -> Sequence[Tensor]:
-    """All hidden states of ``batch``: ``num_layers`` tensors ``[B, L, C]``.
+    """Compute all hidden states of ``batch``: ``num_layers`` tensors ``[B, L, C]``.
 
-    As transformers gives them, the last one is after the model's final norm, the others are before it (and in Qwen3-VL
+    As in transformers, the last one is after the model's final norm, the others are before it (and in Qwen3-VL
     before DeepStack adds its features to the image tokens, which the next one contains). Absent
     references keep their placeholders behind the text with zero pixels: causal attention never shows them to a real
     token, and every rank runs the vision tower.
@@ -53,14 +58,14 @@ def hidden_states(encoder: JointEncoder, batch: Batch) -> Sequence[Tensor]:
 
 
 def encoder_inputs(config: Any, batch: Batch) -> dict[str, Tensor]:
-    """``batch`` as the base model of ``config`` reads it."""
+    """Make the inputs of the base model of ``config`` from ``batch``."""
     return family_of(config.model_type).inputs(config, batch)
 
 
 def import_model_classes() -> None:
     """Import every class that building a model needs.
 
-    ``deepspeed.zero.Init`` patches torch's factories; a lazy import inside it fails, so call this before.
+    Call it before entering ``deepspeed.zero.Init``, which patches torch's factories so that lazy imports fail.
     """
     lazy = {
         "transformers": ("AutoConfig", "AutoModel", *(name for family in FAMILIES.values() for name in family.classes)),
@@ -68,7 +73,7 @@ def import_model_classes() -> None:
         "diffusers": ("FluxTransformer2DModel", "AutoencoderKL", "FlowMatchEulerDiscreteScheduler"),
         "transformers.initialization": ("no_init_weights",),
         "transformers.conversion_mapping": ("get_model_conversion_mapping",),
-        "lookalike.models.aggregate": ("LayerAggregator",),
+        "lookalike.models.subject": ("SubjectModel",),
         "peft": ("LoraConfig", "inject_adapter_in_model"),
         "torch._dynamo": (),
     }
@@ -76,3 +81,5 @@ def import_model_classes() -> None:
         loaded = importlib.import_module(module)
         for name in names:
             getattr(loaded, name)
+    for aggregator in AGGREGATORS.values():
+        aggregator.pooling_class()

@@ -1,4 +1,4 @@
-"""Prompts and images to arrays of fixed shapes. Without torch or transformers, so that it is cheap in data workers."""
+"""Convert prompts and images to arrays of fixed shapes. Imports no torch, so that data workers start quickly."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from lookalike.bundles.manifest import component_config, read_preset
 from lookalike.errors import ConfigError, InputError
+from lookalike.models.components import component_config
 from lookalike.models.families import family_of
 from lookalike.models.presets import MllmConfig, Preset
 from lookalike.models.tokenizer import PromptTokenizer
@@ -26,7 +26,7 @@ OnCut = Callable[[str, str], None]
 
 
 class Preprocessor:
-    """Writes prompt and references as the MLLM's sequence, and references and targets as the VAE's grid.
+    """Writes prompts and references as the MLLM's sequence, and resizes references and targets for the VAE.
 
     Args:
         preset: sizes and template.
@@ -38,14 +38,14 @@ class Preprocessor:
         self.tokenizer_file = tokenizer_file
 
     @classmethod
-    def from_bundle(cls, bundle_dir: Path) -> "Preprocessor":
-        """Of the bundle in this folder.
+    def from_folder(cls, folder: Path, preset: Preset) -> "Preprocessor":
+        """Make the preprocessor of the model whose component folders are in ``folder``.
 
         Raises:
-            InputError: no tokenizer in the folder, or one that does not know the image token of the model.
+            InputError: the MLLM has no tokenizer, or tokenizer or preset do not fit the MLLM's configuration.
         """
-        preprocessor = cls(read_preset(bundle_dir), bundle_dir / "mllm" / "tokenizer.json")
-        config = component_config(bundle_dir, "mllm")
+        preprocessor = cls(preset, folder / "mllm" / "tokenizer.json")
+        config = component_config(folder, "mllm")
         if config.get("image_token_id") != preprocessor.image_token_id:
             raise InputError(
                 f"the MLLM's image_token_id is {config.get('image_token_id')}, its tokenizer's is "
@@ -56,10 +56,10 @@ class Preprocessor:
         tokens = family_of(config.get("model_type")).tokens_per_image(config, preprocessor.preset.mllm.image_size)
         if tokens != preprocessor.preset.mllm.tokens_per_image:
             raise InputError(
-                f"the MLLM makes {tokens} tokens of an image, the preset says "
+                f"the MLLM makes {tokens} tokens of an image, mllm.tokens_per_image is "
                 f"{preprocessor.preset.mllm.tokens_per_image}",
-                value=str(bundle_dir),
-                fix="set mllm.tokens_per_image",
+                value=str(folder),
+                fix=f"set mllm.tokens_per_image to {tokens}",
             )
         return preprocessor
 
@@ -73,11 +73,11 @@ class Preprocessor:
 
     @cached_property
     def image_token_id(self) -> int:
-        """Id of the placeholder that image features replace."""
+        """Token id of the placeholder that image features replace."""
         token_id = self._tokenizer.token_to_id(self._mllm.image_token)
         if token_id is None:
             raise ConfigError(
-                "image token is not in the vocabulary",
+                "the image token is not in the tokenizer's vocabulary",
                 value=self._mllm.image_token,
                 fix="set mllm.image_token of the preset to the model's placeholder",
             )
@@ -85,7 +85,7 @@ class Preprocessor:
 
     @cached_property
     def length(self) -> int:
-        """Tokens of every row: the template with all references, and the longest prompt."""
+        """Length of every row in tokens: the template with all references, and the longest prompt."""
         before, after = self._around(self.preset.references.max_references)
         return len(self._tokenizer.ids(before + after)) + self._mllm.max_prompt_tokens
 
@@ -98,14 +98,14 @@ class Preprocessor:
         truncate_prompts: bool = False,
         on_cut: OnCut | None = None,
     ) -> dict[str, np.ndarray]:
-        """Arrays of B samples with R = ``max_references`` slots each.
+        """Make the arrays of B samples with R = ``max_references`` reference slots each.
 
         Args:
             prompts: B texts.
-            references: for each its images, uint8 ``[H, W, 3]``, at most R; none is allowed here, and masked.
+            references: images of each sample, uint8 ``[H, W, 3]``, at most R; may be none, unused slots are masked.
             targets: B images, or None when generating.
-            truncate_prompts: cut a prompt of more than ``max_prompt_tokens`` with a warning instead of refusing it.
-            on_cut: called with each prompt that is cut and the first tokens cut off, as text, instead of the warning.
+            truncate_prompts: cut a prompt of more than ``max_prompt_tokens`` with a warning; otherwise it is an error.
+            on_cut: called instead of the warning with each prompt that is cut, and the first tokens cut off as text.
 
         Names of control tokens in a prompt (``<IMG_CONTEXT>``, ``<|im_end|>``) are read as ordinary text.
 
@@ -115,12 +115,14 @@ class Preprocessor:
             and with targets ``target`` uint8 ``[B, 3, H, W]``.
 
         Raises:
-            InputError: a prompt that is too long or not text, too many references, an image that is too small or too
+            InputError: a prompt is too long or not text, there are too many references, or an image is too small or too
                 large.
         """
         if len(prompts) != len(references) or (targets is not None and len(targets) != len(prompts)):
             raise InputError(
-                "as many lists of references (and targets) as prompts", value=len(prompts), fix="pair them"
+                f"{len(prompts)} prompts with {len(references)} lists of references"
+                + (f" and {len(targets)} targets" if targets is not None else ""),
+                fix="pass one list of references (and one target) for each prompt",
             )
         cut = (on_cut or warn_of_cut) if truncate_prompts else None
         rows = [self._row(p, r, cut) for p, r in zip(prompts, references, strict=True)]
@@ -136,7 +138,9 @@ class Preprocessor:
         slots, grid, side = self.preset.references.max_references, self.preset.references, self._mllm.image_size
         if len(references) > slots:
             raise InputError(
-                f"{len(references)} references, the preset {self.preset.name} takes {slots}", fix="pass fewer"
+                f"{len(references)} references are more than the preset {self.preset.name} takes",
+                value=len(references),
+                fix=f"pass at most {slots}",
             )
         for image in references:
             check_image(image)
@@ -153,25 +157,27 @@ class Preprocessor:
     def _tokens(self, prompt: str, num_references: int, on_cut: OnCut | None) -> dict[str, np.ndarray]:
         limit = self._mllm.max_prompt_tokens
         if not isinstance(prompt, str):
-            raise InputError("a prompt is not text", value=type(prompt).__name__, fix="pass a string")
+            raise InputError("the prompt is not text", value=type(prompt).__name__, fix="pass a string")
         before, after = self._around(num_references)
         ids, cut = self._tokenizer.write(before, prompt, after, limit)
         if cut and on_cut is None:
             raise InputError(
-                f"prompt of {limit + len(cut)} tokens exceeds {limit}", value=prompt[:_SHOWN], fix="shorten it"
+                f"the prompt of {limit + len(cut)} tokens exceeds the limit of {limit}",
+                value=prompt[:_SHOWN],
+                fix="shorten it",
             )
         if cut and on_cut is not None:
             on_cut(prompt, self._tokenizer.decode(cut[:limit]))
         absent = (self.preset.references.max_references - num_references) * self._mllm.tokens_per_image
         input_ids = np.zeros(self.length, np.int64)
         input_ids[: len(ids)] = ids
-        input_ids[len(ids) : len(ids) + absent] = self.image_token_id  # behind the text: no real token sees them
+        input_ids[len(ids) : len(ids) + absent] = self.image_token_id  # behind the text: no real token attends to them
         attention_mask = np.arange(self.length) < len(ids)
         image_mask = (input_ids == self.image_token_id) & (np.arange(self.length) < len(ids) + absent)
         return {"input_ids": input_ids, "attention_mask": attention_mask, "image_mask": image_mask}
 
     def _around(self, num_references: int) -> tuple[str, str]:
-        """The template's text before and after the prompt."""
+        """Return the template's text before and after the prompt."""
         mllm = self._mllm
         image = mllm.image_prefix + mllm.image_token * mllm.tokens_per_image + mllm.image_suffix
         before, _, after = mllm.template.partition("{prompt}")
@@ -183,7 +189,7 @@ class Preprocessor:
 
 
 def warn_of_cut(prompt: str, cut: str) -> None:
-    """Log the part of a prompt that the model will not read, as diffusers' pipelines do."""
+    """Log the part of a prompt that is cut off, as diffusers' pipelines do."""
     log.warning(
         "The following part of your input was truncated because the model reads no longer prompt: %r (of %r)",
         cut[:_SHOWN],
@@ -192,20 +198,23 @@ def warn_of_cut(prompt: str, cut: str) -> None:
 
 
 def check_image(image: Pixels, what: str = "reference") -> None:
-    """Raise InputError for anything but a uint8 RGB image, or has a side outside MIN_SIDE to MAX_SIDE pixels."""
+    """Raise InputError unless this is a uint8 RGB image with sides of MIN_SIDE to MAX_SIDE pixels."""
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise InputError(
-            "not a uint8 RGB image [H, W, 3]", value=f"{image.dtype} {image.shape}", fix="convert it to RGB"
+            f"the {what} is not a uint8 RGB image [H, W, 3]",
+            value=f"{image.dtype} {image.shape}",
+            fix="convert it to RGB",
         )
     height, width = image.shape[:2]
     if min(height, width) < MIN_SIDE or max(height, width) > MAX_SIDE:
         raise InputError(
-            f"a {what} of {width}x{height} pixels", fix=f"use one with sides of {MIN_SIDE} to {MAX_SIDE} pixels"
+            f"the {what} has {width}x{height} pixels, a size that is not supported",
+            fix=f"use one with sides of {MIN_SIDE} to {MAX_SIDE} pixels",
         )
 
 
 def fit_square(image: Pixels, side: int) -> Pixels:
-    """The whole image on a grey square: resized to fit, its aspect kept."""
+    """Resize an image to fit a grey square of ``side`` pixels, with its aspect kept."""
     height, width = image.shape[:2]
     if height == width:
         return crop_resize(image, side, side)

@@ -1,4 +1,4 @@
-"""Presets: one YAML file names every component, its source, size and licence. A new one needs no code."""
+"""Presets: a YAML file with every component of a model, its source, size and licence. A new one needs no code."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -12,21 +12,13 @@ import jsonargparse
 from lookalike.config import check_config_file
 from lookalike.errors import ConfigError
 from lookalike.groups import check_groups, forbid_imports
-from lookalike.models.sizes import (
-    MAX_LAYERS,
-    MAX_REFERENCES,
-    MAX_SIDE,
-    MAX_TEMPLATE,
-    MAX_WIDTH,
-    check_component,
-    check_sizes,
-)
+from lookalike.models.aggregators import aggregator_of
+from lookalike.models.limits import check_component, check_limit, check_sizes
 from lookalike.values import check_values
 
 PRESETS_DIR = Path(__file__).parent / "presets"
 ASSETS_DIR = Path(__file__).parents[1] / "assets"  # weights and word lists that ship
 
-AggregatorKind = Literal["last_layer", "layer_mean", "single_lap", "dla"]
 SourcedPart = Literal["mllm", "vae", "transformer", "aggregator"]
 ReferencePosition = Literal["diagonal", "index"]
 ReferenceAttention = Literal["full", "cached"]
@@ -34,7 +26,7 @@ ReferenceAttention = Literal["full", "cached"]
 
 @dataclass(frozen=True)
 class ComponentConfig:
-    """One component of a bundle: where its weights come from, and its configuration in its library's own keys."""
+    """A component of a bundle: the source of its weights, and its configuration in its library's keys."""
 
     source: str | None = None
     """``package:mini/vae`` (shipped with this package), a local folder, a Hub id, or null: made from the seed."""
@@ -43,9 +35,9 @@ class ComponentConfig:
     revision: str | None = None
     """Commit of a Hub id."""
     config: dict[str, Any] = field(default_factory=dict)
-    """The library's ``config.json`` keys; used where ``source`` is null, and for plans that load no weights."""
+    """The library's ``config.json`` keys; used if ``source`` is null, and for plans that load no weights."""
     licence: str | None = None
-    """SPDX id or name of the licence of the weights; travels into the bundle."""
+    """SPDX id or name of the licence of the weights; written to the bundle's manifest."""
 
 
 @dataclass(frozen=True)
@@ -65,14 +57,14 @@ class LoraConfig:
     def __post_init__(self) -> None:
         check_values(self)
         if self.rank < 1:
-            raise ConfigError("LoRA rank is below 1", value=f"rank={self.rank}", fix="use 4 to 512")
+            raise ConfigError("the rank of a LoRA is below 1", value=f"rank={self.rank}", fix="use 4 to 512")
         if not self.target_modules:
-            raise ConfigError("LoRA without target modules trains nothing", fix="name at least one, such as to_q")
+            raise ConfigError("a LoRA without target_modules trains nothing", fix="name at least one, such as to_q")
 
 
 @dataclass(frozen=True)
 class MllmConfig:
-    """The joint encoder (a transformers multimodal model), and how a prompt and its references are written for it."""
+    """The joint encoder (a multimodal model of transformers), and the template of its input."""
 
     architecture: str = "InternVLForConditionalGeneration"
     """Class of transformers."""
@@ -81,13 +73,13 @@ class MllmConfig:
     revision: str | None = None
     """Commit of a Hub id."""
     config: dict[str, Any] = field(default_factory=dict)
-    """``config.json`` keys; used where ``source`` is null, and for plans that load no weights."""
+    """``config.json`` keys; used if ``source`` is null, and for plans that load no weights."""
     licence: str | None = None
     """SPDX id or name of the licence of the weights."""
     vocabulary: str | None = None
-    """Word list (a file beside the preset, one word a line) of the tokenizer; used where ``source`` is null."""
+    """Word list of the tokenizer (a file of the shipped assets, one word a line); used if ``source`` is null."""
     template: str = "<|im_start|>{images}{prompt}<|im_end|>"
-    """Text of one sample. A causal model's token sees only what stands before it: images first lets text see them."""
+    """Text of one sample. In a causal model, text attends to the images only if they come first."""
     image_prefix: str = "<img>"
     """Text before the tokens of one image."""
     image_token: str = "<IMG_CONTEXT>"
@@ -95,7 +87,7 @@ class MllmConfig:
     image_suffix: str = "</img>"
     """Text after the tokens of one image."""
     image_size: int = 448
-    """Side in pixels of the single square tile that a reference is resized to (its aspect kept by padding)."""
+    """Side in pixels of the square tile that a reference is resized to (padded to keep its aspect)."""
     tokens_per_image: int = 256
     """Placeholders of one tile: (image_size / patch_size × downsample_ratio)²."""
     image_mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
@@ -103,28 +95,27 @@ class MllmConfig:
     image_std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     """Divided by, per RGB channel."""
     max_prompt_tokens: int = 128
-    """Tokens of the longest prompt, template not counted."""
+    """Maximum tokens of a prompt, without the template."""
     lora: LoraConfig | None = None
-    """LoRA of a base training on the language model; its export adds it into the weights. Null: the MLLM is frozen.
-    What its backward pass keeps in memory is not in ``--plan``."""
+    """LoRA of a base run on the language model; the export merges it into the weights. Null: the MLLM is frozen.
+    ``--plan`` does not count the memory of its backward pass."""
 
     def __post_init__(self) -> None:
-        check_sizes(self, image_size=4_096, tokens_per_image=65_536, max_prompt_tokens=32_768)
+        check_sizes(self, image_size="tile", tokens_per_image="tokens_per_image", max_prompt_tokens="prompt_tokens")
         for name in ("template", "image_prefix", "image_token", "image_suffix"):
-            if len(getattr(self, name)) > MAX_TEMPLATE:
-                raise ConfigError(f"mllm.{name} has more than {MAX_TEMPLATE} characters", fix="shorten it")
+            check_limit(f"the number of characters of mllm.{name}", len(getattr(self, name)), "template")
         check_component("mllm", self.config)
         try:
             places = [place for place in Formatter().parse(self.template) if place[1] is not None]
-            # a width, as in {images:>1000000000}, would make text of any length
+            # a width, as in {images:>1000000000}, would create text of any length
             names = [str(name) for _, name, width, conversion in places if not width and not conversion]
         except ValueError:  # a brace without its partner
             names = []
         if sorted(names) != ["images", "prompt"]:
             raise ConfigError(
-                "template does not hold {images} and {prompt} once each, and no other braces",
+                "mllm.template does not contain {images} and {prompt} once each and no other braces",
                 value=self.template,
-                fix="write it as in presets/mini.yaml; a brace itself is written twice: {{",
+                fix="write it as in models/presets/mini.yaml; write a literal brace twice: {{",
             )
 
 
@@ -132,8 +123,8 @@ class MllmConfig:
 class AggregatorConfig:
     """Layer aggregation and bridge: from all hidden states of the MLLM to the DiT's context tokens."""
 
-    kind: AggregatorKind = "dla"
-    """``dla``: one LAP for text and one for image tokens; ``single_lap``; ``last_layer``; ``layer_mean``."""
+    kind: str = "dla"
+    """Name in :data:`~lookalike.models.aggregators.AGGREGATORS`."""
     inner_width: int = 1536
     """Channels inside the aggregator; the MLLM's width is projected to it."""
     head_dim: int = 128
@@ -145,24 +136,27 @@ class AggregatorConfig:
     source: str | None = None
     """As in :class:`ComponentConfig`."""
 
+    def __post_init__(self) -> None:
+        aggregator_of(self.kind)
+
 
 @dataclass(frozen=True)
 class ReferenceConfig:
     """Identity tokens: VAE latents of the references in the DiT's image sequence."""
 
     max_references: int = 4
-    """Most references of one sample."""
+    """Maximum number of references of one sample."""
     height: int = 512
-    """Pixels; references are centre-cropped and resized to this grid, apart from the MLLM's tile."""
+    """Pixels; for the VAE, references are centre-cropped and resized to this size."""
     width: int = 512
     """Pixels."""
     position: ReferencePosition = "diagonal"
-    """Rotary ids: ``diagonal`` starts reference k behind the corner of what precedes it (UNO); ``index`` keeps (h, w)
-    and counts the first axis (FLUX Kontext)."""
+    """Rotary ids: with ``diagonal`` reference k starts at the corner of the image before it (UNO); with ``index`` it
+    keeps (h, w) and is numbered on the first axis (FLUX Kontext)."""
     attention: ReferenceAttention = "full"
-    """``full``: reference tokens take part in every step as the target's do (the paper). ``cached``: they see the
-    references of their sample alone, at noise level 0, so their keys and values are computed once per image and not
-    once per step. What weights were trained with is what they generate with."""
+    """``full``: reference tokens are computed in every step as the target's are (the paper). ``cached``: they attend to
+    the references of their sample alone, at noise level 0, so their keys and values are computed once per image and not
+    once per step. Generate with the mode that the weights were trained with."""
 
 
 @dataclass(frozen=True)
@@ -170,9 +164,9 @@ class Preset:
     """A whole model: joint encoder, aggregator, DiT, VAE and scheduler."""
 
     name: str
-    """What bundles and errors call it."""
+    """Name in bundles and errors."""
     description: str
-    """One line for humans."""
+    """One line for readers."""
     height: int
     """Pixels of a generated image."""
     width: int
@@ -190,77 +184,91 @@ class Preset:
     references: ReferenceConfig
     """Identity tokens."""
     stages: str = "paper"
-    """Default denoising schedule, as :func:`~lookalike.diffusion.schedule.denoising_schedule` reads it.
-    The paper's thresholds are noise levels of its resolution: with fewer tokens, whose noise levels are
-    shifted less, few steps lie between them."""
+    """Denoising schedule (paper: multi-stage denoising) unless overridden. The paper's thresholds are noise levels at
+    its resolution: with fewer tokens noise levels are shifted less, and few steps lie between them."""
     lora: LoraConfig | None = None
-    """LoRA of the base training; null trains the DiT itself."""
+    """LoRA of a base run; null trains the DiT itself."""
     notice: str | None = None
-    """What a user must know before using the weights; logged as a warning whenever a bundle is made."""
+    """What a user must know before using the weights; logged as a warning when a bundle is built."""
 
     def __post_init__(self) -> None:
-        check_sizes(self, height=MAX_SIDE, width=MAX_SIDE)
-        check_sizes(self.references, height=MAX_SIDE, width=MAX_SIDE)
-        check_sizes(self.references, least=0, max_references=MAX_REFERENCES)
-        check_sizes(self.aggregator, inner_width=MAX_WIDTH, head_dim=MAX_WIDTH)
-        check_sizes(self.aggregator, least=0, layer_blocks=MAX_LAYERS, refiner_blocks=MAX_LAYERS)
+        check_sizes(self, height="side", width="side")
+        check_sizes(self.references, height="side", width="side", max_references="references")
+        check_sizes(self.aggregator, inner_width="width", head_dim="width")
+        check_sizes(self.aggregator, least=0, layer_blocks="layers", refiner_blocks="layers")
         for name in ("vae", "transformer", "scheduler"):
             check_component(name, getattr(self, name).config)
         if self.aggregator.inner_width % self.aggregator.head_dim:
             raise ConfigError(
-                f"aggregator.inner_width={self.aggregator.inner_width} is no multiple of its head_dim",
+                f"aggregator.inner_width={self.aggregator.inner_width} is not a multiple of its head_dim",
                 value=self.aggregator.head_dim,
-                fix="change aggregator.head_dim",
-            )
-        if self.references.max_references < 1:
-            raise ConfigError(
-                "a subject needs a reference", value=self.references, fix="raise references.max_references"
+                fix="change aggregator.inner_width or aggregator.head_dim",
             )
         if self.lora is not None and self.transformer.config:
             check_lora(self.lora, self.transformer.config)
 
     @property
     def licences(self) -> dict[str, str]:
-        """Licence of each component that names one."""
+        """Licences by component, for those that have one."""
         parts = {"mllm": self.mllm.licence, "vae": self.vae.licence, "transformer": self.transformer.licence}
         return {name: licence for name, licence in parts.items() if licence}
 
     def from_seed(self, *parts: SourcedPart) -> "Preset":
-        """The same preset with the weights of ``parts`` made from a seed, whatever source it names for them.
+        """Return this preset without the sources of ``parts``, so that their weights are initialised from a seed.
 
         Raises:
-            ConfigError: a part without the configuration that would describe it.
+            ConfigError: a part without a configuration.
         """
         changed: dict[str, Any] = {}
         for name in parts:
             part = getattr(self, name)
             if not isinstance(part, AggregatorConfig) and not part.config:
-                raise ConfigError(f"{name} has no config to make it from", value=self.name, fix="keep its source")
+                raise ConfigError(
+                    f"the preset has no {name}.config, which a part from a seed needs",
+                    value=self.name,
+                    fix="keep its source",
+                )
             changed[name] = dataclasses.replace(part, source=None)
         return dataclasses.replace(self, **changed)
 
 
 def check_lora(lora: LoraConfig, transformer_config: Mapping[str, Any]) -> None:
-    """Refuse a rank above the attention width of a FluxTransformer2DModel configuration.
+    """Check the rank of a LoRA against the attention width of a FluxTransformer2DModel configuration.
 
     Raises:
-        ConfigError: a LoRA of that rank would be larger than what it adapts.
+        ConfigError: the rank is larger, so that the LoRA would be larger than the weights it adapts.
     """
     width = int(transformer_config["num_attention_heads"]) * int(transformer_config["attention_head_dim"])
     if lora.rank > width:
         raise ConfigError(f"lora.rank={lora.rank} exceeds the attention width {width}", fix="lower lora.rank")
 
 
+def asset(name: str) -> Path:
+    """Return the path of a file or folder that ships with the package.
+
+    Raises:
+        ConfigError: ``name`` leads out of the folder of the shipped assets, such as ``../secrets``.
+    """
+    path = (ASSETS_DIR / name).resolve()
+    if not path.is_relative_to(ASSETS_DIR.resolve()):
+        raise ConfigError(
+            "the preset names a file outside the assets that ship with lookalike",
+            value=name,
+            fix="use a name below platform/lookalike/assets, such as mini/vae",
+        )
+    return path
+
+
 def list_presets() -> list[str]:
-    """Names of the shipped presets, sorted."""
+    """Return the sorted names of the shipped presets."""
     return sorted(path.stem for path in PRESETS_DIR.glob("*.yaml"))
 
 
 def load_preset(name_or_path: str | Path) -> Preset:
-    """Read a shipped preset by name, or any preset from its YAML file (a value that ends in .yaml or .yml).
+    """Load a shipped preset by name, or any preset from its YAML file (a value that ends in .yaml or .yml).
 
     Raises:
-        ConfigError: unknown name (the message lists the known ones), missing file, unknown or missing key.
+        ConfigError: an unknown name (the message lists the known ones), a missing file, an unknown or missing key.
     """
     path = Path(name_or_path)
     if path.suffix not in (".yaml", ".yml"):
@@ -271,12 +279,12 @@ def load_preset(name_or_path: str | Path) -> Preset:
                 "unknown preset", value=str(name_or_path), fix=f"use one of {known}, or a path to a .yaml"
             )
     if not path.is_file():
-        raise ConfigError("preset file not found", value=str(path), fix="check the path")
+        raise ConfigError("the preset's file does not exist", value=str(path), fix="check the path")
     return preset_from_dict(check_config_file(path), origin=str(path))
 
 
 def preset_from_dict(values: Mapping[str, Any], origin: str = "preset") -> Preset:
-    """Build a preset from plain values (YAML, or the copy in a ``bundle.json``), refusing unknown keys by name.
+    """Build a preset from plain values (YAML, or the copy in a ``bundle.json``).
 
     Raises:
         ConfigError: an unknown, missing or badly typed key; ``origin`` names the file.
@@ -289,10 +297,12 @@ def preset_from_dict(values: Mapping[str, Any], origin: str = "preset") -> Prese
         parsed = parser.instantiate_classes(parser.parse_object(dict(values), env=False))
     except ConfigError:
         raise
-    except Exception as error:  # jsonargparse has others for values of another kind than it foresaw
-        if isinstance(error.__cause__, ConfigError):  # of an optional part, which jsonargparse tries as a union
+    except Exception as error:  # jsonargparse raises other classes for values of unexpected types
+        if isinstance(error.__cause__, ConfigError):  # an optional part, which jsonargparse parses as a union
             raise error.__cause__ from None
-        raise ConfigError(f"{origin} does not parse: {error}", fix="compare with presets/mini.yaml") from error
-    if parsed.stages is None:  # which jsonargparse takes for a value that was left out
-        raise ConfigError(f"{origin} does not parse: stages is null", fix="compare with presets/mini.yaml")
+        raise ConfigError(
+            f"{origin} does not parse: {error}", fix="compare it with models/presets/mini.yaml"
+        ) from error
+    if parsed.stages is None:  # jsonargparse treats null as a value that was left out
+        raise ConfigError(f"{origin} does not parse: stages is null", fix="compare it with models/presets/mini.yaml")
     return Preset(**{item.name: getattr(parsed, item.name) for item in dataclasses.fields(Preset)})

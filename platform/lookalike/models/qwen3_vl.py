@@ -1,7 +1,7 @@
-"""What Qwen3-VL reads: patches in the order of their merging, and positions in time, height and width.
+"""Inputs of Qwen3-VL: patches in merging order, and positions in time, height and width.
 
-transformers reads the grid of patches back from the device, image by image. Our tiles all have one size, so everything
-that follows from the grid is made once on the CPU, by transformers' own functions, and handed over.
+transformers copies the grid of patches from the device for each image. Our tiles all have one size, so everything that
+depends on the grid is computed once on the CPU, by transformers' own functions, and passed in.
 
 N images, g patches a side, m x m patches merged into one token, p pixels a side of a patch, t frames of a patch.
 """
@@ -17,7 +17,7 @@ from lookalike.models.batch import Batch
 
 
 def encoder_inputs(config: Any, batch: Batch) -> dict[str, Tensor]:
-    """Arguments of ``Qwen3VLModel.forward``; ``image_…`` are those that its vision tower takes precomputed."""
+    """Make the arguments of ``Qwen3VLModel.forward``; ``image_…`` are precomputed inputs of its vision tower."""
     vision, pixels = config.vision_config, batch.pixel_values.flatten(0, 1)
     side = pixels.shape[-1] // vision.patch_size
     grid = _grid(len(pixels), side, vision.spatial_merge_size, int(vision.num_position_embeddings**0.5))
@@ -35,7 +35,7 @@ def encoder_inputs(config: Any, batch: Batch) -> dict[str, Tensor]:
 
 
 def patchify(pixels: Tensor, patch: int, merge: int, frames: int) -> Tensor:
-    """``[N, 3, h, w]`` → ``[N g², 3 t p²]``: patches that will be merged stand together; a still repeats its frame."""
+    """``[N, 3, h, w]`` → ``[N g², 3 t p²]``: patches that will be merged are adjacent; an image repeats its frame."""
     images, channels, height, width = pixels.shape
     blocks = pixels.view(
         images, channels, height // (merge * patch), merge, patch, width // (merge * patch), merge, patch
@@ -45,10 +45,10 @@ def patchify(pixels: Tensor, patch: int, merge: int, frames: int) -> Tensor:
 
 
 def rotary_positions(image_mask: Tensor, side: int) -> Tensor:
-    """Positions in time, height and width: int64 ``[3, B, L]``, of rows whose images have ``side``² tokens each.
+    """Compute positions in time, height and width, int64 ``[3, B, L]``; each image has ``side``² tokens.
 
-    A text token moves all three on by one; an image spreads its tokens over height and width and moves on by ``side``.
-    ``image_mask`` is bool ``[B, L]``.
+    A text token advances all three by one; an image covers ``side`` positions of height and width, and advances by
+    ``side``. ``image_mask`` is bool ``[B, L]``.
     """
     image, text = image_mask.long(), image_mask.logical_not().long()
     seen = image.cumsum(1) - image  # image tokens before this one
@@ -59,7 +59,7 @@ def rotary_positions(image_mask: Tensor, side: int) -> Tensor:
 
 @dataclass(frozen=True)
 class _Grid:
-    """All that follows from N square images of g patches a side, on the CPU."""
+    """Precomputed inputs for N square images of g patches a side, on the CPU."""
 
     thw: Tensor
     boundaries: Tensor

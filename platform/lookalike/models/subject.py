@@ -1,7 +1,6 @@
-"""The whole model in one module: joint encoder, aggregator with bridge, DiT.
+"""The whole model in one module for one DeepSpeed engine: joint encoder, aggregator with bridge, DiT.
 
-One ``nn.Module`` for one DeepSpeed engine: every part runs through its own ``__call__``, and every rank runs the same
-parts whatever its batch holds.
+Every part runs through its own ``__call__``, and every rank runs the same parts for any batch.
 """
 
 from collections.abc import Sequence
@@ -11,18 +10,15 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from lookalike.annotators.hub import NO_CODE
-from lookalike.bundles.contents import REPAIR
-from lookalike.bundles.manifest import open_bundle, read_preset
 from lookalike.documents import decoding
 from lookalike.errors import ConfigError
-from lookalike.models.adapters import inject_lora, inject_mllm_lora, load_lora
+from lookalike.models.adapters import inject_lora, inject_mllm_lora
 from lookalike.models.aggregate import LayerAggregator
 from lookalike.models.batch import Batch
+from lookalike.models.components import NO_CODE, REPAIR
 from lookalike.models.context import encode_context
 from lookalike.models.dit import Context, ReferenceKeys, References, prepare_references, velocity
 from lookalike.models.presets import LoraConfig, ReferenceConfig
-from lookalike.models.weights import load_weights
 
 Part = Literal["mllm", "mllm_lora", "aggregator", "transformer", "transformer_lora"]
 
@@ -34,7 +30,7 @@ class SubjectModel(nn.Module):
         mllm: transformers multimodal base model (a :class:`~lookalike.models.joint.JointEncoder`), frozen at first.
         aggregator: layer aggregation and bridge.
         transformer: diffusers FluxTransformer2DModel.
-        references: how reference tokens are numbered, and what they attend to.
+        references: positions of reference tokens, and what they attend to.
     """
 
     def __init__(
@@ -53,55 +49,37 @@ class SubjectModel(nn.Module):
         self.set_trainable(())
 
     @classmethod
-    def from_config(cls, bundle_dir: Path, dtype: torch.dtype = torch.float32) -> "SubjectModel":
-        """The architecture of a bundle without its weights: reads ``config.json`` files only.
+    def from_config(cls, folder: Path, references: ReferenceConfig, dtype: torch.dtype | None = None) -> "SubjectModel":
+        """Build the architecture of the component folders in ``folder`` without weights, by default in float32.
 
-        Works inside ``deepspeed.zero.Init`` and under ``torch.device("meta")``, after
+        Reads ``config.json`` files only. Works inside ``deepspeed.zero.Init`` and under ``torch.device("meta")``, after
         :func:`~lookalike.models.joint.import_model_classes`.
         """
         from diffusers import FluxTransformer2DModel
         from transformers import AutoConfig, AutoModel
         from transformers.initialization import no_init_weights
 
-        references = read_preset(bundle_dir).references
-        with decoding("a configuration of transformers", str(bundle_dir / "mllm"), fix=REPAIR):
-            mllm_config = AutoConfig.from_pretrained(bundle_dir / "mllm", **NO_CODE)
-        default = torch.get_default_dtype()
+        with decoding("a configuration of transformers", str(folder / "mllm"), fix=REPAIR):
+            mllm_config = AutoConfig.from_pretrained(folder / "mllm", **NO_CODE)
+        default, dtype = torch.get_default_dtype(), dtype or torch.float32
         torch.set_default_dtype(dtype)
         try:
-            with decoding("a bundle whose parts load", str(bundle_dir), fix=REPAIR), no_init_weights():
+            with decoding("a loadable bundle", str(folder), fix=REPAIR), no_init_weights():
                 mllm = AutoModel.from_config(mllm_config, dtype=dtype, attn_implementation="sdpa", **NO_CODE)
-                aggregator = LayerAggregator.from_config(LayerAggregator.load_config(bundle_dir / "aggregator"))
-                config = FluxTransformer2DModel.load_config(bundle_dir / "transformer")
+                aggregator = LayerAggregator.from_config(LayerAggregator.load_config(folder / "aggregator"))
+                config = FluxTransformer2DModel.load_config(folder / "transformer")
                 transformer = FluxTransformer2DModel.from_config(config)
         finally:
             torch.set_default_dtype(default)
         return cls(mllm, aggregator, transformer, references)
 
-    @classmethod
-    def from_bundle(
-        cls, bundle_dir: Path, base_dir: Path | None = None, dtype: torch.dtype = torch.float32
-    ) -> "SubjectModel":
-        """Build and load strictly in one process, with the bundle's adapter if it has one; in evaluation mode.
-
-        Raises:
-            InputError: incomplete, of another base, or a tensor that is missing, unknown or of another shape.
-        """
-        opened = open_bundle(bundle_dir, base_dir)
-        model = cls.from_config(opened.components, dtype)
-        load_weights(model, opened.components)
-        if opened.adapter is not None:
-            load_lora(model.transformer, opened.adapter)
-            model.set_trainable(())
-        return model.eval()
-
     def add_lora(self, lora: LoraConfig) -> None:
-        """Inject a LoRA into the DiT; call it after the weights are loaded, since peft renames what it wraps."""
+        """Inject a LoRA into the DiT. Call it after the weights are loaded, since peft renames layers."""
         inject_lora(self.transformer, lora)
         self.set_trainable(())
 
     def add_mllm_lora(self, lora: LoraConfig) -> None:
-        """Inject a LoRA into the MLLM's language model, after the weights are loaded too."""
+        """Inject a LoRA into the MLLM's language model, also after the weights are loaded."""
         inject_mllm_lora(self.mllm, lora)
         self.set_trainable(())
 
@@ -126,20 +104,20 @@ class SubjectModel(nn.Module):
         return chosen
 
     def train(self, mode: bool = True) -> "SubjectModel":
-        """As ``nn.Module.train``; a frozen joint encoder stays in evaluation mode."""
+        """Set training mode as ``nn.Module.train``; a frozen joint encoder stays in evaluation mode."""
         super().train(mode)
         if not self._mllm_learns:
             self.mllm.eval()
         return self
 
     def enable_gradient_checkpointing(self) -> None:
-        """Recompute activations of DiT and aggregator in the backward pass."""
+        """Recompute the activations of DiT and aggregator in the backward pass."""
         part: Any
         for part in (self.transformer, self.aggregator):
             part.enable_gradient_checkpointing()
 
     def encode(self, batch: Batch, keep: Tensor | None = None) -> Context:
-        """Context tokens of prompt and references; a row whose ``keep`` (bool ``[B]``) is false has none to see."""
+        """Compute the context tokens of a batch; those of a row whose ``keep`` (bool ``[B]``) is false are masked."""
         return encode_context(self.mllm, self.aggregator, batch, keep=keep, mllm_learns=self._mllm_learns)
 
     def denoise(
@@ -152,10 +130,10 @@ class SubjectModel(nn.Module):
         grid: tuple[int, int] | None = None,
         guidance: float = 1.0,
     ) -> Tensor:
-        """Velocity ``[B, T, C]`` of noisy packed latents ``[B, T, C]`` at noise level ``sigma`` ``[B]``.
+        """Predict the velocity ``[B, T, C]`` of noisy packed latents ``[B, T, C]`` at noise level ``sigma`` ``[B]``.
 
-        ``grid`` is the target's rows and columns of tokens; by default a square of T. Of references by their latents
-        the keys and values are computed here, if the model caches them.
+        ``grid`` is the target's rows and columns of tokens; by default a square of T. For references given as latents,
+        the keys and values are computed here if the model caches them.
         """
         grid = grid or square_grid(noisy_latents.shape[1])
         if isinstance(references, References):
@@ -179,20 +157,20 @@ class SubjectModel(nn.Module):
         reference_grid: tuple[int, int] | None = None,
         guidance: float = 1.0,
     ) -> Tensor:
-        """Predicted velocity, noise − clean.
+        """Predict the velocity, noise − clean.
 
         Args:
             batch: prompts and references.
             noisy_latents: float ``[B, T, C]``, packed.
             sigma: float ``[B]`` in [0, 1].
             reference_latents: clean packed latents ``[B, R, K, C]``; needed with ``use_references``.
-            use_mllm: compute and show the MLLM's tokens. The same on every rank.
-            use_references: show reference tokens. The same on every rank.
-            mllm_keep: bool ``[B]``; a row that is false does not see its MLLM tokens (dropout).
-            reference_keep: bool ``[B]``; likewise for its references.
+            use_mllm: compute the MLLM's tokens. The same on every rank.
+            use_references: use the reference tokens. The same on every rank.
+            mllm_keep: bool ``[B]``; the MLLM tokens of a row that is false are masked (dropout).
+            reference_keep: bool ``[B]``; the references of a row that is false are masked.
             grid: the target's rows and columns of tokens; by default a square.
             reference_grid: a reference's rows and columns of tokens; by default a square.
-            guidance: value of the guidance embedding, where the DiT has one (1.0 in training).
+            guidance: value of the guidance embedding, if the DiT has one (1.0 in training).
 
         Returns:
             float ``[B, T, C]``.
@@ -201,15 +179,15 @@ class SubjectModel(nn.Module):
         references = None
         if use_references:
             if reference_latents is None:
-                raise ConfigError("use_references without reference_latents", fix="encode the references with the VAE")
+                raise ConfigError("use_references needs reference_latents", fix="encode the references with the VAE")
             mask = batch.reference_mask if reference_keep is None else batch.reference_mask & reference_keep[:, None]
             references = References(reference_latents, mask, reference_grid or square_grid(reference_latents.shape[2]))
         return self.denoise(noisy_latents, sigma, context, references, grid=grid, guidance=guidance)
 
 
 def square_grid(tokens: int) -> tuple[int, int]:
-    """Rows and columns of a square image of that many tokens."""
+    """Return rows and columns of a square image of that many tokens. Raises ConfigError if it is not a square."""
     side = int(tokens**0.5)
     if side * side != tokens:
-        raise ConfigError(f"{tokens} tokens are no square", fix="pass the grid's rows and columns")
+        raise ConfigError(f"{tokens} tokens do not form a square", fix="pass the grid's rows and columns")
     return side, side

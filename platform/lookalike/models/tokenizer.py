@@ -1,4 +1,4 @@
-"""Prompts as token ids, in which text never becomes a control token; and a small tokenizer for MLLMs from scratch."""
+"""Convert prompts to token ids without letting text become a control token; and build a small tokenizer."""
 
 import json
 import re
@@ -15,20 +15,20 @@ PAD, UNKNOWN, START, END = "<pad>", "<unk>", "<|im_start|>", "<|im_end|>"
 IMAGE_START, IMAGE_END, IMAGE_CONTEXT, VIDEO = "<img>", "</img>", "<IMG_CONTEXT>", "<video>"
 SPECIAL_TOKENS = (PAD, UNKNOWN, START, END, IMAGE_START, IMAGE_END, IMAGE_CONTEXT, VIDEO)
 
-# How the families write control tokens that they do not call special.
+# How MLLMs write control tokens that their tokenizers do not mark as special.
 _MARK = re.compile(r"<.*>|\[[A-Z_]+\]", re.DOTALL)
 _CHARACTERS_OF_A_TOKEN = 256  # a prompt of more per token that the model reads is cut before it is tokenised
 
 
 class PromptTokenizer:
-    """A fast tokenizer (``tokenizer.json``) that writes prompts into a template.
+    """Tokenizes prompts inside a template with a fast tokenizer (``tokenizer.json``).
 
-    The template's control tokens are real; in the prompt their names are ordinary text, as with transformers'
-    ``split_special_tokens``. A prompt without such names gives the ids of the whole text, tokenised at once.
+    Control tokens act as such in the template only; in the prompt their names are ordinary text, as with transformers'
+    ``split_special_tokens``. A prompt without such names gives the same ids as tokenizing the whole text at once.
 
     Args:
         file: ``tokenizer.json``.
-        placeholders: control tokens of the model, should the file not list them among its added tokens.
+        placeholders: control tokens of the model that the file may not list among its added tokens.
     """
 
     def __init__(self, file: Path, placeholders: Sequence[str] = ()) -> None:
@@ -36,20 +36,24 @@ class PromptTokenizer:
         self._placeholders = tuple(placeholders)
 
     def token_to_id(self, token: str) -> int | None:
-        """Id of a token; None if the vocabulary has none of this name."""
+        """Return the id of a token; None if the vocabulary does not have it."""
         token_id = self._plain.token_to_id(token)
         return None if token_id is None else int(token_id)
 
     def ids(self, text: str) -> list[int]:
-        """Ids of a template's text, in which control tokens are control tokens."""
+        """Tokenize text of a template, in which control tokens act as such."""
         return list(self._plain.encode(text, add_special_tokens=False).ids)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of ``ids``."""
+        """Convert ids to text."""
         return str(self._plain.decode(list(ids), skip_special_tokens=False))
 
     def write(self, before: str, prompt: str, after: str, limit: int) -> tuple[list[int], list[int]]:
-        """Ids of ``before + prompt + after`` with the first ``limit`` tokens of the prompt, and the ids cut off."""
+        """Tokenize ``before + prompt + after`` with at most ``limit`` tokens of the prompt.
+
+        Returns:
+            the ids, and the ids of the prompt that were cut off.
+        """
         most = limit * _CHARACTERS_OF_A_TOKEN
         text, rest = readable(prompt[:most]), readable(prompt[most:].strip()[:most])
         plain = self._plain.encode(text, add_special_tokens=False).ids
@@ -66,14 +70,18 @@ class PromptTokenizer:
         return [*head, *kept[:limit], *tail], kept[limit:] + (self.ids(rest) if rest else [])
 
     def _marks(self, ids: Sequence[int]) -> list[int]:
-        """The control tokens among ``ids``, in their order; not those that stand for unknown characters."""
+        """Return the control tokens among ``ids`` in order, without the one for unknown characters."""
         return [token_id for token_id in ids if token_id in self._control and token_id != self._unknown]
 
     @cached_property
     def _values(self) -> dict[str, Any]:
         if not self._file.is_file():
-            raise InputError("the MLLM's folder has no tokenizer.json", value=str(self._file), fix="copy it there")
-        return parse_object(self._file.read_bytes(), str(self._file), fix="download it again")
+            raise InputError(
+                "the MLLM's folder has no tokenizer.json",
+                value=str(self._file),
+                fix="copy tokenizer.json into the folder",
+            )
+        return parse_object(self._file.read_bytes(), str(self._file), fix="download the file again")
 
     @cached_property
     def _plain(self) -> Any:
@@ -82,7 +90,7 @@ class PromptTokenizer:
 
     @cached_property
     def _literal(self) -> Any:
-        """The same tokenizer without control tokens, made when a prompt first names one."""
+        """The same tokenizer without control tokens; built when a prompt contains the name of one."""
         entries = [
             {**entry, "special": entry["special"] or entry["id"] in self._control}
             for entry in self._values.get("added_tokens", [])
@@ -93,7 +101,7 @@ class PromptTokenizer:
 
     @cached_property
     def _control(self) -> frozenset[int]:
-        """Ids that no text may become: special tokens, added ones that are written as marks, the placeholders."""
+        """Ids that no prompt may produce: special tokens, added tokens like ``<…>``, and the placeholders."""
         added = self._plain.get_added_tokens_decoder().items()
         named = {token_id for token_id, token in added if token.special or _MARK.fullmatch(token.content)}
         placeholders = (self._plain.token_to_id(token) for token in self._placeholders)
@@ -101,15 +109,17 @@ class PromptTokenizer:
 
     @cached_property
     def _unknown(self) -> int | None:
-        """Id of characters outside the vocabulary, which ordinary text may contain."""
+        """Id for characters outside the vocabulary; ordinary text may produce it."""
         model = self._values.get("model", {})
         unknown = model.get("unk_token")
         return model.get("unk_id") if unknown is None else self.token_to_id(unknown)
 
 
 def readable(text: str) -> str:
-    """``text`` without lone surrogates, which no tokenizer takes: UTF-8 that was read byte by byte and halves of UTF-16
-    are put together again, the rest becomes U+FFFD."""
+    """Replace lone surrogates in ``text``, which no tokenizer accepts.
+
+    UTF-8 that was decoded byte by byte and halves of UTF-16 pairs are joined, the rest becomes U+FFFD.
+    """
     if not any("\ud800" <= character <= "\udfff" for character in text):
         return text
     try:
@@ -119,7 +129,7 @@ def readable(text: str) -> str:
 
 
 def load_tokenizer(values: dict[str, Any]) -> Any:
-    """The tokenizer of a ``tokenizer.json``, without its padding and truncation."""
+    """Load a ``tokenizer.json``, without its padding and truncation."""
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_str(json.dumps(values))
@@ -129,10 +139,10 @@ def load_tokenizer(values: dict[str, Any]) -> Any:
 
 
 def build_tokenizer(words: Sequence[str], max_size: int = 4096) -> Any:
-    """A transformers fast tokenizer (WordPiece, lower-cased) with the special tokens that InternVL's processor expects.
+    """Build a transformers fast tokenizer (WordPiece, lower-cased) with the special tokens of InternVL's processor.
 
     Ids 0 to 7 are ``SPECIAL_TOKENS``, then single characters (as a word's start and, with ``##``, inside a word), then
-    ``words``: a word outside the list is spelled out, so no prompt collapses to ``<unk>``.
+    ``words``. A word outside the list is spelled in characters, so no prompt becomes ``<unk>`` only.
 
     Raises:
         ConfigError: the vocabulary would exceed ``max_size`` (the embedding's rows).

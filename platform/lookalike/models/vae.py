@@ -1,4 +1,4 @@
-"""Images and packed latents: diffusers' AutoencoderKL, scaled and packed as diffusers' Flux pipelines do."""
+"""Convert images to packed latents and back with diffusers' AutoencoderKL, as diffusers' Flux pipelines do."""
 
 import hashlib
 import threading
@@ -10,19 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lookalike.bundles.contents import REPAIR
-from lookalike.bundles.manifest import PATCH
 from lookalike.documents import decoding
+from lookalike.models.components import PATCH, REPAIR
 from lookalike.models.weights import check_names
 
-_PIXELS_AT_ONCE = 512 * 512  # on a GPU: small images together, large ones one by one
+_PIXELS_AT_ONCE = 512 * 512  # on a GPU: small images in batches, large ones one by one
 
 
 def load_vae(bundle_dir: Path) -> Any:
-    """The frozen AutoencoderKL of a bundle in this folder, float32, in evaluation mode.
+    """Load the AutoencoderKL of a bundle in a local folder: frozen, float32, in evaluation mode.
 
     Raises:
-        InputError: names a tensor that is missing or unknown.
+        InputError: it cannot be loaded, or a tensor is missing or unknown.
     """
     from diffusers import AutoencoderKL
 
@@ -33,25 +32,25 @@ def load_vae(bundle_dir: Path) -> Any:
 
 
 def downsampling(vae: Any) -> int:
-    """Pixels of an image's side per latent."""
+    """Return the pixels of an image's side per latent."""
     return int(2 ** (len(vae.config.block_out_channels) - 1))
 
 
 def token_grid(vae: Any, height: int, width: int) -> tuple[int, int]:
-    """Rows and columns of tokens of an image of that many pixels."""
+    """Return the rows and columns of tokens of an image of ``height`` x ``width`` pixels."""
     side = downsampling(vae) * PATCH
     return height // side, width // side
 
 
 def pack(latents: Tensor) -> Tensor:
-    """``[B, C, H, W]`` → tokens ``[B, H/2 · W/2, 4 C]`` in the order of diffusers' FluxPipeline."""
+    """Pack latents ``[B, C, H, W]`` into tokens ``[B, H/2 · W/2, 4 C]`` in the order of diffusers' FluxPipeline."""
     batch, channels, height, width = latents.shape
     patches = latents.view(batch, channels, height // PATCH, PATCH, width // PATCH, PATCH)
     return patches.permute(0, 2, 4, 1, 3, 5).reshape(batch, -1, channels * PATCH * PATCH)
 
 
 def unpack(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
-    """The inverse of :func:`pack` for tokens of ``grid`` rows and columns."""
+    """Invert :func:`pack` for tokens of ``grid`` (rows, columns)."""
     batch, _, width = tokens.shape
     patches = tokens.view(batch, *grid, width // PATCH**2, PATCH, PATCH).permute(0, 3, 1, 4, 2, 5)
     return patches.reshape(batch, width // PATCH**2, grid[0] * PATCH, grid[1] * PATCH)
@@ -59,9 +58,10 @@ def unpack(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
 
 @torch.no_grad()
 def encode(vae: Any, images: Tensor, device: torch.device | None = None) -> Tensor:
-    """uint8 ``[B, 3, H, W]`` → packed, shifted and scaled latents ``[B, T, C]``: the posterior's mode, so no noise.
+    """Encode uint8 images ``[B, 3, H, W]`` to packed, shifted and scaled latents ``[B, T, C]``.
 
-    ``device`` is where the VAE computes, by default where it is now (an offloaded one is not there yet).
+    They are the posterior's mode, without noise. ``device`` is where the VAE computes, by default its current device
+    (pass it for an offloaded VAE).
     """
     pixels = images.to(device or vae.device, vae.dtype) / 127.5 - 1
     latents = vae.encode(pixels, return_dict=False)[0].mode()
@@ -70,30 +70,30 @@ def encode(vae: Any, images: Tensor, device: torch.device | None = None) -> Tens
 
 
 def decode(vae: Any, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Packed latents ``[B, T, C]`` → uint8 images ``[B, 3, H, W]``."""
+    """Decode packed latents ``[B, T, C]`` to uint8 images ``[B, 3, H, W]``."""
     return ((_decoded(vae, tokens, grid).clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 
 def decode_floats(vae: Any, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Packed latents ``[B, T, C]`` → float32 images ``[B, 3, H, W]`` in [0, 1], as diffusers returns them."""
+    """Decode packed latents ``[B, T, C]`` to float32 images ``[B, 3, H, W]`` in [0, 1], as diffusers returns them."""
     return (_decoded(vae, tokens, grid).float() / 2 + 0.5).clamp(0, 1)
 
 
 @torch.no_grad()
 def _decoded(vae: Any, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Images ``[B, 3, H, W]``, of about -1 to 1."""
+    """Decode to images ``[B, 3, H, W]`` of about -1 to 1."""
     latents = unpack(tokens.to(vae.dtype), grid) / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)
     pixels: Tensor = vae.decode(latents, return_dict=False)[0]
     return pixels
 
 
 class LatentCache:
-    """Latents of images that were encoded before: the VAE is frozen, and training sees an image many times.
+    """A cache of latents: the VAE is frozen, and training encodes an image many times.
 
-    The VAE always sees the same number of images of a size at once (on a CPU one, on a GPU as many as a 512² image has
-    pixels for, filled up with black ones), so that latents, which differ in the last bits with the batch size, depend
-    on nothing but their image, and a resumed run computes the same. The least recently used go first. Threads may share
-    one.
+    The VAE always encodes the same number of images of a size at once: one on a CPU, on a GPU as many as have the
+    pixels of a 512² image, padded with black ones. So latents, which differ in the last bits with the batch size,
+    depend only on their image, and a resumed run computes the same ones. The least recently used latents are removed
+    first. Threads may share a cache.
     """
 
     def __init__(self, capacity_mib: int = 256) -> None:
@@ -103,7 +103,7 @@ class LatentCache:
         self._lock = threading.Lock()
 
     def encode(self, vae: Any, images: Tensor) -> Tensor:
-        """As :func:`encode`: uint8 ``[B, 3, H, W]`` → ``[B, T, C]``, where the images are. One cache serves one VAE."""
+        """As :func:`encode`, ``[B, T, C]`` on the images' device. Use one cache for each VAE."""
         header = repr(tuple(images.shape[1:])).encode()
         keys = [hashlib.sha256(header + image.tobytes()).digest() for image in images.cpu().numpy()]
         with self._lock:

@@ -1,4 +1,4 @@
-"""Weights by parameter name, tensor by tensor, from transformers' and diffusers' formats; strict in both directions."""
+"""Load weights tensor by tensor from transformers' and diffusers' formats; missing and unknown tensors are errors."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -11,37 +11,40 @@ from torch import Tensor, nn
 
 from lookalike.documents import decoding
 from lookalike.errors import InputError
+from lookalike.models.components import NO_CODE, REPAIR
 
 PARTS = ("mllm", "aggregator", "transformer")
 
 
 def safetensors_files(folder: Path) -> list[Path]:
-    """The weight files of one component: those of its index, or its single file.
+    """List the weight files of one component: those of its index, or its single file.
 
     Raises:
-        InputError: none, or one that the index names is missing.
+        InputError: there is none, or one that the index names is missing.
     """
     indices = sorted(folder.glob("*.safetensors.index.json"))
     if indices:
-        with decoding("an index of safetensors files", str(indices[0]), fix="download it again"):
+        with decoding("an index of safetensors files", str(indices[0]), fix=REPAIR):
             names = sorted(set(json.loads(indices[0].read_text())["weight_map"].values()))
         files = [folder / name for name in names]
     else:
         files = sorted(folder.glob("*.safetensors"))[:1]
     for file in files:
         if not file.is_file():
-            raise InputError("a weight file of the index is missing", value=str(file), fix="download it again")
+            raise InputError("a weight file that the index names is missing", value=str(file), fix=REPAIR)
     if not files:
-        raise InputError("no safetensors in a component's folder", value=str(folder), fix="save it as safetensors")
+        raise InputError(
+            "the component's folder has no safetensors file", value=str(folder), fix="save the weights as safetensors"
+        )
     return files
 
 
 def _weights(file: Path) -> AbstractContextManager[None]:
-    return decoding("a safetensors file", str(file), fix="download or export the bundle again")
+    return decoding("a safetensors file", str(file), fix=REPAIR)
 
 
 def read_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    """(name in the file, tensor) of every tensor of a component, one in memory at a time."""
+    """Yield (name in the file, tensor) for every tensor of a component, one in memory at a time."""
     from safetensors import safe_open
 
     for file in safetensors_files(folder):
@@ -59,9 +62,9 @@ def _tensor_names(folder: Path) -> Iterator[str]:
 
 
 def component_weights(bundle_dir: Path) -> Iterator[tuple[str, Tensor]]:
-    """(parameter name in ``SubjectModel``, tensor) of a bundle's joint encoder, aggregator and DiT.
+    """Yield (parameter name in ``SubjectModel``, tensor) for a bundle's joint encoder, aggregator and DiT.
 
-    The language head of the MLLM is left out: it is never called.
+    The language head of the MLLM is skipped: it is never called.
     """
     rename = _mllm_names(bundle_dir / "mllm")
     for part in PARTS:
@@ -72,11 +75,10 @@ def component_weights(bundle_dir: Path) -> Iterator[tuple[str, Tensor]]:
 
 
 def strict_weights(model: nn.Module, bundle_dir: Path) -> Iterator[tuple[str, Tensor]]:
-    """:func:`component_weights`, checked against ``model`` (a SubjectModel, sharded by ZeRO-3 or not).
+    """Yield :func:`component_weights` after checking each against ``model`` (a SubjectModel, sharded by ZeRO-3 or not).
 
     Raises:
-        InputError: names a tensor that the model does not know or whose shape is another; at the end, one that is
-            missing.
+        InputError: a tensor is unknown or has another shape; or, at the end, one is missing.
     """
     expected = {name: _shape(tensor) for name, tensor in _own_tensors(model)}
     for name, tensor in component_weights(bundle_dir):
@@ -92,12 +94,12 @@ def strict_weights(model: nn.Module, bundle_dir: Path) -> Iterator[tuple[str, Te
 
 
 def check_names(parts: Mapping[str, nn.Module], bundle_dir: Path) -> None:
-    """Hold modules that a library has loaded, by the names of their folders, against the files that it read.
+    """Compare the tensor names of modules that a library has loaded, by component, with those in their files.
 
-    transformers and diffusers only warn of a tensor that is missing (and draw it at random) or left over.
+    transformers and diffusers only warn of a tensor that is missing (and initialise it at random) or unknown.
 
     Raises:
-        InputError: names one of either.
+        InputError: a tensor is missing or unknown.
     """
     for part, module in parts.items():
         rename = _mllm_names(bundle_dir / part) if part == "mllm" else str
@@ -113,8 +115,11 @@ def check_names(parts: Mapping[str, nn.Module], bundle_dir: Path) -> None:
 
 
 def replace_mllm_weights(folder: Path, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Write ``weights``, by their names in the base model, over those in an MLLM's files, whose names and dtypes stay;
-    returns what stands there now."""
+    """Replace ``weights``, by their names in the base model, in an MLLM's files; names and dtypes of the files stay.
+
+    Returns:
+        the tensors as they were written.
+    """
     from safetensors import safe_open
     from safetensors.torch import save_file
 
@@ -130,7 +135,7 @@ def replace_mllm_weights(folder: Path, weights: Mapping[str, Tensor]) -> dict[st
 
 
 def load_weights(model: nn.Module, bundle_dir: Path) -> None:
-    """Copy a bundle's weights into ``model`` in this process; strict as :func:`strict_weights`."""
+    """Copy a bundle's weights into ``model``; strict as :func:`strict_weights`."""
     own = dict(_own_tensors(model))
     with torch.no_grad():
         for name, tensor in strict_weights(model, bundle_dir):
@@ -147,26 +152,27 @@ def _own_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 def _check(name: str, tensor: Tensor, expected: Mapping[str, tuple[int, ...]], origin: Path) -> None:
     if name not in expected:
-        raise InputError(f"unknown or repeated tensor {name}", value=str(origin), fix="use weights of this model")
+        raise InputError(
+            f"the tensor {name} is unknown or repeated", value=str(origin), fix="use weights of this model"
+        )
     if tuple(tensor.shape) != expected[name]:
         raise InputError(
-            f"{name} has shape {tuple(tensor.shape)}, the configuration says {expected[name]}",
+            f"{name} has shape {tuple(tensor.shape)}, the configuration gives {expected[name]}",
             value=str(origin),
             fix="use weights and configuration of one checkpoint",
         )
 
 
 def _shape(tensor: Any) -> tuple[int, ...]:
-    return tuple(getattr(tensor, "ds_shape", tensor.shape))  # ZeRO-3 leaves a shard of size 0 in place
+    return tuple(getattr(tensor, "ds_shape", tensor.shape))  # under ZeRO-3 the local tensor is empty
 
 
 def _mllm_names(folder: Path) -> Any:
-    """How names in an MLLM's files become names in its base model; None for what the base model does not have."""
+    """Return a function from names in an MLLM's files to names in its base model, None for tensors that it lacks."""
     from transformers import AutoConfig
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightRenaming, rename_source_key
 
-    from lookalike.annotators.hub import NO_CODE
     from lookalike.models.joint import full_class
 
     config = AutoConfig.from_pretrained(folder, **NO_CODE)
@@ -181,7 +187,7 @@ def _mllm_names(folder: Path) -> Any:
         own, converter = rename_source_key(name, renamings, converters)
         if converter is not None:
             raise InputError(
-                f"{name} needs a conversion that only transformers can do",
+                f"the tensor {name} needs a conversion that only transformers supports",
                 value=str(folder),
                 fix="load it with transformers and save it with save_pretrained(save_original_format=False)",
             )

@@ -3,7 +3,8 @@
 import re
 from dataclasses import replace
 
-from lookalike.bundles.manifest import MANIFEST
+from lookalike.bundles.files import MANIFEST
+from lookalike.bundles.reference import BundleReference
 from lookalike.errors import ConfigError, InputError
 from lookalike.registry.champions import champion
 from lookalike.registry.names import CHAMPION, validate_model_name
@@ -25,9 +26,8 @@ def resolve(model: str, tracking: str | None = None, bundle_uri: str | None = No
         UnreachableError: MLflow or the store does not answer.
     """
     if not model.startswith("models:"):
-        reference = ModelReference(bundle_uri=model, bundle_sha256="")
-        found = _identify(reference, bundle_uri or model)
-        return replace(reference, bundle_uri=bundle_uri or model, bundle_sha256=found)
+        where = bundle_uri or model
+        return ModelReference(BundleReference(where, identify(where)))
     match = _MODEL_URI.fullmatch(model)
     if match is None:
         raise ConfigError("not a valid model URI", value=model, fix="write models:/NAME@champion or models:/NAME/3")
@@ -47,7 +47,7 @@ def resolve(model: str, tracking: str | None = None, bundle_uri: str | None = No
             value=where,
             fix=_ANOTHER_PLACE,
         )
-    return replace(reference, bundle_uri=where)
+    return replace(reference, bundle=BundleReference(where, reference.bundle_sha256))
 
 
 _ANOTHER_PLACE = (
@@ -60,8 +60,6 @@ def _identify(reference: ModelReference, where: str) -> str:
     try:
         return identify(where)
     except InputError as error:
-        if reference.name is None:
-            raise
         raise InputError(
             f"the bundle of {reference} is not at its place: {error.what}", value=where, fix=_ANOTHER_PLACE
         ) from error

@@ -11,7 +11,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from lookalike.bundles.manifest import MANIFEST, bundle_sha256, parse_manifest
+from lookalike.bundles.files import MANIFEST
+from lookalike.bundles.manifest import bundle_sha256, parse_manifest
+from lookalike.bundles.reference import BundleReference
 from lookalike.errors import InputError, RefusedError
 from lookalike.registry.names import validate_model_name
 from lookalike.registry.promotion_log import LOG_TAG, PromotionLog
@@ -25,10 +27,8 @@ _SOURCE = "bundle://sha256/"
 class ModelReference:
     """Reference to a bundle, by its URI or as a version of a registered model."""
 
-    bundle_uri: str
-    """URI of the bundle."""
-    bundle_sha256: str
-    """Its identity (see :func:`lookalike.bundles.manifest.bundle_sha256`)."""
+    bundle: BundleReference
+    """Location and identity of its bundle, whose manifest has not been read."""
     name: str | None = None
     """The registered model; None for a bundle that was named by its URI."""
     version: int | None = None
@@ -44,6 +44,16 @@ class ModelReference:
 
     def __str__(self) -> str:
         return f"models:/{self.name}/{self.version}" if self.name else self.bundle_uri
+
+    @property
+    def bundle_uri(self) -> str:
+        """Location of the bundle."""
+        return self.bundle.uri
+
+    @property
+    def bundle_sha256(self) -> str:
+        """Identity of the bundle."""
+        return self.bundle.sha256
 
 
 def identify(bundle_uri: str) -> str:
@@ -216,8 +226,7 @@ def _reference(version: Any) -> ModelReference:
             fix=f"set the tag to {content}",
         )
     return ModelReference(
-        bundle_uri=tags["bundle_uri"],
-        bundle_sha256=content,
+        BundleReference(tags["bundle_uri"], content),
         name=version.name,
         version=int(version.version),
         scores_uri=tags.get("scores_uri"),

@@ -1,4 +1,4 @@
-"""Plots of a training run as SVG: text stays text, and takes the page's font."""
+"""Plots of a training run as SVG; text stays text, in the font of the page."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 
 INK, QUIET, LINE = "#1c1e21", "#8a8f96", "#e3e5e8"
-RIGHT, WRONG = "#2f6db5", "#d1622b"  # told apart by the colour-blind too
+RIGHT, WRONG = "#2f6db5", "#d1622b"  # distinguishable with colour blindness
 
 Record = Mapping[str, Any]
 
 
 def loss_curve(records: Sequence[Record]) -> str:
-    """Training loss by step, raw and smoothed, with the boundaries of the curriculum's stages."""
+    """Plot the training loss by step, raw and smoothed, with the boundaries of the phases."""
     points = [record for record in records if "loss" in record]
     steps = np.array([record["step"] for record in points])
     losses = np.array([record["loss"] for record in points])
@@ -30,53 +30,37 @@ def loss_curve(records: Sequence[Record]) -> str:
 
 
 def held_out_curve(records: Sequence[Record]) -> str:
-    """Held-out loss by step, with the samples' own conditions and with another subject's."""
+    """Plot the held-out loss by step, with the samples' own conditions and with another subject's."""
     points = [record for record in records if "validation" in record]
     figure, axes = _axes("held-out loss")
     names = {"loss_right": ("own conditions", RIGHT), "loss_shuffled": ("another subject's", WRONG)}
     for _, part in _stages(points):
         steps = [record["step"] + 1 for record in part]
-        for name, (_label, colour) in names.items():
+        for name, (_, colour) in names.items():
             values = [record["validation"][name] for record in part]
             axes.plot(steps, values, color=colour, linewidth=1.8, marker="o", markersize=3)
     for stage, part in _stages([record for record in records if "loss" in record])[1:]:
         _mark_stage(axes, part[0]["step"], stage, first=False)
     for (label, colour), place in zip(names.values(), (0.66, 1.0), strict=True):
-        axes.annotate(
-            label,
-            (place, 1),
-            xycoords="axes fraction",
-            xytext=(0, 7),
-            textcoords="offset points",
-            ha="right",
-            color=colour,
-        )
+        _label(axes, label, place, colour)
     axes.margins(x=0.03, y=0.2)
     return _svg(figure)
 
 
 def layer_curve(weights: Mapping[str, Sequence[float]]) -> str:
-    """Learned weight of each layer of the MLLM by branch of the aggregator; 0 is the embedding."""
+    """Plot the learned weight of each layer of the MLLM by branch of the aggregator; layer 0 is the embedding."""
     figure, axes = _axes("weight of each layer, by token", "layer of the multimodal model")
     axes.axhline(0, color=QUIET, linewidth=0.8)
     for place, (name, colour) in enumerate(zip(weights, (RIGHT, WRONG), strict=False)):
         axes.plot(range(len(weights[name])), weights[name], color=colour, linewidth=1.8, marker="o", markersize=3)
-        axes.annotate(
-            name,
-            (0.8 + 0.2 * place, 1),
-            xycoords="axes fraction",
-            xytext=(0, 7),
-            textcoords="offset points",
-            ha="right",
-            color=colour,
-        )
+        _label(axes, name, 0.8 + 0.2 * place, colour)
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.margins(x=0.03, y=0.2)
     return _svg(figure)
 
 
 def smooth(values: np.ndarray, share: float = 0.08) -> np.ndarray:
-    """Centred mean over about ``share`` of the points, whose window shrinks at the ends."""
+    """Compute a centred mean over about ``share`` of the points; the window shrinks at the ends."""
     half = max(1, round(len(values) * share / 2))
     sums = np.concatenate([[0.0], np.cumsum(values)])
     index = np.arange(len(values))
@@ -88,11 +72,22 @@ def _stages(points: Sequence[Record]) -> list[tuple[str, list[Record]]]:
     return [(stage, list(part)) for stage, part in groupby(points, key=lambda record: str(record["stage"]))]
 
 
+def _label(axes: Any, text: str, place: float, colour: str) -> None:
+    """Write a legend entry above the plot; it ends at ``place``, a fraction of the width."""
+    above: dict[str, Any] = {
+        "xycoords": "axes fraction",
+        "xytext": (0, 7),
+        "textcoords": "offset points",
+        "ha": "right",
+    }
+    axes.annotate(text, (place, 1), color=colour, **above)
+
+
 def _mark_stage(axes: Any, step: float, name: str, *, first: bool) -> None:
     if not first:
         axes.axvline(step, color=QUIET, linewidth=0.8, linestyle=(0, (3, 3)))
     left, right = axes.get_xlim()
-    late = step > left + 0.7 * (right - left)  # then the name stands on the left of its line, inside of the plot
+    late = step > left + 0.7 * (right - left)  # then the name is left of its line, inside the plot
     axes.annotate(
         name,
         (step, 1),

@@ -1,4 +1,4 @@
-"""Labelled picture grids: references | prompt | real photo | generated images, one row per prompt.
+"""Labelled grids of images: references | prompt | real photo | generated images, one row per prompt.
 
 Images are uint8 RGB ``[H, W, 3]`` of any size; they are fitted into their cell and never stretched.
 """
@@ -14,21 +14,21 @@ from PIL import Image, ImageDraw, ImageFont
 
 CELL = 168  # pixels a side: a 64-pixel image is shown at 2.6 times its size
 GAP = 12
-_MOST_CHARACTERS = 600  # of a text: more does not fit into a cell, and Pillow measures no text of a million
+_MOST_CHARACTERS = 600  # of a text: more does not fit into a cell, and Pillow takes long to measure a million
 TEXT_WIDTH = 200
 INK, QUIET, LINE = "#1c1e21", "#6a6f76", "#e3e5e8"
 
 
 @dataclass(frozen=True)
 class GridRow:
-    """One task and what came of it."""
+    """One prompt with its references and its images."""
 
     references: Sequence[np.ndarray]
-    """What the model saw of the subject."""
+    """Photos of the subject that the model read."""
     prompt: str
-    """What it was asked for."""
+    """Text that the model read."""
     images: Mapping[str, np.ndarray]
-    """Column title → image; a column without an image stays empty."""
+    """Column title → image; a cell without an image stays empty."""
     note: str = ""
     """Small print below the prompt."""
     emphasis: frozenset[str] = field(default_factory=frozenset)
@@ -36,7 +36,7 @@ class GridRow:
 
 
 def draw_grid(rows: Sequence[GridRow], columns: Sequence[str], title: str = "") -> Image.Image:
-    """Draw ``rows`` under the titles ``columns``; references stand first, stacked in one cell, then the prompt."""
+    """Draw ``rows`` below the column titles: references in one cell, then the prompt, then ``columns``."""
     titles = ["references", "prompt", *columns]
     widths = [CELL, TEXT_WIDTH, *[CELL] * len(columns)]
     lefts = [GAP + sum(widths[:i]) + GAP * i for i in range(len(widths))]
@@ -70,7 +70,7 @@ def draw_grid(rows: Sequence[GridRow], columns: Sequence[str], title: str = "") 
 
 
 def _paste_stack(canvas: Image.Image, images: Sequence[np.ndarray], left: int, top: int) -> None:
-    """Up to four images in one cell: one alone is large, two stand side by side, more in two rows."""
+    """Paste up to four images into one cell: a single one fills it, two are side by side, more in two rows."""
     shown = images[:4]
     if len(shown) == 1:
         _paste(canvas, shown[0], left, top, CELL)
@@ -88,7 +88,7 @@ def _paste(canvas: Image.Image, image: np.ndarray, left: int, top: int, side: in
 
 
 def _wrap(text: str, width: int, size: int, bold: bool = False) -> list[str]:
-    """Break ``text`` at blanks to ``width`` pixels; a word that is too long is cut with an ellipsis."""
+    """Break ``text`` at spaces to ``width`` pixels; a word that is too long is cut with an ellipsis."""
     font = _font(size, bold)
     lines: list[str] = []
     for word in text[:_MOST_CHARACTERS].split():
@@ -103,6 +103,6 @@ def _wrap(text: str, width: int, size: int, bold: bool = False) -> list[str]:
 
 @lru_cache(maxsize=8)
 def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans as matplotlib ships it: the same letters on every machine, Greek and Cyrillic too."""
+    """Load DejaVu Sans as matplotlib ships it: the same letters on every machine, Greek and Cyrillic included."""
     name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
     return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name), size)

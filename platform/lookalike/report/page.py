@@ -1,4 +1,4 @@
-"""What the page holds, and its rendering. Every section may be absent; images are ``data:`` URIs."""
+"""The content of a page, and its rendering. Every section is optional; images are ``data:`` URIs."""
 
 import base64
 import io
@@ -17,30 +17,30 @@ from lookalike.evaluation.scores import Scores
 
 @dataclass(frozen=True)
 class Reject:
-    """An image that was dropped."""
+    """A photo that was dropped."""
 
     image: str
-    """The image."""
+    """The photo."""
     beside: Sequence[str] = ()
-    """Kept photos of the same subject, where the reason only makes sense beside them."""
+    """Kept photos of the same subject, for reasons that compare photos."""
 
 
 @dataclass(frozen=True)
 class Reason:
-    """Why some images were dropped."""
+    """A reason for which photos were dropped."""
 
     name: str
-    """As the images table says it."""
+    """Name in the table of photos."""
     count: int
-    """Images."""
+    """Number of photos."""
     what: str = ""
-    """What the filter looks at."""
+    """What the filter checks."""
     rejects: Sequence[Reject] = ()
-    """Some of the images; none of files that no one can decode."""
+    """Some of the photos; files that cannot be decoded are not shown."""
 
     @property
     def label(self) -> str:
-        """For people."""
+        """Name for readers."""
         return self.name.replace("_", " ")
 
 
@@ -49,16 +49,16 @@ class Triplet:
     """A training sample."""
 
     references: Sequence[str]
-    """What the model sees."""
+    """Photos that the model reads."""
     target: str
-    """What it learns to draw."""
+    """Photo that it learns to generate."""
     prompt: str
-    """What it is told."""
+    """Text that it reads."""
 
 
 @dataclass(frozen=True)
 class Curation:
-    """What came in and what was kept."""
+    """A curation run: photos in, kept and dropped."""
 
     images_in: int
     images_kept: int
@@ -72,20 +72,20 @@ class Curation:
 
 @dataclass(frozen=True)
 class Training:
-    """How a run learned."""
+    """A training run."""
 
     loss_svg: str
     held_out_svg: str | None
     stages: Sequence[Mapping[str, Any]]
-    """As the run's result says them: stage, loss_first, loss_last, validation."""
+    """Phases, as in the run's result: stage, loss_first, loss_last, validation."""
     facts: Mapping[str, str] = field(default_factory=dict)
     layers_svg: str | None = None
-    """Which layers of the multimodal model are used, where the aggregator weighs them."""
+    """Weights of the MLLM's layers, if the aggregator learns them."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One scores.json and its grid."""
+    """An evaluation: one ``scores.json`` and its grid."""
 
     scores: Scores
     grid: str
@@ -93,7 +93,7 @@ class Evaluation:
 
     @property
     def losses(self) -> list[tuple[str, Estimate, Estimate, Estimate]]:
-        """(mode, own conditions, another subject's, gap) where there was another subject."""
+        """(mode, own conditions, another subject's, gap), if there was another subject."""
         found, metrics = [], self.scores.metrics
         for prefix, mode in (("", "MLLM + references"), ("mllm_only/", "MLLM only")):
             names = [f"{prefix}loss_{arm}" for arm in ("right", "shuffled", "gap")]
@@ -104,7 +104,7 @@ class Evaluation:
 
     @property
     def images(self) -> list[tuple[str, dict[str, Estimate]]]:
-        """(stages, metric → estimate) of the generated images, the main setting first."""
+        """(denoising schedule, metric → estimate) of the generated images, the main one first."""
         stages: dict[str, dict[str, Estimate]] = {}
         for name, estimate in self.scores.metrics.items():
             setting, _, metric = name.rpartition("/")
@@ -117,7 +117,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Decision:
-    """What a gate decided."""
+    """A decision of the gate."""
 
     model: str
     version: str
@@ -128,7 +128,7 @@ class Decision:
 
 @dataclass(frozen=True)
 class Finetune:
-    """A customer's subject before and after: an evaluation of the personal bundle beside its base."""
+    """A customer's subject before and after: evaluations of the personal bundle and of its base."""
 
     customer: str
     subject: str
@@ -137,8 +137,8 @@ class Finetune:
 
     @property
     def rows(self) -> list[tuple[str, Estimate, Estimate]]:
-        """(metric for people, before, after)."""
-        labels = {"loss_right": "loss on the subject's photographs", **LABELS}
+        """(label of a metric, before, after)."""
+        labels = {"loss_right": "loss on the subject's photos", **LABELS}
         metrics = self.scores.metrics
         return [
             (label, metrics[f"before/{name}"], metrics[name])
@@ -149,7 +149,7 @@ class Finetune:
 
 @dataclass(frozen=True)
 class Generation:
-    """Images that were asked for."""
+    """A generation: its model and images."""
 
     model: str
     sheet: str
@@ -158,7 +158,7 @@ class Generation:
 
 @dataclass(frozen=True)
 class Page:
-    """The page."""
+    """All sections of a page."""
 
     title: str
     curation: Curation | None = None
@@ -173,7 +173,7 @@ class Page:
 
     @property
     def headline(self) -> dict[str, str]:
-        """The few numbers that stand at the top, by label."""
+        """The numbers at the top of the page, by label."""
         found = {}
         if self.curation:
             found["photographs in, with a reason for each one that was dropped"] = number(self.curation.images_in)
@@ -192,7 +192,7 @@ class Page:
 
 
 def render(page: Page) -> str:
-    """The page as one HTML document that loads nothing from anywhere."""
+    """Render a page as one HTML document that loads nothing from other places."""
     from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
     environment = Environment(
@@ -216,32 +216,32 @@ def _stage_label(setting: str, main: str) -> str:
 
 
 def number(value: int) -> str:
-    """Thousands apart: ``12345`` → ``"12 345"`` with a thin space."""
+    """Format with thin spaces between thousands: ``12345`` → ``"12 345"``."""
     return f"{value:,}".replace(",", "\u2009")
 
 
 def figure(value: object) -> str:
-    """A check's value or threshold: floats with four digits, absent ones as a dash."""
+    """Format the value or threshold of a check: floats with four digits, None as a dash."""
     if value is None:
         return "–"
     return f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
 def duration(seconds: float) -> str:
-    """``83.2`` → ``"1 min 23 s"``."""
+    """Format seconds: ``83.2`` → ``"1 min 23 s"``."""
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 
 def thumbnail(image: np.ndarray, side: int = 112) -> str:
-    """uint8 RGB ``[H, W, 3]`` as a JPEG ``data:`` URI whose longer side is at most ``side`` pixels."""
-    picture = Image.fromarray(image)
-    picture.thumbnail((side, side), Image.Resampling.LANCZOS)
+    """Encode uint8 RGB ``[H, W, 3]`` as a JPEG ``data:`` URI with a longer side of at most ``side`` pixels."""
+    small = Image.fromarray(image)
+    small.thumbnail((side, side), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
-    picture.save(buffer, format="JPEG", quality=85)
+    small.save(buffer, format="JPEG", quality=85)
     return data_uri(buffer.getvalue(), "image/jpeg")
 
 
 def data_uri(data: bytes, kind: str = "image/png") -> str:
-    """Bytes as a ``data:`` URI."""
+    """Encode bytes as a ``data:`` URI."""
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"

@@ -8,16 +8,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from lookalike.bundles import manifest as bundles
-from lookalike.bundles.transfer import (
-    BUNDLE,
-    INITIAL,
-    BundleReference,
-    finished_bundle,
-    local_bundle,
-    reference,
-    upload_bundle,
-)
+from lookalike.bundles.load import load_model
+from lookalike.bundles.manifest import ADAPTER, read_preset, write_manifest
+from lookalike.bundles.reference import BundleReference
+from lookalike.bundles.transfer import local_bundle, upload_bundle, verified_reference
+from lookalike.bundles.verification import verify
 from lookalike.errors import LookalikeError
 from lookalike.models.adapters import merge_mllm_lora, save_lora
 from lookalike.models.dit import Context, References
@@ -28,6 +23,7 @@ from lookalike.storage import Store
 from lookalike.training import checkpoint
 from lookalike.training.config import TrainConfig
 from lookalike.training.optimizer import STATE_NAMES
+from lookalike.training.run_bundles import BUNDLE, INITIAL, finished_bundle
 from lookalike.training.trainable import adapter_of, add_loras, mllm_lora_of, trainable_parts
 
 _TOLERANCE = 1e-3  # relative, of weights; float16 has 11 significant bits
@@ -59,18 +55,17 @@ def export_bundle(
     _check_trained(weights)
 
     with scratch("export") as folder:
-        preset = bundles.read_preset(initial)
+        preset = read_preset(initial)
         base = None
         if config.adapter is not None and config.export_lora == "separate":
-            found = reference(initial_uri)
-            base = bundles.Base(found.uri, found.sha256)
+            base = verified_reference(initial_uri)
         else:
             shutil.copytree(initial, folder, dirs_exist_ok=True)
         expected, merged = _save_trained(config, initial, weights, folder)
-        bundles.write_manifest(folder, preset, base, config.owner)
+        write_manifest(folder, preset, base, config.owner)
         _verify(config, folder, initial if base else None, {**weights, **merged}, expected)
         upload_bundle(folder, target, check)
-    return reference(target.uri)
+    return verified_reference(target.uri)
 
 
 def _check_trained(weights: Mapping[str, Tensor]) -> None:
@@ -90,7 +85,7 @@ def _check_trained(weights: Mapping[str, Tensor]) -> None:
 
 def _trained_model(config: TrainConfig, initial: Path, weights: Mapping[str, Tensor]) -> SubjectModel:
     """Load the initial bundle's model, with the run's LoRA if it trains one, and the checkpoint's weights; strict."""
-    model = SubjectModel.from_bundle(initial)
+    model = load_model(initial)
     add_loras(config, model)
     named = model.set_trainable(trainable_parts(config))
     if differing := sorted(set(named) ^ set(weights)):
@@ -124,7 +119,7 @@ def _save_trained(
     elif adapter is not None:
         own = {name: tensor for name, tensor in weights.items() if name.startswith("transformer.")}
         lora = {name.removeprefix("transformer."): tensor for name, tensor in own.items() if ".lora_" in name}
-        save_lora(folder / bundles.ADAPTER, adapter, lora)
+        save_lora(folder / ADAPTER, adapter, lora)
     for part in changed:
         shutil.rmtree(folder / part)  # the initial weights may lie in more files
         trained = getattr(model, part)
@@ -150,8 +145,8 @@ def _verify(
     config: TrainConfig, folder: Path, base: Path | None, weights: Mapping[str, Tensor], expected: Tensor
 ) -> None:
     """Read the bundle back as a user does, and compare its tensors and outputs with the trained ones."""
-    bundles.verify(folder)
-    model = SubjectModel.from_bundle(folder, base)
+    verify(folder)
+    model = load_model(folder, base)
     found = dict(model.named_parameters())
     for name, value in weights.items():
         if ".lora_" in name and (config.export_lora == "merged" or name.startswith("mllm.")):

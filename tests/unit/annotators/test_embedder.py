@@ -6,7 +6,9 @@ import torch
 from skimage import data as photographs
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, Dinov2Config, Dinov2Model, ViTImageProcessor
 
-from lookalike.annotators.embedder import Embedder, ForegroundColour, load_embedder, revision_of
+from lookalike.annotators.base import Embedder
+from lookalike.annotators.embedder import load_embedder, revision_of
+from lookalike.annotators.foreground import ForegroundColour
 from lookalike.errors import ConfigError
 
 

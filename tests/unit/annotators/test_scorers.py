@@ -8,8 +8,9 @@ import torch
 import transformers
 from PIL import Image, ImageDraw
 
+from lookalike.annotators.base import checked
 from lookalike.annotators.captioner import Captioner
-from lookalike.annotators.scorers import ClassArea, ClassProbability, OpenNsfw, TextShare, checked
+from lookalike.annotators.scorers import ClassArea, ClassProbability, OpenNsfw, TextShare
 from lookalike.errors import ConfigError, InputError
 from tests.drawn import draw
 

@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from lookalike.bundles.build import materialise
+from lookalike.bundles.load import load_model
 from lookalike.bundles.manifest import latent_identity, read_manifest
 from lookalike.data.triplets import read_triplets
 from lookalike.diffusion.flow import FlowConfig
 from lookalike.diffusion.objective import denoising_loss
 from lookalike.models.batch import to_batch
 from lookalike.models.presets import load_preset
-from lookalike.models.subject import SubjectModel
 from lookalike.models.vae import load_vae
 from lookalike.storage import open_store
 from pipelines.curate.config import ShardsConfig
@@ -42,7 +42,7 @@ def test_training_reads_latents_instead_of_running_the_vae(
     rows = np.array([0, 5, 3])
     read = prepare(TripletSource(version, "train", str(bundle), latents=True), rows)
     computed = prepare(TripletSource(version, "train", str(bundle)), rows)
-    model, vae, flow = SubjectModel.from_bundle(bundle), load_vae(bundle), FlowConfig.from_bundle(bundle)
+    model, vae, flow = load_model(bundle), load_vae(bundle), FlowConfig.from_bundle(bundle)
 
     def loss(columns: dict[str, np.ndarray]) -> torch.Tensor:
         with torch.no_grad():

@@ -1,12 +1,11 @@
 import pytest
 import torch
 
+from lookalike.bundles.load import load_model, load_preprocessor
 from lookalike.diffusion.flow import FlowConfig
 from lookalike.diffusion.objective import denoising_loss
 from lookalike.errors import ConfigError
 from lookalike.models.batch import Batch, to_batch
-from lookalike.models.preprocess import Preprocessor
-from lookalike.models.subject import SubjectModel
 from lookalike.models.vae import LatentCache, load_vae
 
 PROMPTS = ["a red mug", "a blue box on the wet sand of a beach", "a dog", "a striped ball in the snow"]
@@ -16,7 +15,7 @@ IDS = ["a", "b", "c", "d"]
 @pytest.fixture
 def columns(bundle_dir, pictures):
     images = pictures(8)
-    return Preprocessor.from_bundle(bundle_dir)(PROMPTS, [images[:1], images[1:3], images[3:4], []], images[4:])
+    return load_preprocessor(bundle_dir)(PROMPTS, [images[:1], images[1:3], images[3:4], []], images[4:])
 
 
 @pytest.fixture
@@ -26,7 +25,7 @@ def batch(columns) -> Batch:
 
 @pytest.fixture(scope="module")
 def parts(bundle_dir, perturb):
-    model = SubjectModel.from_bundle(bundle_dir)
+    model = load_model(bundle_dir)
     perturb(model.transformer)
     return model, load_vae(bundle_dir), FlowConfig.from_bundle(bundle_dir)
 
@@ -87,7 +86,7 @@ PINNED = {
 
 @pytest.mark.parametrize("use_references", [False, True])
 def test_the_first_losses_are_pinned(bundle_dir, batch, use_references: bool) -> None:
-    model = SubjectModel.from_bundle(bundle_dir)
+    model = load_model(bundle_dir)
     vae, flow = load_vae(bundle_dir), FlowConfig.from_bundle(bundle_dir)
     optimizer = torch.optim.AdamW(model.set_trainable(("aggregator", "transformer")).values(), lr=2e-3)
     model.train()

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
+from lookalike.bundles.load import load_model, load_preprocessor
 from lookalike.diffusion.flow import FlowConfig
 from lookalike.diffusion.pipeline import SubjectPipeline
 from lookalike.models.preprocess import Preprocessor
-from lookalike.models.subject import SubjectModel
 from lookalike.models.vae import load_vae
 from lookalike.training.average import EmaConfig
 from lookalike.training.curriculum import PhaseConfig
@@ -32,12 +32,12 @@ OPTIONS = {"num_inference_steps": 6, "output_type": "latent", "seeds": [4], "sta
 def losses(bundle_dir, pictures):
     """``losses(device)``: of six optimizer steps there, with an average of the weights."""
     images = pictures(8)
-    columns = Preprocessor.from_bundle(bundle_dir)(["a mug"] * 4, [[image] for image in images[:4]], images[4:])
+    columns = load_preprocessor(bundle_dir)(["a mug"] * 4, [[image] for image in images[:4]], images[4:])
     columns |= {"sample_id": np.array(list("abcd")), "weight": np.ones(4, np.float32)}
     stage = PhaseConfig(name="both", steps=6, conditions="mllm+references", warmup_steps=0)
 
     def run(device: torch.device) -> list[float]:
-        model = SubjectModel.from_bundle(bundle_dir).to(device)
+        model = load_model(bundle_dir).to(device)
         engine = PlainEngine(
             model, model.set_trainable(("aggregator", "transformer")), OptimizerConfig(), 1, EmaConfig(decay=0.9)
         )

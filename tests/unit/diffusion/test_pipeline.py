@@ -10,7 +10,10 @@ from diffusers.configuration_utils import FrozenDict
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from lookalike.bundles.manifest import ADAPTER, Base, bundle_sha256, read_manifest, read_preset, verify, write_manifest
+from lookalike.bundles.load import load_model
+from lookalike.bundles.manifest import ADAPTER, bundle_sha256, read_manifest, read_preset, write_manifest
+from lookalike.bundles.reference import BundleReference
+from lookalike.bundles.verification import verify
 from lookalike.diffusion.pipeline import SubjectPipeline
 from lookalike.diffusion.schedule import DenoisingSchedule
 from lookalike.errors import ConfigError, InputError
@@ -197,7 +200,7 @@ def test_saves_and_loads_as_a_bundle(pipe, photos, tmp_path) -> None:
     again.set_progress_bar_config(disable=True)
     options = dict(seeds=[1], **FAST)
     assert torch.equal(again("a mug", photos[:1], **options).images, pipe("a mug", photos[:1], **options).images)
-    SubjectModel.from_bundle(tmp_path / "saved")
+    load_model(tmp_path / "saved")
 
 
 @pytest.mark.parametrize("part", ["mllm", "vae"])
@@ -226,13 +229,13 @@ def test_a_personal_bundle_changes_the_image_and_survives_saving(bundle_dir, pho
     pipe = SubjectPipeline.from_pretrained(bundle_dir)
     perturb(pipe.transformer)
     pipe.save_pretrained(whole)
-    model = SubjectModel.from_bundle(whole)
+    model = load_model(whole)
     lora = LoraConfig(rank=4)
     model.add_lora(lora)
     weights = {n: 0.3 * torch.randn_like(p) for n, p in model.transformer.named_parameters() if ".lora_" in n}
     personal = tmp_path / "personal"
     save_lora(personal / ADAPTER, lora, weights)
-    write_manifest(personal, read_preset(whole), Base("whole", bundle_sha256(read_manifest(whole))))
+    write_manifest(personal, read_preset(whole), BundleReference("whole", bundle_sha256(read_manifest(whole))))
 
     def run(pipe: SubjectPipeline) -> torch.Tensor:
         pipe.set_progress_bar_config(disable=True)
@@ -244,7 +247,7 @@ def test_a_personal_bundle_changes_the_image_and_survives_saving(bundle_dir, pho
     adapted.save_pretrained(tmp_path / "merged")
     assert torch.equal(run(adapted), image)
     assert torch.equal(run(SubjectPipeline.from_pretrained(tmp_path / "merged")), image)
-    load_lora(SubjectModel.from_bundle(whole).transformer, tmp_path / "merged" / ADAPTER)
+    load_lora(load_model(whole).transformer, tmp_path / "merged" / ADAPTER)
 
 
 def test_a_callback_sees_and_changes_every_step(pipe, photos) -> None:

@@ -7,12 +7,12 @@ import pytest
 import torch
 from diffusers import FluxPipeline
 
+from lookalike.bundles.load import load_model
 from lookalike.diffusion.pipeline import SubjectPipeline
 from lookalike.errors import ConfigError, InputError
 from lookalike.models.adapters import ADAPTER_NAME, adapter_names, save_lora
 from lookalike.models.preprocess import Preprocessor
 from lookalike.models.presets import LoraConfig
-from lookalike.models.subject import SubjectModel
 
 OPTIONS = {"num_inference_steps": 3, "output_type": "latent", "seeds": [4], "stages": "0.95/0.7"}
 
@@ -29,7 +29,7 @@ def own(bundle_dir, perturb) -> SubjectPipeline:
 @pytest.fixture
 def lora(bundle_dir, tmp_path) -> Path:
     """A peft folder with a LoRA that changes much."""
-    model, config = SubjectModel.from_bundle(bundle_dir), LoraConfig(rank=4, alpha=2.0)
+    model, config = load_model(bundle_dir), LoraConfig(rank=4, alpha=2.0)
     model.add_lora(config)
     generator = torch.Generator().manual_seed(0)
     weights = {

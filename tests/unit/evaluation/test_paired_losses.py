@@ -7,12 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lookalike.bundles.load import load_model, load_preprocessor
 from lookalike.diffusion.flow import FlowConfig
 from lookalike.evaluation.measure import paired_losses
 from lookalike.evaluation.measurements import Measurement
 from lookalike.models.batch import Batch, to_batch
-from lookalike.models.preprocess import Preprocessor
-from lookalike.models.subject import SubjectModel
 from lookalike.models.vae import LatentCache, load_vae
 
 IDS = ["a#0", "b#0", "c#0"]
@@ -25,12 +24,12 @@ def batch(bundle_dir: Path) -> Batch:
     noise = np.random.default_rng(0)
     pictures = noise.integers(0, 256, (6, 64, 64, 3), dtype=np.uint8)
     prompts = ["a red mug on grass", "a blue duck on sand", "a green hat on snow"]
-    return to_batch(Preprocessor.from_bundle(bundle_dir)(prompts, [[p] for p in pictures[:3]], list(pictures[3:])))
+    return to_batch(load_preprocessor(bundle_dir)(prompts, [[p] for p in pictures[:3]], list(pictures[3:])))
 
 
 @pytest.fixture(scope="module")
 def measure(bundle_dir: Path, perturb: Callable[..., Any]) -> Measure:
-    model = perturb(SubjectModel.from_bundle(bundle_dir))
+    model = perturb(load_model(bundle_dir))
     vae, flow = load_vae(bundle_dir), FlowConfig.from_bundle(bundle_dir)
 
     def run(right: Batch, shuffled: Batch | None, **changes: Any) -> dict[tuple[str, str], float]:

@@ -6,7 +6,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from lookalike.errors import ConfigError
-from lookalike.models.aggregate import KINDS, LayerAggregator
+from lookalike.models.aggregate import LayerAggregator
+from lookalike.models.aggregators import AGGREGATORS
 
 B, N, L, C, D, E, HEAD, IMAGES = 2, 5, 9, 24, 16, 20, 8, 4
 
@@ -84,7 +85,7 @@ def literal_block(block, tokens: list[Tensor], visible: list[bool]) -> list[Tens
     return result
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", AGGREGATORS)
 @torch.no_grad()
 def test_masked_tokens_change_no_real_token(kind: str, inputs, perturb) -> None:
     layers, mask, image_mask = inputs
@@ -104,7 +105,7 @@ def test_a_modality_without_any_real_token_stays_finite(inputs, perturb) -> None
 @torch.no_grad()
 def test_kinds_see_the_layers_they_say(inputs, perturb) -> None:
     layers, mask, image_mask = inputs
-    for kind in KINDS:
+    for kind in AGGREGATORS:
         aggregator = build(kind, perturb)
         before = aggregator(layers, mask, image_mask, IMAGES)
         after = aggregator([layers[0] + 1, *layers[1:]], mask, image_mask, IMAGES)
@@ -147,5 +148,5 @@ def test_saves_and_loads_as_a_diffusers_model(tmp_path, perturb) -> None:
 
 
 def test_an_unknown_kind_lists_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match="use one of last_layer, layer_mean, single_lap, dla"):
+    with pytest.raises(ConfigError, match=f"use one of {', '.join(AGGREGATORS)}"):
         LayerAggregator("cls")

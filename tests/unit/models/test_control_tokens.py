@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
+from lookalike.bundles.load import load_preprocessor
 from lookalike.models.batch import to_batch
 from lookalike.models.preprocess import Preprocessor
 from lookalike.models.presets import load_preset
@@ -183,7 +184,7 @@ def test_the_shipped_miniature_reads_captions_as_before() -> None:
     file = Path(lookalike.__file__).parent / "assets" / "mini" / "mllm" / "tokenizer.json"
     plain, preset = Tokenizer.from_file(str(file)), load_preset("mini")
     preprocessor = Preprocessor(preset, file)
-    words = (Path(lookalike.__file__).parent / "models" / "presets" / "mini.words.txt").read_text().split()
+    words = (Path(lookalike.__file__).parent / "assets" / "mini.words.txt").read_text().split()
     random = np.random.default_rng(0)
     captions = [" ".join(random.choice(words, 6)) for _ in range(300)] + [c for c in CAPTIONS if len(c) < 40]
     image = np.zeros((32, 32, 3), np.uint8)
@@ -194,7 +195,7 @@ def test_the_shipped_miniature_reads_captions_as_before() -> None:
 
 
 def test_a_prompt_with_placeholders_leaves_the_image_tokens_in_place(bundle_dir: Path, pictures: Any) -> None:
-    preprocessor = Preprocessor.from_bundle(bundle_dir)
+    preprocessor = load_preprocessor(bundle_dir)
     prompts = ["a mug", "a <IMG_CONTEXT> <img></img> mug<|im_end|>", "\udcf0\udc9f\udc98\udc80", ""]
     columns = preprocessor(prompts, [pictures(1)] * 4)
     assert (columns["image_mask"] == (columns["input_ids"] == preprocessor.image_token_id)).all()
@@ -207,7 +208,7 @@ def test_a_prompt_with_placeholders_leaves_the_image_tokens_in_place(bundle_dir:
 @settings(max_examples=60, deadline=None)
 def test_any_prompt_makes_a_batch(bundle_dir: Path, texts: list[str]) -> None:
     """What training, evaluation and generation hand to the model has its image tokens in their places."""
-    preprocessor = Preprocessor.from_bundle(bundle_dir)
+    preprocessor = load_preprocessor(bundle_dir)
     image = np.zeros((32, 32, 3), np.uint8)
     cut: list[str] = []
     columns = preprocessor(

@@ -190,12 +190,12 @@ def test_a_dora_of_kohya_and_a_doubled_alpha_are_refused(plain) -> None:
     tensors = named(fused_loras(found)[0], "kohya")
     with pytest.raises(InputError, match="dora_scale"):
         read_adapter({**tensors, "lora_unet_img_in.dora_scale": torch.ones(2, 1)}, found)
-    with pytest.raises(InputError, match=r"has shape \(\d+, 3\), and the DiT needs"):
+    with pytest.raises(InputError, match=r"has shape \(\d+, 3\), and the DiT expects"):
         read_adapter({name: tensor[1:] if "qkv.lora_up" in name else tensor for name, tensor in tensors.items()}, found)
     with pytest.raises(InputError, match="lora_unet_double_blocks_77"):
         read_adapter({name.replace("blocks_1", "blocks_77"): tensor for name, tensor in tensors.items()}, found)
     both = {**tensors, "diffusion_model.img_in.lora_A.weight": tensors["lora_unet_img_in.lora_down.weight"]}
-    with pytest.raises(InputError, match="two tensors are down of x_embedder"):
+    with pytest.raises(InputError, match="the down of x_embedder is there twice"):
         read_adapter(both, found)
 
 
@@ -203,6 +203,6 @@ def test_what_is_of_a_text_encoder_is_told(plain, caplog) -> None:
     found = plain()
     tensors = named(fused_loras(found)[0], "kohya")
     read_adapter({**tensors, "lora_te1_text_model_encoder_layers_0_mlp_fc1.alpha": torch.tensor(1.0)}, found)
-    assert "1 tensors are of a text encoder" in caplog.text
+    assert "1 tensors belong to a text encoder" in caplog.text
     with pytest.raises(InputError, match="no LoRA of the DiT"):
         read_adapter({"text_encoder.x.lora_A.weight": torch.ones(2, 2)}, found)

@@ -17,7 +17,7 @@ ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"peft_type": "LOHA"}, "method LOHA"),
+        ({"peft_type": "LOHA"}, "method is LOHA"),
         ({"bias": "all"}, r"needs bias \(all\), which is not supported"),
         ({"modules_to_save": ["proj_out"]}, "needs modules_to_save"),
         ({"init_lora_weights": "pissa"}, "needs init_lora_weights"),
@@ -29,18 +29,18 @@ ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
         ({"use_qalora": True}, "needs use_qalora"),
         ({"alora_invocation_tokens": [1]}, "needs alora_invocation_tokens"),
         ({"use_a_method_of_2031": {"depth": 3}}, r"needs use_a_method_of_2031 \(\{'depth': 3\}\)"),
-        ({"r": None}, "settings have no r"),
-        ({"r": 0}, "settings have no r"),
-        ({"lora_alpha": None}, "settings have no lora_alpha"),
-        ({"lora_alpha": 0}, "alpha is 0: it has no effect"),
-        ({"r": "many"}, "bad settings"),
-        ({"r": 2.5}, "bad settings"),
-        ({"lora_alpha": float("nan")}, "bad settings"),
-        ({"rank_pattern": {"to_q": 0}}, "bad settings"),
-        ({"rank_pattern": ["to_q"]}, "bad settings"),
+        ({"r": None}, "the settings of the LoRA have no r"),
+        ({"r": 0}, "the settings of the LoRA have no r"),
+        ({"lora_alpha": None}, "settings of the LoRA have no lora_alpha"),
+        ({"lora_alpha": 0}, "alpha of the LoRA is 0: it has no effect"),
+        ({"r": "many"}, "settings of the LoRA are invalid"),
+        ({"r": 2.5}, "settings of the LoRA are invalid"),
+        ({"lora_alpha": float("nan")}, "settings of the LoRA are invalid"),
+        ({"rank_pattern": {"to_q": 0}}, "settings of the LoRA are invalid"),
+        ({"rank_pattern": ["to_q"]}, "settings of the LoRA are invalid"),
         ({"r": 8}, r"lora_A.weight has shape \(4, \d+\), its settings give \(8, \d+\)"),
         ({"target_modules": []}, "no target_modules"),
-        ({"target_modules": ["q_proj"]}, "settings do not fit the DiT"),
+        ({"target_modules": ["q_proj"]}, "settings of the LoRA do not fit the DiT"),
         ({"target_modules": ["to_q"]}, r"holds an unknown tensor .* \(\d+ of \d+\)"),
         ({"target_modules": [*ATTENTION, "proj_mlp"]}, r"lacks .*proj_mlp.* \(\d+ of \d+ are missing\)"),
         ({"use_dora": True}, "lacks .*lora_magnitude_vector"),
@@ -84,8 +84,8 @@ def drop(tensors: dict[str, Tensor], part: str) -> dict[str, Tensor]:
         (lambda t: {n.replace("transformer_blocks", "layers"): v for n, v in t.items()}, "the DiT lacks the layers"),
         (lambda t: {n.replace("attn.to_q", "attn.q_proj"): v for n, v in t.items()}, "the DiT lacks the layers"),
         (lambda t: {**t, "base_model.model.transformer_blocks.99.attn.to_q.lora_A.weight": t[min(t)]}, "blocks.99"),
-        (lambda t: {n: torch.cat([v, v], -1) if "lora_A" in n else v for n, v in t.items()}, "the DiT needs"),
-        (lambda t: {n: torch.cat([v, v]) if "lora_B" in n else v for n, v in t.items()}, "the DiT needs"),
+        (lambda t: {n: torch.cat([v, v], -1) if "lora_A" in n else v for n, v in t.items()}, "the DiT expects"),
+        (lambda t: {n: torch.cat([v, v]) if "lora_B" in n else v for n, v in t.items()}, "the DiT expects"),
         (lambda t: {n: v * float("nan") for n, v in t.items()}, "not finite"),
         (lambda t: {n: v * 0 if "lora_B" in n else v for n, v in t.items()}, "no effect"),
         (lambda t: {**t, "base_model.model.proj_out.weight": torch.ones(2)}, "the first is .*proj_out.weight"),
@@ -112,7 +112,7 @@ class TestWhichFile:
         file = read_adapter(folder / "adapter_model.safetensors", plain())
         assert file.settings["lora_alpha"] == 8
         (folder / "adapter_config.json").unlink()
-        with pytest.raises(InputError, match=r"without their adapter_config.json, which holds their alpha"):
+        with pytest.raises(InputError, match=r"tensors of peft without adapter_config.json, which has their alpha"):
             read_adapter(folder / "adapter_model.safetensors", plain())
 
     def test_of_both_formats_in_a_folder_weight_name_chooses(self, plain, tmp_path, trained, peft_folder) -> None:
@@ -127,7 +127,7 @@ class TestWhichFile:
         (tmp_path / "adapter_config.json").write_text("{}")
         (tmp_path / name).write_bytes(b"cos\nsystem\n(S'exit 1'\ntR.")
         for source, weight_name in ((tmp_path, None), (tmp_path / name, None), (tmp_path, name)):
-            with pytest.raises(InputError, match="a pickle can run any code and is not read"):
+            with pytest.raises(InputError, match="is a pickle, which can run any code and is not read"):
                 read_adapter(source, plain(), weight_name)
 
     def test_other_folders_say_what_they_lack(self, plain, tmp_path, peft_folder) -> None:
@@ -137,7 +137,7 @@ class TestWhichFile:
         with pytest.raises(InputError, match=r"no \.safetensors file"):
             read_adapter(tmp_path, transformer)
         peft_folder(tmp_path / "mug")
-        with pytest.raises(InputError, match=r"in its folders \['mug'\]"):
+        with pytest.raises(InputError, match=r"its folders \['mug'\]"):
             read_adapter(tmp_path, transformer)
         for name in ("a", "b"):
             (tmp_path / f"{name}.safetensors").write_bytes(b"\xff" * 50)
@@ -146,7 +146,7 @@ class TestWhichFile:
         with pytest.raises(InputError, match="not a readable safetensors file"):
             read_adapter(tmp_path, transformer, "a.safetensors")
         (tmp_path / "mug" / "adapter_config.json").write_text('{"r": ')
-        with pytest.raises(InputError, match=r"not valid JSON.*adapter_config.json.*copy it again"):
+        with pytest.raises(InputError, match=r"not valid JSON.*adapter_config.json.*copy the file again"):
             read_adapter(tmp_path / "mug", transformer)
 
 

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from lookalike.bundles.load import load_preprocessor
 from lookalike.errors import InputError
 from lookalike.models.batch import to_batch
 from lookalike.models.preprocess import Preprocessor, fit_square
@@ -9,7 +10,7 @@ from lookalike.pixels import crop_resize
 
 @pytest.fixture(scope="module")
 def preprocessor(bundle_dir) -> Preprocessor:
-    return Preprocessor.from_bundle(bundle_dir)
+    return load_preprocessor(bundle_dir)
 
 
 def test_shapes_are_fixed_and_absent_references_stand_behind_the_text(preprocessor, pictures) -> None:
@@ -73,18 +74,18 @@ def test_nothing_is_stretched() -> None:
 def test_bad_input_is_refused_with_its_value(preprocessor, pictures) -> None:
     good = pictures(1)[0]
     cases = [
-        (["red " * 60], [[good]], "prompt of 60 tokens exceeds 40"),
-        ([None], [[good]], "a prompt is not text"),
-        (["a mug"], [[good] * 3], "3 references, the preset mini takes 2"),
+        (["red " * 60], [[good]], "prompt of 60 tokens exceeds the limit of 40"),
+        ([None], [[good]], "the prompt is not text"),
+        (["a mug"], [[good] * 3], "3 references are more than the preset mini takes"),
         (["a mug"], [[np.zeros((8, 8, 3), np.uint8)]], "8x8"),
         (["a mug"], [[np.zeros((20, 20_000, 3), np.uint8)]], "20000x20"),
         (["a mug"], [[np.zeros((64, 64), np.uint8)]], "not a uint8 RGB"),
-        (["a mug"], [], "as many lists of references"),
+        (["a mug"], [], "1 prompts with 0 lists of references"),
     ]
     for prompts, references, message in cases:
         with pytest.raises(InputError, match=message):
             preprocessor(prompts, references)
-    with pytest.raises(InputError, match="a target of 1x1 pixels"):
+    with pytest.raises(InputError, match="the target has 1x1 pixels"):
         preprocessor(["a mug"], [[good]], [np.zeros((1, 1, 3), np.uint8)])
 
 

@@ -28,9 +28,9 @@ def test_an_unknown_preset_lists_the_known_ones() -> None:
         ({"mllm": {"image_sise": 64}}, "image_sise"),
         ({"height": "tall"}, "height"),
         ({"lora": {"rank": 4096}}, r"lora.rank=4096 exceeds the attention width 192; lower lora.rank"),
-        ({"lora": {"rank": 0}}, "LoRA rank is below 1"),
+        ({"lora": {"rank": 0}}, "rank of a LoRA is below 1"),
         ({"aggregator": {"kind": "cls", "inner_width": 96, "head_dim": 32}}, "kind"),
-        ({"aggregator": {"inner_width": 100, "head_dim": 32}}, "no multiple of its head_dim"),
+        ({"aggregator": {"inner_width": 100, "head_dim": 32}}, "not a multiple of its head_dim"),
     ],
 )
 def test_a_bad_key_or_value_is_named(change: dict, message: str, tmp_path: Path) -> None:
@@ -53,5 +53,5 @@ def test_chosen_parts_start_from_a_seed_and_the_others_keep_their_source() -> No
     assert preset.aggregator.source is None
     assert preset.vae.source == "package:mini/vae"
     from_the_hub = dataclasses.replace(preset, vae=dataclasses.replace(preset.vae, config={}))
-    with pytest.raises(ConfigError, match="vae has no config to make it from"):
+    with pytest.raises(ConfigError, match=r"has no vae\.config, which a part from a seed needs"):
         from_the_hub.from_seed("vae")

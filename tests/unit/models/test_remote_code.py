@@ -13,11 +13,11 @@ import pytest
 from lookalike.annotators.captioner import Captioner
 from lookalike.annotators.embedder import load_embedder, revision_of
 from lookalike.annotators.scorers import ClassArea, ClassProbability
+from lookalike.bundles.load import build_model
 from lookalike.bundles.manifest import read_preset, write_manifest
 from lookalike.diffusion.pipeline import SubjectPipeline
 from lookalike.errors import LookalikeError
 from lookalike.evaluation.clip import ClipScorer
-from lookalike.models.subject import SubjectModel
 
 _CLASSES = ("AutoConfig", "AutoModel", "AutoImageProcessor", "AutoProcessor", "AutoTokenizer")
 _MODELS = ("AutoModelForImageClassification", "AutoModelForImageTextToText")
@@ -58,7 +58,7 @@ def test_code_of_a_model_is_never_run(
         with pytest.raises(LookalikeError) as refused:
             load(str(folder))
         if "clip" not in request.node.name:
-            assert "brings code of its own, which is never run" in str(refused.value)
+            assert "needs code from its repository, which is never run" in str(refused.value)
     assert not (folder / "IMPORTED").exists()
 
 
@@ -70,7 +70,7 @@ def test_code_in_a_bundle_is_never_run(
     shutil.copy(folder / "config.json", bundle / "mllm" / "config.json")
     shutil.copy(folder / "evil.py", bundle / "mllm" / "evil.py")
     with suppress(LookalikeError, KeyError):  # a ViT is not a joint encoder
-        SubjectModel.from_config(bundle)
+        build_model(bundle)
     assert not (folder / "IMPORTED").exists()
 
 

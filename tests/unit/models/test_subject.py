@@ -4,17 +4,17 @@ from typing import Any
 import pytest
 import torch
 
+from lookalike.bundles.load import build_model, load_model, load_preprocessor
 from lookalike.errors import ConfigError
 from lookalike.models.batch import Batch, to_batch
 from lookalike.models.joint import hidden_states
-from lookalike.models.preprocess import Preprocessor
 from lookalike.models.presets import LoraConfig
 from lookalike.models.subject import SubjectModel
 
 
 @pytest.fixture(scope="module")
 def model(bundle_dir, perturb) -> SubjectModel:
-    model = SubjectModel.from_bundle(bundle_dir)
+    model = load_model(bundle_dir)
     perturb(model.transformer)
     perturb(model.aggregator)
     return model
@@ -25,7 +25,7 @@ def batch(bundle_dir, pictures) -> Batch:
     images = pictures(5)
     references = [images[:1], images[1:3], []]
     prompts = ["a red mug", "a blue box on the wet sand of a beach", "a dog"]
-    return to_batch(Preprocessor.from_bundle(bundle_dir)(prompts, references, images[2:5]))
+    return to_batch(load_preprocessor(bundle_dir)(prompts, references, images[2:5]))
 
 
 def forward(model: SubjectModel, batch: Batch, rows: list[int], **options: Any) -> torch.Tensor:
@@ -39,7 +39,7 @@ def forward(model: SubjectModel, batch: Batch, rows: list[int], **options: Any) 
 @torch.no_grad()
 def test_mixed_reference_counts_equal_one_by_one(model, batch, bundle_dir, pictures) -> None:
     together = forward(model, batch, [0, 1, 2])
-    preprocessor, images = Preprocessor.from_bundle(bundle_dir), pictures(5)
+    preprocessor, images = load_preprocessor(bundle_dir), pictures(5)
     prompts = ["a red mug", "a blue box on the wet sand of a beach", "a dog"]
     for row, references in enumerate([images[:1], images[1:3], []]):
         alone = to_batch(preprocessor([prompts[row]], [references]))
@@ -95,7 +95,7 @@ def test_the_vae_is_no_part_of_what_deepspeed_gets(model) -> None:
 @pytest.mark.parametrize("attention", ["full", "cached"])
 def test_every_batch_runs_the_same_modules_in_the_same_order(bundle_dir, batch, perturb, attention) -> None:
     """Ranks of ZeRO-3 gather each module's weights together: one that runs another than the rest waits for ever."""
-    model = SubjectModel.from_bundle(bundle_dir)
+    model = load_model(bundle_dir)
     perturb(model.transformer)
     model.references = dataclasses.replace(model.references, attention=attention)
     trainable = model.set_trainable(("aggregator", "transformer"))
@@ -113,14 +113,14 @@ def test_every_batch_runs_the_same_modules_in_the_same_order(bundle_dir, batch, 
     everything = run(batch, [0, 1, 2])
     assert everything[1] == list(trainable)
     assert run(batch, [0, 1, 2], mllm_keep=none, reference_keep=none) == everything
-    without_reference = to_batch(Preprocessor.from_bundle(bundle_dir)(["a dog"], [[]]))
+    without_reference = to_batch(load_preprocessor(bundle_dir)(["a dog"], [[]]))
     assert run(without_reference, [2]) == everything
 
 
 def test_gradient_checkpointing_changes_no_gradient(bundle_dir, batch, perturb) -> None:
     gradients = []
     for checkpointing in (False, True):
-        model = SubjectModel.from_bundle(bundle_dir)
+        model = load_model(bundle_dir)
         perturb(model.transformer)
         named = model.set_trainable(("aggregator", "transformer"))
         model.train()
@@ -133,7 +133,7 @@ def test_gradient_checkpointing_changes_no_gradient(bundle_dir, batch, perturb) 
 
 
 def test_lora_starts_as_nothing_and_trains_alone(bundle_dir, batch) -> None:
-    model = SubjectModel.from_bundle(bundle_dir)
+    model = load_model(bundle_dir)
     with pytest.raises(ConfigError, match="no LoRA"):
         model.set_trainable(("transformer_lora",))
     with torch.no_grad():
@@ -144,17 +144,17 @@ def test_lora_starts_as_nothing_and_trains_alone(bundle_dir, batch) -> None:
     assert named
     assert all(".lora_" in name for name in named)
     with pytest.raises(ConfigError, match="exceeds the attention width 192"):
-        SubjectModel.from_bundle(bundle_dir).add_lora(LoraConfig(rank=193))
+        load_model(bundle_dir).add_lora(LoraConfig(rank=193))
 
 
 def test_references_without_latents_are_refused(model, batch) -> None:
-    with pytest.raises(ConfigError, match="without reference_latents"):
+    with pytest.raises(ConfigError, match="needs reference_latents"):
         model(batch, torch.randn(3, 64, 16), torch.full((3,), 0.5))
 
 
 @torch.no_grad()
 def test_half_precision_follows_full(bundle_dir, batch, model) -> None:
-    half = SubjectModel.from_config(bundle_dir, torch.bfloat16)
+    half = build_model(bundle_dir, torch.bfloat16)
     half.load_state_dict(model.state_dict())
     assert {parameter.dtype for parameter in half.parameters()} == {torch.bfloat16}
     found, expected = (forward(m.eval(), batch, [0, 1, 2]).float() for m in (half, model))

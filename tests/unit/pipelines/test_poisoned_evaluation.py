@@ -110,8 +110,8 @@ def test_pretraining_names_unreadable_samples(raw: Path, tmp_path: Path, caplog:
     ("data", "what"),
     [
         (b"<html>", "cannot be used"),
-        (encode_png(np.zeros((1, 1, 3), np.uint8)), "a reference of 1x1 pixels"),
-        (encode_png(np.zeros((40, 20_000, 3), np.uint8)), "a reference of 20000x40 pixels"),
+        (encode_png(np.zeros((1, 1, 3), np.uint8)), "the reference has 1x1 pixels"),
+        (encode_png(np.zeros((40, 20_000, 3), np.uint8)), "the reference has 20000x40 pixels"),
         (b"", "cannot be used"),
     ],
 )

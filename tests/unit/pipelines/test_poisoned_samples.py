@@ -49,7 +49,7 @@ def test_unusable_sample_has_a_reason_and_others_are_kept(poisoned: TripletSourc
     assert ids[KINDS.index("id is null")] == f"row {KINDS.index('id is null')}"
     reasons = dict(zip(KINDS, found["reason"].tolist(), strict=True))
     assert "the target does not decode" in reasons["target is no image"]
-    assert "a reference of 20000x40 pixels" in reasons["reference is 20000x40"]
+    assert "the reference has 20000x40 pixels" in reasons["reference is 20000x40"]
     assert "mean square is nan" in reasons["latents are nan"]
     assert "it has no reference" in reasons["no reference list"]
     assert not any("\n" in reason or len(reason) > 500 for reason in reasons.values())

@@ -8,7 +8,8 @@ import pytest
 from lookalike.evaluation.estimates import Estimate
 from lookalike.evaluation.scores import Scores, Source
 from lookalike.models.aggregate import LayerAggregator
-from lookalike.report import (
+from lookalike.report.curves import held_out_curve, layer_curve, loss_curve, smooth
+from lookalike.report.page import (
     Curation,
     Decision,
     Evaluation,
@@ -19,10 +20,10 @@ from lookalike.report import (
     Reject,
     Training,
     Triplet,
+    duration,
     render,
+    thumbnail,
 )
-from lookalike.report.curves import held_out_curve, layer_curve, loss_curve, smooth
-from lookalike.report.page import duration, thumbnail
 from lookalike.storage import open_store
 from pipelines.report import _layer_weights
 

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lookalike.bundles import manifest as bundles
-from lookalike.bundles.transfer import initial_bundle
+from lookalike.bundles.load import load_model
+from lookalike.bundles.manifest import ADAPTER, read_manifest, read_preset, write_manifest
 from lookalike.errors import ConfigError, InputError, LookalikeError
 from lookalike.models.adapters import save_lora
 from lookalike.models.presets import LoraConfig
@@ -21,6 +21,7 @@ from lookalike.storage import open_store
 from lookalike.training import checkpoint, export
 from lookalike.training.config import TrainConfig
 from lookalike.training.export import export_bundle
+from lookalike.training.run_bundles import initial_bundle
 from lookalike.training.trainable import add_loras, trainable_parts
 
 LORA = LoraConfig(rank=2)
@@ -37,15 +38,15 @@ def config_of(folder: Path, **changes: Any) -> TrainConfig:
 def base_dir(bundle_dir: Path, perturb: Perturb, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A base whose DiT has learned something: from a seed its output is zero, with or without a LoRA."""
     folder = shutil.copytree(bundle_dir, tmp_path_factory.mktemp("base") / "bundle")
-    transformer: Any = perturb(SubjectModel.from_bundle(bundle_dir).transformer)
+    transformer: Any = perturb(load_model(bundle_dir).transformer)
     transformer.save_pretrained(folder / "transformer")
-    bundles.write_manifest(folder, bundles.read_preset(folder))
+    write_manifest(folder, read_preset(folder))
     return folder
 
 
 def trained(config: TrainConfig, bundle_dir: Path, perturb: Perturb) -> SubjectModel:
     """The initial model after a training of seeded noise."""
-    model = SubjectModel.from_bundle(bundle_dir)
+    model = load_model(bundle_dir)
     add_loras(config, model)
     learns = model.set_trainable(trainable_parts(config))
     perturb(torch.nn.ParameterList(learns.values()))
@@ -70,7 +71,7 @@ def test_a_base_training_exports_a_whole_bundle(bundle_dir: Path, tmp_path: Path
     config = config_of(tmp_path, export_dtype=dtype)
     model = trained(config, bundle_dir, perturb)
     folder = export_of(config, model, bundle_dir)
-    again = SubjectModel.from_bundle(folder)
+    again = load_model(folder)
     expected = dict(model.named_parameters())
     for name, found in again.named_parameters():
         torch.testing.assert_close(found, expected[name], rtol=1e-3, atol=1e-5)
@@ -82,9 +83,7 @@ def test_a_personal_adapter_is_the_lora_alone(base_dir: Path, tmp_path: Path, pe
     model = trained(config, base_dir, perturb)
     folder = export_of(config, model, base_dir)
     assert sorted(path.name for path in folder.iterdir()) == ["bundle.json", "transformer_lora"]
-    torch.testing.assert_close(
-        export._output(SubjectModel.from_bundle(folder, base_dir)), export._output(model), rtol=0, atol=0
-    )
+    torch.testing.assert_close(export._output(load_model(folder, base_dir)), export._output(model), rtol=0, atol=0)
 
 
 def test_a_merged_adapter_exports_a_whole_bundle(base_dir: Path, tmp_path: Path, perturb: Perturb) -> None:
@@ -92,10 +91,10 @@ def test_a_merged_adapter_exports_a_whole_bundle(base_dir: Path, tmp_path: Path,
     model = trained(config, base_dir, perturb)
     expected = export._output(model)
     folder = export_of(config, model, base_dir)
-    assert not (folder / bundles.ADAPTER).exists()
-    assert bundles.read_manifest(folder)["base"] is None
-    torch.testing.assert_close(export._output(SubjectModel.from_bundle(folder)), expected, rtol=1e-4, atol=1e-5)
-    assert (export._output(SubjectModel.from_bundle(base_dir)) - expected).norm() > 1e-2 * expected.norm()
+    assert not (folder / ADAPTER).exists()
+    assert read_manifest(folder)["base"] is None
+    torch.testing.assert_close(export._output(load_model(folder)), expected, rtol=1e-4, atol=1e-5)
+    assert (export._output(load_model(base_dir)) - expected).norm() > 1e-2 * expected.norm()
     initial_bundle(config_of(tmp_path, base=str(folder), adapter=LORA), open_store(config.run))
 
 
@@ -105,9 +104,9 @@ def test_a_base_with_a_lora_is_rejected_as_the_base_of_an_adapter(
     base = shutil.copytree(base_dir, tmp_path / "base")
     model = trained(config_of(tmp_path, base=str(base_dir), adapter=LORA), base_dir, perturb)
     weights = {n.removeprefix("transformer."): p for n, p in model.named_parameters() if ".lora_" in n}
-    save_lora(base / bundles.ADAPTER, LORA, weights)
-    bundles.write_manifest(base, bundles.read_preset(base))
-    with pytest.raises(InputError, match=r"LoRA of its own.*merged"):
+    save_lora(base / ADAPTER, LORA, weights)
+    write_manifest(base, read_preset(base))
+    with pytest.raises(InputError, match=r"LoRA that is not merged.*export_lora: merged"):
         initial_bundle(config_of(tmp_path, base=str(base)), open_store(str(tmp_path / "run")))
 
 
@@ -142,7 +141,7 @@ def test_wrongly_written_tensors_are_detected(
     tensors = load_file(folder / DIT_FILE)
     tensor = tensors.pop(name)
     save_file(tensors if factor is None else {**tensors, name: tensor * factor}, folder / DIT_FILE)
-    bundles.write_manifest(folder, bundles.read_preset(folder))
+    write_manifest(folder, read_preset(folder))
     with pytest.raises(LookalikeError, match=said):
         export._verify(config_of(tmp_path), folder, None, weights, export._output(model))
 
@@ -166,12 +165,12 @@ def test_a_lora_on_the_mllm_goes_into_its_weights(
     assert len(learned) == 2 * 2 * layers  # up and down, of two layers of each block
     assert all(name.startswith("language_model.") for name in learned)
     folder = export_of(config, model, bundle_dir)
-    found = SubjectModel.from_bundle(folder)
+    found = load_model(folder)
     assert not any(".lora_" in name for name, _ in found.named_parameters())
     tokens = {"input_ids": torch.arange(1, 9)[None], "attention_mask": torch.ones(1, 8, dtype=torch.bool)}
     states = [m.mllm.language_model(**tokens).last_hidden_state for m in (found, model)]
     torch.testing.assert_close(*states, rtol=1e-4, atol=1e-4)
-    before = SubjectModel.from_bundle(bundle_dir).mllm.language_model(**tokens).last_hidden_state
+    before = load_model(bundle_dir).mllm.language_model(**tokens).last_hidden_state
     assert (states[0] - before).abs().max() > 1e-2
 
 
@@ -179,5 +178,5 @@ def test_a_lora_on_missing_mllm_layers_is_rejected(
     bundle_dir: Path, tmp_path: Path, mllm_lora_preset: Callable[..., str]
 ) -> None:
     config = config_of(tmp_path, preset=mllm_lora_preset(target_modules=["to_q"]))
-    with pytest.raises(ConfigError, match=r"no such layers \(\['to_q'\]\)"):
-        add_loras(config, SubjectModel.from_bundle(bundle_dir))
+    with pytest.raises(ConfigError, match=r"no layers with these names \(\['to_q'\]\)"):
+        add_loras(config, load_model(bundle_dir))

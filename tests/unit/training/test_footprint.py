@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from lookalike.bundles.load import load_model
 from lookalike.errors import ConfigError
 from lookalike.models.batch import Batch
 from lookalike.models.costs import Sample, meta_model, meta_vae
 from lookalike.models.presets import load_preset
-from lookalike.models.subject import SubjectModel
 from lookalike.models.vae import load_vae
 from lookalike.training.budget import GB, Cluster, fit
 from lookalike.training.footprint import activation_bytes, encoding_bytes, pretend, zero3_states
@@ -37,7 +37,7 @@ def sample() -> Sample:
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_peak_of_a_pass_equals_the_profilers(bundle_dir, sample, checkpointing: bool) -> None:
     """The real pass, MLLM included; gradients leave at once, as ZeRO-3 scatters them."""
-    model = SubjectModel.from_bundle(bundle_dir)
+    model = load_model(bundle_dir)
     trainable = model.set_trainable(("aggregator", "transformer"))
     model.train()
     for parameter in trainable.values():

@@ -10,12 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
+from lookalike.bundles.load import load_model, load_preprocessor
 from lookalike.diffusion.flow import FlowConfig, draw
 from lookalike.diffusion.objective import denoising_loss
 from lookalike.diffusion.pipeline import SubjectPipeline
 from lookalike.models.batch import to_batch
-from lookalike.models.preprocess import Preprocessor
-from lookalike.models.subject import SubjectModel
 from lookalike.models.vae import load_vae
 from lookalike.training.curriculum import PhaseConfig
 from lookalike.training.loop_config import DropoutConfig, ImagesConfig
@@ -37,7 +36,7 @@ def photos() -> list[np.ndarray]:
 
 @pytest.fixture(scope="module")
 def columns(bundle_dir: Path, photos: list[np.ndarray]) -> dict[str, np.ndarray]:
-    found = Preprocessor.from_bundle(bundle_dir)(PROMPTS, [[photo] for photo in photos[:3]], photos[3:])
+    found = load_preprocessor(bundle_dir)(PROMPTS, [[photo] for photo in photos[:3]], photos[3:])
     return {
         **found,
         "sample_id": np.array(IDS),
@@ -48,7 +47,7 @@ def columns(bundle_dir: Path, photos: list[np.ndarray]) -> dict[str, np.ndarray]
 
 @pytest.fixture(scope="module")
 def objective(bundle_dir: Path, perturb: Callable[..., Any]) -> DenoisingObjective:
-    model = perturb(SubjectModel.from_bundle(bundle_dir)).eval()
+    model = perturb(load_model(bundle_dir)).eval()
     flow = FlowConfig.from_bundle(bundle_dir)
     return DenoisingObjective(model, load_vae(bundle_dir), flow, DropoutConfig(), 0, torch.device("cpu"))
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lookalike.bundles.load import load_preprocessor
 from lookalike.bundles.manifest import read_preset
 from lookalike.models.costs import Sample, meta_model, mllm_flops
-from lookalike.models.preprocess import Preprocessor
 from lookalike.models.presets import LoraConfig, load_preset
 from lookalike.training.curriculum import PhaseConfig
 from lookalike.training.workload import Workload, peak_tflops, step_flops
@@ -21,7 +21,7 @@ MLLM = PhaseConfig(name="mllm", steps=10, conditions="mllm")
 def columns(bundle_dir: Path) -> dict[str, np.ndarray]:
     """Three samples of two references, and one that only fills the batch."""
     photos = list(np.zeros((4, 64, 64, 3), dtype=np.uint8))
-    found = Preprocessor.from_bundle(bundle_dir)(["a red mug on a beach"] * 4, [photos[:2]] * 4, photos)
+    found = load_preprocessor(bundle_dir)(["a red mug on a beach"] * 4, [photos[:2]] * 4, photos)
     return {**found, "weight": np.array([1, 1, 1, 0], dtype=np.float32)}
 
 

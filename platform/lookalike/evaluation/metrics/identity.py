@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from lookalike.annotators.embedder import Embedder, load_embedder
+from lookalike.annotators.base import Embedder
+from lookalike.annotators.embedder import load_embedder
 from lookalike.evaluation.metrics.base import Pixels, Settings, Task, similarity
 
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from lookalike.bundles.build import materialise
+from lookalike.bundles.load import load_preprocessor
 from lookalike.models.batch import to_batch
-from lookalike.models.preprocess import Preprocessor
 from lookalike.models.presets import ASSETS_DIR, load_preset
 from lookalike.models.vae import encode, load_vae
 from lookalike.models.weights import read_tensors
@@ -71,7 +71,7 @@ def test_the_mllm_says_what_unseen_photos_show(bundle: Path, photos: Photos) -> 
     mllm = InternVLForConditionalGeneration.from_pretrained(bundle / "mllm").eval()
     assert mllm.dtype == torch.float32
     tokenizer = AutoTokenizer.from_pretrained(bundle / "mllm")
-    preprocessor = Preprocessor.from_bundle(bundle)
+    preprocessor = load_preprocessor(bundle)
     right = to_batch(preprocessor([caption for _, caption in photos], [[picture] for picture, _ in photos]))
     shuffled = right.with_conditions_of(range(len(photos)))
     shuffled = dataclasses.replace(shuffled, pixel_values=right.pixel_values.roll(5, 0))

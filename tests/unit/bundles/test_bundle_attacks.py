@@ -12,24 +12,18 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lookalike.bundles import digests
+from lookalike.bundles.files import MANIFEST
+from lookalike.bundles.load import load_model
 from lookalike.bundles.locate import locate_bundle
-from lookalike.bundles.manifest import (
-    ADAPTER,
-    MANIFEST,
-    Base,
-    bundle_sha256,
-    open_bundle,
-    read_manifest,
-    read_preset,
-    verify,
-    write_manifest,
-)
-from lookalike.bundles.transfer import local_bundle, reference, verify_bundle
+from lookalike.bundles.manifest import ADAPTER, bundle_sha256, read_manifest, read_preset, write_manifest
+from lookalike.bundles.reference import BundleReference
+from lookalike.bundles.transfer import fetch_bundle, local_bundle, verified_reference, verify_bundle
+from lookalike.bundles.verification import open_bundle, verify
+from lookalike.diffusion.loading import load_pipeline
 from lookalike.diffusion.pipeline import SubjectPipeline
 from lookalike.errors import InputError
 from lookalike.models.adapters import save_lora
 from lookalike.models.presets import LoraConfig
-from lookalike.models.subject import SubjectModel
 
 DIT = "transformer/diffusion_pytorch_model.safetensors"
 LORA = f"{ADAPTER}/adapter_model.safetensors"
@@ -54,13 +48,13 @@ def personal(copy: Path, tmp_path: Path) -> Callable[[int], Path]:
 
     def make(seed: int) -> Path:
         torch.manual_seed(seed)
-        model = SubjectModel.from_bundle(copy)
+        model = load_model(copy)
         lora = LoraConfig(rank=2)
         model.add_lora(lora)
         weights = {n: torch.randn_like(p) for n, p in model.transformer.named_parameters() if ".lora_" in n}
         folder = tmp_path / f"personal-{seed}"
         save_lora(folder / ADAPTER, lora, weights)
-        base = Base(copy.as_uri(), bundle_sha256(read_manifest(copy)))
+        base = BundleReference(copy.as_uri(), bundle_sha256(read_manifest(copy)))
         write_manifest(folder, read_preset(copy), base, "acme--duck")
         return folder
 
@@ -118,17 +112,17 @@ ATTACKS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "linked folder": (_linked_folder, "holds mllm/more/adapter_config.json, which"),
     "link back up": (lambda folder: (folder / "vae" / "up").symlink_to(folder), "holds vae/up, which"),
     "removed file": (lambda folder: (folder / "vae" / "config.json").unlink(), "vae/config.json is missing"),
-    "hidden weights": (_hidden_weights, "takes weights from transformer/.hidden.safetensors, which"),
+    "hidden weights": (_hidden_weights, "names the weight file transformer/.hidden.safetensors, which"),
 }
 DOORS: dict[str, Callable[[Path], Any]] = {
     "open_bundle": open_bundle,
     "pipeline": SubjectPipeline.from_pretrained,
-    "model": SubjectModel.from_bundle,
+    "model": load_model,
     "training": lambda folder: local_bundle(str(folder)),
-    "reference": lambda folder: reference(str(folder)),
+    "reference": lambda folder: verified_reference(str(folder)),
     "promotion": lambda folder: verify_bundle(str(folder)),
-    "evaluation and generation": lambda folder: locate_bundle(str(folder)).open(),
-    "load": lambda folder: locate_bundle(str(folder)).load("cpu"),
+    "evaluation and generation": lambda folder: fetch_bundle(locate_bundle(str(folder))),
+    "load": lambda folder: load_pipeline(locate_bundle(str(folder)), "cpu"),
 }
 
 
@@ -157,14 +151,14 @@ def test_scaled_and_swapped_adapters_are_refused(copy: Path, personal: Callable[
 def test_base_that_was_replaced_is_refused(copy: Path, personal: Callable[[int], Path]) -> None:
     adapter = personal(1)
     located = locate_bundle(str(adapter))
-    located.open()
+    fetch_bundle(located)
     _scale(copy / DIT, 0.0)
     with pytest.raises(InputError, match=f"{DIT} has changed"):
-        located.open()
+        fetch_bundle(located)
     write_manifest(copy, read_preset(copy))  # another whole bundle at the same place
     with pytest.raises(InputError, match="the adapter was trained on the base"):
-        located.open()
-    with pytest.raises(InputError, match="sits on the base"):
+        fetch_bundle(located)
+    with pytest.raises(InputError, match="needs the base"):
         locate_bundle(str(adapter))
 
 
@@ -172,7 +166,7 @@ def test_bundle_that_was_replaced_after_it_was_located_is_refused(copy: Path) ->
     located = locate_bundle(str(copy))
     _scale(copy / DIT, 0.5)
     write_manifest(copy, read_preset(copy))
-    for door in (located.open, lambda: located.load("cpu")):
+    for door in (lambda: fetch_bundle(located), lambda: load_pipeline(located, "cpu")):
         with pytest.raises(InputError, match="was replaced"):
             door()
 
@@ -242,5 +236,5 @@ def test_file_that_changes_while_it_is_read_is_refused(copy: Path, monkeypatch: 
         return found
 
     monkeypatch.setattr(digests, "sha256_of", changing)
-    with pytest.raises(InputError, match="changed while it was read"):
+    with pytest.raises(InputError, match="changed while it was hashed"):
         verify(copy)

@@ -1,4 +1,4 @@
-"""Components without a source: made from their configuration and a seed, or outlined without weights at all."""
+"""Make components without a source from their configuration: with weights from a seed, or without weights."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,30 +10,30 @@ import torch
 import transformers
 from torch import nn
 
-from lookalike.annotators.hub import NO_CODE
-from lookalike.bundles.build import write_model_index
-from lookalike.bundles.manifest import component_config, write_manifest
 from lookalike.errors import ConfigError
 from lookalike.models.aggregate import LayerAggregator
+from lookalike.models.components import NO_CODE, component_config
 from lookalike.models.families import family_of
 from lookalike.models.joint import num_layers
-from lookalike.models.presets import ASSETS_DIR, MllmConfig, Preset
+from lookalike.models.presets import MllmConfig, Preset, asset
 from lookalike.models.tokenizer import build_tokenizer
 
 
 def outline(preset: Preset, folder: Path) -> Path:
-    """Write what a bundle of ``preset`` has beside its weights, into ``folder`` (which is made); returns it.
+    """Write the configurations of the components of ``preset`` into ``folder``, without weights; returns ``folder``.
 
-    Every component is described by the preset's own ``config``, so nothing is downloaded. Built under
-    ``torch.device("meta")`` it has the shapes of the real model: :mod:`lookalike.models.costs`.
+    They come from the preset's own ``config``, so nothing is downloaded. A model that is built from them under
+    ``torch.device("meta")`` has the shapes of the real one: :mod:`lookalike.models.costs`.
 
     Raises:
-        ConfigError: a component without the configuration that would describe it.
+        ConfigError: the preset has no ``config`` for a component.
     """
     for name in ("mllm", "vae", "transformer", "scheduler"):
         if not getattr(preset, name).config:
             raise ConfigError(
-                f"{name} has no config to tell its shape by", value=preset.name, fix="add it to the preset"
+                f"the preset has no {name}.config, which gives the shapes",
+                value=preset.name,
+                fix="add it to the preset",
             )
     mllm = getattr(transformers, preset.mllm.architecture)
     mllm.config_class(**preset.mllm.config, architectures=[preset.mllm.architecture]).save_pretrained(folder / "mllm")
@@ -42,13 +42,11 @@ def outline(preset: Preset, folder: Path) -> Path:
         diffusers.FluxTransformer2DModel(**preset.transformer.config).save_config(folder / "transformer")
         diffusers.FlowMatchEulerDiscreteScheduler(**preset.scheduler.config).save_config(folder / "scheduler")
         _new_aggregator(preset, folder).save_config(folder / "aggregator")
-    write_model_index(folder)
-    write_manifest(folder, preset)
     return folder
 
 
 def init_flux(transformer: nn.Module) -> None:
-    """Initial weights of a DiT trained from scratch: adaLN-Zero (arXiv 2212.09748).
+    """Initialise a DiT for training from scratch: adaLN-Zero (arXiv 2212.09748).
 
     Every block starts as the identity and the output is zero, so the first gradients are those of a linear model.
     """
@@ -67,7 +65,9 @@ def init_flux(transformer: nn.Module) -> None:
 def _mllm(preset: Preset, target: Path, seed: int) -> None:
     config = preset.mllm
     if not config.config or config.vocabulary is None:
-        raise ConfigError("mllm has no source; it needs config and vocabulary", fix="correct the preset")
+        raise ConfigError(
+            "mllm has neither a source nor both config and vocabulary", value=preset.name, fix="correct the preset"
+        )
     model_class = getattr(transformers, config.architecture)
     tokenizer = _tokenizer(config)
     values = {**config.config, "image_token_id": tokenizer.convert_tokens_to_ids(config.image_token)}
@@ -80,7 +80,7 @@ def _mllm(preset: Preset, target: Path, seed: int) -> None:
 
 
 def _tokenizer(config: MllmConfig) -> Any:
-    words = (ASSETS_DIR / str(config.vocabulary)).read_text().split()
+    words = asset(str(config.vocabulary)).read_text().split()
     return build_tokenizer(words, int(config.config["text_config"]["vocab_size"]))
 
 
@@ -112,7 +112,7 @@ MAKERS: dict[str, Callable[[Preset, Path, int], None]] = {
     "scheduler": _scheduler,
     "aggregator": _aggregator,
 }
-"""For each component: (preset, target folder, seed). Raises ConfigError for one that the preset does not describe."""
+"""Writes each component: (preset, target folder, seed). Raises ConfigError if the preset has no ``config`` for it."""
 
 
 def _described(preset: Preset, name: str) -> dict[str, Any]:
@@ -123,7 +123,7 @@ def _described(preset: Preset, name: str) -> dict[str, Any]:
 
 
 def _new_aggregator(preset: Preset, folder: Path) -> LayerAggregator:
-    """One that fits the MLLM and the DiT that ``folder`` describes."""
+    """Make an aggregator that fits the MLLM and the DiT whose configurations are in ``folder``."""
     config, mllm = preset.aggregator, transformers.AutoConfig.from_pretrained(folder / "mllm", **NO_CODE)
     aggregator: LayerAggregator = LayerAggregator(
         kind=config.kind,
@@ -140,7 +140,7 @@ def _new_aggregator(preset: Preset, folder: Path) -> LayerAggregator:
 
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """Draw torch's random numbers from ``seed``, and leave the caller's generator as it was."""
+    """Seed torch's generator, and restore its state afterwards."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from lookalike.bundles.locate import locate_bundle
-from lookalike.bundles.manifest import component_config, parse_manifest
+from lookalike.bundles.manifest import parse_manifest
 from lookalike.errors import ConfigError, InputError
+from lookalike.models.components import component_config
 from lookalike.models.presets import MllmConfig, load_preset, preset_from_dict
 from lookalike.models.tokenizer import PromptTokenizer
 from lookalike.models.weights import read_tensors
@@ -123,7 +124,7 @@ def test_sizes_of_a_preset_below_one_are_refused_by_name(change: dict[str, Any])
     "template", ["{nope}", "{images}", "{images}{prompt}{", "{images}{prompt}{prompt}", "{}{}", "a"]
 )
 def test_template_without_its_placeholders_is_refused(template: str) -> None:
-    with pytest.raises(ConfigError, match=r"template does not hold"):
+    with pytest.raises(ConfigError, match=r"template does not contain"):
         MllmConfig(template=template)
 
 

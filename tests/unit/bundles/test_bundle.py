@@ -8,24 +8,23 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lookalike.bundles.build import materialise
+from lookalike.bundles.files import MANIFEST
+from lookalike.bundles.load import build_model, load_model
 from lookalike.bundles.manifest import (
     ADAPTER,
-    MANIFEST,
-    Base,
     bundle_sha256,
     check_preset,
-    open_bundle,
     read_manifest,
     read_preset,
-    token_shape,
-    verify,
     write_manifest,
 )
+from lookalike.bundles.reference import BundleReference
+from lookalike.bundles.verification import open_bundle, verify
 from lookalike.config import fingerprint
 from lookalike.errors import ConfigError, InputError
 from lookalike.models.adapters import adapter_names, load_lora, save_lora
+from lookalike.models.components import token_shape
 from lookalike.models.presets import LoraConfig, load_preset
-from lookalike.models.subject import SubjectModel
 from lookalike.models.weights import component_weights, load_weights
 
 
@@ -85,7 +84,7 @@ def test_an_incomplete_bundle_is_refused(copy, tmp_path) -> None:
 
 def test_another_preset_is_refused(bundle_dir) -> None:
     check_preset(bundle_dir, "mini")
-    with pytest.raises(InputError, match="a bundle of preset mini, wanted midi"):
+    with pytest.raises(InputError, match="made from the preset mini, not midi"):
         check_preset(bundle_dir, "midi")
 
 
@@ -94,7 +93,7 @@ def test_missing_extra_and_misshapen_tensors_are_named(copy, part) -> None:
     path = copy / part / WEIGHTS[part]
     tensors = load_file(path)
     name = sorted(tensors)[3]
-    model = SubjectModel.from_config(copy)
+    model = build_model(copy)
     own = next(n for n, _ in component_weights(copy) if n.startswith(part) and n.endswith(name.split(".")[-1]))
 
     save_file({k: v for k, v in tensors.items() if k != name}, path, {"format": "pt"})
@@ -127,23 +126,23 @@ def test_weights_equal_what_the_libraries_load_and_shards_are_read(copy, bundle_
         assert torch.equal(found[f"transformer.{name}"], tensor)
     for name, tensor in mllm.model.state_dict().items():
         assert torch.equal(found[f"mllm.{name}"], tensor)
-    load_weights(SubjectModel.from_config(copy), copy)
+    load_weights(build_model(copy), copy)
     next((copy / "mllm").glob("*2-of*.safetensors")).unlink()
     with pytest.raises(InputError, match="weight file of the index is missing"):
         list(component_weights(copy))
 
 
 def test_a_personal_bundle_is_an_adapter_on_its_base(bundle_dir, tmp_path) -> None:
-    model = SubjectModel.from_bundle(bundle_dir)
+    model = load_model(bundle_dir)
     lora = LoraConfig(rank=4, target_modules=("to_q", "add_q_proj"))
     model.add_lora(lora)
     trained = {name: torch.randn_like(p) for name, p in model.transformer.named_parameters() if ".lora_" in name}
     personal = tmp_path / "personal"
     save_lora(personal / ADAPTER, lora, trained)
-    base = Base("file:///base", bundle_sha256(read_manifest(bundle_dir)))
+    base = BundleReference("file:///base", bundle_sha256(read_manifest(bundle_dir)))
     write_manifest(personal, read_preset(bundle_dir), base)
 
-    loaded = dict(SubjectModel.from_bundle(personal, bundle_dir).transformer.named_parameters())
+    loaded = dict(load_model(personal, bundle_dir).transformer.named_parameters())
     assert all(torch.equal(loaded[name], tensor) for name, tensor in trained.items())
     with pytest.raises(InputError, match=r"needs its base \('file:///base'\)"):
         open_bundle(personal)
@@ -156,7 +155,7 @@ def test_adapters_are_peft_folders_and_strict(bundle_dir, tmp_path) -> None:
     from diffusers import FluxTransformer2DModel
     from peft import PeftModel
 
-    model = SubjectModel.from_bundle(bundle_dir)
+    model = load_model(bundle_dir)
     lora = LoraConfig(rank=4, alpha=8.0)
     model.add_lora(lora)
     trained = {name: torch.randn_like(p) for name, p in model.transformer.named_parameters() if ".lora_" in name}
@@ -180,7 +179,7 @@ def test_adapters_are_peft_folders_and_strict(bundle_dir, tmp_path) -> None:
 
 
 def test_an_adapter_that_learned_nothing_is_not_written(bundle_dir, tmp_path) -> None:
-    model = SubjectModel.from_bundle(bundle_dir)
+    model = load_model(bundle_dir)
     model.add_lora(LoraConfig(rank=4))
     weights = {name: p for name, p in model.transformer.named_parameters() if ".lora_" in name}
     with pytest.raises(InputError, match="all zero"):
@@ -192,7 +191,7 @@ def test_an_adapter_that_learned_nothing_is_not_written(bundle_dir, tmp_path) ->
 def test_sources_that_are_not_there(bundle_dir, tmp_path) -> None:
     preset = read_preset(bundle_dir)
     broken = dataclasses.replace(preset, vae=dataclasses.replace(preset.vae, source="package:no/such"))
-    with pytest.raises(InputError, match=r"source is not there \('package:no/such'\)"):
+    with pytest.raises(InputError, match=r"source of a component is not a folder \('package:no/such'\)"):
         materialise(broken, tmp_path / "a")
     empty = dataclasses.replace(preset, vae=dataclasses.replace(preset.vae, config={}))
     with pytest.raises(ConfigError, match="vae has neither source nor config"):
@@ -239,7 +238,7 @@ def test_a_folder_of_diffusers_flux_pipeline_is_a_source(bundle_dir, tmp_path) -
         torch.equal(vae[name], tensor) for name, tensor in load_file(bundle_dir / "vae" / WEIGHTS["vae"]).items()
     )
     absent = dataclasses.replace(sources["vae"], subfolder="vae_2")
-    with pytest.raises(InputError, match=r"source is not there \('.*flux/vae_2'\)"):
+    with pytest.raises(InputError, match=r"source of a component is not a folder \('.*flux/vae_2'\)"):
         materialise(dataclasses.replace(preset, vae=absent), tmp_path / "no")
 
 
@@ -258,7 +257,7 @@ def test_licences_are_said_when_a_bundle_is_made(bundle_dir, tmp_path, caplog) -
 def test_an_aggregator_of_another_kind_than_its_source_is_refused(tmp_path) -> None:
     preset = load_preset("mini")
     other = dataclasses.replace(preset, aggregator=dataclasses.replace(preset.aggregator, kind="single_lap"))
-    with pytest.raises(ConfigError, match=r"holds a dla, aggregator\.kind says single_lap"):
+    with pytest.raises(ConfigError, match=r"holds an aggregator of kind dla, and aggregator\.kind is single_lap"):
         materialise(other, tmp_path / "bundle")
 
 

@@ -1,0 +1,52 @@
+"""Load the models of a bundle in a local folder. Light at import: data workers load the preprocessor without torch."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lookalike.bundles.manifest import read_preset
+from lookalike.bundles.verification import open_bundle
+from lookalike.models.preprocess import Preprocessor
+
+if TYPE_CHECKING:
+    import torch
+
+    from lookalike.models.subject import SubjectModel
+
+
+def load_preprocessor(bundle_dir: Path) -> Preprocessor:
+    """Load what writes prompts and images as the bundle's models read them.
+
+    Raises:
+        InputError: no tokenizer in the folder, or one that does not fit the MLLM.
+    """
+    return Preprocessor.from_folder(bundle_dir, read_preset(bundle_dir))
+
+
+def build_model(bundle_dir: Path, dtype: "torch.dtype | None" = None) -> "SubjectModel":
+    """Build a bundle's architecture without its weights, by default in float32.
+
+    As :meth:`~lookalike.models.subject.SubjectModel.from_config`, it works inside ``deepspeed.zero.Init`` and under
+    ``torch.device("meta")``.
+    """
+    from lookalike.models.subject import SubjectModel
+
+    return SubjectModel.from_config(bundle_dir, read_preset(bundle_dir).references, dtype)
+
+
+def load_model(bundle_dir: Path, base_dir: Path | None = None, dtype: "torch.dtype | None" = None) -> "SubjectModel":
+    """Build a bundle's model and load its weights strictly, with its adapter if it has one; in evaluation mode.
+
+    Raises:
+        InputError: the bundle is incomplete or damaged, has another base, or a tensor is missing, unknown or of
+            another shape.
+    """
+    from lookalike.models.adapters import load_lora
+    from lookalike.models.weights import load_weights
+
+    opened = open_bundle(bundle_dir, base_dir)
+    model = build_model(opened.components, dtype)
+    load_weights(model, opened.components)
+    if opened.adapter is not None:
+        load_lora(model.transformer, opened.adapter)
+        model.set_trainable(())
+    return model.eval()
