@@ -1,5 +1,6 @@
 """Pretrain a preset's MLLM to caption photos, and measure it on held-out subjects."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,8 @@ from torch import Tensor
 from lookalike.bundles.load import load_preprocessor
 from lookalike.models.batch import Batch, to_batch
 from lookalike.models.components import NO_CODE
-from lookalike.models.presets import load_preset
+from lookalike.models.presets import ASSETS_DIR, load_preset
 from lookalike.training import parts
-from pipelines.ingest.sample import shapes, vocabulary
 from pipelines.pretrain import augment
 from pipelines.pretrain.config import PretrainConfig
 from pipelines.pretrain.progress import fit_part
@@ -66,25 +66,8 @@ def pretrain_mllm(
 
 def _word_groups() -> dict[str, list[str]]:
     """Return words of the sample world by meaning; words that the captions do not use do not count."""
-    return {
-        "colour": list(vocabulary.COLOURS),
-        "class": sorted({word for name in shapes.names() for word in name.split()}),
-        "pattern": ["striped", "checked", "spots", "half", "patched"],
-        "place": [
-            "grass",
-            "sand",
-            "snow",
-            "wooden",
-            "water",
-            "cobblestone",
-            "leaves",
-            "carpet",
-            "tiled",
-            "brick",
-            "night",
-        ],
-        "view": ["front", "right", "behind", "left", "above"],
-    }
+    groups: dict[str, list[str]] = json.loads((ASSETS_DIR / "mini.word_groups.json").read_text())
+    return groups
 
 
 def _say_float32(path: Path) -> None:

@@ -69,8 +69,8 @@ class JsonLinesTracker(RunBlock):
 
     def _artifact(self, name: str) -> Path:
         if not is_below(name):
-            fix = "use a relative name without '..'"
-            raise InputError("the name of the artifact leads out of its run", value=name, fix=fix)
+            fix = "use a relative name in UTF-8, without '..' and with parts of at most 255 bytes"
+            raise InputError("the name of the artifact is not a file name below its run", value=name, fix=fix)
         return self.folder / "artifacts" / name
 
     def _write(self, **event: Any) -> None:
@@ -80,8 +80,12 @@ class JsonLinesTracker(RunBlock):
 
 
 def is_below(name: str) -> bool:
-    """Return whether ``name`` names a file below a folder, such as ``samples/step-1.png``."""
-    return bool(name) and "\0" not in name and not {"", ".", ".."} & set(name.split("/"))
+    """Return whether ``name`` can name a file below a folder, such as ``samples/step-1.png``, on any file system."""
+    try:
+        parts = name.encode().split(b"/")
+    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can hold and no file name can
+        return False
+    return all(part not in (b"", b".", b"..") and b"\0" not in part and len(part) <= 255 for part in parts)
 
 
 def _segment(name: str) -> str:

@@ -235,7 +235,14 @@ def test_an_odd_time_of_submission_is_left_out(submitted: object, tmp_path: Path
     assert read_tracked(store) is None
 
 
-@pytest.mark.parametrize("name", ["../../../x.txt", "/x.txt", "a/../../x", "", "..", "a//b", "a/./b", "\0"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("../../../x.txt", "/x.txt", "a/../../x", "", "..", "a//b", "a/./b", "\0"),
+        pytest.param("a/\ud800.png", id="half a surrogate pair"),
+        pytest.param("a" * 256, id="a long name"),
+    ],
+)
 def test_pending_events_write_no_file_outside_of_their_run(name: str, tmp_path: Path) -> None:
     line = {"kind": "artifact", "values": {}, "step": 0, "time_ms": None, "name": name, "data": "eA=="}
     assert events.decode(json.dumps(line).encode()) == []

@@ -1,6 +1,7 @@
 """The sample world is a function of its seed and has the defects that its truth lists."""
 
 import io
+import json
 from collections import Counter
 
 import numpy as np
@@ -169,3 +170,9 @@ def test_truth_lists_every_photo() -> None:
 def test_invalid_worlds_are_refused(settings: dict[str, object]) -> None:
     with pytest.raises(ConfigError):
         SampleWorldConfig(**settings)  # type: ignore[arg-type]
+
+
+def test_word_groups_of_the_miniature_are_words_of_the_sample_world() -> None:
+    groups = json.loads((ASSETS_DIR / "mini.word_groups.json").read_text())
+    assert groups["colour"] == list(vocabulary.COLOURS)
+    assert groups["class"] == sorted({word for name in shapes.names() for word in name.split()})
