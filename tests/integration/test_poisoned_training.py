@@ -119,7 +119,7 @@ def test_a_shard_that_is_missing_ends_two_ranks_with_its_name(dataset: str, tmp_
     shard = tmp_path / "dataset" / "v0001" / SHARD
     data = shard.read_bytes()
     shard.unlink()
-    named = r"a shard of the snapshot cannot be read.*train-000000.tar.*copy it back"
+    named = r"a shard of the snapshot cannot be read.*train-000000.tar.*restore it"
     with pytest.raises(UnusableDataError, match=named):  # held-out samples are read first
         train(config_of(str(tmp_path / "dataset"), tmp_path / "alone"))
     config = replace(

@@ -5,7 +5,7 @@ import json
 import threading
 import uuid
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from lookalike.errors import ConfigError, InputError, RefusedError
 from lookalike.evaluation.gate import GateConfig
 from lookalike.evaluation.measurements import MEASUREMENTS, SCHEMA, estimates, to_parquet
 from lookalike.evaluation.scores import Scores, Source
+from lookalike.models.presets import load_preset
 from lookalike.registry import Candidate, Outcome, Registry, personal_model_name, promote, resolve
 from lookalike.storage import open_store
 from lookalike.tracking.connection import connect
@@ -29,7 +30,8 @@ def bundle(root: str, name: str, base: Source | None = None, owner: str | None =
     store = open_store(f"{root}/{name}/bundle")
     store.write("transformer/model.safetensors", name.encode())
     components = {"transformer/model.safetensors": hashlib.sha256(name.encode()).hexdigest()}
-    manifest: dict[str, Any] = {"format": 1, "base": None, "preset": {}, "components": components}
+    preset = json.loads(json.dumps(asdict(load_preset("mini"))))
+    manifest: dict[str, Any] = {"format": 1, "base": None, "preset": preset, "components": components}
     if base is not None:
         manifest["base"] = {"uri": base.uri, "sha256": base.sha256}
     if owner is not None:

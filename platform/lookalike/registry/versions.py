@@ -190,7 +190,7 @@ class Registry:
                 if not is_denied(error):
                     raise
                 what = f"MLflow does not let this user {permission.lower()} the registered model {name}"
-                fix = f"ask its administrator for the permission {permission} on {name}, or sign in as another user"
+                fix = f"ask for the permission {permission} on {name}, or set another MLFLOW_TRACKING_USERNAME"
                 if permission == "READ":
                     what += ", or there is no such model"
                 elif permission == "CREATE":

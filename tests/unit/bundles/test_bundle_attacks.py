@@ -223,7 +223,7 @@ def test_memory_that_others_can_write_is_not_used(
     monkeypatch.setattr(digests, "sha256_of", lambda path: (read.append(path), whole(path))[1])
     verify(copy)
     assert len(read) == len(read_manifest(copy)["components"])
-    assert "others can write" in caplog.text
+    assert "other users can write" in caplog.text
 
 
 def test_file_that_changes_while_it_is_read_is_refused(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:

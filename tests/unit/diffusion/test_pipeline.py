@@ -268,7 +268,7 @@ def test_invalid_input_is_rejected_before_the_model_runs(pipe, photos, monkeypat
     cases = [
         (InputError, "list of references is empty", {"references": []}),
         (InputError, "list of references is empty", {"prompt": ["a", "b"], "references": [photos[:1], []]}),
-        (InputError, "3 references, the preset mini takes 2", {"references": photos[:3]}),
+        (InputError, "3 references are more than the preset mini takes", {"references": photos[:3]}),
         (InputError, "1 lists of references for 2 prompts", {"prompt": ["a", "b"], "references": [photos[:1]]}),
         (InputError, "mix images and lists", {"references": [photos[0], photos[1:2]]}),
         (InputError, "8x8 pixels", {"references": [tiny]}),

@@ -9,9 +9,10 @@ import pytest
 from lookalike.errors import InputError
 from lookalike.storage import Store, open_store
 from lookalike.storage.results import write_result
+from lookalike.training.config import TrainConfig
 from pipelines.finetune import FinetuneConfig
 from pipelines.finetune.earlier import RESULT, earlier_result
-from pipelines.train import run as training
+from pipelines.train import result as training_result
 from tests.integration.test_promotion import bundle
 
 NAME = "acme--mug"
@@ -75,7 +76,7 @@ def test_unsealed_result_without_its_bundle_is_refused(place: Store, result: dic
 def test_training_result_is_checked_against_bundle_and_steps(tmp_path: Path, sealed: bool) -> None:
     store = open_store(str(tmp_path / "run"))
     made = bundle(str(tmp_path), "run")
-    config = training.TrainConfig(dataset="/data", run=store.uri, tracking="none:")
+    config = TrainConfig(dataset="/data", run=store.uri, tracking="none:")
     result = {
         "bundle_uri": "file:///x",
         "bundle_sha256": made.sha256,
@@ -86,13 +87,13 @@ def test_training_result_is_checked_against_bundle_and_steps(tmp_path: Path, sea
 
     def read(**change: Any) -> dict[str, Any]:
         if sealed:
-            write_result(store, training.RESULT, {**result, **change}, "f")
+            write_result(store, training_result.RESULT, {**result, **change}, "f")
         else:
-            store.write(training.RESULT, json.dumps({**result, **change}).encode())
-        return training._earlier_result(config, store, "f")
+            store.write(training_result.RESULT, json.dumps({**result, **change}).encode())
+        return training_result.earlier_result(config, store, "f")
 
     assert read()["bundle_uri"] == made.uri
-    assert "seal" in json.loads(store.read(training.RESULT))
+    assert "seal" in json.loads(store.read(training_result.RESULT))
     for change in ({"bundle_sha256": "c" * 64}, *([] if sealed else [{"steps": 1}])):
         with pytest.raises(InputError, match="the result"):
             read(**change)

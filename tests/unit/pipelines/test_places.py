@@ -13,6 +13,7 @@ from lookalike.storage.arrow import arrow_filesystem
 from lookalike.storage.claim import claim
 from pipelines.curate.raw import list_shards, raw_store
 from pipelines.curate.takedown import pin, pinned_hash, read_list
+from pipelines.generate.config import GenerateConfig
 from pipelines.generate.run import _references
 
 MARKED = ["raw #1", "raw?v=2", "raw%41", "100%", "{a,b}", "{a", "a}b{", "c:d", "a b ü", "*[x]", "a\\b", "~"]
@@ -72,12 +73,16 @@ def test_take_down_list_is_read_from_its_location(place: Path) -> None:
 def test_references_are_photos_of_the_place(place: Path) -> None:
     Image.new("RGB", (32, 32)).save(place / "x #1.png")
     bundle = SimpleNamespace(max_references=2)
+
+    def read(location: str) -> list[tuple[str, bytes]]:
+        config = GenerateConfig("models:/m/1", "out", prompt=["a mug"], reference=[location])
+        return _references(config, bundle)  # type: ignore[arg-type]
+
     for location in (str(place), f"{place}/", str(place / "x #1.png"), place.as_uri(), (place / "x #1.png").as_uri()):
-        found = _references([location], bundle)  # type: ignore[arg-type]
-        assert [uri for uri, _ in found] == [(place / "x #1.png").as_uri()]
+        assert [uri for uri, _ in read(location)] == [(place / "x #1.png").as_uri()]
     for location in ("s3://", "file://host/x", "", "s3:/x"):
         with pytest.raises(ConfigError):
-            _references([location], bundle)  # type: ignore[arg-type]
+            read(location)
 
 
 def test_ray_keeps_its_state_in_the_place(place: Path) -> None:

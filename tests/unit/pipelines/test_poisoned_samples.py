@@ -85,11 +85,11 @@ def test_unreadable_shard_is_not_counted_as_an_unusable_sample(clean: TripletSou
         shutil.copytree(clean.snapshot_uri, tmp_path / name / "v0001")
         version = tmp_path / name / "v0001"
         spoil(version / SHARD)
-        with pytest.raises(ShardError, match=r"a shard of the snapshot cannot be read.*train-000000.tar.*copy it back"):
+        with pytest.raises(ShardError, match=r"a shard of the snapshot cannot be read.*train-000000.tar.*restore it"):
             load_images(open_store(str(version)), read_triplets(open_store(str(version)))[0])
         found = prepare(TripletSource(str(version), "train", clean.bundle_uri), np.array([0, 3]))
         assert found["fatal"].tolist() == [True, True]
-        assert "copy it back" in found["reason"][0]
+        assert "restore it" in found["reason"][0]
 
 
 def test_truncated_shard_loses_the_samples_after_the_cut(clean: TripletSource, tmp_path: Path) -> None:
