@@ -292,7 +292,7 @@ def test_personal_bundle_is_generated_with_its_own_base(
         ({"reference": ["{photos}/cat/none.jpg"]}, InputError, "none.jpg"),
         ({"reference": ["{photos}/nobody"]}, InputError, "neither a photo nor a folder"),
         ({"reference": ["{photos}/notes.txt"]}, InputError, "the file is not an image of a supported format"),
-        ({"prompt": [" "]}, InputError, "empty prompt"),
+        ({"prompt": [" "]}, InputError, "a prompt is empty"),
         ({"prompt": ["a mug\0"]}, ConfigError, "NUL"),
         ({"prompt": [], "prompts_file": "{photos}/empty.txt"}, InputError, "empty"),
         ({"model": "{photos}"}, InputError, "no such object.*bundle.json"),

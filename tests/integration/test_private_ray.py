@@ -86,7 +86,7 @@ def test_who_disables_the_token_is_warned_of_what_a_stranger_can_do(tmp_path: Pa
     with _job_with_a_cluster(RAY_AUTH_MODE="disabled") as (job, address, _token):
         assert "ran a command" in _attack(address, tmp_path / "mark", {"RAY_AUTH_MODE": "disabled"})
         assert job.stderr is not None
-        assert "RAY_AUTH_MODE=disabled: whoever reaches" in job.stderr.readline()
+        assert "RAY_AUTH_MODE=disabled: anyone who reaches" in job.stderr.readline()
     assert (tmp_path / "mark").exists()
 
 

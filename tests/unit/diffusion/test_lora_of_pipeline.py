@@ -326,9 +326,7 @@ def test_a_dit_that_peft_wrapped_is_saved_after_the_advice(whole, load, run, tmp
             parameter.data += 0.1
     pipe.transformer = wrapped
     for call in (pipe.save_pretrained, pipe.load_lora_weights, pipe.save_lora_weights):
-        with pytest.raises(
-            ConfigError, match=r"a PeftModel.*set pipe.transformer = .*get_base_model\(\)"
-        ):
+        with pytest.raises(ConfigError, match=r"a PeftModel.*set pipe.transformer = .*get_base_model\(\)"):
             call(tmp_path / "saved")
     pipe.transformer = wrapped.get_base_model()
     expected = run(pipe)
