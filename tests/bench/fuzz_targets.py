@@ -19,6 +19,7 @@ from PIL import Image
 
 from lookalike import config as configs
 from lookalike.bundles.build import materialise
+from lookalike.bundles.manifest import read_manifest as read_bundle_manifest
 from lookalike.bundles.manifest import read_preset
 from lookalike.bundles.transfer import fetch_bundle
 from lookalike.data import images, shards, text, triplets
@@ -213,7 +214,7 @@ class Bundle:
             whole = (self.folder / name).read_bytes()
             try:
                 (self.folder / name).write_bytes(data)
-                read_manifest(self.folder)
+                read_bundle_manifest(self.folder)
                 located = locate_bundle(str(self.folder))
                 fetch_bundle(located)
                 read_preset(self.folder)
