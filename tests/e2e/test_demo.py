@@ -27,7 +27,7 @@ STEPS = [step["name"] for step in yaml.safe_load((REPO / "infra" / "demo" / "dem
 
 
 def test_every_step_is_in_the_table_with_its_time_and_memory(demo: Demo) -> None:
-    table = demo.printed[demo.printed.index("what came out") :]
+    table = demo.printed[demo.printed.index("last output") :]
     for step in STEPS:
         row = re.search(rf"^{step} +(\d+) s +(\d+\.\d) GiB   (.+)$", table, re.MULTILINE)
         assert row is not None, table
