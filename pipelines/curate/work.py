@@ -142,7 +142,7 @@ class StageWork:
         return rows.drop_columns("reason"), rows["reason"].to_numpy(zero_copy_only=False).astype(object)
 
     def read_screened(self, unit: int, partition: int | None = None) -> pa.Table:
-        """Return the image rows of a raw shard that the screen has let through, or those of a range of contents."""
+        """Return the rows of raw shard ``unit`` that passed the screen, or only a range of content hashes of them."""
         rows = read_table(self.dataset, self.rows[unit].key).cast(IMAGE_SCHEMA)
         reasons = read_table(self.dataset, self.workspace.reasons(unit))["reason"]
         rows = rows.filter(pc.equal(reasons, ""))

@@ -51,7 +51,7 @@ class Body:
 
 
 def render(body: Body, view: View, place: str, size: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
-    """Render ``body`` at ``place``: photo uint8 [size, size, 3] and true mask uint8 [size, size] in 0…255."""
+    """Render ``body`` at ``place``, a key of PLACES: RGB uint8 [size, size, 3], alpha mask uint8 [size, size]."""
     camera = _Camera(view, float(body.mesh.vertices[:, 2].max()) / 2)
     colour_HWC, alpha_HW = _render_subject(body, view, camera, size)
     photo = _render_place(body.mesh, view, camera, place, size) * (1 - alpha_HW[..., None]) + colour_HWC

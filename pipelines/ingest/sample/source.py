@@ -80,7 +80,7 @@ def _licence(shot: Shot) -> str:
 
 
 def plan_sample(config: IngestConfig) -> Plan:
-    """Plan the shards of the sample world and its truth. Raises ConfigError for an unknown shape."""
+    """Plan shards and ground truth of the sample world. Raises ConfigError: unknown shape, too few subjects."""
     world = config.sample
     things = _chosen(subjects(world), config)
     shots = plan_shots(world, things)

@@ -68,10 +68,10 @@ def read_adapter(
 
 
 def find_weights(path: Path, weight_name: str | None = None) -> Path:
-    """Find the safetensors file of a LoRA at ``path``, a folder or the file itself.
+    """Find the weights of a LoRA: ``path`` itself, or in that folder ``weight_name``, a standard name or the only file.
 
     Raises:
-        InputError: there is none or more than one, or it is a pickle.
+        InputError: there is no file, there are several without a standard name, or there is only a pickle.
     """
     if weight_name is not None:
         path = path / weight_name

@@ -63,7 +63,7 @@ class Rows:
 
 
 def linear_layers(transformer: Any) -> dict[str, nn.Linear]:
-    """Return the linear layers of a DiT by name; those with a LoRA by the name that they have without it."""
+    """Return the DiT's linear layers by module name; of one that peft wrapped, its base layer."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     layers: dict[str, nn.Linear] = {}
@@ -80,7 +80,7 @@ def linear_layers(transformer: Any) -> dict[str, nn.Linear]:
 
 
 def names_of_layers(layers: Mapping[str, nn.Linear]) -> dict[str, tuple[Rows, ...]]:
-    """Return every name that LoRA files use for these ``layers``, with dots or (kohya) with underscores."""
+    """Map each name that LoRA files use for a layer, with dots or (kohya) underscores, to rows of ``layers``."""
     names: dict[str, tuple[Rows, ...]] = {name: (Rows(name, 0, layer.out_features),) for name, layer in layers.items()}
     for blocks, ours, parts in (
         ("double_blocks", "transformer_blocks", _DOUBLE),

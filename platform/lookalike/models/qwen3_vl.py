@@ -17,7 +17,7 @@ from lookalike.models.batch import Batch
 
 
 def encoder_inputs(config: Any, batch: Batch) -> dict[str, Tensor]:
-    """Make the arguments of ``Qwen3VLModel.forward``; ``image_…`` are precomputed inputs of its vision tower."""
+    """Return the arguments of ``Qwen3VLModel.forward``; ``image_…`` are its vision inputs, from the patch grid."""
     vision, pixels = config.vision_config, batch.pixel_values.flatten(0, 1)
     side = pixels.shape[-1] // vision.patch_size
     grid = _grid(len(pixels), side, vision.spatial_merge_size, int(vision.num_position_embeddings**0.5))

@@ -126,7 +126,7 @@ def project(registry: Registry, name: str) -> Standing | None:
 
 
 def unregistered(registry: Registry, now: Standing) -> InputError:
-    """Make the error for a champion that the log names and the registry does not have."""
+    """Return the error for a champion of the promotion log whose bundle no version in the registry has."""
     last = now.last
     assert last is not None
     earlier = ""

@@ -13,7 +13,7 @@ import torch
 
 
 def prepare_process(device: torch.device) -> None:
-    """Import DeepSpeed for ``device`` and join the process group that Ray Train made."""
+    """Import DeepSpeed for ``device``, build its CPU collectives, and start it on Ray Train's process group."""
     prefer_own_ninja()
     deepspeed = import_deepspeed(device)
     if device.type == "cpu":
