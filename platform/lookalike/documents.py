@@ -3,9 +3,15 @@
 import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import fields
+from functools import lru_cache
+from typing import Any, TypeVar, cast
+
+from pydantic import TypeAdapter, ValidationError
 
 from lookalike.errors import InputError, LookalikeError, first_line
+
+RecordT = TypeVar("RecordT")
 
 _MOST_LEVELS = 100  # of nested lists and objects, which readers walk recursively
 REWRITE = "restore it, or remove it and run the job that writes it again"
@@ -68,6 +74,30 @@ def parse_object(data: bytes | str, where: str, *names: str, fix: str = REWRITE)
     if missing := [name for name in names if name not in value]:
         raise InputError(f"the JSON object lacks {', '.join(map(repr, missing))}", value=where, fix=fix)
     return value
+
+
+def parse_record(record_class: type[RecordT], data: bytes | str, where: str, *, fix: str = REWRITE) -> RecordT:
+    """Parse the JSON object in ``data``, which was read from ``where``, into the dataclass ``record_class``.
+
+    Types are checked as pydantic does in strict mode: no text for a number, no unknown members.
+
+    Raises:
+        InputError: names the first member whose value does not fit.
+    """
+    value = parse_object(data, where, fix=fix)
+    try:
+        if unknown := value.keys() - {item.name for item in fields(record_class)}:  # type: ignore[arg-type]
+            raise InputError(f"the JSON object has unknown members: {', '.join(sorted(unknown))}", value=where, fix=fix)
+        return cast(RecordT, _validator(record_class).validate_json(data, strict=True))
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+        name = ".".join(str(part) for part in first["loc"])
+        raise InputError(f"{name} in the JSON object: {first['msg']}", value=where, fix=fix) from None
+
+
+@lru_cache(maxsize=64)
+def _validator(record_class: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(record_class)
 
 
 @contextmanager
