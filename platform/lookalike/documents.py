@@ -88,7 +88,7 @@ def parse_record(record_class: type[RecordT], data: bytes | str, where: str, *, 
     try:
         if unknown := value.keys() - {item.name for item in fields(record_class)}:  # type: ignore[arg-type]
             raise InputError(f"the JSON object has unknown members: {', '.join(sorted(unknown))}", value=where, fix=fix)
-        return cast(RecordT, _validator(record_class).validate_json(data, strict=True))
+        return cast(RecordT, _validator(cast(Any, record_class)).validate_json(data, strict=True))
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
         name = ".".join(str(part) for part in first["loc"])
