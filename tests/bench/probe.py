@@ -50,7 +50,7 @@ class Photo:
     view: str
 
 
-def photographs(raw: Path, world: SampleWorldConfig) -> list[Photo]:
+def read_photos(raw: Path, world: SampleWorldConfig) -> list[Photo]:
     """The photos of a sample world in the order of their keys; existing shards in ``raw`` are reused."""
     plan = plan_sample(IngestConfig(source="sample", raw=str(raw), sample=world))
     truth, found = plan.extras[TRUTH]["photos"], {}
@@ -136,13 +136,13 @@ def train_probe(photos: list[Photo], vae: Any, folder: Path) -> Probe:
         chosen = rng.choice(len(photos), FIT.batch_size, replace=False)
         return probe.loss(_moved(images[chosen], rng), [photos[index] for index in chosen], subjects[chosen])
 
-    fit(probe, loss, FIT, folder, lambda step, figures: _say(step, figures))
+    fit(probe, loss, FIT, folder, lambda step, metrics: _print(step, metrics))
     return probe.eval()
 
 
-def _say(step: int, figures: dict[str, float]) -> None:
+def _print(step: int, metrics: dict[str, float]) -> None:
     if step % FIT.save_every == 0:
-        print(f"probe {step}: " + ", ".join(f"{name} {value:.2f}" for name, value in figures.items()), flush=True)
+        print(f"probe {step}: " + ", ".join(f"{name} {value:.2f}" for name, value in metrics.items()), flush=True)
 
 
 def _moved(images: Tensor, rng: np.random.Generator, most: int = 4) -> Tensor:

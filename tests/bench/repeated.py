@@ -12,7 +12,7 @@ from lookalike.data.shards import write_tar
 VARIABLE = "LOOKALIKE_BENCH_PHOTOS"
 
 
-def photographs() -> list[Path]:
+def bench_photos() -> list[Path]:
     """The photos ``<subject>/<nn>.jpg`` of the folder that LOOKALIKE_BENCH_PHOTOS names; skips without it."""
     folder = os.environ.get(VARIABLE)
     if not folder:

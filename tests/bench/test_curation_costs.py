@@ -26,7 +26,7 @@ from pipelines.curate.screen import screen_shard
 from pipelines.curate.tables import read_span
 from pipelines.curate.work import CONTENT_ROWS
 from tests.bench.measured import keep
-from tests.bench.repeated import photographs, write_repeated
+from tests.bench.repeated import bench_photos, write_repeated
 from tests.bench.test_curation_scale import synthetic_stage
 
 ROWS, ROWS_PER_SHARD = 40_000, 10_000
@@ -68,14 +68,14 @@ def test_costs_of_each_step_and_of_a_billion_images(tmp_path: Path) -> None:
 
     torch.set_num_threads(1)
     cost: dict[str, float] = {}
-    raw = open_store(str(write_repeated(tmp_path / "photos", photographs(), 1, 105)))
+    raw = open_store(str(write_repeated(tmp_path / "photos", bench_photos(), 1, 105)))
     with cpu_seconds(cost, "index", 105), Path(tmp_path / "photos" / "shard-000000.tar").open("rb") as file:
         pixels = [image for _, image in read_images(file, "shard", LabelsConfig()) if image is not None]
     embed = load_embedder(CurateConfig(raw=raw.uri, dataset=raw.uri).embedder)
     embed(pixels[:1])
     with cpu_seconds(cost, "embed", 32):
         embed(pixels[:32])
-    files = [path.read_bytes() for path in photographs()[:32]]
+    files = [path.read_bytes() for path in bench_photos()[:32]]
     with cpu_seconds(cost, "scale_down", len(files)):
         for data in files:
             fit(data, ShardsConfig())

@@ -64,8 +64,8 @@ def test_each_reason_is_given_to_its_planted_photos_only(
     run("ingest", "--source", "sample", "--raw", str(raw), "--sample.seed", str(seed), *WORLD)
     truth = json.loads((raw / "_truth.json").read_text())["photos"]
     removed = _take_down_list(raw, truth, tmp_path / "removed.txt")
-    told = ("--filters.licence.allowed", "[zlib]", "--filters.taken_down.list", str(removed))
-    curate = ("curate", "run", "--raw", str(raw), "--dataset", str(dataset), *told)
+    flags = ("--filters.licence.allowed", "[zlib]", "--filters.taken_down.list", str(removed))
+    curate = ("curate", "run", "--raw", str(raw), "--dataset", str(dataset), *flags)
     run(*curate)
     _check(dataset, 1, truth, REASONS, f"seed {seed}")
     run(*curate, *TEXT)  # half a second of text recognition for each photo that is left

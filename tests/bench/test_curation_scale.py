@@ -32,7 +32,7 @@ from pipelines.curate.tables import vectors_array, write_table
 from pipelines.curate.work import StageWork
 from tests.bench.measured import keep
 from tests.bench.memory import PeakMemory
-from tests.bench.repeated import photographs, write_repeated
+from tests.bench.repeated import bench_photos, write_repeated
 from tests.conftest import REPO, job_environment
 
 SCALES, SHARDS, PER_SHARD = (1, 4, 16), 16, 50
@@ -48,7 +48,7 @@ pytestmark = pytest.mark.timeout(14400)
 
 
 def test_time_grows_linearly_with_shards(bench_folder: Path, tmp_path: Path) -> None:
-    photos = photographs()
+    photos = bench_photos()
     found: dict[int, dict[str, float]] = {}
     for scale in SCALES:
         raw = write_repeated(bench_folder / f"scale-raw-{scale}", photos, scale * SHARDS, PER_SHARD)

@@ -2,7 +2,7 @@
 
     LOOKALIKE_BENCH_PHOTOS=FOLDER python -m pytest tests/bench -k speed -s
 
-FOLDER holds ``<subject>/<nn>.jpg`` photographs, which are repeated to 12,800 in 64 shards; without it the test is
+FOLDER holds ``<subject>/<nn>.jpg`` photos, which are repeated to 12,800 in 64 shards; without it the test is
 skipped. Writes results/curation-speed.json. Ray and its own helpers run before a clock starts, as on a cluster; the
 processes that do the work are started inside the clock.
 """
@@ -30,7 +30,7 @@ from pipelines.curate.features import FEATURE_SIDE, features
 from pipelines.curate.filters import FiltersConfig
 from pipelines.curate.filters.no_pair import NoPair
 from tests.bench.measured import keep
-from tests.bench.repeated import photographs, write_repeated
+from tests.bench.repeated import bench_photos, write_repeated
 
 SHARDS, PER_SHARD, ROUNDS = 64, 200, 3
 EMBEDDED_SHARDS = 8  # of them are indexed with the default embedder
@@ -43,7 +43,7 @@ pytestmark = pytest.mark.timeout(7200)
 @pytest.fixture(scope="module")
 def raw(bench_folder: Path) -> Path:
     """The shards. Each repetition of a photo belongs to another subject."""
-    return write_repeated(bench_folder / "speed-raw", photographs(), SHARDS, PER_SHARD)
+    return write_repeated(bench_folder / "speed-raw", bench_photos(), SHARDS, PER_SHARD)
 
 
 @pytest.fixture(scope="module")

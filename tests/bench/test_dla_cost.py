@@ -3,7 +3,7 @@
     python -m pytest tests/bench/test_dla_cost.py -s        # eight minutes on two cores
 
 FLOPs of the whole system are counted on the meta device, memory on fake tensors. Time is that of the aggregator
-(forward and backward), of two double and two single blocks of the DiT with their LoRA (likewise), of two blocks of the
+(forward and backward), of two double and two single blocks of the DiT with their LoRA (the same), of two blocks of the
 language model and of the vision tower (forward): random weights, bfloat16, interleaved, each slice counted as often as
 it goes into the whole. Latents are cached in training, so the VAE is in none of them. Writes results/dla-cost.json
 after every round.

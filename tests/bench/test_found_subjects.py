@@ -22,7 +22,7 @@ from pipelines.curate.cluster_subjects import group
 from pipelines.curate.config import CurateConfig, FoundConfig
 from pipelines.curate.features import FEATURE_SIDE
 from tests.bench.measured import keep
-from tests.bench.repeated import VARIABLE, photographs
+from tests.bench.repeated import VARIABLE, bench_photos
 
 THRESHOLDS = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8)
 WORLD = ("--source", "sample", "--sample.subjects", "100", "--sample.defects", "false", "--sample.seed", "7")
@@ -35,7 +35,7 @@ def test_pairs_of_found_subjects(bench_folder: Path, run_job: Callable[..., Comp
     assert done.returncode == 0, done.stderr[-3000:]
     measured = {"sample world": _quality(_of_shards(raw))}
     if os.environ.get(VARIABLE):
-        measured["photographs"] = _quality([(path.parent.name, path.read_bytes()) for path in photographs()])
+        measured["photographs"] = _quality([(path.parent.name, path.read_bytes()) for path in bench_photos()])
     keep(
         "found-subjects",
         {

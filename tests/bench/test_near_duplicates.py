@@ -3,7 +3,7 @@
     LOOKALIKE_BENCH_PHOTOS=FOLDER python -m pytest tests/bench -k near_duplicates -s
 
 FOLDER holds ``<subject>/<nn>.jpg``. Writes results/near-duplicates.json: the share of copies that are found, and how
-many pairs of different photographs of one subject are taken for one.
+many pairs of different photos of one subject count as duplicates.
 """
 
 import io
@@ -20,7 +20,7 @@ from lookalike.data.images import decode_at_least
 from pipelines.curate.features import FEATURE_SIDE, features
 from pipelines.curate.filters.near_duplicate import NearDuplicate
 from tests.bench.measured import keep
-from tests.bench.repeated import photographs
+from tests.bench.repeated import bench_photos
 
 pytestmark = pytest.mark.timeout(3600)
 
@@ -56,7 +56,7 @@ def test_copies_are_found_and_other_photos_of_a_subject_are_not() -> None:
     torch.set_num_threads(1)
     embed, rule = load_embedder("efficientnet-lite0-colour"), NearDuplicate()
     subjects: dict[str, list[bytes]] = defaultdict(list)
-    for path in photographs():
+    for path in bench_photos():
         subjects[path.parent.name].append(path.read_bytes())
 
     def look(files: list[bytes]) -> tuple[np.ndarray, np.ndarray]:

@@ -2,15 +2,15 @@
 
     python -m pytest tests/bench/test_probes.py -s        # an hour and a half on one core
 
-The probe (tests/bench/probe.py) learns from a world of its own; its error on real photographs stands in the first row
-of the table. Then 240 held-out subjects x 4 prompts are drawn from one reference: by the preset's stages, as the paper
-does, with both conditions throughout, with the MLLM alone, and without any reference. The prompts are the captions of
-the subject's other photographs, whose place and mostly view differ from the reference's; once whole ("told": colours
-and pattern are in the text), and once bare, where they have to come from the reference. Half of the subjects have a
+The probe (tests/bench/probe.py) learns from a world of its own; its error on real photos stands in the first row
+of the table. Then 240 held-out subjects x 4 prompts are generated from one reference: by the preset's schedule, by the
+paper's, with both conditions throughout, with the MLLM alone, and without any reference. The prompts are the captions
+of the subject's other photos, whose place and mostly view differ from the reference's: the whole caption ("told": it
+names colours and pattern), and a bare one, for which they have to come from the reference. Half of the subjects have a
 twin: another shape in the same colours and pattern.
 
-Writes results/probes.json and results/probes-grid.png. What was drawn and what the probe has learned stays in
-LOOKALIKE_BENCH_FOLDER, so that a run that was stopped goes on. LOOKALIKE_BENCH_BUNDLE names another bundle than the
+Writes results/probes.json and results/probes-grid.png. Images and the trained probe stay in
+LOOKALIKE_BENCH_FOLDER, so that a run that was stopped resumes. LOOKALIKE_BENCH_BUNDLE names another bundle than the
 shipped one.
 """
 
@@ -37,7 +37,7 @@ from lookalike.training.parts import reconstruct
 from pipelines.ingest.config import SampleWorldConfig
 from pipelines.ingest.sample import vocabulary, world
 from tests.bench.measured import RESULTS, keep
-from tests.bench.probe import CHOICES, COLOURS, Photo, Probe, photographs, to_tensor, train_probe
+from tests.bench.probe import CHOICES, COLOURS, Photo, Probe, read_photos, to_tensor, train_probe
 
 TAUGHT = SampleWorldConfig(seed=61, subjects=2400, size_px=128, defects=False)  # what the probe learns from
 HELD_OUT = SampleWorldConfig(seed=71, subjects=240, size_px=128, defects=False)  # seen by neither probe nor model
@@ -62,7 +62,7 @@ class Case:
 
     reference: Photo
     target: Photo
-    """A real photograph that shows what the prompt asks for."""
+    """A real photo that shows what the prompt asks for."""
     seed: int
 
     def prompt(self, bare: bool) -> str:
@@ -116,7 +116,7 @@ def test_generated_images_show_the_subjects(bundle: Path, bench_folder: Path) ->
     """Judge all generated images."""
     torch.set_num_threads(1)
     vae, held_out = load_vae(bundle), _held_out(bench_folder)
-    taught = photographs(bench_folder / f"world-{TAUGHT.seed}-{TAUGHT.subjects}", TAUGHT)
+    taught = read_photos(bench_folder / f"world-{TAUGHT.seed}-{TAUGHT.subjects}", TAUGHT)
     probe = train_probe(taught, vae, bench_folder / "probe")
     shown = reconstruct(vae, to_tensor([photo.image for photo in held_out]))
     judge, cases = Judge(probe, shown, held_out), _cases(held_out)
@@ -128,7 +128,7 @@ def test_generated_images_show_the_subjects(bundle: Path, bench_folder: Path) ->
 
 
 def _held_out(bench_folder: Path) -> list[Photo]:
-    return photographs(bench_folder / f"world-{HELD_OUT.seed}", HELD_OUT)
+    return read_photos(bench_folder / f"world-{HELD_OUT.seed}", HELD_OUT)
 
 
 def _drawn(bench_folder: Path, bundle: Path, row: str) -> Path:
@@ -182,7 +182,7 @@ class Judge:
         return {name: np.asarray(value, float) for name, value in scores.items()}
 
     def own_error(self) -> dict[str, float]:
-        """Share of the held-out subjects' real photographs, all of them, that the probe tells right."""
+        """Share of the held-out subjects' real photos, all of them, that the probe classifies correctly."""
         right = {
             name: self._found[name].argmax(1) == [choices.index(getattr(photo, name)) for photo in self._photos]
             for name, choices in CHOICES.items()
@@ -193,7 +193,7 @@ class Judge:
         return {name: round(float(np.mean(values)), 3) for name, values in right.items()}
 
     def _likeness(self, embedding: np.ndarray, case: Case) -> np.ndarray:
-        """Mean cosine with the photographs of each held-out subject, but with neither target nor reference."""
+        """Mean cosine with the photos of each held-out subject, but with neither target nor reference."""
         kept = np.array([photo is not case.target and photo is not case.reference for photo in self._photos])
         cosine = self._found["subject"][kept] @ embedding
         return np.bincount(self._owner[kept], weights=cosine) / np.bincount(self._owner[kept])
@@ -209,7 +209,7 @@ def _place(photos: list[Photo], wanted: Photo) -> int:
 
 
 def _colours(logits: np.ndarray, photo: Photo) -> float:
-    """Share of the photograph's colours among as many that are seen most clearly."""
+    """Share of the photo's colours among as many that are seen most clearly."""
     seen = {COLOURS[index] for index in np.argsort(-logits)[: len(photo.colours)]}
     return len(seen & set(photo.colours)) / len(photo.colours)
 

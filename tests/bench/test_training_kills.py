@@ -8,7 +8,7 @@ when is drawn from a seed: a rank, a process of Ray Data, Ray Train's controller
 with everything below it. What has ended is started again by the same command (from one section to the next with another
 number of ranks), at once and without a look at what may still run.
 
-With LOOKALIKE_BENCH_FOLDER it goes on there after the last kill that it has noted.
+With LOOKALIKE_BENCH_FOLDER it resumes there after the last recorded kill.
 """
 
 import json

@@ -68,7 +68,7 @@ def test_world(seed: int, renamed: bool, base: Path, tmp_path: Path, run_job: Ru
         suite = ("run", "--bundle", str(base), "--suite", "dataset", "--conditions", conditions, "--out", conditions)
         run("evaluate", *suite, "--max_samples", "256", "--subjects", "16", "--stages", "[paper]", "--steps", "12")
         scores = Scores.from_json((tmp_path / conditions / "scores.json").read_bytes(), conditions)
-        as_if_right = dataclasses.replace(scores, conditions="right")  # would the figures alone give the probe away?
+        as_if_right = dataclasses.replace(scores, conditions="right")  # do the metrics alone reveal it?
         record[conditions] = {
             "promoted": decide(scores, None, GateConfig()).passed,
             "promoted_by_figures_alone": decide(as_if_right, None, GateConfig()).passed,
