@@ -7,10 +7,9 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote, urlsplit
 
 from lookalike.errors import ConfigError, InputError, LookalikeError
-from lookalike.tracking.address import split_user
 from lookalike.tracking.failures import translate
 
 # MLflow reads these at each request. Three tries of 7 s, 4 s apart: a dead server is reported after 30 s, not 248 s.
@@ -22,8 +21,6 @@ _DEFAULTS = {
 }
 _SQLITE = "sqlite:///"
 _LOCK_S = 5.0  # wait for a locked database before MLflow opens it, which would retry for minutes
-_GONE = ("RESOURCE_DOES_NOT_EXIST",)
-_TAKEN = ("RESOURCE_ALREADY_EXISTS",)
 
 
 def connect(uri: str) -> Any:
@@ -50,9 +47,11 @@ def connect(uri: str) -> Any:
             _check_driver(uri)
         from mlflow import MlflowClient
 
-        uri, user, password = split_user(uri)
-        if user is not None and password is not None:
+        parts = urlsplit(uri)
+        if uri.startswith("http") and parts.username and parts.password:
+            user, password = unquote(parts.username), unquote(parts.password)
             os.environ.update(MLFLOW_TRACKING_USERNAME=user, MLFLOW_TRACKING_PASSWORD=password)
+            uri = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
         # MLflow logs each database error with its traceback before it raises it.
         logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
         return MlflowClient(tracking_uri=uri, registry_uri=uri)
@@ -71,12 +70,12 @@ def mlflow_errors(uri: str) -> Iterator[None]:
 
 def is_missing(error: Exception) -> bool:
     """Return whether an MLflow exception says that something does not exist."""
-    return getattr(error, "error_code", None) in _GONE
+    return getattr(error, "error_code", None) == "RESOURCE_DOES_NOT_EXIST"
 
 
 def is_taken(error: Exception) -> bool:
     """Return whether an MLflow exception says that something exists already."""
-    return getattr(error, "error_code", None) in _TAKEN
+    return getattr(error, "error_code", None) == "RESOURCE_ALREADY_EXISTS"
 
 
 def is_denied(error: Exception) -> bool:

@@ -248,7 +248,8 @@ def test_pending_events_write_no_file_outside_of_their_run(name: str, tmp_path: 
     assert events.decode(json.dumps(line).encode()) == []
     tracker = JsonLinesTracker(tmp_path / "runs", "e")
     with pytest.raises(InputError):
-        tracker._artifact(name)
+        tracker.log_artifact(Path(__file__), name or "..")
+    assert list(tmp_path.rglob("*.py")) == []
 
 
 @pytest.mark.parametrize("change", [{"kind": "x"}, {"values": []}, {"step": "1"}, {"step": 10**400}, {"time_ms": 1.5},
