@@ -92,11 +92,8 @@ def _of_libraries(error: Exception) -> Problem:
         fix = "write postgresql://USER:PASSWORD@HOST/NAME"  # pragma: allowlist secret
         return ConfigError, f"the database URI is not valid: {text}", fix
     if library.startswith("sqlalchemy"):
-        return (
-            UnreachableError,
-            f"MLflow's database does not answer: {text}",
-            "check its address, and that it is running",
-        )
+        fix = "check its address, and that it is running"
+        return UnreachableError, f"MLflow's database does not answer: {text}", fix
     if library.startswith("requests"):
         return _NO_ANSWER
     if isinstance(error, OSError):

@@ -108,15 +108,13 @@ def _finite(value: float) -> float:
 
 def _experiment_id(client: Any, uri: str, name: str) -> str:
     """Id of the experiment ``name``; of ``name (2)`` and so on if it was deleted, since MLflow keeps its name."""
-    from mlflow.exceptions import MlflowException
-
     for number in range(1, 100):
         chosen = name if number == 1 else f"{name} ({number})"
         existing = client.get_experiment_by_name(chosen)
         if existing is None:
             try:
                 return str(client.create_experiment(chosen, artifact_location=_artifact_location(uri, chosen)))
-            except MlflowException as error:
+            except Exception as error:
                 if not is_taken(error):  # else another process has just created it
                     raise
                 existing = client.get_experiment_by_name(chosen)

@@ -41,12 +41,10 @@ def tracking_uri(uri: str | None = None) -> str:
             "a sqlite URI needs three slashes before the path of its file", value=chosen, fix=f"write {_SQLITE}{rest}"
         )
     if not chosen.startswith(_SCHEMES):
-        value = (
-            f"***@{chosen.rpartition('@')[2]}" if "@" in chosen else chosen
-        )  # hides user:password@host without a scheme
-        raise ConfigError(
-            "the tracking URI has an unknown scheme", value=value, fix=f"use one of {', '.join(_SCHEMES)}"
-        )
+        # hides user:password@host without a scheme
+        value = f"***@{chosen.rpartition('@')[2]}" if "@" in chosen else chosen
+        fix = f"use one of {', '.join(_SCHEMES)}"
+        raise ConfigError("the tracking URI has an unknown scheme", value=value, fix=fix)
     for scheme in (_SQLITE, "jsonl:"):
         if chosen.startswith(scheme):
             file = chosen.removeprefix(scheme)
@@ -92,6 +90,5 @@ def _check_host(uri: str) -> None:
     except ValueError:  # a port that is not a number, or brackets that do not close
         valid = False
     if not valid:
-        raise ConfigError(
-            "the tracking URI is not a valid address of a server", value=uri, fix="write http://HOST:PORT"
-        )
+        what = "the tracking URI is not a valid address of a server"
+        raise ConfigError(what, value=uri, fix="write http://HOST:PORT")

@@ -70,8 +70,9 @@ def test_status_says_how_a_run_ended(tmp_path: Path, error: type[BaseException],
 
 
 def test_error_of_the_block_is_raised_if_the_run_cannot_be_ended(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="the error of the block"), open_tracker(f"jsonl:{tmp_path}/runs", "t"):
-        (tmp_path / "runs").rename(tmp_path / "moved")
+    tracker = open_tracker(f"jsonl:{tmp_path}/runs", "toys")
+    (tmp_path / "runs").rename(tmp_path / "moved")
+    with pytest.raises(ValueError, match="the error of the block"), tracker:
         raise ValueError("the error of the block")
 
 
