@@ -6,13 +6,13 @@ from lookalike import config as configs
 from lookalike.bundles.files import MANIFEST
 from lookalike.errors import InputError
 from lookalike.registry.versions import identify
-from lookalike.storage import Store, open_store, read_object
+from lookalike.storage import Store, open_store
 from lookalike.storage.claim import read_claim
-from lookalike.storage.results import AGAIN, Kinds, read_result
+from lookalike.storage.results import AGAIN, read_result
 from pipelines.finetune.config import FinetuneConfig
 
 RESULT = "result.json"
-_RESULT: Kinds = {
+_RESULT = {
     **{"customer": str, "subject": str, "model": str, "version": int, "promoted": bool},
     **{"bundle_uri": str, "bundle_sha256": str, "scores": str},
 }
@@ -23,13 +23,12 @@ def earlier_result(config: FinetuneConfig, name: str, place: Store, fingerprint:
 
     Raises InputError for the result of another run or customer, or one that is not of the bundle that lies here.
     """
-    result = read_result(place, RESULT, fingerprint, _RESULT)
+    result, sealed = read_result(place, RESULT, fingerprint, _RESULT)
     bundle, where = place.child("run").child("bundle"), place.uri_of(RESULT)
-    if result is None or bundle.exists(MANIFEST):  # without a seal, as those of before: the bundle has to be here
-        result = result or read_object(place, RESULT)
-        if (found := identify(bundle.uri)) != result["bundle_sha256"]:
-            what = f"the result is of the bundle {result['bundle_sha256'][:12]}, and here is {found[:12]}"
-            raise InputError(what, value=where, fix=AGAIN)
+    here = identify(bundle.uri) if not sealed or bundle.exists(MANIFEST) else None  # earlier versions wrote no seal
+    if here not in (None, result["bundle_sha256"]):
+        what = f"the result is of the bundle {result['bundle_sha256'][:12]}, and here is {here:.12}"
+        raise InputError(what, value=where, fix=AGAIN)
     if (result["customer"], result["subject"], result["model"]) != (config.customer, config.subject, name):
         raise InputError(f"the result is of {result['model']!r:.80}, not of {name}", value=where, fix=AGAIN)
     return {**result, "bundle_uri": bundle.uri, "scores": place.child("scores").uri}

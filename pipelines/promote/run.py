@@ -7,19 +7,19 @@ from typing import Any
 
 from lookalike import config as configs
 from lookalike.errors import InputError
-from lookalike.evaluation.gate import CHECK_TYPES, GateConfig
-from lookalike.storage import Store, open_store, read_object
+from lookalike.evaluation.gate import Check, GateConfig
+from lookalike.storage import Store, open_store
 from lookalike.storage.claim import run_once
-from lookalike.storage.results import AGAIN, Kinds, check_each, read_result, write_result
+from lookalike.storage.results import AGAIN, read_result, write_result
 from lookalike.tracking import tracking_uri
 from pipelines.promote.config import HistoryConfig, PromoteConfig, RollbackConfig
 
 log = logging.getLogger(__name__)
 
 DECISION = "decision.json"
-_DECISION: Kinds = {
-    **{"model": str, "version": int, "champion_before": (int, None)},
-    **{"bundle_sha256": str, "promoted": bool, "checks": list},
+_DECISION = {
+    **{"model": str, "version": int, "champion_before": int | None},
+    **{"bundle_sha256": str, "promoted": bool, "checks": list[Check]},
 }
 
 
@@ -152,14 +152,12 @@ def _earlier_decision(
     from lookalike import registry
 
     where = store.uri_of(DECISION)
-    sealed = read_result(store, DECISION, fingerprint, _DECISION)
-    earlier = sealed or read_object(store, DECISION)
+    earlier, sealed = read_result(store, DECISION, fingerprint, _DECISION)
     promoted, sha256 = earlier["promoted"], earlier["bundle_sha256"]
-    check_each(earlier["checks"], CHECK_TYPES, where)
-    if earlier["model"] != name or (sealed is None and not _is_of_version(config, name, earlier)):
+    if earlier["model"] != name or (not sealed and not _is_of_version(config, name, earlier)):
         what = f"the decision is not of this bundle of {name}, but of {earlier['model']!r:.80}"
         raise InputError(what, value=where, fix=AGAIN)
-    if sealed is None:
+    if not sealed:
         write_result(store, DECISION, earlier, fingerprint)
     if promoted and isinstance(config, PromoteConfig) and registry.is_lost(name, sha256, config.tracking):
         log.warning("the champion of this decision was lost from the registry; it is registered again")

@@ -8,19 +8,12 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-from lookalike.config import (
-    IDENTITY_IF_SET,
-    NOT_IDENTITY,
-    canonical_json,
-    fields_marked,
-    fingerprint,
-    to_dict,
-)
+from lookalike.config import IDENTITY_IF_SET, NOT_IDENTITY, canonical_json, fields_marked, fingerprint, to_dict
 from lookalike.errors import ConfigError, ConflictError, InputError
 from lookalike.redaction import redacted
 from lookalike.storage import location
 from lookalike.storage.base import Store
-from lookalike.storage.documents import MOST_BYTES, read_object
+from lookalike.storage.store import read_members
 
 log = logging.getLogger(__name__)
 
@@ -88,11 +81,9 @@ def claim(
         compared = (theirs.keys() | ours.keys()) - (content.keys() - theirs.keys())
         differing = sorted(key for key in compared if theirs.get(key) != ours.get(key))
         if differing:
-            raise ConflictError(
-                f"the location holds another run's result, with another {', '.join(differing)}",
-                value=store.uri,
-                fix="choose another location, or remove that one",
-            ) from None
+            what = f"the location holds another run's result, with another {', '.join(differing)}"
+            fix = "choose another location, or remove that one"
+            raise ConflictError(what, value=store.uri, fix=fix) from None
         return str(recorded["fingerprint"])
     return str(record["fingerprint"])
 
@@ -104,15 +95,12 @@ def read_claim(store: Store) -> dict[str, Any] | None:
     """
     if not store.exists(RECORD):
         return None
-    record = read_object(store, RECORD, "identity", "config", "fingerprint", most=MOST_BYTES)
-    whole = isinstance(record["identity"], dict) and isinstance(record["config"], dict)
-    if whole and record["fingerprint"] == fingerprint(record["identity"]):
-        return record
-    raise InputError(
-        "the record of the run that this location belongs to is damaged, or was changed",
-        value=store.uri_of(RECORD),
-        fix="restore it, or remove the location and run the same command again",
-    )
+    record = read_members(store, RECORD, {"identity": dict, "config": dict, "fingerprint": str})
+    if record["fingerprint"] != fingerprint(record["identity"]):
+        fix = "restore it, or remove the location and run the same command again"
+        what = "the record of the run that this location belongs to was changed"
+        raise InputError(what, value=store.uri_of(RECORD), fix=fix)
+    return record
 
 
 def _identity(config: Mapping[str, Any], ignore: tuple[str, ...], content: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,21 +13,10 @@ from lookalike.config import canonical_json, fingerprint
 from lookalike.documents import render_json
 from lookalike.errors import InputError
 from lookalike.storage.base import Store
-from lookalike.storage.documents import MOST_BYTES, read_object
-from lookalike.storage.store import open_store
+from lookalike.storage.store import open_store, read_members
 
 RUN, SEAL = "run", "seal"
 AGAIN = "remove it and run the same command again, which makes it again from the finished parts"
-_KINDS = {
-    bool: "true or false",
-    int: "a whole number",
-    float: "a number",
-    str: "text",
-    list: "a list",
-    dict: "an object",
-}
-
-Kinds = Mapping[str, type | tuple[type | None, ...]]
 
 
 def write_result(store: Store, key: str, result: Mapping[str, Any], run: str) -> None:
@@ -37,49 +26,27 @@ def write_result(store: Store, key: str, result: Mapping[str, Any], run: str) ->
     store.write(key, render_json({**sealed, SEAL: fingerprint(sealed)}))
 
 
-def read_result(store: Store, key: str, run: str, kinds: Kinds) -> dict[str, Any] | None:
-    """Read a result that :func:`write_result` wrote for ``run``; None if it has no seal, as in earlier versions.
+def read_result(store: Store, key: str, run: str, types: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
+    """Return a result that :func:`write_result` wrote for ``run``, and whether it has a seal (earlier versions: none).
 
     Args:
         store: the location that the run has claimed.
         key: name of the result in ``store``.
         run: the fingerprint of the claim.
-        kinds: the type of each required value; a tuple allows several, and None in it allows null.
+        types: the type of each required value, see :func:`lookalike.documents.parse_members`.
 
     Raises:
         InputError: the result is not such an object, is another run's, or was changed after it was written.
     """
-    result = read_object(store, key, *kinds, most=MOST_BYTES)
-    where = store.uri_of(key)
-    check_kinds(result, kinds, where)
+    result, where = read_members(store, key, types, fix=AGAIN), store.uri_of(key)
+    values = {name: value for name, value in result.items() if name not in (RUN, SEAL)}
     if SEAL not in result:
-        return None
+        return values, False
     if result.get(RUN) != run:
         raise InputError(f"the result is another run's ({result.get(RUN)!r:.40})", value=where, fix=AGAIN)
-    if result[SEAL] != fingerprint({name: value for name, value in result.items() if name != SEAL}):
+    if result[SEAL] != fingerprint({**values, RUN: run}):
         raise InputError("the result was changed after the job wrote it", value=where, fix=AGAIN)
-    return {name: value for name, value in result.items() if name not in (RUN, SEAL)}
-
-
-def check_each(items: list[Any], kinds: Kinds, where: str) -> None:
-    """Raise InputError unless each item is an object with exactly the members of ``kinds``, each of its type."""
-    for item in items:
-        if not isinstance(item, dict) or item.keys() != kinds.keys():
-            raise InputError(f"an item is not an object with {', '.join(kinds)}: {item!r:.60}", value=where, fix=AGAIN)
-        check_kinds(item, kinds, where)
-
-
-def check_kinds(result: Mapping[str, Any], kinds: Kinds, where: str) -> None:
-    """Raise InputError if a value is not of its type in ``kinds``; a whole number is also a number, a bool is not."""
-    for name, kind in kinds.items():
-        allowed = kind if isinstance(kind, tuple) else (kind,)
-        value = result[name]
-        if value is None and None in allowed:
-            continue
-        types = tuple(item for item in allowed if item is not None)
-        if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
-            said = " or ".join(_KINDS.get(item, item.__name__) for item in types)
-            raise InputError(f"{name} is {value!r:.60}, not {said}", value=where, fix=AGAIN)
+    return values, True
 
 
 def inside(store: Store, uri: object, where: str) -> Store:
