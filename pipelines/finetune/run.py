@@ -11,8 +11,8 @@ from lookalike import config as configs
 from lookalike.bundles.manifest import read_preset
 from lookalike.bundles.transfer import local_bundle
 from lookalike.errors import ConfigError, InputError, LookalikeError, RefusedError
-from lookalike.registry import Registry, champion_now, personal_model_name, resolve, standing
-from lookalike.registry.ownership import CUSTOMERS, customer_prefix
+from lookalike.registry import Registry, champion_version, personal_model_name, resolve, standing
+from lookalike.registry.names import CUSTOMERS, customer_prefix
 from lookalike.storage import Store, list_versions, open_store, read_manifest
 from lookalike.storage.claim import claim, run_once
 from lookalike.storage.isolation import check_isolation
@@ -154,7 +154,7 @@ def _champion_scores(config: FinetuneConfig, name: str, place: Store, dataset: s
 def _with_champion(config: FinetuneConfig, name: str, result: dict[str, Any]) -> dict[str, Any]:
     """The result with the version that is champion now; None if the registry cannot be read."""
     try:
-        return {**result, "champion": champion_now(name, config.tracking)}
+        return {**result, "champion": champion_version(Registry(tracking_uri(config.tracking)), name)}
     except LookalikeError as error:
         log.warning("the champion of %s cannot be read: %s", name, error)
         return {**result, "champion": None}
