@@ -96,9 +96,9 @@ def parse_members(data: bytes | str, where: str, types: Mapping[str, Any], *, fi
     :func:`parse_record` does. Other members are not checked. Raises InputError that names the first one that is wrong.
     """
     value = parse_object(data, where, *types, fix=fix)
-    checked = create_model("Members", **{name: (member_type, ...) for name, member_type in types.items()})
+    members: dict[str, Any] = {name: (member_type, ...) for name, member_type in types.items()}
     with _naming_members(where, fix):
-        checked.model_validate_json(data, strict=True)
+        create_model("Members", **members).model_validate_json(data, strict=True)
     return value
 
 

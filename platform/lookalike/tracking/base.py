@@ -55,3 +55,8 @@ class NullTracker(Tracker):
     """A tracker that ignores every call, for ranks other than the first and for ``none:``."""
 
     run_id = NO_RUN
+
+    def _ignore(self, *args: Any, **options: Any) -> None:
+        """Record nothing."""
+
+    log_config = log_metrics = log_artifact = set_tags = finish = _ignore
