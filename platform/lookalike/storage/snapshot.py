@@ -16,12 +16,11 @@ from typing import Any
 from lookalike.config import canonical_json, fingerprint
 from lookalike.errors import ConflictError, InputError
 from lookalike.storage.base import Store
-from lookalike.storage.store import open_store, read_object, size_of
+from lookalike.storage.store import open_store, read_object, sha256_of, size_of
 
 MANIFEST = "manifest.json"
 _VERSION = re.compile(r"^v(\d{4,})/manifest\.json$")
 _MARK = re.compile(r"^published/v(\d{4,})\.json$")
-_BLOCK = 16 << 20  # bytes of a range request
 _FIX = "restore it from a copy, or curate again into another dataset"
 
 
@@ -107,11 +106,8 @@ def check_file(version: Store, key: str) -> None:
 
 @lru_cache(maxsize=100_000)
 def _hash(version_uri: str, key: str) -> str:
-    version, digest = open_store(version_uri), hashlib.sha256()
-    size = size_of(version, key)
-    for start in range(0, size, _BLOCK):
-        digest.update(version.read_range(key, start, min(_BLOCK, size - start)))
-    return digest.hexdigest()
+    version = open_store(version_uri)
+    return sha256_of(version, key, size_of(version, key))
 
 
 def _check_manifest(version: Store, manifest: dict[str, Any], sha256: str) -> None:

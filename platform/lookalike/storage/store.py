@@ -1,5 +1,6 @@
 """Open stores and objects by URI, and functions that work on any store."""
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from lookalike.storage.base import ObjectInfo, Store
 from lookalike.storage.local import LocalStore
 from lookalike.storage.walk import Skipped
 
+_BLOCK = 16 << 20  # bytes of a range request
 MOST_BYTES = 64 << 20
 """Largest size of a record or a result of a job; they usually have a few kilobytes."""
 
@@ -57,6 +59,14 @@ def locate_object(uri: str) -> tuple[Store, str]:
 def size_of(store: Store, key: str) -> int:
     """Return the size of the object at ``key`` in bytes; 0 if it is missing."""
     return next((info.size for info in store.list(key) if info.key == key), 0)
+
+
+def sha256_of(store: Store, key: str, size: int) -> str:
+    """Return the SHA-256 (hex) of an object of ``size`` bytes, which may be larger than the memory."""
+    digest = hashlib.sha256()
+    for start in range(0, size, _BLOCK):
+        digest.update(store.read_range(key, start, min(_BLOCK, size - start)))
+    return digest.hexdigest()
 
 
 def read_json(store: Store, key: str) -> Any:
