@@ -38,7 +38,7 @@ from lookalike.storage import (
     read_object,
     version_store,
 )
-from lookalike.storage.results import inside
+from lookalike.storage.claim import inside
 from lookalike.training.history import METRICS
 from lookalike.values import check_values
 

@@ -63,8 +63,8 @@ def check_number(number: int, shown: str) -> None:
     if MIN_PHOTOS <= number <= MAX_PHOTOS:
         return
     change = f"add {MIN_PHOTOS - number} or more" if number < MIN_PHOTOS else f"remove {number - MAX_PHOTOS}"
-    fix = f"{change} (a finetune takes {MIN_PHOTOS} to {MAX_PHOTOS}), and run the same command again"
-    raise InputError(f"{number} photo{'' if number == 1 else 's'}", value=shown, fix=fix)
+    what = f"the number of photos is {number}, and a finetune takes {MIN_PHOTOS} to {MAX_PHOTOS}"
+    raise InputError(what, value=shown, fix=f"{change}, and run the same command again")
 
 
 def _check_photos(keys: list[str], shown: str) -> int:
@@ -77,13 +77,13 @@ def _check_photos(keys: list[str], shown: str) -> int:
         is_heic = unread.keys() & set(HEIC_EXTENSIONS)
         heic = "install the extra with: pip install 'lookalike[heic]'; or " if is_heic else ""
         raise InputError(
-            f"{len(inside)} photos that can be read, and files in formats that cannot: {names}",
+            f"only {len(inside)} photos can be read, and files in these formats cannot: {names}",
             value=shown,
             fix=f"{heic}save them as JPEG, and run the same command again",
         )
     if photos and not inside:
         raise InputError(
-            f"{len(photos)} photos, none of them directly in a subject's folder",
+            f"none of the {len(photos)} photos is directly in a subject's folder",
             value=shown,
             fix=f"lay them out as {shown.rstrip('/')}/SUBJECT/01.jpg, and name {shown.rstrip('/')} as --photos",
         )

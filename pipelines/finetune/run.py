@@ -15,9 +15,8 @@ from lookalike.errors import ConfigError, InputError, LookalikeError, RefusedErr
 from lookalike.registry import Registry, champion_version, identify, personal_model_name, resolve, standing
 from lookalike.registry.names import CUSTOMERS, customer_prefix
 from lookalike.storage import Store, list_versions, open_store, read_manifest
-from lookalike.storage.claim import claim, read_claim, run_once
+from lookalike.storage.claim import AGAIN, claim, read_claim, read_result, run_once, write_result
 from lookalike.storage.isolation import check_isolation
-from lookalike.storage.results import AGAIN, read_result, write_result
 from lookalike.tracking import tracking_uri
 from pipelines.curate import curate
 from pipelines.entry import ray_session

@@ -18,8 +18,7 @@ from lookalike.data.text import decode_text
 from lookalike.errors import ConfigError, InputError
 from lookalike.models.components import token_shape
 from lookalike.storage import Store, locate_object, open_store, read_at_most
-from lookalike.storage.claim import run_once
-from lookalike.storage.results import AGAIN, read_result, write_result
+from lookalike.storage.claim import AGAIN, read_result, run_once, write_result
 from pipelines.actors import run_units
 from pipelines.generate.config import GenerateConfig
 

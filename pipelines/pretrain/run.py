@@ -9,8 +9,7 @@ from lookalike.config import to_dict
 from lookalike.models.presets import load_preset
 from lookalike.scratch import scratch
 from lookalike.storage import open_store
-from lookalike.storage.claim import claim
-from lookalike.storage.results import read_result, write_result
+from lookalike.storage.claim import claim, read_result, write_result
 from pipelines.pretrain.config import PretrainConfig
 from pipelines.pretrain.mllm import pretrain_mllm
 from pipelines.pretrain.subjects import read_subjects

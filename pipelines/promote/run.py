@@ -9,8 +9,7 @@ from lookalike import registry
 from lookalike.errors import InputError
 from lookalike.evaluation.gate import Check, GateConfig
 from lookalike.storage import Store, open_store
-from lookalike.storage.claim import run_once
-from lookalike.storage.results import AGAIN, read_result, write_result
+from lookalike.storage.claim import AGAIN, read_result, run_once, write_result
 from lookalike.tracking import tracking_uri
 from pipelines.promote.config import HistoryConfig, PromoteConfig, RollbackConfig
 

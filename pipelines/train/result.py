@@ -4,8 +4,8 @@ from typing import Any
 
 from lookalike.errors import InputError, LookalikeError
 from lookalike.storage import Store, read_lines
+from lookalike.storage.claim import AGAIN, read_result, write_result
 from lookalike.storage.lease import Lease
-from lookalike.storage.results import AGAIN, read_result, write_result
 from lookalike.tracking.events import PENDING
 from lookalike.training import checkpoint
 from lookalike.training.config import TrainConfig

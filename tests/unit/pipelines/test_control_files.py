@@ -10,8 +10,7 @@ import pytest
 from lookalike.config import canonical_json, fingerprint
 from lookalike.errors import ConflictError, InputError, LookalikeError
 from lookalike.storage import Store, open_store
-from lookalike.storage.claim import RECORD, claim, read_claim
-from lookalike.storage.results import inside, read_result, write_result
+from lookalike.storage.claim import RECORD, claim, inside, read_claim, read_result, write_result
 from lookalike.storage.store import MOST_BYTES
 from lookalike.tracking import events
 from lookalike.tracking.files import JsonLinesTracker

@@ -8,7 +8,7 @@ import pytest
 
 from lookalike.errors import InputError
 from lookalike.storage import open_store
-from lookalike.storage.results import write_result
+from lookalike.storage.claim import write_result
 from pipelines.promote.config import PromoteConfig
 from pipelines.promote.run import DECISION, _earlier_decision, promote
 from tests.integration.test_promotion import candidate

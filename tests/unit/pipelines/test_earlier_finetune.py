@@ -8,7 +8,7 @@ import pytest
 
 from lookalike.errors import InputError
 from lookalike.storage import Store, open_store
-from lookalike.storage.results import write_result
+from lookalike.storage.claim import write_result
 from lookalike.training.config import TrainConfig
 from pipelines.finetune import FinetuneConfig
 from pipelines.finetune.run import RESULT, _earlier_result
