@@ -189,7 +189,8 @@ class ResilientTracker(Tracker):
             self._save()
             fate = "they are lost"
             if self._spool is not None:
-                fate = f"{self._spool.uri}/{PENDING} keeps them, and they will be sent when the same command runs again"
+                fate = f"they are saved in {self._spool.uri}/{PENDING}"
+                fate += " and will be sent when the same command runs again"
             reason = self._away or "it did not answer in time"
             log.warning("%d events were not delivered to the tracker (%s); %s", len(self._events), reason, fate)
         elif self._spool is not None:
