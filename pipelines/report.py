@@ -10,7 +10,7 @@ import lookalike
 from lookalike.data.images import ImageError, decode
 from lookalike.documents import decoding
 from lookalike.errors import InputError
-from lookalike.evaluation.gate import CHECK_TYPES
+from lookalike.evaluation.gate import Check
 from lookalike.evaluation.scores import GRID, SCORES, Scores
 from lookalike.report.curves import held_out_curve, layer_curve, loss_curve
 from lookalike.report.page import (
@@ -34,11 +34,11 @@ from lookalike.storage import (
     open_store,
     read_json,
     read_lines,
+    read_members,
     read_object,
     version_store,
 )
-from lookalike.storage.documents import MOST_BYTES
-from lookalike.storage.results import check_each, check_kinds, inside
+from lookalike.storage.claim import inside
 from lookalike.training.history import METRICS
 from lookalike.values import check_values
 
@@ -149,8 +149,7 @@ def _png(store: Store, key: str) -> str:
 
 def _training(store: Store) -> Training:
     records, where = read_lines(store, METRICS), store.uri_of("result.json")
-    result = read_object(store, "result.json", "steps", "stages", "bundle_uri", most=MOST_BYTES)
-    check_kinds(result, {"steps": int, "stages": list, "bundle_uri": str}, where)
+    result = read_members(store, "result.json", {"steps": int, "stages": list, "bundle_uri": str})
     bundle = inside(store, result["bundle_uri"], where)
     with decoding("the records of a training run", store.uri):
         return _trained(records, result, bundle)
@@ -194,24 +193,20 @@ def _evaluation(store: Store, title: str = "How it does on subjects it never saw
 
 def _decision(uri: str) -> Decision:
     store, key = locate_object(uri) if uri.endswith(".json") else (open_store(uri), "decision.json")
-    found = read_object(store, key, "model", "promoted", "checks", most=MOST_BYTES)
-    check_kinds(found, {"model": str, "promoted": bool, "checks": list}, store.uri_of(key))
-    check_each(found["checks"], CHECK_TYPES, store.uri_of(key))
+    found = read_members(store, key, {"model": str, "promoted": bool, "checks": list[Check]})
     return Decision(found["model"], str(found.get("version") or ""), found["promoted"], found["checks"])
 
 
 def _finetune(store: Store) -> Finetune:
     where = store.uri_of("result.json")
-    result = read_object(store, "result.json", "customer", "subject", "scores", most=MOST_BYTES)
-    check_kinds(result, {"customer": str, "subject": str, "scores": str}, where)
+    result = read_members(store, "result.json", {"customer": str, "subject": str, "scores": str})
     after = _evaluation(inside(store, result["scores"], where))  # its grid shows before and after
     return Finetune(result["customer"], result["subject"], after.grid, after.scores)
 
 
 def _generation(store: Store) -> Generation:
     where = store.uri_of("generations.json")
-    result = read_object(store, "generations.json", "model", "images", most=MOST_BYTES)
-    check_kinds(result, {"model": dict, "images": list}, where)
+    result = read_members(store, "generations.json", {"model": dict, "images": list})
     with decoding("the result of a generation", where):
         model = result["model"]
         name = str(f"{model['name']}, version {model['version']}" if model["version"] else model["bundle_uri"])

@@ -1,6 +1,5 @@
 """Check a customer's photos before a finetune: their layout, their number, their formats, and their identity."""
 
-import hashlib
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -8,14 +7,13 @@ from pathlib import PurePosixPath
 from lookalike import config as configs
 from lookalike.data.formats import HEIC_EXTENSIONS
 from lookalike.data.images import EXTENSIONS
-from lookalike.data.shards import open_object
 from lookalike.errors import InputError
-from lookalike.storage import ObjectInfo, Store
+from lookalike.storage import Store
+from lookalike.storage.store import sha256_of
 from pipelines.curate.raw import is_shard
 from pipelines.ingest.folder import MASK
 
 MIN_PHOTOS, MAX_PHOTOS = 4, 20
-_CHUNK = 4 << 20  # bytes
 _MAX_FILES = 1_000  # a personal set has few; with more, it is the wrong folder
 _OTHER_FORMATS = (*HEIC_EXTENSIONS, "tif", "tiff", "gif", "bmp", "jp2", "jxl", "dng", "cr2", "cr3", "nef", "arw", "raw")
 
@@ -37,8 +35,8 @@ def photo_set(store: Store, shown: str) -> PhotoSet:
 
     Raises InputError for no, too few or too many photos, photos of several subjects, or formats that are not read.
     """
-    infos = {info.key: info for info in store.list() if not any(part.startswith(".") for part in info.key.split("/"))}
-    keys = list(infos)
+    sizes = {info.key: info.size for info in store.list() if "/." not in f"/{info.key}"}  # no hidden files
+    keys = list(sizes)
     if not keys:
         raise InputError(
             "no photos were found", value=shown, fix=f"name a location with {MIN_PHOTOS} to {MAX_PHOTOS} photos"
@@ -54,29 +52,19 @@ def photo_set(store: Store, shown: str) -> PhotoSet:
     if not tars:
         number = _check_photos(keys, shown)
     elif any(_extension(key) in EXTENSIONS for key in keys):
-        raise InputError(
-            "the location holds both raw shards and loose photos", value=shown, fix="name a folder with either"
-        )
-    hashes = [[key, _sha256(store, infos[key])] for key in sorted(keys)]
+        what = "the location holds both raw shards and loose photos"
+        raise InputError(what, value=shown, fix="name a folder with either")
+    hashes = [[key, sha256_of(store, key, sizes[key])] for key in sorted(keys)]
     return PhotoSet(bool(tars), configs.fingerprint(hashes), number)
 
 
 def check_number(number: int, shown: str) -> None:
     """Raise InputError for too few photos, or too many."""
-    if number < MIN_PHOTOS:
-        raise InputError(
-            f"{number} photo{'' if number == 1 else 's'}",
-            value=shown,
-            fix=f"add {MIN_PHOTOS - number} or more (a finetune takes {MIN_PHOTOS} to {MAX_PHOTOS}), and run the same "
-            "command again",
-        )
-    if number > MAX_PHOTOS:
-        raise InputError(
-            f"{number} photos",
-            value=shown,
-            fix=f"remove {number - MAX_PHOTOS} (a finetune takes {MIN_PHOTOS} to {MAX_PHOTOS}), and run the same "
-            "command again",
-        )
+    if MIN_PHOTOS <= number <= MAX_PHOTOS:
+        return
+    change = f"add {MIN_PHOTOS - number} or more" if number < MIN_PHOTOS else f"remove {number - MAX_PHOTOS}"
+    what = f"the number of photos is {number}, and a finetune takes {MIN_PHOTOS} to {MAX_PHOTOS}"
+    raise InputError(what, value=shown, fix=f"{change}, and run the same command again")
 
 
 def _check_photos(keys: list[str], shown: str) -> int:
@@ -86,17 +74,16 @@ def _check_photos(keys: list[str], shown: str) -> int:
     inside = [key for key in photos if key.count("/") == 1]
     if unread and len(inside) < MIN_PHOTOS:
         names = ", ".join(f"{number} {extension.upper()}" for extension, number in sorted(unread.items()))
-        heic = (
-            "install the extra with: pip install 'lookalike[heic]'; or " if unread.keys() & set(HEIC_EXTENSIONS) else ""
-        )
+        is_heic = unread.keys() & set(HEIC_EXTENSIONS)
+        heic = "install the extra with: pip install 'lookalike[heic]'; or " if is_heic else ""
         raise InputError(
-            f"{len(inside)} photos that can be read, and files in formats that cannot: {names}",
+            f"only {len(inside)} photos can be read, and files in these formats cannot: {names}",
             value=shown,
             fix=f"{heic}save them as JPEG, and run the same command again",
         )
     if photos and not inside:
         raise InputError(
-            f"{len(photos)} photos, none of them directly in a subject's folder",
+            f"none of the {len(photos)} photos is directly in a subject's folder",
             value=shown,
             fix=f"lay them out as {shown.rstrip('/')}/SUBJECT/01.jpg, and name {shown.rstrip('/')} as --photos",
         )
@@ -109,14 +96,6 @@ def _check_photos(keys: list[str], shown: str) -> int:
         )
     check_number(len(inside), shown)
     return len(inside)
-
-
-def _sha256(store: Store, info: ObjectInfo) -> str:
-    digest = hashlib.sha256()
-    with open_object(store, info) as file:  # a raw shard may be larger than the memory
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _extension(key: str) -> str:

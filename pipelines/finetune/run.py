@@ -8,21 +8,20 @@ import logging
 from typing import Any
 
 from lookalike import config as configs
+from lookalike.bundles.files import MANIFEST
 from lookalike.bundles.manifest import read_preset
 from lookalike.bundles.transfer import local_bundle
 from lookalike.errors import ConfigError, InputError, LookalikeError, RefusedError
-from lookalike.registry import Registry, champion_now, personal_model_name, resolve, standing
-from lookalike.registry.ownership import CUSTOMERS, customer_prefix
+from lookalike.registry import Registry, champion_version, identify, personal_model_name, resolve, standing
+from lookalike.registry.names import CUSTOMERS, customer_prefix
 from lookalike.storage import Store, list_versions, open_store, read_manifest
-from lookalike.storage.claim import claim, run_once
+from lookalike.storage.claim import AGAIN, claim, read_claim, read_result, run_once, write_result
 from lookalike.storage.isolation import check_isolation
-from lookalike.storage.results import write_result
 from lookalike.tracking import tracking_uri
 from pipelines.curate import curate
 from pipelines.entry import ray_session
 from pipelines.evaluate import evaluate
 from pipelines.finetune.config import CheckConfig, FinetuneConfig
-from pipelines.finetune.earlier import RESULT, earlier_result, made_before
 from pipelines.finetune.parts import check_settings, curation_of, evaluation_of, training_of
 from pipelines.finetune.photos import PhotoSet, check_number, photo_set
 from pipelines.ingest import IngestConfig, ingest
@@ -31,6 +30,12 @@ from pipelines.promote import PromoteConfig, promote
 from pipelines.train.run import train
 
 log = logging.getLogger(__name__)
+
+RESULT = "result.json"
+_RESULT = {
+    **{"customer": str, "subject": str, "model": str, "version": int, "promoted": bool},
+    **{"bundle_uri": str, "bundle_sha256": str, "scores": str},
+}
 
 
 def finetune(config: FinetuneConfig) -> dict[str, Any]:
@@ -61,7 +66,7 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
     bundle_uri = open_store(base.bundle_uri).uri
     check_settings(config, home, bundle_uri)
     content = {"base_sha256": base.bundle_sha256, "photos_sha256": photos.sha256}
-    place = home if made_before(config, home) else home.child(f"photos-{photos.sha256[:12]}")
+    place = home if _made_before(config, home) else home.child(f"photos-{photos.sha256[:12]}")
 
     def work(run: str) -> dict[str, Any]:
         with ray_session():
@@ -80,7 +85,7 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
         RESULT,
         config,
         content=content,
-        earlier=lambda run: record(earlier_result(config, name, place, run), run),
+        earlier=lambda run: record(_earlier_result(config, name, place, run), run),
         work=work,
     )
     return _with_champion(config, name, result)
@@ -154,7 +159,7 @@ def _champion_scores(config: FinetuneConfig, name: str, place: Store, dataset: s
 def _with_champion(config: FinetuneConfig, name: str, result: dict[str, Any]) -> dict[str, Any]:
     """The result with the version that is champion now; None if the registry cannot be read."""
     try:
-        return {**result, "champion": champion_now(name, config.tracking)}
+        return {**result, "champion": champion_version(Registry(tracking_uri(config.tracking)), name)}
     except LookalikeError as error:
         log.warning("the champion of %s cannot be read: %s", name, error)
         return {**result, "champion": None}
@@ -193,3 +198,28 @@ def _dataset(config: FinetuneConfig, home: Store, place: Store, photos: PhotoSet
         check_number(counts["images_in"], config.photos)
     claim(place.child("curation"), {"filters": configs.to_dict(config.filters)})
     return dataset.uri
+
+
+def _earlier_result(config: FinetuneConfig, name: str, place: Store, fingerprint: str) -> dict[str, Any]:
+    """The content of ``result.json``, with the places of the bundle and the scores as they are now.
+
+    Raises InputError for the result of another run or customer, or one that is not of the bundle that lies here.
+    """
+    result, sealed = read_result(place, RESULT, fingerprint, _RESULT)
+    bundle, where = place.child("run").child("bundle"), place.uri_of(RESULT)
+    here = identify(bundle.uri) if not sealed or bundle.exists(MANIFEST) else None  # earlier versions wrote no seal
+    if here not in (None, result["bundle_sha256"]):
+        what = f"the result is of the bundle {result['bundle_sha256'][:12]}, and here is {here:.12}"
+        raise InputError(what, value=where, fix=AGAIN)
+    if (result["customer"], result["subject"], result["model"]) != (config.customer, config.subject, name):
+        raise InputError(f"the result is of {result['model']!r:.80}, not of {name}", value=where, fix=AGAIN)
+    return {**result, "bundle_uri": bundle.uri, "scores": place.child("scores").uri}
+
+
+def _made_before(config: FinetuneConfig, home: Store) -> bool:
+    """Whether the subject's prefix holds a finished finetune of these photos by an earlier version of this software."""
+    if not home.exists(RESULT) or read_claim(home) is None:
+        return False
+    raw = read_claim(home.child("raw"))
+    listing = [[info.key, info.size] for info in open_store(config.photos).list()]
+    return raw is None or raw["identity"].get("source_identity") == configs.fingerprint(listing)

@@ -17,9 +17,8 @@ from lookalike.data.images import EXTENSIONS, decode
 from lookalike.data.text import decode_text
 from lookalike.errors import ConfigError, InputError
 from lookalike.models.components import token_shape
-from lookalike.storage import Store, locate_object, open_store, read_at_most, read_object
-from lookalike.storage.claim import run_once
-from lookalike.storage.results import AGAIN, read_result, write_result
+from lookalike.storage import Store, locate_object, open_store, read_at_most
+from lookalike.storage.claim import AGAIN, read_result, run_once, write_result
 from pipelines.actors import run_units
 from pipelines.generate.config import GenerateConfig
 
@@ -122,11 +121,10 @@ def _make(
 
 def _earlier_result(store: Store, fingerprint: str, requests: "Sequence[Request]") -> dict[str, Any]:
     """Read ``generations.json``. Raises InputError if it is of another run, or lists other images."""
-    sealed = read_result(store, RESULT, fingerprint, _RESULT)
-    result = sealed or read_object(store, RESULT)
+    result, sealed = read_result(store, RESULT, fingerprint, _RESULT)
     if result["images"] != [asdict(request) for request in requests]:  # also of an earlier version, without a seal
         raise InputError("the result lists other images than this run's", value=store.uri_of(RESULT), fix=AGAIN)
-    if sealed is None:
+    if not sealed:
         write_result(store, RESULT, result, fingerprint)
     return result
 

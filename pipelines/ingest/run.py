@@ -12,10 +12,8 @@ from lookalike.config import canonical_json, to_dict
 from lookalike.errors import InputError, LookalikeError
 from lookalike.redaction import redact_logs
 from lookalike.scratch import scratch
-from lookalike.storage import Store, open_store, read_object
+from lookalike.storage import Store, open_store, read_members
 from lookalike.storage.claim import claim
-from lookalike.storage.documents import MOST_BYTES
-from lookalike.storage.results import check_kinds
 from pipelines.entry import ray_session
 from pipelines.ingest.config import SAMPLE, IngestConfig
 from pipelines.ingest.folder import plan_folder
@@ -43,11 +41,10 @@ def ingest(config: IngestConfig) -> dict[str, Any]:
     result = {"images": total, "subjects": plan.subjects, "shards": len(plan.shards), "skipped": dict(plan.skipped)}
     if store.exists(RESULT):
         logger.info("%s is complete already", store.uri)
-        recorded = read_object(store, RESULT, *result, most=MOST_BYTES)
+        recorded = read_members(store, RESULT, {"images": int, "subjects": int, "shards": int, "skipped": dict})
         if any(recorded[name] != result[name] for name in ("images", "subjects", "shards")):
             fix = "remove it and run the same command again"
             raise InputError("the recorded result does not match the photos", value=store.uri_of(RESULT), fix=fix)
-        check_kinds(recorded, {"skipped": dict}, store.uri_of(RESULT))
         return recorded
     for key, document in plan.extras.items():
         store.write(key, canonical_json(document).encode())

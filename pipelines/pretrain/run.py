@@ -8,9 +8,8 @@ from lookalike.bundles.build import materialise
 from lookalike.config import to_dict
 from lookalike.models.presets import load_preset
 from lookalike.scratch import scratch
-from lookalike.storage import open_store, read_object
-from lookalike.storage.claim import claim
-from lookalike.storage.results import read_result, write_result
+from lookalike.storage import open_store
+from lookalike.storage.claim import claim, read_result, write_result
 from pipelines.pretrain.config import PretrainConfig
 from pipelines.pretrain.mllm import pretrain_mllm
 from pipelines.pretrain.subjects import read_subjects
@@ -31,8 +30,7 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
     claimed = claim(open_store(str(run)), to_dict(config))
     if (run / "result.json").is_file():
         logger.info("%s is already complete", run)
-        result = read_result(open_store(str(run)), "result.json", claimed, {})
-        return result or read_object(open_store(str(run)), "result.json")
+        return read_result(open_store(str(run)), "result.json", claimed, {})[0]
     with scratch("pretrain") as folder:
         initial = _initial_bundle(config, folder / "bundle")
         train, held_out = read_subjects(config)

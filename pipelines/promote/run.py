@@ -1,25 +1,24 @@
 """Promotion of a bundle: read its scores, let the gate decide, record the decision."""
 
-import json
 import logging
 from dataclasses import asdict
 from typing import Any
 
 from lookalike import config as configs
+from lookalike import registry
 from lookalike.errors import InputError
-from lookalike.evaluation.gate import CHECK_TYPES, GateConfig
-from lookalike.storage import Store, open_store, read_object
-from lookalike.storage.claim import run_once
-from lookalike.storage.results import AGAIN, Kinds, check_each, read_result, write_result
+from lookalike.evaluation.gate import Check, GateConfig
+from lookalike.storage import Store, open_store
+from lookalike.storage.claim import AGAIN, read_result, run_once, write_result
 from lookalike.tracking import tracking_uri
 from pipelines.promote.config import HistoryConfig, PromoteConfig, RollbackConfig
 
 log = logging.getLogger(__name__)
 
 DECISION = "decision.json"
-_DECISION: Kinds = {
-    **{"model": str, "version": int, "champion_before": (int, None)},
-    **{"bundle_sha256": str, "promoted": bool, "checks": list},
+_DECISION = {
+    **{"model": str, "version": int, "champion_before": int | None},
+    **{"bundle_sha256": str, "promoted": bool, "checks": list[Check]},
 }
 
 
@@ -35,10 +34,8 @@ def promote(config: PromoteConfig) -> dict[str, Any]:
         ConflictError: ``config.out`` holds another decision.
         UnreachableError: MLflow or the store does not answer.
     """
-    from lookalike.registry import read_scores, validate_model_name
-
-    validate_model_name(config.model)
-    scores = configs.fingerprint(read_scores(config.scores).to_json().decode())
+    registry.validate_model_name(config.model)
+    scores = registry.scores_hash(registry.read_scores(config.scores))
     return _decide_once(config, {"inputs": {"scores": scores}})
 
 
@@ -52,9 +49,7 @@ def rollback(config: RollbackConfig) -> dict[str, Any]:
         ConflictError: ``config.out`` holds another decision, or another promotion came in between.
         UnreachableError: MLflow or the store does not answer.
     """
-    from lookalike.registry import validate_model_name
-
-    validate_model_name(config.model)
+    registry.validate_model_name(config.model)
     target = {"rollback": True} if config.to is None else {"rollback_to": config.to}
     # the default gate is part of the identity of a rollback: records of before there was a subcommand have it
     return _decide_once(config, {"gate": configs.to_dict(GateConfig()), **target})
@@ -67,16 +62,15 @@ def history(config: HistoryConfig) -> list[dict[str, Any]]:
         InputError: no such model, no promotion log, or a log that is damaged.
         UnreachableError: MLflow or the store does not answer.
     """
-    from lookalike import registry
-
-    name = registry.validate_model_name(config.model)
-    registered = registry.Registry(tracking_uri(config.tracking))
-    entries = registered.promotion_log(name)
+    name, models = registry.validate_model_name(config.model), _registry(config)
+    entries = models.promotion_log(name)
     if entries is None:
-        raise InputError(
-            f"{name} has no promotion log", value=registered.uri, fix="check the name, or promote a bundle"
-        )
+        raise InputError(f"{name} has no promotion log", value=models.uri, fix="check the name, or promote a bundle")
     return [asdict(entry) for entry in entries.entries()]
+
+
+def _registry(config: PromoteConfig | RollbackConfig | HistoryConfig) -> registry.Registry:
+    return registry.Registry(tracking_uri(config.tracking))
 
 
 def _decide_once(config: PromoteConfig | RollbackConfig, content: dict[str, Any]) -> dict[str, Any]:
@@ -86,82 +80,66 @@ def _decide_once(config: PromoteConfig | RollbackConfig, content: dict[str, Any]
         DECISION,
         config,
         content=content,
-        earlier=lambda run: _earlier_decision(config, config.model, store, run),
-        work=lambda run: _decide(config, config.model, store, run),
+        earlier=lambda run: _earlier_decision(config, store, run),
+        work=lambda run: _decide(config, store, run),
     )
 
 
-def _decide(config: PromoteConfig | RollbackConfig, name: str, store: Store, fingerprint: str) -> dict[str, Any]:
-    from lookalike import registry
-
-    writer = configs.fingerprint([fingerprint, store.uri])
+def _decide(config: PromoteConfig | RollbackConfig, store: Store, fingerprint: str) -> dict[str, Any]:
+    models, writer = _registry(config), configs.fingerprint([fingerprint, store.uri])
     if isinstance(config, RollbackConfig):
-        outcome = registry.rollback(
-            name, tracking=config.tracking, writer=writer, version=config.to, bundle_uri=config.bundle
-        )
+        outcome = registry.rollback(models, config.model, writer=writer, version=config.to, bundle_uri=config.bundle)
     else:
-        scores = registry.read_scores(config.scores)
-        candidate = registry.Candidate(name, config.bundle or scores.bundle.uri, config.scores)
-        log_uri = config.log or store.parent.child("promotion-log").uri
+        bundle = config.bundle or registry.read_scores(config.scores).bundle.uri
+        candidate = registry.Candidate(config.model, bundle, config.scores)
+        beside = store.parent.child("promotion-log").uri
         if config.begin_anew is not None:
-            known = registry.standing_log(name, config.tracking)
             outcome = registry.begin_anew(
+                models,
                 candidate,
-                tracking=config.tracking,
-                log_uri=config.log or (None if known else log_uri),
+                log_uri=config.log,
+                new_log_uri=beside,
                 gate=config.gate,
                 reason=config.begin_anew,
                 writer=writer,
             )
         else:
             outcome = registry.promote(
+                models,
                 candidate,
-                tracking=config.tracking,
-                log_uri=log_uri,
+                log_uri=config.log or beside,
                 gate=config.gate,
                 champion_scores_uri=config.champion_scores,
             )
-    decision: dict[str, Any] = json.loads(outcome.to_json())
+    decision = configs.to_dict(outcome)
     write_result(store, DECISION, decision, fingerprint)
     return decision
 
 
-def _is_of_version(config: PromoteConfig | RollbackConfig, name: str, decision: dict[str, Any]) -> bool:
+def _is_of_version(config: PromoteConfig | RollbackConfig, decision: dict[str, Any]) -> bool:
     """Whether a decision without a seal, by an earlier version of this software, is of the bundle that was judged.
 
     A bundle that the registry has lost counts as the same if the decision was to promote it: the gate decides again.
     """
-    from lookalike import registry
-
-    if (
-        isinstance(config, PromoteConfig)
-        and registry.read_scores(config.scores).bundle.sha256 != decision["bundle_sha256"]
-    ):
+    sha256 = decision["bundle_sha256"]
+    if isinstance(config, PromoteConfig) and registry.read_scores(config.scores).bundle.sha256 != sha256:
         return False
-    registered = registry.Registry(tracking_uri(config.tracking))
     try:
-        found = registered.version(name, decision["version"]).bundle_sha256
+        return _registry(config).version(config.model, decision["version"]).bundle_sha256 == str(sha256)
     except InputError:
         return bool(decision["promoted"])
-    return bool(found == decision["bundle_sha256"])
 
 
-def _earlier_decision(
-    config: PromoteConfig | RollbackConfig, name: str, store: Store, fingerprint: str
-) -> dict[str, Any]:
-    from lookalike import registry
-
-    where = store.uri_of(DECISION)
-    sealed = read_result(store, DECISION, fingerprint, _DECISION)
-    earlier = sealed or read_object(store, DECISION)
-    promoted, sha256 = earlier["promoted"], earlier["bundle_sha256"]
-    check_each(earlier["checks"], CHECK_TYPES, where)
-    if earlier["model"] != name or (sealed is None and not _is_of_version(config, name, earlier)):
+def _earlier_decision(config: PromoteConfig | RollbackConfig, store: Store, fingerprint: str) -> dict[str, Any]:
+    name, where = config.model, store.uri_of(DECISION)
+    earlier, sealed = read_result(store, DECISION, fingerprint, _DECISION)
+    if earlier["model"] != name or (not sealed and not _is_of_version(config, earlier)):
         what = f"the decision is not of this bundle of {name}, but of {earlier['model']!r:.80}"
         raise InputError(what, value=where, fix=AGAIN)
-    if sealed is None:
+    if not sealed:
         write_result(store, DECISION, earlier, fingerprint)
-    if promoted and isinstance(config, PromoteConfig) and registry.is_lost(name, sha256, config.tracking):
+    models, sha256 = _registry(config), earlier["bundle_sha256"]
+    if earlier["promoted"] and isinstance(config, PromoteConfig) and registry.is_lost(models, name, sha256):
         log.warning("the champion of this decision was lost from the registry; it is registered again")
-        return _decide(config, name, store, fingerprint)
-    return {**earlier, "champion": registry.champion_now(name, config.tracking)}
+        return _decide(config, store, fingerprint)
+    return {**earlier, "champion": registry.champion_version(models, name)}

@@ -3,9 +3,9 @@
 from typing import Any
 
 from lookalike.errors import InputError, LookalikeError
-from lookalike.storage import Store, read_lines, read_object
+from lookalike.storage import Store, read_lines
+from lookalike.storage.claim import AGAIN, read_result, write_result
 from lookalike.storage.lease import Lease
-from lookalike.storage.results import AGAIN, read_result, write_result
 from lookalike.tracking.events import PENDING
 from lookalike.training import checkpoint
 from lookalike.training.config import TrainConfig
@@ -24,8 +24,7 @@ def earlier_result(config: TrainConfig, store: Store, fingerprint: str) -> dict[
     Raises:
         InputError: the result belongs to another run, or to another bundle than the run's.
     """
-    sealed = read_result(store, RESULT, fingerprint, _RESULT)
-    result = sealed or read_object(store, RESULT)
+    result, sealed = read_result(store, RESULT, fingerprint, _RESULT)
     bundle, where = finished_bundle(store), store.uri_of(RESULT)
     if bundle is not None and bundle.sha256 != result["bundle_sha256"]:
         ours, theirs = bundle.sha256[:12], result["bundle_sha256"][:12]
@@ -33,7 +32,7 @@ def earlier_result(config: TrainConfig, store: Store, fingerprint: str) -> dict[
         raise InputError(what, value=where, fix=AGAIN)
     if bundle is not None:
         result["bundle_uri"] = bundle.uri
-    if sealed is None:
+    if not sealed:
         if bundle is None or result["steps"] != config.total_steps:
             what = f"the result, written by an earlier version, has {result['steps']} steps, not {config.total_steps}"
             raise InputError(

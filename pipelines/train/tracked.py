@@ -9,9 +9,7 @@ from urllib.parse import unquote
 
 from lookalike import config as configs
 from lookalike.errors import InputError, LookalikeError, UnreachableError
-from lookalike.storage import Store, read_object
-from lookalike.storage.documents import MOST_BYTES
-from lookalike.storage.results import check_kinds
+from lookalike.storage import Store, read_members
 from lookalike.tracking import Tracker, open_resilient, open_tracker, tracking_uri
 from lookalike.tracking.base import NO_RUN
 from lookalike.training.config import TrainConfig
@@ -68,8 +66,7 @@ def _read(store: Store) -> dict[str, Any] | None:
     if not store.exists(RECORD):
         return None
     try:
-        record = read_object(store, RECORD, "tracking_run", "submitted", most=MOST_BYTES)
-        check_kinds(record, {"tracking_run": str, "submitted": (int, float)}, store.uri_of(RECORD))
+        record = read_members(store, RECORD, {"tracking_run": str, "submitted": float})
     except InputError:
         record = {}
     earlier = record.get("earlier", [])

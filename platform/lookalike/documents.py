@@ -1,13 +1,13 @@
 """Write JSON documents, and read files of other processes: a damaged one is an error that names the file."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
 from functools import lru_cache
 from typing import Any, TypeVar, cast
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError, create_model
 
 from lookalike.errors import InputError, LookalikeError, first_line
 
@@ -85,10 +85,27 @@ def parse_record(record_class: type[RecordT], data: bytes | str, where: str, *, 
         InputError: names the first member whose value does not fit.
     """
     value = parse_object(data, where, fix=fix)
-    try:
-        if unknown := value.keys() - {item.name for item in fields(record_class)}:  # type: ignore[arg-type]
-            raise InputError(f"the JSON object has unknown members: {', '.join(sorted(unknown))}", value=where, fix=fix)
+    if unknown := value.keys() - {item.name for item in fields(record_class)}:  # type: ignore[arg-type]
+        raise InputError(f"the JSON object has unknown members: {', '.join(sorted(unknown))}", value=where, fix=fix)
+    with _naming_members(where, fix):
         return cast(RecordT, _validator(cast(Any, record_class)).validate_json(data, strict=True))
+
+
+def parse_members(data: bytes | str, where: str, types: Mapping[str, Any], *, fix: str = REWRITE) -> dict[str, Any]:
+    """Parse the JSON object in ``data``, whose members ``types`` must be there and have these types, checked as
+    :func:`parse_record` does. Other members are not checked. Raises InputError that names the first one that is wrong.
+    """
+    value = parse_object(data, where, *types, fix=fix)
+    members: dict[str, Any] = {name: (member_type, ...) for name, member_type in types.items()}
+    with _naming_members(where, fix):
+        create_model("Members", **members).model_validate_json(data, strict=True)
+    return value
+
+
+@contextmanager
+def _naming_members(where: str, fix: str) -> Iterator[None]:
+    try:
+        yield
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
         name = ".".join(str(part) for part in first["loc"])

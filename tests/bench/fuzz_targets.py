@@ -31,9 +31,8 @@ from lookalike.models.components import token_shape
 from lookalike.models.presets import load_preset
 from lookalike.registry.promotion_log import Promotion, PromotionLog
 from lookalike.storage import open_store, read_manifest
-from lookalike.storage.claim import claim, read_claim
+from lookalike.storage.claim import claim, read_claim, read_result, write_result
 from lookalike.storage.lease import hold
-from lookalike.storage.results import read_result, write_result
 from lookalike.tracking import events
 from lookalike.tracking.base import Tracker
 from pipelines import report

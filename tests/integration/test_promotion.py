@@ -64,7 +64,7 @@ def candidate(root: str, name: str, model: str = "mini", **means: float) -> Cand
 
 
 def judge(who: Candidate, tracking: str, root: str) -> Outcome:
-    return promote(who, tracking=tracking, log_uri=f"{root}/log", gate=GateConfig())
+    return promote(Registry(tracking), who, log_uri=f"{root}/log", gate=GateConfig())
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """One contract for both stores; S3 is a real SeaweedFS."""
 
+import hashlib
 import multiprocessing
 import os
 import pickle
@@ -12,7 +13,6 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import boto3
 import pytest
 from aiohttp import web
 from botocore.exceptions import IncompleteReadError
@@ -21,7 +21,7 @@ from lookalike.errors import ConfigError, ConflictError, InputError, Unreachable
 from lookalike.storage import Store, open_store
 from lookalike.storage.local import LocalStore
 from lookalike.storage.s3 import S3Store
-from lookalike.storage.store import download_tree, upload_tree
+from lookalike.storage.store import sha256_of, upload_tree
 from tests.faulty_s3 import FaultyProxy, serve_in_thread
 
 
@@ -135,17 +135,9 @@ def test_files_and_trees_are_copied(store: Store, tmp_path: Path) -> None:
     assert [info.key for info in store.list()] == ["deep/big.bin", "small.txt"]
     store.download("deep/big.bin", tmp_path / "new" / "copy.bin")
     assert (tmp_path / "new" / "copy.bin").read_bytes() == (source / "deep" / "big.bin").read_bytes()
-    folder = download_tree(store, tmp_path / "tree")
-    assert (folder / "small.txt").read_text() == "small"
-
-
-def test_marks_of_folders_are_no_files_of_a_tree(s3_uri: str, tmp_path: Path) -> None:
-    store = open_store(s3_uri)
-    assert isinstance(store, S3Store)
-    boto3.client("s3").put_object(Bucket=store.bucket, Key=f"{store.prefix}deep/")
-    store.write("deep/small.txt", b"small")
-    folder = download_tree(store, tmp_path / "tree")
-    assert [path.name for path in folder.rglob("*") if path.is_file()] == ["small.txt"]
+    assert store.read("small.txt") == b"small"
+    for key, size in (("deep/big.bin", 9 << 20), ("small.txt", 5)):
+        assert sha256_of(store, key, size) == hashlib.sha256((source / key).read_bytes()).hexdigest()
 
 
 @pytest.mark.parametrize("key", ["../x", "a/../../x", "/etc/passwd", ".."])

@@ -1,6 +1,5 @@
 """Copy bundles between stores and this machine, verifying every file. Light at import: drivers use it."""
 
-import hashlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
@@ -15,9 +14,7 @@ from lookalike.errors import InputError
 from lookalike.scratch import kept_folder
 from lookalike.storage import Store, open_store
 from lookalike.storage.local import LocalStore
-from lookalike.storage.store import upload_tree
-
-_BLOCK = 16 << 20  # bytes of a range request
+from lookalike.storage.store import sha256_of, upload_tree
 
 
 def local_bundle(uri: str, sha256: str | None = None) -> Path:
@@ -89,18 +86,11 @@ def verify_bundle(uri: str) -> str:
     sizes = {info.key: info.size for info in store.list() if info.key != MANIFEST}
     check_listed(listed, set(sizes), store.uri)
     with ThreadPoolExecutor(max_workers=4) as pool:
-        hashes = pool.map(lambda name: _streamed_sha256(store, name, sizes[name]), listed)
+        hashes = pool.map(lambda name: sha256_of(store, name, sizes[name]), listed)
         check_hashes(listed, dict(zip(listed, hashes, strict=True)), store.uri)
     for name in filter(is_index, listed):
         check_index(name, store.read(name), listed, store.uri)
     return bundle_sha256(manifest)
-
-
-def _streamed_sha256(store: Store, key: str, size: int) -> str:
-    digest = hashlib.sha256()
-    for start in range(0, size, _BLOCK):
-        digest.update(store.read_range(key, start, min(_BLOCK, size - start)))
-    return digest.hexdigest()
 
 
 def upload_bundle(folder: Path, store: Store, check: Callable[[], None] = lambda: None) -> None:

@@ -4,6 +4,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
+from pydantic import ConfigDict
+
 from lookalike.errors import ConfigError
 from lookalike.evaluation.estimates import Estimate
 from lookalike.evaluation.scores import Scores
@@ -69,6 +71,8 @@ class GateConfig:
 class Check:
     """One check of the gate, with its result."""
 
+    __pydantic_config__ = ConfigDict(extra="forbid")  # where the checks of a JSON document are parsed
+
     name: str
     """``loss_gap.low``, ``loss_right vs champion``, …"""
     value: float | str | None
@@ -79,12 +83,6 @@ class Check:
     """Whether the check passed."""
     why: str
     """The reason in words."""
-
-
-CHECK_TYPES: dict[str, type | tuple[type | None, ...]] = {
-    **{"name": str, "value": (int, float, str, None), "threshold": (int, float, str), "passed": bool, "why": str}
-}
-"""Types of a check's members in JSON."""
 
 
 @dataclass(frozen=True)

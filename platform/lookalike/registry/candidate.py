@@ -1,16 +1,19 @@
-"""A bundle that is to be judged: verified, with its scores, and described for the registry."""
+"""A bundle that is to be judged: verified, with its scores, and described for the registry.
+
+The gate uses scores only after they were computed again from their measurements."""
 
 from dataclasses import dataclass
 
 from lookalike.bundles.files import MANIFEST
 from lookalike.bundles.manifest import parse_manifest
 from lookalike.bundles.transfer import verify_bundle
+from lookalike.config import fingerprint
 from lookalike.errors import InputError
-from lookalike.evaluation.scores import Scores
-from lookalike.registry.evidence import proven_scores, read_scores
-from lookalike.registry.ownership import check_ownership
+from lookalike.evaluation.measurements import MEASUREMENTS
+from lookalike.evaluation.scores import SCORES, Scores
+from lookalike.registry.names import check_ownership
 from lookalike.registry.versions import manifest_sha256
-from lookalike.storage import open_store
+from lookalike.storage import Store, locate_object, open_store
 
 
 @dataclass(frozen=True)
@@ -23,8 +26,6 @@ class Candidate:
     """Where the bundle is."""
     scores_uri: str
     """Its ``scores.json``, or the prefix that holds one."""
-    run_id: str | None = None
-    """The tracker's run that trained it."""
 
 
 def read_candidate(candidate: Candidate) -> tuple[str, Scores, Scores]:
@@ -39,11 +40,8 @@ def read_candidate(candidate: Candidate) -> tuple[str, Scores, Scores]:
     try:
         sha256 = verify_bundle(candidate.bundle_uri)
     except InputError as error:
-        raise InputError(
-            error.what,
-            value=error.value,
-            fix=f"{error.fix}; check --bundle: if the bundle was moved, name its place with --bundle",
-        ) from error
+        fix = f"{error.fix}; check --bundle: if the bundle was moved, name its place with --bundle"
+        raise InputError(error.what, value=error.value, fix=fix) from error
     if scores.bundle.sha256 != sha256:
         raise InputError(
             "the scores are another bundle's",
@@ -65,3 +63,28 @@ def version_tags(candidate: Candidate, sha256: str, log_uri: str) -> dict[str, s
         "scores_uri": candidate.scores_uri,
         "parent": manifest["base"]["sha256"] if manifest["base"] else "",
     }
+
+
+def read_scores(uri: str) -> Scores:
+    """Read the scores at ``uri`` as they were written: a file, or the prefix that an evaluation wrote to."""
+    store, key = _located(uri)
+    return Scores.from_json(store.read(key), uri)
+
+
+def proven_scores(scores: Scores, uri: str) -> Scores:
+    """Compute ``scores``, read at ``uri``, again from the measurements beside them (:meth:`Scores.proven`)."""
+    store = _located(uri)[0]
+    where = store.uri_of(MEASUREMENTS)
+    if not store.exists(MEASUREMENTS):
+        fix = "copy them beside scores.json, or evaluate the bundle again"
+        raise InputError("the measurements of these scores are missing, and the gate needs them", value=where, fix=fix)
+    return scores.proven(store.read(MEASUREMENTS), where)
+
+
+def _located(uri: str) -> tuple[Store, str]:
+    return locate_object(uri) if uri.endswith(".json") else (open_store(uri), SCORES)
+
+
+def scores_hash(scores: Scores) -> str:
+    """Identity of scores in the log."""
+    return fingerprint(scores.to_json().decode())

@@ -24,15 +24,15 @@ class Standing:
     """The state of one registered model, by its registry and its log, which were checked against each other."""
 
     name: str
-    log: PromotionLog | None
+    log: PromotionLog | None = None
     """None for a model without a log, which never had a champion."""
-    head: Head | None
+    head: Head | None = None
     """The newest entry."""
-    champion: ModelReference | None
+    champion: ModelReference | None = None
     """Its version; None if nothing was promoted, or if no version has that bundle."""
-    alias: int | None
+    alias: int | None = None
     """The version that MLflow shows as champion."""
-    shown: str | None
+    shown: str | None = None
     """The tag that names the newest entry. None: the registered model has no such tag."""
 
     @property
@@ -58,7 +58,7 @@ def standing(registry: Registry, name: str) -> Standing | None:
                 value=registry.uri,
                 fix=f"set the tag to the prefix of the log in MLflow, or {_BEGIN_ANEW}",
             )
-        return Standing(name, None, None, None, None, None)
+        return Standing(name)
     entries = PromotionLog(open_store(tags[LOG_TAG]), name)
     head = entries.head()
     _check_shown(entries, head, shown)
@@ -70,7 +70,7 @@ def standing(registry: Registry, name: str) -> Standing | None:
                 value=entries.uri,
                 fix=f"if the alias was set by hand, remove it; if entries were moved, {_RESTORE}; else {_BEGIN_ANEW}",
             )
-        return Standing(name, entries, None, None, None, shown)
+        return Standing(name, entries, shown=shown)
     versions = registry.versions_of_bundle(name, head.entry.bundle_sha256)
     named = [version for version in versions if version.version == head.entry.version]
     matches = named or versions

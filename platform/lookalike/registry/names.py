@@ -1,10 +1,21 @@
-"""Names of customers, subjects and models, checked once, before they become part of a path or query."""
+"""Names of customers, subjects and models, and what belongs to a customer.
+
+Names are checked once, before they become part of a path or query. A personal model's bundle and promotion log lie
+below its customer's prefix, ``customers/ID``. A bundle that training made for a customer names its owner too, inside
+its identity. So no bundle of one customer becomes the champion of another, and none becomes a base model, which all
+customers load.
+"""
 
 import re
+from collections.abc import Mapping
+from typing import Any
 
-from lookalike.errors import ConfigError
+from lookalike.errors import ConfigError, InputError
+from lookalike.storage import Store, open_store
+from lookalike.storage.local import LocalStore
 
 CHAMPION = "champion"
+CUSTOMERS = "customers"
 SEPARATOR = "--"
 _IDENTIFIER = re.compile(r"[a-z0-9](?:[a-z0-9_]|-(?=[a-z0-9_])){0,62}")
 
@@ -34,3 +45,58 @@ def validate_model_name(name: str) -> str:
     for part in name.split(SEPARATOR, 1):
         validate_identifier(part, f"model name {name!r}: part")
     return name
+
+
+def customer_prefix(uri: str) -> str | None:
+    """The first prefix in ``uri`` that is a customer's, ``…/customers/CUSTOMER``; None if it lies below none."""
+    segments = open_store(uri).uri.split("/")
+    for place in range(3, len(segments) - 1):  # behind the scheme and the bucket
+        if segments[place] == CUSTOMERS and _IDENTIFIER.fullmatch(segments[place + 1]):
+            return "/".join(segments[: place + 2])
+    return None
+
+
+def check_ownership(model: str, bundle_uri: str, manifest: Mapping[str, Any], log_uri: str) -> None:
+    """Check that the bundle with this manifest may be a version of ``model``, and that the place of its log is valid.
+
+    Raises:
+        InputError: the bundle belongs to another customer or to none, or the log lies elsewhere.
+    """
+    owner = manifest.get("owner")
+    customer, separator, subject = model.partition(SEPARATOR)
+    if not separator:
+        if owner is not None or (manifest["base"] is not None and customer_prefix(bundle_uri) is not None):
+            raise InputError(
+                f"the bundle belongs to {owner or 'a customer'}, and {model} is a model for all customers",
+                value=bundle_uri,
+                fix="promote it as CUSTOMER--SUBJECT, or name the bundle of a base run",
+            )
+        return
+    if owner not in (None, model):
+        raise InputError(
+            f"the bundle belongs to {owner}, not to {model}",
+            value=bundle_uri,
+            fix=f"promote it as {owner}, or name a bundle of {model}",
+        )
+    prefix = customer_prefix(bundle_uri)
+    if prefix is None or prefix.rpartition("/")[2] != customer or _leaves(open_store(bundle_uri), open_store(prefix)):
+        raise InputError(
+            f"the bundle of {model} does not lie below {CUSTOMERS}/{customer}/",
+            value=bundle_uri,
+            fix=f"copy it below …/{CUSTOMERS}/{customer}/{subject}/ and name its place with --bundle",
+        )
+    log = open_store(log_uri)
+    if customer_prefix(log.uri) != prefix or _leaves(log, open_store(prefix)):
+        raise InputError(
+            f"the promotion log of {model} does not lie below its customer's prefix, {prefix}",
+            value=log.uri,
+            fix=f"name a place below it with --log {prefix}/{subject}/promotion-log; if the model has a log already,"
+            " add --begin-anew REASON",
+        )
+
+
+def _leaves(store: Store, prefix: Store) -> bool:
+    """Whether a symbolic link leads from ``store``, which is written below ``prefix``, out of it."""
+    if not isinstance(store, LocalStore) or not isinstance(prefix, LocalStore):
+        return False
+    return not store.root.resolve().is_relative_to(prefix.root.resolve())

@@ -2,20 +2,24 @@
 
 import logging
 import uuid
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from lookalike.documents import render_json
 from lookalike.errors import ConflictError, InputError
 from lookalike.evaluation.gate import Check, Decision, GateConfig, decide
 from lookalike.evaluation.scores import Scores
-from lookalike.registry.candidate import Candidate, read_candidate, version_tags
+from lookalike.registry.candidate import (
+    Candidate,
+    proven_scores,
+    read_candidate,
+    read_scores,
+    scores_hash,
+    version_tags,
+)
 from lookalike.registry.champions import Standing, champion, project, standing, unregistered
-from lookalike.registry.evidence import proven_scores, read_scores, scores_hash
 from lookalike.registry.names import validate_model_name
 from lookalike.registry.promotion_log import LOG_TAG, Kind, Promotion, PromotionLog
 from lookalike.registry.versions import ModelReference, Registry
-from lookalike.tracking import tracking_uri
 
 log = logging.getLogger(__name__)
 
@@ -47,24 +51,15 @@ class Outcome:
     champion: int | None = None
     """The version that is champion, read back from the registry and its log afterwards."""
 
-    def to_json(self) -> bytes:
-        """The file's bytes."""
-        return render_json(asdict(self))
-
 
 def promote(
-    candidate: Candidate,
-    *,
-    tracking: str | None,
-    log_uri: str,
-    gate: GateConfig,
-    champion_scores_uri: str | None = None,
+    registry: Registry, candidate: Candidate, *, log_uri: str, gate: GateConfig, champion_scores_uri: str | None = None
 ) -> Outcome:
     """Register ``candidate`` and make it champion if it passes ``gate``. The same call again gives the same champion.
 
     Args:
+        registry: MLflow's.
         candidate: bundle and scores.
-        tracking: MLflow's URI; None takes the environment's.
         log_uri: prefix for the promotion log of a model that is new; an existing model has its own.
         gate: floors and comparisons.
         champion_scores_uri: by default those that the champion's version names.
@@ -77,7 +72,6 @@ def promote(
     """
     name = validate_model_name(candidate.model)
     sha256, scores, proven = read_candidate(candidate)
-    registry = Registry(tracking_uri(tracking))
     known = registry.readable_tags(name)
     tags = version_tags(candidate, sha256, known.get(LOG_TAG, log_uri))
     registry.ensure_model(name, log_uri)
@@ -87,7 +81,7 @@ def promote(
         last = now.last
         _check_known(registry, now, sha256)
         _log_of(now).entries()  # an entry that was changed is an error before another one is chained to it
-        version = version or registry.register(name, tags, candidate.run_id)
+        version = version or registry.register(name, tags)
         before = None if last is None else last.version
         decision, kind = _judge(registry, now, version, scores, proven, gate, champion_scores_uri)
         if last is not None and kind is None and decision.passed:  # an earlier attempt came this far
@@ -118,19 +112,14 @@ def entry(
         bundle_sha256=version.bundle_sha256,
         scores_sha256=scores_sha256,
         champion_before=None if last is None else last.version,
-        checks=[asdict(check) for check in decision.checks],
-        time=timestamp(),
+        checks=list(decision.checks),
+        time=datetime.now(UTC).isoformat(timespec="seconds"),
         writer=uuid.uuid4().hex,
         kind=kind,
         bundle_uri=version.bundle_uri,
         scores_uri=scores_uri,
         previous_sha256=None if now.head is None else now.head.sha256,
     )
-
-
-def timestamp() -> str:
-    """The current time for an entry (UTC, ISO 8601)."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def conclude(
@@ -179,11 +168,8 @@ def _standing(registry: Registry, name: str, log_uri: str) -> Standing:
         registry.tag_model(name, LOG_TAG, log_uri)
         now = standing(registry, name)
     if now is None:
-        raise InputError(
-            f"{name} was removed from the registry during the promotion",
-            value=registry.uri,
-            fix="run the promotion again",
-        )
+        what = f"{name} was removed from the registry during the promotion"
+        raise InputError(what, value=registry.uri, fix="run the promotion again")
     return now
 
 
@@ -215,12 +201,11 @@ def _judge(
     last = now.last
     if last is None or last.bundle_sha256 != version.bundle_sha256:
         return decide(proven, _champion_scores(registry, now, champion_scores_uri), gate), "promoted"
-    if last.scores_sha256 == scores_hash(scores):
-        decision = Decision(tuple(Check(**check) for check in last.checks))
-    else:
-        decision = decide(proven, None, gate)  # the champion itself with other scores: it cannot beat itself
     known = now.champion is not None and now.champion.version == version.version
-    return decision, None if known else "registered again"
+    kind: Kind | None = None if known else "registered again"
+    if last.scores_sha256 == scores_hash(scores):
+        return Decision(tuple(last.checks)), kind
+    return decide(proven, None, gate), kind  # the champion itself with other scores: it cannot beat itself
 
 
 def _champion_scores(registry: Registry, now: Standing, uri: str | None) -> Scores | None:

@@ -9,13 +9,13 @@ import hashlib
 import logging
 import re
 import uuid
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, get_args
+from typing import Literal
 
 from lookalike.config import canonical_json
-from lookalike.documents import parse_object
+from lookalike.documents import parse_record
 from lookalike.errors import InputError
+from lookalike.evaluation.gate import Check
 from lookalike.storage import Store
 
 log = logging.getLogger(__name__)
@@ -24,7 +24,6 @@ LOG_TAG = "promotion_log"
 Kind = Literal["promoted", "registered again", "rolled back", "begun anew"]
 
 _ANEW: Kind = "begun anew"
-_CHECK = {"name", "value", "threshold", "passed", "why"}
 _ENTRY = re.compile(r"(?!0{8})(\d{8})\.json")
 HOW_TO_CONTINUE = (
     "restore it from a copy, or start a new log with jobs/promote.py run --begin-anew REASON, "
@@ -46,8 +45,8 @@ class Promotion:
     """Hash of the scores that it was judged by."""
     champion_before: int | None
     """The version that it followed."""
-    checks: list[dict[str, Any]]
-    """The gate's checks, see :class:`lookalike.evaluation.gate.Check`."""
+    checks: list[Check]
+    """The gate's checks."""
     time: str
     """When, in UTC (ISO 8601)."""
     writer: str = field(default_factory=lambda: uuid.uuid4().hex)
@@ -94,9 +93,8 @@ class PromotionLog:
         keys = [info.key for info in self._store.list()]
         foreign = [key for key in keys if not _ENTRY.fullmatch(key)]
         if foreign:
-            log.warning(
-                "these objects are not entries of the promotion log and are ignored: %s", ", ".join(foreign[:10])
-            )
+            names = ", ".join(foreign[:10])
+            log.warning("these objects are not entries of the promotion log and are ignored: %s", names)
         return sorted(int(match.group(1)) for key in keys if (match := _ENTRY.fullmatch(key)))
 
     def head(self) -> Head | None:
@@ -106,11 +104,6 @@ class PromotionLog:
             return None
         self._check_complete(numbers)
         return self._read(numbers[-1])
-
-    def last(self) -> Promotion | None:
-        """The newest promotion: the champion."""
-        head = self.head()
-        return None if head is None else head.entry
 
     def entries(self) -> list[Promotion]:
         """All promotions since the log was begun (anew), oldest first. Raises InputError if one was changed."""
@@ -156,7 +149,7 @@ class PromotionLog:
         """Add the entry. Raises ConflictError if another promotion took its number."""
         self._store.create(_key(promotion.number), canonical_json(asdict(promotion)).encode())
 
-    def _check_complete(self, numbers: Sequence[int]) -> None:
+    def _check_complete(self, numbers: list[int]) -> None:
         run = [numbers[-1]]  # backwards, as far as no number is missing
         for number in reversed(numbers[:-1]):
             if number != run[-1] - 1:
@@ -164,50 +157,22 @@ class PromotionLog:
             run.append(number)
         if run[-1] == 1 or any(self._read(number).entry.kind == _ANEW for number in run):
             return
-        raise InputError("the promotion log has a gap", value=self.uri_of(run[-1] - 1), fix=HOW_TO_CONTINUE)
+        raise InputError("the promotion log lacks an entry", value=self.uri_of(run[-1] - 1), fix=HOW_TO_CONTINUE)
 
     def _read(self, number: int) -> Head:
         data = self._store.read(_key(number))
+        where, what = self.uri_of(number), f"entry {number} of the promotion log is damaged"
         try:
-            entry = Promotion(**parse_object(data, self.uri_of(number)))
-            problem = _problem(entry, number)
+            entry = parse_record(Promotion, data, where)
         except InputError as error:
-            problem = error.what
-        except TypeError as error:  # members that are missing or unknown
-            problem = str(error)
-        if problem:
-            raise InputError(
-                f"entry {number} of the promotion log is damaged: {problem}",
-                value=self.uri_of(number),
-                fix=HOW_TO_CONTINUE,
-            )
+            raise InputError(f"{what}: {error.what}", value=where, fix=HOW_TO_CONTINUE) from None
+        if entry.number != number:
+            raise InputError(f"{what}: its number is {entry.number}", value=where, fix=HOW_TO_CONTINUE)
         return Head(entry, hashlib.sha256(data).hexdigest())
 
     def uri_of(self, number: int) -> str:
         """URI of an entry."""
         return self._store.uri_of(_key(number))
-
-
-def _problem(entry: Promotion, number: int) -> str:
-    """What is wrong with the members of an entry that was read from the place of ``number``."""
-    if type(entry.number) is not int or entry.number != number:
-        return f"it says that its number is {entry.number!r}"
-    if type(entry.version) is not int or not isinstance(entry.bundle_sha256, str):
-        return "it names no version or no bundle"
-    if not isinstance(entry.checks, list) or not all(isinstance(item, dict) for item in entry.checks):
-        return "its checks are not a list of checks"
-    if any(item.keys() != _CHECK or type(item["passed"]) is not bool for item in entry.checks):
-        return f"a check has other members than {', '.join(sorted(_CHECK))}, or passed is not true or false"
-    if entry.kind not in get_args(Kind):
-        return f"its kind, {entry.kind!r}, is unknown"
-    numbers = {"champion_before": entry.champion_before, "returns_to": entry.returns_to}
-    texts = {
-        name: getattr(entry, name)
-        for name in ("scores_sha256", "bundle_uri", "scores_uri", "previous_sha256", "writer")
-    }
-    wrong = [name for name, value in numbers.items() if value is not None and type(value) is not int]
-    wrong += [name for name, value in texts.items() if value is not None and not isinstance(value, str)]
-    return f"{', '.join(wrong)} has a value of another type" if wrong else ""
 
 
 def _key(number: int) -> str:

@@ -34,7 +34,12 @@ def resolve(model: str, tracking: str | None = None, bundle_uri: str | None = No
     registry = Registry(tracking_uri(tracking))
     reference = _find(registry, validate_model_name(match["name"]), match["alias"], match["version"])
     where = bundle_uri or reference.bundle_uri
-    if (found := _identify(reference, where)) != reference.bundle_sha256:
+    try:
+        found = identify(where)
+    except InputError as error:
+        what = f"the bundle of {reference} is not at its place: {error.what}"
+        raise InputError(what, value=where, fix=_ANOTHER_PLACE) from error
+    if found != reference.bundle_sha256:
         raise InputError(
             f"the bundle of {reference} is not the one that was registered",
             value=f"{where}: {found}, registered {reference.bundle_sha256}",
@@ -54,15 +59,6 @@ _ANOTHER_PLACE = (
     "restore the bundle; or, if it was moved, name its place (--bundle; --base for jobs/finetune.py), and register it "
     "there with jobs/promote.py run --bundle"
 )
-
-
-def _identify(reference: ModelReference, where: str) -> str:
-    try:
-        return identify(where)
-    except InputError as error:
-        raise InputError(
-            f"the bundle of {reference} is not at its place: {error.what}", value=where, fix=_ANOTHER_PLACE
-        ) from error
 
 
 def _find(registry: Registry, name: str, alias: str | None, version: str | None) -> ModelReference:

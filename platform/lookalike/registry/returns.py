@@ -5,47 +5,37 @@ from dataclasses import replace
 
 from lookalike.bundles.transfer import verify_bundle
 from lookalike.errors import ConflictError, InputError
-from lookalike.evaluation.gate import Check, Decision, GateConfig, decide
-from lookalike.registry.candidate import Candidate, read_candidate, version_tags
+from lookalike.evaluation.gate import Decision, GateConfig, decide
+from lookalike.registry.candidate import Candidate, read_candidate, scores_hash, version_tags
 from lookalike.registry.champions import HEAD_TAG, Standing, standing
-from lookalike.registry.evidence import scores_hash
 from lookalike.registry.names import validate_model_name
-from lookalike.registry.promotion import Outcome, champion_version, conclude, entry
+from lookalike.registry.promotion import Outcome, conclude, entry
 from lookalike.registry.promotion_log import LOG_TAG, Promotion, PromotionLog
 from lookalike.registry.versions import ModelReference, Registry
 from lookalike.storage import open_store
-from lookalike.tracking import tracking_uri
 
 log = logging.getLogger(__name__)
 
 
 def rollback(
-    model: str,
-    *,
-    tracking: str | None,
-    writer: str,
-    version: int | None = None,
-    bundle_uri: str | None = None,
-    reason: str = "",
+    registry: Registry, model: str, *, writer: str, version: int | None = None, bundle_uri: str | None = None
 ) -> Outcome:
     """Return to the champion before the current one, or to ``version``, by a new entry of the log.
 
     Rolling back again returns to the one before that. The scores of the old decision stand.
 
     Args:
+        registry: MLflow's.
         model: name of the registered model.
-        tracking: MLflow's URI; None takes the environment's.
         writer: identity of this rollback: the same one again changes nothing while it is the newest entry.
         version: of an earlier champion.
         bundle_uri: of that champion's bundle, if it was moved.
-        reason: in words, for the log.
 
     Raises:
         InputError: there is no earlier champion, or its bundle is not at its place.
         ConflictError: another promotion came in between.
     """
     name = validate_model_name(model)
-    registry = Registry(tracking_uri(tracking))
     now = standing(registry, name)
     if now is None or now.log is None or now.last is None:
         raise InputError(f"{name} has no champion to roll back", value=registry.uri, fix="promote a bundle first")
@@ -55,45 +45,49 @@ def rollback(
     else:
         target, before = _target(registry, now, entries, version), last.version
     reference = _registered(registry, now, target, bundle_uri)
-    decision = Decision(tuple(Check(**check) for check in target.checks))
+    decision = Decision(tuple(target.checks))
     scores_uri = reference.scores_uri or target.scores_uri or ""
     if last.writer != writer:
         made = entry(now, reference, scores_uri, target.scores_sha256, decision, "rolled back")
         registry.withdraw_refusal(reference)
-        _append(now.log, replace(made, writer=writer, reason=reason, returns_to=target.number), name)
+        _append(now.log, replace(made, writer=writer, returns_to=target.number), name)
     return conclude(registry, reference, decision, scores_uri, before, "rolled back", is_champion=True)
 
 
 def begin_anew(
-    candidate: Candidate, *, tracking: str | None, log_uri: str | None, gate: GateConfig, reason: str, writer: str
+    registry: Registry,
+    candidate: Candidate,
+    *,
+    log_uri: str | None,
+    new_log_uri: str,
+    gate: GateConfig,
+    reason: str,
+    writer: str,
 ) -> Outcome:
     """Judge ``candidate`` by the floors only, and begin a new log with it. For a log or a champion that is lost.
 
     The entry records the ``reason``; earlier entries stay in their place and no longer count.
 
     Args:
+        registry: MLflow's.
         candidate: bundle and scores.
-        tracking: MLflow's URI; None takes the environment's.
         log_uri: prefix of the log from now on; None keeps the model's.
+        new_log_uri: prefix of the log of a model that has none, if ``log_uri`` is None.
         gate: of which only the floors count.
         reason: in words, for the log.
         writer: identity of this attempt: the same one again changes nothing while it is the newest entry.
 
     Raises:
-        InputError: the bundle or the scores are missing, the scores are another bundle's, or the model is new and there
-            is no ``log_uri``.
+        InputError: the bundle or the scores are missing, or the scores are another bundle's.
         ConflictError: another promotion came in between.
     """
     name = validate_model_name(candidate.model)
     sha256, scores, proven = read_candidate(candidate)
-    registry = Registry(tracking_uri(tracking))
     tags = registry.readable_tags(name)
-    uri = log_uri or tags.get(LOG_TAG)
-    if uri is None:
-        raise InputError(f"{name} has no promotion log yet", value=registry.uri, fix="name its place with --log")
+    uri = log_uri or tags.get(LOG_TAG, new_log_uri)
     described = version_tags(candidate, sha256, uri)
     registry.ensure_model(name, uri)
-    version = registry.register(name, described, candidate.run_id)
+    version = registry.register(name, described)
     entries = PromotionLog(open_store(uri), name)
     numbers = entries.numbers()
     decision = decide(proven, None, gate)
@@ -101,15 +95,14 @@ def begin_anew(
         shown = tags.get(HEAD_TAG, "").partition(":")[0]
         known = int(shown) if shown.isdigit() else 0
         if not (numbers and _is_ours(entries, writer)):
-            nothing = Standing(name, entries, None, None, None, None)
+            nothing = Standing(name, entries)
             made = entry(nothing, version, candidate.scores_uri, scores_hash(scores), decision, "begun anew")
             number = max([*numbers, known]) + 1
             registry.withdraw_refusal(version)
             _append(entries, replace(made, number=number, writer=writer, reason=reason), name)
             log.warning("the promotion log of %s is begun anew with entry %d: %s", name, number, reason)
         registry.tag_model(name, LOG_TAG, uri)
-        head = entries.head()
-        registry.tag_model(name, HEAD_TAG, str(head))
+        registry.tag_model(name, HEAD_TAG, str(entries.head()))
     return conclude(registry, version, decision, candidate.scores_uri, None, "begun anew", is_champion=False)
 
 
@@ -124,10 +117,10 @@ def _append(entries: PromotionLog, made: Promotion, name: str) -> None:
 
 def _is_ours(entries: PromotionLog, writer: str) -> bool:
     try:
-        last = entries.last()
+        head = entries.head()
     except InputError:  # the log is begun anew because it is damaged
         return False
-    return last is not None and last.writer == writer
+    return head is not None and head.entry.writer == writer
 
 
 def _target(registry: Registry, now: Standing, entries: list[Promotion], version: int | None) -> Promotion:
@@ -185,20 +178,9 @@ def _is_at(place: str, sha256: str) -> bool:
         return False
 
 
-def is_lost(model: str, bundle_sha256: str, tracking: str | None) -> bool:
+def is_lost(registry: Registry, name: str, bundle_sha256: str) -> bool:
     """Whether this bundle is the log's champion and the registry no longer has a version of it."""
-    registry = Registry(tracking_uri(tracking))
-    now = standing(registry, validate_model_name(model))
+    now = standing(registry, name)
     if now is None:
         return True
     return now.last is not None and now.last.bundle_sha256 == bundle_sha256 and now.champion is None
-
-
-def standing_log(model: str, tracking: str | None) -> str | None:
-    """The prefix that the registered model's tag names as its promotion log; it may be empty or damaged."""
-    return Registry(tracking_uri(tracking)).readable_tags(validate_model_name(model)).get(LOG_TAG)
-
-
-def champion_now(model: str, tracking: str | None) -> int | None:
-    """The version of the current champion by registry and log; None, with a warning, if it cannot be loaded."""
-    return champion_version(Registry(tracking_uri(tracking)), validate_model_name(model))

@@ -95,17 +95,15 @@ class Registry:
 
     def ensure_model(self, name: str, log_uri: str) -> None:
         """Create the registered model ``name`` if it is missing. The first caller's ``log_uri`` stays its log."""
-        from mlflow.exceptions import MlflowException
-
         validate_model_name(name)
         with self._needing("CREATE", name):
             try:
                 self._client.create_registered_model(name, tags={LOG_TAG: log_uri})
-            except MlflowException as error:
+            except Exception as error:
                 if not is_taken(error):
                     raise
 
-    def register(self, name: str, tags: Mapping[str, str], run_id: str | None = None) -> ModelReference:
+    def register(self, name: str, tags: Mapping[str, str]) -> ModelReference:
         """Create a version of ``name`` with these tags, or return the existing one of this bundle."""
         for version in self._versions(name):
             same = _content(version) == tags["bundle_sha256"] and version.tags.get("bundle_uri") == tags["bundle_uri"]
@@ -116,7 +114,7 @@ class Registry:
         with self._needing("EDIT", name):
             # MLflow's server takes no local path as a source, so the source is the content, and a tag has the place.
             source = f"{_SOURCE}{tags['bundle_sha256']}"
-            made = self._client.create_model_version(name, source, run_id=run_id, tags=dict(tags))
+            made = self._client.create_model_version(name, source, tags=dict(tags))
         return _reference(made)
 
     def tag(self, version: ModelReference, tags: Mapping[str, str]) -> None:
@@ -142,12 +140,10 @@ class Registry:
             RefusedError: the user may not read it. MLflow also answers so for a model that does not exist, if the user
                 has no default permission.
         """
-        from mlflow.exceptions import MlflowException
-
         with self._needing("READ", name):
             try:
                 return dict(self._client.get_registered_model(name).tags)
-            except MlflowException as error:
+            except Exception as error:
                 if is_missing(error):
                     return None
                 raise
@@ -164,14 +160,12 @@ class Registry:
 
     def alias(self, name: str, alias: str) -> int | None:
         """The version that an alias names; None if there is no such alias."""
-        from mlflow.exceptions import MlflowException
-
         with self._needing("READ", name):
             try:
                 return int(self._client.get_model_version_by_alias(name, alias).version)
-            except MlflowException as error:
+            except Exception as error:
                 # An alias that is missing is an invalid parameter to MLflow, a model that is missing does not exist.
-                if is_missing(error) or error.error_code == "INVALID_PARAMETER_VALUE":
+                if is_missing(error) or getattr(error, "error_code", None) == "INVALID_PARAMETER_VALUE":
                     return None
                 raise
 

@@ -1,7 +1,6 @@
 """One interface to ``file://`` and ``s3://`` storage, and immutable snapshots on top of it."""
 
 from lookalike.storage.base import ObjectInfo, Store
-from lookalike.storage.documents import read_json, read_lines, read_object
 from lookalike.storage.snapshot import (
     check_file,
     latest_version,
@@ -11,7 +10,16 @@ from lookalike.storage.snapshot import (
     read_manifest,
     version_store,
 )
-from lookalike.storage.store import locate_object, open_store, overlap, read_at_most
+from lookalike.storage.store import (
+    locate_object,
+    open_store,
+    overlap,
+    read_at_most,
+    read_json,
+    read_lines,
+    read_members,
+    read_object,
+)
 
 __all__ = [
     "ObjectInfo",
@@ -28,6 +36,7 @@ __all__ = [
     "read_json",
     "read_lines",
     "read_manifest",
+    "read_members",
     "read_object",
     "version_store",
 ]

@@ -19,14 +19,8 @@ def arrow_filesystem(store: Store) -> "tuple[FileSystem, str]":
     """
     from pyarrow.fs import FileSystem, LocalFileSystem
 
-    if isinstance(store, S3Store):
-        path = f"{store.bucket}/{store.prefix[:-1]}"
-    elif isinstance(store, LocalStore):
-        path = str(store.root)
-    else:
-        raise ConfigError(
-            "pyarrow does not support this kind of store", value=store.uri, fix="use a folder or an S3 prefix"
-        )
+    assert isinstance(store, S3Store | LocalStore)
+    path = f"{store.bucket}/{store.prefix[:-1]}" if isinstance(store, S3Store) else str(store.root)
     if "//" in path or path.endswith("/") or not path.isprintable():
         raise ConfigError(
             "Ray cannot write to this location: it has empty segments or control characters, or is not UTF-8",

@@ -1,6 +1,12 @@
-"""An output prefix belongs to one configuration: the same command resumes, another one is refused.
+"""An output prefix belongs to one run, whose claim and results lie there.
 
-Inputs count by the hash of their content; their location may change between attempts.
+The claim (``run.json``) is the run's configuration: the same command resumes, another one is refused. Inputs count by
+the hash of their content; their location may change between attempts.
+
+A result carries ``run``, the fingerprint of the claim, and ``seal``, a hash of that and of the result's values: an
+edited result, or one of another run, is an error. The seal is not a signature, since anyone who may write the location
+can compute it. So the job that reads a result also checks what it names: bundles by their hash, places by
+:func:`inside`.
 """
 
 import json
@@ -8,23 +14,19 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-from lookalike.config import (
-    IDENTITY_IF_SET,
-    NOT_IDENTITY,
-    canonical_json,
-    fields_marked,
-    fingerprint,
-    to_dict,
-)
+from lookalike.config import IDENTITY_IF_SET, NOT_IDENTITY, canonical_json, fields_marked, fingerprint, to_dict
+from lookalike.documents import render_json
 from lookalike.errors import ConfigError, ConflictError, InputError
 from lookalike.redaction import redacted
 from lookalike.storage import location
 from lookalike.storage.base import Store
-from lookalike.storage.documents import MOST_BYTES, read_object
+from lookalike.storage.store import open_store, read_members
 
 log = logging.getLogger(__name__)
 
 RECORD = "run.json"
+RUN, SEAL = "run", "seal"
+AGAIN = "remove it and run the same command again, which makes it again from the finished parts"
 
 ResultT = TypeVar("ResultT")
 
@@ -88,11 +90,9 @@ def claim(
         compared = (theirs.keys() | ours.keys()) - (content.keys() - theirs.keys())
         differing = sorted(key for key in compared if theirs.get(key) != ours.get(key))
         if differing:
-            raise ConflictError(
-                f"the location holds another run's result, with another {', '.join(differing)}",
-                value=store.uri,
-                fix="choose another location, or remove that one",
-            ) from None
+            what = f"the location holds another run's result, with another {', '.join(differing)}"
+            fix = "choose another location, or remove that one"
+            raise ConflictError(what, value=store.uri, fix=fix) from None
         return str(recorded["fingerprint"])
     return str(record["fingerprint"])
 
@@ -104,14 +104,57 @@ def read_claim(store: Store) -> dict[str, Any] | None:
     """
     if not store.exists(RECORD):
         return None
-    record = read_object(store, RECORD, "identity", "config", "fingerprint", most=MOST_BYTES)
-    whole = isinstance(record["identity"], dict) and isinstance(record["config"], dict)
-    if whole and record["fingerprint"] == fingerprint(record["identity"]):
-        return record
+    record = read_members(store, RECORD, {"identity": dict, "config": dict, "fingerprint": str})
+    if record["fingerprint"] != fingerprint(record["identity"]):
+        fix = "restore it, or remove the location and run the same command again"
+        what = "the record of the run that this location belongs to was changed"
+        raise InputError(what, value=store.uri_of(RECORD), fix=fix)
+    return record
+
+
+def write_result(store: Store, key: str, result: Mapping[str, Any], run: str) -> None:
+    """Write ``result`` for the run whose claim has the fingerprint ``run``."""
+    sealed = json.loads(canonical_json({**result, RUN: run}))  # as it will be read
+    sealed.pop(SEAL, None)
+    store.write(key, render_json({**sealed, SEAL: fingerprint(sealed)}))
+
+
+def read_result(store: Store, key: str, run: str, types: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
+    """Return a result that :func:`write_result` wrote for ``run``, and whether it has a seal (earlier versions: none).
+
+    Args:
+        store: the location that the run has claimed.
+        key: name of the result in ``store``.
+        run: the fingerprint of the claim.
+        types: the type of each required value, see :func:`lookalike.documents.parse_members`.
+
+    Raises:
+        InputError: the result is not such an object, is another run's, or was changed after it was written.
+    """
+    result, where = read_members(store, key, types, fix=AGAIN), store.uri_of(key)
+    values = {name: value for name, value in result.items() if name not in (RUN, SEAL)}
+    if SEAL not in result:
+        return values, False
+    if result.get(RUN) != run:
+        raise InputError(f"the result is another run's ({result.get(RUN)!r:.40})", value=where, fix=AGAIN)
+    if result[SEAL] != fingerprint({**values, RUN: run}):
+        raise InputError("the result was changed after the job wrote it", value=where, fix=AGAIN)
+    return values, True
+
+
+def inside(store: Store, uri: object, where: str) -> Store:
+    """Open the store at ``uri``, which the document at ``where`` names and which has to lie below ``store``.
+
+    Raises InputError if it does not.
+    """
+    if isinstance(uri, str):
+        named = open_store(uri)
+        if named.prefix_in(store) is not None:
+            return named
     raise InputError(
-        "the record of the run that this location belongs to is damaged, or was changed",
-        value=store.uri_of(RECORD),
-        fix="restore it, or remove the location and run the same command again",
+        f"the document names a place outside of its own location: {uri!r:.200}",
+        value=where,
+        fix="restore it; if the location was moved, run the job that wrote the document again, with its new place",
     )
 
 

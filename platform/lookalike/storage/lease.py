@@ -9,7 +9,6 @@ reads the store, before each commit, and puts its number into the names that it 
 number is valid.
 """
 
-import json
 import logging
 import os
 import re
@@ -20,18 +19,22 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import Field
+
+from lookalike.documents import render_json
 from lookalike.errors import BusyError, ConflictError, InputError, LookalikeError
 from lookalike.storage.base import Store
-from lookalike.storage.documents import read_object
+from lookalike.storage.store import read_members
 
 log = logging.getLogger(__name__)
 
 TTL_S = 60.0  # seconds without a renewal after which a holder counts as dead
 _BEAT_S = 10.0  # between two renewals
 _LONGEST_S = 3600.0  # largest time from now to the expiry in a valid record
-_LARGEST_PID = 2**31 - 1
+_HOST = Annotated[str, Field(min_length=1, max_length=255)]
+_PID = Annotated[int, Field(gt=0, lt=2**31)]
 _LARGEST_RECORD = 64 << 10  # bytes
 _AFTER_IT = "wait until that worker has ended; the same command then resumes"
 _NUMBERED = re.compile(r"^(\d{8,})\.json$")
@@ -103,8 +106,7 @@ def hold(store: Store, ttl_s: float = TTL_S, beat_s: float = _BEAT_S, above: int
         BusyError: another worker holds it; the message names the process, the host and since when.
         InputError: the record of its holder is not valid; the message names the command that breaks the lease.
     """
-    identity = {"holder": uuid.uuid4().hex, "host": socket.gethostname(), "pid": os.getpid(), "since": time.time()}
-    began = _now()
+    identity, began = _identity(), _now()
     lease = Lease(Fence(store, _acquire(store, identity, ttl_s, above)), ttl_s, identity, renewed=began)
     done = threading.Event()
     beat = threading.Thread(target=_keep, args=(lease, beat_s, done), daemon=True)
@@ -132,8 +134,7 @@ def break_lease(store: Store) -> str | None:
         described = f"process {record['pid']} on {record['host']}, which {state}"
     except InputError as error:
         described = f"a holder whose record is not valid ({error.what})"
-    identity = {"holder": uuid.uuid4().hex, "host": socket.gethostname(), "pid": os.getpid(), "since": time.time()}
-    store.create(_key(number + 1), _record(identity, 0.0))
+    store.create(_key(number + 1), _record(_identity(), 0.0))
     store.delete(_key(number))
     return f"lease {number} of {described}"
 
@@ -156,9 +157,8 @@ def _acquire(store: Store, identity: dict[str, Any], ttl_s: float, above: int) -
         raise BusyError("another worker has just started here", value=store.uri, fix=_AFTER_IT)
     if record is not None:
         if record["expires"]:
-            log.warning(
-                "process %s on %s died while it held the lease; this one takes over", record["pid"], record["host"]
-            )
+            died = f"process {record['pid']} on {record['host']} died while it held the lease"
+            log.warning("%s; this one takes over", died)
         store.delete(_key(number))
     return mine
 
@@ -210,26 +210,18 @@ def _numbers(store: Store) -> list[int]:
 
 def _read(store: Store, number: int) -> dict[str, Any]:
     """Read the record of a holder. Raises InputError for one that no holder can have written."""
-    key = _key(number)
-    where = store.uri_of(key)
     fix = f"if no process is working here, run: python jobs/break_lease.py --lease {store.uri}"
-    record = read_object(store, key, "host", "pid", "since", "expires", most=_LARGEST_RECORD, fix=fix)
-    problem = None
-    if not isinstance(record["host"], str) or not 0 < len(record["host"]) <= 255:
-        problem = "host is not a name of 1 to 255 characters"
-    elif type(record["pid"]) is not int or not 0 < record["pid"] <= _LARGEST_PID:
-        problem = "pid is not a process id"
-    elif not all(type(record[name]) in (int, float) for name in ("since", "expires")):
-        problem = "since or expires is not a number"
-    elif not (0 <= record["since"] <= (latest := time.time() + _LONGEST_S) and 0 <= record["expires"] <= latest):
-        problem = "since or expires is negative or too far in the future"
-    if problem:
-        raise InputError(f"the record of the lease is not valid: {problem}", value=where, fix=fix)
-    return record
+    moment = Annotated[float, Field(ge=0, le=time.time() + _LONGEST_S)]
+    types = {"host": _HOST, "pid": _PID, "since": moment, "expires": moment}
+    return read_members(store, _key(number), types, most=_LARGEST_RECORD, fix=fix)
+
+
+def _identity() -> dict[str, Any]:
+    return {"holder": uuid.uuid4().hex, "host": socket.gethostname(), "pid": os.getpid(), "since": time.time()}
 
 
 def _record(identity: dict[str, Any], expires: float) -> bytes:
-    return json.dumps(identity | {"expires": expires}).encode()
+    return render_json(identity | {"expires": expires})
 
 
 def _key(number: int) -> str:

@@ -13,8 +13,7 @@ from typing import BinaryIO
 from lookalike.errors import ConfigError, ConflictError, InputError
 from lookalike.storage import location
 from lookalike.storage.base import ObjectInfo, Store, check_key
-from lookalike.storage.links import LINK_ROOTS, stays_within
-from lookalike.storage.walk import PART, Skipped, walk
+from lookalike.storage.walk import LINK_ROOTS, PART, Skipped, stays_within, walk
 
 _READING = "check the disk, and run the same command again"
 _WRITING = "free some space, or choose another location; the partial file was removed"
@@ -23,7 +22,7 @@ _WRITING = "free some space, or choose another location; the partial file was re
 @dataclass(frozen=True)
 class LocalStore:
     """Objects are files below ``root``, an absolute path. Links are followed as far as
-    :mod:`lookalike.storage.links` allows; others are errors that name them. ``root`` itself may be a link."""
+    :mod:`lookalike.storage.walk` allows; others are errors that name them. ``root`` itself may be a link."""
 
     root: Path
 

@@ -43,11 +43,8 @@ _HEAD_MISSING = {"404", "NotFound"}  # the answer to a HEAD has no body that say
 _MISSING = {*_HEAD_MISSING, "NoSuchKey"}
 _LOST_RACE = {"412", "PreconditionFailed", "409", "ConditionalRequestConflict"}
 _DENIED = {"401", "403", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken"}
-_BROKEN_STREAM = (
-    IncompleteReadError,
-    ReadTimeoutError,
-    ResponseStreamingError,
-)  # botocore does not retry while a body is read
+# botocore does not retry while a body is read
+_BROKEN_STREAM = (IncompleteReadError, ReadTimeoutError, ResponseStreamingError)
 
 
 @dataclass(frozen=True)
@@ -198,10 +195,8 @@ class S3Store:
             self._fail(key, error)
 
     def _fail(self, key: str, error: BaseException) -> NoReturn:
-        if (
-            isinstance(error, Boto3Error) and error.__context__ is not None
-        ):  # a failed transfer; its context is the cause
-            error = error.__context__
+        if isinstance(error, Boto3Error) and error.__context__ is not None:
+            error = error.__context__  # the cause of a failed transfer
         where = self.uri_of(key) if key else self.uri
         endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "AWS"
         code = _code(error)
@@ -212,22 +207,14 @@ class S3Store:
         if code in _LOST_RACE:
             raise ConflictError("the object exists already", value=where, fix="choose another location") from error
         if code in _DENIED:
-            raise RefusedError(
-                f"S3 at {endpoint} refused the request: {code}",
-                value=where,
-                fix="check AWS_ACCESS_KEY_ID and the bucket's policy",
-            ) from error
+            fix = "check AWS_ACCESS_KEY_ID and the bucket's policy"
+            raise RefusedError(f"S3 at {endpoint} refused the request: {code}", value=where, fix=fix) from error
+        what, fix = f"S3 at {endpoint} failed: {error}", "run the same command again"
         if isinstance(error, NoCredentialsError):
-            raise UnreachableError(
-                "there are no S3 credentials", value=where, fix="set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
-            ) from error
-        if isinstance(error, (ConnectionError, HTTPClientError)):
-            raise UnreachableError(
-                f"S3 at {endpoint} does not answer", value=where, fix="check AWS_ENDPOINT_URL and the network"
-            ) from error
-        raise UnreachableError(
-            f"S3 at {endpoint} failed: {error}", value=where, fix="run the same command again"
-        ) from error
+            what, fix = "there are no S3 credentials", "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        elif isinstance(error, (ConnectionError, HTTPClientError)):
+            what, fix = f"S3 at {endpoint} does not answer", "check AWS_ENDPOINT_URL and the network"
+        raise UnreachableError(what, value=where, fix=fix) from error
 
 
 def _check_endpoint() -> None:

@@ -16,14 +16,12 @@ from typing import Any
 from lookalike.config import canonical_json, fingerprint
 from lookalike.errors import ConflictError, InputError
 from lookalike.storage.base import Store
-from lookalike.storage.documents import read_object, size_of
-from lookalike.storage.store import open_store
+from lookalike.storage.store import open_store, read_object, sha256_of, size_of
 
 MANIFEST = "manifest.json"
 _VERSION = re.compile(r"^v(\d{4,})/manifest\.json$")
 _MARK = re.compile(r"^published/v(\d{4,})\.json$")
-_BLOCK = 16 << 20  # bytes of a range request
-_FIX = "restore the file from a copy, or curate again into another dataset"
+_FIX = "restore it from a copy, or curate again into another dataset"
 
 
 def list_versions(store: Store) -> list[int]:
@@ -108,20 +106,14 @@ def check_file(version: Store, key: str) -> None:
 
 @lru_cache(maxsize=100_000)
 def _hash(version_uri: str, key: str) -> str:
-    version, digest = open_store(version_uri), hashlib.sha256()
-    size = size_of(version, key)
-    for start in range(0, size, _BLOCK):
-        digest.update(version.read_range(key, start, min(_BLOCK, size - start)))
-    return digest.hexdigest()
+    version = open_store(version_uri)
+    return sha256_of(version, key, size_of(version, key))
 
 
 def _check_manifest(version: Store, manifest: dict[str, Any], sha256: str) -> None:
     if (found := fingerprint(manifest)) != sha256:
-        raise InputError(
-            f"the manifest of the snapshot has changed: its fingerprint is {found}, but {sha256} was published",
-            value=version.uri_of(MANIFEST),
-            fix="restore it from a copy, or curate again into another dataset",
-        )
+        what = f"the manifest of the snapshot has changed: its fingerprint is {found}, but {sha256} was published"
+        raise InputError(what, value=version.uri_of(MANIFEST), fix=_FIX)
 
 
 def _check_hash(version: Store, key: str, manifest: dict[str, Any], found: str) -> None:
@@ -130,11 +122,8 @@ def _check_hash(version: Store, key: str, manifest: dict[str, Any], found: str) 
         return
     listed = files.get(key) if isinstance(files, dict) else None
     if listed != found:
-        raise InputError(
-            f"a file of the snapshot has changed: its SHA-256 is {found}, but the manifest lists {listed}",
-            value=version.uri_of(key),
-            fix=_FIX,
-        )
+        what = f"a file of the snapshot has changed: its SHA-256 is {found}, but the manifest lists {listed}"
+        raise InputError(what, value=version.uri_of(key), fix=_FIX)
 
 
 def _mark(version: int) -> str:

@@ -1,14 +1,20 @@
 """Open stores and objects by URI, and functions that work on any store."""
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
+from lookalike.documents import REWRITE, parse_json, parse_members, parse_object
 from lookalike.errors import ConfigError, InputError
 from lookalike.storage import location
 from lookalike.storage.base import ObjectInfo, Store
-from lookalike.storage.documents import size_of
 from lookalike.storage.local import LocalStore
 from lookalike.storage.walk import Skipped
+
+_BLOCK = 16 << 20  # bytes of a range request
+MOST_BYTES = 64 << 20
+"""Largest size of a record or a result of a job; they usually have a few kilobytes."""
 
 
 def open_store(uri: str) -> Store:
@@ -50,6 +56,52 @@ def locate_object(uri: str) -> tuple[Store, str]:
     return LocalStore(path.parent), path.name
 
 
+def size_of(store: Store, key: str) -> int:
+    """Return the size of the object at ``key`` in bytes; 0 if it is missing."""
+    return next((info.size for info in store.list(key) if info.key == key), 0)
+
+
+def sha256_of(store: Store, key: str, size: int) -> str:
+    """Return the SHA-256 (hex) of an object of ``size`` bytes, which may be larger than the memory."""
+    digest = hashlib.sha256()
+    for start in range(0, size, _BLOCK):
+        digest.update(store.read_range(key, start, min(_BLOCK, size - start)))
+    return digest.hexdigest()
+
+
+def read_json(store: Store, key: str) -> Any:
+    """Read the JSON value at ``key``. Raises InputError if it is missing or is not JSON."""
+    return parse_json(store.read(key), store.uri_of(key))
+
+
+def read_object(store: Store, key: str, *names: str) -> dict[str, Any]:
+    """Read the JSON object at ``key``. Raises InputError if it is missing, or has not the keys ``names``."""
+    return parse_object(store.read(key), store.uri_of(key), *names)
+
+
+def read_members(
+    store: Store, key: str, types: Mapping[str, Any], *, most: int = MOST_BYTES, fix: str = REWRITE
+) -> dict[str, Any]:
+    """Read the JSON object at ``key``, whose members have these types (:func:`lookalike.documents.parse_members`).
+
+    Raises InputError if it is missing, is not such an object, or has more than ``most`` bytes.
+    """
+    where = store.uri_of(key)
+    if (size := size_of(store, key)) > most:
+        raise InputError(f"the JSON document has {size} bytes, more than {most}", value=where, fix=fix)
+    return parse_members(store.read(key), where, types, fix=fix)
+
+
+def read_lines(store: Store, key: str, *names: str) -> list[dict[str, Any]]:
+    """Read JSON lines at ``key``, each an object with the keys ``names``. Raises InputError that names the line."""
+    lines = store.read(key).splitlines()
+    return [
+        parse_object(line, f"{store.uri_of(key)}, line {number}", *names)
+        for number, line in enumerate(lines, 1)
+        if line.strip()
+    ]
+
+
 def read_at_most(store: Store, key: str, max_mib: int, setting: str) -> bytes:
     """Read a whole object.
 
@@ -79,16 +131,6 @@ def survey(store: Store, prefix: str = "") -> Iterator[ObjectInfo | Skipped]:
     Object stores have no links and no unreadable folders, so there it is a plain listing.
     """
     yield from store.survey(prefix) if isinstance(store, LocalStore) else store.list(prefix)
-
-
-def download_tree(store: Store, folder: Path) -> Path:
-    """Copy every object of ``store`` below ``folder`` and return it; of a local store, return its own folder."""
-    if isinstance(store, LocalStore):
-        return store.root
-    for info in store.list():
-        if not info.key.endswith("/"):  # marks a folder; S3 consoles create it
-            store.download(info.key, folder / info.key)
-    return folder
 
 
 def upload_tree(folder: Path, store: Store) -> None:

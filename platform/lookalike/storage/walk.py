@@ -1,14 +1,24 @@
-"""List a folder of a file system, with or without following links."""
+"""List a folder of a file system, and say which symbolic links are followed: those that stay within the store, or lead
+into folders that an operator names.
+
+A snapshot in the Hub's cache (``models--ORG--NAME/snapshots/REVISION``, the layout of ``huggingface_hub``) consists of
+links into the ``blobs`` folder beside it, which counts as a part of the snapshot.
+"""
 
 import os
+import re
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from lookalike.storage.base import ObjectInfo
-from lookalike.storage.links import stays_within
 
+LINK_ROOTS = "LOOKALIKE_LINK_ROOTS"
+"""Environment variable: folders, separated by ``:``, into which links may lead out of a store. Empty by default: a link
+that somebody else puts into a store could otherwise make any file of this machine an input or an output."""
+
+_HUB_SNAPSHOT = re.compile(r"(.*/(?:models|datasets|spaces)--[^/]+)/snapshots/[^/]+(?:/|\Z)", re.DOTALL)
 PART = ".part-"  # prefix of files that are still being written
 _MAX_LINKED = 10_000  # folders entered through links: links to each other would otherwise multiply without a bound
 
@@ -29,7 +39,7 @@ def walk(root: Path, prefix: str = "", *, follow: bool = False) -> Iterator[Obje
 
     Without ``follow``, linked folders are left out and linked files are listed wherever they lead. With ``follow``,
     for folders that other programs have filled, links to files and folders are followed as far as
-    :mod:`lookalike.storage.links` allows, and other links are yielded as skipped.
+    :func:`stays_within` allows, and other links are yielded as skipped.
     """
     real_root = os.path.realpath(root)
     entries: list[ObjectInfo | Skipped] = []
@@ -88,3 +98,16 @@ def walk(root: Path, prefix: str = "", *, follow: bool = False) -> Iterator[Obje
             else:
                 entries.append(Skipped(key, "special_file"))
     yield from sorted(entries, key=lambda entry: entry.key)
+
+
+def stays_within(root: str, path: str) -> bool:
+    """Return whether ``path`` lies in ``root`` or in a folder of :data:`LINK_ROOTS`; both are resolved by
+    :func:`os.path.realpath`."""
+    if _holds(root, path) or ((hub := _HUB_SNAPSHOT.match(root)) and _holds(f"{hub[1]}/blobs", path)):
+        return True
+    named = os.environ.get(LINK_ROOTS, "").split(os.pathsep)
+    return any(_holds(os.path.realpath(place), path) for place in named if place)
+
+
+def _holds(folder: str, path: str) -> bool:
+    return os.path.commonpath([folder, path]) == folder

@@ -1,8 +1,7 @@
 """Record runs and their metrics through one small protocol; a URI selects the tracker."""
 
-from lookalike.tracking.address import tracking_uri
 from lookalike.tracking.base import Tracker
 from lookalike.tracking.resilient import open_resilient
-from lookalike.tracking.tracker import open_tracker
+from lookalike.tracking.tracker import open_tracker, tracking_uri
 
 __all__ = ["Tracker", "open_resilient", "open_tracker", "tracking_uri"]

@@ -2,16 +2,15 @@
 
 import logging
 import os
+import re
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote, urlsplit
 
-from lookalike.errors import ConfigError, InputError, LookalikeError
-from lookalike.tracking.address import split_user
-from lookalike.tracking.failures import translate
+from lookalike.errors import ConfigError, InputError, LookalikeError, UnreachableError, first_line
 
 # MLflow reads these at each request. Three tries of 7 s, 4 s apart: a dead server is reported after 30 s, not 248 s.
 _DEFAULTS = {
@@ -22,8 +21,18 @@ _DEFAULTS = {
 }
 _SQLITE = "sqlite:///"
 _LOCK_S = 5.0  # wait for a locked database before MLflow opens it, which would retry for minutes
-_GONE = ("RESOURCE_DOES_NOT_EXIST",)
-_TAKEN = ("RESOURCE_ALREADY_EXISTS",)
+_STATUS = re.compile(r"failed with error code (\d{3})")
+_REVISION = re.compile(r"found version (\w+)|revision identified by '(\w+)'")
+_UNUSABLE = re.compile(
+    "unable to open database|readonly database|disk i/o error|disk is full|file is not a database|is malformed"
+)
+_UNKNOWN_USER = ("UNAUTHENTICATED", "PERMISSION_DENIED", "CUSTOMER_UNAUTHORIZED")
+_PASSWORD_FIX = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"  # pragma: allowlist secret
+
+Problem = tuple[type[LookalikeError], str, str]  # the class of the error, what is wrong, the fix
+
+_NO_ANSWER_FIX = "check MLFLOW_TRACKING_URI, and that the server is running"
+_NO_ANSWER: Problem = (UnreachableError, "MLflow does not answer", _NO_ANSWER_FIX)
 
 
 def connect(uri: str) -> Any:
@@ -50,9 +59,11 @@ def connect(uri: str) -> Any:
             _check_driver(uri)
         from mlflow import MlflowClient
 
-        uri, user, password = split_user(uri)
-        if user is not None and password is not None:
+        parts = urlsplit(uri)
+        if uri.startswith("http") and parts.username and parts.password:
+            user, password = unquote(parts.username), unquote(parts.password)
             os.environ.update(MLFLOW_TRACKING_USERNAME=user, MLFLOW_TRACKING_PASSWORD=password)
+            uri = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
         # MLflow logs each database error with its traceback before it raises it.
         logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
         return MlflowClient(tracking_uri=uri, registry_uri=uri)
@@ -60,7 +71,7 @@ def connect(uri: str) -> Any:
 
 @contextmanager
 def mlflow_errors(uri: str) -> Iterator[None]:
-    """Translate exceptions of MLflow and its libraries, see :func:`~lookalike.tracking.failures.translate`."""
+    """Translate exceptions of MLflow and its libraries, see :func:`translate`."""
     try:
         yield
     except LookalikeError:
@@ -71,12 +82,12 @@ def mlflow_errors(uri: str) -> Iterator[None]:
 
 def is_missing(error: Exception) -> bool:
     """Return whether an MLflow exception says that something does not exist."""
-    return getattr(error, "error_code", None) in _GONE
+    return getattr(error, "error_code", None) == "RESOURCE_DOES_NOT_EXIST"
 
 
 def is_taken(error: Exception) -> bool:
     """Return whether an MLflow exception says that something exists already."""
-    return getattr(error, "error_code", None) in _TAKEN
+    return getattr(error, "error_code", None) == "RESOURCE_ALREADY_EXISTS"
 
 
 def is_denied(error: Exception) -> bool:
@@ -102,3 +113,85 @@ def _check_driver(uri: str) -> None:
     from sqlalchemy.engine import make_url
 
     make_url(uri).get_dialect().import_dbapi()
+
+
+def translate(error: Exception, uri: str) -> LookalikeError:
+    """Return a LookalikeError for ``error``, which was raised while MLflow at ``uri`` was used.
+
+    An UnreachableError means that a later attempt may succeed, an InputError that something is missing or unusable, a
+    ConfigError that the URI is wrong, and a plain LookalikeError that MLflow refused the request.
+    """
+    from mlflow.exceptions import MlflowException
+
+    problem = _of_database(str(error), uri)
+    if problem is None:
+        problem = _of_mlflow(error, uri) if isinstance(error, MlflowException) else _of_libraries(error)
+    error_class, what, fix = problem
+    return error_class(what, value=uri, fix=fix)
+
+
+def _of_database(text: str, uri: str) -> Problem | None:
+    lower = text.lower()
+    if "database is locked" in lower or "database table is locked" in lower:
+        fix = "run the same command again when that process has ended; use an MLflow server for many jobs at once"
+        return UnreachableError, "MLflow's database is locked by another process", fix
+    if "out-of-date database schema" in lower or "can't locate revision" in lower:
+        return _of_another_version(text, uri)
+    if _UNUSABLE.search(lower) or "Can't locate" in text:
+        fix = "check the path, its permissions, and the free space"
+        return InputError, f"MLflow's database cannot be used: {first_line(text)}", fix
+    return None
+
+
+def _of_another_version(text: str, uri: str) -> Problem:
+    import mlflow
+
+    match = _REVISION.search(text)
+    revision = next(filter(None, match.groups()), "") if match else ""
+    versions = Path(mlflow.__file__).parent / "store" / "db_migrations" / "versions"
+    if revision and not list(versions.glob(f"{revision}_*")):
+        fix = f"install a newer MLflow (this is {mlflow.__version__}), or name another database"
+        return InputError, "MLflow's database was written by a newer MLflow", fix
+    fix = f"back it up, then run: mlflow db upgrade '{uri}'"
+    return InputError, "MLflow's database was written by an older MLflow", fix
+
+
+def _of_mlflow(error: Any, uri: str) -> Problem:
+    from mlflow.exceptions import RestException
+
+    code, text = error.error_code, first_line(error.message)
+    if isinstance(error, RestException) or not uri.startswith("http"):
+        if code == "RESOURCE_DOES_NOT_EXIST":
+            return InputError, f"MLflow has no such entry: {text}", "check the name, or name another MLflow"
+        if code in _UNKNOWN_USER:
+            return LookalikeError, f"MLflow refused the user: {text}", _PASSWORD_FIX
+        if code == "TEMPORARILY_UNAVAILABLE":
+            return UnreachableError, f"MLflow does not answer: {text}", "run the same command again"
+        return LookalikeError, f"MLflow refused the request: {text}", "see MLflow's log"
+    status = int(match.group(1)) if (match := _STATUS.search(str(error.message))) else 0
+    if status in (401, 403):
+        return LookalikeError, f"MLflow refused the user (HTTP {status})", _PASSWORD_FIX
+    if (0 < status < 500 and status not in (408, 429)) or "not in a valid JSON format" in str(error.message):
+        answer = f" (HTTP {status})" if status else ""
+        fix = "check MLFLOW_TRACKING_URI or --tracking"
+        return InputError, f"the address is not that of an MLflow server{answer}", fix
+    return _NO_ANSWER
+
+
+def _of_libraries(error: Exception) -> Problem:
+    library, text = type(error).__module__, first_line(error)
+    if isinstance(error, ImportError):
+        fix = "pip install it (psycopg2-binary for postgresql, pymysql for mysql), or name an MLflow server"
+        return ConfigError, f"the driver of the database is not installed: {text}", fix
+    if library.startswith("sqlalchemy") and type(error).__name__ in ("ArgumentError", "NoSuchModuleError"):
+        fix = "write postgresql://USER:PASSWORD@HOST/NAME"  # pragma: allowlist secret
+        return ConfigError, f"the database URI is not valid: {text}", fix
+    if library.startswith("sqlalchemy"):
+        fix = "check its address, and that it is running"
+        return UnreachableError, f"MLflow's database does not answer: {text}", fix
+    if library.startswith("requests"):
+        return _NO_ANSWER
+    if isinstance(error, OSError):
+        fix = "check the permissions and the free space there"
+        return InputError, f"MLflow cannot read or write its files: {text}", fix
+    return LookalikeError, f"MLflow failed: {type(error).__name__}: {text}", "see MLflow's log"

@@ -1,12 +1,15 @@
 """Tracker calls of a run that are not delivered yet: in memory, and as JSON lines that survive the process."""
 
 import base64
-import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
-from lookalike.documents import render_lines
+from pydantic import Base64Bytes, Field
+
+from lookalike.documents import parse_record, render_lines
+from lookalike.errors import InputError
 from lookalike.redaction import redacted
 from lookalike.scratch import scratch
 from lookalike.tracking.base import Tracker
@@ -14,6 +17,7 @@ from lookalike.tracking.files import is_below
 
 PENDING = "tracking-pending.jsonl"
 Kind = Literal["config", "metrics", "artifact", "tags", "finish"]
+_Number = Annotated[int, Field(gt=-(1 << 53), lt=1 << 53)]  # JSON readers other than Python's lose larger ones
 
 
 @dataclass(frozen=True)
@@ -23,14 +27,14 @@ class Event:
     kind: Kind
     values: dict[str, Any] = field(default_factory=dict)
     """The configuration, metrics or tags."""
-    step: int = 0
+    step: _Number = 0
     """Step of the metrics."""
-    time_ms: int | None = None
+    time_ms: _Number | None = None
     """Time of the metrics, in ms since 1970."""
     name: str = ""
     """Name of an artifact, with its folder; or the final status of the run."""
-    data: bytes = b""
-    """Bytes of an artifact."""
+    data: Base64Bytes = b""
+    """Bytes of an artifact; in base64 in the JSON line."""
 
     def send(self, tracker: Tracker) -> None:
         """Make the call. Raises what the tracker raises."""
@@ -58,26 +62,14 @@ def encode(events: Sequence[Event]) -> bytes:
     )
 
 
-def _is_valid(event: Event) -> bool:
-    """Whether :func:`encode` can have written this; others with access to the run's store may have edited it."""
-    kinds = event.kind in get_args(Kind) and isinstance(event.values, dict) and isinstance(event.name, str)
-    times = (event.step, 0 if event.time_ms is None else event.time_ms)
-    if not kinds or not all(isinstance(time, int) and abs(time) < 1 << 53 for time in times):
-        return False
-    if event.kind == "metrics":
-        return all(isinstance(value, int | float) for value in event.values.values())
-    return event.kind != "artifact" or is_below(event.name)
-
-
 def decode(data: bytes) -> list[Event]:
-    """Parse what :func:`encode` wrote; damaged lines are left out."""
+    """Parse what :func:`encode` wrote. Lines that it cannot have written are left out: a process was killed while it
+    wrote them, or others with access to the run's store edited them."""
     events = []
-    for line in data.decode(errors="replace").splitlines():
-        try:
-            record = json.loads(line)
-            event = Event(**{**record, "data": base64.b64decode(record["data"])})
-            if _is_valid(event):
+    for line in data.splitlines():
+        with suppress(InputError):
+            event = parse_record(Event, line, PENDING)
+            numbers = all(isinstance(value, int | float) for value in event.values.values())
+            if (event.kind != "metrics" or numbers) and (event.kind != "artifact" or is_below(event.name)):
                 events.append(event)
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            continue
     return events

@@ -1,32 +1,29 @@
 """A tracker that writes each run into a folder: ``events.jsonl`` (JSON lines) and ``artifacts/``."""
 
-import json
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import quote
 
+from lookalike.documents import render_lines
 from lookalike.errors import InputError
 from lookalike.redaction import redacted
-from lookalike.tracking.base import RunBlock
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from lookalike.tracking.base import Tracker
 
 EVENTS = "events.jsonl"
 
 
-class JsonLinesTracker(RunBlock):
+class JsonLinesTracker(Tracker):
     """A run as JSON lines, for machines without MLflow. Each event has ``time`` (seconds since 1970) and one of the
     keys ``status``, ``config``, ``metrics`` (with ``step``), ``tags``, ``artifact``."""
 
     def __init__(self, root: Path, experiment: str, *, run_name: str | None = None, run_id: str | None = None) -> None:
-        self._run_id = run_id or uuid.uuid4().hex
-        self.folder = root / _segment(experiment) / _segment(self._run_id)
+        self.run_id = run_id or uuid.uuid4().hex
+        self.folder = root / _segment(experiment) / _segment(self.run_id)
         if run_id is not None and not (self.folder / EVENTS).exists():
             raise InputError(
                 "the run does not exist", value=str(self.folder), fix="check the run id and the tracking URI"
@@ -34,10 +31,6 @@ class JsonLinesTracker(RunBlock):
         with _file_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
         self._write(status="RUNNING", **({"name": run_name} if run_name else {}))
-
-    @property
-    def run_id(self) -> str:
-        return self._run_id
 
     def log_config(self, config: Mapping[str, Any]) -> None:
         self._write(config=dict(config))
@@ -47,12 +40,15 @@ class JsonLinesTracker(RunBlock):
         self._write(step=step, metrics=dict(metrics), **at)
 
     def log_artifact(self, path: Path, folder: str = "") -> None:
-        self._record_file(
-            f"{folder}/{path.name}" if folder else path.name, lambda target: shutil.copyfile(path, target)
-        )
-
-    def log_figure(self, figure: "Figure", name: str) -> None:
-        self._record_file(name, figure.savefig)
+        name = f"{folder}/{path.name}" if folder else path.name
+        if not is_below(name):
+            fix = "use a relative name in UTF-8, without '..' and with parts of at most 255 bytes"
+            raise InputError("the name of the artifact is not a file name below its run", value=name, fix=fix)
+        target = self.folder / "artifacts" / name
+        with _file_errors(self.folder):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target)
+        self._write(artifact=f"artifacts/{name}")
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         self._write(tags=dict(tags))
@@ -60,23 +56,10 @@ class JsonLinesTracker(RunBlock):
     def finish(self, status: str = "FINISHED") -> None:
         self._write(status=status)
 
-    def _record_file(self, name: str, write: Callable[[Path], object]) -> None:
-        target = self._artifact(name)
-        with _file_errors(self.folder):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            write(target)
-        self._write(artifact=target.relative_to(self.folder).as_posix())
-
-    def _artifact(self, name: str) -> Path:
-        if not is_below(name):
-            fix = "use a relative name in UTF-8, without '..' and with parts of at most 255 bytes"
-            raise InputError("the name of the artifact is not a file name below its run", value=name, fix=fix)
-        return self.folder / "artifacts" / name
-
     def _write(self, **event: Any) -> None:
-        line = json.dumps({"time": time.time(), **redacted(event)}, default=str)
-        with _file_errors(self.folder), (self.folder / EVENTS).open("a") as file:
-            file.write(line + "\n")
+        line = render_lines([{"time": time.time(), **redacted(event)}])
+        with _file_errors(self.folder), (self.folder / EVENTS).open("ab") as file:
+            file.write(line)
 
 
 def is_below(name: str) -> bool:

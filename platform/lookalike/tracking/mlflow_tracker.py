@@ -6,30 +6,23 @@ import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any
 from urllib.parse import quote
 
-from lookalike.errors import InputError, LookalikeError
+from lookalike.errors import InputError
 from lookalike.redaction import redact, redacted
-from lookalike.tracking.base import status_of
+from lookalike.tracking.base import Tracker
 from lookalike.tracking.connection import connect, is_taken, mlflow_errors
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 log = logging.getLogger(__name__)
 
 _PARAMS_PER_BATCH, _METRICS_PER_BATCH = 100, 1000  # MLflow's limits
-_PARAM_LENGTH, _TAG_LENGTH, _NAME_LENGTH = (
-    500,
-    5000,
-    250,
-)  # limits of the oldest servers in use; config.json holds the full values
+# Limits of the oldest servers in use; config.json holds the full values.
+_PARAM_LENGTH, _TAG_LENGTH, _NAME_LENGTH = 500, 5000, 250
 _NOT_IN_A_NAME = re.compile(r"[^\w\-. :/]", re.ASCII)
 
 
-class MlflowTracker:
+class MlflowTracker(Tracker):
     """One MLflow run. Every method raises if MLflow does not answer or refuses; ResilientTracker does not."""
 
     def __init__(self, uri: str, experiment: str, *, run_name: str | None = None, run_id: str | None = None) -> None:
@@ -51,11 +44,7 @@ class MlflowTracker:
                         fix=f"name a run of {experiment!r}",
                     )
                 self._client.update_run(run_id, status="RUNNING")
-        self._run_id = str(run_id)
-
-    @property
-    def run_id(self) -> str:
-        return self._run_id
+        self.run_id = str(run_id)
 
     def log_config(self, config: Mapping[str, Any]) -> None:
         from mlflow.entities import Param
@@ -64,8 +53,8 @@ class MlflowTracker:
         params = [Param(_name(name), _cut(str(value), _PARAM_LENGTH)) for name, value in flatten(config).items()]
         with mlflow_errors(self._uri):
             for first in range(0, len(params), _PARAMS_PER_BATCH):
-                self._client.log_batch(self._run_id, params=params[first : first + _PARAMS_PER_BATCH])
-            self._client.log_dict(self._run_id, config, "config.json")
+                self._client.log_batch(self.run_id, params=params[first : first + _PARAMS_PER_BATCH])
+            self._client.log_dict(self.run_id, config, "config.json")
 
     def log_metrics(self, metrics: Mapping[str, float], step: int, time_ms: int | None = None) -> None:
         from mlflow.entities import Metric
@@ -74,37 +63,20 @@ class MlflowTracker:
         points = [Metric(_name(name), _finite(float(value)), now, step) for name, value in metrics.items()]
         with mlflow_errors(self._uri):
             for first in range(0, len(points), _METRICS_PER_BATCH):
-                self._client.log_batch(self._run_id, metrics=points[first : first + _METRICS_PER_BATCH])
+                self._client.log_batch(self.run_id, metrics=points[first : first + _METRICS_PER_BATCH])
 
     def log_artifact(self, path: Path, folder: str = "") -> None:
         with mlflow_errors(self._uri):
-            self._client.log_artifact(self._run_id, str(path), folder or None)
-
-    def log_figure(self, figure: "Figure", name: str) -> None:
-        with mlflow_errors(self._uri):
-            self._client.log_figure(self._run_id, figure, name)
+            self._client.log_artifact(self.run_id, str(path), folder or None)
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         with mlflow_errors(self._uri):
             for name, value in tags.items():
-                self._client.set_tag(self._run_id, _name(name), _cut(redact(str(value)), _TAG_LENGTH))
+                self._client.set_tag(self.run_id, _name(name), _cut(redact(str(value)), _TAG_LENGTH))
 
     def finish(self, status: str = "FINISHED") -> None:
         with mlflow_errors(self._uri):
-            self._client.set_terminated(self._run_id, status)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        try:
-            self.finish(status_of(kind))
-        except LookalikeError as problem:
-            if error is None:
-                raise
-            log.warning("the run could not be marked as ended: %s", problem)  # and the first error is raised
+            self._client.set_terminated(self.run_id, status)
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -136,15 +108,13 @@ def _finite(value: float) -> float:
 
 def _experiment_id(client: Any, uri: str, name: str) -> str:
     """Id of the experiment ``name``; of ``name (2)`` and so on if it was deleted, since MLflow keeps its name."""
-    from mlflow.exceptions import MlflowException
-
     for number in range(1, 100):
         chosen = name if number == 1 else f"{name} ({number})"
         existing = client.get_experiment_by_name(chosen)
         if existing is None:
             try:
                 return str(client.create_experiment(chosen, artifact_location=_artifact_location(uri, chosen)))
-            except MlflowException as error:
+            except Exception as error:
                 if not is_taken(error):  # else another process has just created it
                     raise
                 existing = client.get_experiment_by_name(chosen)

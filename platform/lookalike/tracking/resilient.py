@@ -4,25 +4,19 @@ A thread sends them, so that no training step waits for a locked database or a s
 are left at the end of the process are written to the run's store, and the next process of the run sends them first.
 """
 
-import io
 import logging
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lookalike.errors import LookalikeError, UnreachableError
 from lookalike.storage import Store
-from lookalike.tracking.address import tracking_uri
-from lookalike.tracking.base import RunBlock, Tracker
+from lookalike.tracking.base import NullTracker, Tracker
 from lookalike.tracking.events import PENDING, Event, decode, encode
-from lookalike.tracking.null import NullTracker
-from lookalike.tracking.tracker import open_tracker
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from lookalike.tracking.tracker import open_tracker, tracking_uri
 
 log = logging.getLogger(__name__)
 
@@ -55,13 +49,13 @@ def open_resilient(
     return ResilientTracker(lambda: open_tracker(address, experiment, run_id=chosen), chosen, spool, opened)
 
 
-class ResilientTracker(RunBlock):
+class ResilientTracker(Tracker):
     """Sends events from its own thread to the tracker that ``open_run`` opens."""
 
     def __init__(
         self, open_run: Callable[[], Tracker], run_id: str, spool: Store | None = None, opened: Tracker | None = None
     ) -> None:
-        self._open_run, self._run_id, self._spool, self._tracker = open_run, run_id, spool, opened
+        self._open_run, self.run_id, self._spool, self._tracker = open_run, run_id, spool, opened
         self._changed = threading.Condition()
         self._events: deque[Event] = deque(_pending(spool))
         self._restored = bool(self._events)
@@ -70,13 +64,10 @@ class ResilientTracker(RunBlock):
         self._dropped = 0
         self._away: Exception | None = None
         self._warned: set[str] = set()
-        self._closing = self._given_up = False
+        self._closing = False
+        self._given_up = threading.Event()
         self._progress = time.monotonic()
         self._thread: threading.Thread | None = None
-
-    @property
-    def run_id(self) -> str:
-        return self._run_id
 
     def log_config(self, config: Mapping[str, Any]) -> None:
         self._add(Event("config", dict(config)))
@@ -90,15 +81,6 @@ class ResilientTracker(RunBlock):
             self._add(Event("artifact", name=f"{folder}/{path.name}" if folder else path.name, data=path.read_bytes()))
         except OSError as error:
             self._warn("artifact", "the file %s is not recorded: %s", path.name, error)
-
-    def log_figure(self, figure: "Figure", name: str) -> None:
-        buffer = io.BytesIO()
-        try:
-            figure.savefig(buffer, format=Path(name).suffix[1:] or "png")
-        except (OSError, ValueError) as error:
-            self._warn("figure", "the figure %s is not recorded: %s", name, error)
-        else:
-            self._add(Event("artifact", name=name, data=buffer.getvalue()))
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         self._add(Event("tags", dict(tags)))
@@ -115,13 +97,13 @@ class ResilientTracker(RunBlock):
             self._changed.notify_all()
             while self._events and time.monotonic() - self._progress < self._patience_s():
                 self._changed.wait(0.2)
-            self._given_up = True
+            self._given_up.set()
             self._changed.notify_all()
         self._end()
 
     def _add(self, event: Event) -> None:
         with self._changed:
-            if self._given_up:
+            if self._given_up.is_set():
                 return
             if event.data and self._bytes + len(event.data) > _MAX_BYTES:
                 self._dropped += 1
@@ -140,13 +122,13 @@ class ResilientTracker(RunBlock):
         wait_s = _FIRST_WAIT_S
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._events or self._given_up)
-                if self._given_up:
+                self._changed.wait_for(lambda: self._events or self._given_up.is_set())
+                if self._given_up.is_set():
                     return
                 event = self._events[0]
             problem = self._deliver(event)
             with self._changed:
-                if self._stopped():
+                if self._given_up.is_set():
                     return
                 if problem is None:
                     if self._away is not None:
@@ -158,22 +140,16 @@ class ResilientTracker(RunBlock):
                     self._changed.notify_all()
                     continue
                 if self._away is None and not self._restored:  # else the process before has logged a warning
-                    self._warn(
-                        None, "the tracker is unreachable: %s. The run continues, and its events are queued", problem
-                    )
+                    log.warning("the tracker is unreachable: %s. The run continues, and its events are queued", problem)
                 self._away, self._tracker = problem, None
             self._save()
-            with self._changed:
-                self._changed.wait_for(lambda: self._given_up, timeout=wait_s)
+            self._given_up.wait(wait_s)
             wait_s = _FIRST_WAIT_S if self._closing else min(_LONGEST_WAIT_S, 2 * wait_s)
 
     def _patience_s(self) -> float:
         """Seconds to wait for a delivery; fewer if the tracker answered with an error, which waiting does not fix."""
         gone = self._away is not None and not isinstance(self._away, UnreachableError)
         return min(_PATIENCE_S, 2.0) if gone else _PATIENCE_S
-
-    def _stopped(self) -> bool:
-        return self._given_up
 
     def _deliver(self, event: Event) -> Exception | None:
         """Send one event; return the error if the tracker is unreachable. A refused event is dropped with a warning."""
@@ -200,36 +176,28 @@ class ResilientTracker(RunBlock):
             return False
         return True
 
-    def _warn(self, kind: str | None, message: str, *values: object) -> None:
-        if kind is None or kind not in self._warned:
+    def _warn(self, kind: str, message: str, *values: object) -> None:
+        """Log a warning, once for each ``kind``."""
+        if kind not in self._warned:
             log.warning(message, *values)
-        if kind is not None:
-            self._warned.add(kind)
+        self._warned.add(kind)
 
     def _end(self) -> None:
         if self._dropped:
             log.warning("%d events did not fit into the queue, and are missing in the tracker", self._dropped)
         if self._events:
             self._save()
-            where = f"they are saved in {self._spool.uri}/{PENDING}" if self._spool else "they are lost"
-            log.warning(
-                "%d events were not delivered to the tracker (%s); %s%s",
-                len(self._events),
-                self._away or "it did not answer in time",
-                where,
-                " and will be sent when the same command runs again" if self._spool else "",
-            )
-        elif self._spool is not None and (self._restored or self._away is not None or self._spool_exists()):
+            fate = "they are lost"
+            if self._spool is not None:
+                fate = f"they are saved in {self._spool.uri}/{PENDING}"
+                fate += " and will be sent when the same command runs again"
+            reason = self._away or "it did not answer in time"
+            log.warning("%d events were not delivered to the tracker (%s); %s", len(self._events), reason, fate)
+        elif self._spool is not None:
             try:
                 self._spool.delete(PENDING)
             except LookalikeError as error:
                 log.warning("%s", error)
-
-    def _spool_exists(self) -> bool:
-        try:
-            return self._spool is not None and self._spool.exists(PENDING)
-        except LookalikeError:
-            return False
 
     def _save(self) -> None:
         """Write the queued events to the spool, so that they survive a kill of this process."""

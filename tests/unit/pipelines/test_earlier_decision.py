@@ -8,7 +8,7 @@ import pytest
 
 from lookalike.errors import InputError
 from lookalike.storage import open_store
-from lookalike.storage.results import write_result
+from lookalike.storage.claim import write_result
 from pipelines.promote.config import PromoteConfig
 from pipelines.promote.run import DECISION, _earlier_decision, promote
 from tests.integration.test_promotion import candidate
@@ -39,7 +39,7 @@ def test_damaged_decision_is_an_error_that_names_it(data: bytes, tmp_path) -> No
     store.write(DECISION, data)
     config = PromoteConfig(model="mini", out=store.uri, scores="s", tracking="none:")
     with pytest.raises(InputError) as refused:
-        _earlier_decision(config, "mini", store, "f")
+        _earlier_decision(config, store, "f")
     assert str(refused.value.value).endswith(DECISION)
     assert "remove it" in str(refused.value.fix)
 
@@ -54,7 +54,7 @@ def test_a_decision_of_another_model_or_run_is_refused(tmp_path) -> None:
     for decision, run in (({**GOOD, "model": "evil--duck"}, "f"), (GOOD, "another")):
         config = _decided(tmp_path, decision, run)
         with pytest.raises(InputError, match=r"not of this bundle|another run's"):
-            _earlier_decision(config, "mini", open_store(config.out), "f")
+            _earlier_decision(config, open_store(config.out), "f")
 
 
 def test_decision_of_an_earlier_version_is_checked_against_its_bundle(tmp_path, mlflow_database: str) -> None:

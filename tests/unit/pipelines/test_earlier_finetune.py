@@ -8,10 +8,10 @@ import pytest
 
 from lookalike.errors import InputError
 from lookalike.storage import Store, open_store
-from lookalike.storage.results import write_result
+from lookalike.storage.claim import write_result
 from lookalike.training.config import TrainConfig
 from pipelines.finetune import FinetuneConfig
-from pipelines.finetune.earlier import RESULT, earlier_result
+from pipelines.finetune.run import RESULT, _earlier_result
 from pipelines.train import result as training_result
 from tests.integration.test_promotion import bundle
 
@@ -40,7 +40,7 @@ def result(place: Store) -> dict[str, Any]:
 
 def _read(place: Store) -> dict[str, Any]:
     config = FinetuneConfig(customer="acme", subject="mug", photos="/photos", store="/store")
-    return earlier_result(config, NAME, place, "f")
+    return _earlier_result(config, NAME, place, "f")
 
 
 def test_result_has_the_current_places(place: Store, result: dict[str, Any]) -> None:

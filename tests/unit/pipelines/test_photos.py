@@ -55,11 +55,19 @@ def _saved_as_jpeg(folder: Path) -> None:
     ("broken", "message", "advice"),
     [
         (lambda f: None, "no photos.*with 4 to 20", lambda f: _add(f, "bear/{}.jpg", 0, 4)),
-        (lambda f: _add(f, "bear/{}.jpg", 0, 3), "3 photos .*add 1 or more", lambda f: _add(f, "bear/{}.jpg", 3, 1)),
-        (lambda f: _add(f, "bear/{}.jpg", 0, 1), "1 photo .*add 3 or more", lambda f: _add(f, "bear/{}.jpg", 1, 3)),
+        (
+            lambda f: _add(f, "bear/{}.jpg", 0, 3),
+            "photos is 3, .*add 1 or more",
+            lambda f: _add(f, "bear/{}.jpg", 3, 1),
+        ),
+        (
+            lambda f: _add(f, "bear/{}.jpg", 0, 1),
+            "photos is 1, .*add 3 or more",
+            lambda f: _add(f, "bear/{}.jpg", 1, 3),
+        ),
         (
             lambda f: _add(f, "bear/{:02d}.jpg", 0, 22),
-            "22 photos .*remove 2",
+            "photos is 22, .*remove 2",
             lambda f: [(f / "bear" / name).unlink() for name in ("00.jpg", "21.jpg")],
         ),
         (
@@ -67,17 +75,21 @@ def _saved_as_jpeg(folder: Path) -> None:
             "photos of 2 subjects: bear, dog.*leave one subject's folder",
             _second_subject_removed,
         ),
-        (lambda f: _add(f, "{}.jpg", 0, 5), "none of them directly in a subject's folder.*SUBJECT/01.jpg", _laid_out),
+        (
+            lambda f: _add(f, "{}.jpg", 0, 5),
+            "none of the 5 photos is directly in a subject's folder.*SUBJECT/01.jpg",
+            _laid_out,
+        ),
         (
             lambda f: _add(f, "a/bear/{}.jpg", 0, 5),
-            "none of them directly",
+            "none of the 5 photos is directly",
             lambda f: (f / "a" / "bear").rename(f / "bear"),
         ),
         (lambda f: _add(f, "bear/IMG_{}.HEIC", 0, 5), "5 HEIC.*lookalike\\[heic\\]", _saved_as_jpeg),
         (lambda f: _add(f, "bear/{}.avif", 0, 5), "5 AVIF.*lookalike\\[heic\\].*save them as JPEG", _saved_as_jpeg),
         (
             lambda f: (_add(f, "bear/{}.jpg", 0, 2), _add(f, "bear/{}.dng", 2, 2)),
-            "2 photos that can be read.*2 DNG",
+            "2 photos can be read.*2 DNG",
             _saved_as_jpeg,
         ),
     ],

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from lookalike.errors import InputError
-from lookalike.registry.ownership import check_ownership, customer_prefix
+from lookalike.registry.names import check_ownership, customer_prefix
 
 BASE = {"base": None}
 PERSONAL = {"base": {"uri": "s3://b/base", "sha256": "0" * 64}}

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from lookalike.errors import ConflictError, InputError
+from lookalike.evaluation.gate import Check
 from lookalike.registry import Promotion, PromotionLog
 from lookalike.storage import open_store
 
@@ -16,14 +17,14 @@ def _promotion(number: int, version: int) -> Promotion:
 
 def test_last_log_entry_is_the_champion(tmp_path: Path) -> None:
     log = PromotionLog(open_store(str(tmp_path)), "acme--dog")
-    assert log.last() is None
+    assert log.head() is None
     for number in range(1, 12):
         log.append(_promotion(number, number + 1))
     assert [entry.number for entry in log.entries()] == list(range(1, 12))
-    last = log.last()
-    assert last is not None
-    assert (last.number, last.version) == (11, 12)
-    assert PromotionLog(open_store(str(tmp_path)), "acme").last() is None  # another model
+    head = log.head()
+    assert head is not None
+    assert (head.entry.number, head.entry.version) == (11, 12)
+    assert PromotionLog(open_store(str(tmp_path)), "acme").head() is None  # another model
 
 
 def test_concurrent_append_of_the_same_number_is_a_conflict(tmp_path: Path) -> None:
@@ -31,12 +32,16 @@ def test_concurrent_append_of_the_same_number_is_a_conflict(tmp_path: Path) -> N
     log.append(_promotion(1, 1))
     with pytest.raises(ConflictError):
         log.append(_promotion(1, 2))
-    last = log.last()
-    assert last is not None
-    assert last.version == 1
+    assert [entry.version for entry in log.entries()] == [1]
 
 
-_CHECK = {"name": "loss_gap.low", "value": 0.2, "threshold": 0.0, "passed": True, "why": "0.2 is above 0"}
+_CHECK: dict[str, Any] = {
+    "name": "loss_gap.low",
+    "value": 0.2,
+    "threshold": 0.0,
+    "passed": True,
+    "why": "above 0",
+}
 BROKEN: dict[str, dict[str, Any] | bytes] = {
     "deep": b"[" * 100_000,
     "a list": b"[]",
@@ -49,6 +54,9 @@ BROKEN: dict[str, dict[str, Any] | bytes] = {
     "checks are null": {"checks": None},
     "a check of other members": {"checks": [{"x": 1}]},
     "an empty check": {"checks": [{}]},
+    "a check with one member more": {"checks": [{**_CHECK, "x": 1}]},
+    "a check that passed by text": {"checks": [{**_CHECK, "passed": "yes"}]},
+    "another number": {"number": 2},
     "unknown kind": {"kind": "crowned"},
     "kind is a list": {"kind": ["promoted"]},
     "champion before is text": {"champion_before": "x"},
@@ -61,9 +69,9 @@ BROKEN: dict[str, dict[str, Any] | bytes] = {
 @pytest.mark.parametrize("change", BROKEN.values(), ids=BROKEN.keys())
 def test_broken_entry_is_an_error_that_names_it(change: dict[str, Any] | bytes, tmp_path: Path) -> None:
     store = open_store(str(tmp_path))
-    entry = asdict(replace(_promotion(1, 1), checks=[_CHECK]))
+    entry = asdict(replace(_promotion(1, 1), checks=[Check(**_CHECK)]))
     store.write("mini/00000001.json", json.dumps(entry).encode())
-    assert PromotionLog(store, "mini").last() is not None
+    assert PromotionLog(store, "mini").head() is not None
     data = change if isinstance(change, bytes) else json.dumps({**entry, **change}).encode()
     store.write("mini/00000001.json", data)
     with pytest.raises(InputError, match="entry 1 of the promotion log is damaged") as refused:

@@ -7,9 +7,8 @@ import pytest
 
 from lookalike.errors import InputError
 from lookalike.storage import Store, open_store
-from lookalike.storage.links import LINK_ROOTS
 from lookalike.storage.store import survey
-from lookalike.storage.walk import Skipped
+from lookalike.storage.walk import LINK_ROOTS, Skipped
 
 WORDS = "a link leads out of the store"
 

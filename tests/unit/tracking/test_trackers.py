@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from lookalike.errors import ConfigError, InputError
-from lookalike.tracking import open_tracker, tracking_uri
+from lookalike.tracking import open_resilient, open_tracker, tracking_uri
 from lookalike.tracking.files import EVENTS, JsonLinesTracker
 from lookalike.tracking.mlflow_tracker import flatten
 
@@ -69,9 +69,17 @@ def test_status_says_how_a_run_ended(tmp_path: Path, error: type[BaseException],
     assert _events(tracker)[-1]["status"] == status
 
 
+def test_error_of_the_block_is_raised_if_the_run_cannot_be_ended(tmp_path: Path) -> None:
+    tracker = open_tracker(f"jsonl:{tmp_path}/runs", "toys")
+    (tmp_path / "runs").rename(tmp_path / "moved")
+    with pytest.raises(ValueError, match="the error of the block"), tracker:
+        raise ValueError("the error of the block")
+
+
 def test_other_ranks_record_nothing(tmp_path: Path) -> None:
-    with open_tracker(f"jsonl:{tmp_path}", "toys", enabled=False) as tracker:
+    with open_resilient(f"jsonl:{tmp_path}", "toys", enabled=False) as tracker:
         tracker.log_metrics({"loss": 1.0}, step=0)
+    assert tracker.run_id == ""
     with open_tracker("none:", "toys") as tracker:
         tracker.log_metrics({"loss": 1.0}, step=0)
     assert tracker.run_id == ""
