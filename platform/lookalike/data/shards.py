@@ -25,11 +25,6 @@ from lookalike.data.passed_over import PassedOver
 from lookalike.errors import InputError
 from lookalike.storage import ObjectInfo, Store
 
-__all__ = [
-    *("BrokenTarError", "Member", "Sample"),
-    *("iter_samples", "open_object", "split_name", "write_tar"),
-]
-
 READ_AHEAD_BYTES = 4 << 20  # per range request, so that a shard is read in constant memory
 _KEY_AND_EXTENSION = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")
 _META = re.compile(r"__[^/]*__($|/)")  # names that webdataset ignores

@@ -25,38 +25,10 @@ from lookalike.storage import Store, check_file, read_file
 
 log = logging.getLogger(__name__)
 
-__all__ = [
-    *("SCHEMA", "TABLE", "ShardError", "Split", "Triplet", "load_images", "load_latents", "read_table"),
-    *("read_triplets", "write_latents"),
-]
-
 TABLE = "triplets.parquet"
 MAX_MEMBER_BYTES = 1 << 30  # of one image; a row with more is damaged
 _MAX_ID = 1024  # characters
 Split = Literal["train", "validation"]
-
-SCHEMA = pa.schema(
-    [
-        ("triplet_id", pa.string()),
-        ("split", pa.string()),
-        ("subject", pa.string()),
-        ("class_name", pa.string()),
-        ("prompt", pa.string()),
-        ("shard", pa.string()),
-        ("target_offset", pa.int64()),
-        ("target_length", pa.int64()),
-        ("reference_offsets", pa.list_(pa.int64())),
-        ("reference_lengths", pa.list_(pa.int64())),
-        ("reference_similarities", pa.list_(pa.float32())),
-        ("target_image", pa.string()),
-        ("reference_images", pa.list_(pa.string())),
-        ("latents_offset", pa.int64()),  # null if none were encoded
-        ("latents_length", pa.int64()),
-        ("target_sha256", pa.string()),  # null in snapshots of earlier software, like the next two
-        ("reference_sha256s", pa.list_(pa.string())),
-        ("latents_sha256", pa.string()),
-    ]
-)
 
 
 class ShardError(InputError):
@@ -98,7 +70,8 @@ class Triplet:
     latents_length: int | None = None
     """Bytes of the latents."""
     target_sha256: str | None = None
-    """SHA-256 (hex) of the target's bytes in ``shard``. Without it, the whole shard is hashed before use."""
+    """SHA-256 (hex) of the target's bytes in ``shard``; None in snapshots of earlier software, like the next two. Without
+    it, the whole shard is hashed before use."""
     reference_sha256s: tuple[str, ...] | None = None
     """SHA-256 (hex) of each reference's bytes in ``shard``."""
     latents_sha256: str | None = None
@@ -111,11 +84,21 @@ class Triplet:
         return cls(**{name: _plain(value) for name, value in values.items()})
 
 
+_ARROW_TYPES: dict[Any, pa.DataType] = {
+    **dict.fromkeys((str, str | None), pa.string()),
+    **dict.fromkeys((int, int | None), pa.int64()),
+    **dict.fromkeys((tuple[str, ...], tuple[str, ...] | None), pa.list_(pa.string())),
+    tuple[int, ...]: pa.list_(pa.int64()),
+    tuple[float, ...]: pa.list_(pa.float32()),
+}
+SCHEMA = pa.schema([(field.name, _ARROW_TYPES[field.type]) for field in fields(Triplet)])
+"""A column for each field of :class:`Triplet`, in their order; None is null."""
+
+
 def read_table(version_store: Store, split: Split | None = None, manifest_sha256: str | None = None) -> pa.Table:
     """Read the triplet table (:data:`SCHEMA`) of a snapshot version, of one split or both, in the order of the shards.
 
-    Raises:
-        InputError: the split has no triplets, or the table or the manifest (``manifest_sha256``) has changed.
+    Raises InputError: the split has no triplets, or the table or the manifest (``manifest_sha256``) has changed.
     """
     data = read_file(version_store, TABLE, manifest_sha256)
     with decoding("a triplet table", version_store.uri_of(TABLE), fix="restore the file, or curate again"):
@@ -133,8 +116,7 @@ def read_triplets(
 ) -> list[Triplet]:
     """Return the rows of :func:`read_table` as triplets; damaged rows are logged and left out.
 
-    Raises:
-        InputError: no row is a valid triplet.
+    Raises InputError also if no row is a valid triplet.
     """
     table = read_table(version_store, split, manifest_sha256)
     try:
@@ -188,9 +170,7 @@ def load_images(version_store: Store, row: Triplet | Mapping[str, Any]) -> tuple
 def write_latents(target: np.ndarray, references: np.ndarray) -> bytes:
     """Encode packed latents of a triplet as a safetensors file of float16.
 
-    Args:
-        target: ``[T, C]``, T tokens with C channels.
-        references: ``[R, T', C]`` of R references.
+    ``target`` is ``[T, C]``, T tokens with C channels, and ``references`` ``[R, T', C]`` of R references.
     """
     tensors = {"target": target, "references": references}
     return bytes(save({name: np.ascontiguousarray(tensor, np.float16) for name, tensor in tensors.items()}))
