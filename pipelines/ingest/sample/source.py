@@ -41,7 +41,8 @@ def plan_sample(config: IngestConfig) -> Plan:
         last = photos[things[-1].name]
         lost = [photo.key for photo in last[len(last) // 2 :]]
         groups.append(last)
-    shards, truths = [], {}
+    shards: list[Shard] = []
+    truths: dict[str, Any] = {}
     for index, group in enumerate(groups):
         name = shard_name(index)
         cut = lost[0] if lost and index == len(groups) - 1 else None

@@ -70,8 +70,8 @@ class Triplet:
     latents_length: int | None = None
     """Bytes of the latents."""
     target_sha256: str | None = None
-    """SHA-256 (hex) of the target's bytes in ``shard``; None in snapshots of earlier software, like the next two. Without
-    it, the whole shard is hashed before use."""
+    """SHA-256 (hex) of the target's bytes in ``shard``; None in snapshots of earlier software, like the next two, whose
+    shards are hashed whole before use."""
     reference_sha256s: tuple[str, ...] | None = None
     """SHA-256 (hex) of each reference's bytes in ``shard``."""
     latents_sha256: str | None = None
