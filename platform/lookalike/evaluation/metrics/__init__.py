@@ -23,12 +23,9 @@ def metrics_of(settings: Settings, device: str = "cpu") -> list[Metric]:
 
 def measure(metrics: Sequence[Metric], images: Sequence[Pixels], tasks: Sequence[Task]) -> list[Measurement]:
     """Every value that ``metrics`` give to each of ``images`` (uint8 [H, W, 3]), which ``tasks`` belong to."""
-    values: list[dict[str, float]] = [{} for _ in tasks]
-    for metric in metrics:
-        for of_image, more in zip(values, metric(images, tasks), strict=True):
-            of_image.update(more)
     return [
         Measurement(task.case, task.subject, name, value)
-        for task, of_image in zip(tasks, values, strict=True)
-        for name, value in of_image.items()
+        for metric in metrics
+        for task, values in zip(tasks, metric(images, tasks), strict=True)
+        for name, value in values.items()
     ]
