@@ -1,7 +1,6 @@
 """Run one evaluation, from its configuration to its scores."""
 
 import hashlib
-import io
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
@@ -159,7 +158,7 @@ def _parts(items: Sequence[Any], size: int) -> list[tuple[Any, ...]]:
 
 
 def _grid(config: EvaluateConfig, store: Store, suite: Suite, snapshots: list[str], cases: Sequence[Case]) -> bytes:
-    from lookalike.report.grid import GridRow, draw_grid
+    from lookalike.report.grid import GridRow, draw_grid, encode_grid
     from pipelines.evaluate.worker import image_key
 
     before_and_after = {1: "before: ", 0: "after: "} if config.base else {0: ""}
@@ -180,7 +179,4 @@ def _grid(config: EvaluateConfig, store: Store, suite: Suite, snapshots: list[st
             title: decode(store.read(image_key(bundle, case, stages))) for title, (bundle, stages) in columns.items()
         }
         rows.append(GridRow(references, given.prompt, {"real photo": photo, **images}, note=triplet.subject))
-    image = draw_grid(rows, ["real photo", *columns])
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG", optimize=True)
-    return buffer.getvalue()
+    return encode_grid(draw_grid(rows, ["real photo", *columns]))

@@ -1,12 +1,13 @@
 """Run one generation, from its configuration to its images."""
 
-import io
 import logging
 import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from lookalike import config as configs
 from lookalike.bundles.load import load_preprocessor
@@ -24,7 +25,6 @@ from pipelines.actors import run_units
 from pipelines.generate.config import GenerateConfig
 
 if TYPE_CHECKING:
-    from lookalike.registry import ModelReference
     from pipelines.generate.worker import Request
 
 log = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ def generate(config: GenerateConfig) -> dict[str, Any]:
     """
     from lookalike.diffusion.inputs import check_size
     from lookalike.registry import resolve
-    from pipelines.generate.worker import Request
+    from pipelines.generate.worker import GenerationWork, Generator, Request
 
     model = resolve(config.model, config.tracking, config.bundle)
     bundle = locate_bundle(model.bundle_uri, model.bundle_sha256, base_uri=config.base)
@@ -68,12 +68,18 @@ def generate(config: GenerateConfig) -> dict[str, Any]:
 
     def work(fingerprint: str) -> dict[str, Any]:
         pixels = [decode(data) for _, data in references]
-        for (
-            prompt
-        ) in prompts:  # raises before any work; one at a time, since all at once would hold the photos for each
+        for prompt in prompts:  # before any image; one at a time, since all at once would hold the photos for each
             preprocessor([prompt], [pixels], truncate_prompts=True)
-        _make(config, store, model, bundle, references, requests)
-        store.write(SHEET, _contact_sheet(store, config, pixels, requests))
+        name = f"{model.name}/{model.version}" if model.version else model.name or bundle.uri
+        there = {info.key for info in store.list("images/")}
+        missing = [request for request in requests if request.file not in there]
+        firsts = range(0, len(missing), config.batch_size)
+        units = tuple(tuple(missing[first : first + config.batch_size]) for first in firsts)
+        if units:
+            plan = GenerationWork(config, bundle, name, tuple(data for _, data in references), units)
+            for _ in run_units(Generator, plan, len(units), config.actors):
+                pass
+        store.write(SHEET, _contact_sheet(store, pixels, requests, config.num_images))
         result = {
             "model": {
                 "name": model.name,
@@ -97,27 +103,6 @@ def generate(config: GenerateConfig) -> dict[str, Any]:
         earlier=lambda fingerprint: _earlier_result(store, fingerprint, requests),
         work=work,
     )
-
-
-def _make(
-    config: GenerateConfig,
-    store: Store,
-    model: "ModelReference",
-    bundle: BundleReference,
-    references: Sequence[tuple[str, bytes]],
-    requests: "Sequence[Request]",
-) -> None:
-    """Generate the images that are not in ``store`` yet."""
-    from pipelines.generate.worker import GenerationWork, Generator
-
-    name = f"{model.name}/{model.version}" if model.version else model.name or bundle.uri
-    there = {info.key for info in store.list("images/")}
-    missing = [request for request in requests if request.file not in there]
-    units = [tuple(missing[first : first + config.batch_size]) for first in range(0, len(missing), config.batch_size)]
-    if units:
-        work = GenerationWork(config, bundle, name, tuple(data for _, data in references), tuple(units))
-        for _ in run_units(Generator, work, len(units), config.actors):
-            pass
 
 
 def _earlier_result(store: Store, fingerprint: str, requests: "Sequence[Request]") -> dict[str, Any]:
@@ -174,15 +159,14 @@ def _references(config: GenerateConfig, bundle: BundleReference) -> list[tuple[s
     return files
 
 
-def _contact_sheet(store: Store, config: GenerateConfig, references: Sequence[Any], requests: Sequence[Any]) -> bytes:
-    from lookalike.report.grid import GridRow, draw_grid
+def _contact_sheet(
+    store: Store, references: Sequence[np.ndarray], requests: "Sequence[Request]", images_per_prompt: int
+) -> bytes:
+    from lookalike.report.grid import GridRow, draw_grid, encode_grid
 
-    rows: dict[str, dict[str, Any]] = {}
-    for request in requests:
-        row = rows.setdefault(request.file.split("-")[0], {"prompt": request.prompt, "images": {}})
-        row["images"][f"seed {request.seed}"] = decode(store.read(request.file))
-    columns = [f"seed {config.seed + index}" for index in range(config.num_images)]
-    sheet = draw_grid([GridRow(references, row["prompt"], row["images"]) for row in rows.values()], columns)
-    buffer = io.BytesIO()
-    sheet.save(buffer, format="PNG", optimize=True)
-    return buffer.getvalue()
+    rows = []
+    for first in range(0, len(requests), images_per_prompt):
+        part = requests[first : first + images_per_prompt]
+        images = {f"seed {request.seed}": decode(store.read(request.file)) for request in part}
+        rows.append(GridRow(references, part[0].prompt, images))
+    return encode_grid(draw_grid(rows, list(rows[0].images)))

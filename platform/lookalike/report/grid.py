@@ -3,6 +3,7 @@
 Images are uint8 RGB ``[H, W, 3]`` of any size; they are fitted into their cell and never stretched.
 """
 
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -63,6 +64,13 @@ def draw_grid(rows: Sequence[GridRow], columns: Sequence[str], title: str = "") 
             if name in row.images:
                 _paste(canvas, row.images[name], left, top, CELL)
     return canvas
+
+
+def encode_grid(grid: Image.Image) -> bytes:
+    """Encode a grid as a PNG of the smallest size."""
+    buffer = io.BytesIO()
+    grid.save(buffer, format="PNG", optimize=True)
+    return buffer.getvalue()
 
 
 def _paste_stack(canvas: Image.Image, images: Sequence[np.ndarray], left: int, top: int) -> None:

@@ -5,29 +5,27 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lookalike.data.images import encode_png
 from lookalike.evaluation.estimates import Estimate
 from lookalike.evaluation.scores import Scores, Source
 from lookalike.models.aggregate import LayerAggregator
 from lookalike.report.curves import held_out_curve, layer_curve, loss_curve, smooth
 from lookalike.report.page import (
     Curation,
-    Decision,
     Evaluation,
     Finetune,
     Generation,
     Page,
     Reason,
-    Reject,
     Training,
-    Triplet,
+    data_uri,
     duration,
     render,
-    thumbnail,
 )
 from lookalike.storage import open_store
 from pipelines.report import _layer_weights
 
-PICTURE = thumbnail(np.full((40, 80, 3), 128, np.uint8))
+PICTURE = data_uri(encode_png(np.full((40, 80, 3), 128, np.uint8)))
 RECORDS = [
     *({"step": step, "stage": "mllm", "loss": 1 / (1 + step)} for step in range(30)),
     {"step": 29, "stage": "mllm", "validation": {"loss_right": 0.4, "loss_shuffled": 0.5}},
@@ -50,8 +48,8 @@ def _full_page() -> Page:
             images_kept=7,
             subjects=3,
             triplets={"train": 1234, "validation": 4},
-            reasons=[Reason("too_small", 2, "Too few pixels.", [Reject(PICTURE, [PICTURE])]), Reason("undecodable", 1)],
-            samples=[Triplet([PICTURE], PICTURE, 'a "quoted" <prompt>')],
+            reasons=[Reason("too_small", 2, "Too few pixels.", [(PICTURE, [PICTURE])]), Reason("undecodable", 1)],
+            samples=[([PICTURE], PICTURE, 'a "quoted" <prompt>')],
         ),
         training=Training(
             loss_curve(RECORDS),
@@ -61,15 +59,15 @@ def _full_page() -> Page:
         ),
         evaluations=[Evaluation(_scores(), PICTURE)],
         decisions=[
-            Decision(
-                "lookalike-mini",
-                "1",
-                True,
-                [{"name": "loss_gap", "value": 0.02, "threshold": None, "passed": True, "why": "above 0"}],
-            )
+            {
+                "model": "lookalike-mini",
+                "version": "1",
+                "promoted": True,
+                "checks": [{"name": "loss_gap", "value": 0.02, "threshold": None, "passed": True, "why": "above 0"}],
+            }
         ],
         finetune=Finetune("acme", "mug", PICTURE, _scores()),
-        generation=Generation("acme--mug, version 1", PICTURE, 4),
+        generation=Generation("acme--mug, version 1", PICTURE),
         timings=[{"step": "train", "seconds": 83.2, "peak_memory_gib": 2.5, "outcome": "a bundle"}],
         code_version="0.1.0",
     )
