@@ -174,11 +174,8 @@ def _layer_weights(bundle: Store) -> dict[str, list[float]]:
     return {name.split(".")[-4]: tensors[name][0].tolist() for name in sorted(tensors) if name.endswith(ending)}
 
 
-def _evaluation(store: Store, title: str = "Evaluation on held-out subjects") -> Evaluation:
-    scores = Scores.from_json(store.read(SCORES), store.uri_of(SCORES))
-    if scores.conditions == "shuffled":
-        title = "Probe with the conditions of other subjects"
-    return Evaluation(scores, _png(store, GRID), title)
+def _evaluation(store: Store) -> Evaluation:
+    return Evaluation(Scores.from_json(store.read(SCORES), store.uri_of(SCORES)), _png(store, GRID))
 
 
 def _decision(uri: str) -> dict[str, Any]:

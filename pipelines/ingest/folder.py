@@ -61,7 +61,8 @@ class PhotoFile:
 
 def _write_shard(path: Path, source: str, licence: str, photos: Sequence[PhotoFile]) -> None:
     """Write a tar with the unchanged bytes of photos, which are read from the URI ``source``."""
-    write_tar(path, (_sample(open_store(source), licence, photo) for photo in photos))
+    store = open_store(source)
+    write_tar(path, (_sample(store, licence, photo) for photo in photos))
 
 
 def _sample(store: Store, licence: str, photo: PhotoFile) -> tuple[str, dict[str, bytes]]:
@@ -113,14 +114,9 @@ def plan_folder(config: IngestConfig) -> Plan:
             "the source has no photos in subject folders", value=config.source, fix="lay them out as <subject>/<nn>.jpg"
         )
     check_sidecars(store, [sidecar for photo in photos for sidecar in photo.sidecars])
-    shards = [
-        Shard(
-            shard_name(index),
-            len(part),
-            partial(_write_shard, source=store.uri, licence=config.licence, photos=part),
-        )
-        for index, part in enumerate(_split_by_size(_unique_keys(photos), config.shard_mib << 20))
-    ]
+    write = partial(_write_shard, source=store.uri, licence=config.licence)
+    parts = enumerate(_split_by_size(_unique_keys(photos), config.shard_mib << 20))
+    shards = [Shard(shard_name(index), len(part), partial(write, photos=part)) for index, part in parts]
     identity = fingerprint([[info.key, info.size] for info in files])
     return Plan(shards, subjects=len({normal(name) for name in chosen}), identity=identity, skipped=skipped)
 

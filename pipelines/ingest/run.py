@@ -19,7 +19,8 @@ from lookalike.storage.results import check_kinds
 from pipelines.entry import ray_session
 from pipelines.ingest.config import SAMPLE, IngestConfig
 from pipelines.ingest.folder import plan_folder
-from pipelines.ingest.source import Plan, Shard
+from pipelines.ingest.sample.source import plan_sample
+from pipelines.ingest.source import Shard
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +37,7 @@ def ingest(config: IngestConfig) -> dict[str, Any]:
         InputError: the source is missing or empty, or has a subject without images.
         ConflictError: the prefix holds shards of another source or configuration.
     """
-    plan = plan_source(config)
+    plan = plan_sample(config) if config.source == SAMPLE else plan_folder(config)
     store = open_store(config.raw)
     claim(store, to_dict(config) | {"source_identity": plan.identity})
     total = sum(shard.images for shard in plan.shards)
@@ -59,15 +60,6 @@ def ingest(config: IngestConfig) -> dict[str, Any]:
             progress.update(images)
     store.write(RESULT, canonical_json(result).encode())
     return result
-
-
-def plan_source(config: IngestConfig) -> Plan:
-    """Plan the shards of the source that ``config`` names."""
-    if config.source == SAMPLE:
-        from pipelines.ingest.sample.source import plan_sample
-
-        return plan_sample(config)
-    return plan_folder(config)
 
 
 def write_shard(shard: Shard, store: Store) -> int:

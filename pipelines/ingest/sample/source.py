@@ -13,6 +13,7 @@ from lookalike.data.shards import write_tar
 from lookalike.storage import Store, open_store
 from pipelines.ingest.config import IngestConfig
 from pipelines.ingest.sample.defects import encode, plan_photos
+from pipelines.ingest.sample.scene import render
 from pipelines.ingest.sample.vocabulary import view_name
 from pipelines.ingest.sample.world import Photo, body, subjects
 from pipelines.ingest.source import Plan, Shard, shard_name
@@ -72,8 +73,6 @@ def _write_shard(path: Path, photos: list[Photo], size_px: int, cut: str | None,
 
 
 def _sample(photo: Photo, size_px: int, folder: Store | None) -> tuple[str, dict[str, bytes]]:
-    from pipelines.ingest.sample.scene import render
-
     owner = photo.filed_under
     pixels, mask = render(body(photo.subject), photo.view, photo.place, size_px)
     data = encode(pixels, photo.defect, photo.variant)

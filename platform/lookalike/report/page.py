@@ -59,7 +59,6 @@ class Evaluation:
 
     scores: Scores
     grid: str
-    title: str = "Held-out subjects"
 
     @property
     def losses(self) -> list[tuple[str, Estimate, Estimate, Estimate]]:
