@@ -143,13 +143,15 @@ def _references(config: GenerateConfig, bundle: BundleReference) -> list[tuple[s
         folder = open_store(location)
         keys = [info.key for info in folder.list() if PurePosixPath(info.key).suffix[1:].lower() in EXTENSIONS]
         if not keys:
-            raise InputError("neither a photo nor a folder of photos", value=location, fix="check --reference")
+            raise InputError(
+                "the reference is neither a photo nor a folder of photos", value=location, fix="check --reference"
+            )
         files += [(folder.uri_of(key), read_at_most(folder, key, *bound)) for key in keys[: max(1, limit - len(files))]]
     if len(files) > limit:
         raise ConfigError(
-            f"{len(files)} references; this model reads {limit}",
+            f"there are {len(files)} references, and this model reads at most {limit}",
             value=[uri for uri, _ in files],
-            fix=f"name at most {limit}",
+            fix=f"name at most {limit} with --reference",
         )
     for uri, data in files:
         try:

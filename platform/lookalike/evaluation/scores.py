@@ -91,7 +91,7 @@ class Scores:
         of = evaluation_of(measurements, where)
         if of not in (None, self.evaluation()):
             raise InputError(
-                f"the measurements are of {of}, and scores.json says {self.evaluation()}", value=where, fix=fix
+                f"the measurements are of {of}, but scores.json is of {self.evaluation()}", value=where, fix=fix
             )
         seed = self.config.get("seed", 0)
         if type(seed) is not int or seed < 0:
@@ -100,7 +100,7 @@ class Scores:
         for name in sorted(self.metrics.keys() | found.keys()):
             if name not in found or name not in self.metrics or not _agree(self.metrics[name], found[name]):
                 raise InputError(
-                    f"scores.json says {_shown(self.metrics.get(name))} of {name}, and its measurements give"
+                    f"scores.json has {_shown(self.metrics.get(name))} for {name}, but its measurements give"
                     f" {_shown(found.get(name))}",
                     value=where,
                     fix=fix,
