@@ -17,7 +17,6 @@ from lookalike.report.page import (
     Curation,
     Evaluation,
     Finetune,
-    Generation,
     Page,
     Reason,
     Training,
@@ -194,14 +193,14 @@ def _finetune(store: Store) -> Finetune:
     return Finetune(result["customer"], result["subject"], after.grid, after.scores)
 
 
-def _generation(store: Store) -> Generation:
+def _generation(store: Store) -> tuple[str, str]:
     where = store.uri_of("generations.json")
     result = read_object(store, "generations.json", "model", "images", most=MOST_BYTES)
     check_kinds(result, {"model": dict, "images": list}, where)
     with decoding("the result of a generation", where):
         model = result["model"]
         name = str(f"{model['name']}, version {model['version']}" if model["version"] else model["bundle_uri"])
-    return Generation(name, _png(store, "contact_sheet.png"))
+    return name, _png(store, "contact_sheet.png")
 
 
 def _timings(uri: str) -> Any:

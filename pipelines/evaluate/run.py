@@ -134,8 +134,7 @@ def _measure(
 def _measured(table: pa.Table, where: str) -> pa.Table:
     """Select the rows of cases that were measured, and log the others.
 
-    Raises:
-        InputError: the images of too many cases cannot be read.
+    Raises InputError: the images of too many cases cannot be read.
     """
     failed = pc.starts_with(table["metric"], UNREADABLE)
     rows = table.filter(failed).to_pylist()

@@ -55,8 +55,7 @@ def read_sidecar(store: Store, key: str) -> dict[str, Any]:
 def check_sidecars(store: Store, keys: Sequence[str]) -> None:
     """Check all sidecars before anything is written, so that one error names all invalid ones.
 
-    Raises:
-        InputError: at least one sidecar is invalid.
+    Raises InputError: at least one sidecar is invalid.
     """
     with ThreadPoolExecutor(16) as pool:
         errors = [error for error in pool.map(lambda key: _error_of(store, key), keys) if error is not None]

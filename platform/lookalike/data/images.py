@@ -56,8 +56,7 @@ def decode(data: bytes, side: int | None = None) -> np.ndarray:
     decodes at n/8 of the size, several times faster than at full scale.
     CMYK and 16-bit images are converted, transparency becomes white, and the first frame of an animation is decoded.
 
-    Raises:
-        ImageError: the image does not decode to its last row, or is a JPEG for whose pixels libjpeg gives a warning.
+    Raises ImageError: the image does not decode to its last row, or is a JPEG for whose pixels libjpeg gives a warning.
     """
     return decode_noted(data, side).pixels
 
@@ -67,8 +66,7 @@ def decode_noted(data: bytes, side: int | None = None, max_pixels: int = MAX_PIX
 
     An image of more than ``max_pixels`` is refused by its header, before anything is decoded.
 
-    Raises:
-        ImageError: the format is not supported, the image has too many pixels, or its pixels are damaged or missing.
+    Raises ImageError: the format is not supported, the image has too many pixels, or its pixels are damaged or missing.
     """
     try:
         return _decode(data, side, max_pixels)

@@ -111,8 +111,7 @@ def write_tar(target: Path | BinaryIO, samples: Iterable[tuple[str, Mapping[str,
 
     Equal samples give equal bytes: members keep the given order, and times, owners and modes are constant.
 
-    Raises:
-        InputError: a key has a dot or repeats, so that readers would group its members differently.
+    Raises InputError: a key has a dot or repeats, so that readers would group its members differently.
     """
     if isinstance(target, Path):
         with target.open("wb") as file:

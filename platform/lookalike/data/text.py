@@ -69,8 +69,7 @@ def read_json(data: bytes, where: str) -> Any:
 
     Integers of more than 300 digits stay text. A licence that one object gives twice becomes a list of both.
 
-    Raises:
-        TextError: the data is not text or not JSON, or is nested too deeply. It names the line.
+    Raises TextError: the data is not text or not JSON, or is nested too deeply. It names the line.
     """
     text = decode_text(data, where)
     try:
@@ -148,8 +147,7 @@ def is_licence_key(key: str) -> bool:
 def read_licence(values: dict[str, Any]) -> str:
     """Read the licence of a JSON object from ``licence`` or ``license``, in any case; empty if it has none.
 
-    Raises:
-        TextError: the object has two different licences, or one that is not text.
+    Raises TextError: the object has two different licences, or one that is not text.
     """
     given: dict[str, str] = {}  # by their casefolded spelling
     fields = {key: value for key, value in values.items() if is_licence_key(key)}

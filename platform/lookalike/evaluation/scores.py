@@ -77,8 +77,7 @@ class Scores:
     def proven(self, measurements: bytes, where: str) -> "Scores":
         """These scores with estimates computed again from ``measurements``, which were read at ``where``.
 
-        Raises:
-            InputError: the measurements are not those of these scores, or give other estimates.
+        Raises InputError: the measurements are not those of these scores, or give other estimates.
         """
         fix = f"restore scores.json and {MEASUREMENTS} of one evaluation, or evaluate the bundle again"
         sha256 = hashlib.sha256(measurements).hexdigest()

@@ -106,14 +106,6 @@ class Finetune:
 
 
 @dataclass(frozen=True)
-class Generation:
-    """A generation: its model and images."""
-
-    model: str
-    sheet: str
-
-
-@dataclass(frozen=True)
 class Page:
     """All sections of a page."""
 
@@ -124,7 +116,8 @@ class Page:
     decisions: Sequence[Mapping[str, Any]] = ()
     """Decisions of the gate: model, version, promoted, checks (name, value, threshold, passed, why)."""
     finetune: Finetune | None = None
-    generation: Generation | None = None
+    generation: tuple[str, str] | None = None
+    """Name of the model, and the contact sheet of its images."""
     timings: Sequence[Mapping[str, Any]] = ()
     """step, seconds, peak_memory_gib, outcome."""
     code_version: str = ""

@@ -14,7 +14,6 @@ from lookalike.report.page import (
     Curation,
     Evaluation,
     Finetune,
-    Generation,
     Page,
     Reason,
     Training,
@@ -67,7 +66,7 @@ def _full_page() -> Page:
             }
         ],
         finetune=Finetune("acme", "mug", PICTURE, _scores()),
-        generation=Generation("acme--mug, version 1", PICTURE),
+        generation=("acme--mug, version 1", PICTURE),
         timings=[{"step": "train", "seconds": 83.2, "peak_memory_gib": 2.5, "outcome": "a bundle"}],
         code_version="0.1.0",
     )
