@@ -81,13 +81,13 @@ class Evaluator:
         references = self._preprocessor(pipe).preset.references
         model = SubjectModel(pipe.mllm, pipe.aggregator, pipe.transformer, references).eval()
         targets = [self._load(case.target)[0] for case in cases]
-        strangers = [case.other for case in cases if case.other is not None]
+        others = [case.other for case in cases if case.other is not None]
         rows = paired_losses(
             model,
             pipe.vae,
             FlowConfig.from_scheduler(pipe.scheduler.config),
             self._batch(pipe, [case.conditions for case in cases], targets),
-            self._batch(pipe, strangers, targets) if len(strangers) == len(targets) else None,
+            self._batch(pipe, others, targets) if len(others) == len(targets) else None,
             sample_ids=[case.case_id for case in cases],
             subjects=[pool[case.target].subject for case in cases],
             seed=self._work.config.seed,

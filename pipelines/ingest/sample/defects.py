@@ -80,15 +80,15 @@ def _plant(kind: str, number: int, host: Subject, taken: list[Photo], things: li
     if kind in ("exact_duplicate", "near_duplicate"):
         original = taken[number % views]
         return replace(original, key=key, bare=False, defect=kind, variant=number, original=original.key)
-    shown = _stranger(host, number, things) if kind == "wrong_subject" else host
+    shown = _other_subject(host, number, things) if kind == "wrong_subject" else host
     return replace(photo(host, len(taken), views, key), subject=shown, defect=kind, variant=number)
 
 
-def _stranger(host: Subject, number: int, things: list[Subject]) -> Subject:
+def _other_subject(host: Subject, number: int, things: list[Subject]) -> Subject:
     """A subject of another shape, and if possible of other colours."""
     others = [thing for thing in things if thing.shape != host.shape] or [t for t in things if t is not host]
-    unlike = [thing for thing in others if not set(thing.colours) & set(host.colours)] or others
-    return unlike[number * 7 % len(unlike)]
+    different = [thing for thing in others if not set(thing.colours) & set(host.colours)] or others
+    return different[number * 7 % len(different)]
 
 
 def _again(image: Image.Image, variant: int) -> bytes:

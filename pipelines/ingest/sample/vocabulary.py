@@ -65,5 +65,5 @@ def view_name(azimuth_deg: float, elevation_deg: float) -> str:
 
 def words(shapes: list[str]) -> list[str]:
     """Return every word and punctuation mark of captions about ``shapes``, sorted."""
-    sayings = [*COLOURS, *PATTERNS.values(), *PLACES.values(), *VIEWS, *shapes, "a an photo of seen from ,"]
-    return sorted({word for text in sayings for word in _WORD.findall(re.sub(r"\{\w+\}", " ", text))})
+    phrases = [*COLOURS, *PATTERNS.values(), *PLACES.values(), *VIEWS, *shapes, "a an photo of seen from ,"]
+    return sorted({word for text in phrases for word in _WORD.findall(re.sub(r"\{\w+\}", " ", text))})

@@ -36,7 +36,7 @@ def paired_losses(
     """
     rows = []
     for prefix, (use_mllm, use_references) in LOSS_MODES.items():
-        own, strangers = objective.paired_losses(
+        own, wrong = objective.paired_losses(
             model,
             vae,
             right,
@@ -49,8 +49,8 @@ def paired_losses(
             cache=cache,
         )
         values = {"loss_right": own.double().cpu().numpy()}
-        if strangers is not None:
-            values["loss_shuffled"] = strangers.double().cpu().numpy()
+        if wrong is not None:
+            values["loss_shuffled"] = wrong.double().cpu().numpy()
             values["loss_gap"] = values["loss_shuffled"] - values["loss_right"]
         for name, losses in values.items():
             cases = zip(sample_ids, subjects, losses, strict=True)

@@ -79,17 +79,17 @@ def estimates(data: bytes, seed: int, where: str) -> dict[str, Estimate]:
 
 
 def measured(table: pa.Table) -> pa.Table:
-    """The rows of cases that were measured."""
+    """Select the rows of cases that were measured."""
     return table.filter(pc.invert(pc.starts_with(table["metric"], UNREADABLE)))
 
 
 def with_prefix(measurements: Iterable[Measurement], prefix: str) -> list[Measurement]:
-    """The same rows, with ``prefix`` before each metric's name."""
+    """Return the rows with ``prefix`` before each metric's name."""
     return [replace(row, metric=prefix + row.metric) for row in measurements]
 
 
 def summarise(measurements: Iterable[Measurement], seed: int = 0) -> dict[str, Estimate]:
-    """Mean and interval of each metric, clustered by subject; the order of the rows does not matter.
+    """Compute mean and interval of each metric, clustered by subject; the order of the rows does not matter.
 
     An estimate of values that are not finite is NaN.
     """

@@ -59,7 +59,7 @@ class Scores:
     """Hash of ``measurements.parquet``, which lies beside; None in scores of earlier versions of this software."""
 
     def to_json(self) -> bytes:
-        """The file's bytes."""
+        """Return the bytes of ``scores.json``."""
         values = asdict(self)
         if self.measurements_sha256 is None:  # the hash of earlier scores stands in promotion logs
             del values["measurements_sha256"]
@@ -75,7 +75,7 @@ class Scores:
         }
 
     def proven(self, measurements: bytes, where: str) -> "Scores":
-        """These scores with estimates computed again from ``measurements``, which were read at ``where``.
+        """Return these scores with estimates computed again from ``measurements``, which were read at ``where``.
 
         Raises InputError: the measurements are not those of these scores, or give other estimates.
         """

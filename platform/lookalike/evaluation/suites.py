@@ -50,7 +50,7 @@ class Suite:
         cases = []
         for level, index in (divmod(number, self.count) for number in range(samples)):
             case_id = f"{self.pool[index].triplet_id}#{level}"
-            first, second = self._strangers(case_id, index)
+            first, second = self._of_other_subjects(case_id, index)
             right, other = (index, first) if conditions == "right" else (first, second)
             cases.append(Case(case_id, index, index if right is None else right, other))
         return cases
@@ -65,12 +65,12 @@ class Suite:
             rest = [index for index in own if index not in first_of_prompt]
             for index in [*first_of_prompt, *rest][:prompts]:
                 case_id = self.pool[index].triplet_id
-                stranger, other = self._strangers(f"{case_id}#image", index)
-                wrong = stranger if conditions == "shuffled" else None
-                cases.append(Case(case_id, index, index if wrong is None else wrong, other))
+                wrong, other = self._of_other_subjects(f"{case_id}#image", index)
+                given = wrong if conditions == "shuffled" else None
+                cases.append(Case(case_id, index, index if given is None else given, other))
         return cases
 
-    def _strangers(self, identity: str, index: int) -> tuple[int | None, int | None]:
+    def _of_other_subjects(self, identity: str, index: int) -> tuple[int | None, int | None]:
         """Choose triplets of two other subjects (of the same one if there is no second), seeded by ``identity``."""
         own = self.pool[index].subject
         others = [subject for subject in sorted(self._by_subject) if subject != own]

@@ -81,7 +81,7 @@ class Evaluation:
                 stages.setdefault(setting, {})[metric] = estimate
         main = str(self.scores.config.get("stages", ["paper"])[0])
         order = sorted(stages, key=lambda setting: (setting.startswith("before"), setting != "", setting))
-        return [(_stage_label(setting, main), stages[setting]) for setting in order]
+        return [(_schedule_label(setting, main), stages[setting]) for setting in order]
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ def render(page: Page) -> str:
     return environment.get_template("page.html.j2").render(page=page)
 
 
-def _stage_label(setting: str, main: str) -> str:
+def _schedule_label(setting: str, main: str) -> str:
     """``"before/mllm_only"`` → ``"before: MLLM only"``."""
     before, name = setting.startswith("before"), setting.removeprefix("before").strip("/") or main
     return ("before: " if before else "") + SCHEDULE_TITLES.get(name, name)

@@ -1,4 +1,4 @@
-"""What a metric is: the protocol, and what it gets to see."""
+"""The protocol of metrics, and the task that an image is measured against."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
