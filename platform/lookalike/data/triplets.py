@@ -80,8 +80,7 @@ class Triplet:
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> "Triplet":
         """Make a triplet from a row of the table, as Arrow, Ray Data or pandas give it."""
-        values = {f.name: row.get(f.name) for f in fields(cls)}
-        return cls(**{name: _plain(value) for name, value in values.items()})
+        return cls(**{field.name: _plain(row.get(field.name)) for field in fields(cls)})
 
 
 _ARROW_TYPES: dict[Any, pa.DataType] = {
@@ -257,8 +256,6 @@ def _belongs(version_store: Store, shard: str) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, np.ndarray):
-        return tuple(value.tolist())
-    if isinstance(value, np.generic):
-        return value.item()
+    if isinstance(value, np.ndarray | np.generic):
+        value = value.tolist()
     return tuple(value) if isinstance(value, (list, tuple)) else value

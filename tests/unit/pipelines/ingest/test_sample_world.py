@@ -1,6 +1,7 @@
 """The sample world is a function of its seed and has the defects that its truth lists."""
 
 import io
+import itertools
 import json
 from collections import Counter
 
@@ -60,12 +61,14 @@ def test_views_of_a_subject_are_evenly_spaced() -> None:
 
 
 def test_captions_consist_of_the_tokenizers_words() -> None:
-    known = set((ASSETS_DIR / "mini.words.txt").read_text().split()) | {","}
-    allowed = set(vocabulary.words(shapes.names()))
+    known = set((ASSETS_DIR / "mini.words.txt").read_text().split())
+    looks = [None, *((pattern, (colour, "red")) for pattern in vocabulary.PATTERNS for colour in vocabulary.COLOURS)]
+    everything = itertools.product(shapes.names(), vocabulary.PLACES, vocabulary.VIEWS, looks)
+    captions = (vocabulary.caption(*parts) for parts in everything)
+    allowed = {word for caption in captions for word in caption.replace(",", " ").split()}
     assert allowed <= known
     for photo in photos(subjects=60):
-        said = photo.caption.replace(",", " ,").split()
-        assert set(said) <= allowed, photo.caption
+        assert set(photo.caption.replace(",", " ").split()) <= allowed, photo.caption
 
 
 def test_bare_caption_has_neither_colours_nor_pattern() -> None:
