@@ -136,9 +136,9 @@ def _references(config: GenerateConfig, bundle: BundleReference) -> list[tuple[s
     limit, bound = bundle.max_references, (config.max_reference_mib, "max_reference_mib")
     files: list[tuple[str, bytes]] = []
     for location in config.reference:
-        found = None if location.endswith("/") else locate_object(location)
-        if found and (PurePosixPath(found[1]).suffix[1:].lower() in EXTENSIONS or found[0].exists(found[1])):
-            files.append((found[0].uri_of(found[1]), read_at_most(*found, *bound)))
+        store, key = (None, "") if location.endswith("/") else locate_object(location)
+        if store and (PurePosixPath(key).suffix[1:].lower() in EXTENSIONS or store.exists(key)):
+            files.append((store.uri_of(key), read_at_most(store, key, *bound)))
             continue
         folder = open_store(location)
         keys = [info.key for info in folder.list() if PurePosixPath(info.key).suffix[1:].lower() in EXTENSIONS]

@@ -62,7 +62,7 @@ def ingest(config: IngestConfig) -> dict[str, Any]:
     return result
 
 
-def write_shard(shard: Shard, store: Store) -> int:
+def _write_shard(shard: Shard, store: Store) -> int:
     """Write one shard and upload it atomically to ``store``; return its number of images."""
     redact_logs()
     with scratch("shard") as folder:
@@ -74,7 +74,7 @@ def write_shard(shard: Shard, store: Store) -> int:
 
 def _write_all(shards: list[Shard], store: Store) -> Iterator[int]:
     """Write shards as Ray tasks, at most two per CPU at a time; yield the number of images of each finished one."""
-    task = ray.remote(num_cpus=1)(write_shard)
+    task = ray.remote(num_cpus=1)(_write_shard)
     window = max(2, 2 * int(ray.cluster_resources().get("CPU", 1)))
     waiting = list(reversed(shards))
     running: list[ray.ObjectRef[int]] = []

@@ -51,7 +51,7 @@ def plan_photos(config: SampleWorldConfig, things: list[Subject]) -> dict[str, l
 
 
 def encode(pixels: npt.NDArray[np.uint8], defect: str | None, variant: int) -> bytes:
-    """Encode a rendered photo, uint8 RGB [H, W, 3], as JPEG with a defect."""
+    """Encode a rendered photo, uint8 RGB [H, W, 3], as JPEG with variant ``variant`` of a ``defect``."""
     image = Image.fromarray(pixels)
     if defect == "tiny":
         side = _TINY_PX[variant % len(_TINY_PX)]

@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 TABLE = "triplets.parquet"
 MAX_MEMBER_BYTES = 1 << 30  # of one image; a row with more is damaged
 _MAX_ID = 1024  # characters
+_FIX = "curate the photos again, or train without this triplet"
 Split = Literal["train", "validation"]
 
 
@@ -121,7 +122,7 @@ def read_triplets(
     try:
         rows = table.to_pylist()
     except UnicodeDecodeError:  # a text that is not UTF-8 makes the whole conversion fail
-        rows = [row for index in range(len(table)) for row in _one(table, index)]
+        rows = [row for index in range(len(table)) for row in _readable_row(table, index)]
     whole = []
     for row in rows:
         try:
@@ -135,7 +136,7 @@ def read_triplets(
     return whole
 
 
-def _one(table: pa.Table, index: int) -> list[dict[str, Any]]:
+def _readable_row(table: pa.Table, index: int) -> list[dict[str, Any]]:
     try:
         return list(table.slice(index, 1).to_pylist())
     except UnicodeDecodeError as error:
@@ -194,9 +195,6 @@ def load_latents(version_store: Store, row: Mapping[str, Any]) -> tuple[np.ndarr
         raise InputError(f"the latents are damaged: {error}", value=triplet.triplet_id, fix=_FIX) from error
 
 
-_FIX = "curate the photos again, or train without this triplet"
-
-
 def _check(triplet: Any) -> None:
     """Raise InputError for a damaged row; every one of its values may be null."""
     wrong = None
@@ -218,13 +216,13 @@ def _check(triplet: Any) -> None:
 
 def _read(version_store: Store, triplet: Triplet, what: str, offset: int, length: int, sha256: str | None) -> bytes:
     """The bytes of a member, checked by its hash. Raises ShardError if nothing in the shard can be read."""
-    whole = isinstance(offset, int) and isinstance(length, int)
-    if not whole or offset < 0 or not 0 < length <= MAX_MEMBER_BYTES:
+    integers = isinstance(offset, int) and isinstance(length, int)
+    if not integers or offset < 0 or not 0 < length <= MAX_MEMBER_BYTES:
         raise InputError(f"the row has no valid place of {what}", value=f"offset={offset}, length={length}", fix=_FIX)
     try:
         data = version_store.read_range(triplet.shard, offset, length)
     except InputError as error:
-        if _belongs(version_store, triplet.shard):
+        if _is_listed(version_store, triplet.shard):
             try:
                 version_store.read_range(triplet.shard, 0, 1)
             except InputError as cause:
@@ -238,16 +236,16 @@ def _read(version_store: Store, triplet: Triplet, what: str, offset: int, length
         ) from error
     if sha256 is None:
         check_file(version_store, triplet.shard)
-    elif (found := hashlib.sha256(data).hexdigest()) != sha256:
+    elif (actual := hashlib.sha256(data).hexdigest()) != sha256:
         raise InputError(
-            f"{what} has changed since it was curated: its SHA-256 is {found}, but its row has {sha256}",
+            f"{what} has changed since it was curated: its SHA-256 is {actual}, but its row has {sha256}",
             value=f"{triplet.shard}, byte {offset}",
             fix=_FIX,
         )
     return data
 
 
-def _belongs(version_store: Store, shard: str) -> bool:
+def _is_listed(version_store: Store, shard: str) -> bool:
     """Whether the snapshot's manifest lists ``shard``; True without a manifest."""
     try:
         return shard in json.loads(version_store.read("manifest.json"))["files"]
