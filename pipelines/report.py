@@ -15,15 +15,11 @@ from lookalike.evaluation.scores import GRID, SCORES, Scores
 from lookalike.report.curves import held_out_curve, layer_curve, loss_curve
 from lookalike.report.page import (
     Curation,
-    Decision,
     Evaluation,
     Finetune,
-    Generation,
     Page,
     Reason,
-    Reject,
     Training,
-    Triplet,
     data_uri,
     render,
 )
@@ -93,40 +89,36 @@ def report(config: ReportConfig) -> int:
 
 def _curation(dataset: Store) -> Curation:
     store = version_store(dataset, latest_version(dataset))
-    found = read_object(store, "report.json", "counts", "rejects", "funnel", "triplets")
+    document = read_object(store, "report.json", "counts", "rejects", "funnel", "triplets")
     with decoding("the report of a curation", store.uri_of("report.json")):
-        return _curated(found)
-
-
-def _curated(found: dict[str, Any]) -> Curation:
-    counts, rejects = found["counts"], found["rejects"]
-    reasons = [
-        Reason(
-            step["reason"],
-            step["dropped"],
-            step["what"],
-            [
-                Reject(_jpeg(reject["thumb_b64"]), [_jpeg(photo) for photo in reject["beside_b64"] if photo])
-                for reject in rejects.get(step["reason"], [])
-                if reject["thumb_b64"]
-            ],
+        counts, rejects = document["counts"], document["rejects"]
+        reasons = [
+            Reason(
+                step["reason"],
+                step["dropped"],
+                step["what"],
+                [
+                    (_jpeg(reject["thumb_b64"]), [_jpeg(photo) for photo in reject["beside_b64"] if photo])
+                    for reject in rejects.get(step["reason"], [])
+                    if reject["thumb_b64"]
+                ],
+            )
+            for step in document["funnel"]
+            if step["dropped"] and step.get("unit", "images") == "images"
+        ]
+        samples: dict[str, tuple[list[str], str, str]] = {}
+        for row in document["triplets"]:
+            if row["split"] == "train":
+                references = [_jpeg(photo) for photo in row["references_b64"]]
+                samples.setdefault(row["subject"], (references, _jpeg(row["target_b64"]), row["prompt"]))
+        return Curation(
+            images_in=counts["images_in"],
+            images_kept=counts["images_kept"],
+            subjects=counts["subjects"],
+            triplets=counts["triplets"],
+            reasons=reasons,
+            samples=list(samples.values())[:_SAMPLES],
         )
-        for step in found["funnel"]
-        if step["dropped"] and step.get("unit", "images") == "images"
-    ]
-    samples: dict[str, Triplet] = {}
-    for row in found["triplets"]:
-        if row["split"] == "train":
-            references = [_jpeg(photo) for photo in row["references_b64"]]
-            samples.setdefault(row["subject"], Triplet(references, _jpeg(row["target_b64"]), row["prompt"]))
-    return Curation(
-        images_in=counts["images_in"],
-        images_kept=counts["images_kept"],
-        subjects=counts["subjects"],
-        triplets=counts["triplets"],
-        reasons=reasons,
-        samples=list(samples.values())[:_SAMPLES],
-    )
 
 
 def _jpeg(base64_text: str) -> str:
@@ -151,25 +143,21 @@ def _training(store: Store) -> Training:
     records, where = read_lines(store, METRICS), store.uri_of("result.json")
     result = read_members(store, "result.json", {"steps": int, "stages": list, "bundle_uri": str})
     bundle = inside(store, result["bundle_uri"], where)
-    with decoding("the records of a training run", store.uri):
-        return _trained(records, result, bundle)
-
-
-def _trained(records: list[dict[str, Any]], result: dict[str, Any], bundle: Store) -> Training:
-    steps = [record for record in records if "loss" in record]
-    facts = {"optimizer steps": f"{result['steps']}"}
-    if steps and "images_per_second" in steps[0]:
-        facts["training images a second"] = f"{np.median([step['images_per_second'] for step in steps]):.0f}"
-        facts["of the time spent waiting for data"] = f"{100 * np.mean([s['data_wait_share'] for s in steps]):.0f} %"
-    validated = any("validation" in record for record in records)
     weights = _layer_weights(bundle)
-    return Training(
-        loss_curve(records),
-        held_out_curve(records) if validated else None,
-        result["stages"],
-        facts,
-        layer_curve(weights) if weights else None,
-    )
+    with decoding("the records of a training run", store.uri):
+        steps = [record for record in records if "loss" in record]
+        facts = {"optimizer steps": f"{result['steps']}"}
+        if steps and "images_per_second" in steps[0]:
+            facts["training images per second"] = f"{np.median([step['images_per_second'] for step in steps]):.0f}"
+            waiting = np.mean([step["data_wait_share"] for step in steps])
+            facts["of the time spent waiting for data"] = f"{100 * waiting:.0f} %"
+        return Training(
+            loss_curve(records),
+            held_out_curve(records) if any("validation" in record for record in records) else None,
+            result["stages"],
+            facts,
+            layer_curve(weights) if weights else None,
+        )
 
 
 def _layer_weights(bundle: Store) -> dict[str, list[float]]:
@@ -184,17 +172,14 @@ def _layer_weights(bundle: Store) -> dict[str, list[float]]:
     return {name.split(".")[-4]: tensors[name][0].tolist() for name in sorted(tensors) if name.endswith(ending)}
 
 
-def _evaluation(store: Store, title: str = "How it does on subjects it never saw") -> Evaluation:
-    scores = Scores.from_json(store.read(SCORES), store.uri_of(SCORES))
-    if scores.conditions == "shuffled":
-        title = "The probe: everyone else's conditions"
-    return Evaluation(scores, _png(store, GRID), title)
+def _evaluation(store: Store) -> Evaluation:
+    return Evaluation(Scores.from_json(store.read(SCORES), store.uri_of(SCORES)), _png(store, GRID))
 
 
-def _decision(uri: str) -> Decision:
+def _decision(uri: str) -> dict[str, Any]:
     store, key = locate_object(uri) if uri.endswith(".json") else (open_store(uri), "decision.json")
     found = read_members(store, key, {"model": str, "promoted": bool, "checks": list[Check]})
-    return Decision(found["model"], str(found.get("version") or ""), found["promoted"], found["checks"])
+    return {**found, "version": found.get("version") or ""}
 
 
 def _finetune(store: Store) -> Finetune:
@@ -204,13 +189,13 @@ def _finetune(store: Store) -> Finetune:
     return Finetune(result["customer"], result["subject"], after.grid, after.scores)
 
 
-def _generation(store: Store) -> Generation:
+def _generation(store: Store) -> tuple[str, str]:
     where = store.uri_of("generations.json")
     result = read_members(store, "generations.json", {"model": dict, "images": list})
     with decoding("the result of a generation", where):
         model = result["model"]
         name = str(f"{model['name']}, version {model['version']}" if model["version"] else model["bundle_uri"])
-    return Generation(name, _png(store, "contact_sheet.png"), len(result["images"]))
+    return name, _png(store, "contact_sheet.png")
 
 
 def _timings(uri: str) -> Any:

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from lookalike.data.formats import HEIC_EXTENSIONS
-from lookalike.data.images import EXTENSIONS, ImageError, decode_at_least, decode_noted
+from lookalike.data.images import EXTENSIONS, ImageError, decode, decode_noted
 from lookalike.data.limits import Limits
 from lookalike.data.passed_over import PassedOver
 from lookalike.data.shards import BrokenTarError, Sample, iter_samples, open_object
@@ -179,7 +179,7 @@ def read_again(
     for row in rows.to_pylist():
         pixels = None
         if not row["error"]:
-            pixels, _ = decode_at_least(read_image(store, key, row, shard, dataset), _DECODE_SIDE)
+            pixels = decode(read_image(store, key, row, shard, dataset), _DECODE_SIDE)
         yield row, pixels
 
 

@@ -42,7 +42,7 @@ def read_labels(key: str, payload: dict[str, bytes], config: LabelsConfig, notes
         if label.note:
             notes.append(f"{name}: {label.note}")
     try:
-        labels["licence"] = read_licence(values).text
+        labels["licence"] = read_licence(values)
     except TextError as error:
         labels["licence"] = CONFLICT
         notes.append(f"licence: {error.what}")

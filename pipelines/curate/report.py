@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 import lookalike
 from lookalike.data import triplets
-from lookalike.data.images import ImageError, decode_at_least, encode_jpeg, fit_within
+from lookalike.data.images import ImageError, decode, encode_jpeg, fit_within
 from lookalike.storage import Store
 from pipelines.curate.inventory import funnel_rows
 from pipelines.curate.languages import count_languages
@@ -153,7 +153,7 @@ def _triplet(version: Store, row: dict[str, Any]) -> dict[str, Any]:
 
 def _thumb(data: bytes) -> str:
     try:
-        image, _ = decode_at_least(data, _THUMB_SIDE)
+        image = decode(data, _THUMB_SIDE)
     except ImageError:
         return ""
     small = fit_within(image, _THUMB_SIDE)[: 3 * _THUMB_SIDE, : 3 * _THUMB_SIDE]

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 
 from lookalike.annotators.base import Scorer, checked
 from lookalike.annotators.captioner import Captioner
-from lookalike.data.images import decode_at_least
+from lookalike.data.images import decode
 from lookalike.storage import ObjectInfo
 from pipelines.actors import Columns
 from pipelines.curate.filters import Photos, with_scores
@@ -70,7 +70,7 @@ class ShardScorer:
         answers = dict(zip(known["sha256"].to_pylist(), known["value"].to_pylist(), strict=True))
         for row in rows.to_pylist():
             if row["sha256"] not in answers:
-                pixels, _ = decode_at_least(self._work.read_image(row), question.side)
+                pixels = decode(self._work.read_image(row), question.side)
                 answers[row["sha256"]] = self._model(question)(pixels, row)
         if len(answers) > len(known):
             columns = {"sha256": list(answers), "value": list(answers.values())}

@@ -1,7 +1,6 @@
 """Run one evaluation, from its configuration to its scores."""
 
 import hashlib
-import io
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
@@ -20,7 +19,7 @@ from lookalike.diffusion.schedule import SCHEDULE_TITLES
 from lookalike.errors import InputError
 from lookalike.evaluation.measurements import MEASUREMENTS, SCHEMA, UNREADABLE, estimates, measured, to_parquet
 from lookalike.evaluation.scores import GRID, SCORES, Scores, Source
-from lookalike.evaluation.suites import ImageCase, Suite
+from lookalike.evaluation.suites import Case, Suite
 from lookalike.storage import Store, latest_version, open_store, read_manifest, version_store
 from lookalike.storage.claim import run_once
 from pipelines.actors import run_units
@@ -109,17 +108,17 @@ def _measure(
     bundles: Sequence[BundleReference],
     suite: Suite,
     snapshots: list[str],
-    cases: Sequence[ImageCase],
+    cases: Sequence[Case],
 ) -> pa.Table:
     """Measure all units on an actor pool; rows sorted, so that equal evaluations give equal tables."""
-    from pipelines.evaluate.worker import EvaluationWork, Evaluator, ImageUnit, LossUnit, Unit
+    from pipelines.evaluate.worker import EvaluationWork, Evaluator, Unit
 
     losses = suite.losses(config.max_samples, config.conditions)
     units: list[Unit] = []
     for bundle in range(len(bundles)):
-        units += [LossUnit(bundle, part) for part in _parts(losses, config.loss_batch_size)]
+        units += [Unit(bundle, part) for part in _parts(losses, config.loss_batch_size)]
         for stages in config.stages:
-            units += [ImageUnit(bundle, stages, part) for part in _parts(cases, config.image_batch_size)]
+            units += [Unit(bundle, part, stages) for part in _parts(cases, config.image_batch_size)]
     work = EvaluationWork(config, tuple(bundles), tuple(suite.pool), tuple(snapshots), tuple(units))
     log.info(
         "%d losses and %d images of %d subjects, in %d units",
@@ -135,8 +134,7 @@ def _measure(
 def _measured(table: pa.Table, where: str) -> pa.Table:
     """Select the rows of cases that were measured, and log the others.
 
-    Raises:
-        InputError: the images of too many cases cannot be read.
+    Raises InputError: the images of too many cases cannot be read.
     """
     failed = pc.starts_with(table["metric"], UNREADABLE)
     rows = table.filter(failed).to_pylist()
@@ -158,10 +156,8 @@ def _parts(items: Sequence[Any], size: int) -> list[tuple[Any, ...]]:
     return [tuple(items[first : first + size]) for first in range(0, len(items), size)]
 
 
-def _grid(
-    config: EvaluateConfig, store: Store, suite: Suite, snapshots: list[str], cases: Sequence[ImageCase]
-) -> bytes:
-    from lookalike.report.grid import GridRow, draw_grid
+def _grid(config: EvaluateConfig, store: Store, suite: Suite, snapshots: list[str], cases: Sequence[Case]) -> bytes:
+    from lookalike.report.grid import GridRow, draw_grid, encode_grid
     from pipelines.evaluate.worker import image_key
 
     before_and_after = {1: "before: ", 0: "after: "} if config.base else {0: ""}
@@ -182,7 +178,4 @@ def _grid(
             title: decode(store.read(image_key(bundle, case, stages))) for title, (bundle, stages) in columns.items()
         }
         rows.append(GridRow(references, given.prompt, {"real photo": photo, **images}, note=triplet.subject))
-    image = draw_grid(rows, ["real photo", *columns])
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG", optimize=True)
-    return buffer.getvalue()
+    return encode_grid(draw_grid(rows, ["real photo", *columns]))

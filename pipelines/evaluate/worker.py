@@ -1,10 +1,9 @@
 """The actor of an evaluation, which holds one model and measures units of work."""
 
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import TypeVar
 
 import numpy as np
 
@@ -18,7 +17,7 @@ from lookalike.errors import UnreachableError, describe
 from lookalike.evaluation.measure import paired_losses
 from lookalike.evaluation.measurements import UNREADABLE, Measurement, with_prefix
 from lookalike.evaluation.metrics import Metric, Task, measure, metrics_of
-from lookalike.evaluation.suites import ImageCase, LossSample
+from lookalike.evaluation.suites import Case
 from lookalike.models.batch import Batch, to_batch
 from lookalike.models.preprocess import Preprocessor, check_image
 from lookalike.models.subject import SubjectModel
@@ -34,26 +33,14 @@ Images = tuple[np.ndarray, list[np.ndarray]]
 
 
 @dataclass(frozen=True)
-class LossUnit:
-    """Losses that are measured in one batch, with right and with shuffled conditions."""
+class Unit:
+    """Losses that are measured, or images that are generated, in one batch."""
 
     bundle: int
     """Index of the bundle."""
-    samples: tuple[LossSample, ...]
-
-
-@dataclass(frozen=True)
-class ImageUnit:
-    """Images that are generated in one batch, by one denoising schedule."""
-
-    bundle: int
-    """Index of the bundle."""
-    stages: str
-    cases: tuple[ImageCase, ...]
-
-
-Unit = LossUnit | ImageUnit
-CaseT = TypeVar("CaseT", LossSample, ImageCase)
+    cases: tuple[Case, ...]
+    stages: str | None = None
+    """The denoising schedule of images; None for losses."""
 
 
 @dataclass(frozen=True)
@@ -81,44 +68,37 @@ class Evaluator:
         self._read: dict[int, Images] = {}
 
     def __call__(self, unit: int) -> Columns:
-        todo = self._work.units[unit]
+        work = self._work.units[unit]
         self._read.clear()
-        rows = self._losses(todo) if isinstance(todo, LossUnit) else self._images(todo)
-        return {
-            "case": np.array([row.case for row in rows]),
-            "subject": np.array([row.subject for row in rows]),
-            "metric": np.array([row.metric for row in rows]),
-            "value": np.array([row.value for row in rows]),
-        }
+        rows = self._losses(work) if work.stages is None else self._images(work, work.stages)
+        return {field.name: np.array([getattr(row, field.name) for row in rows]) for field in fields(Measurement)}
 
-    def _losses(self, unit: LossUnit) -> list[Measurement]:
+    def _losses(self, unit: Unit) -> list[Measurement]:
         pipe, pool = self._pipe(unit.bundle), self._work.pool
-        samples, unreadable = self._readable(
-            unit.samples, lambda s: s.sample_id, lambda s: (s.target, s.right, s.shuffled)
-        )
-        if not samples:
+        cases, unreadable = self._readable(unit.cases)
+        if not cases:
             return unreadable
         references = self._preprocessor(pipe).preset.references
         model = SubjectModel(pipe.mllm, pipe.aggregator, pipe.transformer, references).eval()
-        targets = [self._load(sample.target)[0] for sample in samples]
-        strangers = [sample.shuffled for sample in samples if sample.shuffled is not None]
+        targets = [self._load(case.target)[0] for case in cases]
+        others = [case.other for case in cases if case.other is not None]
         rows = paired_losses(
             model,
             pipe.vae,
             FlowConfig.from_scheduler(pipe.scheduler.config),
-            self._batch(pipe, [sample.right for sample in samples], targets),
-            self._batch(pipe, strangers, targets) if len(strangers) == len(targets) else None,
-            sample_ids=[sample.sample_id for sample in samples],
-            subjects=[pool[sample.target].subject for sample in samples],
+            self._batch(pipe, [case.conditions for case in cases], targets),
+            self._batch(pipe, others, targets) if len(others) == len(targets) else None,
+            sample_ids=[case.case_id for case in cases],
+            subjects=[pool[case.target].subject for case in cases],
             seed=self._work.config.seed,
             cache=self._cache,
         )
         return with_prefix(rows, _before(unit.bundle)) + unreadable
 
-    def _images(self, unit: ImageUnit) -> list[Measurement]:
+    def _images(self, unit: Unit, stages: str) -> list[Measurement]:
         config, pool = self._work.config, self._work.pool
         pipe = self._pipe(unit.bundle)
-        cases, unreadable = self._readable(unit.cases, lambda c: c.case_id, lambda c: (c.target, c.conditions, c.other))
+        cases, unreadable = self._readable(unit.cases)
         if not cases:
             return unreadable
         given = [pool[case.conditions] for case in cases]
@@ -127,13 +107,13 @@ class Evaluator:
             [self._load(case.conditions)[1] for case in cases],
             num_inference_steps=config.steps,
             guidance_scale=config.guidance_scale,
-            stages=unit.stages,
+            stages=stages,
             seeds=[seed_of(config.seed, case.case_id) % 2**63 for case in cases],
         ).images
         images = np.stack([np.asarray(image) for image in images])
         store = open_store(config.out)
         for case, image in zip(cases, images, strict=True):
-            store.write(image_key(unit.bundle, case, unit.stages), encode_png(image))
+            store.write(image_key(unit.bundle, case, stages), encode_png(image))
         height, width = images.shape[1:3]
         tasks = [
             Task(
@@ -145,27 +125,26 @@ class Evaluator:
             )
             for case in cases
         ]
-        main = "" if unit.stages == config.stages[0] else f"{unit.stages}/"
+        main = "" if stages == config.stages[0] else f"{stages}/"
         return with_prefix(measure(self._metrics, list(images), tasks), _before(unit.bundle) + main) + unreadable
 
-    def _readable(
-        self, cases: Sequence[CaseT], name: Callable[[CaseT], str], needs: Callable[[CaseT], tuple[int | None, ...]]
-    ) -> tuple[list[CaseT], list[Measurement]]:
+    def _readable(self, cases: Sequence[Case]) -> tuple[list[Case], list[Measurement]]:
         """Select the cases whose triplets can be read; for each other case a row with the reason as its metric."""
         usable, unreadable = [], []
         for case in cases:
+            needed = [case.target, case.conditions, *([] if case.other is None else [case.other])]
             triplet = case.target
             try:
-                for triplet in (index for index in needs(case) if index is not None):
+                for triplet in needed:
                     self._load(triplet)
                 usable.append(case)
             except (UnreachableError, ShardError, MemoryError):
                 raise
             except Exception as error:  # whatever a decoder raises for the bytes of this one
                 reason = f"triplet {self._work.pool[triplet].triplet_id}: {describe(error)[:200]}"
-                log.warning("case %s is not measured: %s", name(case), reason)
+                log.warning("case %s is not measured: %s", case.case_id, reason)
                 subject = self._work.pool[case.target].subject
-                unreadable.append(Measurement(name(case), subject, UNREADABLE + reason, 1.0))
+                unreadable.append(Measurement(case.case_id, subject, UNREADABLE + reason, 1.0))
         return usable, unreadable
 
     def _pipe(self, bundle: int) -> SubjectPipeline:
@@ -205,7 +184,7 @@ class Evaluator:
         return self._read[index]
 
 
-def image_key(bundle: int, case: ImageCase, stages: str) -> str:
+def image_key(bundle: int, case: Case, stages: str) -> str:
     """Key of a generated image below the evaluation's prefix."""
     return f"images/{_before(bundle)}{stages.replace('/', '-')}/{case.case_id}.png"
 

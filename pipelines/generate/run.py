@@ -1,12 +1,13 @@
 """Run one generation, from its configuration to its images."""
 
-import io
 import logging
 import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from lookalike import config as configs
 from lookalike.bundles.load import load_preprocessor
@@ -23,7 +24,6 @@ from pipelines.actors import run_units
 from pipelines.generate.config import GenerateConfig
 
 if TYPE_CHECKING:
-    from lookalike.registry import ModelReference
     from pipelines.generate.worker import Request
 
 log = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ def generate(config: GenerateConfig) -> dict[str, Any]:
     """
     from lookalike.diffusion.inputs import check_size
     from lookalike.registry import resolve
-    from pipelines.generate.worker import Request
+    from pipelines.generate.worker import GenerationWork, Generator, Request
 
     model = resolve(config.model, config.tracking, config.bundle)
     bundle = locate_bundle(model.bundle_uri, model.bundle_sha256, base_uri=config.base)
@@ -67,12 +67,18 @@ def generate(config: GenerateConfig) -> dict[str, Any]:
 
     def work(fingerprint: str) -> dict[str, Any]:
         pixels = [decode(data) for _, data in references]
-        for (
-            prompt
-        ) in prompts:  # raises before any work; one at a time, since all at once would hold the photos for each
+        for prompt in prompts:  # before any image; one at a time, since all at once would hold the photos for each
             preprocessor([prompt], [pixels], truncate_prompts=True)
-        _make(config, store, model, bundle, references, requests)
-        store.write(SHEET, _contact_sheet(store, config, pixels, requests))
+        name = f"{model.name}/{model.version}" if model.version else model.name or bundle.uri
+        there = {info.key for info in store.list("images/")}
+        missing = [request for request in requests if request.file not in there]
+        firsts = range(0, len(missing), config.batch_size)
+        units = tuple(tuple(missing[first : first + config.batch_size]) for first in firsts)
+        if units:
+            plan = GenerationWork(config, bundle, name, tuple(data for _, data in references), units)
+            for _ in run_units(Generator, plan, len(units), config.actors):
+                pass
+        store.write(SHEET, _contact_sheet(store, pixels, requests, config.num_images))
         result = {
             "model": {
                 "name": model.name,
@@ -96,27 +102,6 @@ def generate(config: GenerateConfig) -> dict[str, Any]:
         earlier=lambda fingerprint: _earlier_result(store, fingerprint, requests),
         work=work,
     )
-
-
-def _make(
-    config: GenerateConfig,
-    store: Store,
-    model: "ModelReference",
-    bundle: BundleReference,
-    references: Sequence[tuple[str, bytes]],
-    requests: "Sequence[Request]",
-) -> None:
-    """Generate the images that are not in ``store`` yet."""
-    from pipelines.generate.worker import GenerationWork, Generator
-
-    name = f"{model.name}/{model.version}" if model.version else model.name or bundle.uri
-    there = {info.key for info in store.list("images/")}
-    missing = [request for request in requests if request.file not in there]
-    units = [tuple(missing[first : first + config.batch_size]) for first in range(0, len(missing), config.batch_size)]
-    if units:
-        work = GenerationWork(config, bundle, name, tuple(data for _, data in references), tuple(units))
-        for _ in run_units(Generator, work, len(units), config.actors):
-            pass
 
 
 def _earlier_result(store: Store, fingerprint: str, requests: "Sequence[Request]") -> dict[str, Any]:
@@ -149,20 +134,22 @@ def _references(config: GenerateConfig, bundle: BundleReference) -> list[tuple[s
     limit, bound = bundle.max_references, (config.max_reference_mib, "max_reference_mib")
     files: list[tuple[str, bytes]] = []
     for location in config.reference:
-        found = None if location.endswith("/") else locate_object(location)
-        if found and (PurePosixPath(found[1]).suffix[1:].lower() in EXTENSIONS or found[0].exists(found[1])):
-            files.append((found[0].uri_of(found[1]), read_at_most(*found, *bound)))
+        store, key = (None, "") if location.endswith("/") else locate_object(location)
+        if store and (PurePosixPath(key).suffix[1:].lower() in EXTENSIONS or store.exists(key)):
+            files.append((store.uri_of(key), read_at_most(store, key, *bound)))
             continue
         folder = open_store(location)
         keys = [info.key for info in folder.list() if PurePosixPath(info.key).suffix[1:].lower() in EXTENSIONS]
         if not keys:
-            raise InputError("neither a photo nor a folder of photos", value=location, fix="check --reference")
+            raise InputError(
+                "the reference is neither a photo nor a folder of photos", value=location, fix="check --reference"
+            )
         files += [(folder.uri_of(key), read_at_most(folder, key, *bound)) for key in keys[: max(1, limit - len(files))]]
     if len(files) > limit:
         raise ConfigError(
-            f"{len(files)} references; this model reads {limit}",
+            f"there are {len(files)} references, and this model reads at most {limit}",
             value=[uri for uri, _ in files],
-            fix=f"name at most {limit}",
+            fix=f"name at most {limit} with --reference",
         )
     for uri, data in files:
         try:
@@ -172,15 +159,14 @@ def _references(config: GenerateConfig, bundle: BundleReference) -> list[tuple[s
     return files
 
 
-def _contact_sheet(store: Store, config: GenerateConfig, references: Sequence[Any], requests: Sequence[Any]) -> bytes:
-    from lookalike.report.grid import GridRow, draw_grid
+def _contact_sheet(
+    store: Store, references: Sequence[np.ndarray], requests: "Sequence[Request]", images_per_prompt: int
+) -> bytes:
+    from lookalike.report.grid import GridRow, draw_grid, encode_grid
 
-    rows: dict[str, dict[str, Any]] = {}
-    for request in requests:
-        row = rows.setdefault(request.file.split("-")[0], {"prompt": request.prompt, "images": {}})
-        row["images"][f"seed {request.seed}"] = decode(store.read(request.file))
-    columns = [f"seed {config.seed + index}" for index in range(config.num_images)]
-    sheet = draw_grid([GridRow(references, row["prompt"], row["images"]) for row in rows.values()], columns)
-    buffer = io.BytesIO()
-    sheet.save(buffer, format="PNG", optimize=True)
-    return buffer.getvalue()
+    rows = []
+    for first in range(0, len(requests), images_per_prompt):
+        part = requests[first : first + images_per_prompt]
+        images = {f"seed {request.seed}": decode(store.read(request.file)) for request in part}
+        rows.append(GridRow(references, part[0].prompt, images))
+    return encode_grid(draw_grid(rows, list(rows[0].images)))

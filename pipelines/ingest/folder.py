@@ -6,8 +6,9 @@ beside it.
 
 import csv
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -22,9 +23,9 @@ from lookalike.storage.store import survey
 from lookalike.storage.walk import Skipped
 from pipelines.ingest.config import IngestConfig
 from pipelines.ingest.sidecars import check_sidecars, read_sidecar
-from pipelines.ingest.source import Plan, shard_name
+from pipelines.ingest.source import Plan, Shard, shard_name
 
-_SIDECARS = {".txt", ".json"}
+_SIDECARS = (".txt", ".json")  # the later one overrides the fields of the earlier one
 MASK = ".mask.png"
 _UNLISTED = {
     "link_outside": "a link that leads out of the source: copy its target into the source",
@@ -58,47 +59,29 @@ class PhotoFile:
     """Bytes of the image."""
 
 
-@dataclass(frozen=True)
-class FolderShard:
-    """Photos of one shard, whose bytes are copied unchanged."""
+def _write_shard(path: Path, source: str, licence: str, photos: Sequence[PhotoFile]) -> None:
+    """Write a tar with the unchanged bytes of photos, which are read from the URI ``source``."""
+    store = open_store(source)
+    write_tar(path, (_sample(store, licence, photo) for photo in photos))
 
-    name: str
-    """Key below the raw prefix."""
-    source: str
-    """URI of the source."""
-    licence: str
-    """Licence of photos whose sidecars name none."""
-    photos: tuple[PhotoFile, ...]
-    """The photos, in the order of their keys."""
 
-    @property
-    def images(self) -> int:
-        """Number of photos in the shard."""
-        return len(self.photos)
-
-    def write(self, path: Path) -> None:
-        """Read the photos and write the tar to ``path``."""
-        write_tar(path, self._samples())
-
-    def _samples(self) -> Iterator[tuple[str, dict[str, bytes]]]:
-        store = open_store(self.source)
-        for photo in self.photos:
-            meta: dict[str, Any] = {
-                "subject": normal(photo.subject),
-                "class": photo.class_name,
-                "source": store.uri_of(photo.path),
-                "licence": self.licence,
-            }
-            for sidecar in photo.sidecars:
-                meta |= read_sidecar(store, sidecar)
-            meta.setdefault("caption", f"a photo of a {meta['class']}")
-            payload = {
-                PurePosixPath(photo.path).suffix[1:].lower(): store.read(photo.path),
-                "json": canonical_json(meta).encode(),
-            }
-            if photo.mask is not None:
-                payload[MASK[1:]] = store.read(photo.mask)
-            yield photo.key, payload
+def _sample(store: Store, licence: str, photo: PhotoFile) -> tuple[str, dict[str, bytes]]:
+    meta: dict[str, Any] = {
+        "subject": normal(photo.subject),
+        "class": photo.class_name,
+        "source": store.uri_of(photo.path),
+        "licence": licence,
+    }
+    for sidecar in photo.sidecars:
+        meta |= read_sidecar(store, sidecar)
+    meta.setdefault("caption", f"a photo of a {meta['class']}")
+    payload = {
+        PurePosixPath(photo.path).suffix[1:].lower(): store.read(photo.path),
+        "json": canonical_json(meta).encode(),
+    }
+    if photo.mask is not None:
+        payload[MASK[1:]] = store.read(photo.mask)
+    return photo.key, payload
 
 
 def plan_folder(config: IngestConfig) -> Plan:
@@ -108,16 +91,12 @@ def plan_folder(config: IngestConfig) -> Plan:
         InputError: the source is missing or empty, a subject's folder has no image, or a named subject does not exist.
     """
     store = open_store(config.source)
-    listing, unlisted = _listing(store)
-    if not listing:
-        why = f": {', '.join(sorted(set(unlisted.values())))}" if unlisted else ""
-        what = f"the source is missing or empty{why}"
+    files, skipped = _survey(store, config)
+    if not files:
+        reasons = ", ".join(sorted(set(skipped.values())))
+        what = f"no file of the source can be read: {reasons}" if reasons else "the source is missing or empty"
         raise InputError(what, value=config.source, fix="name a folder of photos")
-    listing, unreadable = _with_readable_names(listing)
-    unreadable |= {info.key: why for info in listing if (why := _too_large(info, config))}
-    listing = [info for info in listing if info.key not in unreadable]
-    folders, skipped = _by_subject(listing)
-    skipped |= unlisted | unreadable
+    folders = _by_subject(files, skipped)
     # compared in one of Unicode's normal forms, since a file system may store another than the user types
     wanted, excluded = ({normal(name) for name in names} for names in (config.subjects, config.exclude_subjects))
     for name in sorted((wanted | excluded) - {normal(name) for name in folders}):
@@ -126,7 +105,7 @@ def plan_folder(config: IngestConfig) -> Plan:
         )
     chosen = [name for name in folders if normal(name) not in excluded and (not wanted or normal(name) in wanted)]
     skipped |= {f"{name}/": "excluded" for name in folders if name not in chosen}
-    classes = _classes(store, {info.key for info in listing})
+    classes = _classes(store, {info.key for info in files})
     photos: list[PhotoFile] = []
     for name in chosen:
         photos += _photos(name, folders[name], classes.get(normal(name)) or class_of(name), skipped)
@@ -135,31 +114,28 @@ def plan_folder(config: IngestConfig) -> Plan:
             "the source has no photos in subject folders", value=config.source, fix="lay them out as <subject>/<nn>.jpg"
         )
     check_sidecars(store, [sidecar for photo in photos for sidecar in photo.sidecars])
-    shards = [
-        FolderShard(shard_name(index), store.uri, config.licence, tuple(part))
-        for index, part in enumerate(_split_by_size(_unique_keys(photos), config.shard_mib << 20))
-    ]
-    identity = fingerprint([[info.key, info.size] for info in listing])
+    write = partial(_write_shard, source=store.uri, licence=config.licence)
+    parts = enumerate(_split_by_size(_unique_keys(photos), config.shard_mib << 20))
+    shards = [Shard(shard_name(index), len(part), partial(write, photos=part)) for index, part in parts]
+    identity = fingerprint([[info.key, info.size] for info in files])
     return Plan(shards, subjects=len({normal(name) for name in chosen}), identity=identity, skipped=skipped)
 
 
-def _too_large(info: ObjectInfo, config: IngestConfig) -> str:
-    """Why a file is too large to be read; empty if it is not."""
-    name = "max_text_mib" if PurePosixPath(info.key).suffix in (*_SIDECARS, ".csv") else "max_file_mib"
-    most = getattr(config, name)
-    return f"more than {most} MiB ({name})" if info.size > most << 20 else ""
-
-
-def _listing(store: Store) -> tuple[list[ObjectInfo], dict[str, str]]:
-    """The files of the source, and the other names by reason."""
-    listing: list[ObjectInfo] = []
-    unlisted: dict[str, str] = {}
+def _survey(store: Store, config: IngestConfig) -> tuple[list[ObjectInfo], dict[str, str]]:
+    """List the files of the source that can be read, and the other names with the reason."""
+    files: list[ObjectInfo] = []
+    skipped: dict[str, str] = {}
     for entry in survey(store):
+        limit = "max_text_mib" if PurePosixPath(entry.key).suffix in (*_SIDECARS, ".csv") else "max_file_mib"
         if isinstance(entry, Skipped):
-            unlisted[entry.key] = _UNLISTED.get(entry.reason, entry.reason)
+            skipped[entry.key] = _UNLISTED.get(entry.reason, entry.reason)
+        elif not is_utf8(entry.key):
+            skipped[escaped(entry.key)] = "its name is not UTF-8: rename it"
+        elif entry.size > getattr(config, limit) << 20:
+            skipped[entry.key] = f"more than {getattr(config, limit)} MiB ({limit})"
         else:
-            listing.append(entry)
-    return listing, unlisted
+            files.append(entry)
+    return files, skipped
 
 
 def class_of(folder: str) -> str:
@@ -167,10 +143,9 @@ def class_of(folder: str) -> str:
     return re.sub(r"[\s_-]+", " ", re.sub(r"[\d\s_-]+$", "", folder)).strip().lower() or "object"
 
 
-def _by_subject(listing: list[ObjectInfo]) -> tuple[dict[str, list[ObjectInfo]], dict[str, str]]:
+def _by_subject(files: list[ObjectInfo], skipped: dict[str, str]) -> dict[str, list[ObjectInfo]]:
     folders: dict[str, list[ObjectInfo]] = {}
-    skipped: dict[str, str] = {}
-    for info in listing:
+    for info in files:
         parts = info.key.split("/")
         if any(part.startswith(".") for part in parts):
             skipped[info.key] = "hidden file"
@@ -178,38 +153,37 @@ def _by_subject(listing: list[ObjectInfo]) -> tuple[dict[str, list[ObjectInfo]],
             folders.setdefault(parts[0], []).append(info)
         else:
             skipped[info.key] = "not directly in a subject's folder"
-    return folders, skipped
+    return folders
 
 
-def _photos(subject: str, files: list[ObjectInfo], class_name: str, skipped: dict[str, str]) -> Iterator[PhotoFile]:
+def _photos(subject: str, files: list[ObjectInfo], class_name: str, skipped: dict[str, str]) -> list[PhotoFile]:
     keys = {info.key for info in files}
     used: set[str] = set()
-    has_images = False
+    photos = []
     for info in files:
         path = PurePosixPath(info.key)
         if path.suffix[1:].lower() not in EXTENSIONS or path.name.lower().endswith(MASK):
             continue
-        has_images = True
-        sidecars = tuple(str(path.with_suffix(s)) for s in sorted(_SIDECARS, reverse=True))
-        present = tuple(key for key in sidecars if key in keys)
-        mask = str(path.with_suffix(MASK)) if str(path.with_suffix(MASK)) in keys else None
-        used |= {info.key, *present, *([mask] if mask else [])}
+        sidecars = tuple(key for suffix in _SIDECARS if (key := str(path.with_suffix(suffix))) in keys)
+        mask = str(path.with_suffix(MASK))
+        used |= {info.key, mask, *sidecars}
         key = f"{subject}-{path.stem}".replace(".", "_")
-        yield PhotoFile(key, info.key, subject, class_name, present, mask, info.size)
-    if not has_images and any(_needs_heic(info.key) for info in files):
+        photos.append(
+            PhotoFile(key, info.key, subject, class_name, sidecars, mask if mask in keys else None, info.size)
+        )
+    if not photos and any(_needs_heic(info.key) for info in files):
         raise InputError(
             "all photos of a subject are HEIC, HEIF or AVIF, which need an extra",
             value=subject,
             fix="pip install 'lookalike[heic]', or convert them to JPEG",
         )
-    if not has_images:
+    if not photos:
         raise InputError(
             "the folder of a subject has no image", value=subject, fix="add photos, or name it in --exclude-subjects"
         )
-    skipped |= {
-        key: _HEIC_LACKS if _needs_heic(key) else "neither an image nor the sidecar of an image"
-        for key in sorted(keys - used)
-    }
+    for key in sorted(keys - used):
+        skipped[key] = _HEIC_LACKS if _needs_heic(key) else "neither an image nor the sidecar of an image"
+    return photos
 
 
 def _needs_heic(key: str) -> bool:
@@ -239,13 +213,6 @@ def _split_by_size(photos: Iterator[PhotoFile], limit: int) -> Iterator[list[Pho
         size += photo.size
     if part:
         yield part
-
-
-def _with_readable_names(listing: list[ObjectInfo]) -> tuple[list[ObjectInfo], dict[str, str]]:
-    """The files whose names are UTF-8, and the reasons of the others, by name with other bytes as ``\\udcXX``."""
-    readable = [info for info in listing if is_utf8(info.key)]
-    reason = "its name is not UTF-8: rename it"
-    return readable, {escaped(info.key): reason for info in listing if not is_utf8(info.key)}
 
 
 def _classes(store: Store, keys: set[str]) -> dict[str, str]:

@@ -17,7 +17,8 @@ from lookalike.storage.claim import claim
 from pipelines.entry import ray_session
 from pipelines.ingest.config import SAMPLE, IngestConfig
 from pipelines.ingest.folder import plan_folder
-from pipelines.ingest.source import Plan, Shard
+from pipelines.ingest.sample.source import plan_sample
+from pipelines.ingest.source import Shard
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +35,7 @@ def ingest(config: IngestConfig) -> dict[str, Any]:
         InputError: the source is missing or empty, or has a subject without images.
         ConflictError: the prefix holds shards of another source or configuration.
     """
-    plan = plan_source(config)
+    plan = plan_sample(config) if config.source == SAMPLE else plan_folder(config)
     store = open_store(config.raw)
     claim(store, to_dict(config) | {"source_identity": plan.identity})
     total = sum(shard.images for shard in plan.shards)
@@ -58,16 +59,7 @@ def ingest(config: IngestConfig) -> dict[str, Any]:
     return result
 
 
-def plan_source(config: IngestConfig) -> Plan:
-    """Plan the shards of the source that ``config`` names."""
-    if config.source == SAMPLE:
-        from pipelines.ingest.sample.source import plan_sample
-
-        return plan_sample(config)
-    return plan_folder(config)
-
-
-def write_shard(shard: Shard, store: Store) -> int:
+def _write_shard(shard: Shard, store: Store) -> int:
     """Write one shard and upload it atomically to ``store``; return its number of images."""
     redact_logs()
     with scratch("shard") as folder:
@@ -79,7 +71,7 @@ def write_shard(shard: Shard, store: Store) -> int:
 
 def _write_all(shards: list[Shard], store: Store) -> Iterator[int]:
     """Write shards as Ray tasks, at most two per CPU at a time; yield the number of images of each finished one."""
-    task = ray.remote(num_cpus=1)(write_shard)
+    task = ray.remote(num_cpus=1)(_write_shard)
     window = max(2, 2 * int(ray.cluster_resources().get("CPU", 1)))
     waiting = list(reversed(shards))
     running: list[ray.ObjectRef[int]] = []

@@ -4,15 +4,8 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from lookalike.data.text import (
-    LICENCE_KEYS,
-    TextError,
-    decode_text,
-    read_json,
-    read_label,
-    read_licence,
-    without_surrogates,
-)
+from lookalike.data import text
+from lookalike.data.text import TextError
 from lookalike.errors import InputError
 from lookalike.storage import Store
 
@@ -31,14 +24,14 @@ def read_sidecar(store: Store, key: str) -> dict[str, Any]:
     """
     where = store.uri_of(key)
     if key.lower().endswith(".txt"):
-        caption = read_label(decode_text(store.read(key), where), prose=True).text
+        caption = text.read_label(text.decode_text(store.read(key), where), prose=True).text
         return {"caption": caption} if caption else {}
-    values = read_json(store.read(key), where)
+    values = text.read_json(store.read(key), where)
     if not isinstance(values, dict):
         raise TextError("the sidecar is not a JSON object", value=where, fix='write {"caption": "…"}')
-    fields = {name: value for name, value in values.items() if name.strip().casefold() not in LICENCE_KEYS}
+    fields = {name: value for name, value in values.items() if not text.is_licence_key(name)}
     for name in _LABELS:
-        label = read_label(
+        label = text.read_label(
             fields.pop(name, None),
             many=name == "caption",
             identity=name == "subject",
@@ -51,19 +44,18 @@ def read_sidecar(store: Store, key: str) -> dict[str, Any]:
         if label.text:
             fields[name] = label.text
     try:
-        licence = read_licence(values).text
+        licence = text.read_licence(values)
     except TextError as error:
         raise TextError(error.what, value=where, fix=error.fix) from None
     if licence:
         fields["licence"] = licence
-    return dict(without_surrogates(fields))
+    return dict(text.without_surrogates(fields))
 
 
 def check_sidecars(store: Store, keys: Sequence[str]) -> None:
     """Check all sidecars before anything is written, so that one error names all invalid ones.
 
-    Raises:
-        InputError: at least one sidecar is invalid.
+    Raises InputError: at least one sidecar is invalid.
     """
     with ThreadPoolExecutor(16) as pool:
         errors = [error for error in pool.map(lambda key: _error_of(store, key), keys) if error is not None]

@@ -1,24 +1,21 @@
 """The interface of sources: a plan of shards, each of which any worker can write alone."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 
-class Shard(Protocol):
-    """One raw shard to write. Picklable; equal plans write equal bytes."""
+@dataclass(frozen=True)
+class Shard:
+    """One raw shard to write."""
 
-    @property
-    def name(self) -> str:
-        """Key below the raw prefix, such as ``shard-000000.tar``."""
-
-    @property
-    def images(self) -> int:
-        """Number of photos in the shard."""
-
-    def write(self, path: Path) -> None:
-        """Write the tar to ``path``."""
+    name: str
+    """Key below the raw prefix, such as ``shard-000000.tar``."""
+    images: int
+    """Number of photos in the shard."""
+    write: Callable[[Path], None]
+    """Picklable function that writes the tar to a path. Equal plans write equal bytes."""
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ import pytest
 from PIL import Image
 
 from lookalike.annotators.embedder import load_embedder
-from lookalike.data.images import decode_at_least
+from lookalike.data.images import decode
 from pipelines.curate import CurateConfig, curate
 from pipelines.curate.config import PlanConfig, ShardsConfig
 from pipelines.curate.features import FEATURE_SIDE, features
@@ -137,7 +137,7 @@ def _bare(paths: list[str], embedder: str | None) -> int:
     for path in paths:
         batch = []
         for data in _images(path):
-            pixels, _ = decode_at_least(data, _DECODE_SIDE)
+            pixels = decode(data, _DECODE_SIDE)
             features(pixels)
             images += 1
             batch.append(pixels)
@@ -187,7 +187,7 @@ def _share_of_the_embedder(path: str) -> float:
     embed, spent = _one_thread_embedder(_DEFAULT), {"decode": 0.0, "embed": 0.0}
     for data in islice(_images(path), 64):
         started = time.perf_counter()
-        pixels, _ = decode_at_least(data, _DECODE_SIDE)
+        pixels = decode(data, _DECODE_SIDE)
         features(pixels)
         decoded = time.perf_counter()
         embed([pixels])

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from lookalike.annotators.embedder import load_embedder
-from lookalike.data.images import decode_at_least
+from lookalike.data.images import decode
 from lookalike.data.shards import iter_samples
 from pipelines.curate.cluster_subjects import group
 from pipelines.curate.config import CurateConfig, FoundConfig
@@ -63,7 +63,7 @@ def _of_shards(raw: Path) -> list[tuple[str, bytes]]:
 
 def _quality(photos: list[tuple[str, bytes]]) -> dict[str, Any]:
     embed = load_embedder(_embedder_name())
-    vectors = np.concatenate([embed([decode_at_least(data, FEATURE_SIDE + 8)[0]]) for _, data in photos])
+    vectors = np.concatenate([embed([decode(data, FEATURE_SIDE + 8)]) for _, data in photos])
     subjects = np.array([subject for subject, _ in photos])
     once = np.triu(np.ones((len(subjects), len(subjects)), bool), 1)
     same = (subjects[:, None] == subjects) & once

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from lookalike.annotators.embedder import load_embedder
-from lookalike.data.images import decode_at_least
+from lookalike.data.images import decode
 from pipelines.curate.features import FEATURE_SIDE, features
 from pipelines.curate.filters.near_duplicate import NearDuplicate
 from tests.bench.measured import keep
@@ -60,7 +60,7 @@ def test_copies_are_found_and_other_photos_of_a_subject_are_not() -> None:
         subjects[path.parent.name].append(path.read_bytes())
 
     def look(files: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
-        pixels = [decode_at_least(data, FEATURE_SIDE + 8)[0] for data in files]
+        pixels = [decode(data, FEATURE_SIDE + 8) for data in files]
         vectors = np.asarray(embed(pixels), np.float16).astype(np.float32)
         hashes = np.array([features(image)["phash"] for image in pixels], np.uint64)
         return hashes, vectors / np.linalg.norm(vectors, axis=1, keepdims=True)

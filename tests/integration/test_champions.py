@@ -460,7 +460,7 @@ def test_scores_without_measurements_are_refused(world: World) -> None:
     forged["metrics"]["loss_gap"]["low"] = 9e9
     del forged["measurements_sha256"]  # as in earlier versions
     scores.write_text(json.dumps(forged))
-    with pytest.raises(InputError, match="and its measurements give"):
+    with pytest.raises(InputError, match="but its measurements give"):
         world.promote("better")
     assert world.champion() == "good"
 

@@ -194,7 +194,7 @@ def test_taken_down_images_are_removed_and_snapshots_that_held_them_are_listed(
     assert result.version == 2
     assert result.manifest["counts"]["dropped"]["taken_down"] == 6  # with the tiny photo of thing03
     assert result.manifest["taken_down"]["held_by"] == {"v0001": 5}
-    assert "v0001 (5 images)" in (dataset / "v0002" / "report.html").read_text()
+    assert "v0001 (5 photos)" in (dataset / "v0002" / "report.html").read_text()
     rows = pq.read_table(dataset / "v0002" / "images.parquet").to_pylist()
     assert {row["key"] for row in rows if row["drop_reason"] == "taken_down"} >= {"thing01-0", "thing03-1"}
     assert {triplet.subject for triplet in read_triplets(version_store(open_store(str(dataset)), 2))}.isdisjoint(

@@ -33,7 +33,7 @@ HERE = ActorConfig(count=0)  # the jobs below, and the demo, have actors
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A mini bundle whose DiT listens: at random, not at zero as it starts."""
+    """A mini bundle whose DiT depends on its conditions: weights that are initialised to zero are random."""
     import torch
 
     from lookalike.bundles.build import materialise
@@ -120,7 +120,7 @@ def dataset(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def quick(bundle: Path, dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> EvaluateConfig:
-    """An evaluation of seconds, done once; CLIP and DINO are tiny and know nothing."""
+    """A finished evaluation that takes seconds; its CLIP and DINO models are tiny and untrained."""
     scorers = tmp_path_factory.mktemp("scorers")
     config = EvaluateConfig(
         bundle=str(bundle),

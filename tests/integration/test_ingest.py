@@ -49,7 +49,7 @@ def raw(ray_local: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_world_is_what_its_truth_says(raw: Path) -> None:
+def test_sample_world_matches_its_ground_truth(raw: Path) -> None:
     samples, lost = read(raw)
     truth = json.loads((raw / "_truth.json").read_text())
     unreadable = {key for keys in truth["truncated_shards"].values() for key in keys}
@@ -73,7 +73,7 @@ def test_the_world_is_what_its_truth_says(raw: Path) -> None:
     assert len([keys for keys in by_bytes.values() if len(keys) > 1]) == len(planted)
 
 
-def test_the_same_seed_is_the_same_bytes_and_a_lost_shard_comes_back(raw: Path, tmp_path: Path) -> None:
+def test_equal_seeds_give_equal_bytes_and_a_missing_shard_is_written_again(raw: Path, tmp_path: Path) -> None:
     config = world(tmp_path)
     first = ingest(config)
     assert shard_bytes(tmp_path) == shard_bytes(raw)
@@ -86,7 +86,7 @@ def test_the_same_seed_is_the_same_bytes_and_a_lost_shard_comes_back(raw: Path, 
     assert ingest(config) == first
 
 
-def test_another_run_does_not_get_the_place(raw: Path) -> None:
+def test_prefix_of_another_run_is_a_conflict(raw: Path) -> None:
     with pytest.raises(ConflictError, match="sample"):
         ingest(IngestConfig(source="sample", raw=str(raw), sample=SampleWorldConfig(subjects=9, views=4, size_px=64)))
 
@@ -106,7 +106,7 @@ def test_a_customers_photos_can_be_ingested_again(ray_local: None, tmp_path: Pat
     assert {json.loads(members["json"])["class"] for members in samples.values()} == {"duck"}
 
 
-def test_an_error_inside_a_task_reaches_the_user_as_it_is(ray_local: None, tmp_path: Path) -> None:
+def test_error_in_a_ray_task_keeps_its_class_and_message(ray_local: None, tmp_path: Path) -> None:
     (tmp_path / "in" / "a").mkdir(parents=True)
     Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "in" / "a" / "0.png")
     (tmp_path / "raw" / "shard-000000.tar").mkdir(parents=True)  # where the task writes
@@ -116,7 +116,7 @@ def test_an_error_inside_a_task_reaches_the_user_as_it_is(ray_local: None, tmp_p
     assert not (tmp_path / "raw" / "ingest.json").exists()
 
 
-def test_the_job_on_s3(raw: Path, s3_uri: str, s3_server: dict[str, str], run_job: RunJob) -> None:
+def test_job_writes_to_s3(raw: Path, s3_uri: str, s3_server: dict[str, str], run_job: RunJob) -> None:
     flags = ["--sample.subjects", "8", "--sample.views", "4", "--sample.size_px", "64"]
     done = run_job("ingest", "--source", "sample", "--raw", s3_uri, *flags, env=s3_server)
     assert done.returncode == 0, done.stderr
@@ -124,7 +124,7 @@ def test_the_job_on_s3(raw: Path, s3_uri: str, s3_server: dict[str, str], run_jo
     assert {info.key: store.read(info.key) for info in store.list("shard-")} == shard_bytes(raw)
 
 
-def test_the_job_says_what_is_wrong(tmp_path: Path, run_job: RunJob) -> None:
+def test_job_prints_the_error_without_a_traceback(tmp_path: Path, run_job: RunJob) -> None:
     done = run_job("ingest", "--source", str(tmp_path / "none"), "--raw", str(tmp_path / "raw"))
     assert done.returncode == 2
     assert "missing or empty" in done.stderr

@@ -1,7 +1,7 @@
 """Plant the defects of real shards into the sample world, to test whether curation finds them."""
 
 import io
-from dataclasses import dataclass
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -21,34 +21,19 @@ _TINY_PX = (24, 32, 16)
 _WORDS = ("SAMPLE STOCK PHOTO", "www.studio.example", "SALE 50% OFF")
 
 
-@dataclass(frozen=True)
-class Shot:
-    """A photo of a shard, with its planted defect if it has one."""
-
-    photo: Photo
-    """The photo to render, with its key."""
-    defect: str | None = None
-    """One of KINDS or MORE_DEFECTS, or None."""
-    variant: int = 0
-    """Number that selects a variant of the defect."""
-    original: str | None = None
-    """Key of the photo that a duplicate repeats."""
-
-
-def plan_shots(config: SampleWorldConfig, things: list[Subject]) -> dict[str, list[Shot]]:
+def plan_photos(config: SampleWorldConfig, things: list[Subject]) -> dict[str, list[Photo]]:
     """Return the photos of every subject by the subject's name, with planted ones after the normal ones.
 
     The last subject gets no planted photo, since its shard is the truncated one.
 
     Raises ConfigError if there are fewer than two subjects for planted defects.
     """
-    bare = config.bare_captions
-    shots = {
-        thing.name: [Shot(photo(thing, i, config.views, bare_captions=bare)) for i in range(config.views)]
+    photos = {
+        thing.name: [photo(thing, i, config.views, bare_captions=config.bare_captions) for i in range(config.views)]
         for thing in things
     }
     if not config.defects:
-        return shots
+        return photos
     rng = np.random.default_rng([_DEFECT, config.seed, config.first_subject])
     hosts = [things[i] for i in rng.permutation(len(things) - 1)]
     if not hosts:
@@ -61,53 +46,49 @@ def plan_shots(config: SampleWorldConfig, things: list[Subject]) -> dict[str, li
     kinds = (*reversed(KINDS), *config.more_defects)
     for number, kind in enumerate(kind for kind in kinds for _ in range(each)):
         host = hosts[number % len(hosts)]
-        shots[host.name].append(_plant(kind, number, host, shots[host.name], things, config.views))
-    return shots
+        photos[host.name].append(_plant(kind, number, host, photos[host.name], things, config.views))
+    return photos
 
 
-def encode(pixels: npt.NDArray[np.uint8], shot: Shot) -> bytes:
-    """Encode a rendered photo, uint8 RGB [H, W, 3], as JPEG with the defect of ``shot``."""
+def encode(pixels: npt.NDArray[np.uint8], defect: str | None, variant: int) -> bytes:
+    """Encode a rendered photo, uint8 RGB [H, W, 3], as JPEG with variant ``variant`` of a ``defect``."""
     image = Image.fromarray(pixels)
-    if shot.defect == "tiny":
-        side = _TINY_PX[shot.variant % len(_TINY_PX)]
+    if defect == "tiny":
+        side = _TINY_PX[variant % len(_TINY_PX)]
         return _jpeg(image.resize((side, side), Image.Resampling.BICUBIC), _QUALITY)
-    if shot.defect == "near_duplicate":
-        return _again(image, shot.variant)
-    if shot.defect == "blurred":
-        image = image.filter(ImageFilter.GaussianBlur(image.width / (24, 32, 48)[shot.variant % 3]))
-    if shot.defect == "flat":
-        image = Image.new("RGB", image.size, ("black", "white", image.getpixel((0, 0)))[shot.variant % 3])
-    if shot.defect == "strip":
-        image = Image.fromarray(np.tile(pixels, ((1, 4, 1), (5, 1, 1))[shot.variant % 2]))
-    if shot.defect == "overlaid_text":
-        image = _overlaid(image, shot.variant)
+    if defect == "near_duplicate":
+        return _again(image, variant)
+    if defect == "blurred":
+        image = image.filter(ImageFilter.GaussianBlur(image.width / (24, 32, 48)[variant % 3]))
+    if defect == "flat":
+        image = Image.new("RGB", image.size, ("black", "white", image.getpixel((0, 0)))[variant % 3])
+    if defect == "strip":
+        image = Image.fromarray(np.tile(pixels, ((1, 4, 1), (5, 1, 1))[variant % 2]))
+    if defect == "overlaid_text":
+        image = _overlaid(image, variant)
     data = _jpeg(image, _QUALITY)
-    if shot.defect == "truncated":
-        return data[: len(data) * (2 + shot.variant % 7) // 10]
-    if shot.defect == "corrupt":
-        noise = np.random.default_rng([_DEFECT, shot.variant]).bytes(len(data))
-        return (data[: len(data) // 2], data[:300] + noise[300:], b"<html>404 Not Found</html>\n")[shot.variant % 3]
+    if defect == "truncated":
+        return data[: len(data) * (2 + variant % 7) // 10]
+    if defect == "corrupt":
+        noise = np.random.default_rng([_DEFECT, variant]).bytes(len(data))
+        return (data[: len(data) // 2], data[:300] + noise[300:], b"<html>404 Not Found</html>\n")[variant % 3]
     return data
 
 
-def _plant(kind: str, number: int, host: Subject, taken: list[Shot], things: list[Subject], views: int) -> Shot:
+def _plant(kind: str, number: int, host: Subject, taken: list[Photo], things: list[Subject], views: int) -> Photo:
     key = f"{host.name}-{len(taken):02d}"
     if kind in ("exact_duplicate", "near_duplicate"):
-        original = taken[number % views].photo
-        copy = Photo(key, original.subject, original.filed_under, original.view, original.place)
-        return Shot(copy, kind, number, original=original.key)
-    fresh = photo(host, len(taken), views, key)
-    if kind == "wrong_subject":
-        stranger = _stranger(host, number, things)
-        fresh = Photo(key, stranger, host, fresh.view, fresh.place)
-    return Shot(fresh, kind, number)
+        original = taken[number % views]
+        return replace(original, key=key, bare=False, defect=kind, variant=number, original=original.key)
+    shown = _other_subject(host, number, things) if kind == "wrong_subject" else host
+    return replace(photo(host, len(taken), views, key), subject=shown, defect=kind, variant=number)
 
 
-def _stranger(host: Subject, number: int, things: list[Subject]) -> Subject:
+def _other_subject(host: Subject, number: int, things: list[Subject]) -> Subject:
     """A subject of another shape, and if possible of other colours."""
     others = [thing for thing in things if thing.shape != host.shape] or [t for t in things if t is not host]
-    unlike = [thing for thing in others if not set(thing.colours) & set(host.colours)] or others
-    return unlike[number * 7 % len(unlike)]
+    different = [thing for thing in others if not set(thing.colours) & set(host.colours)] or others
+    return different[number * 7 % len(different)]
 
 
 def _again(image: Image.Image, variant: int) -> bytes:

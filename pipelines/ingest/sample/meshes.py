@@ -10,9 +10,9 @@ import numpy.typing as npt
 Array = npt.NDArray[np.float64]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Mesh:
-    """Vertices float64 [V, 3] (z is up, the front faces -y) and triangles int64 [F, 3]."""
+    """Vertices float64 [V, 3] (z is up, the front faces -y) and triangles int64 [F, 3]. Compared by identity."""
 
     vertices: Array
     faces: npt.NDArray[np.int64]

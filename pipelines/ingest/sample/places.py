@@ -67,10 +67,6 @@ def _sand(rng: np.random.Generator) -> Tile:
     return _paint((222, 192, 138), (ripple, (9, 9, 8)), (_noise(rng, 0.2), (8, 8, 7)))
 
 
-def _snow(rng: np.random.Generator) -> Tile:
-    return _paint((232, 238, 246), (_noise(rng, 1.9), (9, 7, 3)), (_noise(rng, 0.5), (4, 4, 4)))
-
-
 def _wood(rng: np.random.Generator) -> Tile:
     planks = 8
     row = np.arange(TILE) * planks // TILE
@@ -100,10 +96,6 @@ def _leaves(rng: np.random.Generator) -> Tile:
     return np.asarray(pixels + (np.minimum(edge, 10) - 7)[..., None] * 5 + _noise(rng, 0.9)[..., None] * 8, np.float32)
 
 
-def _carpet(rng: np.random.Generator) -> Tile:
-    return _paint((236, 150, 188), (_noise(rng, 0.1), (10, 10, 10)), (_noise(rng, 1.6), (7, 7, 7)))
-
-
 def _tiles(rng: np.random.Generator) -> Tile:
     cell = np.arange(TILE) * 6 // TILE
     dark = ((cell[:, None] + cell[None]) % 2) * 1.0
@@ -123,10 +115,6 @@ def _bricks(rng: np.random.Generator) -> Tile:
     return _paint((158, 72, 54), (shade, (22, 14, 12)), (_noise(rng, 0.7), (9, 7, 6)), (mortar, (34, 96, 106)))
 
 
-def _blue_wall(rng: np.random.Generator) -> Tile:
-    return _paint((92, 142, 214), (_noise(rng, 1.8), (6, 6, 6)), (_noise(rng, 0.2), (4, 4, 4)))
-
-
 def _night(rng: np.random.Generator) -> Tile:
     pixels = _paint((16, 20, 52), (_noise(rng, 1.9), (7, 6, 14)))
     for x, y, glow in zip(*rng.integers(4, TILE - 4, (2, 170)), rng.uniform(120, 240, 170), strict=True):
@@ -137,14 +125,14 @@ def _night(rng: np.random.Generator) -> Tile:
 _PAINTERS = {
     "grass": _grass,
     "sand": _sand,
-    "snow": _snow,
+    "snow": lambda rng: _paint((232, 238, 246), (_noise(rng, 1.9), (9, 7, 3)), (_noise(rng, 0.5), (4, 4, 4))),
     "wood": _wood,
     "water": _water,
     "cobblestone": _cobblestone,
     "leaves": _leaves,
-    "carpet": _carpet,
+    "carpet": lambda rng: _paint((236, 150, 188), (_noise(rng, 0.1), (10, 10, 10)), (_noise(rng, 1.6), (7, 7, 7))),
     "tiles": _tiles,
     "bricks": _bricks,
-    "blue_wall": _blue_wall,
+    "blue_wall": lambda rng: _paint((92, 142, 214), (_noise(rng, 1.8), (6, 6, 6)), (_noise(rng, 0.2), (4, 4, 4))),
     "night": _night,
 }

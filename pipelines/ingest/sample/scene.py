@@ -1,7 +1,7 @@
 """Render a photo of the sample world: a subject by pybullet, composited over a place by its true mask."""
 
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -80,43 +80,36 @@ class _Camera:
         return np.asarray(span[columns][..., None] * axes[0] - span[rows][..., None] * axes[1] + axes[2])
 
 
-class _Engine:
-    """The connection of this process to pybullet, without a window, with the last subject loaded."""
-
-    def __init__(self) -> None:
-        import pybullet
-
-        self.client = int(pybullet.connect(pybullet.DIRECT))
-        self._loaded: Mesh | None = None
-
-    def load(self, mesh: Mesh) -> None:
-        """Replace the scene with ``mesh``, in white."""
-        import pybullet
-
-        if mesh is self._loaded:
-            return
-        pybullet.resetSimulation(physicsClientId=self.client)
-        with scratch("mesh") as folder:
-            path = folder / "subject.obj"
-            write_obj(mesh, path)
-            visual = pybullet.createVisualShape(
-                pybullet.GEOM_MESH, fileName=str(path), rgbaColor=[1, 1, 1, 1], physicsClientId=self.client
-            )
-            pybullet.createMultiBody(baseVisualShapeIndex=visual, physicsClientId=self.client)
-        self._loaded = mesh
-
-
 @cache
-def _engine() -> _Engine:
-    return _Engine()
+def _connect() -> int:
+    """Connect this process to pybullet, without a window; returns the id of the connection."""
+    import pybullet
+
+    return int(pybullet.connect(pybullet.DIRECT))
+
+
+@lru_cache(maxsize=1)
+def _load(mesh: Mesh) -> int:
+    """Replace the scene with ``mesh``, in white, unless it is loaded; returns the id of the connection."""
+    import pybullet
+
+    client = _connect()
+    pybullet.resetSimulation(physicsClientId=client)
+    with scratch("mesh") as folder:
+        path = folder / "subject.obj"
+        write_obj(mesh, path)
+        visual = pybullet.createVisualShape(
+            pybullet.GEOM_MESH, fileName=str(path), rgbaColor=[1, 1, 1, 1], physicsClientId=client
+        )
+        pybullet.createMultiBody(baseVisualShapeIndex=visual, physicsClientId=client)
+    return client
 
 
 def _render_subject(body: Body, view: View, camera: _Camera, size: int) -> tuple[Floats, Floats]:
     """Premultiplied colour [size, size, 3] in 0…255 and coverage [size, size] in 0…1."""
     import pybullet
 
-    engine, big = _engine(), size * _OVERSAMPLE
-    engine.load(body.mesh)
+    big = size * _OVERSAMPLE
     _, _, rgba, depth, segment = pybullet.getCameraImage(
         big,
         big,
@@ -128,7 +121,7 @@ def _render_subject(body: Body, view: View, camera: _Camera, size: int) -> tuple
         lightSpecularCoeff=0,
         shadow=0,
         renderer=pybullet.ER_TINY_RENDERER,
-        physicsClientId=engine.client,
+        physicsClientId=_load(body.mesh),
     )
     rows, columns = np.nonzero(np.asarray(segment).reshape(big, big) >= 0)
     shade = np.asarray(rgba).reshape(big, big, 4)[rows, columns, 0].astype(np.float32) / 255

@@ -133,10 +133,6 @@ def _can(rng: np.random.Generator) -> Mesh:
     return revolve([(0.46, 0), (0.5, 0.06), (0.5, h), (0.46, h + 0.06)])
 
 
-def _ball(rng: np.random.Generator) -> Mesh:
-    return sphere(1)
-
-
 def _ring(rng: np.random.Generator) -> Mesh:
     a = np.linspace(0, 2 * np.pi, 36, endpoint=False)
     thick = rng.uniform(0.2, 0.4)
@@ -243,16 +239,8 @@ def _building_block(rng: np.random.Generator) -> Mesh:
     return merge([box(columns, 2, height), *studs])
 
 
-def _cube(rng: np.random.Generator) -> Mesh:
-    return box(1, 1, 1)
-
-
-def _pyramid(rng: np.random.Generator) -> Mesh:
-    return revolve([(1, 0), (0.01, rng.uniform(1.1, 1.7))], sides=int(rng.integers(3, 6)))
-
-
 SHAPES: dict[str, Builder] = {
-    "ball": _ball,
+    "ball": lambda rng: sphere(1),
     "bell": _bell,
     "bottle": _bottle,
     "bowl": _bowl,
@@ -264,7 +252,7 @@ SHAPES: dict[str, Builder] = {
     "chair": _chair,
     "cone": _cone,
     "cross": _cross,
-    "cube": _cube,
+    "cube": lambda rng: box(1, 1, 1),
     "dog": _dog,
     "duck": _file("duck.obj", turn=(0, 90)),
     "dumbbell": _dumbbell,
@@ -276,7 +264,7 @@ SHAPES: dict[str, Builder] = {
     "mug": _file("objects/mug.obj"),
     "mushroom": _mushroom,
     "pawn": _chess_pawn,
-    "pyramid": _pyramid,
+    "pyramid": lambda rng: revolve([(1, 0), (0.01, rng.uniform(1.1, 1.7))], sides=int(rng.integers(3, 6))),
     "ring": _ring,
     "robot": _robot,
     "rocket": _rocket,

@@ -1,7 +1,7 @@
 """The sample world as a source of raw shards, and the truth about it, which only tests and probes read."""
 
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +10,13 @@ import numpy as np
 from lookalike.config import canonical_json, fingerprint, to_dict
 from lookalike.data.images import encode_png
 from lookalike.data.shards import write_tar
-from lookalike.storage import open_store
+from lookalike.storage import Store, open_store
 from pipelines.ingest.config import IngestConfig
-from pipelines.ingest.sample.defects import Shot, encode, plan_shots
+from pipelines.ingest.sample.defects import encode, plan_photos
+from pipelines.ingest.sample.scene import render
 from pipelines.ingest.sample.vocabulary import view_name
-from pipelines.ingest.sample.world import Subject, body, subjects
-from pipelines.ingest.source import Plan, shard_name
+from pipelines.ingest.sample.world import Photo, body, subjects
+from pipelines.ingest.source import Plan, Shard, shard_name
 
 TRUTH = "_truth.json"
 _SUBJECTS_PER_SHARD = 16  # a few seconds of rendering
@@ -23,119 +24,80 @@ _LICENCE = "zlib"  # licence of the meshes in pybullet_data
 _WRONG_LICENCES = ("CC-BY-NC-4.0", "all rights reserved", "")
 
 
-@dataclass(frozen=True)
-class SampleShard:
-    """A shard of some subjects, which are rendered when it is written."""
-
-    name: str
-    """Key below the raw prefix."""
-    shots: tuple[Shot, ...]
-    """The photos, in order."""
-    size_px: int
-    """Width and height of a photo, in pixels."""
-    cut: str | None = None
-    """Key of the sample in whose image the tar is truncated; None for a complete shard."""
-    photos: str | None = None
-    """URI that also gets the photos as plain files, if any."""
-
-    @property
-    def images(self) -> int:
-        """Number of photos, including those after the truncation."""
-        return len(self.shots)
-
-    def write(self, path: Path) -> None:
-        """Render the photos and write the tar to ``path``."""
-        samples = write_tar(path, self._samples())
-        for sample in samples:
-            if sample.key == self.cut:
-                image = sample.members["jpg"]
-                with path.open("r+b") as file:
-                    file.truncate(image.offset + image.length // 2)
-
-    def _samples(self) -> Iterator[tuple[str, dict[str, bytes]]]:
-        from pipelines.ingest.sample.scene import render
-
-        folder = open_store(self.photos) if self.photos else None
-        for shot in self.shots:
-            photo, owner = shot.photo, shot.photo.filed_under
-            pixels, mask = render(body(photo.subject), photo.view, photo.place, self.size_px)
-            data = encode(pixels, shot)
-            if folder:
-                folder.write(f"{owner.name}/{photo.key.rsplit('-', 1)[1]}.jpg", data)
-            meta = {
-                "subject": owner.name,
-                "class": owner.shape,
-                "caption": photo.caption,
-                "source": "lookalike sample world",
-                "licence": _licence(shot),
-            }
-            payload = {"jpg": data, "json": canonical_json(meta).encode()}
-            if shot.defect is None:  # the mask would not match a photo with a defect
-                payload["mask.png"] = encode_png(np.repeat(mask[..., None], 3, axis=2))
-            yield photo.key, payload
-
-
-def _licence(shot: Shot) -> str:
-    return _WRONG_LICENCES[shot.variant % 3] if shot.defect == "wrong_licence" else _LICENCE
-
-
 def plan_sample(config: IngestConfig) -> Plan:
     """Plan shards and ground truth of the sample world. Raises ConfigError: unknown shape, too few subjects."""
     world = config.sample
-    things = _chosen(subjects(world), config)
-    shots = plan_shots(world, things)
+    things = [thing for thing in subjects(world) if thing.name not in config.exclude_subjects]
+    if config.subjects:
+        things = [thing for thing in things if thing.name in config.subjects]
+    photos = plan_photos(world, things)
     # the truncated shard holds one subject, so that few photos are lost
     whole = things[:-1] if world.defects else things
     bytes_per_subject = world.views * world.size_px**2  # a JPEG has less than one byte per pixel
     per_shard = max(1, min(_SUBJECTS_PER_SHARD, (config.shard_mib << 20) // bytes_per_subject))
-    groups = [whole[i : i + per_shard] for i in range(0, len(whole), per_shard)]
-    shards = [
-        SampleShard(
-            shard_name(index),
-            tuple(shot for thing in group for shot in shots[thing.name]),
-            world.size_px,
-            photos=config.photos,
-        )
-        for index, group in enumerate(groups)
-    ]
+    parts = [whole[i : i + per_shard] for i in range(0, len(whole), per_shard)]
+    groups = [[photo for thing in part for photo in photos[thing.name]] for part in parts]
+    lost: list[str] = []  # keys that cannot be read
     if world.defects:
-        last = tuple(shots[things[-1].name])
-        cut = last[len(last) // 2].photo.key
-        shards.append(SampleShard(shard_name(len(shards)), last, world.size_px, cut=cut, photos=config.photos))
-    truth = {"config": to_dict(world), **_truth(things, shards)}
+        last = photos[things[-1].name]
+        lost = [photo.key for photo in last[len(last) // 2 :]]
+        groups.append(last)
+    shards: list[Shard] = []
+    truths: dict[str, Any] = {}
+    for index, group in enumerate(groups):
+        name = shard_name(index)
+        cut = lost[0] if lost and index == len(groups) - 1 else None
+        write = partial(_write_shard, photos=group, size_px=world.size_px, cut=cut, folder_uri=config.photos)
+        shards.append(Shard(name, len(group), write))
+        truths |= {photo.key: _truth_of(photo, name, photo.key in lost) for photo in group}
+    truth = {
+        "config": to_dict(world),
+        "subjects": {thing.name: asdict(thing) for thing in things},
+        "photos": truths,
+        "truncated_shards": {shards[-1].name: lost} if lost else {},
+    }
     return Plan(shards, len(things), identity=fingerprint(truth), extras={TRUTH: truth})
 
 
-def _chosen(things: list[Subject], config: IngestConfig) -> list[Subject]:
-    kept = [thing for thing in things if thing.name not in config.exclude_subjects]
-    return [thing for thing in kept if not config.subjects or thing.name in config.subjects]
+def _write_shard(path: Path, photos: list[Photo], size_px: int, cut: str | None, folder_uri: str | None) -> None:
+    """Render photos into a tar, and also as plain files below ``folder_uri``.
+
+    The tar is truncated in the image of the sample ``cut``.
+    """
+    folder = open_store(folder_uri) if folder_uri else None
+    for sample in write_tar(path, (_sample(photo, size_px, folder) for photo in photos)):
+        if sample.key == cut:
+            image = sample.members["jpg"]
+            with path.open("r+b") as file:
+                file.truncate(image.offset + image.length // 2)
 
 
-def _truth(things: list[Subject], shards: list[SampleShard]) -> dict[str, Any]:
-    photos: dict[str, Any] = {}
-    cut: dict[str, list[str]] = {}
-    for shard in shards:
-        broken = False
-        for shot in shard.shots:
-            broken = broken or shot.photo.key == shard.cut
-            if broken:
-                cut.setdefault(shard.name, []).append(shot.photo.key)
-            photos[shot.photo.key] = _truth_of(shot, shard.name, broken)
-    return {
-        "subjects": {thing.name: asdict(thing) for thing in things},
-        "photos": photos,
-        "truncated_shards": cut,  # keys that cannot be read, by shard
+def _sample(photo: Photo, size_px: int, folder: Store | None) -> tuple[str, dict[str, bytes]]:
+    owner = photo.filed_under
+    pixels, mask = render(body(photo.subject), photo.view, photo.place, size_px)
+    data = encode(pixels, photo.defect, photo.variant)
+    if folder:
+        folder.write(f"{owner.name}/{photo.key.rsplit('-', 1)[1]}.jpg", data)
+    meta = {
+        "subject": owner.name,
+        "class": owner.shape,
+        "caption": photo.caption,
+        "source": "lookalike sample world",
+        "licence": _WRONG_LICENCES[photo.variant % 3] if photo.defect == "wrong_licence" else _LICENCE,
     }
+    payload = {"jpg": data, "json": canonical_json(meta).encode()}
+    if photo.defect is None:  # the mask would not match a photo with a defect
+        payload["mask.png"] = encode_png(np.repeat(mask[..., None], 3, axis=2))
+    return photo.key, payload
 
 
-def _truth_of(shot: Shot, shard: str, broken: bool) -> dict[str, Any]:
-    photo = shot.photo
+def _truth_of(photo: Photo, shard: str, lost: bool) -> dict[str, Any]:
     return {
         "shard": shard,
         "subject": photo.filed_under.name,
         "shows": photo.subject.name,
-        "defect": "truncated_shard" if broken else shot.defect,
-        "original": shot.original,
+        "defect": "truncated_shard" if lost else photo.defect,
+        "original": photo.original,
         "place": photo.place,
         "view": asdict(photo.view) | {"name": view_name(photo.view.azimuth_deg, photo.view.elevation_deg)},
         "class": photo.subject.shape,

@@ -1,7 +1,5 @@
 """The words of all captions of the sample world, so that a small tokenizer can cover them."""
 
-import re
-
 COLOURS: dict[str, tuple[int, int, int]] = {  # sRGB albedo
     "red": (206, 38, 38),
     "orange": (240, 132, 24),
@@ -43,8 +41,6 @@ PLACES: dict[str, str] = {  # phrase of each place
 
 VIEWS = ("the front", "the right", "behind", "the left", "above")
 
-_WORD = re.compile(r"\w+|[^\w\s]")
-
 
 def caption(shape: str, place: str, view: str, look: tuple[str, tuple[str, str]] | None = None) -> str:
     """Return the caption of a photo, e.g. ``"a red and white striped duck on grass, seen from the left"``.
@@ -61,9 +57,3 @@ def view_name(azimuth_deg: float, elevation_deg: float) -> str:
     if elevation_deg >= 48:
         return "above"
     return VIEWS[round(azimuth_deg / 90) % 4]
-
-
-def words(shapes: list[str]) -> list[str]:
-    """Return every word and punctuation mark of captions about ``shapes``, sorted."""
-    sayings = [*COLOURS, *PATTERNS.values(), *PLACES.values(), *VIEWS, *shapes, "a an photo of seen from ,"]
-    return sorted({word for text in sayings for word in _WORD.findall(re.sub(r"\{\w+\}", " ", text))})

@@ -49,6 +49,12 @@ class Photo:
     """A key of ``vocabulary.PLACES``."""
     bare: bool = False
     """Whether its caption leaves out colours and pattern."""
+    defect: str | None = None
+    """The planted defect, one of defects.KINDS or MORE_DEFECTS, if it has one."""
+    variant: int = 0
+    """Number that selects a variant of the defect."""
+    original: str | None = None
+    """Key of the photo that a duplicate repeats."""
 
     @property
     def caption(self) -> str:
@@ -64,24 +70,22 @@ def subject(seed: int, number: int, allowed: tuple[str, ...] = ()) -> Subject:
 
     Every fourth subject is the twin of the one before it, so that colours alone do not identify subjects.
     """
-    if number % 4 == 3:
-        first = subject(seed, number - 1, allowed)
-        others = tuple(shape for shape in allowed or shapes.names() if shape != first.shape)
-        if others:
-            rng = np.random.default_rng([_SUBJECT, seed, number])
-            shape = others[rng.integers(len(others))]
-            return Subject(
-                _name(shape, seed, number), (seed, number), shape, first.colours, first.pattern, twin_of=first.name
-            )
     rng = np.random.default_rng([_SUBJECT, seed, number])
-    kinds = allowed or tuple(name for name in shapes.names() if name != "sculpture")
-    shape = kinds[rng.integers(len(kinds))]
-    if not allowed and rng.random() < _SCULPTURES:
-        shape = "sculpture"
-    first_colour, second_colour = rng.permutation(list(vocabulary.COLOURS))[:2]
-    pattern = list(vocabulary.PATTERNS)[rng.integers(len(vocabulary.PATTERNS))]
-    colours = (str(first_colour), str(second_colour))
-    return Subject(_name(shape, seed, number), (seed, number), shape, colours, pattern, twin_of=None)
+    first = subject(seed, number - 1, allowed) if number % 4 == 3 else None
+    others = [shape for shape in allowed or shapes.names() if first and shape != first.shape]
+    if first and others:
+        shape, colours, pattern = others[rng.integers(len(others))], first.colours, first.pattern
+    else:
+        first = None
+        kinds = allowed or [name for name in shapes.names() if name != "sculpture"]
+        shape = kinds[rng.integers(len(kinds))]
+        if not allowed and rng.random() < _SCULPTURES:
+            shape = "sculpture"
+        first_colour, second_colour = rng.permutation(list(vocabulary.COLOURS))[:2]
+        colours = (str(first_colour), str(second_colour))
+        pattern = list(vocabulary.PATTERNS)[rng.integers(len(vocabulary.PATTERNS))]
+    name = f"{shape.replace(' ', '_')}_{seed:02d}{number:05d}"
+    return Subject(name, (seed, number), shape, colours, pattern, twin_of=first.name if first else None)
 
 
 def photo(thing: Subject, index: int, views: int, key: str | None = None, bare_captions: float = 0.0) -> Photo:
@@ -122,7 +126,3 @@ def subjects(config: SampleWorldConfig) -> list[Subject]:
         )
     numbers = range(config.first_subject, config.first_subject + config.subjects)
     return [subject(config.seed, number, tuple(config.shapes)) for number in numbers]
-
-
-def _name(shape: str, seed: int, number: int) -> str:
-    return f"{shape.replace(' ', '_')}_{seed:02d}{number:05d}"

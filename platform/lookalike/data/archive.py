@@ -174,7 +174,7 @@ class _Names:
         self._named: dict[str, list[_Named]] = {}
         with suppress(tarfile.TarError, EOFError):  # of a truncated archive, the members before the break
             for info in _headers(file, size, limits):
-                name = _tidy(info.name)
+                name = posixpath.normpath(info.name)
                 link = _target_of(info) if info.islnk() or info.issym() else None
                 own = _own_entry(info, limits)
                 fits = own.member is not None and own.member.offset + own.member.length <= size
@@ -203,7 +203,7 @@ class _Names:
 
     def is_own(self, name: str, target: Member) -> bool:
         """Return whether a member of the same name has these bytes, so that the link repeats it."""
-        places = (named.member for named in self._named.get(_tidy(name), ()))
+        places = (named.member for named in self._named.get(posixpath.normpath(name), ()))
         return any(place is not None and place.offset == target.offset for place in places)
 
     def _at(self, path: str, header: int) -> _Named | None:
@@ -219,15 +219,11 @@ class _Names:
         for end in range(1, len(parts)):
             named = self._at("/".join(parts[:end]), header)
             if named is not None and named.link is not None:
-                return _tidy(posixpath.join(named.link, *parts[end:]))
+                return posixpath.normpath(posixpath.join(named.link, *parts[end:]))
         return None
 
 
 def _target_of(info: tarfile.TarInfo) -> str:
     if info.islnk():  # a hard link names a member, a symbolic link a path relative to its own folder
-        return _tidy(info.linkname)
-    return _tidy(posixpath.join(posixpath.dirname(info.name), info.linkname))
-
-
-def _tidy(name: str) -> str:
-    return posixpath.normpath(name)
+        return posixpath.normpath(info.linkname)
+    return posixpath.normpath(posixpath.join(posixpath.dirname(info.name), info.linkname))

@@ -10,7 +10,7 @@ a PNG's text or profile (``PngImagePlugin.MAX_TEXT_CHUNK``); a longer one is a f
 import importlib.util
 import io
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
@@ -49,34 +49,24 @@ class Decoded:
     """The flaw in the metadata that was ignored; empty if there was none."""
 
 
-def decode(data: bytes) -> np.ndarray:
+def decode(data: bytes, side: int | None = None) -> np.ndarray:
     """Decode an image to uint8 RGB ``[H, W, 3]``, upright by its EXIF orientation.
 
+    With ``side``, a JPEG is decoded at a reduced scale whose short side has at least that many pixels: libjpeg-turbo
+    decodes at n/8 of the size, several times faster than at full scale.
     CMYK and 16-bit images are converted, transparency becomes white, and the first frame of an animation is decoded.
 
-    Raises:
-        ImageError: the image does not decode to its last row, or is a JPEG for whose pixels libjpeg gives a warning.
+    Raises ImageError: the image does not decode to its last row, or is a JPEG for whose pixels libjpeg gives a warning.
     """
-    return decode_noted(data).pixels
-
-
-def decode_at_least(data: bytes, side: int) -> tuple[np.ndarray, tuple[int, int]]:
-    """Decode at a reduced scale whose short side has at least ``side`` pixels; return pixels and full (height, width).
-
-    libjpeg-turbo decodes a JPEG at n/8 of its size, several times faster than at full scale. Raises ImageError as
-    :func:`decode` does.
-    """
-    decoded = decode_noted(data, side)
-    return decoded.pixels, (decoded.height, decoded.width)
+    return decode_noted(data, side).pixels
 
 
 def decode_noted(data: bytes, side: int | None = None, max_pixels: int = MAX_PIXELS) -> Decoded:
-    """Decode as :func:`decode` does, or with ``side`` as :func:`decode_at_least`, and note flaws in the metadata.
+    """Decode as :func:`decode` does, and note flaws in the metadata.
 
     An image of more than ``max_pixels`` is refused by its header, before anything is decoded.
 
-    Raises:
-        ImageError: the format is not supported, the image has too many pixels, or its pixels are damaged or missing.
+    Raises ImageError: the format is not supported, the image has too many pixels, or its pixels are damaged or missing.
     """
     try:
         return _decode(data, side, max_pixels)
@@ -90,7 +80,7 @@ def decode_noted(data: bytes, side: int | None = None, max_pixels: int = MAX_PIX
             decoded = _decode(bare[0], side, max_pixels, exif=bare[1])
         except ImageError:
             raise error from None
-        return Decoded(decoded.pixels, decoded.height, decoded.width, f"decoded without its metadata ({error.what})")
+        return replace(decoded, note=f"decoded without its metadata ({error.what})")
 
 
 def decodes_as_it_is(data: bytes) -> bool:

@@ -25,11 +25,6 @@ from lookalike.data.passed_over import PassedOver
 from lookalike.errors import InputError
 from lookalike.storage import ObjectInfo, Store
 
-__all__ = [
-    *("BrokenTarError", "Member", "Sample", "TarIndex"),
-    *("index_tar", "iter_samples", "open_object", "split_name", "write_tar"),
-]
-
 READ_AHEAD_BYTES = 4 << 20  # per range request, so that a shard is read in constant memory
 _KEY_AND_EXTENSION = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")
 _META = re.compile(r"__[^/]*__($|/)")  # names that webdataset ignores
@@ -41,17 +36,6 @@ class Sample:
 
     key: str
     members: dict[str, Member] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class TarIndex:
-    """The contents of a tar. ``broken`` says how a truncated one ends; ``lost_keys`` are its incomplete samples."""
-
-    samples: list[Sample]
-    broken: str | None = None
-    lost_keys: tuple[str, ...] = ()
-    passed_over: PassedOver = field(default_factory=PassedOver)
-    """Members that are part of no sample; ``found`` counts all members whose header was read."""
 
 
 class BrokenTarError(InputError):
@@ -95,18 +79,31 @@ def iter_samples(
         BrokenTarError: the tar is truncated; raised after the last complete sample. The sample before the break counts
             as incomplete unless it has its ``json``, since more members may have followed.
     """
-    return _group(file, True, PassedOver() if passed_over is None else passed_over, limits or Limits())
-
-
-def index_tar(file: BinaryIO) -> TarIndex:
-    """Return offsets and lengths of every sample, from the headers alone. A truncated tar gives its first samples."""
-    samples: list[Sample] = []
-    passed_over = PassedOver()
+    passed_over = PassedOver() if passed_over is None else passed_over
+    sample: Sample | None = None
+    payload: dict[str, bytes] = {}
+    reached: list[str] = []  # key of the member whose header was read last, until its bytes are known to exist
     try:
-        samples.extend(sample for sample, _ in _group(file, False, passed_over, Limits()))
-    except BrokenTarError as error:
-        return TarIndex(samples, error.what, error.lost_keys, passed_over)
-    return TarIndex(samples, passed_over=passed_over)
+        for key, extension, member, data in _members(file, reached, passed_over, limits or Limits()):
+            if sample is None or key != sample.key or extension in sample.members:
+                if sample is not None:
+                    yield sample, payload
+                sample, payload = Sample(key), {}
+            sample.members[extension] = member
+            payload[extension] = data
+    except (tarfile.TarError, EOFError) as error:
+        lost = list(reached)
+        if sample is not None and ("json" not in sample.members or sample.key in lost):
+            lost.insert(0, sample.key)
+        elif sample is not None:
+            yield sample, payload
+        raise BrokenTarError(
+            f"the shard breaks off: {error or type(error).__name__}",
+            fix="upload the shard again; the samples before the break were read",
+            lost_keys=tuple(dict.fromkeys(lost)),
+        ) from error
+    if sample is not None:
+        yield sample, payload
 
 
 def write_tar(target: Path | BinaryIO, samples: Iterable[tuple[str, Mapping[str, bytes]]]) -> list[Sample]:
@@ -114,8 +111,7 @@ def write_tar(target: Path | BinaryIO, samples: Iterable[tuple[str, Mapping[str,
 
     Equal samples give equal bytes: members keep the given order, and times, owners and modes are constant.
 
-    Raises:
-        InputError: a key has a dot or repeats, so that readers would group its members differently.
+    Raises InputError: a key has a dot or repeats, so that readers would group its members differently.
     """
     if isinstance(target, Path):
         with target.open("wb") as file:
@@ -147,37 +143,8 @@ def write_tar(target: Path | BinaryIO, samples: Iterable[tuple[str, Mapping[str,
     return written
 
 
-def _group(
-    file: BinaryIO, with_bytes: bool, passed_over: PassedOver, limits: Limits
-) -> Iterator[tuple[Sample, dict[str, bytes]]]:
-    sample: Sample | None = None
-    payload: dict[str, bytes] = {}
-    reached: list[str] = []  # key of the member whose header was read last, until its bytes are known to exist
-    try:
-        for key, extension, member, data in _members(file, with_bytes, reached, passed_over, limits):
-            if sample is None or key != sample.key or extension in sample.members:
-                if sample is not None:
-                    yield sample, payload
-                sample, payload = Sample(key), {}
-            sample.members[extension] = member
-            payload[extension] = data
-    except (tarfile.TarError, EOFError) as error:
-        lost = list(reached)
-        if sample is not None and ("json" not in sample.members or sample.key in lost):
-            lost.insert(0, sample.key)
-        elif sample is not None:
-            yield sample, payload
-        raise BrokenTarError(
-            f"the shard breaks off: {error or type(error).__name__}",
-            fix="upload the shard again; the samples before the break were read",
-            lost_keys=tuple(dict.fromkeys(lost)),
-        ) from error
-    if sample is not None:
-        yield sample, payload
-
-
 def _members(
-    file: BinaryIO, with_bytes: bool, reached: list[str], passed_over: PassedOver, limits: Limits
+    file: BinaryIO, reached: list[str], passed_over: PassedOver, limits: Limits
 ) -> Iterator[tuple[str, str, Member, bytes]]:
     """(key, extension, place, bytes) of the members that are part of a sample, in order; others are counted.
 
@@ -189,20 +156,17 @@ def _members(
     for entry in read_entries(file, limits):
         passed_over.found += 1
         member, parts = entry.member, split_name(entry.name)
+        if member is None or parts is None:
+            passed_over.add(entry.reason or _why_no_sample(entry.name), entry.name)
         if member is None:
-            passed_over.add(entry.reason, entry.name)
             continue
         reached[:] = [] if parts is None else parts[:1]
         end = member.offset + member.length
         if end > size:
-            if parts is None:
-                passed_over.add(_why_no_sample(entry.name), entry.name)
             raise tarfile.ReadError(f"{entry.name!r} needs {end} bytes of {size}")
         reached.clear()
         if parts is None:
-            passed_over.add(_why_no_sample(entry.name), entry.name)
             continue
-        data = b""
         if parts[0] != held_key or parts[1] in held:
             held, held_key = {}, parts[0]
         whole = sum(held.values()) + member.length
@@ -210,10 +174,8 @@ def _members(
             passed_over.add("too_large", entry.name)
             continue
         held[parts[1]] = member.length
-        if with_bytes:
-            file.seek(member.offset)
-            data = file.read(member.length)
-        yield *parts, member, data
+        file.seek(member.offset)
+        yield *parts, member, file.read(member.length)
 
 
 def _why_no_sample(name: str) -> str:

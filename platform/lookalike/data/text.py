@@ -16,7 +16,6 @@ from lookalike.errors import InputError
 
 MAX_TEXT_BYTES = 16 << 20  # default limit of decode_text, for sidecars and lists
 MAX_LABEL_CHARACTERS = 20_000  # of one label; a longer one is cut, with a note
-LICENCE_KEYS = ("licence", "license")  # spellings of one field, compared case-insensitively
 _MAX_DIGITS = 300  # of an integer; a longer one stays text, since Python does not convert it
 _MARKS = (  # UTF-32 first, since its little-endian mark begins with that of UTF-16
     (codecs.BOM_UTF32_LE, "utf-32"),
@@ -35,15 +34,11 @@ class TextError(InputError):
 
 
 def decode_text(data: bytes, where: str, max_bytes: int = MAX_TEXT_BYTES) -> str:
-    """Decode a text file by its byte-order mark (UTF-8, UTF-16, UTF-32), or as strict UTF-8 if it has none.
-
-    Args:
-        data: the whole file.
-        where: the name of the file in errors, such as its URI.
-        max_bytes: largest size of the file.
+    """Decode the text file ``data`` by its byte-order mark (UTF-8, UTF-16, UTF-32), or as strict UTF-8 if it has none.
 
     Raises:
-        TextError: the file is too large, is in another encoding, or holds NUL characters. It names the line.
+        TextError: the file is too large, is in another encoding, or holds NUL characters. It names ``where`` (the
+            file's URI) and the line.
     """
     if len(data) > max_bytes:
         raise TextError(f"the text file has more than {max_bytes >> 20} MiB", value=where, fix="shorten or remove it")
@@ -74,20 +69,16 @@ def read_json(data: bytes, where: str) -> Any:
 
     Integers of more than 300 digits stay text. A licence that one object gives twice becomes a list of both.
 
-    Raises:
-        TextError: the data is not text or not JSON, or is nested too deeply. It names the line.
+    Raises TextError: the data is not text or not JSON, or is nested too deeply. It names the line.
     """
     text = decode_text(data, where)
     try:
         return json.loads(text, parse_int=_integer, object_pairs_hook=_object)
     except json.JSONDecodeError as error:
-        raise TextError(
-            f"line {error.lineno} is not JSON: {error.msg}", value=where, fix="correct or remove the file"
-        ) from None
+        what = f"line {error.lineno} is not JSON: {error.msg}"
     except (RecursionError, ValueError, MemoryError) as error:
-        raise TextError(
-            f"the JSON cannot be read ({type(error).__name__}: {error})", value=where, fix="correct or remove the file"
-        ) from None
+        what = f"the JSON cannot be read ({type(error).__name__}: {error})"
+    raise TextError(what, value=where, fix="correct or remove the file")
 
 
 def normal(name: str) -> str:
@@ -127,7 +118,7 @@ def read_label(value: object, *, many: bool = False, identity: bool = False, pro
 
     Args:
         value: a value as ``json.loads`` returns it.
-        many: whether a list may hold several labels, of which the first is used.
+        many: a list may hold several labels.
         identity: write lone surrogates as ``\\udXXX``, so that different names stay different.
         prose: whether the texts ``nan``, ``null``, ``None``, ``<NA>`` and ``undefined`` give a missing label. True for
             captions and classes; a subject can have such a name, and a licence is never guessed.
@@ -144,19 +135,23 @@ def read_label(value: object, *, many: bool = False, identity: bool = False, pro
         return _number(value)
     if isinstance(value, (list, tuple)):
         return _first(value, many, identity, prose)
-    return Label(note=f"{_KINDS.get(type(value), type(value).__name__)} is not text")
+    kind = "a dictionary" if isinstance(value, dict) else type(value).__name__
+    return Label(note=f"{kind} is not text")
 
 
-def read_licence(values: dict[str, Any]) -> Label:
-    """Read the licence of a JSON object from ``licence`` or ``license``, in any case.
+def is_licence_key(key: str) -> bool:
+    """Return whether a JSON object's ``key`` is ``licence`` or ``license``, in any case."""
+    return key.strip().casefold() in ("licence", "license")
 
-    Raises:
-        TextError: the object has two different licences, or one that is not text.
+
+def read_licence(values: dict[str, Any]) -> str:
+    """Read the licence of a JSON object from ``licence`` or ``license``, in any case; empty if it has none.
+
+    Raises TextError: the object has two different licences, or one that is not text.
     """
     given: dict[str, str] = {}  # by their casefolded spelling
-    for key, value in values.items():
-        if key.strip().casefold() not in LICENCE_KEYS:
-            continue
+    fields = {key: value for key, value in values.items() if is_licence_key(key)}
+    for key, value in fields.items():
         for item in value if isinstance(value, (list, tuple)) else [value]:
             label = read_label(item)
             if label.note and not label.text:
@@ -168,10 +163,10 @@ def read_licence(values: dict[str, Any]) -> Label:
     if len(given) > 1:
         raise TextError(
             "there are two different licences: " + " and ".join(sorted(given.values())),
-            value=sorted({key for key in values if key.strip().casefold() in LICENCE_KEYS}),
+            value=sorted(fields),
             fix="keep the one that applies",
         )
-    return Label(*given.values())
+    return next(iter(given.values()), "")
 
 
 def without_surrogates(value: Any) -> Any:
@@ -183,9 +178,6 @@ def without_surrogates(value: Any) -> Any:
     if isinstance(value, list):
         return [without_surrogates(item) for item in value]
     return value
-
-
-_KINDS: dict[type, str] = {dict: "a dictionary", bytes: "bytes"}
 
 
 def _text(value: str, identity: bool, prose: bool) -> Label:
@@ -204,7 +196,7 @@ def _text(value: str, identity: bool, prose: bool) -> Label:
         notes.append(f"cut after {MAX_LABEL_CHARACTERS} characters")
     value = value.strip()
     if identity or prose:
-        value = unicodedata.normalize("NFC", value)
+        value = normal(value)
     if prose and value.casefold() in _SPELLED_MISSING:
         return Label(note=f"{value!r} stands for a missing value")
     if prose and value and all(unicodedata.category(character)[0] in "CZ" for character in value):
@@ -241,11 +233,10 @@ def _integer(digits: str) -> int | str:
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
-    if len(values) < len(pairs):
-        for key in values:
-            if key.strip().casefold() in LICENCE_KEYS:
-                given = [value for name, value in pairs if name == key]
-                values[key] = given if len(given) > 1 else given[0]
+    for key in filter(is_licence_key, values):
+        given = [value for name, value in pairs if name == key]
+        if len(given) > 1:
+            values[key] = given
     return values
 
 

@@ -25,38 +25,11 @@ from lookalike.storage import Store, check_file, read_file
 
 log = logging.getLogger(__name__)
 
-__all__ = [
-    *("SCHEMA", "TABLE", "ShardError", "Split", "Triplet", "load_images", "load_latents", "read_table"),
-    *("read_triplets", "write_latents"),
-]
-
 TABLE = "triplets.parquet"
 MAX_MEMBER_BYTES = 1 << 30  # of one image; a row with more is damaged
 _MAX_ID = 1024  # characters
+_FIX = "curate the photos again, or train without this triplet"
 Split = Literal["train", "validation"]
-
-SCHEMA = pa.schema(
-    [
-        ("triplet_id", pa.string()),
-        ("split", pa.string()),
-        ("subject", pa.string()),
-        ("class_name", pa.string()),
-        ("prompt", pa.string()),
-        ("shard", pa.string()),
-        ("target_offset", pa.int64()),
-        ("target_length", pa.int64()),
-        ("reference_offsets", pa.list_(pa.int64())),
-        ("reference_lengths", pa.list_(pa.int64())),
-        ("reference_similarities", pa.list_(pa.float32())),
-        ("target_image", pa.string()),
-        ("reference_images", pa.list_(pa.string())),
-        ("latents_offset", pa.int64()),  # null if none were encoded
-        ("latents_length", pa.int64()),
-        ("target_sha256", pa.string()),  # null in snapshots of earlier software, like the next two
-        ("reference_sha256s", pa.list_(pa.string())),
-        ("latents_sha256", pa.string()),
-    ]
-)
 
 
 class ShardError(InputError):
@@ -98,7 +71,8 @@ class Triplet:
     latents_length: int | None = None
     """Bytes of the latents."""
     target_sha256: str | None = None
-    """SHA-256 (hex) of the target's bytes in ``shard``. Without it, the whole shard is hashed before use."""
+    """SHA-256 (hex) of the target's bytes in ``shard``; None in snapshots of earlier software, like the next two, whose
+    shards are hashed whole before use."""
     reference_sha256s: tuple[str, ...] | None = None
     """SHA-256 (hex) of each reference's bytes in ``shard``."""
     latents_sha256: str | None = None
@@ -107,15 +81,24 @@ class Triplet:
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> "Triplet":
         """Make a triplet from a row of the table, as Arrow, Ray Data or pandas give it."""
-        values = {f.name: row.get(f.name) for f in fields(cls)}
-        return cls(**{name: _plain(value) for name, value in values.items()})
+        return cls(**{field.name: _plain(row.get(field.name)) for field in fields(cls)})
+
+
+_ARROW_TYPES: dict[Any, pa.DataType] = {
+    **dict.fromkeys((str, str | None), pa.string()),
+    **dict.fromkeys((int, int | None), pa.int64()),
+    **dict.fromkeys((tuple[str, ...], tuple[str, ...] | None), pa.list_(pa.string())),
+    tuple[int, ...]: pa.list_(pa.int64()),
+    tuple[float, ...]: pa.list_(pa.float32()),
+}
+SCHEMA = pa.schema([(field.name, _ARROW_TYPES[field.type]) for field in fields(Triplet)])
+"""A column for each field of :class:`Triplet`, in their order; None is null."""
 
 
 def read_table(version_store: Store, split: Split | None = None, manifest_sha256: str | None = None) -> pa.Table:
     """Read the triplet table (:data:`SCHEMA`) of a snapshot version, of one split or both, in the order of the shards.
 
-    Raises:
-        InputError: the split has no triplets, or the table or the manifest (``manifest_sha256``) has changed.
+    Raises InputError: the split has no triplets, or the table or the manifest (``manifest_sha256``) has changed.
     """
     data = read_file(version_store, TABLE, manifest_sha256)
     with decoding("a triplet table", version_store.uri_of(TABLE), fix="restore the file, or curate again"):
@@ -133,14 +116,13 @@ def read_triplets(
 ) -> list[Triplet]:
     """Return the rows of :func:`read_table` as triplets; damaged rows are logged and left out.
 
-    Raises:
-        InputError: no row is a valid triplet.
+    Raises InputError also if no row is a valid triplet.
     """
     table = read_table(version_store, split, manifest_sha256)
     try:
         rows = table.to_pylist()
     except UnicodeDecodeError:  # a text that is not UTF-8 makes the whole conversion fail
-        rows = [row for index in range(len(table)) for row in _one(table, index)]
+        rows = [row for index in range(len(table)) for row in _readable_row(table, index)]
     whole = []
     for row in rows:
         try:
@@ -154,7 +136,7 @@ def read_triplets(
     return whole
 
 
-def _one(table: pa.Table, index: int) -> list[dict[str, Any]]:
+def _readable_row(table: pa.Table, index: int) -> list[dict[str, Any]]:
     try:
         return list(table.slice(index, 1).to_pylist())
     except UnicodeDecodeError as error:
@@ -188,9 +170,7 @@ def load_images(version_store: Store, row: Triplet | Mapping[str, Any]) -> tuple
 def write_latents(target: np.ndarray, references: np.ndarray) -> bytes:
     """Encode packed latents of a triplet as a safetensors file of float16.
 
-    Args:
-        target: ``[T, C]``, T tokens with C channels.
-        references: ``[R, T', C]`` of R references.
+    ``target`` is ``[T, C]``, T tokens with C channels, and ``references`` ``[R, T', C]`` of R references.
     """
     tensors = {"target": target, "references": references}
     return bytes(save({name: np.ascontiguousarray(tensor, np.float16) for name, tensor in tensors.items()}))
@@ -215,9 +195,6 @@ def load_latents(version_store: Store, row: Mapping[str, Any]) -> tuple[np.ndarr
         raise InputError(f"the latents are damaged: {error}", value=triplet.triplet_id, fix=_FIX) from error
 
 
-_FIX = "curate the photos again, or train without this triplet"
-
-
 def _check(triplet: Any) -> None:
     """Raise InputError for a damaged row; every one of its values may be null."""
     wrong = None
@@ -239,13 +216,13 @@ def _check(triplet: Any) -> None:
 
 def _read(version_store: Store, triplet: Triplet, what: str, offset: int, length: int, sha256: str | None) -> bytes:
     """The bytes of a member, checked by its hash. Raises ShardError if nothing in the shard can be read."""
-    whole = isinstance(offset, int) and isinstance(length, int)
-    if not whole or offset < 0 or not 0 < length <= MAX_MEMBER_BYTES:
+    integers = isinstance(offset, int) and isinstance(length, int)
+    if not integers or offset < 0 or not 0 < length <= MAX_MEMBER_BYTES:
         raise InputError(f"the row has no valid place of {what}", value=f"offset={offset}, length={length}", fix=_FIX)
     try:
         data = version_store.read_range(triplet.shard, offset, length)
     except InputError as error:
-        if _belongs(version_store, triplet.shard):
+        if _is_listed(version_store, triplet.shard):
             try:
                 version_store.read_range(triplet.shard, 0, 1)
             except InputError as cause:
@@ -259,16 +236,16 @@ def _read(version_store: Store, triplet: Triplet, what: str, offset: int, length
         ) from error
     if sha256 is None:
         check_file(version_store, triplet.shard)
-    elif (found := hashlib.sha256(data).hexdigest()) != sha256:
+    elif (actual := hashlib.sha256(data).hexdigest()) != sha256:
         raise InputError(
-            f"{what} has changed since it was curated: its SHA-256 is {found}, but its row has {sha256}",
+            f"{what} has changed since it was curated: its SHA-256 is {actual}, but its row has {sha256}",
             value=f"{triplet.shard}, byte {offset}",
             fix=_FIX,
         )
     return data
 
 
-def _belongs(version_store: Store, shard: str) -> bool:
+def _is_listed(version_store: Store, shard: str) -> bool:
     """Whether the snapshot's manifest lists ``shard``; True without a manifest."""
     try:
         return shard in json.loads(version_store.read("manifest.json"))["files"]
@@ -277,8 +254,6 @@ def _belongs(version_store: Store, shard: str) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, np.ndarray):
-        return tuple(value.tolist())
-    if isinstance(value, np.generic):
-        return value.item()
+    if isinstance(value, np.ndarray | np.generic):
+        value = value.tolist()
     return tuple(value) if isinstance(value, (list, tuple)) else value

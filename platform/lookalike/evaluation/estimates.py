@@ -20,38 +20,30 @@ class Estimate:
     """A mean and its confidence interval."""
 
     mean: float
-    """Mean over the samples."""
     low: float
     """Lower end of the interval."""
     high: float
     """Upper end of the interval."""
     n: int
-    """Samples behind the mean."""
+    """Number of samples."""
 
 
-def cluster_bootstrap(values: Floats, clusters: Sequence[str], *, level: float = 0.95, seed: int = 0) -> Estimate:
-    """Mean of ``values`` [N] with a bootstrap interval that resamples whole clusters.
+def cluster_bootstrap(values: Floats, clusters: Sequence[str], *, seed: int = 0) -> Estimate:
+    """Mean of ``values`` [N] with a 95 % bootstrap interval that resamples whole clusters, N names of subjects.
 
     Samples of one subject resemble each other, so resampling them one by one would make the interval too narrow. With
     fewer than two clusters the samples themselves are resampled: the interval then says nothing about other subjects.
     The method is BCa (bias-corrected and accelerated; Efron 1987), or percentile if BCa is undefined, both by
     ``scipy.stats.bootstrap``.
 
-    Args:
-        values: [N].
-        clusters: the subject of each value, N names.
-        level: of the interval.
-        seed: of the resampling.
-
-    Raises:
-        ConfigError: no value, or not one cluster per value.
+    Raises ConfigError for no value, or if there is not one cluster per value.
     """
     values = np.asarray(values, dtype=np.float64)
     if len(values) == 0 or len(values) != len(clusters):
         raise ConfigError(
             "an estimate needs one cluster per value",
             value=f"{len(values)}, {len(clusters)}",
-            fix="pass as many as there are values, and one or more",
+            fix="pass as many clusters as values, at least one",
         )
     mean, count = float(values.mean()), len(values)
     names, index = np.unique(np.asarray(clusters), return_inverse=True)
@@ -74,7 +66,7 @@ def cluster_bootstrap(values: Floats, clusters: Sequence[str], *, level: float =
                 paired=True,
                 vectorized=True,
                 n_resamples=RESAMPLES,
-                confidence_level=level,
+                confidence_level=0.95,
                 method=method,
                 rng=np.random.default_rng(seed),
             ).confidence_interval

@@ -123,7 +123,7 @@ def _conditions(scores: Scores) -> Check:
 
 def _floor(scores: Scores, floor: Floor) -> Check:
     name = f"{floor.metric}.{floor.bound}"
-    value = _figure(scores.metrics.get(floor.metric), floor.bound)
+    value = _finite_value(scores.metrics.get(floor.metric), floor.bound)
     if value is None:
         return Check(name, None, floor.above, False, f"{floor.metric} was not measured")
     passed = value > floor.above
@@ -138,8 +138,8 @@ def _same(name: str, ours: str, theirs: str) -> Check:
 
 def _comparison(scores: Scores, champion: Scores, comparison: Comparison) -> Check:
     name = f"{comparison.metric} vs champion"
-    ours = _figure(scores.metrics.get(comparison.metric), "mean")
-    theirs = _figure(champion.metrics.get(comparison.metric), "mean")
+    ours = _finite_value(scores.metrics.get(comparison.metric), "mean")
+    theirs = _finite_value(champion.metrics.get(comparison.metric), "mean")
     if theirs is None:
         why = f"{comparison.metric} of the champion was not measured; evaluate the champion again"
         return Check(name, ours, "unknown", False, why)
@@ -153,7 +153,7 @@ def _comparison(scores: Scores, champion: Scores, comparison: Comparison) -> Che
     return Check(name, ours, threshold, passed, why)
 
 
-def _figure(estimate: Estimate | None, bound: Bound) -> float | None:
+def _finite_value(estimate: Estimate | None, bound: Bound) -> float | None:
     if estimate is None:
         return None
     value = float(getattr(estimate, bound))

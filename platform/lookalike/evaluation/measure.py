@@ -28,15 +28,15 @@ def paired_losses(
     seed: int,
     cache: LatentCache | None = None,
 ) -> list[Measurement]:
-    """Held-out loss of each sample under its own and under a stranger's conditions, on the same noise.
+    """Measure the held-out loss of each sample with its own and with another subject's conditions, on the same noise.
 
-    ``right`` and ``shuffled`` have the same targets; ``shuffled`` is None where there is no stranger. Both modes of
+    ``right`` and ``shuffled`` have the same targets; ``shuffled`` is None if there is no other subject. Both modes of
     training are measured: with the references' latents, and (``mllm_only/``) without. A ``cache`` saves encoding the
     same images for each arm and mode.
     """
-    found = []
+    rows = []
     for prefix, (use_mllm, use_references) in LOSS_MODES.items():
-        losses_of = objective.paired_losses(
+        own, wrong = objective.paired_losses(
             model,
             vae,
             right,
@@ -48,13 +48,11 @@ def paired_losses(
             use_references=use_references,
             cache=cache,
         )
-        names = ("loss_right", "loss_shuffled")
-        values = {
-            name: loss.double().cpu().numpy() for name, loss in zip(names, losses_of, strict=True) if loss is not None
-        }
-        if shuffled is not None:
+        values = {"loss_right": own.double().cpu().numpy()}
+        if wrong is not None:
+            values["loss_shuffled"] = wrong.double().cpu().numpy()
             values["loss_gap"] = values["loss_shuffled"] - values["loss_right"]
         for name, losses in values.items():
-            rows = zip(sample_ids, subjects, losses, strict=True)
-            found += [Measurement(case, subject, prefix + name, float(loss)) for case, subject, loss in rows]
-    return found
+            cases = zip(sample_ids, subjects, losses, strict=True)
+            rows += [Measurement(case, subject, prefix + name, float(loss)) for case, subject, loss in cases]
+    return rows

@@ -56,8 +56,7 @@ def to_parquet(table: pa.Table, evaluation: Mapping[str, Any]) -> bytes:
 def evaluation_of(data: bytes, where: str) -> dict[str, Any] | None:
     """Read the header that :func:`to_parquet` wrote; None for files of earlier versions of this software.
 
-    Raises:
-        InputError: not a table of measurements, or its header is damaged.
+    Raises InputError: not a table of measurements, or its header is damaged.
     """
     with decoding("a table of measurements", where, fix=_FIX):
         header = (pq.read_schema(io.BytesIO(data)).metadata or {}).get(_HEADER)
@@ -67,8 +66,7 @@ def evaluation_of(data: bytes, where: str) -> dict[str, Any] | None:
 def estimates(data: bytes, seed: int, where: str) -> dict[str, Estimate]:
     """Compute the estimate of each metric from the file's bytes ``data``, which were read from ``where``.
 
-    Raises:
-        InputError: not such a file, a member that is missing, or two measurements of one case.
+    Raises InputError: not such a file, a member that is missing, or two measurements of one case.
     """
     with decoding("a table of measurements", where, fix=_FIX):
         table = pq.read_table(io.BytesIO(data), schema=SCHEMA)
@@ -81,17 +79,17 @@ def estimates(data: bytes, seed: int, where: str) -> dict[str, Estimate]:
 
 
 def measured(table: pa.Table) -> pa.Table:
-    """The rows of cases that were measured."""
+    """Select the rows of cases that were measured."""
     return table.filter(pc.invert(pc.starts_with(table["metric"], UNREADABLE)))
 
 
 def with_prefix(measurements: Iterable[Measurement], prefix: str) -> list[Measurement]:
-    """The same rows, with ``prefix`` before each metric's name."""
+    """Return the rows with ``prefix`` before each metric's name."""
     return [replace(row, metric=prefix + row.metric) for row in measurements]
 
 
 def summarise(measurements: Iterable[Measurement], seed: int = 0) -> dict[str, Estimate]:
-    """Mean and interval of each metric, clustered by subject; the order of the rows does not matter.
+    """Compute mean and interval of each metric, clustered by subject; the order of the rows does not matter.
 
     An estimate of values that are not finite is NaN.
     """

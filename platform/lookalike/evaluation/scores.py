@@ -5,11 +5,11 @@ import math
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
-from lookalike.documents import decoding, parse_object, render_json
+from lookalike.documents import parse_record, render_json
 from lookalike.errors import ConfigError, InputError
 from lookalike.evaluation.estimates import Estimate
 from lookalike.evaluation.measurements import MEASUREMENTS, estimates, evaluation_of
-from lookalike.values import check_values
+from lookalike.values import MAX_COUNT, check_values
 
 ConditionMode = Literal["right", "shuffled"]
 
@@ -59,7 +59,7 @@ class Scores:
     """Hash of ``measurements.parquet``, which lies beside; None in scores of earlier versions of this software."""
 
     def to_json(self) -> bytes:
-        """The file's bytes."""
+        """Return the bytes of ``scores.json``."""
         values = asdict(self)
         if self.measurements_sha256 is None:  # the hash of earlier scores stands in promotion logs
             del values["measurements_sha256"]
@@ -75,10 +75,9 @@ class Scores:
         }
 
     def proven(self, measurements: bytes, where: str) -> "Scores":
-        """These scores with estimates computed again from ``measurements``, which were read at ``where``.
+        """Return these scores with estimates computed again from ``measurements``, which were read at ``where``.
 
-        Raises:
-            InputError: the measurements are not those of these scores, or give other estimates.
+        Raises InputError: the measurements are not those of these scores, or give other estimates.
         """
         fix = f"restore scores.json and {MEASUREMENTS} of one evaluation, or evaluate the bundle again"
         sha256 = hashlib.sha256(measurements).hexdigest()
@@ -91,7 +90,7 @@ class Scores:
         of = evaluation_of(measurements, where)
         if of not in (None, self.evaluation()):
             raise InputError(
-                f"the measurements are of {of}, and scores.json says {self.evaluation()}", value=where, fix=fix
+                f"the measurements are of {of}, but scores.json is of {self.evaluation()}", value=where, fix=fix
             )
         seed = self.config.get("seed", 0)
         if type(seed) is not int or seed < 0:
@@ -100,7 +99,7 @@ class Scores:
         for name in sorted(self.metrics.keys() | found.keys()):
             if name not in found or name not in self.metrics or not _agree(self.metrics[name], found[name]):
                 raise InputError(
-                    f"scores.json says {_shown(self.metrics.get(name))} of {name}, and its measurements give"
+                    f"scores.json has {_shown(self.metrics.get(name))} for {name}, but its measurements give"
                     f" {_shown(found.get(name))}",
                     value=where,
                     fix=fix,
@@ -111,38 +110,17 @@ class Scores:
     def from_json(cls, data: bytes, where: str) -> "Scores":
         """Parse ``scores.json``; ``where`` names the file in errors. Raises InputError for another kind of file."""
         fix = "name a scores.json of jobs/evaluate.py"
-        raw = parse_object(data, where, "bundle", "suite", "conditions", "metrics", fix=fix)
-        with decoding("a scores file", where, fix=fix):
-            scores = cls(
-                bundle=Source(**raw["bundle"]),
-                suite=Source(**raw["suite"]),
-                conditions=raw["conditions"],
-                metrics={name: Estimate(**values) for name, values in raw["metrics"].items()},
-                embedder=raw.get("embedder", ""),
-                base=Source(**raw["base"]) if raw.get("base") else None,
-                config=raw.get("config", {}),
-                measurements_sha256=raw.get("measurements_sha256"),
-            )
-            for name, estimate in scores.metrics.items():
-                _check_estimate(name, estimate)
+        scores = parse_record(cls, data, where, fix=fix)
+        for name, estimate in scores.metrics.items():  # NaN stands for values that were not finite
+            infinite = any(math.isinf(value) for value in (estimate.mean, estimate.low, estimate.high))
+            if infinite or not 0 <= estimate.n <= MAX_COUNT:
+                raise InputError(f"the scores file is damaged: {name} is {_shown(estimate)}", value=where, fix=fix)
         try:
-            for source in filter(None, (scores.bundle, scores.suite, scores.base)):
-                check_values(source)
-            check_values(scores)
+            for part in filter(None, (scores.bundle, scores.suite, scores.base, scores)):
+                check_values(part)
         except ConfigError as error:
             raise InputError(f"the scores file is damaged: {error.what}", value=where, fix=fix) from error
         return scores
-
-
-def _check_estimate(name: str, estimate: Estimate) -> None:
-    """Raise TypeError unless its members are finite numbers (or NaN: not measured), and its count a whole one."""
-    for value in (estimate.mean, estimate.low, estimate.high, estimate.n):
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise TypeError(f"{name} has {value!r} instead of a number")
-        if math.isinf(float(value)):  # an integer of hundreds of digits raises here
-            raise TypeError(f"{name} has {value!r} instead of a finite number")
-    if not isinstance(estimate.n, int) or estimate.n < 0:
-        raise TypeError(f"{name} has {estimate.n!r} instead of a count")
 
 
 def _agree(written: Estimate, found: Estimate) -> bool:

@@ -20,10 +20,10 @@ def loss_curve(records: Sequence[Record]) -> str:
     losses = np.array([record["loss"] for record in points])
     figure, axes = _axes("training loss")
     axes.plot(steps, losses, color=RIGHT, alpha=0.25, linewidth=0.8)
-    for stage, part in _stages(points):
+    for phase, part in _phases(points):
         chosen = np.isin(steps, [record["step"] for record in part])
         axes.plot(steps[chosen], smooth(losses[chosen]), color=RIGHT, linewidth=1.8)
-        _mark_stage(axes, part[0]["step"], stage, first=part[0]["step"] == steps[0])
+        _mark_phase(axes, part[0]["step"], phase, first=part[0]["step"] == steps[0])
     low, high = losses.min(), np.quantile(losses, 0.995)
     axes.set_ylim(max(0, low - 0.1 * (high - low)), high + 0.15 * (high - low) + 1e-9)
     return _svg(figure)
@@ -34,13 +34,13 @@ def held_out_curve(records: Sequence[Record]) -> str:
     points = [record for record in records if "validation" in record]
     figure, axes = _axes("held-out loss")
     names = {"loss_right": ("own conditions", RIGHT), "loss_shuffled": ("another subject's", WRONG)}
-    for _, part in _stages(points):
+    for _, part in _phases(points):
         steps = [record["step"] + 1 for record in part]
         for name, (_, colour) in names.items():
             values = [record["validation"][name] for record in part]
             axes.plot(steps, values, color=colour, linewidth=1.8, marker="o", markersize=3)
-    for stage, part in _stages([record for record in records if "loss" in record])[1:]:
-        _mark_stage(axes, part[0]["step"], stage, first=False)
+    for phase, part in _phases([record for record in records if "loss" in record])[1:]:
+        _mark_phase(axes, part[0]["step"], phase, first=False)
     for (label, colour), place in zip(names.values(), (0.66, 1.0), strict=True):
         _label(axes, label, place, colour)
     axes.margins(x=0.03, y=0.2)
@@ -68,22 +68,19 @@ def smooth(values: np.ndarray, share: float = 0.08) -> np.ndarray:
     return np.asarray((sums[high] - sums[low]) / (high - low))
 
 
-def _stages(points: Sequence[Record]) -> list[tuple[str, list[Record]]]:
-    return [(stage, list(part)) for stage, part in groupby(points, key=lambda record: str(record["stage"]))]
+def _phases(points: Sequence[Record]) -> list[tuple[str, list[Record]]]:
+    return [(phase, list(part)) for phase, part in groupby(points, key=lambda record: str(record["stage"]))]
 
 
 def _label(axes: Any, text: str, place: float, colour: str) -> None:
     """Write a legend entry above the plot; it ends at ``place``, a fraction of the width."""
-    above: dict[str, Any] = {
-        "xycoords": "axes fraction",
-        "xytext": (0, 7),
-        "textcoords": "offset points",
-        "ha": "right",
-    }
-    axes.annotate(text, (place, 1), color=colour, **above)
+    offset = (0, 7)
+    axes.annotate(
+        text, (place, 1), xycoords="axes fraction", xytext=offset, textcoords="offset points", ha="right", color=colour
+    )
 
 
-def _mark_stage(axes: Any, step: float, name: str, *, first: bool) -> None:
+def _mark_phase(axes: Any, step: float, name: str, *, first: bool) -> None:
     if not first:
         axes.axvline(step, color=QUIET, linewidth=0.8, linestyle=(0, (3, 3)))
     left, right = axes.get_xlim()

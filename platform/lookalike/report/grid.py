@@ -3,8 +3,9 @@
 Images are uint8 RGB ``[H, W, 3]`` of any size; they are fitted into their cell and never stretched.
 """
 
+import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -31,8 +32,6 @@ class GridRow:
     """Column title → image; a cell without an image stays empty."""
     note: str = ""
     """Small print below the prompt."""
-    emphasis: frozenset[str] = field(default_factory=frozenset)
-    """Columns to frame."""
 
 
 def draw_grid(rows: Sequence[GridRow], columns: Sequence[str], title: str = "") -> Image.Image:
@@ -64,9 +63,14 @@ def draw_grid(rows: Sequence[GridRow], columns: Sequence[str], title: str = "") 
         for name, left in zip(columns, lefts[2:], strict=True):
             if name in row.images:
                 _paste(canvas, row.images[name], left, top, CELL)
-                if name in row.emphasis:
-                    draw.rectangle([left - 2, top - 2, left + CELL + 1, top + CELL + 1], outline=INK, width=2)
     return canvas
+
+
+def encode_grid(grid: Image.Image) -> bytes:
+    """Encode a grid as a PNG of the smallest size."""
+    buffer = io.BytesIO()
+    grid.save(buffer, format="PNG", optimize=True)
+    return buffer.getvalue()
 
 
 def _paste_stack(canvas: Image.Image, images: Sequence[np.ndarray], left: int, top: int) -> None:

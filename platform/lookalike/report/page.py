@@ -1,28 +1,14 @@
 """The content of a page, and its rendering. Every section is optional; images are ``data:`` URIs."""
 
 import base64
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
-
-import numpy as np
-from PIL import Image
 
 from lookalike.diffusion.schedule import SCHEDULE_TITLES
 from lookalike.evaluation.estimates import Estimate
 from lookalike.evaluation.metrics import LABELS
 from lookalike.evaluation.scores import Scores
-
-
-@dataclass(frozen=True)
-class Reject:
-    """A photo that was dropped."""
-
-    image: str
-    """The photo."""
-    beside: Sequence[str] = ()
-    """Kept photos of the same subject, for reasons that compare photos."""
 
 
 @dataclass(frozen=True)
@@ -35,25 +21,8 @@ class Reason:
     """Number of photos."""
     what: str = ""
     """What the filter checks."""
-    rejects: Sequence[Reject] = ()
-    """Some of the photos; files that cannot be decoded are not shown."""
-
-    @property
-    def label(self) -> str:
-        """Name for readers."""
-        return self.name.replace("_", " ")
-
-
-@dataclass(frozen=True)
-class Triplet:
-    """A training sample."""
-
-    references: Sequence[str]
-    """Photos that the model reads."""
-    target: str
-    """Photo that it learns to generate."""
-    prompt: str
-    """Text that it reads."""
+    rejects: Sequence[tuple[str, Sequence[str]]] = ()
+    """Some of the photos that can be decoded, each with kept photos of its subject if the reason compares photos."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +36,8 @@ class Curation:
     """By split."""
     reasons: Sequence[Reason]
     """In the order of the funnel."""
-    samples: Sequence[Triplet] = ()
+    samples: Sequence[tuple[Sequence[str], str, str]] = ()
+    """References, target and prompt of some triplets."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +59,6 @@ class Evaluation:
 
     scores: Scores
     grid: str
-    title: str = "Held-out subjects"
 
     @property
     def losses(self) -> list[tuple[str, Estimate, Estimate, Estimate]]:
@@ -112,18 +81,7 @@ class Evaluation:
                 stages.setdefault(setting, {})[metric] = estimate
         main = str(self.scores.config.get("stages", ["paper"])[0])
         order = sorted(stages, key=lambda setting: (setting.startswith("before"), setting != "", setting))
-        return [(_stage_label(setting, main), stages[setting]) for setting in order]
-
-
-@dataclass(frozen=True)
-class Decision:
-    """A decision of the gate."""
-
-    model: str
-    version: str
-    promoted: bool
-    checks: Sequence[Mapping[str, Any]]
-    """name, value, threshold, passed, why."""
+        return [(_schedule_label(setting, main), stages[setting]) for setting in order]
 
 
 @dataclass(frozen=True)
@@ -148,15 +106,6 @@ class Finetune:
 
 
 @dataclass(frozen=True)
-class Generation:
-    """A generation: its model and images."""
-
-    model: str
-    sheet: str
-    images: int
-
-
-@dataclass(frozen=True)
 class Page:
     """All sections of a page."""
 
@@ -164,9 +113,11 @@ class Page:
     curation: Curation | None = None
     training: Training | None = None
     evaluations: Sequence[Evaluation] = ()
-    decisions: Sequence[Decision] = ()
+    decisions: Sequence[Mapping[str, Any]] = ()
+    """Decisions of the gate: model, version, promoted, checks (name, value, threshold, passed, why)."""
     finetune: Finetune | None = None
-    generation: Generation | None = None
+    generation: tuple[str, str] | None = None
+    """Name of the model, and the contact sheet of its images."""
     timings: Sequence[Mapping[str, Any]] = ()
     """step, seconds, peak_memory_gib, outcome."""
     code_version: str = ""
@@ -176,18 +127,18 @@ class Page:
         """The numbers at the top of the page, by label."""
         found = {}
         if self.curation:
-            found["photographs in, with a reason for each one that was dropped"] = number(self.curation.images_in)
+            found["photos ingested; each dropped one has a reason"] = number(self.curation.images_in)
             found["training samples"] = number(self.curation.triplets.get("train", 0))
         if self.training and self.training.stages:
             first, last = self.training.stages[0]["loss_first"], self.training.stages[-1]["loss_last"]
-            found["loss, first to last"] = f"{first:.2f} → {last:.2f}"
+            found["training loss, first and last"] = f"{first:.2f} → {last:.2f}"
         if self.evaluations and (losses := self.evaluations[0].losses):
             gap = losses[0][3]
-            found["held-out loss gap, another subject's conditions against its own"] = f"{gap.mean:+.4f}"
+            found["held-out loss gap, another subject's conditions minus the subject's own"] = f"{gap.mean:+.4f}"
         if self.decisions:
-            found["by the gate"] = "promoted" if self.decisions[0].promoted else "refused"
+            found["decision of the gate"] = "promoted" if self.decisions[0]["promoted"] else "refused"
         if self.timings:
-            found["for all of it, on one machine"] = duration(sum(row["seconds"] for row in self.timings))
+            found["for all jobs together, on one machine"] = duration(sum(row["seconds"] for row in self.timings))
         return found
 
 
@@ -202,14 +153,12 @@ def render(page: Page) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["number"] = number
-    environment.filters["figure"] = figure
-    environment.filters["duration"] = duration
+    environment.filters |= {"number": number, "check_value": check_value, "duration": duration}
     environment.globals["image_metrics"] = LABELS
     return environment.get_template("page.html.j2").render(page=page)
 
 
-def _stage_label(setting: str, main: str) -> str:
+def _schedule_label(setting: str, main: str) -> str:
     """``"before/mllm_only"`` → ``"before: MLLM only"``."""
     before, name = setting.startswith("before"), setting.removeprefix("before").strip("/") or main
     return ("before: " if before else "") + SCHEDULE_TITLES.get(name, name)
@@ -220,7 +169,7 @@ def number(value: int) -> str:
     return f"{value:,}".replace(",", "\u2009")
 
 
-def figure(value: object) -> str:
+def check_value(value: object) -> str:
     """Format the value or threshold of a check: floats with four digits, None as a dash."""
     if value is None:
         return "–"
@@ -231,15 +180,6 @@ def duration(seconds: float) -> str:
     """Format seconds: ``83.2`` → ``"1 min 23 s"``."""
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
-
-
-def thumbnail(image: np.ndarray, side: int = 112) -> str:
-    """Encode uint8 RGB ``[H, W, 3]`` as a JPEG ``data:`` URI with a longer side of at most ``side`` pixels."""
-    small = Image.fromarray(image)
-    small.thumbnail((side, side), Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    small.save(buffer, format="JPEG", quality=85)
-    return data_uri(buffer.getvalue(), "image/jpeg")
 
 
 def data_uri(data: bytes, kind: str = "image/png") -> str:

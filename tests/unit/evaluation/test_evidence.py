@@ -61,7 +61,7 @@ def test_changed_measurements_are_refused() -> None:
 def test_measurements_of_another_evaluation_are_refused(of: dict) -> None:
     """A good bundle's evaluation, with the hash of a bad one written into its scores.json."""
     data = _data(_rows(), **of)
-    with pytest.raises(InputError, match=r"the measurements are of .* and scores.json says"):
+    with pytest.raises(InputError, match=r"the measurements are of .* but scores.json is of"):
         _scores(data).proven(data, "m")
 
 
@@ -80,7 +80,7 @@ def test_measurements_of_another_evaluation_are_refused(of: dict) -> None:
 def test_forged_scores_are_refused(forged) -> None:
     data = _data(_rows())
     scores = _scores(data)
-    with pytest.raises(InputError, match=r"scores.json says .* and its measurements give"):
+    with pytest.raises(InputError, match=r"scores.json has .* but its measurements give"):
         replace(scores, metrics=forged(scores.metrics["loss_gap"])).proven(data, "m")
 
 

@@ -31,20 +31,20 @@ TRIPLETS = [_triplet(f"s{s}", view) for s in range(5) for view in range(4)]
 def test_loss_sample_has_right_and_shuffled_conditions() -> None:
     suite = Suite(TRIPLETS)
     samples = suite.losses(50, "right")
-    assert len(samples) == len({s.sample_id for s in samples}) == 50
+    assert len(samples) == len({s.case_id for s in samples}) == 50
     assert {s.target for s in samples[:20]} == set(range(20))  # each triplet once before any comes again
     for sample in samples:
-        assert sample.right == sample.target
-        assert sample.shuffled is not None
-        assert suite.pool[sample.shuffled].subject != suite.pool[sample.target].subject
+        assert sample.conditions == sample.target
+        assert sample.other is not None
+        assert suite.pool[sample.other].subject != suite.pool[sample.target].subject
 
 
 def test_shuffled_mode_gives_wrong_conditions_on_the_same_noise() -> None:
     suite = Suite(TRIPLETS)
     right, probe = suite.losses(40, "right"), suite.losses(40, "shuffled")
-    assert [s.sample_id for s in right] == [s.sample_id for s in probe]
+    assert [s.case_id for s in right] == [s.case_id for s in probe]
     for sample in probe:
-        subjects = [suite.pool[index].subject for index in (sample.target, sample.right, sample.shuffled or 0)]
+        subjects = [suite.pool[index].subject for index in (sample.target, sample.conditions, sample.other or 0)]
         assert len(set(subjects)) == 3
 
 
@@ -69,11 +69,11 @@ def test_images_cover_subjects_first_and_take_different_prompts() -> None:
 
 def test_one_subject_takes_wrong_conditions_from_distractors() -> None:
     alone = [_triplet("mine", view) for view in range(3)]
-    assert all(s.shuffled is None for s in Suite(alone).losses(3, "right"))
+    assert all(s.other is None for s in Suite(alone).losses(3, "right"))
     assert all(c.other is None for c in Suite(alone).images(1, 3, "right"))
     suite = Suite(alone, distractors=TRIPLETS)
     assert suite.count == 3
-    assert all(s.target < 3 and s.shuffled is not None and s.shuffled >= 3 for s in suite.losses(9, "right"))
+    assert all(s.target < 3 and s.other is not None and s.other >= 3 for s in suite.losses(9, "right"))
     assert {suite.pool[c.target].subject for c in suite.images(9, 2, "right")} == {"mine"}
 
 

@@ -17,7 +17,7 @@ from lookalike.bundles.load import build_model
 from lookalike.bundles.manifest import read_preset, write_manifest
 from lookalike.diffusion.pipeline import SubjectPipeline
 from lookalike.errors import LookalikeError
-from lookalike.evaluation.clip import ClipScorer
+from lookalike.evaluation.metrics.clip import Clip
 
 _CLASSES = ("AutoConfig", "AutoModel", "AutoImageProcessor", "AutoProcessor", "AutoTokenizer")
 _MODELS = ("AutoModelForImageClassification", "AutoModelForImageTextToText")
@@ -44,7 +44,7 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.M
         lambda name: Captioner(name).load("cpu"),
         lambda name: ClassProbability(name).load("cpu"),
         lambda name: ClassArea(name).load("cpu"),
-        lambda name: ClipScorer(name),
+        lambda name: Clip(name),
         lambda name: revision_of(name),
     ],
     ids=["embedder", "captioner", "classifier", "segmentation", "clip", "revision"],

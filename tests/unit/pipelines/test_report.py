@@ -1,4 +1,4 @@
-"""The report job on what other jobs left, whole and damaged."""
+"""The report job on complete and damaged results of other jobs."""
 
 import io
 import json

@@ -5,29 +5,26 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lookalike.data.images import encode_png
 from lookalike.evaluation.estimates import Estimate
 from lookalike.evaluation.scores import Scores, Source
 from lookalike.models.aggregate import LayerAggregator
 from lookalike.report.curves import held_out_curve, layer_curve, loss_curve, smooth
 from lookalike.report.page import (
     Curation,
-    Decision,
     Evaluation,
     Finetune,
-    Generation,
     Page,
     Reason,
-    Reject,
     Training,
-    Triplet,
+    data_uri,
     duration,
     render,
-    thumbnail,
 )
 from lookalike.storage import open_store
 from pipelines.report import _layer_weights
 
-PICTURE = thumbnail(np.full((40, 80, 3), 128, np.uint8))
+PICTURE = data_uri(encode_png(np.full((40, 80, 3), 128, np.uint8)))
 RECORDS = [
     *({"step": step, "stage": "mllm", "loss": 1 / (1 + step)} for step in range(30)),
     {"step": 29, "stage": "mllm", "validation": {"loss_right": 0.4, "loss_shuffled": 0.5}},
@@ -50,8 +47,8 @@ def _full_page() -> Page:
             images_kept=7,
             subjects=3,
             triplets={"train": 1234, "validation": 4},
-            reasons=[Reason("too_small", 2, "Too few pixels.", [Reject(PICTURE, [PICTURE])]), Reason("undecodable", 1)],
-            samples=[Triplet([PICTURE], PICTURE, 'a "quoted" <prompt>')],
+            reasons=[Reason("too_small", 2, "Too few pixels.", [(PICTURE, [PICTURE])]), Reason("undecodable", 1)],
+            samples=[([PICTURE], PICTURE, 'a "quoted" <prompt>')],
         ),
         training=Training(
             loss_curve(RECORDS),
@@ -61,15 +58,15 @@ def _full_page() -> Page:
         ),
         evaluations=[Evaluation(_scores(), PICTURE)],
         decisions=[
-            Decision(
-                "lookalike-mini",
-                "1",
-                True,
-                [{"name": "loss_gap", "value": 0.02, "threshold": None, "passed": True, "why": "above 0"}],
-            )
+            {
+                "model": "lookalike-mini",
+                "version": "1",
+                "promoted": True,
+                "checks": [{"name": "loss_gap", "value": 0.02, "threshold": None, "passed": True, "why": "above 0"}],
+            }
         ],
         finetune=Finetune("acme", "mug", PICTURE, _scores()),
-        generation=Generation("acme--mug, version 1", PICTURE, 4),
+        generation=("acme--mug, version 1", PICTURE),
         timings=[{"step": "train", "seconds": 83.2, "peak_memory_gib": 2.5, "outcome": "a bundle"}],
         code_version="0.1.0",
     )
@@ -97,7 +94,7 @@ class _Audit(HTMLParser):
         assert self.open.pop() == tag
 
 
-def test_the_page_is_whole_and_loads_nothing() -> None:
+def test_page_is_valid_html_and_loads_no_other_files() -> None:
     html = render(_full_page())
     audit = _Audit()
     audit.feed(html)
@@ -112,14 +109,14 @@ def test_text_from_outside_is_escaped() -> None:
     assert "<prompt>" not in html
 
 
-def test_every_section_says_what_it_shows() -> None:
+def test_every_section_has_its_content() -> None:
     html = render(_full_page())
     for text in ("too small", "2 dropped", "promoted", "1 min 23 s", "acme--mug, version 1", "1\u2009234", "0.0200"):
         assert text in html
     assert "above 0" in html
 
 
-def test_a_gap_that_may_be_zero_is_called_so() -> None:
+def test_gap_whose_interval_includes_zero_is_marked() -> None:
     html = render(Page("t", evaluations=[Evaluation(_scores(gap_low=-0.001), PICTURE)]))
     assert "not above 0" in html
 
@@ -132,11 +129,11 @@ def test_any_section_may_be_absent(section: str) -> None:
     assert f'id="{section}"' not in html
 
 
-def test_a_page_without_anything_is_a_page() -> None:
+def test_page_without_sections_is_rendered() -> None:
     assert "<h1>empty</h1>" in render(Page("empty"))
 
 
-def test_stages_of_images_are_named_with_the_main_one_first() -> None:
+def test_schedules_of_images_are_named_with_the_main_one_first() -> None:
     labels = [label for label, _ in Evaluation(_scores(), PICTURE).images]
     assert labels == ["staged (τ .95 / .85)", "MLLM only", "before: staged (τ .95 / .85)"]
 
@@ -149,13 +146,13 @@ def test_smoothing_keeps_constants_and_the_length() -> None:
     assert smooth(np.array([2.0])) == pytest.approx([2.0])
 
 
-def test_curves_are_the_same_bytes_each_time() -> None:
+def test_curves_are_deterministic() -> None:
     assert loss_curve(RECORDS) == loss_curve(RECORDS)
     assert "mllm+references" in held_out_curve(RECORDS)
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0.4, "0 s"), (59.4, "59 s"), (60, "1 min 00 s"), (3601, "60 min 01 s")])
-def test_durations_for_people(seconds: float, text: str) -> None:
+def test_duration_format(seconds: float, text: str) -> None:
     assert duration(seconds) == text
 
 

@@ -17,18 +17,15 @@ LABELS: dict[str, str] = {name: label for metric in METRICS for name, label in m
 
 
 def metrics_of(settings: Settings, device: str = "cpu") -> list[Metric]:
-    """The metrics that ``settings`` turn on, with their models on ``device``."""
+    """Create the metrics that ``settings`` turn on, with their models on ``device``."""
     return [metric for kind in METRICS if (metric := kind.create(settings, device)) is not None]
 
 
 def measure(metrics: Sequence[Metric], images: Sequence[Pixels], tasks: Sequence[Task]) -> list[Measurement]:
-    """Every value that ``metrics`` give to each of ``images`` (uint8 [H, W, 3]), which ``tasks`` belong to."""
-    values: list[dict[str, float]] = [{} for _ in tasks]
-    for metric in metrics:
-        for of_image, more in zip(values, metric(images, tasks), strict=True):
-            of_image.update(more)
+    """Measure each of ``images`` (uint8 [H, W, 3]), generated for the task of the same index, with all ``metrics``."""
     return [
         Measurement(task.case, task.subject, name, value)
-        for task, of_image in zip(tasks, values, strict=True)
-        for name, value in of_image.items()
+        for metric in metrics
+        for task, values in zip(tasks, metric(images, tasks), strict=True)
+        for name, value in values.items()
     ]

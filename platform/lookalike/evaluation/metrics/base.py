@@ -1,4 +1,4 @@
-"""What a metric is: the protocol, and what it gets to see."""
+"""The protocol of metrics, and the task that an image is measured against."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -52,8 +52,7 @@ class Metric(Protocol):
     def create(cls, settings: Settings, device: str) -> "Metric | None":
         """The metric with its models on ``device``; None if the settings do not turn it on.
 
-        Raises:
-            InputError: there is no such model.
+        Raises InputError: there is no such model.
         """
 
     def __call__(self, images: Sequence[Pixels], tasks: Sequence[Task]) -> Sequence[Mapping[str, float]]:

@@ -1,6 +1,7 @@
 """The sample world is a function of its seed and has the defects that its truth lists."""
 
 import io
+import itertools
 import json
 from collections import Counter
 
@@ -14,14 +15,14 @@ from lookalike.models.presets import ASSETS_DIR
 from pipelines.curate.features import features
 from pipelines.ingest.config import MORE_DEFECTS, IngestConfig, SampleWorldConfig
 from pipelines.ingest.sample import shapes, vocabulary, world
-from pipelines.ingest.sample.defects import KINDS, Shot, encode, plan_shots
+from pipelines.ingest.sample.defects import KINDS, encode, plan_photos
 from pipelines.ingest.sample.source import TRUTH, plan_sample
 from tests.drawn import draw
 
 
-def shots(**settings: object) -> list[Shot]:
+def photos(**settings: object) -> list[world.Photo]:
     config = SampleWorldConfig(**settings)  # type: ignore[arg-type]
-    return [shot for some in plan_shots(config, world.subjects(config)).values() for shot in some]
+    return [photo for some in plan_photos(config, world.subjects(config)).values() for photo in some]
 
 
 def test_subject_depends_on_seed_and_number_only() -> None:
@@ -60,17 +61,19 @@ def test_views_of_a_subject_are_evenly_spaced() -> None:
 
 
 def test_captions_consist_of_the_tokenizers_words() -> None:
-    known = set((ASSETS_DIR / "mini.words.txt").read_text().split()) | {","}
-    allowed = set(vocabulary.words(shapes.names()))
+    known = set((ASSETS_DIR / "mini.words.txt").read_text().split())
+    looks = [None, *((pattern, (colour, "red")) for pattern in vocabulary.PATTERNS for colour in vocabulary.COLOURS)]
+    everything = itertools.product(shapes.names(), vocabulary.PLACES, vocabulary.VIEWS, looks)
+    captions = (vocabulary.caption(*parts) for parts in everything)
+    allowed = {word for caption in captions for word in caption.replace(",", " ").split()}
     assert allowed <= known
-    for shot in shots(subjects=60):
-        said = shot.photo.caption.replace(",", " ,").split()
-        assert set(said) <= allowed, shot.photo.caption
+    for photo in photos(subjects=60):
+        assert set(photo.caption.replace(",", " ").split()) <= allowed, photo.caption
 
 
 def test_bare_caption_has_neither_colours_nor_pattern() -> None:
     told, half, bare = (
-        [shot.photo.caption for shot in shots(subjects=60, defects=False, bare_captions=share)] for share in (0, 0.5, 1)
+        [photo.caption for photo in photos(subjects=60, defects=False, bare_captions=share)] for share in (0, 0.5, 1)
     )
     looks = {*vocabulary.COLOURS, "striped", "checked", "spots", "half", "patched"} - {"pink", "blue"}  # of places
     assert not [caption for caption in bare if looks & set(caption.split())]
@@ -89,54 +92,51 @@ def test_view_names(azimuth: float, elevation: float, name: str) -> None:
 
 @pytest.mark.parametrize(("subjects", "asked", "each"), [(4, None, 3), (8, 11, 11), (200, None, 5)])
 def test_each_defect_is_planted_as_often_as_configured(subjects: int, asked: int | None, each: int) -> None:
-    planned = shots(subjects=subjects, defects_of_each=asked)
-    counts = {kind: sum(shot.defect == kind for shot in planned) for kind in KINDS}
+    planned = photos(subjects=subjects, defects_of_each=asked)
+    counts = {kind: sum(photo.defect == kind for photo in planned) for kind in KINDS}
     assert set(counts.values()) == {each}
-    assert len({shot.photo.key for shot in planned}) == len(planned)
-    for shot in planned:
-        if shot.defect == "wrong_subject":
-            assert shot.photo.subject.shape != shot.photo.filed_under.shape
+    assert len({photo.key for photo in planned}) == len(planned)
+    for photo in planned:
+        if photo.defect == "wrong_subject":
+            assert photo.subject.shape != photo.filed_under.shape
         else:
-            assert shot.photo.subject == shot.photo.filed_under
+            assert photo.subject == photo.filed_under
 
 
 def test_more_defects_are_planted_after_all_others() -> None:
-    usual, more = shots(subjects=8), shots(subjects=8, more_defects=list(MORE_DEFECTS))
-    assert {shot.photo.key: shot.defect for shot in usual}.items() <= {s.photo.key: s.defect for s in more}.items()
-    added = Counter(shot.defect for shot in more) - Counter(shot.defect for shot in usual)
+    usual, more = photos(subjects=8), photos(subjects=8, more_defects=list(MORE_DEFECTS))
+    assert {photo.key: photo.defect for photo in usual}.items() <= {photo.key: photo.defect for photo in more}.items()
+    added = Counter(photo.defect for photo in more) - Counter(photo.defect for photo in usual)
     assert added == dict.fromkeys(MORE_DEFECTS, 3)
 
 
 def test_defects_can_be_turned_off() -> None:
-    planned = shots(subjects=3, views=4, defects=False)
+    planned = photos(subjects=3, views=4, defects=False)
     assert len(planned) == 12
-    assert all(shot.defect is None for shot in planned)
+    assert all(photo.defect is None for photo in planned)
 
 
 def test_each_defect_has_its_effect() -> None:
     ramp = np.linspace(0, 255, 256)
     picture = np.stack(np.broadcast_arrays(ramp[None], ramp[:, None], 90.0), -1).astype(np.uint8)
-    clean = decode(encode(picture, Shot(world.photo(world.subject(0, 0), 0, 6))))
+    clean = decode(encode(picture, None, 0))
     for variant in range(3):
-        photo = world.photo(world.subject(0, 0), 0, 6)
         for defect in ("corrupt", "truncated"):
             with pytest.raises(ImageError):
-                decode(encode(picture, Shot(photo, defect, variant)))
-        assert max(decode(encode(picture, Shot(photo, "tiny", variant))).shape) <= 32
-        assert decode(encode(picture, Shot(photo, "flat", variant))).std((0, 1)).max() < 1
+                decode(encode(picture, defect, variant))
+        assert max(decode(encode(picture, "tiny", variant)).shape) <= 32
+        assert decode(encode(picture, "flat", variant)).std((0, 1)).max() < 1
         drawn = draw(0, variant, 256)
-        before, after = (
-            features(decode(encode(drawn, Shot(photo, defect, variant))))["sharpness"] for defect in (None, "blurred")
-        )
+        before, after = (features(decode(encode(drawn, defect, variant)))["sharpness"] for defect in (None, "blurred"))
         assert after < 12 < before
-        height, width = decode(encode(picture, Shot(photo, "strip", variant))).shape[:2]
+        height, width = decode(encode(picture, "strip", variant)).shape[:2]
         assert max(height, width) >= 4 * min(height, width)
-        again = Image.open(io.BytesIO(encode(picture, Shot(photo, "near_duplicate", variant))))
+        again = Image.open(io.BytesIO(encode(picture, "near_duplicate", variant)))
         difference = np.asarray(again.resize((256, 256)), float) - clean
         assert 0 < np.abs(difference).mean() < 6
         for defect in ("exact_duplicate", "wrong_licence", "taken_down"):
-            assert encode(picture, Shot(photo, defect, variant)) == encode(picture, Shot(photo))
-        written = np.abs(decode(encode(picture, Shot(photo, "overlaid_text", variant))).astype(int) - clean).max(2) > 60
+            assert encode(picture, defect, variant) == encode(picture, None, variant)
+        written = np.abs(decode(encode(picture, "overlaid_text", variant)).astype(int) - clean).max(2) > 60
         assert 0.01 < written.mean() < 0.3
         assert np.ptp(np.flatnonzero(written.any(axis=0))) > 0.6 * 256
 
