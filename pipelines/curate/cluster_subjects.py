@@ -119,9 +119,8 @@ def label_shard(work: ClusterWork, unit: int) -> Columns:
         contents = table["sha256"].to_pylist()
         number = {content: i for i, content in enumerate(contents)}
         pairs = sorted({(place, content) for content in number for place in places[content]})
-        vectors = table.take([number[content] for _, content in pairs]).set_column(
-            0, "subject_hash", pa.array([place for place, _ in pairs], pa.int64())
-        )
+        vectors = table.take(pa.array([number[content] for _, content in pairs], pa.int64()))
+        vectors = vectors.set_column(0, "subject_hash", pa.array([place for place, _ in pairs], pa.int64()))
         write_table(store, vectors_key, vectors)
         named = pa.Table.from_pylist(rows, IMAGE_SCHEMA).sort_by(order)
         write_table(store, rows_key, named.replace_schema_metadata(indexed.schema.metadata))  # with its notes

@@ -11,7 +11,7 @@ from pipelines.curate.cluster_subjects import group
 from pipelines.curate.config import FoundConfig, LabelsConfig
 from pipelines.curate.filters import FiltersConfig
 from pipelines.curate.filters.no_pair import NoPair
-from pipelines.curate.results import read_plan
+from pipelines.curate.results import read_plan, read_summary
 from pipelines.curate.work import StageWork
 from tests.drawn import photo, world, write_raw
 
@@ -74,3 +74,10 @@ def test_labelled_photos_keep_their_subjects_if_few_or_none_are_unlabelled(plann
         rows = pa.concat_tables(tables).to_pylist()
         assert sum(row["subject"].startswith("thing") for row in rows) == len(photos) - unlabelled
         assert sum(row["subject"].startswith("found-") for row in rows) == unlabelled
+
+
+def test_a_shard_without_a_decodable_photo_gets_no_subjects(planned: Planned, tmp_path: Path) -> None:
+    broken = [replace(photo(0, view), jpeg=b"not a photo") for view in range(2)]
+    raw = write_raw(tmp_path / "raw", [*world(2, 2), *broken], per_shard=4)
+    work = planned(raw, filters=LOOSE, labels=LabelsConfig(found=FoundConfig()))
+    assert read_summary(work, 0).dropped == {"undecodable": 2}
