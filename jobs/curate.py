@@ -37,7 +37,7 @@ import json
 
 from pipelines.curate import CurateConfig, curate, inventory
 from pipelines.curate.diff import DiffConfig, diff, render_diff
-from pipelines.curate.takedown import entry_lines
+from pipelines.curate.removals import entry_lines
 from pipelines.curate.trace import TraceConfig, render_trace, trace
 from pipelines.entry import run_subcommand
 

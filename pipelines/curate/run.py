@@ -88,7 +88,7 @@ def _curate(config: CurateConfig, raw: Store, dataset: Store, listing: RawListin
         _index(config, raw, dataset, inputs)
         _find_subjects(config, inputs)
         stage = StageWork.of(config, inputs)
-        stage, taken_down, matched = take_down(stage, versions, run_tasks)
+        stage, taken_down, matched = take_down(stage, versions)
         _finish_all(run_tasks(screen_shard, stage, len(stage.rows), noun="raw shards screened"))
         comparisons = stage.content_partitions + link_units(stage)
         links = run_tasks(_compare, stage, comparisons, noun="ranges compared across subjects")

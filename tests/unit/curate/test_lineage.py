@@ -17,7 +17,8 @@ from lookalike.storage import open_store, publish, version_store
 from pipelines.curate.diff import DiffConfig, diff, render_diff
 from pipelines.curate.filters import FiltersConfig
 from pipelines.curate.filters.blurry import Blurry
-from pipelines.curate.takedown import TakeDownWork, find_holders, pin
+from pipelines.curate.removals import find_holders
+from pipelines.curate.takedown import pin
 from pipelines.curate.trace import TraceConfig, render_trace, trace
 from pipelines.curate.work import StageWork
 from tests.drawn import world, write_raw
@@ -142,7 +143,8 @@ def _other_table() -> bytes:
 def test_damaged_tables_are_errors_that_name_them(dataset: str) -> None:
     triplet = read_triplets(_version(dataset, 1))[0]
     (Path(dataset) / "list.txt").write_text("key:nothing\n")
-    holders = TakeDownWork(dataset, pin(f"{dataset}/list.txt", open_store(dataset)), versions=(2,))
+    store = open_store(dataset)
+    holders = (store, pin(f"{dataset}/list.txt", store), [2])
     for name, asked in (("images.parquet", triplet.target_image), ("triplets.parquet", triplet.triplet_id)):
         file = Path(dataset) / "v0002" / name
         whole = file.read_bytes()
