@@ -9,7 +9,6 @@ from lookalike.storage import open_store
 from pipelines.curate.finish import FinishWork, finish
 from pipelines.curate.layout import plan_shards
 from pipelines.curate.materialise import write_shard
-from pipelines.curate.results import read_summary
 from pipelines.curate.summary import Summary
 from pipelines.curate.work import MaterialiseWork, StageWork
 
@@ -23,13 +22,17 @@ def materialise(
         write(done, unit)
     summary = Summary()
     for partition in range(work.partitions):
-        summary.add(read_summary(work, partition))
+        summary.add(work.read_summary(partition))
     split = Counter({plan.split: plan.triplets for plan in done.shards})
     counts = {
         "images_in": summary.images, "images_kept": summary.kept, "dropped": dict(summary.dropped),
         "subjects": summary.subjects, "subjects_bounded": summary.bounded_subjects,
         "subjects_in": summary.subjects_in, "triplets": {"train": split["train"], "validation": split["validation"]},
     }  # fmt: skip
-    passed_over = {"objects": PassedOver(len(work.inputs.shards)).to_json(), "members": work.members.to_json()}
-    finish(FinishWork(done, summary, counts, None, None, "A report", passed_over), 0)
+    manifest = {"version": 1, "parent": None, "counts": counts, "taken_down": None}
+    manifest["passed_over"] = {
+        "objects": PassedOver(len(work.inputs.shards)).to_json(),
+        "members": work.members.to_json(),
+    }
+    finish(FinishWork(done, summary, manifest), 0)
     return done

@@ -1,20 +1,25 @@
-"""Compare two snapshots: settings, raw shards, images by reason, triplets."""
+"""Compare two snapshots: settings, raw shards, images by reason, triplets. One subject is in memory at a time."""
 
 import heapq
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby, repeat
 from typing import Any
+
+import pyarrow.parquet as pq
 
 from lookalike.data import triplets
 from lookalike.documents import decoding
 from lookalike.storage import Store, open_store, read_manifest, version_store
 from lookalike.values import check_values
-from pipelines.curate.streams import Rows, by_subject, open_table, side_by_side
+from pipelines.curate.rows import subject_hash
+from pipelines.curate.tables import open_table
 from pipelines.curate.workspace import IMAGES_TABLE
 
 _SPLITS = ("train", "validation")
 _EXAMPLES = 3  # keys of images shown for each change of fate
+Rows = list[dict[str, Any]]
 KEPT, ABSENT = "kept", "not there"  # values of Fate beside the reasons
 
 
@@ -140,10 +145,10 @@ def _shards(old: dict[str, Any], new: dict[str, Any]) -> dict[str, list[str]]:
 
 def _images(before: Store, after: Store) -> tuple[list[Fate], int]:
     columns = ("shard", "offset", "key", "drop_reason")
-    streams = [by_subject(open_table(store, IMAGES_TABLE), columns) for store in (before, after)]
+    streams = [_by_subject(open_table(store, IMAGES_TABLE), columns) for store in (before, after)]
     fates: dict[tuple[str, str], Fate] = {}
     unchanged = 0
-    for _, *sides in side_by_side(*streams):
+    for _, *sides in _side_by_side(*streams):
         old, new = (
             {(row["shard"], row["offset"], row["key"]): row["drop_reason"] or KEPT for row in rows} for rows in sides
         )
@@ -175,7 +180,7 @@ def _why(fate: Fate, settings: dict[str, list[Any]], shards: dict[str, list[str]
 def _triplets(before: Store, after: Store) -> tuple[dict[str, dict[str, int]], int]:
     counts = {split: Counter[str]() for split in _SPLITS}
     moved = 0
-    for _, old, new in side_by_side(_of_splits(before), _of_splits(after)):
+    for _, old, new in _side_by_side(_of_splits(before), _of_splits(after)):
         old_ids, new_ids = ({(row["split"], row["triplet_id"]) for row in rows} for rows in (old, new))
         for state, ids in (("added", new_ids - old_ids), ("removed", old_ids - new_ids), ("kept", old_ids & new_ids)):
             for split, _ in ids:
@@ -188,5 +193,30 @@ def _triplets(before: Store, after: Store) -> tuple[dict[str, dict[str, int]], i
 def _of_splits(version: Store) -> Iterator[tuple[tuple[int, str], Rows]]:
     """Yield the triplets of both splits by subject, in the order of hashes."""
     columns = ("triplet_id", "split")
-    streams = (by_subject(open_table(version, triplets.TABLE), columns, split) for split in _SPLITS)
+    streams = (_by_subject(open_table(version, triplets.TABLE), columns, split) for split in _SPLITS)
     return heapq.merge(*streams, key=lambda item: item[0])
+
+
+def _by_subject(
+    table: pq.ParquetFile, columns: Sequence[str], split: str | None = None
+) -> Iterator[tuple[tuple[int, str], Rows]]:
+    """Yield ((hash, name) of a subject, its rows) in the order of hashes, which is that of the image table.
+
+    The triplet table has this order within each ``split``.
+    """
+    batches = table.iter_batches(batch_size=8192, columns=["subject", *columns])
+    rows = (row for batch in batches for row in batch.to_pylist() if split is None or row["split"] == split)
+    for subject, group in groupby(rows, key=lambda row: str(row["subject"])):
+        yield (subject_hash(subject), subject), list(group)
+
+
+def _side_by_side(
+    left: Iterator[tuple[tuple[int, str], Rows]], right: Iterator[tuple[tuple[int, str], Rows]]
+) -> Iterator[tuple[str, Rows, Rows]]:
+    """Yield (subject, its rows on the left, its rows on the right) for each subject of either."""
+    numbered = [zip(repeat(side), stream, strict=False) for side, stream in enumerate((left, right))]
+    for key, group in groupby(heapq.merge(*numbered, key=lambda item: item[1][0]), key=lambda item: item[1][0]):
+        sides: tuple[Rows, Rows] = [], []
+        for side, (_, rows) in group:
+            sides[side].extend(rows)
+        yield key[1], *sides

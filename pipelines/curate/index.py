@@ -15,7 +15,7 @@ from lookalike.data.passed_over import PassedOver
 from lookalike.data.shards import BrokenTarError, Sample, iter_samples, open_object
 from lookalike.data.text import escaped
 from lookalike.errors import LookalikeError, describe
-from lookalike.storage import ObjectInfo, Store, open_store
+from lookalike.storage import ObjectInfo, Store
 from pipelines.actors import Columns
 from pipelines.curate.changed import read_image
 from pipelines.curate.compressed import compression_of, unpack
@@ -42,11 +42,11 @@ log = logging.getLogger(__name__)
 class IndexWork:
     """What an actor gets: unit ``i`` is raw shard ``inputs.shards[units[i]]``."""
 
-    raw: str
-    dataset: str
-    inputs: Inputs
-    units: tuple[int, ...]
     config: CurateConfig
+    inputs: Inputs
+    raw: Store
+    dataset: Store
+    units: tuple[int, ...]
 
 
 class ShardIndexer:
@@ -56,14 +56,13 @@ class ShardIndexer:
         from lookalike.annotators.embedder import NO_EMBEDDER, load_embedder
 
         self._work = work
-        self._raw, self._dataset = open_store(work.raw), open_store(work.dataset)
         # without a model torch is not needed, and its import takes as long as two hundred images
         device = "cpu" if work.config.embedder == NO_EMBEDDER else work.config.actors.prepare()
         self._embedder = load_embedder(work.config.embedder, device)
 
     def __call__(self, unit: int) -> Columns:
         """Index one shard. For a shard that cannot be read, return the ``error``, so that the others are indexed."""
-        shard = self._work.units[unit]
+        shard, images, what = self._work.units[unit], 0, ""
         try:
             images = self._index(shard)
         except Exception as error:  # any exception of one shard is reported, and the others are indexed
@@ -71,33 +70,25 @@ class ShardIndexer:
             if not isinstance(error, LookalikeError):
                 log.exception("raw shard %s cannot be indexed", self._work.inputs.shards[shard].key)
                 what = describe(error)
-            return {"shard": np.array([shard]), "images": np.array([0]), "error": np.array([what], object)}
-        return {"shard": np.array([shard]), "images": np.array([images]), "error": np.array([""], object)}
+        return {"shard": np.array([shard]), "images": np.array([images]), "error": np.array([what], object)}
 
     def _index(self, shard: int) -> int:
-        inputs = self._work.inputs
+        config, inputs, raw, dataset = self._work.config, self._work.inputs, self._work.raw, self._work.dataset
         info = inputs.shards[shard]
         rows_key, vectors_key = inputs.workspace.rows(shard), inputs.workspace.vectors(shard)
-        known = (
-            read_table(self._dataset, rows_key, columns=IMAGE_SCHEMA.names) if self._dataset.exists(rows_key) else None
-        )
-        if known is not None and self._dataset.exists(vectors_key):  # Ray runs a task again whose process died
+        known = read_table(dataset, rows_key, columns=IMAGE_SCHEMA.names) if dataset.exists(rows_key) else None
+        if known is not None and dataset.exists(vectors_key):  # Ray runs a task again whose process died
             return len(known)
-        is_new = known is None  # rows without vectors were written by a run with another embedder
-        store, place, broken = self._raw, info, ""
-        compression = compression_of(self._raw, info)
+        store, place, broken = raw, info, ""
+        compression = compression_of(raw, info)
         if compression is not None:
-            unpacked_key = inputs.workspace.unpacked(shard)
-            limits = self._work.config.limits
-            place, broken = unpack(self._raw, info, compression, self._dataset, unpacked_key, limits)
-            store = self._dataset
+            store, key = dataset, inputs.workspace.unpacked(shard)
+            place, broken = unpack(raw, info, compression, dataset, key, config.limits)
         members = PassedOver()
-        if is_new:
-            file = open_object(store, place)
-            config = self._work.config
-            source = read_images(file, info.key, config.labels, members, broken, config.limits)
-        else:
-            source = read_again(store, place.key, known, info, self._dataset)
+        if known is None:
+            source = read_images(open_object(store, place), info.key, config.labels, members, broken, config.limits)
+        else:  # written by a run with another embedder
+            source = read_again(store, place.key, known, info, dataset)
         rows: list[dict[str, Any]] = []
         vectors: dict[str, np.ndarray] = {}
         batch: dict[str, np.ndarray] = {}
@@ -109,13 +100,12 @@ class ShardIndexer:
                 vectors |= self._embed(batch)
                 batch = {}
         vectors |= self._embed(batch)
-        table = pa.Table.from_pylist(rows, IMAGE_SCHEMA).sort_by(
-            [("subject_hash", "ascending"), ("offset", "ascending")]
-        )
-        write_table(self._dataset, vectors_key, self._vector_table(table, vectors))
-        if is_new:
+        order = [("subject_hash", "ascending"), ("offset", "ascending")]
+        table = pa.Table.from_pylist(rows, IMAGE_SCHEMA).sort_by(order)
+        write_table(dataset, vectors_key, self._vector_table(table, vectors))
+        if known is None:
             notes = {"members": members.to_json(), "unpacked": compression is not None}
-            write_table(self._dataset, rows_key, with_notes(table, notes))
+            write_table(dataset, rows_key, with_notes(table, notes))
         return len(rows)
 
     def _embed(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -123,19 +113,13 @@ class ShardIndexer:
 
     def _vector_table(self, rows: pa.Table, vectors: dict[str, np.ndarray]) -> pa.Table:
         """Return the vector of each decodable row of the image table, in the same order."""
-        pairs = [
-            (place, content)
-            for place, content in zip(rows["subject_hash"].to_pylist(), rows["sha256"].to_pylist(), strict=True)
-            if content in vectors
-        ]
-        stacked = np.stack([vectors[content] for _, content in pairs]) if pairs else np.zeros((0, self._embedder.dim))
-        return pa.table(
-            {
-                "subject_hash": pa.array([place for place, _ in pairs], pa.int64()),
-                "sha256": pa.array([content for _, content in pairs], pa.string()),
-                "vector": vectors_array(stacked),
-            }
+        embedded = [content in vectors for content in rows["sha256"].to_pylist()]
+        table = rows.select(["subject_hash", "sha256"]).filter(pa.array(embedded, pa.bool_()))
+        contents = table["sha256"].to_pylist()
+        stacked = (
+            np.stack([vectors[content] for content in contents]) if contents else np.zeros((0, self._embedder.dim))
         )
+        return table.append_column("vector", vectors_array(stacked))
 
 
 def index_shard(work: IndexWork, unit: int) -> Columns:
@@ -194,7 +178,7 @@ def _read_sample(
     sample: Sample, payload: dict[str, bytes], extension: str | None, shard: str, config: LabelsConfig, limits: Limits
 ) -> tuple[dict[str, Any], np.ndarray | None]:
     notes: list[str] = []
-    known: dict[str, Any] = {}  # of the row
+    known: dict[str, Any] = {}  # columns of the row
     try:
         known |= read_labels(sample.key, payload, config, notes)
         if extension is None:  # it may be a renamed JPEG; if not, the error names the extra that reads HEIC

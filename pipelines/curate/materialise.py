@@ -19,7 +19,6 @@ from lookalike.storage import read_object
 from pipelines.actors import Columns
 from pipelines.curate.config import ShardsConfig
 from pipelines.curate.filters.exact_duplicate import ExactDuplicate
-from pipelines.curate.results import read_plan
 from pipelines.curate.tables import write_table
 from pipelines.curate.work import MaterialiseWork, ShardPlan, StageWork
 
@@ -85,9 +84,9 @@ class _Row:
 
 
 def _rows(work: StageWork, shard: ShardPlan) -> list[_Row]:
-    table = read_plan(work, shard.partition, "images", shard.span)
+    table = work.read_plan(shard.partition, "images", shard.span)
     table = table.filter(pc.greater(pc.list_value_length(table["reference_sets"]), 0))
-    subjects = read_plan(work, shard.partition, "subjects", shard.span)
+    subjects = work.read_plan(shard.partition, "subjects", shard.span)
     below = pc.less(subjects["split_hash"], shard.split_cut)
     mine = subjects.filter(below if shard.split == "validation" else pc.invert(below))["subject"]
     table = table.filter(pc.is_in(table["subject"], value_set=mine.combine_chunks()))

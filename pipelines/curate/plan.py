@@ -13,7 +13,6 @@ from pipelines.curate.captions import fit_captions
 from pipelines.curate.filters import Filter, Photos, with_scores
 from pipelines.curate.filters.large_subject import LargeSubject
 from pipelines.curate.pairs import reference_sets
-from pipelines.curate.results import read_components, read_duplicates, read_scores
 from pipelines.curate.rows import PLAN_SCHEMA, SUBJECT_SCHEMA, unit_hash
 from pipelines.curate.summary import EXAMPLES_PER_REASON, Summary
 from pipelines.curate.tables import read_span, vectors_of, write_table
@@ -45,7 +44,7 @@ def _plan(work: StageWork, partition: int) -> None:
     sets: list[list[list[dict[str, Any]]]] = [[] for _ in range(len(rows))]
     subjects = []
     values_of: dict[str, list[np.ndarray]] = {}
-    components = read_components(work) if work.linked else {}
+    components = work.read_components() if work.linked else {}
     for subject, members in _runs(rows["subject"].to_pylist()):
         left = reasons[members] == ""
         kept = members[left]
@@ -71,18 +70,18 @@ def _plan(work: StageWork, partition: int) -> None:
     store = work.dataset
     write_table(store, work.workspace.plan(partition, "images"), planned.cast(PLAN_SCHEMA))
     write_table(store, work.workspace.plan(partition, "subjects"), pa.Table.from_pylist(subjects, SUBJECT_SCHEMA))
-    store.write(work.workspace.summary(partition), canonical_json(summary.to_json()).encode())
+    store.write(work.workspace.summary(partition), canonical_json(vars(summary)).encode())
 
 
 def _drop_one_by_one(work: StageWork, rows: pa.Table, reasons: np.ndarray, span: tuple[int, int]) -> None:
     """Add the reasons of duplicates and of filters that see a score to the ``reasons`` of the screen."""
     for name, _ in work.config.filters.steps("content"):
-        repeated = read_duplicates(work, span, "subject_hash")
+        repeated = work.read_duplicates(span, "subject_hash")
         places = zip(*(rows[name].to_pylist() for name in ("shard", "offset", "key")), strict=True)
         mask = np.array([place in repeated for place in places], bool)
         reasons[mask & (reasons == "")] = name
     for name, step in work.config.filters.scored():
-        scores = {} if step.scorer is None else read_scores(work, step.scorer.revision, span)
+        scores = {} if step.scorer is None else work.read_scores(step.scorer.revision, span)
         left = np.flatnonzero(reasons == "")
         reasons[left[step.drop(with_scores(rows.take(pa.array(left)), scores))]] = name
 
@@ -91,7 +90,7 @@ def _captioned(work: StageWork, rows: pa.Table, span: tuple[int, int]) -> pa.Tab
     """Return the rows; those without a caption have the captioner's."""
     if work.config.captioner is None:
         return rows
-    answers = read_scores(work, work.config.captioner.revision, span)
+    answers = work.read_scores(work.config.captioner.revision, span)
     captions = [
         row["caption"] or answers.get(row["sha256"], "") for row in rows.select(["caption", "sha256"]).to_pylist()
     ]

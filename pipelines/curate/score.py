@@ -14,7 +14,6 @@ from lookalike.data.images import decode_at_least
 from lookalike.storage import ObjectInfo
 from pipelines.actors import Columns
 from pipelines.curate.filters import Photos, with_scores
-from pipelines.curate.results import read_duplicates
 from pipelines.curate.tables import read_table, write_table
 from pipelines.curate.work import StageWork
 
@@ -58,7 +57,7 @@ class ShardScorer:
 
     def _survivors(self, unit: int) -> pa.Table:
         """Return the rows of a shard that pass the filters without a model."""
-        rows, repeated = self._work.read_screened(unit), read_duplicates(self._work, (unit, unit + 1), "unit")
+        rows, repeated = self._work.read_screened(unit), self._work.read_duplicates((unit, unit + 1), "unit")
         places = zip(*(rows[name].to_pylist() for name in ("shard", "offset", "key")), strict=True)
         return rows.filter(pa.array([place not in repeated for place in places], pa.bool_()))
 

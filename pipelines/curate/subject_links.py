@@ -15,7 +15,6 @@ from lookalike.annotators.embedder import NO_EMBEDDER
 from pipelines.actors import Columns
 from pipelines.curate.filters.near_duplicate import NearDuplicate
 from pipelines.curate.graph import components
-from pipelines.curate.results import read_links
 from pipelines.curate.rows import COMPONENT_SCHEMA, LINK_SCHEMA, in_hash_range
 from pipelines.curate.tables import read_span, vectors_of, write_table
 from pipelines.curate.work import StageWork
@@ -40,12 +39,12 @@ def find_links(work: StageWork, unit: int) -> Columns:
         band, partition = divmod(unit, work.content_partitions)
         links = sorted(set(_sharing(work, partition) if band == 0 else _resembling(work, band - 1, partition)))
         write_table(store, key, pa.table([[a for a, _ in links], [b for _, b in links]], LINK_SCHEMA))
-    return {"links": np.array([read_links(work, key, LINK_SCHEMA).num_rows])}
+    return {"links": np.array([work.read_links(key, LINK_SCHEMA).num_rows])}
 
 
 def join_links(work: StageWork, unit: int) -> Columns:
     """Write the component of each linked subject: the first name of all subjects that a chain of links leads to."""
-    tables = [read_links(work, work.workspace.links(i), LINK_SCHEMA) for i in range(link_units(work))]
+    tables = [work.read_links(work.workspace.links(i), LINK_SCHEMA) for i in range(link_units(work))]
     links = pa.concat_tables(tables)
     names, ends = np.unique(
         np.concatenate([links[name].to_numpy(zero_copy_only=False).astype(str) for name in LINK_SCHEMA.names]),

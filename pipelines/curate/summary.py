@@ -3,7 +3,7 @@
 import heapq
 import re
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,6 @@ from pipelines.curate.rows import unit_hash
 EXAMPLES_PER_REASON = 12
 CAPTIONS_KEPT = 500
 _NOTED = re.compile(r"(?:^|; )(\w+): ")
-_COUNTERS = ("dropped", "classes", "noted")
 
 
 @dataclass(frozen=True)
@@ -109,12 +108,3 @@ class Summary:
             self.histograms[name] = (own + np.array(counts)).tolist()
         for reason, rows in other.examples.items():
             self.add_examples(reason, rows)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values."""
-        return asdict(self) | {name: dict(getattr(self, name)) for name in _COUNTERS}
-
-    @classmethod
-    def from_json(cls, values: dict[str, Any]) -> "Summary":
-        """Restore a summary from :meth:`to_json`."""
-        return cls(**(values | {name: Counter(values[name]) for name in _COUNTERS}))

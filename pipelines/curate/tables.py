@@ -13,9 +13,11 @@ import pyarrow.parquet as pq
 from lookalike.config import canonical_json
 from lookalike.data.shards import open_object
 from lookalike.documents import decoding
+from lookalike.errors import InputError
 from lookalike.storage import ObjectInfo, Store
 
 _READ_AHEAD = 64 << 10  # bytes; reads of a table are small, or large and requested at once
+_STREAM_AHEAD = 1 << 20  # bytes; tables of a snapshot are large
 _NOTES = b"lookalike"  # key in the footer
 _ROWS_PER_GROUP = 512  # a partition reads the row groups that overlap its range of subject hashes
 
@@ -51,6 +53,15 @@ def read_columns(store: Store, info: ObjectInfo, columns: Sequence[str]) -> pa.T
     """Read some columns of a table; other columns are not read."""
     with decoding("a Parquet table", store.uri_of(info.key)):
         return pq.read_table(open_object(store, info, _READ_AHEAD), columns=list(columns))
+
+
+def open_table(version: Store, name: str) -> pq.ParquetFile:
+    """Open a table of a snapshot; only the row groups and columns that are used are read, by range."""
+    info = next((info for info in version.list(name) if info.key == name), None)
+    if info is None:
+        raise InputError(f"the snapshot has no {name}", value=version.uri, fix="use a complete version")
+    with decoding("a Parquet table", version.uri_of(name)):
+        return pq.ParquetFile(open_object(version, info, _STREAM_AHEAD))
 
 
 def with_notes(table: pa.Table, notes: Mapping[str, Any]) -> pa.Table:

@@ -133,7 +133,7 @@ def read_tar(data: bytes, folder: Path) -> None:
     config = CurateConfig(raw=str(raw), dataset=str(dataset), embedder="none", filters=filters)
     inputs = Inputs.of(config, list_shards(config.raw, open_store(config.dataset)))
     for unit in tuple(inputs.units):
-        work = IndexWork(open_store(config.raw).uri, open_store(config.dataset).uri, inputs, (unit,), config)
+        work = IndexWork(config, inputs, open_store(config.raw), open_store(config.dataset), (unit,))
         columns = index_shard(work, 0)
         if "Error: " in (said := str(columns["error"][0])):  # of a library, not ours: it ended the whole shard
             raise AssertionError(said)

@@ -21,7 +21,6 @@ from pipelines.curate.duplicates import find_duplicates
 from pipelines.curate.index import read_images
 from pipelines.curate.materialise import fit
 from pipelines.curate.plan import plan_partition
-from pipelines.curate.results import read_summary
 from pipelines.curate.screen import screen_shard
 from pipelines.curate.tables import read_span
 from pipelines.curate.work import CONTENT_ROWS
@@ -96,7 +95,7 @@ def test_costs_of_each_step_and_of_a_billion_images(tmp_path: Path) -> None:
             assert len(read_span(stage.dataset, info, nowhere)) == 0
     with cpu_seconds(cost, "plan_row", 1):
         plan_partition(stage, 0)
-    cost["plan_row"] = (cost["plan_row"] - 2 * len(stage.rows) * cost["open"]) / read_summary(stage, 0).images
+    cost["plan_row"] = (cost["plan_row"] - 2 * len(stage.rows) * cost["open"]) / stage.read_summary(0).images
     record: dict[str, Any] = {
         "command": "LOOKALIKE_BENCH_PHOTOS=dreambooth-dev python -m pytest tests/bench -k costs -s",
         "core_ms": {name: round(seconds * 1000, 4) for name, seconds in cost.items()},

@@ -24,7 +24,6 @@ from pipelines.curate.duplicates import find_duplicates
 from pipelines.curate.inputs import Inputs
 from pipelines.curate.plan import plan_partition
 from pipelines.curate.raw import list_shards
-from pipelines.curate.results import read_summary
 from pipelines.curate.rows import IMAGE_SCHEMA, subject_hash
 from pipelines.curate.screen import screen_shard
 from pipelines.curate.summary import Summary
@@ -113,7 +112,7 @@ def test_plan_over_many_rows_is_made_by_range(tmp_path: Path) -> None:
         ray.shutdown()
     summary = Summary()
     for partition in range(stage.partitions):
-        summary.add(read_summary(stage, partition))
+        summary.add(stage.read_summary(partition))
     record = {
         "command": f"LOOKALIKE_BENCH_ROWS={ROWS} python -m pytest tests/bench -k scale -s",
         "rows": ROWS,

@@ -9,7 +9,7 @@ import pytest
 
 from lookalike.storage import open_store
 from pipelines.curate.changed import with_recorded_changes
-from pipelines.curate.cluster_subjects import ClusterWork, assign_cells, find_centroids, group_cell, label_shard
+from pipelines.curate.cluster_subjects import assign_cells, cluster_work, find_centroids, group_cell, label_shard
 from pipelines.curate.config import CurateConfig
 from pipelines.curate.duplicates import find_duplicates
 from pipelines.curate.index import IndexWork, ShardIndexer
@@ -56,11 +56,11 @@ def planned(grid_embedder: None, tmp_path: Path) -> Callable[..., StageWork]:
         raw_store, dataset = open_store(config.raw), open_store(config.dataset)
         inputs = Inputs.of(config, with_recorded_changes(list_shards(config.raw, dataset), dataset))
         units = tuple(inputs.units)
-        indexer = ShardIndexer(IndexWork(raw_store.uri, dataset.uri, inputs, units, config))
+        indexer = ShardIndexer(IndexWork(config, inputs, raw_store, dataset, units))
         indexed = [indexer(unit) for unit in units]
         assert [str(columns["error"][0]) for columns in indexed] == [""] * len(units)
         if config.labels.found is not None:
-            found = ClusterWork.of(config, inputs)
+            found = cluster_work(config, inputs, config.labels.found)
             for task, count in ((find_centroids, 1), (assign_cells, len(units)), (group_cell, found.cells)):
                 for unit in range(count):
                     task(found, unit)

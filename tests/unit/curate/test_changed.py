@@ -64,7 +64,7 @@ def test_every_reader_after_the_index_compares_hashes(planned: Planned, tmp_path
         work.read_image(next(row for row in rows if row["key"] == "thing00-0"))
     assert work.read_image(next(row for row in rows if row["key"] == "thing01-1"))
     inputs = replace(work.inputs, embedder="another")  # rows are there, vectors are not
-    indexer = ShardIndexer(IndexWork(work.raw.uri, work.dataset.uri, inputs, (0,), work.config))
+    indexer = ShardIndexer(IndexWork(work.config, inputs, work.raw, work.dataset, (0,)))
     assert "changed after it was indexed" in str(indexer(0)["error"][0])
 
 

@@ -2,8 +2,7 @@
 
 from typing import Any
 
-from pipelines.curate.drift import drift
-from pipelines.curate.languages import UNSURE, count_languages
+from pipelines.curate.report import UNSURE, count_languages, drift
 
 
 def report(kept: int, sharp: list[int], classes: dict[str, int]) -> dict[str, Any]:

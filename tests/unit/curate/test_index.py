@@ -123,9 +123,7 @@ def test_another_embedder_reads_images_again_and_keeps_the_rows(
     before = {info.key: info.etag for info in work.dataset.list("work/rows")}
     monkeypatch.setattr("lookalike.annotators.embedder.revision_of", lambda name: "grid-2")
     inputs = Inputs.of(work.config, list(work.inputs.shards))
-    indexer = ShardIndexer(
-        IndexWork(work.raw.uri, work.dataset.uri, inputs, (0,), replace(work.config, embedder="other"))
-    )
+    indexer = ShardIndexer(IndexWork(replace(work.config, embedder="other"), inputs, work.raw, work.dataset, (0,)))
     assert indexer(0)["error"] == [""]
     assert {info.key: info.etag for info in work.dataset.list("work/rows")} == before
     old, new = (read_table(work.dataset, i.workspace.vectors(0)) for i in (work.inputs, inputs))
@@ -138,7 +136,7 @@ def test_a_deleted_shard_is_reported_as_an_error(grid_embedder: None, tmp_path: 
     store, dataset = open_store(config.raw), open_store(config.dataset)
     inputs = Inputs.of(config, list_shards(config.raw, dataset))
     (raw / "shard-000000.tar").unlink()
-    indexer = ShardIndexer(IndexWork(store.uri, dataset.uri, inputs, (0, 1), config))
+    indexer = ShardIndexer(IndexWork(config, inputs, store, dataset, (0, 1)))
     gone, there = indexer(0), indexer(1)
     assert "no such object" in str(gone["error"][0])
     assert (there["error"].tolist(), there["images"].tolist()) == ([""], [3])

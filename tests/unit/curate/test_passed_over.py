@@ -21,7 +21,6 @@ from pipelines.curate.filters import FiltersConfig
 from pipelines.curate.filters.no_pair import NoPair
 from pipelines.curate.inventory import REASONS, lines
 from pipelines.curate.raw import list_raw, list_shards
-from pipelines.curate.results import read_plan
 from pipelines.curate.work import StageWork
 from tests.drawn import Photo, world, write_raw
 from tests.published import materialise
@@ -67,7 +66,7 @@ def link(name: str, target: str, kind: bytes = tarfile.SYMTYPE) -> tarfile.TarIn
 
 
 def rows_of(work: StageWork) -> list[dict[str, Any]]:
-    return [row for i in range(work.partitions) for row in read_plan(work, i, "images").to_pylist()]
+    return [row for i in range(work.partitions) for row in work.read_plan(i, "images").to_pylist()]
 
 
 @pytest.mark.parametrize(

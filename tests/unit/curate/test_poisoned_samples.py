@@ -18,7 +18,6 @@ from pipelines.curate.filters import FiltersConfig
 from pipelines.curate.index import IndexWork, ShardIndexer, read_images
 from pipelines.curate.inputs import Inputs
 from pipelines.curate.raw import list_shards
-from pipelines.curate.results import read_plan, read_summary
 from pipelines.curate.rows import CONFLICT
 from pipelines.curate.work import StageWork
 from tests.drawn import draw, jpeg, photo, world, write_raw
@@ -210,7 +209,7 @@ def test_an_unreadable_shard_is_reported_by_name(
     config = CurateConfig(raw=str(raw), dataset=str(tmp_path / "dataset"))
     store, dataset = open_store(config.raw), open_store(config.dataset)
     inputs = Inputs.of(config, list_shards(config.raw, dataset))
-    indexer = ShardIndexer(IndexWork(store.uri, dataset.uri, inputs, (0, 1), config))
+    indexer = ShardIndexer(IndexWork(config, inputs, store, dataset, (0, 1)))
 
     def fail(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         raise RuntimeError("out of memory")
@@ -225,11 +224,11 @@ def test_conflicting_licences_are_always_dropped(planned: Callable[..., StageWor
     photos = world(2, 4)
     meta = {"subject": photos[0].subject, "licence": "CC0-1.0", "license": "CC-BY-NC-4.0"}
     work = planned(write_raw(tmp_path / "raw", [replace(photos[0], metadata=meta), *photos[1:]]))
-    (table,) = [read_plan(work, i, "images") for i in range(work.partitions)]
+    (table,) = [work.read_plan(i, "images") for i in range(work.partitions)]
     rows = {row["key"]: row for row in table.to_pylist()}
     assert rows[photos[0].key]["drop_reason"] == "licence"
     assert "CC-BY-NC-4.0 and CC0-1.0" in rows[photos[0].key]["note"]
-    assert read_summary(work, 0).noted == {"licence": 1}
+    assert work.read_summary(0).noted == {"licence": 1}
 
 
 def test_flawed_and_good_samples_are_planned_together(planned: Callable[..., StageWork], tmp_path: Path) -> None:
@@ -250,9 +249,9 @@ def test_flawed_and_good_samples_are_planned_together(planned: Callable[..., Sta
     assert (rows["thing00-5"]["drop_reason"], rows["thing00-6"]["drop_reason"]) == ("undecodable", "unlabelled")
     assert rows["thing00-7"]["caption"] == "a thing"
     assert rows["thing01-5"]["caption"] == ""
-    assert sum(read_summary(work, i).noted.total() for i in range(work.partitions)) == 3
+    assert sum(work.read_summary(i).noted.total() for i in range(work.partitions)) == 3
 
 
 def _images(work: StageWork, partition: int) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = read_plan(work, partition, "images").to_pylist()
+    rows: list[dict[str, Any]] = work.read_plan(partition, "images").to_pylist()
     return rows

@@ -84,5 +84,5 @@ def test_a_truncated_compressed_shard_keeps_complete_samples(
     rows = read_table(work.dataset, work.inputs.workspace.rows(0)).to_pylist()
     assert any(row["cut"] for row in rows)
     assert any(not row["error"] for row in rows)
-    indexer = ShardIndexer(IndexWork(work.raw.uri, work.dataset.uri, work.inputs, (0,), work.config))
+    indexer = ShardIndexer(IndexWork(work.config, work.inputs, work.raw, work.dataset, (0,)))
     assert indexer(0)["images"] == [len(rows)]

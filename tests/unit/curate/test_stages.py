@@ -27,7 +27,6 @@ from pipelines.curate.inputs import Inputs
 from pipelines.curate.layout import split_cut
 from pipelines.curate.materialise import fit, write_shard
 from pipelines.curate.raw import list_shards
-from pipelines.curate.results import read_plan, read_summary
 from pipelines.curate.rows import hash_range, sha256, subject_hash
 from pipelines.curate.takedown import pin
 from pipelines.curate.work import StageWork
@@ -39,7 +38,7 @@ LOOSE = FiltersConfig(no_pair=NoPair(min_similarity=-1.0))
 
 
 def rows_of(work: StageWork) -> list[dict[str, Any]]:
-    tables = [read_plan(work, i, "images") for i in range(work.partitions)]
+    tables = [work.read_plan(i, "images") for i in range(work.partitions)]
     return list(pa.concat_tables(tables).to_pylist())
 
 
@@ -88,7 +87,7 @@ def test_every_image_is_kept_or_has_a_reason(planned: Planned, tmp_path: Path) -
         "copy": "exact_duplicate", "copy-elsewhere": "exact_duplicate", "half": "undecodable", "tiny": "too_small",
         "plain": "flat", "unnamed": "unlabelled", "thing17-0": "truncated_shard",
     }  # fmt: skip
-    summary = read_summary(work, 0)
+    summary = work.read_summary(0)
     assert summary.images == summary.kept + summary.dropped.total()
     assert summary.dropped == Counter(reasons.values())
     assert (summary.subjects_in, summary.subjects) == (4, 4)
@@ -116,7 +115,7 @@ def test_the_split_of_a_subject_does_not_depend_on_other_subjects(planned: Plann
         work = planned(raw, filters=LOOSE, plan=PlanConfig(validation_fraction=0.4, min_validation_subjects=0))
         cut = split_cut(work)
         assert cut == 0.4
-        table = read_plan(work, 0, "subjects").to_pylist()
+        table = work.read_plan(0, "subjects").to_pylist()
         return {row["subject"] for row in table if row["split_hash"] < cut}
 
     few, many = validation(12), validation(24)
@@ -128,7 +127,7 @@ def test_the_split_of_a_subject_does_not_depend_on_other_subjects(planned: Plann
 def test_minimum_of_validation_subjects(planned: Planned, tmp_path: Path, subjects: int, expected: int) -> None:
     raw = write_raw(tmp_path / "raw", world(subjects, 2))
     work = planned(raw, filters=LOOSE, plan=PlanConfig(validation_fraction=0.0))
-    hashes = read_plan(work, 0, "subjects")["split_hash"].to_numpy()
+    hashes = work.read_plan(0, "subjects")["split_hash"].to_numpy()
     assert (hashes < split_cut(work)).sum() == expected
 
 

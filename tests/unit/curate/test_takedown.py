@@ -23,7 +23,6 @@ from pipelines.curate.filters import FiltersConfig, Photos
 from pipelines.curate.filters.taken_down import TakenDown
 from pipelines.curate.inputs import Inputs
 from pipelines.curate.removals import check_matched, count_matches, entry_lines, summed, take_down
-from pipelines.curate.results import read_plan
 from pipelines.curate.takedown import TakeDownList, pin, pinned_hash, read_list, trimmed
 from pipelines.curate.work import StageWork
 from tests.drawn import world, write_raw
@@ -215,7 +214,7 @@ def test_matches_are_counted_shard_by_shard(planned: Callable[..., StageWork], t
     work = planned(raw, filters=FiltersConfig(taken_down=TakenDown(pinned)))
     counts, images = summed(in_process(count_matches, work, len(work.rows)), 4)
     assert (counts.tolist(), images) == ([4, 1, 12, 0], {0: 4, 1: 4, 2: 4})
-    rows = read_plan(work, 0, "images")
+    rows = work.read_plan(0, "images")
     assert rows["drop_reason"].to_pylist() == ["taken_down"] * 12
 
 
