@@ -17,7 +17,7 @@ from pipelines.curate.config import CurateConfig, FoundConfig
 from pipelines.curate.graph import components
 from pipelines.curate.inputs import Inputs
 from pipelines.curate.rows import IMAGE_SCHEMA, subject_hash
-from pipelines.curate.tables import read_footers, read_span, read_table, vectors_array, vectors_of, write_table
+from pipelines.curate.tables import read_footers, read_part, read_table, vectors_array, vectors_of, write_table
 from pipelines.curate.work import StageWork
 
 # Legend: N images of a cell, D embedding dimensions, K cells.
@@ -183,4 +183,4 @@ def _assigned(work: StageWork, cell: int) -> Iterator[tuple[int, pa.Table]]:
     infos = {info.key: info for info in work.dataset.list(work.workspace.prefix("assigned"))}
     for unit in work.inputs.units:
         info = infos[work.workspace.assigned(unit)]
-        yield unit, read_span(work.dataset, info, (cell, cell + 1), by="cell")
+        yield unit, read_part(work.dataset, info, (cell, cell + 1), by="cell")

@@ -115,11 +115,8 @@ class ShardIndexer:
         """Return the vector of each decodable row of the image table, in the same order."""
         embedded = [content in vectors for content in rows["sha256"].to_pylist()]
         table = rows.select(["subject_hash", "sha256"]).filter(pa.array(embedded, pa.bool_()))
-        contents = table["sha256"].to_pylist()
-        stacked = (
-            np.stack([vectors[content] for content in contents]) if contents else np.zeros((0, self._embedder.dim))
-        )
-        return table.append_column("vector", vectors_array(stacked))
+        vectors_ND = [vectors[content] for content in table["sha256"].to_pylist()]
+        return table.append_column("vector", vectors_array(np.reshape(vectors_ND, (-1, self._embedder.dim))))
 
 
 def index_shard(work: IndexWork, unit: int) -> Columns:

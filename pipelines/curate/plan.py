@@ -15,7 +15,7 @@ from pipelines.curate.filters.large_subject import LargeSubject
 from pipelines.curate.pairs import reference_sets
 from pipelines.curate.rows import PLAN_SCHEMA, SUBJECT_SCHEMA, unit_hash
 from pipelines.curate.summary import EXAMPLES_PER_REASON, Summary
-from pipelines.curate.tables import read_span, vectors_of, write_table
+from pipelines.curate.tables import read_part, vectors_of, write_table
 from pipelines.curate.work import StageWork
 
 _CACHED_SIDE = 128  # photos; larger subjects are rare, and their indices take 16 bytes a pair
@@ -181,7 +181,7 @@ def _count(summary: Summary, rows: pa.Table, reasons: np.ndarray) -> None:
 def _vectors(work: StageWork, span: tuple[int, int]) -> dict[str, np.ndarray]:
     by_content: dict[str, np.ndarray] = {}
     for info in work.vectors:
-        table = read_span(work.dataset, info, span)
+        table = read_part(work.dataset, info, span)
         if len(table):
             vectors = vectors_of(table["vector"], table.schema.field("vector").type.list_size)
             by_content.update(zip(table["sha256"].to_pylist(), vectors, strict=True))

@@ -14,7 +14,7 @@ from lookalike.errors import InputError
 from lookalike.scratch import scratch
 from lookalike.storage import Store, read_manifest, version_store
 from pipelines.actors import Columns, run_tasks
-from pipelines.curate.tables import read_columns
+from pipelines.curate.tables import read_part
 from pipelines.curate.takedown import (
     KINDS,
     TakeDownList,
@@ -87,7 +87,7 @@ def count_matches(work: StageWork, unit: int) -> Columns:
 
     Returns the columns of :func:`summed`.
     """
-    rows = read_columns(work.dataset, work.rows[unit], KINDS)
+    rows = read_part(work.dataset, work.rows[unit], columns=KINDS)
     named, counts = _list_of(work).matches(rows)
     contents = sorted({content for content in rows.filter(pa.array(named))["sha256"].to_pylist() if content})
     text = "".join(f"sha256:{content}\n" for content in contents)

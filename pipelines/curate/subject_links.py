@@ -16,7 +16,7 @@ from pipelines.actors import Columns
 from pipelines.curate.filters.near_duplicate import NearDuplicate
 from pipelines.curate.graph import components
 from pipelines.curate.rows import COMPONENT_SCHEMA, LINK_SCHEMA, in_hash_range
-from pipelines.curate.tables import read_span, vectors_of, write_table
+from pipelines.curate.tables import read_part, vectors_of, write_table
 from pipelines.curate.work import StageWork
 
 _BANDS, _BITS = 4, 16
@@ -111,6 +111,6 @@ def _similarity(work: StageWork, one: pa.Table, other: pa.Table) -> float:
 
 def _vector(work: StageWork, row: pa.Table) -> np.ndarray:
     place = row["subject_hash"][0].as_py()
-    table = read_span(work.dataset, work.vectors[row["shard"][0].as_py()], (place, place + 1))
+    table = read_part(work.dataset, work.vectors[row["shard"][0].as_py()], (place, place + 1))
     mine = table.filter(pc.equal(table["sha256"], row["sha256"][0]))["vector"]
     return np.asarray(vectors_of(mine, mine.type.list_size)[0])

@@ -36,23 +36,24 @@ def read_table(
     columns: Sequence[str] | None = None,
     by: str = "subject_hash",
 ) -> pa.Table:
-    """Read a table, or its rows whose ``by`` is in the half-open ``span``."""
+    """Read some columns of a table, by default all, or of its rows whose ``by`` is in the half-open ``span``."""
     names = None if columns is None else list(columns)
     data = store.read(key)
     with decoding("a Parquet table", store.uri_of(key)):
         return pq.read_table(io.BytesIO(data), filters=_within(span, by), columns=names)
 
 
-def read_span(store: Store, info: ObjectInfo, span: tuple[int, int], by: str = "subject_hash") -> pa.Table:
-    """Read the rows of a table whose ``by`` is in the half-open ``span``; other row groups are not read."""
+def read_part(
+    store: Store,
+    info: ObjectInfo,
+    span: tuple[int, int] | None = None,
+    columns: Sequence[str] | None = None,
+    by: str = "subject_hash",
+) -> pa.Table:
+    """Read as :func:`read_table` does, but by range: other row groups and columns are not read."""
+    names = None if columns is None else list(columns)
     with decoding("a Parquet table", store.uri_of(info.key)):
-        return pq.read_table(open_object(store, info, _READ_AHEAD), filters=_within(span, by))
-
-
-def read_columns(store: Store, info: ObjectInfo, columns: Sequence[str]) -> pa.Table:
-    """Read some columns of a table; other columns are not read."""
-    with decoding("a Parquet table", store.uri_of(info.key)):
-        return pq.read_table(open_object(store, info, _READ_AHEAD), columns=list(columns))
+        return pq.read_table(open_object(store, info, _READ_AHEAD), filters=_within(span, by), columns=names)
 
 
 def open_table(version: Store, name: str) -> pq.ParquetFile:
@@ -82,7 +83,7 @@ def read_footer(store: Store, info: ObjectInfo) -> tuple[int, dict[str, Any]]:
         return int(footer.num_rows), json.loads((footer.metadata or {}).get(_NOTES, b"{}"))
 
 
-def _within(span: tuple[int, int] | None, by: str = "subject_hash") -> list[tuple[str, str, int]] | None:
+def _within(span: tuple[int, int] | None, by: str) -> list[tuple[str, str, int]] | None:
     return None if span is None else [(by, ">=", span[0]), (by, "<", span[1])]
 
 

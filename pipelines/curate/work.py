@@ -19,7 +19,7 @@ from pipelines.curate.inputs import Inputs
 from pipelines.curate.raw import raw_store
 from pipelines.curate.rows import COMPONENT_SCHEMA, IMAGE_SCHEMA, hash_range, in_hash_range, subject_hash
 from pipelines.curate.summary import Summary
-from pipelines.curate.tables import read_footers, read_span, read_table
+from pipelines.curate.tables import read_footers, read_part, read_table
 from pipelines.curate.workspace import INDEX_PREFIXES, DuplicateOrder, PlanTable, Workspace
 
 CONTENT_ROWS = 5_000_000  # rows whose hashes one task compares
@@ -129,7 +129,7 @@ class StageWork:
         """
         store, tables = self.dataset, []
         for unit, info in enumerate(self.rows):
-            rows = read_span(store, info, span).cast(IMAGE_SCHEMA)
+            rows = read_part(store, info, span).cast(IMAGE_SCHEMA)
             if len(rows):  # most tables have none for a small range
                 reasons = read_table(store, self.workspace.reasons(unit), span)["reason"]
                 tables.append(rows.append_column("reason", reasons))
@@ -164,7 +164,7 @@ class StageWork:
         """Return what the model of that revision said of the images of a range of subjects, by content hash."""
         scores: dict[str, Any] = {}
         for info in self.scores[revision]:
-            table = read_span(self.dataset, info, span)
+            table = read_part(self.dataset, info, span)
             scores.update(zip(table["sha256"].to_pylist(), table["value"].to_pylist(), strict=True))
         return scores
 

@@ -22,7 +22,7 @@ from pipelines.curate.index import read_images
 from pipelines.curate.materialise import fit
 from pipelines.curate.plan import plan_partition
 from pipelines.curate.screen import screen_shard
-from pipelines.curate.tables import read_span
+from pipelines.curate.tables import read_part
 from pipelines.curate.work import CONTENT_ROWS
 from tests.bench.measured import keep
 from tests.bench.repeated import photographs, write_repeated
@@ -92,7 +92,7 @@ def test_costs_of_each_step_and_of_a_billion_images(tmp_path: Path) -> None:
     tables = [*stage.rows, *stage.vectors] * 5
     with cpu_seconds(cost, "open", len(tables)):
         for info in tables:
-            assert len(read_span(stage.dataset, info, nowhere)) == 0
+            assert len(read_part(stage.dataset, info, nowhere)) == 0
     with cpu_seconds(cost, "plan_row", 1):
         plan_partition(stage, 0)
     cost["plan_row"] = (cost["plan_row"] - 2 * len(stage.rows) * cost["open"]) / stage.read_summary(0).images

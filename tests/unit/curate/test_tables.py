@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow as pa
 
 from lookalike.storage import ObjectInfo, Store, open_store
-from pipelines.curate.tables import read_footer, read_span, read_table, vectors_array, vectors_of, write_table
+from pipelines.curate.tables import read_footer, read_part, read_table, vectors_array, vectors_of, write_table
 
 
 class Counting:
@@ -34,7 +34,7 @@ def test_only_the_row_groups_of_a_span_are_read(tmp_path: Path) -> None:
     store, info, table = written(tmp_path)
     counting = Counting(store)
     span = (1 << 60, (1 << 60) + (1 << 57))  # 1 of 32
-    found = read_span(counting, info, span)  # type: ignore[arg-type]
+    found = read_part(counting, info, span)  # type: ignore[arg-type]
     hashes = table["subject_hash"].to_numpy()
     assert found.equals(table.filter(pa.array((hashes >= span[0]) & (hashes < span[1]))))
     assert 400 < len(found) < 900
