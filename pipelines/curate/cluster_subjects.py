@@ -73,8 +73,10 @@ def group_cell(work: StageWork, cell: int) -> Columns:
     """Write the subject of every image of a cell; its name contains the lowest content hash of its images."""
     store, key = work.dataset, work.workspace.cell_subjects(cell)
     if not store.exists(key):
-        parts = list(_assigned(work, cell))
-        table = pa.concat_tables(part for _, part in parts)
+        infos = {info.key: info for info in store.list(work.workspace.prefix("assigned"))}
+        assigned = [infos[work.workspace.assigned(unit)] for unit in work.inputs.units]
+        parts = [read_part(store, info, (cell, cell + 1), by="cell") for info in assigned]
+        table = pa.concat_tables(parts)
         contents, first = np.unique(table["sha256"].to_numpy(zero_copy_only=False).astype(str), return_index=True)
         vectors_ND = vectors_of(table["vector"], table["vector"].type.list_size)[first]
         settings = work.config.labels.found
@@ -84,7 +86,7 @@ def group_cell(work: StageWork, cell: int) -> Columns:
         subjects = dict(zip(contents.tolist(), (name[label] for label in labels), strict=True))
         rows = [
             {"unit": unit, "sha256": content, "subject": subjects[content]}
-            for unit, part in parts
+            for unit, part in enumerate(parts)
             for content in part["sha256"].to_pylist()
         ]
         schema = pa.schema([("unit", pa.int64()), ("sha256", pa.string()), ("subject", pa.string())])
@@ -177,10 +179,3 @@ def _unlabelled(work: StageWork, unit: int) -> tuple[list[str], np.ndarray]:
     first = [i for i, content in enumerate(contents) if i == 0 or content != contents[i - 1]]
     vectors_ND = vectors_of(table["vector"], table["vector"].type.list_size)
     return [contents[i] for i in first], vectors_ND[first]
-
-
-def _assigned(work: StageWork, cell: int) -> Iterator[tuple[int, pa.Table]]:
-    infos = {info.key: info for info in work.dataset.list(work.workspace.prefix("assigned"))}
-    for unit in work.inputs.units:
-        info = infos[work.workspace.assigned(unit)]
-        yield unit, read_part(work.dataset, info, (cell, cell + 1), by="cell")

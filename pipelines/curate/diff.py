@@ -1,7 +1,6 @@
 """Compare two snapshots: settings, raw shards, images by reason, triplets. One subject is in memory at a time."""
 
 import heapq
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby, repeat
@@ -20,6 +19,7 @@ from pipelines.curate.workspace import IMAGES_TABLE
 _SPLITS = ("train", "validation")
 _EXAMPLES = 3  # keys of images shown for each change of fate
 Rows = list[dict[str, Any]]
+Subjects = Iterator[tuple[tuple[int, str], Rows]]  # ((hash, name) of a subject, its rows), in the order of hashes
 KEPT, ABSENT = "kept", "not there"  # values of Fate beside the reasons
 
 
@@ -45,11 +45,9 @@ class Fate:
     """Images with the same state before and the same state after."""
 
     before: str
-    """``kept``, a reason, or ``not there``."""
+    """``kept``, a reason, or ``not there``; so is ``after``."""
     after: str
-    """As ``before``."""
     images: int = 0
-    """Number of images."""
     examples: list[str] = field(default_factory=list)
     """Keys of a few of them."""
     why: list[str] = field(default_factory=list)
@@ -61,9 +59,8 @@ class Difference:
     """The differences of two snapshots. :func:`dataclasses.asdict` gives its JSON."""
 
     before: int
-    """Version of the older snapshot."""
+    """Version of the older snapshot; ``after`` is that of the newer one."""
     after: int
-    """Version of the newer snapshot."""
     settings: dict[str, list[Any]]
     """[value before, value after] by dotted key, including ``code_version`` and ``embedder``."""
     shards: dict[str, list[str]]
@@ -79,23 +76,18 @@ class Difference:
 
 
 def diff(config: DiffConfig) -> Difference:
-    """Compare two snapshots; one subject is in memory at a time.
-
-    Raises:
-        InputError: a version does not exist.
-    """
-    dataset = open_store(config.dataset)
-    before, after = (config.before, config.after)
+    """Compare two snapshots. Raises InputError if a version does not exist."""
+    dataset, versions = open_store(config.dataset), (config.before, config.after)
     with decoding("two whole snapshots", dataset.uri, fix="restore the versions, or compare others"):
-        old, new = (read_manifest(dataset, version) for version in (config.before, config.after))
+        old, new = (read_manifest(dataset, version) for version in versions)
         settings = _settings(old, new)
         shards = _shards(old["inputs"]["shards"], new["inputs"]["shards"])
-        stores = version_store(dataset, before), version_store(dataset, after)
+        stores = [version_store(dataset, version) for version in versions]
         fates, unchanged = _images(*stores)
         for fate in fates:
             fate.why = _why(fate, settings, shards)
         changed, moved = _triplets(*stores)
-    return Difference(before, after, settings, shards, fates, unchanged, changed, moved)
+    return Difference(*versions, settings, shards, fates, unchanged, changed, moved)
 
 
 def render_diff(found: Difference) -> str:
@@ -178,7 +170,7 @@ def _why(fate: Fate, settings: dict[str, list[Any]], shards: dict[str, list[str]
 
 
 def _triplets(before: Store, after: Store) -> tuple[dict[str, dict[str, int]], int]:
-    counts = {split: Counter[str]() for split in _SPLITS}
+    counts = {split: {"added": 0, "removed": 0, "kept": 0} for split in _SPLITS}
     moved = 0
     for _, old, new in _side_by_side(_of_splits(before), _of_splits(after)):
         old_ids, new_ids = ({(row["split"], row["triplet_id"]) for row in rows} for rows in (old, new))
@@ -186,33 +178,25 @@ def _triplets(before: Store, after: Store) -> tuple[dict[str, dict[str, int]], i
             for split, _ in ids:
                 counts[split][state] += 1
         moved += bool(old and new) and {split for split, _ in old_ids} != {split for split, _ in new_ids}
-    states = ("added", "removed", "kept")
-    return {split: {state: found[state] for state in states} for split, found in counts.items()}, moved
+    return counts, moved
 
 
-def _of_splits(version: Store) -> Iterator[tuple[tuple[int, str], Rows]]:
+def _of_splits(version: Store) -> Subjects:
     """Yield the triplets of both splits by subject, in the order of hashes."""
     columns = ("triplet_id", "split")
     streams = (_by_subject(open_table(version, triplets.TABLE), columns, split) for split in _SPLITS)
     return heapq.merge(*streams, key=lambda item: item[0])
 
 
-def _by_subject(
-    table: pq.ParquetFile, columns: Sequence[str], split: str | None = None
-) -> Iterator[tuple[tuple[int, str], Rows]]:
-    """Yield ((hash, name) of a subject, its rows) in the order of hashes, which is that of the image table.
-
-    The triplet table has this order within each ``split``.
-    """
+def _by_subject(table: pq.ParquetFile, columns: Sequence[str], split: str | None = None) -> Subjects:
+    """Yield the subjects in the order of the image table; the triplet table has this order within each ``split``."""
     batches = table.iter_batches(batch_size=8192, columns=["subject", *columns])
     rows = (row for batch in batches for row in batch.to_pylist() if split is None or row["split"] == split)
     for subject, group in groupby(rows, key=lambda row: str(row["subject"])):
         yield (subject_hash(subject), subject), list(group)
 
 
-def _side_by_side(
-    left: Iterator[tuple[tuple[int, str], Rows]], right: Iterator[tuple[tuple[int, str], Rows]]
-) -> Iterator[tuple[str, Rows, Rows]]:
+def _side_by_side(left: Subjects, right: Subjects) -> Iterator[tuple[str, Rows, Rows]]:
     """Yield (subject, its rows on the left, its rows on the right) for each subject of either."""
     numbered = [zip(repeat(side), stream, strict=False) for side, stream in enumerate((left, right))]
     for key, group in groupby(heapq.merge(*numbered, key=lambda item: item[1][0]), key=lambda item: item[1][0]):

@@ -176,26 +176,26 @@ def _read_sample(
 ) -> tuple[dict[str, Any], np.ndarray | None]:
     notes: list[str] = []
     known: dict[str, Any] = {}  # columns of the row
+    pixels = None
     try:
         known |= read_labels(sample.key, payload, config, notes)
         if extension is None:  # it may be a renamed JPEG; if not, the error names the extra that reads HEIC
             extension = next((name for name in sample.members if name in HEIC_EXTENSIONS), None)
         if extension is None:
-            what = f"no image among {sorted(sample.members)}"
-            return _row(sample.key, shard, **known, error=what, note="; ".join(notes)), None
+            raise ImageError(f"no image among {sorted(sample.members)}")
         member, data = sample.members[extension], payload[extension]
         known |= {"offset": member.offset, "length": member.length, "linked": member.linked, "sha256": sha256(data)}
         photo = decode_noted(data, _DECODE_SIDE, limits.max_pixels)
         notes += [f"image: {photo.note}"] if photo.note else []
         area = read_mask(payload, (photo.height, photo.width), notes, limits.max_pixels)
-        measured = {"width": photo.width, "height": photo.height, "subject_area": area, **features(photo.pixels)}
+        known |= {"width": photo.width, "height": photo.height, "subject_area": area, **features(photo.pixels)}
+        pixels = photo.pixels
     except ImageError as error:
-        return _row(sample.key, shard, **known, error=error.what, note="; ".join(notes)), None
+        known["error"] = error.what
     except Exception as error:  # one sample never fails the shard
         log.warning("%s: sample %r cannot be read", shard, sample.key, exc_info=True)
-        what = describe(error)[:_ERROR_CHARACTERS]
-        return _row(sample.key, shard, **known, error=what, note="; ".join(notes)), None
-    return _row(sample.key, shard, **known, **measured, note="; ".join(notes)), photo.pixels
+        known["error"] = describe(error)[:_ERROR_CHARACTERS]
+    return _row(sample.key, shard, **known, note="; ".join(notes)), pixels
 
 
 def _row(key: str, shard: str, **values: Any) -> dict[str, Any]:

@@ -38,10 +38,8 @@ def funnel_rows(passed_over: Mapping[str, Any], images: int) -> Iterator[dict[st
     ``passed_over`` is that of the manifest: ``objects`` and ``members``, each as
     :meth:`lookalike.data.passed_over.PassedOver.to_json` returns it.
     """
-    for unit, what in (
-        ("objects", "Objects listed below --raw"),
-        ("members", "Members found in the tars of these shards"),
-    ):
+    units = {"objects": "Objects listed below --raw", "members": "Members found in the tars of these shards"}
+    for unit, what in units.items():
         tally = passed_over[unit]
         left = tally["found"]
         yield _row(unit, f"{unit}_found", what, 0, left)

@@ -1,7 +1,7 @@
 """Plan: decide for a range of subjects, from rows and embeddings, which images are kept and form which triplets."""
 
-from collections.abc import Iterator, Sequence
-from functools import lru_cache
+from collections.abc import Sequence
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,6 @@ from pipelines.curate.summary import EXAMPLES_PER_REASON, Summary
 from pipelines.curate.tables import read_part, vectors_of, write_table
 from pipelines.curate.work import StageWork
 
-_CACHED_SIDE = 128  # photos; larger subjects are rare, and their indices take 16 bytes a pair
 _REFERENCE_COLUMNS = ("sha256", "shard", "offset", "length")
 _EXAMPLE_COLUMNS = ("key", "shard", "offset", "length", "sha256", "subject", "error", "note", "phash")
 
@@ -45,7 +44,9 @@ def _plan(work: StageWork, partition: int) -> None:
     subjects = []
     values_of: dict[str, list[np.ndarray]] = {}
     components = work.read_components() if work.linked else {}
-    for subject, members in _runs(rows["subject"].to_pylist()):
+    of_row: list[str] = rows["subject"].to_pylist()
+    for subject, group in groupby(range(len(rows)), key=of_row.__getitem__):
+        members = np.array(list(group))
         left = reasons[members] == ""
         kept = members[left]
         summary.subjects_in += bool(subject)
@@ -59,8 +60,8 @@ def _plan(work: StageWork, partition: int) -> None:
             images = [places[i] for i in kept]
             pairs, row = _pair(work, photos, images, components.get(subject, subject), summary, values_of)
             subjects.append(row)
-            for i, groups in zip(kept, pairs, strict=True):
-                sets[i] = groups
+            for i, chosen in zip(kept, pairs, strict=True):
+                sets[i] = chosen
     for name, values in values_of.items():  # counting once costs less than once for each subject
         summary.count(name, np.concatenate(values))
     _count(summary, rows, reasons)
@@ -87,7 +88,7 @@ def _drop_one_by_one(work: StageWork, rows: pa.Table, reasons: np.ndarray, span:
 
 
 def _captioned(work: StageWork, rows: pa.Table, span: tuple[int, int]) -> pa.Table:
-    """Return the rows; those without a caption have the captioner's."""
+    """Return the rows, with the captioner's answer as the caption of those without one."""
     if work.config.captioner is None:
         return rows
     answers = work.read_scores(work.config.captioner.revision, span)
@@ -130,7 +131,7 @@ def _pair(
         used += [similarity[target, i] for group in groups for i in group]
     triplets = sum(map(len, chosen))
     counted = {
-        "similarity of photos of one subject": _above_diagonal(similarity),
+        "similarity of photos of one subject": np.concatenate([row[i + 1 :] for i, row in enumerate(similarity)]),
         "similarity of references to their target": np.array(used),
         "images kept of a subject": np.array([len(images)]),
         "triplets of a subject": np.array([triplets]),
@@ -145,19 +146,6 @@ def _pair(
     size = sum(lengths[t] + sum(lengths[i] for i in group) for t, groups in enumerate(chosen) for group in groups)
     split_hash = unit_hash("split", config.seed, component)
     return sets, first | {"split_hash": split_hash, "triplets": triplets, "bytes": size}
-
-
-def _above_diagonal(matrix_NN: np.ndarray) -> np.ndarray:
-    """Return the N (N - 1) / 2 values above the diagonal."""
-    n = len(matrix_NN)
-    if n <= _CACHED_SIDE:
-        return np.asarray(matrix_NN[_indices_above_diagonal(n)])
-    return np.concatenate([row[i + 1 :] for i, row in enumerate(matrix_NN)])
-
-
-@lru_cache
-def _indices_above_diagonal(n: int) -> tuple[np.ndarray, np.ndarray]:
-    return np.triu_indices(n, 1)
 
 
 def _count(summary: Summary, rows: pa.Table, reasons: np.ndarray) -> None:
@@ -186,12 +174,3 @@ def _vectors(work: StageWork, span: tuple[int, int]) -> dict[str, np.ndarray]:
             vectors = vectors_of(table["vector"], table.schema.field("vector").type.list_size)
             by_content.update(zip(table["sha256"].to_pylist(), vectors, strict=True))
     return by_content
-
-
-def _runs(subjects: list[str]) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield each subject and the positions of its rows, which are contiguous."""
-    first = 0
-    for i in range(1, len(subjects) + 1):
-        if i == len(subjects) or subjects[i] != subjects[first]:
-            yield subjects[first], np.arange(first, i)
-            first = i

@@ -149,8 +149,7 @@ def summed(tables: Iterable[pa.Table], entries: int) -> tuple[np.ndarray, dict[i
 def check_matched(taken: TakeDownList, counts: np.ndarray, before: np.ndarray, allowed: Sequence[str]) -> None:
     """Check that every entry names an image of the raw shards (``counts``) or of an earlier snapshot (``before``).
 
-    Raises:
-        InputError: entries name no image and are not in ``allowed``.
+    Raises InputError if entries name no image and are not in ``allowed``.
     """
     of_setting = (parse_entry(trimmed(entry), "filters.taken_down.allow_unmatched", "the setting") for entry in allowed)
     permitted = {(kind, comparable(kind, name)) for kind, name in of_setting}

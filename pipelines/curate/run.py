@@ -108,14 +108,13 @@ def _curate(config: CurateConfig, raw: Store, dataset: Store, listing: RawListin
         plans = plan_shards(stage)
         if taken_down is not None:
             taken_down["equal_files"] = summary.dropped["taken_down"] - taken_down["named"]
-        manifest = _manifest(number, parent, stage, _counts(summary, plans))
+        manifest = draft_manifest(number, parent, stage, summary, plans)
         manifest["passed_over"] = {"objects": objects, "members": stage.members.to_json()}
         manifest["taken_down"] = taken_down
         lease.check()
         work = MaterialiseWork(stage, version_store(dataset, number), tuple(plans))
         files = _write_shards(work)
-        last = FinishWork(work, summary, manifest, matched)
-        files += _rows(run_tasks(finish, last, 1, noun="reports"))
+        files += _rows(run_tasks(finish, FinishWork(work, summary, manifest, matched), 1, noun="reports"))
     manifest["files"] = {file["name"]: file["sha256"] for file in files}
     lease.check()
     _publish(dataset, number, manifest)
@@ -123,7 +122,6 @@ def _curate(config: CurateConfig, raw: Store, dataset: Store, listing: RawListin
 
 
 def _newest(dataset: Store, versions: list[int]) -> dict[str, Any] | None:
-    """Return the manifest of the newest snapshot, if there is one."""
     if not versions:
         return None
     manifest = read_manifest(dataset, versions[-1])
@@ -150,7 +148,6 @@ def _with_pinned_list(config: CurateConfig, dataset: Store, parent: dict[str, An
 
 
 def _index(config: CurateConfig, raw: Store, dataset: Store, inputs: Inputs) -> None:
-    """Index the raw shards that are not indexed yet."""
     workspace, present = inputs.workspace, indexed(dataset).keys()
     missing = tuple(i for i in inputs.units if not {workspace.rows(i), workspace.vectors(i)} <= present)
     log.info("%d raw shards, %d of them to index", len(inputs.shards), len(missing))
@@ -172,7 +169,6 @@ def _index(config: CurateConfig, raw: Store, dataset: Store, inputs: Inputs) -> 
 
 
 def _find_subjects(config: CurateConfig, inputs: Inputs, settings: FoundConfig) -> None:
-    """Group the photos without a subject."""
     work, shards = cluster_work(config, inputs, settings), len(inputs.shards)
     _rows(run_tasks(find_centroids, work, 1, noun="sets of centroids"))
     _rows(run_tasks(assign_cells, work, shards, noun="raw shards assigned to cells"))
@@ -213,39 +209,28 @@ def _claim_version(dataset: Store, inputs: Inputs, number: int) -> int:
 
     A run that was killed gets the same number again, and runs with other inputs never write to its version.
     """
+    claim = configs.canonical_json(inputs.fingerprint).encode()
     while True:
+        version = version_store(dataset, number)
         try:
-            version_store(dataset, number).create(CLAIM, configs.canonical_json(inputs.fingerprint).encode())
+            version.create(CLAIM, claim)
         except ConflictError:
-            claim = version_store(dataset, number).read(CLAIM)
-            if claim != configs.canonical_json(inputs.fingerprint).encode():
+            if version.read(CLAIM) != claim:
                 number += 1
                 continue
         return number
 
 
-def _counts(summary: Summary, plans: list[ShardPlan]) -> dict[str, Any]:
-    return {
-        "images_in": summary.images,
-        "images_kept": summary.kept,
-        "dropped": dict(sorted(summary.dropped.items())),
-        "subjects_in": summary.subjects_in,
-        "subjects": summary.subjects,
-        "subjects_bounded": summary.bounded_subjects,
-        "triplets": {
-            split: sum(plan.triplets for plan in plans if plan.split == split) for split in ("train", "validation")
-        },
-    }
-
-
-def _manifest(number: int, parent: int | None, stage: StageWork, counts: dict[str, Any]) -> dict[str, Any]:
-    """Return what is known of the manifest before the files are written.
+def draft_manifest(
+    version: int, parent: int | None, stage: StageWork, summary: Summary, plans: list[ShardPlan]
+) -> dict[str, Any]:
+    """Return the manifest before the files are written: all but their hashes, ``passed_over`` and ``taken_down``.
 
     It has no time and no host, so that equal inputs give equal bytes.
     """
-    inputs = stage.inputs
+    inputs, splits = stage.inputs, ("train", "validation")
     return {
-        "version": number,
+        "version": version,
         "parent": parent,
         "config": inputs.config,
         "config_fingerprint": configs.fingerprint(inputs.config),
@@ -258,7 +243,15 @@ def _manifest(number: int, parent: int | None, stage: StageWork, counts: dict[st
             "fingerprint": inputs.fingerprint,
             "shards": {info.key: {"etag": info.etag, "size": info.size} for info in inputs.shards},
         },
-        "counts": counts,
+        "counts": {
+            "images_in": summary.images,
+            "images_kept": summary.kept,
+            "dropped": dict(sorted(summary.dropped.items())),
+            "subjects_in": summary.subjects_in,
+            "subjects": summary.subjects,
+            "subjects_bounded": summary.bounded_subjects,
+            "triplets": {split: sum(plan.triplets for plan in plans if plan.split == split) for split in splits},
+        },
     }
 
 
@@ -272,5 +265,5 @@ def _publish(dataset: Store, number: int, manifest: dict[str, Any]) -> None:
 
 
 def _rows(tables: Iterable[pa.Table]) -> list[dict[str, Any]]:
-    """Return the rows of all units, once they are done."""
+    """Return the rows of all units, when the last is done."""
     return [row for table in tables for row in table.to_pylist()]

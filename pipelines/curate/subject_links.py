@@ -25,8 +25,8 @@ _COLUMNS = ["subject_hash", "subject", "sha256", "phash"]
 
 
 def link_units(work: StageWork) -> int:
-    """Return the number of units of :func:`find_links`: the ranges of content hashes, and if near copies are dropped as
-    many for each band."""
+    """Return the number of units of :func:`find_links`: one for each range of content hashes, and if near copies are
+    dropped as many again for each band."""
     near = work.config.filters.has(NearDuplicate) and work.config.embedder != NO_EMBEDDER
     return work.content_partitions * (1 + _BANDS * near)
 
@@ -101,12 +101,9 @@ def _near(work: StageWork, rows: pa.Table) -> Iterator[tuple[str, str]]:
             near = (distance <= settings.max_hash_distance) & (places[a, None] != places[None, b])
             for i, j in zip(*np.nonzero(near), strict=True):
                 left, right = first + int(i), second + int(j)
-                if _similarity(work, rows.slice(left, 1), rows.slice(right, 1)) >= settings.required(distance[i, j]):
+                similarity = _vector(work, rows.slice(left, 1)) @ _vector(work, rows.slice(right, 1))
+                if np.round(similarity, 3) >= settings.required(distance[i, j]):
                     yield min(subjects[left], subjects[right]), max(subjects[left], subjects[right])
-
-
-def _similarity(work: StageWork, one: pa.Table, other: pa.Table) -> float:
-    return float(np.round(_vector(work, one) @ _vector(work, other), 3))
 
 
 def _vector(work: StageWork, row: pa.Table) -> np.ndarray:

@@ -58,11 +58,7 @@ class TakeDownList:
 
     @classmethod
     def parse(cls, text: str, origin: str) -> "TakeDownList":
-        """Parse a list.
-
-        Raises:
-            InputError: a line is not an entry, so that a typing error does not prevent a removal.
-        """
+        """Parse a list. Raises InputError if a line is not an entry: a typing error must not prevent a removal."""
         entries: dict[tuple[str, str], None] = {}
         for number, line in enumerate(_LINE.split(text), start=1):
             written = trimmed(line)
@@ -119,9 +115,7 @@ def pin(uri: str, dataset: Store, max_mib: int = 1024) -> str:
     """Copy the list at ``uri`` below the dataset by :func:`keep`, and return the URI of the copy.
 
     Tasks read the copy, so a list that changes during a curation run affects the next run only.
-
-    Raises:
-        InputError: no list at ``uri``, one of more than ``max_mib`` MiB, or a line that is not an entry.
+    Raises InputError if there is none, if it has more than ``max_mib`` MiB, or if a line is not an entry.
     """
     data = read_at_most(*locate_object(uri), max_mib, "filters.taken_down.max_list_mib")
     TakeDownList.parse(decode_text(data, uri, len(data)), uri)

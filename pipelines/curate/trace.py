@@ -50,10 +50,7 @@ def trace(config: TraceConfig) -> list[dict[str, Any]]:
 
     For a triplet: ``version, triplet_id, split, subject, prompt, shard, images`` with the role and the place in the raw
     shards of each image. For an image: ``version, image`` with its place and drop reason, ``triplets`` (how many use
-    it) and ``examples`` of them.
-
-    Raises:
-        InputError: there is no snapshot, or none contains it.
+    it) and ``examples`` of them. Raises InputError if there is no snapshot, or none contains it.
     """
     dataset = open_store(config.dataset)
     versions = [config.version] if config.version is not None else list_versions(dataset)[::-1]
@@ -143,7 +140,7 @@ def _images(dataset: Store, version: int, contents: list[str]) -> list[dict[str,
 
     def begins(table: pa.Table) -> np.ndarray:
         column = pc.fill_null(table["sha256"], "")
-        return np.logical_or.reduce([pc.starts_with(column, content) for content in contents])
+        return np.asarray(np.logical_or.reduce([pc.starts_with(column, content) for content in contents]))
 
     names = ("sha256", "key", "offset", "length", "subject", "licence", "source", "drop_reason")
     return [

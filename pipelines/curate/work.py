@@ -87,8 +87,7 @@ class StageWork:
     def read_image(self, image: Mapping[str, Any]) -> bytes:
         """Return the file of an image, by the ``shard``, ``offset``, ``length`` and ``sha256`` of its row.
 
-        Raises:
-            InputError: the bytes are no longer those that were indexed.
+        Raises InputError if the bytes are no longer those that were indexed.
         """
         unpacked = self.unpacked.get(image["shard"])
         store, key = (self.raw, image["shard"]) if unpacked is None else (self.dataset, unpacked)
@@ -169,11 +168,7 @@ class StageWork:
         return scores
 
     def read_links(self, key: str, schema: pa.Schema) -> pa.Table:
-        """Return a table of links or components.
-
-        Raises:
-            InputError: the table has other columns, so another program has written it.
-        """
+        """Return a table of links or components. Raises InputError if another program has written other columns."""
         table = read_table(self.dataset, key)
         fix = "remove it, and run the same command again"
         with decoding("a table of links", self.dataset.uri_of(key), fix=fix):

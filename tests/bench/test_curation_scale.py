@@ -23,7 +23,7 @@ from pipelines.curate.config import CurateConfig
 from pipelines.curate.duplicates import find_duplicates
 from pipelines.curate.inputs import Inputs
 from pipelines.curate.plan import plan_partition
-from pipelines.curate.raw import list_shards
+from pipelines.curate.raw import list_raw
 from pipelines.curate.rows import IMAGE_SCHEMA, subject_hash
 from pipelines.curate.screen import screen_shard
 from pipelines.curate.summary import Summary
@@ -137,7 +137,7 @@ def synthetic_stage(config: CurateConfig, rows: int, rows_per_shard: int = ROWS_
     shards = -(-rows // rows_per_shard)
     for shard in range(shards):
         raw.write(f"shard-{shard:06d}.tar", b"")
-    inputs = Inputs.of(config, list_shards(config.raw, dataset))
+    inputs = Inputs.of(config, list_raw(config.raw, dataset).shards)
     for shard in inputs.units:
         table, vectors = _tables(shard, min(rows_per_shard, rows - shard * rows_per_shard))
         write_table(dataset, inputs.workspace.rows(shard), table)

@@ -15,7 +15,7 @@ from pipelines.curate.duplicates import find_duplicates
 from pipelines.curate.index import IndexWork, ShardIndexer
 from pipelines.curate.inputs import Inputs
 from pipelines.curate.plan import plan_partition
-from pipelines.curate.raw import list_shards
+from pipelines.curate.raw import list_raw
 from pipelines.curate.score import ShardScorer, scored
 from pipelines.curate.screen import screen_shard
 from pipelines.curate.subject_links import find_links, join_links, link_units
@@ -54,7 +54,7 @@ def planned(grid_embedder: None, tmp_path: Path) -> Callable[..., StageWork]:
     def make(raw: Path, **settings: object) -> StageWork:
         config = CurateConfig(raw=str(raw), dataset=str(tmp_path / "dataset"), **settings)  # type: ignore[arg-type]
         raw_store, dataset = open_store(config.raw), open_store(config.dataset)
-        inputs = Inputs.of(config, with_recorded_changes(list_shards(config.raw, dataset), dataset))
+        inputs = Inputs.of(config, with_recorded_changes(list_raw(config.raw, dataset).shards, dataset))
         units = tuple(inputs.units)
         indexer = ShardIndexer(IndexWork(config, inputs, raw_store, dataset, units))
         indexed = [indexer(unit) for unit in units]

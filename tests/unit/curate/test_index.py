@@ -15,7 +15,7 @@ from lookalike.storage import open_store
 from pipelines.curate.config import CurateConfig, LabelsConfig
 from pipelines.curate.index import IndexWork, ShardIndexer, read_images
 from pipelines.curate.inputs import Inputs
-from pipelines.curate.raw import list_shards
+from pipelines.curate.raw import list_raw
 from pipelines.curate.rows import sha256
 from pipelines.curate.tables import read_table
 from pipelines.curate.work import StageWork
@@ -134,7 +134,7 @@ def test_a_deleted_shard_is_reported_as_an_error(grid_embedder: None, tmp_path: 
     raw = write_raw(tmp_path / "raw", world(2, 3), per_shard=3)
     config = CurateConfig(raw=str(raw), dataset=str(tmp_path / "dataset"))
     store, dataset = open_store(config.raw), open_store(config.dataset)
-    inputs = Inputs.of(config, list_shards(config.raw, dataset))
+    inputs = Inputs.of(config, list_raw(config.raw, dataset).shards)
     (raw / "shard-000000.tar").unlink()
     indexer = ShardIndexer(IndexWork(config, inputs, store, dataset, (0, 1)))
     gone, there = indexer(0), indexer(1)

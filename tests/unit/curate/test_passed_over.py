@@ -20,7 +20,7 @@ from lookalike.storage.local import LocalStore
 from pipelines.curate.filters import FiltersConfig
 from pipelines.curate.filters.no_pair import NoPair
 from pipelines.curate.inventory import REASONS, lines
-from pipelines.curate.raw import list_raw, list_shards
+from pipelines.curate.raw import list_raw
 from pipelines.curate.work import StageWork
 from tests.drawn import Photo, world, write_raw
 from tests.published import materialise
@@ -234,7 +234,7 @@ def test_braces_list_each_folder_once(tmp_path: Path, monkeypatch: pytest.Monkey
     assert _Counted.listed == ["a/shard-0000", "b/shard-0000"]
     assert (len(listing.shards), listing.objects.found) == (100, 100)
     with pytest.raises(InputError, match=r"the shard does not exist.*shard-000050\.tar and 9 more"):
-        list_shards(f"{tmp_path}/raw/a/shard-{{000000..000059}}.tar", dataset)
+        list_raw(f"{tmp_path}/raw/a/shard-{{000000..000059}}.tar", dataset)
 
 
 def test_prefixes_and_shards_that_overlap_are_counted_once(tmp_path: Path) -> None:
@@ -260,5 +260,5 @@ def test_a_prefix_without_a_shard_is_an_error_that_lists_its_objects(tmp_path: P
     with pytest.raises(InputError, match=says):
         list_raw(str(tmp_path / "raw" / name), dataset)
     # and the advice works
-    assert list_shards([str(tmp_path / "elsewhere")], dataset)
-    assert list_shards(str(tmp_path / "raw" / "linked" / "shard.tar"), dataset)
+    assert list_raw([str(tmp_path / "elsewhere")], dataset).shards
+    assert list_raw(str(tmp_path / "raw" / "linked" / "shard.tar"), dataset).shards

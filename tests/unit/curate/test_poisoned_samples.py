@@ -17,7 +17,7 @@ from pipelines.curate.config import CurateConfig, LabelsConfig
 from pipelines.curate.filters import FiltersConfig
 from pipelines.curate.index import IndexWork, ShardIndexer, read_images
 from pipelines.curate.inputs import Inputs
-from pipelines.curate.raw import list_shards
+from pipelines.curate.raw import list_raw
 from pipelines.curate.rows import CONFLICT
 from pipelines.curate.work import StageWork
 from tests.drawn import draw, jpeg, photo, world, write_raw
@@ -208,7 +208,7 @@ def test_an_unreadable_shard_is_reported_by_name(
     raw = write_raw(tmp_path / "raw", world(2, 3), per_shard=3)
     config = CurateConfig(raw=str(raw), dataset=str(tmp_path / "dataset"))
     store, dataset = open_store(config.raw), open_store(config.dataset)
-    inputs = Inputs.of(config, list_shards(config.raw, dataset))
+    inputs = Inputs.of(config, list_raw(config.raw, dataset).shards)
     indexer = ShardIndexer(IndexWork(config, inputs, store, dataset, (0, 1)))
 
     def fail(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

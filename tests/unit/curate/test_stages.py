@@ -26,7 +26,7 @@ from pipelines.curate.filters.taken_down import TakenDown
 from pipelines.curate.inputs import Inputs
 from pipelines.curate.layout import split_cut
 from pipelines.curate.materialise import fit, write_shard
-from pipelines.curate.raw import list_shards
+from pipelines.curate.raw import list_raw
 from pipelines.curate.rows import hash_range, sha256, subject_hash
 from pipelines.curate.takedown import pin
 from pipelines.curate.work import StageWork
@@ -263,7 +263,7 @@ def test_the_fingerprint_depends_on_what_decides_about_the_snapshot(grid_embedde
     dataset = open_store(config.dataset)
 
     def fingerprint(config: CurateConfig) -> str:
-        return Inputs.of(config, list_shards(config.raw, dataset)).fingerprint
+        return Inputs.of(config, list_raw(config.raw, dataset).shards).fingerprint
 
     same = replace(config, dataset="elsewhere", actors=replace(config.actors, count=7))
     assert fingerprint(same) == fingerprint(config)
@@ -276,11 +276,11 @@ def test_the_fingerprint_depends_on_what_decides_about_the_snapshot(grid_embedde
 def test_invalid_raw_prefixes_are_rejected(tmp_path: Path) -> None:
     dataset = open_store(str(tmp_path / "dataset"))
     with pytest.raises(InputError, match="missing or empty"):
-        list_shards(str(tmp_path / "nothing"), dataset)
+        list_raw(str(tmp_path / "nothing"), dataset)
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "a.jpg").write_bytes(b"x")
     with pytest.raises(InputError, match=r"no \.tar among the 1 objects"):
-        list_shards(str(tmp_path / "photos"), dataset)
+        list_raw(str(tmp_path / "photos"), dataset)
     for raw in (tmp_path, tmp_path / "dataset", tmp_path / "dataset" / "v0001"):
         with pytest.raises(ConfigError, match="share a prefix"):
-            list_shards(str(raw), dataset)
+            list_raw(str(raw), dataset)
