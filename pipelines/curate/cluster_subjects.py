@@ -172,9 +172,9 @@ def _cut(vectors_ND: np.ndarray, min_similarity: float) -> np.ndarray:
 def _unlabelled(work: StageWork, unit: int) -> tuple[list[str], np.ndarray]:
     """Return the sorted content hashes and the vectors [N, D] of the images of a raw shard without a subject."""
     rows = read_table(work.dataset, work.rows[unit].key, columns=["sha256", "subject", "error"])
-    silent = rows.filter(pc.and_(pc.equal(rows["subject"], ""), pc.equal(rows["error"], "")))["sha256"]
+    unlabelled = rows.filter(pc.and_(pc.equal(rows["subject"], ""), pc.equal(rows["error"], "")))["sha256"]
     table = read_table(work.dataset, work.vectors[unit].key)
-    table = table.filter(pc.is_in(table["sha256"], value_set=silent.combine_chunks())).sort_by("sha256")
+    table = table.filter(pc.is_in(table["sha256"], value_set=unlabelled.combine_chunks())).sort_by("sha256")
     contents = table["sha256"].to_pylist()
     first = [i for i, content in enumerate(contents) if i == 0 or content != contents[i - 1]]
     vectors_ND = vectors_of(table["vector"], table["vector"].type.list_size)

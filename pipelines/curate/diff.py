@@ -90,25 +90,25 @@ def diff(config: DiffConfig) -> Difference:
     return Difference(*versions, settings, shards, fates, unchanged, changed, moved)
 
 
-def render_diff(found: Difference) -> str:
+def render_diff(changes: Difference) -> str:
     """Return the differences as text for a terminal."""
-    lines = [f"v{found.before:04d} -> v{found.after:04d}", "", "settings"]
-    lines += [f"  {key}: {old} -> {new}" for key, (old, new) in found.settings.items()] or ["  the same"]
+    lines = [f"v{changes.before:04d} -> v{changes.after:04d}", "", "settings"]
+    lines += [f"  {key}: {old} -> {new}" for key, (old, new) in changes.settings.items()] or ["  the same"]
     lines += ["", "raw shards"]
-    for state, keys in found.shards.items():
+    for state, keys in changes.shards.items():
         if keys:
             lines.append(f"  {len(keys)} {state}: {', '.join(keys[:5])}{' ...' if len(keys) > 5 else ''}")
-    if not any(found.shards.values()):
+    if not any(changes.shards.values()):
         lines.append("  the same")
-    lines += ["", f"images ({found.unchanged} unchanged)"]
-    for fate in found.images:
+    lines += ["", f"images ({changes.unchanged} unchanged)"]
+    for fate in changes.images:
         why = f"   ({'; '.join(fate.why)})" if fate.why else ""
         lines.append(f"  {fate.images:>8}  {fate.before} -> {fate.after}{why}   e.g. {', '.join(fate.examples)}")
     lines += ["", "triplets"]
-    for split, counts in found.triplets.items():
+    for split, counts in changes.triplets.items():
         lines.append(f"  {split:<12}{counts['added']:>8} added {counts['removed']:>8} removed {counts['kept']:>8} kept")
-    if found.moved:
-        lines.append(f"  {found.moved} subjects changed their split")
+    if changes.moved:
+        lines.append(f"  {changes.moved} subjects changed their split")
     return "\n".join(lines)
 
 
@@ -121,10 +121,10 @@ def _settings(old: dict[str, Any], new: dict[str, Any]) -> dict[str, list[Any]]:
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    flat: dict[str, Any] = {}
     for name, value in values.items():
-        found |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return found
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flat
 
 
 def _shards(old: dict[str, Any], new: dict[str, Any]) -> dict[str, list[str]]:

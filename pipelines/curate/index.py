@@ -143,7 +143,9 @@ def read_images(
     try:
         for sample, payload in iter_samples(file, members, limits):
             extension = next((name for name in sample.members if name in EXTENSIONS), None)
-            _pass_over_unread(sample, extension, members)
+            for name in sample.members:  # the row of a sample without an image names them
+                if extension is not None and name not in (extension, *_READ):
+                    members.add("second_image" if name in EXTENSIONS else "not_read", f"{sample.key}.{name}")
             yield _read_sample(sample, payload, extension, shard, labels, limits)
     except BrokenTarError as error:
         for key in error.lost_keys or ("",):
@@ -162,13 +164,6 @@ def read_again(
         if not row["error"]:
             pixels, _ = decode_at_least(read_image(store, key, row, shard, dataset), _DECODE_SIDE)
         yield row, pixels
-
-
-def _pass_over_unread(sample: Sample, extension: str | None, members: PassedOver) -> None:
-    """Count the members of a sample that are not read. The row of a sample without an image names them."""
-    for name in sample.members:
-        if extension is not None and name not in (extension, *_READ):
-            members.add("second_image" if name in EXTENSIONS else "not_read", f"{sample.key}.{name}")
 
 
 def _read_sample(

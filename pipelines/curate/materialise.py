@@ -160,9 +160,8 @@ def fit(data: bytes, config: ShardsConfig) -> bytes:
     if fits and data.startswith(_JPEG) and decodes_as_it_is(data):
         return data
     image = decode(data)
-    return encode_jpeg(
-        image if config.image_size is None else fit_within(image, config.image_size), config.jpeg_quality
-    )
+    small = image if config.image_size is None else fit_within(image, config.image_size)
+    return encode_jpeg(small, config.jpeg_quality)
 
 
 def nearest_bucket(image: np.ndarray, buckets: list[tuple[int, int]]) -> tuple[int, int]:

@@ -47,9 +47,9 @@ def _sets_of(candidates: list[int], config: PlanConfig) -> Iterator[tuple[int, .
         return
     largest = min(config.max_references, len(candidates))
     around = cycle(candidates)
-    seen: set[frozenset[int]] = set()
+    used: set[frozenset[int]] = set()
     for size in islice(cycle(range(largest, 0, -1)), 4 * largest * len(candidates)):
         chosen = tuple(islice(around, size))
-        if frozenset(chosen) not in seen:
-            seen.add(frozenset(chosen))
+        if frozenset(chosen) not in used:
+            used.add(frozenset(chosen))
             yield chosen

@@ -93,7 +93,7 @@ def _expanded(item: str) -> Iterator[str]:
     if "{" not in item or _is_there(item):
         yield item
         return
-    ranges = [[int(number or 1) for number in found] for found in _RANGE.findall(item)]
+    ranges = [[int(number or 1) for number in bounds] for bounds in _RANGE.findall(item)]
     counts = [abs(end - start) // max(abs(step), 1) + 1 for start, end, step in ranges]
     names: list[str] = []
     too_many = math.prod(counts) > _MAX_NAMES  # braceexpand makes a list of each range

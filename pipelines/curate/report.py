@@ -4,7 +4,7 @@ since the parent."""
 import base64
 import heapq
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import lookalike
 from lookalike.data import triplets
 from lookalike.data.images import ImageError, decode_at_least, encode_jpeg, fit_within
 from lookalike.storage import Store
-from pipelines.curate.inventory import funnel_rows
+from pipelines.curate.inventory import REASONS
 from pipelines.curate.rows import subject_hash, unit_hash
 from pipelines.curate.summary import HISTOGRAMS, Summary
 from pipelines.curate.work import StageWork
@@ -27,7 +27,6 @@ TEMPLATE = Path(lookalike.__file__).parent / "report" / "templates" / "curation.
 _THUMB_SIDE = 112  # px
 _REJECTS = 8  # maximum shown of each reason
 _SIMILARITY_STEP = 0.05  # two triplets are shown for each step
-UNSURE = "und"  # ISO 639: undetermined
 _MIN_CONFIDENCE = 0.2  # of 139 languages; "a photo of a dog" has 0.21 for English, "x 1" 0.04 for none
 
 
@@ -52,7 +51,7 @@ def build_report(
     languages = count_languages(summary.captions.values())
     return {
         **{name: manifest[name] for name in ("counts", "passed_over", "taken_down")},
-        "funnel": [*funnel_rows(manifest["passed_over"], summary.images), *_funnel(work, summary)],
+        "funnel": list(_funnel(work, summary, manifest["passed_over"])),
         "rejects": {
             reason: [_reject(work, reason, row) for row in rows[:_REJECTS]]
             for reason, rows in sorted(summary.examples.items())
@@ -114,16 +113,29 @@ def count_languages(captions: Iterable[str]) -> Counter[str]:
     return Counter(str(identifier.classify(caption)[0]) for caption in captions if caption)
 
 
-def _funnel(work: StageWork, summary: Summary) -> list[dict[str, Any]]:
-    left = summary.images
-    steps = []
+def _funnel(work: StageWork, summary: Summary, passed_over: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield the rows of listed objects, of members of their tars, and of images by filter."""
+    units = {"objects": "Objects listed below --raw", "members": "Members found in the tars of these shards"}
+    for unit, what in units.items():
+        tally = passed_over[unit]
+        left = tally["found"]
+        yield _funnel_row(0, unit, f"{unit}_found", what, 0, left)
+        for reason, each in tally["reasons"].items():
+            left -= each["count"]
+            row = _funnel_row(0, unit, reason, REASONS.get(reason, reason), each["count"], left)
+            yield row | {"examples": each["examples"]}
+        assert left == tally["read"], f"{unit} are lost"
+    left, what = summary.images, "Samples of these members, including those that were cut off"
+    yield _funnel_row(0, "images", "images_found", what, 0, left)
     for number, (reason, step) in enumerate(work.config.filters.steps(), start=1):
         dropped = summary.dropped.get(reason, 0)
         left -= dropped
-        row = {"step": number, "unit": "images", "reason": reason, "what": step.summary}
-        steps.append(row | {"dropped": dropped, "left": left})
+        yield _funnel_row(number, "images", reason, step.summary, dropped, left)
     assert left == summary.kept, "an image was dropped for a reason that no filter gives"
-    return steps
+
+
+def _funnel_row(step: int, unit: str, reason: str, what: str, dropped: int, left: int) -> dict[str, Any]:
+    return {"step": step, "unit": unit, "reason": reason, "what": what, "dropped": dropped, "left": left}
 
 
 def _reject(work: StageWork, reason: str, row: dict[str, Any]) -> dict[str, Any]:

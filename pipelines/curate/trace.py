@@ -39,7 +39,7 @@ class TraceConfig:
         check_values(self)
         if not (_TRIPLET_ID.fullmatch(self.id) or _CONTENT.fullmatch(self.id)):
             raise ConfigError(
-                "neither a triplet's id nor a content hash",
+                "id is neither a triplet's id nor a content hash",
                 value=self.id,
                 fix="copy one from triplets.parquet or images.parquet; a hash needs 8 hexadecimal digits or more",
             )
@@ -57,34 +57,32 @@ def trace(config: TraceConfig) -> list[dict[str, Any]]:
     if not versions:
         raise InputError("the dataset has no complete snapshot", value=dataset.uri, fix="run jobs/curate.py run first")
     of_one = _triplet if _TRIPLET_ID.fullmatch(config.id) else _image
-    found: list[dict[str, Any]] = []
+    entries: list[dict[str, Any]] = []
     for version in versions:
-        with decoding(
-            "a whole snapshot", version_store(dataset, version).uri, fix="restore it, or use another --version"
-        ):
-            found += of_one(dataset, version, config.id)
-    if not found:
+        where = version_store(dataset, version).uri
+        with decoding("a whole snapshot", where, fix="restore it, or use another --version"):
+            entries += of_one(dataset, version, config.id)
+    if not entries:
         names = ", ".join(f"v{version:04d}" for version in versions)
         raise InputError(
             f"no triplet or image with this id in {names}", value=config.id, fix="correct the id or --dataset"
         )
-    return found
+    return entries
 
 
 def render_trace(entries: list[dict[str, Any]]) -> str:
     """Return the entries as text for a terminal."""
     lines = []
     for entry in entries:
+        version = f"v{entry['version']:04d}"
         if "triplet_id" in entry:
-            lines.append(
-                f"v{entry['version']:04d}  triplet {entry['triplet_id']} ({entry['split']}, {entry['subject']})"
-            )
+            lines.append(f"{version}  triplet {entry['triplet_id']} ({entry['split']}, {entry['subject']})")
             lines.append(f"       in {entry['shard']}: {entry['prompt']!r}")
             lines += [f"       {image['role']:<13}{_place(image)}" for image in entry["images"]]
             continue
         image = entry["image"]
         fate = f"dropped: {image['drop_reason']}" if image["drop_reason"] else f"in {entry['triplets']} triplets"
-        lines.append(f"v{entry['version']:04d}  {_place(image)}  {fate}")
+        lines.append(f"{version}  {_place(image)}  {fate}")
         lines += [f"       {example['role']:<13}of {example['triplet_id']}" for example in entry["examples"]]
     return "\n".join(lines)
 
@@ -96,7 +94,7 @@ def _place(image: dict[str, Any]) -> str:
 
 
 def _triplet(dataset: Store, version: int, triplet_id: str) -> list[dict[str, Any]]:
-    found = []
+    entries = []
     of_id = _rows(dataset, version, triplets.TABLE, ["triplet_id"], lambda t: pc.equal(t["triplet_id"], triplet_id))
     for row in of_id:
         roles = {"target": row["target_image"]}
@@ -105,8 +103,8 @@ def _triplet(dataset: Store, version: int, triplet_id: str) -> list[dict[str, An
         kept = {image["sha256"]: image for image in rows if not image["drop_reason"]}
         images = [{"role": role} | kept[content] for role, content in roles.items()]
         shown = {name: row[name] for name in ("triplet_id", "split", "subject", "prompt", "shard")}
-        found.append(shown | {"version": version, "images": images})
-    return found
+        entries.append(shown | {"version": version, "images": images})
+    return entries
 
 
 def _image(dataset: Store, version: int, content: str) -> list[dict[str, Any]]:

@@ -60,12 +60,12 @@ def planned(grid_embedder: None, tmp_path: Path) -> Callable[..., StageWork]:
         indexed = [indexer(unit) for unit in units]
         assert [str(columns["error"][0]) for columns in indexed] == [""] * len(units)
         if config.labels.found is not None:
-            found = cluster_work(config, inputs, config.labels.found)
-            for task, count in ((find_centroids, 1), (assign_cells, len(units)), (group_cell, found.cells)):
+            clusters = cluster_work(config, inputs, config.labels.found)
+            for task, count in ((find_centroids, 1), (assign_cells, len(units)), (group_cell, clusters.cells)):
                 for unit in range(count):
-                    task(found, unit)
+                    task(clusters, unit)
             for unit in units:
-                label_shard(found, unit)
+                label_shard(clusters, unit)
         work = StageWork.of(config, inputs)
         assert work.images == sum(int(columns["images"][0]) for columns in indexed)
         for unit in units:

@@ -46,8 +46,8 @@ def test_one_image_is_one_group() -> None:
 def test_unlabelled_photos_of_many_shards_get_subjects_and_labelled_ones_keep_theirs(
     planned: Planned, tmp_path: Path
 ) -> None:
-    silent = {"caption": "a thing"}
-    photos = [replace(p, metadata=silent) for p in world(6, 4)] + [photo(6, view) for view in range(3)]
+    unlabelled = {"caption": "a thing"}
+    photos = [replace(p, metadata=unlabelled) for p in world(6, 4)] + [photo(6, view) for view in range(3)]
     raw = write_raw(tmp_path / "raw", photos, per_shard=4)
     for cells in (1, 3):  # photos of a subject in two cells are two subjects
         settings = FoundConfig(min_similarity=0.7, images_per_cell=-(-len(photos) // cells))
@@ -55,12 +55,12 @@ def test_unlabelled_photos_of_many_shards_get_subjects_and_labelled_ones_keep_th
         tables = [work.read_plan(i, "images") for i in range(work.partitions)]
         subject = {row["key"]: row["subject"] for row in pa.concat_tables(tables).to_pylist()}
         assert {subject[p.key] for p in photos[24:]} == {"thing06"}
-        found = [{subject[f"thing{thing:02d}-{view}"] for view in range(4)} for thing in range(6)]
-        assert all(name.startswith("found-") for names in found for name in names)
-        owners = [sum(name in names for names in found) for name in set().union(*found)]
-        assert owners.count(1) >= 0.8 * len(owners)  # few found subjects are two
+        names_of = [{subject[f"thing{thing:02d}-{view}"] for view in range(4)} for thing in range(6)]
+        assert all(name.startswith("found-") for names in names_of for name in names)
+        owners = [sum(name in names for names in names_of) for name in set().union(*names_of)]
+        assert owners.count(1) >= 0.8 * len(owners)  # few names belong to two subjects
         if cells == 1:
-            assert sum(len(names) < 4 for names in found) >= 4  # most have views that are found together
+            assert sum(len(names) < 4 for names in names_of) >= 4  # most have views that are found together
 
 
 def test_labelled_photos_keep_their_subjects_if_few_or_none_are_unlabelled(planned: Planned, tmp_path: Path) -> None:

@@ -77,9 +77,9 @@ def test_every_member_has_its_row(work: StageWork) -> None:
     rows = work.read_plan(0, "images").to_pylist()
     expected = sorted((key, reason or "") for key, _, _, reason in MEMBERS)
     assert sorted((row["key"], row["drop_reason"] or "") for row in rows) == expected
-    seen = {row["key"]: row for row in rows}
-    assert (seen["turned"]["height"], seen["turned"]["width"]) == (120, 160)
-    assert "too many pixels" in seen["bomb"]["error"]
+    by_key = {row["key"]: row for row in rows}
+    assert (by_key["turned"]["height"], by_key["turned"]["width"]) == (120, 160)
+    assert "too many pixels" in by_key["bomb"]["error"]
 
 
 def test_kept_images_are_in_the_snapshot(work: StageWork) -> None:

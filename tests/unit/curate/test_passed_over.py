@@ -163,28 +163,28 @@ def test_counts_of_objects_members_and_images_add_up(planned: Planned, tmp_path:
         },
     }
     work = planned(raw, filters=LOOSE)
-    found = 2 * (8 + 2) + 10 + 5
-    assert work.members.found == found
+    members = 2 * (8 + 2) + 10 + 5
+    assert work.members.found == members
     assert set(work.members.counts) == {
         *("link_outside", "link_to_nothing", "folder", "special_file"),
         *("webdataset_meta", "no_extension", "hidden_file"),
     }
     rows = rows_of(work)
-    assert work.members.read == 2 * (len(photos) + 4) == found - work.members.counts.total()
+    assert work.members.read == 2 * (len(photos) + 4) == members - work.members.counts.total()
     assert len(rows) == len(photos) + 4 + 3  # three shards that are no tar have a row each
     assert {row["shard"] for row in rows if row["cut"]} == {"empty.tar", "page.tar.gz", "zip.tar"}
     report = json.loads(materialise(work).version.read("report.json"))
     assert [row["unit"] for row in report["funnel"]] == sorted(
         (row["unit"] for row in report["funnel"]), key=["objects", "members", "images"].index
     )
-    assert [row["left"] for row in report["funnel"] if row["reason"].endswith("_found")] == [5, found, len(rows)]
+    assert [row["left"] for row in report["funnel"] if row["reason"].endswith("_found")] == [5, members, len(rows)]
     assert report["funnel"][-1]["left"] == report["counts"]["images_kept"]
     page = work.dataset.read("v0001/report.html").decode()
     assert "out.jpg" in page
     assert REASONS["webdataset_meta"] in page
-    said = lines({"objects": listing.objects.to_json(), "members": work.members.to_json()})
-    assert said[0].startswith("passed over: 10 of 15 objects: dangling_link 1 (such as 'gone.tar'), ")
-    assert said[1].startswith(f"passed over: {work.members.counts.total()} of {found} members: ")
+    shown = lines({"objects": listing.objects.to_json(), "members": work.members.to_json()})
+    assert shown[0].startswith("passed over: 10 of 15 objects: dangling_link 1 (such as 'gone.tar'), ")
+    assert shown[1].startswith(f"passed over: {work.members.counts.total()} of {members} members: ")
 
 
 def test_unread_members_of_a_sample_are_counted(planned: Planned, tmp_path: Path) -> None:

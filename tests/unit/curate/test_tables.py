@@ -34,12 +34,12 @@ def test_only_the_row_groups_of_a_span_are_read(tmp_path: Path) -> None:
     store, info, table = written(tmp_path)
     counting = Counting(store)
     span = (1 << 60, (1 << 60) + (1 << 57))  # 1 of 32
-    found = read_part(counting, info, span)  # type: ignore[arg-type]
+    rows = read_part(counting, info, span)  # type: ignore[arg-type]
     hashes = table["subject_hash"].to_numpy()
-    assert found.equals(table.filter(pa.array((hashes >= span[0]) & (hashes < span[1]))))
-    assert 400 < len(found) < 900
+    assert rows.equals(table.filter(pa.array((hashes >= span[0]) & (hashes < span[1]))))
+    assert 400 < len(rows) < 900
     assert counting.bytes < info.size / 5
-    assert read_table(store, info.key, span).equals(found)
+    assert read_table(store, info.key, span).equals(rows)
 
 
 def test_rows_are_counted_by_the_footer(tmp_path: Path) -> None:

@@ -97,7 +97,7 @@ def test_utf_16_without_a_byte_order_mark_is_rejected(tmp_path: Path) -> None:
         pin(str(tmp_path / "list.txt"), open_store(str(tmp_path / "dataset")))
 
 
-# What a careless or an unlucky hand writes, and the column that it names in the rows above.
+# Entries as people write and copy them, and the column and value that each names.
 SPELLINGS: list[tuple[str, str, str]] = [
     ("key:IMG #1", "key", "IMG #1"),
     ("source:https://ex.org/gallery#photo-0", "source", "https://ex.org/gallery#photo-0"),
@@ -227,8 +227,8 @@ def test_any_name_can_be_removed_in_any_normal_form(name: str) -> None:
 
 
 def test_the_jobs_output_has_a_line_for_each_entry() -> None:
-    said = entry_lines({"matched": {"key:a": 3, "key:b": 0}, "entries": 2})
-    assert said == ["taken down: 'key:b' names 0 images", "taken down: 'key:a' names 3 images"]
+    lines = entry_lines({"matched": {"key:a": 3, "key:b": 0}, "entries": 2})
+    assert lines == ["taken down: 'key:b' names 0 images", "taken down: 'key:a' names 3 images"]
     assert len(entry_lines({"matched": {f"key:{i}": 1 for i in range(1000)}, "entries": 5000})) == 21
     assert entry_lines(None) == []
 
