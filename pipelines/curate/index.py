@@ -10,7 +10,6 @@ import pyarrow as pa
 
 from lookalike.data.formats import HEIC_EXTENSIONS
 from lookalike.data.images import EXTENSIONS, ImageError, decode_at_least, decode_noted
-from lookalike.data.limits import Limits
 from lookalike.data.passed_over import PassedOver
 from lookalike.data.shards import BrokenTarError, Sample, iter_samples, open_object
 from lookalike.data.text import escaped
@@ -19,7 +18,7 @@ from lookalike.storage import ObjectInfo, Store
 from pipelines.actors import Columns
 from pipelines.curate.changed import read_image
 from pipelines.curate.compressed import compression_of, unpack
-from pipelines.curate.config import CurateConfig, LabelsConfig
+from pipelines.curate.config import CurateConfig
 from pipelines.curate.features import FEATURE_SIDE, features
 from pipelines.curate.inputs import Inputs
 from pipelines.curate.labels import FIELDS, MASKS, read_labels, read_mask
@@ -30,8 +29,8 @@ _DECODE_SIDE = FEATURE_SIDE + 8  # px; enough for the features, and for the embe
 _ERROR_CHARACTERS = 500  # maximum length of the column ``error``
 _EMBED_BATCH = 32  # images; batches never cross a shard
 _NOT_DECODED: dict[str, Any] = {
-    "width": 0, "height": 0, "phash": 0, "sharpness": 0.0, "luma_mean": 0.0, "luma_std": 0.0, "subject_area": None,
-    "cut": False, "linked": False, "error": "", "note": "",
+    "offset": -1, "length": 0, "sha256": None, "width": 0, "height": 0, "phash": 0, "sharpness": 0.0, "luma_mean": 0.0,
+    "luma_std": 0.0, "subject_area": None, "cut": False, "linked": False, "error": "", "note": "",
 }  # fmt: skip
 _READ = ("json", "txt", *MASKS)  # members of a sample that are read besides its image
 
@@ -86,7 +85,7 @@ class ShardIndexer:
             place, broken = unpack(raw, info, compression, dataset, key, config.limits)
         members = PassedOver()
         if known is None:
-            source = read_images(open_object(store, place), info.key, config.labels, members, broken, config.limits)
+            source = read_images(open_object(store, place), info.key, config, members, broken)
         else:  # written by a run with another embedder
             source = read_again(store, place.key, known, info, dataset)
         rows: list[dict[str, Any]] = []
@@ -125,12 +124,7 @@ def index_shard(work: IndexWork, unit: int) -> Columns:
 
 
 def read_images(
-    file: Any,
-    shard: str,
-    labels: LabelsConfig,
-    members: PassedOver | None = None,
-    broken: str = "",
-    limits: Limits | None = None,
+    file: Any, shard: str, config: CurateConfig, members: PassedOver | None = None, broken: str = ""
 ) -> Iterator[tuple[dict[str, Any], np.ndarray | None]]:
     """Yield a row for each sample of a raw shard, and its pixels (uint8 [H, W, 3]) at a reduced scale if it decodes.
 
@@ -138,15 +132,14 @@ def read_images(
     ``broken`` is the error of the compressed shard that the tar came from, if any. ``members`` counts the members that
     are not read.
     """
-    members = PassedOver() if members is None else members
-    limits = limits or Limits()
+    members = members or PassedOver()
     try:
-        for sample, payload in iter_samples(file, members, limits):
+        for sample, payload in iter_samples(file, members, config.limits):
             extension = next((name for name in sample.members if name in EXTENSIONS), None)
             for name in sample.members:  # the row of a sample without an image names them
                 if extension is not None and name not in (extension, *_READ):
                     members.add("second_image" if name in EXTENSIONS else "not_read", f"{sample.key}.{name}")
-            yield _read_sample(sample, payload, extension, shard, labels, limits)
+            yield _read_sample(sample, payload, extension, shard, config)
     except BrokenTarError as error:
         for key in error.lost_keys or ("",):
             yield _row(key, shard, cut=True, error=error.what), None
@@ -167,22 +160,22 @@ def read_again(
 
 
 def _read_sample(
-    sample: Sample, payload: dict[str, bytes], extension: str | None, shard: str, config: LabelsConfig, limits: Limits
+    sample: Sample, payload: dict[str, bytes], extension: str | None, shard: str, config: CurateConfig
 ) -> tuple[dict[str, Any], np.ndarray | None]:
     notes: list[str] = []
     known: dict[str, Any] = {}  # columns of the row
     pixels = None
     try:
-        known |= read_labels(sample.key, payload, config, notes)
+        known |= read_labels(sample.key, payload, config.labels, notes)
         if extension is None:  # it may be a renamed JPEG; if not, the error names the extra that reads HEIC
             extension = next((name for name in sample.members if name in HEIC_EXTENSIONS), None)
         if extension is None:
             raise ImageError(f"no image among {sorted(sample.members)}")
         member, data = sample.members[extension], payload[extension]
         known |= {"offset": member.offset, "length": member.length, "linked": member.linked, "sha256": sha256(data)}
-        photo = decode_noted(data, _DECODE_SIDE, limits.max_pixels)
+        photo = decode_noted(data, _DECODE_SIDE, config.limits.max_pixels)
         notes += [f"image: {photo.note}"] if photo.note else []
-        area = read_mask(payload, (photo.height, photo.width), notes, limits.max_pixels)
+        area = read_mask(payload, (photo.height, photo.width), notes, config.limits.max_pixels)
         known |= {"width": photo.width, "height": photo.height, "subject_area": area, **features(photo.pixels)}
         pixels = photo.pixels
     except ImageError as error:
@@ -194,8 +187,7 @@ def _read_sample(
 
 
 def _row(key: str, shard: str, **values: Any) -> dict[str, Any]:
-    place = {"offset": -1, "length": 0, "sha256": None}
-    row = {"key": key, "shard": shard, **place, **dict.fromkeys(FIELDS, ""), **_NOT_DECODED, **values}
+    row = {"key": key, "shard": shard, **dict.fromkeys(FIELDS, ""), **_NOT_DECODED, **values}
     row |= {name: escaped(value) for name, value in row.items() if isinstance(value, str)}
     row["subject_hash"] = subject_hash(row["subject"])
     return row

@@ -6,7 +6,6 @@ import numpy as np
 import regex
 
 from lookalike.data.images import EXTENSIONS, ImageError, decode_noted
-from lookalike.data.limits import MAX_PIXELS
 from lookalike.data.text import TextError, decode_text, read_json, read_label, read_licence
 from lookalike.errors import InputError
 from pipelines.curate.config import LabelsConfig
@@ -54,15 +53,11 @@ def read_labels(key: str, payload: dict[str, bytes], config: LabelsConfig, notes
     return labels
 
 
-def read_mask(
-    payload: dict[str, bytes], size: tuple[int, int], notes: list[str], max_pixels: int = MAX_PIXELS
-) -> float | None:
+def read_mask(payload: dict[str, bytes], size: tuple[int, int], notes: list[str], max_pixels: int) -> float | None:
     """Return the share of the image that ``key.mask.png`` (or another format) marks as the subject; None without one.
 
-    Args:
-        payload: the sample's members.
-        size: (height, width) of the photo. A mask of another aspect ratio is not used.
-        notes: gets a line if the sample has a mask that cannot be used.
+    A mask is not used if its aspect ratio is not that of the photo's ``size`` (height, width), or if it is damaged:
+    ``notes`` gets a line then.
     """
     name = next((name for name in MASKS if name in payload), None)
     if name is None:

@@ -162,18 +162,15 @@ def _kept_photos(work: StageWork, dropped: dict[str, Any]) -> list[dict[str, Any
 def _examples(table: Path) -> list[dict[str, Any]]:
     """Return triplets of all similarities, chosen by hash and sorted by similarity; the table is read in batches."""
     chosen: dict[int, list[tuple[float, int, dict[str, Any]]]] = {}
-    number = 0
-    for batch in pq.ParquetFile(table).iter_batches(batch_size=4096):
-        for row in batch.to_pylist():
-            number += 1
-            similarity = float(np.mean(row["reference_similarities"]))
-            ranked = (-unit_hash("shown", row["triplet_id"]), number, row)
-            heap = chosen.setdefault(int(similarity / _SIMILARITY_STEP), [])
-            heapq.heappush(heap, ranked)
-            if len(heap) > 2:
-                heapq.heappop(heap)
-    rows = [row for _, heap in sorted(chosen.items()) for _, _, row in heap]
-    return sorted(rows, key=lambda row: float(np.mean(row["reference_similarities"])))
+    rows = (row for batch in pq.ParquetFile(table).iter_batches(batch_size=4096) for row in batch.to_pylist())
+    for number, row in enumerate(rows):
+        similarity = float(np.mean(row["reference_similarities"]))
+        heap = chosen.setdefault(int(similarity / _SIMILARITY_STEP), [])
+        heapq.heappush(heap, (-unit_hash("shown", row["triplet_id"]), number, row))
+        if len(heap) > 2:
+            heapq.heappop(heap)
+    examples = [row for _, heap in sorted(chosen.items()) for _, _, row in heap]
+    return sorted(examples, key=lambda row: float(np.mean(row["reference_similarities"])))
 
 
 def _triplet(version: Store, row: dict[str, Any]) -> dict[str, Any]:

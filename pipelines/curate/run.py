@@ -47,11 +47,9 @@ class Curated:
     dataset: str
     """URI of the dataset."""
     version: int
-    """Version of the snapshot."""
     new: bool
     """Whether this run published it."""
     manifest: dict[str, Any]
-    """Its manifest."""
     passed_over: dict[str, Any]
     """As in the manifest, but with the objects that this run has listed, also if it published nothing."""
 

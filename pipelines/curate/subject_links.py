@@ -77,9 +77,8 @@ def _resembling(work: StageWork, band: int, partition: int) -> Iterator[tuple[st
         rows = work.read_screened(unit).select(_COLUMNS)
         value = rows["phash"].to_numpy().astype(np.uint64) >> np.uint64(band * _BITS) & np.uint64((1 << _BITS) - 1)
         mine = in_hash_range(value, partition, work.content_partitions, _BITS)
-        columns = {"band": pa.array(value, pa.int64()), "shard": pa.array(np.full(len(rows), unit), pa.int64())}
-        for name, column in columns.items():
-            rows = rows.append_column(name, column)
+        rows = rows.append_column("band", pa.array(value, pa.int64()))
+        rows = rows.append_column("shard", pa.array(np.full(len(rows), unit), pa.int64()))
         parts.append(rows.filter(pa.array(mine, pa.bool_())))
     rows = pa.concat_tables(parts).sort_by([("band", "ascending"), ("sha256", "ascending")])
     values = rows["band"].to_numpy()

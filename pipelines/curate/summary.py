@@ -76,7 +76,7 @@ class Summary:
             values = np.log(np.maximum(values, 1e-9)) / np.log(chart.log_base)
         inside = np.clip(values, chart.first, np.nextafter(chart.last, chart.first))
         counts, _ = np.histogram(inside, bins=chart.bins, range=(chart.first, chart.last))
-        self.histograms[name] = (np.array(self.histograms.get(name, [0] * chart.bins)) + counts).tolist()
+        self.histograms[name] = np.add(self.histograms.get(name, 0), counts).tolist()
 
     def add_examples(self, reason: str, rows: list[dict[str, Any]]) -> None:
         """Add ``rows``, and keep the first few in the order of their hashes."""
@@ -104,7 +104,6 @@ class Summary:
         self.noted.update(other.noted)
         self.add_captions(other.captions)
         for name, counts in other.histograms.items():
-            own = np.array(self.histograms.get(name, [0] * len(counts)))
-            self.histograms[name] = (own + np.array(counts)).tolist()
+            self.histograms[name] = np.add(self.histograms.get(name, 0), counts).tolist()
         for reason, rows in other.examples.items():
             self.add_examples(reason, rows)

@@ -16,7 +16,7 @@ import pytest
 
 from lookalike.annotators.embedder import load_embedder
 from lookalike.storage import open_store
-from pipelines.curate.config import CurateConfig, LabelsConfig, PlanConfig, ShardsConfig
+from pipelines.curate.config import CurateConfig, PlanConfig, ShardsConfig
 from pipelines.curate.duplicates import find_duplicates
 from pipelines.curate.index import read_images
 from pipelines.curate.materialise import fit
@@ -68,9 +68,10 @@ def test_costs_of_each_step_and_of_a_billion_images(tmp_path: Path) -> None:
     torch.set_num_threads(1)
     cost: dict[str, float] = {}
     raw = open_store(str(write_repeated(tmp_path / "photos", photographs(), 1, 105)))
+    config = CurateConfig(raw=raw.uri, dataset=raw.uri)
     with cpu_seconds(cost, "index", 105), Path(tmp_path / "photos" / "shard-000000.tar").open("rb") as file:
-        pixels = [image for _, image in read_images(file, "shard", LabelsConfig()) if image is not None]
-    embed = load_embedder(CurateConfig(raw=raw.uri, dataset=raw.uri).embedder)
+        pixels = [image for _, image in read_images(file, "shard", config) if image is not None]
+    embed = load_embedder(config.embedder)
     embed(pixels[:1])
     with cpu_seconds(cost, "embed", 32):
         embed(pixels[:32])

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from lookalike.storage import open_store
-from pipelines.curate.config import CurateConfig, LabelsConfig
+from pipelines.curate.config import CurateConfig
 from pipelines.curate.filters import FiltersConfig
 from pipelines.curate.index import IndexWork, ShardIndexer, read_images
 from pipelines.curate.inputs import Inputs
@@ -23,6 +23,7 @@ from pipelines.curate.work import StageWork
 from tests.drawn import draw, jpeg, photo, world, write_raw
 
 JPEG = jpeg(draw(0, 0))
+CONFIG = CurateConfig(raw="raw", dataset="dataset")
 
 
 def png(image: Image.Image, kind: str = "PNG") -> bytes:
@@ -49,7 +50,7 @@ def row_of(*members: tuple[str, bytes]) -> dict[str, Any]:
     """The row of the sample ``k``, which stands between two good ones."""
     good = [(f"{key}.{kind}", data) for key in "az" for kind, data in (("jpg", JPEG), ("json", b'{"subject": "cup"}'))]
     file = io.BytesIO(tar_of(*good[:2], *members, *good[2:]))
-    first, *middle, last = [row for row, _ in read_images(file, "s.tar", LabelsConfig())]
+    first, *middle, last = [row for row, _ in read_images(file, "s.tar", CONFIG)]
     assert (first["subject"], last["subject"], first["error"], last["note"]) == ("cup", "cup", "", "")
     (row,) = middle
     return row
@@ -197,7 +198,7 @@ def test_an_interruption_is_not_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_an_invalid_tar_header_ends_at_most_its_shard(headers: dict[str, str]) -> None:
     members = [(f"{key}.{kind}", data) for key in "akz" for kind, data in (("jpg", JPEG), ("json", b"{}"))]
-    rows = list(read_images(io.BytesIO(tar_of(*members, odd="k.jpg", **headers)), "s.tar", LabelsConfig()))
+    rows = list(read_images(io.BytesIO(tar_of(*members, odd="k.jpg", **headers)), "s.tar", CONFIG))
     assert (rows[0][0]["key"], rows[0][0]["error"]) == ("a", "")
     assert all(row["cut"] == ("breaks off" in row["error"]) for row, _ in rows)
 
