@@ -151,6 +151,5 @@ def _tokenizer_file(source: str | None, revision: str | None, preset: str) -> Pa
     try:
         return Path(hf_hub_download(source, "tokenizer.json", revision=revision))
     except Exception as error:  # of the network, the Hub, or the disk
-        raise ConfigError(
-            f"the tokenizer of preset {preset} cannot be loaded ({first_line(error)})", value=source, fix=fix
-        ) from error
+        what = f"the tokenizer of preset {preset} cannot be loaded ({first_line(error)})"
+        raise ConfigError(what, value=source, fix=fix) from error

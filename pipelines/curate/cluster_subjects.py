@@ -58,8 +58,7 @@ def assign_cells(work: StageWork, unit: int) -> Columns:
     store, key = work.dataset, work.workspace.assigned(unit)
     if not store.exists(key):
         contents, vectors_ND = _unlabelled(work, unit)
-        centroids = read_table(store, work.workspace.centroids())["vector"]
-        centroids_KD = vectors_of(centroids, centroids.type.list_size)
+        centroids_KD = vectors_of(read_table(store, work.workspace.centroids())["vector"])
         columns = {
             "cell": pa.array((vectors_ND @ centroids_KD.T).argmax(1), pa.int64()),
             "sha256": pa.array(contents, pa.string()),
@@ -78,7 +77,7 @@ def group_cell(work: StageWork, cell: int) -> Columns:
         parts = [read_part(store, info, (cell, cell + 1), by="cell") for info in assigned]
         table = pa.concat_tables(parts)
         contents, first = np.unique(table["sha256"].to_numpy(zero_copy_only=False).astype(str), return_index=True)
-        vectors_ND = vectors_of(table["vector"], table["vector"].type.list_size)[first]
+        vectors_ND = vectors_of(table["vector"])[first]
         settings = work.config.labels.found
         assert settings is not None
         labels = group(vectors_ND, settings)
@@ -110,7 +109,6 @@ def label_shard(work: StageWork, unit: int) -> Columns:
             row["subject"] = row["subject"] or subjects.get(row["sha256"], "")
             row["subject_hash"] = subject_hash(row["subject"])
             places.setdefault(row["sha256"], []).append(row["subject_hash"])
-        order = [("subject_hash", "ascending"), ("offset", "ascending")]
         table = read_table(store, work.vectors[unit].key)
         contents = table["sha256"].to_pylist()
         number = {content: i for i, content in enumerate(contents)}
@@ -118,6 +116,7 @@ def label_shard(work: StageWork, unit: int) -> Columns:
         vectors = table.take(pa.array([number[content] for _, content in pairs], pa.int64()))
         vectors = vectors.set_column(0, "subject_hash", pa.array([place for place, _ in pairs], pa.int64()))
         write_table(store, vectors_key, vectors)
+        order = [("subject_hash", "ascending"), ("offset", "ascending")]
         named = pa.Table.from_pylist(rows, IMAGE_SCHEMA).sort_by(order)
         write_table(store, rows_key, named.replace_schema_metadata(indexed.schema.metadata))  # with its notes
     return {"unit_done": np.array([unit])}
@@ -177,5 +176,5 @@ def _unlabelled(work: StageWork, unit: int) -> tuple[list[str], np.ndarray]:
     table = table.filter(pc.is_in(table["sha256"], value_set=unlabelled.combine_chunks())).sort_by("sha256")
     contents = table["sha256"].to_pylist()
     first = [i for i, content in enumerate(contents) if i == 0 or content != contents[i - 1]]
-    vectors_ND = vectors_of(table["vector"], table["vector"].type.list_size)
+    vectors_ND = vectors_of(table["vector"])
     return [contents[i] for i in first], vectors_ND[first]

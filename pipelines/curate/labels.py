@@ -33,9 +33,8 @@ def read_labels(key: str, payload: dict[str, bytes], config: LabelsConfig, notes
         value = values.get(name)
         if column == "consent" and isinstance(value, bool):
             value = str(value).lower()  # consent may be true or false
-        label = read_label(
-            value, many=column == "caption", identity=column == "subject", prose=column in ("caption", "class_name")
-        )
+        prose = column in ("caption", "class_name")
+        label = read_label(value, many=column == "caption", identity=column == "subject", prose=prose)
         if label.text:
             labels[column] = label.text
         if label.note:
@@ -78,11 +77,9 @@ def _search(config: LabelsConfig, key: str) -> regex.Match[str] | None:
     try:
         return regex.search(config.subject_pattern, key, timeout=config.subject_pattern_s)
     except TimeoutError:
-        raise InputError(
-            f"labels.subject_pattern takes more than labels.subject_pattern_s ({config.subject_pattern_s:g}) for a key",
-            value=key[:80],
-            fix="write it without nested repeats such as (a+)+",
-        ) from None
+        limit = f"the {config.subject_pattern_s:g} s of labels.subject_pattern_s"
+        what = f"labels.subject_pattern takes more than {limit} for a key"
+        raise InputError(what, value=key[:80], fix="write it without nested repeats such as (a+)+") from None
 
 
 def _json(payload: dict[str, bytes], notes: list[str]) -> dict[str, Any]:

@@ -76,9 +76,8 @@ def write_shard(work: MaterialiseWork, unit: int, encode: Encode | None = None) 
             rows = _rows(work.stage, shard)
             hashes: list[dict[str, str]] = []
             samples = write_tar(path, _samples(work.stage, rows, encode, hashes))
-            table = pa.Table.from_pylist(
-                [_triplet(shard, *parts) for parts in zip(rows, samples, hashes, strict=True)], triplets.SCHEMA
-            )
+            written = [_triplet(shard, *parts) for parts in zip(rows, samples, hashes, strict=True)]
+            table = pa.Table.from_pylist(written, triplets.SCHEMA)
             with path.open("rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
             work.version.upload(shard.name, path)
@@ -98,7 +97,6 @@ class _Row:
 
     @property
     def prompt(self) -> str:
-        """The target's caption, or a prompt from its class."""
         return self.target["caption"] or f"a photo of a {self.target['class_name'] or 'subject'}"
 
 

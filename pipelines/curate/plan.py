@@ -171,6 +171,6 @@ def _vectors(work: StageWork, span: tuple[int, int]) -> dict[str, np.ndarray]:
     for info in work.vectors:
         table = read_part(work.dataset, info, span)
         if len(table):
-            vectors = vectors_of(table["vector"], table.schema.field("vector").type.list_size)
+            vectors = vectors_of(table["vector"])
             by_content.update(zip(table["sha256"].to_pylist(), vectors, strict=True))
     return by_content

@@ -55,9 +55,8 @@ def list_raw(raw: str | Sequence[str], dataset: Store) -> RawListing:
     places = _places(raw)
     common = _common(places)
     if overlap(dataset, common):
-        raise ConfigError(
-            "raw and dataset share a prefix", value=[common.uri, dataset.uri], fix="use two separate prefixes"
-        )
+        uris = [common.uri, dataset.uri]
+        raise ConfigError("raw and dataset share a prefix", value=uris, fix="use two separate prefixes")
     shards: dict[str, ObjectInfo] = {}
     objects = PassedOver()
     prefixes = {(store.prefix_in(common) or "").rstrip("/") for store, shard in places if not shard}
@@ -104,9 +103,8 @@ def _expanded(item: str) -> Iterator[str]:
             fix = "close each brace, or use the prefix instead"
             raise ConfigError(f"not a valid brace expression: {error}", value=item, fix=fix) from None
     if too_many or len(names) > _MAX_NAMES:
-        raise ConfigError(
-            f"a brace expression has more than {_MAX_NAMES} names", value=item, fix="use the prefix instead"
-        )
+        what = f"a brace expression has more than {_MAX_NAMES} names"
+        raise ConfigError(what, value=item, fix="use the prefix instead")
     yield from names
 
 

@@ -87,7 +87,7 @@ def count_matches(work: StageWork, unit: int) -> Columns:
 
     Returns the columns of :func:`summed`.
     """
-    rows = read_part(work.dataset, work.rows[unit], columns=KINDS)
+    rows = read_part(work.dataset, work.rows[unit], columns=list(KINDS))
     named, counts = _list_of(work).matches(rows)
     contents = sorted({content for content in rows.filter(pa.array(named))["sha256"].to_pylist() if content})
     text = "".join(f"sha256:{content}\n" for content in contents)

@@ -79,7 +79,6 @@ class ShardScorer:
         return answers, len(answers) - len(known)
 
     def _answer(self, model: Scorer | Captioner, loaded: Callable[..., Any], row: dict[str, Any]) -> str | float:
-        """Return the caption or the score of an image."""
         data = self._work.read_image(row)
         if isinstance(model, Captioner):
             return str(loaded(decode_at_least(data, _CAPTION_SIDE)[0]))

@@ -65,9 +65,8 @@ def _sharing(work: StageWork, partition: int) -> Iterator[tuple[str, str]]:
     rows = rows.sort_by([(name, "ascending") for name in columns]).combine_chunks()
     before, after = rows.slice(0, max(0, len(rows) - 1)), rows.slice(1)
     shared = pc.and_(pc.equal(before["sha256"], after["sha256"]), pc.not_equal(before["subject"], after["subject"]))
-    yield from zip(
-        before["subject"].filter(shared).to_pylist(), after["subject"].filter(shared).to_pylist(), strict=True
-    )
+    sides = (side["subject"].filter(shared).to_pylist() for side in (before, after))
+    yield from zip(*sides, strict=True)
 
 
 def _resembling(work: StageWork, band: int, partition: int) -> Iterator[tuple[str, str]]:
@@ -109,4 +108,4 @@ def _vector(work: StageWork, row: pa.Table) -> np.ndarray:
     place = row["subject_hash"][0].as_py()
     table = read_part(work.dataset, work.vectors[row["shard"][0].as_py()], (place, place + 1))
     mine = table.filter(pc.equal(table["sha256"], row["sha256"][0]))["vector"]
-    return np.asarray(vectors_of(mine, mine.type.list_size)[0])
+    return np.asarray(vectors_of(mine)[0])

@@ -33,27 +33,25 @@ def read_table(
     store: Store,
     key: str,
     span: tuple[int, int] | None = None,
-    columns: Sequence[str] | None = None,
+    columns: list[str] | None = None,
     by: str = "subject_hash",
 ) -> pa.Table:
     """Read some columns of a table, by default all, or of its rows whose ``by`` is in the half-open ``span``."""
-    names = None if columns is None else list(columns)
     data = store.read(key)
     with decoding("a Parquet table", store.uri_of(key)):
-        return pq.read_table(io.BytesIO(data), filters=_within(span, by), columns=names)
+        return pq.read_table(io.BytesIO(data), filters=_within(span, by), columns=columns)
 
 
 def read_part(
     store: Store,
     info: ObjectInfo,
     span: tuple[int, int] | None = None,
-    columns: Sequence[str] | None = None,
+    columns: list[str] | None = None,
     by: str = "subject_hash",
 ) -> pa.Table:
     """Read as :func:`read_table` does, but by range: other row groups and columns are not read."""
-    names = None if columns is None else list(columns)
     with decoding("a Parquet table", store.uri_of(info.key)):
-        return pq.read_table(open_object(store, info, _READ_AHEAD), filters=_within(span, by), columns=names)
+        return pq.read_table(open_object(store, info, _READ_AHEAD), filters=_within(span, by), columns=columns)
 
 
 def open_table(version: Store, name: str) -> pq.ParquetFile:
@@ -93,9 +91,9 @@ def vectors_array(vectors_ND: np.ndarray) -> pa.FixedSizeListArray:
     return pa.FixedSizeListArray.from_arrays(flat, vectors_ND.shape[1])
 
 
-def vectors_of(column: pa.ChunkedArray, dim: int) -> np.ndarray:
+def vectors_of(column: pa.ChunkedArray) -> np.ndarray:
     """Return the vectors of a column, float32 [N, D], normalised to unit norm; zero vectors stay zero."""
     flat = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
-    vectors_ND = flat.astype(np.float32).reshape(-1, dim)
+    vectors_ND = flat.astype(np.float32).reshape(-1, column.type.list_size)
     norms_N1 = np.linalg.norm(vectors_ND, axis=1, keepdims=True)
     return np.asarray(vectors_ND / np.where(norms_N1 == 0, 1, norms_N1))

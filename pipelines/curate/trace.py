@@ -64,9 +64,8 @@ def trace(config: TraceConfig) -> list[dict[str, Any]]:
             entries += of_one(dataset, version, config.id)
     if not entries:
         names = ", ".join(f"v{version:04d}" for version in versions)
-        raise InputError(
-            f"no triplet or image with this id in {names}", value=config.id, fix="correct the id or --dataset"
-        )
+        what = f"no triplet or image with this id in {names}"
+        raise InputError(what, value=config.id, fix="correct the id or --dataset")
     return entries
 
 

@@ -53,6 +53,6 @@ def test_vectors_are_read_with_unit_norm(tmp_path: Path) -> None:
     vectors = np.random.default_rng(0).normal(size=(5, 8)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     column = pa.chunked_array([vectors_array(vectors[:2]), vectors_array(vectors[2:])])
-    back = vectors_of(column, 8)
+    back = vectors_of(column)
     np.testing.assert_allclose(back, vectors, atol=1e-3)
     np.testing.assert_allclose(np.linalg.norm(back, axis=1), 1, atol=1e-6)
