@@ -33,11 +33,11 @@ nothing, and print JSON with --json:
 """
 
 import dataclasses
-import json
 
+from lookalike.documents import render_json
 from pipelines.curate import CurateConfig, curate, inventory
 from pipelines.curate.diff import DiffConfig, diff, render_diff
-from pipelines.curate.takedown import entry_lines
+from pipelines.curate.removals import entry_lines
 from pipelines.curate.trace import TraceConfig, render_trace, trace
 from pipelines.entry import run_subcommand
 
@@ -65,14 +65,14 @@ def main(config: CurateConfig) -> int:
 def main_diff(config: DiffConfig) -> int:
     """Print what changed between two snapshots."""
     changes = diff(config)
-    print(json.dumps(dataclasses.asdict(changes), indent=1) if config.json else render_diff(changes))
+    print(render_json(dataclasses.asdict(changes)).decode().strip() if config.json else render_diff(changes))
     return 0
 
 
 def main_trace(config: TraceConfig) -> int:
     """Print the origin of a triplet, or the triplets that use an image."""
     entries = trace(config)
-    print(json.dumps(entries, indent=1) if config.json else render_trace(entries))
+    print(render_json(entries).decode().strip() if config.json else render_trace(entries))
     return 0
 
 

@@ -1,6 +1,5 @@
 """Publish a snapshot by the stages of curation that follow the plan, without Ray."""
 
-from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +8,7 @@ from lookalike.storage import open_store
 from pipelines.curate.finish import FinishWork, finish
 from pipelines.curate.layout import plan_shards
 from pipelines.curate.materialise import write_shard
-from pipelines.curate.results import read_summary
+from pipelines.curate.run import draft_manifest
 from pipelines.curate.summary import Summary
 from pipelines.curate.work import MaterialiseWork, StageWork
 
@@ -23,13 +22,9 @@ def materialise(
         write(done, unit)
     summary = Summary()
     for partition in range(work.partitions):
-        summary.add(read_summary(work, partition))
-    split = Counter({plan.split: plan.triplets for plan in done.shards})
-    counts = {
-        "images_in": summary.images, "images_kept": summary.kept, "dropped": dict(summary.dropped),
-        "subjects": summary.subjects, "subjects_bounded": summary.bounded_subjects,
-        "subjects_in": summary.subjects_in, "triplets": {"train": split["train"], "validation": split["validation"]},
-    }  # fmt: skip
-    passed_over = {"objects": PassedOver(len(work.inputs.shards)).to_json(), "members": work.members.to_json()}
-    finish(FinishWork(done, summary, counts, None, None, "A report", passed_over), 0)
+        summary.add(work.read_summary(partition))
+    manifest = draft_manifest(1, None, work, summary, list(done.shards)) | {"taken_down": None}
+    objects = PassedOver(len(work.inputs.shards))
+    manifest["passed_over"] = {"objects": objects.to_json(), "members": work.members.to_json()}
+    finish(FinishWork(done, summary, manifest), 0)
     return done

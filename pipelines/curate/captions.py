@@ -141,16 +141,15 @@ def _tokenizer_file(source: str | None, revision: str | None, preset: str) -> Pa
     fix = "remove the preset from captions.presets: training then cuts longer captions"
     if source is None:
         raise ConfigError("the MLLM of a preset has no source, and so no tokenizer", value=preset, fix=fix)
-    if source.startswith("package:") or Path(source).is_dir():
-        folder = ASSETS_DIR / source.removeprefix("package:") if source.startswith("package:") else Path(source)
-        if not (folder / "tokenizer.json").is_file():
-            raise ConfigError("the MLLM of a preset has no tokenizer.json", value=preset, fix=fix)
+    folder = ASSETS_DIR / source.removeprefix("package:") if source.startswith("package:") else Path(source)
+    if (folder / "tokenizer.json").is_file():
         return folder / "tokenizer.json"
+    if source.startswith("package:") or folder.is_dir():
+        raise ConfigError("the MLLM of a preset has no tokenizer.json", value=preset, fix=fix)
     from huggingface_hub import hf_hub_download
 
     try:
         return Path(hf_hub_download(source, "tokenizer.json", revision=revision))
     except Exception as error:  # of the network, the Hub, or the disk
-        raise ConfigError(
-            f"the tokenizer of preset {preset} cannot be loaded ({first_line(error)})", value=source, fix=fix
-        ) from error
+        what = f"the tokenizer of preset {preset} cannot be loaded ({first_line(error)})"
+        raise ConfigError(what, value=source, fix=fix) from error

@@ -18,16 +18,13 @@ from pipelines.curate.workspace import CHANGED, change_mark, shard_id
 def with_recorded_changes(shards: list[ObjectInfo], dataset: Store) -> list[ObjectInfo]:
     """Return the listed shards; the ETags of those with a recorded change include the mark."""
     marks = {info.key.rpartition("/")[2] for info in dataset.list(f"{CHANGED}/")}
-    if not marks:
-        return shards
     return [_marked(info, dataset, marks) for info in shards]
 
 
 def read_image(store: Store, key: str, row: Mapping[str, Any], shard: ObjectInfo, dataset: Store) -> bytes:
     """Return the file of an image, at the ``offset`` and ``length`` of its row in the object ``key`` of ``store``.
 
-    Raises:
-        InputError: the bytes are not those that were indexed. The change of ``shard`` is recorded.
+    If the bytes are not those that were indexed, the change of ``shard`` is recorded and InputError raised.
     """
     end = row["offset"] + row["length"]
     try:

@@ -6,7 +6,7 @@ neighbour graph are then divided by average linkage, since a chain of pairs can 
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +17,7 @@ from pipelines.curate.config import CurateConfig, FoundConfig
 from pipelines.curate.graph import components
 from pipelines.curate.inputs import Inputs
 from pipelines.curate.rows import IMAGE_SCHEMA, subject_hash
-from pipelines.curate.tables import read_footers, read_span, read_table, vectors_array, vectors_of, write_table
+from pipelines.curate.tables import read_footers, read_part, read_table, vectors_array, vectors_of, write_table
 from pipelines.curate.work import StageWork
 
 # Legend: N images of a cell, D embedding dimensions, K cells.
@@ -27,47 +27,38 @@ _LARGEST = 4096  # maximum images of a component whose similarities are all comp
 _STEP = 0.02  # increase of the similarity threshold that divides a larger component
 
 
-@dataclass(frozen=True)
-class ClusterWork:
-    """What the tasks of this stage get; a unit is a raw shard, or a cell in :func:`group_cell`."""
+def cluster_work(config: CurateConfig, inputs: Inputs, settings: FoundConfig) -> StageWork:
+    """Return what the tasks of this stage get: the tables that the index has written, and the number of cells.
 
-    index: StageWork
-    """The tables that the index has written."""
-    settings: FoundConfig
-    cells: int
-
-    @classmethod
-    def of(cls, config: CurateConfig, inputs: Inputs) -> "ClusterWork":
-        """Return the work on these inputs, all of whose raw shards are indexed."""
-        index, settings = StageWork.of(config, inputs, clustered=False), config.labels.found
-        assert settings is not None
-        images = sum(count for count, _ in read_footers(index.dataset, index.vectors))
-        return cls(index, settings, -(-images // settings.images_per_cell) or 1)
+    A unit is a raw shard, or a cell in :func:`group_cell`.
+    """
+    work = StageWork.of(config, inputs, clustered=False)
+    images = sum(count for count, _ in read_footers(work.dataset, work.vectors))
+    return replace(work, cells=-(-images // settings.images_per_cell) or 1)
 
 
-def find_centroids(work: ClusterWork, unit: int) -> Columns:
+def find_centroids(work: StageWork, unit: int) -> Columns:
     """Write the centroids of all cells, float16 [K, D], from a sample of each raw shard; there is one unit."""
-    store, key = work.index.dataset, work.index.workspace.centroids()
+    store, key = work.dataset, work.workspace.centroids()
     if not store.exists(key):
-        share = -(-_SAMPLES_PER_CELL * work.cells // len(work.index.vectors))
-        sample_ND = np.concatenate([_unlabelled(work, shard)[1][:share] for shard in work.index.inputs.units])
+        share = -(-_SAMPLES_PER_CELL * work.cells // len(work.vectors))
+        sample_ND = np.concatenate([_unlabelled(work, shard)[1][:share] for shard in work.inputs.units])
         cells = min(work.cells, len(sample_ND))  # most photos may have a label
         centroids_KD = np.zeros((1, sample_ND.shape[1]), np.float32)  # one cell holds all images
         if cells > 1:
             from scipy.cluster.vq import kmeans2
 
-            centroids_KD, _ = kmeans2(sample_ND, cells, minit="++", seed=work.index.config.seed)
+            centroids_KD, _ = kmeans2(sample_ND, cells, minit="++", seed=work.config.seed)
         write_table(store, key, pa.table({"vector": vectors_array(centroids_KD)}))
     return {"unit_done": np.array([unit])}
 
 
-def assign_cells(work: ClusterWork, unit: int) -> Columns:
+def assign_cells(work: StageWork, unit: int) -> Columns:
     """Write the unlabelled images of one raw shard with their vectors, sorted by cell."""
-    store, key = work.index.dataset, work.index.workspace.assigned(unit)
+    store, key = work.dataset, work.workspace.assigned(unit)
     if not store.exists(key):
         contents, vectors_ND = _unlabelled(work, unit)
-        centroids = read_table(store, work.index.workspace.centroids())["vector"]
-        centroids_KD = vectors_of(centroids, centroids.type.list_size)
+        centroids_KD = vectors_of(read_table(store, work.workspace.centroids())["vector"])
         columns = {
             "cell": pa.array((vectors_ND @ centroids_KD.T).argmax(1), pa.int64()),
             "sha256": pa.array(contents, pa.string()),
@@ -77,20 +68,24 @@ def assign_cells(work: ClusterWork, unit: int) -> Columns:
     return {"unit_done": np.array([unit])}
 
 
-def group_cell(work: ClusterWork, cell: int) -> Columns:
+def group_cell(work: StageWork, cell: int) -> Columns:
     """Write the subject of every image of a cell; its name contains the lowest content hash of its images."""
-    store, key = work.index.dataset, work.index.workspace.cell_subjects(cell)
+    store, key = work.dataset, work.workspace.cell_subjects(cell)
     if not store.exists(key):
-        parts = list(_assigned(work, cell))
-        table = pa.concat_tables(part for _, part in parts)
+        infos = {info.key: info for info in store.list(work.workspace.prefix("assigned"))}
+        assigned = [infos[work.workspace.assigned(unit)] for unit in work.inputs.units]
+        parts = [read_part(store, info, (cell, cell + 1), by="cell") for info in assigned]
+        table = pa.concat_tables(parts)
         contents, first = np.unique(table["sha256"].to_numpy(zero_copy_only=False).astype(str), return_index=True)
-        vectors_ND = vectors_of(table["vector"], table["vector"].type.list_size)[first]
-        labels = group(vectors_ND, work.settings)
+        vectors_ND = vectors_of(table["vector"])[first]
+        settings = work.config.labels.found
+        assert settings is not None
+        labels = group(vectors_ND, settings)
         name = {label: f"found-{contents[np.flatnonzero(labels == label)[0]][:16]}" for label in np.unique(labels)}
         subjects = dict(zip(contents.tolist(), (name[label] for label in labels), strict=True))
         rows = [
             {"unit": unit, "sha256": content, "subject": subjects[content]}
-            for unit, part in parts
+            for unit, part in enumerate(parts)
             for content in part["sha256"].to_pylist()
         ]
         schema = pa.schema([("unit", pa.int64()), ("sha256", pa.string()), ("subject", pa.string())])
@@ -98,31 +93,30 @@ def group_cell(work: ClusterWork, cell: int) -> Columns:
     return {"unit_done": np.array([cell])}
 
 
-def label_shard(work: ClusterWork, unit: int) -> Columns:
+def label_shard(work: StageWork, unit: int) -> Columns:
     """Write the rows and vectors of one raw shard with the subjects that were found, sorted by them."""
-    store = work.index.dataset
-    rows_key, vectors_key = work.index.workspace.found("rows", unit), work.index.workspace.found("vectors", unit)
+    store = work.dataset
+    rows_key, vectors_key = work.workspace.found("rows", unit), work.workspace.found("vectors", unit)
     if not store.exists(rows_key):  # written last
         subjects: dict[str, str] = {}
         for cell in range(work.cells):
-            named = read_table(store, work.index.workspace.cell_subjects(cell), (unit, unit + 1), by="unit")
+            named = read_table(store, work.workspace.cell_subjects(cell), (unit, unit + 1), by="unit")
             subjects.update(zip(named["sha256"].to_pylist(), named["subject"].to_pylist(), strict=True))
-        indexed = read_table(store, work.index.rows[unit].key)
+        indexed = read_table(store, work.rows[unit].key)
         rows = indexed.to_pylist()
         places: dict[str, list[int]] = {}
         for row in rows:
             row["subject"] = row["subject"] or subjects.get(row["sha256"], "")
             row["subject_hash"] = subject_hash(row["subject"])
             places.setdefault(row["sha256"], []).append(row["subject_hash"])
-        order = [("subject_hash", "ascending"), ("offset", "ascending")]
-        table = read_table(store, work.index.vectors[unit].key)
+        table = read_table(store, work.vectors[unit].key)
         contents = table["sha256"].to_pylist()
         number = {content: i for i, content in enumerate(contents)}
         pairs = sorted({(place, content) for content in number for place in places[content]})
-        vectors = table.take([number[content] for _, content in pairs]).set_column(
-            0, "subject_hash", pa.array([place for place, _ in pairs], pa.int64())
-        )
+        vectors = table.take(pa.array([number[content] for _, content in pairs], pa.int64()))
+        vectors = vectors.set_column(0, "subject_hash", pa.array([place for place, _ in pairs], pa.int64()))
         write_table(store, vectors_key, vectors)
+        order = [("subject_hash", "ascending"), ("offset", "ascending")]
         named = pa.Table.from_pylist(rows, IMAGE_SCHEMA).sort_by(order)
         write_table(store, rows_key, named.replace_schema_metadata(indexed.schema.metadata))  # with its notes
     return {"unit_done": np.array([unit])}
@@ -174,20 +168,13 @@ def _cut(vectors_ND: np.ndarray, min_similarity: float) -> np.ndarray:
     return np.asarray(first[group_of])
 
 
-def _unlabelled(work: ClusterWork, unit: int) -> tuple[list[str], np.ndarray]:
+def _unlabelled(work: StageWork, unit: int) -> tuple[list[str], np.ndarray]:
     """Return the sorted content hashes and the vectors [N, D] of the images of a raw shard without a subject."""
-    rows = read_table(work.index.dataset, work.index.rows[unit].key, columns=["sha256", "subject", "error"])
-    silent = rows.filter(pc.and_(pc.equal(rows["subject"], ""), pc.equal(rows["error"], "")))["sha256"]
-    table = read_table(work.index.dataset, work.index.vectors[unit].key)
-    table = table.filter(pc.is_in(table["sha256"], value_set=silent.combine_chunks())).sort_by("sha256")
+    rows = read_table(work.dataset, work.rows[unit].key, columns=["sha256", "subject", "error"])
+    unlabelled = rows.filter(pc.and_(pc.equal(rows["subject"], ""), pc.equal(rows["error"], "")))["sha256"]
+    table = read_table(work.dataset, work.vectors[unit].key)
+    table = table.filter(pc.is_in(table["sha256"], value_set=unlabelled.combine_chunks())).sort_by("sha256")
     contents = table["sha256"].to_pylist()
     first = [i for i, content in enumerate(contents) if i == 0 or content != contents[i - 1]]
-    vectors_ND = vectors_of(table["vector"], table["vector"].type.list_size)
+    vectors_ND = vectors_of(table["vector"])
     return [contents[i] for i in first], vectors_ND[first]
-
-
-def _assigned(work: ClusterWork, cell: int) -> Iterator[tuple[int, pa.Table]]:
-    infos = {info.key: info for info in work.index.dataset.list(work.index.workspace.prefix("assigned"))}
-    for unit in work.index.inputs.units:
-        info = infos[work.index.workspace.assigned(unit)]
-        yield unit, read_span(work.index.dataset, info, (cell, cell + 1), by="cell")

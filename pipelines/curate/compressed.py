@@ -7,7 +7,7 @@ import bz2
 import lzma
 import zlib
 from collections.abc import Callable, Iterator
-from typing import BinaryIO, Protocol
+from typing import BinaryIO
 
 import pyarrow as pa
 
@@ -59,41 +59,21 @@ class _BrokenStreamError(Exception):
     """A compressed stream ends too early, is damaged, or is followed by other data."""
 
 
-class _Decompressor(Protocol):
-    """The interface of ``bz2.BZ2Decompressor`` and ``lzma.LZMADecompressor``."""
-
-    @property
-    def eof(self) -> bool: ...
-
-    @property
-    def needs_input(self) -> bool: ...
-
-    @property
-    def unused_data(self) -> bytes: ...
-
-    def decompress(self, data: bytes, max_length: int = -1) -> bytes: ...
-
-
 class _Gzip:
-    """``zlib`` with the interface of :class:`_Decompressor`."""
+    """``zlib`` with the interface of ``bz2.BZ2Decompressor`` and ``lzma.LZMADecompressor``."""
 
     def __init__(self) -> None:
         self._stream = zlib.decompressobj(wbits=31)
+        self.eof, self.needs_input, self.unused_data = False, True, b""
 
-    @property
-    def eof(self) -> bool:
-        return self._stream.eof
+    def decompress(self, data: bytes, max_length: int) -> bytes:
+        inflated = self._stream.decompress(self._stream.unconsumed_tail + data, max_length)
+        self.eof, self.unused_data = self._stream.eof, self._stream.unused_data
+        self.needs_input = not self._stream.unconsumed_tail
+        return inflated
 
-    @property
-    def needs_input(self) -> bool:
-        return not self._stream.unconsumed_tail
 
-    @property
-    def unused_data(self) -> bytes:
-        return self._stream.unused_data
-
-    def decompress(self, data: bytes, max_length: int = -1) -> bytes:
-        return self._stream.decompress(self._stream.unconsumed_tail + data, max_length)
+_Decompressor = bz2.BZ2Decompressor | lzma.LZMADecompressor | _Gzip
 
 
 def _streams(make: Callable[[], _Decompressor]) -> Callable[[BinaryIO], Iterator[bytes]]:

@@ -1,20 +1,25 @@
-"""Compare two snapshots: settings, raw shards, images by reason, triplets."""
+"""Compare two snapshots: settings, raw shards, images by reason, triplets. One subject is in memory at a time."""
 
 import heapq
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby, repeat
 from typing import Any
+
+import pyarrow.parquet as pq
 
 from lookalike.data import triplets
 from lookalike.documents import decoding
 from lookalike.storage import Store, open_store, read_manifest, version_store
 from lookalike.values import check_values
-from pipelines.curate.streams import Rows, by_subject, open_table, side_by_side
+from pipelines.curate.rows import subject_hash
+from pipelines.curate.tables import open_table
 from pipelines.curate.workspace import IMAGES_TABLE
 
 _SPLITS = ("train", "validation")
 _EXAMPLES = 3  # keys of images shown for each change of fate
+Rows = list[dict[str, Any]]
+Subjects = Iterator[tuple[tuple[int, str], Rows]]  # ((hash, name) of a subject, its rows), in the order of hashes
 KEPT, ABSENT = "kept", "not there"  # values of Fate beside the reasons
 
 
@@ -40,11 +45,9 @@ class Fate:
     """Images with the same state before and the same state after."""
 
     before: str
-    """``kept``, a reason, or ``not there``."""
+    """``kept``, a reason, or ``not there``; so is ``after``."""
     after: str
-    """As ``before``."""
     images: int = 0
-    """Number of images."""
     examples: list[str] = field(default_factory=list)
     """Keys of a few of them."""
     why: list[str] = field(default_factory=list)
@@ -56,9 +59,8 @@ class Difference:
     """The differences of two snapshots. :func:`dataclasses.asdict` gives its JSON."""
 
     before: int
-    """Version of the older snapshot."""
+    """Version of the older snapshot; ``after`` is that of the newer one."""
     after: int
-    """Version of the newer snapshot."""
     settings: dict[str, list[Any]]
     """[value before, value after] by dotted key, including ``code_version`` and ``embedder``."""
     shards: dict[str, list[str]]
@@ -74,44 +76,39 @@ class Difference:
 
 
 def diff(config: DiffConfig) -> Difference:
-    """Compare two snapshots; one subject is in memory at a time.
-
-    Raises:
-        InputError: a version does not exist.
-    """
-    dataset = open_store(config.dataset)
-    before, after = (config.before, config.after)
+    """Compare two snapshots. Raises InputError if a version does not exist."""
+    dataset, versions = open_store(config.dataset), (config.before, config.after)
     with decoding("two whole snapshots", dataset.uri, fix="restore the versions, or compare others"):
-        old, new = (read_manifest(dataset, version) for version in (config.before, config.after))
+        old, new = (read_manifest(dataset, version) for version in versions)
         settings = _settings(old, new)
         shards = _shards(old["inputs"]["shards"], new["inputs"]["shards"])
-        stores = version_store(dataset, before), version_store(dataset, after)
+        stores = [version_store(dataset, version) for version in versions]
         fates, unchanged = _images(*stores)
         for fate in fates:
             fate.why = _why(fate, settings, shards)
         changed, moved = _triplets(*stores)
-    return Difference(before, after, settings, shards, fates, unchanged, changed, moved)
+    return Difference(*versions, settings, shards, fates, unchanged, changed, moved)
 
 
-def render_diff(found: Difference) -> str:
+def render_diff(changes: Difference) -> str:
     """Return the differences as text for a terminal."""
-    lines = [f"v{found.before:04d} -> v{found.after:04d}", "", "settings"]
-    lines += [f"  {key}: {old} -> {new}" for key, (old, new) in found.settings.items()] or ["  the same"]
+    lines = [f"v{changes.before:04d} -> v{changes.after:04d}", "", "settings"]
+    lines += [f"  {key}: {old} -> {new}" for key, (old, new) in changes.settings.items()] or ["  the same"]
     lines += ["", "raw shards"]
-    for state, keys in found.shards.items():
+    for state, keys in changes.shards.items():
         if keys:
             lines.append(f"  {len(keys)} {state}: {', '.join(keys[:5])}{' ...' if len(keys) > 5 else ''}")
-    if not any(found.shards.values()):
+    if not any(changes.shards.values()):
         lines.append("  the same")
-    lines += ["", f"images ({found.unchanged} unchanged)"]
-    for fate in found.images:
+    lines += ["", f"images ({changes.unchanged} unchanged)"]
+    for fate in changes.images:
         why = f"   ({'; '.join(fate.why)})" if fate.why else ""
         lines.append(f"  {fate.images:>8}  {fate.before} -> {fate.after}{why}   e.g. {', '.join(fate.examples)}")
     lines += ["", "triplets"]
-    for split, counts in found.triplets.items():
+    for split, counts in changes.triplets.items():
         lines.append(f"  {split:<12}{counts['added']:>8} added {counts['removed']:>8} removed {counts['kept']:>8} kept")
-    if found.moved:
-        lines.append(f"  {found.moved} subjects changed their split")
+    if changes.moved:
+        lines.append(f"  {changes.moved} subjects changed their split")
     return "\n".join(lines)
 
 
@@ -124,10 +121,10 @@ def _settings(old: dict[str, Any], new: dict[str, Any]) -> dict[str, list[Any]]:
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    flat: dict[str, Any] = {}
     for name, value in values.items():
-        found |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return found
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flat
 
 
 def _shards(old: dict[str, Any], new: dict[str, Any]) -> dict[str, list[str]]:
@@ -140,10 +137,10 @@ def _shards(old: dict[str, Any], new: dict[str, Any]) -> dict[str, list[str]]:
 
 def _images(before: Store, after: Store) -> tuple[list[Fate], int]:
     columns = ("shard", "offset", "key", "drop_reason")
-    streams = [by_subject(open_table(store, IMAGES_TABLE), columns) for store in (before, after)]
+    streams = [_by_subject(open_table(store, IMAGES_TABLE), columns) for store in (before, after)]
     fates: dict[tuple[str, str], Fate] = {}
     unchanged = 0
-    for _, *sides in side_by_side(*streams):
+    for _, *sides in _side_by_side(*streams):
         old, new = (
             {(row["shard"], row["offset"], row["key"]): row["drop_reason"] or KEPT for row in rows} for rows in sides
         )
@@ -173,20 +170,37 @@ def _why(fate: Fate, settings: dict[str, list[Any]], shards: dict[str, list[str]
 
 
 def _triplets(before: Store, after: Store) -> tuple[dict[str, dict[str, int]], int]:
-    counts = {split: Counter[str]() for split in _SPLITS}
+    counts = {split: {"added": 0, "removed": 0, "kept": 0} for split in _SPLITS}
     moved = 0
-    for _, old, new in side_by_side(_of_splits(before), _of_splits(after)):
+    for _, old, new in _side_by_side(_of_splits(before), _of_splits(after)):
         old_ids, new_ids = ({(row["split"], row["triplet_id"]) for row in rows} for rows in (old, new))
         for state, ids in (("added", new_ids - old_ids), ("removed", old_ids - new_ids), ("kept", old_ids & new_ids)):
             for split, _ in ids:
                 counts[split][state] += 1
         moved += bool(old and new) and {split for split, _ in old_ids} != {split for split, _ in new_ids}
-    states = ("added", "removed", "kept")
-    return {split: {state: found[state] for state in states} for split, found in counts.items()}, moved
+    return counts, moved
 
 
-def _of_splits(version: Store) -> Iterator[tuple[tuple[int, str], Rows]]:
+def _of_splits(version: Store) -> Subjects:
     """Yield the triplets of both splits by subject, in the order of hashes."""
     columns = ("triplet_id", "split")
-    streams = (by_subject(open_table(version, triplets.TABLE), columns, split) for split in _SPLITS)
+    streams = (_by_subject(open_table(version, triplets.TABLE), columns, split) for split in _SPLITS)
     return heapq.merge(*streams, key=lambda item: item[0])
+
+
+def _by_subject(table: pq.ParquetFile, columns: Sequence[str], split: str | None = None) -> Subjects:
+    """Yield the subjects in the order of the image table; the triplet table has this order within each ``split``."""
+    batches = table.iter_batches(batch_size=8192, columns=["subject", *columns])
+    rows = (row for batch in batches for row in batch.to_pylist() if split is None or row["split"] == split)
+    for subject, group in groupby(rows, key=lambda row: str(row["subject"])):
+        yield (subject_hash(subject), subject), list(group)
+
+
+def _side_by_side(left: Subjects, right: Subjects) -> Iterator[tuple[str, Rows, Rows]]:
+    """Yield (subject, its rows on the left, its rows on the right) for each subject of either."""
+    numbered = [zip(repeat(side), stream, strict=False) for side, stream in enumerate((left, right))]
+    for key, group in groupby(heapq.merge(*numbered, key=lambda item: item[1][0]), key=lambda item: item[1][0]):
+        sides: tuple[Rows, Rows] = [], []
+        for side, (_, rows) in group:
+            sides[side].extend(rows)
+        yield key[1], *sides

@@ -19,9 +19,8 @@ def find_duplicates(work: StageWork, partition: int) -> Columns:
         for unit in work.inputs.units:
             rows = work.read_screened(unit, partition).select(_COLUMNS)
             parts.append(rows.append_column("unit", pa.array([unit] * len(rows), pa.int64())))
-        candidates = pa.concat_tables(parts).sort_by(
-            [(name, "ascending") for name in ("shard", "offset", "linked", "key")]
-        )
+        order = [(name, "ascending") for name in ("shard", "offset", "linked", "key")]
+        candidates = pa.concat_tables(parts).sort_by(order)
         dropped = np.zeros(len(candidates), bool)
         for _, step in work.config.filters.steps("content"):
             dropped |= step.drop(Photos(candidates))

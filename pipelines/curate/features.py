@@ -16,19 +16,13 @@ def features(image: np.ndarray) -> dict[str, int | float]:
     - ``sharpness``: variance of the Laplacian of luma.
     - ``luma_mean``, ``luma_std``: of luma (ITU-R 601), 0–255.
     """
-    small = fit_within(
-        np.asarray(Image.fromarray(image).convert("L")), FEATURE_SIDE
-    )  # scales one plane instead of three
+    gray = np.asarray(Image.fromarray(image).convert("L"))
+    small = fit_within(gray, FEATURE_SIDE)  # scales one plane instead of three
     luma = small.astype(np.float32)
+    laplacian = np.diff(luma, 2, axis=0)[:, 1:-1] + np.diff(luma, 2, axis=1)[1:-1]  # without the outermost pixels
     return {
         "phash": int.from_bytes(np.packbits(imagehash.phash(Image.fromarray(small)).hash).tobytes(), "big"),
-        "sharpness": _sharpness(luma),
+        "sharpness": float(laplacian.var()) if laplacian.size else 0.0,
         "luma_mean": float(luma.mean()),
         "luma_std": float(luma.std()),
     }
-
-
-def _sharpness(luma: np.ndarray) -> float:
-    """Return the variance of the second differences along both axes, without the outermost pixels."""
-    laplacian = np.diff(luma, 2, axis=0)[:, 1:-1] + np.diff(luma, 2, axis=1)[1:-1]
-    return float(laplacian.var()) if laplacian.size else 0.0

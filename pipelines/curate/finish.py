@@ -15,9 +15,7 @@ from lookalike.data import triplets
 from lookalike.scratch import scratch
 from lookalike.storage import Store, read_object, version_store
 from pipelines.actors import Columns
-from pipelines.curate.drift import drift
-from pipelines.curate.report import build_report, render_report
-from pipelines.curate.results import read_plan
+from pipelines.curate.report import build_report, drift, render_report
 from pipelines.curate.rows import IMAGES_SCHEMA
 from pipelines.curate.summary import Summary
 from pipelines.curate.tables import read_table
@@ -31,13 +29,8 @@ class FinishWork:
 
     materialised: MaterialiseWork
     summary: Summary
-    counts: dict[str, Any]
-    taken_down: dict[str, Any] | None
-    parent: int | None
-    """Version of the parent snapshot."""
-    title: str
-    passed_over: dict[str, Any]
-    """As in the manifest."""
+    manifest: dict[str, Any]
+    """The manifest, except the hashes of files."""
     matched: dict[str, int] = field(default_factory=dict)
     """Images that each entry of the take-down list names, if the list is too long for the manifest."""
 
@@ -49,20 +42,21 @@ def finish(work: FinishWork, unit: int) -> Columns:
     hashes: dict[str, str] = {}
     with scratch("tables") as folder:
         images, table = folder / IMAGES_TABLE, folder / triplets.TABLE
-        plans = (read_plan(stage, i, "images").select(IMAGES_SCHEMA.names) for i in range(stage.partitions))
-        _join(images, IMAGES_SCHEMA, plans)
+        _join(images, IMAGES_SCHEMA, (stage.read_plan(i, "images") for i in range(stage.partitions)))
         keys = (stage.workspace.part(version.name, shard.name, "parquet") for shard in done.shards)
-        parts = (read_table(stage.dataset, key) for key in keys)
-        _join(table, triplets.SCHEMA, parts)
+        _join(table, triplets.SCHEMA, (read_table(stage.dataset, key) for key in keys))
         for path in (images, table):
             version.upload(path.name, path)
             hashes[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
-        report = build_report(stage, work.summary, work.counts, table, version, work.passed_over)
-        report |= {"taken_down": work.taken_down, "drift": _drift(stage.dataset, report, work.parent)}
-    for name, text in ((REPORT_JSON, canonical_json(report)), (REPORT_HTML, render_report(report, work.title))):
-        hashes[name] = _write(version, name, text.encode())
+        report = build_report(stage, work.summary, work.manifest, table, version)
+    report["drift"] = _drift(stage.dataset, report, work.manifest["parent"])
+    page = render_report(report, f"Curation report, version {work.manifest['version']}")
+    texts = {REPORT_JSON: canonical_json(report), REPORT_HTML: page}
     if work.matched:
-        hashes[TAKEN_DOWN_JSON] = _write(version, TAKEN_DOWN_JSON, canonical_json(work.matched).encode())
+        texts[TAKEN_DOWN_JSON] = canonical_json(work.matched)
+    for name, text in texts.items():
+        version.write(name, text.encode())
+        hashes[name] = hashlib.sha256(text.encode()).hexdigest()
     return {"name": np.array(list(hashes), object), "sha256": np.array(list(hashes.values()), object)}
 
 
@@ -77,9 +71,4 @@ def _drift(dataset: Store, report: dict[str, Any], parent: int | None) -> dict[s
 def _join(path: Path, schema: pa.Schema, parts: Iterable[pa.Table]) -> None:
     with pq.ParquetWriter(path, schema, compression="zstd") as writer:
         for part in parts:
-            writer.write_table(part.cast(schema))
-
-
-def _write(store: Store, name: str, data: bytes) -> str:
-    store.write(name, data)
-    return hashlib.sha256(data).hexdigest()
+            writer.write_table(part.select(schema.names).cast(schema))

@@ -10,16 +10,15 @@ import pyarrow as pa
 
 from lookalike.data.formats import HEIC_EXTENSIONS
 from lookalike.data.images import EXTENSIONS, ImageError, decode, decode_noted
-from lookalike.data.limits import Limits
 from lookalike.data.passed_over import PassedOver
 from lookalike.data.shards import BrokenTarError, Sample, iter_samples, open_object
 from lookalike.data.text import escaped
 from lookalike.errors import LookalikeError, describe
-from lookalike.storage import ObjectInfo, Store, open_store
+from lookalike.storage import ObjectInfo, Store
 from pipelines.actors import Columns
 from pipelines.curate.changed import read_image
 from pipelines.curate.compressed import compression_of, unpack
-from pipelines.curate.config import CurateConfig, LabelsConfig
+from pipelines.curate.config import CurateConfig
 from pipelines.curate.features import FEATURE_SIDE, features
 from pipelines.curate.inputs import Inputs
 from pipelines.curate.labels import FIELDS, MASKS, read_labels, read_mask
@@ -30,8 +29,8 @@ _DECODE_SIDE = FEATURE_SIDE + 8  # px; enough for the features, and for the embe
 _ERROR_CHARACTERS = 500  # maximum length of the column ``error``
 _EMBED_BATCH = 32  # images; batches never cross a shard
 _NOT_DECODED: dict[str, Any] = {
-    "width": 0, "height": 0, "phash": 0, "sharpness": 0.0, "luma_mean": 0.0, "luma_std": 0.0, "subject_area": None,
-    "cut": False, "linked": False, "error": "", "note": "",
+    "offset": -1, "length": 0, "sha256": None, "width": 0, "height": 0, "phash": 0, "sharpness": 0.0, "luma_mean": 0.0,
+    "luma_std": 0.0, "subject_area": None, "cut": False, "linked": False, "error": "", "note": "",
 }  # fmt: skip
 _READ = ("json", "txt", *MASKS)  # members of a sample that are read besides its image
 
@@ -42,11 +41,11 @@ log = logging.getLogger(__name__)
 class IndexWork:
     """What an actor gets: unit ``i`` is raw shard ``inputs.shards[units[i]]``."""
 
-    raw: str
-    dataset: str
-    inputs: Inputs
-    units: tuple[int, ...]
     config: CurateConfig
+    inputs: Inputs
+    raw: Store
+    dataset: Store
+    units: tuple[int, ...]
 
 
 class ShardIndexer:
@@ -56,14 +55,13 @@ class ShardIndexer:
         from lookalike.annotators.embedder import NO_EMBEDDER, load_embedder
 
         self._work = work
-        self._raw, self._dataset = open_store(work.raw), open_store(work.dataset)
         # without a model torch is not needed, and its import takes as long as two hundred images
         device = "cpu" if work.config.embedder == NO_EMBEDDER else work.config.actors.prepare()
         self._embedder = load_embedder(work.config.embedder, device)
 
     def __call__(self, unit: int) -> Columns:
         """Index one shard. For a shard that cannot be read, return the ``error``, so that the others are indexed."""
-        shard = self._work.units[unit]
+        shard, images, what = self._work.units[unit], 0, ""
         try:
             images = self._index(shard)
         except Exception as error:  # any exception of one shard is reported, and the others are indexed
@@ -71,33 +69,25 @@ class ShardIndexer:
             if not isinstance(error, LookalikeError):
                 log.exception("raw shard %s cannot be indexed", self._work.inputs.shards[shard].key)
                 what = describe(error)
-            return {"shard": np.array([shard]), "images": np.array([0]), "error": np.array([what], object)}
-        return {"shard": np.array([shard]), "images": np.array([images]), "error": np.array([""], object)}
+        return {"shard": np.array([shard]), "images": np.array([images]), "error": np.array([what], object)}
 
     def _index(self, shard: int) -> int:
-        inputs = self._work.inputs
+        config, inputs, raw, dataset = self._work.config, self._work.inputs, self._work.raw, self._work.dataset
         info = inputs.shards[shard]
         rows_key, vectors_key = inputs.workspace.rows(shard), inputs.workspace.vectors(shard)
-        known = (
-            read_table(self._dataset, rows_key, columns=IMAGE_SCHEMA.names) if self._dataset.exists(rows_key) else None
-        )
-        if known is not None and self._dataset.exists(vectors_key):  # Ray runs a task again whose process died
+        known = read_table(dataset, rows_key, columns=IMAGE_SCHEMA.names) if dataset.exists(rows_key) else None
+        if known is not None and dataset.exists(vectors_key):  # Ray runs a task again whose process died
             return len(known)
-        is_new = known is None  # rows without vectors were written by a run with another embedder
-        store, place, broken = self._raw, info, ""
-        compression = compression_of(self._raw, info)
+        store, place, broken = raw, info, ""
+        compression = compression_of(raw, info)
         if compression is not None:
-            unpacked_key = inputs.workspace.unpacked(shard)
-            limits = self._work.config.limits
-            place, broken = unpack(self._raw, info, compression, self._dataset, unpacked_key, limits)
-            store = self._dataset
+            store, key = dataset, inputs.workspace.unpacked(shard)
+            place, broken = unpack(raw, info, compression, dataset, key, config.limits)
         members = PassedOver()
-        if is_new:
-            file = open_object(store, place)
-            config = self._work.config
-            source = read_images(file, info.key, config.labels, members, broken, config.limits)
-        else:
-            source = read_again(store, place.key, known, info, self._dataset)
+        if known is None:
+            source = read_images(open_object(store, place), info.key, config, members, broken)
+        else:  # written by a run with another embedder
+            source = read_again(store, place.key, known, info, dataset)
         rows: list[dict[str, Any]] = []
         vectors: dict[str, np.ndarray] = {}
         batch: dict[str, np.ndarray] = {}
@@ -109,13 +99,12 @@ class ShardIndexer:
                 vectors |= self._embed(batch)
                 batch = {}
         vectors |= self._embed(batch)
-        table = pa.Table.from_pylist(rows, IMAGE_SCHEMA).sort_by(
-            [("subject_hash", "ascending"), ("offset", "ascending")]
-        )
-        write_table(self._dataset, vectors_key, self._vector_table(table, vectors))
-        if is_new:
+        order = [("subject_hash", "ascending"), ("offset", "ascending")]
+        table = pa.Table.from_pylist(rows, IMAGE_SCHEMA).sort_by(order)
+        write_table(dataset, vectors_key, self._vector_table(table, vectors))
+        if known is None:
             notes = {"members": members.to_json(), "unpacked": compression is not None}
-            write_table(self._dataset, rows_key, with_notes(table, notes))
+            write_table(dataset, rows_key, with_notes(table, notes))
         return len(rows)
 
     def _embed(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -123,19 +112,10 @@ class ShardIndexer:
 
     def _vector_table(self, rows: pa.Table, vectors: dict[str, np.ndarray]) -> pa.Table:
         """Return the vector of each decodable row of the image table, in the same order."""
-        pairs = [
-            (place, content)
-            for place, content in zip(rows["subject_hash"].to_pylist(), rows["sha256"].to_pylist(), strict=True)
-            if content in vectors
-        ]
-        stacked = np.stack([vectors[content] for _, content in pairs]) if pairs else np.zeros((0, self._embedder.dim))
-        return pa.table(
-            {
-                "subject_hash": pa.array([place for place, _ in pairs], pa.int64()),
-                "sha256": pa.array([content for _, content in pairs], pa.string()),
-                "vector": vectors_array(stacked),
-            }
-        )
+        embedded = [content in vectors for content in rows["sha256"].to_pylist()]
+        table = rows.select(["subject_hash", "sha256"]).filter(pa.array(embedded, pa.bool_()))
+        vectors_ND = [vectors[content] for content in table["sha256"].to_pylist()]
+        return table.append_column("vector", vectors_array(np.reshape(vectors_ND, (-1, self._embedder.dim))))
 
 
 def index_shard(work: IndexWork, unit: int) -> Columns:
@@ -144,12 +124,7 @@ def index_shard(work: IndexWork, unit: int) -> Columns:
 
 
 def read_images(
-    file: Any,
-    shard: str,
-    labels: LabelsConfig,
-    members: PassedOver | None = None,
-    broken: str = "",
-    limits: Limits | None = None,
+    file: Any, shard: str, config: CurateConfig, members: PassedOver | None = None, broken: str = ""
 ) -> Iterator[tuple[dict[str, Any], np.ndarray | None]]:
     """Yield a row for each sample of a raw shard, and its pixels (uint8 [H, W, 3]) at a reduced scale if it decodes.
 
@@ -157,13 +132,14 @@ def read_images(
     ``broken`` is the error of the compressed shard that the tar came from, if any. ``members`` counts the members that
     are not read.
     """
-    members = PassedOver() if members is None else members
-    limits = limits or Limits()
+    members = members or PassedOver()
     try:
-        for sample, payload in iter_samples(file, members, limits):
+        for sample, payload in iter_samples(file, members, config.limits):
             extension = next((name for name in sample.members if name in EXTENSIONS), None)
-            _pass_over_unread(sample, extension, members)
-            yield _read_sample(sample, payload, extension, shard, labels, limits)
+            for name in sample.members:  # the row of a sample without an image names them
+                if extension is not None and name not in (extension, *_READ):
+                    members.add("second_image" if name in EXTENSIONS else "not_read", f"{sample.key}.{name}")
+            yield _read_sample(sample, payload, extension, shard, config)
     except BrokenTarError as error:
         for key in error.lost_keys or ("",):
             yield _row(key, shard, cut=True, error=error.what), None
@@ -183,43 +159,35 @@ def read_again(
         yield row, pixels
 
 
-def _pass_over_unread(sample: Sample, extension: str | None, members: PassedOver) -> None:
-    """Count the members of a sample that are not read. The row of a sample without an image names them."""
-    for name in sample.members:
-        if extension is not None and name not in (extension, *_READ):
-            members.add("second_image" if name in EXTENSIONS else "not_read", f"{sample.key}.{name}")
-
-
 def _read_sample(
-    sample: Sample, payload: dict[str, bytes], extension: str | None, shard: str, config: LabelsConfig, limits: Limits
+    sample: Sample, payload: dict[str, bytes], extension: str | None, shard: str, config: CurateConfig
 ) -> tuple[dict[str, Any], np.ndarray | None]:
     notes: list[str] = []
-    known: dict[str, Any] = {}  # of the row
+    known: dict[str, Any] = {}  # columns of the row
+    pixels = None
     try:
-        known |= read_labels(sample.key, payload, config, notes)
+        known |= read_labels(sample.key, payload, config.labels, notes)
         if extension is None:  # it may be a renamed JPEG; if not, the error names the extra that reads HEIC
             extension = next((name for name in sample.members if name in HEIC_EXTENSIONS), None)
         if extension is None:
-            what = f"no image among {sorted(sample.members)}"
-            return _row(sample.key, shard, **known, error=what, note="; ".join(notes)), None
+            raise ImageError(f"no image among {sorted(sample.members)}")
         member, data = sample.members[extension], payload[extension]
         known |= {"offset": member.offset, "length": member.length, "linked": member.linked, "sha256": sha256(data)}
-        photo = decode_noted(data, _DECODE_SIDE, limits.max_pixels)
+        photo = decode_noted(data, _DECODE_SIDE, config.limits.max_pixels)
         notes += [f"image: {photo.note}"] if photo.note else []
-        area = read_mask(payload, (photo.height, photo.width), notes, limits.max_pixels)
-        measured = {"width": photo.width, "height": photo.height, "subject_area": area, **features(photo.pixels)}
+        area = read_mask(payload, (photo.height, photo.width), notes, config.limits.max_pixels)
+        known |= {"width": photo.width, "height": photo.height, "subject_area": area, **features(photo.pixels)}
+        pixels = photo.pixels
     except ImageError as error:
-        return _row(sample.key, shard, **known, error=error.what, note="; ".join(notes)), None
+        known["error"] = error.what
     except Exception as error:  # one sample never fails the shard
         log.warning("%s: sample %r cannot be read", shard, sample.key, exc_info=True)
-        what = describe(error)[:_ERROR_CHARACTERS]
-        return _row(sample.key, shard, **known, error=what, note="; ".join(notes)), None
-    return _row(sample.key, shard, **known, **measured, note="; ".join(notes)), photo.pixels
+        known["error"] = describe(error)[:_ERROR_CHARACTERS]
+    return _row(sample.key, shard, **known, note="; ".join(notes)), pixels
 
 
 def _row(key: str, shard: str, **values: Any) -> dict[str, Any]:
-    place = {"offset": -1, "length": 0, "sha256": None}
-    row = {"key": key, "shard": shard, **place, **dict.fromkeys(FIELDS, ""), **_NOT_DECODED, **values}
+    row = {"key": key, "shard": shard, **dict.fromkeys(FIELDS, ""), **_NOT_DECODED, **values}
     row |= {name: escaped(value) for name, value in row.items() if isinstance(value, str)}
     row["subject_hash"] = subject_hash(row["subject"])
     return row

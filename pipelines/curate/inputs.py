@@ -33,8 +33,6 @@ class Inputs:
     """The raw shards, in the order of their keys."""
     config: dict[str, Any]
     """The settings that decide about the snapshot."""
-    revisions: dict[str, int]
-    """Revision of each stage."""
     heic: bool
     """Whether HEIC and AVIF can be decoded."""
     embedder: str
@@ -64,7 +62,7 @@ class Inputs:
             latents = latent_identity(read_manifest(local_bundle(config.shards.latents)))
             del settings["shards"]["latents"]  # a URI
         embedder = embedders.revision_of(config.embedder)
-        return cls(tuple(shards), settings, dict(REVISIONS), images.HEIC_INSTALLED, embedder, models, latents)
+        return cls(tuple(shards), settings, images.HEIC_INSTALLED, embedder, models, latents)
 
     @property
     def units(self) -> range:
@@ -74,14 +72,14 @@ class Inputs:
     @property
     def code(self) -> str:
         """The library's version and the revisions of all stages, as the manifest shows them."""
-        revisions = ".".join(f"{stage}{number}" for stage, number in self.revisions.items())
+        revisions = ".".join(f"{stage}{number}" for stage, number in REVISIONS.items())
         return f"{lookalike.__version__}+{revisions}{'+heic' if self.heic else ''}"
 
     @cached_property
     def fingerprint(self) -> str:
         """Equal fingerprints give equal snapshots."""
         shards = [[info.key, info.size, info.etag] for info in self.shards]
-        code = [self.revisions, self.heic]
+        code = [REVISIONS, self.heic]
         return configs.fingerprint([shards, self.config, code, self.embedder, self.models, self.latents])
 
     @cached_property
@@ -91,6 +89,6 @@ class Inputs:
         read["limits"] = self.config["limits"]
         if self.heic:  # files that could not be read without it are read again
             read["formats"] = images.EXTENSIONS
-        revision = self.revisions["index"]
+        revision = REVISIONS["index"]
         index = f"{revision}-{configs.fingerprint(read)[:8]}"
         return Workspace(self.shards, index, revision, self.embedder, self.fingerprint)

@@ -1,6 +1,6 @@
-"""The reasons for which objects of the raw prefix and members of its tars are passed over, and how they are shown."""
+"""The reasons for which objects of the raw prefix and members of its tars are passed over."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 REASONS = {
@@ -32,28 +32,12 @@ REASONS = {
 }
 
 
-def funnel_rows(passed_over: Mapping[str, Any], images: int) -> Iterator[dict[str, Any]]:
-    """Yield the funnel's rows before the filters: listed objects, members of their tars, samples.
+def lines(passed_over: Mapping[str, Any]) -> list[str]:
+    """Return a line of a job's output for the objects, and one for the members, that were passed over, if any.
 
     ``passed_over`` is that of the manifest: ``objects`` and ``members``, each as
     :meth:`lookalike.data.passed_over.PassedOver.to_json` returns it.
     """
-    for unit, what in (
-        ("objects", "Objects listed below --raw"),
-        ("members", "Members found in the tars of these shards"),
-    ):
-        tally = passed_over[unit]
-        left = tally["found"]
-        yield _row(unit, f"{unit}_found", what, 0, left)
-        for reason, each in tally["reasons"].items():
-            left -= each["count"]
-            yield _row(unit, reason, REASONS.get(reason, reason), each["count"], left) | {"examples": each["examples"]}
-        assert left == tally["read"], f"{unit} are lost"
-    yield _row("images", "images_found", "Samples of these members, including those that were cut off", 0, images)
-
-
-def lines(passed_over: Mapping[str, Any]) -> list[str]:
-    """Return a line of a job's output for the objects, and one for the members, that were passed over, if any."""
     shown = []
     for unit in ("objects", "members"):
         tally = passed_over[unit]
@@ -64,7 +48,3 @@ def lines(passed_over: Mapping[str, Any]) -> list[str]:
             count = tally["found"] - tally["read"]
             shown.append(f"passed over: {count} of {tally['found']} {unit}: {', '.join(reasons)}")
     return shown
-
-
-def _row(unit: str, reason: str, what: str, dropped: int, left: int) -> dict[str, Any]:
-    return {"step": 0, "unit": unit, "reason": reason, "what": what, "dropped": dropped, "left": left}

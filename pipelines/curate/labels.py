@@ -6,7 +6,6 @@ import numpy as np
 import regex
 
 from lookalike.data.images import EXTENSIONS, ImageError, decode_noted
-from lookalike.data.limits import MAX_PIXELS
 from lookalike.data.text import TextError, decode_text, read_json, read_label, read_licence
 from lookalike.errors import InputError
 from pipelines.curate.config import LabelsConfig
@@ -34,9 +33,8 @@ def read_labels(key: str, payload: dict[str, bytes], config: LabelsConfig, notes
         value = values.get(name)
         if column == "consent" and isinstance(value, bool):
             value = str(value).lower()  # consent may be true or false
-        label = read_label(
-            value, many=column == "caption", identity=column == "subject", prose=column in ("caption", "class_name")
-        )
+        prose = column in ("caption", "class_name")
+        label = read_label(value, many=column == "caption", identity=column == "subject", prose=prose)
         if label.text:
             labels[column] = label.text
         if label.note:
@@ -54,15 +52,11 @@ def read_labels(key: str, payload: dict[str, bytes], config: LabelsConfig, notes
     return labels
 
 
-def read_mask(
-    payload: dict[str, bytes], size: tuple[int, int], notes: list[str], max_pixels: int = MAX_PIXELS
-) -> float | None:
+def read_mask(payload: dict[str, bytes], size: tuple[int, int], notes: list[str], max_pixels: int) -> float | None:
     """Return the share of the image that ``key.mask.png`` (or another format) marks as the subject; None without one.
 
-    Args:
-        payload: the sample's members.
-        size: (height, width) of the photo. A mask of another aspect ratio is not used.
-        notes: gets a line if the sample has a mask that cannot be used.
+    A mask is not used if its aspect ratio is not that of the photo's ``size`` (height, width), or if it is damaged:
+    ``notes`` gets a line then.
     """
     name = next((name for name in MASKS if name in payload), None)
     if name is None:
@@ -83,11 +77,9 @@ def _search(config: LabelsConfig, key: str) -> regex.Match[str] | None:
     try:
         return regex.search(config.subject_pattern, key, timeout=config.subject_pattern_s)
     except TimeoutError:
-        raise InputError(
-            f"labels.subject_pattern takes more than labels.subject_pattern_s ({config.subject_pattern_s:g}) for a key",
-            value=key[:80],
-            fix="write it without nested repeats such as (a+)+",
-        ) from None
+        limit = f"the {config.subject_pattern_s:g} s of labels.subject_pattern_s"
+        what = f"labels.subject_pattern takes more than {limit} for a key"
+        raise InputError(what, value=key[:80], fix="write it without nested repeats such as (a+)+") from None
 
 
 def _json(payload: dict[str, bytes], notes: list[str]) -> dict[str, Any]:

@@ -8,7 +8,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lookalike.data.triplets import Split
-from pipelines.curate.results import read_plan
 from pipelines.curate.work import ShardPlan, StageWork
 from pipelines.curate.workspace import triplet_shard
 
@@ -22,7 +21,7 @@ def split_cut(work: StageWork) -> float:
     plan = work.config.plan
     lowest: list[float] = []
     for partition in range(work.partitions):
-        hashes = read_plan(work, partition, "subjects")["split_hash"].to_pylist()
+        hashes = work.read_plan(partition, "subjects")["split_hash"].to_pylist()
         lowest = heapq.nsmallest(plan.min_validation_subjects + 1, {*lowest, *hashes})
     wanted = min(plan.min_validation_subjects, max(0, len(lowest) - 1))
     enough = float(np.nextafter(lowest[wanted - 1], 1)) if wanted else 0.0
@@ -35,7 +34,7 @@ def plan_shards(work: StageWork) -> list[ShardPlan]:
     shards: list[ShardPlan] = []
     numbers: dict[Split, int] = {"train": 0, "validation": 0}
     for partition in range(work.partitions):
-        subjects = read_plan(work, partition, "subjects")
+        subjects = work.read_plan(partition, "subjects")
         below = pc.less(subjects["split_hash"], cut)
         masks: dict[Split, pa.Array] = {"train": pc.invert(below), "validation": below}
         for split, mask in masks.items():

@@ -1,14 +1,16 @@
 """Materialise: read the images of planned triplets by range and write deterministic shards."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from lookalike.bundles.manifest import read_preset
+from lookalike.bundles.transfer import local_bundle
 from lookalike.config import canonical_json, fingerprint
 from lookalike.data import triplets
 from lookalike.data.images import decode, decodes_as_it_is, encode_jpeg, fit_within, short_side
@@ -19,32 +21,48 @@ from lookalike.storage import read_object
 from pipelines.actors import Columns
 from pipelines.curate.config import ShardsConfig
 from pipelines.curate.filters.exact_duplicate import ExactDuplicate
-from pipelines.curate.results import read_plan
 from pipelines.curate.tables import write_table
 from pipelines.curate.work import MaterialiseWork, ShardPlan, StageWork
-
-if TYPE_CHECKING:
-    from pipelines.curate.latents import Encoder
 
 _JPEG = b"\xff\xd8\xff"
 _LATENTS = "latents.safetensors"
 
+Encode = Callable[[bytes, list[bytes]], bytes]
+"""A function from the files of a target and its references to the file of their latents."""
+
 
 class ShardWriter:
-    """:func:`write_shard` in an actor that holds the VAE."""
+    """:func:`write_shard` in an actor that holds the VAE of a bundle, and encodes at the sizes of its model."""
 
     def __init__(self, work: MaterialiseWork) -> None:
-        from pipelines.curate.latents import Encoder
+        from lookalike.models.vae import LatentCache, load_vae
 
+        config = work.stage.config
+        folder = local_bundle(str(config.shards.latents))
+        preset = read_preset(folder)
         self._work = work
-        self._encoder = Encoder(str(work.stage.config.shards.latents), work.stage.config.actors.prepare())
+        self._target_size = preset.height, preset.width
+        self._reference_size = preset.references.height, preset.references.width
+        self._vae = load_vae(folder).to(config.actors.prepare())
+        self._cache = LatentCache()  # a photo is in several triplets of its subject
 
     def __call__(self, unit: int) -> Columns:
-        return write_shard(self._work, unit, self._encoder)
+        return write_shard(self._work, unit, self._latents)
+
+    def _latents(self, target: bytes, references: list[bytes]) -> bytes:
+        """Return a safetensors file with the packed latents (float16) of a target and its references."""
+        (latents,) = self._encode([target], self._target_size)
+        return triplets.write_latents(latents, self._encode(references, self._reference_size))
+
+    def _encode(self, files: list[bytes], size: tuple[int, int]) -> np.ndarray:
+        import torch
+
+        images = np.stack([crop_resize(decode(data), *size).transpose(2, 0, 1) for data in files])
+        return np.asarray(self._cache.encode(self._vae, torch.from_numpy(images)).cpu().numpy())
 
 
-def write_shard(work: MaterialiseWork, unit: int, encoder: "Encoder | None" = None) -> Columns:
-    """Write one triplet shard, with latents if there is an encoder, unless that was done before."""
+def write_shard(work: MaterialiseWork, unit: int, encode: Encode | None = None) -> Columns:
+    """Write one triplet shard, with latents by ``encode`` if it is given, unless that was done before."""
     shard = work.shards[unit]
     store, workspace = work.stage.dataset, work.stage.workspace
     table_key, done_key = (workspace.part(work.version.name, shard.name, suffix) for suffix in ("parquet", "json"))
@@ -57,10 +75,9 @@ def write_shard(work: MaterialiseWork, unit: int, encoder: "Encoder | None" = No
             path = folder / "shard.tar"
             rows = _rows(work.stage, shard)
             hashes: list[dict[str, str]] = []
-            samples = write_tar(path, _hashed(_samples(work.stage, rows, encoder), hashes))
-            table = pa.Table.from_pylist(
-                [_triplet(shard, *parts) for parts in zip(rows, samples, hashes, strict=True)], triplets.SCHEMA
-            )
+            samples = write_tar(path, _samples(work.stage, rows, encode, hashes))
+            written = [_triplet(shard, *parts) for parts in zip(rows, samples, hashes, strict=True)]
+            table = pa.Table.from_pylist(written, triplets.SCHEMA)
             with path.open("rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
             work.version.upload(shard.name, path)
@@ -80,14 +97,13 @@ class _Row:
 
     @property
     def prompt(self) -> str:
-        """The target's caption, or a prompt from its class."""
         return self.target["caption"] or f"a photo of a {self.target['class_name'] or 'subject'}"
 
 
 def _rows(work: StageWork, shard: ShardPlan) -> list[_Row]:
-    table = read_plan(work, shard.partition, "images", shard.span)
+    table = work.read_plan(shard.partition, "images", shard.span)
     table = table.filter(pc.greater(pc.list_value_length(table["reference_sets"]), 0))
-    subjects = read_plan(work, shard.partition, "subjects", shard.span)
+    subjects = work.read_plan(shard.partition, "subjects", shard.span)
     below = pc.less(subjects["split_hash"], shard.split_cut)
     mine = subjects.filter(below if shard.split == "validation" else pc.invert(below))["subject"]
     table = table.filter(pc.is_in(table["subject"], value_set=mine.combine_chunks()))
@@ -107,8 +123,13 @@ def _target_id(work: StageWork, target: dict[str, Any]) -> str:
     return f"{content}-{fingerprint(place)[:12]}"
 
 
-def _samples(work: StageWork, rows: list[_Row], encoder: "Encoder | None") -> Iterator[tuple[str, dict[str, bytes]]]:
-    """Yield samples; their members are ref0, ref1, …, target, latents, json. One subject is in memory at a time."""
+def _samples(
+    work: StageWork, rows: list[_Row], encode: Encode | None, hashes: list[dict[str, str]]
+) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """Yield samples, and add the SHA-256 of their members to ``hashes``. One subject is in memory at a time.
+
+    The members are ref0, ref1, …, target, latents, json.
+    """
     subject, images = None, dict[str, bytes]()
     for row in rows:
         if row.target["subject"] != subject:
@@ -118,19 +139,11 @@ def _samples(work: StageWork, rows: list[_Row], encoder: "Encoder | None") -> It
                 images[image["sha256"]] = fit(work.read_image(image), work.config.shards)
         payload = {f"ref{i}.jpg": images[image["sha256"]] for i, image in enumerate(row.references)}
         payload["target.jpg"] = images[row.target["sha256"]]
-        if encoder is not None:
-            payload[_LATENTS] = encoder.of(payload["target.jpg"], list(payload.values())[:-1])
+        if encode is not None:
+            payload[_LATENTS] = encode(payload["target.jpg"], list(payload.values())[:-1])
         payload["json"] = canonical_json(_metadata(row)).encode()
-        yield row.triplet_id, payload
-
-
-def _hashed(
-    samples: Iterator[tuple[str, dict[str, bytes]]], hashes: list[dict[str, str]]
-) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """Yield the same samples, and add the SHA-256 of their members to ``hashes``."""
-    for key, payload in samples:
         hashes.append({name: hashlib.sha256(data).hexdigest() for name, data in payload.items()})
-        yield key, payload
+        yield row.triplet_id, payload
 
 
 def fit(data: bytes, config: ShardsConfig) -> bytes:
@@ -145,9 +158,8 @@ def fit(data: bytes, config: ShardsConfig) -> bytes:
     if fits and data.startswith(_JPEG) and decodes_as_it_is(data):
         return data
     image = decode(data)
-    return encode_jpeg(
-        image if config.image_size is None else fit_within(image, config.image_size), config.jpeg_quality
-    )
+    small = image if config.image_size is None else fit_within(image, config.image_size)
+    return encode_jpeg(small, config.jpeg_quality)
 
 
 def nearest_bucket(image: np.ndarray, buckets: list[tuple[int, int]]) -> tuple[int, int]:

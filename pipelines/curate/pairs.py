@@ -20,14 +20,10 @@ def reference_sets(
     targets lose their last sets first, beginning with those at the end of ``target_order``.
     """
     needed = config.max_triplets_per_target * config.max_references  # candidates; enough for sets that differ
-    sets = [
-        list(
-            islice(
-                _sets_of(_by_difference(similarity_NN[i], pairs_NN[i], needed), config), config.max_triplets_per_target
-            )
-        )
-        for i in range(len(pairs_NN))
-    ]
+    sets = []
+    for similarity_N, paired_N in zip(similarity_NN, pairs_NN, strict=True):
+        candidates = _by_difference(similarity_N, paired_N, needed)
+        sets.append(list(islice(_sets_of(candidates, config), config.max_triplets_per_target)))
     left = config.max_triplets_per_subject
     kept: list[list[tuple[int, ...]]] = [[] for _ in sets]
     for turn in range(config.max_triplets_per_target):
@@ -51,9 +47,9 @@ def _sets_of(candidates: list[int], config: PlanConfig) -> Iterator[tuple[int, .
         return
     largest = min(config.max_references, len(candidates))
     around = cycle(candidates)
-    seen: set[frozenset[int]] = set()
+    used: set[frozenset[int]] = set()
     for size in islice(cycle(range(largest, 0, -1)), 4 * largest * len(candidates)):
         chosen = tuple(islice(around, size))
-        if frozenset(chosen) not in seen:
-            seen.add(frozenset(chosen))
+        if frozenset(chosen) not in used:
+            used.add(frozenset(chosen))
             yield chosen

@@ -1,7 +1,7 @@
 """Plan: decide for a range of subjects, from rows and embeddings, which images are kept and form which triplets."""
 
-from collections.abc import Iterator, Sequence
-from functools import lru_cache
+from collections.abc import Sequence
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -13,13 +13,11 @@ from pipelines.curate.captions import fit_captions
 from pipelines.curate.filters import Filter, Photos, with_scores
 from pipelines.curate.filters.large_subject import LargeSubject
 from pipelines.curate.pairs import reference_sets
-from pipelines.curate.results import read_components, read_duplicates, read_scores
 from pipelines.curate.rows import PLAN_SCHEMA, SUBJECT_SCHEMA, unit_hash
 from pipelines.curate.summary import EXAMPLES_PER_REASON, Summary
-from pipelines.curate.tables import read_span, vectors_of, write_table
+from pipelines.curate.tables import read_part, vectors_of, write_table
 from pipelines.curate.work import StageWork
 
-_CACHED_SIDE = 128  # photos; larger subjects are rare, and their indices take 16 bytes a pair
 _REFERENCE_COLUMNS = ("sha256", "shard", "offset", "length")
 _EXAMPLE_COLUMNS = ("key", "shard", "offset", "length", "sha256", "subject", "error", "note", "phash")
 
@@ -45,8 +43,10 @@ def _plan(work: StageWork, partition: int) -> None:
     sets: list[list[list[dict[str, Any]]]] = [[] for _ in range(len(rows))]
     subjects = []
     values_of: dict[str, list[np.ndarray]] = {}
-    components = read_components(work) if work.linked else {}
-    for subject, members in _runs(rows["subject"].to_pylist()):
+    components = work.read_components() if work.linked else {}
+    of_row: list[str] = rows["subject"].to_pylist()
+    for subject, group in groupby(range(len(rows)), key=of_row.__getitem__):
+        members = np.array(list(group))
         left = reasons[members] == ""
         kept = members[left]
         summary.subjects_in += bool(subject)
@@ -60,8 +60,8 @@ def _plan(work: StageWork, partition: int) -> None:
             images = [places[i] for i in kept]
             pairs, row = _pair(work, photos, images, components.get(subject, subject), summary, values_of)
             subjects.append(row)
-            for i, groups in zip(kept, pairs, strict=True):
-                sets[i] = groups
+            for i, chosen in zip(kept, pairs, strict=True):
+                sets[i] = chosen
     for name, values in values_of.items():  # counting once costs less than once for each subject
         summary.count(name, np.concatenate(values))
     _count(summary, rows, reasons)
@@ -71,27 +71,27 @@ def _plan(work: StageWork, partition: int) -> None:
     store = work.dataset
     write_table(store, work.workspace.plan(partition, "images"), planned.cast(PLAN_SCHEMA))
     write_table(store, work.workspace.plan(partition, "subjects"), pa.Table.from_pylist(subjects, SUBJECT_SCHEMA))
-    store.write(work.workspace.summary(partition), canonical_json(summary.to_json()).encode())
+    store.write(work.workspace.summary(partition), canonical_json(vars(summary)).encode())
 
 
 def _drop_one_by_one(work: StageWork, rows: pa.Table, reasons: np.ndarray, span: tuple[int, int]) -> None:
     """Add the reasons of duplicates and of filters that see a score to the ``reasons`` of the screen."""
     for name, _ in work.config.filters.steps("content"):
-        repeated = read_duplicates(work, span, "subject_hash")
+        repeated = work.read_duplicates(span, "subject_hash")
         places = zip(*(rows[name].to_pylist() for name in ("shard", "offset", "key")), strict=True)
         mask = np.array([place in repeated for place in places], bool)
         reasons[mask & (reasons == "")] = name
     for name, step in work.config.filters.scored():
-        scores = {} if step.scorer is None else read_scores(work, step.scorer.revision, span)
+        scores = {} if step.scorer is None else work.read_scores(step.scorer.revision, span)
         left = np.flatnonzero(reasons == "")
         reasons[left[step.drop(with_scores(rows.take(pa.array(left)), scores))]] = name
 
 
 def _captioned(work: StageWork, rows: pa.Table, span: tuple[int, int]) -> pa.Table:
-    """Return the rows; those without a caption have the captioner's."""
+    """Return the rows, with the captioner's answer as the caption of those without one."""
     if work.config.captioner is None:
         return rows
-    answers = read_scores(work, work.config.captioner.revision, span)
+    answers = work.read_scores(work.config.captioner.revision, span)
     captions = [
         row["caption"] or answers.get(row["sha256"], "") for row in rows.select(["caption", "sha256"]).to_pylist()
     ]
@@ -131,7 +131,7 @@ def _pair(
         used += [similarity[target, i] for group in groups for i in group]
     triplets = sum(map(len, chosen))
     counted = {
-        "similarity of photos of one subject": _above_diagonal(similarity),
+        "similarity of photos of one subject": np.concatenate([row[i + 1 :] for i, row in enumerate(similarity)]),
         "similarity of references to their target": np.array(used),
         "images kept of a subject": np.array([len(images)]),
         "triplets of a subject": np.array([triplets]),
@@ -146,19 +146,6 @@ def _pair(
     size = sum(lengths[t] + sum(lengths[i] for i in group) for t, groups in enumerate(chosen) for group in groups)
     split_hash = unit_hash("split", config.seed, component)
     return sets, first | {"split_hash": split_hash, "triplets": triplets, "bytes": size}
-
-
-def _above_diagonal(matrix_NN: np.ndarray) -> np.ndarray:
-    """Return the N (N - 1) / 2 values above the diagonal."""
-    n = len(matrix_NN)
-    if n <= _CACHED_SIDE:
-        return np.asarray(matrix_NN[_indices_above_diagonal(n)])
-    return np.concatenate([row[i + 1 :] for i, row in enumerate(matrix_NN)])
-
-
-@lru_cache
-def _indices_above_diagonal(n: int) -> tuple[np.ndarray, np.ndarray]:
-    return np.triu_indices(n, 1)
 
 
 def _count(summary: Summary, rows: pa.Table, reasons: np.ndarray) -> None:
@@ -182,17 +169,8 @@ def _count(summary: Summary, rows: pa.Table, reasons: np.ndarray) -> None:
 def _vectors(work: StageWork, span: tuple[int, int]) -> dict[str, np.ndarray]:
     by_content: dict[str, np.ndarray] = {}
     for info in work.vectors:
-        table = read_span(work.dataset, info, span)
+        table = read_part(work.dataset, info, span)
         if len(table):
-            vectors = vectors_of(table["vector"], table.schema.field("vector").type.list_size)
+            vectors = vectors_of(table["vector"])
             by_content.update(zip(table["sha256"].to_pylist(), vectors, strict=True))
     return by_content
-
-
-def _runs(subjects: list[str]) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield each subject and the positions of its rows, which are contiguous."""
-    first = 0
-    for i in range(1, len(subjects) + 1):
-        if i == len(subjects) or subjects[i] != subjects[first]:
-            yield subjects[first], np.arange(first, i)
-            first = i

@@ -45,11 +45,6 @@ def raw_store(raw: str | Sequence[str]) -> Store:
     return _common(_places(raw))
 
 
-def list_shards(raw: str | Sequence[str], dataset: Store) -> list[ObjectInfo]:
-    """Return the raw shards of :func:`list_raw`."""
-    return list_raw(raw, dataset).shards
-
-
 def list_raw(raw: str | Sequence[str], dataset: Store) -> RawListing:
     """List the raw shards in ``raw`` and count the objects beside them. Each folder is listed once.
 
@@ -60,9 +55,8 @@ def list_raw(raw: str | Sequence[str], dataset: Store) -> RawListing:
     places = _places(raw)
     common = _common(places)
     if overlap(dataset, common):
-        raise ConfigError(
-            "raw and dataset share a prefix", value=[common.uri, dataset.uri], fix="use two separate prefixes"
-        )
+        uris = [common.uri, dataset.uri]
+        raise ConfigError("raw and dataset share a prefix", value=uris, fix="use two separate prefixes")
     shards: dict[str, ObjectInfo] = {}
     objects = PassedOver()
     prefixes = {(store.prefix_in(common) or "").rstrip("/") for store, shard in places if not shard}
@@ -98,22 +92,19 @@ def _expanded(item: str) -> Iterator[str]:
     if "{" not in item or _is_there(item):
         yield item
         return
-    ranges = [[int(number or 1) for number in found] for found in _RANGE.findall(item)]
+    ranges = [[int(number or 1) for number in bounds] for bounds in _RANGE.findall(item)]
     counts = [abs(end - start) // max(abs(step), 1) + 1 for start, end, step in ranges]
-    if math.prod(counts) > _MAX_NAMES:  # braceexpand makes a list of each range
-        raise ConfigError(
-            f"a brace expression has more than {_MAX_NAMES} names", value=item, fix="use the prefix instead"
-        )
-    try:
-        names = list(islice(braceexpand.braceexpand(item), _MAX_NAMES + 1))
-    except ValueError as error:
-        raise ConfigError(
-            f"not a valid brace expression: {error}", value=item, fix="close each brace, or use the prefix instead"
-        ) from None
-    if len(names) > _MAX_NAMES:
-        raise ConfigError(
-            f"a brace expression has more than {_MAX_NAMES} names", value=item, fix="use the prefix instead"
-        )
+    names: list[str] = []
+    too_many = math.prod(counts) > _MAX_NAMES  # braceexpand makes a list of each range
+    if not too_many:
+        try:
+            names = list(islice(braceexpand.braceexpand(item), _MAX_NAMES + 1))
+        except ValueError as error:
+            fix = "close each brace, or use the prefix instead"
+            raise ConfigError(f"not a valid brace expression: {error}", value=item, fix=fix) from None
+    if too_many or len(names) > _MAX_NAMES:
+        what = f"a brace expression has more than {_MAX_NAMES} names"
+        raise ConfigError(what, value=item, fix="use the prefix instead")
     yield from names
 
 
@@ -165,17 +156,16 @@ def _below(store: Store, prefix: str, objects: PassedOver) -> dict[str, ObjectIn
     if shards:
         return shards
     place = store.child(prefix) if prefix else store
-    where = place.uri
-    if _is_object(place):
-        raise InputError("the file is not a raw shard", value=where, fix="give --raw .tar files, or their folder")
-    if not own.found:
-        what = "the raw prefix is missing or empty"
-        raise InputError(what, value=where, fix="correct --raw, or run jobs/ingest.py first")
     reasons = ", ".join(f"{reason} {n}" for reason, n in sorted(own.counts.items()))
+    what = f"no .tar among the {own.found} objects of the raw prefix: {reasons}"
     fix = "correct --raw, or run jobs/ingest.py first"
-    if own.counts["link_outside"]:
+    if _is_object(place):
+        what, fix = "the file is not a raw shard", "give --raw .tar files, or their folder"
+    elif not own.found:
+        what = "the raw prefix is missing or empty"
+    elif own.counts["link_outside"]:
         fix = "links that lead out of the prefix are not followed: add their targets to --raw"
-    raise InputError(f"no .tar among the {own.found} objects of the raw prefix: {reasons}", value=where, fix=fix)
+    raise InputError(what, value=place.uri, fix=fix)
 
 
 def _is_object(place: Store) -> bool:
@@ -203,7 +193,5 @@ def _named(store: Store, keys: Iterable[str]) -> dict[str, ObjectInfo]:
     there: dict[str, ObjectInfo] = {}
     for wanted in folders.values():
         begin = os.path.commonprefix(sorted(wanted))  # noqa: RUF071  # of characters: names, not folders
-        for info in store.list(begin):
-            if info.key in wanted:
-                there[info.key] = info
+        there |= {info.key: info for info in store.list(begin) if info.key in wanted}
     return there

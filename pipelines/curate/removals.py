@@ -1,34 +1,41 @@
 """Apply the take-down list: find the images that it names in the raw shards and in earlier snapshots."""
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
-from lookalike.storage import read_manifest
+from lookalike.documents import decoding
+from lookalike.errors import InputError
+from lookalike.scratch import scratch
+from lookalike.storage import Store, read_manifest, version_store
+from pipelines.actors import Columns, run_tasks
+from pipelines.curate.tables import read_part
 from pipelines.curate.takedown import (
-    TakeDownWork,
-    check_matched,
-    count_matches,
-    find_holders,
+    KINDS,
+    TakeDownList,
+    comparable,
+    keep,
+    parse_entry,
     pinned_hash,
     read_list,
-    summed,
-    widen,
+    trimmed,
 )
 from pipelines.curate.work import StageWork
+from pipelines.curate.workspace import IMAGES_TABLE
 
 log = logging.getLogger(__name__)
 
 ENTRIES_SHOWN = 1000  # maximum entries in the manifest; a longer list has a separate file
+_LINES_SHOWN = 20  # maximum entries in a job's output
+_RESTORE = "restore it, or remove that version and its file in published/ if it is not used"
 
 
-def take_down(
-    stage: StageWork, versions: list[int], run_tasks: Callable[..., Iterable[pa.Table]]
-) -> tuple[StageWork, dict[str, Any] | None, dict[str, int]]:
+def take_down(stage: StageWork, versions: list[int]) -> tuple[StageWork, dict[str, Any] | None, dict[str, int]]:
     """Find the images that the take-down list names.
 
     Returns:
@@ -43,10 +50,9 @@ def take_down(
     if settings.list is None:
         return stage, None, {}
     taken, digest = read_list(settings.list), pinned_hash(settings.list)
-    work = TakeDownWork(dataset.uri, settings.list, stage.rows, tuple(versions), stage.workspace)
     noun = "raw shards compared with the take-down list"
-    counts, named = summed(run_tasks(count_matches, work, len(work.rows), noun=noun), len(taken))
-    (table,) = run_tasks(widen, work, 1, noun="take-down lists widened")
+    counts, named = summed(run_tasks(count_matches, stage, len(stage.rows), noun=noun), len(taken))
+    (table,) = run_tasks(widen, stage, 1, noun="take-down lists widened")
     wide = str(table["uri"][0].as_py())
     before = read_manifest(dataset, versions[-1]).get("taken_down") if versions else None
     judged = before is not None and before["list"] == digest and "matched" in before
@@ -54,17 +60,16 @@ def take_down(
         held = before["held_by"]  # that snapshot holds none of them, and its manifest names those that do
         earlier = np.ones(len(taken), int)
     else:
-        noun, search = "snapshots searched", replace(work, list=wide)
-        tables = run_tasks(find_holders, search, len(versions), noun=noun) if versions else ()
+        work = (dataset, wide, versions)
+        tables = run_tasks(find_holders, work, len(versions), noun="snapshots searched") if versions else ()
         earlier, images = summed(tables, len(read_list(wide)))
         earlier = np.ones(len(taken), int) if judged else earlier[: len(taken)]
-        held = {f"v{version:04d}": count for version, count in sorted(images.items())}
+        held = {f"v{versions[unit]:04d}": count for unit, count in sorted(images.items())}
     check_matched(taken, counts, earlier, settings.allow_unmatched)
     if held:
-        names = ", ".join(sorted(held))
         log.warning(
             "snapshots that hold images of the take-down list: %s; remove them, and models that were trained on them",
-            names,
+            ", ".join(sorted(held)),
         )
     matched = dict(zip(taken.names, counts.tolist(), strict=True))
     shown = dict(list(matched.items())[:ENTRIES_SHOWN])
@@ -75,3 +80,116 @@ def take_down(
     filters = replace(config.filters, taken_down=replace(settings, list=wide))
     widened = replace(stage, config=replace(config, filters=filters))
     return widened, record, matched if len(matched) > len(shown) else {}
+
+
+def count_matches(work: StageWork, unit: int) -> Columns:
+    """Count the images of one raw shard that each entry names, and write the hashes of these images for :func:`widen`.
+
+    Returns the columns of :func:`summed`.
+    """
+    rows = read_part(work.dataset, work.rows[unit], columns=list(KINDS))
+    named, counts = _list_of(work).matches(rows)
+    contents = sorted({content for content in rows.filter(pa.array(named))["sha256"].to_pylist() if content})
+    text = "".join(f"sha256:{content}\n" for content in contents)
+    work.dataset.write(work.workspace.take_down_contents(unit), text.encode())
+    return _counted(counts, int(named.sum()))
+
+
+def widen(work: StageWork, unit: int) -> Columns:
+    """Keep the list with the content hashes of all images that it names, and return its URI.
+
+    So a photo that is removed by its key, subject or source is also removed as an equal file under another name.
+    """
+    uri, taken = str(work.config.filters.taken_down.list), _list_of(work)
+    keys = (work.workspace.take_down_contents(shard) for shard in work.inputs.units)
+    contents = {line for key in keys for line in work.dataset.read(key).decode().splitlines()}
+    added = sorted(contents.difference(taken.names))
+    if added:
+        uri = keep("".join(f"{line}\n" for line in [*taken.names, *added]).encode(), work.dataset)
+    return {"uri": np.array([uri], object)}
+
+
+def find_holders(work: tuple[Store, str, list[int]], unit: int) -> Columns:
+    """Count the kept images of a snapshot that a list names, and the rows of its image table that each entry names.
+
+    ``work`` is the dataset, the URI of the list and the versions. The table is read in batches. Returns the columns of
+    :func:`summed`.
+    """
+    dataset, uri, versions = work
+    taken, held = read_list(uri), 0
+    counts = np.zeros(len(taken), np.int64)
+    store, name = version_store(dataset, versions[unit]), IMAGES_TABLE
+    with scratch("images") as folder, decoding("an image table", store.uri_of(name), fix=_RESTORE):
+        path = folder / name
+        store.download(name, path)
+        for batch in pq.ParquetFile(path).iter_batches(batch_size=65536, columns=[*KINDS, "drop_reason"]):
+            rows = pa.Table.from_batches([batch])
+            named, matched = taken.matches(rows)
+            held += int((named & np.asarray(rows["drop_reason"].is_null())).sum())
+            counts += matched
+    return _counted(counts, held)
+
+
+def summed(tables: Iterable[pa.Table], entries: int) -> tuple[np.ndarray, dict[int, int]]:
+    """Return the sums over all tables: images that each entry names, int [entries], and images by unit that has any.
+
+    The columns ``entry`` and ``images`` have a row for each entry that names images, and one for all images of the
+    unit, whose ``entry`` is -1.
+    """
+    counts, held = np.zeros(entries, np.int64), dict[int, int]()
+    for table in tables:
+        for row in table.to_pylist():
+            if row["entry"] >= 0:
+                counts[row["entry"]] += row["images"]
+            elif row["images"]:
+                held[row["unit"]] = row["images"]
+    return counts, held
+
+
+def check_matched(taken: TakeDownList, counts: np.ndarray, before: np.ndarray, allowed: Sequence[str]) -> None:
+    """Check that every entry names an image of the raw shards (``counts``) or of an earlier snapshot (``before``).
+
+    Raises InputError if entries name no image and are not in ``allowed``.
+    """
+    of_setting = (parse_entry(trimmed(entry), "filters.taken_down.allow_unmatched", "the setting") for entry in allowed)
+    permitted = {(kind, comparable(kind, name)) for kind, name in of_setting}
+    missing = [
+        name
+        for name, (kind, text), count, earlier in zip(taken.names, taken.entries, counts, before, strict=True)
+        if not count and not earlier and (kind, comparable(kind, text)) not in permitted
+    ]
+    if missing:
+        shown = missing[:10]
+        more = f" (10 of {len(missing)} are shown)" if len(missing) > 10 else ""
+        raise InputError(
+            f"{len(missing)} of {len(taken)} entries of the take-down list name no image{more}",
+            value=shown,
+            fix="compare them with the columns sha256, key, subject and source of the snapshots' images.parquet and"
+            " correct them (names are compared exactly, with case, %xx and what follows a #), or allow them:"
+            f" --filters.taken_down.allow_unmatched '{_flag(shown)}'",
+        )
+
+
+def entry_lines(taken_down: Mapping[str, Any] | None) -> list[str]:
+    """Return lines of a job's output: the images that each entry of the list names, entries without any first."""
+    if taken_down is None:
+        return []
+    matched = sorted(taken_down.get("matched", {}).items(), key=lambda item: item[1] > 0)
+    lines = [f"taken down: {entry!r} names {images} images" for entry, images in matched[:_LINES_SHOWN]]
+    more = taken_down["entries"] - len(lines)
+    return [*lines, f"taken down: {more} more entries, see manifest.json"] if more else lines
+
+
+def _list_of(work: StageWork) -> TakeDownList:
+    return read_list(str(work.config.filters.taken_down.list))
+
+
+def _flag(entries: list[str]) -> str:
+    """Return the entries as a YAML list for single quotes in a shell."""
+    quoted = ('"' + entry.replace("\\", "\\\\").replace('"', '\\"') + '"' for entry in entries)
+    return f"[{', '.join(quoted)}]".replace("'", "'\\''")
+
+
+def _counted(counts: np.ndarray, images: int) -> Columns:
+    entries = np.flatnonzero(counts)
+    return {"entry": np.array([-1, *entries]), "images": np.array([images, *counts[entries]])}

@@ -1,7 +1,10 @@
-"""The report of a snapshot, as JSON and as a page: images that came in, were dropped and why, and triplets."""
+"""The report of a snapshot, as JSON and as a page: images that came in, were dropped and why, triplets, and the drift
+since the parent."""
 
 import base64
 import heapq
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,9 +18,7 @@ import lookalike
 from lookalike.data import triplets
 from lookalike.data.images import ImageError, decode, encode_jpeg, fit_within
 from lookalike.storage import Store
-from pipelines.curate.inventory import funnel_rows
-from pipelines.curate.languages import count_languages
-from pipelines.curate.results import read_plan
+from pipelines.curate.inventory import REASONS
 from pipelines.curate.rows import subject_hash, unit_hash
 from pipelines.curate.summary import HISTOGRAMS, Summary
 from pipelines.curate.work import StageWork
@@ -26,23 +27,18 @@ TEMPLATE = Path(lookalike.__file__).parent / "report" / "templates" / "curation.
 _THUMB_SIDE = 112  # px
 _REJECTS = 8  # maximum shown of each reason
 _SIMILARITY_STEP = 0.05  # two triplets are shown for each step
+_MIN_CONFIDENCE = 0.2  # of 139 languages; "a photo of a dog" has 0.21 for English, "x 1" 0.04 for none
 
 
 def build_report(
-    work: StageWork,
-    summary: Summary,
-    counts: dict[str, Any],
-    table: Path,
-    version: Store,
-    passed_over: dict[str, Any],
+    work: StageWork, summary: Summary, manifest: dict[str, Any], table: Path, version: Store
 ) -> dict[str, Any]:
-    """Return the content of ``report.json``.
+    """Return the content of ``report.json``, but for the drift.
 
     ``table`` is the triplet table as a local file; images are read by range, a few dozen of them. Thumbnails are JPEG
     in base64; a file that cannot be decoded has an empty string. The keys:
 
-    - ``counts``: as in the manifest
-    - ``passed_over``: as in the manifest
+    - ``counts``, ``passed_over``, ``taken_down``: as in the manifest
     - ``funnel``: [{step, unit, reason, what, dropped, left}]; ``unit`` is objects, members (with examples) or images
     - ``rejects``: {reason: [{key, subject, why, thumb_b64, beside_b64}]}
     - ``triplets``: [{triplet_id, prompt, subject, split, target_b64, references_b64, similarities}]
@@ -54,9 +50,8 @@ def build_report(
     """
     languages = count_languages(summary.captions.values())
     return {
-        "counts": counts,
-        "passed_over": passed_over,
-        "funnel": [*funnel_rows(passed_over, summary.images), *_funnel(work, summary)],
+        **{name: manifest[name] for name in ("counts", "passed_over", "taken_down")},
+        "funnel": list(_funnel(work, summary, manifest["passed_over"])),
         "rejects": {
             reason: [_reject(work, reason, row) for row in rows[:_REJECTS]]
             for reason, rows in sorted(summary.examples.items())
@@ -87,16 +82,60 @@ def render_report(report: dict[str, Any], title: str) -> str:
     return environment.from_string(TEMPLATE.read_text("utf-8")).render(title=title, **report)
 
 
-def _funnel(work: StageWork, summary: Summary) -> list[dict[str, Any]]:
-    left = summary.images
-    steps = []
+def drift(report: dict[str, Any], parent: dict[str, Any]) -> dict[str, Any]:
+    """Return the differences of two reports (``report.json``). The keys:
+
+    - ``counts``: {name: [value of the parent, value of the report]}
+    - ``dropped``: {reason: [share of the parent's images, share of the report's images]}
+    - ``distances``: {name of a distribution, or ``classes`` or ``languages``: total variation distance in [0, 1]}; 0
+      if both are the same, 1 if they do not overlap.
+    """
+    names = ("images_in", "images_kept", "subjects_in", "subjects")
+    counts = {name: [each["counts"][name] for each in (parent, report)] for name in names}
+    counts["triplets"] = [sum(each["counts"]["triplets"].values()) for each in (parent, report)]
+    reasons = sorted({*parent["counts"]["dropped"], *report["counts"]["dropped"]})
+    charts = parent["histograms"].keys() & report["histograms"].keys()
+    distances = {
+        name: _distance(*(each["histograms"][name]["counts"] for each in (parent, report))) for name in sorted(charts)
+    }
+    for name in ("classes", "languages"):
+        labels = sorted({*parent.get(name, {}), *report[name]})
+        distances[name] = _distance(*([each.get(name, {}).get(x, 0) for x in labels] for each in (parent, report)))
+    dropped = {name: _shares(name, parent, report) for name in reasons}
+    return {"counts": counts, "dropped": dropped, "distances": distances}
+
+
+def count_languages(captions: Iterable[str]) -> Counter[str]:
+    """Return the number of captions by ISO 639 code of their language, by ``py3langid``; ``und`` if it is uncertain."""
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier
+
+    identifier = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True, min_confidence=_MIN_CONFIDENCE)
+    return Counter(str(identifier.classify(caption)[0]) for caption in captions if caption)
+
+
+def _funnel(work: StageWork, summary: Summary, passed_over: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield the rows of listed objects, of members of their tars, and of images by filter."""
+    units = {"objects": "Objects listed below --raw", "members": "Members found in the tars of these shards"}
+    for unit, what in units.items():
+        tally = passed_over[unit]
+        left = tally["found"]
+        yield _funnel_row(0, unit, f"{unit}_found", what, 0, left)
+        for reason, each in tally["reasons"].items():
+            left -= each["count"]
+            row = _funnel_row(0, unit, reason, REASONS.get(reason, reason), each["count"], left)
+            yield row | {"examples": each["examples"]}
+        assert left == tally["read"], f"{unit} are lost"
+    left, what = summary.images, "Samples of these members, including those that were cut off"
+    yield _funnel_row(0, "images", "images_found", what, 0, left)
     for number, (reason, step) in enumerate(work.config.filters.steps(), start=1):
         dropped = summary.dropped.get(reason, 0)
         left -= dropped
-        row = {"step": number, "unit": "images", "reason": reason, "what": step.summary}
-        steps.append(row | {"dropped": dropped, "left": left})
+        yield _funnel_row(number, "images", reason, step.summary, dropped, left)
     assert left == summary.kept, "an image was dropped for a reason that no filter gives"
-    return steps
+
+
+def _funnel_row(step: int, unit: str, reason: str, what: str, dropped: int, left: int) -> dict[str, Any]:
+    return {"step": step, "unit": unit, "reason": reason, "what": what, "dropped": dropped, "left": left}
 
 
 def _reject(work: StageWork, reason: str, row: dict[str, Any]) -> dict[str, Any]:
@@ -115,7 +154,7 @@ def _kept_photos(work: StageWork, dropped: dict[str, Any]) -> list[dict[str, Any
     """Return up to two kept photos of the same subject, those with the nearest perceptual hashes."""
     subject = dropped["subject"]
     place = subject_hash(subject)
-    rows = read_plan(work, work.partition_of(subject), "images", (place, place + 1))
+    rows = work.read_plan(work.partition_of(subject), "images", (place, place + 1))
     kept = rows.filter(pc.and_(pc.is_null(rows["drop_reason"]), pc.equal(rows["subject"], subject))).to_pylist()
     return sorted(kept, key=lambda row: (row["phash"] ^ dropped["phash"]).bit_count())[:2]
 
@@ -123,18 +162,15 @@ def _kept_photos(work: StageWork, dropped: dict[str, Any]) -> list[dict[str, Any
 def _examples(table: Path) -> list[dict[str, Any]]:
     """Return triplets of all similarities, chosen by hash and sorted by similarity; the table is read in batches."""
     chosen: dict[int, list[tuple[float, int, dict[str, Any]]]] = {}
-    number = 0
-    for batch in pq.ParquetFile(table).iter_batches(batch_size=4096):
-        for row in batch.to_pylist():
-            number += 1
-            similarity = float(np.mean(row["reference_similarities"]))
-            ranked = (-unit_hash("shown", row["triplet_id"]), number, row)
-            heap = chosen.setdefault(int(similarity / _SIMILARITY_STEP), [])
-            heapq.heappush(heap, ranked)
-            if len(heap) > 2:
-                heapq.heappop(heap)
-    rows = [row for _, heap in sorted(chosen.items()) for _, _, row in heap]
-    return sorted(rows, key=lambda row: float(np.mean(row["reference_similarities"])))
+    rows = (row for batch in pq.ParquetFile(table).iter_batches(batch_size=4096) for row in batch.to_pylist())
+    for number, row in enumerate(rows):
+        similarity = float(np.mean(row["reference_similarities"]))
+        heap = chosen.setdefault(int(similarity / _SIMILARITY_STEP), [])
+        heapq.heappush(heap, (-unit_hash("shown", row["triplet_id"]), number, row))
+        if len(heap) > 2:
+            heapq.heappop(heap)
+    examples = [row for _, heap in sorted(chosen.items()) for _, _, row in heap]
+    return sorted(examples, key=lambda row: float(np.mean(row["reference_similarities"])))
 
 
 def _triplet(version: Store, row: dict[str, Any]) -> dict[str, Any]:
@@ -158,3 +194,13 @@ def _thumb(data: bytes) -> str:
         return ""
     small = fit_within(image, _THUMB_SIDE)[: 3 * _THUMB_SIDE, : 3 * _THUMB_SIDE]
     return base64.b64encode(encode_jpeg(small, quality=85)).decode()
+
+
+def _shares(reason: str, *reports: dict[str, Any]) -> list[float]:
+    return [round(each["counts"]["dropped"].get(reason, 0) / each["counts"]["images_in"], 4) for each in reports]
+
+
+def _distance(one: list[int], other: list[int]) -> float:
+    if not sum(one) or not sum(other):
+        return float(sum(one) != sum(other))
+    return round(float(np.abs(np.divide(one, sum(one)) - np.divide(other, sum(other))).sum() / 2), 3)

@@ -1,7 +1,7 @@
 """Run the stages of a curation, from raw shards to a published snapshot."""
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,8 +17,8 @@ from lookalike.storage.lease import Lease, hold
 from lookalike.storage.snapshot import MANIFEST
 from pipelines.actors import Columns, run_tasks, run_units
 from pipelines.curate.changed import with_recorded_changes
-from pipelines.curate.cluster_subjects import ClusterWork, assign_cells, find_centroids, group_cell, label_shard
-from pipelines.curate.config import CurateConfig
+from pipelines.curate.cluster_subjects import assign_cells, cluster_work, find_centroids, group_cell, label_shard
+from pipelines.curate.config import CurateConfig, FoundConfig
 from pipelines.curate.duplicates import find_duplicates
 from pipelines.curate.finish import FinishWork, finish
 from pipelines.curate.index import IndexWork, ShardIndexer, index_shard
@@ -28,7 +28,6 @@ from pipelines.curate.materialise import ShardWriter, write_shard
 from pipelines.curate.plan import plan_partition
 from pipelines.curate.raw import RawListing, list_raw, raw_store
 from pipelines.curate.removals import take_down
-from pipelines.curate.results import read_summary
 from pipelines.curate.score import ShardScorer, scored
 from pipelines.curate.screen import screen_shard
 from pipelines.curate.subject_links import find_links, join_links, link_units
@@ -48,11 +47,9 @@ class Curated:
     dataset: str
     """URI of the dataset."""
     version: int
-    """Version of the snapshot."""
     new: bool
     """Whether this run published it."""
     manifest: dict[str, Any]
-    """Its manifest."""
     passed_over: dict[str, Any]
     """As in the manifest, but with the objects that this run has listed, also if it published nothing."""
 
@@ -86,42 +83,43 @@ def _curate(config: CurateConfig, raw: Store, dataset: Store, listing: RawListin
         return Curated(dataset.uri, newest["version"], False, newest, newest["passed_over"] | {"objects": objects})
     with ray_session():
         _index(config, raw, dataset, inputs)
-        _find_subjects(config, inputs)
-        stage = StageWork.of(config, inputs)
-        stage, taken_down, matched = take_down(stage, versions, run_tasks)
-        _finish_all(run_tasks(screen_shard, stage, len(stage.rows), noun="raw shards screened"))
+        if config.labels.found is not None:
+            _find_subjects(config, inputs, config.labels.found)
+        stage, taken_down, matched = take_down(StageWork.of(config, inputs), versions)
+        shards = len(stage.rows)
+        _rows(run_tasks(screen_shard, stage, shards, noun="raw shards screened"))
         comparisons = stage.content_partitions + link_units(stage)
-        links = run_tasks(_compare, stage, comparisons, noun="ranges compared across subjects")
-        if sum(sum(table["links"].to_pylist()) for table in links):
-            _finish_all(run_tasks(join_links, stage, 1, noun="sets of linked subjects"))
+        compared = _rows(run_tasks(_compare, stage, comparisons, noun="ranges compared across subjects"))
+        if any(row["links"] for row in compared):
+            _rows(run_tasks(join_links, stage, 1, noun="sets of linked subjects"))
             stage = replace(stage, linked=True)
-        stage = _score(stage)
-        _finish_all(run_tasks(plan_partition, stage, stage.partitions, noun="ranges of subjects planned"))
+        if inputs.models:
+            answered = _rows(run_units(ShardScorer, stage, shards, config.actors, noun="raw shards scored"))
+            log.info("models were shown %d new images", sum(row["shown"] for row in answered))
+            stage = replace(stage, scores=scored(stage))
+        _rows(run_tasks(plan_partition, stage, stage.partitions, noun="ranges of subjects planned"))
         summary = Summary()
         for partition in range(stage.partitions):
-            summary.add(read_summary(stage, partition))
+            summary.add(stage.read_summary(partition))
         _check(summary, stage)
         number = _claim_version(dataset, inputs, (parent or 0) + 1)
         plans = plan_shards(stage)
-        counts = _counts(summary, plans)
         if taken_down is not None:
             taken_down["equal_files"] = summary.dropped["taken_down"] - taken_down["named"]
-        passed_over = {"objects": objects, "members": stage.members.to_json()}
+        manifest = draft_manifest(number, parent, stage, summary, plans)
+        manifest["passed_over"] = {"objects": objects, "members": stage.members.to_json()}
+        manifest["taken_down"] = taken_down
         lease.check()
         work = MaterialiseWork(stage, version_store(dataset, number), tuple(plans))
-        files = _hashes(_write_shards(work))
-        title = f"Curation report, version {number}"
-        last = FinishWork(work, summary, counts, taken_down, parent, title, passed_over, matched)
-        files |= _hashes(run_tasks(finish, last, 1, noun="reports"))
-    manifest = _manifest(number, parent, config, inputs, counts, files)
-    manifest |= {"taken_down": taken_down, "latents": inputs.latents, "passed_over": passed_over}
+        files = _write_shards(work)
+        files += _rows(run_tasks(finish, FinishWork(work, summary, manifest, matched), 1, noun="reports"))
+    manifest["files"] = {file["name"]: file["sha256"] for file in files}
     lease.check()
     _publish(dataset, number, manifest)
-    return Curated(dataset.uri, number, True, manifest, passed_over)
+    return Curated(dataset.uri, number, True, manifest, manifest["passed_over"])
 
 
 def _newest(dataset: Store, versions: list[int]) -> dict[str, Any] | None:
-    """Return the manifest of the newest snapshot, if there is one."""
     if not versions:
         return None
     manifest = read_manifest(dataset, versions[-1])
@@ -148,19 +146,17 @@ def _with_pinned_list(config: CurateConfig, dataset: Store, parent: dict[str, An
 
 
 def _index(config: CurateConfig, raw: Store, dataset: Store, inputs: Inputs) -> None:
-    """Index the raw shards that are not indexed yet."""
     workspace, present = inputs.workspace, indexed(dataset).keys()
     missing = tuple(i for i in inputs.units if not {workspace.rows(i), workspace.vectors(i)} <= present)
     log.info("%d raw shards, %d of them to index", len(inputs.shards), len(missing))
     if not missing:
         return
-    work = IndexWork(raw.uri, dataset.uri, inputs, missing, config)
-    noun = "raw shards indexed"
+    work, noun = IndexWork(config, inputs, raw, dataset, missing), "raw shards indexed"
     if config.embedder == NO_EMBEDDER and config.actors.count:
-        tables = list(run_tasks(index_shard, work, len(missing), noun=noun))
+        rows = _rows(run_tasks(index_shard, work, len(missing), noun=noun))
     else:
-        tables = list(run_units(ShardIndexer, work, len(missing), config.actors, noun=noun))
-    failed = [row for table in tables for row in table.to_pylist() if row["error"]]
+        rows = _rows(run_units(ShardIndexer, work, len(missing), config.actors, noun=noun))
+    failed = [row for row in rows if row["error"]]
     if failed:
         names = [inputs.shards[row["shard"]].key for row in failed]
         raise InputError(
@@ -170,16 +166,12 @@ def _index(config: CurateConfig, raw: Store, dataset: Store, inputs: Inputs) -> 
         )
 
 
-def _find_subjects(config: CurateConfig, inputs: Inputs) -> None:
-    """Group the photos without a subject, if ``labels.found`` is set."""
-    if config.labels.found is None:
-        return
-    work = ClusterWork.of(config, inputs)
-    shards = len(inputs.shards)
-    _finish_all(run_tasks(find_centroids, work, 1, noun="sets of centroids"))
-    _finish_all(run_tasks(assign_cells, work, shards, noun="raw shards assigned to cells"))
-    _finish_all(run_tasks(group_cell, work, work.cells, noun="cells grouped"))
-    _finish_all(run_tasks(label_shard, work, shards, noun="raw shards labelled"))
+def _find_subjects(config: CurateConfig, inputs: Inputs, settings: FoundConfig) -> None:
+    work, shards = cluster_work(config, inputs, settings), len(inputs.shards)
+    _rows(run_tasks(find_centroids, work, 1, noun="sets of centroids"))
+    _rows(run_tasks(assign_cells, work, shards, noun="raw shards assigned to cells"))
+    _rows(run_tasks(group_cell, work, work.cells, noun="cells grouped"))
+    _rows(run_tasks(label_shard, work, shards, noun="raw shards labelled"))
 
 
 def _compare(stage: StageWork, unit: int) -> Columns:
@@ -190,22 +182,11 @@ def _compare(stage: StageWork, unit: int) -> Columns:
     return {"links": np.array([0])}
 
 
-def _score(stage: StageWork) -> StageWork:
-    """Score and caption images by models, if any are configured."""
-    if not stage.inputs.models:
-        return stage
-    units, actors = len(stage.inputs.shards), stage.config.actors
-    tables = run_units(ShardScorer, stage, units, actors, noun="raw shards scored")
-    shown = sum(sum(table["shown"].to_pylist()) for table in tables)
-    log.info("models were shown %d new images", shown)
-    return replace(stage, scores=scored(stage))
-
-
-def _write_shards(work: MaterialiseWork) -> Iterator[pa.Table]:
+def _write_shards(work: MaterialiseWork) -> list[dict[str, Any]]:
     config, shards, noun = work.stage.config, len(work.shards), "triplet shards"
     if config.shards.latents is None:
-        return run_tasks(write_shard, work, shards, noun=noun)
-    return run_units(ShardWriter, work, shards, config.actors, noun=noun)
+        return _rows(run_tasks(write_shard, work, shards, noun=noun))
+    return _rows(run_units(ShardWriter, work, shards, config.actors, noun=noun))
 
 
 def _check(summary: Summary, stage: StageWork) -> None:
@@ -226,55 +207,49 @@ def _claim_version(dataset: Store, inputs: Inputs, number: int) -> int:
 
     A run that was killed gets the same number again, and runs with other inputs never write to its version.
     """
+    claim = configs.canonical_json(inputs.fingerprint).encode()
     while True:
+        version = version_store(dataset, number)
         try:
-            version_store(dataset, number).create(CLAIM, configs.canonical_json(inputs.fingerprint).encode())
+            version.create(CLAIM, claim)
         except ConflictError:
-            claim = version_store(dataset, number).read(CLAIM)
-            if claim != configs.canonical_json(inputs.fingerprint).encode():
+            if version.read(CLAIM) != claim:
                 number += 1
                 continue
         return number
 
 
-def _counts(summary: Summary, plans: list[ShardPlan]) -> dict[str, Any]:
-    return {
-        "images_in": summary.images,
-        "images_kept": summary.kept,
-        "dropped": dict(sorted(summary.dropped.items())),
-        "subjects_in": summary.subjects_in,
-        "subjects": summary.subjects,
-        "subjects_bounded": summary.bounded_subjects,
-        "triplets": {
-            split: sum(plan.triplets for plan in plans if plan.split == split) for split in ("train", "validation")
-        },
-    }
-
-
-def _manifest(
-    number: int,
-    parent: int | None,
-    config: CurateConfig,
-    inputs: Inputs,
-    counts: dict[str, Any],
-    files: dict[str, str],
+def draft_manifest(
+    version: int, parent: int | None, stage: StageWork, summary: Summary, plans: list[ShardPlan]
 ) -> dict[str, Any]:
-    """Return the manifest. It has no time and no host, so that equal inputs give equal bytes."""
+    """Return the manifest before the files are written: all but their hashes, ``passed_over`` and ``taken_down``.
+
+    It has no time and no host, so that equal inputs give equal bytes.
+    """
+    inputs, splits = stage.inputs, ("train", "validation")
     return {
-        "version": number,
+        "version": version,
         "parent": parent,
         "config": inputs.config,
         "config_fingerprint": configs.fingerprint(inputs.config),
         "code_version": inputs.code,
         "embedder": inputs.embedder,
         "models": inputs.models,
+        "latents": inputs.latents,
         "inputs": {
-            "raw": raw_store(config.raw).uri,
+            "raw": stage.raw.uri,
             "fingerprint": inputs.fingerprint,
             "shards": {info.key: {"etag": info.etag, "size": info.size} for info in inputs.shards},
         },
-        "counts": counts,
-        "files": dict(sorted(files.items())),
+        "counts": {
+            "images_in": summary.images,
+            "images_kept": summary.kept,
+            "dropped": dict(sorted(summary.dropped.items())),
+            "subjects_in": summary.subjects_in,
+            "subjects": summary.subjects,
+            "subjects_bounded": summary.bounded_subjects,
+            "triplets": {split: sum(plan.triplets for plan in plans if plan.split == split) for split in splits},
+        },
     }
 
 
@@ -287,10 +262,6 @@ def _publish(dataset: Store, number: int, manifest: dict[str, Any]) -> None:
     log.info("published version %d", number)
 
 
-def _hashes(tables: Iterable[pa.Table]) -> dict[str, str]:
-    return {row["name"]: row["sha256"] for table in tables for row in table.to_pylist()}
-
-
-def _finish_all(tables: Iterable[pa.Table]) -> None:
-    for _ in tables:
-        pass
+def _rows(tables: Iterable[pa.Table]) -> list[dict[str, Any]]:
+    """Return the rows of all units, when the last is done."""
+    return [row for table in tables for row in table.to_pylist()]

@@ -1,7 +1,6 @@
 """Score: models answer for the images that the cheaper filters have kept, one raw shard at a time."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,14 +13,10 @@ from lookalike.data.images import decode
 from lookalike.storage import ObjectInfo
 from pipelines.actors import Columns
 from pipelines.curate.filters import Photos, with_scores
-from pipelines.curate.results import read_duplicates
 from pipelines.curate.tables import read_table, write_table
 from pipelines.curate.work import StageWork
 
 _CAPTION_SIDE = 384  # px
-
-Answer = Callable[[np.ndarray, Mapping[str, Any]], Any]
-"""A function from an image's pixels (uint8 [H, W, 3]) and its row to the model's answer."""
 
 
 def scored(work: StageWork) -> dict[str, tuple[ObjectInfo, ...]]:
@@ -39,7 +34,7 @@ class ShardScorer:
     def __init__(self, work: StageWork) -> None:
         self._work = work
         self._device = work.config.actors.prepare()
-        self._answers: dict[str, Answer] = {}
+        self._loaded: dict[str, Callable[..., Any]] = {}  # by revision
 
     def __call__(self, unit: int) -> Columns:
         """Score the new images of one shard, filter by filter; return how many images the models were shown."""
@@ -48,66 +43,45 @@ class ShardScorer:
             scores: dict[str, float] = {}
             if step.scorer is not None:
                 asked = rows.filter(pa.array(step.asks(Photos(rows))))
-                scores, new = self._ask(unit, asked, _question_of(step.scorer))
+                scores, new = self._ask(unit, asked, step.scorer)
                 shown += new
             rows = rows.filter(pa.array(~step.drop(with_scores(rows, scores))))
         if self._work.config.captioner is not None:
             uncaptioned = rows.filter(pc.equal(rows["caption"], ""))
-            shown += self._ask(unit, uncaptioned, _question_for_caption(self._work.config.captioner))[1]
+            shown += self._ask(unit, uncaptioned, self._work.config.captioner)[1]
         return {"shard": np.array([unit]), "shown": np.array([shown])}
 
     def _survivors(self, unit: int) -> pa.Table:
         """Return the rows of a shard that pass the filters without a model."""
-        rows, repeated = self._work.read_screened(unit), read_duplicates(self._work, (unit, unit + 1), "unit")
+        rows, repeated = self._work.read_screened(unit), self._work.read_duplicates((unit, unit + 1), "unit")
         places = zip(*(rows[name].to_pylist() for name in ("shard", "offset", "key")), strict=True)
         return rows.filter(pa.array([place not in repeated for place in places], pa.bool_()))
 
-    def _ask(self, unit: int, rows: pa.Table, question: "_Question") -> tuple[dict[str, Any], int]:
+    def _ask(self, unit: int, rows: pa.Table, model: Scorer | Captioner) -> tuple[dict[str, Any], int]:
         """Return the answers for ``rows`` by content hash, and how many are new; add these to the shard's table."""
-        store, key = self._work.dataset, self._work.workspace.answers(question.revision, unit)
-        schema = pa.schema([("sha256", pa.string()), ("value", question.dtype)])
+        revision = model.revision
+        store, key = self._work.dataset, self._work.workspace.answers(revision, unit)
+        dtype = pa.string() if isinstance(model, Captioner) else pa.float64()
+        schema = pa.schema([("sha256", pa.string()), ("value", dtype)])
         known = read_table(store, key) if store.exists(key) else schema.empty_table()
         answers = dict(zip(known["sha256"].to_pylist(), known["value"].to_pylist(), strict=True))
         for row in rows.to_pylist():
             if row["sha256"] not in answers:
-                pixels = decode(self._work.read_image(row), question.side)
-                answers[row["sha256"]] = self._model(question)(pixels, row)
+                if revision not in self._loaded:
+                    self._loaded[revision] = model.load(self._device)
+                answers[row["sha256"]] = self._answer(model, self._loaded[revision], row)
         if len(answers) > len(known):
             columns = {"sha256": list(answers), "value": list(answers.values())}
             write_table(store, key, pa.table(columns, schema).sort_by([("sha256", "ascending")]))
-        values = pa.array([answers[content] for content in rows["sha256"].to_pylist()], question.dtype)
+        values = pa.array([answers[content] for content in rows["sha256"].to_pylist()], dtype)
         placed = rows.select(["subject_hash", "sha256"]).append_column("value", values)
-        write_table(store, self._work.workspace.scores(question.revision, unit), placed)
+        write_table(store, self._work.workspace.scores(revision, unit), placed)
         return answers, len(answers) - len(known)
 
-    def _model(self, question: "_Question") -> Answer:
-        if question.revision not in self._answers:
-            self._answers[question.revision] = question.load(self._device)
-        return self._answers[question.revision]
-
-
-@dataclass(frozen=True)
-class _Question:
-    """What a model is asked; one for each table of answers."""
-
-    revision: str
-    side: int  # px
-    dtype: pa.DataType
-    load: Callable[[str], Answer]
-
-
-def _question_of(scorer: Scorer) -> _Question:
-    def load(device: str) -> Answer:
-        score = scorer.load(device)
+    def _answer(self, model: Scorer | Captioner, loaded: Callable[..., Any], row: dict[str, Any]) -> str | float:
+        data = self._work.read_image(row)
+        if isinstance(model, Captioner):
+            return str(loaded(decode(data, _CAPTION_SIDE)))
+        pixels = decode(data, model.side)
         # rounded, so that a threshold decides the same on every machine
-        return lambda pixels, row: round(checked(scorer, score(pixels, row["class_name"])), 3)
-
-    return _Question(scorer.revision, scorer.side, pa.float64(), load)
-
-
-def _question_for_caption(captioner: Captioner) -> _Question:
-    def load(device: str) -> Answer:
-        describe = captioner.load(device)
-        return lambda pixels, row: describe(pixels)
-
-    return _Question(captioner.revision, _CAPTION_SIDE, pa.string(), load)
+        return round(checked(model, loaded(pixels, row["class_name"])), 3)

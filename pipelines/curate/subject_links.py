@@ -15,9 +15,8 @@ from lookalike.annotators.embedder import NO_EMBEDDER
 from pipelines.actors import Columns
 from pipelines.curate.filters.near_duplicate import NearDuplicate
 from pipelines.curate.graph import components
-from pipelines.curate.results import read_links
 from pipelines.curate.rows import COMPONENT_SCHEMA, LINK_SCHEMA, in_hash_range
-from pipelines.curate.tables import read_span, vectors_of, write_table
+from pipelines.curate.tables import read_part, vectors_of, write_table
 from pipelines.curate.work import StageWork
 
 _BANDS, _BITS = 4, 16
@@ -26,8 +25,8 @@ _COLUMNS = ["subject_hash", "subject", "sha256", "phash"]
 
 
 def link_units(work: StageWork) -> int:
-    """Return the number of units of :func:`find_links`: the ranges of content hashes, and if near copies are dropped as
-    many for each band."""
+    """Return the number of units of :func:`find_links`: one for each range of content hashes, and if near copies are
+    dropped as many again for each band."""
     near = work.config.filters.has(NearDuplicate) and work.config.embedder != NO_EMBEDDER
     return work.content_partitions * (1 + _BANDS * near)
 
@@ -40,12 +39,12 @@ def find_links(work: StageWork, unit: int) -> Columns:
         band, partition = divmod(unit, work.content_partitions)
         links = sorted(set(_sharing(work, partition) if band == 0 else _resembling(work, band - 1, partition)))
         write_table(store, key, pa.table([[a for a, _ in links], [b for _, b in links]], LINK_SCHEMA))
-    return {"links": np.array([read_links(work, key, LINK_SCHEMA).num_rows])}
+    return {"links": np.array([work.read_links(key, LINK_SCHEMA).num_rows])}
 
 
 def join_links(work: StageWork, unit: int) -> Columns:
     """Write the component of each linked subject: the first name of all subjects that a chain of links leads to."""
-    tables = [read_links(work, work.workspace.links(i), LINK_SCHEMA) for i in range(link_units(work))]
+    tables = [work.read_links(work.workspace.links(i), LINK_SCHEMA) for i in range(link_units(work))]
     links = pa.concat_tables(tables)
     names, ends = np.unique(
         np.concatenate([links[name].to_numpy(zero_copy_only=False).astype(str) for name in LINK_SCHEMA.names]),
@@ -66,9 +65,8 @@ def _sharing(work: StageWork, partition: int) -> Iterator[tuple[str, str]]:
     rows = rows.sort_by([(name, "ascending") for name in columns]).combine_chunks()
     before, after = rows.slice(0, max(0, len(rows) - 1)), rows.slice(1)
     shared = pc.and_(pc.equal(before["sha256"], after["sha256"]), pc.not_equal(before["subject"], after["subject"]))
-    yield from zip(
-        before["subject"].filter(shared).to_pylist(), after["subject"].filter(shared).to_pylist(), strict=True
-    )
+    sides = (side["subject"].filter(shared).to_pylist() for side in (before, after))
+    yield from zip(*sides, strict=True)
 
 
 def _resembling(work: StageWork, band: int, partition: int) -> Iterator[tuple[str, str]]:
@@ -78,9 +76,8 @@ def _resembling(work: StageWork, band: int, partition: int) -> Iterator[tuple[st
         rows = work.read_screened(unit).select(_COLUMNS)
         value = rows["phash"].to_numpy().astype(np.uint64) >> np.uint64(band * _BITS) & np.uint64((1 << _BITS) - 1)
         mine = in_hash_range(value, partition, work.content_partitions, _BITS)
-        columns = {"band": pa.array(value, pa.int64()), "shard": pa.array(np.full(len(rows), unit), pa.int64())}
-        for name, column in columns.items():
-            rows = rows.append_column(name, column)
+        rows = rows.append_column("band", pa.array(value, pa.int64()))
+        rows = rows.append_column("shard", pa.array(np.full(len(rows), unit), pa.int64()))
         parts.append(rows.filter(pa.array(mine, pa.bool_())))
     rows = pa.concat_tables(parts).sort_by([("band", "ascending"), ("sha256", "ascending")])
     values = rows["band"].to_numpy()
@@ -102,16 +99,13 @@ def _near(work: StageWork, rows: pa.Table) -> Iterator[tuple[str, str]]:
             near = (distance <= settings.max_hash_distance) & (places[a, None] != places[None, b])
             for i, j in zip(*np.nonzero(near), strict=True):
                 left, right = first + int(i), second + int(j)
-                if _similarity(work, rows.slice(left, 1), rows.slice(right, 1)) >= settings.required(distance[i, j]):
+                similarity = _vector(work, rows.slice(left, 1)) @ _vector(work, rows.slice(right, 1))
+                if np.round(similarity, 3) >= settings.required(distance[i, j]):
                     yield min(subjects[left], subjects[right]), max(subjects[left], subjects[right])
-
-
-def _similarity(work: StageWork, one: pa.Table, other: pa.Table) -> float:
-    return float(np.round(_vector(work, one) @ _vector(work, other), 3))
 
 
 def _vector(work: StageWork, row: pa.Table) -> np.ndarray:
     place = row["subject_hash"][0].as_py()
-    table = read_span(work.dataset, work.vectors[row["shard"][0].as_py()], (place, place + 1))
+    table = read_part(work.dataset, work.vectors[row["shard"][0].as_py()], (place, place + 1))
     mine = table.filter(pc.equal(table["sha256"], row["sha256"][0]))["vector"]
-    return np.asarray(vectors_of(mine, mine.type.list_size)[0])
+    return np.asarray(vectors_of(mine)[0])

@@ -3,7 +3,7 @@
 import heapq
 import re
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,6 @@ from pipelines.curate.rows import unit_hash
 EXAMPLES_PER_REASON = 12
 CAPTIONS_KEPT = 500
 _NOTED = re.compile(r"(?:^|; )(\w+): ")
-_COUNTERS = ("dropped", "classes", "noted")
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,7 @@ class Summary:
             values = np.log(np.maximum(values, 1e-9)) / np.log(chart.log_base)
         inside = np.clip(values, chart.first, np.nextafter(chart.last, chart.first))
         counts, _ = np.histogram(inside, bins=chart.bins, range=(chart.first, chart.last))
-        self.histograms[name] = (np.array(self.histograms.get(name, [0] * chart.bins)) + counts).tolist()
+        self.histograms[name] = np.add(self.histograms.get(name, 0), counts).tolist()
 
     def add_examples(self, reason: str, rows: list[dict[str, Any]]) -> None:
         """Add ``rows``, and keep the first few in the order of their hashes."""
@@ -105,16 +104,6 @@ class Summary:
         self.noted.update(other.noted)
         self.add_captions(other.captions)
         for name, counts in other.histograms.items():
-            own = np.array(self.histograms.get(name, [0] * len(counts)))
-            self.histograms[name] = (own + np.array(counts)).tolist()
+            self.histograms[name] = np.add(self.histograms.get(name, 0), counts).tolist()
         for reason, rows in other.examples.items():
             self.add_examples(reason, rows)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values."""
-        return asdict(self) | {name: dict(getattr(self, name)) for name in _COUNTERS}
-
-    @classmethod
-    def from_json(cls, values: dict[str, Any]) -> "Summary":
-        """Restore a summary from :meth:`to_json`."""
-        return cls(**(values | {name: Counter(values[name]) for name in _COUNTERS}))

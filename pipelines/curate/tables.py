@@ -13,9 +13,11 @@ import pyarrow.parquet as pq
 from lookalike.config import canonical_json
 from lookalike.data.shards import open_object
 from lookalike.documents import decoding
+from lookalike.errors import InputError
 from lookalike.storage import ObjectInfo, Store
 
 _READ_AHEAD = 64 << 10  # bytes; reads of a table are small, or large and requested at once
+_STREAM_AHEAD = 1 << 20  # bytes; tables of a snapshot are large
 _NOTES = b"lookalike"  # key in the footer
 _ROWS_PER_GROUP = 512  # a partition reads the row groups that overlap its range of subject hashes
 
@@ -31,26 +33,34 @@ def read_table(
     store: Store,
     key: str,
     span: tuple[int, int] | None = None,
-    columns: Sequence[str] | None = None,
+    columns: list[str] | None = None,
     by: str = "subject_hash",
 ) -> pa.Table:
-    """Read a table, or its rows whose ``by`` is in the half-open ``span``."""
-    names = None if columns is None else list(columns)
+    """Read some columns of a table, by default all, or of its rows whose ``by`` is in the half-open ``span``."""
     data = store.read(key)
     with decoding("a Parquet table", store.uri_of(key)):
-        return pq.read_table(io.BytesIO(data), filters=_within(span, by), columns=names)
+        return pq.read_table(io.BytesIO(data), filters=_within(span, by), columns=columns)
 
 
-def read_span(store: Store, info: ObjectInfo, span: tuple[int, int], by: str = "subject_hash") -> pa.Table:
-    """Read the rows of a table whose ``by`` is in the half-open ``span``; other row groups are not read."""
+def read_part(
+    store: Store,
+    info: ObjectInfo,
+    span: tuple[int, int] | None = None,
+    columns: list[str] | None = None,
+    by: str = "subject_hash",
+) -> pa.Table:
+    """Read as :func:`read_table` does, but by range: other row groups and columns are not read."""
     with decoding("a Parquet table", store.uri_of(info.key)):
-        return pq.read_table(open_object(store, info, _READ_AHEAD), filters=_within(span, by))
+        return pq.read_table(open_object(store, info, _READ_AHEAD), filters=_within(span, by), columns=columns)
 
 
-def read_columns(store: Store, info: ObjectInfo, columns: Sequence[str]) -> pa.Table:
-    """Read some columns of a table; other columns are not read."""
-    with decoding("a Parquet table", store.uri_of(info.key)):
-        return pq.read_table(open_object(store, info, _READ_AHEAD), columns=list(columns))
+def open_table(version: Store, name: str) -> pq.ParquetFile:
+    """Open a table of a snapshot; only the row groups and columns that are used are read, by range."""
+    info = next((info for info in version.list(name) if info.key == name), None)
+    if info is None:
+        raise InputError(f"the snapshot has no {name}", value=version.uri, fix="use a complete version")
+    with decoding("a Parquet table", version.uri_of(name)):
+        return pq.ParquetFile(open_object(version, info, _STREAM_AHEAD))
 
 
 def with_notes(table: pa.Table, notes: Mapping[str, Any]) -> pa.Table:
@@ -71,7 +81,7 @@ def read_footer(store: Store, info: ObjectInfo) -> tuple[int, dict[str, Any]]:
         return int(footer.num_rows), json.loads((footer.metadata or {}).get(_NOTES, b"{}"))
 
 
-def _within(span: tuple[int, int] | None, by: str = "subject_hash") -> list[tuple[str, str, int]] | None:
+def _within(span: tuple[int, int] | None, by: str) -> list[tuple[str, str, int]] | None:
     return None if span is None else [(by, ">=", span[0]), (by, "<", span[1])]
 
 
@@ -81,9 +91,9 @@ def vectors_array(vectors_ND: np.ndarray) -> pa.FixedSizeListArray:
     return pa.FixedSizeListArray.from_arrays(flat, vectors_ND.shape[1])
 
 
-def vectors_of(column: pa.ChunkedArray, dim: int) -> np.ndarray:
+def vectors_of(column: pa.ChunkedArray) -> np.ndarray:
     """Return the vectors of a column, float32 [N, D], normalised to unit norm; zero vectors stay zero."""
     flat = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
-    vectors_ND = flat.astype(np.float32).reshape(-1, dim)
+    vectors_ND = flat.astype(np.float32).reshape(-1, column.type.list_size)
     norms_N1 = np.linalg.norm(vectors_ND, axis=1, keepdims=True)
     return np.asarray(vectors_ND / np.where(norms_N1 == 0, 1, norms_N1))

@@ -1,6 +1,7 @@
 """Lineage: find the raw images of a triplet, and the triplets that use an image."""
 
 import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ from lookalike.documents import decoding
 from lookalike.errors import ConfigError, InputError
 from lookalike.storage import Store, list_versions, open_store, read_manifest, version_store
 from lookalike.values import check_values
-from pipelines.curate.streams import find_rows, open_table
+from pipelines.curate.tables import open_table
 from pipelines.curate.workspace import IMAGES_TABLE
 
 _TRIPLET_ID = re.compile(r"[0-9a-f]{20}(-[0-9a-f]{12})?-\d+")
@@ -38,7 +39,7 @@ class TraceConfig:
         check_values(self)
         if not (_TRIPLET_ID.fullmatch(self.id) or _CONTENT.fullmatch(self.id)):
             raise ConfigError(
-                "neither a triplet's id nor a content hash",
+                "id is neither a triplet's id nor a content hash",
                 value=self.id,
                 fix="copy one from triplets.parquet or images.parquet; a hash needs 8 hexadecimal digits or more",
             )
@@ -49,44 +50,38 @@ def trace(config: TraceConfig) -> list[dict[str, Any]]:
 
     For a triplet: ``version, triplet_id, split, subject, prompt, shard, images`` with the role and the place in the raw
     shards of each image. For an image: ``version, image`` with its place and drop reason, ``triplets`` (how many use
-    it) and ``examples`` of them.
-
-    Raises:
-        InputError: there is no snapshot, or none contains it.
+    it) and ``examples`` of them. Raises InputError if there is no snapshot, or none contains it.
     """
     dataset = open_store(config.dataset)
     versions = [config.version] if config.version is not None else list_versions(dataset)[::-1]
     if not versions:
         raise InputError("the dataset has no complete snapshot", value=dataset.uri, fix="run jobs/curate.py run first")
     of_one = _triplet if _TRIPLET_ID.fullmatch(config.id) else _image
-    found: list[dict[str, Any]] = []
+    entries: list[dict[str, Any]] = []
     for version in versions:
-        with decoding(
-            "a whole snapshot", version_store(dataset, version).uri, fix="restore it, or use another --version"
-        ):
-            found += of_one(dataset, version, config.id)
-    if not found:
+        where = version_store(dataset, version).uri
+        with decoding("a whole snapshot", where, fix="restore it, or use another --version"):
+            entries += of_one(dataset, version, config.id)
+    if not entries:
         names = ", ".join(f"v{version:04d}" for version in versions)
-        raise InputError(
-            f"no triplet or image with this id in {names}", value=config.id, fix="correct the id or --dataset"
-        )
-    return found
+        what = f"no triplet or image with this id in {names}"
+        raise InputError(what, value=config.id, fix="correct the id or --dataset")
+    return entries
 
 
 def render_trace(entries: list[dict[str, Any]]) -> str:
     """Return the entries as text for a terminal."""
     lines = []
     for entry in entries:
+        version = f"v{entry['version']:04d}"
         if "triplet_id" in entry:
-            lines.append(
-                f"v{entry['version']:04d}  triplet {entry['triplet_id']} ({entry['split']}, {entry['subject']})"
-            )
+            lines.append(f"{version}  triplet {entry['triplet_id']} ({entry['split']}, {entry['subject']})")
             lines.append(f"       in {entry['shard']}: {entry['prompt']!r}")
             lines += [f"       {image['role']:<13}{_place(image)}" for image in entry["images"]]
             continue
         image = entry["image"]
         fate = f"dropped: {image['drop_reason']}" if image["drop_reason"] else f"in {entry['triplets']} triplets"
-        lines.append(f"v{entry['version']:04d}  {_place(image)}  {fate}")
+        lines.append(f"{version}  {_place(image)}  {fate}")
         lines += [f"       {example['role']:<13}of {example['triplet_id']}" for example in entry["examples"]]
     return "\n".join(lines)
 
@@ -98,39 +93,29 @@ def _place(image: dict[str, Any]) -> str:
 
 
 def _triplet(dataset: Store, version: int, triplet_id: str) -> list[dict[str, Any]]:
-    store = version_store(dataset, version)
-    found: list[dict[str, Any]] = []
-    table = open_table(store, triplets.TABLE)
-    for rows in find_rows(table, ["triplet_id"], lambda t: np.asarray(pc.equal(t["triplet_id"], triplet_id))):
-        for row in rows:
-            contents = [row["target_image"], *row["reference_images"]]
-            images = {
-                image["sha256"]: image for image in _images(dataset, version, contents) if not image["drop_reason"]
-            }
-            roles = ["target", *(f"reference {i}" for i in range(len(contents) - 1))]
-            found.append(
-                {name: row[name] for name in ("triplet_id", "split", "subject", "prompt", "shard")}
-                | {
-                    "version": version,
-                    "images": [{"role": role} | images[content] for role, content in zip(roles, contents, strict=True)],
-                }
-            )
-    return found
+    entries = []
+    of_id = _rows(dataset, version, triplets.TABLE, ["triplet_id"], lambda t: pc.equal(t["triplet_id"], triplet_id))
+    for row in of_id:
+        roles = {"target": row["target_image"]}
+        roles |= {f"reference {i}": content for i, content in enumerate(row["reference_images"])}
+        rows = _images(dataset, version, list(roles.values()))
+        kept = {image["sha256"]: image for image in rows if not image["drop_reason"]}
+        images = [{"role": role} | kept[content] for role, content in roles.items()]
+        shown = {name: row[name] for name in ("triplet_id", "split", "subject", "prompt", "shard")}
+        entries.append(shown | {"version": version, "images": images})
+    return entries
 
 
 def _image(dataset: Store, version: int, content: str) -> list[dict[str, Any]]:
     images = _images(dataset, version, [content])
     used: dict[str, list[dict[str, str]]] = {}
     if any(not image["drop_reason"] for image in images):
-        table = open_table(version_store(dataset, version), triplets.TABLE)
-        for rows in find_rows(table, ["target_image", "reference_images"], lambda t: _uses(t, content)):
-            for row in rows:
-                for role, name in [
-                    ("target", row["target_image"]),
-                    *(("reference", i) for i in row["reference_images"]),
-                ]:
-                    if name.startswith(content):
-                        used.setdefault(name, []).append({"role": role, "triplet_id": row["triplet_id"]})
+        columns = ["target_image", "reference_images"]
+        for row in _rows(dataset, version, triplets.TABLE, columns, lambda t: _uses(t, content)):
+            members = [("target", row["target_image"]), *(("reference", image) for image in row["reference_images"])]
+            for role, image in members:
+                if image.startswith(content):
+                    used.setdefault(image, []).append({"role": role, "triplet_id": row["triplet_id"]})
     of_kept = [[] if image["drop_reason"] else used.get(image["sha256"], []) for image in images]
     return [
         {"version": version, "image": image, "triplets": len(uses), "examples": uses[:_SHOWN]}
@@ -152,13 +137,24 @@ def _images(dataset: Store, version: int, contents: list[str]) -> list[dict[str,
 
     def begins(table: pa.Table) -> np.ndarray:
         column = pc.fill_null(table["sha256"], "")
-        matched = [np.asarray(pc.starts_with(column, content)) for content in contents]
-        return np.asarray(np.logical_or.reduce(matched), bool)
+        return np.asarray(np.logical_or.reduce([pc.starts_with(column, content) for content in contents]))
 
-    table = open_table(version_store(dataset, version), IMAGES_TABLE)
-    kept = ("sha256", "key", "offset", "length", "subject", "licence", "source", "drop_reason")
+    names = ("sha256", "key", "offset", "length", "subject", "licence", "source", "drop_reason")
     return [
-        {name: row[name] for name in kept} | {"raw": raw.uri_of(row["shard"])}
-        for rows in find_rows(table, ["sha256"], begins)
-        for row in rows
+        {name: row[name] for name in names} | {"raw": raw.uri_of(row["shard"])}
+        for row in _rows(dataset, version, IMAGES_TABLE, ["sha256"], begins)
     ]
+
+
+def _rows(
+    dataset: Store, version: int, table: str, columns: list[str], matches: Callable[[pa.Table], Any]
+) -> Iterator[dict[str, Any]]:
+    """Yield the matching rows of a table of a snapshot; ``matches`` returns bool [N] for N rows of ``columns``.
+
+    One row group is in memory at a time.
+    """
+    file = open_table(version_store(dataset, version), table)
+    for group in range(file.num_row_groups):
+        mask = np.asarray(matches(file.read_row_group(group, columns=columns)))
+        if mask.any():
+            yield from file.read_row_group(group).filter(pa.array(mask)).to_pylist()

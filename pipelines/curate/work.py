@@ -1,4 +1,4 @@
-"""What the tasks of the stages after the index get, and the partitions of subjects and contents that they work on."""
+"""What the tasks of the stages after the index get: tables, partitions, and what earlier stages have written."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,15 +11,16 @@ import pyarrow.compute as pc
 
 from lookalike.data.passed_over import PassedOver
 from lookalike.data.triplets import Split
-from lookalike.documents import decoding
+from lookalike.documents import decoding, parse_record
 from lookalike.storage import ObjectInfo, Store, open_store
 from pipelines.curate.changed import read_image
 from pipelines.curate.config import CurateConfig
 from pipelines.curate.inputs import Inputs
 from pipelines.curate.raw import raw_store
-from pipelines.curate.rows import IMAGE_SCHEMA, hash_range, in_hash_range, subject_hash
-from pipelines.curate.tables import read_footers, read_span, read_table
-from pipelines.curate.workspace import INDEX_PREFIXES, Workspace
+from pipelines.curate.rows import COMPONENT_SCHEMA, IMAGE_SCHEMA, hash_range, in_hash_range, subject_hash
+from pipelines.curate.summary import Summary
+from pipelines.curate.tables import read_footers, read_part, read_table
+from pipelines.curate.workspace import INDEX_PREFIXES, DuplicateOrder, PlanTable, Workspace
 
 CONTENT_ROWS = 5_000_000  # rows whose hashes one task compares
 _CONTENT_BITS = 32  # of a content hash, which decide about its range
@@ -32,12 +33,18 @@ class StageWork:
 
     config: CurateConfig
     inputs: Inputs
+    raw: Store
+    """The store below which the raw shards are."""
+    dataset: Store
+    """The store of the snapshots and of ``work/``."""
     rows: tuple[ObjectInfo, ...]
     """The table of image rows of each raw shard."""
     vectors: tuple[ObjectInfo, ...]
     """The table of embeddings of each raw shard."""
     images: int
     """Image rows in all tables together."""
+    cells: int = 0
+    """Cells of photos without a subject; set while subjects are found."""
     linked: bool = False
     """Whether any two subjects share an image or a near copy of one."""
     scores: dict[str, tuple[ObjectInfo, ...]] = field(default_factory=dict)
@@ -69,17 +76,8 @@ class StageWork:
                 members.merge(PassedOver.from_json(notes["members"]))
                 if notes["unpacked"]:
                     unpacked[inputs.shards[i].key] = workspace.unpacked(i)
-        return cls(config, inputs, rows, vectors, images, members=members, unpacked=unpacked)
-
-    @property
-    def dataset(self) -> Store:
-        """The store of the snapshots and of ``work/``."""
-        return open_store(self.config.dataset)
-
-    @property
-    def raw(self) -> Store:
-        """The store below which the raw shards are."""
-        return raw_store(self.config.raw)
+        raw = raw_store(config.raw)
+        return cls(config, inputs, raw, dataset, rows, vectors, images, members=members, unpacked=unpacked)
 
     @property
     def workspace(self) -> Workspace:
@@ -89,8 +87,7 @@ class StageWork:
     def read_image(self, image: Mapping[str, Any]) -> bytes:
         """Return the file of an image, by the ``shard``, ``offset``, ``length`` and ``sha256`` of its row.
 
-        Raises:
-            InputError: the bytes are no longer those that were indexed.
+        Raises InputError if the bytes are no longer those that were indexed.
         """
         unpacked = self.unpacked.get(image["shard"])
         store, key = (self.raw, image["shard"]) if unpacked is None else (self.dataset, unpacked)
@@ -131,7 +128,7 @@ class StageWork:
         """
         store, tables = self.dataset, []
         for unit, info in enumerate(self.rows):
-            rows = read_span(store, info, span).cast(IMAGE_SCHEMA)
+            rows = read_part(store, info, span).cast(IMAGE_SCHEMA)
             if len(rows):  # most tables have none for a small range
                 reasons = read_table(store, self.workspace.reasons(unit), span)["reason"]
                 tables.append(rows.append_column("reason", reasons))
@@ -150,6 +147,46 @@ class StageWork:
             return rows
         places = np.array([int(content[: _CONTENT_BITS // 4], 16) for content in rows["sha256"].to_pylist()], np.int64)
         return rows.filter(pa.array(in_hash_range(places, partition, self.content_partitions, _CONTENT_BITS)))
+
+    def read_duplicates(self, span: tuple[int, int], by: DuplicateOrder) -> set[tuple[str, int, str]]:
+        """Return (shard, offset, key) of the repeated images of a range of ``subject_hash`` or ``unit`` (a raw shard).
+
+        Linked members share their offset.
+        """
+        repeated: set[tuple[str, int, str]] = set()
+        for partition in range(self.content_partitions):
+            table = read_table(self.dataset, self.workspace.duplicates(partition, by), span, by=by)
+            repeated.update(zip(*(table[name].to_pylist() for name in ("shard", "offset", "key")), strict=True))
+        return repeated
+
+    def read_scores(self, revision: str, span: tuple[int, int]) -> dict[str, Any]:
+        """Return what the model of that revision said of the images of a range of subjects, by content hash."""
+        scores: dict[str, Any] = {}
+        for info in self.scores[revision]:
+            table = read_part(self.dataset, info, span)
+            scores.update(zip(table["sha256"].to_pylist(), table["value"].to_pylist(), strict=True))
+        return scores
+
+    def read_links(self, key: str, schema: pa.Schema) -> pa.Table:
+        """Return a table of links or components. Raises InputError if another program has written other columns."""
+        table = read_table(self.dataset, key)
+        fix = "remove it, and run the same command again"
+        with decoding("a table of links", self.dataset.uri_of(key), fix=fix):
+            return table.select(schema.names).cast(schema)
+
+    def read_components(self) -> dict[str, str]:
+        """Return the component of each subject that is linked with another."""
+        table = self.read_links(self.workspace.components(), COMPONENT_SCHEMA)
+        return dict(zip(table["subject"].to_pylist(), table["component"].to_pylist(), strict=True))
+
+    def read_plan(self, partition: int, table: PlanTable, span: tuple[int, int] | None = None) -> pa.Table:
+        """Return the planned images or subjects of a partition, or those of a range of subject hashes."""
+        return read_table(self.dataset, self.workspace.plan(partition, table), span)
+
+    def read_summary(self, partition: int) -> Summary:
+        """Return the summary of a partition's plan."""
+        key = self.workspace.summary(partition)
+        return parse_record(Summary, self.dataset.read(key), self.dataset.uri_of(key))
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,6 @@ class Workspace:
     """The keys of one curation's objects below the dataset's prefix. ``shard`` is the number of a raw shard."""
 
     shards: tuple[ObjectInfo, ...]
-    """The raw shards."""
     index: str
     """Identity of the settings that decide about image rows and their order."""
     index_revision: int

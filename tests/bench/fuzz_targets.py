@@ -41,7 +41,7 @@ from pipelines.curate.filters import FiltersConfig
 from pipelines.curate.filters.no_pair import NoPair
 from pipelines.curate.index import IndexWork, index_shard
 from pipelines.curate.inputs import Inputs
-from pipelines.curate.raw import list_shards
+from pipelines.curate.raw import list_raw
 from pipelines.curate.tables import read_footer, read_table
 from pipelines.train.tracked import _read as read_tracked
 from tests.drawn import Photo, draw, jpeg
@@ -130,9 +130,9 @@ def read_tar(data: bytes, folder: Path) -> None:
     (raw / "shard.tar").write_bytes(data)
     filters = FiltersConfig(skip=["near_duplicate", "off_subject"], no_pair=NoPair(min_similarity=0.0))
     config = CurateConfig(raw=str(raw), dataset=str(dataset), embedder="none", filters=filters)
-    inputs = Inputs.of(config, list_shards(config.raw, open_store(config.dataset)))
+    inputs = Inputs.of(config, list_raw(config.raw, open_store(config.dataset)).shards)
     for unit in tuple(inputs.units):
-        work = IndexWork(open_store(config.raw).uri, open_store(config.dataset).uri, inputs, (unit,), config)
+        work = IndexWork(config, inputs, open_store(config.raw), open_store(config.dataset), (unit,))
         columns = index_shard(work, 0)
         if "Error: " in (said := str(columns["error"][0])):  # of a library, not ours: it ended the whole shard
             raise AssertionError(said)

@@ -16,14 +16,13 @@ import pytest
 
 from lookalike.annotators.embedder import load_embedder
 from lookalike.storage import open_store
-from pipelines.curate.config import CurateConfig, LabelsConfig, PlanConfig, ShardsConfig
+from pipelines.curate.config import CurateConfig, PlanConfig, ShardsConfig
 from pipelines.curate.duplicates import find_duplicates
 from pipelines.curate.index import read_images
 from pipelines.curate.materialise import fit
 from pipelines.curate.plan import plan_partition
-from pipelines.curate.results import read_summary
 from pipelines.curate.screen import screen_shard
-from pipelines.curate.tables import read_span
+from pipelines.curate.tables import read_part
 from pipelines.curate.work import CONTENT_ROWS
 from tests.bench.measured import keep
 from tests.bench.repeated import bench_photos, write_repeated
@@ -69,9 +68,10 @@ def test_costs_of_each_step_and_of_a_billion_images(tmp_path: Path) -> None:
     torch.set_num_threads(1)
     cost: dict[str, float] = {}
     raw = open_store(str(write_repeated(tmp_path / "photos", bench_photos(), 1, 105)))
+    config = CurateConfig(raw=raw.uri, dataset=raw.uri)
     with cpu_seconds(cost, "index", 105), Path(tmp_path / "photos" / "shard-000000.tar").open("rb") as file:
-        pixels = [image for _, image in read_images(file, "shard", LabelsConfig()) if image is not None]
-    embed = load_embedder(CurateConfig(raw=raw.uri, dataset=raw.uri).embedder)
+        pixels = [image for _, image in read_images(file, "shard", config) if image is not None]
+    embed = load_embedder(config.embedder)
     embed(pixels[:1])
     with cpu_seconds(cost, "embed", 32):
         embed(pixels[:32])
@@ -93,10 +93,10 @@ def test_costs_of_each_step_and_of_a_billion_images(tmp_path: Path) -> None:
     tables = [*stage.rows, *stage.vectors] * 5
     with cpu_seconds(cost, "open", len(tables)):
         for info in tables:
-            assert len(read_span(stage.dataset, info, nowhere)) == 0
+            assert len(read_part(stage.dataset, info, nowhere)) == 0
     with cpu_seconds(cost, "plan_row", 1):
         plan_partition(stage, 0)
-    cost["plan_row"] = (cost["plan_row"] - 2 * len(stage.rows) * cost["open"]) / read_summary(stage, 0).images
+    cost["plan_row"] = (cost["plan_row"] - 2 * len(stage.rows) * cost["open"]) / stage.read_summary(0).images
     record: dict[str, Any] = {
         "command": "LOOKALIKE_BENCH_PHOTOS=dreambooth-dev python -m pytest tests/bench -k costs -s",
         "core_ms": {name: round(seconds * 1000, 4) for name, seconds in cost.items()},

@@ -23,8 +23,7 @@ from pipelines.curate.config import CurateConfig
 from pipelines.curate.duplicates import find_duplicates
 from pipelines.curate.inputs import Inputs
 from pipelines.curate.plan import plan_partition
-from pipelines.curate.raw import list_shards
-from pipelines.curate.results import read_summary
+from pipelines.curate.raw import list_raw
 from pipelines.curate.rows import IMAGE_SCHEMA, subject_hash
 from pipelines.curate.screen import screen_shard
 from pipelines.curate.summary import Summary
@@ -113,7 +112,7 @@ def test_plan_over_many_rows_is_made_by_range(tmp_path: Path) -> None:
         ray.shutdown()
     summary = Summary()
     for partition in range(stage.partitions):
-        summary.add(read_summary(stage, partition))
+        summary.add(stage.read_summary(partition))
     record = {
         "command": f"LOOKALIKE_BENCH_ROWS={ROWS} python -m pytest tests/bench -k scale -s",
         "rows": ROWS,
@@ -138,7 +137,7 @@ def synthetic_stage(config: CurateConfig, rows: int, rows_per_shard: int = ROWS_
     shards = -(-rows // rows_per_shard)
     for shard in range(shards):
         raw.write(f"shard-{shard:06d}.tar", b"")
-    inputs = Inputs.of(config, list_shards(config.raw, dataset))
+    inputs = Inputs.of(config, list_raw(config.raw, dataset).shards)
     for shard in inputs.units:
         table, vectors = _tables(shard, min(rows_per_shard, rows - shard * rows_per_shard))
         write_table(dataset, inputs.workspace.rows(shard), table)

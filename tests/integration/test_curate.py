@@ -315,8 +315,8 @@ def test_passed_over_objects_and_take_down_matches_are_in_manifest_report_and_ou
     flag = refused.stderr[refused.stderr.index("--filters.taken_down.allow_unmatched") :].splitlines()[0]
     done = run_job("curate", "run", *arguments, *shlex.split(flag))  # the advice, to the letter
     assert done.returncode == 0, done.stderr
-    said = "passed over: 2 of 3 objects: link_outside 1 (such as 'outside.tar'), unsupported_archive 1"
-    assert said in done.stdout
+    line = "passed over: 2 of 3 objects: link_outside 1 (such as 'outside.tar'), unsupported_archive 1"
+    assert line in done.stdout
     assert "taken down: 'key:thing01-0 # a letter' names 0 images" in done.stdout
     assert "taken down: 'subject:thing03' names 3 images" in done.stdout
     manifest = json.loads((dataset / "v0001" / "manifest.json").read_text())

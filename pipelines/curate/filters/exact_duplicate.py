@@ -17,8 +17,7 @@ class ExactDuplicate:
     traits: ClassVar[tuple[Trait, ...]] = ("can_skip",)
 
     def drop(self, photos: Photos) -> np.ndarray:
-        numbered = photos.rows["sha256"].combine_chunks().dictionary_encode().indices  # millions of hashes, once each
-        _, first = np.unique(numbered.to_numpy(), return_index=True)
+        _, first = np.unique(photos.contents, return_index=True)
         repeated = np.ones(len(photos), bool)
         repeated[first] = False
         return repeated

@@ -38,4 +38,4 @@ class TakenDown:
     def drop(self, photos: Photos) -> np.ndarray:
         if self.list is None:
             return np.zeros(len(photos), bool)
-        return read_list(self.list).named(photos.rows)
+        return read_list(self.list).matches(photos.rows)[0]

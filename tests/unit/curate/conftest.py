@@ -9,13 +9,13 @@ import pytest
 
 from lookalike.storage import open_store
 from pipelines.curate.changed import with_recorded_changes
-from pipelines.curate.cluster_subjects import ClusterWork, assign_cells, find_centroids, group_cell, label_shard
+from pipelines.curate.cluster_subjects import assign_cells, cluster_work, find_centroids, group_cell, label_shard
 from pipelines.curate.config import CurateConfig
 from pipelines.curate.duplicates import find_duplicates
 from pipelines.curate.index import IndexWork, ShardIndexer
 from pipelines.curate.inputs import Inputs
 from pipelines.curate.plan import plan_partition
-from pipelines.curate.raw import list_shards
+from pipelines.curate.raw import list_raw
 from pipelines.curate.score import ShardScorer, scored
 from pipelines.curate.screen import screen_shard
 from pipelines.curate.subject_links import find_links, join_links, link_units
@@ -54,18 +54,18 @@ def planned(grid_embedder: None, tmp_path: Path) -> Callable[..., StageWork]:
     def make(raw: Path, **settings: object) -> StageWork:
         config = CurateConfig(raw=str(raw), dataset=str(tmp_path / "dataset"), **settings)  # type: ignore[arg-type]
         raw_store, dataset = open_store(config.raw), open_store(config.dataset)
-        inputs = Inputs.of(config, with_recorded_changes(list_shards(config.raw, dataset), dataset))
+        inputs = Inputs.of(config, with_recorded_changes(list_raw(config.raw, dataset).shards, dataset))
         units = tuple(inputs.units)
-        indexer = ShardIndexer(IndexWork(raw_store.uri, dataset.uri, inputs, units, config))
+        indexer = ShardIndexer(IndexWork(config, inputs, raw_store, dataset, units))
         indexed = [indexer(unit) for unit in units]
         assert [str(columns["error"][0]) for columns in indexed] == [""] * len(units)
         if config.labels.found is not None:
-            found = ClusterWork.of(config, inputs)
-            for task, count in ((find_centroids, 1), (assign_cells, len(units)), (group_cell, found.cells)):
+            clusters = cluster_work(config, inputs, config.labels.found)
+            for task, count in ((find_centroids, 1), (assign_cells, len(units)), (group_cell, clusters.cells)):
                 for unit in range(count):
-                    task(found, unit)
+                    task(clusters, unit)
             for unit in units:
-                label_shard(found, unit)
+                label_shard(clusters, unit)
         work = StageWork.of(config, inputs)
         assert work.images == sum(int(columns["images"][0]) for columns in indexed)
         for unit in units:

@@ -15,7 +15,7 @@ from pipelines.curate.filters import FiltersConfig
 from pipelines.curate.filters.no_pair import NoPair
 from pipelines.curate.index import IndexWork, ShardIndexer
 from pipelines.curate.inputs import Inputs
-from pipelines.curate.raw import list_shards
+from pipelines.curate.raw import list_raw
 from pipelines.curate.work import StageWork
 from tests.drawn import photo, world, write_raw
 from tests.published import materialise
@@ -37,7 +37,7 @@ def change(shard: Path, number: int = 0) -> None:
 def recurated(work: StageWork) -> Inputs:
     """Return the inputs of a second run of the same command."""
     dataset = open_store(work.config.dataset)
-    return Inputs.of(work.config, with_recorded_changes(list_shards(work.config.raw, dataset), dataset))
+    return Inputs.of(work.config, with_recorded_changes(list_raw(work.config.raw, dataset).shards, dataset))
 
 
 def test_a_change_that_no_listing_shows_is_an_error_and_the_same_command_indexes_again(
@@ -64,7 +64,7 @@ def test_every_reader_after_the_index_compares_hashes(planned: Planned, tmp_path
         work.read_image(next(row for row in rows if row["key"] == "thing00-0"))
     assert work.read_image(next(row for row in rows if row["key"] == "thing01-1"))
     inputs = replace(work.inputs, embedder="another")  # rows are there, vectors are not
-    indexer = ShardIndexer(IndexWork(work.raw.uri, work.dataset.uri, inputs, (0,), work.config))
+    indexer = ShardIndexer(IndexWork(work.config, inputs, work.raw, work.dataset, (0,)))
     assert "changed after it was indexed" in str(indexer(0)["error"][0])
 
 

@@ -11,7 +11,6 @@ from pipelines.curate.cluster_subjects import group
 from pipelines.curate.config import FoundConfig, LabelsConfig
 from pipelines.curate.filters import FiltersConfig
 from pipelines.curate.filters.no_pair import NoPair
-from pipelines.curate.results import read_plan
 from pipelines.curate.work import StageWork
 from tests.drawn import photo, world, write_raw
 
@@ -47,21 +46,21 @@ def test_one_image_is_one_group() -> None:
 def test_unlabelled_photos_of_many_shards_get_subjects_and_labelled_ones_keep_theirs(
     planned: Planned, tmp_path: Path
 ) -> None:
-    silent = {"caption": "a thing"}
-    photos = [replace(p, metadata=silent) for p in world(6, 4)] + [photo(6, view) for view in range(3)]
+    unlabelled = {"caption": "a thing"}
+    photos = [replace(p, metadata=unlabelled) for p in world(6, 4)] + [photo(6, view) for view in range(3)]
     raw = write_raw(tmp_path / "raw", photos, per_shard=4)
     for cells in (1, 3):  # photos of a subject in two cells are two subjects
         settings = FoundConfig(min_similarity=0.7, images_per_cell=-(-len(photos) // cells))
         work = planned(raw, filters=LOOSE, labels=LabelsConfig(found=settings))
-        tables = [read_plan(work, i, "images") for i in range(work.partitions)]
+        tables = [work.read_plan(i, "images") for i in range(work.partitions)]
         subject = {row["key"]: row["subject"] for row in pa.concat_tables(tables).to_pylist()}
         assert {subject[p.key] for p in photos[24:]} == {"thing06"}
-        found = [{subject[f"thing{thing:02d}-{view}"] for view in range(4)} for thing in range(6)]
-        assert all(name.startswith("found-") for names in found for name in names)
-        owners = [sum(name in names for names in found) for name in set().union(*found)]
-        assert owners.count(1) >= 0.8 * len(owners)  # few found subjects are two
+        names_of = [{subject[f"thing{thing:02d}-{view}"] for view in range(4)} for thing in range(6)]
+        assert all(name.startswith("found-") for names in names_of for name in names)
+        owners = [sum(name in names for names in names_of) for name in set().union(*names_of)]
+        assert owners.count(1) >= 0.8 * len(owners)  # few names belong to two subjects
         if cells == 1:
-            assert sum(len(names) < 4 for names in found) >= 4  # most have views that are found together
+            assert sum(len(names) < 4 for names in names_of) >= 4  # most have views that are found together
 
 
 def test_labelled_photos_keep_their_subjects_if_few_or_none_are_unlabelled(planned: Planned, tmp_path: Path) -> None:
@@ -70,7 +69,14 @@ def test_labelled_photos_keep_their_subjects_if_few_or_none_are_unlabelled(plann
         photos = world(3, 3)
         photos[:unlabelled] = [replace(p, metadata={"caption": "a thing"}) for p in photos[:unlabelled]]
         work = planned(write_raw(tmp_path / f"raw{unlabelled}", photos), filters=LOOSE, labels=settings)
-        tables = [read_plan(work, i, "images") for i in range(work.partitions)]
+        tables = [work.read_plan(i, "images") for i in range(work.partitions)]
         rows = pa.concat_tables(tables).to_pylist()
         assert sum(row["subject"].startswith("thing") for row in rows) == len(photos) - unlabelled
         assert sum(row["subject"].startswith("found-") for row in rows) == unlabelled
+
+
+def test_a_shard_without_a_decodable_photo_gets_no_subjects(planned: Planned, tmp_path: Path) -> None:
+    broken = [replace(photo(0, view), jpeg=b"not a photo") for view in range(2)]
+    raw = write_raw(tmp_path / "raw", [*world(2, 2), *broken], per_shard=4)
+    work = planned(raw, filters=LOOSE, labels=LabelsConfig(found=FoundConfig()))
+    assert work.read_summary(0).dropped == {"undecodable": 2}

@@ -15,7 +15,6 @@ from PIL import Image
 from lookalike.data.triplets import load_images, read_triplets
 from pipelines.curate.filters import FiltersConfig
 from pipelines.curate.filters.no_pair import NoPair
-from pipelines.curate.results import read_plan
 from pipelines.curate.work import StageWork
 from tests.drawn import draw, jpeg
 from tests.unit.curate.test_stages import materialise
@@ -75,12 +74,12 @@ def work(planned: Callable[..., StageWork], tmp_path: Path) -> StageWork:
 
 
 def test_every_member_has_its_row(work: StageWork) -> None:
-    rows = read_plan(work, 0, "images").to_pylist()
+    rows = work.read_plan(0, "images").to_pylist()
     expected = sorted((key, reason or "") for key, _, _, reason in MEMBERS)
     assert sorted((row["key"], row["drop_reason"] or "") for row in rows) == expected
-    seen = {row["key"]: row for row in rows}
-    assert (seen["turned"]["height"], seen["turned"]["width"]) == (120, 160)
-    assert "too many pixels" in seen["bomb"]["error"]
+    by_key = {row["key"]: row for row in rows}
+    assert (by_key["turned"]["height"], by_key["turned"]["width"]) == (120, 160)
+    assert "too many pixels" in by_key["bomb"]["error"]
 
 
 def test_kept_images_are_in_the_snapshot(work: StageWork) -> None:

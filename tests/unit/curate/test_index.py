@@ -15,7 +15,7 @@ from lookalike.storage import open_store
 from pipelines.curate.config import CurateConfig, LabelsConfig
 from pipelines.curate.index import IndexWork, ShardIndexer, read_images
 from pipelines.curate.inputs import Inputs
-from pipelines.curate.raw import list_shards
+from pipelines.curate.raw import list_raw
 from pipelines.curate.rows import sha256
 from pipelines.curate.tables import read_table
 from pipelines.curate.work import StageWork
@@ -23,6 +23,7 @@ from tests.drawn import draw, jpeg, photo, world, write_raw
 from tests.unit.curate.conftest import GridEmbedder
 
 JPEG = jpeg(draw(0, 0))
+CONFIG = CurateConfig(raw="raw", dataset="dataset")
 
 
 def tar_of(*members: tuple[str, bytes]) -> io.BytesIO:
@@ -36,13 +37,13 @@ def tar_of(*members: tuple[str, bytes]) -> io.BytesIO:
 
 
 def rows_of(*members: tuple[str, bytes]) -> list[dict[str, Any]]:
-    return [row for row, _ in read_images(tar_of(*members), "s.tar", LabelsConfig())]
+    return [row for row, _ in read_images(tar_of(*members), "s.tar", CONFIG)]
 
 
 def test_a_row_has_the_place_and_labels_of_its_image() -> None:
     metadata = {"subject": "cup", "class": "mug", "caption": " a mug ", "licence": "CC0", "source": "here", "more": 1}
     tar = tar_of(("k.jpg", JPEG), ("k.json", json.dumps(metadata).encode()))
-    ((row, pixels),) = read_images(tar, "s.tar", LabelsConfig())
+    ((row, pixels),) = read_images(tar, "s.tar", CONFIG)
     assert {name: row[name] for name in ("key", "shard", "subject", "class_name", "caption", "licence", "source")} == {
         "key": "k", "shard": "s.tar", "subject": "cup", "class_name": "mug", "caption": "a mug", "licence": "CC0",
         "source": "here",
@@ -73,9 +74,9 @@ def test_unusual_metadata_values_become_labels(document: bytes, subject: str) ->
 def test_labels_come_from_json_then_from_the_text_and_the_key() -> None:
     members = [("cup-03.jpg", JPEG), ("cup-03.txt", b" a red cup\n"), ("x.jpg", JPEG), ("x.json", b'{"item": "mug"}')]
     labels = LabelsConfig(subject_field="item", subject_pattern=r"^(.+)-\d+$")
-    rows = [row for row, _ in read_images(tar_of(*members), "s.tar", labels)]
+    rows = [row for row, _ in read_images(tar_of(*members), "s.tar", replace(CONFIG, labels=labels))]
     assert [(row["subject"], row["caption"]) for row in rows] == [("cup", "a red cup"), ("mug", "")]
-    rows = [row for row, _ in read_images(tar_of(("Jose\u0301-1.jpg", JPEG)), "s.tar", labels)]
+    rows = [row for row, _ in read_images(tar_of(("Jose\u0301-1.jpg", JPEG)), "s.tar", replace(CONFIG, labels=labels))]
     assert rows[0]["subject"] == "Jos\u00e9"  # in the normal form that names of JSON get
     for pattern, what in (("(", "not a valid regular expression"), ("a.*", "no group")):
         with pytest.raises(ConfigError, match=what):
@@ -102,7 +103,7 @@ def test_a_name_that_is_not_utf8_is_escaped() -> None:
         info = tarfile.TarInfo("caf\u00e9.jpg")
         info.size = len(JPEG)
         tar.addfile(info, io.BytesIO(JPEG))
-    ((row, _),) = read_images(buffer, "s.tar", LabelsConfig())
+    ((row, _),) = read_images(buffer, "s.tar", CONFIG)
     assert row["key"] == "caf\\udce9"
 
 
@@ -110,9 +111,9 @@ def test_a_truncated_shard_keeps_complete_samples_and_counts_lost_ones() -> None
     whole = tar_of(
         *[(f"k{i}.{kind}", data) for i in range(4) for kind, data in (("jpg", JPEG), ("json", b"{}"))]
     ).getvalue()
-    rows = [row for row, _ in read_images(io.BytesIO(whole[: len(JPEG) * 5 // 2]), "s.tar", LabelsConfig())]
+    rows = [row for row, _ in read_images(io.BytesIO(whole[: len(JPEG) * 5 // 2]), "s.tar", CONFIG)]
     assert [(row["key"], row["cut"]) for row in rows] == [("k0", False), ("k1", False), ("k2", True)]
-    (row,) = [row for row, _ in read_images(io.BytesIO(b""), "s.tar", LabelsConfig())]
+    (row,) = [row for row, _ in read_images(io.BytesIO(b""), "s.tar", CONFIG)]
     assert (row["key"], row["cut"], row["sha256"]) == ("", True, None)
 
 
@@ -123,9 +124,7 @@ def test_another_embedder_reads_images_again_and_keeps_the_rows(
     before = {info.key: info.etag for info in work.dataset.list("work/rows")}
     monkeypatch.setattr("lookalike.annotators.embedder.revision_of", lambda name: "grid-2")
     inputs = Inputs.of(work.config, list(work.inputs.shards))
-    indexer = ShardIndexer(
-        IndexWork(work.raw.uri, work.dataset.uri, inputs, (0,), replace(work.config, embedder="other"))
-    )
+    indexer = ShardIndexer(IndexWork(replace(work.config, embedder="other"), inputs, work.raw, work.dataset, (0,)))
     assert indexer(0)["error"] == [""]
     assert {info.key: info.etag for info in work.dataset.list("work/rows")} == before
     old, new = (read_table(work.dataset, i.workspace.vectors(0)) for i in (work.inputs, inputs))
@@ -136,9 +135,9 @@ def test_a_deleted_shard_is_reported_as_an_error(grid_embedder: None, tmp_path: 
     raw = write_raw(tmp_path / "raw", world(2, 3), per_shard=3)
     config = CurateConfig(raw=str(raw), dataset=str(tmp_path / "dataset"))
     store, dataset = open_store(config.raw), open_store(config.dataset)
-    inputs = Inputs.of(config, list_shards(config.raw, dataset))
+    inputs = Inputs.of(config, list_raw(config.raw, dataset).shards)
     (raw / "shard-000000.tar").unlink()
-    indexer = ShardIndexer(IndexWork(store.uri, dataset.uri, inputs, (0, 1), config))
+    indexer = ShardIndexer(IndexWork(config, inputs, store, dataset, (0, 1)))
     gone, there = indexer(0), indexer(1)
     assert "no such object" in str(gone["error"][0])
     assert (there["error"].tolist(), there["images"].tolist()) == ([""], [3])

@@ -14,7 +14,6 @@ from pipelines.curate.filters import FiltersConfig, Photos
 from pipelines.curate.filters.large_subject import LargeSubject
 from pipelines.curate.filters.no_pair import NoPair
 from pipelines.curate.plan import _drop_of_subject
-from pipelines.curate.results import read_plan, read_summary
 from pipelines.curate.work import StageWork
 from tests.drawn import world, write_raw
 from tests.published import materialise
@@ -68,9 +67,9 @@ def test_photos_beyond_the_bound_have_a_reason_and_the_report_counts_subjects(
         write_raw(tmp_path / "raw", [*world(1, 8), *world(3, 3)[3:]]),
         filters=replace(loose, large_subject=LargeSubject(max_photos=4)),
     )
-    rows = read_plan(work, 0, "images").to_pylist()
+    rows = work.read_plan(0, "images").to_pylist()
     assert sum(row["drop_reason"] == "large_subject" for row in rows) == 4
     assert sum(row["drop_reason"] is None for row in rows) == 10
-    assert read_summary(work, 0).bounded_subjects == 1
+    assert work.read_summary(0).bounded_subjects == 1
     page = materialise(work).version.read("report.html").decode()
     assert "1 subjects have more photos than are compared" in page

@@ -17,7 +17,8 @@ from lookalike.storage import open_store, publish, version_store
 from pipelines.curate.diff import DiffConfig, diff, render_diff
 from pipelines.curate.filters import FiltersConfig
 from pipelines.curate.filters.blurry import Blurry
-from pipelines.curate.takedown import TakeDownWork, find_holders, pin
+from pipelines.curate.removals import find_holders
+from pipelines.curate.takedown import pin
 from pipelines.curate.trace import TraceConfig, render_trace, trace
 from pipelines.curate.work import StageWork
 from tests.drawn import world, write_raw
@@ -47,34 +48,34 @@ def _publish(work: StageWork, version: int) -> None:
 
 
 def test_a_diff_has_settings_shards_images_and_triplets(dataset: str) -> None:
-    found = diff(DiffConfig(before=1, after=2, dataset=dataset))
-    assert found.settings == {"filters.blurry.min_sharpness": [12.0, SHARP]}
-    assert found.shards == {"new": ["shard-000002.tar"], "gone": [], "changed": []}
-    fates = {(fate.before, fate.after): fate for fate in found.images}
-    assert sum(fate.images for fate in found.images if fate.before == "not there") == 4
+    changes = diff(DiffConfig(before=1, after=2, dataset=dataset))
+    assert changes.settings == {"filters.blurry.min_sharpness": [12.0, SHARP]}
+    assert changes.shards == {"new": ["shard-000002.tar"], "gone": [], "changed": []}
+    fates = {(fate.before, fate.after): fate for fate in changes.images}
+    assert sum(fate.images for fate in changes.images if fate.before == "not there") == 4
     blurry = fates["kept", "blurry"]
     assert blurry.images >= 1
     assert blurry.why == [f"filters.blurry.min_sharpness: 12.0 -> {SHARP}"]
-    assert found.unchanged + sum(fate.images for fate in found.images if fate.before != "not there") == 16
+    assert changes.unchanged + sum(fate.images for fate in changes.images if fate.before != "not there") == 16
     ids = [
         {
             split: {t.triplet_id for t in read_triplets(_version(dataset, v)) if t.split == split}
-            for split in found.triplets
+            for split in changes.triplets
         }
         for v in (1, 2)
     ]
-    for split, counts in found.triplets.items():
+    for split, counts in changes.triplets.items():
         old, new = ids[0][split], ids[1][split]
         assert counts == {"added": len(new - old), "removed": len(old - new), "kept": len(old & new)}
-    text = render_diff(found)
+    text = render_diff(changes)
     assert f"filters.blurry.min_sharpness: 12.0 -> {SHARP}" in text
     assert "1 new: shard-000002.tar" in text
 
 
 def test_a_snapshot_does_not_differ_from_itself(dataset: str) -> None:
-    found = diff(DiffConfig(before=2, after=2, dataset=dataset))
-    assert (found.settings, found.images, found.unchanged, found.moved) == ({}, [], 20, 0)
-    assert {counts["added"] + counts["removed"] for counts in found.triplets.values()} == {0}
+    changes = diff(DiffConfig(before=2, after=2, dataset=dataset))
+    assert (changes.settings, changes.images, changes.unchanged, changes.moved) == ({}, [], 20, 0)
+    assert {counts["added"] + counts["removed"] for counts in changes.triplets.values()} == {0}
     with pytest.raises(InputError, match="no such object"):
         diff(DiffConfig(before=1, after=7, dataset=dataset))
 
@@ -142,7 +143,8 @@ def _other_table() -> bytes:
 def test_damaged_tables_are_errors_that_name_them(dataset: str) -> None:
     triplet = read_triplets(_version(dataset, 1))[0]
     (Path(dataset) / "list.txt").write_text("key:nothing\n")
-    holders = TakeDownWork(dataset, pin(f"{dataset}/list.txt", open_store(dataset)), versions=(2,))
+    store = open_store(dataset)
+    holders = (store, pin(f"{dataset}/list.txt", store), [2])
     for name, asked in (("images.parquet", triplet.target_image), ("triplets.parquet", triplet.triplet_id)):
         file = Path(dataset) / "v0002" / name
         whole = file.read_bytes()

@@ -20,8 +20,7 @@ from lookalike.storage.local import LocalStore
 from pipelines.curate.filters import FiltersConfig
 from pipelines.curate.filters.no_pair import NoPair
 from pipelines.curate.inventory import REASONS, lines
-from pipelines.curate.raw import list_raw, list_shards
-from pipelines.curate.results import read_plan
+from pipelines.curate.raw import list_raw
 from pipelines.curate.work import StageWork
 from tests.drawn import Photo, world, write_raw
 from tests.published import materialise
@@ -67,7 +66,7 @@ def link(name: str, target: str, kind: bytes = tarfile.SYMTYPE) -> tarfile.TarIn
 
 
 def rows_of(work: StageWork) -> list[dict[str, Any]]:
-    return [row for i in range(work.partitions) for row in read_plan(work, i, "images").to_pylist()]
+    return [row for i in range(work.partitions) for row in work.read_plan(i, "images").to_pylist()]
 
 
 @pytest.mark.parametrize(
@@ -164,28 +163,28 @@ def test_counts_of_objects_members_and_images_add_up(planned: Planned, tmp_path:
         },
     }
     work = planned(raw, filters=LOOSE)
-    found = 2 * (8 + 2) + 10 + 5
-    assert work.members.found == found
+    members = 2 * (8 + 2) + 10 + 5
+    assert work.members.found == members
     assert set(work.members.counts) == {
         *("link_outside", "link_to_nothing", "folder", "special_file"),
         *("webdataset_meta", "no_extension", "hidden_file"),
     }
     rows = rows_of(work)
-    assert work.members.read == 2 * (len(photos) + 4) == found - work.members.counts.total()
+    assert work.members.read == 2 * (len(photos) + 4) == members - work.members.counts.total()
     assert len(rows) == len(photos) + 4 + 3  # three shards that are no tar have a row each
     assert {row["shard"] for row in rows if row["cut"]} == {"empty.tar", "page.tar.gz", "zip.tar"}
     report = json.loads(materialise(work).version.read("report.json"))
     assert [row["unit"] for row in report["funnel"]] == sorted(
         (row["unit"] for row in report["funnel"]), key=["objects", "members", "images"].index
     )
-    assert [row["left"] for row in report["funnel"] if row["reason"].endswith("_found")] == [5, found, len(rows)]
+    assert [row["left"] for row in report["funnel"] if row["reason"].endswith("_found")] == [5, members, len(rows)]
     assert report["funnel"][-1]["left"] == report["counts"]["images_kept"]
     page = work.dataset.read("v0001/report.html").decode()
     assert "out.jpg" in page
     assert REASONS["webdataset_meta"] in page
-    said = lines({"objects": listing.objects.to_json(), "members": work.members.to_json()})
-    assert said[0].startswith("passed over: 10 of 15 objects: dangling_link 1 (such as 'gone.tar'), ")
-    assert said[1].startswith(f"passed over: {work.members.counts.total()} of {found} members: ")
+    shown = lines({"objects": listing.objects.to_json(), "members": work.members.to_json()})
+    assert shown[0].startswith("passed over: 10 of 15 objects: dangling_link 1 (such as 'gone.tar'), ")
+    assert shown[1].startswith(f"passed over: {work.members.counts.total()} of {members} members: ")
 
 
 def test_unread_members_of_a_sample_are_counted(planned: Planned, tmp_path: Path) -> None:
@@ -235,7 +234,7 @@ def test_braces_list_each_folder_once(tmp_path: Path, monkeypatch: pytest.Monkey
     assert _Counted.listed == ["a/shard-0000", "b/shard-0000"]
     assert (len(listing.shards), listing.objects.found) == (100, 100)
     with pytest.raises(InputError, match=r"the shard does not exist.*shard-000050\.tar and 9 more"):
-        list_shards(f"{tmp_path}/raw/a/shard-{{000000..000059}}.tar", dataset)
+        list_raw(f"{tmp_path}/raw/a/shard-{{000000..000059}}.tar", dataset)
 
 
 def test_prefixes_and_shards_that_overlap_are_counted_once(tmp_path: Path) -> None:
@@ -261,5 +260,5 @@ def test_a_prefix_without_a_shard_is_an_error_that_lists_its_objects(tmp_path: P
     with pytest.raises(InputError, match=says):
         list_raw(str(tmp_path / "raw" / name), dataset)
     # and the advice works
-    assert list_shards([str(tmp_path / "elsewhere")], dataset)
-    assert list_shards(str(tmp_path / "raw" / "linked" / "shard.tar"), dataset)
+    assert list_raw([str(tmp_path / "elsewhere")], dataset).shards
+    assert list_raw(str(tmp_path / "raw" / "linked" / "shard.tar"), dataset).shards

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from pipelines.curate.filters import FiltersConfig
 from pipelines.curate.layout import plan_shards
-from pipelines.curate.results import read_summary
 from pipelines.curate.rows import unit_hash
 from pipelines.curate.work import StageWork
 from pipelines.finetune import FinetuneConfig
@@ -35,7 +34,7 @@ def test_every_triplet_of_one_subject_trains(name: str, planned: Callable[..., S
     shards = plan_shards(work)
     assert {shard.split for shard in shards} == {"train"}
     assert sum(shard.triplets for shard in shards) == sum(
-        read_summary(work, partition).triplets for partition in range(work.partitions)
+        work.read_summary(partition).triplets for partition in range(work.partitions)
     )
     assert sum(shard.triplets for shard in shards) >= 4
 

@@ -13,17 +13,17 @@ import pytest
 from PIL import Image
 
 from lookalike.storage import open_store
-from pipelines.curate.config import CurateConfig, LabelsConfig
+from pipelines.curate.config import CurateConfig
 from pipelines.curate.filters import FiltersConfig
 from pipelines.curate.index import IndexWork, ShardIndexer, read_images
 from pipelines.curate.inputs import Inputs
-from pipelines.curate.raw import list_shards
-from pipelines.curate.results import read_plan, read_summary
+from pipelines.curate.raw import list_raw
 from pipelines.curate.rows import CONFLICT
 from pipelines.curate.work import StageWork
 from tests.drawn import draw, jpeg, photo, world, write_raw
 
 JPEG = jpeg(draw(0, 0))
+CONFIG = CurateConfig(raw="raw", dataset="dataset")
 
 
 def png(image: Image.Image, kind: str = "PNG") -> bytes:
@@ -50,7 +50,7 @@ def row_of(*members: tuple[str, bytes]) -> dict[str, Any]:
     """The row of the sample ``k``, which stands between two good ones."""
     good = [(f"{key}.{kind}", data) for key in "az" for kind, data in (("jpg", JPEG), ("json", b'{"subject": "cup"}'))]
     file = io.BytesIO(tar_of(*good[:2], *members, *good[2:]))
-    first, *middle, last = [row for row, _ in read_images(file, "s.tar", LabelsConfig())]
+    first, *middle, last = [row for row, _ in read_images(file, "s.tar", CONFIG)]
     assert (first["subject"], last["subject"], first["error"], last["note"]) == ("cup", "cup", "", "")
     (row,) = middle
     return row
@@ -198,7 +198,7 @@ def test_an_interruption_is_not_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_an_invalid_tar_header_ends_at_most_its_shard(headers: dict[str, str]) -> None:
     members = [(f"{key}.{kind}", data) for key in "akz" for kind, data in (("jpg", JPEG), ("json", b"{}"))]
-    rows = list(read_images(io.BytesIO(tar_of(*members, odd="k.jpg", **headers)), "s.tar", LabelsConfig()))
+    rows = list(read_images(io.BytesIO(tar_of(*members, odd="k.jpg", **headers)), "s.tar", CONFIG))
     assert (rows[0][0]["key"], rows[0][0]["error"]) == ("a", "")
     assert all(row["cut"] == ("breaks off" in row["error"]) for row, _ in rows)
 
@@ -209,8 +209,8 @@ def test_an_unreadable_shard_is_reported_by_name(
     raw = write_raw(tmp_path / "raw", world(2, 3), per_shard=3)
     config = CurateConfig(raw=str(raw), dataset=str(tmp_path / "dataset"))
     store, dataset = open_store(config.raw), open_store(config.dataset)
-    inputs = Inputs.of(config, list_shards(config.raw, dataset))
-    indexer = ShardIndexer(IndexWork(store.uri, dataset.uri, inputs, (0, 1), config))
+    inputs = Inputs.of(config, list_raw(config.raw, dataset).shards)
+    indexer = ShardIndexer(IndexWork(config, inputs, store, dataset, (0, 1)))
 
     def fail(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         raise RuntimeError("out of memory")
@@ -225,11 +225,11 @@ def test_conflicting_licences_are_always_dropped(planned: Callable[..., StageWor
     photos = world(2, 4)
     meta = {"subject": photos[0].subject, "licence": "CC0-1.0", "license": "CC-BY-NC-4.0"}
     work = planned(write_raw(tmp_path / "raw", [replace(photos[0], metadata=meta), *photos[1:]]))
-    (table,) = [read_plan(work, i, "images") for i in range(work.partitions)]
+    (table,) = [work.read_plan(i, "images") for i in range(work.partitions)]
     rows = {row["key"]: row for row in table.to_pylist()}
     assert rows[photos[0].key]["drop_reason"] == "licence"
     assert "CC-BY-NC-4.0 and CC0-1.0" in rows[photos[0].key]["note"]
-    assert read_summary(work, 0).noted == {"licence": 1}
+    assert work.read_summary(0).noted == {"licence": 1}
 
 
 def test_flawed_and_good_samples_are_planned_together(planned: Callable[..., StageWork], tmp_path: Path) -> None:
@@ -250,9 +250,9 @@ def test_flawed_and_good_samples_are_planned_together(planned: Callable[..., Sta
     assert (rows["thing00-5"]["drop_reason"], rows["thing00-6"]["drop_reason"]) == ("undecodable", "unlabelled")
     assert rows["thing00-7"]["caption"] == "a thing"
     assert rows["thing01-5"]["caption"] == ""
-    assert sum(read_summary(work, i).noted.total() for i in range(work.partitions)) == 3
+    assert sum(work.read_summary(i).noted.total() for i in range(work.partitions)) == 3
 
 
 def _images(work: StageWork, partition: int) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = read_plan(work, partition, "images").to_pylist()
+    rows: list[dict[str, Any]] = work.read_plan(partition, "images").to_pylist()
     return rows

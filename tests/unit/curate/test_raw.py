@@ -11,7 +11,7 @@ from lookalike.storage import open_store
 from pipelines.curate.filters import FiltersConfig
 from pipelines.curate.filters.no_pair import NoPair
 from pipelines.curate.index import IndexWork, ShardIndexer
-from pipelines.curate.raw import list_shards, raw_store
+from pipelines.curate.raw import list_raw, raw_store
 from pipelines.curate.tables import read_table
 from pipelines.curate.work import StageWork
 from tests.drawn import world, write_raw
@@ -26,7 +26,7 @@ def raw(tmp_path: Path) -> Path:
 
 
 def keys(raw: str | list[str], tmp_path: Path) -> list[str]:
-    return [info.key for info in list_shards(raw, open_store(str(tmp_path / "dataset")))]
+    return [info.key for info in list_raw(raw, open_store(str(tmp_path / "dataset"))).shards]
 
 
 def test_raw_accepts_prefixes_braces_and_lists(raw: Path, tmp_path: Path) -> None:
@@ -84,5 +84,5 @@ def test_a_truncated_compressed_shard_keeps_complete_samples(
     rows = read_table(work.dataset, work.inputs.workspace.rows(0)).to_pylist()
     assert any(row["cut"] for row in rows)
     assert any(not row["error"] for row in rows)
-    indexer = ShardIndexer(IndexWork(work.raw.uri, work.dataset.uri, work.inputs, (0,), work.config))
+    indexer = ShardIndexer(IndexWork(work.config, work.inputs, work.raw, work.dataset, (0,)))
     assert indexer(0)["images"] == [len(rows)]

@@ -16,7 +16,6 @@ from pipelines.curate.filters import FiltersConfig
 from pipelines.curate.filters.no_pair import NoPair
 from pipelines.curate.filters.not_safe import NotSafe
 from pipelines.curate.filters.subject_area import SubjectArea
-from pipelines.curate.results import read_plan
 from pipelines.curate.work import StageWork
 from tests.drawn import Photo, draw, jpeg, photo, world, write_raw
 
@@ -44,7 +43,7 @@ def model(monkeypatch: pytest.MonkeyPatch) -> Model:
 
 
 def reasons(work: StageWork) -> dict[str, str]:
-    tables = [read_plan(work, i, "images") for i in range(work.partitions)]
+    tables = [work.read_plan(i, "images") for i in range(work.partitions)]
     return {row["key"]: row["drop_reason"] for row in pa.concat_tables(tables).to_pylist()}
 
 
@@ -53,9 +52,9 @@ def test_a_model_sees_each_kept_image_once_and_a_new_threshold_asks_nothing(
 ) -> None:
     photos = [*world(3, 4), photo(0, 0).under("copy", "thing01"), Photo("tiny", jpeg(draw(0, 9, 40)), "thing00")]
     raw = write_raw(tmp_path / "raw", photos, per_shard=5)
-    found = reasons(planned(raw, filters=replace(LOOSE, not_safe=NotSafe(max_score=0.5))))
+    dropped = reasons(planned(raw, filters=replace(LOOSE, not_safe=NotSafe(max_score=0.5))))
     assert len(model.shown) == 12  # neither the copy nor the tiny one
-    bad = [key for key, reason in found.items() if reason == "not_safe"]
+    bad = [key for key, reason in dropped.items() if reason == "not_safe"]
     assert len(bad) == sum(share > 0.5 for share in model.shown)
     assert 0 < len(bad) < 12
     stricter = reasons(planned(raw, filters=replace(LOOSE, not_safe=NotSafe(max_score=0.4))))
@@ -97,10 +96,10 @@ def test_photos_without_a_caption_get_one_and_others_keep_theirs(
 ) -> None:
     monkeypatch.setattr(Captioner, "revision", "made up")
     monkeypatch.setattr(Captioner, "load", lambda self, device: lambda image: "a drawn thing")
-    silent = replace(photo(0, 1), metadata={"subject": "thing00"})
-    raw = write_raw(tmp_path / "raw", [photo(0, 0), silent, photo(0, 2)])
+    uncaptioned = replace(photo(0, 1), metadata={"subject": "thing00"})
+    raw = write_raw(tmp_path / "raw", [photo(0, 0), uncaptioned, photo(0, 2)])
     work = planned(raw, filters=LOOSE, captioner=Captioner("some/model"))
-    rows = read_plan(work, 0, "images").to_pylist()
+    rows = work.read_plan(0, "images").to_pylist()
     assert {row["key"]: row["caption"] for row in rows} == {
         "thing00-0": "a thing, thing00-0", "thing00-1": "a drawn thing", "thing00-2": "a thing, thing00-2",
     }  # fmt: skip

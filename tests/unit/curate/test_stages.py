@@ -26,8 +26,7 @@ from pipelines.curate.filters.taken_down import TakenDown
 from pipelines.curate.inputs import Inputs
 from pipelines.curate.layout import split_cut
 from pipelines.curate.materialise import fit, write_shard
-from pipelines.curate.raw import list_shards
-from pipelines.curate.results import read_plan, read_summary
+from pipelines.curate.raw import list_raw
 from pipelines.curate.rows import hash_range, sha256, subject_hash
 from pipelines.curate.takedown import pin
 from pipelines.curate.work import StageWork
@@ -39,7 +38,7 @@ LOOSE = FiltersConfig(no_pair=NoPair(min_similarity=-1.0))
 
 
 def rows_of(work: StageWork) -> list[dict[str, Any]]:
-    tables = [read_plan(work, i, "images") for i in range(work.partitions)]
+    tables = [work.read_plan(i, "images") for i in range(work.partitions)]
     return list(pa.concat_tables(tables).to_pylist())
 
 
@@ -88,7 +87,7 @@ def test_every_image_is_kept_or_has_a_reason(planned: Planned, tmp_path: Path) -
         "copy": "exact_duplicate", "copy-elsewhere": "exact_duplicate", "half": "undecodable", "tiny": "too_small",
         "plain": "flat", "unnamed": "unlabelled", "thing17-0": "truncated_shard",
     }  # fmt: skip
-    summary = read_summary(work, 0)
+    summary = work.read_summary(0)
     assert summary.images == summary.kept + summary.dropped.total()
     assert summary.dropped == Counter(reasons.values())
     assert (summary.subjects_in, summary.subjects) == (4, 4)
@@ -116,7 +115,7 @@ def test_the_split_of_a_subject_does_not_depend_on_other_subjects(planned: Plann
         work = planned(raw, filters=LOOSE, plan=PlanConfig(validation_fraction=0.4, min_validation_subjects=0))
         cut = split_cut(work)
         assert cut == 0.4
-        table = read_plan(work, 0, "subjects").to_pylist()
+        table = work.read_plan(0, "subjects").to_pylist()
         return {row["subject"] for row in table if row["split_hash"] < cut}
 
     few, many = validation(12), validation(24)
@@ -128,7 +127,7 @@ def test_the_split_of_a_subject_does_not_depend_on_other_subjects(planned: Plann
 def test_minimum_of_validation_subjects(planned: Planned, tmp_path: Path, subjects: int, expected: int) -> None:
     raw = write_raw(tmp_path / "raw", world(subjects, 2))
     work = planned(raw, filters=LOOSE, plan=PlanConfig(validation_fraction=0.0))
-    hashes = read_plan(work, 0, "subjects")["split_hash"].to_numpy()
+    hashes = work.read_plan(0, "subjects")["split_hash"].to_numpy()
     assert (hashes < split_cut(work)).sum() == expected
 
 
@@ -264,7 +263,7 @@ def test_the_fingerprint_depends_on_what_decides_about_the_snapshot(grid_embedde
     dataset = open_store(config.dataset)
 
     def fingerprint(config: CurateConfig) -> str:
-        return Inputs.of(config, list_shards(config.raw, dataset)).fingerprint
+        return Inputs.of(config, list_raw(config.raw, dataset).shards).fingerprint
 
     same = replace(config, dataset="elsewhere", actors=replace(config.actors, count=7))
     assert fingerprint(same) == fingerprint(config)
@@ -277,11 +276,11 @@ def test_the_fingerprint_depends_on_what_decides_about_the_snapshot(grid_embedde
 def test_invalid_raw_prefixes_are_rejected(tmp_path: Path) -> None:
     dataset = open_store(str(tmp_path / "dataset"))
     with pytest.raises(InputError, match="missing or empty"):
-        list_shards(str(tmp_path / "nothing"), dataset)
+        list_raw(str(tmp_path / "nothing"), dataset)
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "a.jpg").write_bytes(b"x")
     with pytest.raises(InputError, match=r"no \.tar among the 1 objects"):
-        list_shards(str(tmp_path / "photos"), dataset)
+        list_raw(str(tmp_path / "photos"), dataset)
     for raw in (tmp_path, tmp_path / "dataset", tmp_path / "dataset" / "v0001"):
         with pytest.raises(ConfigError, match="share a prefix"):
-            list_shards(str(raw), dataset)
+            list_raw(str(raw), dataset)

@@ -13,7 +13,6 @@ from pipelines.curate.config import PlanConfig
 from pipelines.curate.filters import FiltersConfig
 from pipelines.curate.filters.no_pair import NoPair
 from pipelines.curate.layout import split_cut
-from pipelines.curate.results import read_components, read_plan
 from pipelines.curate.subject_links import join_links
 from pipelines.curate.tables import write_table
 from pipelines.curate.work import StageWork
@@ -32,10 +31,10 @@ def test_subjects_that_share_an_image_or_a_near_copy_are_in_one_split(planned: P
     raw = write_raw(tmp_path / "raw", photos, per_shard=7)
     work = planned(raw, filters=LOOSE, plan=PlanConfig(rows_per_partition=9))
     assert work.linked
-    assert read_components(work) == {
+    assert work.read_components() == {
         "thing00": "thing00", "thing01": "thing00", "thing05": "thing00", "thing02": "thing02", "thing03": "thing02",
     }  # fmt: skip
-    rows = [row for i in range(work.partitions) for row in read_plan(work, i, "subjects").to_pylist()]
+    rows = [row for i in range(work.partitions) for row in work.read_plan(i, "subjects").to_pylist()]
     place = {row["subject"]: row["split_hash"] for row in rows}
     assert place["thing00"] == place["thing01"] == place["thing05"] != place["thing02"] == place["thing03"]
     assert len(set(place.values())) == 5
@@ -59,4 +58,4 @@ def test_a_table_of_another_program_is_an_error_that_names_it(name: str, planned
     assert key.endswith(name)
     write_table(work.dataset, key, pa.table({"other columns": [1]}))
     with pytest.raises(InputError, match=f"not a table of links: .*{name}.*remove it, and run the same command again"):
-        join_links(work, 0) if name.startswith("part") else read_components(work)
+        join_links(work, 0) if name.startswith("part") else work.read_components()

@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow as pa
 
 from lookalike.storage import ObjectInfo, Store, open_store
-from pipelines.curate.tables import read_footer, read_span, read_table, vectors_array, vectors_of, write_table
+from pipelines.curate.tables import read_footer, read_part, read_table, vectors_array, vectors_of, write_table
 
 
 class Counting:
@@ -34,12 +34,12 @@ def test_only_the_row_groups_of_a_span_are_read(tmp_path: Path) -> None:
     store, info, table = written(tmp_path)
     counting = Counting(store)
     span = (1 << 60, (1 << 60) + (1 << 57))  # 1 of 32
-    found = read_span(counting, info, span)  # type: ignore[arg-type]
+    rows = read_part(counting, info, span)  # type: ignore[arg-type]
     hashes = table["subject_hash"].to_numpy()
-    assert found.equals(table.filter(pa.array((hashes >= span[0]) & (hashes < span[1]))))
-    assert 400 < len(found) < 900
+    assert rows.equals(table.filter(pa.array((hashes >= span[0]) & (hashes < span[1]))))
+    assert 400 < len(rows) < 900
     assert counting.bytes < info.size / 5
-    assert read_table(store, info.key, span).equals(found)
+    assert read_table(store, info.key, span).equals(rows)
 
 
 def test_rows_are_counted_by_the_footer(tmp_path: Path) -> None:
@@ -53,6 +53,6 @@ def test_vectors_are_read_with_unit_norm(tmp_path: Path) -> None:
     vectors = np.random.default_rng(0).normal(size=(5, 8)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     column = pa.chunked_array([vectors_array(vectors[:2]), vectors_array(vectors[2:])])
-    back = vectors_of(column, 8)
+    back = vectors_of(column)
     np.testing.assert_allclose(back, vectors, atol=1e-3)
     np.testing.assert_allclose(np.linalg.norm(back, axis=1), 1, atol=1e-6)

@@ -3,6 +3,7 @@ import re
 import shlex
 import unicodedata
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -16,24 +17,13 @@ from hypothesis import strategies as st
 
 from lookalike.errors import InputError
 from lookalike.storage import open_store
+from pipelines.actors import ActorConfig, run_units
 from pipelines.curate.config import CurateConfig
 from pipelines.curate.filters import FiltersConfig, Photos
 from pipelines.curate.filters.taken_down import TakenDown
 from pipelines.curate.inputs import Inputs
-from pipelines.curate.removals import take_down
-from pipelines.curate.results import read_plan
-from pipelines.curate.takedown import (
-    TakeDownList,
-    TakeDownWork,
-    check_matched,
-    count_matches,
-    entry_lines,
-    pin,
-    pinned_hash,
-    read_list,
-    summed,
-    trimmed,
-)
+from pipelines.curate.removals import check_matched, count_matches, entry_lines, summed, take_down
+from pipelines.curate.takedown import TakeDownList, pin, pinned_hash, read_list, trimmed
 from pipelines.curate.work import StageWork
 from tests.drawn import world, write_raw
 
@@ -61,7 +51,7 @@ ROWS = pa.table(
     ],
 )
 def test_an_entry_names_images(line: str, named: list[bool]) -> None:
-    assert TakeDownList.parse(line, "list.txt").named(ROWS).tolist() == named
+    assert TakeDownList.parse(line, "list.txt").matches(ROWS)[0].tolist() == named
 
 
 @pytest.mark.parametrize("line", ["cup", "subject:", "sha256:123", "url:x", CONTENT[:-1]])
@@ -107,7 +97,7 @@ def test_utf_16_without_a_byte_order_mark_is_rejected(tmp_path: Path) -> None:
         pin(str(tmp_path / "list.txt"), open_store(str(tmp_path / "dataset")))
 
 
-# What a careless or an unlucky hand writes, and the column that it names in the rows above.
+# Entries as people write and copy them, and the column and value that each names.
 SPELLINGS: list[tuple[str, str, str]] = [
     ("key:IMG #1", "key", "IMG #1"),
     ("source:https://ex.org/gallery#photo-0", "source", "https://ex.org/gallery#photo-0"),
@@ -207,16 +197,24 @@ def test_allowed_entries_may_be_spelled_as_in_the_list() -> None:
     check_matched(taken, np.zeros(1, int), np.zeros(1, int), [f"Subject: {NFD} "])
 
 
+def in_process(task: Callable[..., Any], work: Any, units: int, noun: str = "") -> Iterator[pa.Table]:
+    """``run_tasks`` without Ray."""
+    return run_units(lambda work: partial(task, work), work, units, ActorConfig(count=0), noun=noun)  # type: ignore[arg-type,return-value]
+
+
+@pytest.fixture
+def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipelines.curate.removals.run_tasks", in_process)
+
+
 def test_matches_are_counted_shard_by_shard(planned: Callable[..., StageWork], tmp_path: Path) -> None:
     raw = write_raw(tmp_path / "raw", world(3, 4), per_shard=4)
     (tmp_path / "list.txt").write_text("subject:thing01\nkey:thing00-0\nsource:drawn\nkey:nothing\n")
     pinned = pin(str(tmp_path / "list.txt"), open_store(str(tmp_path / "dataset")))
     work = planned(raw, filters=FiltersConfig(taken_down=TakenDown(pinned)))
-    job = TakeDownWork(work.config.dataset, pinned, work.rows, workspace=work.workspace)
-    tables = (pa.table(count_matches(job, unit)) for unit in range(len(work.rows)))
-    counts, _ = summed(tables, 4)
-    assert counts.tolist() == [4, 1, 12, 0]
-    rows = read_plan(work, 0, "images")
+    counts, images = summed(in_process(count_matches, work, len(work.rows)), 4)
+    assert (counts.tolist(), images) == ([4, 1, 12, 0], {0: 4, 1: 4, 2: 4})
+    rows = work.read_plan(0, "images")
     assert rows["drop_reason"].to_pylist() == ["taken_down"] * 12
 
 
@@ -225,21 +223,17 @@ def test_matches_are_counted_shard_by_shard(planned: Callable[..., StageWork], t
 def test_any_name_can_be_removed_in_any_normal_form(name: str) -> None:
     for written in (name, unicodedata.normalize("NFD", name), unicodedata.normalize("NFC", name)):
         taken = TakeDownList.parse(f"key:{written}", "list.txt")
-        assert taken.named(rows_with("key", name)).tolist()[0]
+        assert taken.matches(rows_with("key", name))[0].tolist()[0]
 
 
 def test_the_jobs_output_has_a_line_for_each_entry() -> None:
-    said = entry_lines({"matched": {"key:a": 3, "key:b": 0}, "entries": 2})
-    assert said == ["taken down: 'key:b' names 0 images", "taken down: 'key:a' names 3 images"]
+    lines = entry_lines({"matched": {"key:a": 3, "key:b": 0}, "entries": 2})
+    assert lines == ["taken down: 'key:b' names 0 images", "taken down: 'key:a' names 3 images"]
     assert len(entry_lines({"matched": {f"key:{i}": 1 for i in range(1000)}, "entries": 5000})) == 21
     assert entry_lines(None) == []
 
 
-def in_process(task: Callable[..., Any], work: Any, units: int, **_: Any) -> Iterator[pa.Table]:
-    """The units one after the other, as ``run_tasks`` gives them."""
-    return (pa.table(task(work, unit)) for unit in range(units))
-
-
+@pytest.mark.usefixtures("no_ray")
 def test_equal_files_of_removed_images_are_removed(planned: Callable[..., StageWork], tmp_path: Path) -> None:
     photos = world(3, 3)
     copies = [photos[0].under("copy", "thing01"), photos[4].under("other", "thing02")]
@@ -247,7 +241,7 @@ def test_equal_files_of_removed_images_are_removed(planned: Callable[..., StageW
     (tmp_path / "list.txt").write_text("key:thing00-0\nsubject:thing01\n")
     dataset = open_store(str(tmp_path / "dataset"))
     filters = FiltersConfig(taken_down=TakenDown(pin(str(tmp_path / "list.txt"), dataset)))
-    stage, record, _ = take_down(planned(raw, filters=filters), [], in_process)
+    stage, record, _ = take_down(planned(raw, filters=filters), [])
     assert record is not None
     assert (record["matched"], record["named"]) == ({"key:thing00-0": 1, "subject:thing01": 4}, 5)
     rows, _ = stage.read_rows(stage.span(0))
@@ -257,19 +251,20 @@ def test_equal_files_of_removed_images_are_removed(planned: Callable[..., StageW
     assert stage.inputs.fingerprint == planned(raw, filters=filters).inputs.fingerprint
 
 
+@pytest.mark.usefixtures("no_ray")
 def test_the_manifest_shows_a_bounded_number_of_entries(planned: Callable[..., StageWork], tmp_path: Path) -> None:
     raw = write_raw(tmp_path / "raw", world(2, 2))
     entries = ["subject:thing00", *(f"key:absent-{i}" for i in range(1500))]
     (tmp_path / "list.txt").write_text("\n".join(entries))
     pinned = pin(str(tmp_path / "list.txt"), open_store(str(tmp_path / "dataset")))
     filters = FiltersConfig(taken_down=TakenDown(pinned, entries[1:]))
-    _, record, matched = take_down(planned(raw, filters=filters), [], in_process)
+    _, record, matched = take_down(planned(raw, filters=filters), [])
     assert record is not None
     assert (len(record["matched"]), record["not_shown"], len(record["unmatched"])) == (1000, 501, 1000)
     assert list(matched) == entries
     strict = planned(raw, filters=FiltersConfig(taken_down=TakenDown(pinned)))
     with pytest.raises(InputError, match="1500 of 1501 entries"):
-        take_down(strict, [], in_process)
+        take_down(strict, [])
 
 
 @pytest.mark.parametrize(
@@ -280,12 +275,12 @@ def test_a_file_uri_matches_with_and_without_percent_encoding(name: str) -> None
     rows = pa.table({"sha256": ["ab", "cd"], "key": ["a", "b"], "subject": ["c", "c"], "source": [encoded, plain]})
     spellings = [encoded, plain, unicodedata.normalize("NFC", plain), f"file://localhost/photos/{quote(name)}"]
     for spelling in spellings:
-        assert TakeDownList.parse(f"source:{spelling}", "list.txt").named(rows).all(), spelling
+        assert TakeDownList.parse(f"source:{spelling}", "list.txt").matches(rows)[0].all(), spelling
     both = TakeDownList.parse("\n".join(f"source:{spelling}" for spelling in spellings), "list.txt")
     named, counts = both.matches(rows)
     assert named.all()
     check_matched(both, counts, np.zeros(len(both)), [])  # each spelling has matched
-    assert not TakeDownList.parse(f"source:{encoded}x\nsource:file://host/{name}", "list.txt").named(rows).any()
+    assert not TakeDownList.parse(f"source:{encoded}x\nsource:file://host/{name}", "list.txt").matches(rows)[0].any()
 
 
 def test_size_of_a_list_is_bounded_by_its_setting(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from lookalike.errors import ConfigError, ConflictError, InputError
 from lookalike.storage import open_store
 from lookalike.storage.arrow import arrow_filesystem
 from lookalike.storage.claim import claim
-from pipelines.curate.raw import list_shards, raw_store
+from pipelines.curate.raw import list_raw, raw_store
 from pipelines.curate.takedown import pin, pinned_hash, read_list
 from pipelines.generate.config import GenerateConfig
 from pipelines.generate.run import _references
@@ -33,25 +33,25 @@ def test_raw_shards_are_those_of_the_place(place: Path, tmp_path: Path) -> None:
     (place / "x.tar").write_bytes(b"1")
     dataset = open_store("/elsewhere/dataset")
     for raw in (str(place), str(place / "x.tar"), place.as_uri(), [str(place / "x.tar"), str(place / "x.tar")]):
-        shards = list_shards(raw, dataset)
+        shards = list_raw(raw, dataset).shards
         assert [(info.key, info.size) for info in shards] == [("x.tar", 1)]
         assert raw_store(raw).uri == place.as_uri()
     both = [str(place), str(tmp_path / "rawA")]
-    assert {info.key for info in list_shards(both, dataset)} == {f"{place.name}/x.tar", "rawA/decoy.tar"}
+    assert {info.key for info in list_raw(both, dataset).shards} == {f"{place.name}/x.tar", "rawA/decoy.tar"}
 
 
 def test_braces_name_shards_unless_a_folder_has_that_name(tmp_path: Path) -> None:
     for name in ("x1.tar", "x2.tar"):
         (tmp_path / name).write_bytes(b"")
     dataset = open_store("/elsewhere/dataset")
-    assert [info.key for info in list_shards(f"{tmp_path}/x{{1..2}}.tar", dataset)] == ["x1.tar", "x2.tar"]
+    assert [info.key for info in list_raw(f"{tmp_path}/x{{1..2}}.tar", dataset).shards] == ["x1.tar", "x2.tar"]
     for raw, words in {
         f"{tmp_path}/{{1..2": "brace",
         f"{tmp_path}/{{0..99999999999999}}.tar": "more than",
         "{a,b}" * 40: "more than",
     }.items():
         with pytest.raises(ConfigError, match=words):
-            list_shards(raw, dataset)
+            list_raw(raw, dataset)
 
 
 def test_raw_and_dataset_in_one_place_are_refused_by_any_name(tmp_path: Path) -> None:
@@ -59,7 +59,7 @@ def test_raw_and_dataset_in_one_place_are_refused_by_any_name(tmp_path: Path) ->
     (tmp_path / "link").symlink_to(tmp_path / "raw")
     for dataset in ("raw", "raw/x", "link/x", "raw/../raw", "."):
         with pytest.raises(ConfigError, match="share a prefix"):
-            list_shards(str(tmp_path / "raw"), open_store(str(tmp_path / dataset)))
+            list_raw(str(tmp_path / "raw"), open_store(str(tmp_path / dataset)))
 
 
 def test_take_down_list_is_read_from_its_location(place: Path) -> None:
