@@ -3,7 +3,7 @@
 from typing import Any
 
 from lookalike import config as configs
-from lookalike.bundles.files import MANIFEST
+from lookalike.bundles.manifest import MANIFEST
 from lookalike.errors import InputError
 from lookalike.registry.versions import identify
 from lookalike.storage import Store, open_store, read_object

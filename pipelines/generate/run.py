@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from lookalike import config as configs
 from lookalike.bundles.load import load_preprocessor
 from lookalike.bundles.locate import locate_bundle
-from lookalike.bundles.reference import BundleReference
+from lookalike.bundles.manifest import BundleReference
 from lookalike.bundles.transfer import fetch_bundle
 from lookalike.data.images import EXTENSIONS, decode
 from lookalike.data.text import decode_text

@@ -24,11 +24,8 @@ _KEPT = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "LICENSE*", "
 def materialise(preset: Preset, folder: Path, seed: int = 0) -> Path:
     """Write the initial bundle of ``preset`` into ``folder``, which is created if needed; returns ``folder``.
 
-    Equal presets and seeds give equal files.
-
-    Raises:
-        InputError: a source that does not exist, or a folder that is not empty.
-        ConfigError: a component with neither source nor configuration, or a source outside the shipped assets.
+    Equal presets and seeds give equal files. Raises InputError for a source that does not exist or a folder that is not
+    empty, and ConfigError for a component with neither source nor configuration.
     """
     if folder.exists() and any(folder.iterdir()):
         raise InputError("the folder of a new bundle is not empty", value=str(folder), fix="choose an empty folder")
@@ -62,9 +59,7 @@ def fetch(source: str, target: Path, *, revision: str | None = None, subfolder: 
         revision: commit of a Hub id.
         subfolder: folder of the component inside the source.
 
-    Raises:
-        InputError: the source does not exist.
-        ConfigError: a ``package:`` source outside the shipped assets.
+    Raises InputError if the source does not exist, and ConfigError for ``package:`` outside the shipped assets.
     """
     if source.startswith("package:"):
         origin = asset(source.removeprefix("package:"))
@@ -98,10 +93,9 @@ def write_model_index(folder: Path) -> None:
 
 
 def check_model_index(folder: Path) -> None:
-    """Check the libraries that ``model_index.json`` names, since diffusers would import any module written there.
+    """Raise InputError if ``model_index.json`` names a class of a library that bundles do not use.
 
-    Raises:
-        InputError: the file is not JSON, or names a class of a library that bundles do not use.
+    diffusers would import any module that is written there.
     """
     path = folder / "model_index.json"
     if not path.is_file():

@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
 
 from lookalike.errors import InputError
@@ -27,7 +28,6 @@ log = logging.getLogger(__name__)
 Stamp = tuple[str, int, int, int, int, int]
 """Path, device, inode, size in bytes, mtime and ctime in ns."""
 
-_BLOCK = 4 << 20  # bytes read at once
 _THREADS = 8
 _SETTLED_NS = 50_000_000  # clocks of file systems tick every 1 to 10 ms: a change within a tick cannot be detected
 _MOST_FOLDERS = 512  # in the cache; the oldest are removed
@@ -36,7 +36,6 @@ _WORTH_A_LINE = 1 << 30  # bytes; hashing more is logged
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 _known: dict[Stamp, str] = {}
-_warned: set[str] = set()
 
 
 def file_sha256s(folder: Path, names: Iterable[str], *, keep: bool = True) -> dict[str, str]:
@@ -90,14 +89,11 @@ def _hash(folder: Path, names: list[str], wait: bool) -> dict[str, Stamp]:
 
 def sha256_of(path: Path) -> str:
     """Return the SHA-256 (hex) of a file. Raises InputError if it cannot be read."""
-    digest, block = hashlib.sha256(), memoryview(bytearray(_BLOCK))
     try:
         with path.open("rb", buffering=0) as file:
-            while read := file.readinto(block):
-                digest.update(block[:read])  # releases the GIL
+            return hashlib.file_digest(file, "sha256").hexdigest()  # releases the GIL
     except OSError as error:
         raise _unreadable(path, error) from error
-    return digest.hexdigest()
 
 
 def _stamp(path: Path) -> Stamp:
@@ -109,9 +105,13 @@ def _stamp(path: Path) -> Stamp:
 
 
 def _unreadable(path: Path, error: OSError) -> InputError:
-    return InputError(
-        f"cannot read the file: {error.strerror or error}", value=str(path), fix="check its permissions and disk"
-    )
+    what = f"cannot read the file or folder: {error.strerror or error}"
+    return InputError(what, value=str(path), fix="check its permissions and the disk")
+
+
+def inode_of(path: Path) -> tuple[int, int]:
+    """Return device and inode of a file or folder. Raises InputError if it cannot be read."""
+    return _stamp(path)[1:3]
 
 
 def _let_clock_pass(newest_ns: int) -> None:
@@ -136,10 +136,9 @@ def _memory(folder: Path) -> Path | None:
     return cache / f"{hashlib.sha256(os.fsencode(folder.absolute())).hexdigest()[:32]}.json"
 
 
+@lru_cache
 def _warn_once(message: str) -> None:
-    if message not in _warned:
-        log.warning(message)
-    _warned.add(message)
+    log.warning(message)
 
 
 @contextmanager

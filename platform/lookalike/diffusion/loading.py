@@ -3,7 +3,7 @@
 import diffusers
 import transformers
 
-from lookalike.bundles.reference import BundleReference
+from lookalike.bundles.manifest import BundleReference
 from lookalike.bundles.transfer import local_folders
 from lookalike.diffusion.pipeline import SubjectPipeline
 from lookalike.documents import decoding

@@ -7,8 +7,7 @@ from typing import Any
 
 from diffusers import DiffusionPipeline
 
-from lookalike.bundles.files import MANIFEST
-from lookalike.bundles.manifest import ADAPTER, write_manifest
+from lookalike.bundles.manifest import ADAPTER, MANIFEST, write_manifest
 from lookalike.errors import ConfigError
 from lookalike.models.adapter_files import AdapterFile
 from lookalike.models.adapter_state import (

@@ -2,8 +2,7 @@
 
 from dataclasses import dataclass
 
-from lookalike.bundles.files import MANIFEST
-from lookalike.bundles.manifest import parse_manifest
+from lookalike.bundles.manifest import MANIFEST, parse_manifest
 from lookalike.bundles.transfer import verify_bundle
 from lookalike.errors import InputError
 from lookalike.evaluation.scores import Scores

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from lookalike.bundles.load import load_model
-from lookalike.bundles.manifest import ADAPTER, read_preset, write_manifest
-from lookalike.bundles.reference import BundleReference
+from lookalike.bundles.manifest import ADAPTER, BundleReference, read_preset, write_manifest
 from lookalike.bundles.transfer import local_bundle, upload_bundle, verified_reference
 from lookalike.bundles.verification import verify
 from lookalike.errors import LookalikeError

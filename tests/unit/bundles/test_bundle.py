@@ -8,17 +8,17 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lookalike.bundles.build import materialise
-from lookalike.bundles.files import MANIFEST
 from lookalike.bundles.load import build_model, load_model
 from lookalike.bundles.manifest import (
     ADAPTER,
+    MANIFEST,
+    BundleReference,
     bundle_sha256,
     check_preset,
     read_manifest,
     read_preset,
     write_manifest,
 )
-from lookalike.bundles.reference import BundleReference
 from lookalike.bundles.verification import open_bundle, verify
 from lookalike.config import fingerprint
 from lookalike.errors import ConfigError, InputError

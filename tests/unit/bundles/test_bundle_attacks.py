@@ -12,11 +12,17 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lookalike.bundles import digests
-from lookalike.bundles.files import MANIFEST
 from lookalike.bundles.load import load_model
 from lookalike.bundles.locate import locate_bundle
-from lookalike.bundles.manifest import ADAPTER, bundle_sha256, read_manifest, read_preset, write_manifest
-from lookalike.bundles.reference import BundleReference
+from lookalike.bundles.manifest import (
+    ADAPTER,
+    MANIFEST,
+    BundleReference,
+    bundle_sha256,
+    read_manifest,
+    read_preset,
+    write_manifest,
+)
 from lookalike.bundles.transfer import fetch_bundle, local_bundle, verified_reference, verify_bundle
 from lookalike.bundles.verification import open_bundle, verify
 from lookalike.diffusion.loading import load_pipeline
@@ -217,7 +223,7 @@ def test_memory_that_others_can_write_is_not_used(
     assert cache.stat().st_mode & 0o777 == 0o700
     cache.chmod(0o777)
     monkeypatch.setattr(digests, "_known", {})
-    monkeypatch.setattr(digests, "_warned", set())
+    digests._warn_once.cache_clear()
     read: list[Path] = []
     whole = digests.sha256_of
     monkeypatch.setattr(digests, "sha256_of", lambda path: (read.append(path), whole(path))[1])

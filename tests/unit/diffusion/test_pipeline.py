@@ -11,8 +11,14 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from lookalike.bundles.load import load_model
-from lookalike.bundles.manifest import ADAPTER, bundle_sha256, read_manifest, read_preset, write_manifest
-from lookalike.bundles.reference import BundleReference
+from lookalike.bundles.manifest import (
+    ADAPTER,
+    BundleReference,
+    bundle_sha256,
+    read_manifest,
+    read_preset,
+    write_manifest,
+)
 from lookalike.bundles.verification import verify
 from lookalike.diffusion.pipeline import SubjectPipeline
 from lookalike.diffusion.schedule import DenoisingSchedule
