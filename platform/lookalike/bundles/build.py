@@ -11,7 +11,7 @@ from pathlib import Path
 from lookalike.bundles.manifest import write_manifest
 from lookalike.documents import parse_object, render_json
 from lookalike.errors import ConfigError, InputError
-from lookalike.models.components import component_config
+from lookalike.models.components import component_config, hub_snapshot
 from lookalike.models.families import family_of
 from lookalike.models.presets import Preset, asset
 
@@ -41,9 +41,9 @@ def materialise(preset: Preset, folder: Path, seed: int = 0) -> Path:
             where = {key: getattr(component, key, None) for key in ("revision", "subfolder")}
             fetch(component.source, target, **where)
         else:
-            from lookalike.models.new_components import MAKERS
+            from lookalike.models.new_components import make_component
 
-            MAKERS[name](preset, target, seed)
+            make_component(name, preset, folder, seed)
     _check_aggregator(preset, folder)
     write_model_index(folder)
     write_manifest(folder, preset)
@@ -66,7 +66,9 @@ def fetch(source: str, target: Path, *, revision: str | None = None, subfolder: 
     elif Path(source).is_dir():
         origin = Path(source)
     else:
-        origin = _download(source, revision, subfolder)
+        # a pattern also matches in subfolders, and the root of a pipeline may hold a second copy of the weights
+        options = {"revision": revision, "ignore_patterns": None if subfolder else ["*/*"]}
+        origin = hub_snapshot(source, _KEPT, subfolder, fix="check the preset's source", **options)
     origin = origin / (subfolder or "")
     if not origin.is_dir():
         name = f"{source}/{subfolder}" if subfolder else source
@@ -123,21 +125,3 @@ def _check_aggregator(preset: Preset, folder: Path) -> None:
             value=config.source,
             fix=f"set aggregator.kind to {actual}, or remove aggregator.source (or train from_seed)",
         )
-
-
-def _download(repository: str, revision: str | None, subfolder: str | None) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    # a pattern also matches in subfolders, and the root of a pipeline may hold a second copy of the weights
-    patterns = [f"{subfolder}/{pattern}" if subfolder else pattern for pattern in _KEPT]
-    unwanted = None if subfolder else ["*/*"]
-    try:
-        folder = snapshot_download(repository, revision=revision, allow_patterns=patterns, ignore_patterns=unwanted)
-        return Path(folder)
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise InputError(
-            f"the source is neither a folder nor a Hub id that can be reached: {error}",
-            value=repository,
-            fix="check the preset's source",
-        ) from error

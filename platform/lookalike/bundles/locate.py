@@ -15,7 +15,7 @@ def locate_bundle(
 
     The base of a personal bundle is identified by its hash. It is looked for at ``base_uri`` only, if that is given;
     otherwise at ``base_hint``, and then at the location that was recorded when the adapter was trained.
-    Raises InputError if there is no finished bundle at ``uri``, or one with another identity than ``sha256``, or no base.
+    Raises InputError for no finished bundle at ``uri``, one with another identity than ``sha256``, or no base.
     """
     store = open_store(uri)
     manifest, actual = _read(uri)

@@ -9,6 +9,7 @@ from torch import Tensor
 from lookalike.diffusion.flow import Draw, FlowConfig, add_noise, draw, flow_matching_loss
 from lookalike.errors import ConfigError
 from lookalike.models.batch import Batch
+from lookalike.models.dit import References
 from lookalike.models.vae import LatentCache, encode, token_grid
 
 
@@ -58,25 +59,23 @@ def denoising_loss(
     clean, target = batch.target_latents, batch.target
     assert clean is not None
     assert target is not None
-    reference_latents = reference_grid = None
-    if use_references:
-        reference_latents = batch.reference_latents
-        reference_grid = token_grid(vae, *batch.references.shape[-2:])
     if drawn is None:
         drawn = draw(sample_ids, seed, (clean.shape[1], clean.shape[2]), flow)
     drawn = drawn.to(clean.device)
     noise, sigma, uniform = drawn.noise, drawn.sigma, drawn.uniform
+    references = None
+    if use_references:
+        assert batch.reference_latents is not None
+        mask = batch.reference_mask & (uniform[:, 1] >= dropout_references)[:, None]
+        references = References(batch.reference_latents, mask, token_grid(vae, *batch.references.shape[-2:]))
     predicted = model(
         batch,
         add_noise(clean, noise, sigma),
         sigma,
-        reference_latents=reference_latents,
+        references,
+        token_grid(vae, *target.shape[-2:]),
         use_mllm=use_mllm,
-        use_references=use_references,
         mllm_keep=uniform[:, 0] >= dropout_mllm,
-        reference_keep=uniform[:, 1] >= dropout_references,
-        grid=token_grid(vae, *target.shape[-2:]),
-        reference_grid=reference_grid,
     )
     return flow_matching_loss(predicted, noise, clean)
 

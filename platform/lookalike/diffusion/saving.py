@@ -31,11 +31,9 @@ TOKENIZER_FILES = (
 
 
 def save_bundle(pipe: Any, folder: Path, **kwargs: Any) -> None:
-    """Write ``pipe`` (a SubjectPipeline) to ``folder``; this is ``save_pretrained`` of a pipeline.
+    """Write ``pipe`` (a SubjectPipeline) to ``folder``: its ``save_pretrained``.
 
-    Raises:
-        ConfigError: several active LoRAs, or one of another name than ``default``; a component that is not a
-            component of a bundle, or whose weights are offloaded.
+    Raises ConfigError for several active LoRAs or one of another name than ``default``, and for offloaded weights.
     """
     transformer, preprocessor = pipe.transformer, pipe.preprocessor
     for name in ("mllm", "aggregator", "transformer", "vae"):
@@ -43,9 +41,7 @@ def save_bundle(pipe: Any, folder: Path, **kwargs: Any) -> None:
             raise ConfigError("the weights of a component are offloaded", value=name, fix="call remove_all_hooks first")
     check_not_wrapped(transformer)
     if kwargs.get("safe_serialization") is False:
-        raise ConfigError(
-            "a bundle cannot be saved as pickles", value="safe_serialization=False", fix="drop safe_serialization=False"
-        )
+        raise ConfigError("a bundle cannot be saved as pickles", fix="drop safe_serialization=False")
     active = effective_loras(transformer)
     if active not in ([], [ADAPTER_NAME]):
         raise ConfigError(
@@ -61,7 +57,7 @@ def save_bundle(pipe: Any, folder: Path, **kwargs: Any) -> None:
     if not (folder / MANIFEST).is_file():
         _write(plain, adapter, folder, **kwargs)
         return
-    folder.parent.mkdir(parents=True, exist_ok=True)  # over a bundle, maybe the one whose files are mapped into memory
+    # the files of the bundle to replace may be mapped into memory: they may be those of this pipeline
     with tempfile.TemporaryDirectory(prefix=".lookalike-save-", dir=folder.parent) as name:
         fresh = Path(name)
         _write(plain, adapter, fresh, **kwargs)

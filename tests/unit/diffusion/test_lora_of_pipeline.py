@@ -310,7 +310,7 @@ def test_missing_sources_are_rejected(load, tmp_path, monkeypatch) -> None:
         pipe.load_lora_weights(tmp_path / "nowhere")
     with pytest.raises(InputError, match="neither a file, nor a folder, nor a Hub id"):
         pipe.load_lora_weights("loras/of/mine")
-    with pytest.raises(InputError, match="neither a local LoRA nor one on the Hub"):
+    with pytest.raises(InputError, match="neither a local folder nor a Hub id"):
         pipe.load_lora_weights("someone/some-lora", local_files_only=True)
     with pytest.raises(InputError, match="a pickle"):
         pipe.load_lora_weights(tmp_path, use_safetensors=False)
