@@ -50,7 +50,7 @@ def generate(config: GenerateConfig) -> dict[str, Any]:
     bundle = locate_bundle(model.bundle_uri, model.bundle_sha256, base_uri=config.base)
     prompts = read_prompts(config)
     references = _references(config, bundle)
-    components = fetch_bundle(bundle).components
+    components, _ = fetch_bundle(bundle)
     preprocessor = load_preprocessor(components)
     preset, multiple = preprocessor.preset, token_shape(components)[0]
     check_size(config.height or preset.height, config.width or preset.width, multiple)

@@ -53,11 +53,8 @@ def materialise(preset: Preset, folder: Path, seed: int = 0) -> Path:
 def fetch(source: str, target: Path, *, revision: str | None = None, subfolder: str | None = None) -> None:
     """Copy a component's files to ``target``.
 
-    Args:
-        source: ``package:NAME`` (a folder of the shipped assets), a local folder, or a Hub id.
-        target: folder that is created.
-        revision: commit of a Hub id.
-        subfolder: folder of the component inside the source.
+    ``source`` is ``package:NAME`` (a folder of the shipped assets), a local folder, or a Hub id, for which ``revision``
+    is a commit; ``subfolder`` is the component's folder inside the source.
 
     Raises InputError if the source does not exist, and ConfigError for ``package:`` outside the shipped assets.
     """

@@ -46,8 +46,7 @@ def file_sha256s(folder: Path, names: Iterable[str], *, keep: bool = True) -> di
         names: files, relative to it.
         keep: whether to cache the hashes on disk, and not in this process only.
 
-    Raises:
-        InputError: a file cannot be read, or changes while it is read.
+    Raises InputError if a file cannot be read, or changes while it is read.
     """
     stamps = {name: _stamp(folder / name) for name in names}
     if any(stamp not in _known for stamp in stamps.values()):

@@ -40,10 +40,10 @@ def load_model(bundle_dir: Path, base_dir: Path | None = None, dtype: "torch.dty
     from lookalike.models.adapters import load_lora
     from lookalike.models.weights import load_weights
 
-    opened = open_bundle(bundle_dir, base_dir)
-    model = build_model(opened.components, dtype)
-    load_weights(model, opened.components)
-    if opened.adapter is not None:
-        load_lora(model.transformer, opened.adapter)
+    components, adapter = open_bundle(bundle_dir, base_dir)
+    model = build_model(components, dtype)
+    load_weights(model, components)
+    if adapter is not None:
+        load_lora(model.transformer, adapter)
         model.set_trainable(())
     return model.eval()

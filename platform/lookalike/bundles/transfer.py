@@ -16,7 +16,7 @@ from lookalike.bundles.manifest import (
     preset_of,
     read_manifest,
 )
-from lookalike.bundles.verification import OpenBundle, check_contents, check_listed, open_bundle, verify
+from lookalike.bundles.verification import check_contents, check_listed, open_bundle, verify
 from lookalike.errors import InputError
 from lookalike.scratch import kept_folder
 from lookalike.storage import Store, open_store
@@ -65,8 +65,8 @@ def local_folders(bundle: BundleReference) -> tuple[Path, Path | None]:
     return local_bundle(bundle.uri, bundle.sha256), None if base is None else local_bundle(base.uri)
 
 
-def fetch_bundle(bundle: BundleReference) -> OpenBundle:
-    """Copy a bundle and its base to this machine, if they are not there, and open them.
+def fetch_bundle(bundle: BundleReference) -> tuple[Path, Path | None]:
+    """Copy a bundle and its base to this machine, if they are not there, and open them as :func:`open_bundle`.
 
     Raises InputError if one is damaged or was replaced, or the base is not the one that the adapter was trained on.
     """

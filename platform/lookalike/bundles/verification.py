@@ -1,7 +1,6 @@
 """Verify the bundle in a local folder, and find the folders that its parts are loaded from."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +18,6 @@ from lookalike.bundles.manifest import (
 from lookalike.documents import decoding, parse_object
 from lookalike.errors import InputError
 from lookalike.models.components import REPAIR
-from lookalike.models.presets import Preset
-
-
-@dataclass(frozen=True)
-class OpenBundle:
-    """Local folders of a verified bundle, its base included."""
-
-    components: Path
-    """Folder that holds the five components (the base's for a personal bundle)."""
-    adapter: Path | None
-    """Folder of the peft adapter, if the bundle has one."""
-    preset: Preset
-    """What the model was made from."""
 
 
 def verify(bundle_dir: Path, where: str | None = None) -> dict[str, Any]:
@@ -93,12 +79,14 @@ def check_contents(
             )
 
 
-def open_bundle(bundle_dir: Path, base_dir: Path | None = None) -> OpenBundle:
+def open_bundle(bundle_dir: Path, base_dir: Path | None = None) -> tuple[Path, Path | None]:
     """Verify a bundle in a local folder, and the base in ``base_dir`` that a personal bundle needs.
 
-    Raises InputError if it is incomplete or damaged, or the base is missing or has another identity.
+    Returns the folder of the five components (the base's for a personal bundle), and that of the peft adapter, if there
+    is one. Raises InputError if a bundle is incomplete or damaged, or the base is missing or has another identity.
     """
     manifest = verify(bundle_dir)
+    preset_of(manifest, str(bundle_dir / MANIFEST))  # checks it
     base = manifest["base"]
     check_components(bundle_dir, personal=base is not None)
     components = bundle_dir
@@ -114,5 +102,4 @@ def open_bundle(bundle_dir: Path, base_dir: Path | None = None) -> OpenBundle:
             )
         components = base_dir
     has_adapter = any(name.startswith(f"{ADAPTER}/") for name in manifest["components"])
-    preset = preset_of(manifest, str(bundle_dir / MANIFEST))
-    return OpenBundle(components, bundle_dir / ADAPTER if has_adapter else None, preset)
+    return components, bundle_dir / ADAPTER if has_adapter else None

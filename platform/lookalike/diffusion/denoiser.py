@@ -52,7 +52,7 @@ class Denoiser:
 def context_of(mllm: Any, aggregator: Any, batch: Batch, repeats: int, keep: Tensor | None = None) -> Context:
     """Compute the MLLM's tokens of each prompt, ``repeats`` times each; ``keep`` [B] masks prompts out."""
     once = encode_context(mllm, aggregator, batch, keep=keep)
-    return Context(*(part.repeat_interleave(repeats, dim=0) for part in (once.tokens, once.mask)))
+    return Context(once.tokens.repeat_interleave(repeats, dim=0), once.mask.repeat_interleave(repeats, dim=0))
 
 
 def references_of(
@@ -68,8 +68,8 @@ def references_of(
     """Encode the references of each prompt, ``repeats`` times each, for a target of ``grid`` tokens."""
     images = batch.references
     latents = encode(vae, images.flatten(0, 1), device).unflatten(0, images.shape[:2])
-    repeated = (part.repeat_interleave(repeats, dim=0) for part in (latents, batch.reference_mask))
-    references = References(*repeated, token_grid(vae, *images.shape[-2:]))
+    latents, mask = (part.repeat_interleave(repeats, dim=0) for part in (latents, batch.reference_mask))
+    references = References(latents, mask, token_grid(vae, *images.shape[-2:]))
     return prepare_references(transformer, references, grid, config, distilled_guidance)
 
 

@@ -68,11 +68,7 @@ def check_options(
 
 
 def prompts_of(prompt: Any) -> list[str]:
-    """Return one text, or several, as a list.
-
-    Raises:
-        InputError: an empty list, or values that are not text.
-    """
+    """Return one text, or several, as a list. Raises InputError for an empty list and for values that are not text."""
     prompts = [prompt] if isinstance(prompt, str) else list(prompt) if isinstance(prompt, Iterable) else [prompt]
     if not prompts:
         raise InputError("the list of prompts is empty", fix="pass at least one text")
@@ -97,8 +93,7 @@ def negative_prompts_of(prompt: Any, count: int) -> list[str] | None:
 def generators_of(generator: Any, seeds: Any, images: int) -> Any:
     """Return generators for ``images`` images: one for each seed, or the given ones (one for all, or a list).
 
-    Raises:
-        ConfigError: both are given, their number is not that of the images, or a value is no seed and no generator.
+    Raises ConfigError if both are given, their number is not that of the images, or one is not a seed or generator.
     """
     if seeds is None:
         generators = list(generator) if isinstance(generator, (list, tuple)) else generator
@@ -140,9 +135,8 @@ def pair_references(references: Any, prompts: int) -> list[list[np.ndarray]]:
             ``[C, H, W]``, uint8 or floats in [0, 1]; ``[N, ...]`` are N images.
         prompts: number of prompts.
 
-    Raises:
-        InputError: an empty list, also for one of the prompts, a number of lists that is not that of the prompts, or
-            a value that is not such an image.
+    Raises InputError for an empty list, also of one prompt, for another number of lists than of prompts, and for a
+    value that is not such an image.
     """
     if references is None:
         return [[] for _ in range(prompts)]

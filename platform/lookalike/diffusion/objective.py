@@ -48,8 +48,7 @@ def denoising_loss(
         cache: keeps latents between calls; without it the VAE runs on every image.
         drawn: result of :func:`~lookalike.diffusion.flow.draw` for these ids and this seed, if the caller has it.
 
-    Raises:
-        ConfigError: the batch has no targets, or the number of ids is not that of the samples.
+    Raises ConfigError if the batch has no targets, or the number of ids is not that of the samples.
     """
     if batch.target is None:
         raise ConfigError("the batch has no targets", fix="pass targets to the preprocessor")
@@ -83,17 +82,10 @@ def denoising_loss(
 def paired_losses(
     model: Callable[..., Tensor], vae: Any, right: Batch, shuffled: Batch | None, **options: Any
 ) -> tuple[Tensor, Tensor | None]:
-    """Held-out loss of each sample with its own conditions and with another subject's, on the same noise.
+    """Compute the held-out loss of each sample with its own and with another subject's conditions, on the same noise.
 
-    Args:
-        model: as for :func:`denoising_loss`.
-        vae: frozen AutoencoderKL.
-        right: the samples, with targets.
-        shuffled: the same targets under other conditions (:meth:`Batch.with_conditions_of`); None if there are none.
-        options: the other arguments of :func:`denoising_loss`, for both.
-
-    Returns:
-        Two float32 ``[B]``; None instead of the second without ``shuffled``.
+    ``shuffled`` has the targets of ``right`` under other conditions (:meth:`Batch.with_conditions_of`); ``options`` are
+    the other arguments of :func:`denoising_loss`. Returns two float32 ``[B]``; the second is None without ``shuffled``.
     """
     own = denoising_loss(model, vae, right, **options)
     return own, None if shuffled is None else denoising_loss(model, vae, shuffled, **options)

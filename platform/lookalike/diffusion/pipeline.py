@@ -87,23 +87,20 @@ class SubjectPipeline(DiffusionPipeline, SubjectLoraLoaderMixin):
     def from_pretrained(cls, folder: str | Path, base: str | Path | None = None, **kwargs: Any) -> "SubjectPipeline":
         """Load a bundle from a local folder; a personal one needs the folder of its base.
 
-        Other arguments are those of ``DiffusionPipeline.from_pretrained`` (``torch_dtype``, ``device_map``, …).
-
-        Raises:
-            InputError: not a bundle, an incomplete one, another base than the adapter was trained on, or a missing or
-                unknown tensor (not checked with a ``quantization_config``, which renames tensors).
+        Other arguments are those of ``DiffusionPipeline.from_pretrained`` (``torch_dtype``, ``device_map``, …). Raises
+        InputError if it is not a whole bundle, has another base than the adapter was trained on, or a missing or
+        unknown tensor (not checked with a ``quantization_config``, which renames tensors).
         """
-        opened = open_bundle(Path(folder), None if base is None else Path(base))
-        check_model_index(opened.components)
+        components, adapter = open_bundle(Path(folder), None if base is None else Path(base))
+        check_model_index(components)
         kwargs.setdefault("use_safetensors", True)
-        pipe: SubjectPipeline = super().from_pretrained(
-            str(opened.components), preprocessor=load_preprocessor(opened.components), **kwargs
-        )
+        preprocessor = load_preprocessor(components)
+        pipe: SubjectPipeline = super().from_pretrained(str(components), preprocessor=preprocessor, **kwargs)
         parts = {name: getattr(pipe, name) for name in ("mllm", "aggregator", "transformer", "vae")}
         if "quantization_config" not in kwargs:
-            check_names(parts, opened.components)
-        if opened.adapter is not None:
-            load_lora(pipe.transformer, opened.adapter)
+            check_names(parts, components)
+        if adapter is not None:
+            load_lora(pipe.transformer, adapter)
         for module in parts.values():
             module.requires_grad_(False).eval()
         return pipe
@@ -112,10 +109,8 @@ class SubjectPipeline(DiffusionPipeline, SubjectLoraLoaderMixin):
         """Write a full bundle that :meth:`from_pretrained` reads and that generates what this pipeline generates.
 
         An active LoRA is written beside the DiT with its weight of ``set_adapters``; a fused LoRA is part of the DiT's
-        weights; a disabled or inactive LoRA is left out. The pipeline is not changed.
-
-        Raises:
-            ConfigError: several active LoRAs, or one of another name than ``default``: a bundle holds one.
+        weights; a disabled or inactive LoRA is left out. The pipeline is not changed. Raises ConfigError for several
+        active LoRAs, or one of another name than ``default``: a bundle holds one.
         """
         save_bundle(self, Path(save_directory), **kwargs)
 
@@ -266,8 +261,7 @@ class SubjectPipeline(DiffusionPipeline, SubjectLoraLoaderMixin):
     ) -> SamplerPlan:
         """Return the noise level of each step of such a call and what it sees: print it, or plot it.
 
-        Raises:
-            ConfigError: a size that does not divide, a denoising schedule out of order, no step.
+        Raises ConfigError for a size that does not divide, a denoising schedule out of order, or no step.
         """
         return self._plan(copy.deepcopy(self.scheduler), stages, num_inference_steps, height, width)
 

@@ -26,11 +26,7 @@ class Velocity(Protocol):
 def set_noise_levels(scheduler: Any, steps: int, tokens: int, device: torch.device | None = None) -> list[float]:
     """Set the noise levels of diffusers' FlowMatchEulerDiscreteScheduler as FluxPipeline does; returns them.
 
-    Args:
-        scheduler: changed in place.
-        steps: Euler steps.
-        tokens: patchified tokens of the image, which decide the resolution shift.
-        device: of the scheduler's tensors.
+    The patchified ``tokens`` of the image decide the resolution shift; ``device`` is that of the scheduler's tensors.
     """
     mu = FlowConfig.from_scheduler(scheduler.config).mu(tokens) if scheduler.config.use_dynamic_shifting else None
     scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), mu=mu, device=device)

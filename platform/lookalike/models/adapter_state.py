@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 
 from lookalike.errors import ConfigError
-from lookalike.models.adapter_config import check_settings
-from lookalike.models.adapter_files import AdapterFile
-from lookalike.models.adapter_tensors import PEFT_PREFIX, exact_scales
-from lookalike.models.adapters import adapter_names
+from lookalike.models.adapter_files import AdapterFile, check_settings
+from lookalike.models.adapter_tensors import exact_scales
+from lookalike.models.adapters import lora_parameters
 
 
 def check_not_wrapped(transformer: Any) -> None:
@@ -44,8 +43,7 @@ def is_fused(transformer: Any) -> bool:
 def effective_loras(transformer: Any) -> list[str]:
     """Return the names of the LoRAs that act in a forward pass: active, not fused, not disabled, not zero.
 
-    Raises:
-        ConfigError: a LoRA that is fused into some of its layers only.
+    Raises ConfigError for a LoRA that is fused into some of its layers only.
     """
     names: dict[str, bool] = {}
     for path, layer in _lora_layers(transformer):
@@ -84,9 +82,7 @@ def adapter_state(transformer: Any, name: str, *, alpha_is_rank: bool = False) -
             ranks[path], alphas[path], factors[path] = rank, alpha * factor, layer.scaling[name]
             if math.isclose(factor, 1.0, rel_tol=1e-12):
                 alphas[path] = alpha
-    parameters = dict(transformer.named_parameters())
-    names = adapter_names(transformer, name)
-    tensors = {file_name.removeprefix(PEFT_PREFIX): parameters[own].detach() for own, file_name in names.items()}
+    tensors = {key: parameter.detach() for key, parameter in lora_parameters(transformer, name).items()}
     if alpha_is_rank:
         for key, tensor in tensors.items():
             path, up, _ = key.partition(".lora_B.")
@@ -101,18 +97,13 @@ def adapter_state(transformer: Any, name: str, *, alpha_is_rank: bool = False) -
 def without_loras(transformer: Any) -> Any:
     """Return a DiT without LoRA layers that shares the weights of ``transformer``, which is unchanged.
 
-    LoRAs that are fused stay in the weights.
-
-    Raises:
-        ConfigError: it has other adapters than LoRAs on linear layers.
+    LoRAs that are fused stay in the weights. Raises ConfigError for other adapters than LoRAs on linear layers.
     """
-    weights: dict[str, Tensor] = {}
-    fused = {path: layer for path, layer in _lora_layers(transformer) if layer.merged and layer.disable_adapters}
-    for name, tensor in transformer.state_dict().items():
-        if ".lora_" not in name:
-            weights[name.replace(".base_layer.", ".")] = tensor
-    for path, layer in fused.items():  # a disabled layer unmerges what is fused the next time it runs
-        weights.update(_unfused(path, layer))
+    tensors = transformer.state_dict()
+    weights = {name.replace(".base_layer.", "."): tensors[name] for name in tensors if ".lora_" not in name}
+    for path, layer in list(_lora_layers(transformer)):
+        if layer.merged and layer.disable_adapters:  # it unmerges what is fused the next time it runs
+            weights.update(_unfused(path, layer))
     with torch.device("meta"):
         plain = type(transformer).from_config(transformer.config)
     try:
@@ -136,11 +127,9 @@ def _unfused(path: str, layer: Any) -> dict[str, Tensor]:
 
 
 def _changes(layer: Any, name: str) -> bool:
-    if layer.scaling[name] == 0 and not layer.use_dora.get(name, False):
-        return False
     up = layer.lora_B[name]
-    biased = up.bias is not None and bool(up.bias.any())
-    return bool(up.weight.any()) or biased or bool(layer.use_dora.get(name, False))
+    changed = bool(up.weight.any()) or (up.bias is not None and bool(up.bias.any()))
+    return bool(layer.use_dora.get(name, False)) or (layer.scaling[name] != 0 and changed)
 
 
 def _lora_layers(transformer: Any) -> Iterator[tuple[str, Any]]:

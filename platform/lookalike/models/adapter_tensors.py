@@ -52,8 +52,7 @@ def sort_tensors(
 ) -> dict[str, LoraLayer]:
     """Group tensors by layer of the DiT; those of a fused layer are split into its parts.
 
-    Raises:
-        InputError: a tensor of an unknown layer, of a wrong shape, twice for one layer, or of an unsupported kind.
+    Raises InputError for a tensor of an unknown layer, of a wrong shape, twice for one layer, or not of a LoRA.
     """
     parts: dict[str, LoraLayer] = {}
     elsewhere, unknown = [], []

@@ -6,24 +6,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lookalike.errors import ConfigError, InputError, first_line
-from lookalike.models.adapter_config import peft_config
-from lookalike.models.adapter_files import AdapterFile, read_adapter
+from lookalike.models.adapter_files import AdapterFile, peft_config, read_adapter
 from lookalike.models.adapter_tensors import PEFT_PREFIX, PEFT_WEIGHTS
 from lookalike.models.presets import LoraConfig, check_lora
 
 ADAPTER_NAME = "default"
 
 
-def inject_lora(transformer: Any, lora: LoraConfig, name: str = ADAPTER_NAME) -> None:
+def inject_lora(transformer: Any, lora: LoraConfig) -> None:
     """Add a LoRA without effect yet (its up projection is zero) to a FluxTransformer2DModel, in place.
 
     Raises ConfigError for a rank above the attention width.
     """
     check_lora(lora, transformer.config)
-    transformer.add_adapter(peft_config(_peft_values(lora)), adapter_name=name)
+    transformer.add_adapter(peft_config(_peft_values(lora)), adapter_name=ADAPTER_NAME)
 
 
 def inject_mllm_lora(mllm: Any, lora: LoraConfig) -> None:
@@ -60,10 +59,10 @@ def merge_mllm_lora(mllm: Any) -> dict[str, Tensor]:
     return merged
 
 
-def adapter_names(transformer: Any, name: str = ADAPTER_NAME) -> dict[str, str]:
-    """Map the name of each parameter of a LoRA in the DiT to its name in a peft file."""
-    names = {parameter: _peft_name(parameter, name) for parameter, _ in transformer.named_parameters()}
-    return {parameter: PEFT_PREFIX + own for parameter, own in names.items() if own is not None}
+def lora_parameters(transformer: Any, name: str = ADAPTER_NAME) -> dict[str, nn.Parameter]:
+    """Return the parameters of a LoRA in the DiT by peft's names (see :class:`AdapterFile`)."""
+    named = ((_peft_name(own, name), parameter) for own, parameter in transformer.named_parameters())
+    return {peft_name: parameter for peft_name, parameter in named if peft_name is not None}
 
 
 def save_lora(folder: Path, lora: LoraConfig, weights: Mapping[str, Tensor]) -> None:
@@ -134,13 +133,12 @@ def _copy(transformer: Any, file: AdapterFile, name: str) -> int:
     return len(places)
 
 
-def _places(transformer: Any, file: AdapterFile, name: str) -> dict[str, Tensor]:
+def _places(transformer: Any, file: AdapterFile, name: str) -> dict[str, nn.Parameter]:
     """Return the LoRA's parameters by peft's names; checks that the file has exactly these tensors and shapes."""
-    parameters, names = dict(transformer.named_parameters()), adapter_names(transformer, name)
-    places = {file_name.removeprefix(PEFT_PREFIX): parameters[own] for own, file_name in names.items()}
-    for verb, names, others in (("lacks", places, file.tensors), ("holds an unknown tensor", file.tensors, places)):
-        if wrong := sorted(names.keys() - others.keys()):
-            what = f"the adapter {verb} {PEFT_PREFIX}{wrong[0]} ({len(wrong)} of {len(names)} tensors)"
+    places = lora_parameters(transformer, name)
+    for verb, own, others in (("lacks", places, file.tensors), ("holds an unknown tensor", file.tensors, places)):
+        if wrong := sorted(own.keys() - others.keys()):
+            what = f"the adapter {verb} {PEFT_PREFIX}{wrong[0]} ({len(wrong)} of {len(own)} tensors)"
             raise InputError(what, value=file.origin, fix="export it again")
     for file_name, target in places.items():
         if (shape := file.tensors[file_name].shape) != target.shape:

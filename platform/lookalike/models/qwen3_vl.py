@@ -55,7 +55,7 @@ def rotary_positions(image_mask: Tensor, side: int) -> Tensor:
 
 @lru_cache(maxsize=16)
 def _grid(images: int, side: int, merge: int, table_side: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Compute the inputs that depend on the grid alone: those that stay on the CPU, and those for the model's device."""
+    """Compute the inputs that depend on the grid alone: those that stay on the CPU, and those for the device."""
     from transformers.vision_utils import (
         get_vision_cu_seqlens,
         get_vision_interpolation_indices_and_weights,

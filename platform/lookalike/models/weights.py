@@ -92,7 +92,7 @@ def check_names(parts: Mapping[str, nn.Module], bundle_dir: Path) -> None:
     """
     for part, module in parts.items():
         rename = _mllm_names(bundle_dir / part) if part == "mllm" else str
-        own: set[str | None] = set()
+        own: set[Any] = set()
         for file in safetensors_files(bundle_dir / part):
             with _open(file) as tensors:
                 own.update(map(rename, tensors.keys()))

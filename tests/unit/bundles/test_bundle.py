@@ -22,7 +22,8 @@ from lookalike.bundles.manifest import (
 from lookalike.bundles.verification import open_bundle, verify
 from lookalike.config import fingerprint
 from lookalike.errors import ConfigError, InputError
-from lookalike.models.adapters import adapter_names, load_lora, save_lora
+from lookalike.models.adapter_tensors import PEFT_PREFIX
+from lookalike.models.adapters import load_lora, lora_parameters, save_lora
 from lookalike.models.components import token_shape
 from lookalike.models.presets import LoraConfig, load_preset
 from lookalike.models.weights import component_weights, load_weights
@@ -175,7 +176,7 @@ def test_adapters_are_peft_folders_and_strict(bundle_dir, tmp_path) -> None:
     )
     with pytest.raises(InputError, match=r"the adapter lacks base_model\.model"):
         load_lora(plain, tmp_path)
-    assert first in adapter_names(model.transformer).values()
+    assert first.removeprefix(PEFT_PREFIX) in lora_parameters(model.transformer)
 
 
 def test_an_adapter_that_learned_nothing_is_not_written(bundle_dir, tmp_path) -> None:

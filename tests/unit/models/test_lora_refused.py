@@ -104,6 +104,19 @@ def test_tensors_that_find_no_place_are_named(plain, tmp_path, change, message, 
     assert torch.equal(dit_output(found), dit_output(plain()))
 
 
+@pytest.mark.parametrize("alpha", [float("nan"), float("inf"), 0.0])
+def test_alpha_tensor_without_a_finite_scale_is_refused(plain, alpha: float) -> None:
+    found, layer = plain(), "transformer_blocks.0.attn.to_q"
+    width = found.get_submodule(layer).in_features
+    tensors = {
+        f"{layer}.lora_A.weight": torch.ones(2, width),
+        f"{layer}.lora_B.weight": torch.ones(width, 2),
+        f"{layer}.alpha": torch.tensor(alpha),
+    }
+    with pytest.raises(InputError, match=r"alpha is not a finite number|the alpha of the LoRA is 0"):
+        read_adapter(tensors, found)
+
+
 class TestWhichFile:
     """A folder or a file is one LoRA, or an error that says what to pass."""
 
@@ -143,7 +156,7 @@ class TestWhichFile:
             (tmp_path / f"{name}.safetensors").write_bytes(b"\xff" * 50)
         with pytest.raises(InputError, match=r"\['a.safetensors', 'b.safetensors'\].*weight_name"):
             read_adapter(tmp_path, transformer)
-        with pytest.raises(InputError, match="not a readable safetensors file"):
+        with pytest.raises(InputError, match="not a safetensors file"):
             read_adapter(tmp_path, transformer, "a.safetensors")
         (tmp_path / "mug" / "adapter_config.json").write_text('{"r": ')
         with pytest.raises(InputError, match=r"not valid JSON.*adapter_config.json.*copy the file again"):
