@@ -95,28 +95,23 @@ def generators_of(generator: Any, seeds: Any, images: int) -> Any:
 
     Raises ConfigError if both are given, their number is not that of the images, or one is not a seed or generator.
     """
-    if seeds is None:
-        generators = list(generator) if isinstance(generator, (list, tuple)) else generator
-        given = generators if isinstance(generators, list) else [] if generators is None else [generators]
-        if not all(isinstance(item, torch.Generator) for item in given):
-            raise ConfigError(
-                "generator is not a torch.Generator", value=type(generator).__name__, fix="pass seeds=[...] instead"
-            )
-        return _one_for_each(generators, images)
-    if generator is not None:
+    if seeds is not None and generator is not None:
         raise ConfigError("both seeds and generator are given", fix="pass one of them")
-    numbers = [seeds] if not isinstance(seeds, Iterable) or isinstance(seeds, str) else list(seeds)
-    _one_for_each(numbers, images)
-    for seed in numbers:
-        if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not -(2**63) <= seed < 2**64:
-            raise ConfigError("a seed is not a whole number of 64 bits", value=seed, fix="use 0 to 2**64 - 1")
-    return [torch.Generator().manual_seed(int(seed)) for seed in numbers]
-
-
-def _one_for_each(generators: Any, images: int) -> Any:
-    if isinstance(generators, list) and len(generators) != images:
-        raise ConfigError(f"{len(generators)} seeds or generators for {images} images", fix="pass one for each image")
-    return generators
+    given = list(generator) if isinstance(generator, tuple) else generator
+    if seeds is not None:
+        given = [seeds] if not isinstance(seeds, Iterable) or isinstance(seeds, str) else list(seeds)
+    if isinstance(given, list) and len(given) != images:
+        raise ConfigError(f"{len(given)} seeds or generators for {images} images", fix="pass one for each image")
+    if seeds is not None:
+        for seed in given:
+            if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not -(2**63) <= seed < 2**64:
+                raise ConfigError("a seed is not a whole number of 64 bits", value=seed, fix="use 0 to 2**64 - 1")
+        return [torch.Generator().manual_seed(int(seed)) for seed in given]
+    for item in given if isinstance(given, list) else [given]:
+        if generator is not None and not isinstance(item, torch.Generator):
+            kind = type(generator).__name__
+            raise ConfigError("generator is not a torch.Generator", value=kind, fix="pass seeds=[...] instead")
+    return given
 
 
 def check_latents(latents: Any, shape: tuple[int, ...]) -> None:

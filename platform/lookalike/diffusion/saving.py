@@ -10,17 +10,11 @@ from diffusers import DiffusionPipeline
 from lookalike.bundles.manifest import ADAPTER, MANIFEST, write_manifest
 from lookalike.errors import ConfigError
 from lookalike.models.adapter_files import AdapterFile
-from lookalike.models.adapter_state import (
-    adapter_state,
-    check_not_wrapped,
-    effective_loras,
-    has_lora_layers,
-    without_loras,
-)
-from lookalike.models.adapters import ADAPTER_NAME, write_adapter
+from lookalike.models.adapter_state import adapter_state, check_not_wrapped, effective_loras, without_loras
+from lookalike.models.adapters import ADAPTER_NAME, lora_layers, write_adapter
 from lookalike.models.components import COMPONENTS
 
-TOKENIZER_FILES = (
+_TOKENIZER_FILES = (
     "tokenizer*",
     "vocab.*",
     "merges.txt",
@@ -51,7 +45,7 @@ def save_bundle(pipe: Any, folder: Path, **kwargs: Any) -> None:
         )
     adapter = adapter_state(transformer, ADAPTER_NAME) if active else None
     parts = {name: getattr(pipe, name) for name in COMPONENTS}
-    if has_lora_layers(transformer):
+    if list(lora_layers(transformer)):  # also those that remain after all LoRAs were deleted
         parts["transformer"] = without_loras(transformer)
     plain = type(pipe)(**parts, preprocessor=preprocessor)
     if not (folder / MANIFEST).is_file():
@@ -72,7 +66,7 @@ def _write(pipe: Any, adapter: AdapterFile | None, folder: Path, **kwargs: Any) 
     DiffusionPipeline.save_pretrained(pipe, str(folder), **kwargs)
     if adapter is not None:
         write_adapter(folder / ADAPTER, adapter.settings, adapter.tensors)
-    for pattern in TOKENIZER_FILES:
+    for pattern in _TOKENIZER_FILES:
         for file in pipe.preprocessor.tokenizer_file.parent.glob(pattern):
             shutil.copyfile(file, folder / "mllm" / file.name)
     write_manifest(folder, pipe.preprocessor.preset)

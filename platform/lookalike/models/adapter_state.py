@@ -1,7 +1,6 @@
 """The current state of a DiT's LoRAs (weighted, fused, disabled) as weights and settings to save."""
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor
 from lookalike.errors import ConfigError
 from lookalike.models.adapter_files import AdapterFile, check_settings
 from lookalike.models.adapter_tensors import exact_scales
-from lookalike.models.adapters import lora_parameters
+from lookalike.models.adapters import lora_layers, lora_parameters
 
 
 def check_not_wrapped(transformer: Any) -> None:
@@ -30,14 +29,9 @@ def loras(transformer: Any) -> list[str]:
     return list(getattr(transformer, "peft_config", {}))
 
 
-def has_lora_layers(transformer: Any) -> bool:
-    """Whether layers of the DiT are wrapped by peft, which they remain after all LoRAs were deleted."""
-    return any(True for _ in _lora_layers(transformer))
-
-
 def is_fused(transformer: Any) -> bool:
     """Whether a LoRA is fused into the DiT's weights."""
-    return any(layer.merged for _, layer in _lora_layers(transformer))
+    return any(layer.merged for _, layer in lora_layers(transformer))
 
 
 def effective_loras(transformer: Any) -> list[str]:
@@ -46,7 +40,7 @@ def effective_loras(transformer: Any) -> list[str]:
     Raises ConfigError for a LoRA that is fused into some of its layers only.
     """
     names: dict[str, bool] = {}
-    for path, layer in _lora_layers(transformer):
+    for path, layer in lora_layers(transformer):
         if layer.disable_adapters:
             continue
         for name in layer.active_adapters:
@@ -74,7 +68,7 @@ def adapter_state(transformer: Any, name: str, *, alpha_is_rank: bool = False) -
     ranks: dict[str, int] = {}
     alphas: dict[str, float] = {}
     factors: dict[str, float] = {}
-    for path, layer in _lora_layers(transformer):
+    for path, layer in lora_layers(transformer):
         if name in layer.lora_A:
             rank, alpha = layer.r[name], layer.lora_alpha[name]
             natural = alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)
@@ -89,7 +83,7 @@ def adapter_state(transformer: Any, name: str, *, alpha_is_rank: bool = False) -
             if up and factors[path] != 1:
                 tensors[key] = tensor.float() * factors[path]
         settings.update(exact_scales(ranks, {path: float(rank) for path, rank in ranks.items()}), use_rslora=False)
-    elif any(alphas[path] != layer.lora_alpha[name] for path, layer in _lora_layers(transformer) if path in alphas):
+    elif any(alphas[path] != layer.lora_alpha[name] for path, layer in lora_layers(transformer) if path in alphas):
         settings.update(exact_scales(ranks, alphas))
     return AdapterFile(settings, tensors, f"the LoRA {name}")
 
@@ -101,7 +95,7 @@ def without_loras(transformer: Any) -> Any:
     """
     tensors = transformer.state_dict()
     weights = {name.replace(".base_layer.", "."): tensors[name] for name in tensors if ".lora_" not in name}
-    for path, layer in list(_lora_layers(transformer)):
+    for path, layer in list(lora_layers(transformer)):
         if layer.merged and layer.disable_adapters:  # it unmerges what is fused the next time it runs
             weights.update(_unfused(path, layer))
     with torch.device("meta"):
@@ -130,11 +124,3 @@ def _changes(layer: Any, name: str) -> bool:
     up = layer.lora_B[name]
     changed = bool(up.weight.any()) or (up.bias is not None and bool(up.bias.any()))
     return bool(layer.use_dora.get(name, False)) or (layer.scaling[name] != 0 and changed)
-
-
-def _lora_layers(transformer: Any) -> Iterator[tuple[str, Any]]:
-    from peft.tuners.lora import LoraLayer
-
-    for path, module in transformer.named_modules():
-        if isinstance(module, LoraLayer):
-            yield path, module

@@ -1,7 +1,7 @@
 """LoRA with peft: on the DiT, saved and loaded in peft's format, and on the MLLM, where it is merged after training."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,15 @@ def merge_mllm_lora(mllm: Any) -> dict[str, Tensor]:
             setattr(mllm.get_submodule(parent), child, plain)
             merged[f"{name}.weight"] = plain.weight.detach()
     return merged
+
+
+def lora_layers(transformer: Any) -> Iterator[tuple[str, Any]]:
+    """Yield (path, layer) for every layer of the DiT that peft has wrapped for LoRA."""
+    from peft.tuners.lora import LoraLayer
+
+    for path, module in transformer.named_modules():
+        if isinstance(module, LoraLayer):
+            yield path, module
 
 
 def lora_parameters(transformer: Any, name: str = ADAPTER_NAME) -> dict[str, nn.Parameter]:
@@ -155,7 +164,6 @@ def swap_adapter(transformer: Any, file: AdapterFile, name: str) -> int:
 
     Raises InputError if it is on other layers or of other ranks; then the DiT is unchanged.
     """
-    from peft.tuners.lora import LoraLayer
     from peft.utils.other import get_pattern_key
 
     try:
@@ -167,8 +175,8 @@ def swap_adapter(transformer: Any, file: AdapterFile, name: str) -> int:
             fix="load it under another adapter_name, or after unload_lora_weights",
         ) from error
     alphas = file.settings.get("alpha_pattern") or {}
-    for path, layer in transformer.named_modules():
-        if isinstance(layer, LoraLayer) and name in layer.lora_A:
+    for path, layer in lora_layers(transformer):
+        if name in layer.lora_A:
             layer.lora_alpha[name] = alphas.get(get_pattern_key(alphas, path), file.settings["lora_alpha"])
             layer.use_rslora[name] = bool(file.settings.get("use_rslora"))
             layer.set_scale(name, 1.0)
