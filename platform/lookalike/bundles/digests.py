@@ -50,15 +50,15 @@ def file_sha256s(folder: Path, names: Iterable[str], *, keep: bool = True) -> di
     """
     stamps = {name: _stamp(folder / name) for name in names}
     if any(stamp not in _known for stamp in stamps.values()):
-        memory = _memory(folder) if keep else None
-        with _one_at_a_time(memory):
-            if memory is not None:
-                _known.update(_recall(memory))
+        cache_file = _cache_file(folder) if keep else None
+        with _locked(cache_file):
+            if cache_file is not None:
+                _known.update(_read_cache(cache_file))
             missing = [name for name, stamp in stamps.items() if stamp not in _known]
             if missing:
                 stamps |= _hash(folder, missing, wait=keep)
-                if memory is not None:
-                    _remember(memory, {stamp: _known[stamp] for stamp in stamps.values()})
+                if cache_file is not None:
+                    _write_cache(cache_file, {stamp: _known[stamp] for stamp in stamps.values()})
     return {name: _known[stamp] for name, stamp in stamps.items()}
 
 
@@ -120,7 +120,7 @@ def _let_clock_pass(newest_ns: int) -> None:
         time.sleep(min(_SETTLED_NS - age, 2 * _SETTLED_NS) / 1e9)
 
 
-def _memory(folder: Path) -> Path | None:
+def _cache_file(folder: Path) -> Path | None:
     """Return the cache file for ``folder``; None if there is no safe place for it."""
     try:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lookalike" / "digests"
@@ -141,14 +141,14 @@ def _warn_once(message: str) -> None:
 
 
 @contextmanager
-def _one_at_a_time(memory: Path | None) -> Iterator[None]:
+def _locked(cache_file: Path | None) -> Iterator[None]:
     """Hold the lock of a cache file; on file systems without locks every process hashes."""
-    if memory is None:
+    if cache_file is None:
         yield
         return
     lock = -1
     with suppress(OSError):
-        lock = os.open(memory.with_suffix(".lock"), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        lock = os.open(cache_file.with_suffix(".lock"), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         fcntl.flock(lock, fcntl.LOCK_EX)
     try:
         yield
@@ -157,26 +157,26 @@ def _one_at_a_time(memory: Path | None) -> Iterator[None]:
             os.close(lock)
 
 
-def _recall(memory: Path) -> dict[Stamp, str]:
+def _read_cache(cache_file: Path) -> dict[Stamp, str]:
     """Read a cache file; empty if it is missing or damaged."""
-    recalled: dict[Stamp, str] = {}
+    hashes: dict[Stamp, str] = {}
     try:
-        for path, device, inode, size, mtime, ctime, sha256 in json.loads(memory.read_bytes())["files"]:
+        for path, device, inode, size, mtime, ctime, sha256 in json.loads(cache_file.read_bytes())["files"]:
             if _SHA256.fullmatch(sha256):
-                recalled[path, int(device), int(inode), int(size), int(mtime), int(ctime)] = sha256
+                hashes[path, int(device), int(inode), int(size), int(mtime), int(ctime)] = sha256
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return {}
-    return recalled
+    return hashes
 
 
-def _remember(memory: Path, hashes: Mapping[Stamp, str]) -> None:
+def _write_cache(cache_file: Path, hashes: Mapping[Stamp, str]) -> None:
     """Replace a cache file and remove the oldest ones; if the disk is full, nothing is cached."""
     with suppress(OSError):
-        handle, part = tempfile.mkstemp(dir=memory.parent, suffix=".part")
+        handle, part = tempfile.mkstemp(dir=cache_file.parent, suffix=".part")
         with os.fdopen(handle, "w") as file:
             json.dump({"files": [[*stamp, sha256] for stamp, sha256 in hashes.items()]}, file)
-        Path(part).replace(memory)
-        memories = sorted(memory.parent.glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
-        for old in memories[:-_MOST_FOLDERS]:
+        Path(part).replace(cache_file)
+        cache_files = sorted(cache_file.parent.glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
+        for old in cache_files[:-_MOST_FOLDERS]:
             old.unlink(missing_ok=True)
             old.with_suffix(".lock").unlink(missing_ok=True)

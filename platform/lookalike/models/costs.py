@@ -19,6 +19,7 @@ from lookalike.models.joint import encoder_inputs, import_model_classes
 from lookalike.models.new_components import outline
 from lookalike.models.presets import Preset
 from lookalike.models.subject import Part, SubjectModel
+from lookalike.models.vae import downsampling
 from lookalike.scratch import scratch
 
 _TEXT_ARGUMENTS = ("input_ids", "attention_mask", "position_ids")
@@ -154,7 +155,7 @@ def denoising_flops(
 
 def vae_flops(vae: Any, height: int, width: int) -> tuple[int, int]:
     """Count the FLOPs of encoding and of decoding one image of ``height`` x ``width`` pixels."""
-    factor = 2 ** (len(vae.config.block_out_channels) - 1)
+    factor = downsampling(vae)
     image = torch.empty(1, 3, height, width, device="meta")
     latents = torch.empty(1, vae.config.latent_channels, height // factor, width // factor, device="meta")
     return _flops(lambda: vae.encode(image)), _flops(lambda: vae.decode(latents))

@@ -56,6 +56,7 @@ def import_model_classes() -> None:
         "transformers.vision_utils": (),
         "diffusers": ("FluxTransformer2DModel", "AutoencoderKL", "FlowMatchEulerDiscreteScheduler"),
         "transformers.initialization": ("no_init_weights",),
+        "transformers.modeling_utils": ("local_torch_dtype",),
         "transformers.conversion_mapping": ("get_model_conversion_mapping",),
         "lookalike.models.subject": ("SubjectModel",),
         "peft": ("LoraConfig", "inject_adapter_in_model"),

@@ -128,11 +128,8 @@ class Preprocessor:
     def _row(self, prompt: str, references: Sequence[Pixels], on_cut: OnCut | None) -> dict[str, np.ndarray]:
         slots, grid, side = self.preset.references.max_references, self.preset.references, self._mllm.image_size
         if len(references) > slots:
-            raise InputError(
-                f"{len(references)} references are more than the preset {self.preset.name} takes",
-                value=len(references),
-                fix=f"pass at most {slots}",
-            )
+            what = f"{len(references)} references are more than the preset {self.preset.name} takes"
+            raise InputError(what, fix=f"pass at most {slots}")
         for image in references:
             check_image(image)
         row = self._tokens(prompt, len(references), on_cut)

@@ -54,19 +54,16 @@ class SubjectModel(nn.Module):
         from diffusers import FluxTransformer2DModel
         from transformers import AutoConfig, AutoModel
         from transformers.initialization import no_init_weights
+        from transformers.modeling_utils import local_torch_dtype
 
         with decoding("a configuration of transformers", str(folder / "mllm"), fix=REPAIR):
             mllm_config = AutoConfig.from_pretrained(folder / "mllm", **NO_CODE)
-        default, dtype = torch.get_default_dtype(), dtype or torch.float32
-        torch.set_default_dtype(dtype)
-        try:
-            with decoding("a loadable bundle", str(folder), fix=REPAIR), no_init_weights():
-                mllm = AutoModel.from_config(mllm_config, dtype=dtype, attn_implementation="sdpa", **NO_CODE)
-                aggregator = LayerAggregator.from_config(LayerAggregator.load_config(folder / "aggregator"))
-                config = FluxTransformer2DModel.load_config(folder / "transformer")
-                transformer = FluxTransformer2DModel.from_config(config)
-        finally:
-            torch.set_default_dtype(default)
+        dtype = dtype or torch.float32
+        with decoding("a loadable bundle", str(folder), fix=REPAIR), no_init_weights(), local_torch_dtype(dtype):
+            mllm = AutoModel.from_config(mllm_config, dtype=dtype, attn_implementation="sdpa", **NO_CODE)
+            aggregator = LayerAggregator.from_config(LayerAggregator.load_config(folder / "aggregator"))
+            config = FluxTransformer2DModel.load_config(folder / "transformer")
+            transformer = FluxTransformer2DModel.from_config(config)
         return cls(mllm, aggregator, transformer, references)
 
     def add_lora(self, lora: LoraConfig) -> None:
@@ -82,8 +79,8 @@ class SubjectModel(nn.Module):
     def set_trainable(self, parts: Sequence[Part]) -> dict[str, nn.Parameter]:
         """Let exactly these parts learn; returns their parameters by name, in a fixed order.
 
-        ``transformer`` is the DiT without its LoRA, ``mllm`` likewise. Raises ConfigError for the LoRA of a part that
-        has none.
+        ``transformer`` is the DiT without its LoRA, ``mllm`` the MLLM without its LoRA. Raises ConfigError for the LoRA
+        of a part that has none.
         """
         chosen = {}
         for name, parameter in self.named_parameters():

@@ -133,7 +133,7 @@ DOORS: dict[str, Callable[[Path], Any]] = {
 
 
 @pytest.mark.parametrize(("attack", "message"), ATTACKS.values(), ids=ATTACKS.keys())
-def test_changed_bundle_opens_by_no_door(copy: Path, attack: Callable[[Path], Any], message: str) -> None:
+def test_every_reader_refuses_a_changed_bundle(copy: Path, attack: Callable[[Path], Any], message: str) -> None:
     open_bundle(copy)  # hashes are remembered by now
     attack(copy)
     for name, door in DOORS.items():
@@ -207,7 +207,9 @@ def test_files_that_have_not_changed_are_not_read_again(copy: Path, monkeypatch:
 
 
 @pytest.mark.parametrize("damage", [b"", b"{", b'{"files": 3}', b'{"files": [[1]]}', b"[" * 100_000])
-def test_damaged_memory_is_made_anew(copy: Path, cache: Path, damage: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_damaged_cache_of_hashes_is_written_again(
+    copy: Path, cache: Path, damage: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
     verify(copy)
     (memory,) = cache.glob("*.json")
     memory.write_bytes(damage)
@@ -216,7 +218,7 @@ def test_damaged_memory_is_made_anew(copy: Path, cache: Path, damage: bytes, mon
     assert len(json.loads(memory.read_bytes())["files"]) == len(read_manifest(copy)["components"])
 
 
-def test_memory_that_others_can_write_is_not_used(
+def test_cache_that_others_can_write_is_not_used(
     copy: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     verify(copy)

@@ -134,7 +134,7 @@ def test_dtype_device_and_slicing(pipe, photos) -> None:
     assert torch.equal(pipe.to("cpu")("a mug", photos[:1], **FAST).images, expected)
 
 
-def test_a_negative_prompt_stands_in_the_negative_branch(pipe, photos, flux_calls) -> None:
+def test_a_negative_prompt_is_read_in_the_negative_branch(pipe, photos, flux_calls) -> None:
     options = {**FAST, "num_inference_steps": 1, "guidance_scale": 3.0}
     plain = pipe("a mug", photos[:1], **options).images
     lengths = [call["encoder_hidden_states"].shape[1] for call in flux_calls]

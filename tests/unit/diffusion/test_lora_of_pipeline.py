@@ -163,7 +163,7 @@ def test_a_saved_bundle_can_be_saved_over_itself(make_lora, load, run, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["saved"]
 
 
-def test_several_loras_are_saved_after_the_advice(make_lora, load, run, tmp_path) -> None:
+def test_several_loras_are_saved_after_following_the_error(make_lora, load, run, tmp_path) -> None:
     pipe = load()
     pipe.load_lora_weights(make_lora(1))
     pipe.load_lora_weights(make_lora(2, r=2), adapter_name="style")
@@ -279,7 +279,7 @@ def test_a_lora_is_swapped_in_place(make_lora, load, run) -> None:
     torch.testing.assert_close(run(pipe), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_nothing_is_loaded_without_effect_onto_fused_weights(make_lora, load, run) -> None:
+def test_loading_onto_fused_weights_is_refused(make_lora, load, run) -> None:
     pipe = load()
     pipe.load_lora_weights(make_lora(1))
     pipe.fuse_lora()
@@ -318,7 +318,7 @@ def test_missing_sources_are_rejected(load, tmp_path, monkeypatch) -> None:
         pipe.load_lora_weights(tmp_path, weight_nam="x")
 
 
-def test_a_dit_that_peft_wrapped_is_saved_after_the_advice(whole, load, run, tmp_path) -> None:
+def test_a_dit_that_peft_wrapped_is_saved_after_following_the_error(whole, load, run, tmp_path) -> None:
     pipe = load()
     wrapped = get_peft_model(pipe.transformer, LoraConfig(r=2, lora_alpha=6, target_modules=TARGETS))
     for name, parameter in wrapped.named_parameters():

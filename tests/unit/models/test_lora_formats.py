@@ -199,7 +199,7 @@ def test_a_dora_of_kohya_and_a_doubled_alpha_are_refused(plain) -> None:
         read_adapter(both, found)
 
 
-def test_what_is_of_a_text_encoder_is_told(plain, caplog) -> None:
+def test_tensors_of_a_text_encoder_are_ignored_with_a_warning(plain, caplog) -> None:
     found = plain()
     tensors = named(fused_loras(found)[0], "kohya")
     read_adapter({**tensors, "lora_te1_text_model_encoder_layers_0_mlp_fc1.alpha": torch.tensor(1.0)}, found)

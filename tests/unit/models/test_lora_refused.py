@@ -93,7 +93,7 @@ def drop(tensors: dict[str, Tensor], part: str) -> dict[str, Tensor]:
         (lambda t: {}, "no LoRA"),
     ],
 )  # fmt: skip
-def test_tensors_that_find_no_place_are_named(plain, tmp_path, change, message, dit_output, peft_folder) -> None:
+def test_tensors_that_do_not_fit_are_named(plain, tmp_path, change, message, dit_output, peft_folder) -> None:
     folder = peft_folder(tmp_path)
     tensors = load_file(folder / "adapter_model.safetensors")
     changed = {name: tensor.clone() for name, tensor in change(tensors).items()}
@@ -143,7 +143,7 @@ class TestWhichFile:
             with pytest.raises(InputError, match="is a pickle, which can run any code and is not read"):
                 read_adapter(source, plain(), weight_name)
 
-    def test_other_folders_say_what_they_lack(self, plain, tmp_path, peft_folder) -> None:
+    def test_folders_without_exactly_one_lora_are_refused(self, plain, tmp_path, peft_folder) -> None:
         transformer = plain()
         with pytest.raises(InputError, match="no such file or folder"):
             read_adapter(tmp_path / "nowhere", transformer)

@@ -84,7 +84,7 @@ def test_text_sees_the_images_before_it_and_images_do_not_see_the_text(model, ba
     assert torch.equal(words[image], base[image])
 
 
-def test_training_reaches_what_it_should_and_nothing_else(model, batch) -> None:
+def test_only_trainable_parts_get_gradients(model, batch) -> None:
     named = model.set_trainable(("aggregator", "transformer"))
     model.train()
     try:
@@ -99,7 +99,7 @@ def test_training_reaches_what_it_should_and_nothing_else(model, batch) -> None:
         model.eval()
 
 
-def test_the_vae_is_no_part_of_what_deepspeed_gets(model) -> None:
+def test_the_vae_is_not_part_of_the_trained_module(model) -> None:
     assert {name for name, _ in model.named_children()} == {"mllm", "aggregator", "transformer"}
 
 
