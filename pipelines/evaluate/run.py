@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from lookalike import config as configs
 from lookalike.annotators.embedder import revision_of
 from lookalike.bundles.locate import locate_bundle
-from lookalike.bundles.reference import BundleReference
+from lookalike.bundles.manifest import BundleReference
 from lookalike.data.images import decode
 from lookalike.data.triplets import Split, Triplet, load_images, read_triplets
 from lookalike.diffusion.schedule import SCHEDULE_TITLES

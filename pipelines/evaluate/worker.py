@@ -7,7 +7,7 @@ from functools import cached_property
 
 import numpy as np
 
-from lookalike.bundles.reference import BundleReference
+from lookalike.bundles.manifest import BundleReference
 from lookalike.data.images import encode_png
 from lookalike.data.triplets import ShardError, Triplet, load_images
 from lookalike.diffusion.flow import FlowConfig, seed_of

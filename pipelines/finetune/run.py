@@ -8,7 +8,7 @@ import logging
 from typing import Any
 
 from lookalike import config as configs
-from lookalike.bundles.files import MANIFEST
+from lookalike.bundles.manifest import MANIFEST
 from lookalike.bundles.manifest import read_preset
 from lookalike.bundles.transfer import local_bundle
 from lookalike.errors import ConfigError, InputError, LookalikeError, RefusedError

@@ -12,7 +12,7 @@ import numpy as np
 from lookalike import config as configs
 from lookalike.bundles.load import load_preprocessor
 from lookalike.bundles.locate import locate_bundle
-from lookalike.bundles.reference import BundleReference
+from lookalike.bundles.manifest import BundleReference
 from lookalike.bundles.transfer import fetch_bundle
 from lookalike.data.images import EXTENSIONS, decode
 from lookalike.data.text import decode_text
@@ -49,7 +49,7 @@ def generate(config: GenerateConfig) -> dict[str, Any]:
     bundle = locate_bundle(model.bundle_uri, model.bundle_sha256, base_uri=config.base)
     prompts = read_prompts(config)
     references = _references(config, bundle)
-    components = fetch_bundle(bundle).components
+    components, _ = fetch_bundle(bundle)
     preprocessor = load_preprocessor(components)
     preset, multiple = preprocessor.preset, token_shape(components)[0]
     check_size(config.height or preset.height, config.width or preset.width, multiple)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lookalike.bundles.reference import BundleReference
+from lookalike.bundles.manifest import BundleReference
 from lookalike.data.images import decode, encode_png
 from lookalike.diffusion.loading import load_pipeline
 from lookalike.diffusion.schedule import PRESET

@@ -11,6 +11,7 @@ import torch.distributed as dist
 
 from lookalike.bundles.load import build_model
 from lookalike.models.batch import Batch
+from lookalike.models.dit import References
 from lookalike.models.joint import import_model_classes
 from lookalike.models.weights import strict_weights
 from lookalike.training.config import TrainConfig
@@ -54,8 +55,8 @@ def step(engine: ZeroEngine) -> None:
     pixels = torch.zeros(1, 1, 3, 64, 64)
     ones = torch.ones_like(ids, dtype=torch.bool)
     batch = Batch(ids, ones, ids == image_token, pixels, pixels.to(torch.uint8), torch.ones(1, 1, dtype=torch.bool))
-    latents = torch.zeros(1, 1, 64, 16)
-    predicted = engine.model(batch, torch.zeros(1, 64, 16), torch.full((1,), 0.5), reference_latents=latents)
+    references = References(torch.zeros(1, 1, 64, 16), batch.reference_mask, (8, 8))
+    predicted = engine.model(batch, torch.zeros(1, 64, 16), torch.full((1,), 0.5), references, (8, 8))
     engine.accumulate(predicted.square().mean())
     engine.finish_step()
 

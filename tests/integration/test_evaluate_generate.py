@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from lookalike.bundles.load import load_model
-from lookalike.bundles.reference import BundleReference
+from lookalike.bundles.manifest import BundleReference
 from lookalike.data.images import encode_jpeg
 from lookalike.data.shards import write_tar
 from lookalike.data.triplets import SCHEMA

@@ -1,5 +1,6 @@
 """Captions of photos by an image-text-to-text model of transformers, by Hub id or folder."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,35 +29,30 @@ class Captioner:
         """Equal revisions give equal captions."""
         return f"{model_revision(self.model, 'captioner')}/{self.max_tokens}/{self.prompt}"
 
-    def load(self, device: str) -> "LoadedCaptioner":
-        """Load the model. Raises ConfigError if it is not available."""
-        return LoadedCaptioner(self, device)
+    def load(self, device: str) -> Callable[[np.ndarray], str]:
+        """Load the model. Raises ConfigError if it is not available.
 
-
-class LoadedCaptioner:
-    """A loaded captioner. It decodes greedily, one image at a time, so equal images get equal captions."""
-
-    def __init__(self, captioner: Captioner, device: str) -> None:
+        Returns:
+            a function that describes an upright uint8 RGB image ``[H, W, 3]`` in one line. It decodes greedily, one
+            image at a time, so equal images get equal captions.
+        """
+        import torch
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
-        classes = AutoProcessor, AutoModelForImageTextToText
-        self._processor, self._model = load_model("captioner", captioner.model, *classes, device)
-        self._device, self._captioner = device, captioner
-        self._question = None
-        if getattr(self._processor, "chat_template", None):
-            content = [{"type": "image"}, {"type": "text", "text": captioner.prompt}]
+        processor, model = load_model("captioner", self.model, AutoProcessor, AutoModelForImageTextToText, device)
+        text: dict[str, list[str]] = {}
+        if getattr(processor, "chat_template", None):
+            content = [{"type": "image"}, {"type": "text", "text": self.prompt}]
             turns = [{"role": "user", "content": content}]
-            self._question = self._processor.apply_chat_template(turns, add_generation_prompt=True)
+            text = {"text": [processor.apply_chat_template(turns, add_generation_prompt=True)]}
 
-    def __call__(self, image: np.ndarray) -> str:
-        """Describe an upright uint8 RGB image ``[H, W, 3]`` in one line."""
-        import torch
+        def caption(image: np.ndarray) -> str:
+            inputs = processor(images=[Image.fromarray(image)], return_tensors="pt", **text).to(device)
+            with torch.inference_mode():
+                tokens = model.generate(**inputs, max_new_tokens=self.max_tokens, do_sample=False)
+            asked = inputs["input_ids"] if "input_ids" in inputs else tokens[:, :0]
+            if torch.equal(tokens[:, : asked.shape[1]], asked):  # a decoder-only model returns its prompt too
+                tokens = tokens[:, asked.shape[1] :]
+            return " ".join(processor.batch_decode(tokens, skip_special_tokens=True)[0].split())
 
-        text = {} if self._question is None else {"text": [self._question]}
-        inputs = self._processor(images=[Image.fromarray(image)], return_tensors="pt", **text).to(self._device)
-        with torch.inference_mode():
-            tokens = self._model.generate(**inputs, max_new_tokens=self._captioner.max_tokens, do_sample=False)
-        asked = inputs["input_ids"] if "input_ids" in inputs else tokens[:, :0]
-        if torch.equal(tokens[:, : asked.shape[1]], asked):  # a decoder-only model returns its prompt too
-            tokens = tokens[:, asked.shape[1] :]
-        return " ".join(self._processor.batch_decode(tokens, skip_special_tokens=True)[0].split())
+        return caption

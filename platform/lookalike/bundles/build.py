@@ -11,7 +11,7 @@ from pathlib import Path
 from lookalike.bundles.manifest import write_manifest
 from lookalike.documents import parse_object, render_json
 from lookalike.errors import ConfigError, InputError
-from lookalike.models.components import component_config
+from lookalike.models.components import component_config, hub_snapshot
 from lookalike.models.families import family_of
 from lookalike.models.presets import Preset, asset
 
@@ -24,11 +24,8 @@ _KEPT = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "LICENSE*", "
 def materialise(preset: Preset, folder: Path, seed: int = 0) -> Path:
     """Write the initial bundle of ``preset`` into ``folder``, which is created if needed; returns ``folder``.
 
-    Equal presets and seeds give equal files.
-
-    Raises:
-        InputError: a source that does not exist, or a folder that is not empty.
-        ConfigError: a component with neither source nor configuration, or a source outside the shipped assets.
+    Equal presets and seeds give equal files. Raises InputError for a source that does not exist or a folder that is not
+    empty, and ConfigError for a component with neither source nor configuration.
     """
     if folder.exists() and any(folder.iterdir()):
         raise InputError("the folder of a new bundle is not empty", value=str(folder), fix="choose an empty folder")
@@ -44,9 +41,9 @@ def materialise(preset: Preset, folder: Path, seed: int = 0) -> Path:
             where = {key: getattr(component, key, None) for key in ("revision", "subfolder")}
             fetch(component.source, target, **where)
         else:
-            from lookalike.models.new_components import MAKERS
+            from lookalike.models.new_components import make_component
 
-            MAKERS[name](preset, target, seed)
+            make_component(name, preset, folder, seed)
     _check_aggregator(preset, folder)
     write_model_index(folder)
     write_manifest(folder, preset)
@@ -56,22 +53,19 @@ def materialise(preset: Preset, folder: Path, seed: int = 0) -> Path:
 def fetch(source: str, target: Path, *, revision: str | None = None, subfolder: str | None = None) -> None:
     """Copy a component's files to ``target``.
 
-    Args:
-        source: ``package:NAME`` (a folder of the shipped assets), a local folder, or a Hub id.
-        target: folder that is created.
-        revision: commit of a Hub id.
-        subfolder: folder of the component inside the source.
+    ``source`` is ``package:NAME`` (a folder of the shipped assets), a local folder, or a Hub id, for which ``revision``
+    is a commit; ``subfolder`` is the component's folder inside the source.
 
-    Raises:
-        InputError: the source does not exist.
-        ConfigError: a ``package:`` source outside the shipped assets.
+    Raises InputError if the source does not exist, and ConfigError for ``package:`` outside the shipped assets.
     """
     if source.startswith("package:"):
         origin = asset(source.removeprefix("package:"))
     elif Path(source).is_dir():
         origin = Path(source)
     else:
-        origin = _download(source, revision, subfolder)
+        # a pattern also matches in subfolders, and the root of a pipeline may hold a second copy of the weights
+        options = {"revision": revision, "ignore_patterns": None if subfolder else ["*/*"]}
+        origin = hub_snapshot(source, _KEPT, subfolder, fix="check the preset's source", **options)
     origin = origin / (subfolder or "")
     if not origin.is_dir():
         name = f"{source}/{subfolder}" if subfolder else source
@@ -98,10 +92,9 @@ def write_model_index(folder: Path) -> None:
 
 
 def check_model_index(folder: Path) -> None:
-    """Check the libraries that ``model_index.json`` names, since diffusers would import any module written there.
+    """Raise InputError if ``model_index.json`` names a class of a library that bundles do not use.
 
-    Raises:
-        InputError: the file is not JSON, or names a class of a library that bundles do not use.
+    diffusers would import any module that is written there.
     """
     path = folder / "model_index.json"
     if not path.is_file():
@@ -129,21 +122,3 @@ def _check_aggregator(preset: Preset, folder: Path) -> None:
             value=config.source,
             fix=f"set aggregator.kind to {actual}, or remove aggregator.source (or train from_seed)",
         )
-
-
-def _download(repository: str, revision: str | None, subfolder: str | None) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    # a pattern also matches in subfolders, and the root of a pipeline may hold a second copy of the weights
-    patterns = [f"{subfolder}/{pattern}" if subfolder else pattern for pattern in _KEPT]
-    unwanted = None if subfolder else ["*/*"]
-    try:
-        folder = snapshot_download(repository, revision=revision, allow_patterns=patterns, ignore_patterns=unwanted)
-        return Path(folder)
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise InputError(
-            f"the source is neither a folder nor a Hub id that can be reached: {error}",
-            value=repository,
-            fix="check the preset's source",
-        ) from error

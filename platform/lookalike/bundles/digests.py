@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
 
 from lookalike.errors import InputError
@@ -27,7 +28,6 @@ log = logging.getLogger(__name__)
 Stamp = tuple[str, int, int, int, int, int]
 """Path, device, inode, size in bytes, mtime and ctime in ns."""
 
-_BLOCK = 4 << 20  # bytes read at once
 _THREADS = 8
 _SETTLED_NS = 50_000_000  # clocks of file systems tick every 1 to 10 ms: a change within a tick cannot be detected
 _MOST_FOLDERS = 512  # in the cache; the oldest are removed
@@ -36,7 +36,6 @@ _WORTH_A_LINE = 1 << 30  # bytes; hashing more is logged
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 _known: dict[Stamp, str] = {}
-_warned: set[str] = set()
 
 
 def file_sha256s(folder: Path, names: Iterable[str], *, keep: bool = True) -> dict[str, str]:
@@ -47,20 +46,19 @@ def file_sha256s(folder: Path, names: Iterable[str], *, keep: bool = True) -> di
         names: files, relative to it.
         keep: whether to cache the hashes on disk, and not in this process only.
 
-    Raises:
-        InputError: a file cannot be read, or changes while it is read.
+    Raises InputError if a file cannot be read, or changes while it is read.
     """
     stamps = {name: _stamp(folder / name) for name in names}
     if any(stamp not in _known for stamp in stamps.values()):
-        memory = _memory(folder) if keep else None
-        with _one_at_a_time(memory):
-            if memory is not None:
-                _known.update(_recall(memory))
+        cache_file = _cache_file(folder) if keep else None
+        with _locked(cache_file):
+            if cache_file is not None:
+                _known.update(_read_cache(cache_file))
             missing = [name for name, stamp in stamps.items() if stamp not in _known]
             if missing:
                 stamps |= _hash(folder, missing, wait=keep)
-                if memory is not None:
-                    _remember(memory, {stamp: _known[stamp] for stamp in stamps.values()})
+                if cache_file is not None:
+                    _write_cache(cache_file, {stamp: _known[stamp] for stamp in stamps.values()})
     return {name: _known[stamp] for name, stamp in stamps.items()}
 
 
@@ -90,14 +88,11 @@ def _hash(folder: Path, names: list[str], wait: bool) -> dict[str, Stamp]:
 
 def sha256_of(path: Path) -> str:
     """Return the SHA-256 (hex) of a file. Raises InputError if it cannot be read."""
-    digest, block = hashlib.sha256(), memoryview(bytearray(_BLOCK))
     try:
         with path.open("rb", buffering=0) as file:
-            while read := file.readinto(block):
-                digest.update(block[:read])  # releases the GIL
+            return hashlib.file_digest(file, "sha256").hexdigest()  # releases the GIL
     except OSError as error:
         raise _unreadable(path, error) from error
-    return digest.hexdigest()
 
 
 def _stamp(path: Path) -> Stamp:
@@ -109,9 +104,13 @@ def _stamp(path: Path) -> Stamp:
 
 
 def _unreadable(path: Path, error: OSError) -> InputError:
-    return InputError(
-        f"cannot read the file: {error.strerror or error}", value=str(path), fix="check its permissions and disk"
-    )
+    what = f"cannot read the file or folder: {error.strerror or error}"
+    return InputError(what, value=str(path), fix="check its permissions and the disk")
+
+
+def inode_of(path: Path) -> tuple[int, int]:
+    """Return device and inode of a file or folder. Raises InputError if it cannot be read."""
+    return _stamp(path)[1:3]
 
 
 def _let_clock_pass(newest_ns: int) -> None:
@@ -121,7 +120,7 @@ def _let_clock_pass(newest_ns: int) -> None:
         time.sleep(min(_SETTLED_NS - age, 2 * _SETTLED_NS) / 1e9)
 
 
-def _memory(folder: Path) -> Path | None:
+def _cache_file(folder: Path) -> Path | None:
     """Return the cache file for ``folder``; None if there is no safe place for it."""
     try:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lookalike" / "digests"
@@ -136,21 +135,20 @@ def _memory(folder: Path) -> Path | None:
     return cache / f"{hashlib.sha256(os.fsencode(folder.absolute())).hexdigest()[:32]}.json"
 
 
+@lru_cache
 def _warn_once(message: str) -> None:
-    if message not in _warned:
-        log.warning(message)
-    _warned.add(message)
+    log.warning(message)
 
 
 @contextmanager
-def _one_at_a_time(memory: Path | None) -> Iterator[None]:
+def _locked(cache_file: Path | None) -> Iterator[None]:
     """Hold the lock of a cache file; on file systems without locks every process hashes."""
-    if memory is None:
+    if cache_file is None:
         yield
         return
     lock = -1
     with suppress(OSError):
-        lock = os.open(memory.with_suffix(".lock"), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        lock = os.open(cache_file.with_suffix(".lock"), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         fcntl.flock(lock, fcntl.LOCK_EX)
     try:
         yield
@@ -159,26 +157,26 @@ def _one_at_a_time(memory: Path | None) -> Iterator[None]:
             os.close(lock)
 
 
-def _recall(memory: Path) -> dict[Stamp, str]:
+def _read_cache(cache_file: Path) -> dict[Stamp, str]:
     """Read a cache file; empty if it is missing or damaged."""
-    recalled: dict[Stamp, str] = {}
+    hashes: dict[Stamp, str] = {}
     try:
-        for path, device, inode, size, mtime, ctime, sha256 in json.loads(memory.read_bytes())["files"]:
+        for path, device, inode, size, mtime, ctime, sha256 in json.loads(cache_file.read_bytes())["files"]:
             if _SHA256.fullmatch(sha256):
-                recalled[path, int(device), int(inode), int(size), int(mtime), int(ctime)] = sha256
+                hashes[path, int(device), int(inode), int(size), int(mtime), int(ctime)] = sha256
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return {}
-    return recalled
+    return hashes
 
 
-def _remember(memory: Path, hashes: Mapping[Stamp, str]) -> None:
+def _write_cache(cache_file: Path, hashes: Mapping[Stamp, str]) -> None:
     """Replace a cache file and remove the oldest ones; if the disk is full, nothing is cached."""
     with suppress(OSError):
-        handle, part = tempfile.mkstemp(dir=memory.parent, suffix=".part")
+        handle, part = tempfile.mkstemp(dir=cache_file.parent, suffix=".part")
         with os.fdopen(handle, "w") as file:
             json.dump({"files": [[*stamp, sha256] for stamp, sha256 in hashes.items()]}, file)
-        Path(part).replace(memory)
-        memories = sorted(memory.parent.glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
-        for old in memories[:-_MOST_FOLDERS]:
+        Path(part).replace(cache_file)
+        cache_files = sorted(cache_file.parent.glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
+        for old in cache_files[:-_MOST_FOLDERS]:
             old.unlink(missing_ok=True)
             old.with_suffix(".lock").unlink(missing_ok=True)

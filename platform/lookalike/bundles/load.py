@@ -16,8 +16,7 @@ if TYPE_CHECKING:
 def load_preprocessor(bundle_dir: Path) -> Preprocessor:
     """Load what writes prompts and images as the bundle's models read them.
 
-    Raises:
-        InputError: no tokenizer in the folder, or one that does not fit the MLLM.
+    Raises InputError if the folder has no tokenizer, or one that does not fit the MLLM.
     """
     return Preprocessor.from_folder(bundle_dir, read_preset(bundle_dir))
 
@@ -36,17 +35,15 @@ def build_model(bundle_dir: Path, dtype: "torch.dtype | None" = None) -> "Subjec
 def load_model(bundle_dir: Path, base_dir: Path | None = None, dtype: "torch.dtype | None" = None) -> "SubjectModel":
     """Build a bundle's model and load its weights strictly, with its adapter if it has one; in evaluation mode.
 
-    Raises:
-        InputError: the bundle is incomplete or damaged, has another base, or a tensor is missing, unknown or of
-            another shape.
+    Raises InputError if the bundle is damaged or has another base, or a tensor is missing, unknown or of another shape.
     """
     from lookalike.models.adapters import load_lora
     from lookalike.models.weights import load_weights
 
-    opened = open_bundle(bundle_dir, base_dir)
-    model = build_model(opened.components, dtype)
-    load_weights(model, opened.components)
-    if opened.adapter is not None:
-        load_lora(model.transformer, opened.adapter)
+    components, adapter = open_bundle(bundle_dir, base_dir)
+    model = build_model(components, dtype)
+    load_weights(model, components)
+    if adapter is not None:
+        load_lora(model.transformer, adapter)
         model.set_trainable(())
     return model.eval()

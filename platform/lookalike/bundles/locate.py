@@ -1,10 +1,9 @@
 """Find a bundle, and the base of a personal one, by their manifests alone."""
 
+from contextlib import suppress
 from typing import Any
 
-from lookalike.bundles.files import MANIFEST
-from lookalike.bundles.manifest import bundle_sha256, parse_manifest, preset_of
-from lookalike.bundles.reference import BundleReference
+from lookalike.bundles.manifest import MANIFEST, BundleReference, bundle_sha256, parse_manifest, preset_of
 from lookalike.errors import InputError
 from lookalike.storage import open_store
 
@@ -16,9 +15,7 @@ def locate_bundle(
 
     The base of a personal bundle is identified by its hash. It is looked for at ``base_uri`` only, if that is given;
     otherwise at ``base_hint``, and then at the location that was recorded when the adapter was trained.
-
-    Raises:
-        InputError: no finished bundle at ``uri``, one with another identity than ``sha256``, or the base is not found.
+    Raises InputError for no finished bundle at ``uri``, one with another identity than ``sha256``, or no base.
     """
     store = open_store(uri)
     manifest, actual = _read(uri)
@@ -33,16 +30,11 @@ def locate_bundle(
 
 
 def _find_base(recorded: dict[str, str], chosen: str | None, hint: str | None) -> BundleReference:
-    """Return the first of the possible locations at which the base with the recorded hash is."""
     actual: dict[str, str] = {}
-    for place in [chosen] if chosen else [hint, recorded["uri"]]:
-        if place is None:
-            continue
-        try:
+    for place in filter(None, [chosen] if chosen else [hint, recorded["uri"]]):
+        with suppress(InputError):
             actual[place] = _read(place)[1]
-        except InputError:
-            continue
-        if actual[place] == recorded["sha256"]:
+        if actual.get(place) == recorded["sha256"]:
             return BundleReference(open_store(place).uri, recorded["sha256"])
     expected = chosen or recorded["uri"]
     what = f"another bundle ({actual[expected][:12]})" if expected in actual else "no bundle"

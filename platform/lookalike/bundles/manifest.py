@@ -6,23 +6,54 @@ the base that the adapter was trained on.
 """
 
 import dataclasses
+import os
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lookalike.bundles.digests import file_sha256s
-from lookalike.bundles.files import MANIFEST, files_in, is_model_file
-from lookalike.bundles.reference import BundleReference
+from lookalike.bundles.digests import file_sha256s, inode_of
 from lookalike.config import fingerprint
 from lookalike.documents import decoding, parse_object, render_json
 from lookalike.errors import InputError
 from lookalike.models.components import COMPONENTS, REPAIR
 from lookalike.models.presets import Preset, preset_from_dict
 
+MANIFEST = "bundle.json"
 FORMAT = 1
 ADAPTER = "transformer_lora"
 _PROVENANCE = ("source", "revision", "licence", "config", "vocabulary", "lora")  # of the MLLM: its files are hashed
+_MOST_FILES = 100_000
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class BundleReference:
+    """Where a bundle is and which content it has; refers to the weights without reading them."""
+
+    uri: str
+    """Location of the bundle's folder."""
+    sha256: str
+    """Its identity, see :func:`lookalike.bundles.manifest.bundle_sha256`."""
+    base: "BundleReference | None" = None
+    """The bundle that a personal bundle's adapter was trained on; None for a whole bundle."""
+    preset: Preset | None = None
+    """What the model was made from; None while the ``bundle.json`` at ``uri`` has not been read."""
+
+    @property
+    def max_references(self) -> int:
+        """Maximum number of reference images that the model reads for one image."""
+        return self._preset.references.max_references
+
+    @property
+    def stages(self) -> str:
+        """Name of the denoising schedule that the model uses unless overridden."""
+        return self._preset.stages
+
+    @property
+    def _preset(self) -> Preset:
+        assert self.preset is not None, "read the manifest with locate_bundle first"
+        return self.preset
 
 
 def write_manifest(
@@ -35,9 +66,6 @@ def write_manifest(
         preset: what the model was made from.
         base: the bundle that the adapter was trained on; None for a whole bundle.
         owner: customer and subject that it was trained for, ``CUSTOMER--SUBJECT``.
-
-    Raises:
-        InputError: a component is missing.
     """
     check_components(bundle_dir, personal=base is not None, fix="write every component before the manifest")
     manifest: dict[str, Any] = {
@@ -60,27 +88,48 @@ def check_components(bundle_dir: Path, *, personal: bool, fix: str = REPAIR) -> 
             raise InputError(f"incomplete bundle: {name} is missing", value=str(bundle_dir / name), fix=fix)
 
 
-def read_manifest(bundle_dir: Path) -> dict[str, Any]:
-    """Read the manifest of the bundle in a local folder.
+def is_model_file(name: str) -> bool:
+    """Whether a file belongs to the model. Hidden files (``.name``) do not: no library loads them."""
+    return not any(segment.startswith(".") for segment in name.split("/"))
 
-    Raises:
-        InputError: not a bundle, or one of a format that this version does not read.
+
+def files_in(bundle_dir: Path) -> list[str]:
+    """Sorted names of all files below ``bundle_dir`` except the manifest; symbolic links to folders are followed.
+
+    Raises InputError for more than 100,000 files, and for a folder that cannot be read.
     """
+    names: list[str] = []
+    visited = set()
+    for root, below, files in os.walk(bundle_dir, followlinks=True):
+        folder = Path(root)
+        visited.add(inode_of(folder))
+        for name in list(below):
+            if inode_of(folder / name) in visited:  # a link to a parent folder
+                below.remove(name)
+                files.append(name)
+        if len(names) + len(files) > _MOST_FILES:  # a link to a whole disk
+            raise InputError(
+                f"the bundle holds more than {_MOST_FILES} files",
+                value=str(bundle_dir),
+                fix=f"remove the links to other folders, or {REPAIR}",
+            )
+        names += [(folder / name).relative_to(bundle_dir).as_posix() for name in files]
+    return sorted(name for name in names if name != MANIFEST)
+
+
+def read_manifest(bundle_dir: Path) -> dict[str, Any]:
+    """Read the manifest of the bundle in a local folder; checked as :func:`parse_manifest` does."""
     path = bundle_dir / MANIFEST
     if not path.is_file():
-        raise InputError(
-            f"the folder has no {MANIFEST}: it is not a bundle, or an unfinished one",
-            value=str(bundle_dir),
-            fix="check the path",
-        )
+        what = f"the folder has no {MANIFEST}: it is not a bundle, or an unfinished one"
+        raise InputError(what, value=str(bundle_dir), fix="check the path")
     return parse_manifest(path.read_bytes(), str(path))
 
 
 def parse_manifest(data: bytes, where: str) -> dict[str, Any]:
     """Parse the bytes of a manifest that were read from ``where``, and check the parts that every reader needs.
 
-    Raises:
-        InputError: not a manifest, or one of a format that this version does not read.
+    Raises InputError if they are not a manifest, or one of a format that this version does not read.
     """
     manifest = parse_object(data, where, "base", "preset", "components", fix=REPAIR)
     version = manifest.get("format")

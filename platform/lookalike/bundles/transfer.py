@@ -6,10 +6,16 @@ from functools import lru_cache
 from pathlib import Path
 
 from lookalike.bundles.digests import file_sha256s
-from lookalike.bundles.files import MANIFEST, check_hashes, check_index, check_listed, is_index, is_model_file
-from lookalike.bundles.manifest import bundle_sha256, parse_manifest, preset_of, read_manifest
-from lookalike.bundles.reference import BundleReference
-from lookalike.bundles.verification import OpenBundle, open_bundle, verify
+from lookalike.bundles.manifest import (
+    MANIFEST,
+    BundleReference,
+    bundle_sha256,
+    is_model_file,
+    parse_manifest,
+    preset_of,
+    read_manifest,
+)
+from lookalike.bundles.verification import check_contents, check_listed, open_bundle, verify
 from lookalike.errors import InputError
 from lookalike.scratch import kept_folder
 from lookalike.storage import Store, open_store
@@ -21,9 +27,7 @@ def local_bundle(uri: str, sha256: str | None = None) -> Path:
     """Return a local folder with the bundle at ``uri``, every file verified.
 
     A bundle in a local store stays where it is; any other is copied, and the copy is removed when the process ends.
-
-    Raises:
-        InputError: no bundle, a damaged one, or one with another identity than ``sha256``.
+    Raises InputError for no bundle, a damaged one, or one with another identity than ``sha256``.
     """
     store = open_store(uri)
     folder = store.root if isinstance(store, LocalStore) else _downloaded(uri)
@@ -39,18 +43,16 @@ def local_bundle(uri: str, sha256: str | None = None) -> Path:
 
 @lru_cache(maxsize=4)
 def _downloaded(uri: str) -> Path:
-    """Copy the files that the manifest lists; each is hashed while the next ones are being copied."""
+    """Copy the files that the manifest lists, and verify them; each is hashed while the next ones are being copied."""
     store, folder = open_store(uri), kept_folder("bundle")
     store.download(MANIFEST, folder / MANIFEST)
     listed = read_manifest(folder)["components"]
     check_listed(listed, {info.key for info in store.list()} - {MANIFEST}, store.uri)
     with ThreadPoolExecutor(max_workers=4) as pool:
-        hashes = []
         for name in listed:
             store.download(name, folder / name)
-            hashes.append(pool.submit(file_sha256s, folder, [name], keep=False))
-        actual = {name: sha256 for done in hashes for name, sha256 in done.result().items()}
-    check_hashes(listed, actual, store.uri)
+            pool.submit(file_sha256s, folder, [name], keep=False)
+    verify(folder, store.uri)
     return folder
 
 
@@ -60,11 +62,10 @@ def local_folders(bundle: BundleReference) -> tuple[Path, Path | None]:
     return local_bundle(bundle.uri, bundle.sha256), None if base is None else local_bundle(base.uri)
 
 
-def fetch_bundle(bundle: BundleReference) -> OpenBundle:
-    """Copy a bundle and its base to this machine, if they are not there, and open them.
+def fetch_bundle(bundle: BundleReference) -> tuple[Path, Path | None]:
+    """Copy a bundle and its base to this machine, if they are not there, and open them as :func:`open_bundle`.
 
-    Raises:
-        InputError: one is damaged or was replaced, or the base is not the one that the adapter was trained on.
+    Raises InputError if one is damaged or was replaced, or the base is not the one that the adapter was trained on.
     """
     return open_bundle(*local_folders(bundle))
 
@@ -87,9 +88,8 @@ def verify_bundle(uri: str) -> str:
     check_listed(listed, set(sizes), store.uri)
     with ThreadPoolExecutor(max_workers=4) as pool:
         hashes = pool.map(lambda name: sha256_of(store, name, sizes[name]), listed)
-        check_hashes(listed, dict(zip(listed, hashes, strict=True)), store.uri)
-    for name in filter(is_index, listed):
-        check_index(name, store.read(name), listed, store.uri)
+        actual = dict(zip(listed, hashes, strict=True))
+    check_contents(listed, actual, store.read, store.uri)
     return bundle_sha256(manifest)
 
 

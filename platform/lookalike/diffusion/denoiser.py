@@ -9,9 +9,9 @@ from torch import Tensor
 
 from lookalike.diffusion.schedule import ConditionWeights
 from lookalike.models.batch import Batch
-from lookalike.models.context import encode_context
 from lookalike.models.dit import Context, ReferenceKeys, References, prepare_references, velocity
 from lookalike.models.presets import ReferenceConfig, ReferencePosition
+from lookalike.models.subject import encode_context
 from lookalike.models.vae import encode, token_grid
 
 
@@ -48,15 +48,11 @@ class Denoiser:
             self.distilled_guidance,
         )
 
-    def with_context(self, context: Context) -> "Denoiser":
-        """The same denoiser with other MLLM tokens, such as those of a negative prompt."""
-        return dataclasses.replace(self, context=context)
-
 
 def context_of(mllm: Any, aggregator: Any, batch: Batch, repeats: int, keep: Tensor | None = None) -> Context:
     """Compute the MLLM's tokens of each prompt, ``repeats`` times each; ``keep`` [B] masks prompts out."""
     once = encode_context(mllm, aggregator, batch, keep=keep)
-    return Context(_repeat(once.tokens, repeats), _repeat(once.mask, repeats))
+    return Context(once.tokens.repeat_interleave(repeats, dim=0), once.mask.repeat_interleave(repeats, dim=0))
 
 
 def references_of(
@@ -70,15 +66,11 @@ def references_of(
     device: torch.device,
 ) -> References | ReferenceKeys:
     """Encode the references of each prompt, ``repeats`` times each, for a target of ``grid`` tokens."""
-    images, mask = batch.references, batch.reference_mask
+    images = batch.references
     latents = encode(vae, images.flatten(0, 1), device).unflatten(0, images.shape[:2])
-    own_grid = token_grid(vae, *images.shape[-2:])
-    references = References(_repeat(latents, repeats), _repeat(mask, repeats), own_grid)
+    latents, mask = (part.repeat_interleave(repeats, dim=0) for part in (latents, batch.reference_mask))
+    references = References(latents, mask, token_grid(vae, *images.shape[-2:]))
     return prepare_references(transformer, references, grid, config, distilled_guidance)
-
-
-def _repeat(rows: Tensor, times: int) -> Tensor:
-    return rows.repeat_interleave(times, dim=0)
 
 
 def _weighted(condition: Any, weight: float) -> Any:

@@ -7,7 +7,7 @@ Flux and Stable Diffusion 3 do. B batch, T tokens, C channels.
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from lookalike.errors import ConfigError
+from lookalike.models.batch import TensorFields
 from lookalike.models.components import component_config
 
 
@@ -62,7 +63,7 @@ class FlowConfig:
 
 
 @dataclass(frozen=True)
-class Draw:
+class Draw(TensorFields):
     """Random numbers of a batch."""
 
     noise: Tensor
@@ -71,17 +72,6 @@ class Draw:
     """float32 ``[B]`` in (0, 1), shifted."""
     uniform: Tensor
     """float32 ``[B, 2]`` in [0, 1): decides the dropout of MLLM tokens and of references."""
-
-    def to(self, device: torch.device) -> "Draw":
-        """Copy to ``device``; from pinned memory asynchronously."""
-        return self._map(lambda value: value.to(device, non_blocking=device.type == "cuda"))
-
-    def pin_memory(self) -> "Draw":
-        """Copy to page-locked memory of the host."""
-        return self._map(lambda value: value.pin_memory())
-
-    def _map(self, change: Callable[[Tensor], Tensor]) -> "Draw":
-        return Draw(change(self.noise), change(self.sigma), change(self.uniform))
 
 
 def seed_of(*identity: object) -> int:
@@ -102,11 +92,8 @@ def draw(sample_ids: Sequence[str], seed: object, shape: tuple[int, int], flow: 
         sigma.append(_level(random, flow, shift))
         uniform.append(random.random(2, dtype=np.float32))
         noise.append(random.standard_normal(shape, dtype=np.float32))
-    return Draw(
-        noise=torch.from_numpy(np.stack(noise)),
-        sigma=torch.tensor(sigma, dtype=torch.float32),
-        uniform=torch.from_numpy(np.stack(uniform)),
-    )
+    arrays = np.stack(noise), np.array(sigma, np.float32), np.stack(uniform)
+    return Draw(*map(torch.from_numpy, arrays))
 
 
 def noise_levels(sample_ids: Sequence[str], seed: object, tokens: int, flow: FlowConfig) -> list[float]:
@@ -116,12 +103,7 @@ def noise_levels(sample_ids: Sequence[str], seed: object, tokens: int, flow: Flo
 
 def _level(random: np.random.Generator, flow: FlowConfig, shift: float) -> float:
     logit = flow.logit_mean + flow.logit_std * random.standard_normal()
-    return 1 / (1 + math.exp(-(logit + shift)))  # shifting a logit-normal adds mu to its logit
-
-
-def shift_sigma(sigma: Tensor, mu: float) -> Tensor:
-    """Apply the exponential time shift of diffusers' scheduler: towards noise for mu above 0."""
-    return math.exp(mu) / (math.exp(mu) + (1 / sigma - 1))
+    return 1 / (1 + math.exp(-(logit + shift)))  # diffusers' exponential time shift adds mu to the logit
 
 
 def add_noise(clean: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:

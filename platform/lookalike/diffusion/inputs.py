@@ -68,11 +68,7 @@ def check_options(
 
 
 def prompts_of(prompt: Any) -> list[str]:
-    """Return one text, or several, as a list.
-
-    Raises:
-        InputError: an empty list, or values that are not text.
-    """
+    """Return one text, or several, as a list. Raises InputError for an empty list and for values that are not text."""
     prompts = [prompt] if isinstance(prompt, str) else list(prompt) if isinstance(prompt, Iterable) else [prompt]
     if not prompts:
         raise InputError("the list of prompts is empty", fix="pass at least one text")
@@ -97,31 +93,25 @@ def negative_prompts_of(prompt: Any, count: int) -> list[str] | None:
 def generators_of(generator: Any, seeds: Any, images: int) -> Any:
     """Return generators for ``images`` images: one for each seed, or the given ones (one for all, or a list).
 
-    Raises:
-        ConfigError: both are given, their number is not that of the images, or a value is no seed and no generator.
+    Raises ConfigError if both are given, their number is not that of the images, or one is not a seed or generator.
     """
-    if seeds is None:
-        generators = list(generator) if isinstance(generator, (list, tuple)) else generator
-        given = generators if isinstance(generators, list) else [] if generators is None else [generators]
-        if not all(isinstance(item, torch.Generator) for item in given):
-            raise ConfigError(
-                "generator is not a torch.Generator", value=type(generator).__name__, fix="pass seeds=[...] instead"
-            )
-        return _one_for_each(generators, images)
-    if generator is not None:
+    if seeds is not None and generator is not None:
         raise ConfigError("both seeds and generator are given", fix="pass one of them")
-    numbers = [seeds] if not isinstance(seeds, Iterable) or isinstance(seeds, str) else list(seeds)
-    _one_for_each(numbers, images)
-    for seed in numbers:
-        if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not -(2**63) <= seed < 2**64:
-            raise ConfigError("a seed is not a whole number of 64 bits", value=seed, fix="use 0 to 2**64 - 1")
-    return [torch.Generator().manual_seed(int(seed)) for seed in numbers]
-
-
-def _one_for_each(generators: Any, images: int) -> Any:
-    if isinstance(generators, list) and len(generators) != images:
-        raise ConfigError(f"{len(generators)} seeds or generators for {images} images", fix="pass one for each image")
-    return generators
+    given = list(generator) if isinstance(generator, tuple) else generator
+    if seeds is not None:
+        given = [seeds] if not isinstance(seeds, Iterable) or isinstance(seeds, str) else list(seeds)
+    if isinstance(given, list) and len(given) != images:
+        raise ConfigError(f"{len(given)} seeds or generators for {images} images", fix="pass one for each image")
+    if seeds is not None:
+        for seed in given:
+            if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not -(2**63) <= seed < 2**64:
+                raise ConfigError("a seed is not a whole number of 64 bits", value=seed, fix="use 0 to 2**64 - 1")
+        return [torch.Generator().manual_seed(int(seed)) for seed in given]
+    for item in given if isinstance(given, list) else [given]:
+        if generator is not None and not isinstance(item, torch.Generator):
+            kind = type(generator).__name__
+            raise ConfigError("generator is not a torch.Generator", value=kind, fix="pass seeds=[...] instead")
+    return given
 
 
 def check_latents(latents: Any, shape: tuple[int, ...]) -> None:
@@ -140,9 +130,8 @@ def pair_references(references: Any, prompts: int) -> list[list[np.ndarray]]:
             ``[C, H, W]``, uint8 or floats in [0, 1]; ``[N, ...]`` are N images.
         prompts: number of prompts.
 
-    Raises:
-        InputError: an empty list, also for one of the prompts, a number of lists that is not that of the prompts, or
-            a value that is not such an image.
+    Raises InputError for an empty list, also of one prompt, for another number of lists than of prompts, and for a
+    value that is not such an image.
     """
     if references is None:
         return [[] for _ in range(prompts)]

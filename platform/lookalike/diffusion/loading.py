@@ -3,7 +3,7 @@
 import diffusers
 import transformers
 
-from lookalike.bundles.reference import BundleReference
+from lookalike.bundles.manifest import BundleReference
 from lookalike.bundles.transfer import local_folders
 from lookalike.diffusion.pipeline import SubjectPipeline
 from lookalike.documents import decoding
@@ -13,8 +13,7 @@ from lookalike.models.components import REPAIR
 def load_pipeline(bundle: BundleReference, device: str) -> SubjectPipeline:
     """Load a bundle, and the base of a personal one, onto ``device``; without progress bars.
 
-    Raises:
-        InputError: the bundle is damaged or was replaced, or the base is not the one that the adapter was trained on.
+    Raises InputError if the bundle is damaged or was replaced, or the base is not the one of the adapter.
     """
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()

@@ -8,11 +8,12 @@ from typing import Any
 from diffusers.loaders import FluxLoraLoaderMixin
 from torch.nn import ModuleDict
 
-from lookalike.errors import ConfigError, InputError, first_line
+from lookalike.errors import ConfigError, InputError
 from lookalike.models.adapter_files import DIFFUSERS_WEIGHTS, read_adapter
 from lookalike.models.adapter_state import adapter_state, check_not_wrapped, effective_loras, is_fused, loras
 from lookalike.models.adapter_tensors import PEFT_CONFIG, PEFT_WEIGHTS
 from lookalike.models.adapters import ADAPTER_NAME, load_adapter, swap_adapter
+from lookalike.models.components import hub_snapshot
 
 log = logging.getLogger(__name__)
 
@@ -67,13 +68,11 @@ class SubjectLoraLoaderMixin(FluxLoraLoaderMixin):
         if unknown := set(kwargs) - {*_HUB, *_IGNORED}:
             raise TypeError(f"load_lora_weights got an unexpected keyword argument {min(unknown)!r}")
         if kwargs.get("use_safetensors") is False:
-            raise InputError(
-                "a pickle can run any code and is not read",
-                fix="drop use_safetensors=False, and name a .safetensors file",
-            )
+            fix = "drop use_safetensors=False, and name a .safetensors file"
+            raise InputError("a pickle can run any code and is not read", fix=fix)
         hub = {key: kwargs[key] for key in _HUB if kwargs.get(key) is not None}
-        found = source if isinstance(source, Mapping) else _locate(source, weight_name, subfolder, hub)
-        file = read_adapter(found, self.transformer, weight_name)
+        local = source if isinstance(source, Mapping) else _locate(source, weight_name, subfolder, hub)
+        file = read_adapter(local, self.transformer, weight_name)
         if hotswap:
             count = swap_adapter(self.transformer, file, name)
         else:
@@ -86,22 +85,18 @@ class SubjectLoraLoaderMixin(FluxLoraLoaderMixin):
         log.info("LoRA %s: %d tensors, all of %s", name, count, file.origin)
 
     def set_adapters(self, adapter_names: Any, adapter_weights: Any = None) -> None:
-        """As in diffusers; refused while a LoRA is fused, which would not follow, and could not be unfused then."""
+        """As in diffusers. Raises ConfigError while a LoRA is fused: it could not be unfused."""
         self._check_not_fused()
         super().set_adapters(adapter_names, adapter_weights)
 
     def delete_adapters(self, adapter_names: list[str] | str) -> None:
-        """As in diffusers; refused while a LoRA is fused, which would stay in the weights."""
+        """As in diffusers. Raises ConfigError while a LoRA is fused: it would stay in the weights."""
         self._check_not_fused()
         super().delete_adapters(adapter_names)
 
     def unfuse_lora(self, components: Any = ("transformer",), **kwargs: Any) -> None:
         """As in diffusers, for the DiT."""
         super().unfuse_lora(components=list(components), **kwargs)
-
-    @classmethod
-    def load_lora_into_text_encoder(cls, *args: Any, **kwargs: Any) -> None:
-        """There is none: what a file holds for CLIP is left aside."""
 
     def save_own_lora(
         self,
@@ -122,8 +117,7 @@ class SubjectLoraLoaderMixin(FluxLoraLoaderMixin):
             adapter_name: which one; by default the only one that is loaded.
             kwargs: diffusers' (``weight_name``, ``is_main_process``, …).
 
-        Raises:
-            ConfigError: no LoRA, or several and none is named.
+        Raises ConfigError if no LoRA is loaded, or several and none is named.
         """
         save = type(self).save_lora_weights
         if transformer_lora_layers is None:
@@ -183,26 +177,13 @@ def _offload_again(pipe: Any, offloaded: tuple[bool, ...]) -> None:
 
 
 def _locate(source: str | Path, weight_name: str | None, subfolder: str | None, hub: dict[str, Any]) -> Path:
-    """A local folder or file; what a Hub id names is downloaded first."""
+    """Return a local folder or file, after downloading what a Hub id names."""
     local = Path(source)
     if not local.exists():
         if isinstance(source, Path) or source.startswith((".", "/", "~")) or source.count("/") != 1:
             raise InputError(
                 "the LoRA is neither a file, nor a folder, nor a Hub id", value=str(source), fix="check the path"
             )
-        local = _download(source, weight_name, subfolder, hub)
+        names = [PEFT_CONFIG, *([weight_name] if weight_name else [PEFT_WEIGHTS, DIFFUSERS_WEIGHTS])]
+        local = hub_snapshot(source, names, subfolder, fix="check the path or the Hub id", **hub)
     return local / subfolder if subfolder else local
-
-
-def _download(repository: str, weight_name: str | None, subfolder: str | None, hub: dict[str, Any]) -> Path:
-    from huggingface_hub import snapshot_download
-
-    names = [PEFT_CONFIG, weight_name] if weight_name else [PEFT_CONFIG, PEFT_WEIGHTS, DIFFUSERS_WEIGHTS]
-    patterns = [f"{subfolder}/{name}" if subfolder else name for name in names]
-    try:
-        return Path(snapshot_download(repository, allow_patterns=patterns, **hub))
-    except (OSError, ValueError) as error:  # huggingface_hub's and the network's
-        reason = first_line(error) or type(error).__name__
-        raise InputError(
-            f"neither a local LoRA nor one on the Hub ({reason})", value=repository, fix="check the path or the Hub id"
-        ) from error

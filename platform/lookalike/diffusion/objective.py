@@ -9,6 +9,7 @@ from torch import Tensor
 from lookalike.diffusion.flow import Draw, FlowConfig, add_noise, draw, flow_matching_loss
 from lookalike.errors import ConfigError
 from lookalike.models.batch import Batch
+from lookalike.models.dit import References
 from lookalike.models.vae import LatentCache, encode, token_grid
 
 
@@ -47,8 +48,7 @@ def denoising_loss(
         cache: keeps latents between calls; without it the VAE runs on every image.
         drawn: result of :func:`~lookalike.diffusion.flow.draw` for these ids and this seed, if the caller has it.
 
-    Raises:
-        ConfigError: the batch has no targets, or the number of ids is not that of the samples.
+    Raises ConfigError if the batch has no targets, or the number of ids is not that of the samples.
     """
     if batch.target is None:
         raise ConfigError("the batch has no targets", fix="pass targets to the preprocessor")
@@ -58,25 +58,23 @@ def denoising_loss(
     clean, target = batch.target_latents, batch.target
     assert clean is not None
     assert target is not None
-    reference_latents = reference_grid = None
-    if use_references:
-        reference_latents = batch.reference_latents
-        reference_grid = token_grid(vae, *batch.references.shape[-2:])
     if drawn is None:
         drawn = draw(sample_ids, seed, (clean.shape[1], clean.shape[2]), flow)
     drawn = drawn.to(clean.device)
     noise, sigma, uniform = drawn.noise, drawn.sigma, drawn.uniform
+    references = None
+    if use_references:
+        assert batch.reference_latents is not None
+        mask = batch.reference_mask & (uniform[:, 1] >= dropout_references)[:, None]
+        references = References(batch.reference_latents, mask, token_grid(vae, *batch.references.shape[-2:]))
     predicted = model(
         batch,
         add_noise(clean, noise, sigma),
         sigma,
-        reference_latents=reference_latents,
+        references,
+        token_grid(vae, *target.shape[-2:]),
         use_mllm=use_mllm,
-        use_references=use_references,
         mllm_keep=uniform[:, 0] >= dropout_mllm,
-        reference_keep=uniform[:, 1] >= dropout_references,
-        grid=token_grid(vae, *target.shape[-2:]),
-        reference_grid=reference_grid,
     )
     return flow_matching_loss(predicted, noise, clean)
 
@@ -84,17 +82,10 @@ def denoising_loss(
 def paired_losses(
     model: Callable[..., Tensor], vae: Any, right: Batch, shuffled: Batch | None, **options: Any
 ) -> tuple[Tensor, Tensor | None]:
-    """Held-out loss of each sample with its own conditions and with another subject's, on the same noise.
+    """Compute the held-out loss of each sample with its own and with another subject's conditions, on the same noise.
 
-    Args:
-        model: as for :func:`denoising_loss`.
-        vae: frozen AutoencoderKL.
-        right: the samples, with targets.
-        shuffled: the same targets under other conditions (:meth:`Batch.with_conditions_of`); None if there are none.
-        options: the other arguments of :func:`denoising_loss`, for both.
-
-    Returns:
-        Two float32 ``[B]``; None instead of the second without ``shuffled``.
+    ``shuffled`` has the targets of ``right`` under other conditions (:meth:`Batch.with_conditions_of`); ``options`` are
+    the other arguments of :func:`denoising_loss`. Returns two float32 ``[B]``; the second is None without ``shuffled``.
     """
     own = denoising_loss(model, vae, right, **options)
     return own, None if shuffled is None else denoising_loss(model, vae, shuffled, **options)

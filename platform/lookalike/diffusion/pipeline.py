@@ -1,15 +1,15 @@
 """``SubjectPipeline``: subject-driven generation as a diffusers pipeline."""
 
 import copy
+import dataclasses
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
-from diffusers.utils import BaseOutput
+from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 from torch import Tensor
@@ -41,14 +41,6 @@ from lookalike.models.components import COMPONENTS
 from lookalike.models.preprocess import Preprocessor
 from lookalike.models.vae import decode, decode_floats, downsampling, token_grid
 from lookalike.models.weights import check_names
-
-
-@dataclass
-class SubjectPipelineOutput(BaseOutput):
-    """What the pipeline returns."""
-
-    images: Any
-    """PIL images, or an array or tensor as ``output_type`` says; those of one prompt are adjacent."""
 
 
 class SubjectPipeline(DiffusionPipeline, SubjectLoraLoaderMixin):
@@ -95,23 +87,20 @@ class SubjectPipeline(DiffusionPipeline, SubjectLoraLoaderMixin):
     def from_pretrained(cls, folder: str | Path, base: str | Path | None = None, **kwargs: Any) -> "SubjectPipeline":
         """Load a bundle from a local folder; a personal one needs the folder of its base.
 
-        Other arguments are those of ``DiffusionPipeline.from_pretrained`` (``torch_dtype``, ``device_map``, …).
-
-        Raises:
-            InputError: not a bundle, an incomplete one, another base than the adapter was trained on, or a missing or
-                unknown tensor (not checked with a ``quantization_config``, which renames tensors).
+        Other arguments are those of ``DiffusionPipeline.from_pretrained`` (``torch_dtype``, ``device_map``, …). Raises
+        InputError if it is not a whole bundle, has another base than the adapter was trained on, or a missing or
+        unknown tensor (not checked with a ``quantization_config``, which renames tensors).
         """
-        opened = open_bundle(Path(folder), None if base is None else Path(base))
-        check_model_index(opened.components)
+        components, adapter = open_bundle(Path(folder), None if base is None else Path(base))
+        check_model_index(components)
         kwargs.setdefault("use_safetensors", True)
-        pipe: SubjectPipeline = super().from_pretrained(
-            str(opened.components), preprocessor=load_preprocessor(opened.components), **kwargs
-        )
+        preprocessor = load_preprocessor(components)
+        pipe: SubjectPipeline = super().from_pretrained(str(components), preprocessor=preprocessor, **kwargs)
         parts = {name: getattr(pipe, name) for name in ("mllm", "aggregator", "transformer", "vae")}
         if "quantization_config" not in kwargs:
-            check_names(parts, opened.components)
-        if opened.adapter is not None:
-            load_lora(pipe.transformer, opened.adapter)
+            check_names(parts, components)
+        if adapter is not None:
+            load_lora(pipe.transformer, adapter)
         for module in parts.values():
             module.requires_grad_(False).eval()
         return pipe
@@ -120,10 +109,8 @@ class SubjectPipeline(DiffusionPipeline, SubjectLoraLoaderMixin):
         """Write a full bundle that :meth:`from_pretrained` reads and that generates what this pipeline generates.
 
         An active LoRA is written beside the DiT with its weight of ``set_adapters``; a fused LoRA is part of the DiT's
-        weights; a disabled or inactive LoRA is left out. The pipeline is not changed.
-
-        Raises:
-            ConfigError: several active LoRAs, or one of another name than ``default``: a bundle holds one.
+        weights; a disabled or inactive LoRA is left out. The pipeline is not changed. Raises ConfigError for several
+        active LoRAs, or one of another name than ``default``: a bundle holds one.
         """
         save_bundle(self, Path(save_directory), **kwargs)
 
@@ -178,8 +165,8 @@ class SubjectPipeline(DiffusionPipeline, SubjectLoraLoaderMixin):
             num_inference_steps: Euler steps.
             guidance_scale: true classifier-free guidance: negative + scale × (positive − negative). 1 turns it off.
             stages: which conditions are computed and seen at which noise level: a schedule, its name, ``"TAU1/TAU2"``
-                or ``"TAU1/TAU2/BLEND"``, or a function that makes ``Conditions`` of a noise level; by default what the
-                bundle's preset says.
+                or ``"TAU1/TAU2/BLEND"``, or a function from noise level to ``ConditionWeights``; by default the one of
+                the bundle's preset.
             negative: the conditions that the negative branch of true guidance leaves out: ``all``, the ``mllm`` or the
                 ``references`` alone. A step that sees none of them runs unguided.
             distilled_guidance: value of the guidance embedding of a guidance-distilled DiT, in both branches; 1.0 is
@@ -195,7 +182,7 @@ class SubjectPipeline(DiffusionPipeline, SubjectLoraLoaderMixin):
             callback_on_step_end: called as ``f(pipe, step, timestep, {"latents": …})``; may return other latents. It
                 skips the remaining steps with ``pipe._interrupt = True``.
             callback_on_step_end_tensor_inputs: names of the tensors that it gets, of ``pipe._callback_tensor_inputs``.
-            return_dict: a :class:`SubjectPipelineOutput`, or a tuple of the images.
+            return_dict: diffusers' ``ImagePipelineOutput``, or a tuple of the images; those of one prompt are adjacent.
 
         Raises:
             InputError: no references in a list or too many, an image too small or too large.
@@ -234,11 +221,11 @@ class SubjectPipeline(DiffusionPipeline, SubjectLoraLoaderMixin):
         position = preset.references.position
         denoiser = Denoiser(self.transformer, grid, context, photo_tokens, position, distilled_guidance)
         negative_denoiser = None
-        if denoiser.context is not None and negative_prompts is not None:
+        if context is not None and negative_prompts is not None:
             rows = self.preprocessor(negative_prompts, [[] for _ in prompts], truncate_prompts=True)
             keep = torch.tensor([bool(text.strip()) for text in negative_prompts], device=device)
             context = context_of(self.mllm, self.aggregator, to_batch(rows).to(device), repeats, keep)
-            negative_denoiser = denoiser.with_context(context)
+            negative_denoiser = dataclasses.replace(denoiser, context=context)
         with self.progress_bar(total=num_inference_steps) as progress:
 
             def on_step_end(step: int, timestep: Tensor, latents: Tensor) -> Tensor:
@@ -262,7 +249,7 @@ class SubjectPipeline(DiffusionPipeline, SubjectLoraLoaderMixin):
             )
         images = self._decode(current, grid, output_type)
         self.maybe_free_model_hooks()
-        return SubjectPipelineOutput(images=images) if return_dict else (images,)
+        return ImagePipelineOutput(images=images) if return_dict else (images,)
 
     def plan(
         self,
@@ -274,8 +261,7 @@ class SubjectPipeline(DiffusionPipeline, SubjectLoraLoaderMixin):
     ) -> SamplerPlan:
         """Return the noise level of each step of such a call and what it sees: print it, or plot it.
 
-        Raises:
-            ConfigError: a size that does not divide, a denoising schedule out of order, no step.
+        Raises ConfigError for a size that does not divide, a denoising schedule out of order, or no step.
         """
         return self._plan(copy.deepcopy(self.scheduler), stages, num_inference_steps, height, width)
 

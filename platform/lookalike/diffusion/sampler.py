@@ -26,11 +26,7 @@ class Velocity(Protocol):
 def set_noise_levels(scheduler: Any, steps: int, tokens: int, device: torch.device | None = None) -> list[float]:
     """Set the noise levels of diffusers' FlowMatchEulerDiscreteScheduler as FluxPipeline does; returns them.
 
-    Args:
-        scheduler: changed in place.
-        steps: Euler steps.
-        tokens: patchified tokens of the image, which decide the resolution shift.
-        device: of the scheduler's tensors.
+    The patchified ``tokens`` of the image decide the resolution shift; ``device`` is that of the scheduler's tensors.
     """
     mu = FlowConfig.from_scheduler(scheduler.config).mu(tokens) if scheduler.config.use_dynamic_shifting else None
     scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), mu=mu, device=device)
@@ -56,11 +52,11 @@ def sample(
         latents: noise.
         scheduler: with its noise levels set, see :func:`set_noise_levels`.
         weights: what each step sees.
-        scale: of the guidance, asked before each step.
+        scale: returns the scale of the guidance; called before each step.
         negative: what the negative branch of guidance leaves out.
         negative_prompt: the model with a negative prompt's context, if there is one.
         on_step_end: called as ``f(step, timestep, latents)``; returns the latents to continue with.
-        interrupted: asked before each step; the remaining ones are skipped if it is true.
+        interrupted: called before each step; if it returns true, the remaining steps are skipped.
     """
     for step, (timestep, seen) in enumerate(zip(scheduler.timesteps, weights, strict=True)):
         if interrupted():

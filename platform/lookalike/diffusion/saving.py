@@ -7,21 +7,14 @@ from typing import Any
 
 from diffusers import DiffusionPipeline
 
-from lookalike.bundles.files import MANIFEST
-from lookalike.bundles.manifest import ADAPTER, write_manifest
+from lookalike.bundles.manifest import ADAPTER, MANIFEST, write_manifest
 from lookalike.errors import ConfigError
 from lookalike.models.adapter_files import AdapterFile
-from lookalike.models.adapter_state import (
-    adapter_state,
-    check_not_wrapped,
-    effective_loras,
-    has_lora_layers,
-    without_loras,
-)
-from lookalike.models.adapters import ADAPTER_NAME, write_adapter
+from lookalike.models.adapter_state import adapter_state, check_not_wrapped, effective_loras, without_loras
+from lookalike.models.adapters import ADAPTER_NAME, lora_layers, write_adapter
 from lookalike.models.components import COMPONENTS
 
-TOKENIZER_FILES = (
+_TOKENIZER_FILES = (
     "tokenizer*",
     "vocab.*",
     "merges.txt",
@@ -32,11 +25,9 @@ TOKENIZER_FILES = (
 
 
 def save_bundle(pipe: Any, folder: Path, **kwargs: Any) -> None:
-    """Write ``pipe`` (a SubjectPipeline) to ``folder``; this is ``save_pretrained`` of a pipeline.
+    """Write ``pipe`` (a SubjectPipeline) to ``folder``: its ``save_pretrained``.
 
-    Raises:
-        ConfigError: several active LoRAs, or one of another name than ``default``; a component that is not a
-            component of a bundle, or whose weights are offloaded.
+    Raises ConfigError for several active LoRAs or one of another name than ``default``, and for offloaded weights.
     """
     transformer, preprocessor = pipe.transformer, pipe.preprocessor
     for name in ("mllm", "aggregator", "transformer", "vae"):
@@ -44,9 +35,7 @@ def save_bundle(pipe: Any, folder: Path, **kwargs: Any) -> None:
             raise ConfigError("the weights of a component are offloaded", value=name, fix="call remove_all_hooks first")
     check_not_wrapped(transformer)
     if kwargs.get("safe_serialization") is False:
-        raise ConfigError(
-            "a bundle cannot be saved as pickles", value="safe_serialization=False", fix="drop safe_serialization=False"
-        )
+        raise ConfigError("a bundle cannot be saved as pickles", fix="drop safe_serialization=False")
     active = effective_loras(transformer)
     if active not in ([], [ADAPTER_NAME]):
         raise ConfigError(
@@ -56,13 +45,13 @@ def save_bundle(pipe: Any, folder: Path, **kwargs: Any) -> None:
         )
     adapter = adapter_state(transformer, ADAPTER_NAME) if active else None
     parts = {name: getattr(pipe, name) for name in COMPONENTS}
-    if has_lora_layers(transformer):
+    if list(lora_layers(transformer)):  # also those that remain after all LoRAs were deleted
         parts["transformer"] = without_loras(transformer)
     plain = type(pipe)(**parts, preprocessor=preprocessor)
     if not (folder / MANIFEST).is_file():
         _write(plain, adapter, folder, **kwargs)
         return
-    folder.parent.mkdir(parents=True, exist_ok=True)  # over a bundle, maybe the one whose files are mapped into memory
+    # the files of the bundle to replace may be mapped into memory: they may be those of this pipeline
     with tempfile.TemporaryDirectory(prefix=".lookalike-save-", dir=folder.parent) as name:
         fresh = Path(name)
         _write(plain, adapter, fresh, **kwargs)
@@ -77,7 +66,7 @@ def _write(pipe: Any, adapter: AdapterFile | None, folder: Path, **kwargs: Any) 
     DiffusionPipeline.save_pretrained(pipe, str(folder), **kwargs)
     if adapter is not None:
         write_adapter(folder / ADAPTER, adapter.settings, adapter.tensors)
-    for pattern in TOKENIZER_FILES:
+    for pattern in _TOKENIZER_FILES:
         for file in pipe.preprocessor.tokenizer_file.parent.glob(pattern):
             shutil.copyfile(file, folder / "mllm" / file.name)
     write_manifest(folder, pipe.preprocessor.preset)

@@ -15,9 +15,6 @@ class ConditionWeights:
     A weight multiplies the condition's tokens in every softmax of the DiT's attention (its logarithm is added to the
     scores): 1 is what training sees. Towards 0 a step approaches continuously the step at 0, which does not compute the
     condition's tokens.
-
-    Raises:
-        ConfigError: a weight outside [0, 1].
     """
 
     mllm: float
@@ -44,9 +41,6 @@ class DenoisingSchedule:
     ``sigma >= tau1``: MLLM tokens alone. ``tau2 <= sigma < tau1``: both. ``sigma < tau2``: reference tokens alone.
     Lower values of both give up identity and follow the text more closely. With ``blend`` a condition's weight rises or
     falls linearly across its threshold.
-
-    Raises:
-        ConfigError: tau1 below tau2, a negative threshold, or a blend that is negative or infinite.
     """
 
     tau1: float = 0.95
@@ -91,11 +85,7 @@ class SamplerPlan:
 
     @classmethod
     def of(cls, schedule: Schedule, sigmas: Iterable[float]) -> "SamplerPlan":
-        """Apply ``schedule`` to each noise level.
-
-        Raises:
-            ConfigError: ``schedule`` returns something else than :class:`ConditionWeights`.
-        """
+        """Apply ``schedule`` to each noise level. Raises ConfigError unless it returns :class:`ConditionWeights`."""
         levels = tuple(sigmas)
         weights = tuple(schedule(sigma) for sigma in levels)
         for result in weights:
@@ -153,8 +143,7 @@ def denoising_schedule(value: Schedule | str, preset: str = "paper") -> Schedule
             ``preset`` for the one that ``preset`` names.
         preset: the schedule of the bundle's preset, as one of the above.
 
-    Raises:
-        ConfigError: an unknown name, or thresholds that are out of order.
+    Raises ConfigError for an unknown name, and for thresholds that are out of order.
     """
     if not isinstance(value, str):
         return value

@@ -1,7 +1,7 @@
 """Read LoRA files for Flux of any common format as peft's settings and tensors.
 
 Formats: peft folders, diffusers' ``pytorch_lora_weights.safetensors`` (with or without its metadata), and the names of
-kohya, XLabs and Black Forest Labs. What cannot be converted exactly is an error. Nothing is unpickled.
+kohya, XLabs and Black Forest Labs. Each setting is applied exactly or refused by name. Nothing is unpickled.
 """
 
 from collections.abc import Mapping
@@ -11,9 +11,8 @@ from typing import Any
 
 from torch import Tensor
 
-from lookalike.documents import parse_object
+from lookalike.documents import decoding, parse_object
 from lookalike.errors import InputError
-from lookalike.models.adapter_config import check_alphas, check_settings
 from lookalike.models.adapter_tensors import (
     PEFT_CONFIG,
     PEFT_PREFIX,
@@ -29,6 +28,37 @@ DIFFUSERS_WEIGHTS = "pytorch_lora_weights.safetensors"
 METADATA = "lora_adapter_metadata"  # key in a safetensors header under which diffusers keeps peft's settings
 _COPY = "copy the file again"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+_EXACT = (
+    "r",
+    "lora_alpha",
+    "target_modules",
+    "exclude_modules",
+    "lora_dropout",
+    "use_rslora",
+    "rank_pattern",
+    "alpha_pattern",
+    "layers_to_transform",
+    "layers_pattern",
+    "use_dora",
+    "lora_bias",
+)
+_NO_EFFECT = (
+    "peft_type",
+    "peft_version",
+    "task_type",
+    "auto_mapping",
+    "base_model_name_or_path",
+    "revision",
+    "inference_mode",
+    "runtime_config",
+    "megatron_core",  # without megatron_config
+    "qalora_group_size",  # without use_qalora
+    "fan_in_fan_out",  # peft turns it off for linear layers
+    "eva_config",  # with init_lora_weights=eva
+    "ensure_weight_tying",  # of modules_to_save
+)
+_INITIALISATIONS = (True, False, None, "gaussian", "orthogonal", "eva")  # the others change the weights of the base
+_UNSET: tuple[Any, ...] = (None, False, "", "none", [], {}, ())
 
 
 @dataclass(frozen=True)
@@ -53,25 +83,52 @@ def read_adapter(
         transformer: the FluxTransformer2DModel, for the names and shapes of its layers; it is not changed.
         weight_name: file in the folder.
 
-    Raises:
-        InputError: there is no LoRA or more than one, it is a pickle, has settings or tensors that cannot be applied
-            exactly or do not fit the DiT, or has no effect.
+    Raises InputError if there is no LoRA or more than one, or it is a pickle, has settings or tensors that cannot be
+    applied exactly or do not fit the DiT, or has no effect.
     """
+    settings, from_peft = None, False
     if isinstance(source, Mapping):
-        return _convert(dict(source), {}, None, transformer, "a dictionary of tensors")
-    weights = find_weights(Path(source), weight_name)
-    tensors, header = _read_safetensors(weights)
-    config = weights.parent / PEFT_CONFIG
-    from_peft = any(name.startswith(PEFT_PREFIX) for name in tensors) and config.is_file()
-    settings = parse_object(config.read_bytes(), str(config), fix=_COPY) if from_peft else None
-    return _convert(tensors, header, settings, transformer, str(weights))
+        tensors, origin = dict(source), "a dictionary of tensors"
+    else:
+        from safetensors import safe_open
+
+        path = find_weights(Path(source), weight_name)
+        origin, config = str(path), path.parent / PEFT_CONFIG
+        with decoding("a safetensors file", origin, fix=_COPY), safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+            header = file.metadata() or {}
+        from_peft = any(name.startswith(PEFT_PREFIX) for name in tensors) and config.is_file()
+        if from_peft:
+            settings = parse_object(config.read_bytes(), str(config), fix=_COPY)
+        elif METADATA in header:
+            settings = _metadata(header[METADATA], origin)
+    layers = linear_layers(transformer)
+    parts = sort_tensors(tensors, names_of_layers(layers), peft=from_peft, origin=origin)
+    check_layers(parts, layers, origin)
+    alphas = [layer.names[0] for layer in parts.values() if layer.alpha is not None]
+    if settings is not None and alphas:
+        raise InputError(
+            f"the adapter has its alpha twice: in its settings, and as {len(alphas)} tensors, such as of {alphas[0]}",
+            value=origin,
+            fix="remove one of the two",
+        )
+    settings = check_settings(settings_of(parts, origin) if settings is None else settings, origin)
+    return AdapterFile(settings, peft_tensors(parts), origin)
+
+
+def _metadata(data: str, origin: str) -> dict[str, Any] | None:
+    """Read peft's settings in a header that diffusers wrote: of a pipeline's transformer, or of a single model."""
+    values = parse_object(data, f"{METADATA} of {origin}", fix="save the LoRA again")
+    if "r" in values:
+        return values
+    own = {name.removeprefix("transformer."): v for name, v in values.items() if name.startswith("transformer.")}
+    return own or None
 
 
 def find_weights(path: Path, weight_name: str | None = None) -> Path:
     """Find the weights of a LoRA: ``path`` itself, or in that folder ``weight_name``, a standard name or the only file.
 
-    Raises:
-        InputError: there is no file, there are several without a standard name, or there is only a pickle.
+    Raises InputError if there is no file, there are several without a standard name, or there is only a pickle.
     """
     if weight_name is not None:
         path = path / weight_name
@@ -114,46 +171,55 @@ def _pickle(path: Path) -> InputError:
     )
 
 
-def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    from safetensors import SafetensorError, safe_open
+def check_settings(values: Mapping[str, Any], origin: str) -> dict[str, Any]:
+    """Return the arguments of ``peft.LoraConfig`` that are equivalent to ``values`` (an ``adapter_config.json``).
 
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError) as error:
-        raise InputError(f"not a readable safetensors file ({error})", value=str(path), fix=_COPY) from error
-
-
-def _convert(
-    tensors: dict[str, Tensor],
-    header: Mapping[str, str],
-    settings: Mapping[str, Any] | None,
-    transformer: Any,
-    origin: str,
-) -> AdapterFile:
-    layers = linear_layers(transformer)
-    parts = sort_tensors(tensors, names_of_layers(layers), peft=settings is not None, origin=origin)
-    check_layers(parts, layers, origin)
-    settings = settings if settings is not None else _metadata(header, origin)
-    if settings is None:
-        settings = settings_of(parts, origin)
-        check_alphas(settings, origin)
-        return AdapterFile(settings, peft_tensors(parts), origin)
-    if alphas := [layer.names[0] for layer in parts.values() if layer.alpha is not None]:
+    Fields that this version of peft does not have are ignored if they are unset. Raises InputError for another method
+    than LoRA, an unsupported setting, an invalid value, no rank, alpha or targets, or a LoRA without effect.
+    """
+    method = str(values.get("peft_type") or "LORA").upper().removeprefix("PEFTTYPE.")
+    if method != "LORA":
         raise InputError(
-            f"the adapter has its alpha twice: in its settings, and as {len(alphas)} tensors, such as of {alphas[0]}",
-            value=origin,
-            fix="remove one of the two",
+            f"the adapter's method is {method}, not LoRA", value=origin, fix="use a LoRA, or merge it into its base"
         )
-    return AdapterFile(check_settings(settings, origin), peft_tensors(parts), origin)
+    for name in ("r", "lora_alpha", "target_modules"):
+        if values.get(name) in _UNSET and (name != "lora_alpha" or values.get(name) is None):
+            raise InputError(
+                f"the settings of the LoRA have no {name}", value=origin, fix="copy adapter_config.json again"
+            )
+    for name, value in values.items():
+        known = name in _EXACT or name in _NO_EFFECT or (name == "init_lora_weights" and value in _INITIALISATIONS)
+        if not known and not any(value == unset for unset in _UNSET):
+            raise InputError(
+                f"the adapter needs {name} ({str(value)[:80]}), which is not supported",
+                value=origin,
+                fix="merge it into its base with peft (merge_and_unload) and set the result as pipe.transformer",
+            )
+    result = {name: values[name] for name in _EXACT if values.get(name) is not None}
+    try:
+        result["r"], result["lora_alpha"] = int(result["r"]), float(result["lora_alpha"])
+        ranks = [result["r"], *dict(result.get("rank_pattern") or {}).values()]
+        if any(type(rank) is not int or rank < 1 for rank in ranks) or result["r"] != values["r"]:
+            raise ValueError("a rank is not a whole number of 1 or more")
+        alphas = [result["lora_alpha"], *dict(result.get("alpha_pattern") or {}).values()]
+        if not all(-1e9 < float(alpha) < 1e9 for alpha in alphas):
+            raise ValueError("an alpha is not a finite number")
+        peft_config(result)
+    except (TypeError, ValueError, AttributeError) as error:
+        raise InputError(
+            f"the settings of the LoRA are invalid ({error})",
+            value=origin,
+            fix="correct its adapter_config.json, or the alpha tensors of its file",
+        ) from error
+    if not any(alphas):
+        raise InputError(
+            "the alpha of the LoRA is 0: it has no effect", value=origin, fix="train it with an alpha above 0"
+        )
+    return result
 
 
-def _metadata(header: Mapping[str, str], origin: str) -> dict[str, Any] | None:
-    """Read peft's settings in a header that diffusers wrote: of a pipeline's transformer, or of a single model."""
-    if METADATA not in header:
-        return None
-    values = parse_object(header[METADATA], f"{METADATA} of {origin}", fix="save the LoRA again")
-    if "r" in values:
-        return values
-    own = {name.removeprefix("transformer."): v for name, v in values.items() if name.startswith("transformer.")}
-    return own or None
+def peft_config(settings: Mapping[str, Any]) -> Any:
+    """Make peft's configuration, with which injecting a LoRA does not change the base."""
+    from peft import LoraConfig
+
+    return LoraConfig(**settings, bias="none", init_lora_weights=True)

@@ -1,17 +1,15 @@
 """The current state of a DiT's LoRAs (weighted, fused, disabled) as weights and settings to save."""
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lookalike.errors import ConfigError
-from lookalike.models.adapter_config import check_settings
-from lookalike.models.adapter_files import AdapterFile
-from lookalike.models.adapter_tensors import PEFT_PREFIX, exact_scales
-from lookalike.models.adapters import adapter_names
+from lookalike.models.adapter_files import AdapterFile, check_settings
+from lookalike.models.adapter_tensors import exact_scales
+from lookalike.models.adapters import lora_layers, lora_parameters
 
 
 def check_not_wrapped(transformer: Any) -> None:
@@ -31,24 +29,18 @@ def loras(transformer: Any) -> list[str]:
     return list(getattr(transformer, "peft_config", {}))
 
 
-def has_lora_layers(transformer: Any) -> bool:
-    """Whether layers of the DiT are wrapped by peft, which they remain after all LoRAs were deleted."""
-    return any(True for _ in _lora_layers(transformer))
-
-
 def is_fused(transformer: Any) -> bool:
     """Whether a LoRA is fused into the DiT's weights."""
-    return any(layer.merged for _, layer in _lora_layers(transformer))
+    return any(layer.merged for _, layer in lora_layers(transformer))
 
 
 def effective_loras(transformer: Any) -> list[str]:
     """Return the names of the LoRAs that act in a forward pass: active, not fused, not disabled, not zero.
 
-    Raises:
-        ConfigError: a LoRA that is fused into some of its layers only.
+    Raises ConfigError for a LoRA that is fused into some of its layers only.
     """
     names: dict[str, bool] = {}
-    for path, layer in _lora_layers(transformer):
+    for path, layer in lora_layers(transformer):
         if layer.disable_adapters:
             continue
         for name in layer.active_adapters:
@@ -76,7 +68,7 @@ def adapter_state(transformer: Any, name: str, *, alpha_is_rank: bool = False) -
     ranks: dict[str, int] = {}
     alphas: dict[str, float] = {}
     factors: dict[str, float] = {}
-    for path, layer in _lora_layers(transformer):
+    for path, layer in lora_layers(transformer):
         if name in layer.lora_A:
             rank, alpha = layer.r[name], layer.lora_alpha[name]
             natural = alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)
@@ -84,16 +76,14 @@ def adapter_state(transformer: Any, name: str, *, alpha_is_rank: bool = False) -
             ranks[path], alphas[path], factors[path] = rank, alpha * factor, layer.scaling[name]
             if math.isclose(factor, 1.0, rel_tol=1e-12):
                 alphas[path] = alpha
-    parameters = dict(transformer.named_parameters())
-    names = adapter_names(transformer, name)
-    tensors = {file_name.removeprefix(PEFT_PREFIX): parameters[own].detach() for own, file_name in names.items()}
+    tensors = {key: parameter.detach() for key, parameter in lora_parameters(transformer, name).items()}
     if alpha_is_rank:
         for key, tensor in tensors.items():
             path, up, _ = key.partition(".lora_B.")
             if up and factors[path] != 1:
                 tensors[key] = tensor.float() * factors[path]
         settings.update(exact_scales(ranks, {path: float(rank) for path, rank in ranks.items()}), use_rslora=False)
-    elif any(alphas[path] != layer.lora_alpha[name] for path, layer in _lora_layers(transformer) if path in alphas):
+    elif any(alphas[path] != layer.lora_alpha[name] for path, layer in lora_layers(transformer) if path in alphas):
         settings.update(exact_scales(ranks, alphas))
     return AdapterFile(settings, tensors, f"the LoRA {name}")
 
@@ -101,18 +91,13 @@ def adapter_state(transformer: Any, name: str, *, alpha_is_rank: bool = False) -
 def without_loras(transformer: Any) -> Any:
     """Return a DiT without LoRA layers that shares the weights of ``transformer``, which is unchanged.
 
-    LoRAs that are fused stay in the weights.
-
-    Raises:
-        ConfigError: it has other adapters than LoRAs on linear layers.
+    LoRAs that are fused stay in the weights. Raises ConfigError for other adapters than LoRAs on linear layers.
     """
-    weights: dict[str, Tensor] = {}
-    fused = {path: layer for path, layer in _lora_layers(transformer) if layer.merged and layer.disable_adapters}
-    for name, tensor in transformer.state_dict().items():
-        if ".lora_" not in name:
-            weights[name.replace(".base_layer.", ".")] = tensor
-    for path, layer in fused.items():  # a disabled layer unmerges what is fused the next time it runs
-        weights.update(_unfused(path, layer))
+    tensors = transformer.state_dict()
+    weights = {name.replace(".base_layer.", "."): tensors[name] for name in tensors if ".lora_" not in name}
+    for path, layer in list(lora_layers(transformer)):
+        if layer.merged and layer.disable_adapters:  # it unmerges what is fused the next time it runs
+            weights.update(_unfused(path, layer))
     with torch.device("meta"):
         plain = type(transformer).from_config(transformer.config)
     try:
@@ -136,16 +121,6 @@ def _unfused(path: str, layer: Any) -> dict[str, Tensor]:
 
 
 def _changes(layer: Any, name: str) -> bool:
-    if layer.scaling[name] == 0 and not layer.use_dora.get(name, False):
-        return False
     up = layer.lora_B[name]
-    biased = up.bias is not None and bool(up.bias.any())
-    return bool(up.weight.any()) or biased or bool(layer.use_dora.get(name, False))
-
-
-def _lora_layers(transformer: Any) -> Iterator[tuple[str, Any]]:
-    from peft.tuners.lora import LoraLayer
-
-    for path, module in transformer.named_modules():
-        if isinstance(module, LoraLayer):
-            yield path, module
+    changed = bool(up.weight.any()) or (up.bias is not None and bool(up.bias.any()))
+    return bool(layer.use_dora.get(name, False)) or (layer.scaling[name] != 0 and changed)

@@ -52,8 +52,7 @@ def sort_tensors(
 ) -> dict[str, LoraLayer]:
     """Group tensors by layer of the DiT; those of a fused layer are split into its parts.
 
-    Raises:
-        InputError: a tensor of an unknown layer, of a wrong shape, twice for one layer, or of an unsupported kind.
+    Raises InputError for a tensor of an unknown layer, of a wrong shape, twice for one layer, or not of a LoRA.
     """
     parts: dict[str, LoraLayer] = {}
     elsewhere, unknown = [], []
@@ -130,7 +129,7 @@ def _put(
         layer = parts.setdefault(part.module, LoraLayer())
         if getattr(layer, kind) is not None:
             raise InputError(
-                f"the {kind} of {part.module} is there twice, once as {key}", value=origin, fix="remove one"
+                f"the file has the {kind} of {part.module} twice, once as {key}", value=origin, fix="remove one"
             )
         setattr(layer, kind, value)
         layer.names.append(key)
@@ -153,7 +152,7 @@ def check_layers(parts: Mapping[str, LoraLayer], layers: Mapping[str, Any], orig
             raise InputError(f"the adapter lacks {missing}", value=origin, fix="export it again")
         wanted = (layer.up.shape[1], layers[name].in_features)
         if tuple(layer.down.shape) != wanted:
-            raise _shape(next(key for key in layer.names), layer.down, wanted, origin)
+            raise _shape(layer.names[0], layer.down, wanted, origin)
         for tensor in (layer.down, layer.up, layer.bias, layer.magnitude):
             if tensor is not None and not (tensor.is_floating_point() and torch.isfinite(tensor.float()).all()):
                 raise InputError(

@@ -1,37 +1,34 @@
 """LoRA with peft: on the DiT, saved and loaded in peft's format, and on the MLLM, where it is merged after training."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lookalike.errors import ConfigError, InputError, first_line
-from lookalike.models.adapter_config import peft_config
-from lookalike.models.adapter_files import AdapterFile, read_adapter
+from lookalike.models.adapter_files import AdapterFile, peft_config, read_adapter
 from lookalike.models.adapter_tensors import PEFT_PREFIX, PEFT_WEIGHTS
 from lookalike.models.presets import LoraConfig, check_lora
 
 ADAPTER_NAME = "default"
 
 
-def inject_lora(transformer: Any, lora: LoraConfig, name: str = ADAPTER_NAME) -> None:
+def inject_lora(transformer: Any, lora: LoraConfig) -> None:
     """Add a LoRA without effect yet (its up projection is zero) to a FluxTransformer2DModel, in place.
 
-    Raises:
-        ConfigError: a rank above the attention width.
+    Raises ConfigError for a rank above the attention width.
     """
     check_lora(lora, transformer.config)
-    transformer.add_adapter(peft_config(_peft_values(lora)), adapter_name=name)
+    transformer.add_adapter(peft_config(_peft_values(lora)), adapter_name=ADAPTER_NAME)
 
 
 def inject_mllm_lora(mllm: Any, lora: LoraConfig) -> None:
     """Add a LoRA without effect yet to linear layers of an MLLM's language model, in place.
 
-    Raises:
-        ConfigError: the language model has no linear layers with those names.
+    Raises ConfigError if the language model has no linear layers with those names.
     """
     from peft import inject_adapter_in_model
 
@@ -62,37 +59,39 @@ def merge_mllm_lora(mllm: Any) -> dict[str, Tensor]:
     return merged
 
 
-def adapter_names(transformer: Any, name: str = ADAPTER_NAME) -> dict[str, str]:
-    """Map the name of each parameter of a LoRA in the DiT to its name in a peft file."""
-    names = {parameter: _peft_name(parameter, name) for parameter, _ in transformer.named_parameters()}
-    return {parameter: PEFT_PREFIX + own for parameter, own in names.items() if own is not None}
+def lora_layers(transformer: Any) -> Iterator[tuple[str, Any]]:
+    """Yield (path, layer) for every layer of the DiT that peft has wrapped for LoRA."""
+    from peft.tuners.lora import LoraLayer
+
+    for path, module in transformer.named_modules():
+        if isinstance(module, LoraLayer):
+            yield path, module
+
+
+def lora_parameters(transformer: Any, name: str = ADAPTER_NAME) -> dict[str, nn.Parameter]:
+    """Return the parameters of a LoRA in the DiT by peft's names (see :class:`AdapterFile`)."""
+    named = ((_peft_name(own, name), parameter) for own, parameter in transformer.named_parameters())
+    return {peft_name: parameter for peft_name, parameter in named if peft_name is not None}
 
 
 def save_lora(folder: Path, lora: LoraConfig, weights: Mapping[str, Tensor]) -> None:
-    """Write ``weights``, by parameter name in the DiT, as a peft folder.
-
-    Raises:
-        InputError: a tensor is empty, or every up projection is zero (nothing was learned or gathered).
-    """
-    write_adapter(
-        folder, _peft_values(lora), {_peft_name(name, ADAPTER_NAME) or name: w for name, w in weights.items()}
-    )
+    """Write ``weights``, by parameter name in the DiT, as a peft folder; raises as :func:`write_adapter`."""
+    tensors = {_peft_name(name, ADAPTER_NAME) or name: tensor for name, tensor in weights.items()}
+    write_adapter(folder, _peft_values(lora), tensors)
 
 
 def write_adapter(folder: Path, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
     """Write peft's ``settings`` and ``tensors``, by peft's names (see :class:`AdapterFile`), as a peft folder.
 
-    Raises:
-        InputError: as :func:`save_lora`.
+    Raises InputError if a tensor is empty, or every up projection is zero (nothing was learned or gathered).
     """
     from safetensors.torch import save_file
 
     stored = {PEFT_PREFIX + name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     empty = [name for name, tensor in stored.items() if tensor.numel() == 0]
     if empty or not stored:
-        raise InputError(
-            "the adapter has empty tensors", value=empty[:1] or str(folder), fix="gather them on every rank first"
-        )
+        value = empty[:1] or str(folder)
+        raise InputError("the adapter has empty tensors", value=value, fix="gather them on every rank first")
     if not settings.get("use_dora") and not any(bool(t.any()) for name, t in stored.items() if ".lora_B." in name):
         raise InputError("the adapter's up projections are all zero", value=str(folder), fix="train it first")
     folder.mkdir(parents=True, exist_ok=True)
@@ -101,44 +100,33 @@ def write_adapter(folder: Path, settings: Mapping[str, Any], tensors: Mapping[st
 
 
 def load_lora(transformer: Any, folder: Path, adapter: str = ADAPTER_NAME) -> int:
-    """Inject the LoRA of a folder or file into the DiT and load it, strictly; returns the number of tensors.
-
-    Raises:
-        InputError: a tensor is missing, unknown or of another shape, or a setting is not supported.
-    """
+    """Read the LoRA of a folder or file (:func:`read_adapter`) and load it, strictly; returns the number of tensors."""
     return load_adapter(transformer, read_adapter(folder, transformer), adapter)
 
 
 def load_adapter(transformer: Any, file: AdapterFile, name: str = ADAPTER_NAME) -> int:
     """Inject ``file`` into the DiT as the active LoRA and load it, strictly; returns the number of tensors.
 
-    The DiT is unchanged if that fails.
-
-    Raises:
-        InputError: no layer matches its settings, or a tensor is missing, unknown or of another shape.
+    Raises InputError if no layer matches its settings, or a tensor is missing, unknown or of another shape; then the
+    DiT is unchanged.
     """
     before = list(getattr(transformer, "peft_config", {}))
     if before:
         transformer._hf_peft_config_loaded = True  # diffusers' flag, which peft does not set
     active = transformer.active_adapters() if before else []
     try:
-        _inject(transformer, file, name)
+        transformer.add_adapter(peft_config(file.settings), adapter_name=name)
         transformer.train(transformer.training)  # peft's new dropout would be active
         return _copy(transformer, file, name)
-    except InputError:
+    except (InputError, ValueError, TypeError, NotImplementedError) as error:
         if not before:
             transformer.unload_lora()
         else:
             if name in transformer.peft_config:
                 transformer.delete_adapters(name)
             transformer.set_adapter(active)
-        raise
-
-
-def _inject(transformer: Any, file: AdapterFile, name: str) -> None:
-    try:
-        transformer.add_adapter(peft_config(file.settings), adapter_name=name)
-    except (ValueError, TypeError, NotImplementedError) as error:
+        if isinstance(error, InputError):
+            raise
         raise InputError(
             f"the settings of the LoRA do not fit the DiT ({first_line(error)})",
             value=file.origin,
@@ -154,22 +142,13 @@ def _copy(transformer: Any, file: AdapterFile, name: str) -> int:
     return len(places)
 
 
-def _places(transformer: Any, file: AdapterFile, name: str) -> dict[str, Tensor]:
+def _places(transformer: Any, file: AdapterFile, name: str) -> dict[str, nn.Parameter]:
     """Return the LoRA's parameters by peft's names; checks that the file has exactly these tensors and shapes."""
-    parameters, names = dict(transformer.named_parameters()), adapter_names(transformer, name)
-    places = {file_name.removeprefix(PEFT_PREFIX): parameters[own] for own, file_name in names.items()}
-    if missing := sorted(set(places) - set(file.tensors)):
-        raise InputError(
-            f"the adapter lacks {PEFT_PREFIX}{missing[0]} ({len(missing)} of {len(places)} are missing)",
-            value=file.origin,
-            fix="export it again",
-        )
-    if unknown := sorted(set(file.tensors) - set(places)):
-        raise InputError(
-            f"the adapter holds an unknown tensor {PEFT_PREFIX}{unknown[0]} ({len(unknown)} of {len(file.tensors)})",
-            value=file.origin,
-            fix="export it again",
-        )
+    places = lora_parameters(transformer, name)
+    for verb, own, others in (("lacks", places, file.tensors), ("holds an unknown tensor", file.tensors, places)):
+        if wrong := sorted(own.keys() - others.keys()):
+            what = f"the adapter {verb} {PEFT_PREFIX}{wrong[0]} ({len(wrong)} of {len(own)} tensors)"
+            raise InputError(what, value=file.origin, fix="export it again")
     for file_name, target in places.items():
         if (shape := file.tensors[file_name].shape) != target.shape:
             raise InputError(
@@ -183,10 +162,8 @@ def _places(transformer: Any, file: AdapterFile, name: str) -> dict[str, Tensor]
 def swap_adapter(transformer: Any, file: AdapterFile, name: str) -> int:
     """Replace the LoRA ``name`` by ``file`` in the same layer objects; returns the number of tensors.
 
-    Raises:
-        InputError: it is on other layers or of other ranks; the DiT is unchanged.
+    Raises InputError if it is on other layers or of other ranks; then the DiT is unchanged.
     """
-    from peft.tuners.lora import LoraLayer
     from peft.utils.other import get_pattern_key
 
     try:
@@ -198,8 +175,8 @@ def swap_adapter(transformer: Any, file: AdapterFile, name: str) -> int:
             fix="load it under another adapter_name, or after unload_lora_weights",
         ) from error
     alphas = file.settings.get("alpha_pattern") or {}
-    for path, layer in transformer.named_modules():
-        if isinstance(layer, LoraLayer) and name in layer.lora_A:
+    for path, layer in lora_layers(transformer):
+        if name in layer.lora_A:
             layer.lora_alpha[name] = alphas.get(get_pattern_key(alphas, path), file.settings["lora_alpha"])
             layer.use_rslora[name] = bool(file.settings.get("use_rslora"))
             layer.set_scale(name, 1.0)
@@ -210,9 +187,7 @@ def swap_adapter(transformer: Any, file: AdapterFile, name: str) -> int:
 def _peft_name(parameter: str, adapter: str) -> str | None:
     """Return peft's name in a file for a parameter of that LoRA; None for every other parameter."""
     match = re.fullmatch(rf"(.+\.lora_[A-Za-z_]+)\.{re.escape(adapter)}\.(weight|bias)", parameter)
-    if match is None:
-        return None
-    return match[1] if match[1].endswith("_magnitude_vector") else f"{match[1]}.{match[2]}"
+    return match and (match[1] if match[1].endswith("_magnitude_vector") else f"{match[1]}.{match[2]}")
 
 
 def _peft_values(lora: LoraConfig) -> dict[str, Any]:

@@ -116,8 +116,7 @@ class LayerAggregator(ModelMixin, ConfigMixin):
     def layer_weights(self) -> dict[str, Tensor]:
         """Return the learned, signed weight of each layer by branch (``text``, ``image`` or ``all``): float32 ``[N]``.
 
-        Raises:
-            ConfigError: this kind of aggregator learns none.
+        Raises ConfigError if this kind of aggregator learns none.
         """
         weights: dict[str, Tensor] = {}
         for name, branch in self.branches.items():

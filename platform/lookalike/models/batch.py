@@ -3,15 +3,30 @@
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
 
+class TensorFields:
+    """Base of dataclasses whose fields are tensors or None."""
+
+    def to(self, device: torch.device | str) -> Self:
+        """Copy to ``device``; from pinned memory to a GPU without blocking the host."""
+        return self._map(lambda value: value.to(device, non_blocking=torch.device(device).type == "cuda"))
+
+    def pin_memory(self) -> Self:
+        """Copy to page-locked memory of the host."""
+        return self._map(lambda value: value.pin_memory())
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> Self:
+        return type(self)(**{name: None if value is None else change(value) for name, value in vars(self).items()})
+
+
 @dataclass(frozen=True)
-class Batch:
+class Batch(TensorFields):
     """Prompts, references and (in training) targets of B samples with R reference slots.
 
     Unused slots of a sample hold zeros and are masked everywhere, so samples with different numbers of references
@@ -45,14 +60,6 @@ class Batch:
         """Number of image placeholders in each row."""
         return int(self.image_mask[0].sum()) if len(self) else 0
 
-    def to(self, device: torch.device | str) -> "Batch":
-        """Copy the batch to ``device``; from pinned memory to a GPU without blocking the host."""
-        return self._map(lambda value: value.to(device, non_blocking=torch.device(device).type == "cuda"))
-
-    def pin_memory(self) -> "Batch":
-        """Copy the batch to page-locked memory of the host."""
-        return self._map(lambda value: value.pin_memory())
-
     def rows(self, index: Sequence[int] | Tensor) -> "Batch":
         """Select rows by index, in that order."""
         chosen = torch.as_tensor(index, dtype=torch.long, device=self.input_ids.device)
@@ -62,13 +69,6 @@ class Batch:
         """Keep the targets; row i gets prompt and references of row ``index[i]`` (the condition mode shuffled)."""
         return dataclasses.replace(self.rows(index), target=self.target, target_latents=self.target_latents)
 
-    def _map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
-        changed: dict[str, Any] = {}
-        for item in dataclasses.fields(self):
-            value = getattr(self, item.name)
-            changed[item.name] = None if value is None else change(value)
-        return Batch(**changed)
-
 
 def to_batch(columns: Mapping[str, np.ndarray]) -> Batch:
     """Convert the columns of :class:`~lookalike.models.preprocess.Preprocessor` to tensors; others are ignored.
@@ -76,10 +76,9 @@ def to_batch(columns: Mapping[str, np.ndarray]) -> Batch:
     Reference slots that no sample uses, and padding behind the longest sample, are cut off. The model's outputs do not
     change, only its work.
     """
-    reference_mask = columns["reference_mask"].astype(bool)
+    names = ("reference_mask", "image_mask", "attention_mask")
+    reference_mask, image_mask, attention_mask = (columns[name].astype(bool) for name in names)
     slots = max(1, int(reference_mask.sum(1).max(initial=0)))
-    image_mask = columns["image_mask"].astype(bool)
-    attention_mask = columns["attention_mask"].astype(bool)
     if slots < reference_mask.shape[1]:
         kept = int(image_mask[0].sum()) // reference_mask.shape[1] * slots
         image_mask = image_mask & (np.cumsum(image_mask, axis=1) <= kept)

@@ -19,6 +19,7 @@ from lookalike.models.joint import encoder_inputs, import_model_classes
 from lookalike.models.new_components import outline
 from lookalike.models.presets import Preset
 from lookalike.models.subject import Part, SubjectModel
+from lookalike.models.vae import downsampling
 from lookalike.scratch import scratch
 
 _TEXT_ARGUMENTS = ("input_ids", "attention_mask", "position_ids")
@@ -124,27 +125,16 @@ def mllm_flops(model: SubjectModel, sample: Sample, *, backward: bool = False) -
     if "position_ids" in inputs:
         text["position_ids"] = inputs["position_ids"]
 
-    def read() -> None:
-        with torch.set_grad_enabled(backward):
-            states = mllm.language_model(inputs_embeds=embeddings, use_cache=False, **text).last_hidden_state
-            if backward:
-                states.sum().backward()
+    def read() -> Tensor:
+        return mllm.language_model(inputs_embeds=embeddings, use_cache=False, **text).last_hidden_state  # type: ignore[no-any-return]
 
-    with torch.no_grad():
-        seen = _flops(lambda: mllm.get_image_features(**{n: v for n, v in inputs.items() if n not in _TEXT_ARGUMENTS}))
-    return seen + _flops(read)
+    vision = {name: value for name, value in inputs.items() if name not in _TEXT_ARGUMENTS}
+    return _flops(lambda: mllm.get_image_features(**vision)) + _flops(read, backward)
 
 
 def aggregator_flops(model: SubjectModel, sample: Sample, *, backward: bool = False) -> int:
     """Count the FLOPs of aggregation and bridge on one sample; with ``backward`` those of a training step."""
-
-    def run() -> None:
-        with torch.set_grad_enabled(backward):
-            tokens = context_of(model, sample).tokens
-            if backward:
-                tokens.sum().backward()
-
-    return _flops(run)
+    return _flops(lambda: context_of(model, sample).tokens, backward)
 
 
 def denoising_flops(
@@ -155,28 +145,20 @@ def denoising_flops(
     The second forward pass of activation checkpointing is not counted.
     """
     transformer: Any = model.transformer
-
-    def run() -> None:
-        with torch.set_grad_enabled(backward):
-            context = None
-            if mllm:
-                width = transformer.config.joint_attention_dim
-                tokens = torch.empty(1, sample.context, width, device="meta", requires_grad=backward)
-                context = Context(tokens, torch.ones(1, sample.context, dtype=torch.bool, device="meta"))
-            predicted = denoise(model, sample, context, references)
-            if backward:
-                predicted.sum().backward()
-
-    return by_depth(transformer, lambda: _flops(run))
+    context = None
+    if mllm:
+        width = transformer.config.joint_attention_dim
+        tokens = torch.empty(1, sample.context, width, device="meta", requires_grad=backward)
+        context = Context(tokens, torch.ones(1, sample.context, dtype=torch.bool, device="meta"))
+    return by_depth(transformer, lambda: _flops(lambda: denoise(model, sample, context, references), backward))
 
 
 def vae_flops(vae: Any, height: int, width: int) -> tuple[int, int]:
     """Count the FLOPs of encoding and of decoding one image of ``height`` x ``width`` pixels."""
-    factor = 2 ** (len(vae.config.block_out_channels) - 1)
+    factor = downsampling(vae)
     image = torch.empty(1, 3, height, width, device="meta")
     latents = torch.empty(1, vae.config.latent_channels, height // factor, width // factor, device="meta")
-    with torch.no_grad():
-        return _flops(lambda: vae.encode(image)), _flops(lambda: vae.decode(latents))
+    return _flops(lambda: vae.encode(image)), _flops(lambda: vae.decode(latents))
 
 
 def context_of(model: SubjectModel, sample: Sample, batch: int = 1) -> Context:
@@ -207,7 +189,7 @@ def denoise(model: SubjectModel, sample: Sample, context: Context | None, refere
         latents = empty(batch, sample.references, sample.reference // sample.references, channels)
         seen = torch.ones(batch, sample.references, dtype=torch.bool, device=like.device)
         given = References(latents, seen, sample.reference_grid)
-    return model.denoise(empty(batch, sample.image, channels), empty(batch), context, given, grid=sample.grid)
+    return model.denoise(empty(batch, sample.image, channels), empty(batch), context, given, sample.grid)
 
 
 def by_depth(transformer: Any, measure: Callable[[], int]) -> int:
@@ -235,9 +217,12 @@ def _truncated(transformer: Any, doubles: int, singles: int) -> Iterator[None]:
         transformer.transformer_blocks, transformer.single_transformer_blocks = whole
 
 
-def _flops(run: Callable[[], Any]) -> int:
-    with FlopCounterMode(display=False) as counter:
-        run()
+def _flops(compute: Callable[[], Any], backward: bool = False) -> int:
+    """Count the FLOPs of ``compute``; with ``backward`` also those of the gradients of the tensor that it returns."""
+    with FlopCounterMode(display=False) as counter, torch.set_grad_enabled(backward):
+        result = compute()
+        if backward:
+            result.sum().backward()
     return int(counter.get_total_flops())
 
 

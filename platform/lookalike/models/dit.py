@@ -54,12 +54,8 @@ class ReferenceKeys:
 
 def grid_ids(grid: tuple[int, int], *, first: tuple[int, int, int] = (0, 0, 0)) -> Tensor:
     """Compute the rotary ids of one image as diffusers' Flux pipeline does: ``[rows * columns, 3]``."""
-    rows, columns = grid
-    ids = torch.zeros(rows, columns, 3)
-    ids[..., 0] = first[0]
-    ids[..., 1] = torch.arange(first[1], first[1] + rows)[:, None]
-    ids[..., 2] = torch.arange(first[2], first[2] + columns)[None, :]
-    return ids.flatten(0, 1)
+    ranges = zip(first, (1, *grid), strict=True)
+    return torch.cartesian_prod(*(torch.arange(start, start + count, dtype=torch.float32) for start, count in ranges))
 
 
 def image_ids(

@@ -110,14 +110,9 @@ FAMILIES: dict[str, Family] = {"internvl": InternVL(), "qwen3_vl": Qwen3VL()}
 def family_of(model_type: str | None) -> Family:
     """Return the family of a multimodal model by the ``model_type`` of its configuration.
 
-    Raises:
-        ConfigError: the family is not supported; the message lists the known ones.
+    Raises ConfigError if the family is not supported; the message lists the known ones.
     """
-    family = FAMILIES.get(model_type or "")
-    if family is None:
-        raise ConfigError(
-            "this family of multimodal models is not supported",
-            value=model_type,
-            fix=f"use one of {', '.join(FAMILIES)}, or add a Family to models/families.py",
-        )
-    return family
+    if model_type not in FAMILIES:
+        fix = f"use one of {', '.join(FAMILIES)}, or add a Family to models/families.py"
+        raise ConfigError("this family of multimodal models is not supported", value=model_type, fix=fix)
+    return FAMILIES[model_type]

@@ -6,7 +6,6 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from lookalike.errors import ConfigError
 from lookalike.models.aggregators import AGGREGATORS
 from lookalike.models.batch import Batch
 from lookalike.models.families import FAMILIES, family_of
@@ -22,21 +21,6 @@ class JointEncoder(Protocol):
 
         ``inputs`` come from the model's :class:`~lookalike.models.families.Family`.
         """
-
-
-def full_class(config: Any) -> Any:
-    """Return transformers' class of the whole model (with language head) that a configuration names."""
-    import transformers
-
-    names = config.architectures or []
-    model_class = getattr(transformers, names[0], None) if names else None
-    if model_class is None:
-        raise ConfigError(
-            "transformers has no class for the architecture in config.json",
-            value=names,
-            fix="correct its architectures",
-        )
-    return model_class
 
 
 def num_layers(config: Any) -> int:
@@ -72,6 +56,7 @@ def import_model_classes() -> None:
         "transformers.vision_utils": (),
         "diffusers": ("FluxTransformer2DModel", "AutoencoderKL", "FlowMatchEulerDiscreteScheduler"),
         "transformers.initialization": ("no_init_weights",),
+        "transformers.modeling_utils": ("local_torch_dtype",),
         "transformers.conversion_mapping": ("get_model_conversion_mapping",),
         "lookalike.models.subject": ("SubjectModel",),
         "peft": ("LoraConfig", "inject_adapter_in_model"),

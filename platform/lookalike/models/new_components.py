@@ -1,7 +1,5 @@
 """Make components without a source from their configuration: with weights from a seed, or without weights."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,33 +13,32 @@ from lookalike.models.aggregate import LayerAggregator
 from lookalike.models.components import NO_CODE, component_config
 from lookalike.models.families import family_of
 from lookalike.models.joint import num_layers
-from lookalike.models.presets import MllmConfig, Preset, asset
+from lookalike.models.presets import Preset, asset
 from lookalike.models.tokenizer import build_tokenizer
+
+_CLASSES = {
+    "vae": diffusers.AutoencoderKL,
+    "transformer": diffusers.FluxTransformer2DModel,
+    "scheduler": diffusers.FlowMatchEulerDiscreteScheduler,
+}
 
 
 def outline(preset: Preset, folder: Path) -> Path:
     """Write the configurations of the components of ``preset`` into ``folder``, without weights; returns ``folder``.
 
     They come from the preset's own ``config``, so nothing is downloaded. A model that is built from them under
-    ``torch.device("meta")`` has the shapes of the real one: :mod:`lookalike.models.costs`.
-
-    Raises:
-        ConfigError: the preset has no ``config`` for a component.
+    ``torch.device("meta")`` has the shapes of the real one: :mod:`lookalike.models.costs`. Raises ConfigError if the
+    preset has no ``config`` for a component.
     """
     for name in ("mllm", "vae", "transformer", "scheduler"):
         if not getattr(preset, name).config:
-            raise ConfigError(
-                f"the preset has no {name}.config, which gives the shapes",
-                value=preset.name,
-                fix="add it to the preset",
-            )
+            what = f"the preset has no {name}.config, which gives the shapes"
+            raise ConfigError(what, value=preset.name, fix="add it to the preset")
     mllm = getattr(transformers, preset.mllm.architecture)
     mllm.config_class(**preset.mllm.config, architectures=[preset.mllm.architecture]).save_pretrained(folder / "mllm")
     with torch.device("meta"):
-        diffusers.AutoencoderKL(**preset.vae.config).save_config(folder / "vae")
-        diffusers.FluxTransformer2DModel(**preset.transformer.config).save_config(folder / "transformer")
-        diffusers.FlowMatchEulerDiscreteScheduler(**preset.scheduler.config).save_config(folder / "scheduler")
-        _new_aggregator(preset, folder).save_config(folder / "aggregator")
+        for name in ("vae", "transformer", "scheduler", "aggregator"):
+            _of_diffusers(name, preset, folder).save_config(folder / name)
     return folder
 
 
@@ -62,85 +59,53 @@ def init_flux(transformer: nn.Module) -> None:
                 nn.init.normal_(module.weight, std=0.02)
 
 
-def _mllm(preset: Preset, target: Path, seed: int) -> None:
+def make_component(name: str, preset: Preset, folder: Path, seed: int) -> None:
+    """Write the component ``name`` of ``preset`` below ``folder``, with weights from ``seed``; the aggregator last.
+
+    Raises ConfigError if the preset has no ``config`` for it.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        component = _mllm(preset, folder) if name == "mllm" else _of_diffusers(name, preset, folder)
+    component.save_pretrained(folder / name)
+
+
+def _mllm(preset: Preset, folder: Path) -> Any:
+    """Make the MLLM, and write its tokenizer and image processor."""
     config = preset.mllm
     if not config.config or config.vocabulary is None:
         raise ConfigError(
             "mllm has neither a source nor both config and vocabulary", value=preset.name, fix="correct the preset"
         )
+    words = asset(config.vocabulary).read_text().split()
+    tokenizer = build_tokenizer(words, int(config.config["text_config"]["vocab_size"]))
+    tokenizer.save_pretrained(folder / "mllm")
     model_class = getattr(transformers, config.architecture)
-    tokenizer = _tokenizer(config)
-    values = {**config.config, "image_token_id": tokenizer.convert_tokens_to_ids(config.image_token)}
-    model_config = model_class.config_class(**values)
-    with _seeded(seed):
-        model = model_class(model_config)
-    model.save_pretrained(target)
-    tokenizer.save_pretrained(target)
-    family_of(model_config.model_type).image_processor(model_config.to_dict(), config).save_pretrained(target)
+    image_token_id = tokenizer.convert_tokens_to_ids(config.image_token)
+    model = model_class(model_class.config_class(**{**config.config, "image_token_id": image_token_id}))
+    values = model.config.to_dict()
+    family_of(model.config.model_type).image_processor(values, config).save_pretrained(folder / "mllm")
+    return model
 
 
-def _tokenizer(config: MllmConfig) -> Any:
-    words = asset(str(config.vocabulary)).read_text().split()
-    return build_tokenizer(words, int(config.config["text_config"]["vocab_size"]))
-
-
-def _vae(preset: Preset, target: Path, seed: int) -> None:
-    with _seeded(seed):
-        diffusers.AutoencoderKL(**_described(preset, "vae")).save_pretrained(target)
-
-
-def _transformer(preset: Preset, target: Path, seed: int) -> None:
-    with _seeded(seed):
-        model = diffusers.FluxTransformer2DModel(**_described(preset, "transformer"))
-        init_flux(model)
-    model.save_pretrained(target)
-
-
-def _scheduler(preset: Preset, target: Path, seed: int) -> None:
-    diffusers.FlowMatchEulerDiscreteScheduler(**preset.scheduler.config).save_pretrained(target)
-
-
-def _aggregator(preset: Preset, target: Path, seed: int) -> None:
-    with _seeded(seed):
-        _new_aggregator(preset, target.parent).save_pretrained(target)
-
-
-MAKERS: dict[str, Callable[[Preset, Path, int], None]] = {
-    "mllm": _mllm,
-    "vae": _vae,
-    "transformer": _transformer,
-    "scheduler": _scheduler,
-    "aggregator": _aggregator,
-}
-"""Writes each component: (preset, target folder, seed). Raises ConfigError if the preset has no ``config`` for it."""
-
-
-def _described(preset: Preset, name: str) -> dict[str, Any]:
-    config: dict[str, Any] = getattr(preset, name).config
-    if not config:
+def _of_diffusers(name: str, preset: Preset, folder: Path) -> Any:
+    """Make the component ``name``; the aggregator fits the MLLM and the DiT whose configurations are in ``folder``."""
+    if name == "aggregator":
+        config, mllm = preset.aggregator, transformers.AutoConfig.from_pretrained(folder / "mllm", **NO_CODE)
+        return LayerAggregator(
+            kind=config.kind,
+            num_layers=num_layers(mllm),
+            mllm_width=mllm.get_text_config().hidden_size,
+            out_width=component_config(folder, "transformer", "joint_attention_dim")["joint_attention_dim"],
+            inner_width=config.inner_width,
+            head_dim=config.head_dim,
+            layer_blocks=config.layer_blocks,
+            refiner_blocks=config.refiner_blocks,
+        )
+    values = getattr(preset, name).config
+    if not values and name != "scheduler":
         raise ConfigError(f"{name} has neither source nor config", value=preset.name, fix="correct the preset")
-    return config
-
-
-def _new_aggregator(preset: Preset, folder: Path) -> LayerAggregator:
-    """Make an aggregator that fits the MLLM and the DiT whose configurations are in ``folder``."""
-    config, mllm = preset.aggregator, transformers.AutoConfig.from_pretrained(folder / "mllm", **NO_CODE)
-    aggregator: LayerAggregator = LayerAggregator(
-        kind=config.kind,
-        num_layers=num_layers(mllm),
-        mllm_width=mllm.get_text_config().hidden_size,
-        out_width=component_config(folder, "transformer", "joint_attention_dim")["joint_attention_dim"],
-        inner_width=config.inner_width,
-        head_dim=config.head_dim,
-        layer_blocks=config.layer_blocks,
-        refiner_blocks=config.refiner_blocks,
-    )
-    return aggregator
-
-
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Seed torch's generator, and restore its state afterwards."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        yield
+    component = _CLASSES[name](**values)
+    if name == "transformer":
+        init_flux(component)
+    return component

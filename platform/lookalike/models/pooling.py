@@ -42,7 +42,6 @@ class LastLayer(Pooling):
         super().__init__(1, mllm_width, width, head_dim, num_blocks)
 
     def forward(self, layers: Sequence[Tensor], index: Tensor | None = None) -> Tensor:
-        """As :meth:`Pooling.forward`."""
         return self.stack(layers[-1:], index).squeeze(2)  # type: ignore[no-any-return]
 
 
@@ -50,7 +49,6 @@ class LayerMean(Pooling):
     """The mean of all normalised and projected layers."""
 
     def forward(self, layers: Sequence[Tensor], index: Tensor | None = None) -> Tensor:
-        """As :meth:`Pooling.forward`."""
         return self.stack(layers, index).mean(dim=2)  # type: ignore[no-any-return]
 
 
@@ -66,7 +64,6 @@ class LayerPooling(Pooling):
         self.collapse = WeightedSum(num_layers)
 
     def forward(self, layers: Sequence[Tensor], index: Tensor | None = None) -> Tensor:
-        """As :meth:`Pooling.forward`."""
         stacked = self.stack(layers, index)  # B S N D
         tokens = stacked.flatten(0, 1)  # BS N D: every token attends over its own layers
         for block in self.blocks:
@@ -74,7 +71,6 @@ class LayerPooling(Pooling):
         return self.collapse(tokens).view(*stacked.shape[:2], -1)  # type: ignore[no-any-return]
 
     def layer_weights(self) -> Tensor:
-        """As :meth:`Pooling.layer_weights`."""
         return self.collapse.weight.view(-1)
 
 

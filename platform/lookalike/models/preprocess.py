@@ -41,26 +41,18 @@ class Preprocessor:
     def from_folder(cls, folder: Path, preset: Preset) -> "Preprocessor":
         """Make the preprocessor of the model whose component folders are in ``folder``.
 
-        Raises:
-            InputError: the MLLM has no tokenizer, or tokenizer or preset do not fit the MLLM's configuration.
+        Raises InputError if the MLLM has no tokenizer, or tokenizer or preset do not fit the MLLM's configuration.
         """
-        preprocessor = cls(preset, folder / "mllm" / "tokenizer.json")
+        preprocessor, mllm = cls(preset, folder / "mllm" / "tokenizer.json"), preset.mllm
         config = component_config(folder, "mllm")
-        if config.get("image_token_id") != preprocessor.image_token_id:
-            raise InputError(
-                f"the MLLM's image_token_id is {config.get('image_token_id')}, its tokenizer's is "
-                f"{preprocessor.image_token_id}",
-                value=preprocessor.preset.mllm.image_token,
-                fix="use model and tokenizer of one checkpoint",
-            )
-        tokens = family_of(config.get("model_type")).tokens_per_image(config, preprocessor.preset.mllm.image_size)
-        if tokens != preprocessor.preset.mllm.tokens_per_image:
-            raise InputError(
-                f"the MLLM makes {tokens} tokens of an image, mllm.tokens_per_image is "
-                f"{preprocessor.preset.mllm.tokens_per_image}",
-                value=str(folder),
-                fix=f"set mllm.tokens_per_image to {tokens}",
-            )
+        expected, actual = config.get("image_token_id"), preprocessor.image_token_id
+        if expected != actual:
+            what = f"the MLLM's image_token_id is {expected}, its tokenizer's is {actual}"
+            raise InputError(what, value=mllm.image_token, fix="use model and tokenizer of one checkpoint")
+        tokens = family_of(config.get("model_type")).tokens_per_image(config, mllm.image_size)
+        if tokens != mllm.tokens_per_image:
+            what = f"the MLLM makes {tokens} tokens of an image, mllm.tokens_per_image is {mllm.tokens_per_image}"
+            raise InputError(what, value=str(folder), fix=f"set mllm.tokens_per_image to {tokens}")
         return preprocessor
 
     def __getstate__(self) -> dict[str, Any]:
@@ -114,9 +106,8 @@ class Preprocessor:
             float32 ``[B, R, 3, h, w]``, ``references`` uint8 ``[B, R, 3, H, W]``, ``reference_mask`` bool ``[B, R]``,
             and with targets ``target`` uint8 ``[B, 3, H, W]``.
 
-        Raises:
-            InputError: a prompt is too long or not text, there are too many references, or an image is too small or too
-                large.
+        Raises InputError if a prompt is too long or not text, there are too many references, or an image is too small
+        or too large.
         """
         if len(prompts) != len(references) or (targets is not None and len(targets) != len(prompts)):
             raise InputError(
@@ -137,11 +128,8 @@ class Preprocessor:
     def _row(self, prompt: str, references: Sequence[Pixels], on_cut: OnCut | None) -> dict[str, np.ndarray]:
         slots, grid, side = self.preset.references.max_references, self.preset.references, self._mllm.image_size
         if len(references) > slots:
-            raise InputError(
-                f"{len(references)} references are more than the preset {self.preset.name} takes",
-                value=len(references),
-                fix=f"pass at most {slots}",
-            )
+            what = f"{len(references)} references are more than the preset {self.preset.name} takes"
+            raise InputError(what, fix=f"pass at most {slots}")
         for image in references:
             check_image(image)
         row = self._tokens(prompt, len(references), on_cut)

@@ -6,7 +6,6 @@ depends on the grid is computed once on the CPU, by transformers' own functions,
 N images, g patches a side, m x m patches merged into one token, p pixels a side of a patch, t frames of a patch.
 """
 
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -20,17 +19,14 @@ def encoder_inputs(config: Any, batch: Batch) -> dict[str, Tensor]:
     """Return the arguments of ``Qwen3VLModel.forward``; ``image_…`` are its vision inputs, from the patch grid."""
     vision, pixels = config.vision_config, batch.pixel_values.flatten(0, 1)
     side = pixels.shape[-1] // vision.patch_size
-    grid = _grid(len(pixels), side, vision.spatial_merge_size, int(vision.num_position_embeddings**0.5))
+    on_host, on_device = _grid(len(pixels), side, vision.spatial_merge_size, int(vision.num_position_embeddings**0.5))
     return {
         "input_ids": batch.input_ids,
         "attention_mask": batch.attention_mask,
         "position_ids": rotary_positions(batch.image_mask, side // vision.spatial_merge_size),
         "pixel_values": patchify(pixels, vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size),
-        "image_grid_thw": grid.thw,
-        "image_cu_seqlens": grid.boundaries,
-        "image_position_ids": grid.position_ids.to(pixels.device),
-        "image_interp_indices": grid.indices.to(pixels.device),
-        "image_interp_weights": grid.weights.to(pixels.device),
+        **on_host,
+        **{name: tensor.to(pixels.device) for name, tensor in on_device.items()},
     }
 
 
@@ -57,19 +53,9 @@ def rotary_positions(image_mask: Tensor, side: int) -> Tensor:
     return start + torch.stack([torch.zeros_like(within), within // side, within % side])
 
 
-@dataclass(frozen=True)
-class _Grid:
-    """Precomputed inputs for N square images of g patches a side, on the CPU."""
-
-    thw: Tensor
-    boundaries: Tensor
-    position_ids: Tensor
-    indices: Tensor
-    weights: Tensor
-
-
 @lru_cache(maxsize=16)
-def _grid(images: int, side: int, merge: int, table_side: int) -> _Grid:
+def _grid(images: int, side: int, merge: int, table_side: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Compute the inputs that depend on the grid alone: those that stay on the CPU, and those for the device."""
     from transformers.vision_utils import (
         get_vision_cu_seqlens,
         get_vision_interpolation_indices_and_weights,
@@ -81,4 +67,10 @@ def _grid(images: int, side: int, merge: int, table_side: int) -> _Grid:
         indices, weights = get_vision_interpolation_indices_and_weights(
             thw, table_side, mode="bilinear", align_corners=True, spatial_merge_size=merge
         )
-        return _Grid(thw, get_vision_cu_seqlens(thw), get_vision_position_ids(thw, merge), indices, weights)
+        positions = get_vision_position_ids(thw, merge)
+        on_host = {"image_grid_thw": thw, "image_cu_seqlens": get_vision_cu_seqlens(thw)}
+    return on_host, {
+        "image_position_ids": positions,
+        "image_interp_indices": indices,
+        "image_interp_weights": weights,
+    }

@@ -3,7 +3,7 @@
 Every part runs through its own ``__call__``, and every rank runs the same parts for any batch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,8 +16,8 @@ from lookalike.models.adapters import inject_lora, inject_mllm_lora
 from lookalike.models.aggregate import LayerAggregator
 from lookalike.models.batch import Batch
 from lookalike.models.components import NO_CODE, REPAIR
-from lookalike.models.context import encode_context
-from lookalike.models.dit import Context, ReferenceKeys, References, prepare_references, velocity
+from lookalike.models.dit import Context, References, prepare_references, velocity
+from lookalike.models.joint import hidden_states
 from lookalike.models.presets import LoraConfig, ReferenceConfig
 
 Part = Literal["mllm", "mllm_lora", "aggregator", "transformer", "transformer_lora"]
@@ -34,11 +34,7 @@ class SubjectModel(nn.Module):
     """
 
     def __init__(
-        self,
-        mllm: nn.Module,
-        aggregator: LayerAggregator,
-        transformer: nn.Module,
-        references: ReferenceConfig,
+        self, mllm: nn.Module, aggregator: LayerAggregator, transformer: nn.Module, references: ReferenceConfig
     ) -> None:
         super().__init__()
         self.mllm = mllm
@@ -58,19 +54,16 @@ class SubjectModel(nn.Module):
         from diffusers import FluxTransformer2DModel
         from transformers import AutoConfig, AutoModel
         from transformers.initialization import no_init_weights
+        from transformers.modeling_utils import local_torch_dtype
 
         with decoding("a configuration of transformers", str(folder / "mllm"), fix=REPAIR):
             mllm_config = AutoConfig.from_pretrained(folder / "mllm", **NO_CODE)
-        default, dtype = torch.get_default_dtype(), dtype or torch.float32
-        torch.set_default_dtype(dtype)
-        try:
-            with decoding("a loadable bundle", str(folder), fix=REPAIR), no_init_weights():
-                mllm = AutoModel.from_config(mllm_config, dtype=dtype, attn_implementation="sdpa", **NO_CODE)
-                aggregator = LayerAggregator.from_config(LayerAggregator.load_config(folder / "aggregator"))
-                config = FluxTransformer2DModel.load_config(folder / "transformer")
-                transformer = FluxTransformer2DModel.from_config(config)
-        finally:
-            torch.set_default_dtype(default)
+        dtype = dtype or torch.float32
+        with decoding("a loadable bundle", str(folder), fix=REPAIR), no_init_weights(), local_torch_dtype(dtype):
+            mllm = AutoModel.from_config(mllm_config, dtype=dtype, attn_implementation="sdpa", **NO_CODE)
+            aggregator = LayerAggregator.from_config(LayerAggregator.load_config(folder / "aggregator"))
+            config = FluxTransformer2DModel.load_config(folder / "transformer")
+            transformer = FluxTransformer2DModel.from_config(config)
         return cls(mllm, aggregator, transformer, references)
 
     def add_lora(self, lora: LoraConfig) -> None:
@@ -86,8 +79,8 @@ class SubjectModel(nn.Module):
     def set_trainable(self, parts: Sequence[Part]) -> dict[str, nn.Parameter]:
         """Let exactly these parts learn; returns their parameters by name, in a fixed order.
 
-        ``transformer`` is the DiT without its LoRA, ``mllm`` likewise. Raises ConfigError for the LoRA of a part that
-        has none.
+        ``transformer`` is the DiT without its LoRA, ``mllm`` the MLLM without its LoRA. Raises ConfigError for the LoRA
+        of a part that has none.
         """
         chosen = {}
         for name, parameter in self.named_parameters():
@@ -125,69 +118,57 @@ class SubjectModel(nn.Module):
         noisy_latents: Tensor,
         sigma: Tensor,
         context: Context | None,
-        references: References | ReferenceKeys | None,
-        *,
-        grid: tuple[int, int] | None = None,
-        guidance: float = 1.0,
+        references: References | None,
+        grid: tuple[int, int],
     ) -> Tensor:
-        """Predict the velocity ``[B, T, C]`` of noisy packed latents ``[B, T, C]`` at noise level ``sigma`` ``[B]``.
+        """Predict the velocity, noise − clean: float ``[B, T, C]``.
 
-        ``grid`` is the target's rows and columns of tokens; by default a square of T. For references given as latents,
-        the keys and values are computed here if the model caches them.
+        Args:
+            noisy_latents: float ``[B, T, C]``, packed.
+            sigma: float ``[B]`` in [0, 1].
+            context: the MLLM's tokens; None if they are not used.
+            references: clean latents; None if they are not used. Keys and values are computed from them if the model
+                caches them.
+            grid: the target's rows and columns of tokens; their product is T.
         """
-        grid = grid or square_grid(noisy_latents.shape[1])
-        if isinstance(references, References):
-            references = prepare_references(self.transformer, references, grid, self.references, guidance)
-        return velocity(
-            self.transformer, noisy_latents, sigma, grid, context, references, self.references.position, guidance
-        )
+        config, prepared = self.references, None
+        if references is not None:
+            prepared = prepare_references(self.transformer, references, grid, config)
+        return velocity(self.transformer, noisy_latents, sigma, grid, context, prepared, config.position, guidance=1.0)
 
     def forward(
         self,
         batch: Batch,
         noisy_latents: Tensor,
         sigma: Tensor,
+        references: References | None,
+        grid: tuple[int, int],
         *,
-        reference_latents: Tensor | None = None,
         use_mllm: bool = True,
-        use_references: bool = True,
         mllm_keep: Tensor | None = None,
-        reference_keep: Tensor | None = None,
-        grid: tuple[int, int] | None = None,
-        reference_grid: tuple[int, int] | None = None,
-        guidance: float = 1.0,
     ) -> Tensor:
-        """Predict the velocity, noise − clean.
+        """Predict the velocity as :meth:`denoise`, on the tokens that the MLLM makes of ``batch``.
 
-        Args:
-            batch: prompts and references.
-            noisy_latents: float ``[B, T, C]``, packed.
-            sigma: float ``[B]`` in [0, 1].
-            reference_latents: clean packed latents ``[B, R, K, C]``; needed with ``use_references``.
-            use_mllm: compute the MLLM's tokens. The same on every rank.
-            use_references: use the reference tokens. The same on every rank.
-            mllm_keep: bool ``[B]``; the MLLM tokens of a row that is false are masked (dropout).
-            reference_keep: bool ``[B]``; the references of a row that is false are masked.
-            grid: the target's rows and columns of tokens; by default a square.
-            reference_grid: a reference's rows and columns of tokens; by default a square.
-            guidance: value of the guidance embedding, if the DiT has one (1.0 in training).
-
-        Returns:
-            float ``[B, T, C]``.
+        ``use_mllm``, and whether there are ``references``, must be the same on every rank. The MLLM tokens of a row
+        whose ``mllm_keep`` (bool ``[B]``) is false are masked (dropout).
         """
         context = self.encode(batch, mllm_keep) if use_mllm else None
-        references = None
-        if use_references:
-            if reference_latents is None:
-                raise ConfigError("use_references needs reference_latents", fix="encode the references with the VAE")
-            mask = batch.reference_mask if reference_keep is None else batch.reference_mask & reference_keep[:, None]
-            references = References(reference_latents, mask, reference_grid or square_grid(reference_latents.shape[2]))
-        return self.denoise(noisy_latents, sigma, context, references, grid=grid, guidance=guidance)
+        return self.denoise(noisy_latents, sigma, context, references, grid)
 
 
-def square_grid(tokens: int) -> tuple[int, int]:
-    """Return rows and columns of a square image of that many tokens. Raises ConfigError if it is not a square."""
-    side = int(tokens**0.5)
-    if side * side != tokens:
-        raise ConfigError(f"{tokens} tokens do not form a square", fix="pass the grid's rows and columns")
-    return side, side
+def encode_context(
+    mllm: Any, aggregator: Callable[..., Tensor], batch: Batch, *, keep: Tensor | None = None, mllm_learns: bool = False
+) -> Context:
+    """Compute the DiT's context tokens: joint encoder, aggregation and bridge, once for all noise levels.
+
+    Args:
+        mllm: a :class:`~lookalike.models.joint.JointEncoder`.
+        aggregator: a :class:`~lookalike.models.aggregate.LayerAggregator`.
+        batch: B samples.
+        keep: bool ``[B]``; all tokens of a row that is false are masked (condition dropout).
+        mllm_learns: whether gradients flow into the joint encoder.
+    """
+    with torch.set_grad_enabled(torch.is_grad_enabled() and mllm_learns):
+        layers = hidden_states(mllm, batch)
+    tokens = aggregator(layers, batch.attention_mask, batch.image_mask, batch.image_tokens_per_row)
+    return Context(tokens, batch.attention_mask if keep is None else batch.attention_mask & keep[:, None])

@@ -76,11 +76,8 @@ class PromptTokenizer:
     @cached_property
     def _values(self) -> dict[str, Any]:
         if not self._file.is_file():
-            raise InputError(
-                "the MLLM's folder has no tokenizer.json",
-                value=str(self._file),
-                fix="copy tokenizer.json into the folder",
-            )
+            fix = "copy tokenizer.json into the folder"
+            raise InputError("the MLLM's folder has no tokenizer.json", value=str(self._file), fix=fix)
         return parse_object(self._file.read_bytes(), str(self._file), fix="download the file again")
 
     @cached_property
@@ -142,10 +139,8 @@ def build_tokenizer(words: Sequence[str], max_size: int = 4096) -> Any:
     """Build a transformers fast tokenizer (WordPiece, lower-cased) with the special tokens of InternVL's processor.
 
     Ids 0 to 7 are ``SPECIAL_TOKENS``, then single characters (as a word's start and, with ``##``, inside a word), then
-    ``words``. A word outside the list is spelled in characters, so no prompt becomes ``<unk>`` only.
-
-    Raises:
-        ConfigError: the vocabulary would exceed ``max_size`` (the embedding's rows).
+    ``words``. A word outside the list is spelled in characters, so no prompt becomes ``<unk>`` only. Raises ConfigError
+    if the vocabulary would exceed ``max_size`` (the embedding's rows).
     """
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
     from transformers import PreTrainedTokenizerFast

@@ -20,8 +20,7 @@ _PIXELS_AT_ONCE = 512 * 512  # on a GPU: small images in batches, large ones one
 def load_vae(bundle_dir: Path) -> Any:
     """Load the AutoencoderKL of a bundle in a local folder: frozen, float32, in evaluation mode.
 
-    Raises:
-        InputError: it cannot be loaded, or a tensor is missing or unknown.
+    Raises InputError if it cannot be loaded, or a tensor is missing or unknown.
     """
     from diffusers import AutoencoderKL
 

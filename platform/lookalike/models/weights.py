@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,7 @@ PARTS = ("mllm", "aggregator", "transformer")
 def safetensors_files(folder: Path) -> list[Path]:
     """List the weight files of one component: those of its index, or its single file.
 
-    Raises:
-        InputError: there is none, or one that the index names is missing.
+    Raises InputError if there is none, or one that the index names is missing.
     """
     indices = sorted(folder.glob("*.safetensors.index.json"))
     if indices:
@@ -39,26 +38,20 @@ def safetensors_files(folder: Path) -> list[Path]:
     return files
 
 
-def _weights(file: Path) -> AbstractContextManager[None]:
-    return decoding("a safetensors file", str(file), fix=REPAIR)
+@contextmanager
+def _open(file: Path) -> Iterator[Any]:
+    from safetensors import safe_open
+
+    with decoding("a safetensors file", str(file), fix=REPAIR), safe_open(file, framework="pt") as tensors:
+        yield tensors
 
 
 def read_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
     """Yield (name in the file, tensor) for every tensor of a component, one in memory at a time."""
-    from safetensors import safe_open
-
     for file in safetensors_files(folder):
-        with _weights(file), safe_open(file, framework="pt") as tensors:
+        with _open(file) as tensors:
             for name in tensors.keys():  # noqa: SIM118 - no mapping
                 yield name, tensors.get_tensor(name)
-
-
-def _tensor_names(folder: Path) -> Iterator[str]:
-    from safetensors import safe_open
-
-    for file in safetensors_files(folder):
-        with _weights(file), safe_open(file, framework="pt") as tensors:
-            yield from tensors.keys()
 
 
 def component_weights(bundle_dir: Path) -> Iterator[tuple[str, Tensor]]:
@@ -77,41 +70,37 @@ def component_weights(bundle_dir: Path) -> Iterator[tuple[str, Tensor]]:
 def strict_weights(model: nn.Module, bundle_dir: Path) -> Iterator[tuple[str, Tensor]]:
     """Yield :func:`component_weights` after checking each against ``model`` (a SubjectModel, sharded by ZeRO-3 or not).
 
-    Raises:
-        InputError: a tensor is unknown or has another shape; or, at the end, one is missing.
+    Raises InputError if a tensor is unknown or has another shape; or, at the end, if one is missing.
     """
-    expected = {name: _shape(tensor) for name, tensor in _own_tensors(model)}
+    expected = {name: _shape(tensor) for name, tensor in model.state_dict(keep_vars=True).items()}
     for name, tensor in component_weights(bundle_dir):
-        _check(name, tensor, expected, bundle_dir)
+        if name not in expected:
+            raise _mismatch(f"the tensor {name} is unknown or repeated", bundle_dir)
+        if (shape := tuple(tensor.shape)) != expected[name]:
+            raise _mismatch(f"{name} has shape {shape}, the configuration gives {expected[name]}", bundle_dir)
         yield name, tensor
         del expected[name]
     if expected:
-        raise InputError(
-            f"{len(expected)} tensors are missing, the first is {min(expected)}",
-            value=str(bundle_dir),
-            fix="use weights and configuration of one checkpoint",
-        )
+        raise _mismatch(f"{len(expected)} tensors are missing, the first is {min(expected)}", bundle_dir)
 
 
 def check_names(parts: Mapping[str, nn.Module], bundle_dir: Path) -> None:
     """Compare the tensor names of modules that a library has loaded, by component, with those in their files.
 
-    transformers and diffusers only warn of a tensor that is missing (and initialise it at random) or unknown.
-
-    Raises:
-        InputError: a tensor is missing or unknown.
+    transformers and diffusers only warn of a tensor that is missing (and initialise it at random) or unknown. Raises
+    InputError for one.
     """
     for part, module in parts.items():
         rename = _mllm_names(bundle_dir / part) if part == "mllm" else str
-        own = {rename(name) for name in _tensor_names(bundle_dir / part)} - {None}
-        expected = {name for name, _ in _own_tensors(module)}
+        own: set[Any] = set()
+        for file in safetensors_files(bundle_dir / part):
+            with _open(file) as tensors:
+                own.update(map(rename, tensors.keys()))
+        own.discard(None)
+        expected = module.state_dict().keys()
         for what, names in (("missing", expected - own), ("unknown", own - expected)):
             if names:
-                raise InputError(
-                    f"{len(names)} tensors are {what}, the first is {part}.{min(names)}",
-                    value=str(bundle_dir),
-                    fix="use weights and configuration of one checkpoint",
-                )
+                raise _mismatch(f"{len(names)} tensors are {what}, the first is {part}.{min(names)}", bundle_dir)
 
 
 def replace_mllm_weights(folder: Path, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -120,12 +109,11 @@ def replace_mllm_weights(folder: Path, weights: Mapping[str, Tensor]) -> dict[st
     Returns:
         the tensors as they were written.
     """
-    from safetensors import safe_open
     from safetensors.torch import save_file
 
     rename, written = _mllm_names(folder), {}
     for file in safetensors_files(folder):
-        with safe_open(file, framework="pt") as opened:
+        with _open(file) as opened:
             metadata, tensors = opened.metadata(), {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
         for name, tensor in tensors.items():
             if (own := rename(name)) in weights:
@@ -136,31 +124,14 @@ def replace_mllm_weights(folder: Path, weights: Mapping[str, Tensor]) -> dict[st
 
 def load_weights(model: nn.Module, bundle_dir: Path) -> None:
     """Copy a bundle's weights into ``model``; strict as :func:`strict_weights`."""
-    own = dict(_own_tensors(model))
+    own = model.state_dict(keep_vars=True)
     with torch.no_grad():
         for name, tensor in strict_weights(model, bundle_dir):
             own[name].copy_(tensor)
 
 
-def _own_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    persistent = model.state_dict(keep_vars=True)
-    for name, parameter in model.named_parameters():
-        yield name, parameter
-        persistent.pop(name, None)
-    yield from persistent.items()
-
-
-def _check(name: str, tensor: Tensor, expected: Mapping[str, tuple[int, ...]], origin: Path) -> None:
-    if name not in expected:
-        raise InputError(
-            f"the tensor {name} is unknown or repeated", value=str(origin), fix="use weights of this model"
-        )
-    if tuple(tensor.shape) != expected[name]:
-        raise InputError(
-            f"{name} has shape {tuple(tensor.shape)}, the configuration gives {expected[name]}",
-            value=str(origin),
-            fix="use weights and configuration of one checkpoint",
-        )
+def _mismatch(what: str, bundle_dir: Path) -> InputError:
+    return InputError(what, value=str(bundle_dir), fix="use weights and configuration of one checkpoint")
 
 
 def _shape(tensor: Any) -> tuple[int, ...]:
@@ -169,15 +140,18 @@ def _shape(tensor: Any) -> tuple[int, ...]:
 
 def _mllm_names(folder: Path) -> Any:
     """Return a function from names in an MLLM's files to names in its base model, None for tensors that it lacks."""
-    from transformers import AutoConfig
+    import transformers
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightRenaming, rename_source_key
 
-    from lookalike.models.joint import full_class
-
-    config = AutoConfig.from_pretrained(folder, **NO_CODE)
+    config = transformers.AutoConfig.from_pretrained(folder, **NO_CODE)
+    model_class = getattr(transformers, (config.architectures or [""])[0], None)
+    if model_class is None:
+        raise InputError(
+            "transformers has no class for the architectures in config.json", value=config.architectures, fix=REPAIR
+        )
     with torch.device("meta"):
-        full = full_class(config)(config)
+        full = model_class(config)
     prefix = "" if full.base_model is full else f"{full.base_model_prefix}."
     transforms = get_model_conversion_mapping(full)
     renamings = [transform for transform in transforms if isinstance(transform, WeightRenaming)]

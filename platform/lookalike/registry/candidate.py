@@ -4,8 +4,7 @@ The gate uses scores only after they were computed again from their measurements
 
 from dataclasses import dataclass
 
-from lookalike.bundles.files import MANIFEST
-from lookalike.bundles.manifest import parse_manifest
+from lookalike.bundles.manifest import MANIFEST, parse_manifest
 from lookalike.bundles.transfer import verify_bundle
 from lookalike.config import fingerprint
 from lookalike.errors import InputError

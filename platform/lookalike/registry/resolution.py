@@ -3,8 +3,7 @@
 import re
 from dataclasses import replace
 
-from lookalike.bundles.files import MANIFEST
-from lookalike.bundles.reference import BundleReference
+from lookalike.bundles.manifest import MANIFEST, BundleReference
 from lookalike.errors import ConfigError, InputError
 from lookalike.registry.champions import champion
 from lookalike.registry.names import CHAMPION, validate_model_name

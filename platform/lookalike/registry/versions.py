@@ -11,9 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from lookalike.bundles.files import MANIFEST
-from lookalike.bundles.manifest import bundle_sha256, parse_manifest
-from lookalike.bundles.reference import BundleReference
+from lookalike.bundles.manifest import MANIFEST, BundleReference, bundle_sha256, parse_manifest
 from lookalike.errors import InputError, RefusedError
 from lookalike.registry.names import validate_model_name
 from lookalike.registry.promotion_log import LOG_TAG, PromotionLog

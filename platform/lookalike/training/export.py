@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from lookalike.bundles.load import load_model
-from lookalike.bundles.manifest import ADAPTER, read_preset, write_manifest
-from lookalike.bundles.reference import BundleReference
+from lookalike.bundles.manifest import ADAPTER, BundleReference, read_preset, write_manifest
 from lookalike.bundles.transfer import local_bundle, upload_bundle, verified_reference
 from lookalike.bundles.verification import verify
 from lookalike.errors import LookalikeError
@@ -138,7 +137,7 @@ def _output(model: SubjectModel) -> Tensor:
     context = Context(model.aggregator(layers, mask, torch.arange(8)[None] < 4, 4), mask)
     noisy, latents = (torch.randn(1, *shape, channels, generator=generator) for shape in ((16,), (1, 16)))
     references = References(latents, torch.ones(1, 1, dtype=torch.bool), (4, 4))
-    return model.denoise(noisy, torch.tensor([0.5]), context, references)
+    return model.denoise(noisy, torch.tensor([0.5]), context, references, grid=(4, 4))
 
 
 def _verify(

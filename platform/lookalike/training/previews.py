@@ -12,6 +12,7 @@ from lookalike.diffusion.flow import draw
 from lookalike.diffusion.sampler import sample, set_noise_levels
 from lookalike.diffusion.schedule import PRESET, ConditionWeights, SamplerPlan, denoising_schedule
 from lookalike.models.batch import to_batch
+from lookalike.models.dit import References
 from lookalike.models.vae import decode, token_grid
 from lookalike.training.curriculum import PhaseConfig
 from lookalike.training.loop_config import ImagesConfig
@@ -43,9 +44,9 @@ class HeldOutImages:
         batch = to_batch(self.columns).to(self.objective.device)
         assert batch.target is not None
         grid = token_grid(vae, *batch.target.shape[-2:])
-        reference_grid = token_grid(vae, *batch.references.shape[-2:])
-        references = cache.encode(vae, batch.references.flatten(0, 1)).unflatten(0, batch.references.shape[:2])
-        shape = (grid[0] * grid[1], references.shape[-1])
+        latents = cache.encode(vae, batch.references.flatten(0, 1)).unflatten(0, batch.references.shape[:2])
+        references = References(latents, batch.reference_mask, token_grid(vae, *batch.references.shape[-2:]))
+        shape = (grid[0] * grid[1], latents.shape[-1])
         ids = self.columns["sample_id"].tolist()
         noisy = draw(ids, ("images", self.objective.seed), shape, flow).noise.to(self.objective.device)
         name = PRESET if phase.conditions == "mllm+references" else "mllm_only"
@@ -57,11 +58,9 @@ class HeldOutImages:
                 batch,
                 latents,
                 sigma.expand(len(latents)),
-                reference_latents=references,
+                references if seen.references else None,
+                grid,
                 use_mllm=seen.mllm > 0,
-                use_references=seen.references > 0,
-                grid=grid,
-                reference_grid=reference_grid,
             ).float()
 
         self.objective.model.eval()

@@ -1,9 +1,7 @@
 """The bundles of a training run in its store: the initial one, and the one that it exports."""
 
 from lookalike.bundles.build import materialise
-from lookalike.bundles.files import MANIFEST
-from lookalike.bundles.manifest import ADAPTER, check_preset, read_manifest
-from lookalike.bundles.reference import BundleReference
+from lookalike.bundles.manifest import ADAPTER, MANIFEST, BundleReference, check_preset, read_manifest
 from lookalike.bundles.transfer import local_bundle, upload_bundle, verified_reference
 from lookalike.diffusion.schedule import denoising_schedule
 from lookalike.errors import InputError

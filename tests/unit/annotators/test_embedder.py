@@ -105,7 +105,7 @@ def test_another_folder_has_another_revision(tmp_path: Path) -> None:
     assert len(revisions) == 2
 
 
-def test_what_is_no_embedder_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_name_that_is_not_an_embedder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     for name in ("", str(tmp_path)):
         with pytest.raises(ConfigError, match="no such embedder"):

@@ -36,7 +36,7 @@ def test_a_harmless_picture_is_safe_and_the_score_is_a_probability() -> None:
 
 
 @pytest.mark.parametrize(("value", "low_enough"), [(11.0, False), (float("nan"), False), (-0.1, False), (9.5, True)])
-def test_a_score_that_there_cannot_be_is_an_error(tmp_path: Path, value: float, low_enough: bool) -> None:
+def test_score_outside_its_range_is_an_error(tmp_path: Path, value: float, low_enough: bool) -> None:
     scorer = ClassProbability(str(image_classifier(tmp_path, ["score"])))
     if low_enough:
         assert checked(scorer, value) == value
@@ -62,7 +62,7 @@ def test_a_classifier_gives_the_probability_of_a_label_or_its_one_output(tmp_pat
         ClassProbability(str(folder), "lovely").load("cpu")
 
 
-def test_a_model_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_missing_model_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="nowhere"):
         _ = ClassProbability(str(tmp_path / "nowhere")).revision
     with pytest.raises(ConfigError, match="nowhere"):
@@ -87,7 +87,7 @@ def test_the_area_of_a_class_is_a_share(tmp_path: Path) -> None:
     assert 0 <= share <= 1
 
 
-def test_a_captioner_says_the_same_of_the_same_picture(tmp_path: Path) -> None:
+def test_equal_images_get_equal_captions(tmp_path: Path) -> None:
     torch.manual_seed(0)
     small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     text = {**small, "vocab_size": len(WORDS), "encoder_hidden_size": 16, "max_position_embeddings": 32}

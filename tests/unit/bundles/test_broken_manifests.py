@@ -28,7 +28,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "base's location is a number": {"base": {"uri": 5, "sha256": "a"}},
     "base has no hash": {"base": {"uri": "file:///base"}},
     "preset is a number": {"preset": 5},
-    "preset lacks what draws": {"preset": {"stages": "paper"}},
+    "preset lacks sizes and references": {"preset": {"stages": "paper"}},
     "MLLM is a number": {"preset": {"stages": "paper", "height": 8, "width": 8, "references": {}, "mllm": 5}},
     "components are a list": {"components": ["vae"]},
     "a hash is a number": {"components": {"vae/config.json": 5}},

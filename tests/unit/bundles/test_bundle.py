@@ -8,21 +8,22 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lookalike.bundles.build import materialise
-from lookalike.bundles.files import MANIFEST
 from lookalike.bundles.load import build_model, load_model
 from lookalike.bundles.manifest import (
     ADAPTER,
+    MANIFEST,
+    BundleReference,
     bundle_sha256,
     check_preset,
     read_manifest,
     read_preset,
     write_manifest,
 )
-from lookalike.bundles.reference import BundleReference
 from lookalike.bundles.verification import open_bundle, verify
 from lookalike.config import fingerprint
 from lookalike.errors import ConfigError, InputError
-from lookalike.models.adapters import adapter_names, load_lora, save_lora
+from lookalike.models.adapter_tensors import PEFT_PREFIX
+from lookalike.models.adapters import load_lora, lora_parameters, save_lora
 from lookalike.models.components import token_shape
 from lookalike.models.presets import LoraConfig, load_preset
 from lookalike.models.weights import component_weights, load_weights
@@ -175,7 +176,7 @@ def test_adapters_are_peft_folders_and_strict(bundle_dir, tmp_path) -> None:
     )
     with pytest.raises(InputError, match=r"the adapter lacks base_model\.model"):
         load_lora(plain, tmp_path)
-    assert first in adapter_names(model.transformer).values()
+    assert first.removeprefix(PEFT_PREFIX) in lora_parameters(model.transformer)
 
 
 def test_an_adapter_that_learned_nothing_is_not_written(bundle_dir, tmp_path) -> None:
@@ -188,7 +189,7 @@ def test_an_adapter_that_learned_nothing_is_not_written(bundle_dir, tmp_path) ->
         save_lora(tmp_path, LoraConfig(rank=4), {name: torch.empty(0) for name in weights})
 
 
-def test_sources_that_are_not_there(bundle_dir, tmp_path) -> None:
+def test_missing_sources_are_refused(bundle_dir, tmp_path) -> None:
     preset = read_preset(bundle_dir)
     broken = dataclasses.replace(preset, vae=dataclasses.replace(preset.vae, source="package:no/such"))
     with pytest.raises(InputError, match=r"source of a component is not a folder \('package:no/such'\)"):
@@ -242,7 +243,7 @@ def test_a_folder_of_diffusers_flux_pipeline_is_a_source(bundle_dir, tmp_path) -
         materialise(dataclasses.replace(preset, vae=absent), tmp_path / "no")
 
 
-def test_licences_are_said_when_a_bundle_is_made(bundle_dir, tmp_path, caplog) -> None:
+def test_licences_are_logged_when_a_bundle_is_built(bundle_dir, tmp_path, caplog) -> None:
     mini, paper = load_preset("mini"), load_preset("flux-internvl3-8b")
     assert mini.notice is None
     with caplog.at_level("INFO"):
@@ -270,7 +271,7 @@ def test_an_aggregator_of_another_kind_than_its_source_is_refused(tmp_path) -> N
         ({"notice": "!"}, True),
     ],
 )
-def test_what_a_preset_says_of_drawing_is_part_of_a_bundles_identity(
+def test_settings_that_change_images_are_part_of_a_bundles_identity(
     bundle_dir: Path, change: dict[str, object], same: bool
 ) -> None:
     manifest = read_manifest(bundle_dir)
@@ -285,7 +286,7 @@ def test_a_bundle_from_before_presets_had_stages_keeps_its_identity(bundle_dir: 
 
 
 @pytest.mark.parametrize("value", ["models:/x@y", None, [], {}])
-def test_vae_with_a_channel_count_that_is_none_is_named(tmp_path: Path, value: object) -> None:
+def test_vae_with_an_invalid_channel_count_is_named(tmp_path: Path, value: object) -> None:
     (tmp_path / "vae").mkdir()
     config = {"block_out_channels": [8, 16], "latent_channels": value}
     (tmp_path / "vae" / "config.json").write_text(json.dumps(config))

@@ -12,11 +12,17 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lookalike.bundles import digests
-from lookalike.bundles.files import MANIFEST
 from lookalike.bundles.load import load_model
 from lookalike.bundles.locate import locate_bundle
-from lookalike.bundles.manifest import ADAPTER, bundle_sha256, read_manifest, read_preset, write_manifest
-from lookalike.bundles.reference import BundleReference
+from lookalike.bundles.manifest import (
+    ADAPTER,
+    MANIFEST,
+    BundleReference,
+    bundle_sha256,
+    read_manifest,
+    read_preset,
+    write_manifest,
+)
 from lookalike.bundles.transfer import fetch_bundle, local_bundle, verified_reference, verify_bundle
 from lookalike.bundles.verification import open_bundle, verify
 from lookalike.diffusion.loading import load_pipeline
@@ -127,7 +133,7 @@ DOORS: dict[str, Callable[[Path], Any]] = {
 
 
 @pytest.mark.parametrize(("attack", "message"), ATTACKS.values(), ids=ATTACKS.keys())
-def test_changed_bundle_opens_by_no_door(copy: Path, attack: Callable[[Path], Any], message: str) -> None:
+def test_every_reader_refuses_a_changed_bundle(copy: Path, attack: Callable[[Path], Any], message: str) -> None:
     open_bundle(copy)  # hashes are remembered by now
     attack(copy)
     for name, door in DOORS.items():
@@ -201,7 +207,9 @@ def test_files_that_have_not_changed_are_not_read_again(copy: Path, monkeypatch:
 
 
 @pytest.mark.parametrize("damage", [b"", b"{", b'{"files": 3}', b'{"files": [[1]]}', b"[" * 100_000])
-def test_damaged_memory_is_made_anew(copy: Path, cache: Path, damage: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_damaged_cache_of_hashes_is_written_again(
+    copy: Path, cache: Path, damage: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
     verify(copy)
     (memory,) = cache.glob("*.json")
     memory.write_bytes(damage)
@@ -210,14 +218,14 @@ def test_damaged_memory_is_made_anew(copy: Path, cache: Path, damage: bytes, mon
     assert len(json.loads(memory.read_bytes())["files"]) == len(read_manifest(copy)["components"])
 
 
-def test_memory_that_others_can_write_is_not_used(
+def test_cache_that_others_can_write_is_not_used(
     copy: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     verify(copy)
     assert cache.stat().st_mode & 0o777 == 0o700
     cache.chmod(0o777)
     monkeypatch.setattr(digests, "_known", {})
-    monkeypatch.setattr(digests, "_warned", set())
+    digests._warn_once.cache_clear()
     read: list[Path] = []
     whole = digests.sha256_of
     monkeypatch.setattr(digests, "sha256_of", lambda path: (read.append(path), whole(path))[1])

@@ -35,7 +35,7 @@ def photos() -> Photos:
     return [(crop_resize(picture, 64, 64), p.caption) for picture, p in zip(pictures, taken, strict=True)]
 
 
-def test_they_are_small_and_of_the_presets_architecture(bundle: Path, tmp_path: Path) -> None:
+def test_shipped_weights_are_small_and_fit_the_preset(bundle: Path, tmp_path: Path) -> None:
     files = [path for path in ASSETS_DIR.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) < 20e6
     assert not [path for path in ASSETS_DIR.rglob("config.json") if "_name_or_path" in path.read_text()]
@@ -50,7 +50,7 @@ def _shapes(folder: Path) -> dict[str, list[int]]:
     return {name: list(tensor.shape) for name, tensor in read_tensors(folder)}
 
 
-def test_the_shipped_tokenizer_is_what_the_preset_would_make_anew(bundle: Path, tmp_path: Path) -> None:
+def test_the_shipped_tokenizer_equals_one_built_from_the_preset(bundle: Path, tmp_path: Path) -> None:
     materialise(load_preset("mini").from_seed("mllm"), tmp_path / "anew")
     for name in ("tokenizer.json", "preprocessor_config.json"):
         assert (bundle / "mllm" / name).read_bytes() == (tmp_path / "anew" / "mllm" / name).read_bytes()
@@ -65,7 +65,7 @@ def test_the_vae_reconstructs_unseen_subjects(bundle: Path, photos: Photos) -> N
     assert latents.mean().item() == pytest.approx(0, abs=0.2)
 
 
-def test_the_mllm_says_what_unseen_photos_show(bundle: Path, photos: Photos) -> None:
+def test_the_mllm_describes_unseen_photos(bundle: Path, photos: Photos) -> None:
     from transformers import AutoTokenizer, InternVLForConditionalGeneration
 
     mllm = InternVLForConditionalGeneration.from_pretrained(bundle / "mllm").eval()

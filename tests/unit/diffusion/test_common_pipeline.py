@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 from diffusers.callbacks import PipelineCallback
+from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from PIL import Image
 
-from lookalike.diffusion.pipeline import SubjectPipeline, SubjectPipelineOutput
+from lookalike.diffusion.pipeline import SubjectPipeline
 from lookalike.diffusion.schedule import ConditionWeights
 from lookalike.errors import ConfigError, InputError, LookalikeError
 
@@ -43,7 +44,7 @@ def test_the_signature_has_what_every_pipeline_has() -> None:
 
 def test_dictionary_and_tuple_hold_the_same(pipe, photos) -> None:
     output = pipe("a mug", photos[:1], **FAST)
-    assert isinstance(output, SubjectPipelineOutput)
+    assert isinstance(output, ImagePipelineOutput)
     assert torch.equal(pipe("a mug", photos[:1], return_dict=False, **FAST)[0], output[0])
 
 
@@ -133,7 +134,7 @@ def test_dtype_device_and_slicing(pipe, photos) -> None:
     assert torch.equal(pipe.to("cpu")("a mug", photos[:1], **FAST).images, expected)
 
 
-def test_a_negative_prompt_stands_in_the_negative_branch(pipe, photos, flux_calls) -> None:
+def test_a_negative_prompt_is_read_in_the_negative_branch(pipe, photos, flux_calls) -> None:
     options = {**FAST, "num_inference_steps": 1, "guidance_scale": 3.0}
     plain = pipe("a mug", photos[:1], **options).images
     lengths = [call["encoder_hidden_states"].shape[1] for call in flux_calls]

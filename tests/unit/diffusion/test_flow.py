@@ -7,7 +7,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from scipy.stats import kstest, norm
 
-from lookalike.diffusion.flow import FlowConfig, add_noise, draw, flow_matching_loss, seed_of, shift_sigma
+from lookalike.diffusion.flow import FlowConfig, add_noise, draw, flow_matching_loss, seed_of
 from lookalike.errors import ConfigError
 
 FLOW = FlowConfig()
@@ -20,7 +20,7 @@ def test_shift_equals_diffusers_flux_pipeline(tokens: int) -> None:
     assert FLOW.mu(tokens) == pytest.approx(mu, abs=1e-12)
     scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
     scheduler.set_timesteps(sigmas=np.linspace(1, 1 / 25, 25), mu=mu)
-    shifted = shift_sigma(torch.linspace(1, 1 / 25, 25), FLOW.mu(tokens))
+    shifted = torch.special.expit(torch.logit(torch.linspace(1, 1 / 25, 25)) + FLOW.mu(tokens))
     torch.testing.assert_close(shifted, scheduler.sigmas[:-1])
 
 
@@ -30,7 +30,8 @@ def test_a_scheduler_with_a_fixed_shift_has_it_in_training_too(shift: float) -> 
     levels = np.linspace(1, 1 / 25, 25)
     scheduler.set_timesteps(sigmas=levels)
     for tokens in (64, 4096):
-        shifted = shift_sigma(torch.from_numpy(levels), FlowConfig.from_scheduler(scheduler.config).mu(tokens))
+        mu = FlowConfig.from_scheduler(scheduler.config).mu(tokens)
+        shifted = torch.special.expit(torch.logit(torch.from_numpy(levels)) + mu)
         torch.testing.assert_close(shifted.float(), scheduler.sigmas[:-1])
 
 
@@ -38,8 +39,8 @@ def test_training_sees_a_shifted_logit_normal() -> None:
     numbers = draw([str(i) for i in range(4000)], 0, (64, 1), FLOW)
     logits = torch.logit(numbers.sigma.double()).numpy()
     assert kstest(logits, norm(FLOW.mu(64), 1).cdf).pvalue > 0.01
-    plain = torch.special.expit(torch.from_numpy(logits) - FLOW.mu(64))
-    torch.testing.assert_close(shift_sigma(plain, FLOW.mu(64)).float(), numbers.sigma)
+    scheduler, plain = FlowMatchEulerDiscreteScheduler(), torch.special.expit(torch.from_numpy(logits) - FLOW.mu(64))
+    torch.testing.assert_close(scheduler.time_shift(FLOW.mu(64), 1.0, plain).float(), numbers.sigma)
 
 
 def test_a_samples_numbers_depend_on_its_identity_alone() -> None:

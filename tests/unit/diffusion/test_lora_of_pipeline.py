@@ -12,8 +12,8 @@ from torch import Tensor
 
 from lookalike.diffusion.pipeline import SubjectPipeline
 from lookalike.errors import ConfigError, InputError
-from lookalike.models.adapter_state import adapter_state, effective_loras, has_lora_layers, without_loras
-from lookalike.models.adapters import ADAPTER_NAME, load_adapter
+from lookalike.models.adapter_state import adapter_state, effective_loras, without_loras
+from lookalike.models.adapters import ADAPTER_NAME, load_adapter, lora_layers
 
 OPTIONS = {"num_inference_steps": 1, "output_type": "latent", "seeds": [4], "stages": "both", "guidance_scale": 1}
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
@@ -121,7 +121,7 @@ def test_the_saved_lora_is_the_one_in_effect(whole, make_lora, load, shared, kin
     for _ in range(2):
         drawn = effective_loras(pipe.transformer)
         plain = without_loras(pipe.transformer)
-        assert not has_lora_layers(plain)
+        assert not list(lora_layers(plain))
         if drawn:
             load_adapter(plain, adapter_state(pipe.transformer, *drawn))
         assert float((dit_output(plain) - expected).norm()) < 1e-3 * size
@@ -163,7 +163,7 @@ def test_a_saved_bundle_can_be_saved_over_itself(make_lora, load, run, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["saved"]
 
 
-def test_several_loras_are_saved_after_the_advice(make_lora, load, run, tmp_path) -> None:
+def test_several_loras_are_saved_after_following_the_error(make_lora, load, run, tmp_path) -> None:
     pipe = load()
     pipe.load_lora_weights(make_lora(1))
     pipe.load_lora_weights(make_lora(2, r=2), adapter_name="style")
@@ -279,7 +279,7 @@ def test_a_lora_is_swapped_in_place(make_lora, load, run) -> None:
     torch.testing.assert_close(run(pipe), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_nothing_is_loaded_without_effect_onto_fused_weights(make_lora, load, run) -> None:
+def test_loading_onto_fused_weights_is_refused(make_lora, load, run) -> None:
     pipe = load()
     pipe.load_lora_weights(make_lora(1))
     pipe.fuse_lora()
@@ -310,7 +310,7 @@ def test_missing_sources_are_rejected(load, tmp_path, monkeypatch) -> None:
         pipe.load_lora_weights(tmp_path / "nowhere")
     with pytest.raises(InputError, match="neither a file, nor a folder, nor a Hub id"):
         pipe.load_lora_weights("loras/of/mine")
-    with pytest.raises(InputError, match="neither a local LoRA nor one on the Hub"):
+    with pytest.raises(InputError, match="neither a local folder nor a Hub id"):
         pipe.load_lora_weights("someone/some-lora", local_files_only=True)
     with pytest.raises(InputError, match="a pickle"):
         pipe.load_lora_weights(tmp_path, use_safetensors=False)
@@ -318,7 +318,7 @@ def test_missing_sources_are_rejected(load, tmp_path, monkeypatch) -> None:
         pipe.load_lora_weights(tmp_path, weight_nam="x")
 
 
-def test_a_dit_that_peft_wrapped_is_saved_after_the_advice(whole, load, run, tmp_path) -> None:
+def test_a_dit_that_peft_wrapped_is_saved_after_following_the_error(whole, load, run, tmp_path) -> None:
     pipe = load()
     wrapped = get_peft_model(pipe.transformer, LoraConfig(r=2, lora_alpha=6, target_modules=TARGETS))
     for name, parameter in wrapped.named_parameters():

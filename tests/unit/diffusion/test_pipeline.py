@@ -11,18 +11,24 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from lookalike.bundles.load import load_model
-from lookalike.bundles.manifest import ADAPTER, bundle_sha256, read_manifest, read_preset, write_manifest
-from lookalike.bundles.reference import BundleReference
+from lookalike.bundles.manifest import (
+    ADAPTER,
+    BundleReference,
+    bundle_sha256,
+    read_manifest,
+    read_preset,
+    write_manifest,
+)
 from lookalike.bundles.verification import verify
 from lookalike.diffusion.pipeline import SubjectPipeline
 from lookalike.diffusion.schedule import DenoisingSchedule
 from lookalike.errors import ConfigError, InputError
 from lookalike.models.adapters import load_lora, save_lora
 from lookalike.models.batch import to_batch
-from lookalike.models.context import encode_context
+from lookalike.models.dit import References
 from lookalike.models.preprocess import Preprocessor
 from lookalike.models.presets import LoraConfig
-from lookalike.models.subject import SubjectModel
+from lookalike.models.subject import SubjectModel, encode_context
 from lookalike.models.vae import encode, load_vae
 
 FAST = {"num_inference_steps": 4, "output_type": "latent"}
@@ -101,7 +107,7 @@ def test_sampling_is_eulers_method_on_the_models_velocity(pipe, photos) -> None:
     current = start
     with torch.no_grad():
         for sigma, after in zip(pipe.scheduler.sigmas[:-1], pipe.scheduler.sigmas[1:], strict=True):
-            current = current + (after - sigma) * model(batch, current, sigma[None], use_references=False)
+            current = current + (after - sigma) * model(batch, current, sigma[None], None, (8, 8))
     torch.testing.assert_close(found, current, rtol=1e-4, atol=1e-4)
 
 
@@ -180,14 +186,8 @@ def test_cached_references_are_computed_once_and_change_nothing(pipe, photos, mo
         for step, seen in enumerate(plan):  # keys and values anew in every step, as in training
             change = pipe.scheduler.sigmas[step + 1] - pipe.scheduler.sigmas[step]
             sigma = pipe.scheduler.sigmas[step].expand(2)
-            current = current + change * model(
-                batch,
-                current,
-                sigma,
-                reference_latents=latents,
-                use_mllm=bool(seen.mllm),
-                use_references=bool(seen.references),
-            )
+            shown = References(latents, batch.reference_mask, (8, 8)) if seen.references else None
+            current = current + change * model(batch, current, sigma, shown, (8, 8), use_mllm=bool(seen.mllm))
     torch.testing.assert_close(found, current, rtol=1e-4, atol=1e-4)
     monkeypatch.undo()
     assert (pipe(prompts, given, latents=start, **options).images - found).abs().max() > 1e-2

@@ -10,7 +10,7 @@ from diffusers import FluxPipeline
 from lookalike.bundles.load import load_model
 from lookalike.diffusion.pipeline import SubjectPipeline
 from lookalike.errors import ConfigError, InputError
-from lookalike.models.adapters import ADAPTER_NAME, adapter_names, save_lora
+from lookalike.models.adapters import ADAPTER_NAME, lora_parameters, save_lora
 from lookalike.models.preprocess import Preprocessor
 from lookalike.models.presets import LoraConfig
 
@@ -91,11 +91,8 @@ def test_a_lora_is_loaded_and_unloaded(own, photos, lora, tmp_path) -> None:
 def test_a_lora_in_diffusers_format_is_the_same_lora(own, photos, lora, tmp_path) -> None:
     own.load_lora_weights(lora)
     expected = own("a mug", photos[:1], **OPTIONS).images
-    named, scale = dict(own.transformer.named_parameters()), 2.0 / 4
-    layers = {
-        name.replace(f".{ADAPTER_NAME}", ""): named[name] * (scale if ".lora_B." in name else 1)
-        for name in adapter_names(own.transformer)
-    }
+    scale, named = 2.0 / 4, lora_parameters(own.transformer)
+    layers = {name: parameter * (scale if ".lora_B." in name else 1) for name, parameter in named.items()}
     FluxPipeline.save_lora_weights(tmp_path / "flux", transformer_lora_layers=layers)
     own.unload_lora_weights()
     own.load_lora_weights(tmp_path / "flux")

@@ -3,7 +3,7 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from lookalike.diffusion.flow import FlowConfig, shift_sigma
+from lookalike.diffusion.flow import FlowConfig
 from lookalike.diffusion.schedule import (
     NAMED_SCHEDULES,
     ConditionWeights,
@@ -16,7 +16,7 @@ from lookalike.models.presets import list_presets, load_preset
 
 
 def test_the_papers_plan_at_512_pixels_is_3_4_18() -> None:
-    sigmas = shift_sigma(torch.linspace(1, 1 / 25, 25), FlowConfig().mu(1024)).tolist()
+    sigmas = torch.special.expit(torch.logit(torch.linspace(1, 1 / 25, 25)) + FlowConfig().mu(1024)).tolist()
     plan = SamplerPlan.of(DenoisingSchedule(), sigmas)
     assert list(map(str, plan.weights)) == ["mllm"] * 3 + ["mllm+references"] * 4 + ["references"] * 18
     assert str(plan).splitlines()[0] == "  0  sigma 1.0000  mllm"

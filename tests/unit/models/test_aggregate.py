@@ -103,7 +103,7 @@ def test_a_modality_without_any_real_token_stays_finite(inputs, perturb) -> None
 
 
 @torch.no_grad()
-def test_kinds_see_the_layers_they_say(inputs, perturb) -> None:
+def test_aggregators_depend_on_the_layers_that_they_name(inputs, perturb) -> None:
     layers, mask, image_mask = inputs
     for kind in AGGREGATORS:
         aggregator = build(kind, perturb)
@@ -120,7 +120,7 @@ def test_layer_weights_are_read_by_modality(perturb) -> None:
         build("layer_mean", perturb).layer_weights()
 
 
-def test_layer_weights_are_drawn_by_modality(perturb) -> None:
+def test_layer_weights_are_plotted_by_modality(perturb) -> None:
     axes = Figure().add_subplot()
     aggregator = build("dla", perturb)
     aggregator.plot(axes)

@@ -144,7 +144,7 @@ def test_cached_equals_a_full_recomputation_under_the_same_mask(transformer, pos
 
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["stored", "recomputed"])
 @pytest.mark.parametrize("lora", [False, True], ids=["whole", "lora"])
-def test_its_gradients_do_too(transformer, perturb, lora: bool, checkpointing: bool) -> None:
+def test_gradients_equal_a_full_recomputation(transformer, perturb, lora: bool, checkpointing: bool) -> None:
     if lora:
         inject_lora(transformer, LoraConfig(rank=4, target_modules=("to_q", "to_k", "to_v", "add_k_proj", "proj_mlp")))
         perturb(transformer, 0.05)

@@ -130,7 +130,7 @@ def test_flops_equal_a_formula(name: str) -> None:
     assert aggregator_flops(model, sample, backward=True) == 3 * aggregator_flops(model, sample)
 
 
-def test_few_blocks_tell_the_count_of_all() -> None:
+def test_flops_of_all_blocks_are_extrapolated_from_a_few() -> None:
     preset = load_preset("mini")
     model, sample = meta_model(preset), Sample.of(preset)
     context = torch.empty(1, sample.context, 192, device="meta", requires_grad=True)

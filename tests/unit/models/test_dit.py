@@ -93,7 +93,7 @@ def test_twice_the_tokens_at_half_the_weight_change_nothing(transformer, monkeyp
 
 
 @torch.no_grad()
-def test_positions_tell_references_apart(transformer) -> None:
+def test_positions_distinguish_references(transformer) -> None:
     noisy, sigma, context, references = make()
     for position in ("diagonal", "index"):
         swapped = References(references.latents.flip(1), references.mask, references.grid)

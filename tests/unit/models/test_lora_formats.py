@@ -195,11 +195,11 @@ def test_a_dora_of_kohya_and_a_doubled_alpha_are_refused(plain) -> None:
     with pytest.raises(InputError, match="lora_unet_double_blocks_77"):
         read_adapter({name.replace("blocks_1", "blocks_77"): tensor for name, tensor in tensors.items()}, found)
     both = {**tensors, "diffusion_model.img_in.lora_A.weight": tensors["lora_unet_img_in.lora_down.weight"]}
-    with pytest.raises(InputError, match="the down of x_embedder is there twice"):
+    with pytest.raises(InputError, match="the file has the down of x_embedder twice"):
         read_adapter(both, found)
 
 
-def test_what_is_of_a_text_encoder_is_told(plain, caplog) -> None:
+def test_tensors_of_a_text_encoder_are_ignored_with_a_warning(plain, caplog) -> None:
     found = plain()
     tensors = named(fused_loras(found)[0], "kohya")
     read_adapter({**tensors, "lora_te1_text_model_encoder_layers_0_mlp_fc1.alpha": torch.tensor(1.0)}, found)

@@ -34,7 +34,7 @@ def test_shapes_are_fixed_and_absent_references_stand_behind_the_text(preprocess
     assert abs(columns["pixel_values"][0]).max() <= 1
 
 
-def test_a_batch_keeps_no_slot_that_nobody_fills(preprocessor, pictures) -> None:
+def test_unused_reference_slots_are_cut_off(preprocessor, pictures) -> None:
     columns = preprocessor(["a red mug", "a box"], [pictures(1), pictures(1, seed=1)])
     batch = to_batch(columns)
     assert batch.references.shape[1] == batch.pixel_values.shape[1] == batch.reference_mask.shape[1] == 1

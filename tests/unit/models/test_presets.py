@@ -41,7 +41,7 @@ def test_a_bad_key_or_value_is_named(change: dict, message: str, tmp_path: Path)
         load_preset(path)
 
 
-def test_lora_rank_is_held_against_the_attention_width() -> None:
+def test_lora_rank_above_the_attention_width_is_refused() -> None:
     check_lora(LoraConfig(rank=512), {"num_attention_heads": 24, "attention_head_dim": 128})
     with pytest.raises(ConfigError, match="rank=4096 exceeds the attention width 3072"):
         check_lora(LoraConfig(rank=4096), {"num_attention_heads": 24, "attention_head_dim": 128})

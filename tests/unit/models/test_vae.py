@@ -26,7 +26,7 @@ def test_latents_are_shifted_and_scaled_as_flux_does(bundle_dir, pictures) -> No
     assert (decode(vae, tokens, (8, 8)).float() - expected).abs().max() <= 1
 
 
-def test_the_cache_gives_what_the_vae_gives_and_forgets_the_oldest(bundle_dir, pictures) -> None:
+def test_the_cache_equals_the_vae_and_removes_the_oldest_latents(bundle_dir, pictures) -> None:
     vae = load_vae(bundle_dir)
     images = torch.from_numpy(np.stack(pictures(3, 64, 64))).permute(0, 3, 1, 2)
     cache = LatentCache()

@@ -8,6 +8,7 @@ from lookalike.bundles.load import load_model
 from lookalike.errors import ConfigError
 from lookalike.models.batch import Batch
 from lookalike.models.costs import Sample, meta_model, meta_vae
+from lookalike.models.dit import References
 from lookalike.models.presets import load_preset
 from lookalike.models.vae import load_vae
 from lookalike.training.budget import GB, Cluster, fit
@@ -57,7 +58,8 @@ def test_peak_of_a_pass_equals_the_profilers(bundle_dir, sample, checkpointing: 
     def step() -> None:
         latents = torch.randn(SAMPLES, 2, 64, 16)
         noisy, sigma = torch.randn(SAMPLES, 64, 16), torch.full((SAMPLES,), 0.5)
-        model(batch, noisy, sigma, reference_latents=latents).square().mean().backward()
+        references = References(latents, batch.reference_mask, (8, 8))
+        model(batch, noisy, sigma, references, (8, 8)).square().mean().backward()
 
     measured = profiled_peak(step)
     assert activation_bytes(pretend(told), sample, SAMPLES, references=True) == pytest.approx(measured, rel=0.1)
