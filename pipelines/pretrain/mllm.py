@@ -14,7 +14,6 @@ from lookalike.models.presets import ASSETS_DIR, load_preset
 from lookalike.training import parts
 from pipelines.pretrain import augment
 from pipelines.pretrain.config import PretrainConfig
-from pipelines.pretrain.progress import fit_part
 from pipelines.pretrain.subjects import Subject
 
 _MEASURED = 256  # held-out images
@@ -44,7 +43,7 @@ def pretrain_mllm(
     def loss(rng: np.random.Generator, step: int) -> tuple[Tensor, parts.Metrics]:
         return parts.caption_loss(mllm, batch(train, rng, config.fit.batch_size))
 
-    last = fit_part(mllm, loss, config, run)
+    last = parts.fit(mllm, loss, config.fit, run, config.part)
     mllm.eval()
     rng = np.random.default_rng(config.fit.seed)
     tokenizer = AutoTokenizer.from_pretrained(initial / "mllm", **NO_CODE)

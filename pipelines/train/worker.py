@@ -22,13 +22,12 @@ from lookalike.storage.lease import Fence
 from lookalike.tracking import Tracker, open_resilient
 from lookalike.training import checkpoint
 from lookalike.training.clock import StepClock
-from lookalike.training.curriculum import phase_at
+from lookalike.training.curriculum import PhaseConfig, phase_at
 from lookalike.training.deepspeed_setup import import_deepspeed, prepare_process
 from lookalike.training.engine import Engine, PlainEngine
 from lookalike.training.export import export_bundle
 from lookalike.training.history import History, Listener
-from lookalike.training.ledger import Ledger
-from lookalike.training.loop import Loop
+from lookalike.training.loop import Evaluation, Loop
 from lookalike.training.micro_batch import MicroBatch
 from lookalike.training.objective import DenoisingObjective, HeldOutLoss
 from lookalike.training.previews import HeldOutImages
@@ -76,7 +75,6 @@ def run_rank(settings: WorkerSettings, rank: Rank | None = None) -> None:
     objective = DenoisingObjective(
         engine.model, load_vae(bundle).to(device), FlowConfig.from_bundle(bundle), config.dropout, config.seed, device
     )
-    workload = _workload(settings, device)
     if plain and device.type == "cuda":
         batches = _computed_ahead(batches, objective, settings)
     with (
@@ -86,28 +84,31 @@ def run_rank(settings: WorkerSettings, rank: Rank | None = None) -> None:
         _listeners(settings, rank) as listeners,
     ):
         held_out = _validation_batches(settings, rank)
+        history = History(
+            store, tracker, config.total_steps, write=rank.is_first, submitted=settings.submitted, listeners=listeners
+        )
+        evaluations: list[tuple[int, Evaluation]] = []
+        if held_out:
+            validate = HeldOutLoss(objective, held_out, rank.sum)
+
+            def record(phase: PhaseConfig, steps: int) -> None:
+                history.add_validation(steps - 1, phase.name, validate(phase))
+
+            evaluations.append((config.validation.every, record))
+        if config.images.count:
+            evaluations.append((config.images.every, _images(settings, objective, rank, tracker)))
         loop = Loop(
             config=config,
             rank=rank,
             engine=engine,
             objective=objective,
-            validation=HeldOutLoss(objective, held_out, rank.sum),
             plan=settings.plan,
             store=store,
-            history=History(
-                store,
-                tracker,
-                config.total_steps,
-                write=rank.is_first,
-                submitted=settings.submitted,
-                listeners=listeners,
-            ),
-            ledger=Ledger(rank),
+            history=history,
             fingerprint=settings.fingerprint,
             base_sha256=settings.base_sha256,
-            workload=workload,
-            peak_tflops=workload.peak_tflops,
-            images=_images(settings, objective, rank, tracker),
+            evaluations=evaluations,
+            workload=_workload(settings, device),
             clock=StepClock(device),
             fence=fence,
         )
@@ -206,14 +207,10 @@ def _workload(settings: WorkerSettings, device: torch.device) -> Workload:
     return Workload(preset, adapter_of(config), trainable_parts(config), peak)
 
 
-def _images(
-    settings: WorkerSettings, objective: DenoisingObjective, rank: Rank, tracker: Tracker
-) -> TrackedImages | None:
-    config = settings.config.images
-    if config.count == 0:
-        return None
+def _images(settings: WorkerSettings, objective: DenoisingObjective, rank: Rank, tracker: Tracker) -> TrackedImages:
     from diffusers import FlowMatchEulerDiscreteScheduler
 
+    config = settings.config.images
     source = replace(settings.source, split="validation")
     each = -(-config.count // rank.count)
     mine = validation_indices(source, each * rank.count)[rank.index * each : (rank.index + 1) * each]

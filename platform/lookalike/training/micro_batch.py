@@ -7,7 +7,6 @@ import numpy as np
 
 from lookalike.diffusion.flow import Draw
 from lookalike.models.batch import Batch
-from lookalike.training.curriculum import PhaseConfig
 
 SampleColumns = Mapping[str, np.ndarray]
 """Prepared samples by column, one row each: the preprocessor's columns, and ``sample_id`` (str), ``step`` (int64) and
@@ -15,22 +14,11 @@ SampleColumns = Mapping[str, np.ndarray]
 
 
 @dataclass(frozen=True)
-class ComputedInputs:
-    """What the host computed of a micro batch while a GPU was busy with the one before; in pinned memory for a GPU."""
-
-    batch: Batch
-    """With latents."""
-    drawn: Draw
-    """Noise, noise level and dropout of each sample."""
-    phase: PhaseConfig
-    """The phase that they were computed for."""
-    epoch: int
-    """The epoch that they were computed for."""
-
-
-@dataclass(frozen=True)
 class MicroBatch:
-    """Prepared samples, with the inputs that were computed of them if that has been done."""
+    """Prepared samples, and what the host computed of them while a GPU was busy with the micro batch before."""
 
     columns: SampleColumns
-    inputs: ComputedInputs | None = None
+    batch: Batch | None = None
+    """The columns as tensors with latents, in pinned memory; None if it has not been computed."""
+    drawn: Draw | None = None
+    """Noise, noise level and dropout of each sample for one epoch, in pinned memory; None like ``batch``."""

@@ -15,7 +15,7 @@ from lookalike.models.batch import to_batch
 from lookalike.models.vae import LatentCache, token_grid
 from lookalike.training.curriculum import PhaseConfig
 from lookalike.training.loop_config import DropoutConfig
-from lookalike.training.micro_batch import ComputedInputs, MicroBatch, SampleColumns
+from lookalike.training.micro_batch import MicroBatch, SampleColumns
 
 _BINS = 4  # bins of the noise level, equally wide
 
@@ -35,17 +35,16 @@ class DenoisingObjective:
 
     def __call__(self, micro_batch: MicroBatch, phase: PhaseConfig, epoch: int) -> Tensor:
         """Compute the training loss of each sample, float32 ``[B]``."""
-        inputs = micro_batch.inputs
-        assert inputs is None or (inputs.phase, inputs.epoch) == (phase, epoch)
+        batch = micro_batch.batch or to_batch(micro_batch.columns)
         return denoising_loss(
             self.model,
             self.vae,
-            (to_batch(micro_batch.columns) if inputs is None else inputs.batch).to(self.device),
+            batch.to(self.device),
             sample_ids=micro_batch.columns["sample_id"].tolist(),
             seed=(self.seed, epoch),
             flow=self.flow,
             cache=self.cache,
-            drawn=None if inputs is None else inputs.drawn,
+            drawn=micro_batch.drawn,
             use_mllm=True,
             use_references=_sees_references(phase),
             dropout_mllm=self.dropout.mllm,
@@ -60,7 +59,7 @@ class DenoisingObjective:
         drawn = draw(columns["sample_id"].tolist(), (self.seed, epoch), (tokens, channels), self.flow)
         if self.device.type == "cuda":
             batch, drawn = batch.pin_memory(), drawn.pin_memory()
-        return MicroBatch(columns, ComputedInputs(batch, drawn, phase, epoch))
+        return MicroBatch(columns, batch, drawn)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from lookalike import config as configs
 from lookalike.errors import ConfigError
@@ -25,7 +26,6 @@ from lookalike.training.curriculum import PhaseConfig
 from lookalike.training.engine import MASTER, PlainEngine
 from lookalike.training.epoch_plan import EpochPlan
 from lookalike.training.history import METRICS, History
-from lookalike.training.ledger import Ledger
 from lookalike.training.loop import Loop
 from lookalike.training.loop_config import CheckpointConfig, ValidationConfig
 from lookalike.training.micro_batch import MicroBatch
@@ -37,6 +37,7 @@ from lookalike.values import check_values
 Metrics = dict[str, float]
 
 _OF_EVERY_STEP = ("loss", "gradient_norm")
+_SHOWN_EVERY = 20  # steps between two updates of the metrics on the progress bar
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def fit(
     loss: Callable[[np.random.Generator, int], tuple[Tensor, Metrics]],
     config: FitConfig,
     folder: Path,
-    report: Callable[[int, Metrics], None],
+    name: str = "train",
 ) -> Metrics:
     """Train ``model`` in place in one process, and return the mean metrics of the last ``save_every`` steps or fewer.
 
@@ -84,11 +85,9 @@ def fit(
         loss: samples the batch of a step with a generator of (seed, step); returns a scalar and further metrics.
         config: length, step size and seed.
         folder: keeps the run's checkpoints and ``metrics.jsonl``; an earlier attempt is resumed.
-        report: called with the number of steps done and the metrics of the last one.
+        name: of the part, on the progress bar.
 
-    Raises:
-        TrainingDivergedError: as :meth:`~lookalike.training.loop.Loop.run`.
-        InputError: the folder holds checkpoints of another configuration.
+    Raises TrainingDivergedError as the loop does, and InputError if ``folder`` is another configuration's.
     """
     torch.set_num_threads(config.threads)
     store, fingerprint = open_store(str(folder)), configs.fingerprint(configs.to_dict(config))
@@ -103,25 +102,26 @@ def fit(
         further.update(metrics)
         return value.reshape(1)
 
-    def listener(steps: int, metrics: Mapping[str, float]) -> None:
-        report(steps, {name: metrics[name] for name in (*_OF_EVERY_STEP, *further)})
+    with tqdm(total=config.steps, desc=name, unit="step") as bar:
 
-    history = History(store, open_tracker("none:", "none"), config.steps, write=True, listeners=[listener])
-    Loop(
-        config=run,
-        rank=Rank(),
-        engine=PlainEngine(model, parameters, run.optimizer, accumulation=1),
-        objective=objective,
-        validation=lambda phase: {},
-        plan=EpochPlan(num_samples=1, batch_size=1, seed=config.seed),
-        store=store,
-        history=history,
-        ledger=Ledger(Rank()),
-        fingerprint=fingerprint,
-        base_sha256="",
-        learning_rate=lambda phase, position: phase.learning_rate * _schedule(position / phase.steps),
-        objective_metrics=lambda: further,
-    ).run(_micro_batches(range(checkpoint.newest(store), config.steps)))
+        def show(steps: int, metrics: Mapping[str, float]) -> None:
+            bar.update(steps - bar.n)
+            if steps % _SHOWN_EVERY == 0:
+                bar.set_postfix({name: f"{metrics[name]:.3f}" for name in (*_OF_EVERY_STEP, *further)})
+
+        Loop(
+            config=run,
+            rank=Rank(),
+            engine=PlainEngine(model, parameters, run.optimizer, accumulation=1),
+            objective=objective,
+            plan=EpochPlan(num_samples=1, batch_size=1, seed=config.seed),
+            store=store,
+            history=History(store, open_tracker("none:", "none"), config.steps, write=True, listeners=[show]),
+            fingerprint=fingerprint,
+            base_sha256="",
+            learning_rate=lambda phase, position: phase.learning_rate * _schedule(position / phase.steps),
+            objective_metrics=lambda: further,
+        ).run(_micro_batches(range(checkpoint.newest(store), config.steps)))
     first = (config.steps - 1) // config.save_every * config.save_every
     window = [record for record in read_lines(store, METRICS, "step") if record["step"] >= first]
     return {name: float(np.mean([record[name] for record in window])) for name in (*_OF_EVERY_STEP, *further)}

@@ -80,7 +80,7 @@ def test_inputs_computed_ahead_give_the_same_losses(
 ) -> None:
     plain, prepared = MicroBatch(columns), objective.compute_inputs(columns, stage, 3)
     assert prepared.columns["sample_id"].tolist() == IDS
-    assert prepared.inputs is not None
+    assert prepared.drawn is not None
     assert torch.equal(objective(prepared, stage, 3), objective(plain, stage, 3))
     assert not torch.equal(objective(prepared, stage, 3), objective(plain, stage, 4))
 

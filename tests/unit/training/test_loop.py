@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,8 +27,8 @@ from lookalike.training.curriculum import PhaseConfig
 from lookalike.training.engine import PlainEngine
 from lookalike.training.epoch_plan import PADDING, EpochPlan
 from lookalike.training.history import METRICS, History
-from lookalike.training.ledger import Ledger, read_ledger
-from lookalike.training.loop import Loop, TrainingDivergedError
+from lookalike.training.ledger import read_ledger
+from lookalike.training.loop import Evaluation, Loop, TrainingDivergedError
 from lookalike.training.loop_config import CheckpointConfig, ValidationConfig
 from lookalike.training.marks import Mark
 from lookalike.training.micro_batch import MicroBatch
@@ -47,6 +47,7 @@ def attempt(
     rank: Rank = Rank(),  # noqa: B008
     fingerprint: str = "run",
     lease: int = 0,
+    evaluations: Sequence[tuple[int, Evaluation]] = (),
 ) -> None:
     """One process's share of a run: a linear model learns its samples' numbers; ``poison`` has no finite loss."""
     config = TrainConfig(
@@ -88,13 +89,12 @@ def attempt(
         rank=rank,
         engine=engine,
         objective=objective,
-        validation=lambda stage: {},
         plan=PLAN,
         store=store,
         history=History(store, open_tracker("none:", "none"), STEPS, write=True),
-        ledger=Ledger(rank),
         fingerprint=fingerprint,
         base_sha256="base",
+        evaluations=evaluations,
         fence=Fence(store.child("lease"), lease) if lease else None,
     ).run(batches())
 
@@ -202,6 +202,12 @@ def test_the_parts_of_a_step_add_up(undisturbed: Path) -> None:
         assert sum(parts) <= figures["step_seconds"]
         assert (figures["checkpoint_seconds"] > 0) == (figures["step"] in (3, 6))  # the steps after a save
         assert figures["validation_seconds"] == 0
+
+
+def test_evaluations_run_at_their_steps_and_after_the_last_of_a_phase(tmp_path: Path) -> None:
+    done = []
+    attempt(tmp_path, evaluations=[(3, lambda phase, steps: done.append((phase.name, steps)))])
+    assert done == [("only", 3), ("only", 6), ("only", STEPS)]
 
 
 def test_the_ledger_has_each_sample_once_an_epoch(undisturbed: Path) -> None:

@@ -19,7 +19,7 @@ from lookalike.training.curriculum import PhaseConfig
 from lookalike.training.engine import PlainEngine
 from lookalike.training.epoch_plan import PADDING, EpochPlan
 from lookalike.training.history import METRICS, History
-from lookalike.training.ledger import Ledger, read_ledger
+from lookalike.training.ledger import read_ledger
 from lookalike.training.loop import Loop
 from lookalike.training.loop_config import SafetyConfig, ValidationConfig
 from lookalike.training.micro_batch import MicroBatch
@@ -76,11 +76,9 @@ def run(folder: Path, samples: int, failing: set[int], safety: SafetyConfig = Sa
         rank=Rank(),
         engine=engine,
         objective=objective,
-        validation=lambda stage: {},
         plan=plan,
         store=store,
         history=History(store, open_tracker("none:", "none"), steps, write=True),
-        ledger=Ledger(Rank()),
         fingerprint="run",
         base_sha256="base",
     ).run(batches())
