@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from lookalike.documents import render_lines
 from lookalike.storage import Store
 from lookalike.tracking import Tracker
 
@@ -40,25 +41,17 @@ class History:
         self._submitted = time.time() if submitted is None else submitted
         self._listeners = listeners
         self._useful = 0.0
-        self._lines: list[str] = []
+        self._lines: list[bytes] = []
         self._window: list[Mapping[str, Any]] = []
         self._started, self._first_step = time.monotonic(), 0
 
     def restart_at(self, step: int) -> None:
         """Start at ``step``: later records of an earlier attempt are dropped, since those steps are repeated."""
         self._started, self._first_step = time.monotonic(), step
-        if self._write and step > 0 and self._store.exists(METRICS):
-            lines = self._store.read(METRICS).decode(errors="replace").splitlines()
-            for number, line in enumerate(lines, 1):
-                try:
-                    earlier = (record := json.loads(line))["step"] < step
-                    useful = _useful_seconds(record)
-                except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-                    log.warning("line %d of %s is damaged and is left out", number, self._store.uri_of(METRICS))
-                    continue
-                if earlier:
-                    self._lines.append(line)
-                    self._useful += useful
+        if self._write and step > 0:
+            earlier = [record for record in readable_records(self._store) if record["step"] < step]
+            self._lines = [render_lines(earlier)]
+            self._useful = sum(map(_useful_seconds, earlier))
 
     def add(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Record one step."""
@@ -106,7 +99,7 @@ class History:
 
     def encoded(self) -> bytes:
         """Return ``metrics.jsonl`` as of now; empty with ``write=False``."""
-        return "".join(f"{line}\n" for line in self._lines).encode()
+        return b"".join(self._lines)
 
     def _goodput(self) -> float:
         return min(1.0, self._useful / max(1e-9, time.time() - self._submitted))
@@ -116,7 +109,25 @@ class History:
             listener(steps, metrics)
 
     def _record(self, step: int, record: Mapping[str, Any]) -> None:
-        self._lines.append(json.dumps({"step": step, **record}))
+        self._lines.append(render_lines([{"step": step, **record}]))
+
+
+def readable_records(store: Store) -> list[dict[str, Any]]:
+    """Read the records of ``metrics.jsonl``; a damaged line is named in a warning and left out."""
+    records = []
+    lines = store.read(METRICS).decode(errors="replace").splitlines() if store.exists(METRICS) else []
+    for number, line in enumerate(lines, 1):
+        try:
+            record = json.loads(line)
+            _useful_seconds(record)
+            is_whole = isinstance(record["step"], int)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            is_whole = False
+        if is_whole:
+            records.append(record)
+        else:
+            log.warning("line %d of %s is damaged and is left out", number, store.uri_of(METRICS))
+    return records
 
 
 def _useful_seconds(metrics: Mapping[str, Any]) -> float:
