@@ -135,18 +135,8 @@ def _training(config: PlanConfig, preset: Preset, cluster: "Cluster") -> list[st
     from lookalike.training.budget import GB, phase_costs, plan_memory
 
     sample = Sample.of(preset, config.references, text_tokens=config.text_tokens)
-    references = any(phase.conditions == "mllm+references" for phase in config.stages)
     share = config.batch_size // cluster.gpus
-    memory = plan_memory(
-        preset,
-        sample,
-        cluster,
-        precision=config.precision,
-        checkpointing=config.activation_checkpointing,
-        zero=config.zero,
-        references=references,
-        average=config.ema.decay is not None,
-    )
+    memory = plan_memory(config, preset, sample, cluster)
     fits = max(
         (micro for micro in range(1, share + 1) if share % micro == 0 and micro <= memory.micro_batch), default=0
     )
@@ -157,8 +147,9 @@ def _training(config: PlanConfig, preset: Preset, cluster: "Cluster") -> list[st
         "",
     ]
     rows = [["what", "GB"], *([name, f"{size / GB:.2f}"] for name, size in memory.rows.items())]
-    rows.append([f"activations of a micro batch of {fits or 1}", f"{memory.activations(fits or 1) / GB:.2f}"])
-    total = sum(memory.rows.values()) + memory.activations(fits or 1)
+    activations = memory.activation * (fits or 1)
+    rows.append([f"activations of a micro batch of {fits or 1}", f"{activations / GB:.2f}"])
+    total = sum(memory.rows.values()) + activations
     lines += _table([*rows, ["all", f"{total / GB:.2f}"]])
     offload = "none needed"
     if memory.offload != "none":
@@ -172,7 +163,7 @@ def _training(config: PlanConfig, preset: Preset, cluster: "Cluster") -> list[st
         f"At an assumed {cluster.utilisation:.0%} of {cluster.peak_tflops:g} TFLOP/s (projected, not measured):",
         "",
     ]
-    phases = phase_costs(preset, sample, cluster, config.stages, config.batch_size)
+    phases = phase_costs(config, preset, sample, cluster)
     batch = config.batch_size
     table = [["phase", "steps", "tokens of a step", "TFLOPs of a sample", "PFLOPs of a step", "days"]]
     table += [

@@ -12,6 +12,7 @@ from lookalike.models.presets import load_preset
 from lookalike.models.vae import load_vae
 from lookalike.training.budget import GB, Cluster, fit
 from lookalike.training.footprint import activation_bytes, encoding_bytes, pretend, zero3_states
+from lookalike.training.workers import ZeroConfig
 
 SAMPLES = 3
 
@@ -75,15 +76,17 @@ def test_peak_of_encoding_equals_the_profilers(bundle_dir) -> None:
 
 def test_states_scale_as_zero3_shares_them() -> None:
     parameters = list(meta_model(load_preset("flux-internvl3-8b"), torch.bfloat16).parameters())
-    eight, one = (zero3_states(parameters, ranks, torch.bfloat16) for ranks in (8, 1))
+    keep_whole = ZeroConfig().keep_whole
+    eight, one = (zero3_states(parameters, ranks, torch.bfloat16, keep_whole) for ranks in (8, 1))
     trainable = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
-    assert one.trainable == 2 * trainable
-    assert one.gradients == 4 * trainable  # accumulated in float32
-    assert one.optimizer == 12 * trainable
-    assert zero3_states(parameters, 1, torch.bfloat16, average=True).optimizer == 16 * trainable
-    assert eight.whole == one.whole < 50e6
-    for name in ("frozen", "trainable", "optimizer", "gradients"):
-        assert getattr(eight, name) == pytest.approx(getattr(one, name) / 8, rel=1e-3)
+    assert one["trainable parameters"] == 2 * trainable
+    assert one["gradients"] == 4 * trainable  # accumulated in float32
+    assert one["master weights, moments"] == 12 * trainable
+    averaged = zero3_states(parameters, 1, torch.bfloat16, keep_whole, average=True)
+    assert averaged["master weights, moments"] == 16 * trainable
+    assert eight.pop("small parameters, whole") == one.pop("small parameters, whole") < 50e6
+    for name, size in eight.items():
+        assert size == pytest.approx(one[name] / 8, rel=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -97,7 +100,7 @@ def test_offload_is_chosen_if_a_sample_does_not_fit(gb: float, offload: str | No
     if offload is not None:
         assert plan.offload == offload
         held = sum(plan.rows.values())
-        assert held + plan.activations(micro_batch) <= gb * GB < held + plan.activations(micro_batch + 1)
+        assert held + micro_batch * plan.activation <= gb * GB < held + (micro_batch + 1) * plan.activation
 
 
 def test_impossible_cluster_is_rejected() -> None:
