@@ -14,14 +14,7 @@ from lookalike.bundles.manifest import latent_identity, read_preset
 from lookalike.bundles.manifest import read_manifest as read_bundle_manifest
 from lookalike.bundles.transfer import local_bundle, verified_reference
 from lookalike.errors import InputError
-from lookalike.storage import (
-    Store,
-    latest_version,
-    list_versions,
-    open_store,
-    read_manifest,
-    version_store,
-)
+from lookalike.storage import Store, latest_version, list_versions, open_store, read_manifest, version_store
 from lookalike.storage.claim import read_claim, run_once
 from lookalike.storage.lease import hold
 from lookalike.tracking import tracking_uri
@@ -31,9 +24,9 @@ from lookalike.training.epoch_plan import EpochPlan
 from lookalike.training.run_bundles import initial_bundle
 from lookalike.training.stopping import stops_on_sigterm
 from pipelines.entry import ray_session
+from pipelines.train.rank_entry import LEASE, WorkerSettings
 from pipelines.train.result import RESULT, earlier_result, finish
 from pipelines.train.samples import TripletSource
-from pipelines.train.settings import LEASE, WorkerSettings
 from pipelines.train.tracked import tracking_run
 from pipelines.train.worker_group import fit
 
@@ -56,48 +49,38 @@ def train(config: TrainConfig) -> dict[str, Any]:
     config = replace(config, dataset=dataset.uri, run=store.uri, tracking=tracking_uri(config.tracking))
     version = _version(dataset, store)
     manifest = read_manifest(dataset, version)
-    snapshot = {"uri": dataset.uri, "version": version, "sha256": configs.fingerprint(manifest)}
+    sha256 = configs.fingerprint(manifest)
+    snapshot = {"uri": dataset.uri, "version": version, "sha256": sha256}
     content: dict[str, Any] = {"snapshot": snapshot}
     if config.base is not None:
         content["base_sha256"] = verified_reference(config.base).sha256
-    return run_once(
-        store,
-        RESULT,
-        config,
-        content=content,
-        earlier=lambda fingerprint: earlier_result(config, store, fingerprint),
-        work=lambda fingerprint: _train(config, store, snapshot, manifest, fingerprint, started),
-    )
 
+    def work(fingerprint: str) -> dict[str, Any]:
+        with hold(store.child(LEASE), above=checkpoint.latest_lease(store)) as lease:
+            initial = initial_bundle(config, store)
+            latents = _latents_fit(manifest.get("latents"), initial.uri)
+            uri = version_store(dataset, version).uri
+            source = TripletSource(uri, "train", initial.uri, latents, sha256, initial.sha256)
+            references_fit(source)
+            settings = WorkerSettings(
+                config=config,
+                source=source,
+                plan=EpochPlan(source.table().num_rows, config.batch_size, config.seed),
+                fingerprint=fingerprint,
+                base_sha256=initial.sha256,
+                **tracking_run(config, store, snapshot),
+                terminal=sys.stderr.isatty(),
+                lease=lease.number,
+            )
+            log.info("ready for its ranks in %.1f s", time.perf_counter() - started)
+            with _ray_for(config), stops_on_sigterm(store, config.safety.grace_s):
+                fit(settings, store, lease)
+            return finish(settings, store, snapshot, lease)
 
-def _train(
-    config: TrainConfig,
-    store: Store,
-    snapshot: dict[str, Any],
-    manifest: dict[str, Any],
-    fingerprint: str,
-    started: float,
-) -> dict[str, Any]:
-    with hold(store.child(LEASE), above=checkpoint.latest_lease(store)) as lease:
-        initial = initial_bundle(config, store)
-        latents = _latents_fit(manifest.get("latents"), initial.uri)
-        uri, sha256 = version_store(open_store(config.dataset), snapshot["version"]).uri, snapshot["sha256"]
-        source = TripletSource(uri, "train", initial.uri, latents, sha256, initial.sha256)
-        references_fit(source)
-        settings = WorkerSettings(
-            config=config,
-            source=source,
-            plan=EpochPlan(source.table().num_rows, config.batch_size, config.seed),
-            fingerprint=fingerprint,
-            base_sha256=initial.sha256,
-            **tracking_run(config, store, snapshot),
-            terminal=sys.stderr.isatty(),
-            lease=lease.number,
-        )
-        log.info("ready for its ranks in %.1f s", time.perf_counter() - started)
-        with _ray_for(config), stops_on_sigterm(store, config.safety.grace_s):
-            fit(settings, store, lease)
-        return finish(settings, store, snapshot, lease)
+    def earlier(fingerprint: str) -> dict[str, Any]:
+        return earlier_result(config, store, fingerprint)
+
+    return run_once(store, RESULT, config, content=content, earlier=earlier, work=work)
 
 
 def _ray_for(config: TrainConfig) -> AbstractContextManager[None]:

@@ -3,9 +3,10 @@
 import logging
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
+from itertools import chain
 
 import torch
 
@@ -38,8 +39,8 @@ from lookalike.training.workload import Workload, peak_tflops
 from lookalike.training.zero import ZeroEngine
 from pipelines.train.in_memory import ahead, kept_batches
 from pipelines.train.observe import ProgressBar, RayMetrics, TrackedImages, ray_runs
+from pipelines.train.rank_entry import LEASE, WorkerSettings
 from pipelines.train.samples import Columns, prepare, validation_indices
-from pipelines.train.settings import LEASE, WorkerSettings
 
 log = logging.getLogger(__name__)
 
@@ -156,12 +157,7 @@ def _batches(settings: WorkerSettings, first_step: int, rank: Rank) -> Iterator[
     starter = ThreadPoolExecutor(max_workers=1)
     first = starter.submit(next, batches)
     starter.shutdown(wait=False)
-
-    def in_order() -> Iterator[MicroBatch]:
-        yield MicroBatch(first.result())
-        yield from map(MicroBatch, batches)
-
-    return in_order()
+    return (MicroBatch(columns) for columns in chain(map(Future.result, [first]), batches))
 
 
 def _computed_ahead(
@@ -185,17 +181,11 @@ def _computed_ahead(
 @contextmanager
 def _listeners(settings: WorkerSettings, rank: Rank) -> Iterator[list[Listener]]:
     """Yield the listeners of the first rank's metrics."""
-    listeners: list[Listener] = []
-    if rank.is_first and ray_runs():
-        listeners.append(RayMetrics(settings.config.run))
-    if not rank.is_first or not settings.terminal:
+    listeners: list[Listener] = [RayMetrics(settings.config.run)] if rank.is_first and ray_runs() else []
+    with ExitStack() as opened:
+        if rank.is_first and settings.terminal:
+            listeners.append(opened.enter_context(closing(ProgressBar(settings.config.total_steps))))
         yield listeners
-        return
-    bar = ProgressBar(settings.config.total_steps)
-    try:
-        yield [*listeners, bar]
-    finally:
-        bar.close()
 
 
 def _workload(settings: WorkerSettings, device: torch.device) -> Workload:

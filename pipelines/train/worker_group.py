@@ -12,8 +12,7 @@ from lookalike.training import checkpoint
 from lookalike.training.watchdog import HANGS
 from lookalike.training.workers import WorkerConfig
 from lookalike.training.zero import check_schema, zero3_config
-from pipelines.train.rank_entry import train_worker
-from pipelines.train.settings import WorkerSettings
+from pipelines.train.rank_entry import WorkerSettings, train_worker
 
 if TYPE_CHECKING:
     from ray.train import RunConfig

@@ -119,7 +119,7 @@ def fit(
             history=History(store, open_tracker("none:", "none"), config.steps, write=True, listeners=[show]),
             fingerprint=fingerprint,
             base_sha256="",
-            learning_rate=lambda phase, position: phase.learning_rate * _schedule(position / phase.steps),
+            learning_rate=_learning_rate,
             objective_metrics=lambda: further,
         ).run(_micro_batches(range(checkpoint.newest(store), config.steps)))
     first = (config.steps - 1) // config.save_every * config.save_every
@@ -146,6 +146,11 @@ def _run_of(config: FitConfig) -> TrainConfig:
     )
 
 
+def _learning_rate(phase: PhaseConfig, position: int) -> float:
+    share = position / phase.steps
+    return phase.learning_rate * (min(1.0, 50 * share + 0.02) * float(0.51 + 0.49 * np.cos(np.pi * share)))
+
+
 def _micro_batches(steps: range) -> Iterator[MicroBatch]:
     for step in steps:
         columns = {"step": [step], "sample_id": [f"step-{step}"], "weight": np.ones(1, np.float32)}
@@ -157,13 +162,12 @@ def _convert_earlier_state(folder: Path, store: Store, parameters: Mapping[str, 
     checkpoints, path = store.child(checkpoint.CHECKPOINTS), folder / "state.safetensors"
     if not path.is_file() or checkpoint.committed_steps(checkpoints):
         return
-    kinds = {MASTER: "model"} | {name: name for name in STATE_NAMES}
     with safe_open(path, framework="pt") as state:
         step = int(state.metadata()["step"])
         tensors = {
-            f"{ours}/{name}": state.get_tensor(f"{theirs}.{name}")
+            f"{kind}/{name}": state.get_tensor(f"{'model' if kind == MASTER else kind}.{name}")
             for name in parameters
-            for ours, theirs in kinds.items()
+            for kind in (MASTER, *STATE_NAMES)
         }
     checkpoint.write(checkpoints, checkpoint.CheckpointState(step, fingerprint, base_sha256=""), [tensors])
     path.unlink()
@@ -187,9 +191,7 @@ def vae_loss(vae: Any, images: Tensor, noise: Tensor, kl_weight: float = 2e-4) -
 @torch.no_grad()
 def normalise_latents(vae: Any, images: Tensor) -> None:
     """Set shift and scaling factors so that the scaled latents of ``images`` have mean 0 and deviation 1."""
-    latents = torch.cat(
-        [vae.encode(part.float() / 127.5 - 1, return_dict=False)[0].mode() for part in images.split(32)]
-    )
+    latents = torch.cat([_encode(vae, part) for part in images.split(32)])
     vae.register_to_config(
         shift_factor=round(latents.mean().item(), 5), scaling_factor=round(1 / latents.std().item(), 5)
     )
@@ -198,11 +200,13 @@ def normalise_latents(vae: Any, images: Tensor) -> None:
 @torch.no_grad()
 def reconstruct(vae: Any, images: Tensor) -> Tensor:
     """Encode and decode uint8 ``[B, 3, H, W]`` with the VAE; returns the same shape and type."""
-    parts = []
-    for part in images.split(32):
-        latents = vae.encode(part.float() / 127.5 - 1, return_dict=False)[0].mode()
-        parts.append(vae.decode(latents, return_dict=False)[0])
+    parts = [vae.decode(_encode(vae, part), return_dict=False)[0] for part in images.split(32)]
     return ((torch.cat(parts).clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+
+def _encode(vae: Any, images: Tensor) -> Tensor:
+    latents: Tensor = vae.encode(images.float() / 127.5 - 1, return_dict=False)[0].mode()
+    return latents
 
 
 def psnr(images: Tensor, others: Tensor) -> float:
@@ -240,8 +244,3 @@ def _predictions(mllm: Any, batch: Batch) -> tuple[Tensor, Tensor]:
     text[:, 0] = False  # nothing precedes the first token
     logits = mllm.lm_head(hidden[:, :-1][text[:, 1:]])
     return logits, batch.input_ids[:, 1:][text[:, 1:]]
-
-
-def _schedule(share: float) -> float:
-    """Return the factor on the learning rate after that share of the steps."""
-    return min(1.0, 50 * share + 0.02) * float(0.51 + 0.49 * np.cos(np.pi * share))

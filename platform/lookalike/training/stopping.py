@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Self
 
 from lookalike.errors import LookalikeError, StoppedError
@@ -23,7 +23,7 @@ _POLL_S = 1.0
 
 
 class StopNotice:
-    """Tells whether the marker exists. A thread polls it, so that a step does not wait for the store."""
+    """Returns whether the marker was seen. A thread polls it, so that a step does not wait for the store."""
 
     def __init__(self, store: Store, *, poll: bool) -> None:
         self._store = store
@@ -31,7 +31,6 @@ class StopNotice:
         self._thread = threading.Thread(target=self._poll, name="stop-notice", daemon=True) if poll else None
 
     def __call__(self) -> bool:
-        """Return whether this process knows of a stop request."""
         return self._found.is_set()
 
     def __enter__(self) -> Self:
@@ -39,9 +38,7 @@ class StopNotice:
             self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._closed.set()
 
     def _poll(self) -> None:
