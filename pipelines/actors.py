@@ -5,7 +5,7 @@ import pickle
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -50,17 +50,12 @@ class ActorConfig:
         return "cpu"
 
 
-class UnitActor(Protocol):
-    """An actor: built once from the whole plan of work, and called with the number of a unit."""
-
-    def __init__(self, work: Any) -> None: ...
-
-    def __call__(self, unit: int) -> Columns:
-        """Do one unit, and return its rows."""
+UnitActor = Callable[[Any], Callable[[int], Columns]]
+"""A class: built once from the whole plan of work, and called with the number of a unit, whose rows it returns."""
 
 
 def run_units(
-    actor: type[UnitActor], work: Any, units: int, config: ActorConfig, *, noun: str = "batches"
+    actor: UnitActor, work: Any, units: int, config: ActorConfig, *, noun: str = "batches"
 ) -> Iterator[pa.Table]:
     """Do the units 0 … ``units`` - 1, and yield the rows of each as it is done, in any order, with a column ``unit``.
 
@@ -161,7 +156,7 @@ def _run_task(batch: Columns, task: Callable[[Any, int], Columns], shared: list[
 class _Adapter:
     """The callable class that Ray Data calls with a batch of one row."""
 
-    def __init__(self, actor: type[UnitActor], work: Any) -> None:
+    def __init__(self, actor: UnitActor, work: Any) -> None:
         redact_logs()
         self._do: Callable[[int], Columns]
         try:

@@ -13,7 +13,7 @@ from lookalike.pixels import crop_resize
 from lookalike.training import parts
 from pipelines.pretrain import augment
 from pipelines.pretrain.config import PretrainConfig
-from pipelines.pretrain.subjects import Pixels, Subject
+from pipelines.pretrain.subjects import Subject
 
 _MEASURED = 256  # held-out images
 
@@ -64,5 +64,5 @@ def pretrain_vae(
     }
 
 
-def _tensor(images: list[Pixels]) -> Tensor:
+def _tensor(images: list[augment.Pixels]) -> Tensor:
     return torch.from_numpy(np.stack(images).transpose(0, 3, 1, 2).copy())

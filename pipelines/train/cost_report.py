@@ -58,8 +58,7 @@ class PlanConfig(TrainConfig):
 def plan(config: PlanConfig) -> str:
     """Return the report as Markdown.
 
-    Raises:
-        ConfigError: a preset without shapes, or a batch size that is not a multiple of the GPUs.
+    Raises ConfigError for a preset without shapes, or a batch size that is not a multiple of the GPUs.
     """
     preset, cluster = load_preset(config.preset), config.cluster
     if config.batch_size % cluster.gpus:

@@ -21,8 +21,7 @@ _RESULT = {"bundle_uri": str, "bundle_sha256": str, "steps": int, "tracking_run"
 def earlier_result(config: TrainConfig, store: Store, fingerprint: str) -> dict[str, Any]:
     """Return the content of ``result.json``, with the bundle's current URI.
 
-    Raises:
-        InputError: the result belongs to another run, or to another bundle than the run's.
+    Raises InputError if the result belongs to another run, or to another bundle than the run's.
     """
     sealed = read_result(store, RESULT, fingerprint, _RESULT)
     result = sealed or read_object(store, RESULT)

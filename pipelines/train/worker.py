@@ -29,8 +29,7 @@ from lookalike.training.engine import Engine, PlainEngine
 from lookalike.training.export import export_bundle
 from lookalike.training.history import History, Listener
 from lookalike.training.loop import Evaluation, Loop
-from lookalike.training.micro_batch import MicroBatch
-from lookalike.training.objective import DenoisingObjective, HeldOutLoss
+from lookalike.training.objective import DenoisingObjective, HeldOutLoss, MicroBatch
 from lookalike.training.previews import HeldOutImages
 from lookalike.training.quarantine import failures
 from lookalike.training.ranks import Rank
@@ -45,12 +44,12 @@ from pipelines.train.samples import Columns, prepare, validation_indices
 log = logging.getLogger(__name__)
 
 
-def run_rank(settings: WorkerSettings, rank: Rank | None = None) -> None:
-    """Train and export, as ``rank`` of a process group or alone (``rank=None``: a plain process without DeepSpeed).
+def run_rank(settings: WorkerSettings, rank: Rank) -> None:
+    """Train and export, as ``rank`` of a process group, or alone without DeepSpeed if ``num_workers`` is 0.
 
     Raises what :meth:`Loop.run` raises.
     """
-    config, plain = settings.config, rank is None
+    config, plain = settings.config, settings.config.workers.num_workers == 0
     device = torch.device("cuda", torch.cuda.current_device()) if config.workers.use_gpu else torch.device("cpu")
     if not config.workers.use_gpu:
         torch.set_num_threads(config.workers.threads_per_worker)
@@ -63,13 +62,12 @@ def run_rank(settings: WorkerSettings, rank: Rank | None = None) -> None:
     store = open_store(config.run)
     fence = Fence(store.child(LEASE), settings.lease)
     fence.check()  # before a group that Ray Train has restarted begins
-    batches = _batches(settings, checkpoint.newest(store), rank or Rank())
+    batches = _batches(settings, checkpoint.newest(store), rank)
     import_model_classes()
-    if rank is not None:
+    if not plain:
         import_deepspeed(device)
     started = time.perf_counter()
-    engine = _engine(settings, device, rank)
-    rank = rank or Rank()
+    engine = _engine(settings, device)
     if rank.is_first:
         log.info("the model is built in %.1f s", time.perf_counter() - started)
     bundle = local_bundle(settings.source.bundle_uri, settings.base_sha256)
@@ -120,7 +118,7 @@ def run_rank(settings: WorkerSettings, rank: Rank | None = None) -> None:
         export_bundle(config, store, config.total_steps, fence.check)
 
 
-def _engine(settings: WorkerSettings, device: torch.device, rank: Rank | None) -> Engine:
+def _engine(settings: WorkerSettings, device: torch.device) -> Engine:
     config = settings.config
     bundle = local_bundle(settings.source.bundle_uri, settings.base_sha256)
 
@@ -132,14 +130,9 @@ def _engine(settings: WorkerSettings, device: torch.device, rank: Rank | None) -
         return model.set_trainable(trainable_parts(config))
 
     torch.manual_seed(config.seed)  # adapters get their initial weights here, the same on every rank
-    if rank is not None:
+    if config.workers.num_workers > 0:
         prepare_process(device)
-        return ZeroEngine(
-            build=lambda: build_model(bundle),
-            weights=lambda model: strict_weights(model, bundle),
-            select=select,
-            config=config,
-        )
+        return ZeroEngine(lambda: build_model(bundle), lambda model: strict_weights(model, bundle), select, config)
     model = load_model(bundle).to(device)
     return PlainEngine(model, select(model), config.optimizer, config.accumulation(1), config.ema, config.precision)
 

@@ -74,10 +74,8 @@ def newest(run: Store) -> int:
     """Return the steps done at the newest complete checkpoint of the run in ``run``; 0 if it never had one.
 
     A checkpoint with a missing, an additional or a truncated file is named in a warning, and the previous one is used.
-
-    Raises:
-        InputError: no checkpoint is complete, or all are gone. A part of the ledger is written before each checkpoint,
-            so a second part without any checkpoint shows that one was complete.
+    Raises InputError if no checkpoint is complete, or if all are gone: a part of the ledger is written before each
+    checkpoint, so a second part without any checkpoint shows that one was complete.
     """
     checkpoints = run.child(CHECKPOINTS)
     marks = _committed(checkpoints)

@@ -93,13 +93,11 @@ def pretend(module: Any) -> Any:
     """Turn a module on the meta device into one of fake tensors on the CPU, in place: the CPU's kernels, no storage."""
     mode = FakeTensorMode()
     for part in module.modules():
-        for name, parameter in part._parameters.items():
-            if parameter is not None:
-                fake = FakeTensor(mode, parameter.detach(), torch.device("cpu"))
-                part._parameters[name] = nn.Parameter(fake, requires_grad=parameter.requires_grad)
-        for name, buffer in part._buffers.items():
-            if buffer is not None:
-                part._buffers[name] = FakeTensor(mode, buffer, torch.device("cpu"))
+        for name, buffer in part.named_buffers(recurse=False):
+            part._buffers[name] = FakeTensor(mode, buffer, torch.device("cpu"))
+        for name, parameter in part.named_parameters(recurse=False):
+            fake = FakeTensor(mode, parameter.detach(), torch.device("cpu"))
+            part._parameters[name] = nn.Parameter(fake, requires_grad=parameter.requires_grad)
     return module
 
 

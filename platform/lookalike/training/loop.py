@@ -24,7 +24,7 @@ from lookalike.training.engine import Engine
 from lookalike.training.epoch_plan import EpochPlan
 from lookalike.training.history import METRICS, History
 from lookalike.training.ledger import Ledger, ledger_key, remove_ledger_after
-from lookalike.training.micro_batch import MicroBatch
+from lookalike.training.objective import MicroBatch
 from lookalike.training.quarantine import QUARANTINE, Failure, Quarantine, failures
 from lookalike.training.ranks import Rank
 from lookalike.training.saver import Saver
@@ -98,12 +98,10 @@ class Loop:
     def run(self, batches: Iterator[MicroBatch]) -> None:
         """Train from the last complete checkpoint to the end of the curriculum.
 
-        Raises, on every rank after the same step:
+        Raises on every rank after the same step, except for BusyError (on the first rank):
             StoppedError: a stop was asked for; the state is in a checkpoint.
             TrainingDivergedError: the run's ``diverged/`` has the ids of the batch's samples.
             UnusableDataError: a shard cannot be read, or too many samples cannot be prepared.
-
-        Raises, on the first rank:
             BusyError: another process has taken the run over.
         """
         config, total = self.config, self.config.total_steps

@@ -1,6 +1,6 @@
-"""The loss that the loop minimises, and the held-out loss that it validates with."""
+"""The samples of one forward pass, the loss that the loop minimises, and the held-out loss that it validates with."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,15 +9,29 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from lookalike.diffusion.flow import FlowConfig, draw, noise_levels
+from lookalike.diffusion.flow import Draw, FlowConfig, draw, noise_levels
 from lookalike.diffusion.objective import denoising_loss, paired_losses, with_latents
-from lookalike.models.batch import to_batch
+from lookalike.models.batch import Batch, to_batch
 from lookalike.models.vae import LatentCache, token_grid
 from lookalike.training.curriculum import PhaseConfig
 from lookalike.training.loop_config import DropoutConfig
-from lookalike.training.micro_batch import MicroBatch, SampleColumns
 
 _BINS = 4  # bins of the noise level, equally wide
+
+SampleColumns = Mapping[str, np.ndarray]
+"""Prepared samples by column, one row each: the preprocessor's columns, and ``sample_id`` (str), ``step`` (int64) and
+``weight`` (float32, 0 for padding and for samples that could not be prepared)."""
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Prepared samples, and what the host computed of them while a GPU was busy with the micro batch before."""
+
+    columns: SampleColumns
+    batch: Batch | None = None
+    """The columns as tensors with latents, in pinned memory; None if it has not been computed."""
+    drawn: Draw | None = None
+    """Noise, noise level and dropout of each sample for one epoch, in pinned memory; None like ``batch``."""
 
 
 @dataclass(frozen=True)
@@ -131,16 +145,10 @@ def _sees_references(phase: PhaseConfig) -> bool:
     return phase.conditions == "mllm+references"
 
 
-def partners_of_other_subjects(
-    subjects: Sequence[str], usable: Sequence[bool] | npt.NDArray[Any] | None = None
-) -> list[int]:
+def partners_of_other_subjects(subjects: Sequence[str], usable: Sequence[bool] | npt.NDArray[Any]) -> list[int]:
     """Return for each row the next usable row (cyclically) of another subject; its own index if there is none."""
     count = len(subjects)
-    fit = [True] * count if usable is None else list(usable)
     return [
-        next(
-            (j for j in ((i + d) % count for d in range(1, count)) if fit[j] and subjects[j] != subjects[i]),
-            i,
-        )
+        next((j for j in ((i + d) % count for d in range(1, count)) if usable[j] and subjects[j] != subjects[i]), i)
         for i in range(count)
     ]

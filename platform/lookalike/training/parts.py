@@ -28,7 +28,7 @@ from lookalike.training.epoch_plan import EpochPlan
 from lookalike.training.history import METRICS, History
 from lookalike.training.loop import Loop
 from lookalike.training.loop_config import CheckpointConfig, ValidationConfig
-from lookalike.training.micro_batch import MicroBatch
+from lookalike.training.objective import MicroBatch
 from lookalike.training.optimizer import STATE_NAMES, OptimizerConfig
 from lookalike.training.ranks import Rank
 from lookalike.training.workers import WorkerConfig
@@ -173,7 +173,7 @@ def _convert_earlier_state(folder: Path, store: Store, parameters: Mapping[str, 
     path.unlink()
 
 
-def vae_loss(vae: Any, images: Tensor, noise: Tensor, kl_weight: float = 2e-4) -> tuple[Tensor, Metrics]:
+def vae_loss(vae: Any, images: Tensor, noise: Tensor) -> tuple[Tensor, Metrics]:
     """Compute the VAE's loss on ``images`` (uint8 ``[B, 3, H, W]``): L1 + squares + edges + a little KL.
 
     ``noise`` float32 ``[B, C, h, w]`` samples the posterior. Pixels are compared in [-1, 1].
@@ -184,7 +184,7 @@ def vae_loss(vae: Any, images: Tensor, noise: Tensor, kl_weight: float = 2e-4) -
     difference = output - pixels
     edges = torch.diff(difference, dim=-1).abs().mean() + torch.diff(difference, dim=-2).abs().mean()
     kl = posterior.kl().mean() / posterior.mean[0].numel()
-    value = difference.abs().mean() + difference.square().mean() + 0.5 * edges + kl_weight * kl
+    value = difference.abs().mean() + difference.square().mean() + 0.5 * edges + 2e-4 * kl
     return value, {"l1": difference.abs().mean().item(), "kl": kl.item()}
 
 

@@ -22,8 +22,7 @@ from lookalike.training.history import METRICS, History
 from lookalike.training.ledger import read_ledger
 from lookalike.training.loop import Loop
 from lookalike.training.loop_config import SafetyConfig, ValidationConfig
-from lookalike.training.micro_batch import MicroBatch
-from lookalike.training.objective import partners_of_other_subjects
+from lookalike.training.objective import MicroBatch, partners_of_other_subjects
 from lookalike.training.quarantine import QUARANTINE, Failure, Quarantine, UnusableDataError
 from lookalike.training.ranks import Rank
 from lookalike.training.workers import WorkerConfig
@@ -180,7 +179,7 @@ def test_all_ranks_end_if_one_has_an_unreadable_shard(tmp_path: Path) -> None:
 def test_conditions_are_not_shuffled_with_samples_that_failed() -> None:
     subjects = ["a", "", "b", "a"]
     assert partners_of_other_subjects(subjects, [True, False, True, True]) == [2, 2, 3, 2]
-    assert partners_of_other_subjects(subjects) == [1, 2, 3, 1]
+    assert partners_of_other_subjects(subjects, [True] * 4) == [1, 2, 3, 1]
 
 
 @pytest.mark.parametrize("line", ["cut {", "[]", "{}", '{"step": 1}'])
