@@ -26,18 +26,18 @@ def earlier_result(config: TrainConfig, store: Store, fingerprint: str) -> dict[
     sealed = read_result(store, RESULT, fingerprint, _RESULT)
     result = sealed or read_object(store, RESULT)
     bundle, where = finished_bundle(store), store.uri_of(RESULT)
-    if bundle is not None and bundle.sha256 != result["bundle_sha256"]:
-        ours, theirs = bundle.sha256[:12], result["bundle_sha256"][:12]
-        what = f"the result belongs to the bundle {theirs}, and the run has the bundle {ours}"
-        raise InputError(what, value=where, fix=AGAIN)
     if bundle is not None:
+        ours, theirs = bundle.sha256[:12], result["bundle_sha256"][:12]
+        if bundle.sha256 != result["bundle_sha256"]:
+            what = f"the result belongs to the bundle {theirs}, and the run has the bundle {ours}"
+            raise InputError(what, value=where, fix=AGAIN)
         result["bundle_uri"] = bundle.uri
     if sealed is None:
-        if bundle is None or result["steps"] != config.total_steps:
+        if bundle is None:
+            raise InputError("the result belongs to a bundle that is not in the run", value=where, fix=AGAIN)
+        if result["steps"] != config.total_steps:
             what = f"the result, written by an earlier version, has {result['steps']} steps, not {config.total_steps}"
-            raise InputError(
-                what if bundle else "the result belongs to a bundle that is not in the run", value=where, fix=AGAIN
-            )
+            raise InputError(what, value=where, fix=AGAIN)
         write_result(store, RESULT, result, fingerprint)
     if store.exists(PENDING):
         record_result(config, store, result["tracking_run"], {})

@@ -7,6 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from itertools import chain
+from pathlib import Path
 
 import torch
 
@@ -23,6 +24,7 @@ from lookalike.storage.lease import Fence
 from lookalike.tracking import Tracker, open_resilient
 from lookalike.training import checkpoint
 from lookalike.training.clock import StepClock
+from lookalike.training.config import TrainConfig
 from lookalike.training.curriculum import PhaseConfig, phase_at
 from lookalike.training.deepspeed_setup import import_deepspeed, prepare_process
 from lookalike.training.engine import Engine, PlainEngine
@@ -67,10 +69,10 @@ def run_rank(settings: WorkerSettings, rank: Rank) -> None:
     if not plain:
         import_deepspeed(device)
     started = time.perf_counter()
-    engine = _engine(settings, device)
+    bundle = local_bundle(settings.source.bundle_uri, settings.base_sha256)
+    engine = _engine(config, bundle, device)
     if rank.is_first:
         log.info("the model is built in %.1f s", time.perf_counter() - started)
-    bundle = local_bundle(settings.source.bundle_uri, settings.base_sha256)
     objective = DenoisingObjective(
         engine.model, load_vae(bundle).to(device), FlowConfig.from_bundle(bundle), config.dropout, config.seed, device
     )
@@ -95,7 +97,7 @@ def run_rank(settings: WorkerSettings, rank: Rank) -> None:
 
             evaluations.append((config.validation.every, record))
         if config.images.count:
-            evaluations.append((config.images.every, _images(settings, objective, rank, tracker)))
+            evaluations.append((config.images.every, _images(settings, bundle, objective, rank, tracker)))
         loop = Loop(
             config=config,
             rank=rank,
@@ -107,7 +109,7 @@ def run_rank(settings: WorkerSettings, rank: Rank) -> None:
             fingerprint=settings.fingerprint,
             base_sha256=settings.base_sha256,
             evaluations=evaluations,
-            workload=_workload(settings, device),
+            workload=_workload(config, bundle, device),
             clock=StepClock(device),
             fence=fence,
         )
@@ -118,10 +120,7 @@ def run_rank(settings: WorkerSettings, rank: Rank) -> None:
         export_bundle(config, store, config.total_steps, fence.check)
 
 
-def _engine(settings: WorkerSettings, device: torch.device) -> Engine:
-    config = settings.config
-    bundle = local_bundle(settings.source.bundle_uri, settings.base_sha256)
-
+def _engine(config: TrainConfig, bundle: Path, device: torch.device) -> Engine:
     def select(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
         assert isinstance(model, SubjectModel)
         add_loras(config, model)
@@ -139,14 +138,11 @@ def _engine(settings: WorkerSettings, device: torch.device) -> Engine:
 
 def _batches(settings: WorkerSettings, first_step: int, rank: Rank) -> Iterator[MicroBatch]:
     """This rank's micro batches in order; the loaders start at once, while the caller builds its engine."""
-    config, steps = settings.config, range(first_step, settings.config.total_steps)
-    where = (settings.source, settings.plan, steps, rank.index, rank.count, config.micro_batch_size)
-    if config.keep_samples:
-        batches = kept_batches(*where)
-    else:
-        from pipelines.train.data import rank_batches
-
-        batches = rank_batches(*where)
+    config, read = settings.config, kept_batches
+    if not config.keep_samples:
+        from pipelines.train.data import rank_batches as read
+    steps = range(first_step, config.total_steps)
+    batches = read(settings.source, settings.plan, steps, rank.index, rank.count, config.micro_batch_size)
     starter = ThreadPoolExecutor(max_workers=1)
     first = starter.submit(next, batches)
     starter.shutdown(wait=False)
@@ -173,7 +169,6 @@ def _computed_ahead(
 
 @contextmanager
 def _listeners(settings: WorkerSettings, rank: Rank) -> Iterator[list[Listener]]:
-    """Yield the listeners of the first rank's metrics."""
     listeners: list[Listener] = [RayMetrics(settings.config.run)] if rank.is_first and ray_runs() else []
     with ExitStack() as opened:
         if rank.is_first and settings.terminal:
@@ -181,23 +176,22 @@ def _listeners(settings: WorkerSettings, rank: Rank) -> Iterator[list[Listener]]
         yield listeners
 
 
-def _workload(settings: WorkerSettings, device: torch.device) -> Workload:
-    config = settings.config
+def _workload(config: TrainConfig, bundle: Path, device: torch.device) -> Workload:
     peak = config.workers.peak_tflops
     if peak is None and device.type == "cuda":
         peak = peak_tflops(torch.cuda.get_device_name(device), config.precision)
-    preset = read_preset(local_bundle(settings.source.bundle_uri))
-    return Workload(preset, adapter_of(config), trainable_parts(config), peak)
+    return Workload(read_preset(bundle), adapter_of(config), trainable_parts(config), peak)
 
 
-def _images(settings: WorkerSettings, objective: DenoisingObjective, rank: Rank, tracker: Tracker) -> TrackedImages:
+def _images(
+    settings: WorkerSettings, bundle: Path, objective: DenoisingObjective, rank: Rank, tracker: Tracker
+) -> TrackedImages:
     from diffusers import FlowMatchEulerDiscreteScheduler
 
     config = settings.config.images
     source = replace(settings.source, split="validation")
     each = -(-config.count // rank.count)
     mine = validation_indices(source, each * rank.count)[rank.index * each : (rank.index + 1) * each]
-    bundle = local_bundle(settings.source.bundle_uri)
     scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(bundle / "scheduler")
     images = HeldOutImages(objective, prepare(source, mine), config, read_preset(bundle).stages, scheduler)
     return TrackedImages(images, rank, tracker)

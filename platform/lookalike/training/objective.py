@@ -96,7 +96,6 @@ class HeldOutLoss:
         """
         sums = torch.zeros(2)
         binned = np.zeros((2, _BINS))  # sum of losses, number of samples
-        count = 0
         self.objective.model.eval()
         for columns in self.batches:
             weight = torch.tensor(columns["weight"])  # 0: the sample could not be read
@@ -118,18 +117,17 @@ class HeldOutLoss:
             sums += torch.stack([right.sum(), shuffled.sum()])
             bins = self._bins(columns)
             binned += [np.bincount(bins, part.double().numpy(), _BINS) for part in (right, weight)]
-            count += int(weight.sum())
         self.objective.model.train()
-        totals = self.total(*sums.tolist(), float(count), *binned.flatten().tolist())
-        loss_right, loss_shuffled, samples = totals[:3]
-        by_level = zip(totals[3 : 3 + _BINS], totals[3 + _BINS :], strict=True)
+        loss_right, loss_shuffled, *totals = self.total(*sums.tolist(), *binned.flatten().tolist())
+        losses, numbers = totals[:_BINS], totals[_BINS:]
+        samples = sum(numbers)
         return {
             "loss_right": loss_right / samples,
             "loss_shuffled": loss_shuffled / samples,
             "loss_gap": (loss_shuffled - loss_right) / samples,
             **{
                 f"loss_sigma_{index / _BINS:.2f}-{(index + 1) / _BINS:.2f}": total / number
-                for index, (total, number) in enumerate(by_level)
+                for index, (total, number) in enumerate(zip(losses, numbers, strict=True))
                 if number
             },
         }

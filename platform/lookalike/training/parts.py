@@ -83,7 +83,6 @@ def fit(
     Args:
         model: its trainable parameters are trained in float32.
         loss: samples the batch of a step with a generator of (seed, step); returns a scalar and further metrics.
-        config: length, step size and seed.
         folder: keeps the run's checkpoints and ``metrics.jsonl``; an earlier attempt is resumed.
         name: of the part, on the progress bar.
 
@@ -92,7 +91,7 @@ def fit(
     torch.set_num_threads(config.threads)
     store, fingerprint = open_store(str(folder)), configs.fingerprint(configs.to_dict(config))
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    run = _run_of(config)
+    run = _train_config(config)
     further: Metrics = {}
     _convert_earlier_state(folder, store, parameters, fingerprint)
 
@@ -127,8 +126,7 @@ def fit(
     return {name: float(np.mean([record[name] for record in window])) for name in (*_OF_EVERY_STEP, *further)}
 
 
-def _run_of(config: FitConfig) -> TrainConfig:
-    """The configuration of the training loop for one part."""
+def _train_config(config: FitConfig) -> TrainConfig:
     phase = PhaseConfig(
         name="part", steps=config.steps, conditions="mllm", learning_rate=config.learning_rate, warmup_steps=0
     )
