@@ -93,16 +93,15 @@ def model_table(preset: Preset, sizes: Sequence[int] = (512, 1024)) -> list[str]
     context = [mllm_flops(model, sample) + aggregator_flops(model, sample) for sample in samples]  # of any image
     for side in sizes if preset.height >= min(sizes) else [preset.height]:
         encode, decode = vae_flops(vae, side, side)
-        steps = steps_by_conditions(preset, Sample.of(preset, height=side, width=side).image)
-        plain: int | None = None
+        image = Sample.of(preset, height=side, width=side)
+        steps = steps_by_conditions(preset, image.image)
+        plain = denoising_flops(model, image, mllm=False, references=False)  # the negative branch
         for references, context_flops in enumerate(context, start=1):
             sample = Sample.of(preset, references, height=side, width=side)
             seen = {
                 seen_by: denoising_flops(model, sample, mllm=seen_by[0], references=seen_by[1])
                 for seen_by in ((True, False), (True, True), (False, True))
             }
-            if plain is None:
-                plain = denoising_flops(model, sample, mllm=False, references=False)  # the negative branch
             encoding = context_flops + encode * references
             denoising = sum(count * (seen[seen_by] + plain) for seen_by, count in steps.items())
             rows.append(
@@ -162,21 +161,20 @@ def _training(config: PlanConfig, preset: Preset, cluster: "Cluster") -> list[st
         f"At an assumed {cluster.utilisation:.0%} of {cluster.peak_tflops:g} TFLOP/s (projected, not measured):",
         "",
     ]
-    phases = phase_costs(config, preset, sample, cluster)
-    batch = config.batch_size
+    costs, batch = phase_costs(config, preset, sample, cluster), config.batch_size
     table = [["phase", "steps", "tokens of a step", "TFLOPs of a sample", "PFLOPs of a step", "days"]]
     table += [
         [
             phase.name,
             f"{phase.steps:,}",
-            f"{phase.tokens * batch:,}",
-            f"{phase.flops / 1e12:,.3f}",
-            f"{phase.flops * batch / 1e15:,.3f}",
-            f"{phase.days:.2f}",
+            f"{cost.tokens * batch:,}",
+            f"{cost.flops / 1e12:,.3f}",
+            f"{cost.flops * batch / 1e15:,.3f}",
+            f"{cost.days:.2f}",
         ]
-        for phase in phases
+        for phase, cost in zip(config.stages, costs, strict=True)
     ]
-    table.append(["all", f"{config.total_steps:,}", "", "", "", f"{sum(phase.days for phase in phases):.2f}"])
+    table.append(["all", f"{config.total_steps:,}", "", "", "", f"{sum(cost.days for cost in costs):.2f}"])
     return lines + _table(table)
 
 

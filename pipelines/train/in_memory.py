@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lookalike.training.epoch_plan import PADDING, EpochPlan
-from pipelines.train.samples import Columns, TripletSource, of_step, prepare
+from pipelines.train.samples import Columns, TripletSource, of_step, prepare, without_padding
 
 _CHUNK = 16  # samples that a thread prepares at a time
 _MANY = 4096  # samples that are worth processes of their own
@@ -40,12 +40,7 @@ class KeptSamples:
         """Return what ``prepare(source, indices)`` returns; samples that are in memory are not read again."""
         rows = np.where(indices == PADDING, 0, indices)
         self.learn(rows)
-        columns = {name: values.take(rows, axis=0) for name, values in self._columns.items()}
-        real = indices != PADDING
-        columns["weight"] = columns["weight"] * real.astype(np.float32)
-        columns["reason"] = np.where(real, columns["reason"], "")
-        columns["fatal"] = columns["fatal"] & real
-        return columns
+        return without_padding({name: values.take(rows, axis=0) for name, values in self._columns.items()}, indices)
 
     def learn(self, rows: npt.NDArray[np.int64], processes: int = 1) -> None:
         """Prepare those of ``rows`` that are not in memory; many at once in ``processes`` processes.

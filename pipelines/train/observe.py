@@ -4,7 +4,8 @@ import importlib
 import logging
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
@@ -15,6 +16,7 @@ from lookalike.redaction import redact
 from lookalike.scratch import scratch
 from lookalike.tracking import Tracker
 from lookalike.training.curriculum import PhaseConfig
+from lookalike.training.history import Listener
 from lookalike.training.previews import HeldOutImages
 from lookalike.training.ranks import Rank
 
@@ -68,23 +70,21 @@ def ray_runs() -> bool:
     return ray is not None and bool(ray.is_initialized())
 
 
-class ProgressBar:
-    """A listener that shows a progress bar: with Ray in the driver's terminal, without Ray in this process's."""
+@contextmanager
+def progress_bar(total: int) -> Iterator[Listener]:
+    """Yield a listener that shows a progress bar: with Ray in the driver's terminal, without Ray in this process's."""
+    bars: Any = importlib.import_module("ray.experimental.tqdm_ray" if ray_runs() else "tqdm")
+    shown = 0
+    with closing(bars.tqdm(desc="train", total=total, unit="step")) as bar:
 
-    def __init__(self, total: int) -> None:
-        bars = importlib.import_module("ray.experimental.tqdm_ray" if ray_runs() else "tqdm")
-        self._bar: Any = bars.tqdm(desc="train", total=total, unit="step")
-        self._shown = 0
+        def show(steps: int, metrics: Mapping[str, float]) -> None:
+            nonlocal shown
+            if "loss" in metrics:
+                bar.set_description(f"train  loss {metrics['loss']:.3f}")
+                bar.update(steps - shown)
+                shown = steps
 
-    def __call__(self, steps: int, metrics: Mapping[str, float]) -> None:
-        if "loss" in metrics:
-            self._bar.set_description(f"train  loss {metrics['loss']:.3f}")
-            self._bar.update(steps - self._shown)
-            self._shown = steps
-
-    def close(self) -> None:
-        """Remove the bar."""
-        self._bar.close()
+        yield show
 
 
 @dataclass(frozen=True)

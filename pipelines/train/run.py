@@ -3,7 +3,7 @@
 import logging
 import sys
 import time
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -73,7 +73,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
                 lease=lease.number,
             )
             log.info("ready for its ranks in %.1f s", time.perf_counter() - started)
-            with _ray_for(config), stops_on_sigterm(store, config.safety.grace_s):
+            needs_ray = config.workers.num_workers > 0 or not config.keep_samples
+            with ray_session() if needs_ray else nullcontext(), stops_on_sigterm(store, config.safety.grace_s):
                 fit(settings, store, lease)
             return finish(settings, store, snapshot, lease)
 
@@ -81,11 +82,6 @@ def train(config: TrainConfig) -> dict[str, Any]:
         return earlier_result(config, store, fingerprint)
 
     return run_once(store, RESULT, config, content=content, earlier=earlier, work=work)
-
-
-def _ray_for(config: TrainConfig) -> AbstractContextManager[None]:
-    """Return a Ray session, which a plain process that keeps its samples in memory does not need."""
-    return nullcontext() if config.workers.num_workers == 0 and config.keep_samples else ray_session()
 
 
 def _latents_fit(encoded: dict[str, Any] | None, bundle_uri: str) -> bool:

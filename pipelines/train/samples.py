@@ -85,13 +85,17 @@ def prepare(source: TripletSource, indices: npt.NDArray[np.int64]) -> Columns:
     made = {int(index): _sample(source, store, int(index)) for index in np.unique(rows)}
     samples = [made[int(index)] for index in rows]
     columns = {name: np.concatenate([s.columns[name] for s in samples]) for name in samples[0].columns}
-    for name in ("sample_id", "subject", "prompt"):
+    for name in ("sample_id", "subject", "prompt", "reason", "fatal"):
         columns[name] = np.array([getattr(sample, name) for sample in samples])
+    columns["weight"] = (columns["reason"] == "").astype(np.float32)
+    return without_padding(columns, indices)
+
+
+def without_padding(columns: Columns, indices: npt.NDArray[np.int64]) -> Columns:
+    """Set weight 0 and no ``reason`` in the padding slots of ``indices``."""
     real = indices != PADDING
-    columns["reason"] = np.where(real, np.array([sample.reason for sample in samples]), "")
-    columns["fatal"] = np.array([sample.fatal for sample in samples]) & real
-    columns["weight"] = (real & (columns["reason"] == "")).astype(np.float32)
-    return columns
+    weight, reason = columns["weight"] * real.astype(np.float32), np.where(real, columns["reason"], "")
+    return {**columns, "weight": weight, "reason": reason, "fatal": columns["fatal"] & real}
 
 
 def of_step(columns: Columns, step: int) -> Columns:

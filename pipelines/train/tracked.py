@@ -103,7 +103,6 @@ def _is_there(config: TrainConfig, run_id: str) -> bool:
 
 
 def _replay(tracker: Tracker, store: Store) -> None:
-    """Send a new run the metrics recorded so far."""
     records = readable_records(store)
     for record in records[:: -(-len(records) // _REPLAYED) or 1]:
         held_out = record.get("validation")

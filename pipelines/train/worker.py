@@ -4,7 +4,7 @@ import logging
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -39,7 +39,7 @@ from lookalike.training.trainable import adapter_of, add_loras, trainable_parts
 from lookalike.training.workload import Workload, peak_tflops
 from lookalike.training.zero import ZeroEngine
 from pipelines.train.in_memory import ahead, kept_batches
-from pipelines.train.observe import ProgressBar, RayMetrics, TrackedImages, ray_runs
+from pipelines.train.observe import RayMetrics, TrackedImages, progress_bar, ray_runs
 from pipelines.train.rank_entry import LEASE, WorkerSettings
 from pipelines.train.samples import Columns, prepare, validation_indices
 
@@ -172,7 +172,7 @@ def _listeners(settings: WorkerSettings, rank: Rank) -> Iterator[list[Listener]]
     listeners: list[Listener] = [RayMetrics(settings.config.run)] if rank.is_first and ray_runs() else []
     with ExitStack() as opened:
         if rank.is_first and settings.terminal:
-            listeners.append(opened.enter_context(closing(ProgressBar(settings.config.total_steps))))
+            listeners.append(opened.enter_context(progress_bar(settings.config.total_steps)))
         yield listeners
 
 

@@ -73,8 +73,6 @@ class MemoryPlan:
 class PhaseCost:
     """Cost of one phase of the curriculum."""
 
-    name: str
-    steps: int
     tokens: int
     """Tokens of one sample in the DiT."""
     flops: int
@@ -133,6 +131,5 @@ def phase_costs(config: TrainConfig, preset: Preset, sample: Sample, cluster: Cl
         images = 1 + references * sample.references
         flops = encode * images + step_flops(model, sample, references=references)
         seconds = phase.steps * config.batch_size * flops / rate
-        tokens = sample.tokens(mllm=True, references=references)
-        costs.append(PhaseCost(phase.name, phase.steps, tokens, flops, seconds / 86400))
+        costs.append(PhaseCost(sample.tokens(mllm=True, references=references), flops, seconds / 86400))
     return costs

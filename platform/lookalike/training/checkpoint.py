@@ -172,7 +172,6 @@ def load(store: Store, step: int, without: tuple[str, ...] = ()) -> tuple[Checkp
 
 
 def _committed(store: Store) -> list[Mark]:
-    """Return the marks of the valid checkpoints with a COMMIT, ascending."""
     keys = (info.key.split("/") for info in store.list("step-"))
     return current(mark for key in keys if key[1:] == [COMMIT] and (mark := parse_mark(key[0])))
 

@@ -28,7 +28,7 @@ from lookalike.training.objective import MicroBatch
 from lookalike.training.quarantine import QUARANTINE, Failure, Quarantine, failures
 from lookalike.training.ranks import Rank
 from lookalike.training.saver import Saver
-from lookalike.training.stopping import StopNotice
+from lookalike.training.stopping import stop_notice
 from lookalike.training.watchdog import Watchdog
 from lookalike.training.workload import Workload
 
@@ -108,14 +108,14 @@ class Loop:
         with (
             torch.enable_grad(),
             Watchdog(self.store, self.rank.index, config.safety.step_timeout_s) as watchdog,
-            StopNotice(self.store, poll=self.rank.is_first) as stop_notice,
+            stop_notice(self.store, poll=self.rank.is_first) as asked_to_stop,
             Saver(self.store, config.checkpoint, write=self.rank.is_first, fence=self.fence) as saver,
         ):
             step = self._resume()
             while step < total:
                 watchdog.alive(step)
                 saver.check()
-                stop = self._step(batches, step, stop_notice())
+                stop = self._step(batches, step, asked_to_stop())
                 step += 1
                 self._evaluate(step)
                 last = stop or step == total
@@ -174,7 +174,6 @@ class Loop:
         return stop > 0
 
     def _micro_batches(self, batches: Iterator[MicroBatch], step: int) -> Iterator[MicroBatch]:
-        """Yield this rank's micro batches of ``step``."""
         for _ in range(self.config.accumulation(self.rank.count)):
             with self.clock.measure("data_wait"):
                 micro_batch = next(batches)
@@ -202,7 +201,6 @@ class Loop:
         share.sample_ids += learned
 
     def _evaluate(self, step: int) -> None:
-        """Run the evaluations that are due after ``step`` steps."""
         _, phase, position = phase_at(self.config.stages, step - 1)
         for every, evaluate in self.evaluations:
             if step % every == 0 or position == phase.steps - 1:

@@ -133,7 +133,6 @@ class HeldOutLoss:
         }
 
     def _bins(self, columns: SampleColumns) -> npt.NDArray[np.int64]:
-        """Return the bin of each sample's noise level."""
         rows, cols = token_grid(self.objective.vae, *columns["target"].shape[-2:])
         levels = noise_levels(columns["sample_id"].tolist(), (self.objective.seed,), rows * cols, self.objective.flow)
         return np.minimum((np.array(levels) * _BINS).astype(np.int64), _BINS - 1)

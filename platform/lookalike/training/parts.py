@@ -225,11 +225,11 @@ def caption_accuracy(mllm: Any, batches: list[Batch], groups: Mapping[str, set[i
     """Return the share of prompt tokens predicted from the true ones before them: of all, and of each group."""
     logits, targets = zip(*(_predictions(mllm, batch) for batch in batches), strict=True)
     right, target = torch.cat(logits).argmax(-1) == torch.cat(targets), torch.cat(targets)
-    figures = {"all": right.float().mean().item()}
+    accuracy = {"all": right.float().mean().item()}
     for name, ids in groups.items():
         chosen = torch.isin(target, torch.tensor(sorted(ids)))
-        figures[name] = right[chosen].float().mean().item()
-    return figures
+        accuracy[name] = right[chosen].float().mean().item()
+    return accuracy
 
 
 def _predictions(mllm: Any, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -83,14 +83,9 @@ class Quarantine:
         for failure in everywhere:
             if not failure.fatal and failure.sample not in self._samples:
                 self._samples[failure.sample] = {"sample": failure.sample, "step": step, **failure.record()}
-                log.warning(
-                    "%s %s is left out: %s (%d of at most %d)",
-                    "held-out sample" if step == _VALIDATION else f"step {step}: sample",
-                    failure.sample,
-                    failure.reason,
-                    len(self._samples),
-                    self._limit,
-                )
+                which = "held-out sample" if step == _VALIDATION else f"step {step}: sample"
+                count = f"{len(self._samples)} of at most {self._limit}"
+                log.warning("%s %s is left out: %s (%s)", which, failure.sample, failure.reason, count)
         broken = [failure for failure in everywhere if failure.fatal]
         ends = float(bool(broken) or len(self._samples) > self._limit)
         if self._rank.sum(ends)[0] == 0:

@@ -45,7 +45,7 @@ def base_dir(bundle_dir: Path, perturb: Perturb, tmp_path_factory: pytest.TempPa
 
 
 def trained(config: TrainConfig, bundle_dir: Path, perturb: Perturb) -> SubjectModel:
-    """The initial model after a training of seeded noise."""
+    """The initial model with seeded noise added to its trained weights."""
     model = load_model(bundle_dir)
     add_loras(config, model)
     learns = model.set_trainable(trainable_parts(config))

@@ -1,4 +1,4 @@
-"""Memory that is told in advance, against what PyTorch's profiler sees."""
+"""Estimated memory against what PyTorch's profiler measures."""
 
 import pytest
 import torch
@@ -43,10 +43,10 @@ def test_peak_of_a_pass_equals_the_profilers(bundle_dir, sample, checkpointing: 
     model.train()
     for parameter in trainable.values():
         parameter.register_post_accumulate_grad_hook(lambda parameter: setattr(parameter, "grad", None))
-    told = meta_model(load_preset("mini"))
+    estimated = meta_model(load_preset("mini"))
     if checkpointing:
         model.enable_gradient_checkpointing()
-        told.enable_gradient_checkpointing()
+        estimated.enable_gradient_checkpointing()
 
     ids = torch.full((SAMPLES, sample.context), 9)
     ids[:, : 2 * sample.tokens_per_image] = model.mllm.config.image_token_id
@@ -61,7 +61,7 @@ def test_peak_of_a_pass_equals_the_profilers(bundle_dir, sample, checkpointing: 
         model(batch, noisy, sigma, reference_latents=latents).square().mean().backward()
 
     measured = profiled_peak(step)
-    assert activation_bytes(pretend(told), sample, SAMPLES, references=True) == pytest.approx(measured, rel=0.1)
+    assert activation_bytes(pretend(estimated), sample, SAMPLES, references=True) == pytest.approx(measured, rel=0.1)
     # a real pass on the same shapes, whole and not by depth
     assert activation_bytes(model, sample, SAMPLES, references=True) == pytest.approx(measured, rel=0.1)
 
@@ -70,8 +70,8 @@ def test_peak_of_encoding_equals_the_profilers(bundle_dir) -> None:
     vae, image = load_vae(bundle_dir), torch.zeros(1, 3, 64, 64)
     with torch.no_grad():
         measured = profiled_peak(lambda: vae.encode(image))
-    told = encoding_bytes(pretend(meta_vae(load_preset("mini"))), 64, 64)
-    assert told - image.nbytes == pytest.approx(measured, rel=0.1)
+    estimated = encoding_bytes(pretend(meta_vae(load_preset("mini"))), 64, 64)
+    assert estimated - image.nbytes == pytest.approx(measured, rel=0.1)
 
 
 def test_states_scale_as_zero3_shares_them() -> None:

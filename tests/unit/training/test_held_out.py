@@ -1,4 +1,4 @@
-"""What is looked at while training: held-out losses by noise level, and images of held-out samples."""
+"""Evaluations during training: held-out losses by noise level, and images of held-out samples."""
 
 import copy
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""The loop in one plain process: stops where it is asked to, gives up where it must, and repeats nothing."""
+"""The loop in one plain process: it stops when asked, ends when training diverges, and repeats no recorded step."""
 
 import json
 import shutil
@@ -175,7 +175,7 @@ class Recorded(Rank):
 
 
 def test_ranks_take_part_in_the_same_collectives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that leaves out what another waits for keeps it waiting for ever."""
+    """A rank that leaves out a collective would make the others wait forever."""
     state = PlainEngine.state
     found = []
     for index in range(2):
@@ -196,12 +196,12 @@ def test_ranks_take_part_in_the_same_collectives(tmp_path: Path, monkeypatch: py
 
 def test_the_parts_of_a_step_add_up(undisturbed: Path) -> None:
     for line in (undisturbed / METRICS).read_text().splitlines():
-        figures = json.loads(line)
-        parts = [figures[f"{name}_seconds"] for name in ("data_wait", "forward", "backward", "optimizer")]
+        metrics = json.loads(line)
+        parts = [metrics[f"{name}_seconds"] for name in ("data_wait", "forward", "backward", "optimizer")]
         assert all(seconds > 0 for seconds in parts)
-        assert sum(parts) <= figures["step_seconds"]
-        assert (figures["checkpoint_seconds"] > 0) == (figures["step"] in (3, 6))  # the steps after a save
-        assert figures["validation_seconds"] == 0
+        assert sum(parts) <= metrics["step_seconds"]
+        assert (metrics["checkpoint_seconds"] > 0) == (metrics["step"] in (3, 6))  # the steps after a save
+        assert metrics["validation_seconds"] == 0
 
 
 def test_evaluations_run_at_their_steps_and_after_the_last_of_a_phase(tmp_path: Path) -> None:
@@ -292,19 +292,19 @@ import sys, time
 from lookalike.storage import open_store
 from lookalike.training.watchdog import Watchdog
 
-def waits_for_ever():
+def waits_forever():
     time.sleep(60)
 
 with Watchdog(open_store(sys.argv[1]), rank=1, timeout_s=0.5) as watchdog:
     watchdog.alive(7)
-    waits_for_ever()
+    waits_forever()
 """
 
 
 def test_a_process_that_hangs_leaves_its_stacks_and_ends(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", _HANGS, str(tmp_path)], capture_output=True, text=True, timeout=50)
     assert done.returncode == EXIT_HANG
-    assert "waits_for_ever" in (tmp_path / "hangs" / "step-00000007-rank-1.txt").read_text()
+    assert "waits_forever" in (tmp_path / "hangs" / "step-00000007-rank-1.txt").read_text()
     assert "rank 1 hangs at step 7" in done.stderr
 
 

@@ -1,4 +1,4 @@
-"""Training of one part: it learns, resumes after a kill with the same losses, and measures what it says."""
+"""Training of one part: it learns, resumes after a kill with the same losses, and its measurements are right."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""Samples that are left out: how much the others weigh, what is recorded, and when it ends the run."""
+"""Samples that are left out: the weight of the others, the records, and the limit that ends the run."""
 
 import json
 from collections.abc import Iterator
@@ -154,7 +154,7 @@ def test_held_out_samples_that_all_fail_end_the_run(tmp_path: Path) -> None:
 
 @dataclass(frozen=True)
 class SecondOfTwo(Rank):
-    """The rank that is not told what the first one gathers, whose decision it has to follow."""
+    """A rank other than the first: it gathers nothing and has to follow the first one's decision."""
 
     index: int = 1
     count: int = 2
