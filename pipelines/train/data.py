@@ -30,7 +30,6 @@ class PacedExecution(ExecutionCallback):
     """
 
     def on_execution_step(self, executor: Any) -> None:
-        """Called after each round of the loop."""
         time.sleep(_PACE_S)
 
 

@@ -7,7 +7,7 @@ import logging
 import multiprocessing
 import os
 from collections.abc import Iterator
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from functools import partial
 from typing import TypeVar
 
@@ -51,12 +51,8 @@ class KeptSamples:
         many = len(rows) >= _MANY
         size = _CHUNK_OF_MANY if many else _CHUNK
         chunks = [rows[first : first + size] for first in range(0, len(rows), size)]
-        executor: Executor
-        if many:
-            executor = ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn"))
-        else:
-            executor = ThreadPoolExecutor(os.cpu_count())
-        with executor:
+        spawn = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(processes, spawn) if many else ThreadPoolExecutor(os.cpu_count()) as executor:
             prepared = executor.map(partial(prepare, self._source), chunks)
             for chunk, columns in zip(chunks, prepared, strict=True):
                 for name, values in columns.items():

@@ -55,17 +55,16 @@ def finish(settings: WorkerSettings, store: Store, snapshot: dict[str, Any], lea
         from lookalike.training.export import export_bundle
 
         bundle = export_bundle(config, store, step, lease.check)
+    exported = {"bundle_uri": bundle.uri, "bundle_sha256": bundle.sha256}
     result = {
-        "bundle_uri": bundle.uri,
-        "bundle_sha256": bundle.sha256,
+        **exported,
         "steps": step,
         "stages": _phase_losses(store),
         "tracking_run": settings.tracking_run,
         "dataset": snapshot,
     }
-    tags = {"bundle_uri": bundle.uri, "bundle_sha256": bundle.sha256}
     lease.check()
-    record_result(config, store, settings.tracking_run, tags)
+    record_result(config, store, settings.tracking_run, exported)
     write_result(store, RESULT, result, settings.fingerprint)
     return result
 

@@ -81,20 +81,11 @@ class History:
         means["goodput"] = self._goodput()
         phase = self._window[-1]["stage"]
         self._window = []
-        pace = (time.monotonic() - self._started) / max(1, step - self._first_step)
-        log.info(
-            "step %d/%d  phase %s  loss %.4f  |grad| %.2f  %.1f images/s  data wait %.0f%%  goodput %.0f%%  "
-            "%.0f s left",
-            step,
-            self._total,
-            phase,
-            means["loss"],
-            means["gradient_norm"],
-            means["images_per_second"],
-            100 * means["data_wait_share"],
-            100 * means["goodput"],
-            pace * (self._total - step),
-        )
+        left_s = (self._total - step) * (time.monotonic() - self._started) / max(1, step - self._first_step)
+        losses = f"loss {means['loss']:.4f}  |grad| {means['gradient_norm']:.2f}"
+        pace = f"{means['images_per_second']:.1f} images/s  data wait {means['data_wait_share']:.0%}"
+        goodput = f"goodput {means['goodput']:.0%}  {left_s:.0f} s left"
+        log.info("step %d/%d  phase %s  %s  %s  %s", step, self._total, phase, losses, pace, goodput)
         self._tracker.log_metrics({f"train/{name}": value for name, value in means.items()}, step=step - 1)
 
     def encoded(self) -> bytes:

@@ -1,4 +1,4 @@
-"""A training run and its run in the tracker: started once, continued, replaced if it was deleted; it ends no training."""
+"""A training run and its run in the tracker: started once, continued, replaced if deleted; it ends no training."""
 
 import json
 import logging
