@@ -63,15 +63,12 @@ def read_subjects(config: PretrainConfig) -> tuple[list[Subject], list[Subject]]
             left_out.append(f"{info.key} ({error.what})")
     if passed_over.counts:
         logger.warning("skipped: members that belong to no sample: %s", dict(passed_over.counts))
+    share, named = f"{len(left_out)} of {total} samples", "; ".join(left_out[:_NAMED])
     if left_out:
-        logger.warning("%d of %d samples are left out: %s", len(left_out), total, "; ".join(left_out[:_NAMED]))
+        logger.warning("%s are left out: %s", share, named)
     if len(left_out) > _MOST_LEFT_OUT * total:
-        raise InputError(
-            f"{len(left_out)} of {total} samples cannot be read, at most {_MOST_LEFT_OUT:.0%} may: "
-            + "; ".join(left_out[:_NAMED]),
-            value=config.raw,
-            fix="ingest the photos again",
-        )
+        what = f"{share} cannot be read, at most {_MOST_LEFT_OUT:.0%} may: {named}"
+        raise InputError(what, value=config.raw, fix="ingest the photos again")
     held_out = {name for name in subjects if int(fingerprint(name)[:8], 16) % _HELD_OUT == 0}
     train = [subjects[name] for name in sorted(subjects) if name not in held_out]
     if not train or not held_out:

@@ -1,40 +1,13 @@
-"""A rank's entry point in a Ray Train worker, and what the driver sends to it; light at import, since Ray's own actors
-import it, too."""
+"""A rank's entry point in a Ray Train worker; light at import, since Ray's own actors import it, too."""
 
 import logging
 import os
 import warnings
-from dataclasses import dataclass
 from typing import Any
 
 from lookalike.errors import LookalikeError, StoppedError
 from lookalike.redaction import redact_logs
-from lookalike.training.config import TrainConfig
-from lookalike.training.epoch_plan import EpochPlan
-from pipelines.train.samples import TripletSource
-
-LEASE = "lease"  # of a run, below its prefix
-
-
-@dataclass(frozen=True)
-class WorkerSettings:
-    """Settings of one run for its ranks."""
-
-    config: TrainConfig
-    source: TripletSource
-    plan: EpochPlan
-    """Which sample each slot of a step gets."""
-    fingerprint: str
-    base_sha256: str
-    """SHA-256 of the initial bundle."""
-    tracking_run: str
-    """Id of the tracker's run."""
-    submitted: float
-    """When the run was first submitted, in seconds since 1970."""
-    terminal: bool
-    """Whether the driver's stderr is a terminal, which shows a progress bar."""
-    lease: int
-    """Number of the driver's lease of the run."""
+from pipelines.train.settings import WorkerSettings
 
 
 def train_worker(loop_config: dict[str, Any]) -> LookalikeError | None:

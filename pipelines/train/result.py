@@ -11,7 +11,7 @@ from lookalike.training import checkpoint
 from lookalike.training.config import TrainConfig
 from lookalike.training.history import METRICS
 from lookalike.training.run_bundles import finished_bundle
-from pipelines.train.rank_entry import WorkerSettings
+from pipelines.train.settings import WorkerSettings
 from pipelines.train.tracked import record_result
 
 RESULT = "result.json"

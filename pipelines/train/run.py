@@ -24,9 +24,9 @@ from lookalike.training.epoch_plan import EpochPlan
 from lookalike.training.run_bundles import initial_bundle
 from lookalike.training.stopping import stops_on_sigterm
 from pipelines.entry import ray_session
-from pipelines.train.rank_entry import LEASE, WorkerSettings
 from pipelines.train.result import RESULT, earlier_result, finish
 from pipelines.train.samples import TripletSource
+from pipelines.train.settings import LEASE, WorkerSettings
 from pipelines.train.tracked import tracking_run
 from pipelines.train.worker_group import fit
 
@@ -97,14 +97,11 @@ def _latents_fit(encoded: dict[str, Any] | None, bundle_uri: str) -> bool:
 def references_fit(source: TripletSource) -> None:
     """Raise InputError if a triplet has more references than the bundle's preset takes, before anything starts."""
     preset = read_preset(local_bundle(source.bundle_uri))
+    most = preset.references.max_references
     found = int(pc.max(pc.list_value_length(source.table()["reference_offsets"])).as_py() or 0)
-    if found > preset.references.max_references:
-        raise InputError(
-            f"triplets have up to {found} references, the preset {preset.name} takes"
-            f" {preset.references.max_references}",
-            value=source.snapshot_uri,
-            fix=f"curate with plan.max_references={preset.references.max_references}",
-        )
+    if found > most:
+        what = f"triplets have up to {found} references, the preset {preset.name} takes {most}"
+        raise InputError(what, value=source.snapshot_uri, fix=f"curate with plan.max_references={most}")
 
 
 def _version(dataset: Store, run: Store) -> int:

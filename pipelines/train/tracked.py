@@ -56,11 +56,8 @@ def _start(
             record["earlier"] = [*earlier["earlier"], earlier["tracking_run"]]
         store.write(RECORD, render_json(record))
     if earlier is not None and earlier["tracking_run"] != NO_RUN:
-        log.warning(
-            "the tracker has no run %s: the training run continues as its run %s",
-            earlier["tracking_run"],
-            record["tracking_run"],
-        )
+        old, new = earlier["tracking_run"], record["tracking_run"]
+        log.warning("the tracker has no run %s: the training run continues as its run %s", old, new)
     return record
 
 

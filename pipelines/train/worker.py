@@ -40,8 +40,8 @@ from lookalike.training.workload import Workload, peak_tflops
 from lookalike.training.zero import ZeroEngine
 from pipelines.train.in_memory import ahead, kept_batches
 from pipelines.train.observe import RayMetrics, TrackedImages, progress_bar, ray_runs
-from pipelines.train.rank_entry import LEASE, WorkerSettings
 from pipelines.train.samples import Columns, prepare, validation_indices
+from pipelines.train.settings import LEASE, WorkerSettings
 
 log = logging.getLogger(__name__)
 

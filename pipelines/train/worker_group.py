@@ -11,7 +11,8 @@ from lookalike.storage.lease import Lease
 from lookalike.training import checkpoint
 from lookalike.training.watchdog import HANGS
 from lookalike.training.zero import check_schema, zero3_config
-from pipelines.train.rank_entry import WorkerSettings, train_worker
+from pipelines.train.rank_entry import train_worker
+from pipelines.train.settings import WorkerSettings
 
 if TYPE_CHECKING:
     from ray.train import RunConfig

@@ -87,18 +87,12 @@ def newest(run: Store) -> int:
         else:
             return mark.step
     if marks:
-        raise InputError(
-            "no checkpoint of the run is complete",
-            value=checkpoints.uri,
-            fix="restore the files that the warnings name, or give another --run to start again",
-        )
-    if sum(1 for _ in run.list(f"{LEDGER}/")) > 1:
-        raise InputError(
-            "the run's ledger shows a checkpoint, but no checkpoint is there",
-            value=checkpoints.uri,
-            fix="restore the checkpoints, or give another --run to start again",
-        )
-    return 0
+        what, lost = "no checkpoint of the run is complete", "the files that the warnings name"
+    elif sum(1 for _ in run.list(f"{LEDGER}/")) > 1:
+        what, lost = "the run's ledger shows a checkpoint, but no checkpoint is there", "the checkpoints"
+    else:
+        return 0
+    raise InputError(what, value=checkpoints.uri, fix=f"restore {lost}, or give another --run to start again")
 
 
 def latest_lease(run: Store) -> int:
@@ -221,11 +215,8 @@ def verify_owner(found: CheckpointState, fingerprint: str, base_sha256: str) -> 
         ("initial bundle", found.base_sha256, base_sha256),
     ):
         if theirs != ours:
-            raise InputError(
-                f"the checkpoint belongs to a run with another {what}",
-                value=f"{theirs[:12]} instead of {ours[:12]}",
-                fix="give this run its own --run prefix",
-            )
+            problem, value = f"the checkpoint belongs to a run with another {what}", f"{theirs[:12]}, not {ours[:12]}"
+            raise InputError(problem, value=value, fix="give this run its own --run prefix")
 
 
 def prune(store: Store, keep: int, keep_every: int | None = None) -> None:

@@ -82,11 +82,8 @@ def _trained_model(config: TrainConfig, initial: Path, weights: Mapping[str, Ten
     add_loras(config, model)
     named = model.set_trainable(trainable_parts(config))
     if differing := sorted(set(named) ^ set(weights)):
-        raise LookalikeError(
-            "the checkpoint does not have the trained tensors of the model",
-            value=differing[0],
-            fix="export with the run's own configuration",
-        )
+        what = "the checkpoint does not have the trained tensors of the model"
+        raise LookalikeError(what, value=differing[0], fix="export with the run's own configuration")
     with torch.no_grad():
         for name, parameter in named.items():
             parameter.copy_(weights[name])

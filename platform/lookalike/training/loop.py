@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 import torch
@@ -30,7 +30,9 @@ from lookalike.training.ranks import Rank
 from lookalike.training.saver import Saver
 from lookalike.training.stopping import stop_notice
 from lookalike.training.watchdog import Watchdog
-from lookalike.training.workload import Workload
+
+if TYPE_CHECKING:  # it imports the model's classes, for which jobs need not wait
+    from lookalike.training.workload import Workload
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +78,7 @@ class Loop:
     base_sha256: str
     evaluations: Sequence[tuple[int, Evaluation]] = ()
     """Each with the steps between two of them; the last step of a phase runs all."""
-    workload: Workload | None = None
+    workload: "Workload | None" = None
     learning_rate: Callable[[PhaseConfig, int], float] = learning_rate
     """Of a step by its 0-based position in its phase."""
     objective_metrics: Callable[[], Mapping[str, float]] = dict
