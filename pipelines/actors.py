@@ -2,10 +2,10 @@
 
 import logging
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -50,17 +50,12 @@ class ActorConfig:
         return "cpu"
 
 
-class UnitActor(Protocol):
-    """An actor: built once from the whole plan of work, and called with the number of a unit."""
-
-    def __init__(self, work: Any) -> None: ...
-
-    def __call__(self, unit: int) -> Columns:
-        """Do one unit, and return its rows."""
+UnitActor = Callable[[Any], Callable[[int], Columns]]
+"""A class: built once from the whole plan of work, and called with the number of a unit, whose rows it returns."""
 
 
 def run_units(
-    actor: type[UnitActor], work: Any, units: int, config: ActorConfig, *, noun: str = "batches"
+    actor: UnitActor, work: Any, units: int, config: ActorConfig, *, noun: str = "batches"
 ) -> Iterator[pa.Table]:
     """Do the units 0 … ``units`` - 1, and yield the rows of each as it is done, in any order, with a column ``unit``.
 
@@ -68,7 +63,8 @@ def run_units(
     batch and results have to repeat. Raises the LookalikeError that an actor raised.
     """
     if config.count == 0:
-        yield from _here(actor, work, units, noun)
+        do = actor(work)
+        yield from _tables((pa.table(_with_unit(unit, do(unit))) for unit in range(units)), units, noun)
         return
     import ray.data
 
@@ -82,16 +78,7 @@ def run_units(
             num_cpus=config.cpus,
             num_gpus=1 if config.use_gpu else 0,
         )
-        yield from _tables(done, units, noun)
-
-
-def _here(actor: type[UnitActor], work: Any, units: int, noun: str) -> Iterator[pa.Table]:
-    """Do the units in this process."""
-    do = actor(work)
-    for unit in range(units):
-        rows = pa.table(_with_unit(unit, do(unit)))
-        log.info("%d of %d %s done", unit + 1, units, noun)
-        yield rows
+        yield from _tables(done.iter_batches(batch_size=None, batch_format="pyarrow"), units, noun)
 
 
 def run_tasks(
@@ -109,7 +96,7 @@ def run_tasks(
         at_once = max(1, int(ray.cluster_resources().get("CPU", 0) / cpus))
         numbers = _numbers(units, max(min(units, _TASKS_PER_CORE * at_once), -(-units // _UNITS_PER_TASK)))
         done = numbers.map_batches(_run_task, fn_args=(task, [shared]), batch_size=1, num_cpus=cpus)
-        yield from _tables(done, units, noun)
+        yield from _tables(done.iter_batches(batch_size=None, batch_format="pyarrow"), units, noun)
 
 
 def _numbers(units: int, blocks: int) -> Any:
@@ -134,9 +121,10 @@ def _set_up_ray_data() -> None:
         logging.getLogger(noisy).setLevel(logging.ERROR)
 
 
-def _tables(dataset: Any, units: int, noun: str) -> Iterator[pa.Table]:
+def _tables(tables: Iterable[pa.Table], units: int, noun: str) -> Iterator[pa.Table]:
+    """Log each of ``tables``, or raise the error that it holds."""
     seen: set[int] = set()
-    for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
+    for table in tables:
         if _ERROR in table.column_names:
             raise pickle.loads(table[_ERROR].drop_null()[0].as_py())
         seen.update(table["unit"].to_pylist())
@@ -168,18 +156,17 @@ def _run_task(batch: Columns, task: Callable[[Any, int], Columns], shared: list[
 class _Adapter:
     """The callable class that Ray Data calls with a batch of one row."""
 
-    def __init__(self, actor: type[UnitActor], work: Any) -> None:
+    def __init__(self, actor: UnitActor, work: Any) -> None:
         redact_logs()
-        self._error: LookalikeError | None = None
+        self._do: Callable[[int], Columns]
         try:
-            self._actor = actor(work)
+            self._do = actor(work)
         except LookalikeError as error:
-            self._error = error
+            self._do = partial(_fail, error)
 
     def __call__(self, batch: Columns) -> Columns:
         return _rows(int(batch["id"][0]), self._do)
 
-    def _do(self, unit: int) -> Columns:
-        if self._error is not None:
-            raise self._error
-        return self._actor(unit)
+
+def _fail(error: LookalikeError, _unit: int) -> Columns:
+    raise error

@@ -14,7 +14,6 @@ from lookalike.models.presets import ASSETS_DIR, load_preset
 from lookalike.training import parts
 from pipelines.pretrain import augment
 from pipelines.pretrain.config import PretrainConfig
-from pipelines.pretrain.progress import fit_part
 from pipelines.pretrain.subjects import Subject
 
 _MEASURED = 256  # held-out images
@@ -44,16 +43,19 @@ def pretrain_mllm(
     def loss(rng: np.random.Generator, step: int) -> tuple[Tensor, parts.Metrics]:
         return parts.caption_loss(mllm, batch(train, rng, config.fit.batch_size))
 
-    last = fit_part(mllm, loss, config, run)
+    last = parts.fit(mllm, loss, config.fit, run, config.part)
     mllm.eval()
     rng = np.random.default_rng(config.fit.seed)
     tokenizer = AutoTokenizer.from_pretrained(initial / "mllm", **NO_CODE)
-    groups = {name: set(tokenizer.convert_tokens_to_ids(words)) for name, words in _word_groups().items()}
+    # Words of the sample world by meaning; words that the captions do not use do not count.
+    words_of: dict[str, list[str]] = json.loads((ASSETS_DIR / "mini.word_groups.json").read_text())
+    groups = {name: set(tokenizer.convert_tokens_to_ids(words)) for name, words in words_of.items()}
     fresh = [batch(held_out, rng, 32) for _ in range(_MEASURED // 32)]
     target = Path(config.out) / "mllm"
     mllm.half().save_pretrained(target)
     mllm.float()
-    _say_float32(target / "config.json")
+    saved = target / "config.json"  # transformers would compute in the file's half precision
+    saved.write_text(saved.read_text().replace('"dtype": "float16"', '"dtype": "float32"'))
     for file in sorted((initial / "mllm").iterdir()):
         if not (target / file.name).exists():
             (target / file.name).write_bytes(file.read_bytes())
@@ -62,15 +64,3 @@ def pretrain_mllm(
         "parameters": sum(p.numel() for p in mllm.parameters()),
         "token_accuracy_held_out_subjects": parts.caption_accuracy(mllm, fresh, groups),
     }
-
-
-def _word_groups() -> dict[str, list[str]]:
-    """Return words of the sample world by meaning; words that the captions do not use do not count."""
-    groups: dict[str, list[str]] = json.loads((ASSETS_DIR / "mini.word_groups.json").read_text())
-    return groups
-
-
-def _say_float32(path: Path) -> None:
-    """Name float32 in ``config.json``: transformers would compute in the file's half precision."""
-    text = path.read_text()
-    path.write_text(text.replace('"dtype": "float16"', '"dtype": "float32"'))

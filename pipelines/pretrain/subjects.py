@@ -4,8 +4,6 @@ import json
 import logging
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
 from tqdm import tqdm
 
 from lookalike.config import fingerprint
@@ -17,11 +15,11 @@ from lookalike.models.preprocess import check_image
 from lookalike.models.presets import load_preset
 from lookalike.pixels import crop_resize
 from lookalike.storage import open_store
+from pipelines.pretrain.augment import Pixels
 from pipelines.pretrain.config import PretrainConfig
 
 logger = logging.getLogger(__name__)
 
-Pixels = npt.NDArray[np.uint8]  # [H, W, 3]
 _MOST_LEFT_OUT = 0.1  # share of the samples that may be unreadable
 _NAMED = 5  # samples in a message
 _HELD_OUT = 16  # one subject of so many is kept for measuring
@@ -65,15 +63,12 @@ def read_subjects(config: PretrainConfig) -> tuple[list[Subject], list[Subject]]
             left_out.append(f"{info.key} ({error.what})")
     if passed_over.counts:
         logger.warning("skipped: members that belong to no sample: %s", dict(passed_over.counts))
+    share, named = f"{len(left_out)} of {total} samples", "; ".join(left_out[:_NAMED])
     if left_out:
-        logger.warning("%d of %d samples are left out: %s", len(left_out), total, "; ".join(left_out[:_NAMED]))
+        logger.warning("%s are left out: %s", share, named)
     if len(left_out) > _MOST_LEFT_OUT * total:
-        raise InputError(
-            f"{len(left_out)} of {total} samples cannot be read, at most {_MOST_LEFT_OUT:.0%} may: "
-            + "; ".join(left_out[:_NAMED]),
-            value=config.raw,
-            fix="ingest the photos again",
-        )
+        what = f"{share} cannot be read, at most {_MOST_LEFT_OUT:.0%} may: {named}"
+        raise InputError(what, value=config.raw, fix="ingest the photos again")
     held_out = {name for name in subjects if int(fingerprint(name)[:8], 16) % _HELD_OUT == 0}
     train = [subjects[name] for name in sorted(subjects) if name not in held_out]
     if not train or not held_out:
@@ -84,11 +79,7 @@ def read_subjects(config: PretrainConfig) -> tuple[list[Subject], list[Subject]]
 
 
 def _sample(members: dict[str, bytes], height: int, width: int) -> tuple[str, str, Pixels]:
-    """Return subject, caption and image of a raw sample.
-
-    Raises:
-        InputError: one of them is missing, or the image does not decode.
-    """
+    """Return subject, caption and image of a raw sample. Raises InputError if one of them is missing or damaged."""
     encoded = next((data for name, data in members.items() if name in EXTENSIONS), None)
     if encoded is None or "json" not in members:
         raise InputError("the raw sample has no image or no json", value=sorted(members), fix="ingest the photo again")

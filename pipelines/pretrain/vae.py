@@ -13,8 +13,7 @@ from lookalike.pixels import crop_resize
 from lookalike.training import parts
 from pipelines.pretrain import augment
 from pipelines.pretrain.config import PretrainConfig
-from pipelines.pretrain.progress import fit_part
-from pipelines.pretrain.subjects import Pixels, Subject
+from pipelines.pretrain.subjects import Subject
 
 _MEASURED = 256  # held-out images
 
@@ -43,7 +42,7 @@ def pretrain_vae(
         shape = (len(images), vae.config.latent_channels, latent_side, latent_side)
         return parts.vae_loss(vae, _tensor(images), torch.from_numpy(rng.standard_normal(shape, np.float32)))
 
-    last = fit_part(vae, loss, config, run)
+    last = parts.fit(vae, loss, config.fit, run, config.part)
     vae.eval()
     rng = np.random.default_rng(config.fit.seed)
     seen = _tensor([crop_resize(world[i], side, side) for i in rng.choice(len(world), min(512, len(world)), False)])
@@ -65,5 +64,5 @@ def pretrain_vae(
     }
 
 
-def _tensor(images: list[Pixels]) -> Tensor:
+def _tensor(images: list[augment.Pixels]) -> Tensor:
     return torch.from_numpy(np.stack(images).transpose(0, 3, 1, 2).copy())

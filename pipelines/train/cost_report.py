@@ -58,8 +58,7 @@ class PlanConfig(TrainConfig):
 def plan(config: PlanConfig) -> str:
     """Return the report as Markdown.
 
-    Raises:
-        ConfigError: a preset without shapes, or a batch size that is not a multiple of the GPUs.
+    Raises ConfigError for a preset without shapes, or a batch size that is not a multiple of the GPUs.
     """
     preset, cluster = load_preset(config.preset), config.cluster
     if config.batch_size % cluster.gpus:
@@ -94,16 +93,15 @@ def model_table(preset: Preset, sizes: Sequence[int] = (512, 1024)) -> list[str]
     context = [mllm_flops(model, sample) + aggregator_flops(model, sample) for sample in samples]  # of any image
     for side in sizes if preset.height >= min(sizes) else [preset.height]:
         encode, decode = vae_flops(vae, side, side)
-        steps = steps_by_conditions(preset, Sample.of(preset, height=side, width=side).image)
-        plain: int | None = None
+        image = Sample.of(preset, height=side, width=side)
+        steps = steps_by_conditions(preset, image.image)
+        plain = denoising_flops(model, image, mllm=False, references=False)  # the negative branch
         for references, context_flops in enumerate(context, start=1):
             sample = Sample.of(preset, references, height=side, width=side)
             seen = {
                 seen_by: denoising_flops(model, sample, mllm=seen_by[0], references=seen_by[1])
                 for seen_by in ((True, False), (True, True), (False, True))
             }
-            if plain is None:
-                plain = denoising_flops(model, sample, mllm=False, references=False)  # the negative branch
             encoding = context_flops + encode * references
             denoising = sum(count * (seen[seen_by] + plain) for seen_by, count in steps.items())
             rows.append(
@@ -135,18 +133,8 @@ def _training(config: PlanConfig, preset: Preset, cluster: "Cluster") -> list[st
     from lookalike.training.budget import GB, phase_costs, plan_memory
 
     sample = Sample.of(preset, config.references, text_tokens=config.text_tokens)
-    references = any(phase.conditions == "mllm+references" for phase in config.stages)
     share = config.batch_size // cluster.gpus
-    memory = plan_memory(
-        preset,
-        sample,
-        cluster,
-        precision=config.precision,
-        checkpointing=config.activation_checkpointing,
-        zero=config.zero,
-        references=references,
-        average=config.ema.decay is not None,
-    )
+    memory = plan_memory(config, preset, sample, cluster)
     fits = max(
         (micro for micro in range(1, share + 1) if share % micro == 0 and micro <= memory.micro_batch), default=0
     )
@@ -157,8 +145,9 @@ def _training(config: PlanConfig, preset: Preset, cluster: "Cluster") -> list[st
         "",
     ]
     rows = [["what", "GB"], *([name, f"{size / GB:.2f}"] for name, size in memory.rows.items())]
-    rows.append([f"activations of a micro batch of {fits or 1}", f"{memory.activations(fits or 1) / GB:.2f}"])
-    total = sum(memory.rows.values()) + memory.activations(fits or 1)
+    activations = memory.activation * (fits or 1)
+    rows.append([f"activations of a micro batch of {fits or 1}", f"{activations / GB:.2f}"])
+    total = sum(memory.rows.values()) + activations
     lines += _table([*rows, ["all", f"{total / GB:.2f}"]])
     offload = "none needed"
     if memory.offload != "none":
@@ -172,21 +161,20 @@ def _training(config: PlanConfig, preset: Preset, cluster: "Cluster") -> list[st
         f"At an assumed {cluster.utilisation:.0%} of {cluster.peak_tflops:g} TFLOP/s (projected, not measured):",
         "",
     ]
-    phases = phase_costs(preset, sample, cluster, config.stages, config.batch_size)
-    batch = config.batch_size
+    costs, batch = phase_costs(config, preset, sample, cluster), config.batch_size
     table = [["phase", "steps", "tokens of a step", "TFLOPs of a sample", "PFLOPs of a step", "days"]]
     table += [
         [
             phase.name,
             f"{phase.steps:,}",
-            f"{phase.tokens * batch:,}",
-            f"{phase.flops / 1e12:,.3f}",
-            f"{phase.flops * batch / 1e15:,.3f}",
-            f"{phase.days:.2f}",
+            f"{cost.tokens * batch:,}",
+            f"{cost.flops / 1e12:,.3f}",
+            f"{cost.flops * batch / 1e15:,.3f}",
+            f"{cost.days:.2f}",
         ]
-        for phase in phases
+        for phase, cost in zip(config.stages, costs, strict=True)
     ]
-    table.append(["all", f"{config.total_steps:,}", "", "", "", f"{sum(phase.days for phase in phases):.2f}"])
+    table.append(["all", f"{config.total_steps:,}", "", "", "", f"{sum(cost.days for cost in costs):.2f}"])
     return lines + _table(table)
 
 

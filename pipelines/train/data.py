@@ -30,7 +30,6 @@ class PacedExecution(ExecutionCallback):
     """
 
     def on_execution_step(self, executor: Any) -> None:
-        """Called after each round of the loop."""
         time.sleep(_PACE_S)
 
 
@@ -52,17 +51,14 @@ def rank_batches(
 def _dataset(
     source: TripletSource, plan: EpochPlan, steps: range, rank: int, world_size: int, batch_size: int
 ) -> "ray.data.Dataset":
-    """Return the rank's slots of each step as rows."""
-
     def load(batch: Columns) -> Iterator[Columns]:
         for step in batch["step"]:
             slots = plan.rank_slots(int(step), rank, world_size, batch_size)
             yield of_step(prepare(source, slots), int(step))
 
     # Items in memory: tasks that read, or that inspect Arrow blocks, would keep one more process busy.
-    numbers = ray.data.from_items(
-        [{"step": step} for step in steps], override_num_blocks=-(-len(steps) // _STEPS_PER_TASK)
-    )
+    items, tasks = [{"step": step} for step in steps], -(-len(steps) // _STEPS_PER_TASK)
+    numbers = ray.data.from_items(items, override_num_blocks=tasks)
     share = int(ray.cluster_resources()["CPU"] / world_size / 2)
     loaders = ray.data.TaskPoolStrategy(size=max(1, min(_LOADERS_PER_RANK, share)))
     dataset = numbers.map_batches(load, batch_size=None, num_cpus=_LOADER_CPUS, compute=loaders)

@@ -7,7 +7,7 @@ import logging
 import multiprocessing
 import os
 from collections.abc import Iterator
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from functools import partial
 from typing import TypeVar
 
@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lookalike.training.epoch_plan import PADDING, EpochPlan
-from pipelines.train.samples import Columns, TripletSource, of_step, prepare
+from pipelines.train.samples import Columns, TripletSource, of_step, prepare, without_padding
 
 _CHUNK = 16  # samples that a thread prepares at a time
 _MANY = 4096  # samples that are worth processes of their own
@@ -40,12 +40,7 @@ class KeptSamples:
         """Return what ``prepare(source, indices)`` returns; samples that are in memory are not read again."""
         rows = np.where(indices == PADDING, 0, indices)
         self.learn(rows)
-        columns = {name: values.take(rows, axis=0) for name, values in self._columns.items()}
-        real = indices != PADDING
-        columns["weight"] = columns["weight"] * real.astype(np.float32)
-        columns["reason"] = np.where(real, columns["reason"], "")
-        columns["fatal"] = columns["fatal"] & real
-        return columns
+        return without_padding({name: values.take(rows, axis=0) for name, values in self._columns.items()}, indices)
 
     def learn(self, rows: npt.NDArray[np.int64], processes: int = 1) -> None:
         """Prepare those of ``rows`` that are not in memory; many at once in ``processes`` processes.
@@ -56,12 +51,8 @@ class KeptSamples:
         many = len(rows) >= _MANY
         size = _CHUNK_OF_MANY if many else _CHUNK
         chunks = [rows[first : first + size] for first in range(0, len(rows), size)]
-        executor: Executor
-        if many:
-            executor = ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn"))
-        else:
-            executor = ThreadPoolExecutor(os.cpu_count())
-        with executor:
+        spawn = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(processes, spawn) if many else ThreadPoolExecutor(os.cpu_count()) as executor:
             prepared = executor.map(partial(prepare, self._source), chunks)
             for chunk, columns in zip(chunks, prepared, strict=True):
                 for name, values in columns.items():

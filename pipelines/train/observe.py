@@ -2,26 +2,28 @@
 
 import importlib
 import logging
+import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
 import numpy as np
-from PIL import Image
 
 from lookalike.redaction import redact
 from lookalike.scratch import scratch
 from lookalike.tracking import Tracker
 from lookalike.training.curriculum import PhaseConfig
+from lookalike.training.history import Listener
 from lookalike.training.previews import HeldOutImages
 from lookalike.training.ranks import Rank
 
 log = logging.getLogger(__name__)
 
 _TAG_LENGTH = 255
-_COUNTED = {"images": "images_per_second", "tokens": "tokens_per_second"}
+_PRINTABLE = "".join(map(chr, range(0x21, 0x7F)))
 
 
 class RayMetrics:
@@ -29,10 +31,10 @@ class RayMetrics:
     and tokens. Ray's agents serve them to Prometheus (``ray_lookalike_train_loss{run="…"}``)."""
 
     def __init__(self, run: str) -> None:
-        self._tags = {"run": _tag(run)}
+        # Tags are printable ASCII; other characters of a URI are percent-encoded.
+        self._tags = {"run": quote(redact(run), safe=_PRINTABLE)[:_TAG_LENGTH]}
         self._broken = False
-        self._gauges: dict[str, Any] = {}
-        self._counters: dict[str, Any] = {}
+        self._made: dict[str, Any] = {}
 
     def __call__(self, steps: int, metrics: Mapping[str, float]) -> None:
         if self._broken:
@@ -44,37 +46,22 @@ class RayMetrics:
             log.warning("the run's metrics are not shown to Prometheus: %s", error)
 
     def _show(self, steps: int, metrics: Mapping[str, float]) -> None:
+        from ray.util.metrics import Counter, Gauge
+
         for name, value in {"step": float(steps), **metrics}.items():
-            self._gauge(_metric_name(name)).set(value, tags=self._tags)
-        if "step_seconds" in metrics:
-            self._count("steps", 1)
-            for name, rate in _COUNTED.items():
-                self._count(name, metrics.get(rate, 0.0) * metrics["step_seconds"])
+            self._metric(Gauge, name, "of the last step").set(value, tags=self._tags)
+        if seconds := metrics.get("step_seconds"):
+            rates = {name: metrics.get(f"{name}_per_second", 0.0) for name in ("images", "tokens")}
+            for name, number in {"steps": 1.0, **{name: rate * seconds for name, rate in rates.items()}}.items():
+                counter = self._metric(Counter, name, "trained on")
+                if number > 0:
+                    counter.inc(number, tags=self._tags)
 
-    def _gauge(self, name: str) -> Any:
-        from ray.util.metrics import Gauge
-
-        if name not in self._gauges:
-            self._gauges[name] = Gauge(name, description="of the last step", tag_keys=("run",))
-        return self._gauges[name]
-
-    def _count(self, name: str, number: float) -> None:
-        from ray.util.metrics import Counter
-
-        if name not in self._counters:
-            self._counters[name] = Counter(f"lookalike_train_{name}", description="trained on", tag_keys=("run",))
-        if number > 0:
-            self._counters[name].inc(number, tags=self._tags)
-
-
-def _tag(value: str) -> str:
-    """Return a tag for Ray's metrics: printable ASCII; other characters of a URI are percent-encoded."""
-    return quote(redact(value), safe="".join(map(chr, range(0x21, 0x7F))))[:_TAG_LENGTH]
-
-
-def _metric_name(name: str) -> str:
-    """Return a metric's name in Prometheus: letters, digits and underscores."""
-    return "lookalike_train_" + "".join(letter if letter.isascii() and letter.isalnum() else "_" for letter in name)
+    def _metric(self, kind: Any, name: str, description: str) -> Any:
+        name = "lookalike_train_" + re.sub("[^A-Za-z0-9]", "_", name)  # what Prometheus allows
+        if name not in self._made:
+            self._made[name] = kind(name, description=description, tag_keys=("run",))
+        return self._made[name]
 
 
 def ray_runs() -> bool:
@@ -83,23 +70,21 @@ def ray_runs() -> bool:
     return ray is not None and bool(ray.is_initialized())
 
 
-class ProgressBar:
-    """A listener that shows a progress bar: with Ray in the driver's terminal, without Ray in this process's."""
+@contextmanager
+def progress_bar(total: int) -> Iterator[Listener]:
+    """Yield a listener that shows a progress bar: with Ray in the driver's terminal, without Ray in this process's."""
+    bars: Any = importlib.import_module("ray.experimental.tqdm_ray" if ray_runs() else "tqdm")
+    shown = 0
+    with closing(bars.tqdm(desc="train", total=total, unit="step")) as bar:
 
-    def __init__(self, total: int) -> None:
-        bars = importlib.import_module("ray.experimental.tqdm_ray" if ray_runs() else "tqdm")
-        self._bar: Any = bars.tqdm(desc="train", total=total, unit="step")
-        self._shown = 0
+        def show(steps: int, metrics: Mapping[str, float]) -> None:
+            nonlocal shown
+            if "loss" in metrics:
+                bar.set_description(f"train  loss {metrics['loss']:.3f}")
+                bar.update(steps - shown)
+                shown = steps
 
-    def __call__(self, steps: int, metrics: Mapping[str, float]) -> None:
-        if "loss" in metrics:
-            self._bar.set_description(f"train  loss {metrics['loss']:.3f}")
-            self._bar.update(steps - self._shown)
-            self._shown = steps
-
-    def close(self) -> None:
-        """Remove the bar."""
-        self._bar.close()
+        yield show
 
 
 @dataclass(frozen=True)
@@ -115,36 +100,21 @@ class TrackedImages:
         from lookalike.report.grid import GridRow, draw_grid  # imports matplotlib
 
         columns = self.images.columns
-        drawn = self.images(phase)
+        references, targets = (np.moveaxis(columns[name], -3, -1) for name in ("references", "target"))
+        present = columns["reference_mask"].astype(bool)
         rows = [
             GridRow(
-                references=[_upright(image) for image in references[mask.astype(bool)]],
-                prompt=str(prompt),
-                images={"real": _upright(target), "drawn": image},
+                references=list(references[row][present[row]]),
+                prompt=str(columns["prompt"][row]),
+                images={"real": targets[row], "drawn": image},
             )
-            for references, mask, prompt, target, weight, image in zip(
-                columns["references"],
-                columns["reference_mask"],
-                columns["prompt"],
-                columns["target"],
-                columns["weight"],
-                drawn,
-                strict=True,
-            )
-            if weight  # else the sample could not be read
+            for row, image in enumerate(self.images(phase))
+            if columns["weight"][row]  # else the sample could not be read
         ]
         gathered = [row for part in self.rank.gather(rows) for row in part]
         if self.rank.is_first and gathered:
             grid = draw_grid(gathered[: self.images.config.count], ["real", "drawn"], f"after {steps} steps")
-            self._keep(grid, steps)
-
-    def _keep(self, grid: Image.Image, steps: int) -> None:
-        with scratch("samples") as folder:
-            path = folder / f"step-{steps:08d}.png"
-            grid.save(path)
-            self.tracker.log_artifact(path, "samples")
-
-
-def _upright(image: np.ndarray) -> np.ndarray:
-    """Convert ``[3, H, W]`` to ``[H, W, 3]``."""
-    return np.moveaxis(image, 0, -1)
+            with scratch("samples") as folder:
+                path = folder / f"step-{steps:08d}.png"
+                grid.save(path)
+                self.tracker.log_artifact(path, "samples")

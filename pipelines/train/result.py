@@ -21,23 +21,22 @@ _RESULT = {"bundle_uri": str, "bundle_sha256": str, "steps": int, "tracking_run"
 def earlier_result(config: TrainConfig, store: Store, fingerprint: str) -> dict[str, Any]:
     """Return the content of ``result.json``, with the bundle's current URI.
 
-    Raises:
-        InputError: the result belongs to another run, or to another bundle than the run's.
+    Raises InputError if the result belongs to another run, or to another bundle than the run's.
     """
     result, sealed = read_result(store, RESULT, fingerprint, _RESULT)
     bundle, where = finished_bundle(store), store.uri_of(RESULT)
-    if bundle is not None and bundle.sha256 != result["bundle_sha256"]:
-        ours, theirs = bundle.sha256[:12], result["bundle_sha256"][:12]
-        what = f"the result belongs to the bundle {theirs}, and the run has the bundle {ours}"
-        raise InputError(what, value=where, fix=AGAIN)
     if bundle is not None:
+        ours, theirs = bundle.sha256[:12], result["bundle_sha256"][:12]
+        if bundle.sha256 != result["bundle_sha256"]:
+            what = f"the result belongs to the bundle {theirs}, and the run has the bundle {ours}"
+            raise InputError(what, value=where, fix=AGAIN)
         result["bundle_uri"] = bundle.uri
     if not sealed:
-        if bundle is None or result["steps"] != config.total_steps:
+        if bundle is None:
+            raise InputError("the result belongs to a bundle that is not in the run", value=where, fix=AGAIN)
+        if result["steps"] != config.total_steps:
             what = f"the result, written by an earlier version, has {result['steps']} steps, not {config.total_steps}"
-            raise InputError(
-                what if bundle else "the result belongs to a bundle that is not in the run", value=where, fix=AGAIN
-            )
+            raise InputError(what, value=where, fix=AGAIN)
         write_result(store, RESULT, result, fingerprint)
     if store.exists(PENDING):
         record_result(config, store, result["tracking_run"], {})
@@ -55,17 +54,16 @@ def finish(settings: WorkerSettings, store: Store, snapshot: dict[str, Any], lea
         from lookalike.training.export import export_bundle
 
         bundle = export_bundle(config, store, step, lease.check)
+    exported = {"bundle_uri": bundle.uri, "bundle_sha256": bundle.sha256}
     result = {
-        "bundle_uri": bundle.uri,
-        "bundle_sha256": bundle.sha256,
+        **exported,
         "steps": step,
         "stages": _phase_losses(store),
         "tracking_run": settings.tracking_run,
         "dataset": snapshot,
     }
-    tags = {"bundle_uri": bundle.uri, "bundle_sha256": bundle.sha256}
     lease.check()
-    record_result(config, store, settings.tracking_run, tags)
+    record_result(config, store, settings.tracking_run, exported)
     write_result(store, RESULT, result, settings.fingerprint)
     return result
 

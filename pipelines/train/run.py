@@ -3,7 +3,7 @@
 import logging
 import sys
 import time
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -14,14 +14,7 @@ from lookalike.bundles.manifest import latent_identity, read_preset
 from lookalike.bundles.manifest import read_manifest as read_bundle_manifest
 from lookalike.bundles.transfer import local_bundle, verified_reference
 from lookalike.errors import InputError
-from lookalike.storage import (
-    Store,
-    latest_version,
-    list_versions,
-    open_store,
-    read_manifest,
-    version_store,
-)
+from lookalike.storage import Store, latest_version, list_versions, open_store, read_manifest, version_store
 from lookalike.storage.claim import read_claim, run_once
 from lookalike.storage.lease import hold
 from lookalike.tracking import tracking_uri
@@ -56,53 +49,39 @@ def train(config: TrainConfig) -> dict[str, Any]:
     config = replace(config, dataset=dataset.uri, run=store.uri, tracking=tracking_uri(config.tracking))
     version = _version(dataset, store)
     manifest = read_manifest(dataset, version)
-    snapshot = {"uri": dataset.uri, "version": version, "sha256": configs.fingerprint(manifest)}
+    sha256 = configs.fingerprint(manifest)
+    snapshot = {"uri": dataset.uri, "version": version, "sha256": sha256}
     content: dict[str, Any] = {"snapshot": snapshot}
     if config.base is not None:
         content["base_sha256"] = verified_reference(config.base).sha256
-    return run_once(
-        store,
-        RESULT,
-        config,
-        content=content,
-        earlier=lambda fingerprint: earlier_result(config, store, fingerprint),
-        work=lambda fingerprint: _train(config, store, snapshot, manifest, fingerprint, started),
-    )
 
+    def work(fingerprint: str) -> dict[str, Any]:
+        with hold(store.child(LEASE), above=checkpoint.latest_lease(store)) as lease:
+            initial = initial_bundle(config, store)
+            latents = _latents_fit(manifest.get("latents"), initial.uri)
+            uri = version_store(dataset, version).uri
+            source = TripletSource(uri, "train", initial.uri, latents, sha256, initial.sha256)
+            references_fit(source)
+            settings = WorkerSettings(
+                config=config,
+                source=source,
+                plan=EpochPlan(source.table().num_rows, config.batch_size, config.seed),
+                fingerprint=fingerprint,
+                base_sha256=initial.sha256,
+                **tracking_run(config, store, snapshot),
+                terminal=sys.stderr.isatty(),
+                lease=lease.number,
+            )
+            log.info("ready for its ranks in %.1f s", time.perf_counter() - started)
+            needs_ray = config.workers.num_workers > 0 or not config.keep_samples
+            with ray_session() if needs_ray else nullcontext(), stops_on_sigterm(store, config.safety.grace_s):
+                fit(settings, store, lease)
+            return finish(settings, store, snapshot, lease)
 
-def _train(
-    config: TrainConfig,
-    store: Store,
-    snapshot: dict[str, Any],
-    manifest: dict[str, Any],
-    fingerprint: str,
-    started: float,
-) -> dict[str, Any]:
-    with hold(store.child(LEASE), above=checkpoint.latest_lease(store)) as lease:
-        initial = initial_bundle(config, store)
-        latents = _latents_fit(manifest.get("latents"), initial.uri)
-        uri, sha256 = version_store(open_store(config.dataset), snapshot["version"]).uri, snapshot["sha256"]
-        source = TripletSource(uri, "train", initial.uri, latents, sha256, initial.sha256)
-        references_fit(source)
-        settings = WorkerSettings(
-            config=config,
-            source=source,
-            plan=EpochPlan(source.table().num_rows, config.batch_size, config.seed),
-            fingerprint=fingerprint,
-            base_sha256=initial.sha256,
-            **tracking_run(config, store, snapshot),
-            terminal=sys.stderr.isatty(),
-            lease=lease.number,
-        )
-        log.info("ready for its ranks in %.1f s", time.perf_counter() - started)
-        with _ray_for(config), stops_on_sigterm(store, config.safety.grace_s):
-            fit(settings, store, lease)
-        return finish(settings, store, snapshot, lease)
+    def earlier(fingerprint: str) -> dict[str, Any]:
+        return earlier_result(config, store, fingerprint)
 
-
-def _ray_for(config: TrainConfig) -> AbstractContextManager[None]:
-    """Return a Ray session, which a plain process that keeps its samples in memory does not need."""
-    return nullcontext() if config.workers.num_workers == 0 and config.keep_samples else ray_session()
+    return run_once(store, RESULT, config, content=content, earlier=earlier, work=work)
 
 
 def _latents_fit(encoded: dict[str, Any] | None, bundle_uri: str) -> bool:
@@ -118,14 +97,11 @@ def _latents_fit(encoded: dict[str, Any] | None, bundle_uri: str) -> bool:
 def references_fit(source: TripletSource) -> None:
     """Raise InputError if a triplet has more references than the bundle's preset takes, before anything starts."""
     preset = read_preset(local_bundle(source.bundle_uri))
+    most = preset.references.max_references
     found = int(pc.max(pc.list_value_length(source.table()["reference_offsets"])).as_py() or 0)
-    if found > preset.references.max_references:
-        raise InputError(
-            f"triplets have up to {found} references, the preset {preset.name} takes"
-            f" {preset.references.max_references}",
-            value=source.snapshot_uri,
-            fix=f"curate with plan.max_references={preset.references.max_references}",
-        )
+    if found > most:
+        what = f"triplets have up to {found} references, the preset {preset.name} takes {most}"
+        raise InputError(what, value=source.snapshot_uri, fix=f"curate with plan.max_references={most}")
 
 
 def _version(dataset: Store, run: Store) -> int:

@@ -37,7 +37,6 @@ class TripletSource:
     snapshot_uri: str
     """URI of the version, ``…/v0001``."""
     split: Split
-    """Split of the snapshot."""
     bundle_uri: str
     """Bundle whose tokenizer and image processing prepare the rows."""
     latents: bool = False
@@ -45,7 +44,6 @@ class TripletSource:
     snapshot_sha256: str | None = None
     """Fingerprint of the version's manifest, which has the hash of the table, which has those of the images."""
     bundle_sha256: str | None = None
-    """SHA-256 of the bundle."""
 
     def table(self) -> pa.Table:
         """The rows of the split."""
@@ -81,20 +79,23 @@ def prepare(source: TripletSource, indices: npt.NDArray[np.int64]) -> Columns:
     weight 0 and a ``reason``; ``fatal`` means that its whole shard cannot be read, and ``reason`` is then the error's
     what, value and fix as JSON.
 
-    Raises:
-        UnreachableError: the store does not answer.
+    Raises UnreachableError if the store does not answer.
     """
     store, rows = open_store(source.snapshot_uri), np.where(indices == PADDING, 0, indices)
     made = {int(index): _sample(source, store, int(index)) for index in np.unique(rows)}
     samples = [made[int(index)] for index in rows]
     columns = {name: np.concatenate([s.columns[name] for s in samples]) for name in samples[0].columns}
-    for name in ("sample_id", "subject", "prompt"):
+    for name in ("sample_id", "subject", "prompt", "reason", "fatal"):
         columns[name] = np.array([getattr(sample, name) for sample in samples])
+    columns["weight"] = (columns["reason"] == "").astype(np.float32)
+    return without_padding(columns, indices)
+
+
+def without_padding(columns: Columns, indices: npt.NDArray[np.int64]) -> Columns:
+    """Set weight 0 and no ``reason`` in the padding slots of ``indices``."""
     real = indices != PADDING
-    columns["reason"] = np.where(real, np.array([sample.reason for sample in samples]), "")
-    columns["fatal"] = np.array([sample.fatal for sample in samples]) & real
-    columns["weight"] = (real & (columns["reason"] == "")).astype(np.float32)
-    return columns
+    weight, reason = columns["weight"] * real.astype(np.float32), np.where(real, columns["reason"], "")
+    return {**columns, "weight": weight, "reason": reason, "fatal": columns["fatal"] & real}
 
 
 def of_step(columns: Columns, step: int) -> Columns:

@@ -14,13 +14,9 @@ class WorkerSettings:
     """Settings of one run for its ranks."""
 
     config: TrainConfig
-    """The resolved configuration."""
     source: TripletSource
-    """Source of the samples."""
     plan: EpochPlan
-    """Which sample each slot of a step gets."""
     fingerprint: str
-    """Fingerprint of the run."""
     base_sha256: str
     """SHA-256 of the initial bundle."""
     tracking_run: str

@@ -1,6 +1,5 @@
 """The tracker's run of a training run: created once, continued by each attempt, replaced if it was deleted."""
 
-import json
 import logging
 import time
 from pathlib import PurePosixPath
@@ -8,12 +7,13 @@ from typing import Any
 from urllib.parse import unquote
 
 from lookalike import config as configs
+from lookalike.documents import render_json
 from lookalike.errors import InputError, LookalikeError, UnreachableError
 from lookalike.storage import Store, read_members
 from lookalike.tracking import Tracker, open_resilient, open_tracker, tracking_uri
 from lookalike.tracking.base import NO_RUN
 from lookalike.training.config import TrainConfig
-from lookalike.training.history import METRICS
+from lookalike.training.history import readable_records
 
 log = logging.getLogger(__name__)
 
@@ -27,31 +27,36 @@ def tracking_run(config: TrainConfig, store: Store, snapshot: dict[str, Any]) ->
 
     The first attempt raises if the tracker does not answer, so that a wrong address is noticed before hours of work.
     Later attempts continue in any case. If their run is missing (it or its experiment was deleted, or ``--tracking``
-    names another server), they create a new one, which gets the metrics so far.
+    names another server), they start a new one, which gets the metrics so far.
     """
     record = _read(store)
-    if record is None:
-        with open_resilient(config.tracking, config.experiment, run_name=_name(store), spool=store) as tracker:
-            _describe(tracker, config, snapshot)
-            record = {"tracking_run": tracker.run_id, "submitted": time.time()}
-            store.write(RECORD, json.dumps(record).encode())
-        return record
     try:
-        if _is_there(config, record["tracking_run"]):
-            return {name: record[name] for name in ("tracking_run", "submitted")}
-        with open_resilient(config.tracking, config.experiment, run_name=_name(store), spool=store) as tracker:
-            _describe(tracker, config, snapshot)
-            _replay(tracker, store)
-            earlier = [*record.get("earlier", []), record["tracking_run"]]
-            record = {"tracking_run": tracker.run_id, "submitted": record["submitted"], "earlier": earlier}
-            store.write(RECORD, json.dumps(record).encode())
-        if earlier[-1] != NO_RUN:
-            log.warning(
-                "the tracker has no run %s: the training run continues as its run %s", earlier[-1], tracker.run_id
-            )
+        if record is None or not _is_there(config, record["tracking_run"]):
+            record = _start(config, store, snapshot, record)
     except LookalikeError as error:
+        if record is None:
+            raise
         log.warning("the tracker cannot be used: %s. Training resumes; what it records is sent later", error)
     return {name: record[name] for name in ("tracking_run", "submitted")}
+
+
+def _start(
+    config: TrainConfig, store: Store, snapshot: dict[str, Any], earlier: dict[str, Any] | None
+) -> dict[str, Any]:
+    """Start a run in the tracker and record its id; it gets the metrics of the run that it replaces."""
+    name = PurePosixPath(unquote(store.uri)).name
+    with open_resilient(config.tracking, config.experiment, run_name=name, spool=store) as tracker:
+        tracker.log_config({**configs.to_dict(config), "snapshot": snapshot})
+        record: dict[str, Any] = {"tracking_run": tracker.run_id, "submitted": time.time()}
+        if earlier is not None:
+            _replay(tracker, store)
+            record["submitted"] = earlier["submitted"]
+            record["earlier"] = [*earlier["earlier"], earlier["tracking_run"]]
+        store.write(RECORD, render_json(record))
+    if earlier is not None and earlier["tracking_run"] != NO_RUN:
+        old, new = earlier["tracking_run"], record["tracking_run"]
+        log.warning("the tracker has no run %s: the training run continues as its run %s", old, new)
+    return record
 
 
 def record_result(config: TrainConfig, store: Store, run_id: str, tags: dict[str, str]) -> None:
@@ -91,26 +96,11 @@ def _is_there(config: TrainConfig, run_id: str) -> bool:
     return True
 
 
-def _describe(tracker: Tracker, config: TrainConfig, snapshot: dict[str, Any]) -> None:
-    tracker.log_config({**configs.to_dict(config), "snapshot": snapshot})
-
-
 def _replay(tracker: Tracker, store: Store) -> None:
-    """Send a new run the metrics recorded so far."""
-    if not store.exists(METRICS):
-        return
-    lines = store.read(METRICS).decode(errors="replace").splitlines()
-    for line in lines[:: -(-len(lines) // _REPLAYED) or 1]:
-        try:
-            record = json.loads(line)
-            step, held_out = int(record["step"]), record.get("validation")
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            continue
+    records = readable_records(store)
+    for record in records[:: -(-len(records) // _REPLAYED) or 1]:
+        held_out = record.get("validation")
         kind, values = ("train", record) if held_out is None else ("validation", held_out)
         numbers = {f"{kind}/{name}": value for name, value in values.items() if isinstance(value, float)}
         if numbers:
-            tracker.log_metrics(numbers, step)
-
-
-def _name(store: Store) -> str:
-    return PurePosixPath(unquote(store.uri)).name
+            tracker.log_metrics(numbers, record["step"])

@@ -3,9 +3,11 @@
 import logging
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from itertools import chain
+from pathlib import Path
 
 import torch
 
@@ -22,15 +24,14 @@ from lookalike.storage.lease import Fence
 from lookalike.tracking import Tracker, open_resilient
 from lookalike.training import checkpoint
 from lookalike.training.clock import StepClock
-from lookalike.training.curriculum import phase_at
+from lookalike.training.config import TrainConfig
+from lookalike.training.curriculum import PhaseConfig, phase_at
 from lookalike.training.deepspeed_setup import import_deepspeed, prepare_process
 from lookalike.training.engine import Engine, PlainEngine
 from lookalike.training.export import export_bundle
 from lookalike.training.history import History, Listener
-from lookalike.training.ledger import Ledger
-from lookalike.training.loop import Loop
-from lookalike.training.micro_batch import MicroBatch
-from lookalike.training.objective import DenoisingObjective, HeldOutLoss
+from lookalike.training.loop import Evaluation, Loop
+from lookalike.training.objective import DenoisingObjective, HeldOutLoss, MicroBatch
 from lookalike.training.previews import HeldOutImages
 from lookalike.training.quarantine import failures
 from lookalike.training.ranks import Rank
@@ -38,19 +39,19 @@ from lookalike.training.trainable import adapter_of, add_loras, trainable_parts
 from lookalike.training.workload import Workload, peak_tflops
 from lookalike.training.zero import ZeroEngine
 from pipelines.train.in_memory import ahead, kept_batches
-from pipelines.train.observe import ProgressBar, RayMetrics, TrackedImages, ray_runs
+from pipelines.train.observe import RayMetrics, TrackedImages, progress_bar, ray_runs
 from pipelines.train.samples import Columns, prepare, validation_indices
 from pipelines.train.settings import LEASE, WorkerSettings
 
 log = logging.getLogger(__name__)
 
 
-def run_rank(settings: WorkerSettings, rank: Rank | None = None) -> None:
-    """Train and export, as ``rank`` of a process group or alone (``rank=None``: a plain process without DeepSpeed).
+def run_rank(settings: WorkerSettings, rank: Rank) -> None:
+    """Train and export, as ``rank`` of a process group, or alone without DeepSpeed if ``num_workers`` is 0.
 
     Raises what :meth:`Loop.run` raises.
     """
-    config, plain = settings.config, rank is None
+    config, plain = settings.config, settings.config.workers.num_workers == 0
     device = torch.device("cuda", torch.cuda.current_device()) if config.workers.use_gpu else torch.device("cpu")
     if not config.workers.use_gpu:
         torch.set_num_threads(config.workers.threads_per_worker)
@@ -63,20 +64,18 @@ def run_rank(settings: WorkerSettings, rank: Rank | None = None) -> None:
     store = open_store(config.run)
     fence = Fence(store.child(LEASE), settings.lease)
     fence.check()  # before a group that Ray Train has restarted begins
-    batches = _batches(settings, checkpoint.newest(store), rank or Rank())
+    batches = _batches(settings, checkpoint.newest(store), rank)
     import_model_classes()
-    if rank is not None:
+    if not plain:
         import_deepspeed(device)
     started = time.perf_counter()
-    engine = _engine(settings, device, rank)
-    rank = rank or Rank()
+    bundle = local_bundle(settings.source.bundle_uri, settings.base_sha256)
+    engine = _engine(config, bundle, device)
     if rank.is_first:
         log.info("the model is built in %.1f s", time.perf_counter() - started)
-    bundle = local_bundle(settings.source.bundle_uri, settings.base_sha256)
     objective = DenoisingObjective(
         engine.model, load_vae(bundle).to(device), FlowConfig.from_bundle(bundle), config.dropout, config.seed, device
     )
-    workload = _workload(settings, device)
     if plain and device.type == "cuda":
         batches = _computed_ahead(batches, objective, settings)
     with (
@@ -86,28 +85,31 @@ def run_rank(settings: WorkerSettings, rank: Rank | None = None) -> None:
         _listeners(settings, rank) as listeners,
     ):
         held_out = _validation_batches(settings, rank)
+        history = History(
+            store, tracker, config.total_steps, write=rank.is_first, submitted=settings.submitted, listeners=listeners
+        )
+        evaluations: list[tuple[int, Evaluation]] = []
+        if held_out:
+            validate = HeldOutLoss(objective, held_out, rank.sum)
+
+            def record(phase: PhaseConfig, steps: int) -> None:
+                history.add_validation(steps - 1, phase.name, validate(phase))
+
+            evaluations.append((config.validation.every, record))
+        if config.images.count:
+            evaluations.append((config.images.every, _images(settings, bundle, objective, rank, tracker)))
         loop = Loop(
             config=config,
             rank=rank,
             engine=engine,
             objective=objective,
-            validation=HeldOutLoss(objective, held_out, rank.sum),
             plan=settings.plan,
             store=store,
-            history=History(
-                store,
-                tracker,
-                config.total_steps,
-                write=rank.is_first,
-                submitted=settings.submitted,
-                listeners=listeners,
-            ),
-            ledger=Ledger(rank),
+            history=history,
             fingerprint=settings.fingerprint,
             base_sha256=settings.base_sha256,
-            workload=workload,
-            peak_tflops=workload.peak_tflops,
-            images=_images(settings, objective, rank, tracker),
+            evaluations=evaluations,
+            workload=_workload(config, bundle, device),
             clock=StepClock(device),
             fence=fence,
         )
@@ -118,10 +120,7 @@ def run_rank(settings: WorkerSettings, rank: Rank | None = None) -> None:
         export_bundle(config, store, config.total_steps, fence.check)
 
 
-def _engine(settings: WorkerSettings, device: torch.device, rank: Rank | None) -> Engine:
-    config = settings.config
-    bundle = local_bundle(settings.source.bundle_uri, settings.base_sha256)
-
+def _engine(config: TrainConfig, bundle: Path, device: torch.device) -> Engine:
     def select(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
         assert isinstance(model, SubjectModel)
         add_loras(config, model)
@@ -130,37 +129,24 @@ def _engine(settings: WorkerSettings, device: torch.device, rank: Rank | None) -
         return model.set_trainable(trainable_parts(config))
 
     torch.manual_seed(config.seed)  # adapters get their initial weights here, the same on every rank
-    if rank is not None:
+    if config.workers.num_workers > 0:
         prepare_process(device)
-        return ZeroEngine(
-            build=lambda: build_model(bundle),
-            weights=lambda model: strict_weights(model, bundle),
-            select=select,
-            config=config,
-        )
+        return ZeroEngine(lambda: build_model(bundle), lambda model: strict_weights(model, bundle), select, config)
     model = load_model(bundle).to(device)
     return PlainEngine(model, select(model), config.optimizer, config.accumulation(1), config.ema, config.precision)
 
 
 def _batches(settings: WorkerSettings, first_step: int, rank: Rank) -> Iterator[MicroBatch]:
     """This rank's micro batches in order; the loaders start at once, while the caller builds its engine."""
-    config, steps = settings.config, range(first_step, settings.config.total_steps)
-    where = (settings.source, settings.plan, steps, rank.index, rank.count, config.micro_batch_size)
-    if config.keep_samples:
-        batches = kept_batches(*where)
-    else:
-        from pipelines.train.data import rank_batches
-
-        batches = rank_batches(*where)
+    config, read = settings.config, kept_batches
+    if not config.keep_samples:
+        from pipelines.train.data import rank_batches as read
+    steps = range(first_step, config.total_steps)
+    batches = read(settings.source, settings.plan, steps, rank.index, rank.count, config.micro_batch_size)
     starter = ThreadPoolExecutor(max_workers=1)
     first = starter.submit(next, batches)
     starter.shutdown(wait=False)
-
-    def in_order() -> Iterator[MicroBatch]:
-        yield MicroBatch(first.result())
-        yield from map(MicroBatch, batches)
-
-    return in_order()
+    return (MicroBatch(columns) for columns in chain(map(Future.result, [first]), batches))
 
 
 def _computed_ahead(
@@ -183,41 +169,29 @@ def _computed_ahead(
 
 @contextmanager
 def _listeners(settings: WorkerSettings, rank: Rank) -> Iterator[list[Listener]]:
-    """Yield the listeners of the first rank's metrics."""
-    listeners: list[Listener] = []
-    if rank.is_first and ray_runs():
-        listeners.append(RayMetrics(settings.config.run))
-    if not rank.is_first or not settings.terminal:
+    listeners: list[Listener] = [RayMetrics(settings.config.run)] if rank.is_first and ray_runs() else []
+    with ExitStack() as opened:
+        if rank.is_first and settings.terminal:
+            listeners.append(opened.enter_context(progress_bar(settings.config.total_steps)))
         yield listeners
-        return
-    bar = ProgressBar(settings.config.total_steps)
-    try:
-        yield [*listeners, bar]
-    finally:
-        bar.close()
 
 
-def _workload(settings: WorkerSettings, device: torch.device) -> Workload:
-    config = settings.config
+def _workload(config: TrainConfig, bundle: Path, device: torch.device) -> Workload:
     peak = config.workers.peak_tflops
     if peak is None and device.type == "cuda":
         peak = peak_tflops(torch.cuda.get_device_name(device), config.precision)
-    preset = read_preset(local_bundle(settings.source.bundle_uri))
-    return Workload(preset, adapter_of(config), trainable_parts(config), peak)
+    return Workload(read_preset(bundle), adapter_of(config), trainable_parts(config), peak)
 
 
 def _images(
-    settings: WorkerSettings, objective: DenoisingObjective, rank: Rank, tracker: Tracker
-) -> TrackedImages | None:
-    config = settings.config.images
-    if config.count == 0:
-        return None
+    settings: WorkerSettings, bundle: Path, objective: DenoisingObjective, rank: Rank, tracker: Tracker
+) -> TrackedImages:
     from diffusers import FlowMatchEulerDiscreteScheduler
 
+    config = settings.config.images
     source = replace(settings.source, split="validation")
     each = -(-config.count // rank.count)
     mine = validation_indices(source, each * rank.count)[rank.index * each : (rank.index + 1) * each]
-    bundle = local_bundle(settings.source.bundle_uri)
     scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(bundle / "scheduler")
     images = HeldOutImages(objective, prepare(source, mine), config, read_preset(bundle).stages, scheduler)
     return TrackedImages(images, rank, tracker)

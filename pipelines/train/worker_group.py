@@ -10,8 +10,7 @@ from lookalike.storage.arrow import arrow_filesystem
 from lookalike.storage.lease import Lease
 from lookalike.training import checkpoint
 from lookalike.training.watchdog import HANGS
-from lookalike.training.workers import WorkerConfig
-from lookalike.training.zero_config import check_schema, zero3_config
+from lookalike.training.zero import check_schema, zero3_config
 from pipelines.train.rank_entry import train_worker
 from pipelines.train.settings import WorkerSettings
 
@@ -30,9 +29,10 @@ def fit(settings: WorkerSettings, store: Store, lease: Lease) -> None:
     if checkpoint.newest(store) >= config.total_steps:
         return
     if workers.num_workers == 0:
+        from lookalike.training.ranks import Rank
         from pipelines.train.worker import run_rank
 
-        run_rank(settings)
+        run_rank(settings, Rank())
         return
     from ray.exceptions import RayActorError
     from ray.train import ScalingConfig, TrainingFailedError
@@ -45,7 +45,7 @@ def fit(settings: WorkerSettings, store: Store, lease: Lease) -> None:
         train_loop_config={"settings": settings},
         torch_config=TorchConfig(backend="nccl" if workers.use_gpu else "gloo"),
         scaling_config=ScalingConfig(
-            num_workers=_from_to(workers),
+            num_workers=(workers.min_workers, workers.num_workers) if workers.min_workers else workers.num_workers,
             elastic_resize_monitor_interval_s=workers.resize_every_s,
             use_gpu=workers.use_gpu,
             resources_per_worker={"CPU": workers.cpus_per_worker, **({"GPU": 1} if workers.use_gpu else {})},
@@ -70,10 +70,6 @@ def fit(settings: WorkerSettings, store: Store, lease: Lease) -> None:
         ) from error
     if ended_early is not None:
         raise ended_early
-
-
-def _from_to(workers: WorkerConfig) -> int | tuple[int, int]:
-    return workers.num_workers if workers.min_workers is None else (workers.min_workers, workers.num_workers)
 
 
 def attempt_config(store: Store, max_failures: int) -> "RunConfig":

@@ -136,13 +136,8 @@ def train_probe(photos: list[Photo], vae: Any, folder: Path) -> Probe:
         chosen = rng.choice(len(photos), FIT.batch_size, replace=False)
         return probe.loss(_moved(images[chosen], rng), [photos[index] for index in chosen], subjects[chosen])
 
-    fit(probe, loss, FIT, folder, lambda step, metrics: _print(step, metrics))
+    fit(probe, loss, FIT, folder, "probe")
     return probe.eval()
-
-
-def _print(step: int, metrics: dict[str, float]) -> None:
-    if step % FIT.save_every == 0:
-        print(f"probe {step}: " + ", ".join(f"{name} {value:.2f}" for name, value in metrics.items()), flush=True)
 
 
 def _moved(images: Tensor, rng: np.random.Generator, most: int = 4) -> Tensor:

@@ -21,7 +21,7 @@ from lookalike.training.config import TrainConfig
 from lookalike.training.curriculum import PhaseConfig
 from lookalike.training.loop_config import CheckpointConfig, ValidationConfig
 from lookalike.training.workers import WorkerConfig, ZeroConfig
-from lookalike.training.zero_config import check_schema, zero3_config
+from lookalike.training.zero import check_schema, zero3_config
 from pipelines.curate import CurateConfig, curate
 from pipelines.curate import config as curation
 from pipelines.train.cost_report import PlanConfig, plan

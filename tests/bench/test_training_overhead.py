@@ -35,11 +35,9 @@ from lookalike.training.curriculum import PhaseConfig
 from lookalike.training.engine import PlainEngine
 from lookalike.training.epoch_plan import EpochPlan
 from lookalike.training.history import History
-from lookalike.training.ledger import Ledger
 from lookalike.training.loop import Loop
 from lookalike.training.loop_config import CheckpointConfig, DropoutConfig, ValidationConfig
-from lookalike.training.micro_batch import MicroBatch
-from lookalike.training.objective import DenoisingObjective
+from lookalike.training.objective import DenoisingObjective, MicroBatch
 from lookalike.training.optimizer import OptimizerConfig
 from lookalike.training.ranks import Rank
 from lookalike.training.workers import WorkerConfig
@@ -144,11 +142,9 @@ def test_loop_costs_little_against_a_bare_one(tmp_path: Path) -> None:
         rank=Rank(),
         engine=PlainEngine(model, named, options, len(parts)),
         objective=objective_of(model),
-        validation=lambda stage: {},
         plan=plan,
         store=store,
         history=History(store, open_tracker(f"jsonl:{tmp_path}/tracking", "bench"), total, write=True),
-        ledger=Ledger(Rank()),
         fingerprint="run",
         base_sha256="base",
         workload=Workload(load_preset("mini"), None, PARTS, None),

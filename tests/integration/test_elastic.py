@@ -1,4 +1,4 @@
-"""An elastic training on a Ray of two nodes, one of which goes and comes back."""
+"""An elastic training run on a Ray cluster of two nodes, one of which is removed and added again."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""Real trainings on a snapshot with samples that cannot be read: in one process, on two ranks, and after a kill."""
+"""Training runs on a snapshot with samples that cannot be read: in one process, on two ranks, and after a kill."""
 
 import json
 import shutil

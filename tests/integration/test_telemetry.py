@@ -11,7 +11,7 @@ def test_metrics_for_prometheus_never_end_a_run(
     shown = RayMetrics("file:///größe/файл 1?x=http://mia:secret1@h")
     shown(1, {"loss": 0.5, "größe %": 1.0, "step_seconds": 1.0, "images_per_second": 2.0})
     assert not caplog.records
-    monkeypatch.setattr(shown, "_gauge", lambda name: 1 / 0)
+    monkeypatch.setattr(shown, "_metric", lambda *metric: 1 / 0)
     for step in range(3):
         shown(step, {"loss": 0.5})
     assert caplog.text.count("not shown to Prometheus") == 1

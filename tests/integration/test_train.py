@@ -214,7 +214,7 @@ def test_concurrent_trainer_is_rejected(dataset: str, tmp_path: Path) -> None:
 
 
 def test_held_out_samples_are_shown_the_conditions_of_others(plain: Path) -> None:
-    """Also where a micro batch is one sample."""
+    """Also if a micro batch is one sample."""
     records = [json.loads(line) for line in (plain / "metrics.jsonl").read_text().splitlines()]
     gaps = [record["validation"]["loss_gap"] for record in records if "validation" in record]
     assert len(gaps) == 2

@@ -1,6 +1,5 @@
 """Estimate what a training run needs: memory per GPU, the largest micro batch, FLOPs and days."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -8,7 +7,7 @@ import torch
 from lookalike.errors import ConfigError
 from lookalike.models.costs import Sample, meta_model, meta_vae, vae_flops
 from lookalike.models.presets import Preset
-from lookalike.training.curriculum import PhaseConfig
+from lookalike.training.config import TrainConfig
 from lookalike.training.footprint import (
     activation_bytes,
     communication_bytes,
@@ -16,7 +15,7 @@ from lookalike.training.footprint import (
     pretend,
     zero3_states,
 )
-from lookalike.training.workers import Offload, Precision, ZeroConfig
+from lookalike.training.workers import Offload
 from lookalike.training.workload import step_flops
 
 GB = 10**9
@@ -69,17 +68,11 @@ class MemoryPlan:
     host: int
     """Bytes that this rank keeps in the host's memory with that offload."""
 
-    def activations(self, micro_batch: int) -> int:
-        """Peak bytes of a pass on that many samples."""
-        return micro_batch * self.activation
-
 
 @dataclass(frozen=True)
 class PhaseCost:
     """Cost of one phase of the curriculum."""
 
-    name: str
-    steps: int
     tokens: int
     """Tokens of one sample in the DiT."""
     flops: int
@@ -88,41 +81,28 @@ class PhaseCost:
     """Days on the cluster."""
 
 
-def plan_memory(
-    preset: Preset,
-    sample: Sample,
-    cluster: Cluster,
-    *,
-    precision: Precision,
-    checkpointing: bool,
-    zero: ZeroConfig,
-    references: bool = True,
-    average: bool = False,
-) -> MemoryPlan:
-    """Estimate the memory of one rank of ZeRO-3 that trains ``preset`` with at least the offload of ``zero``.
+def plan_memory(config: TrainConfig, preset: Preset, sample: Sample, cluster: Cluster) -> MemoryPlan:
+    """Estimate the memory of one rank of ZeRO-3 that trains ``preset`` with at least the offload of ``config.zero``.
 
     Exact for tensors that PyTorch and DeepSpeed keep (tests compare it with a real run); gathered layers are
     DeepSpeed's own bound. The VAE is whole and float32 on each GPU.
     """
-    dtype = getattr(torch, precision)
+    dtype, zero = getattr(torch, config.precision), config.zero
     model, vae = meta_model(preset, dtype), meta_vae(preset)
-    if checkpointing:
+    if config.activation_checkpointing:
         model.enable_gradient_checkpointing()
-    states = zero3_states(model.parameters(), cluster.gpus, dtype, zero=zero, average=average)
-    communication = communication_bytes(model.parameters(), dtype, zero=zero)
+    average = config.ema.decay is not None
+    states = zero3_states(model.parameters(), cluster.gpus, dtype, zero.keep_whole, average=average)
+    communication = communication_bytes(model.parameters(), dtype, zero)
     pretend(model)
     pretend(vae)
-    height, width = preset.height, preset.width
     rows = {
-        "frozen parameters": states.frozen,
-        "trainable parameters": states.trainable,
-        "small parameters, whole": states.whole,
-        "master weights, moments": states.optimizer,
-        "gradients": states.gradients,
-        "VAE and its pass": sum(p.nbytes for p in vae.parameters()) + encoding_bytes(vae, height, width),
+        **states,
+        "VAE and its pass": sum(p.nbytes for p in vae.parameters()) + encoding_bytes(vae, preset.height, preset.width),
         "layers in flight, bucket": communication,
         "reserve": int(cluster.reserve_gb * GB),
     }
+    references = any(phase.conditions == "mllm+references" for phase in config.stages)
     return fit(rows, activation_bytes(model, sample, 1, references=references), cluster, zero.offload)
 
 
@@ -140,19 +120,16 @@ def fit(rows: dict[str, int], activation: int, cluster: Cluster, least: Offload 
     return next((plan for plan in plans if plan.micro_batch), plans[-1])
 
 
-def phase_costs(
-    preset: Preset, sample: Sample, cluster: Cluster, phases: Sequence[PhaseConfig], batch_size: int
-) -> list[PhaseCost]:
-    """Estimate FLOPs, tokens and days of each phase at that global batch size."""
+def phase_costs(config: TrainConfig, preset: Preset, sample: Sample, cluster: Cluster) -> list[PhaseCost]:
+    """Estimate FLOPs, tokens and days of each phase of ``config``."""
     model, vae = meta_model(preset), meta_vae(preset)
     encode, _ = vae_flops(vae, preset.height, preset.width)
-    plans = []
-    for phase in phases:
+    rate = cluster.gpus * cluster.peak_tflops * 1e12 * cluster.utilisation
+    costs = []
+    for phase in config.stages:
         references = phase.conditions == "mllm+references"
         images = 1 + references * sample.references
         flops = encode * images + step_flops(model, sample, references=references)
-        seconds = phase.steps * batch_size * flops / (cluster.gpus * cluster.peak_tflops * 1e12 * cluster.utilisation)
-        plans.append(
-            PhaseCost(phase.name, phase.steps, sample.tokens(mllm=True, references=references), flops, seconds / 86400)
-        )
-    return plans
+        seconds = phase.steps * config.batch_size * flops / rate
+        costs.append(PhaseCost(sample.tokens(mllm=True, references=references), flops, seconds / 86400))
+    return costs

@@ -7,7 +7,6 @@ resume. The run's initial bundle holds the frozen weights, and ``state.json`` it
 """
 
 import hashlib
-import json
 import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,9 +17,9 @@ from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
 from lookalike.config import canonical_json
-from lookalike.documents import decoding
+from lookalike.documents import decoding, parse_object, parse_record
 from lookalike.errors import InputError
-from lookalike.storage import Store, read_object
+from lookalike.storage import Store
 from lookalike.storage.lease import Fence
 from lookalike.training.average import AVERAGE
 from lookalike.training.engine import MASTER
@@ -52,11 +51,18 @@ class CheckpointState:
 
 @dataclass(frozen=True)
 class _File:
-    """A file as COMMIT names it."""
-
     sha256: str
-    size: int | None
-    """In bytes; None in a COMMIT of an earlier version."""
+    bytes: int | None = None  # None in a COMMIT of an earlier version
+
+
+@dataclass(frozen=True)
+class _Commit:
+    """The content of COMMIT."""
+
+    step: int
+    lease: int
+    parts: int
+    files: dict[str, _File]
 
 
 def committed_steps(store: Store) -> list[int]:
@@ -68,10 +74,8 @@ def newest(run: Store) -> int:
     """Return the steps done at the newest complete checkpoint of the run in ``run``; 0 if it never had one.
 
     A checkpoint with a missing, an additional or a truncated file is named in a warning, and the previous one is used.
-
-    Raises:
-        InputError: no checkpoint is complete, or all are gone. A part of the ledger is written before each checkpoint,
-            so a second part without any checkpoint shows that one was complete.
+    Raises InputError if no checkpoint is complete, or if all are gone: a part of the ledger is written before each
+    checkpoint, so a second part without any checkpoint shows that one was complete.
     """
     checkpoints = run.child(CHECKPOINTS)
     marks = _committed(checkpoints)
@@ -83,18 +87,12 @@ def newest(run: Store) -> int:
         else:
             return mark.step
     if marks:
-        raise InputError(
-            "no checkpoint of the run is complete",
-            value=checkpoints.uri,
-            fix="restore the files that the warnings name, or give another --run to start again",
-        )
-    if sum(1 for _ in run.list(f"{LEDGER}/")) > 1:
-        raise InputError(
-            "the run's ledger shows a checkpoint, but no checkpoint is there",
-            value=checkpoints.uri,
-            fix="restore the checkpoints, or give another --run to start again",
-        )
-    return 0
+        what, lost = "no checkpoint of the run is complete", "the files that the warnings name"
+    elif sum(1 for _ in run.list(f"{LEDGER}/")) > 1:
+        what, lost = "the run's ledger shows a checkpoint, but no checkpoint is there", "the checkpoints"
+    else:
+        return 0
+    raise InputError(what, value=checkpoints.uri, fix=f"restore {lost}, or give another --run to start again")
 
 
 def latest_lease(run: Store) -> int:
@@ -127,10 +125,10 @@ def write(
     """Store a snapshot, ``COMMIT`` last. Raises BusyError if another process holds the run's lease by then."""
     mark = Mark(state.step, fence.number) if fence else Mark(state.step)
     target = store.child(str(mark))
-    files: dict[str, dict[str, str | int]] = {}
+    files: dict[str, _File] = {}
 
     def put(name: str, data: bytes) -> None:
-        files[name] = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+        files[name] = _File(hashlib.sha256(data).hexdigest(), len(data))
         target.write(name, data)
 
     for number, part in enumerate(parts):
@@ -138,15 +136,14 @@ def write(
     put(_STATE, canonical_json(asdict(state)).encode())
     if fence:
         fence.check()
-    commit = {"step": mark.step, "lease": mark.lease, "parts": len(parts), "files": files}
-    target.write(COMMIT, canonical_json(commit).encode())
+    commit = _Commit(mark.step, mark.lease, len(parts), files)
+    target.write(COMMIT, canonical_json(asdict(commit)).encode())
 
 
 def load(store: Store, step: int, without: tuple[str, ...] = ()) -> tuple[CheckpointState, dict[str, Tensor]]:
     """Read a checkpoint except the tensors of the kinds ``without``, and verify every file's hash.
 
-    Raises:
-        InputError: names the damaged or missing file.
+    Raises InputError that names the damaged or missing file.
     """
     mark = next((mark for mark in _committed(store) if mark.step == step), Mark(step))
     source = store.child(str(mark))
@@ -154,23 +151,21 @@ def load(store: Store, step: int, without: tuple[str, ...] = ()) -> tuple[Checkp
     tensors: dict[str, Tensor] = {}
     state: CheckpointState | None = None
     for name, file in _verified_files(store, mark).items():
-        data = source.read(name)
+        data, where = source.read(name), source.uri_of(name)
         if hashlib.sha256(data).hexdigest() != file.sha256:
-            raise InputError("a checkpoint's file is damaged", value=source.uri_of(name), fix=_REMOVE)
+            raise InputError("a checkpoint's file is damaged", value=where, fix=_REMOVE)
         if name == _STATE:
-            with decoding("a checkpoint's state", source.uri_of(name), fix=_REMOVE):
-                state = CheckpointState(**json.loads(data))
-        else:
-            with decoding("a safetensors file", source.uri_of(name), fix=_REMOVE):
-                found = load_safetensors(data).items()
-            tensors.update((key, tensor) for key, tensor in found if not key.startswith(left_out))
+            state = parse_record(CheckpointState, data, where, fix=_REMOVE)
+            continue
+        with decoding("a safetensors file", where, fix=_REMOVE):
+            found = load_safetensors(data).items()
+        tensors.update((key, tensor) for key, tensor in found if not key.startswith(left_out))
     if state is None or state.step != step:
         raise InputError("a checkpoint has the state of another step", value=source.uri, fix=_REMOVE)
     return state, tensors
 
 
 def _committed(store: Store) -> list[Mark]:
-    """Return the marks of the valid checkpoints with a COMMIT, ascending."""
     keys = (info.key.split("/") for info in store.list("step-"))
     return current(mark for key in keys if key[1:] == [COMMIT] and (mark := parse_mark(key[0])))
 
@@ -178,8 +173,7 @@ def _committed(store: Store) -> list[Mark]:
 def _verified_files(store: Store, mark: Mark) -> dict[str, _File]:
     """Return the files that COMMIT names, after checking names and sizes; loads nothing.
 
-    Raises:
-        InputError: names the first file that is missing, additional or of another size.
+    Raises InputError that names the first file that is missing, additional or of another size.
     """
     source = store.child(str(mark))
     files = _commit(source, mark)
@@ -187,31 +181,30 @@ def _verified_files(store: Store, mark: Mark) -> dict[str, _File]:
     for name, file in files.items():
         if name not in sizes:
             raise InputError("a checkpoint's file is missing", value=source.uri_of(name), fix=_REMOVE)
-        if file.size is not None and file.size != sizes[name]:
-            what = f"a checkpoint's file has {sizes[name]} bytes instead of {file.size}"
+        if file.bytes not in (None, sizes[name]):
+            what = f"a checkpoint's file has {sizes[name]} bytes instead of {file.bytes}"
             raise InputError(what, value=source.uri_of(name), fix=_REMOVE)
-    known = {name for name, file in files.items() if file.size is not None}
-    if known and (more := sorted(name for name in sizes if _PART.match(name) and name not in files)):
+    has_sizes = any(file.bytes is not None for file in files.values())
+    if has_sizes and (more := sorted(name for name in sizes if _PART.match(name) and name not in files)):
         raise InputError("a checkpoint has a part that COMMIT does not name", value=source.uri_of(more[0]), fix=_REMOVE)
     return files
 
 
 def _commit(source: Store, mark: Mark) -> dict[str, _File]:
-    """Read COMMIT. Earlier versions wrote an object of names and hashes."""
-    where = source.uri_of(COMMIT)
-    commit = read_object(source, COMMIT)
-    if any(isinstance(value, str) for value in commit.values()):
-        files, parts = {name: _File(value, None) for name, value in commit.items()}, len(commit) - 1
+    """Read the files that COMMIT names. Earlier versions wrote an object of names and hashes."""
+    data, where = source.read(COMMIT), source.uri_of(COMMIT)
+    values = parse_object(data, where, fix=_REMOVE)
+    if any(isinstance(value, str) for value in values.values()):
+        hashes = {name: _File(str(value)) for name, value in values.items()}
+        commit = _Commit(mark.step, mark.lease, len(hashes) - 1, hashes)
     else:
-        with decoding("a checkpoint's COMMIT", where, fix=_REMOVE):
-            files = {name: _File(file["sha256"], file["bytes"]) for name, file in commit["files"].items()}
-            parts = commit["parts"]
-            if (commit["step"], commit["lease"]) != (mark.step, mark.lease):
-                raise ValueError("it is of another checkpoint")
-    expected = {_STATE} | {f"part-{number:05d}.safetensors" for number in range(len(files) - 1)}
-    hashed = all(isinstance(file.sha256, str) and _SHA256.match(file.sha256) for file in files.values())
-    if files.keys() != expected or parts != len(files) - 1 or not hashed:
-        raise InputError("a checkpoint's COMMIT does not name the files of a checkpoint", value=where, fix=_REMOVE)
+        commit = parse_record(_Commit, data, where, fix=_REMOVE)
+    files, parts = commit.files, len(commit.files) - 1
+    expected = {_STATE} | {f"part-{number:05d}.safetensors" for number in range(parts)}
+    hashed = all(_SHA256.match(file.sha256) for file in files.values())
+    of_mark = (commit.step, commit.lease, commit.parts) == (mark.step, mark.lease, parts)
+    if files.keys() != expected or not hashed or not of_mark:
+        raise InputError("a checkpoint's COMMIT does not name the files of this checkpoint", value=where, fix=_REMOVE)
     return files
 
 
@@ -222,11 +215,8 @@ def verify_owner(found: CheckpointState, fingerprint: str, base_sha256: str) -> 
         ("initial bundle", found.base_sha256, base_sha256),
     ):
         if theirs != ours:
-            raise InputError(
-                f"the checkpoint belongs to a run with another {what}",
-                value=f"{theirs[:12]} instead of {ours[:12]}",
-                fix="give this run its own --run prefix",
-            )
+            problem, value = f"the checkpoint belongs to a run with another {what}", f"{theirs[:12]}, not {ours[:12]}"
+            raise InputError(problem, value=value, fix="give this run its own --run prefix")
 
 
 def prune(store: Store, keep: int, keep_every: int | None = None) -> None:
@@ -245,17 +235,12 @@ def prune(store: Store, keep: int, keep_every: int | None = None) -> None:
         and mark not in kept
         and (mark < marks[-1] or mark.lease < marks[-1].lease)
     ]
-    for key in sorted(
-        doomed, key=lambda key: not key.endswith(COMMIT)
-    ):  # the marker first, so that no reader uses half a checkpoint
+    doomed.sort(key=lambda key: not key.endswith(COMMIT))  # the marker first, so that no reader uses half a checkpoint
+    for key in doomed:
         store.delete(key)
 
 
 def trained_weights(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the trained parameters by name, fp32: their average if the checkpoint has one."""
-    for kind in (AVERAGE, MASTER):
-        if found := {
-            key.removeprefix(f"{kind}/"): value for key, value in tensors.items() if key.startswith(f"{kind}/")
-        }:
-            return found
-    return {}
+    kind = AVERAGE if any(key.startswith(f"{AVERAGE}/") for key in tensors) else MASTER
+    return {key.removeprefix(f"{kind}/"): value for key, value in tensors.items() if key.startswith(f"{kind}/")}

@@ -37,13 +37,13 @@ class StepClock:
         end.record(torch.cuda.current_stream(self._gpu))
         self._events.append((name, begin, end))
 
-    def take(self, *names: str) -> list[float]:
+    def take(self, *names: str) -> dict[str, float]:
         """Return the seconds of each name since they were last taken."""
         for name, begin, end in self._events:
             end.synchronize()
             self._seconds[name] += begin.elapsed_time(end) / 1000
         self._events.clear()
-        return [self._seconds.pop(name, 0.0) for name in names]
+        return {name: self._seconds.pop(name, 0.0) for name in names}
 
     def peak_memory_gb(self) -> float:
         """Return the peak memory in 10⁹ bytes: of the GPU's allocator, or of the process without a GPU."""

@@ -70,9 +70,3 @@ def learning_rate(phase: PhaseConfig, position: int) -> float:
     progress = min(1.0, (position - phase.warmup_steps) / span)
     share = phase.final_lr_share + (1 - phase.final_lr_share) * 0.5 * (1 + math.cos(math.pi * progress))
     return phase.learning_rate * share
-
-
-def ends_phase(phases: Sequence[PhaseConfig], step: int) -> bool:
-    """Return whether the 0-based ``step`` is the last of its phase."""
-    _, phase, position = phase_at(phases, step)
-    return position == phase.steps - 1

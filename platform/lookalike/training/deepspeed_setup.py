@@ -48,15 +48,13 @@ def import_deepspeed(device: torch.device) -> Any:
 @contextmanager
 def _set(values: MutableMapping[str, Any], name: str, value: Any) -> Iterator[None]:
     """Set ``values[name]`` to ``value`` within the context. A module that is None cannot be imported."""
-    known, before = name in values, values.get(name)
+    before = {name: values[name]} if name in values else {}
     values[name] = value
     try:
         yield
     finally:
-        if known:
-            values[name] = before
-        else:
-            del values[name]
+        del values[name]
+        values.update(before)
 
 
 def load_operator() -> None:

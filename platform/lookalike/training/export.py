@@ -26,10 +26,8 @@ from lookalike.training.run_bundles import BUNDLE, INITIAL, finished_bundle
 from lookalike.training.trainable import adapter_of, add_loras, mllm_lora_of, trainable_parts
 
 _TOLERANCE = 1e-3  # relative, of weights; float16 has 11 significant bits
-_OUTPUT_TOLERANCE = {
-    "float32": 1e-3,
-    "float16": 1e-2,
-}  # errors of rounded weights add up: 1.6e-3 was measured with `mini`
+_OUTPUT_TOLERANCE = {"float32": 1e-3, "float16": 1e-2}  # errors of rounded weights add up: `mini` has 1.6e-3
+_BUG = "report this as a bug"
 
 
 def export_bundle(
@@ -40,8 +38,7 @@ def export_bundle(
     A run with ``config.adapter`` exports a personal bundle (the peft folder, and its base by URI and hash), unless
     ``config.export_lora`` is ``merged``. ``check`` is the run's lease's: it raises if the lease was lost.
 
-    Raises:
-        LookalikeError: the written tensors or outputs differ from the trained ones, or nothing was trained.
+    Raises LookalikeError if the written tensors or outputs differ from the trained ones, or nothing was trained.
     """
     target = store.child(BUNDLE)
     if (done := finished_bundle(store)) is not None:
@@ -69,17 +66,13 @@ def export_bundle(
 
 def _check_trained(weights: Mapping[str, Tensor]) -> None:
     """Raise LookalikeError for weights that no training run produces: empty, not finite, or all zero."""
+    look = "look at the run's losses"
     for name, tensor in weights.items():
         if tensor.numel() == 0 or not torch.isfinite(tensor).all():
-            raise LookalikeError(
-                "a trained tensor is empty or not finite",
-                value=name,
-                fix="look at the run's losses; the training run diverged",
-            )
+            fix = f"{look}; the training run diverged"
+            raise LookalikeError("a trained tensor is empty or not finite", value=name, fix=fix)
         if not tensor.any():
-            raise LookalikeError(
-                "a trained tensor is all zero", value=name, fix="look at the run's losses; this part learned nothing"
-            )
+            raise LookalikeError("a trained tensor is all zero", value=name, fix=f"{look}; this part learned nothing")
 
 
 def _trained_model(config: TrainConfig, initial: Path, weights: Mapping[str, Tensor]) -> SubjectModel:
@@ -88,11 +81,8 @@ def _trained_model(config: TrainConfig, initial: Path, weights: Mapping[str, Ten
     add_loras(config, model)
     named = model.set_trainable(trainable_parts(config))
     if differing := sorted(set(named) ^ set(weights)):
-        raise LookalikeError(
-            "the checkpoint does not have the trained tensors of the model",
-            value=differing[0],
-            fix="export with the run's own configuration",
-        )
+        what = "the checkpoint does not have the trained tensors of the model"
+        raise LookalikeError(what, value=differing[0], fix="export with the run's own configuration")
     with torch.no_grad():
         for name, parameter in named.items():
             parameter.copy_(weights[name])
@@ -104,8 +94,7 @@ def _save_trained(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Write the trained parts, each in its library's format, in place of the initial bundle's.
 
-    Returns the trained model's :func:`_output` and the MLLM's weights with its LoRA merged in. The model's memory is
-    free afterwards.
+    Returns the trained model's :func:`_output` and the MLLM's weights with its LoRA merged in.
     """
     model = _trained_model(config, initial, weights)
     expected = _output(model)
@@ -116,8 +105,8 @@ def _save_trained(
         transformer.unload_lora()
         changed.append("transformer")
     elif adapter is not None:
-        own = {name: tensor for name, tensor in weights.items() if name.startswith("transformer.")}
-        lora = {name.removeprefix("transformer."): tensor for name, tensor in own.items() if ".lora_" in name}
+        prefix = "transformer."
+        lora = {n.removeprefix(prefix): t for n, t in weights.items() if n.startswith(prefix) and ".lora_" in n}
         save_lora(folder / ADAPTER, adapter, lora)
     for part in changed:
         shutil.rmtree(folder / part)  # the initial weights may lie in more files
@@ -151,14 +140,10 @@ def _verify(
         if ".lora_" in name and (config.export_lora == "merged" or name.startswith("mllm.")):
             continue
         if name not in found:
-            raise LookalikeError("a trained tensor is missing in the export", value=name, fix="report this as a bug")
+            raise LookalikeError("a trained tensor is missing in the export", value=name, fix=_BUG)
         if not torch.allclose(found[name].float(), value, rtol=_TOLERANCE, atol=1e-5):
-            raise LookalikeError(
-                "a trained tensor has other values in the export", value=name, fix="report this as a bug"
-            )
+            raise LookalikeError("a trained tensor has other values in the export", value=name, fix=_BUG)
     difference, size = float((_output(model) - expected).norm()), float(expected.norm())
     if not difference <= _OUTPUT_TOLERANCE[config.export_dtype] * size:
-        raise LookalikeError(
-            f"the exported model computes something else than the trained one: {difference:.1e} of {size:.1e}",
-            fix="report this as a bug",
-        )
+        what = f"the exported model's output differs from the trained one's by {difference:.1e} of {size:.1e}"
+        raise LookalikeError(what, fix=_BUG)

@@ -6,7 +6,6 @@ the bytes that are alive at once. PyTorch's ``MemTracker`` cannot: it hooks ever
 
 import weakref
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,71 +23,44 @@ from lookalike.training.workers import ZeroConfig
 _FP32 = 4
 
 
-@dataclass(frozen=True)
-class States:
-    """Bytes that one rank of ZeRO-3 holds between two steps."""
-
-    frozen: int
-    """Its share of the frozen parameters."""
-    trainable: int
-    """Its share of the trained parameters, in the type of the forward pass."""
-    whole: int
-    """Small parameters, kept whole on every rank."""
-    optimizer: int
-    """fp32: master weights (DeepSpeed copies them even from a float32 share), the optimizer's state, the average."""
-    gradients: int
-    """Its share of the accumulated gradients, fp32."""
-
-    @property
-    def total(self) -> int:
-        """Sum of all."""
-        return self.frozen + self.trainable + self.whole + self.optimizer + self.gradients
-
-
 def zero3_states(
-    parameters: Iterable[nn.Parameter],
-    ranks: int,
-    dtype: torch.dtype = torch.float32,
-    *,
-    zero: ZeroConfig | None = None,
-    average: bool = False,
-) -> States:
-    """Return what one of ``ranks`` ranks keeps of these parameters; those with ``requires_grad`` are trained."""
-    threshold = (zero or ZeroConfig()).keep_whole
-    size = dtype.itemsize
+    parameters: Iterable[nn.Parameter], ranks: int, dtype: torch.dtype, keep_whole: int, *, average: bool = False
+) -> dict[str, int]:
+    """Return the bytes that one of ``ranks`` ranks holds between two steps, by what they are for.
+
+    Parameters with ``requires_grad`` are trained; those of up to ``keep_whole`` elements are also whole on every rank.
+    """
     frozen = trainable = whole = 0
     for parameter in parameters:
         numel = parameter.numel()
         share = -(-numel // ranks)  # padded to equal parts
         frozen += share * (not parameter.requires_grad)
         trainable += share * parameter.requires_grad
-        whole += numel * (numel <= threshold)
-    optimizer = trainable * (_FP32 * (1 + average) + STATE_BYTES)  # master weights, the average, the optimizer's state
-    return States(frozen * size, trainable * size, whole * size, optimizer, trainable * _FP32)
+        whole += numel * (numel <= keep_whole)
+    return {
+        "frozen parameters": frozen * dtype.itemsize,
+        "trainable parameters": trainable * dtype.itemsize,
+        "small parameters, whole": whole * dtype.itemsize,
+        # DeepSpeed copies master weights even from a float32 share; the average is one more fp32 copy.
+        "master weights, moments": trainable * (_FP32 * (1 + average) + STATE_BYTES),
+        "gradients": trainable * _FP32,
+    }
 
 
-def communication_bytes(
-    parameters: Iterable[nn.Parameter], dtype: torch.dtype = torch.float32, *, zero: ZeroConfig | None = None
-) -> int:
+def communication_bytes(parameters: Iterable[nn.Parameter], dtype: torch.dtype, zero: ZeroConfig) -> int:
     """Return the bytes of the gradient bucket and of the layers gathered for a pass: DeepSpeed's bounds on both."""
-    zero = zero or ZeroConfig()
     total = sum(parameter.numel() for parameter in parameters)
     return (zero.reduce_bucket + min(zero.max_live, total)) * dtype.itemsize
 
 
-def activation_bytes(model: SubjectModel, sample: Sample, batch: int, *, references: bool, mllm: bool = True) -> int:
+def activation_bytes(model: SubjectModel, sample: Sample, batch: int, *, references: bool) -> int:
     """Return the peak bytes of one forward and backward pass on ``batch`` samples, beside parameters and gradients.
 
     Hidden states of the MLLM, aggregator and DiT, with gradient checkpointing if it is enabled. Gradients are removed
     as they are computed: ZeRO-3 scatters them, and they are counted with the states. The frozen MLLM's own pass
-    keeps less than the DiT's and ends before it.
+    keeps less than the DiT's and ends before it. ``references``: whether the DiT sees reference tokens.
 
-    Args:
-        model: built by :func:`~lookalike.models.costs.meta_model` and :func:`pretend`\\ ed, or a real one on the CPU.
-        sample: tokens of each sample.
-        batch: samples of a micro batch.
-        references: whether the DiT sees reference tokens.
-        mllm: whether it sees the MLLM's.
+    ``model`` is built by :func:`~lookalike.models.costs.meta_model` and :func:`pretend`\\ ed, or a real one on the CPU.
     """
     hooks = [
         parameter.register_post_accumulate_grad_hook(_drop_gradient)
@@ -98,8 +70,7 @@ def activation_bytes(model: SubjectModel, sample: Sample, batch: int, *, referen
 
     def measure() -> int:
         with LiveBytes(model) as live, torch.enable_grad():
-            context = context_of(model, sample, batch) if mllm else None
-            predicted = denoise(model, sample, context, references, batch)
+            predicted = denoise(model, sample, context_of(model, sample, batch), references, batch)
             predicted.float().square().mean().backward()
         return int(live.peak)
 
@@ -122,13 +93,11 @@ def pretend(module: Any) -> Any:
     """Turn a module on the meta device into one of fake tensors on the CPU, in place: the CPU's kernels, no storage."""
     mode = FakeTensorMode()
     for part in module.modules():
-        for name, parameter in part._parameters.items():
-            if parameter is not None:
-                fake = FakeTensor(mode, parameter.detach(), torch.device("cpu"))
-                part._parameters[name] = nn.Parameter(fake, requires_grad=parameter.requires_grad)
-        for name, buffer in part._buffers.items():
-            if buffer is not None:
-                part._buffers[name] = FakeTensor(mode, buffer, torch.device("cpu"))
+        for name, buffer in part.named_buffers(recurse=False):
+            part._buffers[name] = FakeTensor(mode, buffer, torch.device("cpu"))
+        for name, parameter in part.named_parameters(recurse=False):
+            fake = FakeTensor(mode, parameter.detach(), torch.device("cpu"))
+            part._parameters[name] = nn.Parameter(fake, requires_grad=parameter.requires_grad)
     return module
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from lookalike.documents import render_lines
 from lookalike.storage import Store
 from lookalike.tracking import Tracker
 
@@ -40,25 +41,17 @@ class History:
         self._submitted = time.time() if submitted is None else submitted
         self._listeners = listeners
         self._useful = 0.0
-        self._lines: list[str] = []
+        self._lines: list[bytes] = []
         self._window: list[Mapping[str, Any]] = []
         self._started, self._first_step = time.monotonic(), 0
 
     def restart_at(self, step: int) -> None:
         """Start at ``step``: later records of an earlier attempt are dropped, since those steps are repeated."""
         self._started, self._first_step = time.monotonic(), step
-        if self._write and step > 0 and self._store.exists(METRICS):
-            lines = self._store.read(METRICS).decode(errors="replace").splitlines()
-            for number, line in enumerate(lines, 1):
-                try:
-                    earlier = (record := json.loads(line))["step"] < step
-                    useful = _useful_seconds(record)
-                except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-                    log.warning("line %d of %s is damaged and is left out", number, self._store.uri_of(METRICS))
-                    continue
-                if earlier:
-                    self._lines.append(line)
-                    self._useful += useful
+        if self._write and step > 0:
+            earlier = [record for record in readable_records(self._store) if record["step"] < step]
+            self._lines = [render_lines(earlier)]
+            self._useful = sum(map(_useful_seconds, earlier))
 
     def add(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Record one step."""
@@ -88,25 +81,16 @@ class History:
         means["goodput"] = self._goodput()
         phase = self._window[-1]["stage"]
         self._window = []
-        pace = (time.monotonic() - self._started) / max(1, step - self._first_step)
-        log.info(
-            "step %d/%d  phase %s  loss %.4f  |grad| %.2f  %.1f images/s  data wait %.0f%%  goodput %.0f%%  "
-            "%.0f s left",
-            step,
-            self._total,
-            phase,
-            means["loss"],
-            means["gradient_norm"],
-            means["images_per_second"],
-            100 * means["data_wait_share"],
-            100 * means["goodput"],
-            pace * (self._total - step),
-        )
+        left_s = (self._total - step) * (time.monotonic() - self._started) / max(1, step - self._first_step)
+        losses = f"loss {means['loss']:.4f}  |grad| {means['gradient_norm']:.2f}"
+        pace = f"{means['images_per_second']:.1f} images/s  data wait {means['data_wait_share']:.0%}"
+        goodput = f"goodput {means['goodput']:.0%}  {left_s:.0f} s left"
+        log.info("step %d/%d  phase %s  %s  %s  %s", step, self._total, phase, losses, pace, goodput)
         self._tracker.log_metrics({f"train/{name}": value for name, value in means.items()}, step=step - 1)
 
     def encoded(self) -> bytes:
         """Return ``metrics.jsonl`` as of now; empty with ``write=False``."""
-        return "".join(f"{line}\n" for line in self._lines).encode()
+        return b"".join(self._lines)
 
     def _goodput(self) -> float:
         return min(1.0, self._useful / max(1e-9, time.time() - self._submitted))
@@ -116,7 +100,25 @@ class History:
             listener(steps, metrics)
 
     def _record(self, step: int, record: Mapping[str, Any]) -> None:
-        self._lines.append(json.dumps({"step": step, **record}))
+        self._lines.append(render_lines([{"step": step, **record}]))
+
+
+def readable_records(store: Store) -> list[dict[str, Any]]:
+    """Read the records of ``metrics.jsonl``; a damaged line is named in a warning and left out."""
+    records = []
+    lines = store.read(METRICS).decode(errors="replace").splitlines() if store.exists(METRICS) else []
+    for number, line in enumerate(lines, 1):
+        try:
+            record = json.loads(line)
+            _useful_seconds(record)
+            is_whole = isinstance(record["step"], int)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            is_whole = False
+        if is_whole:
+            records.append(record)
+        else:
+            log.warning("line %d of %s is damaged and is left out", number, store.uri_of(METRICS))
+    return records
 
 
 def _useful_seconds(metrics: Mapping[str, Any]) -> float:

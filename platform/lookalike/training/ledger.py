@@ -39,8 +39,9 @@ class Ledger:
             assert all(share[:2] == (step, epoch) for share in shares), "ranks recorded different steps"
             samples = [sample_id for share in shares for sample_id in share[2]]
             failed = [failure.record() for share in shares for failure in share[3]]
-            line = {"step": step, "epoch": epoch, "samples": samples, **({"quarantined": failed} if failed else {})}
-            lines.append(line)
+            lines.append(
+                {"step": step, "epoch": epoch, "samples": samples} | ({"quarantined": failed} if failed else {})
+            )
         return render_lines(lines)
 
 

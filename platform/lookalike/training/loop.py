@@ -3,10 +3,11 @@
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from itertools import chain
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 import torch
@@ -18,17 +19,20 @@ from lookalike.storage.lease import Fence
 from lookalike.training import checkpoint
 from lookalike.training.clock import StepClock
 from lookalike.training.config import TrainConfig
-from lookalike.training.curriculum import PhaseConfig, ends_phase, learning_rate, phase_at
+from lookalike.training.curriculum import PhaseConfig, learning_rate, phase_at
 from lookalike.training.engine import Engine
 from lookalike.training.epoch_plan import EpochPlan
 from lookalike.training.history import METRICS, History
 from lookalike.training.ledger import Ledger, ledger_key, remove_ledger_after
-from lookalike.training.micro_batch import MicroBatch, SampleColumns
+from lookalike.training.objective import MicroBatch
 from lookalike.training.quarantine import QUARANTINE, Failure, Quarantine, failures
 from lookalike.training.ranks import Rank
 from lookalike.training.saver import Saver
-from lookalike.training.stopping import StopNotice
+from lookalike.training.stopping import stop_notice
 from lookalike.training.watchdog import Watchdog
+
+if TYPE_CHECKING:  # it imports the model's classes, for which jobs need not wait
+    from lookalike.training.workload import Workload
 
 log = logging.getLogger(__name__)
 
@@ -36,16 +40,27 @@ _PARTS = ("data_wait", "forward", "backward", "optimizer", "validation", "checkp
 
 Objective = Callable[[MicroBatch, PhaseConfig, int], Tensor]
 """(micro batch, phase, epoch) → loss of each sample, float32 ``[B]``."""
-Validation = Callable[[PhaseConfig], dict[str, float]]
-"""Held-out metrics for a phase; a collective: every rank calls it."""
-Images = Callable[[PhaseConfig, int], None]
-"""Generates held-out images after that many steps and keeps them; a collective, too."""
-CountWork = Callable[[SampleColumns, PhaseConfig], tuple[int, float]]
-"""Tokens and FLOPs of this rank's samples; 0 FLOPs if the device's peak is not known."""
+Evaluation = Callable[[PhaseConfig, int], None]
+"""(phase, steps done): validates, or generates held-out images; a collective: every rank calls it."""
 
 
 class TrainingDivergedError(LookalikeError):
     """The loss or its gradient is not finite, or the loss is above ``safety.max_loss``."""
+
+
+@dataclass
+class _Share:
+    """This rank's share of an optimizer step, and what it has computed of it."""
+
+    step: int
+    phase: PhaseConfig
+    real_samples: int
+    """Of all ranks."""
+    losses: list[Tensor] = field(default_factory=list)
+    sample_ids: list[str] = field(default_factory=list)
+    failed: list[Failure] = field(default_factory=list)
+    tokens: int = 0
+    flops: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -56,24 +71,26 @@ class Loop:
     rank: Rank
     engine: Engine
     objective: Objective
-    validation: Validation
     plan: EpochPlan
     store: Store
     history: History
-    ledger: Ledger
     fingerprint: str
     base_sha256: str
-    workload: CountWork | None = None
+    evaluations: Sequence[tuple[int, Evaluation]] = ()
+    """Each with the steps between two of them; the last step of a phase runs all."""
+    workload: "Workload | None" = None
     learning_rate: Callable[[PhaseConfig, int], float] = learning_rate
     """Of a step by its 0-based position in its phase."""
     objective_metrics: Callable[[], Mapping[str, float]] = dict
     """Further metrics of the objective's last call, recorded with the step's."""
-    peak_tflops: float | None = None
-    """Peak of one rank's device; None if unknown."""
-    images: Images | None = None
     clock: StepClock = field(default_factory=StepClock)
     fence: Fence | None = None
     """The run's lease; None if no other process can train this run."""
+
+    @cached_property
+    def ledger(self) -> Ledger:
+        """This rank's part of the ledger."""
+        return Ledger(self.rank)
 
     @cached_property
     def quarantine(self) -> Quarantine:
@@ -83,103 +100,62 @@ class Loop:
     def run(self, batches: Iterator[MicroBatch]) -> None:
         """Train from the last complete checkpoint to the end of the curriculum.
 
-        Raises, on every rank after the same step:
+        Raises on every rank after the same step, except for BusyError (on the first rank):
             StoppedError: a stop was asked for; the state is in a checkpoint.
             TrainingDivergedError: the run's ``diverged/`` has the ids of the batch's samples.
             UnusableDataError: a shard cannot be read, or too many samples cannot be prepared.
-
-        Raises, on the first rank:
             BusyError: another process has taken the run over.
         """
-        config = self.config
-        accumulation = config.accumulation(self.rank.count)
+        config, total = self.config, self.config.total_steps
         with (
             torch.enable_grad(),
             Watchdog(self.store, self.rank.index, config.safety.step_timeout_s) as watchdog,
-            StopNotice(self.store, poll=self.rank.is_first) as stop_notice,
+            stop_notice(self.store, poll=self.rank.is_first) as asked_to_stop,
             Saver(self.store, config.checkpoint, write=self.rank.is_first, fence=self.fence) as saver,
         ):
             step = self._resume()
-            while step < config.total_steps:
+            while step < total:
                 watchdog.alive(step)
                 saver.check()
-                index, phase, position = phase_at(config.stages, step)
-                rate = self.learning_rate(phase, position)
-                self.engine.set_learning_rate(rate)
-                metrics, stop = self._step(batches, phase, step, accumulation, stop_notice())
-                metrics.update(stage=phase.name, stage_index=index, learning_rate=rate)
-                self.history.add(step, metrics)
-                last_of_phase = ends_phase(config.stages, step)
+                stop = self._step(batches, step, asked_to_stop())
                 step += 1
-                if config.validation.samples and (last_of_phase or step % config.validation.every == 0):
-                    with self.clock.measure("validation"), torch.no_grad(), self.engine.averaged():
-                        held_out = self.validation(phase)
-                    self.history.add_validation(step - 1, phase.name, held_out)
-                if self.images and (last_of_phase or step % config.images.every == 0):
-                    with self.clock.measure("validation"), torch.no_grad(), self.engine.averaged():
-                        self.images(phase, step)
-                last = stop or step == config.total_steps
+                self._evaluate(step)
+                last = stop or step == total
                 if last or step % config.log_every == 0:
                     self.history.flush(step)
                 if last or step % config.checkpoint.every == 0:
                     with self.clock.measure("checkpoint"):
                         self._save(saver, step)
-                if stop and step < config.total_steps:
+                if stop and step < total:
                     raise StoppedError(
-                        f"stopped after step {step} of {config.total_steps}, with a checkpoint",
+                        f"stopped after step {step} of {total}, with a checkpoint",
                         fix="the same command resumes from there",
                     )
 
-    def _step(
-        self, batches: Iterator[MicroBatch], phase: PhaseConfig, step: int, accumulation: int, asked_to_stop: bool
-    ) -> tuple[dict[str, Any], bool]:
-        """Run one optimizer step; return its metrics, and whether any rank was asked to stop.
-
-        Seconds of validation and checkpoints are those since the previous step.
-        """
-        started, tokens, flops = time.perf_counter(), 0, 0.0
-        parts: list[Tensor] = []
-        measure = self.clock.measure
-        epoch = self.plan.epoch_of(step)
-        with measure("data_wait"):
-            micro_batch = next(batches)
+    def _step(self, batches: Iterator[MicroBatch], step: int, asked_to_stop: bool) -> bool:
+        """Run and record one optimizer step; return whether any rank was asked to stop."""
+        started = time.perf_counter()
+        phase_index, phase, position = phase_at(self.config.stages, step)
+        rate = self.learning_rate(phase, position)
+        self.engine.set_learning_rate(rate)
+        micro_batches = self._micro_batches(batches, step)
+        first = next(micro_batches)
         # Before the first backward pass: a sample's weight depends on the number of real samples of all ranks.
-        failed, stop = self.rank.sum(float(_failed_in_step(micro_batch.columns)), float(asked_to_stop))
+        failed, stop = self.rank.sum(float(first.columns.get("failed_in_step", [0])[0]), float(asked_to_stop))
         real_samples = max(1, int((self.plan.slots(step) >= 0).sum()) - int(failed))
-        sample_ids: list[str] = []
-        failed_here: list[Failure] = []
-        for index in range(accumulation):
-            if index:
-                with measure("data_wait"):
-                    micro_batch = next(batches)
-            columns = micro_batch.columns
-            assert (columns["step"] == step).all(), f"data of step {columns['step']} came at step {step}"
-            slot = (self.rank.index * accumulation + index) * len(columns["weight"])
-            failed_here += failures(columns, slot)
-            if self.workload is not None:
-                work = self.workload(columns, phase)
-                tokens, flops = tokens + work[0], flops + work[1]
-            with measure("forward"):
-                losses = self.objective(micro_batch, phase, epoch)
-                weighted = (losses * torch.tensor(columns["weight"]).to(losses.device, non_blocking=True)).sum()
-            with measure("backward"):
-                # DeepSpeed and PlainEngine average over micro batches and ranks; padding and failed slots do not count.
-                self.engine.accumulate(weighted * (accumulation * self.rank.count / real_samples))
-            parts.append(weighted.detach())
-            learned = columns["sample_id"][columns["weight"] > 0].tolist()
-            log.debug("step %d learns from %s", step, json.dumps(learned))
-            sample_ids += learned
-        self.quarantine.add(step, failed_here, int(failed))
-        with measure("optimizer"):
+        share = _Share(step, phase, real_samples)
+        for micro_batch in chain([first], micro_batches):
+            self._learn(micro_batch, share)
+        self.quarantine.add(step, share.failed, int(failed))
+        with self.clock.measure("optimizer"):
             gradient_norm = self.engine.finish_step()
-        self.ledger.add(step, epoch, sample_ids, failed_here)
-        loss_sum = float(torch.stack(parts).double().sum())  # after all is queued: reading it waits for the GPU
-        loss_sum, tokens_sum, flops_sum = self.rank.sum(loss_sum, tokens, flops)
+        self.ledger.add(step, self.plan.epoch_of(step), share.sample_ids, share.failed)
+        loss_sum = float(torch.stack(share.losses).double().sum())  # after all is queued: reading it waits for the GPU
+        loss_sum, tokens, flops = self.rank.sum(loss_sum, share.tokens, share.flops)
         loss = loss_sum / real_samples
         if not np.isfinite(gradient_norm) or not abs(loss) <= self.config.safety.max_loss:
             self._give_up(phase, step, loss, gradient_norm)
-        seconds = time.perf_counter() - started
-        spent = dict(zip(_PARTS, self.clock.take(*_PARTS), strict=True))
+        seconds, spent = time.perf_counter() - started, self.clock.take(*_PARTS)
         metrics: dict[str, Any] = {
             "loss": loss,
             "gradient_norm": gradient_norm,
@@ -192,13 +168,48 @@ class Loop:
             **({"quarantined": int(failed)} if failed else {}),
         }
         if self.workload is not None:
-            metrics["tokens_per_second"] = tokens_sum / seconds
-        if self.peak_tflops is not None:
-            peak = self.peak_tflops * 1e12 * self.rank.count
-            metrics["model_flops_utilisation"] = flops_sum / (seconds * peak)
-        return metrics, stop > 0
+            metrics["tokens_per_second"] = tokens / seconds
+            if self.workload.peak_tflops is not None:
+                peak = self.workload.peak_tflops * 1e12 * self.rank.count
+                metrics["model_flops_utilisation"] = flops / (seconds * peak)
+        self.history.add(step, {**metrics, "stage": phase.name, "stage_index": phase_index, "learning_rate": rate})
+        return stop > 0
 
-    def _give_up(self, phase: PhaseConfig, step: int, loss: float, gradient_norm: float) -> None:
+    def _micro_batches(self, batches: Iterator[MicroBatch], step: int) -> Iterator[MicroBatch]:
+        for _ in range(self.config.accumulation(self.rank.count)):
+            with self.clock.measure("data_wait"):
+                micro_batch = next(batches)
+            steps = micro_batch.columns["step"]
+            assert (steps == step).all(), f"data of step {steps} came at step {step}"
+            yield micro_batch
+
+    def _learn(self, micro_batch: MicroBatch, share: _Share) -> None:
+        """Run forward and backward pass of one micro batch, and add it to ``share``."""
+        columns, accumulation = micro_batch.columns, self.config.accumulation(self.rank.count)
+        weight, position = columns["weight"], self.rank.index * accumulation + len(share.losses)
+        share.failed += failures(columns, position * len(weight))
+        if self.workload is not None:
+            tokens, flops = self.workload(columns, share.phase)
+            share.tokens, share.flops = share.tokens + tokens, share.flops + flops
+        with self.clock.measure("forward"):
+            losses = self.objective(micro_batch, share.phase, self.plan.epoch_of(share.step))
+            weighted = (losses * torch.tensor(weight).to(losses.device, non_blocking=True)).sum()
+        with self.clock.measure("backward"):
+            # Engines average over micro batches and ranks; padding and failed slots do not count.
+            self.engine.accumulate(weighted * (accumulation * self.rank.count / share.real_samples))
+        share.losses.append(weighted.detach())
+        learned = columns["sample_id"][weight > 0].tolist()
+        log.debug("step %d learns from %s", share.step, json.dumps(learned))
+        share.sample_ids += learned
+
+    def _evaluate(self, step: int) -> None:
+        _, phase, position = phase_at(self.config.stages, step - 1)
+        for every, evaluate in self.evaluations:
+            if step % every == 0 or position == phase.steps - 1:
+                with self.clock.measure("validation"), torch.no_grad(), self.engine.averaged():
+                    evaluate(phase, step)
+
+    def _give_up(self, phase: PhaseConfig, step: int, loss: float, gradient_norm: float) -> NoReturn:
         """Record the samples of the step that diverged, then raise; every rank has the same metrics."""
         key = f"diverged/step-{step:08d}.json"
         lines = self.ledger.take().decode().splitlines()
@@ -234,8 +245,3 @@ class Loop:
         if left_out := self.quarantine.encoded():
             beside[QUARANTINE] = left_out
         saver.save(state, self.engine.state(), beside)
-
-
-def _failed_in_step(columns: SampleColumns) -> int:
-    """Return how many samples of this rank's share of the step could not be prepared."""
-    return int(columns["failed_in_step"][0]) if "failed_in_step" in columns else 0

@@ -1,6 +1,6 @@
-"""The loss that the loop minimises, and the held-out loss that it validates with."""
+"""The samples of one forward pass, the loss that the loop minimises, and the held-out loss that it validates with."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,15 +9,29 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from lookalike.diffusion.flow import FlowConfig, draw, noise_levels
+from lookalike.diffusion.flow import Draw, FlowConfig, draw, noise_levels
 from lookalike.diffusion.objective import denoising_loss, paired_losses, with_latents
-from lookalike.models.batch import to_batch
+from lookalike.models.batch import Batch, to_batch
 from lookalike.models.vae import LatentCache, token_grid
 from lookalike.training.curriculum import PhaseConfig
 from lookalike.training.loop_config import DropoutConfig
-from lookalike.training.micro_batch import ComputedInputs, MicroBatch, SampleColumns
 
 _BINS = 4  # bins of the noise level, equally wide
+
+SampleColumns = Mapping[str, np.ndarray]
+"""Prepared samples by column, one row each: the preprocessor's columns, and ``sample_id`` (str), ``step`` (int64) and
+``weight`` (float32, 0 for padding and for samples that could not be prepared)."""
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Prepared samples, and what the host computed of them while a GPU was busy with the micro batch before."""
+
+    columns: SampleColumns
+    batch: Batch | None = None
+    """The columns as tensors with latents, in pinned memory; None if it has not been computed."""
+    drawn: Draw | None = None
+    """Noise, noise level and dropout of each sample for one epoch, in pinned memory; None like ``batch``."""
 
 
 @dataclass(frozen=True)
@@ -35,17 +49,16 @@ class DenoisingObjective:
 
     def __call__(self, micro_batch: MicroBatch, phase: PhaseConfig, epoch: int) -> Tensor:
         """Compute the training loss of each sample, float32 ``[B]``."""
-        inputs = micro_batch.inputs
-        assert inputs is None or (inputs.phase, inputs.epoch) == (phase, epoch)
+        batch = micro_batch.batch or to_batch(micro_batch.columns)
         return denoising_loss(
             self.model,
             self.vae,
-            (to_batch(micro_batch.columns) if inputs is None else inputs.batch).to(self.device),
+            batch.to(self.device),
             sample_ids=micro_batch.columns["sample_id"].tolist(),
             seed=(self.seed, epoch),
             flow=self.flow,
             cache=self.cache,
-            drawn=None if inputs is None else inputs.drawn,
+            drawn=micro_batch.drawn,
             use_mllm=True,
             use_references=_sees_references(phase),
             dropout_mllm=self.dropout.mllm,
@@ -60,7 +73,7 @@ class DenoisingObjective:
         drawn = draw(columns["sample_id"].tolist(), (self.seed, epoch), (tokens, channels), self.flow)
         if self.device.type == "cuda":
             batch, drawn = batch.pin_memory(), drawn.pin_memory()
-        return MicroBatch(columns, ComputedInputs(batch, drawn, phase, epoch))
+        return MicroBatch(columns, batch, drawn)
 
 
 @dataclass(frozen=True)
@@ -83,7 +96,6 @@ class HeldOutLoss:
         """
         sums = torch.zeros(2)
         binned = np.zeros((2, _BINS))  # sum of losses, number of samples
-        count = 0
         self.objective.model.eval()
         for columns in self.batches:
             weight = torch.tensor(columns["weight"])  # 0: the sample could not be read
@@ -105,24 +117,22 @@ class HeldOutLoss:
             sums += torch.stack([right.sum(), shuffled.sum()])
             bins = self._bins(columns)
             binned += [np.bincount(bins, part.double().numpy(), _BINS) for part in (right, weight)]
-            count += int(weight.sum())
         self.objective.model.train()
-        totals = self.total(*sums.tolist(), float(count), *binned.flatten().tolist())
-        loss_right, loss_shuffled, samples = totals[:3]
-        by_level = zip(totals[3 : 3 + _BINS], totals[3 + _BINS :], strict=True)
+        loss_right, loss_shuffled, *totals = self.total(*sums.tolist(), *binned.flatten().tolist())
+        losses, numbers = totals[:_BINS], totals[_BINS:]
+        samples = sum(numbers)
         return {
             "loss_right": loss_right / samples,
             "loss_shuffled": loss_shuffled / samples,
             "loss_gap": (loss_shuffled - loss_right) / samples,
             **{
                 f"loss_sigma_{index / _BINS:.2f}-{(index + 1) / _BINS:.2f}": total / number
-                for index, (total, number) in enumerate(by_level)
+                for index, (total, number) in enumerate(zip(losses, numbers, strict=True))
                 if number
             },
         }
 
     def _bins(self, columns: SampleColumns) -> npt.NDArray[np.int64]:
-        """Return the bin of each sample's noise level."""
         rows, cols = token_grid(self.objective.vae, *columns["target"].shape[-2:])
         levels = noise_levels(columns["sample_id"].tolist(), (self.objective.seed,), rows * cols, self.objective.flow)
         return np.minimum((np.array(levels) * _BINS).astype(np.int64), _BINS - 1)
@@ -132,16 +142,10 @@ def _sees_references(phase: PhaseConfig) -> bool:
     return phase.conditions == "mllm+references"
 
 
-def partners_of_other_subjects(
-    subjects: Sequence[str], usable: Sequence[bool] | npt.NDArray[Any] | None = None
-) -> list[int]:
+def partners_of_other_subjects(subjects: Sequence[str], usable: Sequence[bool] | npt.NDArray[Any]) -> list[int]:
     """Return for each row the next usable row (cyclically) of another subject; its own index if there is none."""
     count = len(subjects)
-    fit = [True] * count if usable is None else list(usable)
     return [
-        next(
-            (j for j in ((i + d) % count for d in range(1, count)) if fit[j] and subjects[j] != subjects[i]),
-            i,
-        )
+        next((j for j in ((i + d) % count for d in range(1, count)) if usable[j] and subjects[j] != subjects[i]), i)
         for i in range(count)
     ]

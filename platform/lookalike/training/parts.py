@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from lookalike import config as configs
 from lookalike.errors import ConfigError
@@ -25,10 +26,9 @@ from lookalike.training.curriculum import PhaseConfig
 from lookalike.training.engine import MASTER, PlainEngine
 from lookalike.training.epoch_plan import EpochPlan
 from lookalike.training.history import METRICS, History
-from lookalike.training.ledger import Ledger
 from lookalike.training.loop import Loop
 from lookalike.training.loop_config import CheckpointConfig, ValidationConfig
-from lookalike.training.micro_batch import MicroBatch
+from lookalike.training.objective import MicroBatch
 from lookalike.training.optimizer import STATE_NAMES, OptimizerConfig
 from lookalike.training.ranks import Rank
 from lookalike.training.workers import WorkerConfig
@@ -37,6 +37,7 @@ from lookalike.values import check_values
 Metrics = dict[str, float]
 
 _OF_EVERY_STEP = ("loss", "gradient_norm")
+_SHOWN_EVERY = 20  # steps between two updates of the metrics on the progress bar
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def fit(
     loss: Callable[[np.random.Generator, int], tuple[Tensor, Metrics]],
     config: FitConfig,
     folder: Path,
-    report: Callable[[int, Metrics], None],
+    name: str = "train",
 ) -> Metrics:
     """Train ``model`` in place in one process, and return the mean metrics of the last ``save_every`` steps or fewer.
 
@@ -82,18 +83,15 @@ def fit(
     Args:
         model: its trainable parameters are trained in float32.
         loss: samples the batch of a step with a generator of (seed, step); returns a scalar and further metrics.
-        config: length, step size and seed.
         folder: keeps the run's checkpoints and ``metrics.jsonl``; an earlier attempt is resumed.
-        report: called with the number of steps done and the metrics of the last one.
+        name: of the part, on the progress bar.
 
-    Raises:
-        TrainingDivergedError: as :meth:`~lookalike.training.loop.Loop.run`.
-        InputError: the folder holds checkpoints of another configuration.
+    Raises TrainingDivergedError as the loop does, and InputError if ``folder`` is another configuration's.
     """
     torch.set_num_threads(config.threads)
     store, fingerprint = open_store(str(folder)), configs.fingerprint(configs.to_dict(config))
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    run = _run_of(config)
+    run = _train_config(config)
     further: Metrics = {}
     _convert_earlier_state(folder, store, parameters, fingerprint)
 
@@ -103,32 +101,32 @@ def fit(
         further.update(metrics)
         return value.reshape(1)
 
-    def listener(steps: int, metrics: Mapping[str, float]) -> None:
-        report(steps, {name: metrics[name] for name in (*_OF_EVERY_STEP, *further)})
+    with tqdm(total=config.steps, desc=name, unit="step") as bar:
 
-    history = History(store, open_tracker("none:", "none"), config.steps, write=True, listeners=[listener])
-    Loop(
-        config=run,
-        rank=Rank(),
-        engine=PlainEngine(model, parameters, run.optimizer, accumulation=1),
-        objective=objective,
-        validation=lambda phase: {},
-        plan=EpochPlan(num_samples=1, batch_size=1, seed=config.seed),
-        store=store,
-        history=history,
-        ledger=Ledger(Rank()),
-        fingerprint=fingerprint,
-        base_sha256="",
-        learning_rate=lambda phase, position: phase.learning_rate * _schedule(position / phase.steps),
-        objective_metrics=lambda: further,
-    ).run(_micro_batches(range(checkpoint.newest(store), config.steps)))
+        def show(steps: int, metrics: Mapping[str, float]) -> None:
+            bar.update(steps - bar.n)
+            if steps % _SHOWN_EVERY == 0:
+                bar.set_postfix({name: f"{metrics[name]:.3f}" for name in (*_OF_EVERY_STEP, *further)})
+
+        Loop(
+            config=run,
+            rank=Rank(),
+            engine=PlainEngine(model, parameters, run.optimizer, accumulation=1),
+            objective=objective,
+            plan=EpochPlan(num_samples=1, batch_size=1, seed=config.seed),
+            store=store,
+            history=History(store, open_tracker("none:", "none"), config.steps, write=True, listeners=[show]),
+            fingerprint=fingerprint,
+            base_sha256="",
+            learning_rate=_learning_rate,
+            objective_metrics=lambda: further,
+        ).run(_micro_batches(range(checkpoint.newest(store), config.steps)))
     first = (config.steps - 1) // config.save_every * config.save_every
     window = [record for record in read_lines(store, METRICS, "step") if record["step"] >= first]
     return {name: float(np.mean([record[name] for record in window])) for name in (*_OF_EVERY_STEP, *further)}
 
 
-def _run_of(config: FitConfig) -> TrainConfig:
-    """The configuration of the training loop for one part."""
+def _train_config(config: FitConfig) -> TrainConfig:
     phase = PhaseConfig(
         name="part", steps=config.steps, conditions="mllm", learning_rate=config.learning_rate, warmup_steps=0
     )
@@ -146,6 +144,11 @@ def _run_of(config: FitConfig) -> TrainConfig:
     )
 
 
+def _learning_rate(phase: PhaseConfig, position: int) -> float:
+    share = position / phase.steps
+    return phase.learning_rate * (min(1.0, 50 * share + 0.02) * float(0.51 + 0.49 * np.cos(np.pi * share)))
+
+
 def _micro_batches(steps: range) -> Iterator[MicroBatch]:
     for step in steps:
         columns = {"step": [step], "sample_id": [f"step-{step}"], "weight": np.ones(1, np.float32)}
@@ -157,19 +160,18 @@ def _convert_earlier_state(folder: Path, store: Store, parameters: Mapping[str, 
     checkpoints, path = store.child(checkpoint.CHECKPOINTS), folder / "state.safetensors"
     if not path.is_file() or checkpoint.committed_steps(checkpoints):
         return
-    kinds = {MASTER: "model"} | {name: name for name in STATE_NAMES}
     with safe_open(path, framework="pt") as state:
         step = int(state.metadata()["step"])
         tensors = {
-            f"{ours}/{name}": state.get_tensor(f"{theirs}.{name}")
+            f"{kind}/{name}": state.get_tensor(f"{'model' if kind == MASTER else kind}.{name}")
             for name in parameters
-            for ours, theirs in kinds.items()
+            for kind in (MASTER, *STATE_NAMES)
         }
     checkpoint.write(checkpoints, checkpoint.CheckpointState(step, fingerprint, base_sha256=""), [tensors])
     path.unlink()
 
 
-def vae_loss(vae: Any, images: Tensor, noise: Tensor, kl_weight: float = 2e-4) -> tuple[Tensor, Metrics]:
+def vae_loss(vae: Any, images: Tensor, noise: Tensor) -> tuple[Tensor, Metrics]:
     """Compute the VAE's loss on ``images`` (uint8 ``[B, 3, H, W]``): L1 + squares + edges + a little KL.
 
     ``noise`` float32 ``[B, C, h, w]`` samples the posterior. Pixels are compared in [-1, 1].
@@ -180,16 +182,14 @@ def vae_loss(vae: Any, images: Tensor, noise: Tensor, kl_weight: float = 2e-4) -
     difference = output - pixels
     edges = torch.diff(difference, dim=-1).abs().mean() + torch.diff(difference, dim=-2).abs().mean()
     kl = posterior.kl().mean() / posterior.mean[0].numel()
-    value = difference.abs().mean() + difference.square().mean() + 0.5 * edges + kl_weight * kl
+    value = difference.abs().mean() + difference.square().mean() + 0.5 * edges + 2e-4 * kl
     return value, {"l1": difference.abs().mean().item(), "kl": kl.item()}
 
 
 @torch.no_grad()
 def normalise_latents(vae: Any, images: Tensor) -> None:
     """Set shift and scaling factors so that the scaled latents of ``images`` have mean 0 and deviation 1."""
-    latents = torch.cat(
-        [vae.encode(part.float() / 127.5 - 1, return_dict=False)[0].mode() for part in images.split(32)]
-    )
+    latents = torch.cat([_encode(vae, part) for part in images.split(32)])
     vae.register_to_config(
         shift_factor=round(latents.mean().item(), 5), scaling_factor=round(1 / latents.std().item(), 5)
     )
@@ -198,11 +198,13 @@ def normalise_latents(vae: Any, images: Tensor) -> None:
 @torch.no_grad()
 def reconstruct(vae: Any, images: Tensor) -> Tensor:
     """Encode and decode uint8 ``[B, 3, H, W]`` with the VAE; returns the same shape and type."""
-    parts = []
-    for part in images.split(32):
-        latents = vae.encode(part.float() / 127.5 - 1, return_dict=False)[0].mode()
-        parts.append(vae.decode(latents, return_dict=False)[0])
+    parts = [vae.decode(_encode(vae, part), return_dict=False)[0] for part in images.split(32)]
     return ((torch.cat(parts).clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+
+def _encode(vae: Any, images: Tensor) -> Tensor:
+    latents: Tensor = vae.encode(images.float() / 127.5 - 1, return_dict=False)[0].mode()
+    return latents
 
 
 def psnr(images: Tensor, others: Tensor) -> float:
@@ -223,11 +225,11 @@ def caption_accuracy(mllm: Any, batches: list[Batch], groups: Mapping[str, set[i
     """Return the share of prompt tokens predicted from the true ones before them: of all, and of each group."""
     logits, targets = zip(*(_predictions(mllm, batch) for batch in batches), strict=True)
     right, target = torch.cat(logits).argmax(-1) == torch.cat(targets), torch.cat(targets)
-    figures = {"all": right.float().mean().item()}
+    accuracy = {"all": right.float().mean().item()}
     for name, ids in groups.items():
         chosen = torch.isin(target, torch.tensor(sorted(ids)))
-        figures[name] = right[chosen].float().mean().item()
-    return figures
+        accuracy[name] = right[chosen].float().mean().item()
+    return accuracy
 
 
 def _predictions(mllm: Any, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -240,8 +242,3 @@ def _predictions(mllm: Any, batch: Batch) -> tuple[Tensor, Tensor]:
     text[:, 0] = False  # nothing precedes the first token
     logits = mllm.lm_head(hidden[:, :-1][text[:, 1:]])
     return logits, batch.input_ids[:, 1:][text[:, 1:]]
-
-
-def _schedule(share: float) -> float:
-    """Return the factor on the learning rate after that share of the steps."""
-    return min(1.0, 50 * share + 0.02) * float(0.51 + 0.49 * np.cos(np.pi * share))

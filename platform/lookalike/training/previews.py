@@ -16,8 +16,7 @@ from lookalike.models.dit import References
 from lookalike.models.vae import decode, token_grid
 from lookalike.training.curriculum import PhaseConfig
 from lookalike.training.loop_config import ImagesConfig
-from lookalike.training.micro_batch import SampleColumns
-from lookalike.training.objective import DenoisingObjective
+from lookalike.training.objective import DenoisingObjective, SampleColumns
 
 
 @dataclass(frozen=True)

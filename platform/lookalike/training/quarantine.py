@@ -56,12 +56,7 @@ class Quarantine:
     """Records each sample that a run leaves out once; the first rank has those of all ranks.
 
     ``quarantine.jsonl`` of the run has a line for each: sample, step and slot of its first appearance (step -1: held
-    out), reason. The ledger has every appearance.
-
-    Args:
-        store: the run's prefix.
-        rank: this process.
-        limit: most samples that may be left out.
+    out), reason. The ledger has every appearance. At most ``limit`` samples may be left out.
     """
 
     def __init__(self, store: Store, rank: Rank, limit: int) -> None:
@@ -80,8 +75,7 @@ class Quarantine:
     def add(self, step: int, found: Sequence[Failure], total: int) -> None:
         """Record this rank's failures of ``step``, of ``total`` on all ranks. A collective, unless ``total`` is 0.
 
-        Raises, on every rank:
-            UnusableDataError: a shard cannot be read, or more samples are left out than the limit allows.
+        Raises UnusableDataError on every rank if a shard cannot be read, or the limit is exceeded.
         """
         if total == 0:
             return
@@ -89,14 +83,9 @@ class Quarantine:
         for failure in everywhere:
             if not failure.fatal and failure.sample not in self._samples:
                 self._samples[failure.sample] = {"sample": failure.sample, "step": step, **failure.record()}
-                log.warning(
-                    "%s %s is left out: %s (%d of at most %d)",
-                    "held-out sample" if step == _VALIDATION else f"step {step}: sample",
-                    failure.sample,
-                    failure.reason,
-                    len(self._samples),
-                    self._limit,
-                )
+                which = "held-out sample" if step == _VALIDATION else f"step {step}: sample"
+                count = f"{len(self._samples)} of at most {self._limit}"
+                log.warning("%s %s is left out: %s (%s)", which, failure.sample, failure.reason, count)
         broken = [failure for failure in everywhere if failure.fatal]
         ends = float(bool(broken) or len(self._samples) > self._limit)
         if self._rank.sum(ends)[0] == 0:
@@ -108,8 +97,7 @@ class Quarantine:
     def add_held_out(self, found: Sequence[Failure], readable: int) -> None:
         """Record failures among the validation samples of this rank, ``readable`` of which can be used. A collective.
 
-        Raises, on every rank:
-            UnusableDataError: as :meth:`add`, or no validation sample of any rank can be read.
+        Raises UnusableDataError on every rank as :meth:`add`, or if no validation sample of any rank can be read.
         """
         total, usable = self._rank.sum(float(len(found)), float(readable))
         self.add(_VALIDATION, found, int(total))

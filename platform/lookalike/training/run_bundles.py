@@ -21,11 +21,12 @@ def initial_bundle(config: TrainConfig, store: Store) -> BundleReference:
         InputError: a base that is incomplete, personal, of another preset, or with a LoRA that is not merged.
         ConfigError: a LoRA rank above the attention width; an unknown preset, or an invalid denoising schedule in it.
     """
-    denoising_schedule(load_preset(config.preset).stages)
+    preset = load_preset(config.preset)
+    denoising_schedule(preset.stages)
     if config.base is not None:
         reference = verified_reference(config.base)
         base = local_bundle(config.base)
-        check_preset(base, load_preset(config.preset).name)
+        check_preset(base, preset.name)
         if read_manifest(base)["base"] is not None:
             raise InputError("the base is itself a personal bundle", value=config.base, fix="train on a whole bundle")
         if (base / ADAPTER).is_dir():
@@ -40,7 +41,6 @@ def initial_bundle(config: TrainConfig, store: Store) -> BundleReference:
     initial = store.child(INITIAL)
     if not initial.exists(MANIFEST):
         with scratch("initial") as folder:
-            preset = load_preset(config.preset)
             preset = preset.from_seed("transformer", "aggregator") if config.from_seed else preset
             upload_bundle(materialise(preset, folder, config.seed), initial)
     return verified_reference(initial.uri)

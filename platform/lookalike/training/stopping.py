@@ -8,10 +8,9 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import FrameType, TracebackType
-from typing import Self
+from types import FrameType
 
 from lookalike.errors import LookalikeError, StoppedError
 from lookalike.storage import Store
@@ -22,36 +21,26 @@ STOP = "STOP"  # a user may also write it
 _POLL_S = 1.0
 
 
-class StopNotice:
-    """Tells whether the marker exists. A thread polls it, so that a step does not wait for the store."""
+@contextmanager
+def stop_notice(store: Store, *, poll: bool) -> Iterator[Callable[[], bool]]:
+    """Yield a function that returns whether the marker was seen; with ``poll`` a thread looks for it every second, so
+    that a step does not wait for the store."""
+    seen, closed = threading.Event(), threading.Event()
 
-    def __init__(self, store: Store, *, poll: bool) -> None:
-        self._store = store
-        self._found, self._closed = threading.Event(), threading.Event()
-        self._thread = threading.Thread(target=self._poll, name="stop-notice", daemon=True) if poll else None
-
-    def __call__(self) -> bool:
-        """Return whether this process knows of a stop request."""
-        return self._found.is_set()
-
-    def __enter__(self) -> Self:
-        if self._thread:
-            self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._closed.set()
-
-    def _poll(self) -> None:
-        while not self._closed.wait(_POLL_S):
+    def look() -> None:
+        while not seen.is_set() and not closed.wait(_POLL_S):
             try:
-                if self._store.exists(STOP):
-                    self._found.set()
-                    return
+                if store.exists(STOP):
+                    seen.set()
             except LookalikeError as error:  # an unreachable store must not end the polling
                 log.warning("cannot look for %s: %s", STOP, error)
+
+    if poll:
+        threading.Thread(target=look, name="stop-notice", daemon=True).start()
+    try:
+        yield seen.is_set
+    finally:
+        closed.set()
 
 
 @contextmanager

@@ -6,7 +6,6 @@ import os
 import tempfile
 import threading
 import time
-from types import TracebackType
 from typing import Self
 
 from lookalike.storage import Store
@@ -40,9 +39,7 @@ class Watchdog:
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._closed.set()
         faulthandler.cancel_dump_traceback_later()
 

@@ -1,4 +1,4 @@
-"""A sample that cannot be read or prepared is a blank row with a reason; its neighbours are what they would be."""
+"""A sample that cannot be read or prepared is a blank row with a reason; its neighbours do not change."""
 
 import shutil
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A training and its run in the tracker: started once, continued, replaced if it is gone, never a reason to stop."""
+"""A training run and its run in the tracker: started once, continued, replaced if deleted; it ends no training."""
 
 import json
 import logging

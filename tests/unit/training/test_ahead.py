@@ -1,4 +1,4 @@
-"""A thread that is one item ahead."""
+"""``ahead``: a thread computes one item ahead of its consumer."""
 
 import threading
 from collections.abc import Iterator

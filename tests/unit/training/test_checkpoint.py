@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not there, verified, and owned."""
+"""Checkpoints: complete or not listed, verified by hash, and bound to one run."""
 
 import json
 from collections.abc import Callable

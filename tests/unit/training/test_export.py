@@ -45,7 +45,7 @@ def base_dir(bundle_dir: Path, perturb: Perturb, tmp_path_factory: pytest.TempPa
 
 
 def trained(config: TrainConfig, bundle_dir: Path, perturb: Perturb) -> SubjectModel:
-    """The initial model after a training of seeded noise."""
+    """The initial model with seeded noise added to its trained weights."""
     model = load_model(bundle_dir)
     add_loras(config, model)
     learns = model.set_trainable(trainable_parts(config))
@@ -151,7 +151,7 @@ def test_an_export_with_other_outputs_is_detected(base_dir: Path, tmp_path: Path
     config = config_of(tmp_path, base=str(base_dir), adapter=LORA)
     model = trained(config, base_dir, perturb)
     weights = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
-    with pytest.raises(LookalikeError, match="computes something else than the trained one"):
+    with pytest.raises(LookalikeError, match="output differs from the trained"):
         export._verify(replace(config, export_lora="merged"), base_dir, None, weights, export._output(model))
 
 

@@ -1,4 +1,4 @@
-"""Memory that is told in advance, against what PyTorch's profiler sees."""
+"""Estimated memory against what PyTorch's profiler measures."""
 
 import pytest
 import torch
@@ -13,6 +13,7 @@ from lookalike.models.presets import load_preset
 from lookalike.models.vae import load_vae
 from lookalike.training.budget import GB, Cluster, fit
 from lookalike.training.footprint import activation_bytes, encoding_bytes, pretend, zero3_states
+from lookalike.training.workers import ZeroConfig
 
 SAMPLES = 3
 
@@ -43,10 +44,10 @@ def test_peak_of_a_pass_equals_the_profilers(bundle_dir, sample, checkpointing: 
     model.train()
     for parameter in trainable.values():
         parameter.register_post_accumulate_grad_hook(lambda parameter: setattr(parameter, "grad", None))
-    told = meta_model(load_preset("mini"))
+    estimated = meta_model(load_preset("mini"))
     if checkpointing:
         model.enable_gradient_checkpointing()
-        told.enable_gradient_checkpointing()
+        estimated.enable_gradient_checkpointing()
 
     ids = torch.full((SAMPLES, sample.context), 9)
     ids[:, : 2 * sample.tokens_per_image] = model.mllm.config.image_token_id
@@ -62,7 +63,7 @@ def test_peak_of_a_pass_equals_the_profilers(bundle_dir, sample, checkpointing: 
         model(batch, noisy, sigma, references, (8, 8)).square().mean().backward()
 
     measured = profiled_peak(step)
-    assert activation_bytes(pretend(told), sample, SAMPLES, references=True) == pytest.approx(measured, rel=0.1)
+    assert activation_bytes(pretend(estimated), sample, SAMPLES, references=True) == pytest.approx(measured, rel=0.1)
     # a real pass on the same shapes, whole and not by depth
     assert activation_bytes(model, sample, SAMPLES, references=True) == pytest.approx(measured, rel=0.1)
 
@@ -71,21 +72,23 @@ def test_peak_of_encoding_equals_the_profilers(bundle_dir) -> None:
     vae, image = load_vae(bundle_dir), torch.zeros(1, 3, 64, 64)
     with torch.no_grad():
         measured = profiled_peak(lambda: vae.encode(image))
-    told = encoding_bytes(pretend(meta_vae(load_preset("mini"))), 64, 64)
-    assert told - image.nbytes == pytest.approx(measured, rel=0.1)
+    estimated = encoding_bytes(pretend(meta_vae(load_preset("mini"))), 64, 64)
+    assert estimated - image.nbytes == pytest.approx(measured, rel=0.1)
 
 
 def test_states_scale_as_zero3_shares_them() -> None:
     parameters = list(meta_model(load_preset("flux-internvl3-8b"), torch.bfloat16).parameters())
-    eight, one = (zero3_states(parameters, ranks, torch.bfloat16) for ranks in (8, 1))
+    keep_whole = ZeroConfig().keep_whole
+    eight, one = (zero3_states(parameters, ranks, torch.bfloat16, keep_whole) for ranks in (8, 1))
     trainable = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
-    assert one.trainable == 2 * trainable
-    assert one.gradients == 4 * trainable  # accumulated in float32
-    assert one.optimizer == 12 * trainable
-    assert zero3_states(parameters, 1, torch.bfloat16, average=True).optimizer == 16 * trainable
-    assert eight.whole == one.whole < 50e6
-    for name in ("frozen", "trainable", "optimizer", "gradients"):
-        assert getattr(eight, name) == pytest.approx(getattr(one, name) / 8, rel=1e-3)
+    assert one["trainable parameters"] == 2 * trainable
+    assert one["gradients"] == 4 * trainable  # accumulated in float32
+    assert one["master weights, moments"] == 12 * trainable
+    averaged = zero3_states(parameters, 1, torch.bfloat16, keep_whole, average=True)
+    assert averaged["master weights, moments"] == 16 * trainable
+    assert eight.pop("small parameters, whole") == one.pop("small parameters, whole") < 50e6
+    for name, size in eight.items():
+        assert size == pytest.approx(one[name] / 8, rel=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -99,7 +102,7 @@ def test_offload_is_chosen_if_a_sample_does_not_fit(gb: float, offload: str | No
     if offload is not None:
         assert plan.offload == offload
         held = sum(plan.rows.values())
-        assert held + plan.activations(micro_batch) <= gb * GB < held + plan.activations(micro_batch + 1)
+        assert held + micro_batch * plan.activation <= gb * GB < held + (micro_batch + 1) * plan.activation
 
 
 def test_impossible_cluster_is_rejected() -> None:

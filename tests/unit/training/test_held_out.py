@@ -1,4 +1,4 @@
-"""What is looked at while training: held-out losses by noise level, and images of held-out samples."""
+"""Evaluations during training: held-out losses by noise level, and images of held-out samples."""
 
 import copy
 from collections.abc import Callable
@@ -18,8 +18,7 @@ from lookalike.models.batch import to_batch
 from lookalike.models.vae import load_vae
 from lookalike.training.curriculum import PhaseConfig
 from lookalike.training.loop_config import DropoutConfig, ImagesConfig
-from lookalike.training.micro_batch import MicroBatch
-from lookalike.training.objective import DenoisingObjective, HeldOutLoss
+from lookalike.training.objective import DenoisingObjective, HeldOutLoss, MicroBatch
 from lookalike.training.previews import HeldOutImages
 from lookalike.training.ranks import Rank
 
@@ -74,32 +73,32 @@ def test_held_out_losses_by_noise_level_are_the_means_of_their_samples(
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("stage", [BOTH, MLLM])
+@pytest.mark.parametrize("phase", [BOTH, MLLM])
 def test_inputs_computed_ahead_give_the_same_losses(
-    objective: DenoisingObjective, columns: dict[str, np.ndarray], stage: PhaseConfig
+    objective: DenoisingObjective, columns: dict[str, np.ndarray], phase: PhaseConfig
 ) -> None:
-    plain, prepared = MicroBatch(columns), objective.compute_inputs(columns, stage, 3)
+    plain, prepared = MicroBatch(columns), objective.compute_inputs(columns, phase, 3)
     assert prepared.columns["sample_id"].tolist() == IDS
-    assert prepared.inputs is not None
-    assert torch.equal(objective(prepared, stage, 3), objective(plain, stage, 3))
-    assert not torch.equal(objective(prepared, stage, 3), objective(plain, stage, 4))
+    assert prepared.drawn is not None
+    assert torch.equal(objective(prepared, phase, 3), objective(plain, phase, 3))
+    assert not torch.equal(objective(prepared, phase, 3), objective(plain, phase, 4))
 
 
-@pytest.mark.parametrize(("stage", "schedule"), [(BOTH, "paper"), (BOTH, "0.9/0.3"), (MLLM, "mllm_only")])
+@pytest.mark.parametrize(("phase", "schedule"), [(BOTH, "paper"), (BOTH, "0.9/0.3"), (MLLM, "mllm_only")])
 @pytest.mark.parametrize("guidance", [1.0, 2.5])
 def test_previews_equal_the_pipelines_images(
     bundle_dir: Path,
     objective: DenoisingObjective,
     columns: dict[str, np.ndarray],
     photos: list[np.ndarray],
-    stage: PhaseConfig,
+    phase: PhaseConfig,
     schedule: str,
     guidance: float,
 ) -> None:
     config = ImagesConfig(count=3, steps=6, guidance=guidance)
     pipe = SubjectPipeline.from_pretrained(bundle_dir)
-    own = schedule if stage is BOTH else "paper"
-    found = HeldOutImages(objective, columns, config, own, copy.deepcopy(pipe.scheduler))(stage)
+    own = schedule if phase is BOTH else "paper"
+    found = HeldOutImages(objective, columns, config, own, copy.deepcopy(pipe.scheduler))(phase)
     assert objective.model.training
     objective.model.eval()
     pipe.set_progress_bar_config(disable=True)

@@ -1,4 +1,4 @@
-"""The loop in one plain process: stops where it is asked to, gives up where it must, and repeats nothing."""
+"""The loop in one plain process: it stops when asked, ends when training diverges, and repeats no recorded step."""
 
 import json
 import shutil
@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,11 +27,11 @@ from lookalike.training.curriculum import PhaseConfig
 from lookalike.training.engine import PlainEngine
 from lookalike.training.epoch_plan import PADDING, EpochPlan
 from lookalike.training.history import METRICS, History
-from lookalike.training.ledger import Ledger, read_ledger
-from lookalike.training.loop import Loop, TrainingDivergedError
+from lookalike.training.ledger import read_ledger
+from lookalike.training.loop import Evaluation, Loop, TrainingDivergedError
 from lookalike.training.loop_config import CheckpointConfig, ValidationConfig
 from lookalike.training.marks import Mark
-from lookalike.training.micro_batch import MicroBatch
+from lookalike.training.objective import MicroBatch
 from lookalike.training.ranks import Rank
 from lookalike.training.watchdog import EXIT_HANG
 from lookalike.training.workers import WorkerConfig
@@ -47,6 +47,7 @@ def attempt(
     rank: Rank = Rank(),  # noqa: B008
     fingerprint: str = "run",
     lease: int = 0,
+    evaluations: Sequence[tuple[int, Evaluation]] = (),
 ) -> None:
     """One process's share of a run: a linear model learns its samples' numbers; ``poison`` has no finite loss."""
     config = TrainConfig(
@@ -88,13 +89,12 @@ def attempt(
         rank=rank,
         engine=engine,
         objective=objective,
-        validation=lambda stage: {},
         plan=PLAN,
         store=store,
         history=History(store, open_tracker("none:", "none"), STEPS, write=True),
-        ledger=Ledger(rank),
         fingerprint=fingerprint,
         base_sha256="base",
+        evaluations=evaluations,
         fence=Fence(store.child("lease"), lease) if lease else None,
     ).run(batches())
 
@@ -175,7 +175,7 @@ class Recorded(Rank):
 
 
 def test_ranks_take_part_in_the_same_collectives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that leaves out what another waits for keeps it waiting for ever."""
+    """A rank that leaves out a collective would make the others wait forever."""
     state = PlainEngine.state
     found = []
     for index in range(2):
@@ -196,12 +196,18 @@ def test_ranks_take_part_in_the_same_collectives(tmp_path: Path, monkeypatch: py
 
 def test_the_parts_of_a_step_add_up(undisturbed: Path) -> None:
     for line in (undisturbed / METRICS).read_text().splitlines():
-        figures = json.loads(line)
-        parts = [figures[f"{name}_seconds"] for name in ("data_wait", "forward", "backward", "optimizer")]
+        metrics = json.loads(line)
+        parts = [metrics[f"{name}_seconds"] for name in ("data_wait", "forward", "backward", "optimizer")]
         assert all(seconds > 0 for seconds in parts)
-        assert sum(parts) <= figures["step_seconds"]
-        assert (figures["checkpoint_seconds"] > 0) == (figures["step"] in (3, 6))  # the steps after a save
-        assert figures["validation_seconds"] == 0
+        assert sum(parts) <= metrics["step_seconds"]
+        assert (metrics["checkpoint_seconds"] > 0) == (metrics["step"] in (3, 6))  # the steps after a save
+        assert metrics["validation_seconds"] == 0
+
+
+def test_evaluations_run_at_their_steps_and_after_the_last_of_a_phase(tmp_path: Path) -> None:
+    done = []
+    attempt(tmp_path, evaluations=[(3, lambda phase, steps: done.append((phase.name, steps)))])
+    assert done == [("only", 3), ("only", 6), ("only", STEPS)]
 
 
 def test_the_ledger_has_each_sample_once_an_epoch(undisturbed: Path) -> None:
@@ -286,19 +292,19 @@ import sys, time
 from lookalike.storage import open_store
 from lookalike.training.watchdog import Watchdog
 
-def waits_for_ever():
+def waits_forever():
     time.sleep(60)
 
 with Watchdog(open_store(sys.argv[1]), rank=1, timeout_s=0.5) as watchdog:
     watchdog.alive(7)
-    waits_for_ever()
+    waits_forever()
 """
 
 
 def test_a_process_that_hangs_leaves_its_stacks_and_ends(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", _HANGS, str(tmp_path)], capture_output=True, text=True, timeout=50)
     assert done.returncode == EXIT_HANG
-    assert "waits_for_ever" in (tmp_path / "hangs" / "step-00000007-rank-1.txt").read_text()
+    assert "waits_forever" in (tmp_path / "hangs" / "step-00000007-rank-1.txt").read_text()
     assert "rank 1 hangs at step 7" in done.stderr
 
 

@@ -1,4 +1,4 @@
-"""Which of the things that several attempts have written count."""
+"""Marks: which checkpoints and ledger parts of several attempts are valid."""
 
 from hypothesis import given
 from hypothesis import strategies as st

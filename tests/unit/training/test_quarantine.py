@@ -1,4 +1,4 @@
-"""Samples that are left out: how much the others weigh, what is recorded, and when it ends the run."""
+"""Samples that are left out: the weight of the others, the records, and the limit that ends the run."""
 
 import json
 from collections.abc import Iterator
@@ -19,11 +19,10 @@ from lookalike.training.curriculum import PhaseConfig
 from lookalike.training.engine import PlainEngine
 from lookalike.training.epoch_plan import PADDING, EpochPlan
 from lookalike.training.history import METRICS, History
-from lookalike.training.ledger import Ledger, read_ledger
+from lookalike.training.ledger import read_ledger
 from lookalike.training.loop import Loop
 from lookalike.training.loop_config import SafetyConfig, ValidationConfig
-from lookalike.training.micro_batch import MicroBatch
-from lookalike.training.objective import partners_of_other_subjects
+from lookalike.training.objective import MicroBatch, partners_of_other_subjects
 from lookalike.training.quarantine import QUARANTINE, Failure, Quarantine, UnusableDataError
 from lookalike.training.ranks import Rank
 from lookalike.training.workers import WorkerConfig
@@ -76,11 +75,9 @@ def run(folder: Path, samples: int, failing: set[int], safety: SafetyConfig = Sa
         rank=Rank(),
         engine=engine,
         objective=objective,
-        validation=lambda stage: {},
         plan=plan,
         store=store,
         history=History(store, open_tracker("none:", "none"), steps, write=True),
-        ledger=Ledger(Rank()),
         fingerprint="run",
         base_sha256="base",
     ).run(batches())
@@ -157,7 +154,7 @@ def test_held_out_samples_that_all_fail_end_the_run(tmp_path: Path) -> None:
 
 @dataclass(frozen=True)
 class SecondOfTwo(Rank):
-    """The rank that is not told what the first one gathers, whose decision it has to follow."""
+    """A rank other than the first: it gathers nothing and has to follow the first one's decision."""
 
     index: int = 1
     count: int = 2
@@ -182,7 +179,7 @@ def test_all_ranks_end_if_one_has_an_unreadable_shard(tmp_path: Path) -> None:
 def test_conditions_are_not_shuffled_with_samples_that_failed() -> None:
     subjects = ["a", "", "b", "a"]
     assert partners_of_other_subjects(subjects, [True, False, True, True]) == [2, 2, 3, 2]
-    assert partners_of_other_subjects(subjects) == [1, 2, 3, 1]
+    assert partners_of_other_subjects(subjects, [True] * 4) == [1, 2, 3, 1]
 
 
 @pytest.mark.parametrize("line", ["cut {", "[]", "{}", '{"step": 1}'])

@@ -29,20 +29,20 @@ def text_of(columns: dict[str, np.ndarray], sample: Sample) -> int:
     return int(columns["attention_mask"][0].sum()) - 2 * sample.tokens_per_image
 
 
-@pytest.mark.parametrize(("stage", "latents"), [(BOTH, True), (MLLM, False)])
+@pytest.mark.parametrize(("phase", "latents"), [(BOTH, True), (MLLM, False)])
 def test_tokens_and_flops_equal_those_of_the_cost_plan(
-    bundle_dir: Path, columns: dict[str, np.ndarray], stage: PhaseConfig, latents: bool
+    bundle_dir: Path, columns: dict[str, np.ndarray], phase: PhaseConfig, latents: bool
 ) -> None:
     preset = read_preset(bundle_dir)
     workload = Workload(preset, None, ("aggregator", "transformer"), peak_tflops=1.0)
-    tokens, flops = workload(columns, stage)
+    tokens, flops = workload(columns, phase)
     text = text_of(columns, Sample.of(preset))
     sample = Sample.of(preset, 2, text_tokens=text)
     assert text not in (8, 16, 24)  # where it is counted; all else is interpolated
     assert tokens == 3 * sample.tokens(mllm=True, references=latents)
     assert flops == pytest.approx(4 * step_flops(meta_model(preset), sample, references=latents), rel=1e-9)
     unknown = Workload(preset, None, ("aggregator", "transformer"), peak_tflops=None)
-    assert unknown(columns, stage) == (tokens, 0.0)
+    assert unknown(columns, phase) == (tokens, 0.0)
 
 
 def test_training_an_adapter_alone_costs_fewer_flops(bundle_dir: Path, columns: dict[str, np.ndarray]) -> None:

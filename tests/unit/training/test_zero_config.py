@@ -9,7 +9,7 @@ from lookalike.errors import ConfigError
 from lookalike.training.config import TrainConfig
 from lookalike.training.optimizer import OptimizerConfig
 from lookalike.training.workers import WorkerConfig, ZeroConfig
-from lookalike.training.zero_config import check_schema, zero3_config
+from lookalike.training.zero import check_schema, zero3_config
 
 GPUS = WorkerConfig(num_workers=2, use_gpu=True)
 
