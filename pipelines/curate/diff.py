@@ -9,7 +9,7 @@ from typing import Any
 from lookalike.data import triplets
 from lookalike.documents import decoding
 from lookalike.storage import Store, open_store, read_manifest, version_store
-from lookalike.values import check_values
+from lookalike.values import configuration
 from pipelines.curate.streams import Rows, by_subject, open_table, side_by_side
 from pipelines.curate.workspace import IMAGES_TABLE
 
@@ -18,7 +18,7 @@ _EXAMPLES = 3  # keys of images shown for each change of fate
 KEPT, ABSENT = "kept", "not there"  # values of Fate beside the reasons
 
 
-@dataclass(frozen=True)
+@configuration()
 class DiffConfig:
     """Settings of a comparison of two snapshots of a dataset."""
 
@@ -30,9 +30,6 @@ class DiffConfig:
     """URI of the prefix of the snapshots."""
     json: bool = False
     """Print JSON."""
-
-    def __post_init__(self) -> None:
-        check_values(self)
 
 
 @dataclass

@@ -1,7 +1,6 @@
 """Lineage: find the raw images of a triplet, and the triplets that use an image."""
 
 import re
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,7 @@ from lookalike.data import triplets
 from lookalike.documents import decoding
 from lookalike.errors import ConfigError, InputError
 from lookalike.storage import Store, list_versions, open_store, read_manifest, version_store
-from lookalike.values import check_values
+from lookalike.values import configuration
 from pipelines.curate.streams import find_rows, open_table
 from pipelines.curate.workspace import IMAGES_TABLE
 
@@ -21,7 +20,7 @@ _CONTENT = re.compile(r"[0-9a-f]{8,64}")
 _SHOWN = 12  # maximum triplets of an image that are shown for a snapshot
 
 
-@dataclass(frozen=True)
+@configuration()
 class TraceConfig:
     """Settings of a search for the raw images of a triplet, or for the triplets of an image."""
 
@@ -35,7 +34,6 @@ class TraceConfig:
     """Print JSON."""
 
     def __post_init__(self) -> None:
-        check_values(self)
         if not (_TRIPLET_ID.fullmatch(self.id) or _CONTENT.fullmatch(self.id)):
             raise ConfigError(
                 "neither a triplet's id nor a content hash",

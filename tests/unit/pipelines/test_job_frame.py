@@ -7,14 +7,14 @@ import signal
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 
 import pytest
 
 from lookalike.config import parse
 from lookalike.errors import BusyError, ConfigError, InputError, StoppedError
-from lookalike.values import MAX_COUNT, MAX_SEED, check_values
+from lookalike.values import MAX_COUNT, MAX_SEED, Seed, configuration
 from pipelines.defaults import OPT_OUT
 from pipelines.entry import run_job, run_subcommand
 
@@ -23,7 +23,7 @@ _BOMB = b"".join([b"a0: &a0 [1, 1]\n", *_NINE])
 """A small file that expands to 10^9 settings."""
 
 
-@dataclass(frozen=True)
+@configuration()
 class _Config:
     """What the test runs."""
 
@@ -35,15 +35,12 @@ class _Config:
     """A count."""
     rate: float = 0.5
     """A share."""
-    seed: int = 0
+    seed: Seed = 0
     """A seed."""
     size: tuple[int, int] = (1, 2)
     """A pair."""
     base: str | None = None
     """May be left out."""
-
-    def __post_init__(self) -> None:
-        check_values(self)
 
 
 @pytest.fixture(autouse=True)
@@ -236,7 +233,7 @@ raise SystemExit(run_job(Config, body, "a job"))
     assert list(tmp_path.iterdir()) == []
 
 
-@dataclass(frozen=True)
+@configuration()
 class _OtherConfig:
     """What the other subcommand does."""
 
