@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 import jsonargparse
 
-from lookalike.config import check_config_file
+from lookalike.config import read_config_file
 from lookalike.errors import ConfigError
 from lookalike.groups import check_groups, forbid_imports
 from lookalike.models.aggregators import aggregator_of
@@ -275,7 +275,7 @@ def load_preset(name_or_path: str | Path) -> Preset:
             )
     if not path.is_file():
         raise ConfigError("the preset's file does not exist", value=str(path), fix="check the path")
-    return preset_from_dict(check_config_file(path), origin=str(path))
+    return preset_from_dict(read_config_file(path), origin=str(path))
 
 
 def preset_from_dict(values: Mapping[str, Any], origin: str = "preset") -> Preset:
@@ -289,7 +289,7 @@ def preset_from_dict(values: Mapping[str, Any], origin: str = "preset") -> Prese
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(Preset, fail_untyped=True)
     try:
-        parsed = parser.instantiate_classes(parser.parse_object(dict(values), env=False))
+        parsed = parser.instantiate(parser.parse_object(dict(values), env=False))
     except ConfigError:
         raise
     except Exception as error:  # jsonargparse raises other classes for values of unexpected types

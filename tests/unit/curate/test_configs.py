@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from lookalike.config import load_yaml, parse
+from lookalike.config import parse
 from lookalike.errors import ConfigError
 from pipelines.curate.config import CurateConfig, PlanConfig, ShardsConfig
 from pipelines.curate.filters import FiltersConfig
@@ -30,7 +30,7 @@ def test_an_unknown_key_is_rejected_by_name(tmp_path: Path, capsys: pytest.Captu
     path = tmp_path / "config.yaml"
     path.write_text("raw: a\ndataset: b\nfilters: {too_smal: {min_short_side_px: 3}}\n")
     with pytest.raises(SystemExit) as caught:
-        load_yaml(path, CurateConfig)
+        parse(CurateConfig, [f"--config={path}"])
     assert caught.value.code == 2
     assert "too_smal" in capsys.readouterr().err
 

@@ -15,8 +15,7 @@ import pytest
 from lookalike.config import parse
 from lookalike.errors import BusyError, ConfigError, InputError, StoppedError
 from lookalike.values import MAX_COUNT, MAX_SEED, Seed, configuration
-from pipelines.defaults import OPT_OUT
-from pipelines.entry import run_job, run_subcommand
+from pipelines.entry import OPT_OUT, run_job, run_subcommand
 
 _NINE = [b"a%d: &a%d [%s]\n" % (n + 1, n + 1, b", ".join([b"*a%d" % n] * 9)) for n in range(9)]
 _BOMB = b"".join([b"a0: &a0 [1, 1]\n", *_NINE])
