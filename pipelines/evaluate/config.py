@@ -15,11 +15,6 @@ from lookalike.values import Count, Seed, configuration
 from pipelines.actors import ActorConfig
 
 
-def default_stages() -> list[str]:
-    """The preset's denoising schedule, and each condition alone."""
-    return ["preset", "mllm_only", "reference_only"]
-
-
 @configuration()
 class EvaluateConfig:
     """Measure a bundle on a suite. The same command again returns the finished result."""
@@ -44,7 +39,7 @@ class EvaluateConfig:
     """Number of subjects to generate images of."""
     prompts_per_subject: Annotated[Count, Le(10_000)] = 2
     """Images of each subject by each denoising schedule."""
-    stages: list[str] = field(default_factory=default_stages)
+    stages: list[str] = field(default_factory=lambda: ["preset", "mllm_only", "reference_only"])
     """Denoising schedules (preset, paper, mllm_only, both, reference_only, TAU1/TAU2 or TAU1/TAU2/BLEND); metrics of
     the first have no prefix."""
     steps: Annotated[Count, Le(10_000)] = 20

@@ -111,12 +111,8 @@ def _paths(group: Any) -> list[str]:
 
 def _all_groups(hint: Any) -> list[Any]:
     """The dataclasses in a type, and those nested in them."""
-    return [group for outer in _groups(hint) for group in (outer, *_all_within(outer))]
-
-
-@lru_cache(maxsize=256)
-def _all_within(group: Any) -> list[Any]:
-    return [inner for hint in _hints(group).values() for inner in _all_groups(hint)]
+    outer = _groups(hint)
+    return outer + [group for within in outer for inner in _hints(within).values() for group in _all_groups(inner)]
 
 
 @lru_cache(maxsize=256)

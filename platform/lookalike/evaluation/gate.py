@@ -37,21 +37,18 @@ class Comparison:
     """How much worse it may be, in the metric's unit."""
 
 
-def _default_floors() -> list[Floor]:
-    return [Floor("loss_gap", above=0.0)]
-
-
-def _default_comparisons() -> list[Comparison]:
-    return [Comparison("loss_right", better="lower", tolerance=0.005), Comparison("identity_margin", tolerance=0.01)]
-
-
 @configuration("gate")
 class GateConfig:
     """The checks that a bundle has to pass to become champion."""
 
-    floors: list[Floor] = field(default_factory=_default_floors)
+    floors: list[Floor] = field(default_factory=lambda: [Floor("loss_gap", above=0.0)])
     """By default: the lower end of the 95 % interval of ``loss_gap`` is above 0."""
-    comparisons: list[Comparison] = field(default_factory=_default_comparisons)
+    comparisons: list[Comparison] = field(
+        default_factory=lambda: [
+            Comparison("loss_right", better="lower", tolerance=0.005),
+            Comparison("identity_margin", tolerance=0.01),
+        ]
+    )
     """Comparisons with the current champion, if there is one."""
 
 
