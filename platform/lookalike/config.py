@@ -124,7 +124,7 @@ def read_config_file(path: Path) -> dict[str, Any]:
     """Read the settings in a YAML file. Raises ConfigError if it is not a mapping; its text is never shown."""
 
     def refused(problem: str) -> ConfigError:
-        fix = "name a YAML file with the same keys as the flags"
+        fix = "name a YAML file with the settings"
         return ConfigError(f"cannot read the configuration file: {problem}", value=str(path), fix=fix)
 
     try:

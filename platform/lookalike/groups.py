@@ -64,11 +64,8 @@ def check_groups(hint: Any, value: Any, name: str = "") -> None:
 
 
 def check_flags(config_class: type, argv: Sequence[str]) -> None:
-    """Check the flags that set a whole group of settings, as :func:`check_groups` does.
-
-    Raises:
-        ConfigError: the value of one of them is not a mapping in YAML.
-    """
+    """Check the flags that set a whole group of settings, as :func:`check_groups` does. Raises ConfigError, also for
+    one that is not YAML."""
     for place, token in enumerate(argv):
         flag, equals, value = token.partition("=")
         name = flag.removeprefix("--").rstrip("+")

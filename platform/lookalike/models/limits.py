@@ -47,11 +47,7 @@ class PresetLimits:
 
 
 def limits() -> PresetLimits:
-    """Return the limits of this process.
-
-    Raises:
-        ConfigError: the environment variable is not a JSON object of known limits with values of at least 1.
-    """
+    """Return the limits of this process. Raises ConfigError if the environment variable has others than these."""
     return _parse(os.environ.get(VARIABLE) or "{}")
 
 
@@ -66,22 +62,14 @@ def _parse(text: str) -> PresetLimits:
 
 
 def check_limit(name: str, value: int, limit: str) -> None:
-    """Raise ConfigError if ``value``, which the preset gives for ``name``, is above the limit of that name."""
+    """Raise ConfigError if ``value``, which a preset gives for ``name``, is above the limit of that name.
+
+    It is also the bound of a field: ``Annotated[int, partial(check_limit, limit="side")]``.
+    """
     if value > (most := getattr(limits(), limit)):
         raise ConfigError(
             f"{name} of a preset is above {most}", value=value, fix=f"lower {name}, or raise {limit} in {VARIABLE}"
         )
-
-
-@dataclass(frozen=True)
-class UpTo:
-    """A bound of a number in a preset, for its annotation: the limit of this name."""
-
-    limit: str
-
-    def __call__(self, name: str, value: int) -> None:
-        """Raise ConfigError if ``value`` is above the limit."""
-        check_limit(name, value, self.limit)
 
 
 def check_component(name: str, config: Mapping[str, Any]) -> None:

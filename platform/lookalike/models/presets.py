@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import field
+from functools import partial
 from pathlib import Path
 from string import Formatter
 from typing import Annotated, Any, Literal
@@ -13,15 +14,15 @@ from lookalike.config import read_config_file
 from lookalike.errors import ConfigError
 from lookalike.groups import check_groups, forbid_imports
 from lookalike.models.aggregators import aggregator_of
-from lookalike.models.limits import UpTo, check_component, check_limit
+from lookalike.models.limits import check_component, check_limit
 from lookalike.values import Count, NonNegative, configuration
 
 PRESETS_DIR = Path(__file__).parent / "presets"
 ASSETS_DIR = Path(__file__).parents[1] / "assets"  # weights and word lists that ship
 
-Side = Annotated[Count, UpTo("side")]
-Width = Annotated[Count, UpTo("width")]
-Layers = Annotated[NonNegative, UpTo("layers")]
+Side = Annotated[Count, partial(check_limit, limit="side")]
+Width = Annotated[Count, partial(check_limit, limit="width")]
+Layers = Annotated[NonNegative, partial(check_limit, limit="layers")]
 SourcedPart = Literal["mllm", "vae", "transformer", "aggregator"]
 ReferencePosition = Literal["diagonal", "index"]
 ReferenceAttention = Literal["full", "cached"]
@@ -86,15 +87,15 @@ class MllmConfig:
     """Placeholder that the image's features replace."""
     image_suffix: str = "</img>"
     """Text after the tokens of one image."""
-    image_size: Annotated[Count, UpTo("tile")] = 448
+    image_size: Annotated[Count, partial(check_limit, limit="tile")] = 448
     """Side in pixels of the square tile that a reference is resized to (padded to keep its aspect)."""
-    tokens_per_image: Annotated[Count, UpTo("tokens_per_image")] = 256
+    tokens_per_image: Annotated[Count, partial(check_limit, limit="tokens_per_image")] = 256
     """Placeholders of one tile: (image_size / patch_size × downsample_ratio)²."""
     image_mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     """Subtracted per RGB channel from values in [0, 1]."""
     image_std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     """Divided by, per RGB channel."""
-    max_prompt_tokens: Annotated[Count, UpTo("prompt_tokens")] = 128
+    max_prompt_tokens: Annotated[Count, partial(check_limit, limit="prompt_tokens")] = 128
     """Maximum tokens of a prompt, without the template."""
     lora: LoraConfig | None = None
     """LoRA of a base run on the language model; the export merges it into the weights. Null: the MLLM is frozen.
@@ -143,7 +144,7 @@ class AggregatorConfig:
 class ReferenceConfig:
     """Identity tokens: VAE latents of the references in the DiT's image sequence."""
 
-    max_references: Annotated[Count, UpTo("references")] = 4
+    max_references: Annotated[Count, partial(check_limit, limit="references")] = 4
     """Maximum number of references of one sample."""
     height: Side = 512
     """Pixels; for the VAE, references are centre-cropped and resized to this size."""
@@ -211,8 +212,7 @@ class Preset:
     def from_seed(self, *parts: SourcedPart) -> "Preset":
         """Return this preset without the sources of ``parts``, so that their weights are initialised from a seed.
 
-        Raises:
-            ConfigError: a part without a configuration.
+        Raises ConfigError for a part without a configuration.
         """
         changed: dict[str, Any] = {}
         for name in parts:
@@ -228,22 +228,15 @@ class Preset:
 
 
 def check_lora(lora: LoraConfig, transformer_config: Mapping[str, Any]) -> None:
-    """Check the rank of a LoRA against the attention width of a FluxTransformer2DModel configuration.
-
-    Raises:
-        ConfigError: the rank is larger, so that the LoRA would be larger than the weights it adapts.
-    """
+    """Raise ConfigError if the LoRA's rank exceeds the attention width of a FluxTransformer2DModel configuration: it
+    would be larger than the weights it adapts."""
     width = int(transformer_config["num_attention_heads"]) * int(transformer_config["attention_head_dim"])
     if lora.rank > width:
         raise ConfigError(f"lora.rank={lora.rank} exceeds the attention width {width}", fix="lower lora.rank")
 
 
 def asset(name: str) -> Path:
-    """Return the path of a file or folder that ships with the package.
-
-    Raises:
-        ConfigError: ``name`` leads out of the folder of the shipped assets, such as ``../secrets``.
-    """
+    """Return the path of a file or folder that ships with the package. Raises ConfigError for ``../secrets``."""
     path = (ASSETS_DIR / name).resolve()
     if not path.is_relative_to(ASSETS_DIR.resolve()):
         raise ConfigError(
@@ -262,8 +255,7 @@ def list_presets() -> list[str]:
 def load_preset(name_or_path: str | Path) -> Preset:
     """Load a shipped preset by name, or any preset from its YAML file (a value that ends in .yaml or .yml).
 
-    Raises:
-        ConfigError: an unknown name (the message lists the known ones), a missing file, an unknown or missing key.
+    Raises ConfigError for an unknown name (the message lists the known ones), a missing file, or an invalid preset.
     """
     path = Path(name_or_path)
     if path.suffix not in (".yaml", ".yml"):
@@ -273,31 +265,24 @@ def load_preset(name_or_path: str | Path) -> Preset:
             raise ConfigError(
                 "unknown preset", value=str(name_or_path), fix=f"use one of {known}, or a path to a .yaml"
             )
-    if not path.is_file():
-        raise ConfigError("the preset's file does not exist", value=str(path), fix="check the path")
     return preset_from_dict(read_config_file(path), origin=str(path))
 
 
 def preset_from_dict(values: Mapping[str, Any], origin: str = "preset") -> Preset:
     """Build a preset from plain values (YAML, or the copy in a ``bundle.json``).
 
-    Raises:
-        ConfigError: an unknown, missing or badly typed key; ``origin`` names the file.
+    Raises ConfigError for an unknown, missing or badly typed key; ``origin`` names the file.
     """
     forbid_imports(Preset)
     check_groups(Preset, values, origin)
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(Preset, fail_untyped=True)
     try:
-        parsed = parser.instantiate(parser.parse_object(dict(values), env=False))
-    except ConfigError:
-        raise
+        return Preset(**parser.instantiate(parser.parse_object(dict(values), env=False)).as_dict())
     except Exception as error:  # jsonargparse raises other classes for values of unexpected types
-        if isinstance(error.__cause__, ConfigError):  # an optional part, which jsonargparse parses as a union
-            raise error.__cause__ from None
+        ours = error if isinstance(error, ConfigError) else error.__cause__  # of an optional part, parsed as a union
+        if isinstance(ours, ConfigError):
+            raise ConfigError(f"{origin}: {ours.what}", value=ours.value, fix=ours.fix) from None
         raise ConfigError(
             f"{origin} does not parse: {error}", fix="compare it with models/presets/mini.yaml"
         ) from error
-    if parsed.stages is None:  # jsonargparse treats null as a value that was left out
-        raise ConfigError(f"{origin} does not parse: stages is null", fix="compare it with models/presets/mini.yaml")
-    return Preset(**{item.name: getattr(parsed, item.name) for item in dataclasses.fields(Preset)})
