@@ -8,7 +8,10 @@ import pytest
 
 from lookalike.annotators.captioner import Captioner
 from lookalike.errors import ConfigError
+from lookalike.training.average import EmaConfig
 from lookalike.training.config import TrainConfig
+from lookalike.training.loop_config import CheckpointConfig, DropoutConfig, SafetyConfig, ValidationConfig
+from lookalike.training.workers import WorkerConfig
 from pipelines.actors import ActorConfig
 from pipelines.curate import CurateConfig
 from pipelines.curate.captions import CaptionsConfig
@@ -75,3 +78,30 @@ def test_every_group_of_settings_checks_its_values(config_class: Any) -> None:
     for item in dataclasses.fields(config_class):
         with pytest.raises(ConfigError, match=rf"\b{item.name}\b"):
             config_class(**required | {item.name: object()})
+
+
+@pytest.mark.parametrize(
+    ("config_class", "name", "value", "message"),
+    [
+        (ValidationConfig, "every", 0, r"validation\.every is below 1 \(0\); use 1 or more"),
+        (CheckpointConfig, "keep_every", 0, r"checkpoint\.keep_every is below 1"),
+        (DropoutConfig, "mllm", 1.0, r"dropout\.mllm is not below 1 \(1\.0\); use a number below 1"),
+        (DropoutConfig, "references", -0.1, r"dropout\.references is below 0"),
+        (EmaConfig, "decay", 0, r"ema\.decay is not above 0 \(0\); use a number above 0"),
+        (
+            SafetyConfig,
+            "max_quarantined_share",
+            1.5,
+            r"safety\.max_quarantined_share is above 1 \(1\.5\); use 1 or less",
+        ),
+        (WorkerConfig, "num_workers", -1, r"workers\.num_workers is below 0"),
+        (WorkerConfig, "min_workers", 3, "min_workers exceeds workers"),
+        (ShardsConfig, "buckets", [(512, 8)], r"shards\.buckets\[0\]\[1\] is below 16"),
+        (ShardsConfig, "buckets", [], "buckets has no size"),
+    ],
+)
+def test_value_outside_its_bounds_is_refused_with_its_section(
+    config_class: Any, name: str, value: Any, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        config_class(**{name: value})
