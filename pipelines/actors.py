@@ -28,7 +28,7 @@ class ActorConfig:
     """The actors that hold the model."""
 
     count: Annotated[NonNegative, Le(10_000)] = 2
-    """Actors, each with a copy of the model. 0: the job's own process does the units one
+    """Actors, each with a copy of the model. 0: the job's own process does one unit
     after the other, which saves the start of actors for a few units, and can be debugged."""
     cpus: Annotated[float, Le(10_000)] = 0.5
     """Logical CPUs that an actor reserves; below 1 so that a small machine has CPU left for reading."""

@@ -51,9 +51,7 @@ def run_job(config_class: type[ConfigT], body: Callable[[ConfigT], int | None], 
 def run_subcommand(commands: Mapping[str, Callable[..., int | None]], description: str | None) -> int:
     """Parse a subcommand and its configuration, call its function and return the exit code.
 
-    Args:
-        commands: a function for each subcommand; its only parameter is annotated with its configuration's class.
-        description: what the job does, with examples, for ``--help``.
+    The only parameter of each function in ``commands`` is annotated with the class of its configuration.
     """
 
     def body() -> int | None:

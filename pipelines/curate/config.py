@@ -23,7 +23,7 @@ class PlanConfig:
     max_references: Annotated[Count, Le(64)] = 2
     """A triplet has 1 to this many references."""
     max_triplets_per_target: Annotated[Count, Le(10_000)] = 4
-    """Each of them has another set of references."""
+    """Maximum number of triplets of one target photo; each has another set of references."""
     max_triplets_per_subject: Annotated[Count, Le(1_000_000)] = 24
     """Bounds the share of one subject in the training data."""
     validation_fraction: Fraction = 0.15
@@ -32,7 +32,7 @@ class PlanConfig:
     min_validation_subjects: NonNegative = 2
     """Minimum number of validation subjects, if at least one subject remains for training."""
     rows_per_partition: Annotated[Count, Le(10_000_000)] = 20_000
-    """Images that one task plans, about; a subject is never divided."""
+    """Approximate number of images that one task plans; a subject is never divided."""
 
 
 @configuration("labels.found")
@@ -46,7 +46,7 @@ class FoundConfig:
     neighbours: Annotated[Count, Le(4_096)] = 16
     """Number of nearest photos that each photo is compared with."""
     images_per_cell: Annotated[Count, Le(10_000_000)] = 50_000
-    """Images that one task compares, about; a subject in two cells becomes two subjects."""
+    """Approximate number of images that one task compares; a subject in two cells becomes two subjects."""
 
 
 @configuration("labels")
@@ -98,7 +98,7 @@ class ShardsConfig:
     jpeg_quality: Annotated[Count, Le(100)] = 95
     """JPEG quality (1 to 100) of images that are encoded again, without chroma subsampling."""
     shard_mib: Mib = 256
-    """Size of a shard, about, counted before images are scaled down."""
+    """Approximate size of a shard in MiB, counted before images are scaled down."""
 
     def __post_init__(self) -> None:
         if self.buckets == []:

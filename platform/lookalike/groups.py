@@ -29,18 +29,11 @@ def forbid_imports(config_class: type) -> None:
 
 
 def check_groups(hint: Any, value: Any, name: str = "") -> None:
-    """Check that each group of settings in ``value`` is a mapping, by the dataclasses that ``hint`` names.
+    """Check that each group of settings in ``value`` (of YAML or JSON) is a mapping, by the dataclasses in ``hint``.
 
-    The parser checks the types of single settings later.
-
-    Args:
-        hint: a dataclass, or a type that contains dataclasses.
-        value: plain values, as YAML or JSON give them.
-        name: dotted name of ``value`` in messages.
-
-    Raises:
-        ConfigError: a group is text, or a key cannot be the name of a setting. The key is not shown, since a user may
-            have named any file as a configuration.
+    The parser checks the types of single settings later. ``name`` is the dotted name of ``value`` in messages. Raises
+    ConfigError if a group is text, or a key cannot be the name of a setting; the key is not shown, since a user may
+    have named any file as a configuration.
     """
     groups = _groups(hint)
     if not groups:

@@ -38,11 +38,8 @@ def to_rgb(image: Image.Image) -> np.ndarray:
     Transparency (an alpha channel, a transparent palette entry, a transparent colour) becomes white. 16-bit values
     are scaled to 8 bits (``>> 8``; modes ``I`` and ``I;16*`` hold 16 bits, as PIL writes them to a PNG). Mode ``F``
     holds 0–255, as in PIL. Of an animation, the current frame is converted. An orientation that cannot be read, or that
-    EXIF does not define, counts as upright.
-
-    Raises:
-        OSError, ValueError, SyntaxError, ...: PIL cannot decode the pixels of a lazily opened file, or cannot convert
-            its mode to RGB.
+    EXIF does not define, counts as upright. PIL's errors (OSError, ValueError, SyntaxError, ...) for pixels that it
+    cannot decode, or for a mode that it cannot convert, go through.
     """
     image.load()  # before the EXIF, which a PNG may hold at its end, so that damaged pixels are reported as such
     orientation, _ = read_orientation(image)

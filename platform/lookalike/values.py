@@ -43,10 +43,7 @@ def configuration(section: str = "") -> Callable[[type[ConfigT]], type[ConfigT]]
     """Make a class a frozen dataclass that calls :func:`check_values` at construction, before its ``__post_init__``.
 
     Bounds of numbers are annotations, such as ``Annotated[int, Ge(1)]``. They are removed from the class, so that
-    ``--help`` shows ``int``.
-
-    Args:
-        section: what precedes the names of its fields in errors, such as ``checkpoint``.
+    ``--help`` shows ``int``. ``section`` precedes the names of fields in errors: ``checkpoint.every is below 1``.
     """
 
     def decorate(config_class: type[ConfigT]) -> type[ConfigT]:
@@ -75,10 +72,8 @@ def check_values(record: Any) -> None:
     """Check the fields of a dataclass against their annotations; those that are dataclasses check themselves.
 
     Numbers have the right type (a bool is not a number), are finite, within their bounds, and at most :data:`MAX_COUNT`
-    unless a bound says otherwise; text is UTF-8 without NUL, and not empty unless that is the default.
-
-    Raises:
-        ConfigError: names the first field whose value is not valid.
+    unless a bound says otherwise; text is UTF-8 without NUL, and not empty unless that is the default. Raises
+    ConfigError with the name of the first field whose value is not valid.
     """
     _check_fields(record, get_type_hints(type(record), include_extras=True), "")
 

@@ -16,7 +16,7 @@ from lookalike.values import Count, Seed, configuration
 
 @configuration()
 class TrainConfig:
-    """Train a model on a snapshot. Same command again: resumes, or says that it is done."""
+    """Train a model on a snapshot. The same command again resumes, or returns the finished result."""
 
     dataset: str = field(metadata=NOT_IDENTITY)
     """URI of a curated data set; its newest snapshot is used and recorded."""
@@ -27,7 +27,7 @@ class TrainConfig:
     base: str | None = field(default=None, metadata=NOT_IDENTITY)
     """URI of a bundle to start from (a finetune); by default the preset's own sources."""
     from_seed: bool = False
-    """Start the DiT and the aggregator from the seed, whatever weights the preset ships. Not with ``base``."""
+    """Start the DiT and the aggregator from the seed, even if the preset ships weights. Not with ``base``."""
     adapter: LoraConfig | None = None
     """LoRA on the transformer; its export is a personal bundle that names its base. Needs ``base``."""
     stages: list[PhaseConfig] = field(default_factory=default_phases)
@@ -39,13 +39,13 @@ class TrainConfig:
     activation_checkpointing: bool = field(default=False, metadata=NOT_IDENTITY)
     """Compute the activations of DiT and aggregator once more in the backward pass instead of keeping them."""
     precision: Precision = "float32"
-    """Of weights and passes. ``bfloat16`` keeps master weights, moments and accumulated gradients in float32
+    """Precision of weights and passes. ``bfloat16`` keeps master weights, moments and accumulated gradients in float32
     (DeepSpeed's mixed precision), and starts from the base's weights rounded to it; the VAE computes in float32. In a
     plain process it is PyTorch's autocast: weights stay in float32, so a run that changes between the two rounds a
     little differently from there on."""
     keep_samples: bool = field(default=False, metadata=NOT_IDENTITY)
     """Prepare each sample once and keep it in every worker's memory, where Ray Data would prepare it anew each time it
-    is due (0.14 MB a sample of ``mini``, more with larger images). Same order, same values."""
+    is due (0.14 MB a sample of ``mini``, more with larger images). Order and values stay the same."""
     zero: ZeroConfig = field(default_factory=ZeroConfig, metadata=NOT_IDENTITY)
     """What DeepSpeed offloads, and the sizes of its communication."""
     seed: Seed = 0
@@ -63,11 +63,11 @@ class TrainConfig:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig, metadata=NOT_IDENTITY)
     """Saving and keeping state."""
     safety: SafetyConfig = field(default_factory=SafetyConfig, metadata=NOT_IDENTITY)
-    """When a run ends before its time."""
+    """When a run ends early."""
     workers: WorkerConfig = field(default_factory=WorkerConfig, metadata=NOT_IDENTITY)
     """The worker group."""
     export_dtype: Literal["float32", "float16"] = field(default="float32", metadata=NOT_IDENTITY)
-    """Precision of the trained parts in the bundle; whoever loads them computes in its own."""
+    """Precision of the trained parts in the bundle; a loaded model may compute in another."""
     export_lora: Literal["separate", "merged"] = field(default="separate", metadata=NOT_IDENTITY)
     """Whether a LoRA lies beside the DiT in the bundle (a personal bundle is the LoRA alone) or is added into its
     weights, for a bundle that stands by itself and that others can be trained on."""
