@@ -22,8 +22,8 @@ class EmaConfig:
 
     decay: Annotated[float, Gt(0), Lt(1)] | None = None
     """Its decay, such as 0.999; by default none is kept. The paper has none, and it costs one more fp32 copy. In early
-    steps the decay is ``(1 + steps) / (10 + steps)``, so that the initial weights fade soon. A run that keeps an average
-    validates and exports it."""
+    steps the decay is ``(1 + steps) / (10 + steps)``, so that the initial weights fade soon. A run that keeps an
+    average validates and exports it."""
 
     def decay_after(self, steps: int) -> float:
         """The decay of the update that follows the ``steps``-th optimizer step, counted from 1."""
