@@ -286,3 +286,14 @@ def test_a_job_without_a_subcommand_lists_them(
     for arguments in (["--steps", "5"], ["begin"], ["--steps", "5", "run"]):
         assert _subcommand(monkeypatch, *arguments) == 2
         assert "is not a subcommand; begin with one of: run, show" in capsys.readouterr().err
+
+
+def test_busy_error_of_a_ray_task_keeps_its_code(capsys) -> None:
+    class _TaskError(Exception):
+        cause = BusyError("another works here", fix="wait")
+
+    def body(config: _Config) -> int:
+        raise _TaskError
+
+    assert run_job(_Config, body, None) == 4
+    assert "another works here" in capsys.readouterr().err
