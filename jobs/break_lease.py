@@ -6,14 +6,13 @@ still works stops, and loses what it has not committed.
   python jobs/break_lease.py --lease file:///runs/toys-1/lease
 """
 
-from dataclasses import dataclass
-
 from lookalike.storage import open_store
 from lookalike.storage.lease import break_lease
+from lookalike.values import configuration
 from pipelines.entry import run_job
 
 
-@dataclass(frozen=True)
+@configuration()
 class BreakLeaseConfig:
     """The lease to end."""
 

@@ -3,16 +3,16 @@
 import logging
 import pickle
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pyarrow as pa
+from annotated_types import Le
 
 from lookalike.errors import LookalikeError
 from lookalike.redaction import redact_logs
-from lookalike.values import check_values
+from lookalike.values import Count, NonNegative, configuration
 from pipelines.entry import ray_session
 
 log = logging.getLogger(__name__)
@@ -23,22 +23,19 @@ _TASKS_PER_CORE, _UNITS_PER_TASK = 16, 4  # few units per task: cores wait for t
 Columns = dict[str, np.ndarray]
 
 
-@dataclass(frozen=True)
+@configuration("actors")
 class ActorConfig:
     """The actors that hold the model."""
 
-    count: int = 2
-    """Actors, each with a copy of the model. 0: the job's own process does the units one
+    count: Annotated[NonNegative, Le(10_000)] = 2
+    """Actors, each with a copy of the model. 0: the job's own process does one unit
     after the other, which saves the start of actors for a few units, and can be debugged."""
-    cpus: float = 0.5
+    cpus: Annotated[float, Le(10_000)] = 0.5
     """Logical CPUs that an actor reserves; below 1 so that a small machine has CPU left for reading."""
-    threads: int = 1
+    threads: Annotated[Count, Le(1_024)] = 1
     """PyTorch threads of an actor (CPU)."""
     use_gpu: bool = False
     """One GPU for each actor."""
-
-    def __post_init__(self) -> None:
-        check_values(self, count=(0, 10_000), cpus=(None, 10_000), threads=(1, 1_024))
 
     def prepare(self) -> str:
         """Set the threads of the actor that calls this, and return the device for its model."""

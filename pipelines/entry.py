@@ -18,8 +18,7 @@ from tenacity import before_sleep_log, retry, retry_if_exception_message, stop_a
 from lookalike import config as configs
 from lookalike.errors import BusyError, LookalikeError, StoppedError, UnreachableError, first_line
 from lookalike.redaction import redact, redact_logs
-from lookalike.scratch import JOB_VARIABLE, sweep
-from pipelines.defaults import set_defaults
+from lookalike.scratch import JOB_VARIABLE, kept_folder, sweep
 from pipelines.private_ray import fresh_token, session_folder
 
 log = logging.getLogger(__name__)
@@ -33,6 +32,13 @@ EXIT_BUSY = 4  # another process works on the same output
 EXIT_INTERRUPTED = 130  # 128 + SIGINT
 EXIT_PIPE = 141  # 128 + SIGPIPE
 EXIT_STOPPED = 143  # 128 + SIGTERM, as a shell reports it: not done, and nothing is wrong
+OPT_OUT = {
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "ORT_DISABLE_TELEMETRY": "1",  # read when onnxruntime is imported, which diffusers does
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+"""Variables that stop libraries from reporting their use; a cluster that a job joins needs them in its environment."""
 _TYPED = "LOOKALIKE_ARGUMENTS"  # the original arguments, for the process that replaces this one
 _WORKERS_END_S = 5.0  # in which Ray's workers end after the job, and leave their temporary folders to be removed
 
@@ -45,9 +51,7 @@ def run_job(config_class: type[ConfigT], body: Callable[[ConfigT], int | None], 
 def run_subcommand(commands: Mapping[str, Callable[..., int | None]], description: str | None) -> int:
     """Parse a subcommand and its configuration, call its function and return the exit code.
 
-    Args:
-        commands: a function for each subcommand; its only parameter is annotated with its configuration's class.
-        description: what the job does, with examples, for ``--help``.
+    The only parameter of each function in ``commands`` is annotated with the class of its configuration.
     """
 
     def body() -> int | None:
@@ -81,20 +85,10 @@ def _framed(body: Callable[[], int | None]) -> int:
 
 def _run(body: Callable[[], int | None]) -> int:
     try:
-        set_defaults()
+        _set_defaults()
         code = body() or 0
         sys.stdout.flush()  # raises BrokenPipeError if the reader has ended
         return code
-    except StoppedError as stopped:
-        _say(str(stopped))
-        return EXIT_STOPPED
-    except BusyError as busy:
-        _say(str(busy))
-        return EXIT_BUSY
-    except LookalikeError as error:
-        log.debug("the error's traceback", exc_info=True)
-        _say(f"error: {error}")
-        return EXIT_ERROR
     except KeyboardInterrupt:
         _say("interrupted; the same command resumes")
         return EXIT_INTERRUPTED
@@ -102,18 +96,21 @@ def _run(body: Callable[[], int | None]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains at its end
         return EXIT_PIPE
     except Exception as error:
-        return _unexpected(error)
+        return _report(error)
 
 
-def _unexpected(error: Exception) -> int:
-    """Report an exception that is not one of ours in one line; the traceback goes to the DEBUG log."""
+def _report(error: Exception) -> int:
+    """Print an exception in one line, and return the exit code; the traceback goes to the DEBUG log."""
     while isinstance(cause := getattr(error, "cause", None), Exception):  # of a task of Ray
         error = cause
+    if isinstance(error, (StoppedError, BusyError)):
+        _say(str(error))
+        return EXIT_STOPPED if isinstance(error, StoppedError) else EXIT_BUSY
+    log.debug("traceback of the error", exc_info=True)
+    problem = first_line(error)
     if isinstance(error, LookalikeError):
         _say(f"error: {error}")
         return EXIT_ERROR
-    log.debug("traceback of the error", exc_info=True)
-    problem = first_line(error)
     if isinstance(error, MemoryError):
         _say("error: out of memory; use a machine with more, or lower the batch size")
     elif isinstance(error, OSError):
@@ -122,6 +119,14 @@ def _unexpected(error: Exception) -> int:
         what = f"internal error, {type(error).__name__}: {problem}"
         _say(f"error: {what}; please report it, with its traceback by LOOKALIKE_LOG_LEVEL=DEBUG")
     return EXIT_INTERNAL
+
+
+def _set_defaults() -> None:
+    """Set what the user has not set: no telemetry, and PyTorch's compiled kernels in the job's temporary folder."""
+    for name, value in OPT_OUT.items():
+        os.environ.setdefault(name, value)
+    if "TORCHINDUCTOR_CACHE_DIR" not in os.environ:  # made at import, by DeepSpeed too
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(kept_folder("inductor"))
 
 
 def _say(message: str) -> None:

@@ -1,6 +1,6 @@
 """Make one page from the results of other jobs."""
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 import numpy as np
@@ -36,12 +36,12 @@ from lookalike.storage import (
 )
 from lookalike.storage.claim import inside
 from lookalike.training.history import METRICS
-from lookalike.values import check_values
+from lookalike.values import configuration
 
 _SAMPLES = 6
 
 
-@dataclass(frozen=True)
+@configuration()
 class ReportConfig:
     """Results to show. Each one is optional; without it the page has no such section."""
 
@@ -63,9 +63,6 @@ class ReportConfig:
     """URI of a generation."""
     timings: str | None = None
     """URI of a JSON list of {step, seconds, peak_memory_gib, outcome}."""
-
-    def __post_init__(self) -> None:
-        check_values(self)
 
 
 def report(config: ReportConfig) -> int:

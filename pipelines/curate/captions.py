@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pyarrow as pa
+from annotated_types import Le
 
 from lookalike.documents import parse_object
 from lookalike.errors import ConfigError, first_line
-from lookalike.values import check_values
+from lookalike.values import Count, configuration
 
 _CONTROL = re.compile(  # control tokens and placeholders of the multimodal models in use, as data sets leave them
     r"<\|[^|<>\s]{1,40}\|>"
@@ -24,11 +25,11 @@ _CONTROL = re.compile(  # control tokens and placeholders of the multimodal mode
 _CLASS_CHARACTERS = 100  # maximum length of a class; the prompt of a photo without a caption contains it
 
 
-@dataclass(frozen=True)
+@configuration("captions")
 class CaptionsConfig:
     """Maximum length of captions. A longer one is cut at a word, and the row's ``note`` says so."""
 
-    max_characters: int = 2_000
+    max_characters: Annotated[Count, Le(1_000_000)] = 2_000
     """Maximum characters of a caption."""
     presets: list[str] = field(default_factory=list)
     """Models that will be trained (presets by name, or YAML files): a caption is cut to the tokens that each of them
@@ -36,7 +37,6 @@ class CaptionsConfig:
     training cuts longer captions."""
 
     def __post_init__(self) -> None:
-        check_values(self, at="captions.", max_characters=(1, 1_000_000))
         if self.presets:
             from lookalike.models.presets import load_preset
 

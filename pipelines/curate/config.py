@@ -1,78 +1,55 @@
 """The configuration of a curation run."""
 
-from dataclasses import dataclass, field
+from dataclasses import field
+from typing import Annotated
 
 import regex
+from annotated_types import Ge, Gt, Le, Lt
 
 from lookalike.annotators.captioner import Captioner
 from lookalike.annotators.embedder import NO_EMBEDDER
 from lookalike.data.limits import Limits
 from lookalike.errors import ConfigError
-from lookalike.values import check_values
+from lookalike.values import Count, Fraction, Mib, NonNegative, Positive, Seed, configuration
 from pipelines.actors import ActorConfig
 from pipelines.curate.captions import CaptionsConfig
 from pipelines.curate.filters import FiltersConfig
 
 
-@dataclass(frozen=True)
+@configuration("plan")
 class PlanConfig:
     """Which images become which triplets. The similarity band of a pair is ``filters.no_pair``."""
 
-    max_references: int = 2
+    max_references: Annotated[Count, Le(64)] = 2
     """A triplet has 1 to this many references."""
-    max_triplets_per_target: int = 4
-    """Each of them has another set of references."""
-    max_triplets_per_subject: int = 24
+    max_triplets_per_target: Annotated[Count, Le(10_000)] = 4
+    """Maximum number of triplets of one target photo; each has another set of references."""
+    max_triplets_per_subject: Annotated[Count, Le(1_000_000)] = 24
     """Bounds the share of one subject in the training data."""
-    validation_fraction: float = 0.15
+    validation_fraction: Fraction = 0.15
     """Share of subjects that training never sees. The split of a subject depends on its name and the seed only, so it
     does not change when subjects are added."""
-    min_validation_subjects: int = 2
+    min_validation_subjects: NonNegative = 2
     """Minimum number of validation subjects, if at least one subject remains for training."""
-    rows_per_partition: int = 20_000
-    """Images that one task plans, about; a subject is never divided."""
-
-    def __post_init__(self) -> None:
-        check_values(
-            self,
-            at="plan.",
-            max_references=(1, 64),
-            max_triplets_per_target=(1, 10_000),
-            max_triplets_per_subject=(1, 1_000_000),
-            rows_per_partition=(1, 10_000_000),
-        )
-        if not 0 <= self.validation_fraction < 1 or self.min_validation_subjects < 0:
-            raise ConfigError(
-                "plan.validation_fraction is not in [0, 1), or plan.min_validation_subjects is below 0",
-                value=[self.validation_fraction, self.min_validation_subjects],
-                fix="use a fraction of 0 or more and below 1, and a minimum of 0 or more",
-            )
+    rows_per_partition: Annotated[Count, Le(10_000_000)] = 20_000
+    """Approximate number of images that one task plans; a subject is never divided."""
 
 
-@dataclass(frozen=True)
+@configuration("labels.found")
 class FoundConfig:
     """How photos without a subject label are grouped into subjects, by their embeddings and across all raw shards."""
 
-    min_similarity: float = 0.7
+    min_similarity: Annotated[float, Gt(0), Lt(1)] = 0.7
     """Minimum cosine similarity of two photos, and minimum average similarity of two groups of photos, of one subject.
     The default is for the default embedder; tests/bench/results/found-subjects.json has the precision and recall of
     other values."""
-    neighbours: int = 16
+    neighbours: Annotated[Count, Le(4_096)] = 16
     """Number of nearest photos that each photo is compared with."""
-    images_per_cell: int = 50_000
-    """Images that one task compares, about; a subject in two cells becomes two subjects."""
-
-    def __post_init__(self) -> None:
-        check_values(self, at="labels.found.", neighbours=(1, 4_096), images_per_cell=(1, 10_000_000))
-        if not 0 < self.min_similarity < 1:
-            raise ConfigError(
-                "labels.found.min_similarity is not between 0 and 1",
-                value=self.min_similarity,
-                fix="use a cosine similarity between 0 and 1",
-            )
+    images_per_cell: Annotated[Count, Le(10_000_000)] = 50_000
+    """Approximate number of images that one task compares; a subject in two cells becomes two subjects."""
 
 
-@dataclass(frozen=True)
+@configuration("labels")
 class LabelsConfig:
     """Where the subject of a photo comes from."""
 
@@ -81,17 +58,12 @@ class LabelsConfig:
     subject_pattern: str | None = None
     """Regular expression for samples without that field: it is searched for in the sample's key, and its first group is
     the subject, such as ``^(.+)-`` for ``cup-03``. null: such a photo has no subject."""
-    subject_pattern_s: float = 1.0
+    subject_pattern_s: Positive = 1.0
     """Maximum seconds of a search in one key: some patterns take years for a key of 40 characters."""
     found: FoundConfig | None = None
     """Settings to group photos that still have no subject. null: such photos are dropped."""
 
     def __post_init__(self) -> None:
-        check_values(self)
-        if self.subject_pattern_s <= 0:
-            raise ConfigError(
-                "labels.subject_pattern_s is not above 0", value=self.subject_pattern_s, fix="use a number above 0"
-            )
         if self.subject_pattern is None:
             return
         try:
@@ -110,35 +82,30 @@ class LabelsConfig:
             )
 
 
-@dataclass(frozen=True)
+@configuration("shards")
 class ShardsConfig:
     """How triplet shards are written."""
 
-    image_size: int | None = 512
+    image_size: Annotated[int, Ge(16), Le(16_384)] | None = 512
     """Short side in px: larger images are scaled down to it and encoded again; null keeps the bytes of each JPEG.
     Files of other formats are always encoded again as JPEG."""
-    buckets: list[tuple[int, int]] | None = None
+    buckets: list[tuple[Annotated[int, Ge(16)], Annotated[int, Ge(16)]]] | None = None
     """Sizes (height, width) in px that replace ``image_size``: each image is cropped to the size of the nearest aspect
     ratio and scaled to it. null: images keep their aspect ratio."""
     latents: str | None = None
     """URI of a bundle (such as a run's ``initial``) whose VAE encodes every image at the sizes of its preset, so that
     training runs of that model skip the VAE. The latents are a member ``latents.safetensors``. null: no latents."""
-    jpeg_quality: int = 95
+    jpeg_quality: Annotated[Count, Le(100)] = 95
     """JPEG quality (1 to 100) of images that are encoded again, without chroma subsampling."""
-    shard_mib: int = 256
-    """Size of a shard, about, counted before images are scaled down."""
+    shard_mib: Mib = 256
+    """Approximate size of a shard in MiB, counted before images are scaled down."""
 
     def __post_init__(self) -> None:
-        check_values(self, at="shards.", image_size=(16, 16_384), shard_mib=(1, 65_536))
-        if self.buckets is not None and (not self.buckets or min(min(size) for size in self.buckets) < 16):
-            raise ConfigError(
-                "shards.buckets has no size, or one below 16 px", value=self.buckets, fix="use [[H, W], ...], or null"
-            )
-        if not 1 <= self.jpeg_quality <= 100:
-            raise ConfigError("shards.jpeg_quality is not in 1 to 100", value=self.jpeg_quality, fix="use 1 to 100")
+        if self.buckets == []:
+            raise ConfigError("shards.buckets has no size", value=self.buckets, fix="use [[H, W], ...], or null")
 
 
-@dataclass(frozen=True)
+@configuration()
 class CurateConfig:
     """Where the raw shards are, where the snapshots go, and what is kept."""
 
@@ -159,7 +126,7 @@ class CurateConfig:
     """Model that captions photos without a caption; null: their prompt is made of their class."""
     captions: CaptionsConfig = field(default_factory=CaptionsConfig)
     """Maximum length of captions."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of random choices."""
     filters: FiltersConfig = field(default_factory=FiltersConfig)
     """The filters."""
@@ -171,7 +138,6 @@ class CurateConfig:
     """The actors that run models: each reads raw shards and holds the embedder. They change no result."""
 
     def __post_init__(self) -> None:
-        check_values(self)
         if self.embedder != NO_EMBEDDER:
             return
         if self.labels.found is not None:

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from lookalike.data import triplets
 from lookalike.documents import decoding
 from lookalike.storage import Store, open_store, read_manifest, version_store
-from lookalike.values import check_values
+from lookalike.values import configuration
 from pipelines.curate.rows import subject_hash
 from pipelines.curate.tables import open_table
 from pipelines.curate.workspace import IMAGES_TABLE
@@ -23,7 +23,7 @@ Subjects = Iterator[tuple[tuple[int, str], Rows]]  # ((hash, name) of a subject,
 KEPT, ABSENT = "kept", "not there"  # values of Fate beside the reasons
 
 
-@dataclass(frozen=True)
+@configuration()
 class DiffConfig:
     """Settings of a comparison of two snapshots of a dataset."""
 
@@ -35,9 +35,6 @@ class DiffConfig:
     """URI of the prefix of the snapshots."""
     json: bool = False
     """Print JSON."""
-
-    def __post_init__(self) -> None:
-        check_values(self)
 
 
 @dataclass

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ from lookalike.data import triplets
 from lookalike.documents import decoding
 from lookalike.errors import ConfigError, InputError
 from lookalike.storage import Store, list_versions, open_store, read_manifest, version_store
-from lookalike.values import check_values
+from lookalike.values import configuration
 from pipelines.curate.tables import open_table
 from pipelines.curate.workspace import IMAGES_TABLE
 
@@ -22,7 +21,7 @@ _CONTENT = re.compile(r"[0-9a-f]{8,64}")
 _SHOWN = 12  # maximum triplets of an image that are shown for a snapshot
 
 
-@dataclass(frozen=True)
+@configuration()
 class TraceConfig:
     """Settings of a search for the raw images of a triplet, or for the triplets of an image."""
 
@@ -36,7 +35,6 @@ class TraceConfig:
     """Print JSON."""
 
     def __post_init__(self) -> None:
-        check_values(self)
         if not (_TRIPLET_ID.fullmatch(self.id) or _CONTENT.fullmatch(self.id)):
             raise ConfigError(
                 "id is neither a triplet's id nor a content hash",

@@ -1,23 +1,21 @@
 """The configuration of `jobs/evaluate.py`."""
 
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import field
+from typing import Annotated, Any, Literal
+
+from annotated_types import Le
 
 from lookalike.annotators.embedder import NO_EMBEDDER
 from lookalike.config import IDENTITY_IF_SET, NOT_IDENTITY
+from lookalike.diffusion.schedule import denoising_schedule
 from lookalike.errors import ConfigError
 from lookalike.evaluation.metrics import LABELS
 from lookalike.evaluation.scores import ConditionMode
-from lookalike.values import check_values
+from lookalike.values import Count, Seed, configuration
 from pipelines.actors import ActorConfig
 
 
-def default_stages() -> list[str]:
-    """The preset's denoising schedule, and each condition alone."""
-    return ["preset", "mllm_only", "reference_only"]
-
-
-@dataclass(frozen=True)
+@configuration()
 class EvaluateConfig:
     """Measure a bundle on a suite. The same command again returns the finished result."""
 
@@ -35,16 +33,16 @@ class EvaluateConfig:
     """URI of a data set with other subjects, for a suite that holds one subject only."""
     conditions: ConditionMode = "right"
     """``shuffled`` gives every sample another subject's conditions: a probe that a gate has to refuse."""
-    max_samples: int = 256
+    max_samples: Annotated[Count, Le(10_000_000)] = 256
     """Held-out losses to measure; a suite with fewer triplets is measured at more noise levels."""
-    subjects: int = 8
+    subjects: Annotated[Count, Le(100_000)] = 8
     """Number of subjects to generate images of."""
-    prompts_per_subject: int = 2
+    prompts_per_subject: Annotated[Count, Le(10_000)] = 2
     """Images of each subject by each denoising schedule."""
-    stages: list[str] = field(default_factory=default_stages)
+    stages: list[str] = field(default_factory=lambda: ["preset", "mllm_only", "reference_only"])
     """Denoising schedules (preset, paper, mllm_only, both, reference_only, TAU1/TAU2 or TAU1/TAU2/BLEND); metrics of
     the first have no prefix."""
-    steps: int = 20
+    steps: Annotated[Count, Le(10_000)] = 20
     """Denoising steps of an image."""
     guidance_scale: float = 2.5
     """Classifier-free guidance."""
@@ -56,27 +54,16 @@ class EvaluateConfig:
     """Hub id or folder of a DINO model for DINO-I; by default it is not measured."""
     metrics: dict[str, Any] = field(default_factory=dict, metadata=IDENTITY_IF_SET)
     """Settings of metrics that have any, by the metric's name in scores.json."""
-    loss_batch_size: int = 16
+    loss_batch_size: Annotated[Count, Le(4_096)] = 16
     """Samples of a forward pass."""
-    image_batch_size: int = 8
+    image_batch_size: Annotated[Count, Le(4_096)] = 8
     """Images generated at once."""
-    seed: int = 0
+    seed: Seed = 0
     """Seeds noise, noise levels and the choice of other subjects."""
     actors: ActorConfig = field(default_factory=ActorConfig, metadata=NOT_IDENTITY)
     """The actors that measure."""
 
     def __post_init__(self) -> None:
-        check_values(
-            self,
-            max_samples=(1, 10_000_000),
-            subjects=(1, 100_000),
-            prompts_per_subject=(1, 10_000),
-            steps=(1, 10_000),
-            loss_batch_size=(1, 4_096),
-            image_batch_size=(1, 4_096),
-        )
-        from lookalike.diffusion.schedule import denoising_schedule
-
         if self.embedder == NO_EMBEDDER:
             raise ConfigError(
                 "identity cannot be measured without an embedder", value=self.embedder, fix="name one with --embedder"

@@ -1,6 +1,6 @@
 """The configurations of `jobs/finetune.py`, one for each subcommand."""
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from lookalike.config import NOT_IDENTITY
@@ -8,7 +8,7 @@ from lookalike.evaluation.gate import GateConfig
 from lookalike.models.presets import LoraConfig
 from lookalike.training.curriculum import PhaseConfig
 from lookalike.training.workers import WorkerConfig
-from lookalike.values import check_values
+from lookalike.values import Count, Seed, configuration
 from pipelines.actors import ActorConfig
 from pipelines.curate.filters import FiltersConfig
 from pipelines.curate.filters.no_pair import NoPair
@@ -29,7 +29,7 @@ def default_filters() -> FiltersConfig:
     return FiltersConfig(skip=["off_subject"], no_pair=NoPair(min_similarity=-1.0))
 
 
-@dataclass(frozen=True)
+@configuration()
 class FinetuneConfig:
     """Train a personal adapter on a few photos. The same command again resumes, or returns the finished result."""
 
@@ -54,9 +54,9 @@ class FinetuneConfig:
     """LoRA on the DiT."""
     stages: list[PhaseConfig] = field(default_factory=default_stages)
     """The curriculum's phases."""
-    batch_size: int = 8
+    batch_size: Count = 8
     """Samples per optimizer step over all workers."""
-    micro_batch_size: int = field(default=4, metadata=NOT_IDENTITY)
+    micro_batch_size: Count = field(default=4, metadata=NOT_IDENTITY)
     """Samples per forward pass of one worker."""
     evaluation: dict[str, Any] = field(default_factory=default_evaluation)
     """Settings of the evaluation before and after (see ``jobs/evaluate.py run --help``)."""
@@ -66,7 +66,7 @@ class FinetuneConfig:
     """The worker group."""
     actors: ActorConfig = field(default_factory=ActorConfig, metadata=NOT_IDENTITY)
     """The actors that curate and evaluate; they change no result."""
-    seed: int = 0
+    seed: Seed = 0
     """Seeds order, noise and the initial adapter."""
     tracking: str | None = field(default=None, metadata=NOT_IDENTITY)
     """MLflow tracking URI; by default MLFLOW_TRACKING_URI."""
@@ -74,16 +74,10 @@ class FinetuneConfig:
     """Refuse to start unless this job's S3 credentials reach ``customers/CUSTOMER/`` of the store and nothing beside it
     (SECURITY.md)."""
 
-    def __post_init__(self) -> None:
-        check_values(self)
 
-
-@dataclass(frozen=True)
+@configuration()
 class CheckConfig:
     """Check a customer's photos as a finetune does before any work: layout, number and formats. Changes nothing."""
 
     photos: str
     """URI with 4 to 20 photos of one subject: raw shards, or ``<subject>/<nn>.jpg``."""
-
-    def __post_init__(self) -> None:
-        check_values(self)

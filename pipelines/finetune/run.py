@@ -8,8 +8,7 @@ import logging
 from typing import Any
 
 from lookalike import config as configs
-from lookalike.bundles.manifest import MANIFEST
-from lookalike.bundles.manifest import read_preset
+from lookalike.bundles.manifest import MANIFEST, read_preset
 from lookalike.bundles.transfer import local_bundle
 from lookalike.errors import ConfigError, InputError, LookalikeError, RefusedError
 from lookalike.registry import Registry, champion_version, identify, personal_model_name, resolve, standing

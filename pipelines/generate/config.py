@@ -1,14 +1,19 @@
 """The configuration of `jobs/generate.py`."""
 
-from dataclasses import dataclass, field
+from dataclasses import field
+from typing import Annotated
+
+from annotated_types import Le
 
 from lookalike.config import IDENTITY_IF_SET, NOT_IDENTITY
+from lookalike.diffusion.schedule import denoising_schedule
 from lookalike.errors import ConfigError
-from lookalike.values import check_values
+from lookalike.models.limits import MAX_SIDE
+from lookalike.values import Count, Mib, Seed, configuration
 from pipelines.actors import ActorConfig
 
 
-@dataclass(frozen=True)
+@configuration()
 class GenerateConfig:
     """Generate images of a subject. The same command again generates missing ones, or returns the finished result."""
 
@@ -22,19 +27,19 @@ class GenerateConfig:
     """URI of a text file with one prompt a line, after those of --prompt; blank lines do not count."""
     reference: list[str] = field(default_factory=list, metadata=NOT_IDENTITY)
     """Photo of the subject, or a folder of them, of which the model takes as many as it reads; may be repeated."""
-    max_prompts_mib: int = field(default=16, metadata=NOT_IDENTITY)
+    max_prompts_mib: Mib = field(default=16, metadata=NOT_IDENTITY)
     """Largest size of the file of ``prompts_file``, in MiB."""
-    max_reference_mib: int = field(default=256, metadata=NOT_IDENTITY)
+    max_reference_mib: Mib = field(default=256, metadata=NOT_IDENTITY)
     """Largest size of a reference's file, in MiB; it is read into memory whole."""
-    num_images: int = 1
+    num_images: Annotated[Count, Le(100_000)] = 1
     """Images of each prompt."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the first image of each prompt; the next ones count up."""
-    height: int | None = field(default=None, metadata=IDENTITY_IF_SET)
+    height: Annotated[Count, Le(MAX_SIDE)] | None = field(default=None, metadata=IDENTITY_IF_SET)
     """Pixels of an image, a multiple of a token's side (8 for mini, 16 for FLUX); by default the model's."""
-    width: int | None = field(default=None, metadata=IDENTITY_IF_SET)
+    width: Annotated[Count, Le(MAX_SIDE)] | None = field(default=None, metadata=IDENTITY_IF_SET)
     """Pixels, as --height."""
-    steps: int = 25
+    steps: Annotated[Count, Le(10_000)] = 25
     """Denoising steps."""
     guidance_scale: float = 2.5
     """Classifier-free guidance; 1 turns it off."""
@@ -42,7 +47,7 @@ class GenerateConfig:
     """The denoising schedule, which conditions a step sees: preset (the model's), paper, mllm_only, both,
     reference_only, TAU1/TAU2 or TAU1/TAU2/BLEND: the noise levels below which the references' latents are added and the
     MLLM's tokens are removed, and the width of the transition. Lower levels follow the text more, identity less."""
-    batch_size: int = field(default=8, metadata=NOT_IDENTITY)
+    batch_size: Annotated[Count, Le(4_096)] = field(default=8, metadata=NOT_IDENTITY)
     """Images of a batch."""
     bundle: str | None = field(default=None, metadata=NOT_IDENTITY)
     """URI of the model's bundle, if it was moved since it was registered."""
@@ -54,22 +59,7 @@ class GenerateConfig:
     """The actors that generate."""
 
     def __post_init__(self) -> None:
-        check_values(
-            self,
-            num_images=(1, 100_000),
-            steps=(1, 10_000),
-            batch_size=(1, 4_096),
-            max_prompts_mib=(1, 65_536),
-            max_reference_mib=(1, 65_536),
-        )
-        from lookalike.diffusion.schedule import denoising_schedule
-        from lookalike.models.preprocess import MAX_SIDE
-
         denoising_schedule(self.stages)  # raises for a name or an order that is not valid
-        for name in ("height", "width"):
-            side = getattr(self, name)
-            if side is not None and not 1 <= side <= MAX_SIDE:
-                raise ConfigError(f"{name} is not 1 to {MAX_SIDE} pixels", value=side, fix="use pixels, such as 512")
         if not self.prompt and not self.prompts_file:
             raise ConfigError("there is no prompt", fix="name one with --prompt or --prompts-file")
         if not self.reference:

@@ -1,13 +1,13 @@
 """Configuration of ``jobs/pretrain.py``."""
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Literal
 
 from lookalike.training import parts
-from lookalike.values import check_values
+from lookalike.values import configuration
 
 
-@dataclass(frozen=True)
+@configuration()
 class PretrainConfig:
     """Which part is pretrained, on which shards, for how long."""
 
@@ -26,6 +26,3 @@ class PretrainConfig:
     at half the cost of whole images; the rest, on whole images, settles what depends on their size."""
     fit: parts.FitConfig = field(default_factory=parts.FitConfig)
     """Length, batch size, learning rate and seed."""
-
-    def __post_init__(self) -> None:
-        check_values(self)

@@ -1,14 +1,14 @@
 """The configurations of `jobs/promote.py`, one for each subcommand."""
 
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from lookalike.config import IDENTITY_IF_SET, NOT_IDENTITY
 from lookalike.errors import ConfigError
 from lookalike.evaluation.gate import GateConfig
-from lookalike.values import check_values
+from lookalike.values import configuration
 
 
-@dataclass(frozen=True)
+@configuration()
 class PromoteConfig:
     """Judge a bundle by its scores, and make it champion or record why not."""
 
@@ -35,12 +35,11 @@ class PromoteConfig:
     """End with exit code 3 if the gate refuses the bundle; by default a refusal ends with 0."""
 
     def __post_init__(self) -> None:
-        check_values(self)
         if self.begin_anew is not None and not self.begin_anew.strip():
             raise ConfigError("begin_anew has no reason", fix="write --begin-anew 'the log was lost with its disk'")
 
 
-@dataclass(frozen=True)
+@configuration()
 class RollbackConfig:
     """Return to an earlier champion by a new entry of the promotion log. No scores are needed."""
 
@@ -55,11 +54,8 @@ class RollbackConfig:
     tracking: str | None = field(default=None, metadata=NOT_IDENTITY)
     """MLflow tracking URI; by default MLFLOW_TRACKING_URI."""
 
-    def __post_init__(self) -> None:
-        check_values(self)
 
-
-@dataclass(frozen=True)
+@configuration()
 class HistoryConfig:
     """Print the promotion log of a model: who was champion when, and why. Changes nothing."""
 
@@ -69,6 +65,3 @@ class HistoryConfig:
     """MLflow tracking URI; by default MLFLOW_TRACKING_URI."""
     json: bool = False
     """Print JSON."""
-
-    def __post_init__(self) -> None:
-        check_values(self)

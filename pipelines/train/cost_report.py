@@ -2,12 +2,12 @@
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lookalike.errors import ConfigError
 from lookalike.models.presets import Preset, load_preset
 from lookalike.training.config import TrainConfig
+from lookalike.values import configuration
 
 if TYPE_CHECKING:  # it imports the model's classes, for which `jobs/train.py run` need not wait
     from lookalike.training.budget import Cluster
@@ -15,7 +15,7 @@ if TYPE_CHECKING:  # it imports the model's classes, for which `jobs/train.py ru
 STEPS = 25  # of the sampler
 
 
-@dataclass(frozen=True)
+@configuration()
 class PlanConfig(TrainConfig):
     """Print what a training run would need on the named GPUs. Nothing is read, downloaded or started.
 

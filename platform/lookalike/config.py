@@ -89,7 +89,7 @@ def parse(
     parser.add_class_arguments(config_class, fail_untyped=True)
     parser.set_defaults(_plain_lists(config_class))
     given = _normalise(config_class, sys.argv[1:] if argv is None else argv)
-    files = {name: check_config_file(Path(name)) for name in _config_files(given)}
+    files = {name: read_config_file(Path(name)) for name in _config_files(given)}
     for name, document in files.items():
         if "config" in document:  # which jsonargparse would read as a further file
             raise ConfigError(
@@ -104,8 +104,7 @@ def parse(
             for key in _empty_mappings(document):
                 if key not in namespace:  # jsonargparse passes over what is empty
                     parser.error(f"Key '{key}' is not expected ({name})")
-        values = parser.instantiate_classes(namespace)
-        return config_class(**values.as_dict()) if not isinstance(values, config_class) else values
+        return config_class(**parser.instantiate(namespace).as_dict())
     except LookalikeError:
         raise
     except Exception as error:  # jsonargparse and YAML have more classes of errors than can be listed
@@ -121,36 +120,33 @@ def _config_files(argv: Sequence[str]) -> list[str]:
     return values + [value for flag, value in pairwise(argv) if flag == "--config"]
 
 
-def check_config_file(path: Path) -> dict[str, Any]:
+def read_config_file(path: Path) -> dict[str, Any]:
     """Read the settings in a YAML file. Raises ConfigError if it is not a mapping; its text is never shown."""
-    fix = "name a YAML file with the same keys as the flags"
+
+    def refused(problem: str) -> ConfigError:
+        fix = "name a YAML file with the settings"
+        return ConfigError(f"cannot read the configuration file: {problem}", value=str(path), fix=fix)
+
     try:
         with path.open("rb") as file:
             data = file.read(_MAX_FILE_BYTES + 1)
-        if len(data) > _MAX_FILE_BYTES:
-            raise ConfigError(f"the configuration file has more than {_MAX_FILE_BYTES} bytes", value=str(path), fix=fix)
-        document: Any = yaml.safe_load(data)
-    except ConfigError:
-        raise
+        document: Any = yaml.safe_load(data) if len(data) <= _MAX_FILE_BYTES else None
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         problem = f"not valid YAML, line {mark.line + 1}" if mark else "not valid YAML in UTF-8"
-        problem = str(error.strerror) if isinstance(error, OSError) else problem
-        raise ConfigError(f"cannot read the configuration file: {problem}", value=str(path), fix=fix) from None
+        raise refused(str(error.strerror) if isinstance(error, OSError) else problem) from None
+    if len(data) > _MAX_FILE_BYTES:
+        raise refused(f"it has more than {_MAX_FILE_BYTES} bytes")
     if document is None:
         return {}
     if not isinstance(document, dict):
-        raise ConfigError("the configuration file is not a mapping of settings", value=str(path), fix=fix)
+        raise refused("it is not a mapping of settings")
     left = _MAX_SETTINGS
     waiting: list[Any] = [document]
     while waiting:  # counted, since anchors can make a small file endless
         item = waiting.pop()
         if (left := left - 1) < 0:
-            raise ConfigError(
-                f"the configuration file has more than {_MAX_SETTINGS} settings, or an endless number by its anchors",
-                value=str(path),
-                fix=fix,
-            )
+            raise refused(f"it has more than {_MAX_SETTINGS} settings, or an endless number by its anchors")
         if isinstance(item, dict):
             if unnamed := [key for key in item if not isinstance(key, str)]:
                 raise ConfigError(f"the key {unnamed[0]!r:.80} is not text", value=str(path), fix="put it in quotes")
@@ -212,11 +208,6 @@ def _yaml_list(values: list[str]) -> str:
         letter if " " <= letter <= "~" else f"\\U{ord(letter):08x}" if ord(letter) > 0xFFFF else f"\\u{ord(letter):04x}"
         for letter in text
     )
-
-
-def load_yaml(path: Path, config_class: type[ConfigT]) -> ConfigT:
-    """Read one configuration from a YAML file, as strictly as :func:`parse` does."""
-    return parse(config_class, [f"--config={path}"])
 
 
 def fields_marked(config: object, mark: Mapping[str, str]) -> tuple[str, ...]:

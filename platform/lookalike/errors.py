@@ -1,5 +1,7 @@
 """Errors for users. Each message says what is wrong, with which value, and how to fix it."""
 
+from functools import partial
+
 from lookalike.redaction import redact, redacted
 
 
@@ -15,7 +17,7 @@ class LookalikeError(Exception):
         super().__init__(redact(f"{self.what}{shown}; {self.fix}"))
 
     def __reduce__(self) -> tuple[object, ...]:  # Ray ships exceptions between processes
-        return (_rebuild, (type(self), self.what, self.value, self.fix))
+        return (partial(type(self), value=self.value, fix=self.fix), (self.what,))
 
 
 def describe(error: Exception) -> str:
@@ -27,10 +29,6 @@ def first_line(text: object, length: int = 300) -> str:
     """The first line of a message, cut to ``length`` characters; empty if there is none."""
     line = next(iter(str(text).strip().splitlines()), "")
     return line if len(line) <= length else f"{line[: length - 1]}…"
-
-
-def _rebuild(cls: type[LookalikeError], what: str, value: object, fix: str) -> LookalikeError:
-    return cls(what, value=value, fix=fix)
 
 
 class ConfigError(LookalikeError, ValueError):

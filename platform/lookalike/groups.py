@@ -29,18 +29,11 @@ def forbid_imports(config_class: type) -> None:
 
 
 def check_groups(hint: Any, value: Any, name: str = "") -> None:
-    """Check that each group of settings in ``value`` is a mapping, by the dataclasses that ``hint`` names.
+    """Check that each group of settings in ``value`` (of YAML or JSON) is a mapping, by the dataclasses in ``hint``.
 
-    The parser checks the types of single settings later.
-
-    Args:
-        hint: a dataclass, or a type that contains dataclasses.
-        value: plain values, as YAML or JSON give them.
-        name: dotted name of ``value`` in messages.
-
-    Raises:
-        ConfigError: a group is text, or a key cannot be the name of a setting. The key is not shown, since a user may
-            have named any file as a configuration.
+    The parser checks the types of single settings later. ``name`` is the dotted name of ``value`` in messages. Raises
+    ConfigError if a group is text, or a key cannot be the name of a setting; the key is not shown, since a user may
+    have named any file as a configuration.
     """
     groups = _groups(hint)
     if not groups:
@@ -64,11 +57,8 @@ def check_groups(hint: Any, value: Any, name: str = "") -> None:
 
 
 def check_flags(config_class: type, argv: Sequence[str]) -> None:
-    """Check the flags that set a whole group of settings, as :func:`check_groups` does.
-
-    Raises:
-        ConfigError: the value of one of them is not a mapping in YAML.
-    """
+    """Check the flags that set a whole group of settings, as :func:`check_groups` does. Raises ConfigError, also for
+    one that is not YAML."""
     for place, token in enumerate(argv):
         flag, equals, value = token.partition("=")
         name = flag.removeprefix("--").rstrip("+")
@@ -111,12 +101,8 @@ def _paths(group: Any) -> list[str]:
 
 def _all_groups(hint: Any) -> list[Any]:
     """The dataclasses in a type, and those nested in them."""
-    return [group for outer in _groups(hint) for group in (outer, *_all_within(outer))]
-
-
-@lru_cache(maxsize=256)
-def _all_within(group: Any) -> list[Any]:
-    return [inner for hint in _hints(group).values() for inner in _all_groups(hint)]
+    outer = _groups(hint)
+    return outer + [group for within in outer for inner in _hints(within).values() for group in _all_groups(inner)]
 
 
 @lru_cache(maxsize=256)

@@ -38,33 +38,23 @@ def to_rgb(image: Image.Image) -> np.ndarray:
     Transparency (an alpha channel, a transparent palette entry, a transparent colour) becomes white. 16-bit values
     are scaled to 8 bits (``>> 8``; modes ``I`` and ``I;16*`` hold 16 bits, as PIL writes them to a PNG). Mode ``F``
     holds 0–255, as in PIL. Of an animation, the current frame is converted. An orientation that cannot be read, or that
-    EXIF does not define, counts as upright.
-
-    Raises:
-        OSError, ValueError, SyntaxError, ...: PIL cannot decode the pixels of a lazily opened file, or cannot convert
-            its mode to RGB.
+    EXIF does not define, counts as upright. PIL's errors (OSError, ValueError, SyntaxError, ...) for pixels that it
+    cannot decode, or for a mode that it cannot convert, go through.
     """
     image.load()  # before the EXIF, which a PNG may hold at its end, so that damaged pixels are reported as such
-    turn = orientation_of(image)
-    return np.asarray(turn_upright(_opaque(image), turn))
-
-
-def orientation_of(image: Image.Image) -> int:
-    """Return the EXIF orientation, 1 to 8; 1 if it is missing or invalid, or if the EXIF cannot be read."""
-    return read_orientation(image)[0]
+    orientation, _ = read_orientation(image)
+    return np.asarray(turn_upright(_opaque(image), orientation))
 
 
 def read_orientation(image: Image.Image) -> tuple[int, str]:
-    """Return the EXIF orientation as :func:`orientation_of` does, and a note if it is invalid."""
+    """Return the EXIF orientation (1 to 8; 1 if it is missing or not valid), and a note if it is not valid."""
     try:
         value = image.getexif().get(_ORIENTATION_TAG, 1)
         first = value[0] if isinstance(value, (tuple, list)) and len(value) == 1 else value
         number = int(first)
         if 1 <= number <= 8 and number == first:
             return number, ""
-    except (
-        Exception
-    ) as error:  # damaged EXIF makes PIL raise struct.error, ZeroDivisionError, RecursionError and others
+    except Exception as error:  # of damaged EXIF: struct.error, ZeroDivisionError, RecursionError and others
         return 1, f"the EXIF cannot be read ({type(error).__name__})"
     return 1, f"the EXIF orientation {str(value)[:20]!r} is not one of 1 to 8"
 

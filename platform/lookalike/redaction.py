@@ -113,8 +113,6 @@ def _is_secret(key: object, value: object) -> bool:
 def _of_environment() -> list[str]:
     """Values of environment variables that hold secrets, longest first."""
     values = {os.environ.get(name, "") for name in os.environ if name.upper().endswith(_VARIABLES)}
-    return sorted(filter(_could_be_secret, values), key=len, reverse=True)
-
-
-def _could_be_secret(value: str) -> bool:
-    return len(value) >= _SHORTEST and any(map(str.isdigit, value)) and any(map(str.isalpha, value))
+    long = (value for value in values if len(value) >= _SHORTEST)
+    mixed = [value for value in long if any(map(str.isdigit, value)) and any(map(str.isalpha, value))]
+    return sorted(mixed, key=len, reverse=True)

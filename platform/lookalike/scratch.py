@@ -33,8 +33,7 @@ _folders: dict[int, tuple[Path, int]] = {}  # by process id, since a forked proc
 def scratch(purpose: str) -> Iterator[Path]:
     """Make a temporary folder for the block, which is removed at its end.
 
-    Raises:
-        InputError: the folder cannot be made, or its disk is full or read-only.
+    Raises InputError if the folder cannot be made, or its disk is full or read-only.
     """
     folder = kept_folder(purpose)
     try:

@@ -61,7 +61,7 @@ def test_loop_runs_on_a_slice_of_the_papers_widths(tmp_path: Path) -> None:
     raw = write_raw(tmp_path / "raw", world(4, 3))
     one = curation.PlanConfig(max_references=1)  # as the slice takes
     curate(CurateConfig(raw=str(raw), dataset=str(tmp_path / "dataset"), plan=one))
-    paper = configs.load_yaml(Path(PAPER), PlanConfig)
+    paper = configs.parse(PlanConfig, [f"--config={PAPER}"])
     preset = slice_of(tmp_path)
     config = TrainConfig(
         dataset=str(tmp_path / "dataset"),

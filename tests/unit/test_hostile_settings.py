@@ -9,7 +9,7 @@ from typing import Any, get_args, get_type_hints
 
 import pytest
 
-from lookalike.config import check_config_file, parse
+from lookalike.config import parse, read_config_file
 from lookalike.errors import ConfigError
 from lookalike.models.presets import Preset, load_preset, preset_from_dict
 from pipelines.curate import CurateConfig
@@ -113,7 +113,7 @@ def test_text_of_an_invalid_configuration_file_is_not_shown(document: str, tmp_p
 
 def test_endless_configuration_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="more than"):
-        check_config_file(Path("/dev/zero"))
+        read_config_file(Path("/dev/zero"))
 
 
 def test_configuration_cannot_include_another_file(canaries: list[Any], tmp_path: Path) -> None:

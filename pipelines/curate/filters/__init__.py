@@ -4,11 +4,11 @@ To add one, see "A new filter" in ``pipelines/curate/README.md``.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import field
 from typing import ClassVar
 
 from lookalike.errors import ConfigError
-from lookalike.values import check_values
+from lookalike.values import configuration
 from pipelines.curate.filters.aesthetic import Aesthetic
 from pipelines.curate.filters.aspect import Aspect
 from pipelines.curate.filters.base import SCORE, Filter, Photos, Scope, ScoreFilter, with_scores
@@ -33,7 +33,7 @@ from pipelines.curate.filters.unlabelled import Unlabelled
 __all__ = ["SCORE", "Filter", "FiltersConfig", "Photos", "Scope", "ScoreFilter", "with_scores"]
 
 
-@dataclass(frozen=True)
+@configuration("filters")
 class FiltersConfig:
     """Thresholds of the filters. The first filter that drops an image is the reason.
 
@@ -78,10 +78,6 @@ class FiltersConfig:
     """Filters to switch off, for example ``[blurry, near_duplicate]``."""
 
     def __post_init__(self) -> None:
-        check_values(self)
-        for item in fields(self):
-            if is_dataclass(step := getattr(self, item.name)):
-                check_values(step)
         optional = [name for name, step in self._all() if "can_skip" in step.traits]
         for name in self.skip:
             if name not in optional:

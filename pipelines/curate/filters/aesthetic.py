@@ -1,16 +1,16 @@
 """Filter of images with a low aesthetic score."""
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
 from lookalike.annotators.base import Scorer
 from lookalike.annotators.scorers import ClassProbability
+from lookalike.values import configuration
 from pipelines.curate.filters.base import SCORE, Photos, Scope, Trait
 
 
-@dataclass(frozen=True)
+@configuration("filters.aesthetic")
 class Aesthetic:
     """Drop images to which an aesthetic predictor gives a low score."""
 

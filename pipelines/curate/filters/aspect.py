@@ -1,14 +1,14 @@
 """Filter of banners and strips, of which a centre crop leaves too little."""
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
+from lookalike.values import configuration
 from pipelines.curate.filters.base import Photos, Scope, Trait
 
 
-@dataclass(frozen=True)
+@configuration("filters.aspect")
 class Aspect:
     """Drop images whose long side is more than ``max_ratio`` times the short side."""
 

@@ -1,14 +1,14 @@
 """Filter of blurred images."""
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
+from lookalike.values import configuration
 from pipelines.curate.filters.base import Photos, Scope, Trait
 
 
-@dataclass(frozen=True)
+@configuration("filters.blurry")
 class Blurry:
     """Drop images whose Laplacian has too little variance."""
 

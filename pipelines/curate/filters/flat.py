@@ -1,14 +1,14 @@
 """Filter of images of one colour."""
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
+from lookalike.values import configuration
 from pipelines.curate.filters.base import Photos, Scope, Trait
 
 
-@dataclass(frozen=True)
+@configuration("filters.flat")
 class Flat:
     """Drop images whose luma hardly varies."""
 

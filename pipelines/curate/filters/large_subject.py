@@ -1,16 +1,16 @@
 """Filter that bounds the photos of one subject that are compared with each other."""
 
-from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
+from annotated_types import Ge
 
-from lookalike.errors import ConfigError
+from lookalike.values import configuration
 from pipelines.curate.filters.base import Photos, Scope, Trait
 from pipelines.curate.rows import unit_hash
 
 
-@dataclass(frozen=True)
+@configuration("filters.large_subject")
 class LargeSubject:
     """Keep ``max_photos`` of a subject that has more, chosen by the hash of their bytes.
 
@@ -20,20 +20,12 @@ class LargeSubject:
     than new ones.
     """
 
-    max_photos: int = 5000
+    max_photos: Annotated[int, Ge(2)] = 5000
     """Photos of one subject that are compared; those with the lowest hashes are kept."""
 
     scope: ClassVar[Scope] = "subject"
     summary: ClassVar[str] = "Photos of a subject that has more than are compared, chosen by hash"
     traits: ClassVar[tuple[Trait, ...]] = ()
-
-    def __post_init__(self) -> None:
-        if self.max_photos < 2:
-            raise ConfigError(
-                "filters.large_subject.max_photos is below 2, which leaves no pair",
-                value=self.max_photos,
-                fix="use 2 or more",
-            )
 
     def drop(self, photos: Photos) -> np.ndarray:
         dropped = np.zeros(len(photos), bool)

@@ -1,16 +1,16 @@
 """Filter of images whose licence or consent does not allow their use."""
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
 from lookalike.errors import ConfigError
+from lookalike.values import configuration
 from pipelines.curate.filters.base import Photos, Scope, Trait
 from pipelines.curate.rows import CONFLICT
 
 
-@dataclass(frozen=True)
+@configuration("filters.licence")
 class Licence:
     """Drop images whose licence or consent is on no allow-list, or whose two licences differ.
 

@@ -1,15 +1,14 @@
 """Filter of copies of a photo in another size, quality or crop."""
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
-from lookalike.errors import ConfigError
+from lookalike.values import Positive, configuration
 from pipelines.curate.filters.base import Photos, Scope, Trait
 
 
-@dataclass(frozen=True)
+@configuration("filters.near_duplicate")
 class NearDuplicate:
     """Keep the largest of the photos of a subject that are copies of each other.
 
@@ -27,21 +26,13 @@ class NearDuplicate:
     """Bits of 64 in which two perceptual hashes differ for which ``min_similarity`` is required."""
     min_similarity: float = 0.92
     """Cosine similarity of the embeddings that is required at that distance."""
-    similarity_per_bit: float = 0.004
+    similarity_per_bit: Positive = 0.004
     """Increase of the required similarity per bit: .872 for equal hashes, .968 at 24 bits, and 1 at 32, which is the
     distance of unrelated hashes."""
 
     scope: ClassVar[Scope] = "subject"
     summary: ClassVar[str] = "Copies of a larger photo of the subject in another size, quality or crop"
     traits: ClassVar[tuple[Trait, ...]] = ("can_skip", "compares_embeddings")
-
-    def __post_init__(self) -> None:
-        if self.similarity_per_bit <= 0:
-            raise ConfigError(
-                "filters.near_duplicate.similarity_per_bit is not above 0",
-                value=self.similarity_per_bit,
-                fix="use a value above 0",
-            )
 
     def required(self, distance: np.ndarray) -> np.ndarray:
         """Return the minimum similarity of two copies whose hashes differ in ``distance`` bits."""

@@ -1,15 +1,15 @@
 """Filter of photos that no other photo of their subject can be paired with."""
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
 from lookalike.errors import ConfigError
+from lookalike.values import configuration
 from pipelines.curate.filters.base import Photos, Scope, Trait
 
 
-@dataclass(frozen=True)
+@configuration("filters.no_pair")
 class NoPair:
     """The similarity band in which two photos of a subject are a pair. Drop photos that are in no pair."""
 

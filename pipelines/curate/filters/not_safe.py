@@ -1,16 +1,16 @@
 """Filter of images that are not safe for work."""
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
 from lookalike.annotators.base import Scorer
 from lookalike.annotators.scorers import OpenNsfw
+from lookalike.values import configuration
 from pipelines.curate.filters.base import SCORE, Photos, Scope, Trait
 
 
-@dataclass(frozen=True)
+@configuration("filters.not_safe")
 class NotSafe:
     """Drop images to which open_nsfw gives a high probability of being indecent."""
 

@@ -1,14 +1,14 @@
 """Filter of photos that show another subject."""
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
+from lookalike.values import configuration
 from pipelines.curate.filters.base import Photos, Scope, Trait
 
 
-@dataclass(frozen=True)
+@configuration("filters.off_subject")
 class OffSubject:
     """Drop photos that resemble the other photos of their subject far less than those resemble each other.
 

@@ -1,16 +1,16 @@
 """Filter of images with watermarks, captions or logos."""
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
 from lookalike.annotators.base import Scorer
 from lookalike.annotators.scorers import TextShare
+from lookalike.values import configuration
 from pipelines.curate.filters.base import SCORE, Photos, Scope, Trait
 
 
-@dataclass(frozen=True)
+@configuration("filters.overlaid_text")
 class OverlaidText:
     """Drop images of which lines of readable text cover too large a share."""
 

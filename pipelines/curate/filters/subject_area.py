@@ -1,6 +1,5 @@
 """Filter of images of which the subject is too small a part."""
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
@@ -8,10 +7,11 @@ import numpy as np
 from lookalike.annotators.base import Scorer
 from lookalike.annotators.scorers import ClassArea
 from lookalike.errors import ConfigError
+from lookalike.values import configuration
 from pipelines.curate.filters.base import SCORE, Photos, Scope, Trait
 
 
-@dataclass(frozen=True)
+@configuration("filters.subject_area")
 class SubjectArea:
     """Drop images in which the subject covers too little, or nearly all; one of unknown area is kept."""
 

@@ -1,18 +1,18 @@
 """Filter of images that were removed on request."""
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import ClassVar
 
 import numpy as np
 
-from lookalike.values import check_values
+from lookalike.values import Mib, configuration
 from pipelines.curate.filters.base import Photos, Scope, Trait
 from pipelines.curate.takedown import read_list
 
 Entries = list[str]  # ``list`` is a field below
 
 
-@dataclass(frozen=True)
+@configuration("filters.taken_down")
 class TakenDown:
     """Drop the images that the take-down list names. The manifest says which earlier snapshots hold them."""
 
@@ -25,15 +25,12 @@ class TakenDown:
     """Entries of the list, as they are written there, that may name no image. Any other entry without an image fails
     the run, so that a typing error does not prevent a removal."""
 
-    max_list_mib: int = 1024
+    max_list_mib: Mib = 1024
     """Largest size of the list, in MiB: 1024 hold 16 million hashes."""
 
     scope: ClassVar[Scope] = "image"
     summary: ClassVar[str] = "Images that the take-down list names"
     traits: ClassVar[tuple[Trait, ...]] = ("hides_photos",)
-
-    def __post_init__(self) -> None:
-        check_values(self, at="filters.taken_down.", max_list_mib=(1, 65_536))
 
     def drop(self, photos: Photos) -> np.ndarray:
         if self.list is None:

@@ -1,14 +1,14 @@
 """Filter of images with too few pixels."""
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
+from lookalike.values import configuration
 from pipelines.curate.filters.base import Photos, Scope, Trait
 
 
-@dataclass(frozen=True)
+@configuration("filters.too_small")
 class TooSmall:
     """Drop images whose short side is below the minimum."""
 

@@ -1,16 +1,17 @@
 """Captions of photos by an image-text-to-text model of transformers, by Hub id or folder."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
+from annotated_types import Le
 from PIL import Image
 
 from lookalike.annotators.hub import load_model, model_revision
-from lookalike.values import check_values
+from lookalike.values import Count, configuration
 
 
-@dataclass(frozen=True)
+@configuration("captioner")
 class Captioner:
     """Settings of a captioner: the model and its prompt."""
 
@@ -18,11 +19,8 @@ class Captioner:
     """Folder or Hub id, such as ``Salesforce/blip-image-captioning-base``; ``id@revision`` pins it."""
     prompt: str = "Describe this photo in one sentence."
     """Instruction for a model with a chat template; others get the image alone."""
-    max_tokens: int = 64
+    max_tokens: Annotated[Count, Le(4_096)] = 64
     """Maximum length of a caption, tokens."""
-
-    def __post_init__(self) -> None:
-        check_values(self, at="captioner.", max_tokens=(1, 4_096))
 
     @property
     def revision(self) -> str:

@@ -16,12 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lookalike.errors import ConfigError
 from lookalike.models.batch import TensorFields
 from lookalike.models.components import component_config
+from lookalike.values import Positive, configuration
 
 
-@dataclass(frozen=True)
+@configuration()
 class FlowConfig:
     """Distribution of noise levels in training, and the resolution shift that training and sampling share."""
 
@@ -35,12 +35,8 @@ class FlowConfig:
     """Patchified tokens of the image, references not counted."""
     logit_mean: float = 0.0
     """Mean of logit(sigma) before the shift."""
-    logit_std: float = 1.0
+    logit_std: Positive = 1.0
     """Standard deviation of logit(sigma) before the shift."""
-
-    def __post_init__(self) -> None:
-        if self.logit_std <= 0:
-            raise ConfigError("logit_std must be above 0", value=self.logit_std, fix="use 1.0")
 
     @classmethod
     def from_bundle(cls, bundle_dir: Path) -> "FlowConfig":

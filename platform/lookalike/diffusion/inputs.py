@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lookalike.diffusion.sampler import Negative
 from lookalike.errors import ConfigError, InputError
-from lookalike.models.preprocess import MAX_SIDE
+from lookalike.models.limits import MAX_SIDE
 from lookalike.pixels import to_rgb
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")

@@ -2,19 +2,19 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
+from annotated_types import Ge
 from pydantic import ConfigDict
 
-from lookalike.errors import ConfigError
 from lookalike.evaluation.estimates import Estimate
 from lookalike.evaluation.scores import Scores
-from lookalike.values import check_values
+from lookalike.values import configuration
 
 Bound = Literal["mean", "low", "high", "n"]
 
 
-@dataclass(frozen=True)
+@configuration("gate.floors[]")
 class Floor:
     """A fixed value that a metric has to exceed, independent of the champion."""
 
@@ -25,11 +25,8 @@ class Floor:
     bound: Bound = "low"
     """Which value of the estimate: ``low`` (lower end of the interval), ``mean``, ``high``, or ``n`` (samples)."""
 
-    def __post_init__(self) -> None:
-        check_values(self)
 
-
-@dataclass(frozen=True)
+@configuration("gate.comparisons[]")
 class Comparison:
     """A mean that must not be worse than the champion's, on the same suite."""
 
@@ -37,34 +34,23 @@ class Comparison:
     """Name of the metric in ``scores.json``."""
     better: Literal["higher", "lower"] = "higher"
     """Whether higher or lower values are better."""
-    tolerance: float = 0.0
+    tolerance: Annotated[float, Ge(0)] = 0.0
     """How much worse it may be, in the metric's unit."""
 
-    def __post_init__(self) -> None:
-        check_values(self)
-        if not self.tolerance >= 0:
-            raise ConfigError("a comparison's tolerance is negative", value=self.tolerance, fix="use 0 or more")
 
-
-def _default_floors() -> list[Floor]:
-    return [Floor("loss_gap", above=0.0)]
-
-
-def _default_comparisons() -> list[Comparison]:
-    return [Comparison("loss_right", better="lower", tolerance=0.005), Comparison("identity_margin", tolerance=0.01)]
-
-
-@dataclass(frozen=True)
+@configuration("gate")
 class GateConfig:
     """The checks that a bundle has to pass to become champion."""
 
-    floors: list[Floor] = field(default_factory=_default_floors)
+    floors: list[Floor] = field(default_factory=lambda: [Floor("loss_gap", above=0.0)])
     """By default: the lower end of the 95 % interval of ``loss_gap`` is above 0."""
-    comparisons: list[Comparison] = field(default_factory=_default_comparisons)
+    comparisons: list[Comparison] = field(
+        default_factory=lambda: [
+            Comparison("loss_right", better="lower", tolerance=0.005),
+            Comparison("identity_margin", tolerance=0.01),
+        ]
+    )
     """Comparisons with the current champion, if there is one."""
-
-    def __post_init__(self) -> None:
-        check_values(self)
 
 
 @dataclass(frozen=True)

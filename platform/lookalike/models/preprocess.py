@@ -12,13 +12,14 @@ from PIL import Image
 from lookalike.errors import ConfigError, InputError
 from lookalike.models.components import component_config
 from lookalike.models.families import family_of
+from lookalike.models.limits import MAX_SIDE
 from lookalike.models.presets import MllmConfig, Preset
 from lookalike.models.tokenizer import PromptTokenizer
 from lookalike.pixels import crop_resize
 
 log = logging.getLogger(__name__)
 
-MIN_SIDE, MAX_SIDE = 16, 16_384  # pixels of an image's side
+MIN_SIDE = 16  # pixels of an image
 _SHOWN = 120  # characters of a prompt in a message
 
 Pixels = np.ndarray  # uint8 [H, W, 3], upright RGB

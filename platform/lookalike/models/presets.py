@@ -2,29 +2,33 @@
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
+from functools import partial
 from pathlib import Path
 from string import Formatter
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import jsonargparse
 
-from lookalike.config import check_config_file
+from lookalike.config import read_config_file
 from lookalike.errors import ConfigError
 from lookalike.groups import check_groups, forbid_imports
 from lookalike.models.aggregators import aggregator_of
-from lookalike.models.limits import check_component, check_limit, check_sizes
-from lookalike.values import check_values
+from lookalike.models.limits import check_component, check_limit
+from lookalike.values import Count, NonNegative, configuration
 
 PRESETS_DIR = Path(__file__).parent / "presets"
 ASSETS_DIR = Path(__file__).parents[1] / "assets"  # weights and word lists that ship
 
+Side = Annotated[Count, partial(check_limit, limit="side")]
+Width = Annotated[Count, partial(check_limit, limit="width")]
+Layers = Annotated[NonNegative, partial(check_limit, limit="layers")]
 SourcedPart = Literal["mllm", "vae", "transformer", "aggregator"]
 ReferencePosition = Literal["diagonal", "index"]
 ReferenceAttention = Literal["full", "cached"]
 
 
-@dataclass(frozen=True)
+@configuration()
 class ComponentConfig:
     """A component of a bundle: the source of its weights, and its configuration in its library's keys."""
 
@@ -40,11 +44,11 @@ class ComponentConfig:
     """SPDX id or name of the licence of the weights; written to the bundle's manifest."""
 
 
-@dataclass(frozen=True)
+@configuration("lora")
 class LoraConfig:
     """A peft LoRA, on the DiT or on the MLLM's language model."""
 
-    rank: int = 16
+    rank: Count = 16
     """Rank of the update."""
     alpha: float | None = None
     """The update is scaled by alpha / rank; null means alpha = rank."""
@@ -55,14 +59,11 @@ class LoraConfig:
     """Dropout before the down projection."""
 
     def __post_init__(self) -> None:
-        check_values(self)
-        if self.rank < 1:
-            raise ConfigError("the rank of a LoRA is below 1", value=f"rank={self.rank}", fix="use 4 to 512")
         if not self.target_modules:
             raise ConfigError("a LoRA without target_modules trains nothing", fix="name at least one, such as to_q")
 
 
-@dataclass(frozen=True)
+@configuration("mllm")
 class MllmConfig:
     """The joint encoder (a multimodal model of transformers), and the template of its input."""
 
@@ -86,22 +87,21 @@ class MllmConfig:
     """Placeholder that the image's features replace."""
     image_suffix: str = "</img>"
     """Text after the tokens of one image."""
-    image_size: int = 448
+    image_size: Annotated[Count, partial(check_limit, limit="tile")] = 448
     """Side in pixels of the square tile that a reference is resized to (padded to keep its aspect)."""
-    tokens_per_image: int = 256
+    tokens_per_image: Annotated[Count, partial(check_limit, limit="tokens_per_image")] = 256
     """Placeholders of one tile: (image_size / patch_size × downsample_ratio)²."""
     image_mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     """Subtracted per RGB channel from values in [0, 1]."""
     image_std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     """Divided by, per RGB channel."""
-    max_prompt_tokens: int = 128
+    max_prompt_tokens: Annotated[Count, partial(check_limit, limit="prompt_tokens")] = 128
     """Maximum tokens of a prompt, without the template."""
     lora: LoraConfig | None = None
     """LoRA of a base run on the language model; the export merges it into the weights. Null: the MLLM is frozen.
     ``--plan`` does not count the memory of its backward pass."""
 
     def __post_init__(self) -> None:
-        check_sizes(self, image_size="tile", tokens_per_image="tokens_per_image", max_prompt_tokens="prompt_tokens")
         for name in ("template", "image_prefix", "image_token", "image_suffix"):
             check_limit(f"the number of characters of mllm.{name}", len(getattr(self, name)), "template")
         check_component("mllm", self.config)
@@ -119,19 +119,19 @@ class MllmConfig:
             )
 
 
-@dataclass(frozen=True)
+@configuration("aggregator")
 class AggregatorConfig:
     """Layer aggregation and bridge: from all hidden states of the MLLM to the DiT's context tokens."""
 
     kind: str = "dla"
     """Name in :data:`~lookalike.models.aggregators.AGGREGATORS`."""
-    inner_width: int = 1536
+    inner_width: Width = 1536
     """Channels inside the aggregator; the MLLM's width is projected to it."""
-    head_dim: int = 128
+    head_dim: Width = 128
     """Channels of one attention head; divides ``inner_width``."""
-    layer_blocks: int = 2
+    layer_blocks: Layers = 2
     """Transformer blocks over the layer axis (LAP)."""
-    refiner_blocks: int = 2
+    refiner_blocks: Layers = 2
     """Transformer blocks over the token axis."""
     source: str | None = None
     """As in :class:`ComponentConfig`."""
@@ -140,15 +140,15 @@ class AggregatorConfig:
         aggregator_of(self.kind)
 
 
-@dataclass(frozen=True)
+@configuration("references")
 class ReferenceConfig:
     """Identity tokens: VAE latents of the references in the DiT's image sequence."""
 
-    max_references: int = 4
+    max_references: Annotated[Count, partial(check_limit, limit="references")] = 4
     """Maximum number of references of one sample."""
-    height: int = 512
+    height: Side = 512
     """Pixels; for the VAE, references are centre-cropped and resized to this size."""
-    width: int = 512
+    width: Side = 512
     """Pixels."""
     position: ReferencePosition = "diagonal"
     """Rotary ids: with ``diagonal`` reference k starts at the corner of the image before it (UNO); with ``index`` it
@@ -159,7 +159,7 @@ class ReferenceConfig:
     once per step. Generate with the mode that the weights were trained with."""
 
 
-@dataclass(frozen=True)
+@configuration()
 class Preset:
     """A whole model: joint encoder, aggregator, DiT, VAE and scheduler."""
 
@@ -167,9 +167,9 @@ class Preset:
     """Name in bundles and errors."""
     description: str
     """One line for readers."""
-    height: int
+    height: Side
     """Pixels of a generated image."""
-    width: int
+    width: Side
     """Pixels of a generated image."""
     mllm: MllmConfig
     """Joint encoder."""
@@ -192,10 +192,6 @@ class Preset:
     """What a user must know before using the weights; logged as a warning when a bundle is built."""
 
     def __post_init__(self) -> None:
-        check_sizes(self, height="side", width="side")
-        check_sizes(self.references, height="side", width="side", max_references="references")
-        check_sizes(self.aggregator, inner_width="width", head_dim="width")
-        check_sizes(self.aggregator, least=0, layer_blocks="layers", refiner_blocks="layers")
         for name in ("vae", "transformer", "scheduler"):
             check_component(name, getattr(self, name).config)
         if self.aggregator.inner_width % self.aggregator.head_dim:
@@ -216,8 +212,7 @@ class Preset:
     def from_seed(self, *parts: SourcedPart) -> "Preset":
         """Return this preset without the sources of ``parts``, so that their weights are initialised from a seed.
 
-        Raises:
-            ConfigError: a part without a configuration.
+        Raises ConfigError for a part without a configuration.
         """
         changed: dict[str, Any] = {}
         for name in parts:
@@ -233,22 +228,15 @@ class Preset:
 
 
 def check_lora(lora: LoraConfig, transformer_config: Mapping[str, Any]) -> None:
-    """Check the rank of a LoRA against the attention width of a FluxTransformer2DModel configuration.
-
-    Raises:
-        ConfigError: the rank is larger, so that the LoRA would be larger than the weights it adapts.
-    """
+    """Raise ConfigError if the LoRA's rank exceeds the attention width of a FluxTransformer2DModel configuration: it
+    would be larger than the weights it adapts."""
     width = int(transformer_config["num_attention_heads"]) * int(transformer_config["attention_head_dim"])
     if lora.rank > width:
         raise ConfigError(f"lora.rank={lora.rank} exceeds the attention width {width}", fix="lower lora.rank")
 
 
 def asset(name: str) -> Path:
-    """Return the path of a file or folder that ships with the package.
-
-    Raises:
-        ConfigError: ``name`` leads out of the folder of the shipped assets, such as ``../secrets``.
-    """
+    """Return the path of a file or folder that ships with the package. Raises ConfigError for ``../secrets``."""
     path = (ASSETS_DIR / name).resolve()
     if not path.is_relative_to(ASSETS_DIR.resolve()):
         raise ConfigError(
@@ -267,8 +255,7 @@ def list_presets() -> list[str]:
 def load_preset(name_or_path: str | Path) -> Preset:
     """Load a shipped preset by name, or any preset from its YAML file (a value that ends in .yaml or .yml).
 
-    Raises:
-        ConfigError: an unknown name (the message lists the known ones), a missing file, an unknown or missing key.
+    Raises ConfigError for an unknown name (the message lists the known ones), a missing file, or an invalid preset.
     """
     path = Path(name_or_path)
     if path.suffix not in (".yaml", ".yml"):
@@ -278,31 +265,24 @@ def load_preset(name_or_path: str | Path) -> Preset:
             raise ConfigError(
                 "unknown preset", value=str(name_or_path), fix=f"use one of {known}, or a path to a .yaml"
             )
-    if not path.is_file():
-        raise ConfigError("the preset's file does not exist", value=str(path), fix="check the path")
-    return preset_from_dict(check_config_file(path), origin=str(path))
+    return preset_from_dict(read_config_file(path), origin=str(path))
 
 
 def preset_from_dict(values: Mapping[str, Any], origin: str = "preset") -> Preset:
     """Build a preset from plain values (YAML, or the copy in a ``bundle.json``).
 
-    Raises:
-        ConfigError: an unknown, missing or badly typed key; ``origin`` names the file.
+    Raises ConfigError for an unknown, missing or badly typed key; ``origin`` names the file.
     """
     forbid_imports(Preset)
     check_groups(Preset, values, origin)
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(Preset, fail_untyped=True)
     try:
-        parsed = parser.instantiate_classes(parser.parse_object(dict(values), env=False))
-    except ConfigError:
-        raise
+        return Preset(**parser.instantiate(parser.parse_object(dict(values), env=False)).as_dict())
     except Exception as error:  # jsonargparse raises other classes for values of unexpected types
-        if isinstance(error.__cause__, ConfigError):  # an optional part, which jsonargparse parses as a union
-            raise error.__cause__ from None
+        ours = error if isinstance(error, ConfigError) else error.__cause__  # of an optional part, parsed as a union
+        if isinstance(ours, ConfigError):
+            raise ConfigError(f"{origin}: {ours.what}", value=ours.value, fix=ours.fix) from None
         raise ConfigError(
             f"{origin} does not parse: {error}", fix="compare it with models/presets/mini.yaml"
         ) from error
-    if parsed.stages is None:  # jsonargparse treats null as a value that was left out
-        raise ConfigError(f"{origin} does not parse: stages is null", fix="compare it with models/presets/mini.yaml")
-    return Preset(**{item.name: getattr(parsed, item.name) for item in dataclasses.fields(Preset)})

@@ -3,11 +3,11 @@
 It is kept as one more tensor of the optimizer's state, so that it is sharded, offloaded and saved as that state is.
 """
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
-from lookalike.errors import ConfigError
-from lookalike.values import check_values
+from annotated_types import Gt, Lt
+
+from lookalike.values import configuration
 
 if TYPE_CHECKING:
     from torch import optim
@@ -16,19 +16,14 @@ AVERAGE = "ema"
 """Its name in an optimizer's state and in checkpoints."""
 
 
-@dataclass(frozen=True)
+@configuration("ema")
 class EmaConfig:
     """An exponential moving average of the trained weights."""
 
-    decay: float | None = None
-    """Its decay, such as 0.999; by default none is kept. The paper has none, the results in this repository are
-    of runs without it, and it costs one more fp32 copy. In early steps the decay is ``(1 + steps) / (10 + steps)``, so
-    that the initial weights fade soon. A run that keeps an average validates and exports it."""
-
-    def __post_init__(self) -> None:
-        check_values(self)
-        if self.decay is not None and not 0 < self.decay < 1:
-            raise ConfigError("ema.decay is not between 0 and 1", value=self.decay, fix="try 0.999")
+    decay: Annotated[float, Gt(0), Lt(1)] | None = None
+    """Its decay, such as 0.999; by default none is kept. The paper has none, and it costs one more fp32 copy. In early
+    steps the decay is ``(1 + steps) / (10 + steps)``, so that the initial weights fade soon. A run that keeps an
+    average validates and exports it."""
 
     def decay_after(self, steps: int) -> float:
         """The decay of the update that follows the ``steps``-th optimizer step, counted from 1."""

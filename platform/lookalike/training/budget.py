@@ -1,8 +1,10 @@
 """Estimate what a training run needs: memory per GPU, the largest micro batch, FLOPs and days."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
+from annotated_types import Gt, Le
 
 from lookalike.errors import ConfigError
 from lookalike.models.costs import Sample, meta_model, meta_vae, vae_flops
@@ -17,6 +19,7 @@ from lookalike.training.footprint import (
 )
 from lookalike.training.workers import Offload
 from lookalike.training.workload import step_flops
+from lookalike.values import Count, configuration
 
 GB = 10**9
 _STATES = ("master weights, moments", "gradients")
@@ -27,11 +30,11 @@ _OFFLOADED: dict[Offload, tuple[str, ...]] = {
 }
 
 
-@dataclass(frozen=True)
+@configuration()
 class Cluster:
     """The GPUs of a training run, and the assumptions about them."""
 
-    gpus: int
+    gpus: Count
     """Number of GPUs; one rank of ZeRO-3 each."""
     memory_gb: float
     """Memory of one GPU, in 10⁹ bytes."""
@@ -39,18 +42,16 @@ class Cluster:
     """Kept free on each GPU for the CUDA context, NCCL, workspaces and fragmentation."""
     peak_tflops: float = 989.0
     """Peak of one GPU in the precision of the training run."""
-    utilisation: float = 0.35
+    utilisation: Annotated[float, Gt(0), Le(1)] = 0.35
     """Share of the peak that the model's FLOPs reach."""
 
     def __post_init__(self) -> None:
-        if self.gpus < 1 or self.memory_gb <= self.reserve_gb:
+        if self.memory_gb <= self.reserve_gb:
             raise ConfigError(
-                "a cluster needs at least one GPU with more memory than the reserve",
+                "a GPU of the cluster has no more memory than the reserve",
                 value=f"{self.gpus}x{self.memory_gb:g}",
                 fix="try 8x80",
             )
-        if not 0 < self.utilisation <= 1:
-            raise ConfigError("utilisation is not between 0 and 1", value=self.utilisation, fix="try 0.35")
 
 
 @dataclass(frozen=True)

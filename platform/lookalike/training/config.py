@@ -1,6 +1,6 @@
 """The configuration of a training run (``jobs/train.py``), which is saved resolved beside its results."""
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Literal
 
 from lookalike.config import NOT_IDENTITY
@@ -11,12 +11,12 @@ from lookalike.training.curriculum import PhaseConfig, default_phases
 from lookalike.training.loop_config import CheckpointConfig, DropoutConfig, ImagesConfig, SafetyConfig, ValidationConfig
 from lookalike.training.optimizer import OptimizerConfig
 from lookalike.training.workers import Precision, WorkerConfig, ZeroConfig
-from lookalike.values import check_values
+from lookalike.values import Count, Seed, configuration
 
 
-@dataclass(frozen=True)
+@configuration()
 class TrainConfig:
-    """Train a model on a snapshot. Same command again: resumes, or says that it is done."""
+    """Train a model on a snapshot. The same command again resumes, or returns the finished result."""
 
     dataset: str = field(metadata=NOT_IDENTITY)
     """URI of a curated data set; its newest snapshot is used and recorded."""
@@ -27,28 +27,28 @@ class TrainConfig:
     base: str | None = field(default=None, metadata=NOT_IDENTITY)
     """URI of a bundle to start from (a finetune); by default the preset's own sources."""
     from_seed: bool = False
-    """Start the DiT and the aggregator from the seed, whatever weights the preset ships. Not with ``base``."""
+    """Start the DiT and the aggregator from the seed, even if the preset ships weights. Not with ``base``."""
     adapter: LoraConfig | None = None
     """LoRA on the transformer; its export is a personal bundle that names its base. Needs ``base``."""
     stages: list[PhaseConfig] = field(default_factory=default_phases)
     """The curriculum, in order."""
-    batch_size: int = 32
+    batch_size: Count = 32
     """Samples per optimizer step over all workers."""
-    micro_batch_size: int = field(default=16, metadata=NOT_IDENTITY)
+    micro_batch_size: Count = field(default=16, metadata=NOT_IDENTITY)
     """Samples per forward pass of one worker; the rest of the batch is accumulated."""
     activation_checkpointing: bool = field(default=False, metadata=NOT_IDENTITY)
     """Compute the activations of DiT and aggregator once more in the backward pass instead of keeping them."""
     precision: Precision = "float32"
-    """Of weights and passes. ``bfloat16`` keeps master weights, moments and accumulated gradients in float32
+    """Precision of weights and passes. ``bfloat16`` keeps master weights, moments and accumulated gradients in float32
     (DeepSpeed's mixed precision), and starts from the base's weights rounded to it; the VAE computes in float32. In a
     plain process it is PyTorch's autocast: weights stay in float32, so a run that changes between the two rounds a
     little differently from there on."""
     keep_samples: bool = field(default=False, metadata=NOT_IDENTITY)
     """Prepare each sample once and keep it in every worker's memory, where Ray Data would prepare it anew each time it
-    is due (0.14 MB a sample of ``mini``, more with larger images). Same order, same values."""
+    is due (0.14 MB a sample of ``mini``, more with larger images). Order and values stay the same."""
     zero: ZeroConfig = field(default_factory=ZeroConfig, metadata=NOT_IDENTITY)
     """What DeepSpeed offloads, and the sizes of its communication."""
-    seed: int = 0
+    seed: Seed = 0
     """Decides initial weights, order, noise and dropout."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     """AdamW's settings."""
@@ -63,15 +63,15 @@ class TrainConfig:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig, metadata=NOT_IDENTITY)
     """Saving and keeping state."""
     safety: SafetyConfig = field(default_factory=SafetyConfig, metadata=NOT_IDENTITY)
-    """When a run ends before its time."""
+    """When a run ends early."""
     workers: WorkerConfig = field(default_factory=WorkerConfig, metadata=NOT_IDENTITY)
     """The worker group."""
     export_dtype: Literal["float32", "float16"] = field(default="float32", metadata=NOT_IDENTITY)
-    """Precision of the trained parts in the bundle; whoever loads them computes in its own."""
+    """Precision of the trained parts in the bundle; a loaded model may compute in another."""
     export_lora: Literal["separate", "merged"] = field(default="separate", metadata=NOT_IDENTITY)
     """Whether a LoRA lies beside the DiT in the bundle (a personal bundle is the LoRA alone) or is added into its
     weights, for a bundle that stands by itself and that others can be trained on."""
-    log_every: int = field(default=10, metadata=NOT_IDENTITY)
+    log_every: Count = field(default=10, metadata=NOT_IDENTITY)
     """Steps between log lines and metric points."""
     tracking: str | None = field(default=None, metadata=NOT_IDENTITY)
     """MLflow tracking URI; by default MLFLOW_TRACKING_URI."""
@@ -81,7 +81,6 @@ class TrainConfig:
     """CUSTOMER--SUBJECT that the bundle is made for: it becomes champion of no other model."""
 
     def __post_init__(self) -> None:
-        check_values(self)
         if not self.stages:
             raise ConfigError("the curriculum is empty", fix="add at least one phase to stages")
         if self.adapter is not None and self.base is None:
@@ -106,11 +105,11 @@ class TrainConfig:
                 "zero.overlap needs GPUs: Gloo has no streams to overlap on", fix="leave zero.overlap unset"
             )
         ranks = max(1, self.workers.num_workers)
-        if self.batch_size < 1 or self.micro_batch_size < 1 or self.batch_size % (ranks * self.micro_batch_size):
+        if self.batch_size % (ranks * self.micro_batch_size):
             raise ConfigError(
                 "batch_size is not a multiple of workers × micro_batch_size",
                 value=f"batch_size={self.batch_size}, num_workers={ranks}, micro_batch_size={self.micro_batch_size}",
-                fix=f"use a batch_size divisible by {ranks * max(1, self.micro_batch_size)}, or a smaller micro batch",
+                fix=f"use a batch_size divisible by {ranks * self.micro_batch_size}, or a smaller micro batch",
             )
 
     def accumulation(self, ranks: int) -> int:

@@ -2,46 +2,38 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 from lookalike.errors import ConfigError
-from lookalike.values import check_values
+from lookalike.values import Count, NonNegative, Positive, configuration
 
 ConditionSet = Literal["mllm", "mllm+references"]
 
 
-@dataclass(frozen=True)
+@configuration("stages[]")
 class PhaseConfig:
     """A phase of the curriculum (paper: training stage)."""
 
     name: str
     """Name of the phase in logs and plots."""
-    steps: int
+    steps: Count
     """Optimizer steps."""
     conditions: ConditionSet
     """``mllm``: the DiT sees the MLLM's tokens alone. ``mllm+references``: also the references' clean VAE latents."""
-    learning_rate: float = 1e-3
+    learning_rate: Positive = 1e-3
     """Peak learning rate of AdamW."""
-    warmup_steps: int = 10
+    warmup_steps: NonNegative = 10
     """Steps of linear warm-up at the start of the phase; a cosine to ``final_lr_share`` follows."""
     final_lr_share: float = 0.1
     """Learning rate at the end of the phase, as a share of the peak."""
 
     def __post_init__(self) -> None:
-        check_values(self)
-        if self.steps < 1:
+        if self.warmup_steps > self.steps:
             raise ConfigError(
-                "a phase needs at least one step", value=f"{self.name}: steps={self.steps}", fix="use steps=1 or more"
-            )
-        if not 0 <= self.warmup_steps <= self.steps:
-            raise ConfigError(
-                "warm-up is longer than its phase, or negative",
+                "warm-up is longer than its phase",
                 value=f"{self.name}: warmup_steps={self.warmup_steps}, steps={self.steps}",
                 fix="use 0 to steps for warmup_steps",
             )
-        if self.learning_rate <= 0:
-            raise ConfigError("learning rate must be above 0", value=self.learning_rate, fix="try 1e-3 (mini) or 1e-4")
 
 
 def default_phases() -> list[PhaseConfig]:

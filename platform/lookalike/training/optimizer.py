@@ -5,10 +5,9 @@ changes this file alone (see the README). PyTorch is imported in the functions, 
 without it.
 """
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lookalike.values import check_values
+from lookalike.values import configuration
 
 if TYPE_CHECKING:
     from torch import Tensor, nn, optim
@@ -19,7 +18,7 @@ STATE_BYTES = 4 * len(STATE_NAMES)
 """Bytes of these for each trained number: they are float32."""
 
 
-@dataclass(frozen=True)
+@configuration("optimizer")
 class OptimizerConfig:
     """Settings of AdamW, and gradient clipping."""
 
@@ -31,9 +30,6 @@ class OptimizerConfig:
     """Gradients with a larger global norm are scaled down to it."""
     epsilon: float = 1e-8
     """Added to the denominator."""
-
-    def __post_init__(self) -> None:
-        check_values(self)
 
 
 def build_optimizer(

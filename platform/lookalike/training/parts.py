@@ -4,7 +4,6 @@ It runs on the training loop with the plain engine: a killed run resumes with th
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from lookalike import config as configs
-from lookalike.errors import ConfigError
 from lookalike.models.batch import Batch
 from lookalike.models.joint import encoder_inputs
 from lookalike.storage import Store, open_store, read_lines
@@ -32,7 +30,7 @@ from lookalike.training.objective import MicroBatch
 from lookalike.training.optimizer import STATE_NAMES, OptimizerConfig
 from lookalike.training.ranks import Rank
 from lookalike.training.workers import WorkerConfig
-from lookalike.values import check_values
+from lookalike.values import Count, Positive, Seed, configuration
 
 Metrics = dict[str, float]
 
@@ -40,33 +38,24 @@ _OF_EVERY_STEP = ("loss", "gradient_norm")
 _SHOWN_EVERY = 20  # steps between two updates of the metrics on the progress bar
 
 
-@dataclass(frozen=True)
+@configuration("fit")
 class FitConfig:
     """How long and how fast a part is trained."""
 
-    steps: int = 4000
+    steps: Count = 4000
     """Optimizer steps."""
-    batch_size: int = 4
+    batch_size: Count = 4
     """Images (or sequences) of a step."""
-    learning_rate: float = 1e-3
+    learning_rate: Positive = 1e-3
     """Peak learning rate of AdamW: reached after 2 % of the steps, then a cosine down to 2 % of it."""
     weight_decay: float = 0.01
     """Decoupled weight decay."""
-    save_every: int = 100
+    save_every: Count = 100
     """Steps between two checkpoints."""
-    threads: int = 1
+    threads: Count = 1
     """Threads of torch. On cores shared with other work, two are slower than one: they wait for each other."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of initial weights, and of the order and augmentation of the data."""
-
-    def __post_init__(self) -> None:
-        check_values(self)
-        if min(self.steps, self.batch_size, self.save_every, self.threads) < 1 or self.learning_rate <= 0:
-            raise ConfigError(
-                "steps, batch_size, save_every, threads and learning_rate must be above 0",
-                value=self,
-                fix="use positive numbers",
-            )
 
 
 def fit(

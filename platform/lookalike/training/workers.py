@@ -1,23 +1,22 @@
 """The worker group, and how DeepSpeed's ZeRO-3 shards the model over it: their configurations."""
 
-from dataclasses import dataclass
 from typing import Literal
 
 from lookalike.errors import ConfigError
-from lookalike.values import check_values
+from lookalike.values import Count, NonNegative, configuration
 
 Precision = Literal["float32", "bfloat16"]
 Offload = Literal["none", "optimizer", "optimizer+parameters"]
 
 
-@dataclass(frozen=True)
+@configuration("workers")
 class WorkerConfig:
     """Ray Train's worker group."""
 
-    num_workers: int = 2
+    num_workers: NonNegative = 2
     """Ray Train workers (ZeRO-3 ranks). 0 runs the same loop in this process without DeepSpeed: for debugging, and
     for small models on one GPU."""
-    min_workers: int | None = None
+    min_workers: Count | None = None
     """If set, the run is elastic: it continues with as many workers as the cluster has room for, but at least
     this number, and from its last checkpoint with more, up to ``num_workers``, when there is room again."""
     resize_every_s: float = 60.0
@@ -37,42 +36,33 @@ class WorkerConfig:
     A100, H100, H200 and L40S; without a value the utilisation of other devices is not reported."""
 
     def __post_init__(self) -> None:
-        check_values(self)
-        if self.num_workers < 0:
-            raise ConfigError("num_workers is negative", value=self.num_workers, fix="use 0 for one plain process")
-        if self.min_workers is not None and not 1 <= self.min_workers <= self.num_workers:
+        if self.min_workers is not None and self.min_workers > self.num_workers:
             raise ConfigError(
-                "min_workers is not between 1 and num_workers",
+                "workers.min_workers exceeds workers.num_workers",
                 value=[self.min_workers, self.num_workers],
-                fix="use 1 <= min_workers <= num_workers",
+                fix="lower min_workers, or raise num_workers",
             )
 
 
-@dataclass(frozen=True)
+@configuration("zero")
 class ZeroConfig:
     """How DeepSpeed's ZeRO-3 stores and moves the sharded state. Sizes are in elements; they change no result."""
 
     offload: Offload = "none"
     """What is kept in the host's memory instead of the GPU's: nothing; master weights, optimizer state and gradients
     (the optimizer steps there); or also the parameters between their uses."""
-    reduce_bucket: int = 500_000_000
+    reduce_bucket: Count = 500_000_000
     """Gradients reduced at once; a buffer of this size is allocated."""
-    prefetch_bucket: int = 50_000_000
+    prefetch_bucket: NonNegative = 50_000_000
     """Parameters fetched before their use."""
-    max_live: int = 1_000_000_000
+    max_live: NonNegative = 1_000_000_000
     """Maximum of gathered parameters that a rank keeps for the next use."""
-    keep_whole: int = 1_000_000
+    keep_whole: NonNegative = 1_000_000
     """Parameters up to this size are kept whole on every rank: gathering small ones takes longer than it saves."""
     overlap: bool | None = None
     """Reduce gradients during the backward pass; by default with GPUs."""
 
     def __post_init__(self) -> None:
-        check_values(self)
-        for name in ("reduce_bucket", "prefetch_bucket", "max_live", "keep_whole"):
-            if getattr(self, name) < (name == "reduce_bucket"):
-                raise ConfigError(
-                    f"zero.{name} is too small a number of elements", value=getattr(self, name), fix="raise it"
-                )
         if self.prefetch_bucket > self.max_live:
             raise ConfigError(
                 f"zero.prefetch_bucket={self.prefetch_bucket} exceeds zero.max_live={self.max_live}",

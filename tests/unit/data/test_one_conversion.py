@@ -11,7 +11,7 @@ from skimage import data as photographs
 from lookalike.data.images import decode
 from lookalike.diffusion.inputs import pair_references
 from lookalike.errors import InputError
-from lookalike.pixels import orientation_of, to_rgb
+from lookalike.pixels import read_orientation, to_rgb
 
 
 def photo() -> Image.Image:
@@ -120,7 +120,7 @@ def test_invalid_transparent_colour_is_ignored(value: object) -> None:
 def test_invalid_orientation_counts_as_upright(value: object) -> None:
     image = photo()
     image.getexif()[0x0112] = value
-    assert orientation_of(image) == 1
+    assert read_orientation(image)[0] == 1
     assert to_rgb(image).shape == (64, 96, 3)
 
 

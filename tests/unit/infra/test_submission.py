@@ -8,7 +8,7 @@ from ray._private.ray_constants import get_runtime_env_default_excludes
 from ray._private.runtime_env.packaging import create_package
 
 from lookalike.training.loop_config import SafetyConfig
-from pipelines.defaults import OPT_OUT
+from pipelines.entry import OPT_OUT
 
 _REPO = Path(__file__).resolve().parents[3]
 _RUNTIME_ENV = yaml.safe_load((_REPO / "infra" / "ray" / "runtime-env.yaml").read_text())

@@ -62,7 +62,7 @@ def test_operator_raises_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     values = changed("aggregator.layer_blocks", 2_000)
     with pytest.raises(ConfigError, match="layer_blocks of a preset is above 1024") as refused:
         preset_from_dict(values)
-    assert refused.value.fix == "lower layer_blocks, or raise layers in LOOKALIKE_PRESET_LIMITS"
+    assert refused.value.fix == "lower aggregator.layer_blocks, or raise layers in LOOKALIKE_PRESET_LIMITS"
     monkeypatch.setenv(VARIABLE, '{"layers": 2000}')
     assert preset_from_dict(values).aggregator.layer_blocks == 2_000
     with pytest.raises(ConfigError, match="above 2000"):

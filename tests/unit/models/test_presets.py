@@ -28,7 +28,7 @@ def test_an_unknown_preset_lists_the_known_ones() -> None:
         ({"mllm": {"image_sise": 64}}, "image_sise"),
         ({"height": "tall"}, "height"),
         ({"lora": {"rank": 4096}}, r"lora.rank=4096 exceeds the attention width 192; lower lora.rank"),
-        ({"lora": {"rank": 0}}, "rank of a LoRA is below 1"),
+        ({"lora": {"rank": 0}}, "lora.rank is below 1"),
         ({"aggregator": {"kind": "cls", "inner_width": 96, "head_dim": 32}}, "kind"),
         ({"aggregator": {"inner_width": 100, "head_dim": 32}}, "not a multiple of its head_dim"),
     ],

@@ -7,23 +7,22 @@ import signal
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 
 import pytest
 
 from lookalike.config import parse
 from lookalike.errors import BusyError, ConfigError, InputError, StoppedError
-from lookalike.values import MAX_COUNT, MAX_SEED, check_values
-from pipelines.defaults import OPT_OUT
-from pipelines.entry import run_job, run_subcommand
+from lookalike.values import MAX_COUNT, MAX_SEED, Seed, configuration
+from pipelines.entry import OPT_OUT, run_job, run_subcommand
 
 _NINE = [b"a%d: &a%d [%s]\n" % (n + 1, n + 1, b", ".join([b"*a%d" % n] * 9)) for n in range(9)]
 _BOMB = b"".join([b"a0: &a0 [1, 1]\n", *_NINE])
 """A small file that expands to 10^9 settings."""
 
 
-@dataclass(frozen=True)
+@configuration()
 class _Config:
     """What the test runs."""
 
@@ -35,15 +34,12 @@ class _Config:
     """A count."""
     rate: float = 0.5
     """A share."""
-    seed: int = 0
+    seed: Seed = 0
     """A seed."""
     size: tuple[int, int] = (1, 2)
     """A pair."""
     base: str | None = None
     """May be left out."""
-
-    def __post_init__(self) -> None:
-        check_values(self)
 
 
 @pytest.fixture(autouse=True)
@@ -236,7 +232,7 @@ raise SystemExit(run_job(Config, body, "a job"))
     assert list(tmp_path.iterdir()) == []
 
 
-@dataclass(frozen=True)
+@configuration()
 class _OtherConfig:
     """What the other subcommand does."""
 
@@ -290,3 +286,14 @@ def test_a_job_without_a_subcommand_lists_them(
     for arguments in (["--steps", "5"], ["begin"], ["--steps", "5", "run"]):
         assert _subcommand(monkeypatch, *arguments) == 2
         assert "is not a subcommand; begin with one of: run, show" in capsys.readouterr().err
+
+
+def test_busy_error_of_a_ray_task_keeps_its_code(capsys) -> None:
+    class _TaskError(Exception):
+        cause = BusyError("another works here", fix="wait")
+
+    def body(config: _Config) -> int:
+        raise _TaskError
+
+    assert run_job(_Config, body, None) == 4
+    assert "another works here" in capsys.readouterr().err

@@ -30,6 +30,6 @@ def test_printed_configuration_round_trips(
     printed = capsys.readouterr().out
     assert "Unable to serialize" not in printed
     (tmp_path / "config.yaml").write_text(printed)
-    assert configs.load_yaml(tmp_path / "config.yaml", config_class) == configs.parse(
+    assert configs.parse(config_class, [f"--config={tmp_path / 'config.yaml'}"]) == configs.parse(
         config_class, REQUIRED[config_class]
     )

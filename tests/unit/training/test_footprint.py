@@ -106,9 +106,11 @@ def test_offload_is_chosen_if_a_sample_does_not_fit(gb: float, offload: str | No
 
 
 def test_impossible_cluster_is_rejected() -> None:
-    with pytest.raises(ConfigError, match="at least one GPU"):
+    with pytest.raises(ConfigError, match="gpus is below 1"):
         Cluster(0, 80)
-    with pytest.raises(ConfigError, match="utilisation is not between 0 and 1"):
+    with pytest.raises(ConfigError, match="no more memory than the reserve"):
+        Cluster(1, 4)
+    with pytest.raises(ConfigError, match="utilisation is above 1"):
         Cluster(8, 80, utilisation=35)
 
 

@@ -66,7 +66,7 @@ def test_invalid_combinations_are_rejected(changes: dict[str, Any], said: str) -
 
 
 def test_invalid_sizes_are_rejected() -> None:
-    with pytest.raises(ConfigError, match=r"zero.reduce_bucket is too small"):
+    with pytest.raises(ConfigError, match=r"zero.reduce_bucket is below 1"):
         ZeroConfig(reduce_bucket=0)
     with pytest.raises(ConfigError, match=r"zero.prefetch_bucket=2000000000 exceeds zero.max_live"):
         ZeroConfig(prefetch_bucket=2 * 10**9)
