@@ -81,7 +81,7 @@ class Limit:
 
 
 def fit_text(text: str, max_characters: int, limits: Sequence[Limit], what: str, notes: list[str]) -> str:
-    """Return ``text`` without names of control tokens, cut at a word to fit; ``notes`` gets a line for each change."""
+    """Remove names of control tokens, cut at a word to ``max_characters`` and ``limits``; append changes to notes."""
     plain = _without_control(text, [name for limit in limits for name in limit.names])
     if plain != text:
         notes.append(f"{what}: names of control tokens were left out")

@@ -62,7 +62,7 @@ class ShardWriter:
 
 
 def write_shard(work: MaterialiseWork, unit: int, encode: Encode | None = None) -> Columns:
-    """Write one triplet shard, with latents by ``encode`` if it is given, unless that was done before."""
+    """Write shard ``unit`` unless it exists, with latents if ``encode`` is given; return its name and SHA-256."""
     shard = work.shards[unit]
     store, workspace = work.stage.dataset, work.stage.workspace
     table_key, done_key = (workspace.part(work.version.name, shard.name, suffix) for suffix in ("parquet", "json"))

@@ -83,9 +83,9 @@ def take_down(stage: StageWork, versions: list[int]) -> tuple[StageWork, dict[st
 
 
 def count_matches(work: StageWork, unit: int) -> Columns:
-    """Count the images of one raw shard that each entry names, and write the hashes of these images for :func:`widen`.
+    """Count the images of raw shard ``unit`` that each take-down entry names; write their hashes for :func:`widen`.
 
-    Returns the columns of :func:`summed`.
+    Returns a table for :func:`summed`.
     """
     rows = read_part(work.dataset, work.rows[unit], columns=list(KINDS))
     named, counts = _list_of(work).matches(rows)
@@ -165,7 +165,7 @@ def check_matched(taken: TakeDownList, counts: np.ndarray, before: np.ndarray, a
             f"{len(missing)} of {len(taken)} entries of the take-down list name no image{more}",
             value=shown,
             fix="compare them with the columns sha256, key, subject and source of the snapshots' images.parquet and"
-            " correct them (names are compared exactly, with case, %xx and what follows a #), or allow them:"
+            " correct them (the comparison includes case, %xx escapes and text after a #), or allow them:"
             f" --filters.taken_down.allow_unmatched '{_flag(shown)}'",
         )
 

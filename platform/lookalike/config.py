@@ -120,20 +120,38 @@ def _config_files(argv: Sequence[str]) -> list[str]:
     return values + [value for flag, value in pairwise(argv) if flag == "--config"]
 
 
+class _DuplicateKeyError(yaml.MarkedYAMLError):
+    pass
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """PyYAML's loader keeps the last of two equal keys silently."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        names = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in names:
+                    raise _DuplicateKeyError(problem_mark=key.start_mark)
+                names.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
 def read_config_file(path: Path) -> dict[str, Any]:
-    """Read the settings in a YAML file. Raises ConfigError if it is not a mapping; its text is never shown."""
+    """Read a YAML file of settings; {} if empty. Raises ConfigError if it is not a mapping, or has a key twice."""
 
     def refused(problem: str) -> ConfigError:
-        fix = "name a YAML file with the settings"
+        fix = "pass a YAML file with the settings"
         return ConfigError(f"cannot read the configuration file: {problem}", value=str(path), fix=fix)
 
     try:
         with path.open("rb") as file:
             data = file.read(_MAX_FILE_BYTES + 1)
-        document: Any = yaml.safe_load(data) if len(data) <= _MAX_FILE_BYTES else None
+        document: Any = yaml.load(data, _UniqueKeyLoader) if len(data) <= _MAX_FILE_BYTES else None
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         problem = f"not valid YAML, line {mark.line + 1}" if mark else "not valid YAML in UTF-8"
+        problem = f"line {mark.line + 1} repeats a key" if isinstance(error, _DuplicateKeyError) and mark else problem
         raise refused(str(error.strerror) if isinstance(error, OSError) else problem) from None
     if len(data) > _MAX_FILE_BYTES:
         raise refused(f"it has more than {_MAX_FILE_BYTES} bytes")
@@ -146,7 +164,7 @@ def read_config_file(path: Path) -> dict[str, Any]:
     while waiting:  # counted, since anchors can make a small file endless
         item = waiting.pop()
         if (left := left - 1) < 0:
-            raise refused(f"it has more than {_MAX_SETTINGS} settings, or an endless number by its anchors")
+            raise refused(f"it has more than {_MAX_SETTINGS} settings, or YAML anchors that refer to themselves")
         if isinstance(item, dict):
             if unnamed := [key for key in item if not isinstance(key, str)]:
                 raise ConfigError(f"the key {unnamed[0]!r:.80} is not text", value=str(path), fix="put it in quotes")

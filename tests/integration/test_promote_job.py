@@ -135,7 +135,7 @@ def test_a_rollback_recorded_before_there_were_subcommands_matches(
         (["--model", "a b"], "model name"),
         (["--scores", "{root}/nothing"], "no such object"),
         (["--bundle", "{root}/nothing"], "not a bundle"),
-        (["--bundle", "{root}/two/bundle"], "another bundle's"),
+        (["--bundle", "{root}/two/bundle"], "belong to another bundle"),
         (["--scores", "{root}/notes.json"], "the JSON object lacks 'bundle', 'suite', 'conditions', 'metrics'"),
         (["--tracking", "http://127.0.0.1:1"], "MLflow does not answer ('http://127.0.0.1:1')"),
         (["--tracking", "mlruns"], "the tracking URI has an unknown scheme"),

@@ -216,7 +216,7 @@ def test_a_bundle_that_changed_after_it_was_registered_is_refused(mlflow_databas
 
 def test_bad_input_is_named(mlflow_database: str, root: str) -> None:
     one, two = bundle(root, "one"), bundle(root, "two")
-    with pytest.raises(InputError, match="another bundle's"):
+    with pytest.raises(InputError, match="belong to another bundle"):
         judge(Candidate("mini", one.uri, scored(root, "x", two)), mlflow_database, root)
     with pytest.raises(InputError, match="no such object"):
         judge(Candidate("mini", one.uri, f"{root}/nothing"), mlflow_database, root)

@@ -1,4 +1,4 @@
-"""The sample world as a source of raw shards, and the truth about it, which only tests and probes read."""
+"""The sample world as a source of raw shards, and its ground truth, which only tests and probes read."""
 
 from dataclasses import asdict
 from functools import partial
@@ -10,6 +10,7 @@ import numpy as np
 from lookalike.config import canonical_json, fingerprint, to_dict
 from lookalike.data.images import encode_png
 from lookalike.data.shards import write_tar
+from lookalike.errors import ConfigError
 from lookalike.storage import Store, open_store
 from pipelines.ingest.config import IngestConfig
 from pipelines.ingest.sample.defects import encode, plan_photos
@@ -25,10 +26,13 @@ _WRONG_LICENCES = ("CC-BY-NC-4.0", "all rights reserved", "")
 
 
 def plan_sample(config: IngestConfig) -> Plan:
-    """Plan shards and ground truth of the sample world. Raises ConfigError: unknown shape, too few subjects."""
+    """Plan the sample world. Raises ConfigError for an unknown shape or subject, or under two subjects with defects."""
     world = config.sample
     things = [thing for thing in subjects(world) if thing.name not in config.exclude_subjects]
     if config.subjects:
+        if unknown := sorted(set(config.subjects) - {thing.name for thing in things}):
+            names = [thing.name for thing in things]
+            raise ConfigError("subjects names none of the sample world", value=unknown, fix=f"use some of {names[:10]}")
         things = [thing for thing in things if thing.name in config.subjects]
     photos = plan_photos(world, things)
     # the truncated shard holds one subject, so that few photos are lost

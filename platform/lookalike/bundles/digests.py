@@ -108,11 +108,6 @@ def _unreadable(path: Path, error: OSError) -> InputError:
     return InputError(what, value=str(path), fix="check its permissions and the disk")
 
 
-def inode_of(path: Path) -> tuple[int, int]:
-    """Return device and inode of a file or folder. Raises InputError if it cannot be read."""
-    return _stamp(path)[1:3]
-
-
 def _let_clock_pass(newest_ns: int) -> None:
     """Wait until a change would get a later time than ``newest_ns``, the newest change so far."""
     age = time.time_ns() - newest_ns

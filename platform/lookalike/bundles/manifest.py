@@ -10,9 +10,9 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from lookalike.bundles.digests import file_sha256s, inode_of
+from lookalike.bundles.digests import file_sha256s
 from lookalike.config import fingerprint
 from lookalike.documents import decoding, parse_object, render_json
 from lookalike.errors import InputError
@@ -82,7 +82,7 @@ def write_manifest(
 
 
 def check_components(bundle_dir: Path, *, personal: bool, fix: str = REPAIR) -> None:
-    """Raise InputError unless ``bundle_dir`` holds every component: a personal bundle's is the adapter alone."""
+    """Raise InputError unless ``bundle_dir`` holds every component: a personal bundle holds only the adapter."""
     for name in (ADAPTER,) if personal else ("model_index.json", *COMPONENTS):
         if not (bundle_dir / name).exists():
             raise InputError(f"incomplete bundle: {name} is missing", value=str(bundle_dir / name), fix=fix)
@@ -94,17 +94,20 @@ def is_model_file(name: str) -> bool:
 
 
 def files_in(bundle_dir: Path) -> list[str]:
-    """Sorted names of all files below ``bundle_dir`` except the manifest; symbolic links to folders are followed.
+    """Return the sorted relative paths of all files in ``bundle_dir`` but its manifest; follow links to folders.
 
     Raises InputError for more than 100,000 files, and for a folder that cannot be read.
     """
+
+    def refuse(error: OSError) -> NoReturn:
+        what = f"cannot read a folder of the bundle: {error.strerror}"
+        raise InputError(what, value=str(error.filename), fix="make it readable, or " + REPAIR)
+
     names: list[str] = []
-    visited = set()
-    for root, below, files in os.walk(bundle_dir, followlinks=True):
+    for root, below, files in os.walk(bundle_dir, followlinks=True, onerror=refuse):
         folder = Path(root)
-        visited.add(inode_of(folder))
         for name in list(below):
-            if inode_of(folder / name) in visited:  # a link to a parent folder
+            if folder.resolve().is_relative_to((folder / name).resolve()):  # a link to a folder that it lies in
                 below.remove(name)
                 files.append(name)
         if len(names) + len(files) > _MOST_FILES:  # a link to a whole disk
@@ -122,7 +125,7 @@ def read_manifest(bundle_dir: Path) -> dict[str, Any]:
     path = bundle_dir / MANIFEST
     if not path.is_file():
         what = f"the folder has no {MANIFEST}: it is not a bundle, or an unfinished one"
-        raise InputError(what, value=str(bundle_dir), fix="check the path")
+        raise InputError(what, value=str(bundle_dir), fix="check the path: a local folder with bundle.json is needed")
     return parse_manifest(path.read_bytes(), str(path))
 
 
@@ -195,9 +198,9 @@ def bundle_sha256(manifest: dict[str, Any]) -> str:
     base, preset, components = manifest["base"], manifest["preset"], manifest["components"]
     owner = {"owner": manifest["owner"]} if "owner" in manifest else {}
     if "stages" in preset:
-        drawing: dict[str, Any] = {name: preset[name] for name in ("height", "width", "references", "stages")}
-        drawing["mllm"] = {name: value for name, value in preset["mllm"].items() if name not in _PROVENANCE}
-        return fingerprint({"base": base and base["sha256"], "components": components, "drawing": drawing, **owner})
+        generation: dict[str, Any] = {name: preset[name] for name in ("height", "width", "references", "stages")}
+        generation["mllm"] = {name: value for name, value in preset["mllm"].items() if name not in _PROVENANCE}
+        return fingerprint({"base": base and base["sha256"], "components": components, "drawing": generation, **owner})
     if base is None and not owner:
         return fingerprint(components)
     return fingerprint({"base": base and base["sha256"], "components": components, **owner})

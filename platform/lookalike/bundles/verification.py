@@ -101,5 +101,8 @@ def open_bundle(bundle_dir: Path, base_dir: Path | None = None) -> tuple[Path, P
                 fix=f"use {base['uri']}",
             )
         components = base_dir
+    elif base_dir is not None:
+        what = "a whole bundle takes no base: it holds all components"
+        raise InputError(what, value=str(base_dir), fix="leave out the base, or pass the personal bundle's folder")
     has_adapter = any(name.startswith(f"{ADAPTER}/") for name in manifest["components"])
     return components, bundle_dir / ADAPTER if has_adapter else None

@@ -85,11 +85,11 @@ class SubjectPipeline(DiffusionPipeline, SubjectLoraLoaderMixin):
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, base: str | Path | None = None, **kwargs: Any) -> "SubjectPipeline":
-        """Load a bundle from a local folder; a personal one needs the folder of its base.
+        """Load a local bundle; a personal one (LoRA only) needs the folder of its base.
 
         Other arguments are those of ``DiffusionPipeline.from_pretrained`` (``torch_dtype``, ``device_map``, …). Raises
-        InputError if it is not a whole bundle, has another base than the adapter was trained on, or a missing or
-        unknown tensor (not checked with a ``quantization_config``, which renames tensors).
+        InputError if a file is missing or damaged, ``base`` is not the adapter's, or a tensor is missing or unknown
+        (not checked with a ``quantization_config``, which renames tensors).
         """
         components, adapter = open_bundle(Path(folder), None if base is None else Path(base))
         check_model_index(components)
@@ -152,7 +152,7 @@ class SubjectPipeline(DiffusionPipeline, SubjectLoraLoaderMixin):
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         return_dict: bool = True,
     ) -> Any:
-        """Generate.
+        """Generate images from prompts and references.
 
         Args:
             prompt: one text, or B; text longer than the model reads is cut with a warning, as in diffusers.
@@ -176,11 +176,11 @@ class SubjectPipeline(DiffusionPipeline, SubjectLoraLoaderMixin):
             num_images_per_prompt: images of each prompt.
             generator: as in diffusers; a list has one for each image.
             seeds: one for each image, instead of generators: the same seed gives the same image in any batch.
-            latents: initial noise, packed ``[B × images, T, C]``, instead of either.
+            latents: initial noise, packed ``[B × images, T, C]``, instead of ``generator`` or ``seeds``.
             output_type: as in diffusers: ``pil``, ``np`` (float32 ``[B, H, W, 3]`` in [0, 1]), ``pt`` (float32
                 ``[B, 3, H, W]`` in [0, 1]) or ``latent`` (packed).
-            callback_on_step_end: called as ``f(pipe, step, timestep, {"latents": …})``; may return other latents. It
-                skips the remaining steps with ``pipe._interrupt = True``.
+            callback_on_step_end: called as ``f(pipe, step, timestep, {"latents": …})``; may return other latents.
+                ``pipe._interrupt = True`` in it skips the remaining steps.
             callback_on_step_end_tensor_inputs: names of the tensors that it gets, of ``pipe._callback_tensor_inputs``.
             return_dict: diffusers' ``ImagePipelineOutput``, or a tuple of the images; those of one prompt are adjacent.
 
@@ -259,7 +259,7 @@ class SubjectPipeline(DiffusionPipeline, SubjectLoraLoaderMixin):
         height: int | None = None,
         width: int | None = None,
     ) -> SamplerPlan:
-        """Return the noise level of each step of such a call and what it sees: print it, or plot it.
+        """Return the noise level of each step of a call, and the conditions that the step sees, to print or plot.
 
         Raises ConfigError for a size that does not divide, a denoising schedule out of order, or no step.
         """

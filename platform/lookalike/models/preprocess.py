@@ -42,17 +42,17 @@ class Preprocessor:
     def from_folder(cls, folder: Path, preset: Preset) -> "Preprocessor":
         """Make the preprocessor of the model whose component folders are in ``folder``.
 
-        Raises InputError if the MLLM has no tokenizer, or tokenizer or preset do not fit the MLLM's configuration.
+        Raises InputError if tokenizer or preset contradict mllm/config.json, ConfigError for an unsupported MLLM.
         """
         preprocessor, mllm = cls(preset, folder / "mllm" / "tokenizer.json"), preset.mllm
         config = component_config(folder, "mllm")
         expected, actual = config.get("image_token_id"), preprocessor.image_token_id
         if expected != actual:
             what = f"the MLLM's image_token_id is {expected}, its tokenizer's is {actual}"
-            raise InputError(what, value=mllm.image_token, fix="use model and tokenizer of one checkpoint")
+            raise InputError(what, value=mllm.image_token, fix="use the model and the tokenizer of the same checkpoint")
         tokens = family_of(config.get("model_type")).tokens_per_image(config, mllm.image_size)
         if tokens != mllm.tokens_per_image:
-            what = f"the MLLM makes {tokens} tokens of an image, mllm.tokens_per_image is {mllm.tokens_per_image}"
+            what = f"the MLLM makes {tokens} tokens per image, but mllm.tokens_per_image is {mllm.tokens_per_image}"
             raise InputError(what, value=str(folder), fix=f"set mllm.tokens_per_image to {tokens}")
         return preprocessor
 
@@ -180,7 +180,7 @@ class Preprocessor:
 def warn_of_cut(prompt: str, cut: str) -> None:
     """Log the part of a prompt that is cut off, as diffusers' pipelines do."""
     log.warning(
-        "The following part of your input was truncated because the model reads no longer prompt: %r (of %r)",
+        "The following part of your input was truncated because it is longer than the model's limit: %r (of %r)",
         cut[:_SHOWN],
         prompt[:_SHOWN],
     )
@@ -203,7 +203,7 @@ def check_image(image: Pixels, what: str = "reference") -> None:
 
 
 def fit_square(image: Pixels, side: int) -> Pixels:
-    """Resize an image to fit a grey square of ``side`` pixels, with its aspect kept."""
+    """Resize to ``side`` x ``side`` pixels; grey bars keep the aspect ratio."""
     height, width = image.shape[:2]
     if height == width:
         return crop_resize(image, side, side)

@@ -131,7 +131,7 @@ def load_weights(model: nn.Module, bundle_dir: Path) -> None:
 
 
 def _mismatch(what: str, bundle_dir: Path) -> InputError:
-    return InputError(what, value=str(bundle_dir), fix="use weights and configuration of one checkpoint")
+    return InputError(what, value=str(bundle_dir), fix="use the weights and the configuration of the same checkpoint")
 
 
 def _shape(tensor: Any) -> tuple[int, ...]:

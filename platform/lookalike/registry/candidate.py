@@ -28,24 +28,21 @@ class Candidate:
 
 
 def read_candidate(candidate: Candidate) -> tuple[str, Scores, Scores]:
-    """The hash of the candidate's bundle, every file of which is verified, and its scores: as they were written, and by
-    their measurements.
+    """Verify the candidate's bundle; return its hash, its scores as written, and its scores as computed again.
 
-    Raises:
-        InputError: the bundle is missing or damaged, or the scores are another bundle's or not those of their
-            measurements.
+    Raises InputError if bundle, scores or measurements are missing or damaged, or do not belong together.
     """
     scores = read_scores(candidate.scores_uri)
     try:
         sha256 = verify_bundle(candidate.bundle_uri)
     except InputError as error:
-        fix = f"{error.fix}; check --bundle: if the bundle was moved, name its place with --bundle"
+        fix = f"{error.fix}; check --bundle: if the bundle was moved, pass its new location with --bundle"
         raise InputError(error.what, value=error.value, fix=fix) from error
     if scores.bundle.sha256 != sha256:
         raise InputError(
-            "the scores are another bundle's",
+            "the scores belong to another bundle",
             value=f"{candidate.scores_uri}: {scores.bundle.uri}",
-            fix=f"evaluate {open_store(candidate.bundle_uri).uri} first, and name those scores",
+            fix=f"evaluate {open_store(candidate.bundle_uri).uri} first, and pass those scores",
         )
     return sha256, scores, proven_scores(scores, candidate.scores_uri)
 

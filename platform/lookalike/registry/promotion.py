@@ -65,8 +65,8 @@ def promote(
         champion_scores_uri: by default those that the champion's version names.
 
     Raises:
-        InputError: the bundle or the scores are missing, the scores are another bundle's, or the registry and the log
-            contradict each other.
+        InputError: the bundle or the scores are missing, the scores belong to another bundle, or the registry and the
+            log contradict each other.
         UnreachableError: MLflow or the store does not answer, or (RefusedError) the user lacks a permission.
         ConflictError: other promotions of the model came first, several times.
     """

@@ -78,7 +78,7 @@ def begin_anew(
         writer: identity of this attempt: the same one again changes nothing while it is the newest entry.
 
     Raises:
-        InputError: the bundle or the scores are missing, or the scores are another bundle's.
+        InputError: the bundle or the scores are missing, or the scores belong to another bundle.
         ConflictError: another promotion came in between.
     """
     name = validate_model_name(candidate.model)

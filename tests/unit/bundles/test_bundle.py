@@ -1,7 +1,9 @@
 import dataclasses
 import json
+import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ from lookalike.bundles.manifest import (
     BundleReference,
     bundle_sha256,
     check_preset,
+    files_in,
     read_manifest,
     read_preset,
     write_manifest,
@@ -292,3 +295,31 @@ def test_vae_with_an_invalid_channel_count_is_named(tmp_path: Path, value: objec
     (tmp_path / "vae" / "config.json").write_text(json.dumps(config))
     with pytest.raises(InputError, match=r"not a configuration of a VAE.*vae/config\.json"):
         token_shape(tmp_path)
+
+
+def test_folder_that_cannot_be_read_is_named(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scandir = os.scandir
+
+    def refusing(path: str) -> Any:
+        if Path(path).name == "vae":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    with pytest.raises(InputError, match="cannot read a folder of the bundle: Permission denied"):
+        files_in(copy)
+
+
+def test_two_links_to_one_folder_are_followed_and_a_link_to_a_parent_is_not(tmp_path: Path) -> None:
+    (tmp_path / "bundle" / "a").mkdir(parents=True)
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real" / "x").write_bytes(b"x")
+    for name in ("one", "two"):
+        (tmp_path / "bundle" / "a" / name).symlink_to(tmp_path / "real")
+    (tmp_path / "bundle" / "a" / "parent").symlink_to(tmp_path / "bundle")
+    assert files_in(tmp_path / "bundle") == ["a/one/x", "a/parent", "a/two/x"]
+
+
+def test_base_for_a_whole_bundle_is_refused(copy: Path) -> None:
+    with pytest.raises(InputError, match="takes no base"):
+        open_bundle(copy, copy)

@@ -141,6 +141,12 @@ def test_each_defect_has_its_effect() -> None:
         assert np.ptp(np.flatnonzero(written.any(axis=0))) > 0.6 * 256
 
 
+def test_unknown_subject_is_named() -> None:
+    config = IngestConfig(source="sample", raw="r", subjects=["no-such"], sample=SampleWorldConfig(defects=False))
+    with pytest.raises(ConfigError, match=r"names none of the sample world .*no-such"):
+        plan_sample(config)
+
+
 def test_truth_lists_every_photo() -> None:
     plan = plan_sample(IngestConfig(source="sample", raw="r", sample=SampleWorldConfig(subjects=8)))
     truth = plan.extras[TRUTH]
