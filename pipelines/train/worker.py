@@ -31,7 +31,8 @@ from lookalike.training.engine import Engine, PlainEngine
 from lookalike.training.export import export_bundle
 from lookalike.training.history import History, Listener
 from lookalike.training.loop import Evaluation, Loop
-from lookalike.training.objective import DenoisingObjective, HeldOutLoss, MicroBatch
+from lookalike.training.micro_batch import MicroBatch
+from lookalike.training.objective import DenoisingObjective, HeldOutLoss
 from lookalike.training.previews import HeldOutImages
 from lookalike.training.quarantine import failures
 from lookalike.training.ranks import Rank

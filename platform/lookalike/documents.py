@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from functools import lru_cache
 from typing import Any, TypeVar, cast
 
@@ -84,8 +84,10 @@ def parse_record(record_class: type[RecordT], data: bytes | str, where: str, *, 
     Raises:
         InputError: names the first member whose value does not fit.
     """
-    value = parse_object(data, where, fix=fix)
-    if unknown := value.keys() - {item.name for item in fields(record_class)}:  # type: ignore[arg-type]
+    members = fields(record_class)  # type: ignore[arg-type]
+    needed = [item.name for item in members if item.default is MISSING and item.default_factory is MISSING]
+    value = parse_object(data, where, *needed, fix=fix)
+    if unknown := value.keys() - {item.name for item in members}:
         raise InputError(f"the JSON object has unknown members: {', '.join(sorted(unknown))}", value=where, fix=fix)
     with _naming_members(where, fix):
         return cast(RecordT, _validator(cast(Any, record_class)).validate_json(data, strict=True))

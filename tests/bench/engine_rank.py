@@ -26,7 +26,8 @@ from lookalike.training.clock import StepClock
 from lookalike.training.config import TrainConfig
 from lookalike.training.curriculum import PhaseConfig
 from lookalike.training.deepspeed_setup import prepare_process
-from lookalike.training.objective import DenoisingObjective, MicroBatch
+from lookalike.training.micro_batch import MicroBatch
+from lookalike.training.objective import DenoisingObjective
 from lookalike.training.optimizer import build_optimizer
 from lookalike.training.workers import WorkerConfig, ZeroConfig
 from lookalike.training.zero import ZeroEngine

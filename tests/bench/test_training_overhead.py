@@ -37,7 +37,8 @@ from lookalike.training.epoch_plan import EpochPlan
 from lookalike.training.history import History
 from lookalike.training.loop import Loop
 from lookalike.training.loop_config import CheckpointConfig, DropoutConfig, ValidationConfig
-from lookalike.training.objective import DenoisingObjective, MicroBatch
+from lookalike.training.micro_batch import MicroBatch
+from lookalike.training.objective import DenoisingObjective
 from lookalike.training.optimizer import OptimizerConfig
 from lookalike.training.ranks import Rank
 from lookalike.training.workers import WorkerConfig

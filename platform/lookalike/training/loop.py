@@ -24,7 +24,7 @@ from lookalike.training.engine import Engine
 from lookalike.training.epoch_plan import EpochPlan
 from lookalike.training.history import METRICS, History
 from lookalike.training.ledger import Ledger, ledger_key, remove_ledger_after
-from lookalike.training.objective import MicroBatch
+from lookalike.training.micro_batch import MicroBatch
 from lookalike.training.quarantine import QUARANTINE, Failure, Quarantine, failures
 from lookalike.training.ranks import Rank
 from lookalike.training.saver import Saver

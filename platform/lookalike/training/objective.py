@@ -1,6 +1,6 @@
-"""The samples of one forward pass, the loss that the loop minimises, and the held-out loss that it validates with."""
+"""The loss that the training loop minimises, and the held-out loss that it validates with."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,29 +9,15 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from lookalike.diffusion.flow import Draw, FlowConfig, draw, noise_levels
+from lookalike.diffusion.flow import FlowConfig, draw, noise_levels
 from lookalike.diffusion.objective import denoising_loss, paired_losses, with_latents
-from lookalike.models.batch import Batch, to_batch
+from lookalike.models.batch import to_batch
 from lookalike.models.vae import LatentCache, token_grid
 from lookalike.training.curriculum import PhaseConfig
 from lookalike.training.loop_config import DropoutConfig
+from lookalike.training.micro_batch import MicroBatch, SampleColumns
 
 _BINS = 4  # bins of the noise level, equally wide
-
-SampleColumns = Mapping[str, np.ndarray]
-"""Prepared samples by column, one row each: the preprocessor's columns, and ``sample_id`` (str), ``step`` (int64) and
-``weight`` (float32, 0 for padding and for samples that could not be prepared)."""
-
-
-@dataclass(frozen=True)
-class MicroBatch:
-    """Prepared samples, and what the host computed of them while a GPU was busy with the micro batch before."""
-
-    columns: SampleColumns
-    batch: Batch | None = None
-    """The columns as tensors with latents, in pinned memory; None if it has not been computed."""
-    drawn: Draw | None = None
-    """Noise, noise level and dropout of each sample for one epoch, in pinned memory; None like ``batch``."""
 
 
 @dataclass(frozen=True)

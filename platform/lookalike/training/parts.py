@@ -26,7 +26,7 @@ from lookalike.training.epoch_plan import EpochPlan
 from lookalike.training.history import METRICS, History
 from lookalike.training.loop import Loop
 from lookalike.training.loop_config import CheckpointConfig, ValidationConfig
-from lookalike.training.objective import MicroBatch
+from lookalike.training.micro_batch import MicroBatch
 from lookalike.training.optimizer import STATE_NAMES, OptimizerConfig
 from lookalike.training.ranks import Rank
 from lookalike.training.workers import WorkerConfig

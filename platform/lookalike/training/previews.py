@@ -16,7 +16,8 @@ from lookalike.models.dit import References
 from lookalike.models.vae import decode, token_grid
 from lookalike.training.curriculum import PhaseConfig
 from lookalike.training.loop_config import ImagesConfig
-from lookalike.training.objective import DenoisingObjective, SampleColumns
+from lookalike.training.micro_batch import SampleColumns
+from lookalike.training.objective import DenoisingObjective
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from lookalike.models.costs import Sample, aggregator_flops, denoising_flops, me
 from lookalike.models.presets import LoraConfig, Preset
 from lookalike.models.subject import Part, SubjectModel
 from lookalike.training.curriculum import PhaseConfig
-from lookalike.training.objective import SampleColumns
+from lookalike.training.micro_batch import SampleColumns
 from lookalike.training.workers import Precision
 
 _PEAK_TFLOPS: dict[str, dict[Precision, float]] = {

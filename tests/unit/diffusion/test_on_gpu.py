@@ -19,7 +19,8 @@ from lookalike.training.average import EmaConfig
 from lookalike.training.curriculum import PhaseConfig
 from lookalike.training.engine import PlainEngine
 from lookalike.training.loop_config import DropoutConfig
-from lookalike.training.objective import DenoisingObjective, MicroBatch
+from lookalike.training.micro_batch import MicroBatch
+from lookalike.training.objective import DenoisingObjective
 from lookalike.training.optimizer import OptimizerConfig
 
 pytestmark = pytest.mark.gpu

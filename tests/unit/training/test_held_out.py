@@ -18,7 +18,8 @@ from lookalike.models.batch import to_batch
 from lookalike.models.vae import load_vae
 from lookalike.training.curriculum import PhaseConfig
 from lookalike.training.loop_config import DropoutConfig, ImagesConfig
-from lookalike.training.objective import DenoisingObjective, HeldOutLoss, MicroBatch
+from lookalike.training.micro_batch import MicroBatch
+from lookalike.training.objective import DenoisingObjective, HeldOutLoss
 from lookalike.training.previews import HeldOutImages
 from lookalike.training.ranks import Rank
 

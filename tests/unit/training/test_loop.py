@@ -31,7 +31,7 @@ from lookalike.training.ledger import read_ledger
 from lookalike.training.loop import Evaluation, Loop, TrainingDivergedError
 from lookalike.training.loop_config import CheckpointConfig, ValidationConfig
 from lookalike.training.marks import Mark
-from lookalike.training.objective import MicroBatch
+from lookalike.training.micro_batch import MicroBatch
 from lookalike.training.ranks import Rank
 from lookalike.training.watchdog import EXIT_HANG
 from lookalike.training.workers import WorkerConfig

@@ -22,7 +22,8 @@ from lookalike.training.history import METRICS, History
 from lookalike.training.ledger import read_ledger
 from lookalike.training.loop import Loop
 from lookalike.training.loop_config import SafetyConfig, ValidationConfig
-from lookalike.training.objective import MicroBatch, partners_of_other_subjects
+from lookalike.training.micro_batch import MicroBatch
+from lookalike.training.objective import partners_of_other_subjects
 from lookalike.training.quarantine import QUARANTINE, Failure, Quarantine, UnusableDataError
 from lookalike.training.ranks import Rank
 from lookalike.training.workers import WorkerConfig
