@@ -48,7 +48,7 @@ def trace(config: TraceConfig) -> list[dict[str, Any]]:
 
     For a triplet: ``version, triplet_id, split, subject, prompt, shard, images`` with the role and the place in the raw
     shards of each image. For an image: ``version, image`` with its place and drop reason, ``triplets`` (how many use
-    it) and ``examples`` of them. Raises InputError if there is no snapshot, or none contains it.
+    it) and ``examples`` of them. Raises InputError if no snapshot exists or contains it.
     """
     dataset = open_store(config.dataset)
     versions = [config.version] if config.version is not None else list_versions(dataset)[::-1]

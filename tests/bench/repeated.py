@@ -16,7 +16,7 @@ def bench_photos() -> list[Path]:
     """The photos ``<subject>/<nn>.jpg`` of the folder that LOOKALIKE_BENCH_PHOTOS names; skips without it."""
     folder = os.environ.get(VARIABLE)
     if not folder:
-        pytest.skip(f"{VARIABLE} names no folder of photographs")
+        pytest.skip(f"{VARIABLE} does not name a folder of photos")
     return sorted(Path(folder).rglob("*.jpg"))
 
 

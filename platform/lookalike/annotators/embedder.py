@@ -19,7 +19,7 @@ NO_EMBEDDER = "none"
 def load_embedder(name_or_path: str, device: str = "cpu") -> Embedder:
     """Load an embedder of :data:`EMBEDDERS` by name, or a vision model of transformers by folder or Hub id.
 
-    ``id@revision`` pins a model on the Hub. Raises ConfigError if there is no such embedder or model.
+    ``id@revision`` pins a model on the Hub. Raises ConfigError if the embedder or model does not exist.
     """
     named = EMBEDDERS.get(name_or_path)
     return named(device) if named else TransformersEmbedder(name_or_path, device)

@@ -128,7 +128,7 @@ def _metadata(data: str, origin: str) -> dict[str, Any] | None:
 def find_weights(path: Path, weight_name: str | None = None) -> Path:
     """Find the weights of a LoRA: ``path`` itself, or in that folder ``weight_name``, a standard name or the only file.
 
-    Raises InputError if there is no file, there are several without a standard name, or there is only a pickle.
+    Raises InputError for an empty folder, several files without a standard name, or a pickle alone.
     """
     if weight_name is not None:
         path = path / weight_name

@@ -16,7 +16,7 @@ from lookalike.storage.base import ObjectInfo
 
 LINK_ROOTS = "LOOKALIKE_LINK_ROOTS"
 """Environment variable: folders, separated by ``:``, into which links may lead out of a store. Empty by default: a link
-that somebody else puts into a store could otherwise make any file of this machine an input or an output."""
+that another user puts into a store could otherwise make any file of this machine an input or an output."""
 
 _HUB_SNAPSHOT = re.compile(r"(.*/(?:models|datasets|spaces)--[^/]+)/snapshots/[^/]+(?:/|\Z)", re.DOTALL)
 PART = ".part-"  # prefix of files that are still being written

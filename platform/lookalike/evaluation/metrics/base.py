@@ -52,7 +52,7 @@ class Metric(Protocol):
     def create(cls, settings: Settings, device: str) -> "Metric | None":
         """The metric with its models on ``device``; None if the settings do not turn it on.
 
-        Raises InputError: there is no such model.
+        Raises InputError if the model does not exist.
         """
 
     def __call__(self, images: Sequence[Pixels], tasks: Sequence[Task]) -> Sequence[Mapping[str, float]]:
