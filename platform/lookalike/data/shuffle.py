@@ -1,0 +1,190 @@
+"""External shuffle: group the rows of many tables by a key, through a store, in units that run anywhere and resume.
+
+A unit of the first level holds the rows of a few inputs. It sorts them by the key and writes one object: a segment for
+each of the 2^bits ranges of the key. A unit of the next level reads one range from a group of such objects and splits
+it further. A reader of a final range reads its segment from each object of the last level. So an object is written and
+read once per level, whatever the number of inputs; see :meth:`Shuffle.for_size` for the levels.
+
+Rows of a final range come in the order of (key, input, position in the input): the order does not depend on how inputs
+are grouped into units, nor on the order in which units run.
+"""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import pyarrow as pa
+
+from lookalike.documents import decoding
+from lookalike.storage import Store
+
+KEY_BITS = 62
+_FAN_OUT_BITS = 7
+_MAX_WIDTH = 2_000  # objects that a reader opens
+_AT_ONCE = 16  # requests of a reader
+
+
+@dataclass(frozen=True)
+class Shuffle:
+    """One shuffle below ``prefix`` of ``store``.
+
+    The key is an int64 column in [0, 2^62). Final ranges are numbered by its leading bits.
+    """
+
+    store: Store
+    prefix: str
+    """Names the content of the inputs: what lies below it counts as done."""
+    schema: pa.Schema
+    """Of the rows; includes ``key``."""
+    key: str
+    """The column to group by."""
+    width: int
+    """Units of the first level."""
+    bits: tuple[int, ...]
+    """For each level, the bits of the key that it splits by: a range becomes 2^bits ranges."""
+    group: int = 128
+    """Objects of one level that a unit of the next level reads."""
+
+    @classmethod
+    def for_size(cls, store: Store, prefix: str, schema: pa.Schema, key: str, width: int, partitions: int) -> "Shuffle":
+        """A shuffle into at least ``partitions`` ranges (rounded up to a power of two).
+
+        One level as long as a range opens at most 2,000 objects and a unit writes at most 2,000 segments; else levels
+        of 128 ranges each.
+        """
+        total = max(0, (partitions - 1).bit_length())
+        if width <= _MAX_WIDTH and 1 << total <= _MAX_WIDTH:
+            return cls(store, prefix, schema, key, width, (total,))
+        levels = max(2, -(-total // _FAN_OUT_BITS))
+        bits = tuple(total // levels + (level < total % levels) for level in range(levels))
+        return cls(store, prefix, schema, key, width, bits)
+
+    @property
+    def partitions(self) -> int:
+        """Final ranges of the key."""
+        return 1 << sum(self.bits)
+
+    def span(self, partition: int) -> tuple[int, int]:
+        """The half-open range of keys that is the final range ``partition``."""
+        shift = KEY_BITS - sum(self.bits)
+        return partition << shift, (partition + 1) << shift
+
+    def units(self, level: int) -> int:
+        """Units of ``level``, from 1: as many groups as there are for each range of the level before."""
+        return self._ranges(level - 1) * self._width(level)
+
+    def indices(self, level: int) -> int:
+        """Units of :meth:`write_index` after ``level``."""
+        return self._ranges(level - 1)
+
+    def is_written(self, level: int, unit: int) -> bool:
+        """Whether the unit is done."""
+        return self.store.exists(self._data_key(level, unit))
+
+    def write(self, unit: int, rows: pa.Table) -> None:
+        """Write a unit of the first level: its inputs' rows, in the order of the inputs."""
+        self._write(1, unit, rows)
+
+    def merge(self, level: int, unit: int) -> None:
+        """Write a unit of ``level`` ≥ 2: one range of a group of objects of the level before."""
+        if not self.is_written(level, unit):
+            parent, group = divmod(unit, self._width(level))
+            first = group * self.group
+            self._write(level, unit, self._read(level - 1, parent, first, first + self.group))
+
+    def write_index(self, level: int, parent: int) -> None:
+        """Collect where each range lies in the objects of ``level`` that split the range ``parent``."""
+        width, key = self._width(level), self._index_key(level, parent)
+        if self.store.exists(key):
+            return
+        units = range(parent * width, (parent + 1) * width)
+        ranges = 1 << self.bits[level - 1]
+        ends_WR = np.empty((width, ranges + 1), np.int64)
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            for row, data in enumerate(pool.map(lambda unit: self.store.read(self._ends_key(level, unit)), units)):
+                ends_WR[row] = self._array(data, (ranges + 1,), self._ends_key(level, units[row]))
+        starts_RW, stops_RW = ends_WR[:, :-1].T, ends_WR[:, 1:].T
+        self.store.write(key, np.stack([starts_RW, stops_RW], axis=2).tobytes())
+
+    def read(self, partition: int) -> pa.Table:
+        """The rows of a final range, by (key, input, position in the input)."""
+        return self._read(len(self.bits), partition, 0, self._width(len(self.bits)))
+
+    def _write(self, level: int, unit: int, rows: pa.Table) -> None:
+        rows = _sorted(rows.select(self.schema.names).cast(self.schema), self.key)
+        done = sum(self.bits[: level - 1])
+        shift = KEY_BITS - done - self.bits[level - 1]
+        ranges = 1 << self.bits[level - 1]
+        prefix = unit // self._width(level) << self.bits[level - 1]
+        bounds = [(prefix + i) << shift for i in range(ranges + 1)]
+        cuts = np.searchsorted(rows[self.key].to_numpy(), bounds)
+        assert (cuts[0], cuts[-1]) == (0, len(rows)), "keys are outside of [0, 2^62), or of another range"
+        segments = [_encoded(rows.slice(start, stop - start)) for start, stop in pairwise(cuts)]
+        ends = np.cumsum([0, *(len(segment) for segment in segments)], dtype=np.int64)
+        self.store.write(self._ends_key(level, unit), ends.tobytes())
+        self.store.write(self._data_key(level, unit), b"".join(segments))  # last: it says that the unit is done
+
+    def _read(self, level: int, range_number: int, first: int, stop: int) -> pa.Table:
+        """The rows of a range from the objects ``first`` to ``stop`` - 1 of those that split its parent, sorted."""
+        parent, child = divmod(range_number, 1 << self.bits[level - 1])
+        width = self._width(level)
+        stop = min(stop, width)
+        index = self._index_key(level, parent)
+        row_bytes = 16 * width
+        data = self.store.read_range(index, child * row_bytes + 16 * first, 16 * (stop - first))
+        ends_W2 = self._array(data, (stop - first, 2), index)
+        wanted = [(parent * width + first + i, int(a), int(b)) for i, (a, b) in enumerate(ends_W2) if a < b]
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            parts = list(pool.map(lambda item: self._segment(level, *item), wanted))
+        return _sorted(pa.concat_tables(parts) if parts else self.schema.empty_table(), self.key)
+
+    def _segment(self, level: int, unit: int, start: int, stop: int) -> pa.Table:
+        key = self._data_key(level, unit)
+        data = self.store.read_range(key, start, stop - start)
+        with decoding("a segment of a shuffle", self.store.uri_of(key)):
+            return pa.Table.from_batches(list(_decoded(data, self.schema)), self.schema)
+
+    def _array(self, data: bytes, shape: tuple[int, ...], key: str) -> np.ndarray:
+        with decoding("an index of a shuffle", self.store.uri_of(key)):
+            return np.frombuffer(data, np.int64).reshape(shape)
+
+    def _ranges(self, level: int) -> int:
+        """Ranges after ``level``."""
+        return 1 << sum(self.bits[:level])
+
+    def _width(self, level: int) -> int:
+        """Objects of ``level`` that hold rows of one range of the level before."""
+        width = self.width
+        for _ in range(level - 1):
+            width = -(-width // self.group)
+        return width
+
+    def _data_key(self, level: int, unit: int) -> str:
+        return f"{self.prefix}/level-{level}/{unit:08d}.arrow"
+
+    def _ends_key(self, level: int, unit: int) -> str:
+        return f"{self.prefix}/level-{level}/{unit:08d}.ends"
+
+    def _index_key(self, level: int, parent: int) -> str:
+        return f"{self.prefix}/level-{level}/index-{parent:08d}"
+
+
+def _sorted(rows: pa.Table, key: str) -> pa.Table:
+    """The rows by their key; rows of equal keys keep their order."""
+    keys = rows[key].to_numpy()
+    if (keys[1:] >= keys[:-1]).all():
+        return rows
+    return rows.take(pa.array(np.argsort(keys, kind="stable")))
+
+
+def _encoded(rows: pa.Table) -> bytes:
+    """Rows as messages of Arrow IPC without their schema; no rows are no bytes."""
+    return b"".join(batch.serialize() for batch in rows.combine_chunks().to_batches() if len(batch))
+
+
+def _decoded(data: bytes, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    reader = pa.BufferReader(data)
+    while reader.tell() < len(data):
+        yield pa.ipc.read_record_batch(pa.ipc.read_message(reader), schema)

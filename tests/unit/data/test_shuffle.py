@@ -1,0 +1,107 @@
+"""The external shuffle: exact order, whatever the grouping and the levels, and nothing done twice."""
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lookalike.data.shuffle import KEY_BITS, Shuffle
+from lookalike.errors import InputError
+from lookalike.storage import open_store
+
+SCHEMA = pa.schema([("place", pa.int64()), ("input", pa.int64()), ("position", pa.int64()), ("text", pa.string())])
+
+
+def inputs(sizes: list[int], distinct: int, seed: int = 0) -> list[pa.Table]:
+    rng = np.random.default_rng(seed)
+    keys = rng.integers(0, 1 << KEY_BITS, max(1, distinct))
+    tables = []
+    for number, size in enumerate(sizes):
+        place = rng.choice(keys, size)
+        rows = {
+            "place": place,
+            "input": [number] * size,
+            "position": list(range(size)),
+            "text": [str(p) for p in place],
+        }
+        tables.append(pa.table(rows, SCHEMA))
+    return tables
+
+
+def run(shuffle: Shuffle, tables: list[pa.Table], order: random.Random | None = None) -> pa.Table:
+    """All levels, each one's units in a random order; the final ranges in theirs."""
+    per_unit = -(-len(tables) // shuffle.width)
+    for level in range(1, len(shuffle.bits) + 1):
+        units = list(range(shuffle.units(level)))
+        (order or random).shuffle(units)
+        for unit in units:
+            if level == 1:
+                own = tables[unit * per_unit : (unit + 1) * per_unit]
+                shuffle.write(unit, pa.concat_tables(own) if own else SCHEMA.empty_table())
+            else:
+                shuffle.merge(level, unit)
+        for parent in range(shuffle.indices(level)):
+            shuffle.write_index(level, parent)
+    return pa.concat_tables([shuffle.read(partition) for partition in range(shuffle.partitions)])
+
+
+def expected(tables: list[pa.Table]) -> pa.Table:
+    return pa.concat_tables(tables).sort_by([(name, "ascending") for name in ("place", "input", "position")])
+
+
+@settings(deadline=None)
+@given(
+    sizes=st.lists(st.integers(0, 30), min_size=1, max_size=12),
+    distinct=st.integers(1, 40),
+    units=st.integers(1, 12),
+    bits=st.lists(st.integers(0, 3), min_size=1, max_size=3),
+    group=st.integers(1, 5),
+)
+def test_rows_are_ordered_by_key_input_and_position(
+    tmp_path_factory: pytest.TempPathFactory, sizes: list[int], distinct: int, units: int, bits: list[int], group: int
+) -> None:
+    store = open_store(str(tmp_path_factory.mktemp("shuffle")))
+    tables = inputs(sizes, distinct)
+    shuffle = Shuffle(store, "work/shuffle", SCHEMA, "place", min(units, len(sizes)), tuple(bits), group)
+    assert run(shuffle, tables).equals(expected(tables))
+
+
+def test_each_range_holds_its_keys_only(tmp_path: Path) -> None:
+    tables = inputs([50] * 4, 100)
+    shuffle = Shuffle(open_store(str(tmp_path)), "s", SCHEMA, "place", 4, (2, 1), 2)
+    run(shuffle, tables)
+    for partition in range(shuffle.partitions):
+        low, high = shuffle.span(partition)
+        keys = shuffle.read(partition)["place"].to_numpy()
+        assert ((keys >= low) & (keys < high)).all()
+
+
+def test_finished_units_are_not_merged_again(tmp_path: Path) -> None:
+    tables = inputs([20] * 6, 30)
+    shuffle = Shuffle(open_store(str(tmp_path)), "s", SCHEMA, "place", 6, (2, 2), 3)
+    first = run(shuffle, tables)
+    times = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
+    for unit in range(shuffle.units(2)):
+        shuffle.merge(2, unit)
+    assert times == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
+    assert first.equals(expected(tables))
+
+
+def test_many_inputs_get_more_levels(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
+    assert Shuffle.for_size(store, "s", SCHEMA, "place", 10, 16).bits == (4,)
+    assert Shuffle.for_size(store, "s", SCHEMA, "place", 2_000, 10_000).bits == (7, 7)
+    assert Shuffle.for_size(store, "s", SCHEMA, "place", 5, 1).partitions == 1
+
+
+def test_a_damaged_segment_is_named(tmp_path: Path) -> None:
+    shuffle = Shuffle(open_store(str(tmp_path)), "s", SCHEMA, "place", 1, (0,))
+    run(shuffle, inputs([20], 5))
+    file = tmp_path / "s/level-1/00000000.arrow"
+    file.write_bytes(b"\xff" * file.stat().st_size)
+    with pytest.raises(InputError, match=r"00000000\.arrow"):
+        shuffle.read(0)
