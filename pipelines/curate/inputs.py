@@ -17,7 +17,7 @@ from pipelines.curate.takedown import pinned_hash
 from pipelines.curate.workspace import Workspace
 
 REVISIONS = {
-    "index": 5, "cluster_subjects": 1, "screen": 1, "duplicates": 1, "subject_links": 1, "score": 1, "plan": 1,
+    "index": 5, "cluster_subjects": 1, "screen": 1, "duplicates": 1, "subject_links": 1, "score": 1, "plan": 2,
     "layout": 1, "materialise": 1, "finish": 1,
 }  # fmt: skip
 """Revision of each stage. Raise a stage's number when it, or library code that it calls, gives another result for the

@@ -1,6 +1,7 @@
 """Schemas of the tables of a curation run, and hashes of subjects and contents."""
 
 import hashlib
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -34,23 +35,22 @@ IMAGE_SCHEMA = pa.schema(
     ]
 )
 
-REFERENCE = pa.struct(
+# The plan adds why an image was dropped (null: kept), and its reference sets: it is the target of one triplet for each.
+# Subjects are contiguous. A reference is its number among all rows of its subject, from 0, so that it needs no copy of
+# the reference's columns; ``similarities`` has the similarity of each reference to the target.
+PLAN_SCHEMA = pa.schema(
     [
-        ("sha256", pa.string()),
-        ("shard", pa.string()),
-        ("offset", pa.int64()),
-        ("length", pa.int64()),
-        ("similarity", pa.float32()),
+        *IMAGE_SCHEMA,
+        ("drop_reason", pa.string()),
+        ("references", pa.list_(pa.list_(pa.int32()))),
+        ("similarities", pa.list_(pa.list_(pa.float32()))),
     ]
 )
 
-# The plan adds why an image was dropped (null: kept), and the reference sets for which it is the target.
-PLAN_SCHEMA = pa.schema(
-    [*IMAGE_SCHEMA, ("drop_reason", pa.string()), ("reference_sets", pa.list_(pa.list_(REFERENCE)))]
-)
-
 # The image table of a snapshot.
-IMAGES_SCHEMA = pa.schema([field for field in PLAN_SCHEMA if field.name not in ("reference_sets", "cut", "linked")])
+IMAGES_SCHEMA = pa.schema(
+    [field for field in PLAN_SCHEMA if field.name not in {"references", "similarities", "cut", "linked"}]
+)
 
 # A subject that has triplets.
 SUBJECT_SCHEMA = pa.schema(
@@ -59,7 +59,7 @@ SUBJECT_SCHEMA = pa.schema(
         ("subject", pa.string()),
         ("split_hash", pa.float64()),  # in [0, 1): decides the split
         ("triplets", pa.int64()),
-        ("bytes", pa.int64()),  # of all images of all its triplets, in the raw shards
+        ("bytes", pa.int64()),  # of the different images of its triplets, in the raw shards
     ]
 )
 
@@ -100,3 +100,13 @@ def unit_hash(*parts: object) -> float:
     """Return a number in [0, 1) from an identity, for choices that must not depend on order or on other rows."""
     text = "\0".join(str(part) for part in parts)
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2.0**64
+
+
+def unit_hashes(parts: Sequence[object], *columns: Iterable[object]) -> np.ndarray:
+    """Return ``unit_hash(*parts, *values)`` for the values of each row of ``columns``: float64 [N]."""
+    prefix = "".join(f"{part}\0" for part in parts)
+    digests = [
+        hashlib.sha256((prefix + "\0".join(map(str, values))).encode()).digest()[:8]
+        for values in zip(*columns, strict=True)
+    ]
+    return np.frombuffer(b"".join(digests), ">u8").astype(np.float64) / 2.0**64

@@ -50,9 +50,12 @@ def test_without_an_embedder_all_photos_of_a_subject_are_pairs(
     work = planned(write_raw(tmp_path / "raw", world(3, 3)), embedder=NO_EMBEDDER, filters=filters)
     rows = rows_of(work)
     assert [row["drop_reason"] for row in rows] == [None] * 9
-    references = [[image["sha256"] for image in row["reference_sets"][0]] for row in rows]
-    assert [len(set(group)) for group in references] == [2] * 9
-    assert {image["similarity"] for row in rows for group in row["reference_sets"] for image in group} == {0.0}
+    for i, row in enumerate(rows):
+        of_subject = rows[i - i % 3 : i - i % 3 + 3]  # references are numbers within the subject
+        assert {of_subject[number]["sha256"] for number in row["references"][0]} == {
+            other["sha256"] for other in of_subject if other is not row
+        }
+    assert {similarity for row in rows for group in row["similarities"] for similarity in group} == {0.0}
 
 
 def test_kept_equal_files_are_not_paired_and_have_separate_triplets(planned: Planned, tmp_path: Path) -> None:
