@@ -104,8 +104,8 @@ def _rows(work: StageWork, shard: ShardPlan) -> list[_Row]:
     table = work.read_plan(shard.partition, "images", shard.span)
     table = table.filter(pc.greater(pc.list_value_length(table["reference_sets"]), 0))
     subjects = work.read_plan(shard.partition, "subjects", shard.span)
-    below = pc.less(subjects["split_hash"], shard.split_cut)
-    mine = subjects.filter(below if shard.split == "validation" else pc.invert(below))["subject"]
+    below = work.split_hashes(subjects, shard.span) < shard.split_cut
+    mine = subjects.filter(pa.array(below if shard.split == "validation" else ~below))["subject"]
     table = table.filter(pc.is_in(table["subject"], value_set=mine.combine_chunks()))
     return [
         _Row(f"{_target_id(work, target)}-{number}", target, references)

@@ -8,42 +8,32 @@ import numpy as np
 import pyarrow as pa
 
 from lookalike.config import canonical_json
-from pipelines.actors import Columns
 from pipelines.curate.captions import fit_captions
 from pipelines.curate.filters import Filter, Photos, with_scores
 from pipelines.curate.filters.large_subject import LargeSubject
 from pipelines.curate.pairs import reference_sets
 from pipelines.curate.rows import PLAN_SCHEMA, SUBJECT_SCHEMA, unit_hash
 from pipelines.curate.summary import EXAMPLES_PER_REASON, Summary
-from pipelines.curate.tables import read_part, vectors_of, write_table
-from pipelines.curate.work import StageWork
+from pipelines.curate.tables import write_table
+from pipelines.curate.work import StageWork, SubjectRows
 
-_REFERENCE_COLUMNS = ("sha256", "shard", "offset", "length")
-_EXAMPLE_COLUMNS = ("key", "shard", "offset", "length", "sha256", "subject", "error", "note", "phash")
-
-
-def plan_partition(work: StageWork, partition: int) -> Columns:
-    """Write the plan of one range of subjects, unless that was done before."""
-    if not work.dataset.exists(work.workspace.summary(partition)):
-        _plan(work, partition)
-    return {"partition": np.array([partition])}
+_REFERENCE_COLUMNS = ("sha256", "shard", "offset", "length", "unpacked")
+_EXAMPLE_COLUMNS = ("key", "shard", "offset", "length", "sha256", "unpacked", "subject", "error", "note", "phash")
 
 
-def _plan(work: StageWork, partition: int) -> None:
-    span = work.span(partition)
-    rows, reasons = work.read_rows(span)
+def plan_partition(work: StageWork, partition: int, subjects_in: SubjectRows) -> None:
+    """Write the plan of one range of subjects."""
+    rows, reasons, vectors = subjects_in.rows, subjects_in.reasons.copy(), subjects_in.vectors
     summary = Summary(images=len(rows))
-    _drop_one_by_one(work, rows, reasons, span)
-    rows = fit_captions(_captioned(work, rows, span), work.config.captions)
+    _drop_one_by_one(work, rows, reasons, subjects_in.repeated, partition)
+    rows = fit_captions(_captioned(work, rows, partition), work.config.captions)
     rows = rows.combine_chunks()  # so that a subject's rows are a slice
-    vectors, contents = _vectors(work, span), rows["sha256"].to_pylist()
     places = rows.select(_REFERENCE_COLUMNS).to_pylist()
     steps = list(work.config.filters.steps("subject"))
     bounded = [name for name, step in steps if isinstance(step, LargeSubject)]
     sets: list[list[list[dict[str, Any]]]] = [[] for _ in range(len(rows))]
     subjects = []
     values_of: dict[str, list[np.ndarray]] = {}
-    components = work.read_components() if work.linked else {}
     of_row: list[str] = rows["subject"].to_pylist()
     for subject, group in groupby(range(len(rows)), key=of_row.__getitem__):
         members = np.array(list(group))
@@ -53,12 +43,12 @@ def _plan(work: StageWork, partition: int) -> None:
         if len(kept) == 0:
             continue
         own = Photos(rows.slice(members[0], len(members))).take(left)
-        photos = Photos(own.rows, np.stack([vectors[contents[i]] for i in kept]))
+        photos = Photos(own.rows, vectors[kept])
         photos, kept = _drop_of_subject(steps, photos, kept, reasons)
         summary.bounded_subjects += bool(np.isin(reasons[members], bounded).any())
         if len(kept):
             images = [places[i] for i in kept]
-            pairs, row = _pair(work, photos, images, components.get(subject, subject), summary, values_of)
+            pairs, row = _pair(work, photos, images, subject, summary, values_of)
             subjects.append(row)
             for i, chosen in zip(kept, pairs, strict=True):
                 sets[i] = chosen
@@ -74,24 +64,23 @@ def _plan(work: StageWork, partition: int) -> None:
     store.write(work.workspace.summary(partition), canonical_json(vars(summary)).encode())
 
 
-def _drop_one_by_one(work: StageWork, rows: pa.Table, reasons: np.ndarray, span: tuple[int, int]) -> None:
+def _drop_one_by_one(
+    work: StageWork, rows: pa.Table, reasons: np.ndarray, repeated: np.ndarray, partition: int
+) -> None:
     """Add the reasons of duplicates and of filters that see a score to the ``reasons`` of the screen."""
     for name, _ in work.config.filters.steps("content"):
-        repeated = work.read_duplicates(span, "subject_hash")
-        places = zip(*(rows[name].to_pylist() for name in ("shard", "offset", "key")), strict=True)
-        mask = np.array([place in repeated for place in places], bool)
-        reasons[mask & (reasons == "")] = name
+        reasons[repeated & (reasons == "")] = name
     for name, step in work.config.filters.scored():
-        scores = {} if step.scorer is None else work.read_scores(step.scorer.revision, span)
+        scores = {} if step.scorer is None else work.read_scores(step.scorer.revision, partition)
         left = np.flatnonzero(reasons == "")
         reasons[left[step.drop(with_scores(rows.take(pa.array(left)), scores))]] = name
 
 
-def _captioned(work: StageWork, rows: pa.Table, span: tuple[int, int]) -> pa.Table:
+def _captioned(work: StageWork, rows: pa.Table, partition: int) -> pa.Table:
     """Return the rows, with the captioner's answer as the caption of those without one."""
     if work.config.captioner is None:
         return rows
-    answers = work.read_scores(work.config.captioner.revision, span)
+    answers = work.read_scores(work.config.captioner.revision, partition)
     captions = [
         row["caption"] or answers.get(row["sha256"], "") for row in rows.select(["caption", "sha256"]).to_pylist()
     ]
@@ -116,7 +105,7 @@ def _pair(
     work: StageWork,
     photos: Photos,
     images: list[dict[str, Any]],
-    component: str,
+    subject: str,
     summary: Summary,
     values_of: dict[str, list[np.ndarray]],
 ) -> tuple[list[list[list[dict[str, Any]]]], dict[str, Any]]:
@@ -144,7 +133,7 @@ def _pair(
     summary.classes[first.pop("class_name")] += 1
     lengths = [image["length"] for image in images]
     size = sum(lengths[t] + sum(lengths[i] for i in group) for t, groups in enumerate(chosen) for group in groups)
-    split_hash = unit_hash("split", config.seed, component)
+    split_hash = unit_hash("split", config.seed, subject)
     return sets, first | {"split_hash": split_hash, "triplets": triplets, "bytes": size}
 
 
@@ -164,13 +153,3 @@ def _count(summary: Summary, rows: pa.Table, reasons: np.ndarray) -> None:
         for first in range(0, len(dropped), 10 * EXAMPLES_PER_REASON):  # a few at a time, to bound memory
             part = rows.take(pa.array(dropped[first : first + 10 * EXAMPLES_PER_REASON]))
             summary.add_examples(reason, part.select(_EXAMPLE_COLUMNS).to_pylist())
-
-
-def _vectors(work: StageWork, span: tuple[int, int]) -> dict[str, np.ndarray]:
-    by_content: dict[str, np.ndarray] = {}
-    for info in work.vectors:
-        table = read_part(work.dataset, info, span)
-        if len(table):
-            vectors = vectors_of(table["vector"])
-            by_content.update(zip(table["sha256"].to_pylist(), vectors, strict=True))
-    return by_content
