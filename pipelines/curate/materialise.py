@@ -105,8 +105,8 @@ class _Row:
 def _rows(work: StageWork, shard: ShardPlan) -> list[_Row]:
     table = work.read_plan(shard.partition, "images", shard.span)
     subjects = work.read_plan(shard.partition, "subjects", shard.span)
-    below = pc.less(subjects["split_hash"], shard.split_cut)
-    mine = subjects.filter(below if shard.split == "validation" else pc.invert(below))["subject"]
+    below = work.split_hashes(subjects, shard.span) < shard.split_cut
+    mine = subjects.filter(pa.array(below if shard.split == "validation" else ~below))["subject"]
     table = table.filter(pc.is_in(table["subject"], value_set=mine.combine_chunks()))
     rows = []
     for _, of_subject in groupby(table.to_pylist(), key=itemgetter("subject")):

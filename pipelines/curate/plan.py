@@ -1,7 +1,7 @@
 """Plan: decide for a range of subjects, from rows and embeddings, which images are kept and form which triplets."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
@@ -10,33 +10,41 @@ import pyarrow.compute as pc
 from lookalike.annotators.embedder import NO_EMBEDDER
 from lookalike.config import canonical_json
 from lookalike.errors import InputError
-from pipelines.actors import Columns
 from pipelines.curate.captions import fit_captions
 from pipelines.curate.config import CurateConfig
 from pipelines.curate.filters import SCORE, Filter, Photos
 from pipelines.curate.filters.large_subject import LargeSubject
 from pipelines.curate.pairs import reference_sets
-from pipelines.curate.rows import IMAGE_SCHEMA, PLAN_SCHEMA, SUBJECT_SCHEMA, unit_hash, unit_hashes
+from pipelines.curate.rows import PLAN_SCHEMA, ROW_SCHEMA, SUBJECT_SCHEMA, unit_hashes
 from pipelines.curate.summary import EXAMPLES_PER_REASON, Summary
-from pipelines.curate.tables import read_part, vectors_of, write_table
-from pipelines.curate.work import StageWork
+from pipelines.curate.tables import write_table
+from pipelines.curate.work import StageWork, SubjectRows
 
-_EXAMPLE_COLUMNS = ("key", "shard", "offset", "length", "sha256", "subject", "error", "note", "phash")
+_EXAMPLE_COLUMNS = ("key", "shard", "offset", "length", "sha256", "unpacked", "subject", "error", "note", "phash")
 _BATCH_BYTES = 64 << 20  # of the embeddings and similarities of subjects that are compared at once
 _PAIR_BYTES, _DIMENSION_BYTES = 24, 8  # of two photos, and of one dimension of an embedding, while they are compared
 
 # Legend: N rows, G subjects, B subjects with the same number M of photos, T targets, S reference sets, R references.
 
 
-def plan_partition(work: StageWork, partition: int) -> Columns:
-    """Write the plan of one range of subjects, unless that was done before."""
+def plan_partition(work: StageWork, partition: int, subjects_in: SubjectRows) -> None:
+    """Write the plan of one range of subjects."""
+    config, contents = work.config, subjects_in.rows["sha256"].to_pylist()
+    scores: dict[str, np.ndarray] = {}
+    for _, step in config.filters.scored():
+        if step.scorer is not None:
+            answers = work.read_scores(step.scorer.revision, partition)
+            scores[step.scorer.revision] = np.array([answers.get(content, np.nan) for content in contents], np.float64)
+    captions = None
+    if config.captioner is not None:
+        answers = work.read_scores(config.captioner.revision, partition)
+        captions = pa.array([answers.get(content) for content in contents], pa.string())
+    rows, reasons, vectors = subjects_in.rows, subjects_in.reasons, subjects_in.vectors
+    planned = plan_rows(rows, reasons, vectors, subjects_in.repeated, config, scores, captions)
     store = work.dataset
-    if not store.exists(work.workspace.summary(partition)):
-        planned = _planned(work, partition)
-        write_table(store, work.workspace.plan(partition, "images"), planned.images)
-        write_table(store, work.workspace.plan(partition, "subjects"), planned.subjects)
-        store.write(work.workspace.summary(partition), canonical_json(vars(planned.summary)).encode())
-    return {"partition": np.array([partition])}
+    write_table(store, work.workspace.plan(partition, "images"), planned.images)
+    write_table(store, work.workspace.plan(partition, "subjects"), planned.subjects)
+    store.write(work.workspace.summary(partition), canonical_json(vars(planned.summary)).encode())
 
 
 @dataclass(frozen=True)
@@ -64,7 +72,7 @@ def plan_rows(
     """Plan all subjects of a table. The result depends on nothing else, and each subject's plan on its own rows only.
 
     Args:
-        rows: :data:`IMAGE_SCHEMA`, N rows in the order of subject_hash, subject, shard, offset and key.
+        rows: :data:`ROW_SCHEMA`, N rows in the order of subject_hash, subject, shard, offset and key.
         reasons: The image filter that drops each row, empty if none does: str or object [N].
         vectors: Embeddings of any norm, zero for a row without one: float16 or float32 [N, D].
         repeated: Which rows repeat the file of an earlier one, across all subjects: bool [N].
@@ -75,18 +83,16 @@ def plan_rows(
     Raises:
         InputError: If an image that the other filters keep has no embedding.
     """
-    rows = _with_captions(rows.select(IMAGE_SCHEMA.names), captions)
+    rows = _with_captions(rows.select(ROW_SCHEMA.names), captions)
     rows = fit_captions(rows, config.captions).combine_chunks()
     drops = Drops.of(reasons, config)
     photos = Photos(rows, vectors=vectors)
     _drop_one_by_one(photos, drops, repeated, scores or {}, config)
     groups = Groups.of(rows, drops.numbers == 0)
-    if config.embedder != NO_EMBEDDER:
-        _require_vectors(rows, vectors, drops.numbers == 0)
     summary = Summary(images=len(rows), subjects_in=int(pc.sum(pc.not_equal(groups.names, "")).as_py() or 0))
-    chosen = _Chosen(len(rows))
+    chosen, steps = _Chosen(len(rows)), list(config.filters.steps("subject"))
     for batches in groups.batches(photos):
-        kept = drop_of_subjects(batches, config.filters.steps("subject"), drops)
+        kept = drop_of_subjects(batches, steps, drops, embedded=config.embedder != NO_EMBEDDER)
         _pair(kept, groups, config, chosen, summary)
     _count(summary, rows, drops)
     bounded = [name for name, step in config.filters.steps("subject") if isinstance(step, LargeSubject)]
@@ -249,23 +255,37 @@ def _drop_one_by_one(
         drops.add(name, left[step.drop(Photos(photos.rows, left, columns=photos.columns | {SCORE: values}))])
 
 
-def _require_vectors(rows: pa.Table, vectors: np.ndarray, kept_N: np.ndarray) -> None:
-    """Raise InputError if a kept row has the zero vector, which would drop its photo as if it resembled no other."""
-    suspects = np.flatnonzero(kept_N & ~vectors[:, :8].any(axis=1))
-    missing = suspects[~vectors[suspects].any(axis=1)]
-    if len(missing):
-        row = rows.slice(missing[0], 1).select(["shard", "key"]).to_pylist()[0]
-        raise InputError(
-            f"{len(missing)} images have no embedding",
-            value=f"{row['key']} of {row['shard']}",
-            fix="remove the tables of embeddings of this raw shard below work/, and run the same command again",
-        )
+def _require_vectors(batches: Sequence[Photos]) -> None:
+    """Raise InputError if a photo has the zero vector, which would drop it as if it resembled no other."""
+    for photos in batches:
+        assert photos.vectors is not None, "filters of scope 'subject' see embeddings"
+        assert photos.index is not None, "batches are of subjects"
+        index = photos.index.ravel()
+        suspects = index[~photos.vectors[index, :8].any(axis=1)]
+        missing = suspects[~photos.vectors[suspects].any(axis=1)]
+        if len(missing):
+            row = photos.rows.slice(missing[0], 1).select(["shard", "key"]).to_pylist()[0]
+            raise InputError(
+                "images have no embedding",
+                value=f"{row['key']} of {row['shard']}",
+                fix="remove the tables of embeddings of this raw shard below work/, and run the same command again",
+            )
 
 
-def drop_of_subjects(batches: Sequence[Photos], steps: Iterator[tuple[str, Filter]], drops: Drops) -> list[Photos]:
-    """Apply the filters that see all photos of a subject; return the photos that are kept."""
-    left = list(batches)
+def drop_of_subjects(
+    batches: Sequence[Photos], steps: Iterable[tuple[str, Filter]], drops: Drops, *, embedded: bool = True
+) -> list[Photos]:
+    """Apply the filters that see all photos of a subject; return the photos that are kept.
+
+    With ``embedded``, those that filters compare by their embeddings must have one.
+
+    Raises InputError: One has none.
+    """
+    left, checked = list(batches), not embedded
     for name, step in steps:
+        if not checked and "compares_embeddings" in step.traits:
+            _require_vectors(left)
+            checked = True
         parts: list[Photos] = []
         for photos in left:
             drop = step.drop(photos)
@@ -301,54 +321,6 @@ def _pair(batches: Sequence[Photos], groups: Groups, config: CurateConfig, chose
         summary.count("triplets of a subject", sets.sets.reshape(index_BM.shape).sum(axis=1))
         for each in pc.value_counts(photos.rows["class_name"].take(pa.array(index_BM[:, 0]))).to_pylist():
             summary.classes[each["values"]] += each["counts"]
-
-
-def _planned(work: StageWork, partition: int) -> Planned:
-    span, config = work.span(partition), work.config
-    rows, reasons = work.read_rows(span)
-    repeated = work.read_duplicates(span, "subject_hash")
-    places = zip(*(rows[name].to_pylist() for name in ("shard", "offset", "key")), strict=True)
-    scores = {}
-    for _, step in config.filters.scored():
-        if step.scorer is not None:
-            answers = work.read_scores(step.scorer.revision, span)
-            values = [answers.get(content, np.nan) for content in rows["sha256"].to_pylist()]
-            scores[step.scorer.revision] = np.array(values, np.float64)
-    captions = None
-    if config.captioner is not None:
-        answers = work.read_scores(config.captioner.revision, span)
-        captions = pa.array([answers.get(content) for content in rows["sha256"].to_pylist()], pa.string())
-    planned = plan_rows(
-        rows,
-        reasons,
-        _vectors(work, span, rows["sha256"]),
-        np.array([place in repeated for place in places], bool),
-        config,
-        scores,
-        captions,
-    )
-    if not work.linked:
-        return planned
-    components, hashes = work.read_components(), planned.subjects["split_hash"].to_pylist()
-    for i, subject in enumerate(planned.subjects["subject"].to_pylist()):
-        if subject in components:
-            hashes[i] = unit_hash("split", config.seed, components[subject])
-    column = SUBJECT_SCHEMA.get_field_index("split_hash")
-    return replace(planned, subjects=planned.subjects.set_column(column, "split_hash", pa.array(hashes, pa.float64())))
-
-
-def _vectors(work: StageWork, span: tuple[int, int], contents: pa.ChunkedArray) -> np.ndarray:
-    """Return the embedding of each content, zero if it has none: float32 [N, D]."""
-    tables = [table for info in work.vectors if len(table := read_part(work.dataset, info, span))]
-    if not tables:
-        return np.zeros((len(contents), 1), np.float32)
-    table = pa.concat_tables(tables)
-    vectors = vectors_of(table["vector"])
-    place = pc.index_in(contents, value_set=table["sha256"]).combine_chunks()
-    found = place.is_valid().to_numpy(zero_copy_only=False)
-    vectors_ND = np.zeros((len(contents), vectors.shape[1]), np.float32)
-    vectors_ND[found] = vectors[place.drop_null().to_numpy()]
-    return vectors_ND
 
 
 def _subjects(rows: pa.Table, groups: Groups, chosen: _Chosen, config: CurateConfig, content_N: np.ndarray) -> pa.Table:
