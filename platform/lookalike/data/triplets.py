@@ -182,7 +182,7 @@ def write_latents(target: np.ndarray, references: np.ndarray) -> bytes:
 
 
 def load_latents(version_store: Store, row: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-    """Read the latents of one triplet by range: the target's ``[T, C]`` and the references' ``[R, T', C]``, float32.
+    """Read the latents of one triplet by range: the target's ``[T, C]`` and the references' ``[R, T', C]``, float16.
 
     Raises:
         InputError: the snapshot has no latents, or they are damaged.
@@ -195,7 +195,7 @@ def load_latents(version_store: Store, row: Mapping[str, Any]) -> tuple[np.ndarr
     data = _read(version_store, triplet, "the latents", *place, triplet.latents_sha256)
     try:
         tensors = load(data)
-        return tensors["target"].astype(np.float32), tensors["references"].astype(np.float32)
+        return tensors["target"].astype(np.float16), tensors["references"].astype(np.float16)
     except Exception as error:  # safetensors raises several classes for damaged bytes
         raise InputError(f"the latents are damaged: {error}", value=triplet.triplet_id, fix=_FIX) from error
 
