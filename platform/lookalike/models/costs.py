@@ -236,5 +236,5 @@ def _batch(sample: Sample) -> Batch:
         tiles=torch.empty(1, sample.references, 3, sample.tile, sample.tile, dtype=torch.uint8, device="meta"),
         normalisation=torch.empty(1, 2, 3, device="meta"),
         references=ids,
-        reference_mask=ids.bool(),
+        reference_mask=torch.ones(1, sample.references, dtype=torch.bool, device="meta"),
     )
