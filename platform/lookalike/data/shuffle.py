@@ -13,17 +13,20 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
+from zlib import crc32
 
 import numpy as np
 import pyarrow as pa
 
 from lookalike.documents import decoding
+from lookalike.errors import InputError
 from lookalike.storage import Store
 
 KEY_BITS = 62
 _FAN_OUT_BITS = 7
 _MAX_WIDTH = 2_000  # objects that a reader opens
 _AT_ONCE = 16  # requests of a reader
+_ENTRY = 3 * 8  # bytes of a segment in an index: its first byte, the byte after it, and its CRC-32, each an int64
 
 
 @dataclass(frozen=True)
@@ -101,12 +104,11 @@ class Shuffle:
             return
         units = range(parent * width, (parent + 1) * width)
         ranges = 1 << self.bits[level - 1]
-        ends_WR = np.empty((width, ranges + 1), np.int64)
+        segments_WR3 = np.empty((width, ranges, 3), np.int64)
         with ThreadPoolExecutor(_AT_ONCE) as pool:
-            for row, data in enumerate(pool.map(lambda unit: self.store.read(self._ends_key(level, unit)), units)):
-                ends_WR[row] = self._array(data, (ranges + 1,), self._ends_key(level, units[row]))
-        starts_RW, stops_RW = ends_WR[:, :-1].T, ends_WR[:, 1:].T
-        self.store.write(key, np.stack([starts_RW, stops_RW], axis=2).tobytes())
+            for row, data in enumerate(pool.map(lambda unit: self.store.read(self._segments_key(level, unit)), units)):
+                segments_WR3[row] = self._array(data, (ranges, 3), self._segments_key(level, units[row]))
+        self.store.write(key, segments_WR3.swapaxes(0, 1).tobytes())
 
     def read(self, partition: int) -> pa.Table:
         """The rows of a final range, by (key, input, position in the input)."""
@@ -123,7 +125,8 @@ class Shuffle:
         assert (cuts[0], cuts[-1]) == (0, len(rows)), "keys are outside of [0, 2^62), or of another range"
         segments = [_encoded(rows.slice(start, stop - start)) for start, stop in pairwise(cuts)]
         ends = np.cumsum([0, *(len(segment) for segment in segments)], dtype=np.int64)
-        self.store.write(self._ends_key(level, unit), ends.tobytes())
+        segments_R3 = np.stack([ends[:-1], ends[1:], [crc32(segment) for segment in segments]], axis=1)
+        self.store.write(self._segments_key(level, unit), segments_R3.astype(np.int64).tobytes())
         self.store.write(self._data_key(level, unit), b"".join(segments))  # last: it says that the unit is done
 
     def _read(self, level: int, range_number: int, first: int, stop: int) -> pa.Table:
@@ -132,17 +135,22 @@ class Shuffle:
         width = self._width(level)
         stop = min(stop, width)
         index = self._index_key(level, parent)
-        row_bytes = 16 * width
-        data = self.store.read_range(index, child * row_bytes + 16 * first, 16 * (stop - first))
-        ends_W2 = self._array(data, (stop - first, 2), index)
-        wanted = [(parent * width + first + i, int(a), int(b)) for i, (a, b) in enumerate(ends_W2) if a < b]
+        data = self.store.read_range(index, _ENTRY * (child * width + first), _ENTRY * (stop - first))
+        segments_W3 = self._array(data, (stop - first, 3), index).tolist()
+        segments = ((parent * width + first + i, *segment) for i, segment in enumerate(segments_W3))
+        wanted = [segment for segment in segments if segment[1] != segment[2] or segment[3]]
         with ThreadPoolExecutor(_AT_ONCE) as pool:
-            parts = list(pool.map(lambda item: self._segment(level, *item), wanted))
+            parts = list(pool.map(lambda segment: self._segment(level, *segment), wanted))
         return _sorted(pa.concat_tables(parts) if parts else self.schema.empty_table(), self.key)
 
-    def _segment(self, level: int, unit: int, start: int, stop: int) -> pa.Table:
+    def _segment(self, level: int, unit: int, start: int, stop: int, checksum: int) -> pa.Table:
         key = self._data_key(level, unit)
         data = self.store.read_range(key, start, stop - start)
+        if crc32(data) != checksum:
+            what = (
+                f"bytes {start} to {stop} of a shuffle's unit have not the checksum in its index: one of them has changed"
+            )
+            raise InputError(what, value=self.store.uri_of(key), fix=f"remove {self.prefix}/ and run the job again")
         with decoding("a segment of a shuffle", self.store.uri_of(key)):
             return pa.Table.from_batches(list(_decoded(data, self.schema)), self.schema)
 
@@ -164,8 +172,8 @@ class Shuffle:
     def _data_key(self, level: int, unit: int) -> str:
         return f"{self.prefix}/level-{level}/{unit:08d}.arrow"
 
-    def _ends_key(self, level: int, unit: int) -> str:
-        return f"{self.prefix}/level-{level}/{unit:08d}.ends"
+    def _segments_key(self, level: int, unit: int) -> str:
+        return f"{self.prefix}/level-{level}/{unit:08d}.segments"
 
     def _index_key(self, level: int, parent: int) -> str:
         return f"{self.prefix}/level-{level}/index-{parent:08d}"
@@ -187,4 +195,6 @@ def _encoded(rows: pa.Table) -> bytes:
 def _decoded(data: bytes, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
     reader = pa.BufferReader(data)
     while reader.tell() < len(data):
-        yield pa.ipc.read_record_batch(pa.ipc.read_message(reader), schema)
+        batch = pa.ipc.read_record_batch(pa.ipc.read_message(reader), schema)
+        batch.validate(full=True)  # Arrow trusts the offsets of texts and lists, and reads outside of its buffers
+        yield batch
