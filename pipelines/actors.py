@@ -79,12 +79,22 @@ def run_units(
 
 
 def run_tasks(
-    task: Callable[[Any, int], Columns], work: Any, units: int, *, cpus: float = 1.0, noun: str = "tasks"
+    task: Callable[[Any, int], Columns],
+    work: Any,
+    units: int,
+    *,
+    cpus: float = 1.0,
+    noun: str = "tasks",
+    few: int = 0,
 ) -> Iterator[pa.Table]:
     """Do units of work that need no model, as :func:`run_units` does: ``task(work, unit)`` on any free worker.
 
-    If there are many units per core, a Ray task does several.
+    If there are many units per core, a Ray task does several. Up to ``few`` units are done by this process, which saves
+    the start of Ray.
     """
+    if units <= few:
+        yield from _tables((pa.table(_with_unit(unit, task(work, unit))) for unit in range(units)), units, noun)
+        return
     import ray.data
 
     with ray_session():

@@ -212,6 +212,11 @@ class PartedTable:
         return rows.take(pa.array(np.argsort(order)))
 
     @property
+    def columns(self) -> list[str]:
+        """Columns of the first part; the table's schema may have fewer."""
+        return list(self._open(0, {}).schema_arrow.names)
+
+    @property
     def rows(self) -> npt.NDArray[np.int64]:
         """Rows of each part, [P]."""
         return np.asarray(self._parts["rows"].to_numpy())

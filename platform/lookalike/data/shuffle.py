@@ -147,9 +147,7 @@ class Shuffle:
         key = self._data_key(level, unit)
         data = self.store.read_range(key, start, stop - start)
         if crc32(data) != checksum:
-            what = (
-                f"bytes {start} to {stop} of a shuffle's unit have not the checksum in its index: one of them has changed"
-            )
+            what = f"bytes {start} to {stop} of a unit of a shuffle have not the checksum in its index"
             raise InputError(what, value=self.store.uri_of(key), fix=f"remove {self.prefix}/ and run the job again")
         with decoding("a segment of a shuffle", self.store.uri_of(key)):
             return pa.Table.from_batches(list(_decoded(data, self.schema)), self.schema)
