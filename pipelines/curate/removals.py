@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from lookalike.documents import decoding
 from lookalike.errors import InputError
 from lookalike.storage import Store, read_manifest, version_store
 from pipelines.actors import Columns, run_tasks
