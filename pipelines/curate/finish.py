@@ -15,7 +15,7 @@ from lookalike.data.parts import KINDS, Kind, Part, write_list, write_part
 from lookalike.storage import Store, read_object, version_store
 from pipelines.actors import Columns
 from pipelines.curate.report import build_report, drift, render_report
-from pipelines.curate.rows import IMAGES_SCHEMA
+from pipelines.curate.rows import IMAGES_SCHEMA, with_hashes
 from pipelines.curate.summary import Summary
 from pipelines.curate.tables import read_table
 from pipelines.curate.work import MaterialiseWork
@@ -77,7 +77,7 @@ def _parts(done: MaterialiseWork) -> Iterator[tuple[Kind, Iterator[Part]]]:
         shards = [shard.name for shard in done.shards if shard.split == split]
         tables = (read_table(stage.dataset, stage.workspace.part(version.name, name, "parquet")) for name in shards)
         named = zip(map(triplets_part, shards), tables, strict=True)
-        yield split, (write_part(version, name, _as(table, triplets.SCHEMA)) for name, table in named)
+        yield split, (write_part(version, name, with_hashes(_as(table, triplets.SCHEMA))) for name, table in named)
 
 
 def _write_lists(version: Store, kind: Kind, parts: Iterator[Part]) -> Iterator[dict[str, Any]]:

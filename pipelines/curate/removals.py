@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from lookalike.documents import decoding
 from lookalike.errors import InputError
 from lookalike.storage import Store, read_manifest, version_store
 from pipelines.actors import Columns, run_tasks
-from pipelines.curate.tables import open_files, read_part
+from pipelines.curate.snapshot_tables import Snapshot
+from pipelines.curate.tables import read_part
 from pipelines.curate.takedown import (
     KINDS,
     TakeDownList,
@@ -121,14 +121,12 @@ def find_holders(work: tuple[Store, str, list[int]], unit: int) -> Columns:
     dataset, uri, versions = work
     taken, held = read_list(uri), 0
     counts = np.zeros(len(taken), np.int64)
-    store = version_store(dataset, versions[unit])
-    with decoding("an image table", store.uri, fix=_RESTORE):
-        files = open_files(store, "images")
-        for batch in (b for file in files for b in file.iter_batches(65536, columns=[*KINDS, "drop_reason"])):
-            rows = pa.Table.from_batches([batch])
-            named, matched = taken.matches(rows)
-            held += int((named & np.asarray(rows["drop_reason"].is_null())).sum())
-            counts += matched
+    table = Snapshot.of(version_store(dataset, versions[unit])).table("images")
+    for piece in range(len(table.rows)):
+        rows = table.read(piece, [*KINDS, "drop_reason"])
+        named, matched = taken.matches(rows)
+        held += int((named & np.asarray(rows["drop_reason"].is_null())).sum())
+        counts += matched
     return _counted(counts, held)
 
 

@@ -144,6 +144,23 @@ def spread(numbers: np.ndarray) -> np.ndarray:
     return np.asarray((x ^ x >> np.uint64(31)) >> np.uint64(64 - SUBJECT_BITS)).astype(np.int64)
 
 
+def subject_hashes(subjects: pa.ChunkedArray) -> np.ndarray:
+    """Return the hash of each subject of a column of texts: int64 [N]."""
+    column = subjects.combine_chunks().dictionary_encode(null_encoding="encode")  # many rows have the same subject
+    hashes = np.array([subject_hash(str(subject)) for subject in column.dictionary.to_pylist()], np.int64)
+    return hashes[column.indices.to_numpy()]
+
+
+def with_hashes(triplets: pa.Table) -> pa.Table:
+    """Return a table of triplets with ``subject_hash``, by which readers find the parts of a subject."""
+    return triplets.append_column("subject_hash", pa.array(subject_hashes(triplets["subject"])))
+
+
+def hash_range(number: int, ranges: int, bits: int = SUBJECT_BITS) -> tuple[int, int]:
+    """Return range ``number`` of the ``ranges`` half-open ranges that hashes of ``bits`` bits are divided into."""
+    return (number << bits) // ranges, ((number + 1) << bits) // ranges
+
+
 def unit_hash(*parts: object) -> float:
     """Return a number in [0, 1) from an identity, for choices that must not depend on order or on other rows."""
     text = "\0".join(str(part) for part in parts)

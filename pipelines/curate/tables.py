@@ -2,7 +2,7 @@
 
 import io
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -10,15 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lookalike.config import canonical_json
-from lookalike.data.parts import Kind, open_table
 from lookalike.data.shards import open_object
 from lookalike.documents import decoding
-from lookalike.errors import InputError
-from lookalike.storage import ObjectInfo, Store, manifest_of
-from pipelines.curate.workspace import FORMAT_1_TABLES
+from lookalike.storage import ObjectInfo, Store
 
 _READ_AHEAD = 64 << 10  # bytes; reads of a table are small, or large and requested at once
-_STREAM_AHEAD = 1 << 20  # bytes; tables of a snapshot are large
 _NOTES = b"lookalike"  # key in the footer
 _ROWS_PER_GROUP = 512  # a partition reads the row groups that overlap its range of subject hashes
 
@@ -53,24 +49,6 @@ def read_part(
     """Read as :func:`read_table` does, but by range: other row groups and columns are not read."""
     with decoding("a Parquet table", store.uri_of(info.key)):
         return pq.read_table(open_object(store, info, _READ_AHEAD), filters=_within(span, by), columns=columns)
-
-
-def open_files(version: Store, kind: Kind) -> Iterator[pq.ParquetFile]:
-    """Open the Parquet files of a table of a snapshot, also of format 1; only what is used is read, by range.
-
-    The one file of triplets of format 1 has the rows of both splits.
-    """
-    manifest = manifest_of(version)
-    if manifest.get("format", 1) == 1:
-        names = [FORMAT_1_TABLES[kind]]
-    else:
-        names = open_table(version, kind, pa.schema([])).names if manifest["tables"][kind]["lists"] else []
-    for name in names:
-        info = next((info for info in version.list(name) if info.key == name), None)
-        if info is None:
-            raise InputError(f"the snapshot has no {name}", value=version.uri, fix="use a complete version")
-        with decoding("a Parquet table", version.uri_of(name)):
-            yield pq.ParquetFile(open_object(version, info, _STREAM_AHEAD))
 
 
 def with_notes(table: pa.Table, notes: Mapping[str, Any]) -> pa.Table:

@@ -9,7 +9,7 @@ import hashlib
 import io
 import mmap
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from threading import Lock
@@ -18,11 +18,13 @@ from typing import Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from lookalike.documents import decoding
 from lookalike.errors import InputError
 from lookalike.storage import Store, manifest_of, read_listed
+from lookalike.storage.snapshot import MANIFEST
 
 FORMAT = 2
 """Of snapshots: the value of ``format`` in their manifest."""
@@ -31,6 +33,7 @@ _CACHE_BYTES = 16 << 20  # of decoded row groups
 _FOOTERS = 64  # maximum footers in memory
 _AT_ONCE = 16  # requests
 _MAGIC = 4  # bytes before the first row group of a Parquet file
+_MAX_SIZE = 1 << 31  # bytes of a part
 _FIX = "restore it from a copy, or curate again into another dataset"
 
 Kind = Literal["images", "train", "validation"]
@@ -43,7 +46,7 @@ LIST_SCHEMA = pa.schema(
         ("rows", pa.int64()),
         ("size", pa.int64()),  # bytes
         ("sha256", pa.string()),  # of the part
-        ("first_hash", pa.int64()),  # lowest and highest subject hash, of image tables
+        ("first_hash", pa.int64()),  # lowest and highest subject hash; null without rows or without the column
         ("last_hash", pa.int64()),
         ("group_ends", pa.list_(pa.int64())),  # byte after each row group
         ("group_sha256s", pa.list_(pa.binary(32))),
@@ -68,26 +71,28 @@ class Part:
 
 
 def write_part(version: Store, name: str, table: pa.Table) -> Part:
-    """Write ``table`` as one Parquet file in one put; equal tables give equal bytes.
+    """Write ``table`` as one Parquet file in one put; equal tables give equal bytes, also if their chunks differ.
 
-    An image table has the column ``subject_hash``, by which it is sorted.
+    With a column ``subject_hash`` readers of a span of hashes skip the part if it has none of them.
     """
     buffer = io.BytesIO()
-    pq.write_table(table, buffer, row_group_size=GROUP_ROWS, compression="zstd")
+    pq.write_table(table.combine_chunks(), buffer, row_group_size=GROUP_ROWS, compression="zstd")
     data = buffer.getvalue()
     footer = pq.read_metadata(pa.BufferReader(data))
-    groups = [footer.row_group(i) for i in range(footer.num_row_groups)]
+    groups = [
+        footer.row_group(i) for i in range(footer.num_row_groups) if len(table)
+    ]  # no rows are one group for Arrow
     ends = [max(map(_end_of_chunk, (group.column(i) for i in range(group.num_columns)))) for group in groups]
     starts = [_MAGIC, *ends]
-    hashes = table["subject_hash"].to_numpy() if "subject_hash" in table.column_names and len(table) else None
+    hashes = pc.min_max(table["subject_hash"]).as_py() if "subject_hash" in table.column_names else {}
     version.write(name, data)
     return Part(
         name=name,
         rows=len(table),
         size=len(data),
         sha256=hashlib.sha256(data).hexdigest(),
-        first_hash=None if hashes is None else int(hashes[0]),
-        last_hash=None if hashes is None else int(hashes[-1]),
+        first_hash=hashes.get("min"),
+        last_hash=hashes.get("max"),
         group_ends=tuple(ends),
         group_sha256s=tuple(hashlib.sha256(data[a:b]).hexdigest() for a, b in zip(starts, ends, strict=False)),
         footer_sha256=hashlib.sha256(data[starts[-1] :]).hexdigest(),
@@ -112,20 +117,51 @@ def open_table(version: Store, kind: Kind, schema: pa.Schema, manifest_sha256: s
     """Open a table of a snapshot version.
 
     Raises:
-        InputError: the version has another format, has no rows of this kind, or a list or the manifest has changed
-            (with ``manifest_sha256`` the manifest must have this fingerprint).
+        InputError: the version has another format, has no rows of this kind, or a list or the manifest is damaged or
+            has changed (with ``manifest_sha256`` the manifest must have this fingerprint).
     """
     manifest = manifest_of(version, manifest_sha256)
     check_format(version, manifest)
-    lists = manifest["tables"][kind]["lists"]
+    with decoding("the manifest of a snapshot with tables", version.uri_of(MANIFEST), fix=_FIX):
+        lists, rows = list(manifest["tables"][kind]["lists"]), int(manifest["tables"][kind]["rows"])
     if not lists:
         raise InputError(f"the snapshot has no {kind} rows", value=version.uri, fix="curate more subjects")
-    tables = []
-    for name in lists:
-        data = read_listed(version, name, manifest)
-        with decoding("a list of the parts of a table", version.uri_of(name), fix=_FIX):
-            tables.append(pq.read_table(io.BytesIO(data), schema=LIST_SCHEMA))
-    return PartedTable(version, pa.concat_tables(tables).combine_chunks(), schema)
+    with ThreadPoolExecutor(min(_AT_ONCE, len(lists))) as pool:
+        parts = pa.concat_tables(pool.map(lambda name: _read_list(version, name, manifest), lists)).combine_chunks()
+    if (found := pc.sum(parts["rows"]).as_py() or 0) != rows:
+        what = f"the lists of the {kind} table have {found} rows, and the manifest says {rows}"
+        raise InputError(what, value=version.uri, fix=_FIX)
+    return PartedTable(version, parts, schema)
+
+
+def _read_list(version: Store, name: str, manifest: dict[str, Any]) -> pa.Table:
+    data = read_listed(version, name, manifest)
+    with decoding("a list of the parts of a table", version.uri_of(name), fix=_FIX):
+        parts = pq.read_table(io.BytesIO(data), columns=LIST_SCHEMA.names).select(LIST_SCHEMA.names).cast(LIST_SCHEMA)
+        if problem := _problem_of(parts.combine_chunks()):
+            raise ValueError(problem)
+        return parts
+
+
+def _problem_of(parts: pa.Table) -> str | None:
+    """Return why these rows of :data:`LIST_SCHEMA` cannot describe parts that :func:`write_part` has written."""
+    for name in set(LIST_SCHEMA.names) - {"first_hash", "last_hash"}:
+        if parts[name].null_count or (pa.types.is_list(parts[name].type) and pc.list_flatten(parts[name]).null_count):
+            return f"{name} is null"
+    rows, sizes = parts["rows"].to_numpy(), parts["size"].to_numpy()
+    if ((rows < 0) | (rows > _MAX_SIZE) | (sizes <= _MAGIC) | (sizes > _MAX_SIZE)).any():
+        return f"rows or size of a part are not in 0 to {_MAX_SIZE}"
+    groups = pc.list_value_length(parts["group_ends"]).to_numpy()
+    if not np.array_equal(groups, -(-rows // GROUP_ROWS)):
+        return f"group_ends are not those of row groups of {GROUP_ROWS} rows"
+    if not np.array_equal(groups, pc.list_value_length(parts["group_sha256s"]).to_numpy()):
+        return "group_sha256s are not as many as group_ends"
+    ends, of = pc.list_flatten(parts["group_ends"]).to_numpy(), np.repeat(np.arange(len(rows)), groups)
+    first = np.diff(of, prepend=-1) > 0
+    starts = np.where(first, _MAGIC, np.roll(ends, 1))
+    if ((ends <= starts) | (ends > sizes[of])).any():
+        return "group_ends do not ascend inside their part"
+    return None
 
 
 def check_format(version: Store, manifest: dict[str, Any]) -> None:
@@ -175,16 +211,34 @@ class PartedTable:
                     rows.append(table.take(pa.array(within[of_row == number])))
         return pa.concat_tables(rows).take(pa.array(np.argsort(np.argsort(of_row, kind="stable"))))
 
+    @property
+    def columns(self) -> list[str]:
+        """Columns of the first part; the table's schema may have fewer."""
+        return list(self._open(0, self._footer(0), {}).schema_arrow.names)
+
+    @property
+    def rows(self) -> npt.NDArray[np.int64]:
+        """Rows of each part, [P]."""
+        return np.asarray(self._parts["rows"].to_numpy())
+
+    @property
+    def bounds(self) -> npt.NDArray[np.int64]:
+        """Lowest and highest subject hash of each part, [P, 2]; the whole range where its list has none."""
+        limits = np.iinfo(np.int64)
+        sides = zip(("first_hash", "last_hash"), (limits.min, limits.max), strict=True)
+        return np.stack([self._parts[name].fill_null(limit).to_numpy() for name, limit in sides], axis=1)
+
     def read_span(self, span: tuple[int, int], columns: list[str] | None = None) -> pa.Table:
-        """Return the rows of an image table whose ``subject_hash`` is in the half-open ``span``, in their order."""
-        first, last = (self._parts[name].to_numpy() for name in ("first_hash", "last_hash"))
+        """Return the rows whose ``subject_hash`` (a column) is in the half-open ``span``, in their order."""
+        low, high = self.bounds.T
         tables = []
-        for part in np.flatnonzero((last >= span[0]) & (first < span[1])):
+        for part in np.flatnonzero((high >= span[0]) & (low < span[1])):
             footer = self._open(int(part), self._footer(int(part)), {}).metadata
             at = footer.schema.to_arrow_schema().get_field_index("subject_hash")
-            for group in range(footer.num_row_groups):
+            for group in range(footer.num_row_groups if footer.num_rows else 0):
                 bounds = footer.row_group(group).column(at).statistics
-                if bounds is None or (bounds.max >= span[0] and bounds.min < span[1]):
+                known = bounds is not None and bounds.has_min_max
+                if not known or (bounds.max >= span[0] and bounds.min < span[1]):
                     table = self._group(int(part), group)
                     places = table["subject_hash"].to_numpy()
                     tables.append(table.filter(pa.array((places >= span[0]) & (places < span[1]))))
@@ -193,11 +247,21 @@ class PartedTable:
 
     def parts(self) -> Iterator[pa.Table]:
         """Yield the parts in their order; one is in memory at a time, and read whole."""
-        for name, sha256 in zip(self.names, self._parts["sha256"].to_pylist(), strict=True):
-            data = self._version.read(name)
-            self._check(name, data, bytes.fromhex(sha256))
-            with decoding("a part of a table", self._version.uri_of(name), fix=_FIX):
-                yield pq.read_table(io.BytesIO(data), schema=self.schema)
+        for number in range(len(self._parts)):
+            table = self.read_part(number, self.schema.names)
+            with decoding("a part of a table", self._version.uri_of(str(self._parts["name"][number])), fix=_FIX):
+                table = table.cast(self.schema)
+            yield table
+
+    def read_part(self, number: int, columns: Sequence[str]) -> pa.Table:
+        """Return columns of one part. All of its bytes are read and checked; only these columns are decoded."""
+        name = str(self._parts["name"][number])
+        data = self._version.read(name)
+        with decoding("a list of the parts of a table", self._version.uri_of(name), fix=_FIX):
+            sha256 = bytes.fromhex(self._parts["sha256"][number].as_py())
+        self._check(name, data, sha256)
+        with decoding("a part of a table", self._version.uri_of(name), fix=_FIX):
+            return pq.read_table(io.BytesIO(data), columns=list(columns)).select(list(columns))
 
     def _places(self, indices: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """The (part, row group) of each row, int64 ``[N, 2]``, and its place in the row group, int64 ``[N]``."""
@@ -227,7 +291,10 @@ class PartedTable:
         start = [_MAGIC, *self._parts["group_ends"][part].as_py()][group]
         with decoding("a part of a table", self._version.uri_of(str(self._parts["name"][part])), fix=_FIX):
             file = self._open(part, footer, {start: data})
-            table = file.read_row_group(group, use_threads=False).select(self.schema.names).cast(self.schema)
+            table = file.read_row_group(group, columns=self.schema.names, use_threads=False)
+            table = table.select(self.schema.names).cast(self.schema)
+            if len(table) != min(GROUP_ROWS, self._parts["rows"][part].as_py() - group * GROUP_ROWS):
+                raise ValueError(f"row group {group} has {len(table)} rows")
         with self._lock:
             self._cached += 0 if (part, group) in self._cache else table.nbytes
             self._cache[part, group] = table
@@ -239,7 +306,7 @@ class PartedTable:
         with self._lock:
             footer = self._footers.get(part)
         if footer is None:
-            size, end = self._parts["size"][part].as_py(), self._parts["group_ends"][part].as_py()[-1]
+            size, end = self._parts["size"][part].as_py(), [_MAGIC, *self._parts["group_ends"][part].as_py()][-1]
             footer = self._checked(part, end, size, self._parts["footer_sha256"][part].as_py())
             with self._lock:
                 self._footers[part] = footer

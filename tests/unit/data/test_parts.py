@@ -1,6 +1,9 @@
 """Tables in parts: rows by number and by span, in bounded memory, each byte checked."""
 
+import dataclasses
+import io
 import json
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
@@ -10,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from lookalike.data import parts
-from lookalike.data.parts import GROUP_ROWS, PartedTable, open_table, write_list, write_part
+from lookalike.data.parts import GROUP_ROWS, Part, PartedTable, open_table, write_list, write_part
 from lookalike.errors import InputError
 from lookalike.storage import Store, open_store
 
@@ -117,3 +120,113 @@ def test_an_earlier_format_is_refused_with_the_command(version: Store) -> None:
 def test_a_table_without_rows_is_an_error(version: Store) -> None:
     with pytest.raises(InputError, match="no train rows"):
         open_table(version, "train", SCHEMA)
+
+
+def written(store: Store, tables: list[pa.Table], change: Callable[[Part], Part] = lambda part: part) -> Store:
+    """Publish the tables as the parts of an image table, with the rows that ``change`` makes of those of its list."""
+    parts = [change(write_part(store, f"images/part-{i:05d}.parquet", table)) for i, table in enumerate(tables)]
+    entry = write_list(store, "images", 0, parts)
+    described = {"images": {"rows": sum(part.rows for part in parts), "lists": [entry["name"]]}}
+    manifest = {"format": 2, "tables": described, "files": {entry["name"]: entry["sha256"]}}
+    store.write("manifest.json", json.dumps(manifest).encode())
+    return store
+
+
+def test_empty_parts_and_hashes_of_62_bits_are_found(tmp_path: Path) -> None:
+    """A null among the bounds must not turn the others into floats, which have 53 bits."""
+    high = (1 << 62) - 1
+    rows = [
+        pa.table({"subject_hash": hashes, "text": ["x"] * len(hashes)}, SCHEMA)
+        for hashes in ([], [0], [], [high - 1], [high], [])
+    ]
+    table = open_table(written(open_store(str(tmp_path)), rows), "images", SCHEMA)
+    assert len(table) == 3
+    assert table.take(np.array([2, 0]))["subject_hash"].to_pylist() == [high, 0]
+    assert table.read_span((high, high + 1))["subject_hash"].to_pylist() == [high]
+    assert table.read_span((0, high))["subject_hash"].to_pylist() == [0, high - 1]
+    assert [len(part) for part in table.parts()] == [0, 1, 0, 1, 1, 0]
+
+
+def test_a_span_of_a_table_without_bounds_is_searched(tmp_path: Path) -> None:
+    rows = [pa.table({"subject_hash": [3, 4], "text": ["a", "b"]}, SCHEMA)]
+    unknown = written(open_store(str(tmp_path)), rows, lambda part: dataclasses.replace(part, first_hash=None))
+    assert open_table(unknown, "images", SCHEMA).read_span((4, 5))["text"].to_pylist() == ["b"]
+
+
+def test_a_part_has_equal_bytes_whatever_its_chunks(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
+    whole = pa.table({"subject_hash": np.arange(3000), "text": ["long text" * 50] * 3000}, SCHEMA)
+    pieces = pa.concat_tables([whole.slice(0, 7), whole.slice(7, 1500), whole.slice(1507)])
+    assert write_part(store, "a.parquet", whole).sha256 == write_part(store, "b.parquet", pieces).sha256
+
+
+def test_rows_of_many_groups_are_not_in_memory_together(version: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = []
+    group = PartedTable._decoded
+
+    class Group:
+        def __init__(self, table: pa.Table) -> None:
+            self.table = table
+
+        def take(self, rows: pa.Array) -> pa.Table:
+            taken.append(len(rows))
+            return self.table.take(rows)
+
+    monkeypatch.setattr(PartedTable, "_decoded", lambda self, *at: Group(group(self, *at)))
+    wanted = np.array([GROUP_ROWS, 1, GROUP_ROWS, 0, ROWS - 1])
+    rows = open_table(version, "images", SCHEMA).take(wanted)
+    assert rows["text"].to_pylist() == [f"row {i}" for i in wanted]
+    assert sorted(taken) == [1, 2, 2]  # rows are copied out of each group, and the group can go
+
+
+DAMAGED_LISTS: dict[str, Callable[[Part], Part]] = {
+    "a part of 2^50 bytes": lambda part: dataclasses.replace(part, size=1 << 50),
+    "no bytes": lambda part: dataclasses.replace(part, size=0),
+    "2^62 rows": lambda part: dataclasses.replace(part, rows=1 << 62),
+    "-1 rows": lambda part: dataclasses.replace(part, rows=-1),
+    "fewer groups": lambda part: dataclasses.replace(part, group_ends=part.group_ends[:-1]),
+    "fewer hashes": lambda part: dataclasses.replace(part, group_sha256s=part.group_sha256s[:-1]),
+    "an end beyond the part": lambda part: dataclasses.replace(part, group_ends=(*part.group_ends[:-1], part.size + 1)),
+    "ends that descend": lambda part: dataclasses.replace(part, group_ends=part.group_ends[::-1]),
+    "a negative end": lambda part: dataclasses.replace(part, group_ends=(-5, *part.group_ends[1:])),
+    "no name": lambda part: dataclasses.replace(part, name=None),  # type: ignore[arg-type]
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED_LISTS)
+def test_a_list_that_describes_no_parts_is_an_error_that_names_it(damage: str, tmp_path: Path) -> None:
+    rows = pa.table({"subject_hash": np.arange(2 * GROUP_ROWS), "text": ["x"] * 2 * GROUP_ROWS}, SCHEMA)
+    store = written(open_store(str(tmp_path)), [rows], DAMAGED_LISTS[damage])
+    with pytest.raises(InputError, match=r"lists/images-00000\.parquet"):
+        open_table(store, "images", SCHEMA)
+
+
+def test_another_table_for_a_list_is_an_error_that_names_it(tmp_path: Path) -> None:
+    store = written(open_store(str(tmp_path)), [pa.table({"subject_hash": [1], "text": ["x"]}, SCHEMA)])
+    buffer = io.BytesIO()
+    pq.write_table(pa.table({"name": ["x"]}), buffer)
+    store.write("lists/images-00000.parquet", buffer.getvalue())
+    manifest = json.loads(store.read("manifest.json"))
+    del manifest["files"]
+    store.write("manifest.json", json.dumps(manifest).encode())
+    with pytest.raises(InputError, match=r"lists/images-00000\.parquet"):
+        open_table(store, "images", SCHEMA)
+
+
+def test_a_manifest_whose_rows_are_not_those_of_its_lists_is_an_error(version: Store) -> None:
+    manifest = json.loads(version.read("manifest.json"))
+    manifest["tables"]["images"]["rows"] += 1
+    version.write("manifest.json", json.dumps(manifest).encode())
+    with pytest.raises(InputError, match="have 5220 rows, and the manifest says 5221"):
+        open_table(version, "images", SCHEMA)
+    version.write("manifest.json", json.dumps({"format": 2, "tables": []}).encode())
+    with pytest.raises(InputError, match="not the manifest of a snapshot with tables"):
+        open_table(version, "images", SCHEMA)
+
+
+def test_a_part_without_a_column_is_an_error_and_not_a_column_of_nulls(version: Store) -> None:
+    table = open_table(version, "images", pa.schema([*SCHEMA, ("more", pa.int64())]))
+    with pytest.raises(InputError, match="more"):
+        next(table.parts())
+    with pytest.raises(InputError, match="more"):
+        table.take(np.array([0]))
