@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from lookalike.data.ranges import ByteRange, read_ranges
 from lookalike.errors import InputError
 from lookalike.storage import ObjectInfo, Store
 from pipelines.curate.rows import sha256
@@ -26,13 +27,18 @@ def read_image(store: Store, key: str, row: Mapping[str, Any], shard: ObjectInfo
 
     If the bytes are not those that were indexed, the change of ``shard`` is recorded and InputError raised.
     """
-    end = row["offset"] + row["length"]
-    try:
-        data = store.read_range(key, row["offset"], row["length"])
-    except InputError:
+    (data,) = read_ranges(store, [ByteRange(key, row["offset"], row["length"])])
+    return check_image(store, key, row, data, shard, dataset)
+
+
+def check_image(
+    store: Store, key: str, row: Mapping[str, Any], data: bytes | InputError, shard: ObjectInfo, dataset: Store
+) -> bytes:
+    """Return ``data``, which was read as the file of an image; raise as :func:`read_image` does."""
+    if isinstance(data, InputError):
         size = next((info.size for info in store.list(key) if info.key == key), None)
-        if size is None or size >= end:  # it is missing or unreadable: the store's error names it
-            raise
+        if size is None or size >= row["offset"] + row["length"]:  # missing or unreadable: the store's error names it
+            raise data
         data = b""
     if sha256(data) == row["sha256"]:
         return data

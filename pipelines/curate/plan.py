@@ -1,7 +1,7 @@
 """Plan: decide for a range of subjects, from rows and embeddings, which images are kept and form which triplets."""
 
 from collections.abc import Sequence
-from itertools import groupby
+from itertools import chain, groupby
 from typing import Any
 
 import numpy as np
@@ -142,8 +142,8 @@ def _pair(
     summary.triplets += triplets
     first = photos.rows.slice(0, 1).select(["subject_hash", "subject", "class_name"]).to_pylist()[0]
     summary.classes[first.pop("class_name")] += 1
-    lengths = [image["length"] for image in images]
-    size = sum(lengths[t] + sum(lengths[i] for i in group) for t, groups in enumerate(chosen) for group in groups)
+    members = {i for target, groups in enumerate(chosen) if groups for i in (target, *chain.from_iterable(groups))}
+    size = sum({images[i]["sha256"]: images[i]["length"] for i in members}.values())
     split_hash = unit_hash("split", config.seed, component)
     return sets, first | {"split_hash": split_hash, "triplets": triplets, "bytes": size}
 

@@ -49,8 +49,26 @@ PLAN_SCHEMA = pa.schema(
     [*IMAGE_SCHEMA, ("drop_reason", pa.string()), ("reference_sets", pa.list_(pa.list_(REFERENCE)))]
 )
 
+# Where an image is stored in a pack of the dataset; null if it is in no triplet, latents also without shards.latents.
+STORED_SCHEMA = pa.schema(
+    [
+        ("stored_shard", pa.string()),  # key of the pack below the dataset's prefix
+        ("stored_offset", pa.int64()),  # first byte of the JPEG in it
+        ("stored_length", pa.int64()),
+        ("stored_sha256", pa.string()),  # of the JPEG
+        ("target_latents_offset", pa.int64()),  # of the latents at the target's size, in the same pack
+        ("target_latents_length", pa.int64()),
+        ("target_latents_sha256", pa.string()),
+        ("reference_latents_offset", pa.int64()),  # of the latents at the references' size, in the same pack
+        ("reference_latents_length", pa.int64()),
+        ("reference_latents_sha256", pa.string()),
+    ]
+)
+
 # The image table of a snapshot.
-IMAGES_SCHEMA = pa.schema([field for field in PLAN_SCHEMA if field.name not in ("reference_sets", "cut", "linked")])
+IMAGES_SCHEMA = pa.schema(
+    [*(field for field in PLAN_SCHEMA if field.name not in ("reference_sets", "cut", "linked")), *STORED_SCHEMA]
+)
 
 # A subject that has triplets.
 SUBJECT_SCHEMA = pa.schema(
@@ -59,7 +77,7 @@ SUBJECT_SCHEMA = pa.schema(
         ("subject", pa.string()),
         ("split_hash", pa.float64()),  # in [0, 1): decides the split
         ("triplets", pa.int64()),
-        ("bytes", pa.int64()),  # of all images of all its triplets, in the raw shards
+        ("bytes", pa.int64()),  # of the different images of its triplets, in the raw shards
     ]
 )
 

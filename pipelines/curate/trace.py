@@ -99,7 +99,8 @@ def _triplet(dataset: Store, version: int, triplet_id: str) -> list[dict[str, An
         rows = _images(dataset, version, list(roles.values()))
         kept = {image["sha256"]: image for image in rows if not image["drop_reason"]}
         images = [{"role": role} | kept[content] for role, content in roles.items()]
-        shown = {name: row[name] for name in ("triplet_id", "split", "subject", "prompt", "shard")}
+        shown = {name: row[name] for name in ("triplet_id", "split", "subject", "prompt")}
+        shown["shard"] = row["target_shard"] if "target_shard" in row else row["shard"]  # of format 1
         entries.append(shown | {"version": version, "images": images})
     return entries
 

@@ -1,6 +1,6 @@
 """What the tasks of the stages after the index get: tables, partitions, and what earlier stages have written."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -10,10 +10,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lookalike.data.passed_over import PassedOver
-from lookalike.data.triplets import Split
+from lookalike.data.ranges import ByteRange, read_ranges
 from lookalike.documents import decoding, parse_record
 from lookalike.storage import ObjectInfo, Store, open_store
-from pipelines.curate.changed import read_image
+from pipelines.curate.changed import check_image, read_image
 from pipelines.curate.config import CurateConfig
 from pipelines.curate.inputs import Inputs
 from pipelines.curate.raw import raw_store
@@ -92,6 +92,20 @@ class StageWork:
         unpacked = self.unpacked.get(image["shard"])
         store, key = (self.raw, image["shard"]) if unpacked is None else (self.dataset, unpacked)
         return read_image(store, key, image, self._shards[image["shard"]], self.dataset)
+
+    def read_images(self, images: Sequence[Mapping[str, Any]]) -> list[bytes]:
+        """Return the files of images as :meth:`read_image` does, read at once with neighbours joined."""
+        files: list[bytes] = [b""] * len(images)
+        for unpacked in (False, True):
+            store = self.dataset if unpacked else self.raw
+            mine = [i for i, image in enumerate(images) if (image["shard"] in self.unpacked) == unpacked]
+            keys = [self.unpacked.get(images[i]["shard"], images[i]["shard"]) for i in mine]
+            places = [
+                ByteRange(key, images[i]["offset"], images[i]["length"]) for key, i in zip(keys, mine, strict=True)
+            ]
+            for i, key, data in zip(mine, keys, read_ranges(store, places), strict=True):
+                files[i] = check_image(store, key, images[i], data, self._shards[images[i]["shard"]], self.dataset)
+        return files
 
     @cached_property
     def _shards(self) -> dict[str, ObjectInfo]:
@@ -183,6 +197,13 @@ class StageWork:
         """Return the planned images or subjects of a partition, or those of a range of subject hashes."""
         return read_table(self.dataset, self.workspace.plan(partition, table), span)
 
+    def split_hashes(self, subjects: pa.Table, span: tuple[int, int]) -> np.ndarray:
+        """Return the split hash of each row of a subjects table whose subjects lie in ``span``: float64 [N].
+
+        Linked subjects have the same one.
+        """
+        return np.asarray(subjects["split_hash"].to_numpy())
+
     def read_summary(self, partition: int) -> Summary:
         """Return the summary of a partition's plan."""
         key = self.workspace.summary(partition)
@@ -190,31 +211,54 @@ class StageWork:
 
 
 @dataclass(frozen=True)
-class ShardPlan:
-    """One triplet shard: all triplets of the subjects of a range that are on its side of the split."""
+class Layout:
+    """The division of all subjects into the units of materialise, and into the splits."""
 
-    name: str
-    """Key in the version's store."""
-    split: Split
-    """Which subjects."""
-    partition: int
-    """Partition that has their plan."""
-    span: tuple[int, int]
-    """Half-open range of their subject hashes."""
     split_cut: float
     """Subjects whose split hash is below it are validation."""
-    triplets: int
-    """Number of triplets that it will hold."""
+    ends: np.ndarray
+    """int64 [partitions]: the number of units of each partition and those before it."""
+
+    @property
+    def units(self) -> int:
+        """Units of materialise."""
+        return int(self.ends[-1])
+
+    def partition_of(self, unit: int) -> tuple[int, int]:
+        """Return the partition of a unit, and the unit's number in it."""
+        partition = int(np.searchsorted(self.ends, unit, side="right"))
+        return partition, unit - (int(self.ends[partition - 1]) if partition else 0)
+
+
+@dataclass(frozen=True)
+class StoredBefore:
+    """The image table of the parent, whose stored images a version uses again."""
+
+    version: Store
+    """Store of the parent."""
+    files: dict[str, str]
+    """Hashes of the lists of its image table, by name, in their order."""
+    first_hashes: tuple[int, ...]
+    """The lowest subject hash of each list."""
 
 
 @dataclass(frozen=True)
 class MaterialiseWork:
-    """What a task that writes triplet shards gets; unit ``i`` is ``shards[i]``."""
+    """What a task that stores images and writes parts of tables gets."""
 
     stage: StageWork
     version: Store
     """Store of the version that is being made."""
-    shards: tuple[ShardPlan, ...]
+    layout: Layout
+    before: StoredBefore | None = None
+    """Where images are stored already; None if no parent has images in the same form."""
+    tainted: frozenset[str] = frozenset()
+    """Keys of packs with an image that was taken down; no image in them is used again."""
+
+    @property
+    def name(self) -> str:
+        """Names the version and the parent whose images it uses, below ``work/``."""
+        return self.version.name if self.before is None else f"{self.version.name}-of-{self.before.version.name}"
 
 
 def indexed(dataset: Store) -> dict[str, ObjectInfo]:
