@@ -159,11 +159,12 @@ def _stored_before(
     rows = _parent_rows(work.before, span)
     rows = rows.filter(pc.is_in(rows["sha256"], value_set=pa.array(list(wanted), pa.string())))
     packs = {key: size_of(work.stage.dataset, key) for key in rows["stored_shard"].unique().drop_null().to_pylist()}
-    packs = {key: size for key, size in packs.items() if size and key not in work.tainted}
+    packs = {key: size for key, size in packs.items() if key not in work.tainted}  # 0 bytes if it was removed
     places = {
         row["sha256"]: {name: row[name] for name in STORED_SCHEMA.names}
         for row in rows.to_pylist()
-        if row["stored_shard"] in packs
+        if row["stored_offset"] is not None
+        and row["stored_offset"] + row["stored_length"] <= packs.get(row["stored_shard"], 0)
     }
     used = {place["stored_shard"] for place in places.values()}
     return places, {key: size for key, size in packs.items() if key in used}
