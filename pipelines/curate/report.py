@@ -36,7 +36,8 @@ def build_report(
     ``examples`` are rows of the triplet table, whose images are read by range. Thumbnails are JPEG
     in base64; a file that cannot be decoded has an empty string. The keys:
 
-    - ``counts``, ``passed_over``, ``taken_down``: as in the manifest
+    - ``counts``, ``passed_over``, ``taken_down``: as in the manifest; ``counts`` has the images of triplets that this
+      version stores, and those that it uses again, with the bytes of their JPEG files
     - ``funnel``: [{step, unit, reason, what, dropped, left}]; ``unit`` is objects, members (with examples) or images
     - ``rejects``: {reason: [{key, subject, why, thumb_b64, beside_b64}]}
     - ``triplets``: [{triplet_id, prompt, subject, split, target_b64, references_b64, similarities}]
