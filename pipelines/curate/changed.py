@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from lookalike.data.ranges import ByteRange, read_ranges
 from lookalike.errors import InputError
 from lookalike.storage import ObjectInfo, Store
 from pipelines.curate.rows import sha256
@@ -27,14 +28,18 @@ def read_image(raw: Store, dataset: Store, row: Mapping[str, Any]) -> bytes:
 
     If the bytes are not those that were indexed, the change of the shard is recorded and InputError raised.
     """
-    store, key = (dataset, row["unpacked"]) if row["unpacked"] else (raw, row["shard"])
-    end = row["offset"] + row["length"]
-    try:
-        data = store.read_range(key, row["offset"], row["length"])
-    except InputError:
+    store, key = _place(raw, dataset, row)
+    (data,) = read_ranges(store, [ByteRange(key, row["offset"], row["length"])])
+    return check_image(raw, dataset, row, data)
+
+
+def check_image(raw: Store, dataset: Store, row: Mapping[str, Any], data: bytes | InputError) -> bytes:
+    """Return ``data``, which was read as the file of an image; raise as :func:`read_image` does."""
+    store, key = _place(raw, dataset, row)
+    if isinstance(data, InputError):
         info = _listed(store, key)
-        if info is None or info.size >= end:  # it is missing or unreadable: the store's error names it
-            raise
+        if info is None or info.size >= row["offset"] + row["length"]:  # missing or unreadable: the error names it
+            raise data
         data = b""
     if sha256(data) == row["sha256"]:
         return data
@@ -47,6 +52,10 @@ def read_image(raw: Store, dataset: Store, row: Mapping[str, Any]) -> bytes:
         value=f"{store.uri}/{key}",
         fix="run the same command again: the shard is indexed again",
     )
+
+
+def _place(raw: Store, dataset: Store, row: Mapping[str, Any]) -> tuple[Store, str]:
+    return (dataset, row["unpacked"]) if row["unpacked"] else (raw, row["shard"])
 
 
 def _listed(store: Store, key: str) -> ObjectInfo | None:

@@ -19,11 +19,12 @@ from pipelines.curate.workspace import Workspace, shard_id
 
 REVISIONS = {
     "index": 5, "cluster_subjects": 1, "gather": 1, "duplicates": 1, "subject_links": 2, "score": 1, "plan": 2,
-    "layout": 1, "materialise": 1, "finish": 1,
+    "layout": 2, "materialise": 2, "stored_images": 1, "finish": 2,
 }  # fmt: skip
 """Revision of each stage. Raise a stage's number when it, or library code that it calls, gives another result for the
 same inputs: with another ``index`` every raw shard is indexed again, with any other the stages after the index run
-again and the next snapshot is published. Texts and refactoring change no revision."""
+again and the next snapshot is published; with another ``stored_images`` no image of an earlier snapshot is used again.
+Texts and refactoring change no revision."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,13 @@ class Inputs:
         """The library's version and the revisions of all stages, as the manifest shows them."""
         revisions = ".".join(f"{stage}{number}" for stage, number in REVISIONS.items())
         return f"{lookalike.__version__}+{revisions}{'+heic' if self.heic else ''}"
+
+    @property
+    def stored_images(self) -> str:
+        """Fingerprint of what decides about the bytes of stored images and latents."""
+        names = ("image_size", "buckets", "jpeg_quality")
+        settings = {name: self.config["shards"][name] for name in names}
+        return configs.fingerprint([settings, self.latents, REVISIONS["stored_images"]])
 
     @cached_property
     def fingerprint(self) -> str:

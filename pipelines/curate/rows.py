@@ -52,9 +52,28 @@ PLAN_SCHEMA = pa.schema(
     ]
 )
 
+# Where an image is stored in a pack of the dataset; null if it is in no triplet, latents also without shards.latents.
+STORED_SCHEMA = pa.schema(
+    [
+        ("stored_shard", pa.string()),  # key of the pack below the dataset's prefix
+        ("stored_offset", pa.int64()),  # first byte of the JPEG in it
+        ("stored_length", pa.int64()),
+        ("stored_sha256", pa.string()),  # of the JPEG
+        ("target_latents_offset", pa.int64()),  # of the latents at the target's size, in the same pack
+        ("target_latents_length", pa.int64()),
+        ("target_latents_sha256", pa.string()),
+        ("reference_latents_offset", pa.int64()),  # of the latents at the references' size, in the same pack
+        ("reference_latents_length", pa.int64()),
+        ("reference_latents_sha256", pa.string()),
+    ]
+)
+
 # The image table of a snapshot.
 IMAGES_SCHEMA = pa.schema(
-    [field for field in PLAN_SCHEMA if field.name not in {"references", "similarities", "cut", "linked", "unpacked"}]
+    [
+        *(f for f in PLAN_SCHEMA if f.name not in {"references", "similarities", "cut", "linked", "unpacked"}),
+        *STORED_SCHEMA,
+    ]
 )
 
 # A subject that has triplets.

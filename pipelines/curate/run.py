@@ -13,20 +13,20 @@ from lookalike.storage import Store, list_versions, open_store, publish, read_ma
 from lookalike.storage.lease import Lease, hold
 from lookalike.storage.snapshot import MANIFEST
 from pipelines.actors import run_tasks, run_units
+from pipelines.curate import layout
 from pipelines.curate.changed import with_recorded_changes
 from pipelines.curate.cluster_subjects import assign_cells, cluster_work, find_centroids, group_cell, label_shard
 from pipelines.curate.config import CurateConfig, FoundConfig
-from pipelines.curate.finish import FinishWork, finish, tables_of
+from pipelines.curate.finish import FinishWork, add_summaries, finish, groups, join_groups, list_parts, summaries, total
 from pipelines.curate.index import IndexWork, RawShard, ShardIndexer, index_shard
 from pipelines.curate.inputs import Inputs
-from pipelines.curate.layout import plan_shards
-from pipelines.curate.materialise import ShardWriter, write_shard
+from pipelines.curate.materialise import UnitWriter, write_unit
 from pipelines.curate.raw import RawListing, list_raw, raw_store
 from pipelines.curate.removals import take_down
 from pipelines.curate.row_stages import rows_of, run_all, run_row_stages
 from pipelines.curate.summary import Summary
 from pipelines.curate.takedown import pin
-from pipelines.curate.work import MaterialiseWork, ShardPlan, StageWork, indexed
+from pipelines.curate.work import MaterialiseWork, StageWork, StoredBefore, indexed
 from pipelines.curate.workspace import CLAIM, LEASE
 from pipelines.entry import ray_session
 
@@ -80,23 +80,25 @@ def _curate(config: CurateConfig, raw: Store, dataset: Store, listing: RawListin
             _find_subjects(config, inputs, config.labels.found)
         stage, taken_down, matched = take_down(StageWork.of(config, inputs), versions)
         stage = run_row_stages(stage)
-        summary = Summary()
-        for partition in range(stage.partitions):
-            summary.add(stage.read_summary(partition))
+        shared = stage.for_tasks()
+        summary = total(run_tasks(add_summaries, shared, summaries(stage), noun="groups of summaries added"))
         _check(summary, stage)
         number = _claim_version(dataset, inputs, (parent or 0) + 1)
-        plans = plan_shards(stage)
         if taken_down is not None:
             taken_down["equal_files"] = summary.dropped["taken_down"] - taken_down["named"]
-        manifest = draft_manifest(number, parent, stage, summary, plans)
+        manifest = draft_manifest(number, parent, stage, summary)
         manifest["passed_over"] = {"objects": objects, "members": stage.members.to_json()}
         manifest["taken_down"] = taken_down
         lease.check()
-        work = MaterialiseWork(stage.for_tasks(), version_store(dataset, number), tuple(plans))
-        shards_written = _write_shards(work)
-        files = rows_of(run_tasks(finish, FinishWork(work, summary, manifest, matched), 1, noun="reports"))
-    manifest["tables"] = tables_of(files)
-    manifest["files"] = {file["name"]: file["sha256"] for file in [*shards_written, *files]}
+        divided = run_tasks(layout.divide, shared, stage.partitions, noun="ranges of subjects divided into units")
+        before = stored_before(dataset, newest, inputs)
+        work = MaterialiseWork(shared, version_store(dataset, number), layout.join(stage, divided), before)
+        _store_images(work)
+        written, examples = join_groups(run_tasks(list_parts, work, groups(work), noun="groups of parts listed"))
+        manifest |= written | {"counts": manifest["counts"] | written["counts"]}
+        finishing = FinishWork(work, summary, manifest, examples, matched)
+        reports = rows_of(run_tasks(finish, finishing, 1, noun="reports"))
+    manifest["files"] |= {file["name"]: file["sha256"] for file in reports}
     lease.check()
     _publish(dataset, number, manifest)
     return Curated(dataset.uri, number, True, manifest, manifest["passed_over"])
@@ -161,11 +163,21 @@ def _find_subjects(config: CurateConfig, inputs: Inputs, settings: FoundConfig) 
     run_all(run_tasks(label_shard, work, shards, noun="raw shards labelled"))
 
 
-def _write_shards(work: MaterialiseWork) -> list[dict[str, Any]]:
-    config, shards, noun = work.stage.config, len(work.shards), "triplet shards"
-    if config.shards.latents is None:
-        return rows_of(run_tasks(write_shard, work, shards, noun=noun))
-    return rows_of(run_units(ShardWriter, work, shards, config.actors, noun=noun))
+def stored_before(dataset: Store, parent: dict[str, Any] | None, inputs: Inputs) -> StoredBefore | None:
+    """Return the image table of the parent (its manifest), if its images are stored in the form that is wanted."""
+    if parent is None or parent.get("format") != FORMAT or parent["stored_images"] != inputs.stored_images:
+        return None
+    images = parent["tables"]["images"]
+    files = {name: parent["files"][name] for name in images["lists"]}
+    return StoredBefore(version_store(dataset, parent["version"]), files, tuple(images["first_hashes"]))
+
+
+def _store_images(work: MaterialiseWork) -> None:
+    config, units, noun = work.stage.config, work.layout.units, "units of images stored"
+    latents = config.shards.latents is not None
+    done = run_units(UnitWriter, work, units, config.actors, noun=noun) if latents else None
+    for _ in done or run_tasks(write_unit, work, units, noun=noun):
+        pass
 
 
 def _check(summary: Summary, stage: StageWork) -> None:
@@ -198,14 +210,12 @@ def _claim_version(dataset: Store, inputs: Inputs, number: int) -> int:
         return number
 
 
-def draft_manifest(
-    version: int, parent: int | None, stage: StageWork, summary: Summary, plans: list[ShardPlan]
-) -> dict[str, Any]:
-    """Return the manifest before the files are written: all but their hashes, ``passed_over`` and ``taken_down``.
+def draft_manifest(version: int, parent: int | None, stage: StageWork, summary: Summary) -> dict[str, Any]:
+    """Return the manifest without ``passed_over``, ``taken_down``, and what :func:`join_groups` adds.
 
     It has no time and no host, so that equal inputs give equal bytes.
     """
-    inputs, splits = stage.inputs, ("train", "validation")
+    inputs = stage.inputs
     return {
         "format": FORMAT,
         "version": version,
@@ -216,6 +226,7 @@ def draft_manifest(
         "embedder": inputs.embedder,
         "models": inputs.models,
         "latents": inputs.latents,
+        "stored_images": inputs.stored_images,
         "inputs": {
             "raw": stage.raw.uri,
             "fingerprint": inputs.fingerprint,
@@ -228,7 +239,6 @@ def draft_manifest(
             "subjects_in": summary.subjects_in,
             "subjects": summary.subjects,
             "subjects_bounded": summary.bounded_subjects,
-            "triplets": {split: sum(plan.triplets for plan in plans if plan.split == split) for split in splits},
         },
     }
 

@@ -4,7 +4,7 @@ All units of a stage share one :class:`StageWork` whose size does not depend on 
 number, or a small description such as :class:`Group`.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,11 +14,11 @@ import pyarrow.compute as pc
 
 from lookalike.annotators.captioner import Captioner
 from lookalike.data.passed_over import PassedOver
+from lookalike.data.ranges import ByteRange, read_ranges
 from lookalike.data.shuffle import Shuffle
-from lookalike.data.triplets import Split
 from lookalike.documents import decoding, parse_record
 from lookalike.storage import ObjectInfo, Store, open_store
-from pipelines.curate.changed import read_image
+from pipelines.curate.changed import check_image, read_image
 from pipelines.curate.config import CurateConfig
 from pipelines.curate.filters import Photos, with_scores
 from pipelines.curate.inputs import Inputs
@@ -183,6 +183,19 @@ class StageWork:
         Raises InputError if the bytes are no longer those that were indexed.
         """
         return read_image(self.raw, self.dataset, image)
+
+    def read_images(self, images: Sequence[Mapping[str, Any]]) -> list[bytes]:
+        """Return the files of images as :meth:`read_image` does, read at once with neighbours joined."""
+        files: list[bytes] = [b""] * len(images)
+        for store, unpacked in ((self.raw, False), (self.dataset, True)):
+            mine = [i for i, image in enumerate(images) if bool(image["unpacked"]) == unpacked]
+            places = [
+                ByteRange(images[i]["unpacked"] or images[i]["shard"], images[i]["offset"], images[i]["length"])
+                for i in mine
+            ]
+            for i, data in zip(mine, read_ranges(store, places), strict=True):
+                files[i] = check_image(self.raw, self.dataset, images[i], data)
+        return files
 
     def shuffle(self, name: ShuffleName) -> Shuffle:
         """Return a shuffle of the row stages.
@@ -361,31 +374,54 @@ class StageWork:
 
 
 @dataclass(frozen=True)
-class ShardPlan:
-    """One triplet shard: all triplets of the subjects of a range that are on its side of the split."""
+class Layout:
+    """The division of all subjects into the units of materialise, and into the splits."""
 
-    name: str
-    """Key in the version's store."""
-    split: Split
-    """Which subjects."""
-    partition: int
-    """Partition that has their plan."""
-    span: tuple[int, int]
-    """Half-open range of their subject hashes."""
     split_cut: float
     """Subjects whose split hash is below it are validation."""
-    triplets: int
-    """Number of triplets that it will hold."""
+    ends: np.ndarray
+    """int64 [partitions]: the number of units of each partition and those before it."""
+
+    @property
+    def units(self) -> int:
+        """Units of materialise."""
+        return int(self.ends[-1])
+
+    def partition_of(self, unit: int) -> tuple[int, int]:
+        """Return the partition of a unit, and the unit's number in it."""
+        partition = int(np.searchsorted(self.ends, unit, side="right"))
+        return partition, unit - (int(self.ends[partition - 1]) if partition else 0)
+
+
+@dataclass(frozen=True)
+class StoredBefore:
+    """The image table of the parent, whose stored images a version uses again."""
+
+    version: Store
+    """Store of the parent."""
+    files: dict[str, str]
+    """Hashes of the lists of its image table, by name, in their order."""
+    first_hashes: tuple[int, ...]
+    """The lowest subject hash of each list."""
 
 
 @dataclass(frozen=True)
 class MaterialiseWork:
-    """What a task that writes triplet shards gets; unit ``i`` is ``shards[i]``."""
+    """What a task that stores images and writes parts of tables gets."""
 
     stage: StageWork
     version: Store
     """Store of the version that is being made."""
-    shards: tuple[ShardPlan, ...]
+    layout: Layout
+    before: StoredBefore | None = None
+    """Where images are stored already; None if no parent has images in the same form."""
+    tainted: frozenset[str] = frozenset()
+    """Keys of packs with an image that was taken down; no image in them is used again."""
+
+    @property
+    def name(self) -> str:
+        """Names the version and the parent whose images it uses, below ``work/``."""
+        return self.version.name if self.before is None else f"{self.version.name}-of-{self.before.version.name}"
 
 
 def indexed(dataset: Store, workspace: Workspace) -> dict[str, ObjectInfo]:

@@ -11,6 +11,7 @@ from pathlib import PurePosixPath
 from typing import Literal
 
 from lookalike.config import fingerprint
+from lookalike.data.parts import Kind
 from lookalike.storage import ObjectInfo
 
 _WORK = "work"
@@ -53,19 +54,19 @@ def take_down_hash(key: str) -> str:
     return PurePosixPath(key).stem
 
 
-def triplet_shard(split: str, number: int) -> str:
-    """Return the key of a triplet shard below its version's prefix."""
-    return f"shards/{split}-{number:06d}.tar"
+def pack(sha256: str) -> str:
+    """Return the key of a pack of images below the dataset's prefix, by the hash of its bytes."""
+    return f"shards/{sha256}.tar"
 
 
-def images_part(number: int) -> str:
-    """Return the key of a part of the image table below its version's prefix."""
-    return f"images/part-{number:05d}.parquet"
+def pack_hash(key: str) -> str:
+    """Return the hash that a key of :func:`pack` is made of."""
+    return PurePosixPath(key).stem
 
 
-def triplets_part(shard: str) -> str:
-    """Return the key of the part of the triplet table that has the triplets of ``shard``."""
-    return f"triplets/{PurePosixPath(shard).stem}.parquet"
+def part_of(kind: Kind, unit: int) -> str:
+    """Return the key of the part of a table that a unit of materialise writes, below its version's prefix."""
+    return f"images/part-{unit:06d}.parquet" if kind == "images" else f"triplets/{kind}-{unit:06d}.parquet"
 
 
 @dataclass(frozen=True)
@@ -169,9 +170,17 @@ class Workspace:
         """The summary of the plan of a range of subjects, which is written after its tables."""
         return self._of_run("plan", f"part-{partition:05d}.summary.json")
 
-    def part(self, version: str, shard: str, suffix: Literal["parquet", "json"]) -> str:
-        """The triplet table, or the hash (written last), of triplet shard ``shard`` of a version."""
-        return self._of_run("materialise", f"{version}-{PurePosixPath(shard).stem}.{suffix}")
+    def layout(self, partition: int) -> str:
+        """Where the units of materialise divide a range of subjects."""
+        return self._of_run("layout", f"part-{partition:05d}.json")
+
+    def materialised(self, version: str, unit: int) -> str:
+        """What a unit of materialise has written for a version; written last."""
+        return self._of_run("materialise", f"{version}/unit-{unit:06d}.json")
+
+    def listed(self, version: str, number: int) -> str:
+        """The lists of parts of a version with this number; written after them."""
+        return self._of_run("materialise", f"{version}/lists-{number:05d}.json")
 
     def prefix(self, stage: Literal["assigned", "found"]) -> str:
         """The prefix of all objects of one of these methods."""

@@ -16,7 +16,7 @@ from lookalike.bundles.load import load_preprocessor
 from lookalike.bundles.transfer import local_bundle
 from lookalike.data.parts import PartedTable
 from lookalike.data.permutation import Permutation
-from lookalike.data.triplets import ShardError, Split, load_images, load_latents, open_triplets
+from lookalike.data.triplets import ShardError, Split, load_many, open_triplets
 from lookalike.errors import InputError, LookalikeError, UnreachableError, describe
 from lookalike.models.components import token_shape
 from lookalike.models.preprocess import Preprocessor, ragged
@@ -149,16 +149,20 @@ class _Loaded:
 
 def _load(store: Store, rows: list[Row | Exception], latents: bool) -> list[_Loaded | Exception]:
     """Read the photos, and with ``latents`` the latents, of each row; an error stands for those that cannot be read."""
+    found = iter(load_many(store, [row for row in rows if not isinstance(row, Exception)], latents=latents))
     loaded: list[_Loaded | Exception] = []
     for row in rows:
-        try:
-            if isinstance(row, Exception):
-                raise row
-            loaded.append(_Loaded(row, *load_images(store, row), load_latents(store, row) if latents else None))
-        except (UnreachableError, MemoryError):
-            raise
-        except Exception as error:  # whatever a decoder raises for the bytes of this one sample
-            loaded.append(error)
+        if isinstance(row, Exception):
+            loaded.append(row)
+            continue
+        each = next(found)
+        if isinstance(each, Exception):
+            loaded.append(each)
+            continue
+        tokens = None
+        if each.target_latents is not None and each.reference_latents is not None:
+            tokens = each.target_latents, each.reference_latents
+        loaded.append(_Loaded(row, each.target, each.references, tokens))
     return loaded
 
 

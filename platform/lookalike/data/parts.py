@@ -9,7 +9,7 @@ import hashlib
 import io
 import mmap
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from threading import Lock
@@ -53,6 +53,18 @@ LIST_SCHEMA = pa.schema(
         ("footer_sha256", pa.binary(32)),  # of the bytes after the last row group
     ]
 )
+
+
+PACK_SCHEMA = pa.schema(
+    [
+        ("name", pa.string()),  # key of the pack below the dataset's prefix: shards/<sha256>.tar
+        ("rows", pa.int64()),  # images in it that this version uses
+        ("size", pa.int64()),  # bytes
+        ("sha256", pa.string()),  # of the pack
+    ]
+)
+"""Of the lists of packs (``tables.shards`` of the manifest). A pack may be in two lists, each of which counts its own
+images."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +125,35 @@ def write_list(version: Store, kind: str, number: int, parts: Iterable[Part]) ->
     return {"name": name, "sha256": hashlib.sha256(buffer.getvalue()).hexdigest(), "rows": rows}
 
 
+def write_pack_list(version: Store, number: int, packs: pa.Table) -> dict[str, Any]:
+    """Write a list of packs (:data:`PACK_SCHEMA`); return its ``name``, ``sha256`` and ``rows``: packs."""
+    name, buffer = f"lists/shards-{number:05d}.parquet", io.BytesIO()
+    pq.write_table(packs.select(PACK_SCHEMA.names).cast(PACK_SCHEMA), buffer, compression="zstd")
+    version.write(name, buffer.getvalue())
+    return {"name": name, "sha256": hashlib.sha256(buffer.getvalue()).hexdigest(), "rows": len(packs)}
+
+
+def read_pack_lists(version: Store, manifest: dict[str, Any]) -> Iterator[pa.Table]:
+    """Yield the lists of packs of a version (:data:`PACK_SCHEMA`), one at a time.
+
+    Raises InputError: the version has another format, or a list has changed.
+    """
+    check_format(version, manifest)
+    for name in manifest["tables"]["shards"]["lists"]:
+        data = read_listed(version, name, manifest)
+        with decoding("a list of packs", version.uri_of(name), fix=_FIX):
+            yield pq.read_table(io.BytesIO(data), schema=PACK_SCHEMA)
+
+
+def lists_pack(version: Store, pack: str) -> bool:
+    """Return whether a version uses the pack with this key; True if its lists cannot be read."""
+    try:
+        lists = read_pack_lists(version, manifest_of(version))
+        return any(pc.any(pc.equal(table["name"], pack)).as_py() for table in lists)
+    except (InputError, KeyError, TypeError):
+        return True
+
+
 def open_table(version: Store, kind: Kind, schema: pa.Schema, manifest_sha256: str | None = None) -> "PartedTable":
     """Open a table of a snapshot version.
 
@@ -126,15 +167,21 @@ def open_table(version: Store, kind: Kind, schema: pa.Schema, manifest_sha256: s
         lists, rows = list(manifest["tables"][kind]["lists"]), int(manifest["tables"][kind]["rows"])
     if not lists:
         raise InputError(f"the snapshot has no {kind} rows", value=version.uri, fix="curate more subjects")
-    with ThreadPoolExecutor(min(_AT_ONCE, len(lists))) as pool:
-        parts = pa.concat_tables(pool.map(lambda name: _read_list(version, name, manifest), lists)).combine_chunks()
+    parts = read_lists(version, lists, manifest)
     if (found := pc.sum(parts["rows"]).as_py() or 0) != rows:
         what = f"the lists of the {kind} table have {found} rows, and the manifest says {rows}"
         raise InputError(what, value=version.uri, fix=_FIX)
     return PartedTable(version, parts, schema)
 
 
-def _read_list(version: Store, name: str, manifest: dict[str, Any]) -> pa.Table:
+def read_lists(version: Store, names: Sequence[str], manifest: Mapping[str, Any]) -> pa.Table:
+    """Read some lists of a table (:data:`LIST_SCHEMA`); ``files`` of the manifest has their hashes."""
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        tables = list(pool.map(lambda name: _read_list(version, name, manifest), names))
+    return pa.concat_tables(tables).combine_chunks() if tables else LIST_SCHEMA.empty_table()
+
+
+def _read_list(version: Store, name: str, manifest: Mapping[str, Any]) -> pa.Table:
     data = read_listed(version, name, manifest)
     with decoding("a list of the parts of a table", version.uri_of(name), fix=_FIX):
         parts = pq.read_table(io.BytesIO(data), columns=LIST_SCHEMA.names).select(LIST_SCHEMA.names).cast(LIST_SCHEMA)

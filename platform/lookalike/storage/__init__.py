@@ -21,6 +21,7 @@ from lookalike.storage.store import (
     read_lines,
     read_members,
     read_object,
+    size_of,
 )
 
 __all__ = [
@@ -42,5 +43,6 @@ __all__ = [
     "read_manifest",
     "read_members",
     "read_object",
+    "size_of",
     "version_store",
 ]

@@ -24,14 +24,15 @@ from pipelines.curate.filters import FiltersConfig
 from pipelines.curate.filters.no_pair import NoPair
 from pipelines.curate.filters.taken_down import TakenDown
 from pipelines.curate.inputs import Inputs
-from pipelines.curate.layout import split_cut
-from pipelines.curate.materialise import fit, write_shard
+from pipelines.curate.layout import divide, join
+from pipelines.curate.materialise import fit, write_unit
+from pipelines.curate.materialised import Done
 from pipelines.curate.raw import list_raw
 from pipelines.curate.rows import sha256
 from pipelines.curate.takedown import pin
-from pipelines.curate.work import StageWork
+from pipelines.curate.work import MaterialiseWork, StageWork
 from tests.drawn import Photo, draw, jpeg, photo, world, write_raw
-from tests.published import materialise
+from tests.published import materialise, tables
 
 Planned = Callable[..., StageWork]
 LOOSE = FiltersConfig(no_pair=NoPair(min_similarity=-1.0))
@@ -68,6 +69,10 @@ def test_kept_equal_files_are_not_paired_and_have_separate_triplets(planned: Pla
     assert len({triplet.triplet_id for triplet in triplets}) == len(triplets)
     assert not [triplet for triplet in triplets if triplet.target_image in triplet.reference_images]
     assert {"thing00", "thing01"} == {t.subject for t in triplets if t.target_image == sha256(photos[1].jpeg)}
+
+
+def cut_of(work: StageWork) -> float:
+    return join(work, tables(divide, work, work.partitions)).split_cut
 
 
 def test_every_image_is_kept_or_has_a_reason(planned: Planned, tmp_path: Path) -> None:
@@ -118,7 +123,7 @@ def test_the_split_of_a_subject_does_not_depend_on_other_subjects(planned: Plann
     def validation(subjects: int) -> set[str]:
         raw = write_raw(tmp_path / f"raw{subjects}", world(subjects, 2))
         work = planned(raw, filters=LOOSE, plan=PlanConfig(validation_fraction=0.4, min_validation_subjects=0))
-        cut = split_cut(work)
+        cut = cut_of(work)
         assert cut == 0.4
         table = work.read_plan(0, "subjects").to_pylist()
         return {row["subject"] for row in table if row["split_hash"] < cut}
@@ -133,7 +138,7 @@ def test_minimum_of_validation_subjects(planned: Planned, tmp_path: Path, subjec
     raw = write_raw(tmp_path / "raw", world(subjects, 2))
     work = planned(raw, filters=LOOSE, plan=PlanConfig(validation_fraction=0.0))
     hashes = work.read_plan(0, "subjects")["split_hash"].to_numpy()
-    assert (hashes < split_cut(work)).sum() == expected
+    assert (hashes < cut_of(work)).sum() == expected
 
 
 def test_a_snapshot_reads_as_triplets_and_as_webdataset(planned: Planned, tmp_path: Path) -> None:
@@ -154,38 +159,44 @@ def test_a_snapshot_reads_as_triplets_and_as_webdataset(planned: Planned, tmp_pa
         target, references = load_images(done.version, triplet)
         np.testing.assert_array_equal(target, decode(content[triplet.prompt.removeprefix("a thing, ")]))
         assert len(references) == len(triplet.reference_images)
-    shards = sorted({triplet.shard for triplet in triplets})
-    urls = [f"{work.config.dataset}/v0001/{shard}" for shard in shards]
-    samples = {sample["__key__"]: sample for sample in webdataset.WebDataset(urls, shardshuffle=False)}
-    assert samples.keys() == {triplet.triplet_id for triplet in triplets}
-    some = samples[triplets[0].triplet_id]
-    metadata = json.loads(some["json"])
-    assert (metadata["prompt"], metadata["subject"]) == (triplets[0].prompt, triplets[0].subject)
-    assert metadata["target"]["licence"] == "CC0-1.0"
-    members = [name for name in some if not name.startswith("__")]
-    assert members == ["ref0.jpg", "ref1.jpg", "target.jpg", "json"]
+    packs = [f"{work.dataset.uri}/{info.key}" for info in work.dataset.list("shards/")]
+    samples = {sample["__key__"]: sample for sample in webdataset.WebDataset(packs, shardshuffle=False)}
+    assert samples.keys() == {image for t in triplets for image in (t.target_image, *t.reference_images)}
+    assert {sample["jpg"] for sample in samples.values()} == {p.jpeg for p in photos}
 
 
-def test_shards_are_bounded_and_writing_them_resumes(
+def test_units_are_bounded_and_writing_them_resumes(
     planned: Planned, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     photos = [Photo(f"t{s}-{v}", jpeg(draw(s, v, 700), 99), f"t{s}") for s in range(4) for v in range(3)]
-    work = planned(
-        write_raw(tmp_path / "raw", photos), filters=LOOSE, shards=ShardsConfig(shard_mib=1, image_size=None)
-    )
+    raw = write_raw(tmp_path / "raw", photos)
+    work = planned(raw, filters=LOOSE, shards=ShardsConfig(shard_mib=1, image_size=None))
     done = materialise(work)
-    names = [shard.name for shard in done.shards]
-    assert names == sorted(names)
-    assert len(names) >= 4
-    before = {info.key: done.version.read(info.key) for info in done.version.list()}
+    assert done.layout.units == 4
+    rows = read_table(done.version)
+    before = {info.key: work.dataset.read(info.key) for info in work.dataset.list() if info.key[0] in "sv"}
+    packs = [key for key in before if key.startswith("shards/")]
+    assert len(packs) == 4
     with monkeypatch.context() as patch:
         patch.setattr(
-            "pipelines.curate.materialise.write_tar", lambda *_: pytest.fail("a finished shard is written again")
+            "pipelines.curate.materialise.write_tar", lambda *_: pytest.fail("a finished pack is written again")
         )
-        write_shard(done, 0)
-    done.version.delete(done.shards[1].name)
-    write_shard(done, 1)
-    assert {info.key: done.version.read(info.key) for info in done.version.list()} == before
+        materialise(work)
+    for removed in (packs[1], "v0001/images/part-000002.parquet", "v0001/triplets/train-000003.parquet"):
+        work.dataset.delete(removed)
+    cut = work.dataset.read(packs[2])[:1000]
+    work.dataset.write(packs[2], cut)
+    work.dataset.delete(work.workspace.materialised(done.name, read_unit(done, packs[2])))
+    for unit in range(4):
+        write_unit(done, unit)
+    after = {info.key: work.dataset.read(info.key) for info in work.dataset.list() if info.key[0] in "sv"}
+    assert after == before
+    assert read_table(done.version) == rows
+
+
+def read_unit(work: MaterialiseWork, pack: str) -> int:
+    """The unit that has written a pack."""
+    return next(unit for unit in range(work.layout.units) if pack in Done.of(work, unit).packs)
 
 
 def test_large_images_are_scaled_down_once_and_others_keep_their_bytes(planned: Planned, tmp_path: Path) -> None:
@@ -196,7 +207,7 @@ def test_large_images_are_scaled_down_once_and_others_keep_their_bytes(planned: 
     for triplet in read_triplets(done.version):
         target, _ = load_images(done.version, triplet)
         sizes.add(target.shape[0])
-        data = done.version.read_range(triplet.shard, triplet.target_offset, triplet.target_length)
+        data = work.dataset.read_range(triplet.target_shard, triplet.target_offset, triplet.target_length)
         assert (data == photos[0].jpeg) == (target.shape[0] == 200)
     assert sizes == {200, 256}
 
@@ -223,13 +234,14 @@ def test_a_jpeg_that_others_cannot_open_is_encoded_again(flaw: str) -> None:
     assert np.abs(decode(kept).astype(int) - decode(whole)).mean() < 3
 
 
-def test_a_deleted_table_of_a_shard_is_written_again(planned: Planned, tmp_path: Path) -> None:
+def test_a_deleted_part_or_list_is_written_again(planned: Planned, tmp_path: Path) -> None:
     work = planned(write_raw(tmp_path / "raw", world(3, 3)), filters=LOOSE)
     table = read_table(materialise(work).version)
-    parts = list((tmp_path / "dataset" / "work" / "materialise").rglob("*.parquet"))
-    assert parts
-    parts[0].unlink()
-    assert read_table(materialise(work).version) == table
+    files = [info.key for info in work.dataset.list("v0001/") if info.key.endswith(".parquet")]
+    assert len(files) == 7, "a list and a part of each table, and a list of packs"
+    for key in files:
+        work.dataset.delete(key)
+        assert read_table(materialise(work).version) == table
 
 
 def test_the_report_shows_no_taken_down_photo(planned: Planned, tmp_path: Path) -> None:

@@ -13,12 +13,13 @@ from pipelines.curate.config import PlanConfig
 from pipelines.curate.duplicates import find_repeated
 from pipelines.curate.filters import FiltersConfig
 from pipelines.curate.filters.no_pair import NoPair
-from pipelines.curate.layout import split_cut
+from pipelines.curate.layout import divide, join
 from pipelines.curate.rows import subject_hash, unit_hash
 from pipelines.curate.subject_links import joins
 from pipelines.curate.tables import write_table
 from pipelines.curate.work import StageWork
 from tests.drawn import Photo, draw, jpeg, photo, world, write_raw
+from tests.published import tables
 
 LOOSE = FiltersConfig(no_pair=NoPair(min_similarity=-1.0))
 Planned = Callable[..., StageWork]
@@ -69,7 +70,9 @@ def test_a_chain_of_links_is_one_component_whatever_tables_they_are_in(
 def test_linked_subjects_count_as_one_in_the_validation_minimum(planned: Planned, tmp_path: Path) -> None:
     photos = [*world(3, 3), photo(0, 0).under("b", "thing01"), photo(0, 1).under("c", "thing02")]
     work = planned(write_raw(tmp_path / "raw", photos), filters=LOOSE, plan=PlanConfig(validation_fraction=0.0))
-    assert split_cut(work) == 0  # all three are one: nothing is left to train on if they were validation
+    assert (
+        join(work, tables(divide, work, work.partitions)).split_cut == 0
+    )  # all three are one: nothing is left to train on if they were validation
 
 
 def test_without_shared_images_nothing_is_linked(planned: Planned, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from lookalike.storage.local import LocalStore
 from lookalike.training.epoch_plan import PADDING, EpochPlan
 from pipelines.train.in_memory import KeptSamples, kept_batches
 from pipelines.train.samples import TripletSource, prepare
-from tests.poisoned import BYTES, HARMLESS, POISONS, SHARD, write_snapshot
+from tests.poisoned import BYTES, HARMLESS, POISONS, pack_of, write_snapshot
 
 KINDS: list[str | None] = [None, *POISONS, *HARMLESS, None]
 
@@ -82,10 +82,11 @@ def test_unreadable_shard_is_not_counted_as_an_unusable_sample(clean: TripletSou
         "missing": Path.unlink,
         "empty": lambda path: path.write_bytes(b""),
     }.items():
-        shutil.copytree(clean.snapshot_uri, tmp_path / name / "v0001")
+        shutil.copytree(Path(clean.snapshot_uri).parent, tmp_path / name)
         version = tmp_path / name / "v0001"
-        spoil(version / SHARD)
-        with pytest.raises(ShardError, match=r"a shard of the snapshot cannot be read.*train-000000.tar.*restore it"):
+        pack = pack_of(open_store(str(version)))
+        spoil(tmp_path / name / pack)
+        with pytest.raises(ShardError, match=rf"a shard of the snapshot cannot be read.*{pack}.*restore it"):
             load_images(open_store(str(version)), read_triplets(open_store(str(version)))[0])
         found = prepare(TripletSource(str(version), "train", clean.bundle_uri), np.array([0, 3]))
         assert found["fatal"].tolist() == [True, True]
@@ -93,10 +94,11 @@ def test_unreadable_shard_is_not_counted_as_an_unusable_sample(clean: TripletSou
 
 
 def test_truncated_shard_loses_the_samples_after_the_cut(clean: TripletSource, tmp_path: Path) -> None:
-    shutil.copytree(clean.snapshot_uri, tmp_path / "v0001")
-    shard = tmp_path / "v0001" / SHARD
+    shutil.copytree(Path(clean.snapshot_uri).parent, tmp_path / "cut")
+    version = str(tmp_path / "cut" / "v0001")
+    shard = tmp_path / "cut" / pack_of(open_store(version))
     shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // 2])
-    found = prepare(TripletSource(str(tmp_path / "v0001"), "train", clean.bundle_uri), np.arange(len(KINDS)))
+    found = prepare(TripletSource(version, "train", clean.bundle_uri), np.arange(len(KINDS)))
     assert 5 < (found["weight"] == 0).sum() < len(KINDS) - 5
     assert not found["fatal"].any()
     assert "shorter than its index entry" in found["reason"][-1]
