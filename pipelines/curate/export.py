@@ -25,6 +25,7 @@ from lookalike.storage.claim import read_result, run_once, write_result
 from lookalike.values import Mib, configuration
 from pipelines.actors import Columns, run_tasks
 from pipelines.curate.rows import IMAGES_SCHEMA, subject_hash
+from pipelines.curate.workspace import exported
 
 RESULT = "export.json"
 _COUNTS = {"subjects": int, "triplets": int, "images": int}
@@ -121,7 +122,7 @@ def export_work(config: ExportConfig, manifest: dict[str, Any], number: int) -> 
 def export_shard(work: ExportWork, unit: int) -> Columns:
     """Write a shard unless it exists; returns its ``split``, ``shards`` (0 if it is empty), and counts."""
     split, number = work.shard_of(unit)
-    name = f"{split}-{number:06d}.tar"
+    name = exported(split, number)
     rows = _rows(PartedTable(work.version, work.parts[split], triplets.SCHEMA), number, work.rows_per_shard)
     subjects = [list(group) for _, group in groupby(rows, key=lambda row: row["subject"])]
     if subjects and not work.output.exists(name):

@@ -165,7 +165,7 @@ def _find_subjects(config: CurateConfig, inputs: Inputs, settings: FoundConfig) 
 
 def stored_before(dataset: Store, parent: dict[str, Any] | None, inputs: Inputs) -> StoredBefore | None:
     """Return the image table of the parent (its manifest), if its images are stored in the form that is wanted."""
-    if parent is None or parent.get("format") != FORMAT or parent["stored_images"] != inputs.stored_images:
+    if parent is None or parent.get("format") != FORMAT or parent.get("stored_images") != inputs.stored_images:
         return None
     images = parent["tables"]["images"]
     files = {name: parent["files"][name] for name in images["lists"]}

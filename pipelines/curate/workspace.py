@@ -69,6 +69,11 @@ def part_of(kind: Kind, unit: int) -> str:
     return f"images/part-{unit:06d}.parquet" if kind == "images" else f"triplets/{kind}-{unit:06d}.parquet"
 
 
+def exported(split: str, number: int) -> str:
+    """Return the key of a shard of an export below its output's prefix."""
+    return f"{split}-{number:06d}.tar"
+
+
 @dataclass(frozen=True)
 class Workspace:
     """The keys of one curation's objects below the dataset's prefix.

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -127,7 +128,28 @@ def test_the_manifest_has_the_hash_of_every_file(snapshot: Path) -> None:
     files = contents(snapshot)
     manifest = json.loads(files.pop("manifest.json"))
     del files["claim.json"]
-    assert manifest["files"] == {name: sha256(data) for name, data in files.items()}
+    listed = dict(manifest["files"])
+    for table in manifest["tables"].values():
+        for name in table["lists"]:
+            rows = pq.read_table(snapshot / "v0001" / name).to_pylist()
+            listed |= {row["name"]: row["sha256"] for row in rows}
+    packs = {f"shards/{path.name}": path.read_bytes() for path in (snapshot / "shards").iterdir()}
+    assert listed == {name: sha256(data) for name, data in (files | packs).items()}
+
+
+def test_the_job_exports_a_snapshot(
+    snapshot: Path, tmp_path: Path, run_job: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    done = run_job("curate", "export", "--dataset", str(snapshot), "--output", str(tmp_path / "out"))
+    assert done.returncode == 0, done.stderr
+    assert re.search(
+        r"exported \d+ triplets of \d+ subjects, \d+ images .* 1 train \+ 1 validation shards", done.stdout
+    )
+    written = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
+    assert written.keys() == {"train-000000.tar", "validation-000000.tar", "export.json", "run.json"}
+    again = run_job("curate", "export", "--dataset", str(snapshot), "--output", str(tmp_path / "out"))
+    assert again.stdout == done.stdout
+    assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()} == written
 
 
 def test_a_run_without_new_inputs_publishes_nothing(snapshot: Path, raw: Path) -> None:
@@ -249,6 +271,7 @@ def test_a_killed_run_resumes_to_the_same_snapshot(blind_snapshot: Path, raw: Pa
     assert any(dataset.glob(after)), (tmp_path / "log").read_text()
     curate(blind(raw, dataset))
     assert contents(dataset) == contents(blind_snapshot)
+    assert contents(dataset, "shards") == contents(blind_snapshot, "shards")
 
 
 def test_the_job_on_s3(

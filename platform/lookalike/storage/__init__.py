@@ -2,7 +2,6 @@
 
 from lookalike.storage.base import ObjectInfo, Store
 from lookalike.storage.snapshot import (
-    check_file,
     latest_version,
     list_versions,
     manifest_of,
@@ -27,7 +26,6 @@ from lookalike.storage.store import (
 __all__ = [
     "ObjectInfo",
     "Store",
-    "check_file",
     "latest_version",
     "list_versions",
     "locate_object",

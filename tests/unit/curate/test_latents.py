@@ -38,6 +38,8 @@ def test_training_reads_latents_instead_of_running_the_vae(
     )
     assert work.inputs.latents == latent_identity(read_manifest(bundle))
     version = publish(work, write=lambda done, unit: UnitWriter(done)(unit)).version.uri
+    again = publish(work, "v0002", parent=1)  # without the VAE: images and their latents are used again
+    assert read_triplets(again.version) == read_triplets(open_store(version))
     assert all(triplet.target_latents_length for triplet in read_triplets(open_store(version)))
     rows = np.array([0, 5, 3])
     read = prepare(TripletSource(version, "train", str(bundle), latents=True), rows)
