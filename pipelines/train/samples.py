@@ -5,6 +5,7 @@ A row that cannot be read or prepared becomes a blank sample of weight 0 with th
 
 import json
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -29,7 +30,7 @@ Columns = dict[str, npt.NDArray[Any]]
 Row = dict[str, Any]
 Latents = tuple[npt.NDArray[np.float16], npt.NDArray[np.float16]]
 
-_AT_ONCE = 16  # samples whose photos are in memory at a time
+_AT_ONCE = 16  # samples that are read at once
 _SHOWN = 500  # characters of a prompt or of a reason that are kept with a sample
 _FAR_FROM_UNIT = 100.0  # mean square of latents, which have unit variance; damaged ones have millions
 
@@ -147,19 +148,22 @@ class _Loaded:
     """Of target and references; None unless they were requested."""
 
 
-def _load(store: Store, rows: list[Row | Exception], latents: bool) -> list[_Loaded | Exception]:
-    """Read the photos, and with ``latents`` the latents, of each row; an error stands for those that cannot be read."""
-    loaded: list[_Loaded | Exception] = []
+def _load(store: Store, rows: list[Row | Exception], latents: bool) -> Iterator[_Loaded | Exception]:
+    """Yield the photos, and with ``latents`` the latents, of each row; an error stands for those that cannot be read.
+
+    The photos of one row are in memory at a time.
+    """
     for row in rows:
+        loaded: _Loaded | Exception
         try:
             if isinstance(row, Exception):
                 raise row
-            loaded.append(_Loaded(row, *load_images(store, row), load_latents(store, row) if latents else None))
+            loaded = _Loaded(row, *load_images(store, row), load_latents(store, row) if latents else None)
         except (UnreachableError, MemoryError):
             raise
         except Exception as error:  # whatever a decoder raises for the bytes of this one sample
-            loaded.append(error)
-    return loaded
+            loaded = error
+        yield loaded
 
 
 def _sample(source: TripletSource, sample_id: str, loaded: _Loaded | Exception) -> _Sample:
