@@ -5,6 +5,7 @@ A row that cannot be read or prepared becomes a blank sample of weight 0 with th
 
 import json
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -29,7 +30,7 @@ Columns = dict[str, npt.NDArray[Any]]
 Row = dict[str, Any]
 Latents = tuple[npt.NDArray[np.float16], npt.NDArray[np.float16]]
 
-_AT_ONCE = 16  # samples whose photos are in memory at a time
+_AT_ONCE = 16  # samples that are read at once
 _SHOWN = 500  # characters of a prompt or of a reason that are kept with a sample
 _FAR_FROM_UNIT = 100.0  # mean square of latents, which have unit variance; damaged ones have millions
 
@@ -147,23 +148,21 @@ class _Loaded:
     """Of target and references; None unless they were requested."""
 
 
-def _load(store: Store, rows: list[Row | Exception], latents: bool) -> list[_Loaded | Exception]:
-    """Read the photos, and with ``latents`` the latents, of each row; an error stands for those that cannot be read."""
-    found = iter(load_many(store, [row for row in rows if not isinstance(row, Exception)], latents=latents))
-    loaded: list[_Loaded | Exception] = []
+def _load(store: Store, rows: list[Row | Exception], latents: bool) -> Iterator[_Loaded | Exception]:
+    """Yield the photos, and with ``latents`` the latents, of each row; an error stands for those that cannot be read.
+
+    All files are read at once; the photos of one row are in memory at a time.
+    """
+    found = load_many(store, [row for row in rows if not isinstance(row, Exception)], latents=latents)
     for row in rows:
-        if isinstance(row, Exception):
-            loaded.append(row)
-            continue
-        each = next(found)
-        if isinstance(each, Exception):
-            loaded.append(each)
+        each = row if isinstance(row, Exception) else next(found)
+        if isinstance(row, Exception) or isinstance(each, Exception):
+            yield each  # type: ignore[misc]  # it is an exception
             continue
         tokens = None
         if each.target_latents is not None and each.reference_latents is not None:
             tokens = each.target_latents, each.reference_latents
-        loaded.append(_Loaded(row, each.target, each.references, tokens))
-    return loaded
+        yield _Loaded(row, each.target, each.references, tokens)
 
 
 def _sample(source: TripletSource, sample_id: str, loaded: _Loaded | Exception) -> _Sample:

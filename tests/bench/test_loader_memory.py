@@ -49,7 +49,7 @@ def test_memory_of_a_loader_does_not_grow_with_the_table(tmp_path: Path) -> None
     if asked:
         print(json.dumps(record, indent=1))
     else:
-        keep("loader_memory", record)
+        keep("loader-memory", record)
     assert growth <= MOST
 
 

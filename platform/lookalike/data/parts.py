@@ -251,10 +251,11 @@ class PartedTable:
         rows = []
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             for first in range(0, len(wanted), _AT_ONCE):
-                part = wanted[first : first + _AT_ONCE].tolist()
-                for number, fetched in enumerate(pool.map(lambda place: self._fetch(*place), part), first):
-                    # Requests are made at once, row groups are decoded in turn: one is in memory beside the cache.
-                    table = self._decoded(*wanted[number].tolist(), fetched)
+                some = wanted[first : first + _AT_ONCE].tolist()
+                read = pool.map(lambda place: self._fetch(*place), some)
+                # Requests are made at once, row groups are decoded in turn: one is in memory beside the cache.
+                for number, ((part, group), fetched) in enumerate(zip(some, read, strict=True), first):
+                    table = self._decoded(part, group, fetched)
                     rows.append(table.take(pa.array(within[of_row == number])))
         return pa.concat_tables(rows).take(pa.array(np.argsort(np.argsort(of_row, kind="stable"))))
 

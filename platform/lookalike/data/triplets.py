@@ -243,20 +243,19 @@ def read_files(
 
 def load_many(
     version_store: Store, rows: Sequence[Triplet | Mapping[str, Any]], *, latents: bool = False
-) -> list[Loaded | Exception]:
-    """Read triplets as :func:`read_files` does, and decode them.
+) -> Iterator[Loaded | Exception]:
+    """Read triplets as :func:`read_files` does, and yield the decoded images of each.
 
-    A file that does not decode is the error of its row.
+    A file that does not decode is the error of its row. The images of one row are in memory at a time.
     """
-    loaded: list[Loaded | Exception] = []
     for row, files in zip(rows, read_files(version_store, rows, latents=latents), strict=True):
         try:
-            loaded.append(files if isinstance(files, InputError) else _decoded(_id(row), files))
+            loaded: Loaded | Exception = files if isinstance(files, InputError) else _decoded(_id(row), files)
         except MemoryError:
             raise
         except Exception as error:  # whatever a decoder raises for the bytes of this row
-            loaded.append(error)
-    return loaded
+            loaded = error
+        yield loaded
 
 
 def load_images(version_store: Store, row: Triplet | Mapping[str, Any]) -> tuple[np.ndarray, list[np.ndarray]]:
