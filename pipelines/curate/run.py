@@ -86,7 +86,8 @@ def _curate(config: CurateConfig, raw: Store, dataset: Store, listing: RawListin
         _index(config, raw, dataset, inputs)
         if config.labels.found is not None:
             _find_subjects(config, inputs, config.labels.found)
-        stage, taken_down, matched = take_down(StageWork.of(config, inputs), versions)
+        removals = take_down(StageWork.of(config, inputs), versions)
+        stage, taken_down = removals.stage, removals.record
         shards = len(stage.rows)
         _rows(run_tasks(screen_shard, stage, shards, noun="raw shards screened"))
         comparisons = stage.content_partitions + link_units(stage)
@@ -113,7 +114,7 @@ def _curate(config: CurateConfig, raw: Store, dataset: Store, listing: RawListin
         lease.check()
         work = MaterialiseWork(stage, version_store(dataset, number), tuple(plans))
         shards_written = _write_shards(work)
-        files = _rows(run_tasks(finish, FinishWork(work, summary, manifest, matched), 1, noun="reports"))
+        files = _rows(run_tasks(finish, FinishWork(work, summary, manifest, removals.matched), 1, noun="reports"))
     manifest["tables"] = tables_of(files)
     manifest["files"] = {file["name"]: file["sha256"] for file in [*shards_written, *files]}
     lease.check()

@@ -109,9 +109,13 @@ class Workspace:
         """The rows or vectors of a raw shard, with the subjects that were found."""
         return self._of_run("found", f"{kind}/{shard:06d}.parquet")
 
-    def take_down_contents(self, shard: int) -> str:
-        """The content hashes of a raw shard's images that the take-down list names."""
-        return self._of_run("taken-down", f"contents/{shard:06d}.txt")
+    def take_down_contents(self, group: int) -> str:
+        """The content hashes of the images of a group of raw shards that the take-down list names."""
+        return self._of_run("taken-down", f"contents/{group:06d}.sha256s")
+
+    def take_down_counts(self, group: int) -> str:
+        """The numbers of these images by entry of the list; written after their content hashes."""
+        return self._of_run("taken-down", f"counts/{group:06d}.parquet")
 
     def reasons(self, shard: int) -> str:
         """The reasons of the screen, beside the image rows of a raw shard."""
