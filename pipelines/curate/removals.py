@@ -1,8 +1,9 @@
 """Apply the take-down list: find the images that it names in the raw shards and in earlier snapshots."""
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lookalike.errors import InputError
-from lookalike.storage import Store, read_manifest, version_store
+from lookalike.storage import Store, read_manifest
 from pipelines.actors import Columns, run_tasks
 from pipelines.curate.snapshot_tables import Snapshot
 from pipelines.curate.tables import read_part, read_table, write_table
@@ -36,6 +37,7 @@ ENTRIES_SHOWN = 1000  # maximum entries in the manifest; a longer list has a sep
 _LINES_SHOWN = 20  # maximum entries in a job's output
 _SHARDS = 64  # raw shards that one task compares with the list
 _AT_ONCE = 16  # requests
+_RESTORE = "restore it, or remove that version and its file in published/ if it is not used"
 _COUNTS = pa.schema([("entry", pa.int64()), ("images", pa.int64())])
 
 # Values of ``entry`` that are no number of an entry: of the row for all named images, of a pack, and of a content hash.
@@ -148,10 +150,12 @@ def find_holders(work: HoldersWork, unit: int) -> Columns:
     snapshot, first, stop = work.units[unit]
     taken, held = read_list(work.uri), 0
     counts, packs, contents = np.zeros(len(taken), np.int64), set[str](), []
-    table = snapshot.table("images")
+    with _naming_fix():
+        table = snapshot.table("images")
     stored = ["stored_shard"] if "stored_shard" in table.columns else []
     for piece in range(first, stop):
-        rows = table.read(piece, [*KINDS, "drop_reason", *stored])
+        with _naming_fix():
+            rows = table.read(piece, [*KINDS, "drop_reason", *stored])
         named, matched = taken.matches(rows)
         counts += matched
         rows = rows.filter(pa.array(named))
@@ -171,13 +175,22 @@ def find_holders(work: HoldersWork, unit: int) -> Columns:
     return columns | {"name": np.array([*([""] * len(counted["entry"])), *names], object)}
 
 
+@contextmanager
+def _naming_fix() -> Iterator[None]:
+    """Say in errors of damaged tables what is possible for an earlier snapshot."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(error.what, value=error.value, fix=_RESTORE) from error
+
+
 def _search(dataset: Store, wide: str, versions: list[int]) -> tuple[str, np.ndarray, dict[str, int], frozenset[str]]:
     """Search earlier snapshots for images that the list at ``wide`` names.
 
     Returns the URI of the list, with the content hashes of these images too: a raw shard may have the bytes of one
     under another name. Then the rows that each entry names, the images that each snapshot holds, and their packs.
     """
-    snapshots = {version: Snapshot.of(version_store(dataset, version)) for version in versions}
+    snapshots = {version: Snapshot.of(dataset, version) for version in versions}
     units = [
         (version, (snapshot, *pieces))
         for version, snapshot in snapshots.items()

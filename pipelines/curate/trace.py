@@ -104,12 +104,11 @@ class _Version:
     """A version that is searched, with the store of its raw shards."""
 
     def __init__(self, dataset: Store, number: int) -> None:
-        store = version_store(dataset, number)
-        self.number, self.uri = number, store.uri
+        self.number, self.uri = number, version_store(dataset, number).uri
         manifest = read_manifest(dataset, number)
         with self.whole():
             self.raw = open_store(manifest["inputs"]["raw"])
-        self.snapshot = Snapshot.of(store)
+        self.snapshot = Snapshot.of(dataset, number)
 
     def whole(self) -> Any:
         """Turn errors of what is missing in the version into an InputError."""

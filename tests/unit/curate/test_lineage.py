@@ -143,7 +143,7 @@ def test_damaged_tables_are_errors_that_name_them(dataset: str) -> None:
     triplet = read_triplets(_version(dataset, 1))[0]
     (Path(dataset) / "list.txt").write_text("key:nothing\n")
     store = open_store(dataset)
-    snapshot = Snapshot.of(_version(dataset, 2))
+    snapshot = Snapshot.of(open_store(dataset), 2)
     parts = len(snapshot.table("images").rows)
     holders = HoldersWork(pin(f"{dataset}/list.txt", store), ((snapshot, 0, parts),))
     asked_of = {f"images/{_first(dataset, 'images')}": triplet.target_image}

@@ -189,7 +189,8 @@ def test_units_cover_all_pieces_and_a_span_all_its_rows(tmp_path: Path, monkeypa
     monkeypatch.setattr(snapshot_tables, "_ROWS_OF_A_UNIT", 40)
     images, rows = drawn_world(1)
     for number, format_1 in ((1, True), (2, False)):
-        table = Snapshot.of(publish(open_store(str(tmp_path)), number, images, rows, format_1=format_1)).table("images")
+        publish(open_store(str(tmp_path)), number, images, rows, format_1=format_1)
+        table = Snapshot.of(open_store(str(tmp_path)), number).table("images")
         units = table.units()
         assert [piece for first, stop in units for piece in range(first, stop)] == list(range(len(table.rows)))
         assert 1 < len(units) < len(table.rows)
@@ -197,6 +198,16 @@ def test_units_cover_all_pieces_and_a_span_all_its_rows(tmp_path: Path, monkeypa
         span = table.read_span((place, place + 1), ["key"])
         assert span is not None
         assert span["key"].to_pylist() == [row["key"] for row in images if row["subject_hash"] == place]
+
+
+def test_a_manifest_that_was_edited_is_an_error(tmp_path: Path) -> None:
+    images, rows = drawn_world(1)
+    dataset = open_store(str(tmp_path))
+    publish(dataset, 1, images, rows)
+    snapshot = Snapshot.of(dataset, 1)
+    publish(dataset, 1, images[1:], rows)
+    with pytest.raises(InputError, match=r"the manifest of the snapshot has changed.*manifest\.json"):
+        snapshot.table("images")
 
 
 def test_hashes_of_a_column_are_those_of_its_texts() -> None:
