@@ -184,7 +184,7 @@ def first_of_each(hashes: np.ndarray) -> np.ndarray:
     if ((hashes[order[1:], 0] == hashes[order[:-1], 0]) & ~same).any():  # different ones that begin alike
         order = np.lexsort(hashes.T[::-1])
         same = (hashes[order[1:]] == hashes[order[:-1]]).all(axis=1)
-    return order[np.concatenate([np.ones(min(1, len(order)), bool), ~same])]
+    return np.asarray(order[np.concatenate([np.ones(min(1, len(order)), bool), ~same])])
 
 
 def _parsed(text: str, origin: str) -> dict[tuple[str, str], None]:

@@ -3,9 +3,10 @@
 import json
 import logging
 import re
+from collections.abc import Generator
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -195,7 +196,8 @@ def _search(
     found: dict[int, dict[str, Any]] = {}
     work = _Search(version.snapshot, wanted, tuple(units))
     noun = f"groups of parts of v{version.number:04d} searched"
-    with closing(run_tasks(search_pieces, work, len(units), noun=noun, few=FEW)) as tables:
+    tables_of_units = cast(Generator[pa.Table], run_tasks(search_pieces, work, len(units), noun=noun, few=FEW))
+    with closing(tables_of_units) as tables:
         for table in tables:
             found |= dict(zip(table["unit"].to_pylist(), map(json.loads, table["result"].to_pylist()), strict=True))
             if first and any(result["rows"] for result in found.values()):
