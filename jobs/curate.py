@@ -65,7 +65,7 @@ def main(config: CurateConfig) -> int:
     for line in inventory.lines(result.passed_over):
         print(line)
     print(f"images: {counts['images_in']} in, {counts['images_kept']} kept; dropped: {dropped}")
-    for line in entry_lines(result.manifest["taken_down"]):
+    for line in entry_lines(result.manifest["taken_down"], result.dataset):
         print(line)
     print(f"report: {result.dataset}/v{result.version:04d}/report.html")
     state = "published" if result.new else "nothing new: still"

@@ -14,7 +14,7 @@ from lookalike.config import canonical_json
 from lookalike.data import triplets
 from lookalike.data.parts import Kind
 from lookalike.documents import decoding
-from lookalike.storage import open_store, read_manifest, version_store
+from lookalike.storage import open_store, read_manifest
 from lookalike.values import configuration
 from pipelines.actors import Columns, run_tasks
 from pipelines.curate.rows import hash_range
@@ -80,7 +80,7 @@ def diff(config: DiffConfig) -> Difference:
         old, new = (read_manifest(dataset, version) for version in versions)
         settings = _settings(old, new)
         shards = _shards(old["inputs"]["shards"], new["inputs"]["shards"])
-    compared = _Compared.of(*(Snapshot.of(version_store(dataset, version)) for version in versions))
+    compared = _Compared.of(*(Snapshot.of(dataset, version) for version in versions))
     fates, unchanged, changed, moved = _summed(compared)
     for fate in fates:
         fate.why = _why(fate, settings, shards)

@@ -167,7 +167,7 @@ def subject_hashes(subjects: pa.ChunkedArray) -> np.ndarray:
     """Return the hash of each subject of a column of texts: int64 [N]."""
     column = subjects.combine_chunks().dictionary_encode(null_encoding="encode")  # many rows have the same subject
     hashes = np.array([subject_hash(str(subject)) for subject in column.dictionary.to_pylist()], np.int64)
-    return hashes[column.indices.to_numpy()]
+    return np.asarray(hashes[column.indices.to_numpy()])
 
 
 def with_hashes(triplets: pa.Table) -> pa.Table:

@@ -78,8 +78,8 @@ def _curate(config: CurateConfig, raw: Store, dataset: Store, listing: RawListin
         _index(config, raw, dataset, inputs)
         if config.labels.found is not None:
             _find_subjects(config, inputs, config.labels.found)
-        stage, taken_down, matched = take_down(StageWork.of(config, inputs), versions)
-        stage = run_row_stages(stage)
+        removals = take_down(StageWork.of(config, inputs), versions)
+        stage, taken_down = run_row_stages(removals.stage), removals.record
         shared = stage.for_tasks()
         summary = total(run_tasks(add_summaries, shared, summaries(stage), noun="groups of summaries added"))
         _check(summary, stage)
@@ -91,12 +91,17 @@ def _curate(config: CurateConfig, raw: Store, dataset: Store, listing: RawListin
         manifest["taken_down"] = taken_down
         lease.check()
         divided = run_tasks(layout.divide, shared, stage.partitions, noun="ranges of subjects divided into units")
-        before = stored_before(dataset, newest, inputs)
-        work = MaterialiseWork(shared, version_store(dataset, number), layout.join(stage, divided), before)
+        work = MaterialiseWork(
+            shared,
+            version_store(dataset, number),
+            layout.join(stage, divided),
+            stored_before(dataset, newest, inputs),
+            removals.packs,
+        )
         _store_images(work)
         written, examples = join_groups(run_tasks(list_parts, work, groups(work), noun="groups of parts listed"))
         manifest |= written | {"counts": manifest["counts"] | written["counts"]}
-        finishing = FinishWork(work, summary, manifest, examples, matched)
+        finishing = FinishWork(work, summary, manifest, examples, removals.matched)
         reports = rows_of(run_tasks(finish, finishing, 1, noun="reports"))
     manifest["files"] |= {file["name"]: file["sha256"] for file in reports}
     lease.check()

@@ -20,7 +20,7 @@ from lookalike.data.parts import Kind, PartedTable, open_table
 from lookalike.data.shards import open_object
 from lookalike.documents import decoding
 from lookalike.errors import InputError
-from lookalike.storage import Store, check_file, manifest_of, open_store
+from lookalike.storage import Store, check_file, manifest_of, open_store, read_manifest, version_store
 from pipelines.curate.rows import SUBJECT_BITS, subject_hashes
 from pipelines.curate.workspace import FORMAT_1_TABLES
 
@@ -41,9 +41,9 @@ class Snapshot:
     """Fingerprint of its manifest."""
 
     @classmethod
-    def of(cls, version: Store) -> "Snapshot":
-        """The version as it is now. Raises InputError if it has no manifest."""
-        return cls(version.uri, fingerprint(manifest_of(version)))
+    def of(cls, dataset: Store, version: int) -> "Snapshot":
+        """A version of a dataset. Raises InputError if its manifest is missing or not the one that was published."""
+        return cls(version_store(dataset, version).uri, fingerprint(read_manifest(dataset, version)))
 
     def table(self, kind: Kind) -> "SnapshotTable":
         """Open a table. Raises InputError if its lists, the manifest or, of format 1, the table have changed."""

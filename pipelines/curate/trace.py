@@ -3,9 +3,10 @@
 import json
 import logging
 import re
+from collections.abc import Generator
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -104,12 +105,11 @@ class _Version:
     """A version that is searched, with the store of its raw shards."""
 
     def __init__(self, dataset: Store, number: int) -> None:
-        store = version_store(dataset, number)
-        self.number, self.uri = number, store.uri
+        self.number, self.uri = number, version_store(dataset, number).uri
         manifest = read_manifest(dataset, number)
         with self.whole():
             self.raw = open_store(manifest["inputs"]["raw"])
-        self.snapshot = Snapshot.of(store)
+        self.snapshot = Snapshot.of(dataset, number)
 
     def whole(self) -> Any:
         """Turn errors of what is missing in the version into an InputError."""
@@ -197,7 +197,8 @@ def _search(
     found: dict[int, dict[str, Any]] = {}
     work = _Search(version.snapshot, wanted, tuple(units))
     noun = f"groups of parts of v{version.number:04d} searched"
-    with closing(run_tasks(search_pieces, work, len(units), noun=noun, few=FEW)) as tables:
+    tables_of_units = cast(Generator[pa.Table], run_tasks(search_pieces, work, len(units), noun=noun, few=FEW))
+    with closing(tables_of_units) as tables:
         for table in tables:
             found |= dict(zip(table["unit"].to_pylist(), map(json.loads, table["result"].to_pylist()), strict=True))
             if first and any(result["rows"] for result in found.values()):

@@ -129,7 +129,11 @@ class Workspace:
 
     def take_down_contents(self, group: int) -> str:
         """The content hashes of the images of a group of raw shards that the take-down list names."""
-        return self._of_run("taken-down", f"contents/{group:06d}.txt")
+        return self._of_run("taken-down", f"contents/{group:06d}.sha256s")
+
+    def take_down_counts(self, group: int) -> str:
+        """The numbers of these images by entry of the list; written after their content hashes."""
+        return self._of_run("taken-down", f"counts/{group:06d}.parquet")
 
     def gathered(self, group: int) -> str:
         """The counts of a group of raw shards, written when its rows are in all shuffles."""

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from lookalike.errors import InputError
-from lookalike.storage import open_store
+from lookalike.storage import ObjectInfo, open_store
 from pipelines.curate.changed import with_recorded_changes
 from pipelines.curate.filters import FiltersConfig
 from pipelines.curate.filters.no_pair import NoPair
@@ -94,3 +94,9 @@ def test_a_compressed_shard_is_read_from_its_copy(planned: Planned, tmp_path: Pa
     with pytest.raises(InputError, match="run the same command again"):
         work.read_image(rows[0])
     assert recurated(work).ids[0] != work.inputs.ids[0]
+
+
+def test_without_marks_no_shard_is_hashed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipelines.curate.changed.shard_id", None)
+    shards = [ObjectInfo(f"{number}.tar", 1, "e") for number in range(3)]
+    assert with_recorded_changes(shards, open_store(str(tmp_path))) == shards

@@ -18,7 +18,8 @@ from pipelines.curate.diff import DiffConfig, diff, render_diff
 from pipelines.curate.filters import FiltersConfig
 from pipelines.curate.filters.blurry import Blurry
 from pipelines.curate.gather import gather
-from pipelines.curate.removals import find_holders
+from pipelines.curate.removals import HoldersWork, find_holders
+from pipelines.curate.snapshot_tables import Snapshot
 from pipelines.curate.takedown import pin
 from pipelines.curate.trace import TraceConfig, render_trace, trace
 from pipelines.curate.work import StageWork
@@ -144,7 +145,9 @@ def test_damaged_tables_are_errors_that_name_them(dataset: str) -> None:
     triplet = read_triplets(_version(dataset, 1))[0]
     (Path(dataset) / "list.txt").write_text("key:nothing\n")
     store = open_store(dataset)
-    holders = (store, pin(f"{dataset}/list.txt", store), [2])
+    snapshot = Snapshot.of(open_store(dataset), 2)
+    parts = len(snapshot.table("images").rows)
+    holders = HoldersWork(pin(f"{dataset}/list.txt", store), ((snapshot, 0, parts),))
     asked_of = {f"images/{_first(dataset, 'images')}": triplet.target_image}
     asked_of |= {f"triplets/{_first(dataset, 'triplets')}": triplet.triplet_id}
     for name, asked in asked_of.items():

@@ -1,8 +1,6 @@
 """Diff, trace and searches of tables that have many parts, and of snapshots of format 1."""
 
-import hashlib
 import io
-import json
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -13,20 +11,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from lookalike.data import triplets
-from lookalike.data.parts import KINDS, write_list, write_part
 from lookalike.errors import InputError
-from lookalike.storage import Store, open_store, version_store
+from lookalike.storage import open_store
 from pipelines.curate import snapshot_tables
 from pipelines.curate.diff import ABSENT, KEPT, DiffConfig, diff
-from pipelines.curate.rows import IMAGES_SCHEMA, subject_hash, subject_hashes, with_hashes
+from pipelines.curate.rows import subject_hash, subject_hashes
 from pipelines.curate.snapshot_tables import Snapshot
 from pipelines.curate.trace import TraceConfig, trace
-
-Rows = list[dict[str, Any]]
-
-
-def hashed(data: str | bytes) -> str:
-    return hashlib.sha256(data.encode() if isinstance(data, str) else data).hexdigest()
+from tests.versions import Rows, hashed, publish
 
 
 def drawn_world(seed: int, subjects: int = 40) -> tuple[Rows, Rows]:
@@ -52,34 +44,6 @@ def drawn_world(seed: int, subjects: int = 40) -> tuple[Rows, Rows]:
     images.sort(key=lambda row: (row["subject_hash"], row["subject"], row["shard"], row["offset"], row["key"]))
     rows.sort(key=lambda row: (subject_hash(row["subject"]), row["triplet_id"]))
     return images, rows
-
-
-def publish(dataset: Store, number: int, images: Rows, rows: Rows, *, format_1: bool, per_part: int = 17) -> Store:
-    """Write a version as the software of its format does."""
-    version = version_store(dataset, number)
-    tables = {"images": pa.Table.from_pylist(images, IMAGES_SCHEMA)}
-    for split in triplets.SPLITS:
-        tables[split] = pa.Table.from_pylist([row for row in rows if row["split"] == split], triplets.SCHEMA)
-    manifest: dict[str, Any] = {"version": number, "config": {}, "code_version": "1", "embedder": "none"}
-    manifest |= {"inputs": {"raw": "file:///raw", "shards": {}, "fingerprint": "f"}, "files": {}}
-    if format_1:
-        both = pa.concat_tables([tables["train"], tables["validation"]])
-        for name, table in (("images", tables["images"]), ("triplets", both)):
-            buffer = io.BytesIO()
-            pq.write_table(table, buffer, row_group_size=per_part)
-            version.write(f"{name}.parquet", buffer.getvalue())
-            manifest["files"][f"{name}.parquet"] = hashed(buffer.getvalue())
-    else:
-        manifest |= {"format": 2, "tables": {}}
-        for kind in KINDS:
-            table = tables[kind] if kind == "images" else with_hashes(tables[kind])
-            slices = [table.slice(first, per_part) for first in range(0, len(table), per_part)]
-            parts = [write_part(version, f"{kind}/{i}.parquet", part) for i, part in enumerate(slices)]
-            lists = [write_list(version, kind, i, parts[i * 3 : i * 3 + 3]) for i in range(-(-len(parts) // 3))]
-            manifest["tables"][kind] = {"rows": len(table), "lists": [entry["name"] for entry in lists]}
-            manifest["files"] |= {entry["name"]: entry["sha256"] for entry in lists}
-    version.write("manifest.json", json.dumps(manifest).encode())
-    return version
 
 
 def expected_difference(old: tuple[Rows, Rows], new: tuple[Rows, Rows]) -> dict[str, Any]:
@@ -225,7 +189,8 @@ def test_units_cover_all_pieces_and_a_span_all_its_rows(tmp_path: Path, monkeypa
     monkeypatch.setattr(snapshot_tables, "_ROWS_OF_A_UNIT", 40)
     images, rows = drawn_world(1)
     for number, format_1 in ((1, True), (2, False)):
-        table = Snapshot.of(publish(open_store(str(tmp_path)), number, images, rows, format_1=format_1)).table("images")
+        publish(open_store(str(tmp_path)), number, images, rows, format_1=format_1)
+        table = Snapshot.of(open_store(str(tmp_path)), number).table("images")
         units = table.units()
         assert [piece for first, stop in units for piece in range(first, stop)] == list(range(len(table.rows)))
         assert 1 < len(units) < len(table.rows)
@@ -233,6 +198,16 @@ def test_units_cover_all_pieces_and_a_span_all_its_rows(tmp_path: Path, monkeypa
         span = table.read_span((place, place + 1), ["key"])
         assert span is not None
         assert span["key"].to_pylist() == [row["key"] for row in images if row["subject_hash"] == place]
+
+
+def test_a_manifest_that_was_edited_is_an_error(tmp_path: Path) -> None:
+    images, rows = drawn_world(1)
+    dataset = open_store(str(tmp_path))
+    publish(dataset, 1, images, rows)
+    snapshot = Snapshot.of(dataset, 1)
+    publish(dataset, 1, images[1:], rows)
+    with pytest.raises(InputError, match=r"the manifest of the snapshot has changed.*manifest\.json"):
+        snapshot.table("images")
 
 
 def test_hashes_of_a_column_are_those_of_its_texts() -> None:
