@@ -202,8 +202,22 @@ def test_a_filter_that_judges_subjects_instead_of_photos_is_named(monkeypatch: p
         plan_rows(**part([2], np.eye(2, 4, dtype=np.float32)), config=DEFAULT)
 
 
+def test_choices_follow_hashes_of_identities() -> None:
+    filters = FiltersConfig(large_subject=LargeSubject(max_photos=20), no_pair=NoPair(min_similarity=-1))
+    config = replace(DEFAULT, filters=filters, plan=PlanConfig(max_triplets_per_subject=7), seed=11)
+    rows = plan_of([60], config).images.to_pylist()
+    dropped = [row for row in rows if row["drop_reason"] == "large_subject"]
+    by_hash = sorted(rows, key=lambda row: unit_hash("large_subject", row["sha256"]))
+    assert {row["sha256"] for row in dropped} == {row["sha256"] for row in by_hash[20:]}
+    kept = sorted(by_hash[:20], key=lambda row: unit_hash("target", 11, row["sha256"]))
+    assert [len(row["references"]) for row in kept] == [1] * 7 + [0] * 13
+    summary = plan_of([60], config).summary
+    examples = sorted(dropped, key=lambda row: unit_hash("example", row["shard"], row["key"], row["offset"]))
+    assert [row["key"] for row in summary.examples["large_subject"]] == [row["key"] for row in examples[:12]]
+
+
 class Calls:
-    """Counts calls of a function, and the elements of the similarities that they return or see."""
+    """Counts the calls of a function."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, target: str, function: Callable[..., Any]) -> None:
         self.count = 0
