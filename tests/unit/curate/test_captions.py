@@ -71,6 +71,7 @@ def test_a_long_caption_is_cut_at_a_word_and_noted() -> None:
     assert row["caption"] == "a red mug a red"
     assert row["note"] == "caption: cut from 3000 to 15 characters"
     assert fitted("x" * 50, CaptionsConfig(max_characters=15))["caption"] == "x" * 15
+    assert [len(fitted("ß" * n, CaptionsConfig(max_characters=15))["caption"]) for n in (14, 15, 16)] == [14, 15, 15]
 
 
 @pytest.mark.parametrize("caption", ["a red mug on a table, " * 30, "zxqv " * 60, "🦆 " * 90, "a" + " zxqvwk" * 20])
