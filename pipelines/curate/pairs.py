@@ -1,6 +1,6 @@
 """Choose the reference sets of each target photo of a subject, from similarities alone."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import cycle, islice
@@ -13,6 +13,10 @@ from pipelines.curate.config import PlanConfig
 # R references of all sets, O subjects with more triplets than are allowed.
 
 _BLOCK = 1 << 20  # similarities that are sorted at once
+
+Places = Callable[[np.ndarray], np.ndarray]
+"""A function from the numbers of O subjects to the places of their photos in the order of targets, float64 [O, N]. It
+is called for subjects with too many triplets only."""
 
 
 @dataclass(frozen=True)
@@ -28,20 +32,20 @@ class ReferenceSets:
 
 
 def reference_sets(
-    similarity_BNN: np.ndarray, pairs_BNN: np.ndarray, place_BN: np.ndarray, config: PlanConfig
+    similarity_BNN: np.ndarray, pairs_BNN: np.ndarray, places: Places, config: PlanConfig
 ) -> ReferenceSets:
     """Choose for each photo as a target its sets of 1 to ``max_references`` reference photos.
 
     Every pair is used in both directions if the maxima allow it. A target gets the least similar references first:
     within the band they differ most in pose. If a subject has more triplets than ``max_triplets_per_subject``, all
-    targets lose their last sets first, beginning with those of the highest ``place_BN``.
+    targets lose their last sets first, beginning with those of the highest place.
     """
     needed = config.max_triplets_per_target * config.max_references  # candidates; enough for sets that differ
     candidates_BN = np.minimum(pairs_BNN.sum(axis=2), needed)
     sets_BN = np.zeros_like(candidates_BN)
     for count in np.unique(candidates_BN):
         sets_BN[candidates_BN == count] = len(_pattern(int(count), config))
-    sets_BN = _bounded(sets_BN, place_BN, config.max_triplets_per_subject)
+    sets_BN = _bounded(sets_BN, places, config.max_triplets_per_subject)
 
     sets_T, candidates_T = sets_BN.reshape(-1), candidates_BN.reshape(-1)
     targets = np.flatnonzero(sets_T)
@@ -72,12 +76,12 @@ def reference_sets(
     return ReferenceSets(sets_T, sizes_S, references_R)
 
 
-def _bounded(sets_BN: np.ndarray, place_BN: np.ndarray, most: int) -> np.ndarray:
+def _bounded(sets_BN: np.ndarray, places: Places, most: int) -> np.ndarray:
     """Return how many sets each target keeps if those of a subject are dealt in turns until it has ``most``."""
     over = np.flatnonzero(sets_BN.sum(axis=1) > most)
     if len(over) == 0:
         return sets_BN
-    order_ON = np.argsort(place_BN[over], axis=1, kind="stable")
+    order_ON = np.argsort(places(over), axis=1, kind="stable")
     wanted_ON = np.take_along_axis(sets_BN[over], order_ON, axis=1)
     kept_ON = np.zeros_like(wanted_ON)
     left_O1 = np.full((len(over), 1), most)

@@ -14,6 +14,7 @@ from pipelines.curate.rows import unit_hash
 
 EXAMPLES_PER_REASON = 12
 CAPTIONS_KEPT = 500
+_VALUES_AT_ONCE = 1 << 20
 _NOTED = re.compile(r"(?:^|; )(\w+): ")
 
 
@@ -74,10 +75,13 @@ class Summary:
     def count(self, name: str, values: np.ndarray) -> None:
         """Add ``values`` to a histogram."""
         chart = HISTOGRAMS[name]
-        if chart.log_base is not None:
-            values = np.log(np.maximum(values, 1e-9)) / np.log(chart.log_base)
-        inside = np.clip(values, chart.first, np.nextafter(chart.last, chart.first))
-        counts, _ = np.histogram(inside, bins=chart.bins, range=(chart.first, chart.last))
+        counts = np.zeros(chart.bins, np.int64)
+        for first in range(0, max(1, len(values)), _VALUES_AT_ONCE):
+            some = values[first : first + _VALUES_AT_ONCE]
+            if chart.log_base is not None:
+                some = np.log(np.maximum(some, 1e-9)) / np.log(chart.log_base)
+            inside = np.clip(some, chart.first, np.nextafter(chart.last, chart.first))
+            counts += np.histogram(inside, bins=chart.bins, range=(chart.first, chart.last))[0]
         self.histograms[name] = np.add(self.histograms.get(name, 0), counts).tolist()
 
     def add_examples(self, reason: str, rows: list[dict[str, Any]]) -> None:

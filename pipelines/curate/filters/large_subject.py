@@ -15,7 +15,7 @@ class LargeSubject:
     """Keep ``max_photos`` of a subject that has more, chosen by the hash of their bytes.
 
     The filters after it compare each photo of a subject with each other, so their memory and time grow with the square:
-    2,500 photos took 0.1 GiB and 2.5 s in one task, so 5,000 take about 0.4 GiB and 10 s, and 50,000 would take 41 GiB.
+    2,500 photos took 0.06 GiB and 0.4 s in one task, 5,000 took 0.2 GiB and 1.3 s, and 50,000 would take 20 GiB.
     The choice depends only on the photos: a subject that grows keeps the same ones, except those with higher hashes
     than new ones.
     """

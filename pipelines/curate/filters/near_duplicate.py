@@ -7,6 +7,8 @@ import numpy as np
 from lookalike.values import Positive, configuration
 from pipelines.curate.filters.base import Photos, Scope, Trait
 
+_BLOCK = 1 << 20  # pairs that are compared at once
+
 
 @configuration("filters.near_duplicate")
 class NearDuplicate:
@@ -41,16 +43,23 @@ class NearDuplicate:
 
     def copies(self, photos: Photos) -> np.ndarray:
         """Return which two photos of a subject are copies: bool [B, N, N], symmetric, true on the diagonal."""
-        hashes = photos["phash"].astype(np.uint64)
-        distance_BNN = np.bitwise_count(hashes[:, :, None] ^ hashes[:, None, :])
-        return np.asarray(photos.similarity >= self.required(np.arange(65))[distance_BNN], bool)
+        hashes, (subjects, n) = photos["phash"].astype(np.uint64), photos.shape
+        required = self.required(np.arange(65))
+        copies_BNN = np.empty((subjects, n, n), bool)
+        step = max(1, _BLOCK // (subjects * n))
+        for first in range(0, n, step):
+            some = slice(first, first + step)
+            distance = np.bitwise_count(hashes[:, some, None] ^ hashes[:, None, :])
+            np.greater_equal(photos.similarity[:, some], required[distance], out=copies_BNN[:, some])
+        return copies_BNN
 
     def drop(self, photos: Photos) -> np.ndarray:
         n = photos.shape[1]
         dropped_BN = np.zeros(photos.shape, bool)
         if n < 2:
             return dropped_BN
-        copies_BNN = self.copies(photos) & ~np.eye(n, dtype=bool)
+        copies_BNN = self.copies(photos)
+        copies_BNN[:, np.arange(n), np.arange(n)] = False
         some = np.flatnonzero(copies_BNN.any(axis=(1, 2)))
         area_BN = photos["width"].astype(np.int64)[some] * photos["height"][some]
         kept_BN, every = np.zeros(area_BN.shape, bool), np.arange(len(some))

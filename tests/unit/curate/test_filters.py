@@ -100,6 +100,33 @@ def test_a_photo_of_another_subject_is_dropped_and_a_varied_subject_is_kept() ->
     assert not OffSubject().drop(with_similarity(stranger[2:, 2:])).any()  # of two photos either could be the wrong one
 
 
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 7, 8])
+def test_subjects_of_a_batch_are_judged_as_one_subject_is(n: int) -> None:
+    """The rules of two filters, as directly as they can be written."""
+    random, subjects = np.random.default_rng(n), 40
+    vectors = random.normal(size=(subjects * n, 3)).astype(np.float32)
+    hashes, widths = random.integers(0, 16, subjects * n), random.choice([640, 641, 642], subjects * n)
+    changes = [{"phash": int(phash), "width": int(width)} for phash, width in zip(hashes, widths, strict=True)]
+    index = random.permutation(subjects * n).reshape(subjects, n)
+    photos = Photos(rows(*changes), index, vectors)
+    near, off = NearDuplicate(min_similarity=0.8), OffSubject(max_similarity=0.6, min_gap=0.1)
+    dropped = {"near": near.drop(photos).tolist(), "off": off.drop(photos).tolist()}
+    for subject, similarity in enumerate(photos.similarity):
+        mine = index[subject]
+        kept: list[int] = []
+        for i in sorted(range(n), key=lambda i: -widths[mine[i]]):
+            distance = [np.bitwise_count(hashes[mine[i]] ^ hashes[mine[j]]) for j in kept]
+            if not (similarity[i, kept] >= near.required(np.array(distance, np.uint8))).any():
+                kept.append(i)
+        assert dropped["near"][subject] == [i not in kept for i in range(n)]
+        others = [np.median(np.delete(similarity[i], i)) if n > 1 else np.nan for i in range(n)]
+        low = [value < 0.6 and value < np.median(others) - np.float32(0.1) for value in others]
+        assert dropped["off"][subject] == [bool(each) and n >= off.min_photos for each in low]
+    if n > 2:
+        assert 0 < np.mean(dropped["near"]) < 1
+        assert 0 < np.mean(dropped["off"]) < 1
+
+
 def test_pairs_are_within_the_similarity_band() -> None:
     similarity = np.array([[1, 0.96, 0.6, 0.3], [0.96, 1, 0.5, 0.2], [0.6, 0.5, 1, 0.1], [0.3, 0.2, 0.1, 1]])
     photos = with_similarity(similarity)

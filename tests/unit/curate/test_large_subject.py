@@ -14,7 +14,7 @@ from pipelines.curate.config import CurateConfig
 from pipelines.curate.filters import FiltersConfig, Photos
 from pipelines.curate.filters.large_subject import LargeSubject
 from pipelines.curate.filters.no_pair import NoPair
-from pipelines.curate.plan import Drops, drop_of_subjects
+from pipelines.curate.plan_rows import Drops, drop_of_subjects
 from pipelines.curate.work import StageWork
 from tests.drawn import world, write_raw
 from tests.published import materialise

@@ -21,7 +21,7 @@ def plan_batch(
     pairs: np.ndarray, similarity: np.ndarray, places: np.ndarray, config: PlanConfig
 ) -> list[list[list[tuple[int, ...]]]]:
     """The sets of each photo of each subject."""
-    chosen = reference_sets(similarity, pairs, places, config)
+    chosen = reference_sets(similarity, pairs, places.__getitem__, config)
     references = iter(chosen.references.tolist())
     sets = iter([tuple(islice(references, size)) for size in chosen.sizes])
     targets = iter([list(islice(sets, number)) for number in chosen.sets])
