@@ -25,6 +25,10 @@ same inputs: with another ``index`` every raw shard is indexed again, with any o
 again and the next snapshot is published. Texts and refactoring change no revision."""
 
 
+CAPTION = "caption"
+"""Name of the captioner in :attr:`Inputs.models`; a scorer has the name of its filter."""
+
+
 @dataclass(frozen=True)
 class Inputs:
     """The identity of a curation's raw shards, settings, code and models."""
@@ -38,7 +42,7 @@ class Inputs:
     embedder: str
     """Revision of the embedder."""
     models: dict[str, str]
-    """Revisions of the models that score and caption, by filter, or ``caption``."""
+    """Revisions of the models that score and caption, by filter, or :data:`CAPTION`."""
     latents: dict[str, Any] | None
     """Identity of the encoded latents, if any (:func:`lookalike.bundles.manifest.latent_identity`)."""
 
@@ -56,7 +60,7 @@ class Inputs:
             settings["captions"]["tokenizers"] = tokenizer_hashes(config.captions)
         models = {name: step.scorer.revision for name, step in config.filters.scored() if step.scorer is not None}
         if config.captioner is not None:
-            models["caption"] = config.captioner.revision
+            models[CAPTION] = config.captioner.revision
         latents = None
         if config.shards.latents is not None:
             latents = latent_identity(read_manifest(local_bundle(config.shards.latents)))

@@ -12,6 +12,7 @@ from pipelines.actors import Columns
 from pipelines.curate.captions import fit_captions
 from pipelines.curate.filters import Filter, Photos, with_scores
 from pipelines.curate.filters.large_subject import LargeSubject
+from pipelines.curate.inputs import CAPTION
 from pipelines.curate.pairs import reference_sets
 from pipelines.curate.rows import PLAN_SCHEMA, SUBJECT_SCHEMA, unit_hash
 from pipelines.curate.summary import EXAMPLES_PER_REASON, Summary
@@ -82,7 +83,7 @@ def _drop_one_by_one(work: StageWork, rows: pa.Table, reasons: np.ndarray, span:
         mask = np.array([place in repeated for place in places], bool)
         reasons[mask & (reasons == "")] = name
     for name, step in work.config.filters.scored():
-        scores = {} if step.scorer is None else work.read_scores(step.scorer.revision, span)
+        scores = {} if step.scorer is None else work.read_scores(work.inputs.models[name], span)
         left = np.flatnonzero(reasons == "")
         reasons[left[step.drop(with_scores(rows.take(pa.array(left)), scores))]] = name
 
@@ -91,7 +92,7 @@ def _captioned(work: StageWork, rows: pa.Table, span: tuple[int, int]) -> pa.Tab
     """Return the rows, with the captioner's answer as the caption of those without one."""
     if work.config.captioner is None:
         return rows
-    answers = work.read_scores(work.config.captioner.revision, span)
+    answers = work.read_scores(work.inputs.models[CAPTION], span)
     captions = [
         row["caption"] or answers.get(row["sha256"], "") for row in rows.select(["caption", "sha256"]).to_pylist()
     ]

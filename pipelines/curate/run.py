@@ -25,6 +25,7 @@ from pipelines.curate.index import IndexWork, ShardIndexer, index_shard
 from pipelines.curate.inputs import Inputs
 from pipelines.curate.layout import plan_shards
 from pipelines.curate.materialise import ShardWriter, write_shard
+from pipelines.curate.models import with_pinned_models
 from pipelines.curate.plan import plan_partition
 from pipelines.curate.raw import RawListing, list_raw, raw_store
 from pipelines.curate.removals import take_down
@@ -74,7 +75,7 @@ def curate(config: CurateConfig) -> Curated:
 def _curate(config: CurateConfig, raw: Store, dataset: Store, listing: RawListing, lease: Lease) -> Curated:
     versions = list_versions(dataset)
     newest = _newest(dataset, versions)
-    config = _with_pinned_list(config, dataset, newest)
+    config = with_pinned_models(_with_pinned_list(config, dataset, newest))
     inputs = Inputs.of(config, with_recorded_changes(listing.shards, dataset))
     objects = listing.objects.to_json()
     parent = newest["version"] if newest else None
