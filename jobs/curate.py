@@ -3,7 +3,7 @@
 Reads every *.tar that --raw names, plain or compressed (.gz, .bz2, .xz, .zst, .lz4), in which samples are key.jpg +
 key.json with "subject", "class", "caption", … (WebDataset);
 judges each image, pairs the photos of a subject whose similarity lies in a band, and publishes <dataset>/v0001, v0002
-and so on: triplet shards, triplets.parquet, images.parquet (every photo, with the reason if it was dropped),
+and so on: triplet shards, tables of triplets and images (every photo, with the reason if it was dropped),
 report.html and report.json, and manifest.json last. Photos that came in = photos kept + photos dropped, by reason;
 objects and members of tars that give no photo are listed as passed over.
 

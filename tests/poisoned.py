@@ -1,7 +1,6 @@
 """Write snapshots with damaged samples, which curation never writes."""
 
 import hashlib
-import io
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -9,12 +8,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from lookalike.data.images import encode_jpeg, encode_png
 from lookalike.data.shards import write_tar
-from lookalike.data.triplets import SCHEMA, TABLE, write_latents
+from lookalike.data.triplets import SCHEMA, write_latents
+from lookalike.storage import open_store
 from tests.drawn import draw
+from tests.snapshots import write_tables
 
 SHARD = "shards/train-000000.tar"
 Members = dict[str, bytes]
@@ -137,10 +137,7 @@ def write_snapshot(
     prompts = [None if r["prompt"] is None else r["prompt"].encode() for r in rows]
     broken = pa.array([b"\xff\xfe\xfd" if p == NOT_UTF8.encode() else p for p in prompts], pa.binary())
     table = table.set_column(table.schema.get_field_index("prompt"), "prompt", broken.view(pa.string()))
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer)
-    (version / TABLE).write_bytes(buffer.getvalue())
-    files = {name: hashlib.sha256((version / name).read_bytes()).hexdigest() for name in (SHARD, TABLE)}
-    manifest = {"version": 1, "files": files, "latents": None, "parent": None}
+    manifest = {"version": 1, "latents": None, "parent": None} | write_tables(open_store(str(version)), table)
+    manifest["files"] |= {SHARD: hashlib.sha256((version / SHARD).read_bytes()).hexdigest()}
     (version / "manifest.json").write_text(json.dumps(manifest))
     return str(folder)

@@ -3,9 +3,11 @@
 from collections.abc import Callable
 from typing import Any
 
+from lookalike.config import canonical_json
 from lookalike.data.passed_over import PassedOver
 from lookalike.storage import open_store
-from pipelines.curate.finish import FinishWork, finish
+from lookalike.storage.snapshot import MANIFEST
+from pipelines.curate.finish import FinishWork, finish, tables_of
 from pipelines.curate.layout import plan_shards
 from pipelines.curate.materialise import write_shard
 from pipelines.curate.run import draft_manifest
@@ -23,8 +25,12 @@ def materialise(
     summary = Summary()
     for partition in range(work.partitions):
         summary.add(work.read_summary(partition))
-    manifest = draft_manifest(1, None, work, summary, list(done.shards)) | {"taken_down": None}
+    number = int(name.removeprefix("v"))
+    manifest = draft_manifest(number, None, work, summary, list(done.shards)) | {"taken_down": None}
     objects = PassedOver(len(work.inputs.shards))
     manifest["passed_over"] = {"objects": objects.to_json(), "members": work.members.to_json()}
-    finish(FinishWork(done, summary, manifest), 0)
+    columns = finish(FinishWork(done, summary, manifest), 0)
+    files = [dict(zip(columns, row, strict=True)) for row in zip(*(c.tolist() for c in columns.values()), strict=True)]
+    manifest |= {"tables": tables_of(files), "files": {file["name"]: file["sha256"] for file in files}}
+    done.version.write(MANIFEST, canonical_json(manifest).encode())
     return done

@@ -6,17 +6,14 @@ from dataclasses import dataclass, field
 from itertools import groupby, repeat
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from lookalike.data import triplets
+from lookalike.data.parts import Kind
 from lookalike.documents import decoding
 from lookalike.storage import Store, open_store, read_manifest, version_store
 from lookalike.values import configuration
 from pipelines.curate.rows import subject_hash
-from pipelines.curate.tables import open_table
-from pipelines.curate.workspace import IMAGES_TABLE
+from pipelines.curate.tables import open_files
 
-_SPLITS = ("train", "validation")
 _EXAMPLES = 3  # keys of images shown for each change of fate
 Rows = list[dict[str, Any]]
 Subjects = Iterator[tuple[tuple[int, str], Rows]]  # ((hash, name) of a subject, its rows), in the order of hashes
@@ -134,7 +131,7 @@ def _shards(old: dict[str, Any], new: dict[str, Any]) -> dict[str, list[str]]:
 
 def _images(before: Store, after: Store) -> tuple[list[Fate], int]:
     columns = ("shard", "offset", "key", "drop_reason")
-    streams = [_by_subject(open_table(store, IMAGES_TABLE), columns) for store in (before, after)]
+    streams = [_by_subject(store, "images", columns) for store in (before, after)]
     fates: dict[tuple[str, str], Fate] = {}
     unchanged = 0
     for _, *sides in _side_by_side(*streams):
@@ -167,7 +164,7 @@ def _why(fate: Fate, settings: dict[str, list[Any]], shards: dict[str, list[str]
 
 
 def _triplets(before: Store, after: Store) -> tuple[dict[str, dict[str, int]], int]:
-    counts = {split: {"added": 0, "removed": 0, "kept": 0} for split in _SPLITS}
+    counts: dict[str, dict[str, int]] = {split: {"added": 0, "removed": 0, "kept": 0} for split in triplets.SPLITS}
     moved = 0
     for _, old, new in _side_by_side(_of_splits(before), _of_splits(after)):
         old_ids, new_ids = ({(row["split"], row["triplet_id"]) for row in rows} for rows in (old, new))
@@ -181,14 +178,14 @@ def _triplets(before: Store, after: Store) -> tuple[dict[str, dict[str, int]], i
 def _of_splits(version: Store) -> Subjects:
     """Yield the triplets of both splits by subject, in the order of hashes."""
     columns = ("triplet_id", "split")
-    streams = (_by_subject(open_table(version, triplets.TABLE), columns, split) for split in _SPLITS)
+    streams = (_by_subject(version, split, columns) for split in triplets.SPLITS)
     return heapq.merge(*streams, key=lambda item: item[0])
 
 
-def _by_subject(table: pq.ParquetFile, columns: Sequence[str], split: str | None = None) -> Subjects:
-    """Yield the subjects in the order of the image table; the triplet table has this order within each ``split``."""
-    batches = table.iter_batches(batch_size=8192, columns=["subject", *columns])
-    rows = (row for batch in batches for row in batch.to_pylist() if split is None or row["split"] == split)
+def _by_subject(version: Store, kind: Kind, columns: Sequence[str]) -> Subjects:
+    """Yield the subjects of a table in the order of their hashes; a table of format 1 has the rows of both splits."""
+    batches = (b for file in open_files(version, kind) for b in file.iter_batches(8192, columns=["subject", *columns]))
+    rows = (row for batch in batches for row in batch.to_pylist() if kind == "images" or row["split"] == kind)
     for subject, group in groupby(rows, key=lambda row: str(row["subject"])):
         yield (subject_hash(subject), subject), list(group)
 

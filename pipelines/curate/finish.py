@@ -1,18 +1,17 @@
 """Finish: join the tables of all partitions and shards, and write the report."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
+from itertools import islice
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from lookalike.config import canonical_json
 from lookalike.data import triplets
-from lookalike.scratch import scratch
+from lookalike.data.parts import KINDS, Kind, Part, write_list, write_part
 from lookalike.storage import Store, read_object, version_store
 from pipelines.actors import Columns
 from pipelines.curate.report import build_report, drift, render_report
@@ -20,7 +19,9 @@ from pipelines.curate.rows import IMAGES_SCHEMA
 from pipelines.curate.summary import Summary
 from pipelines.curate.tables import read_table
 from pipelines.curate.work import MaterialiseWork
-from pipelines.curate.workspace import IMAGES_TABLE, REPORT_HTML, REPORT_JSON, TAKEN_DOWN_JSON
+from pipelines.curate.workspace import REPORT_HTML, REPORT_JSON, TAKEN_DOWN_JSON, images_part, triplets_part
+
+_LISTED = 1000  # parts in a list
 
 
 @dataclass(frozen=True)
@@ -36,19 +37,16 @@ class FinishWork:
 
 
 def finish(work: FinishWork, unit: int) -> Columns:
-    """Write the tables and the report of a version; return the hash of each. One part is in memory at a time."""
+    """Write the tables and the report of a version. One part is in memory at a time.
+
+    Returns a row for each list of parts and each report: ``name``, ``sha256``, and of a list the ``kind`` and ``rows``.
+    """
     done, version = work.materialised, work.materialised.version
     stage = done.stage
-    hashes: dict[str, str] = {}
-    with scratch("tables") as folder:
-        images, table = folder / IMAGES_TABLE, folder / triplets.TABLE
-        _join(images, IMAGES_SCHEMA, (stage.read_plan(i, "images") for i in range(stage.partitions)))
-        keys = (stage.workspace.part(version.name, shard.name, "parquet") for shard in done.shards)
-        _join(table, triplets.SCHEMA, (read_table(stage.dataset, key) for key in keys))
-        for path in (images, table):
-            version.upload(path.name, path)
-            hashes[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
-        report = build_report(stage, work.summary, work.manifest, table, version)
+    files = [written for kind, parts in _parts(done) for written in _write_lists(version, kind, parts)]
+    keys = (stage.workspace.part(version.name, shard.name, "parquet") for shard in done.shards)
+    tables = (read_table(stage.dataset, key) for key in keys)
+    report = build_report(stage, work.summary, work.manifest, version, tables)
     report["drift"] = _drift(stage.dataset, report, work.manifest["parent"])
     page = render_report(report, f"Curation report, version {work.manifest['version']}")
     texts = {REPORT_JSON: canonical_json(report), REPORT_HTML: page}
@@ -56,8 +54,37 @@ def finish(work: FinishWork, unit: int) -> Columns:
         texts[TAKEN_DOWN_JSON] = canonical_json(work.matched)
     for name, text in texts.items():
         version.write(name, text.encode())
-        hashes[name] = hashlib.sha256(text.encode()).hexdigest()
-    return {"name": np.array(list(hashes), object), "sha256": np.array(list(hashes.values()), object)}
+        files.append({"name": name, "sha256": hashlib.sha256(text.encode()).hexdigest(), "kind": "", "rows": 0})
+    return {name: np.array([file[name] for file in files]) for name in ("name", "sha256", "kind", "rows")}
+
+
+def tables_of(files: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """Return ``tables`` of the manifest from the rows that :func:`finish` has returned: the lists of each table."""
+    tables: dict[str, Any] = {kind: {"rows": 0, "lists": []} for kind in KINDS}
+    for file in files:
+        if file["kind"]:
+            tables[file["kind"]]["rows"] += file["rows"]
+            tables[file["kind"]]["lists"].append(file["name"])
+    return tables
+
+
+def _parts(done: MaterialiseWork) -> Iterator[tuple[Kind, Iterator[Part]]]:
+    """Write the parts of each table, as they are asked for."""
+    stage, version = done.stage, done.version
+    planned = ((images_part(i), stage.read_plan(i, "images")) for i in range(stage.partitions))
+    yield "images", (write_part(version, name, _as(table, IMAGES_SCHEMA)) for name, table in planned if len(table))
+    for split in triplets.SPLITS:
+        shards = [shard.name for shard in done.shards if shard.split == split]
+        tables = (read_table(stage.dataset, stage.workspace.part(version.name, name, "parquet")) for name in shards)
+        named = zip(map(triplets_part, shards), tables, strict=True)
+        yield split, (write_part(version, name, _as(table, triplets.SCHEMA)) for name, table in named)
+
+
+def _write_lists(version: Store, kind: Kind, parts: Iterator[Part]) -> Iterator[dict[str, Any]]:
+    number = 0
+    while some := list(islice(parts, _LISTED)):
+        yield write_list(version, kind, number, some) | {"kind": kind}
+        number += 1
 
 
 def _drift(dataset: Store, report: dict[str, Any], parent: int | None) -> dict[str, Any] | None:
@@ -68,7 +95,5 @@ def _drift(dataset: Store, report: dict[str, Any], parent: int | None) -> dict[s
     return {"since": parent, **drift(report, read_object(before, REPORT_JSON))}
 
 
-def _join(path: Path, schema: pa.Schema, parts: Iterable[pa.Table]) -> None:
-    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
-        for part in parts:
-            writer.write_table(part.select(schema.names).cast(schema))
+def _as(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    return table.select(schema.names).cast(schema)

@@ -7,14 +7,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from lookalike.documents import decoding
 from lookalike.errors import InputError
-from lookalike.scratch import scratch
 from lookalike.storage import Store, read_manifest, version_store
 from pipelines.actors import Columns, run_tasks
-from pipelines.curate.tables import read_part
+from pipelines.curate.tables import open_files, read_part
 from pipelines.curate.takedown import (
     KINDS,
     TakeDownList,
@@ -26,7 +24,6 @@ from pipelines.curate.takedown import (
     trimmed,
 )
 from pipelines.curate.work import StageWork
-from pipelines.curate.workspace import IMAGES_TABLE
 
 log = logging.getLogger(__name__)
 
@@ -118,11 +115,10 @@ def find_holders(work: tuple[Store, str, list[int]], unit: int) -> Columns:
     dataset, uri, versions = work
     taken, held = read_list(uri), 0
     counts = np.zeros(len(taken), np.int64)
-    store, name = version_store(dataset, versions[unit]), IMAGES_TABLE
-    with scratch("images") as folder, decoding("an image table", store.uri_of(name), fix=_RESTORE):
-        path = folder / name
-        store.download(name, path)
-        for batch in pq.ParquetFile(path).iter_batches(batch_size=65536, columns=[*KINDS, "drop_reason"]):
+    store = version_store(dataset, versions[unit])
+    with decoding("an image table", store.uri, fix=_RESTORE):
+        files = open_files(store, "images")
+        for batch in (b for file in files for b in file.iter_batches(65536, columns=[*KINDS, "drop_reason"])):
             rows = pa.Table.from_batches([batch])
             named, matched = taken.matches(rows)
             held += int((named & np.asarray(rows["drop_reason"].is_null())).sum())
@@ -164,7 +160,7 @@ def check_matched(taken: TakeDownList, counts: np.ndarray, before: np.ndarray, a
         raise InputError(
             f"{len(missing)} of {len(taken)} entries of the take-down list name no image{more}",
             value=shown,
-            fix="compare them with the columns sha256, key, subject and source of the snapshots' images.parquet and"
+            fix="compare them with the columns sha256, key, subject and source of the snapshots' image tables and"
             " correct them (the comparison includes case, %xx escapes and text after a #), or allow them:"
             f" --filters.taken_down.allow_unmatched '{_flag(shown)}'",
         )

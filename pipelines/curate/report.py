@@ -11,8 +11,8 @@ from typing import Any
 
 import jinja2
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 import lookalike
 from lookalike.data import triplets
@@ -31,11 +31,11 @@ _MIN_CONFIDENCE = 0.2  # of 139 languages; "a photo of a dog" has 0.21 for Engli
 
 
 def build_report(
-    work: StageWork, summary: Summary, manifest: dict[str, Any], table: Path, version: Store
+    work: StageWork, summary: Summary, manifest: dict[str, Any], version: Store, parts: Iterable[pa.Table]
 ) -> dict[str, Any]:
     """Return the content of ``report.json``, but for the drift.
 
-    ``table`` is the triplet table as a local file; images are read by range, a few dozen of them. Thumbnails are JPEG
+    ``parts`` are those of the triplet table; images are read by range, a few dozen of them. Thumbnails are JPEG
     in base64; a file that cannot be decoded has an empty string. The keys:
 
     - ``counts``, ``passed_over``, ``taken_down``: as in the manifest
@@ -56,7 +56,7 @@ def build_report(
             reason: [_reject(work, reason, row) for row in rows[:_REJECTS]]
             for reason, rows in sorted(summary.examples.items())
         },
-        "triplets": [_triplet(version, row) for row in _examples(table)],
+        "triplets": [_triplet(version, row) for row in _examples(parts)],
         "histograms": {
             name: asdict(chart) | {"counts": summary.histograms.get(name, [0] * chart.bins)}
             for name, chart in HISTOGRAMS.items()
@@ -159,10 +159,10 @@ def _kept_photos(work: StageWork, dropped: dict[str, Any]) -> list[dict[str, Any
     return sorted(kept, key=lambda row: (row["phash"] ^ dropped["phash"]).bit_count())[:2]
 
 
-def _examples(table: Path) -> list[dict[str, Any]]:
-    """Return triplets of all similarities, chosen by hash and sorted by similarity; the table is read in batches."""
+def _examples(parts: Iterable[pa.Table]) -> list[dict[str, Any]]:
+    """Return triplets of all similarities, chosen by hash and sorted by similarity."""
     chosen: dict[int, list[tuple[float, int, dict[str, Any]]]] = {}
-    rows = (row for batch in pq.ParquetFile(table).iter_batches(batch_size=4096) for row in batch.to_pylist())
+    rows = (row for part in parts for row in part.to_pylist())
     for number, row in enumerate(rows):
         similarity = float(np.mean(row["reference_similarities"]))
         heap = chosen.setdefault(int(similarity / _SIMILARITY_STEP), [])

@@ -50,9 +50,7 @@ PLAN_SCHEMA = pa.schema(
 )
 
 # The image table of a snapshot.
-IMAGES_SCHEMA = pa.schema(
-    [field for field in PLAN_SCHEMA if field.name not in ("subject_hash", "reference_sets", "cut", "linked")]
-)
+IMAGES_SCHEMA = pa.schema([field for field in PLAN_SCHEMA if field.name not in ("reference_sets", "cut", "linked")])
 
 # A subject that has triplets.
 SUBJECT_SCHEMA = pa.schema(

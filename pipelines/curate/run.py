@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from lookalike import config as configs
 from lookalike.annotators.embedder import NO_EMBEDDER
+from lookalike.data.parts import FORMAT
 from lookalike.documents import decoding
 from lookalike.errors import ConfigError, ConflictError, InputError
 from lookalike.storage import Store, list_versions, open_store, publish, read_manifest, version_store
@@ -20,7 +21,7 @@ from pipelines.curate.changed import with_recorded_changes
 from pipelines.curate.cluster_subjects import assign_cells, cluster_work, find_centroids, group_cell, label_shard
 from pipelines.curate.config import CurateConfig, FoundConfig
 from pipelines.curate.duplicates import find_duplicates
-from pipelines.curate.finish import FinishWork, finish
+from pipelines.curate.finish import FinishWork, finish, tables_of
 from pipelines.curate.index import IndexWork, ShardIndexer, index_shard
 from pipelines.curate.inputs import Inputs
 from pipelines.curate.layout import plan_shards
@@ -112,9 +113,10 @@ def _curate(config: CurateConfig, raw: Store, dataset: Store, listing: RawListin
         manifest["taken_down"] = taken_down
         lease.check()
         work = MaterialiseWork(stage, version_store(dataset, number), tuple(plans))
-        files = _write_shards(work)
-        files += _rows(run_tasks(finish, FinishWork(work, summary, manifest, matched), 1, noun="reports"))
-    manifest["files"] = {file["name"]: file["sha256"] for file in files}
+        shards_written = _write_shards(work)
+        files = _rows(run_tasks(finish, FinishWork(work, summary, manifest, matched), 1, noun="reports"))
+    manifest["tables"] = tables_of(files)
+    manifest["files"] = {file["name"]: file["sha256"] for file in [*shards_written, *files]}
     lease.check()
     _publish(dataset, number, manifest)
     return Curated(dataset.uri, number, True, manifest, manifest["passed_over"])
@@ -229,6 +231,7 @@ def draft_manifest(
     """
     inputs, splits = stage.inputs, ("train", "validation")
     return {
+        "format": FORMAT,
         "version": version,
         "parent": parent,
         "config": inputs.config,

@@ -11,10 +11,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lookalike.config import canonical_json
+from lookalike.data.parts import Kind, open_table
 from lookalike.data.shards import open_object
 from lookalike.documents import decoding
 from lookalike.errors import InputError
-from lookalike.storage import ObjectInfo, Store
+from lookalike.storage import ObjectInfo, Store, manifest_of
+from pipelines.curate.workspace import FORMAT_1_TABLES
 
 _READ_AHEAD = 64 << 10  # bytes; reads of a table are small, or large and requested at once
 _STREAM_AHEAD = 1 << 20  # bytes; tables of a snapshot are large
@@ -54,13 +56,22 @@ def read_part(
         return pq.read_table(open_object(store, info, _READ_AHEAD), filters=_within(span, by), columns=columns)
 
 
-def open_table(version: Store, name: str) -> pq.ParquetFile:
-    """Open a table of a snapshot; only the row groups and columns that are used are read, by range."""
-    info = next((info for info in version.list(name) if info.key == name), None)
-    if info is None:
-        raise InputError(f"the snapshot has no {name}", value=version.uri, fix="use a complete version")
-    with decoding("a Parquet table", version.uri_of(name)):
-        return pq.ParquetFile(open_object(version, info, _STREAM_AHEAD))
+def open_files(version: Store, kind: Kind) -> Iterator[pq.ParquetFile]:
+    """Open the Parquet files of a table of a snapshot, also of format 1; only what is used is read, by range.
+
+    The one file of triplets of format 1 has the rows of both splits.
+    """
+    manifest = manifest_of(version)
+    if manifest.get("format", 1) == 1:
+        names = [FORMAT_1_TABLES[kind]]
+    else:
+        names = open_table(version, kind, pa.schema([])).names if manifest["tables"][kind]["lists"] else []
+    for name in names:
+        info = next((info for info in version.list(name) if info.key == name), None)
+        if info is None:
+            raise InputError(f"the snapshot has no {name}", value=version.uri, fix="use a complete version")
+        with decoding("a Parquet table", version.uri_of(name)):
+            yield pq.ParquetFile(open_object(version, info, _STREAM_AHEAD))
 
 
 def with_notes(table: pa.Table, notes: Mapping[str, Any]) -> pa.Table:

@@ -9,12 +9,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lookalike.data import triplets
+from lookalike.data.parts import Kind
 from lookalike.documents import decoding
 from lookalike.errors import ConfigError, InputError
 from lookalike.storage import Store, list_versions, open_store, read_manifest, version_store
 from lookalike.values import configuration
-from pipelines.curate.tables import open_table
-from pipelines.curate.workspace import IMAGES_TABLE
+from pipelines.curate.tables import open_files
 
 _TRIPLET_ID = re.compile(r"[0-9a-f]{20}(-[0-9a-f]{12})?-\d+")
 _CONTENT = re.compile(r"[0-9a-f]{8,64}")
@@ -39,7 +39,7 @@ class TraceConfig:
             raise ConfigError(
                 "id is neither a triplet's id nor a content hash",
                 value=self.id,
-                fix="copy one from triplets.parquet or images.parquet; a hash needs 8 hexadecimal digits or more",
+                fix="copy one from a version's triplets/ or images/; a hash needs 8 hexadecimal digits or more",
             )
 
 
@@ -92,7 +92,7 @@ def _place(image: dict[str, Any]) -> str:
 
 def _triplet(dataset: Store, version: int, triplet_id: str) -> list[dict[str, Any]]:
     entries = []
-    of_id = _rows(dataset, version, triplets.TABLE, ["triplet_id"], lambda t: pc.equal(t["triplet_id"], triplet_id))
+    of_id = _triplet_rows(dataset, version, ["triplet_id"], lambda t: pc.equal(t["triplet_id"], triplet_id))
     for row in of_id:
         roles = {"target": row["target_image"]}
         roles |= {f"reference {i}": content for i, content in enumerate(row["reference_images"])}
@@ -109,7 +109,7 @@ def _image(dataset: Store, version: int, content: str) -> list[dict[str, Any]]:
     used: dict[str, list[dict[str, str]]] = {}
     if any(not image["drop_reason"] for image in images):
         columns = ["target_image", "reference_images"]
-        for row in _rows(dataset, version, triplets.TABLE, columns, lambda t: _uses(t, content)):
+        for row in _triplet_rows(dataset, version, columns, lambda t: _uses(t, content)):
             members = [("target", row["target_image"]), *(("reference", image) for image in row["reference_images"])]
             for role, image in members:
                 if image.startswith(content):
@@ -140,19 +140,31 @@ def _images(dataset: Store, version: int, contents: list[str]) -> list[dict[str,
     names = ("sha256", "key", "offset", "length", "subject", "licence", "source", "drop_reason")
     return [
         {name: row[name] for name in names} | {"raw": raw.uri_of(row["shard"])}
-        for row in _rows(dataset, version, IMAGES_TABLE, ["sha256"], begins)
+        for row in _rows(dataset, version, "images", ["sha256"], begins)
     ]
 
 
+def _triplet_rows(
+    dataset: Store, version: int, columns: list[str], matches: Callable[[pa.Table], Any]
+) -> Iterator[dict[str, Any]]:
+    """Yield the matching triplets of both splits."""
+    seen = set()
+    for split in triplets.SPLITS:
+        for row in _rows(dataset, version, split, columns, matches):
+            if row["triplet_id"] not in seen:  # one table of format 1 has both splits
+                seen.add(row["triplet_id"])
+                yield row
+
+
 def _rows(
-    dataset: Store, version: int, table: str, columns: list[str], matches: Callable[[pa.Table], Any]
+    dataset: Store, version: int, kind: Kind, columns: list[str], matches: Callable[[pa.Table], Any]
 ) -> Iterator[dict[str, Any]]:
     """Yield the matching rows of a table of a snapshot; ``matches`` returns bool [N] for N rows of ``columns``.
 
     One row group is in memory at a time.
     """
-    file = open_table(version_store(dataset, version), table)
-    for group in range(file.num_row_groups):
-        mask = np.asarray(matches(file.read_row_group(group, columns=columns)))
-        if mask.any():
-            yield from file.read_row_group(group).filter(pa.array(mask)).to_pylist()
+    for file in open_files(version_store(dataset, version), kind):
+        for group in range(file.num_row_groups):
+            mask = np.asarray(matches(file.read_row_group(group, columns=columns)))
+            if mask.any():
+                yield from file.read_row_group(group).filter(pa.array(mask)).to_pylist()

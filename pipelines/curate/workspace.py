@@ -19,7 +19,7 @@ INDEX_PREFIXES = (f"{_WORK}/rows/", f"{_WORK}/vectors/")
 
 # Files of a version, below its own prefix.
 CLAIM = "claim.json"
-IMAGES_TABLE = "images.parquet"
+FORMAT_1_TABLES = {"images": "images.parquet", **dict.fromkeys(("train", "validation"), "triplets.parquet")}
 REPORT_JSON, REPORT_HTML = "report.json", "report.html"
 TAKEN_DOWN_JSON = "taken_down.json"
 
@@ -50,6 +50,16 @@ def take_down_hash(key: str) -> str:
 def triplet_shard(split: str, number: int) -> str:
     """Return the key of a triplet shard below its version's prefix."""
     return f"shards/{split}-{number:06d}.tar"
+
+
+def images_part(number: int) -> str:
+    """Return the key of a part of the image table below its version's prefix."""
+    return f"images/part-{number:05d}.parquet"
+
+
+def triplets_part(shard: str) -> str:
+    """Return the key of the part of the triplet table that has the triplets of ``shard``."""
+    return f"triplets/{PurePosixPath(shard).stem}.parquet"
 
 
 @dataclass(frozen=True)

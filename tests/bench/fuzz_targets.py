@@ -4,6 +4,7 @@ A target returns or raises a LookalikeError; any other exception is a finding.
 """
 
 import dataclasses
+import hashlib
 import io
 import json
 import shutil
@@ -23,6 +24,7 @@ from lookalike.bundles.manifest import read_manifest as read_bundle_manifest
 from lookalike.bundles.manifest import read_preset
 from lookalike.bundles.transfer import fetch_bundle
 from lookalike.data import images, shards, text, triplets
+from lookalike.data.parts import FORMAT, Part, write_list
 from lookalike.diffusion.loading import load_pipeline
 from lookalike.errors import InputError
 from lookalike.evaluation.estimates import Estimate
@@ -179,8 +181,12 @@ def parquet_seeds() -> list[bytes]:
 def read_parquet(data: bytes, folder: Path) -> None:
     """Read the triplets of a snapshot, and tables of curation."""
     store = open_store(str(folder))
-    store.write("triplets.parquet", data)
-    info = next(iter(store.list("triplets.parquet")))
+    store.write("triplets/train-000000.parquet", data)
+    info = next(iter(store.list("triplets/train-000000.parquet")))
+    part = Part(info.key, 5, len(data), hashlib.sha256(data).hexdigest(), None, None, (), (), "00" * 32)
+    written = write_list(store, "train", 0, [part])
+    tables = {"train": {"rows": 5, "lists": [written["name"]]}, "validation": {"rows": 0, "lists": []}}
+    store.write("manifest.json", json.dumps({"format": FORMAT, "tables": tables}).encode())
     doors = (
         lambda: read_table(store, info.key),
         lambda: read_footer(store, info),

@@ -89,7 +89,7 @@ def snapshot(ray_local: None, raw: Path, tmp_path_factory: pytest.TempPathFactor
 
 
 def test_exactly_the_planted_defects_are_dropped_for_their_reasons(snapshot: Path) -> None:
-    rows = pq.read_table(snapshot / "v0001" / "images.parquet").to_pylist()
+    rows = pq.read_table(snapshot / "v0001" / "images").to_pylist()
     dropped = {row["key"]: row["drop_reason"] for row in rows if row["drop_reason"]}
     assert dropped == PLANTED
     manifest = json.loads((snapshot / "v0001" / "manifest.json").read_text())
@@ -101,7 +101,7 @@ def test_exactly_the_planted_defects_are_dropped_for_their_reasons(snapshot: Pat
 
 def test_triplets_are_pairs_of_one_subject_in_one_split(snapshot: Path) -> None:
     version = version_store(open_store(str(snapshot)), 1)
-    rows = pq.read_table(snapshot / "v0001" / "images.parquet").to_pylist()
+    rows = pq.read_table(snapshot / "v0001" / "images").to_pylist()
     images = {row["sha256"]: row for row in rows if row["drop_reason"] is None}
     triplets = read_triplets(version)
     counts = json.loads(version.read("manifest.json"))["counts"]["triplets"]
@@ -195,7 +195,7 @@ def test_taken_down_images_are_removed_and_snapshots_that_held_them_are_listed(
     assert result.manifest["counts"]["dropped"]["taken_down"] == 6  # with the tiny photo of thing03
     assert result.manifest["taken_down"]["held_by"] == {"v0001": 5}
     assert "v0001 (5 photos)" in (dataset / "v0002" / "report.html").read_text()
-    rows = pq.read_table(dataset / "v0002" / "images.parquet").to_pylist()
+    rows = pq.read_table(dataset / "v0002" / "images").to_pylist()
     assert {row["key"] for row in rows if row["drop_reason"] == "taken_down"} >= {"thing01-0", "thing03-1"}
     assert {triplet.subject for triplet in read_triplets(version_store(open_store(str(dataset)), 2))}.isdisjoint(
         {"thing03"}

@@ -24,6 +24,7 @@ from lookalike.storage import open_store, publish, version_store
 from pipelines.actors import ActorConfig
 from pipelines.evaluate import EvaluateConfig, evaluate
 from pipelines.generate import GenerateConfig, generate
+from tests.snapshots import write_tables
 
 pytestmark = pytest.mark.usefixtures("ray_local")
 
@@ -111,10 +112,8 @@ def dataset(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         row |= {"reference_lengths": [members[f"ref{i}.jpg"].length for i in range(2)]}
         row |= {"reference_similarities": [0.8, 0.8]}
     store.write("shards/validation-000000.tar", buffer.getvalue())
-    table = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), table)
-    store.write("triplets.parquet", table.getvalue())
-    publish(open_store(str(folder)), 1, {"version": 1})
+    written = write_tables(store, pa.Table.from_pylist(rows, schema=SCHEMA))
+    publish(open_store(str(folder)), 1, {"version": 1, "format": written["format"], "tables": written["tables"]})
     return folder
 
 

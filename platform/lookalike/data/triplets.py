@@ -1,35 +1,32 @@
 """Triplets: a target image, its prompt, and one or more reference images of the same subject.
 
-A snapshot has one row per triplet in ``triplets.parquet``. A row holds the place of each image in a shard of the same
-snapshot, so that rows can be read by range, in any order.
+A snapshot has one row per triplet in its tables ``triplets/*.parquet``. A row holds the place of each image in a shard
+of the same snapshot, so that rows can be read by range, in any order.
 """
 
 import hashlib
-import io
 import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from safetensors.numpy import load, save
 
 from lookalike.data.images import decode
-from lookalike.documents import decoding
+from lookalike.data.parts import PartedTable, open_table
 from lookalike.errors import InputError
-from lookalike.storage import Store, check_file, read_file
+from lookalike.storage import Store, check_file, manifest_of
 
 log = logging.getLogger(__name__)
 
-TABLE = "triplets.parquet"
 MAX_MEMBER_BYTES = 1 << 30  # of one image; a row with more is damaged
 _MAX_ID = 1024  # characters
 _FIX = "curate the photos again, or train without this triplet"
 Split = Literal["train", "validation"]
+SPLITS: tuple[Split, ...] = get_args(Split)
 
 
 class ShardError(InputError):
@@ -38,7 +35,7 @@ class ShardError(InputError):
 
 @dataclass(frozen=True)
 class Triplet:
-    """One row of ``triplets.parquet``."""
+    """One row of the triplet table."""
 
     triplet_id: str
     """Unique in its snapshot; the key of the sample in ``shard``."""
@@ -63,7 +60,7 @@ class Triplet:
     reference_similarities: tuple[float, ...]
     """Cosine similarity of each reference to the target, by the embedder that the manifest names."""
     target_image: str
-    """SHA-256 (hex) of the raw target file, as in ``images.parquet``."""
+    """SHA-256 (hex) of the raw target file, as in the image table."""
     reference_images: tuple[str, ...]
     """SHA-256 (hex) of each raw reference file."""
     latents_offset: int | None = None
@@ -95,20 +92,28 @@ SCHEMA = pa.schema([(field.name, _ARROW_TYPES[field.type]) for field in fields(T
 """A column for each field of :class:`Triplet`, in their order; None is null."""
 
 
+def open_triplets(version_store: Store, split: Split, manifest_sha256: str | None = None) -> PartedTable:
+    """Open the triplets (:data:`SCHEMA`) of one split of a snapshot version, in the order of the shards.
+
+    Raises InputError: the split has no triplets, or a list or the manifest (``manifest_sha256``) has changed.
+    """
+    return open_table(version_store, split, SCHEMA, manifest_sha256)
+
+
 def read_table(version_store: Store, split: Split | None = None, manifest_sha256: str | None = None) -> pa.Table:
     """Read the triplet table (:data:`SCHEMA`) of a snapshot version, of one split or both, in the order of the shards.
 
     Raises InputError: the split has no triplets, or the table or the manifest (``manifest_sha256``) has changed.
     """
-    data = read_file(version_store, TABLE, manifest_sha256)
-    with decoding("a triplet table", version_store.uri_of(TABLE), fix="restore the file, or curate again"):
-        table = pq.read_table(io.BytesIO(data), schema=SCHEMA)
-    if split is None:
-        return table
-    chosen = table.filter(pc.equal(table["split"], split))
-    if len(chosen) == 0:
-        raise InputError(f"the snapshot has no {split} triplets", value=version_store.uri, fix="curate more subjects")
-    return chosen
+    splits = SPLITS if split is None else (split,)
+    counts = manifest_of(version_store, manifest_sha256).get("tables", {})
+    tables = [
+        part
+        for each in splits
+        if split is not None or counts.get(each, {"rows": 1})["rows"]
+        for part in open_triplets(version_store, each, manifest_sha256).parts()
+    ]
+    return pa.concat_tables(tables) if tables else SCHEMA.empty_table()
 
 
 def read_triplets(

@@ -16,7 +16,7 @@ from PIL import Image
 
 from lookalike.annotators.embedder import NO_EMBEDDER, NoEmbedder
 from lookalike.data.images import decode, decodes_as_it_is
-from lookalike.data.triplets import load_images, read_triplets
+from lookalike.data.triplets import load_images, read_table, read_triplets
 from lookalike.errors import ConfigError, InputError
 from lookalike.storage import open_store
 from pipelines.curate.config import CurateConfig, PlanConfig, ShardsConfig
@@ -220,11 +220,11 @@ def test_a_jpeg_that_others_cannot_open_is_encoded_again(flaw: str) -> None:
 
 def test_a_deleted_table_of_a_shard_is_written_again(planned: Planned, tmp_path: Path) -> None:
     work = planned(write_raw(tmp_path / "raw", world(3, 3)), filters=LOOSE)
-    table = materialise(work).version.read("triplets.parquet")
+    table = read_table(materialise(work).version)
     parts = list((tmp_path / "dataset" / "work" / "materialise").rglob("*.parquet"))
     assert parts
     parts[0].unlink()
-    assert materialise(work).version.read("triplets.parquet") == table
+    assert read_table(materialise(work).version) == table
 
 
 def test_the_report_shows_no_taken_down_photo(planned: Planned, tmp_path: Path) -> None:

@@ -1,22 +1,21 @@
 """Images and tables of a snapshot that were replaced after it was curated are refused before they are used."""
 
-import hashlib
-import io
 import json
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from lookalike.config import fingerprint
-from lookalike.data.triplets import SCHEMA, TABLE, load_images, load_latents, read_table, read_triplets
+from lookalike.data.parts import write_part
+from lookalike.data.triplets import SCHEMA, load_images, load_latents, read_table, read_triplets
 from lookalike.errors import InputError
 from lookalike.storage import Store, open_store, read_manifest
 from pipelines.train.samples import TripletSource, prepare
 from tests.poisoned import SHARD, write_snapshot
+from tests.snapshots import write_tables
 
 
 @pytest.fixture
@@ -26,11 +25,9 @@ def version(tmp_path: Path) -> Store:
 
 
 def _write_table(folder: Path, rows: list[dict]) -> None:
-    buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows, SCHEMA), buffer)
-    (folder / TABLE).write_bytes(buffer.getvalue())
     manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["files"][TABLE] = hashlib.sha256(buffer.getvalue()).hexdigest()
+    written = write_tables(open_store(str(folder)), pa.Table.from_pylist(rows, SCHEMA))
+    manifest |= written | {"files": manifest["files"] | written["files"]}
     (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
@@ -62,10 +59,12 @@ def test_replaced_latents_are_refused(version: Store) -> None:
 
 def test_replaced_table_is_refused(version: Store) -> None:
     rows = read_table(version).to_pylist()
-    buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist([{**row, "prompt": "someone else"} for row in rows], SCHEMA), buffer)
-    version.write(TABLE, buffer.getvalue())
-    with pytest.raises(InputError, match=f"a file of the snapshot has changed: .*{TABLE}"):
+    changed = pa.Table.from_pylist([{**row, "prompt": "someone else"} for row in rows], SCHEMA)
+    write_part(version, "triplets/train-000000.parquet", changed)
+    with pytest.raises(InputError, match="a part of a table of the snapshot has changed"):
+        read_triplets(version)
+    write_tables(version, changed)
+    with pytest.raises(InputError, match=r"a file of the snapshot has changed: .*lists/train-00000\.parquet"):
         read_triplets(version)
 
 

@@ -1,16 +1,16 @@
-import io
+import json
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from lookalike.data.images import encode_jpeg
 from lookalike.data.shards import write_tar
-from lookalike.data.triplets import SCHEMA, TABLE, Triplet, load_images, read_table, read_triplets
+from lookalike.data.triplets import SCHEMA, Triplet, load_images, read_table, read_triplets
 from lookalike.errors import InputError
 from lookalike.storage import Store, open_store
+from tests.snapshots import write_tables
 
 
 def flat(value: int, height: int = 20, width: int = 30) -> np.ndarray:
@@ -50,9 +50,8 @@ def version(tmp_path: Path) -> Store:
                 "reference_images": ["r"] * len(references),
             }
         )
-    buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows, SCHEMA), buffer)
-    store.write(TABLE, buffer.getvalue())
+    manifest = write_tables(store, pa.Table.from_pylist(rows, SCHEMA)) | {"files": None}
+    store.write("manifest.json", json.dumps(manifest).encode())
     return store
 
 
@@ -77,9 +76,6 @@ def test_rows_of_arrow_and_numpy_are_accepted(version: Store) -> None:
 
 
 def test_split_without_triplets_is_an_error(version: Store) -> None:
-    table = read_table(version, "train")
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer)
-    version.write(TABLE, buffer.getvalue())
-    with pytest.raises(InputError, match="no validation triplets"):
+    version.write("manifest.json", json.dumps(write_tables(version, read_table(version, "train"))).encode())
+    with pytest.raises(InputError, match="no validation rows"):
         read_table(version, "validation")

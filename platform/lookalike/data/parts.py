@@ -1,0 +1,255 @@
+"""Tables of a snapshot in parts: Parquet files of a few thousand rows, and lists of these parts with their hashes.
+
+A list (``lists/train-00000.parquet``, :data:`LIST_SCHEMA`) has a row for each part, with the hash of each of its row
+groups and of its footer. The manifest has the hash of each list. So a row is read and checked by one range request for
+its row group, whatever the size of the table, and a reader holds the lists and a bounded cache.
+"""
+
+import hashlib
+import io
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from threading import Lock
+from typing import Any, Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from lookalike.documents import decoding
+from lookalike.errors import InputError
+from lookalike.storage import Store, manifest_of, read_listed
+
+FORMAT = 2
+"""Of snapshots: the value of ``format`` in their manifest."""
+GROUP_ROWS = 1024  # rows of a row group; the last one of a part has fewer
+_CACHE_BYTES = 16 << 20  # of decoded row groups
+_FOOTERS = 64  # maximum footers in memory
+_AT_ONCE = 16  # requests
+_MAGIC = 4  # bytes before the first row group of a Parquet file
+_FIX = "restore it from a copy, or curate again into another dataset"
+
+Kind = Literal["images", "train", "validation"]
+"""The tables of a snapshot: its images, and its triplets of one split."""
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
+LIST_SCHEMA = pa.schema(
+    [
+        ("name", pa.string()),  # key of the part below the version's prefix
+        ("rows", pa.int64()),
+        ("size", pa.int64()),  # bytes
+        ("sha256", pa.string()),  # of the part
+        ("first_hash", pa.int64()),  # lowest and highest subject hash, of image tables
+        ("last_hash", pa.int64()),
+        ("group_ends", pa.list_(pa.int64())),  # byte after each row group
+        ("group_sha256s", pa.list_(pa.binary(32))),
+        ("footer_sha256", pa.binary(32)),  # of the bytes after the last row group
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part, as :func:`write_part` returns it; a row of :data:`LIST_SCHEMA` with hashes as hex digits."""
+
+    name: str
+    rows: int
+    size: int
+    sha256: str
+    first_hash: int | None
+    last_hash: int | None
+    group_ends: tuple[int, ...]
+    group_sha256s: tuple[str, ...]
+    footer_sha256: str
+
+
+def write_part(version: Store, name: str, table: pa.Table) -> Part:
+    """Write ``table`` as one Parquet file in one put; equal tables give equal bytes.
+
+    An image table has the column ``subject_hash``, by which it is sorted.
+    """
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, row_group_size=GROUP_ROWS, compression="zstd")
+    data = buffer.getvalue()
+    footer = pq.read_metadata(pa.BufferReader(data))
+    groups = [footer.row_group(i) for i in range(footer.num_row_groups)]
+    ends = [max(map(_end_of_chunk, (group.column(i) for i in range(group.num_columns)))) for group in groups]
+    starts = [_MAGIC, *ends]
+    hashes = table["subject_hash"].to_numpy() if "subject_hash" in table.column_names and len(table) else None
+    version.write(name, data)
+    return Part(
+        name=name,
+        rows=len(table),
+        size=len(data),
+        sha256=hashlib.sha256(data).hexdigest(),
+        first_hash=None if hashes is None else int(hashes[0]),
+        last_hash=None if hashes is None else int(hashes[-1]),
+        group_ends=tuple(ends),
+        group_sha256s=tuple(hashlib.sha256(data[a:b]).hexdigest() for a, b in zip(starts, ends, strict=False)),
+        footer_sha256=hashlib.sha256(data[starts[-1] :]).hexdigest(),
+    )
+
+
+def write_list(version: Store, kind: str, number: int, parts: Iterable[Part]) -> dict[str, Any]:
+    """Write a list of parts; return its ``name`` and ``sha256`` for the manifest, and the ``rows`` of all parts."""
+    name, rows = f"lists/{kind}-{number:05d}.parquet", 0
+    columns: list[dict[str, Any]] = []
+    for part in parts:
+        rows += part.rows
+        hashes = [bytes.fromhex(digest) for digest in part.group_sha256s]
+        columns.append(asdict(part) | {"group_sha256s": hashes, "footer_sha256": bytes.fromhex(part.footer_sha256)})
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(columns, LIST_SCHEMA), buffer, compression="zstd")
+    version.write(name, buffer.getvalue())
+    return {"name": name, "sha256": hashlib.sha256(buffer.getvalue()).hexdigest(), "rows": rows}
+
+
+def open_table(version: Store, kind: Kind, schema: pa.Schema, manifest_sha256: str | None = None) -> "PartedTable":
+    """Open a table of a snapshot version.
+
+    Raises:
+        InputError: the version has another format, has no rows of this kind, or a list or the manifest has changed
+            (with ``manifest_sha256`` the manifest must have this fingerprint).
+    """
+    manifest = manifest_of(version, manifest_sha256)
+    check_format(version, manifest)
+    lists = manifest["tables"][kind]["lists"]
+    if not lists:
+        raise InputError(f"the snapshot has no {kind} rows", value=version.uri, fix="curate more subjects")
+    tables = []
+    for name in lists:
+        data = read_listed(version, name, manifest)
+        with decoding("a list of the parts of a table", version.uri_of(name), fix=_FIX):
+            tables.append(pq.read_table(io.BytesIO(data), schema=LIST_SCHEMA))
+    return PartedTable(version, pa.concat_tables(tables).combine_chunks(), schema)
+
+
+def check_format(version: Store, manifest: dict[str, Any]) -> None:
+    """Raise InputError for a snapshot of another format, with the command that makes it anew."""
+    if manifest.get("format") != FORMAT:
+        raise InputError(
+            f"the snapshot has format {manifest.get('format', 1)}, and this version of lookalike reads format {FORMAT}",
+            value=version.uri,
+            fix="run python jobs/curate.py run with its --raw and --dataset again: it publishes a new version, and"
+            " reads no image again that is indexed",
+        )
+
+
+class PartedTable:
+    """The rows of a table in parts, by their number, in bounded memory. Threads may share it."""
+
+    def __init__(self, version: Store, parts: pa.Table, schema: pa.Schema) -> None:
+        self.schema = schema
+        self._version, self._parts = version, parts
+        self._ends = np.cumsum(parts["rows"].to_numpy())
+        self._cache: OrderedDict[tuple[int, int], pa.Table] = OrderedDict()
+        self._cached = 0
+        self._footers: OrderedDict[int, bytes] = OrderedDict()
+        self._lock = Lock()
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    @property
+    def names(self) -> list[str]:
+        """Keys of the parts below the version's prefix."""
+        return list(self._parts["name"].to_pylist())
+
+    def take(self, indices: npt.NDArray[np.int64]) -> pa.Table:
+        """Return the rows with these numbers, in this order; each row group is read once."""
+        if len(indices) == 0:
+            return self.schema.empty_table()
+        places = self._places(indices)
+        wanted = sorted(set(places))
+        with ThreadPoolExecutor(min(_AT_ONCE, len(wanted))) as pool:
+            groups = dict(zip(wanted, pool.map(lambda place: self._group(*place), wanted), strict=True))
+        first = dict(zip(wanted, np.cumsum([0, *(len(groups[place]) for place in wanted)]), strict=False))
+        part_of = np.array([part for part, _ in places])
+        within = (indices - np.concatenate([[0], self._ends])[part_of]) % GROUP_ROWS
+        return pa.concat_tables(groups[p] for p in wanted).take(pa.array(within + [first[p] for p in places]))
+
+    def read_span(self, span: tuple[int, int], columns: list[str] | None = None) -> pa.Table:
+        """Return the rows of an image table whose ``subject_hash`` is in the half-open ``span``, in their order."""
+        first, last = (self._parts[name].to_numpy() for name in ("first_hash", "last_hash"))
+        tables = []
+        for part in np.flatnonzero((last >= span[0]) & (first < span[1])):
+            footer = self._open(int(part), {}).metadata
+            at = footer.schema.to_arrow_schema().get_field_index("subject_hash")
+            for group in range(footer.num_row_groups):
+                bounds = footer.row_group(group).column(at).statistics
+                if bounds is None or (bounds.max >= span[0] and bounds.min < span[1]):
+                    table = self._group(int(part), group)
+                    places = table["subject_hash"].to_numpy()
+                    tables.append(table.filter(pa.array((places >= span[0]) & (places < span[1]))))
+        rows = pa.concat_tables(tables) if tables else self.schema.empty_table()
+        return rows if columns is None else rows.select(columns)
+
+    def parts(self) -> Iterator[pa.Table]:
+        """Yield the parts in their order; one is in memory at a time, and read whole."""
+        for name, sha256 in zip(self.names, self._parts["sha256"].to_pylist(), strict=True):
+            data = self._version.read(name)
+            self._check(name, data, bytes.fromhex(sha256))
+            with decoding("a part of a table", self._version.uri_of(name), fix=_FIX):
+                yield pq.read_table(io.BytesIO(data), schema=self.schema)
+
+    def _places(self, indices: npt.NDArray[np.int64]) -> Sequence[tuple[int, int]]:
+        """The (part, row group) of each row."""
+        if indices.min() < 0 or indices.max() >= len(self):
+            raise IndexError(f"rows {indices.min()} to {indices.max()} of {len(self)}")
+        part = np.searchsorted(self._ends, indices, side="right")
+        group = (indices - np.concatenate([[0], self._ends])[part]) // GROUP_ROWS
+        return list(zip(part.tolist(), group.tolist(), strict=True))
+
+    def _group(self, part: int, group: int) -> pa.Table:
+        with self._lock:
+            if (part, group) in self._cache:
+                self._cache.move_to_end((part, group))
+                return self._cache[part, group]
+        ends = [_MAGIC, *self._parts["group_ends"][part].as_py()]
+        data = self._checked(part, ends[group], ends[group + 1], self._parts["group_sha256s"][part][group].as_py())
+        name = str(self._parts["name"][part])
+        with decoding("a part of a table", self._version.uri_of(name), fix=_FIX):
+            table = self._open(part, {ends[group]: data}).read_row_group(group).select(self.schema.names)
+            table = table.cast(self.schema)
+        with self._lock:
+            self._cached += 0 if (part, group) in self._cache else table.nbytes
+            self._cache[part, group] = table
+            while self._cached > _CACHE_BYTES and len(self._cache) > 1:
+                self._cached -= self._cache.popitem(last=False)[1].nbytes
+        return table
+
+    def _open(self, part: int, ranges: dict[int, bytes]) -> pq.ParquetFile:
+        """The part, of which only the footer and the ``ranges`` (bytes by their offset) are there."""
+        size, end = self._parts["size"][part].as_py(), self._parts["group_ends"][part].as_py()[-1]
+        with self._lock:
+            footer = self._footers.get(part)
+        if footer is None:
+            footer = self._checked(part, end, size, self._parts["footer_sha256"][part].as_py())
+            with self._lock:
+                self._footers[part] = footer
+                while len(self._footers) > _FOOTERS:
+                    self._footers.popitem(last=False)
+        data = np.zeros(size, np.uint8)  # pages that nothing is written to take no memory
+        for offset, held in {**ranges, end: footer}.items():
+            data[offset : offset + len(held)] = np.frombuffer(held, np.uint8)
+        with decoding("a part of a table", self._version.uri_of(str(self._parts["name"][part])), fix=_FIX):
+            return pq.ParquetFile(pa.BufferReader(pa.py_buffer(data)))
+
+    def _checked(self, part: int, start: int, end: int, sha256: bytes) -> bytes:
+        name = str(self._parts["name"][part])
+        data = self._version.read_range(name, start, end - start)
+        self._check(name, data, sha256)
+        return data
+
+    def _check(self, name: str, data: bytes, sha256: bytes) -> None:
+        if hashlib.sha256(data).digest() != sha256:
+            what = "a part of a table of the snapshot has changed: its hash is not the one in its list"
+            raise InputError(what, value=self._version.uri_of(name), fix=_FIX)
+
+
+def _end_of_chunk(chunk: Any) -> int:
+    start = chunk.dictionary_page_offset if chunk.has_dictionary_page else chunk.data_page_offset
+    return int(start + chunk.total_compressed_size)
