@@ -30,12 +30,21 @@ nothing, and print JSON with --json:
 
   python jobs/curate.py diff --before 1 --after 2 --dataset s3://bucket/dataset
   python jobs/curate.py trace --id 3f9c02aa --dataset ./dataset
+
+Remove what neither a snapshot nor the next run needs: results of finished runs below work/, index results of raw shards
+that the newest version does not list, packs of images that no version lists. It asks nothing; --dry-run shows what
+would be removed. --version also removes one version. It knows the dataset only: whether a training run reads that
+version, or a registered model was trained on it, is yours to check.
+
+  python jobs/curate.py collect --dataset s3://bucket/dataset --dry-run
+  python jobs/curate.py collect --dataset s3://bucket/dataset --version 3 --grace-hours 72
 """
 
 import dataclasses
 
 from lookalike.documents import render_json
 from pipelines.curate import CurateConfig, curate, inventory
+from pipelines.curate.collect import CollectConfig, collect, render_collected
 from pipelines.curate.diff import DiffConfig, diff, render_diff
 from pipelines.curate.removals import entry_lines
 from pipelines.curate.trace import TraceConfig, render_trace, trace
@@ -76,5 +85,13 @@ def main_trace(config: TraceConfig) -> int:
     return 0
 
 
+def main_collect(config: CollectConfig) -> int:
+    """Remove what is not needed, and print what was removed and kept."""
+    print(render_collected(collect(config), dry_run=config.dry_run))
+    return 0
+
+
 if __name__ == "__main__":
-    raise SystemExit(run_subcommand({"run": main, "diff": main_diff, "trace": main_trace}, __doc__))
+    raise SystemExit(
+        run_subcommand({"run": main, "diff": main_diff, "trace": main_trace, "collect": main_collect}, __doc__)
+    )

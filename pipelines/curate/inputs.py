@@ -1,5 +1,6 @@
 """The inputs that decide about a snapshot, and their fingerprint: equal inputs share their results."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -24,6 +25,8 @@ REVISIONS = {
 same inputs: with another ``index`` every raw shard is indexed again, with any other the stages after the index run
 again and the next snapshot is published. Texts and refactoring change no revision."""
 
+
+_WITH_HEIC = "+heic"  # end of a manifest's code version
 
 CAPTION = "caption"
 """Name of the captioner in :attr:`Inputs.models`; a scorer has the name of its filter."""
@@ -68,6 +71,15 @@ class Inputs:
         embedder = embedders.revision_of(config.embedder)
         return cls(tuple(shards), settings, images.HEIC_INSTALLED, embedder, models, latents)
 
+    @classmethod
+    def of_manifest(cls, manifest: Mapping[str, Any]) -> "Inputs":
+        """Return the inputs of a published snapshot."""
+        shards = manifest["inputs"]["shards"].items()
+        infos = tuple(ObjectInfo(key, shard["size"], shard["etag"]) for key, shard in sorted(shards))
+        heic = manifest["code_version"].endswith(_WITH_HEIC)
+        names = ("config", "embedder", "models", "latents")
+        return cls(infos, heic=heic, **{name: manifest[name] for name in names})
+
     @property
     def units(self) -> range:
         """Numbers of the raw shards."""
@@ -77,7 +89,7 @@ class Inputs:
     def code(self) -> str:
         """The library's version and the revisions of all stages, as the manifest shows them."""
         revisions = ".".join(f"{stage}{number}" for stage, number in REVISIONS.items())
-        return f"{lookalike.__version__}+{revisions}{'+heic' if self.heic else ''}"
+        return f"{lookalike.__version__}+{revisions}{_WITH_HEIC if self.heic else ''}"
 
     @cached_property
     def fingerprint(self) -> str:

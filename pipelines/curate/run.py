@@ -19,6 +19,7 @@ from lookalike.storage.snapshot import MANIFEST
 from pipelines.actors import Columns, run_tasks, run_units
 from pipelines.curate.changed import with_recorded_changes
 from pipelines.curate.cluster_subjects import assign_cells, cluster_work, find_centroids, group_cell, label_shard
+from pipelines.curate.collect import complete
 from pipelines.curate.config import CurateConfig, FoundConfig
 from pipelines.curate.duplicates import find_duplicates
 from pipelines.curate.finish import FinishWork, finish, tables_of
@@ -74,6 +75,7 @@ def curate(config: CurateConfig) -> Curated:
 
 
 def _curate(config: CurateConfig, raw: Store, dataset: Store, listing: RawListing, lease: Lease) -> Curated:
+    complete(dataset, lease)
     versions = list_versions(dataset)
     newest = _newest(dataset, versions)
     config = with_pinned_models(_with_pinned_list(config, dataset, newest))

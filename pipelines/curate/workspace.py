@@ -12,6 +12,9 @@ from lookalike.config import fingerprint
 from lookalike.storage import ObjectInfo
 
 _WORK = "work"
+WORK_PREFIX = f"{_WORK}/"
+COLLECTION = f"{_WORK}/collection.json"
+PACKS_PREFIX = "shards/"
 LEASE = f"{_WORK}/lease"
 CHANGED = f"{_WORK}/changed"
 _TAKE_DOWN_LISTS = f"{_WORK}/taken-down"

@@ -11,8 +11,10 @@ from lookalike.storage.snapshot import (
     read_listed,
     read_manifest,
     version_store,
+    withdraw,
 )
 from lookalike.storage.store import (
+    delete_all,
     locate_object,
     open_store,
     overlap,
@@ -27,6 +29,7 @@ __all__ = [
     "ObjectInfo",
     "Store",
     "check_file",
+    "delete_all",
     "latest_version",
     "list_versions",
     "locate_object",
@@ -43,4 +46,5 @@ __all__ = [
     "read_members",
     "read_object",
     "version_store",
+    "withdraw",
 ]

@@ -97,7 +97,8 @@ class S3Store:
             for page in pages:
                 for item in page.get("Contents", []):
                     key = item["Key"][len(self.prefix) :]
-                    found.append(ObjectInfo(key, item["Size"], item["ETag"].strip('"')))
+                    written = item["LastModified"].timestamp()
+                    found.append(ObjectInfo(key, item["Size"], item["ETag"].strip('"'), written))
         except (ClientError, BotoCoreError) as error:
             self._fail(prefix, error)
         # Some servers do not sort by key: SeaweedFS lists folder by folder, AWS's directory buckets in any order.
