@@ -208,8 +208,8 @@ class _Plan:
                 for info in infos:
                     self._judge(info, keep=True)
             else:
-                for prefix in sorted({"/".join(info.key.split("/")[:3]) + "/" for info in infos}):
-                    self.remove_prefix(prefix, [info for info in infos if info.key.startswith(prefix)])
+                for stage in sorted({"/".join(info.key.split("/")[:3]) + "/" for info in infos}):
+                    self.remove_prefix(stage, [info for info in infos if info.key.startswith(stage)])
         return resumable
 
     def remove_prefix(self, prefix: str, infos: Iterable[ObjectInfo]) -> None:
