@@ -15,16 +15,16 @@ from pipelines.curate.workspace import Workspace
 
 
 class Answers:
-    """The answers of one model about raw shard ``unit``, which are values of the Arrow type ``kind``.
+    """The answers of one model about the raw shard with id ``shard``, which are values of the Arrow type ``kind``.
 
     ``model`` is its identity: equal identities give equal answers.
     """
 
-    def __init__(self, store: Store, workspace: Workspace, model: str, unit: int, kind: pa.DataType) -> None:
-        self._store, self._workspace, self._model, self._unit = store, workspace, model, unit
+    def __init__(self, store: Store, workspace: Workspace, model: str, shard: str, kind: pa.DataType) -> None:
+        self._store, self._workspace, self._model, self._shard = store, workspace, model, shard
         self._schema = pa.schema([("sha256", pa.string()), ("value", kind)])
-        self._table = workspace.answers(model, unit)
-        keys = [info.key for info in store.list(workspace.answers_prefix(model, unit))]
+        self._table = workspace.answers(model, shard)
+        keys = [info.key for info in store.list(workspace.answers_prefix(model, shard))]
         self._parts = [key for key in keys if key != self._table]
         self.values: dict[str, Any] = {}
         """The answers that are known, by content hash."""
@@ -36,7 +36,7 @@ class Answers:
     def add(self, new: Mapping[str, Any]) -> None:
         """Add answers, and write them as a part."""
         number = 1 + max((self._workspace.part_of_answers(key) for key in self._parts), default=-1)
-        key = self._workspace.answers_part(self._model, self._unit, number)
+        key = self._workspace.answers_part(self._model, self._shard, number)
         self._write(key, new)
         self.values.update(new)
         self._parts.append(key)

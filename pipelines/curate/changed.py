@@ -5,7 +5,7 @@ modification time, or a change during the run. Such a change is recorded as a ma
 run adds the mark to the shard's ETag, so it indexes the shard again.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -18,25 +18,30 @@ from pipelines.curate.workspace import CHANGED, change_mark, shard_id
 def with_recorded_changes(shards: list[ObjectInfo], dataset: Store) -> list[ObjectInfo]:
     """Return the listed shards; the ETags of those with a recorded change include the mark."""
     marks = {info.key.rpartition("/")[2] for info in dataset.list(f"{CHANGED}/")}
-    return [_marked(info, dataset, marks) for info in shards]
+    return [_marked(info, dataset, marks.__contains__) for info in shards]
 
 
-def read_image(store: Store, key: str, row: Mapping[str, Any], shard: ObjectInfo, dataset: Store) -> bytes:
-    """Return the file of an image, at the ``offset`` and ``length`` of its row in the object ``key`` of ``store``.
+def read_image(raw: Store, dataset: Store, row: Mapping[str, Any]) -> bytes:
+    """Return the file of an image, at the ``offset`` and ``length`` of its row in its raw shard (``shard``), or in the
+    tar that was ``unpacked`` from it.
 
-    If the bytes are not those that were indexed, the change of ``shard`` is recorded and InputError raised.
+    If the bytes are not those that were indexed, the change of the shard is recorded and InputError raised.
     """
+    store, key = (dataset, row["unpacked"]) if row["unpacked"] else (raw, row["shard"])
     end = row["offset"] + row["length"]
     try:
         data = store.read_range(key, row["offset"], row["length"])
     except InputError:
-        size = next((info.size for info in store.list(key) if info.key == key), None)
-        if size is None or size >= end:  # it is missing or unreadable: the store's error names it
+        info = _listed(store, key)
+        if info is None or info.size >= end:  # it is missing or unreadable: the store's error names it
             raise
         data = b""
     if sha256(data) == row["sha256"]:
         return data
-    dataset.write(change_mark(shard_id(shard)), sha256(data).encode())
+    shard = _listed(raw, row["shard"])
+    if shard is not None:  # a shard that is gone is not listed by the next run either
+        name = shard_id(_marked(shard, dataset, lambda mark: dataset.exists(change_mark(mark))))
+        dataset.write(change_mark(name), sha256(data).encode())
     raise InputError(
         f"the raw shard changed after it was indexed: the image at byte {row['offset']} differs",
         value=f"{store.uri}/{key}",
@@ -44,7 +49,11 @@ def read_image(store: Store, key: str, row: Mapping[str, Any], shard: ObjectInfo
     )
 
 
-def _marked(info: ObjectInfo, dataset: Store, marks: set[str]) -> ObjectInfo:
-    while (name := shard_id(info)) in marks:
+def _listed(store: Store, key: str) -> ObjectInfo | None:
+    return next((info for info in store.list(key) if info.key == key), None)
+
+
+def _marked(info: ObjectInfo, dataset: Store, is_mark: Callable[[str], bool]) -> ObjectInfo:
+    while is_mark(name := shard_id(info)):
         info = replace(info, etag=f"{info.etag}+{dataset.read(change_mark(name)).decode()[:12]}")
     return info

@@ -17,8 +17,8 @@ from pipelines.curate.config import CurateConfig, FoundConfig
 from pipelines.curate.graph import components
 from pipelines.curate.inputs import Inputs
 from pipelines.curate.rows import IMAGE_SCHEMA, subject_hash
-from pipelines.curate.tables import read_footers, read_part, read_table, vectors_array, vectors_of, write_table
-from pipelines.curate.work import StageWork
+from pipelines.curate.tables import read_footer, read_part, read_table, vectors_array, vectors_of, write_table
+from pipelines.curate.work import IndexedShard, StageWork
 
 # Legend: N images of a cell, D embedding dimensions, K cells.
 
@@ -33,7 +33,7 @@ def cluster_work(config: CurateConfig, inputs: Inputs, settings: FoundConfig) ->
     A unit is a raw shard, or a cell in :func:`group_cell`.
     """
     work = StageWork.of(config, inputs, clustered=False)
-    images = sum(count for count, _ in read_footers(work.dataset, work.vectors))
+    images = sum(read_footer(work.dataset, shard.vectors)[0] for shard in work.shards)
     return replace(work, cells=-(-images // settings.images_per_cell) or 1)
 
 
@@ -41,8 +41,8 @@ def find_centroids(work: StageWork, unit: int) -> Columns:
     """Write the centroids of all cells, float16 [K, D], from a sample of each raw shard; there is one unit."""
     store, key = work.dataset, work.workspace.centroids()
     if not store.exists(key):
-        share = -(-_SAMPLES_PER_CELL * work.cells // len(work.vectors))
-        sample_ND = np.concatenate([_unlabelled(work, shard)[1][:share] for shard in work.inputs.units])
+        share = -(-_SAMPLES_PER_CELL * work.cells // len(work.shards))
+        sample_ND = np.concatenate([_unlabelled(work, shard)[1][:share] for shard in work.shards])
         cells = min(work.cells, len(sample_ND))  # most photos may have a label
         centroids_KD = np.zeros((1, sample_ND.shape[1]), np.float32)  # one cell holds all images
         if cells > 1:
@@ -57,7 +57,7 @@ def assign_cells(work: StageWork, unit: int) -> Columns:
     """Write the unlabelled images of one raw shard with their vectors, sorted by cell."""
     store, key = work.dataset, work.workspace.assigned(unit)
     if not store.exists(key):
-        contents, vectors_ND = _unlabelled(work, unit)
+        contents, vectors_ND = _unlabelled(work, work.shards[unit])
         centroids_KD = vectors_of(read_table(store, work.workspace.centroids())["vector"])
         columns = {
             "cell": pa.array((vectors_ND @ centroids_KD.T).argmax(1), pa.int64()),
@@ -102,14 +102,14 @@ def label_shard(work: StageWork, unit: int) -> Columns:
         for cell in range(work.cells):
             named = read_table(store, work.workspace.cell_subjects(cell), (unit, unit + 1), by="unit")
             subjects.update(zip(named["sha256"].to_pylist(), named["subject"].to_pylist(), strict=True))
-        indexed = read_table(store, work.rows[unit].key)
+        indexed = read_table(store, work.shards[unit].rows.key)
         rows = indexed.to_pylist()
         places: dict[str, list[int]] = {}
         for row in rows:
             row["subject"] = row["subject"] or subjects.get(row["sha256"], "")
             row["subject_hash"] = subject_hash(row["subject"])
             places.setdefault(row["sha256"], []).append(row["subject_hash"])
-        table = read_table(store, work.vectors[unit].key)
+        table = read_table(store, work.shards[unit].vectors.key)
         contents = table["sha256"].to_pylist()
         number = {content: i for i, content in enumerate(contents)}
         pairs = sorted({(place, content) for content in number for place in places[content]})
@@ -168,11 +168,11 @@ def _cut(vectors_ND: np.ndarray, min_similarity: float) -> np.ndarray:
     return np.asarray(first[group_of])
 
 
-def _unlabelled(work: StageWork, unit: int) -> tuple[list[str], np.ndarray]:
+def _unlabelled(work: StageWork, shard: IndexedShard) -> tuple[list[str], np.ndarray]:
     """Return the sorted content hashes and the vectors [N, D] of the images of a raw shard without a subject."""
-    rows = read_table(work.dataset, work.rows[unit].key, columns=["sha256", "subject", "error"])
+    rows = read_table(work.dataset, shard.rows.key, columns=["sha256", "subject", "error"])
     unlabelled = rows.filter(pc.and_(pc.equal(rows["subject"], ""), pc.equal(rows["error"], "")))["sha256"]
-    table = read_table(work.dataset, work.vectors[unit].key)
+    table = read_table(work.dataset, shard.vectors.key)
     table = table.filter(pc.is_in(table["sha256"], value_set=unlabelled.combine_chunks())).sort_by("sha256")
     contents = table["sha256"].to_pylist()
     first = [i for i, content in enumerate(contents) if i == 0 or content != contents[i - 1]]

@@ -2,8 +2,8 @@
 
 Removed are, if they are older than the grace period:
 
-- results of stages, below ``work/<stage>/<run>/``: all objects of a curation run or none, since a run that was killed
-  resumes by what exists;
+- results of stages, below ``work/<stage>/<identity of its inputs>/``: all of these objects or none, since a run that
+  was killed resumes by what exists;
 - index results of raw shards that the newest version does not list, or that its settings and models do not read, and
   answers of models about raw shards that it does not list;
 - take-down lists that no manifest names;
@@ -50,13 +50,13 @@ from pipelines.curate.workspace import (
     LEASE,
     PACKS_PREFIX,
     WORK_PREFIX,
-    shard_id,
     take_down_list,
 )
 
 log = logging.getLogger(__name__)
 
-_OF_RUN = re.compile(r"work/(?!answers/|rows/|vectors/|unpacked/)[a-z0-9_-]+/([0-9a-f]{16})/.+", re.DOTALL)
+_WRITES_PACKS = ("materialise",)  # stages whose results name the packs that they have written
+_OF_STAGE = re.compile(r"work/(?!answers/|rows/|vectors/|unpacked/)[a-z0-9_-]+/[0-9a-f]{16}/.+", re.DOTALL)
 _INDEX = re.compile(r"work/(?:rows|vectors)/[^/]+/[0-9a-f]{24}\.parquet|work/unpacked/\d+-[0-9a-f]{24}\.tar")
 _ANSWERS = re.compile(r"work/answers/[0-9a-f]{16}/([0-9a-f]{24})(?:\.parquet|/\d+\.parquet)")
 _LIST = re.compile(r"work/taken-down/[0-9a-f]{64}\.txt")
@@ -142,7 +142,7 @@ def complete(dataset: Store, lease: Lease) -> None:
     for prefix in prefixes:
         if (version := _VERSION.fullmatch(prefix)) is not None:
             withdraw(dataset, int(version[1]))
-        elif not _OF_RUN.fullmatch(f"{prefix}x"):
+        elif not _OF_STAGE.fullmatch(f"{prefix}x"):
             raise InputError(
                 "the record of a collection names a prefix that no collection removes",
                 value=prefix,
@@ -182,13 +182,12 @@ class _Plan:
         where = version_store(dataset, manifests[-1]["version"]).uri_of(MANIFEST)
         with decoding("the manifest of a snapshot", where, fix=_RESTORE):
             inputs = Inputs.of_manifest(manifests[-1])
-            workspace = inputs.workspace
-            index = {make(unit) for unit in inputs.units for make in (workspace.rows, workspace.vectors)}
-            index |= {workspace.unpacked(unit) for unit in inputs.units}
-            ids = {shard_id(info) for info in inputs.shards}
+            workspace, ids = inputs.index_workspace, set(inputs.ids)
+            results = (workspace.rows, workspace.vectors, workspace.unpacked)
+            index = {key_of(shard) for shard in ids for key_of in results}
             records = [manifest["taken_down"] for manifest in manifests if manifest.get("taken_down")]
             lists = {take_down_list(record[name]) for record in records for name in ("list", "widened")}
-        runs: dict[str, list[ObjectInfo]] = defaultdict(list)
+        stages: dict[str, list[ObjectInfo]] = defaultdict(list)
         for info in dataset.list(WORK_PREFIX):
             young = info.modified >= before
             if (answers := _ANSWERS.fullmatch(info.key)) is not None:
@@ -197,19 +196,19 @@ class _Plan:
                 self._judge(info, keep=young or info.key in index)
             elif _LIST.fullmatch(info.key):
                 self._judge(info, keep=young or info.key in lists)
-            elif (run := _OF_RUN.fullmatch(info.key)) is not None:
-                runs[run[1]].append(info)
+            elif _OF_STAGE.fullmatch(info.key):
+                stages["/".join(info.key.split("/")[:3]) + "/"].append(info)
             elif not info.key.startswith((f"{LEASE}/", f"{CHANGED}/")) and info.key != COLLECTION:
                 self._judge(info, keep=True)
         resumable = False
-        for run, infos in runs.items():
+        for prefix, infos in stages.items():
             if max(info.modified for info in infos) >= before:
-                resumable |= run not in published
+                _, stage, identity, _ = prefix.split("/")
+                resumable |= stage in _WRITES_PACKS and identity not in published
                 for info in infos:
                     self._judge(info, keep=True)
             else:
-                for stage in sorted({"/".join(info.key.split("/")[:3]) + "/" for info in infos}):
-                    self.remove_prefix(stage, [info for info in infos if info.key.startswith(stage)])
+                self.remove_prefix(prefix, infos)
         return resumable
 
     def remove_prefix(self, prefix: str, infos: Iterable[ObjectInfo]) -> None:

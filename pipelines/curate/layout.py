@@ -5,7 +5,6 @@ from collections.abc import Iterator
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from lookalike.data.triplets import Split
 from pipelines.curate.work import ShardPlan, StageWork
@@ -21,7 +20,7 @@ def split_cut(work: StageWork) -> float:
     plan = work.config.plan
     lowest: list[float] = []
     for partition in range(work.partitions):
-        hashes = work.read_plan(partition, "subjects")["split_hash"].to_pylist()
+        hashes = work.split_hashes(work.read_plan(partition, "subjects"), work.span(partition)).tolist()
         lowest = heapq.nsmallest(plan.min_validation_subjects + 1, {*lowest, *hashes})
     wanted = min(plan.min_validation_subjects, max(0, len(lowest) - 1))
     enough = float(np.nextafter(lowest[wanted - 1], 1)) if wanted else 0.0
@@ -35,10 +34,10 @@ def plan_shards(work: StageWork) -> list[ShardPlan]:
     numbers: dict[Split, int] = {"train": 0, "validation": 0}
     for partition in range(work.partitions):
         subjects = work.read_plan(partition, "subjects")
-        below = pc.less(subjects["split_hash"], cut)
-        masks: dict[Split, pa.Array] = {"train": pc.invert(below), "validation": below}
+        below = work.split_hashes(subjects, work.span(partition)) < cut
+        masks: dict[Split, np.ndarray] = {"train": ~below, "validation": below}
         for split, mask in masks.items():
-            for span, triplets in _deal(subjects.filter(mask), work.config.shards.shard_mib << 20):
+            for span, triplets in _deal(subjects.filter(pa.array(mask)), work.config.shards.shard_mib << 20):
                 name = triplet_shard(split, numbers[split])
                 shards.append(ShardPlan(name, split, partition, span, cut, triplets))
                 numbers[split] += 1

@@ -3,6 +3,8 @@
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -102,16 +104,18 @@ class _Row:
 
 def _rows(work: StageWork, shard: ShardPlan) -> list[_Row]:
     table = work.read_plan(shard.partition, "images", shard.span)
-    table = table.filter(pc.greater(pc.list_value_length(table["reference_sets"]), 0))
     subjects = work.read_plan(shard.partition, "subjects", shard.span)
-    below = pc.less(subjects["split_hash"], shard.split_cut)
-    mine = subjects.filter(below if shard.split == "validation" else pc.invert(below))["subject"]
+    below = work.split_hashes(subjects, shard.span) < shard.split_cut
+    mine = subjects.filter(pa.array(below if shard.split == "validation" else ~below))["subject"]
     table = table.filter(pc.is_in(table["subject"], value_set=mine.combine_chunks()))
-    return [
-        _Row(f"{_target_id(work, target)}-{number}", target, references)
-        for target in table.to_pylist()
-        for number, references in enumerate(target["reference_sets"])
-    ]
+    rows = []
+    for _, of_subject in groupby(table.to_pylist(), key=itemgetter("subject")):
+        photos = list(of_subject)
+        for target in photos:
+            for number, each in enumerate(zip(target["references"], target["similarities"], strict=True)):
+                references = [photos[i] | {"similarity": similarity} for i, similarity in zip(*each, strict=True)]
+                rows.append(_Row(f"{_target_id(work, target)}-{number}", target, references))
+    return rows
 
 
 def _target_id(work: StageWork, target: dict[str, Any]) -> str:

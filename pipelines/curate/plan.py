@@ -1,177 +1,375 @@
 """Plan: decide for a range of subjects, from rows and embeddings, which images are kept and form which triplets."""
 
-from collections.abc import Sequence
-from itertools import groupby
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from lookalike.annotators.embedder import NO_EMBEDDER
 from lookalike.config import canonical_json
-from pipelines.actors import Columns
+from lookalike.errors import InputError
 from pipelines.curate.captions import fit_captions
-from pipelines.curate.filters import Filter, Photos, with_scores
+from pipelines.curate.config import CurateConfig
+from pipelines.curate.filters import SCORE, Filter, Photos
 from pipelines.curate.filters.large_subject import LargeSubject
 from pipelines.curate.inputs import CAPTION
 from pipelines.curate.pairs import reference_sets
-from pipelines.curate.rows import PLAN_SCHEMA, SUBJECT_SCHEMA, unit_hash
+from pipelines.curate.rows import PLAN_SCHEMA, ROW_SCHEMA, SUBJECT_SCHEMA, unit_hashes
 from pipelines.curate.summary import EXAMPLES_PER_REASON, Summary
-from pipelines.curate.tables import read_part, vectors_of, write_table
-from pipelines.curate.work import StageWork
+from pipelines.curate.tables import write_table
+from pipelines.curate.work import StageWork, SubjectRows
 
-_REFERENCE_COLUMNS = ("sha256", "shard", "offset", "length")
-_EXAMPLE_COLUMNS = ("key", "shard", "offset", "length", "sha256", "subject", "error", "note", "phash")
+_EXAMPLE_COLUMNS = ("key", "shard", "offset", "length", "sha256", "unpacked", "subject", "error", "note", "phash")
+_BATCH_BYTES = 64 << 20  # of the embeddings and similarities of subjects that are compared at once
+_PAIR_BYTES, _DIMENSION_BYTES = 24, 8  # of two photos, and of one dimension of an embedding, while they are compared
 
-
-def plan_partition(work: StageWork, partition: int) -> Columns:
-    """Write the plan of one range of subjects, unless that was done before."""
-    if not work.dataset.exists(work.workspace.summary(partition)):
-        _plan(work, partition)
-    return {"partition": np.array([partition])}
+# Legend: N rows, G subjects, B subjects with the same number M of photos, T targets, S reference sets, R references.
 
 
-def _plan(work: StageWork, partition: int) -> None:
-    span = work.span(partition)
-    rows, reasons = work.read_rows(span)
-    summary = Summary(images=len(rows))
-    _drop_one_by_one(work, rows, reasons, span)
-    rows = fit_captions(_captioned(work, rows, span), work.config.captions)
-    rows = rows.combine_chunks()  # so that a subject's rows are a slice
-    vectors, contents = _vectors(work, span), rows["sha256"].to_pylist()
-    places = rows.select(_REFERENCE_COLUMNS).to_pylist()
-    steps = list(work.config.filters.steps("subject"))
-    bounded = [name for name, step in steps if isinstance(step, LargeSubject)]
-    sets: list[list[list[dict[str, Any]]]] = [[] for _ in range(len(rows))]
-    subjects = []
-    values_of: dict[str, list[np.ndarray]] = {}
-    components = work.read_components() if work.linked else {}
-    of_row: list[str] = rows["subject"].to_pylist()
-    for subject, group in groupby(range(len(rows)), key=of_row.__getitem__):
-        members = np.array(list(group))
-        left = reasons[members] == ""
-        kept = members[left]
-        summary.subjects_in += bool(subject)
-        if len(kept) == 0:
-            continue
-        own = Photos(rows.slice(members[0], len(members))).take(left)
-        photos = Photos(own.rows, np.stack([vectors[contents[i]] for i in kept]))
-        photos, kept = _drop_of_subject(steps, photos, kept, reasons)
-        summary.bounded_subjects += bool(np.isin(reasons[members], bounded).any())
-        if len(kept):
-            images = [places[i] for i in kept]
-            pairs, row = _pair(work, photos, images, components.get(subject, subject), summary, values_of)
-            subjects.append(row)
-            for i, chosen in zip(kept, pairs, strict=True):
-                sets[i] = chosen
-    for name, values in values_of.items():  # counting once costs less than once for each subject
-        summary.count(name, np.concatenate(values))
-    _count(summary, rows, reasons)
-    planned = rows.append_column(
-        "drop_reason", pa.array([reason or None for reason in reasons], pa.string())
-    ).append_column("reference_sets", pa.array(sets, PLAN_SCHEMA.field("reference_sets").type))
+def plan_partition(work: StageWork, partition: int, subjects_in: SubjectRows) -> None:
+    """Write the plan of one range of subjects."""
+    config, contents = work.config, subjects_in.rows["sha256"].to_pylist()
+    scores: dict[str, np.ndarray] = {}
+    for name, step in config.filters.scored():
+        if step.scorer is not None:
+            answers = work.read_scores(work.inputs.models[name], partition)
+            scores[name] = np.array([answers.get(content, np.nan) for content in contents], np.float64)
+    captions = None
+    if config.captioner is not None:
+        answers = work.read_scores(work.inputs.models[CAPTION], partition)
+        captions = pa.array([answers.get(content) for content in contents], pa.string())
+    rows, reasons, vectors = subjects_in.rows, subjects_in.reasons, subjects_in.vectors
+    planned = plan_rows(rows, reasons, vectors, subjects_in.repeated, config, scores, captions)
     store = work.dataset
-    write_table(store, work.workspace.plan(partition, "images"), planned.cast(PLAN_SCHEMA))
-    write_table(store, work.workspace.plan(partition, "subjects"), pa.Table.from_pylist(subjects, SUBJECT_SCHEMA))
-    store.write(work.workspace.summary(partition), canonical_json(vars(summary)).encode())
+    write_table(store, work.workspace.plan(partition, "images"), planned.images)
+    write_table(store, work.workspace.plan(partition, "subjects"), planned.subjects)
+    store.write(work.workspace.summary(partition), canonical_json(vars(planned.summary)).encode())
 
 
-def _drop_one_by_one(work: StageWork, rows: pa.Table, reasons: np.ndarray, span: tuple[int, int]) -> None:
-    """Add the reasons of duplicates and of filters that see a score to the ``reasons`` of the screen."""
-    for name, _ in work.config.filters.steps("content"):
-        repeated = work.read_duplicates(span, "subject_hash")
-        places = zip(*(rows[name].to_pylist() for name in ("shard", "offset", "key")), strict=True)
-        mask = np.array([place in repeated for place in places], bool)
-        reasons[mask & (reasons == "")] = name
-    for name, step in work.config.filters.scored():
-        scores = {} if step.scorer is None else work.read_scores(work.inputs.models[name], span)
-        left = np.flatnonzero(reasons == "")
-        reasons[left[step.drop(with_scores(rows.take(pa.array(left)), scores))]] = name
+@dataclass(frozen=True)
+class Planned:
+    """The plan of a range of subjects."""
+
+    images: pa.Table
+    """:data:`PLAN_SCHEMA`: all rows, in their order."""
+    subjects: pa.Table
+    """:data:`SUBJECT_SCHEMA`: the subjects that have triplets, in the order of their rows. The split hash is that of
+    the subject's own name."""
+    summary: Summary
+    """Counts of all rows."""
 
 
-def _captioned(work: StageWork, rows: pa.Table, span: tuple[int, int]) -> pa.Table:
+def plan_rows(
+    rows: pa.Table,
+    reasons: np.ndarray,
+    vectors: np.ndarray,
+    repeated: np.ndarray,
+    config: CurateConfig,
+    scores: Mapping[str, np.ndarray] | None = None,
+    captions: pa.Array | None = None,
+) -> Planned:
+    """Plan all subjects of a table. The result depends on nothing else, and each subject's plan on its own rows only.
+
+    Args:
+        rows: :data:`ROW_SCHEMA`, N rows in the order of subject_hash, subject, shard, offset and key.
+        reasons: The image filter that drops each row, empty if none does: str or object [N].
+        vectors: Embeddings of any norm, zero for a row without one: float16 or float32 [N, D].
+        repeated: Which rows repeat the file of an earlier one, across all subjects: bool [N].
+        config: The settings.
+        scores: For each filter with a model, its scores, NaN for a row without one: float64 [N].
+        captions: Answers of the captioner, null for a row without one: string [N].
+
+    Raises:
+        InputError: If an image that the other filters keep has no embedding.
+    """
+    rows = _with_captions(rows.select(ROW_SCHEMA.names), captions)
+    rows = fit_captions(rows, config.captions).combine_chunks()
+    drops = Drops.of(reasons, config)
+    photos = Photos(rows, vectors=vectors)
+    _drop_one_by_one(photos, drops, repeated, scores or {}, config)
+    groups = Groups.of(rows, drops.numbers == 0)
+    summary = Summary(images=len(rows), subjects_in=int(pc.sum(pc.not_equal(groups.names, "")).as_py() or 0))
+    chosen, steps = _Chosen(len(rows)), list(config.filters.steps("subject"))
+    for batches in groups.batches(photos):
+        kept = drop_of_subjects(batches, steps, drops, embedded=config.embedder != NO_EMBEDDER)
+        _pair(kept, groups, config, chosen, summary)
+    _count(summary, rows, drops)
+    bounded = [name for name, step in config.filters.steps("subject") if isinstance(step, LargeSubject)]
+    summary.bounded_subjects = len(np.unique(groups.group_of[drops.by(bounded)]))
+    subjects = _subjects(rows, groups, chosen, config, photos.contents)
+    summary.subjects, summary.triplets = len(subjects), pc.sum(subjects["triplets"]).as_py() or 0
+    images = rows.append_column("drop_reason", drops.column())
+    references, similarities = chosen.columns()
+    images = images.append_column("references", references).append_column("similarities", similarities)
+    return Planned(images.cast(PLAN_SCHEMA), subjects, summary)
+
+
+@dataclass(frozen=True)
+class Drops:
+    """Why each row is dropped."""
+
+    names: list[str]
+    """Reasons; the first is empty."""
+    numbers: np.ndarray
+    """Number of each row's reason, 0 if it is kept: int64 [N]."""
+
+    @classmethod
+    def of(cls, reasons: np.ndarray, config: CurateConfig) -> "Drops":
+        """The reasons of the screen; the filters of ``config`` can add theirs."""
+        encoded = pa.array(reasons, pa.string()).dictionary_encode()
+        names = ["", *(name for name, _ in config.filters.steps())]
+        names += [name for name in encoded.dictionary.to_pylist() if name not in names]
+        numbers = np.array([names.index(name) for name in encoded.dictionary.to_pylist()], np.int64)
+        return cls(names, numbers[encoded.indices.to_numpy()])
+
+    def add(self, name: str, index: np.ndarray) -> None:
+        """Drop the rows of ``index``, which are kept so far."""
+        self.numbers[index] = self.names.index(name)
+
+    def by(self, names: Sequence[str]) -> np.ndarray:
+        """Return the rows that were dropped for one of these reasons."""
+        return np.flatnonzero(np.isin(self.numbers, [self.names.index(name) for name in names]))
+
+    def column(self) -> pa.Array:
+        """The name of each row's reason, null if it is kept."""
+        numbers = pa.array(self.numbers, mask=self.numbers == 0)
+        return pa.array(self.names).take(numbers)
+
+
+@dataclass(frozen=True)
+class Groups:
+    """The subjects of a table, and the rows of each that are kept by filters that see one image."""
+
+    names: pa.Array
+    """Name of each subject: string [G]."""
+    starts: np.ndarray
+    """First row of each subject."""
+    group_of: np.ndarray
+    """Number of each row's subject."""
+    kept: np.ndarray
+    """The rows that are kept."""
+    counts: np.ndarray
+    """Kept rows of each subject."""
+
+    @classmethod
+    def of(cls, rows: pa.Table, kept_N: np.ndarray) -> "Groups":
+        """Group contiguous rows: subjects of equal hashes remain different."""
+        names, first_N = rows["subject"].combine_chunks(), np.ones(len(rows), bool)
+        if len(rows):
+            first_N[1:] = pc.not_equal(names[1:], names[:-1]).to_numpy(zero_copy_only=False)
+        group_N, kept_K = np.cumsum(first_N) - 1, np.flatnonzero(kept_N)
+        start_G = np.flatnonzero(first_N)
+        count_G = np.bincount(group_N[kept_K], minlength=len(start_G))
+        return cls(names.take(pa.array(start_G)), start_G, group_N, kept_K, count_G)
+
+    def batches(self, photos: Photos) -> Iterator[list[Photos]]:
+        """Yield the kept photos of a few subjects at a time, to bound memory; subjects with few photos come first."""
+        count_G, first_G = self.counts, np.cumsum(self.counts) - self.counts
+        order = np.argsort(count_G, kind="stable")
+        order = order[count_G[order] > 0]
+        dimensions = 0 if photos.vectors is None else photos.vectors.shape[1]
+        size = count_G[order] * (count_G[order] * _PAIR_BYTES + dimensions * _DIMENSION_BYTES)
+        ends, done = np.cumsum(size), 0
+        while done < len(order):
+            before = ends[done] - size[done]
+            end = max(done + 1, int(np.searchsorted(ends, before + _BATCH_BYTES, side="right")))
+            subjects, counts = order[done:end], count_G[order[done:end]]
+            yield [
+                Photos(
+                    photos.rows,
+                    self.kept[first_G[subjects[counts == number], None] + np.arange(number)],
+                    photos.vectors,
+                    photos.columns,
+                )
+                for number in np.unique(counts)
+            ]
+            done = end
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """The reference sets that were chosen so far, one target after another."""
+
+    rows: int
+    """Rows of the table."""
+    targets: list[np.ndarray] = field(default_factory=list)
+    """Row of each target: int64 [T]."""
+    sets: list[np.ndarray] = field(default_factory=list)
+    """Number of sets of each target: int64 [T]."""
+    sizes: list[np.ndarray] = field(default_factory=list)
+    """Number of references of each set: int64 [S]."""
+    references: list[np.ndarray] = field(default_factory=list)
+    """Row of each reference less the first row of its subject: int32 [R]."""
+    similarities: list[np.ndarray] = field(default_factory=list)
+    """Similarity of each reference to its target: float32 [R]."""
+
+    def sets_of_rows(self) -> np.ndarray:
+        """Number of sets of each row."""
+        sets_N = np.zeros(self.rows, np.int64)
+        sets_N[_joined(self.targets, np.int64)] = _joined(self.sets, np.int64)
+        return sets_N
+
+    def columns(self) -> tuple[pa.Array, pa.Array]:
+        """Return ``references`` and ``similarities`` of :data:`PLAN_SCHEMA`, in the order of the rows."""
+        targets, sets = _joined(self.targets, np.int64), _joined(self.sets, np.int64)
+        outer = _offsets(np.append(sets, 0))  # the last list is that of rows without sets
+        inner = _offsets(_joined(self.sizes, np.int64))
+        place_N = np.full(self.rows, len(targets))
+        place_N[targets] = np.arange(len(targets))
+        take = pa.array(place_N)
+        references, similarities = (
+            pa.ListArray.from_arrays(outer, pa.ListArray.from_arrays(inner, pa.array(values))).take(take)
+            for values in (_joined(self.references, np.int32), _joined(self.similarities, np.float32))
+        )
+        return references, similarities
+
+
+def _joined(parts: Sequence[np.ndarray], dtype: type[np.generic]) -> np.ndarray:
+    return np.concatenate([np.zeros(0, dtype), *parts])
+
+
+def _offsets(lengths: np.ndarray) -> pa.Array:
+    return pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32())
+
+
+def _with_captions(rows: pa.Table, captions: pa.Array | None) -> pa.Table:
     """Return the rows, with the captioner's answer as the caption of those without one."""
-    if work.config.captioner is None:
+    if captions is None:
         return rows
-    answers = work.read_scores(work.inputs.models[CAPTION], span)
-    captions = [
-        row["caption"] or answers.get(row["sha256"], "") for row in rows.select(["caption", "sha256"]).to_pylist()
-    ]
-    return rows.set_column(rows.schema.get_field_index("caption"), "caption", pa.array(captions, pa.string()))
+    own = rows["caption"].combine_chunks()
+    answers = pc.if_else(pc.equal(own, ""), pc.fill_null(captions, ""), own)
+    return rows.set_column(rows.schema.get_field_index("caption"), "caption", answers)
 
 
-def _drop_of_subject(
-    steps: Sequence[tuple[str, Filter]], photos: Photos, kept: np.ndarray, reasons: np.ndarray
-) -> tuple[Photos, np.ndarray]:
-    """Apply the filters that see all photos of a subject; return the photos that are kept, and their rows."""
+def _drop_one_by_one(
+    photos: Photos, drops: Drops, repeated: np.ndarray, scores: Mapping[str, np.ndarray], config: CurateConfig
+) -> None:
+    """Drop repetitions of a file, and what filters drop that see a score."""
+    for name, _ in config.filters.steps("content"):
+        drops.add(name, np.flatnonzero(repeated & (drops.numbers == 0)))
+    none = np.full(len(photos.rows), np.nan)
+    for name, step in config.filters.scored():
+        left = np.flatnonzero(drops.numbers == 0)
+        values = none if step.scorer is None else scores[name]
+        drops.add(name, left[step.drop(Photos(photos.rows, left, columns=photos.columns | {SCORE: values}))])
+
+
+def _require_vectors(batches: Sequence[Photos]) -> None:
+    """Raise InputError if a photo has the zero vector, which would drop it as if it resembled no other."""
+    for photos in batches:
+        assert photos.vectors is not None, "filters of scope 'subject' see embeddings"
+        assert photos.index is not None, "batches are of subjects"
+        index = photos.index.ravel()
+        suspects = index[~photos.vectors[index, :8].any(axis=1)]
+        missing = suspects[~photos.vectors[suspects].any(axis=1)]
+        if len(missing):
+            row = photos.rows.slice(missing[0], 1).select(["shard", "key"]).to_pylist()[0]
+            raise InputError(
+                "images have no embedding",
+                value=f"{row['key']} of {row['shard']}",
+                fix="remove the tables of embeddings of this raw shard below work/, and run the same command again",
+            )
+
+
+def drop_of_subjects(
+    batches: Sequence[Photos], steps: Iterable[tuple[str, Filter]], drops: Drops, *, embedded: bool = True
+) -> list[Photos]:
+    """Apply the filters that see all photos of a subject; return the photos that are kept.
+
+    With ``embedded``, those that filters compare by their embeddings must have one.
+
+    Raises InputError: One has none.
+    """
+    left, checked = list(batches), not embedded
     for name, step in steps:
-        drop = step.drop(photos)
-        if drop.any():
-            reasons[kept[drop]] = name
-            photos, kept = photos.take(~drop), kept[~drop]
-        if len(kept) == 0:
-            break
-    return photos, kept
+        if not checked and "compares_embeddings" in step.traits:
+            _require_vectors(left)
+            checked = True
+        parts: list[Photos] = []
+        for photos in left:
+            drop = step.drop(photos)
+            assert photos.index is not None, "batches are of subjects"
+            drops.add(name, photos.index[drop])
+            parts += photos.split(~drop)
+        left = Photos.join(parts)
+    return left
 
 
-def _pair(
-    work: StageWork,
-    photos: Photos,
-    images: list[dict[str, Any]],
-    component: str,
-    summary: Summary,
-    values_of: dict[str, list[np.ndarray]],
-) -> tuple[list[list[list[dict[str, Any]]]], dict[str, Any]]:
-    """Return the reference sets of each photo of a subject, whose places are ``images``, and the subject's row."""
-    config = work.config
-    order = sorted(range(len(images)), key=lambda i: unit_hash("target", config.seed, images[i]["sha256"]))
-    similarity = photos.similarity
-    chosen = reference_sets(similarity, config.filters.no_pair.pairs(photos), order, config.plan)
-    sets, used = [], []
-    for target, groups in enumerate(chosen):
-        sets.append([[images[i] | {"similarity": float(similarity[target, i])} for i in group] for group in groups])
-        used += [similarity[target, i] for group in groups for i in group]
-    triplets = sum(map(len, chosen))
-    counted = {
-        "similarity of photos of one subject": np.concatenate([row[i + 1 :] for i, row in enumerate(similarity)]),
-        "similarity of references to their target": np.array(used),
-        "images kept of a subject": np.array([len(images)]),
-        "triplets of a subject": np.array([triplets]),
-    }
-    for name, values in counted.items():
-        values_of.setdefault(name, []).append(values)
-    summary.subjects += 1
-    summary.triplets += triplets
-    first = photos.rows.slice(0, 1).select(["subject_hash", "subject", "class_name"]).to_pylist()[0]
-    summary.classes[first.pop("class_name")] += 1
-    lengths = [image["length"] for image in images]
-    size = sum(lengths[t] + sum(lengths[i] for i in group) for t, groups in enumerate(chosen) for group in groups)
-    split_hash = unit_hash("split", config.seed, component)
-    return sets, first | {"split_hash": split_hash, "triplets": triplets, "bytes": size}
+def _pair(batches: Sequence[Photos], groups: Groups, config: CurateConfig, chosen: _Chosen, summary: Summary) -> None:
+    """Choose the reference sets of all photos, and count similarities and numbers."""
+    for photos in batches:
+        index_BM, similarity_BMM = photos.index, photos.similarity
+        assert index_BM is not None, "batches are of subjects"
+        place_BM = unit_hashes(["target", config.seed], photos["sha256"].ravel()).reshape(index_BM.shape)
+        sets = reference_sets(similarity_BMM, config.filters.no_pair.pairs(photos), place_BM, config.plan)
+        subject_S = np.repeat(np.arange(index_BM.size), sets.sets)
+        target_R = np.repeat(subject_S, sets.sizes)
+        subject_R, photo_R = np.divmod(target_R, index_BM.shape[1])
+        similarity_R = similarity_BMM[subject_R, photo_R, sets.references]
+        start_B = groups.starts[groups.group_of[index_BM[:, 0]]]
+        chosen.targets.append(index_BM.ravel())
+        chosen.sets.append(sets.sets)
+        chosen.sizes.append(sets.sizes)
+        chosen.references.append((index_BM[subject_R, sets.references] - start_B[subject_R]).astype(np.int32))
+        chosen.similarities.append(similarity_R)
+        number = index_BM.shape[1]
+        above = [similarity_BMM[:, i, i + 1 :].ravel() for i in range(number)]
+        summary.count("similarity of photos of one subject", np.concatenate(above))
+        summary.count("similarity of references to their target", similarity_R)
+        summary.count("images kept of a subject", np.full(len(index_BM), number))
+        summary.count("triplets of a subject", sets.sets.reshape(index_BM.shape).sum(axis=1))
+        for each in pc.value_counts(photos.rows["class_name"].take(pa.array(index_BM[:, 0]))).to_pylist():
+            summary.classes[each["values"]] += each["counts"]
 
 
-def _count(summary: Summary, rows: pa.Table, reasons: np.ndarray) -> None:
-    decoded = Photos(rows.filter(pa.array(np.array(rows["error"].to_pylist(), object) == "")))
-    if len(decoded):
-        summary.count("short side, px", np.minimum(decoded["width"], decoded["height"]))
-        summary.count("sharpness", decoded["sharpness"])
-        summary.count("brightness", decoded["luma_mean"])
-    kept = rows.filter(pa.array(reasons == "", pa.bool_()))
+def _subjects(rows: pa.Table, groups: Groups, chosen: _Chosen, config: CurateConfig, content_N: np.ndarray) -> pa.Table:
+    """Return the row of each subject that has triplets."""
+    sets_N = chosen.sets_of_rows()
+    used_N = sets_N > 0
+    targets, sets = _joined(chosen.targets, np.int64), _joined(chosen.sets, np.int64)
+    start_R = np.repeat(np.repeat(groups.starts[groups.group_of[targets]], sets), _joined(chosen.sizes, np.int64))
+    used_N[start_R + _joined(chosen.references, np.int32)] = True
+    used = np.flatnonzero(used_N)
+    _, first = np.unique(groups.group_of[used] * len(rows) + content_N[used], return_index=True)
+    stored = used[first]  # one row of each file of a subject
+    lengths = rows["length"].to_numpy()[stored]
+    bytes_G = np.zeros(len(groups.starts), np.int64)
+    np.add.at(bytes_G, groups.group_of[stored], lengths)
+    triplets_G = np.add.reduceat(sets_N, groups.starts) if len(rows) else np.zeros(0, np.int64)
+    some = np.flatnonzero(triplets_G)
+    names = groups.names.take(pa.array(some))
+    return pa.table(
+        {
+            "subject_hash": rows["subject_hash"].take(pa.array(groups.starts[some])),
+            "subject": names,
+            "split_hash": unit_hashes(["split", config.seed], names.to_pylist()),
+            "triplets": triplets_G[some],
+            "bytes": bytes_G[some],
+        },
+        SUBJECT_SCHEMA,
+    )
+
+
+def _count(summary: Summary, rows: pa.Table, drops: Drops) -> None:
+    decoded = pc.equal(rows["error"], "").to_numpy()
+    if decoded.any():
+        values = {name: rows[name].to_numpy()[decoded] for name in ("width", "height", "sharpness", "luma_mean")}
+        summary.count("short side, px", np.minimum(values["width"], values["height"]))
+        summary.count("sharpness", values["sharpness"])
+        summary.count("brightness", values["luma_mean"])
+    kept = pa.array(np.flatnonzero(drops.numbers == 0))
     summary.kept = len(kept)
-    summary.add_notes(rows["note"].to_pylist())
-    summary.add_captions(dict(zip(kept["sha256"].to_pylist(), kept["caption"].to_pylist(), strict=True)))
-    for reason in set(reasons) - {""}:
-        dropped = np.flatnonzero(reasons == reason)
-        summary.dropped[reason] += len(dropped)
-        for first in range(0, len(dropped), 10 * EXAMPLES_PER_REASON):  # a few at a time, to bound memory
-            part = rows.take(pa.array(dropped[first : first + 10 * EXAMPLES_PER_REASON]))
-            summary.add_examples(reason, part.select(_EXAMPLE_COLUMNS).to_pylist())
-
-
-def _vectors(work: StageWork, span: tuple[int, int]) -> dict[str, np.ndarray]:
-    by_content: dict[str, np.ndarray] = {}
-    for info in work.vectors:
-        table = read_part(work.dataset, info, span)
-        if len(table):
-            vectors = vectors_of(table["vector"])
-            by_content.update(zip(table["sha256"].to_pylist(), vectors, strict=True))
-    return by_content
+    summary.add_notes(rows["note"])
+    summary.add_captions(
+        dict(zip(rows["sha256"].take(kept).to_pylist(), rows["caption"].take(kept).to_pylist(), strict=True))
+    )
+    counts = np.bincount(drops.numbers, minlength=len(drops.names))
+    for number, name in enumerate(drops.names):
+        if number and counts[number]:
+            summary.dropped[name] += int(counts[number])
+            dropped = drops.by([name])
+            columns = (rows[column].take(pa.array(dropped)).to_pylist() for column in ("shard", "key", "offset"))
+            lowest = np.argsort(unit_hashes(["example"], *columns), kind="stable")[:EXAMPLES_PER_REASON]
+            summary.add_examples(name, rows.select(_EXAMPLE_COLUMNS).take(pa.array(dropped[lowest])).to_pylist())

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -23,7 +24,7 @@ from pipelines.curate.takedown import (
     read_list,
     trimmed,
 )
-from pipelines.curate.work import StageWork
+from pipelines.curate.work import Group, StageWork
 
 log = logging.getLogger(__name__)
 
@@ -48,8 +49,8 @@ def take_down(stage: StageWork, versions: list[int]) -> tuple[StageWork, dict[st
         return stage, None, {}
     taken, digest = read_list(settings.list), pinned_hash(settings.list)
     noun = "raw shards compared with the take-down list"
-    counts, named = summed(run_tasks(count_matches, stage, len(stage.rows), noun=noun), len(taken))
-    (table,) = run_tasks(widen, stage, 1, noun="take-down lists widened")
+    counts, named = summed(run_tasks(count_matches, stage.for_tasks(), list(stage.groups()), noun=noun), len(taken))
+    (table,) = run_tasks(widen, stage.for_tasks(), 1, noun="take-down lists widened")
     wide = str(table["uri"][0].as_py())
     before = read_manifest(dataset, versions[-1]).get("taken_down") if versions else None
     judged = before is not None and before["list"] == digest and "matched" in before
@@ -79,17 +80,21 @@ def take_down(stage: StageWork, versions: list[int]) -> tuple[StageWork, dict[st
     return widened, record, matched if len(matched) > len(shown) else {}
 
 
-def count_matches(work: StageWork, unit: int) -> Columns:
-    """Count the images of raw shard ``unit`` that each take-down entry names; write their hashes for :func:`widen`.
+def count_matches(work: StageWork, group: Group) -> Columns:
+    """Count the images of a group of raw shards that each take-down entry names; write their hashes for :func:`widen`.
 
     Returns a table for :func:`summed`.
     """
-    rows = read_part(work.dataset, work.rows[unit], columns=list(KINDS))
-    named, counts = _list_of(work).matches(rows)
-    contents = sorted({content for content in rows.filter(pa.array(named))["sha256"].to_pylist() if content})
-    text = "".join(f"sha256:{content}\n" for content in contents)
-    work.dataset.write(work.workspace.take_down_contents(unit), text.encode())
-    return _counted(counts, int(named.sum()))
+    counts, images, contents = np.zeros(len(_list_of(work)), np.int64), 0, set[str]()
+    for shard in group.shards:
+        rows = read_part(work.dataset, shard.rows, columns=list(KINDS))
+        named, matched = _list_of(work).matches(rows)
+        counts += matched
+        images += int(named.sum())
+        contents.update(content for content in rows.filter(pa.array(named))["sha256"].to_pylist() if content)
+    text = "".join(f"sha256:{content}\n" for content in sorted(contents))
+    work.dataset.write(work.workspace.take_down_contents(group.number), text.encode())
+    return _counted(counts, images)
 
 
 def widen(work: StageWork, unit: int) -> Columns:
@@ -98,8 +103,9 @@ def widen(work: StageWork, unit: int) -> Columns:
     So a photo that is removed by its key, subject or source is also removed as an equal file under another name.
     """
     uri, taken = str(work.config.filters.taken_down.list), _list_of(work)
-    keys = (work.workspace.take_down_contents(shard) for shard in work.inputs.units)
-    contents = {line for key in keys for line in work.dataset.read(key).decode().splitlines()}
+    keys = [work.workspace.take_down_contents(group) for group in range(work.width)]
+    with ThreadPoolExecutor(16) as pool:
+        contents = {line for data in pool.map(work.dataset.read, keys) for line in data.decode().splitlines()}
     added = sorted(contents.difference(taken.names))
     if added:
         uri = keep("".join(f"{line}\n" for line in [*taken.names, *added]).encode(), work.dataset)

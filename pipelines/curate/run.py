@@ -1,12 +1,8 @@
 """Run the stages of a curation, from raw shards to a published snapshot."""
 
 import logging
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
-
-import numpy as np
-import pyarrow as pa
 
 from lookalike import config as configs
 from lookalike.annotators.embedder import NO_EMBEDDER
@@ -16,24 +12,20 @@ from lookalike.errors import ConfigError, ConflictError, InputError
 from lookalike.storage import Store, list_versions, open_store, publish, read_manifest, version_store
 from lookalike.storage.lease import Lease, hold
 from lookalike.storage.snapshot import MANIFEST
-from pipelines.actors import Columns, run_tasks, run_units
+from pipelines.actors import run_tasks, run_units
 from pipelines.curate.changed import with_recorded_changes
 from pipelines.curate.cluster_subjects import assign_cells, cluster_work, find_centroids, group_cell, label_shard
 from pipelines.curate.collect import complete
 from pipelines.curate.config import CurateConfig, FoundConfig
-from pipelines.curate.duplicates import find_duplicates
 from pipelines.curate.finish import FinishWork, finish, tables_of
-from pipelines.curate.index import IndexWork, ShardIndexer, index_shard
+from pipelines.curate.index import IndexWork, RawShard, ShardIndexer, index_shard
 from pipelines.curate.inputs import Inputs
 from pipelines.curate.layout import plan_shards
 from pipelines.curate.materialise import ShardWriter, write_shard
 from pipelines.curate.models import with_pinned_models
-from pipelines.curate.plan import plan_partition
 from pipelines.curate.raw import RawListing, list_raw, raw_store
 from pipelines.curate.removals import take_down
-from pipelines.curate.score import ShardScorer, scored
-from pipelines.curate.screen import screen_shard
-from pipelines.curate.subject_links import find_links, join_links, link_units
+from pipelines.curate.row_stages import rows_of, run_all, run_row_stages
 from pipelines.curate.summary import Summary
 from pipelines.curate.takedown import pin
 from pipelines.curate.work import MaterialiseWork, ShardPlan, StageWork, indexed
@@ -90,18 +82,7 @@ def _curate(config: CurateConfig, raw: Store, dataset: Store, listing: RawListin
         if config.labels.found is not None:
             _find_subjects(config, inputs, config.labels.found)
         stage, taken_down, matched = take_down(StageWork.of(config, inputs), versions)
-        shards = len(stage.rows)
-        _rows(run_tasks(screen_shard, stage, shards, noun="raw shards screened"))
-        comparisons = stage.content_partitions + link_units(stage)
-        compared = _rows(run_tasks(_compare, stage, comparisons, noun="ranges compared across subjects"))
-        if any(row["links"] for row in compared):
-            _rows(run_tasks(join_links, stage, 1, noun="sets of linked subjects"))
-            stage = replace(stage, linked=True)
-        if inputs.models:
-            answered = _rows(run_units(ShardScorer, stage, shards, config.actors, noun="raw shards scored"))
-            log.info("models were shown %d new images", sum(row["shown"] for row in answered))
-            stage = replace(stage, scores=scored(stage))
-        _rows(run_tasks(plan_partition, stage, stage.partitions, noun="ranges of subjects planned"))
+        stage = run_row_stages(stage)
         summary = Summary()
         for partition in range(stage.partitions):
             summary.add(stage.read_summary(partition))
@@ -114,9 +95,9 @@ def _curate(config: CurateConfig, raw: Store, dataset: Store, listing: RawListin
         manifest["passed_over"] = {"objects": objects, "members": stage.members.to_json()}
         manifest["taken_down"] = taken_down
         lease.check()
-        work = MaterialiseWork(stage, version_store(dataset, number), tuple(plans))
+        work = MaterialiseWork(stage.for_tasks(), version_store(dataset, number), tuple(plans))
         shards_written = _write_shards(work)
-        files = _rows(run_tasks(finish, FinishWork(work, summary, manifest, matched), 1, noun="reports"))
+        files = rows_of(run_tasks(finish, FinishWork(work, summary, manifest, matched), 1, noun="reports"))
     manifest["tables"] = tables_of(files)
     manifest["files"] = {file["name"]: file["sha256"] for file in [*shards_written, *files]}
     lease.check()
@@ -151,16 +132,20 @@ def _with_pinned_list(config: CurateConfig, dataset: Store, parent: dict[str, An
 
 
 def _index(config: CurateConfig, raw: Store, dataset: Store, inputs: Inputs) -> None:
-    workspace, present = inputs.workspace, indexed(dataset).keys()
-    missing = tuple(i for i in inputs.units if not {workspace.rows(i), workspace.vectors(i)} <= present)
+    workspace, present = inputs.workspace, indexed(dataset, inputs.workspace).keys()
+    missing = [
+        RawShard(number, info)
+        for number, (info, shard) in enumerate(zip(inputs.shards, inputs.ids, strict=True))
+        if not {workspace.rows(shard), workspace.vectors(shard)} <= present
+    ]
     log.info("%d raw shards, %d of them to index", len(inputs.shards), len(missing))
     if not missing:
         return
-    work, noun = IndexWork(config, inputs, raw, dataset, missing), "raw shards indexed"
+    work, noun = IndexWork(config, inputs.for_tasks(), raw, dataset), "raw shards indexed"
     if config.embedder == NO_EMBEDDER and config.actors.count:
-        rows = _rows(run_tasks(index_shard, work, len(missing), noun=noun))
+        rows = rows_of(run_tasks(index_shard, work, missing, noun=noun))
     else:
-        rows = _rows(run_units(ShardIndexer, work, len(missing), config.actors, noun=noun))
+        rows = rows_of(run_units(ShardIndexer, work, missing, config.actors, noun=noun))
     failed = [row for row in rows if row["error"]]
     if failed:
         names = [inputs.shards[row["shard"]].key for row in failed]
@@ -173,25 +158,17 @@ def _index(config: CurateConfig, raw: Store, dataset: Store, inputs: Inputs) -> 
 
 def _find_subjects(config: CurateConfig, inputs: Inputs, settings: FoundConfig) -> None:
     work, shards = cluster_work(config, inputs, settings), len(inputs.shards)
-    _rows(run_tasks(find_centroids, work, 1, noun="sets of centroids"))
-    _rows(run_tasks(assign_cells, work, shards, noun="raw shards assigned to cells"))
-    _rows(run_tasks(group_cell, work, work.cells, noun="cells grouped"))
-    _rows(run_tasks(label_shard, work, shards, noun="raw shards labelled"))
-
-
-def _compare(stage: StageWork, unit: int) -> Columns:
-    """Do a unit of :func:`find_duplicates`, which come first, or of :func:`find_links`; neither needs the other."""
-    if unit >= stage.content_partitions:
-        return find_links(stage, unit - stage.content_partitions)
-    find_duplicates(stage, unit)
-    return {"links": np.array([0])}
+    run_all(run_tasks(find_centroids, work, 1, noun="sets of centroids"))
+    run_all(run_tasks(assign_cells, work, shards, noun="raw shards assigned to cells"))
+    run_all(run_tasks(group_cell, work, work.cells, noun="cells grouped"))
+    run_all(run_tasks(label_shard, work, shards, noun="raw shards labelled"))
 
 
 def _write_shards(work: MaterialiseWork) -> list[dict[str, Any]]:
     config, shards, noun = work.stage.config, len(work.shards), "triplet shards"
     if config.shards.latents is None:
-        return _rows(run_tasks(write_shard, work, shards, noun=noun))
-    return _rows(run_units(ShardWriter, work, shards, config.actors, noun=noun))
+        return rows_of(run_tasks(write_shard, work, shards, noun=noun))
+    return rows_of(run_units(ShardWriter, work, shards, config.actors, noun=noun))
 
 
 def _check(summary: Summary, stage: StageWork) -> None:
@@ -266,8 +243,3 @@ def _publish(dataset: Store, number: int, manifest: dict[str, Any]) -> None:
         if read_manifest(dataset, number) != manifest:
             raise
     log.info("published version %d", number)
-
-
-def _rows(tables: Iterable[pa.Table]) -> list[dict[str, Any]]:
-    """Return the rows of all units, when the last is done."""
-    return [row for table in tables for row in table.to_pylist()]

@@ -16,28 +16,29 @@ import pyarrow.compute as pc
 from lookalike.annotators.base import Scorer, checked
 from lookalike.annotators.captioner import Captioner
 from lookalike.data.images import decode
-from lookalike.storage import ObjectInfo
 from pipelines.actors import Columns
 from pipelines.curate.answers import Answers
 from pipelines.curate.filters import Photos, with_scores
 from pipelines.curate.inputs import CAPTION
-from pipelines.curate.tables import write_table
-from pipelines.curate.work import StageWork
+from pipelines.curate.screen import screen
+from pipelines.curate.tables import read_table, write_table
+from pipelines.curate.work import Group, IndexedShard, StageWork, read_rows
 
 _CAPTION_SIDE = 384  # px
 _READERS = 16  # threads: a read of an object store waits for 20 to 50 ms
 _BATCHES_AHEAD = 2  # decoded while the model computes
 _PART_IMAGES = 4_096  # answers that a killed actor loses at most, besides a batch
-_ASKED_COLUMNS = ("sha256", "shard", "offset", "length", "class_name")
+_ASKED_COLUMNS = ("sha256", "shard", "unpacked", "offset", "length", "class_name")
 
 
-def scored(work: StageWork) -> dict[str, tuple[ObjectInfo, ...]]:
-    """Return the tables of scores of all raw shards, by the revision of their model, once every shard is scored."""
-    tables = {info.key: info for info in work.dataset.list(work.workspace.prefix("scores"))}
-    return {
-        revision: tuple(tables[work.workspace.scores(revision, unit)] for unit in work.inputs.units)
-        for revision in work.inputs.models.values()
-    }
+def gather_scores(work: StageWork, group: Group) -> Columns:
+    """Write the answers for the images of a group of raw shards to the shuffle of each model, by subject hash."""
+    for revision in sorted(set(work.inputs.models.values())):
+        shuffle = work.score_shuffle(revision)
+        if not shuffle.is_written(1, group.number):
+            keys = (work.workspace.scores(revision, shard.number) for shard in group.shards)
+            shuffle.write(group.number, pa.concat_tables([read_table(work.dataset, key) for key in keys]))
+    return {"group": np.array([group.number])}
 
 
 class ShardScorer:
@@ -48,36 +49,39 @@ class ShardScorer:
         self._device = work.config.actors.prepare()
         self._loaded: dict[str, Callable[..., list[Any]]] = {}  # by name
 
-    def __call__(self, unit: int) -> Columns:
+    def __call__(self, shard: IndexedShard) -> Columns:
         """Score the new images of one shard, filter by filter; return how many images the models were shown."""
         work, shown = self._work, 0
         last = list(work.inputs.models.values())[-1]  # the models write in this order
-        if not work.dataset.exists(work.workspace.scores(last, unit)):
-            rows = self._survivors(unit)
+        if not work.dataset.exists(work.workspace.scores(last, shard.number)):
+            rows = self._survivors(shard)
             for name, step in work.config.filters.scored():
                 scores: dict[str, float] = {}
                 if step.scorer is not None:
                     asked = rows.filter(pa.array(step.asks(Photos(rows))))
-                    scores, new = self._ask(unit, asked, name, step.scorer)
+                    scores, new = self._ask(shard, asked, name, step.scorer)
                     shown += new
                 rows = rows.filter(pa.array(~step.drop(with_scores(rows, scores))))
             if work.config.captioner is not None:
                 uncaptioned = rows.filter(pc.equal(rows["caption"], ""))
-                shown += self._ask(unit, uncaptioned, CAPTION, work.config.captioner)[1]
-        return {"shard": np.array([unit]), "shown": np.array([shown])}
+                shown += self._ask(shard, uncaptioned, CAPTION, work.config.captioner)[1]
+        return {"shard": np.array([shard.number]), "shown": np.array([shown])}
 
-    def _survivors(self, unit: int) -> pa.Table:
+    def _survivors(self, shard: IndexedShard) -> pa.Table:
         """Return the rows of a shard that pass the filters without a model."""
-        rows, repeated = self._work.read_screened(unit), self._work.read_duplicates((unit, unit + 1), "unit")
-        places = zip(*(rows[name].to_pylist() for name in ("shard", "offset", "key")), strict=True)
-        return rows.filter(pa.array([place not in repeated for place in places], pa.bool_()))
+        rows = read_rows(self._work, shard)
+        kept = screen(rows, self._work.config.filters) == ""
+        kept &= ~np.isin(rows["number"].to_numpy(), self._work.read_repeated(shard))
+        return rows.filter(pa.array(kept))
 
-    def _ask(self, unit: int, rows: pa.Table, name: str, model: Scorer | Captioner) -> tuple[dict[str, Any], int]:
+    def _ask(
+        self, shard: IndexedShard, rows: pa.Table, name: str, model: Scorer | Captioner
+    ) -> tuple[dict[str, Any], int]:
         """Return the answers for ``rows`` by content hash, and how many are new; write the shard's table of scores."""
         store, workspace, revision = self._work.dataset, self._work.workspace, self._work.inputs.models[name]
         kind = pa.string() if isinstance(model, Captioner) else pa.float64()
         size = self._work.config.scoring.batch_images
-        answers = Answers(store, workspace, f"{revision}/{size}", unit, kind)
+        answers = Answers(store, workspace, f"{revision}/{size}", shard.id, kind)
         by_place = rows.select(_ASKED_COLUMNS).sort_by([("offset", "ascending"), ("sha256", "ascending")])
         asked = {row["sha256"]: row for row in by_place.to_pylist() if row["sha256"] not in answers.values}
         batches = [list(asked.values())[first : first + size] for first in range(0, len(asked), size)]
@@ -93,7 +97,7 @@ class ShardScorer:
         answers.finish(new)
         values = pa.array([answers.values[content] for content in rows["sha256"].to_pylist()], kind)
         placed = rows.select(["subject_hash", "sha256"]).append_column("value", values)
-        write_table(store, workspace.scores(revision, unit), placed)
+        write_table(store, workspace.scores(revision, shard.number), placed)
         return answers.values, len(asked)
 
     def _decoded(

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipelines.curate.rows import unit_hash
 
@@ -84,11 +86,11 @@ class Summary:
         rows.sort(key=lambda row: unit_hash("example", row["shard"], row["key"], row["offset"]))
         self.examples[reason] = rows[:EXAMPLES_PER_REASON]
 
-    def add_notes(self, notes: list[str]) -> None:
+    def add_notes(self, notes: pa.ChunkedArray) -> None:
         """Count images by the kinds of their notes: ``caption: cut …; image: …`` counts once for each of the two."""
-        for note in notes:
-            if note:
-                self.noted.update(set(_NOTED.findall(note)))
+        for note in pc.value_counts(notes.filter(pc.not_equal(notes, ""))).to_pylist():
+            for kind in set(_NOTED.findall(note["values"])):
+                self.noted[kind] += note["counts"]
 
     def add_captions(self, captions: dict[str, str]) -> None:
         """Add ``captions``, and keep those of the lowest hashes."""

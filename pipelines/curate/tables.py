@@ -2,8 +2,7 @@
 
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -79,10 +78,9 @@ def with_notes(table: pa.Table, notes: Mapping[str, Any]) -> pa.Table:
     return table.replace_schema_metadata({_NOTES: canonical_json(notes)})
 
 
-def read_footers(store: Store, infos: Sequence[ObjectInfo]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield (number of rows, notes) of each table, in their order; footers are read 16 at a time."""
-    with ThreadPoolExecutor(16) as pool:
-        yield from pool.map(lambda info: read_footer(store, info), infos)
+def notes_of(table: pa.Table) -> dict[str, Any]:
+    """Return the notes of a table that was read whole."""
+    return dict(json.loads((table.schema.metadata or {}).get(_NOTES, b"{}")))
 
 
 def read_footer(store: Store, info: ObjectInfo) -> tuple[int, dict[str, Any]]:

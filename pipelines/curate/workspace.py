@@ -1,9 +1,11 @@
 """Where the objects of a curation lie. Only this module builds their keys, and those of a snapshot's files.
 
 Keys below ``work/`` follow from what an object depends on, so that an object that exists is done: index results from
-the raw shard and the settings that read it, results of later stages from the fingerprint of all inputs.
+the raw shard and the settings that read it, results of later stages from the raw shards and the settings that decide
+about them (:attr:`pipelines.curate.inputs.Inputs.stages`).
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Literal
@@ -18,7 +20,6 @@ PACKS_PREFIX = "shards/"
 LEASE = f"{_WORK}/lease"
 CHANGED = f"{_WORK}/changed"
 _TAKE_DOWN_LISTS = f"{_WORK}/taken-down"
-INDEX_PREFIXES = (f"{_WORK}/rows/", f"{_WORK}/vectors/")
 
 # Files of a version, below its own prefix.
 CLAIM = "claim.json"
@@ -27,7 +28,12 @@ REPORT_JSON, REPORT_HTML = "report.json", "report.html"
 TAKEN_DOWN_JSON = "taken_down.json"
 
 PlanTable = Literal["images", "subjects"]
-DuplicateOrder = Literal["subject_hash", "unit"]
+ShuffleName = Literal["subjects", "contents", "bands", "repeated", "repeated_of_shards", "requests", "ends"]
+"""The shuffles of the row stages (:meth:`pipelines.curate.work.StageWork.shuffle` describes them)."""
+_WRITER: dict[ShuffleName, str] = {
+    "subjects": "gather", "contents": "gather", "bands": "gather", "repeated": "duplicates",
+    "repeated_of_shards": "duplicates", "requests": "links", "ends": "links",
+}  # fmt: skip
 
 
 def shard_id(info: ObjectInfo) -> str:
@@ -67,42 +73,48 @@ def triplets_part(shard: str) -> str:
 
 @dataclass(frozen=True)
 class Workspace:
-    """The keys of one curation's objects below the dataset's prefix. ``shard`` is the number of a raw shard."""
+    """The keys of one curation's objects below the dataset's prefix.
 
-    shards: tuple[ObjectInfo, ...]
+    ``shard`` is the id of a raw shard (:func:`shard_id`), ``number`` its number in the order of their keys.
+    """
+
     index: str
     """Identity of the settings that decide about image rows and their order."""
     index_revision: int
     """Revision of the index stage."""
     embedder: str
     """Revision of the embedder."""
-    run: str
-    """Fingerprint of all inputs."""
+    stages: Mapping[str, str]
+    """Fingerprint of what the results of each stage after the index depend on."""
 
-    def rows(self, shard: int) -> str:
+    @property
+    def index_prefixes(self) -> tuple[str, str]:
+        """The prefixes of the objects of :meth:`rows` and :meth:`vectors`."""
+        return f"{_WORK}/rows/{self.index}/", f"{_WORK}/vectors/{self.index}-{fingerprint(self.embedder)[:16]}/"
+
+    def rows(self, shard: str) -> str:
         """The image rows of a raw shard, as the index wrote them."""
-        return f"{_WORK}/rows/{self.index}/{shard_id(self.shards[shard])}.parquet"
+        return f"{self.index_prefixes[0]}{shard}.parquet"
 
-    def vectors(self, shard: int) -> str:
+    def vectors(self, shard: str) -> str:
         """The embeddings of a raw shard, as the index wrote them."""
-        revision = fingerprint(self.embedder)[:16]
-        return f"{_WORK}/vectors/{self.index}-{revision}/{shard_id(self.shards[shard])}.parquet"
+        return f"{self.index_prefixes[1]}{shard}.parquet"
 
-    def unpacked(self, shard: int) -> str:
+    def unpacked(self, shard: str) -> str:
         """The tar inside a compressed raw shard."""
-        return f"{_WORK}/unpacked/{self.index_revision}-{shard_id(self.shards[shard])}.tar"
+        return f"{_WORK}/unpacked/{self.index_revision}-{shard}.tar"
 
-    def answers(self, model: str, shard: int) -> str:
+    def answers(self, model: str, shard: str) -> str:
         """What a model, by its identity, has said of a raw shard's images, by content, under any labels and filters."""
         return f"{self.answers_prefix(model, shard)}.parquet"
 
-    def answers_part(self, model: str, shard: int, part: int) -> str:
+    def answers_part(self, model: str, shard: str, part: int) -> str:
         """Some of these answers, while a run asks for them."""
         return f"{self.answers_prefix(model, shard)}/{part:06d}.parquet"
 
-    def answers_prefix(self, model: str, shard: int) -> str:
+    def answers_prefix(self, model: str, shard: str) -> str:
         """The common prefix of these keys; no other key has it."""
-        return f"{_WORK}/answers/{fingerprint(model)[:16]}/{shard_id(self.shards[shard])}"
+        return f"{_WORK}/answers/{fingerprint(model)[:16]}/{shard}"
 
     @staticmethod
     def part_of_answers(key: str) -> int:
@@ -113,41 +125,57 @@ class Workspace:
         """The centroids of all cells of :mod:`pipelines.curate.cluster_subjects`."""
         return self._of_run("found", "centroids.parquet")
 
-    def assigned(self, shard: int) -> str:
+    def assigned(self, number: int) -> str:
         """The unlabelled images of a raw shard by cell."""
-        return self._of_run("assigned", f"{shard:06d}.parquet")
+        return self._of_run("assigned", f"{number:06d}.parquet")
 
     def cell_subjects(self, cell: int) -> str:
         """The subjects that were found in a cell."""
         return self._of_run("found", f"subjects/{cell:06d}.parquet")
 
-    def found(self, kind: Literal["rows", "vectors"], shard: int) -> str:
+    def found(self, kind: Literal["rows", "vectors"], number: int) -> str:
         """The rows or vectors of a raw shard, with the subjects that were found."""
-        return self._of_run("found", f"{kind}/{shard:06d}.parquet")
+        return self._of_run("found", f"{kind}/{number:06d}.parquet")
 
-    def take_down_contents(self, shard: int) -> str:
-        """The content hashes of a raw shard's images that the take-down list names."""
-        return self._of_run("taken-down", f"contents/{shard:06d}.txt")
+    def take_down_contents(self, group: int) -> str:
+        """The content hashes of the images of a group of raw shards that the take-down list names."""
+        return self._of_run("taken-down", f"contents/{group:06d}.txt")
 
-    def reasons(self, shard: int) -> str:
-        """The reasons of the screen, beside the image rows of a raw shard."""
-        return self._of_run("screen", f"{shard:06d}.parquet")
+    def gathered(self, group: int) -> str:
+        """The counts of a group of raw shards, written when its rows are in all shuffles."""
+        return self._of_run("gather", f"{group:06d}.json")
 
-    def duplicates(self, partition: int, order: DuplicateOrder) -> str:
-        """The repeated images of a range of content hashes, sorted by subject hash or by raw shard."""
-        return self._of_run("duplicates", f"part-{partition:05d}.{order}.parquet")
+    def shuffle(self, name: ShuffleName) -> str:
+        """The prefix of a shuffle of the row stages."""
+        return self._of_run(_WRITER[name], name)
 
-    def links(self, unit: int) -> str:
-        """The linked subjects that one task has found."""
-        return self._of_run("links", f"part-{unit:05d}.parquet")
+    def candidates(self, partition: int) -> str:
+        """What is known about the candidates of a range of keys of near copies, once they are requested."""
+        return self._of_run("links", f"candidates-{partition:05d}.json")
+
+    def sharing(self, partition: int) -> str:
+        """The subjects that share an image of a range of contents."""
+        return self._of_run("duplicates", f"sharing-{partition:05d}.parquet")
+
+    def resembling(self, partition: int) -> str:
+        """The subjects that share a near copy of an image, of a range of pairs."""
+        return self._of_run("links", f"resembling-{partition:05d}.parquet")
+
+    def joined(self, level: int, unit: int) -> str:
+        """The links of up to 128 tables of the level before, joined."""
+        return self._of_run("links", f"joined-{level}/{unit:05d}.parquet")
 
     def components(self) -> str:
         """The component of each linked subject."""
         return self._of_run("links", "components.parquet")
 
-    def scores(self, revision: str, shard: int) -> str:
+    def scores(self, revision: str, number: int) -> str:
         """The scores of a raw shard's images by the model of that revision."""
-        return self._of_run("scores", f"{fingerprint(revision)[:16]}/{shard:06d}.parquet")
+        return self._of_run("scores", f"{fingerprint(revision)[:16]}/{number:06d}.parquet")
+
+    def score_shuffle(self, revision: str) -> str:
+        """The prefix of the shuffle of the scores by the model of that revision."""
+        return self._of_run("scores", f"{fingerprint(revision)[:16]}/by-subject")
 
     def plan(self, partition: int, table: PlanTable) -> str:
         """A table of the plan of a range of subjects."""
@@ -161,9 +189,9 @@ class Workspace:
         """The triplet table, or the hash (written last), of triplet shard ``shard`` of a version."""
         return self._of_run("materialise", f"{version}-{PurePosixPath(shard).stem}.{suffix}")
 
-    def prefix(self, stage: Literal["assigned", "found", "scores"]) -> str:
+    def prefix(self, stage: Literal["assigned", "found"]) -> str:
         """The prefix of all objects of one of these methods."""
         return self._of_run(stage, "")
 
     def _of_run(self, stage: str, name: str) -> str:
-        return f"{_WORK}/{stage}/{self.run[:16]}/{name}"
+        return f"{_WORK}/{stage}/{self.stages[stage][:16]}/{name}"

@@ -7,7 +7,7 @@ from annotated_types import Ge
 
 from lookalike.values import configuration
 from pipelines.curate.filters.base import Photos, Scope, Trait
-from pipelines.curate.rows import unit_hash
+from pipelines.curate.rows import unit_hashes
 
 
 @configuration("filters.large_subject")
@@ -28,8 +28,9 @@ class LargeSubject:
     traits: ClassVar[tuple[Trait, ...]] = ()
 
     def drop(self, photos: Photos) -> np.ndarray:
-        dropped = np.zeros(len(photos), bool)
-        if len(photos) > self.max_photos:
-            places = np.array([unit_hash("large_subject", content) for content in photos["sha256"].tolist()])
-            dropped[np.argsort(places, kind="stable")[self.max_photos :]] = True
-        return dropped
+        dropped_BN = np.zeros(photos.shape, bool)
+        if photos.shape[1] > self.max_photos:
+            places_BN = unit_hashes(["large_subject"], photos["sha256"].ravel()).reshape(photos.shape)
+            beyond = np.argsort(places_BN, axis=1, kind="stable")[:, self.max_photos :]
+            np.put_along_axis(dropped_BN, beyond, True, axis=1)
+        return dropped_BN

@@ -28,9 +28,10 @@ class OffSubject:
     traits: ClassVar[tuple[Trait, ...]] = ("can_skip", "compares_embeddings")
 
     def drop(self, photos: Photos) -> np.ndarray:
-        n = len(photos)
-        if n < self.min_photos:
-            return np.zeros(n, bool)
-        others_NM = photos.similarity[~np.eye(n, dtype=bool)].reshape(n, n - 1)
-        typical_N = np.median(others_NM, axis=1)
-        return np.asarray((typical_N < self.max_similarity) & (typical_N < np.median(typical_N) - self.min_gap), bool)
+        subjects, n = photos.shape
+        if n < max(2, self.min_photos):
+            return np.zeros(photos.shape, bool)
+        others_BNM = photos.similarity[:, ~np.eye(n, dtype=bool)].reshape(subjects, n, n - 1)
+        typical_BN = np.median(others_BNM, axis=2)
+        gap_BN = np.median(typical_BN, axis=1, keepdims=True) - self.min_gap
+        return np.asarray((typical_BN < self.max_similarity) & (typical_BN < gap_BN), bool)

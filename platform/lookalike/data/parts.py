@@ -7,8 +7,9 @@ its row group, whatever the size of the table, and a reader holds the lists and 
 
 import hashlib
 import io
+import mmap
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from threading import Lock
@@ -162,21 +163,24 @@ class PartedTable:
         """Return the rows with these numbers, in this order; each row group is read once."""
         if len(indices) == 0:
             return self.schema.empty_table()
-        places = self._places(indices)
-        wanted = sorted(set(places))
-        with ThreadPoolExecutor(min(_AT_ONCE, len(wanted))) as pool:
-            groups = dict(zip(wanted, pool.map(lambda place: self._group(*place), wanted), strict=True))
-        first = dict(zip(wanted, np.cumsum([0, *(len(groups[place]) for place in wanted)]), strict=False))
-        part_of = np.array([part for part, _ in places])
-        within = (indices - np.concatenate([[0], self._ends])[part_of]) % GROUP_ROWS
-        return pa.concat_tables(groups[p] for p in wanted).take(pa.array(within + [first[p] for p in places]))
+        places, within = self._places(indices)
+        wanted, of_row = np.unique(places, axis=0, return_inverse=True)
+        rows = []
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            for first in range(0, len(wanted), _AT_ONCE):
+                part = wanted[first : first + _AT_ONCE].tolist()
+                for number, fetched in enumerate(pool.map(lambda place: self._fetch(*place), part), first):
+                    # Requests are made at once, row groups are decoded in turn: one is in memory beside the cache.
+                    table = self._decoded(*wanted[number].tolist(), fetched)
+                    rows.append(table.take(pa.array(within[of_row == number])))
+        return pa.concat_tables(rows).take(pa.array(np.argsort(np.argsort(of_row, kind="stable"))))
 
     def read_span(self, span: tuple[int, int], columns: list[str] | None = None) -> pa.Table:
         """Return the rows of an image table whose ``subject_hash`` is in the half-open ``span``, in their order."""
         first, last = (self._parts[name].to_numpy() for name in ("first_hash", "last_hash"))
         tables = []
         for part in np.flatnonzero((last >= span[0]) & (first < span[1])):
-            footer = self._open(int(part), {}).metadata
+            footer = self._open(int(part), self._footer(int(part)), {}).metadata
             at = footer.schema.to_arrow_schema().get_field_index("subject_hash")
             for group in range(footer.num_row_groups):
                 bounds = footer.row_group(group).column(at).statistics
@@ -195,25 +199,35 @@ class PartedTable:
             with decoding("a part of a table", self._version.uri_of(name), fix=_FIX):
                 yield pq.read_table(io.BytesIO(data), schema=self.schema)
 
-    def _places(self, indices: npt.NDArray[np.int64]) -> Sequence[tuple[int, int]]:
-        """The (part, row group) of each row."""
+    def _places(self, indices: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """The (part, row group) of each row, int64 ``[N, 2]``, and its place in the row group, int64 ``[N]``."""
         if indices.min() < 0 or indices.max() >= len(self):
             raise IndexError(f"rows {indices.min()} to {indices.max()} of {len(self)}")
         part = np.searchsorted(self._ends, indices, side="right")
-        group = (indices - np.concatenate([[0], self._ends])[part]) // GROUP_ROWS
-        return list(zip(part.tolist(), group.tolist(), strict=True))
+        group, within = np.divmod(indices - np.concatenate([[0], self._ends])[part], GROUP_ROWS)
+        return np.stack([part, group], axis=1), within
 
     def _group(self, part: int, group: int) -> pa.Table:
+        return self._decoded(part, group, self._fetch(part, group))
+
+    def _fetch(self, part: int, group: int) -> "pa.Table | tuple[bytes, bytes]":
+        """The row group if it is in the cache, otherwise its bytes and those of the part's footer."""
         with self._lock:
             if (part, group) in self._cache:
                 self._cache.move_to_end((part, group))
                 return self._cache[part, group]
         ends = [_MAGIC, *self._parts["group_ends"][part].as_py()]
         data = self._checked(part, ends[group], ends[group + 1], self._parts["group_sha256s"][part][group].as_py())
-        name = str(self._parts["name"][part])
-        with decoding("a part of a table", self._version.uri_of(name), fix=_FIX):
-            table = self._open(part, {ends[group]: data}).read_row_group(group).select(self.schema.names)
-            table = table.cast(self.schema)
+        return data, self._footer(part)
+
+    def _decoded(self, part: int, group: int, fetched: "pa.Table | tuple[bytes, bytes]") -> pa.Table:
+        if isinstance(fetched, pa.Table):
+            return fetched
+        data, footer = fetched
+        start = [_MAGIC, *self._parts["group_ends"][part].as_py()][group]
+        with decoding("a part of a table", self._version.uri_of(str(self._parts["name"][part])), fix=_FIX):
+            file = self._open(part, footer, {start: data})
+            table = file.read_row_group(group, use_threads=False).select(self.schema.names).cast(self.schema)
         with self._lock:
             self._cached += 0 if (part, group) in self._cache else table.nbytes
             self._cache[part, group] = table
@@ -221,20 +235,24 @@ class PartedTable:
                 self._cached -= self._cache.popitem(last=False)[1].nbytes
         return table
 
-    def _open(self, part: int, ranges: dict[int, bytes]) -> pq.ParquetFile:
-        """The part, of which only the footer and the ``ranges`` (bytes by their offset) are there."""
-        size, end = self._parts["size"][part].as_py(), self._parts["group_ends"][part].as_py()[-1]
+    def _footer(self, part: int) -> bytes:
         with self._lock:
             footer = self._footers.get(part)
         if footer is None:
+            size, end = self._parts["size"][part].as_py(), self._parts["group_ends"][part].as_py()[-1]
             footer = self._checked(part, end, size, self._parts["footer_sha256"][part].as_py())
             with self._lock:
                 self._footers[part] = footer
                 while len(self._footers) > _FOOTERS:
                     self._footers.popitem(last=False)
-        data = np.zeros(size, np.uint8)  # pages that nothing is written to take no memory
-        for offset, held in {**ranges, end: footer}.items():
-            data[offset : offset + len(held)] = np.frombuffer(held, np.uint8)
+        return footer
+
+    def _open(self, part: int, footer: bytes, ranges: dict[int, bytes]) -> pq.ParquetFile:
+        """The part, of which only the footer and the ``ranges`` (bytes by their offset) are there."""
+        size = self._parts["size"][part].as_py()
+        data = mmap.mmap(-1, size)  # pages that nothing is written to take no memory, and none stays with the process
+        for offset, held in {**ranges, size - len(footer): footer}.items():
+            data[offset : offset + len(held)] = held
         with decoding("a part of a table", self._version.uri_of(str(self._parts["name"][part])), fix=_FIX):
             return pq.ParquetFile(pa.BufferReader(pa.py_buffer(data)))
 

@@ -7,11 +7,12 @@ of the same snapshot, so that rows can be read by range, in any order.
 import hashlib
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 from safetensors.numpy import load, save
 
@@ -100,30 +101,46 @@ def open_triplets(version_store: Store, split: Split, manifest_sha256: str | Non
     return open_table(version_store, split, SCHEMA, manifest_sha256)
 
 
-def read_table(version_store: Store, split: Split | None = None, manifest_sha256: str | None = None) -> pa.Table:
+Choice = Callable[[int], npt.NDArray[np.int64]]
+"""Number of rows of a split → numbers of those to read."""
+
+
+def read_table(
+    version_store: Store,
+    split: Split | None = None,
+    manifest_sha256: str | None = None,
+    choose: Choice | None = None,
+) -> pa.Table:
     """Read the triplet table (:data:`SCHEMA`) of a snapshot version, of one split or both, in the order of the shards.
+
+    All rows are in memory at once, or of each split those that ``choose`` chooses.
 
     Raises InputError: the split has no triplets, or the table or the manifest (``manifest_sha256``) has changed.
     """
     splits = SPLITS if split is None else (split,)
     counts = manifest_of(version_store, manifest_sha256).get("tables", {})
-    tables = [
-        part
+    opened = [
+        open_triplets(version_store, each, manifest_sha256)
         for each in splits
         if split is not None or counts.get(each, {"rows": 1})["rows"]
-        for part in open_triplets(version_store, each, manifest_sha256).parts()
+    ]
+    tables = [
+        part for table in opened for part in (table.parts() if choose is None else [table.take(choose(len(table)))])
     ]
     return pa.concat_tables(tables) if tables else SCHEMA.empty_table()
 
 
 def read_triplets(
-    version_store: Store, split: Split | None = None, manifest_sha256: str | None = None
+    version_store: Store,
+    split: Split | None = None,
+    manifest_sha256: str | None = None,
+    choose: Choice | None = None,
 ) -> list[Triplet]:
     """Return the rows of :func:`read_table` as triplets; damaged rows are logged and left out.
 
     Raises InputError also if no row is a valid triplet.
     """
-    table = read_table(version_store, split, manifest_sha256)
+    table = read_table(version_store, split, manifest_sha256, choose)
     try:
         rows = table.to_pylist()
     except UnicodeDecodeError:  # a text that is not UTF-8 makes the whole conversion fail
@@ -182,7 +199,7 @@ def write_latents(target: np.ndarray, references: np.ndarray) -> bytes:
 
 
 def load_latents(version_store: Store, row: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-    """Read the latents of one triplet by range: the target's ``[T, C]`` and the references' ``[R, T', C]``, float32.
+    """Read the latents of one triplet by range: the target's ``[T, C]`` and the references' ``[R, T', C]``, float16.
 
     Raises:
         InputError: the snapshot has no latents, or they are damaged.
@@ -195,7 +212,7 @@ def load_latents(version_store: Store, row: Mapping[str, Any]) -> tuple[np.ndarr
     data = _read(version_store, triplet, "the latents", *place, triplet.latents_sha256)
     try:
         tensors = load(data)
-        return tensors["target"].astype(np.float32), tensors["references"].astype(np.float32)
+        return tensors["target"].astype(np.float16), tensors["references"].astype(np.float16)
     except Exception as error:  # safetensors raises several classes for damaged bytes
         raise InputError(f"the latents are damaged: {error}", value=triplet.triplet_id, fix=_FIX) from error
 

@@ -45,6 +45,11 @@ def list_packs(version: Store, names: list[str]) -> tuple[str, str]:
     return "lists/shards-00000.parquet", hashlib.sha256(buffer.getvalue()).hexdigest()
 
 
+def stage_of(key: str) -> str:
+    """Return the prefix of the results of a stage that ``key`` belongs to."""
+    return "/".join(key.split("/")[:3]) + "/"
+
+
 class Dataset:
     """A dataset with two versions in format 2 that share a pack, made of a real curation of two raw shards."""
 
@@ -53,6 +58,7 @@ class Dataset:
         raw = write_raw(root / "raw", world(4, 4), per_shard=8)
         self.first = planned(raw, filters=LOOSE, seed=1)
         self.work = planned(raw, filters=LOOSE)
+        self.shards = list(open_store(str(raw)).list())
         for text in ("shared", "old", "new", "orphan"):
             self.store.write(pack(text), text.encode())
         self.publish(1, self.first, ["shared", "old"])
@@ -96,17 +102,18 @@ def test_the_next_curation_finds_its_index_and_stages_of_published_runs_go(
     dataset: Dataset, planned: Planned, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dataset.store.write("work/rows/4-0123abcd/" + "0" * 24 + ".parquet", b"of an older revision")
-    gone = shard_id(replace(dataset.work.inputs.shards[0], etag="another"))
-    rows = dataset.work.workspace.rows(0).replace(shard_id(dataset.work.inputs.shards[0]), gone)
+    gone = shard_id(replace(dataset.shards[0], etag="another"))
+    rows = dataset.work.workspace.rows(gone)
     answers = f"work/answers/{'a' * 16}/{gone}"
     for key in (rows, f"{answers}.parquet", f"{answers}/000001.parquet"):
         dataset.store.write(key, b"of a raw shard that was removed")
-    kept = f"work/answers/{'a' * 16}/{shard_id(dataset.work.inputs.shards[1])}.parquet"
+    kept = f"work/answers/{'a' * 16}/{shard_id(dataset.shards[1])}.parquet"
     dataset.store.write(kept, b"answers")
     dataset.store.write(change_mark("0" * 24), b"mark")
     dataset.store.write("work/notes.txt", b"of a user")
     dataset.age()
-    index = {make(i) for i in (0, 1) for make in (dataset.work.workspace.rows, dataset.work.workspace.vectors)}
+    ids = [shard_id(info) for info in dataset.shards]
+    index = {make(i) for i in ids for make in (dataset.work.workspace.rows, dataset.work.workspace.vectors)}
     shown = dataset.collect()
     assert dataset.keys("work/") == index | {kept, change_mark("0" * 24), "work/notes.txt"}
     assert "work/plan" in shown
@@ -125,25 +132,25 @@ def test_packs_that_no_version_lists_are_removed_and_versions_stay_readable(data
     assert dataset.keys("v") == versions
 
 
-def test_young_objects_stay_and_of_a_run_all_or_none(dataset: Dataset) -> None:
+def test_young_objects_stay_and_of_a_stage_all_or_none(dataset: Dataset) -> None:
     every = dataset.keys()
     dataset.collect()
     assert dataset.keys() == every
     dataset.age()
     young = dataset.work.workspace.summary(0)
     dataset.store.write(young, dataset.store.read(young))
-    run = dataset.work.workspace.run[:16]
-    of_run = {key for key in every if run in key}
+    of_stage = dataset.keys(stage_of(young))
+    assert len(of_stage) > 1
     dataset.collect()
-    left = dataset.keys("work/")
-    assert of_run <= left
-    assert not any(dataset.first.workspace.run[:16] in key for key in left)
+    assert dataset.keys(stage_of(young)) == of_stage
+    assert not dataset.keys(stage_of(dataset.first.workspace.summary(0)))
     dataset.collect(grace_hours=0)
-    assert not of_run & dataset.keys("work/")
+    assert not dataset.keys(stage_of(young))
 
 
 def test_packs_of_a_killed_run_stay_as_long_as_its_results(dataset: Dataset, planned: Planned, tmp_path: Path) -> None:
-    planned(tmp_path / "raw", filters=LOOSE, seed=3)  # killed before its version was published
+    killed = planned(tmp_path / "raw", filters=LOOSE, seed=3)  # before its version was published
+    dataset.store.write(killed.workspace.part("v0003", "shards/train-000000.tar", "json"), b"{}")
     dataset.age("shards/")
     dataset.collect()
     assert pack("orphan") in dataset.keys("shards/")
@@ -224,7 +231,7 @@ def test_one_version_is_removed_with_the_packs_that_it_alone_lists(dataset: Data
     assert latest_version(dataset.store) == 2
 
 
-@pytest.mark.parametrize("deletions", [0, 1, 2, 3, 10, 40])
+@pytest.mark.parametrize("deletions", [0, 1, 2, 10])
 def test_a_killed_collection_is_completed_by_the_next_and_by_a_curation(
     dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, deletions: int
 ) -> None:
@@ -257,7 +264,7 @@ def test_a_killed_collection_is_completed_by_the_next_and_by_a_curation(
         complete(dataset.store, lease)  # as a curation run does first
     assert not dataset.store.exists(COLLECTION)
     assert not dataset.keys("v0001/")
-    assert not any(dataset.work.workspace.run[:16] in key for key in dataset.keys("work/"))
+    assert not dataset.keys(stage_of(dataset.work.workspace.summary(0)))
     dataset.collect()
     assert dataset.keys("shards/") == {pack("shared"), pack("new")}
 
@@ -286,4 +293,5 @@ def test_inputs_of_a_manifest_are_those_that_it_was_made_of(dataset: Dataset) ->
     manifest = json.loads(version_store(dataset.store, 2).read("manifest.json"))
     inputs = Inputs.of_manifest(manifest)
     assert inputs.fingerprint == dataset.work.inputs.fingerprint == manifest["inputs"]["fingerprint"]
-    assert inputs.workspace == dataset.work.inputs.workspace
+    assert inputs.index_workspace == dataset.work.inputs.index_workspace
+    assert list(inputs.ids) == [shard_id(info) for info in dataset.shards]

@@ -3,6 +3,7 @@
 import io
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -16,6 +17,7 @@ from lookalike.storage import open_store, version_store
 from pipelines.curate.diff import DiffConfig, diff, render_diff
 from pipelines.curate.filters import FiltersConfig
 from pipelines.curate.filters.blurry import Blurry
+from pipelines.curate.gather import gather
 from pipelines.curate.removals import find_holders
 from pipelines.curate.takedown import pin
 from pipelines.curate.trace import TraceConfig, render_trace, trace
@@ -177,10 +179,12 @@ def test_a_damaged_index_table_is_an_error_and_is_rewritten(planned: Callable[..
     work = planned(raw)
     (file,) = (tmp_path / "dataset" / "work" / "rows").rglob("*.parquet")
     whole = file.read_bytes()
+    inputs = replace(work.inputs, config=work.inputs.config | {"seed": 7})  # so that nothing is gathered yet
+    ungathered = replace(StageWork.of(work.config, inputs), sample=work.sample)
     for damage in DAMAGE.values():
         file.write_bytes(damage(whole))
         with pytest.raises(InputError, match=rf"{file.name}.*remove it"):
-            StageWork.of(work.config, work.inputs).read_rows((0, 1 << 62))
+            gather(ungathered, next(ungathered.groups()))
     file.unlink()  # as the error says
     assert planned(raw).images == work.images
     assert file.read_bytes() == whole

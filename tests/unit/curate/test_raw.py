@@ -10,7 +10,7 @@ from lookalike.errors import ConfigError, InputError
 from lookalike.storage import open_store
 from pipelines.curate.filters import FiltersConfig
 from pipelines.curate.filters.no_pair import NoPair
-from pipelines.curate.index import IndexWork, ShardIndexer
+from pipelines.curate.index import IndexWork, RawShard, ShardIndexer
 from pipelines.curate.raw import list_raw, raw_store
 from pipelines.curate.tables import read_table
 from pipelines.curate.work import StageWork
@@ -81,8 +81,8 @@ def test_a_truncated_compressed_shard_keeps_complete_samples(
     shard.with_suffix(".tar.gz").write_bytes(whole[: len(whole) // 2])
     shard.unlink()
     work = planned(raw)
-    rows = read_table(work.dataset, work.inputs.workspace.rows(0)).to_pylist()
+    rows = read_table(work.dataset, work.inputs.workspace.rows(work.inputs.ids[0])).to_pylist()
     assert any(row["cut"] for row in rows)
     assert any(not row["error"] for row in rows)
-    indexer = ShardIndexer(IndexWork(work.config, work.inputs, work.raw, work.dataset, (0,)))
-    assert indexer(0)["images"] == [len(rows)]
+    indexer = ShardIndexer(IndexWork(work.config, work.inputs, work.raw, work.dataset))
+    assert indexer(RawShard(0, work.inputs.shards[0]))["images"] == [len(rows)]

@@ -27,7 +27,7 @@ from pipelines.curate.inputs import Inputs
 from pipelines.curate.layout import split_cut
 from pipelines.curate.materialise import fit, write_shard
 from pipelines.curate.raw import list_raw
-from pipelines.curate.rows import hash_range, sha256, subject_hash
+from pipelines.curate.rows import sha256
 from pipelines.curate.takedown import pin
 from pipelines.curate.work import StageWork
 from tests.drawn import Photo, draw, jpeg, photo, world, write_raw
@@ -50,9 +50,12 @@ def test_without_an_embedder_all_photos_of_a_subject_are_pairs(
     work = planned(write_raw(tmp_path / "raw", world(3, 3)), embedder=NO_EMBEDDER, filters=filters)
     rows = rows_of(work)
     assert [row["drop_reason"] for row in rows] == [None] * 9
-    references = [[image["sha256"] for image in row["reference_sets"][0]] for row in rows]
-    assert [len(set(group)) for group in references] == [2] * 9
-    assert {image["similarity"] for row in rows for group in row["reference_sets"] for image in group} == {0.0}
+    for i, row in enumerate(rows):
+        of_subject = rows[i - i % 3 : i - i % 3 + 3]  # references are numbers within the subject
+        assert {of_subject[number]["sha256"] for number in row["references"][0]} == {
+            other["sha256"] for other in of_subject if other is not row
+        }
+    assert {similarity for row in rows for group in row["similarities"] for similarity in group} == {0.0}
 
 
 def test_kept_equal_files_are_not_paired_and_have_separate_triplets(planned: Planned, tmp_path: Path) -> None:
@@ -97,16 +100,18 @@ def test_partitions_do_not_change_the_plan(planned: Planned, tmp_path: Path) -> 
     raw = write_raw(tmp_path / "raw", world(6, 4))
     one = rows_of(planned(raw, filters=LOOSE))
     work = planned(raw, filters=LOOSE, plan=PlanConfig(rows_per_partition=5))
-    assert work.partitions == 5
+    assert work.partitions == 8
     assert sorted(rows_of(work), key=str) == sorted(one, key=str)
 
 
-def test_partitions_cover_all_subjects_once() -> None:
-    spans = [hash_range(i, 7) for i in range(7)]
-    assert spans[0][0] == 0
+def test_partitions_cover_all_subjects_once(planned: Planned, tmp_path: Path) -> None:
+    work = planned(write_raw(tmp_path / "raw", world(6, 4)), filters=LOOSE, plan=PlanConfig(rows_per_partition=5))
+    spans = [work.span(i) for i in range(work.partitions)]
+    assert (spans[0][0], spans[-1][1]) == (0, 1 << 62)
     assert [span[0] for span in spans[1:]] == [span[1] for span in spans[:-1]]
-    for name in ("", "cup", "Ärmel", "x" * 1000):
-        assert sum(low <= subject_hash(name) < high for low, high in spans) == 1
+    for partition in range(work.partitions):
+        names = set(work.read_plan(partition, "images")["subject"].to_pylist())
+        assert {work.partition_of(name) for name in names} <= {partition}
 
 
 def test_the_split_of_a_subject_does_not_depend_on_other_subjects(planned: Planned, tmp_path: Path) -> None:

@@ -2,10 +2,8 @@ import codecs
 import re
 import shlex
 import unicodedata
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
 import numpy as np
@@ -17,7 +15,6 @@ from hypothesis import strategies as st
 
 from lookalike.errors import InputError
 from lookalike.storage import open_store
-from pipelines.actors import ActorConfig, run_units
 from pipelines.curate.config import CurateConfig
 from pipelines.curate.filters import FiltersConfig, Photos
 from pipelines.curate.filters.taken_down import TakenDown
@@ -26,6 +23,7 @@ from pipelines.curate.removals import check_matched, count_matches, entry_lines,
 from pipelines.curate.takedown import TakeDownList, pin, pinned_hash, read_list, trimmed
 from pipelines.curate.work import StageWork
 from tests.drawn import world, write_raw
+from tests.unit.curate.conftest import in_process
 
 NFC, NFD = (unicodedata.normalize(form, "José's dog") for form in ("NFC", "NFD"))
 CONTENT = "ab" * 32
@@ -197,23 +195,13 @@ def test_allowed_entries_may_be_spelled_as_in_the_list() -> None:
     check_matched(taken, np.zeros(1, int), np.zeros(1, int), [f"Subject: {NFD} "])
 
 
-def in_process(task: Callable[..., Any], work: Any, units: int, noun: str = "") -> Iterator[pa.Table]:
-    """``run_tasks`` without Ray."""
-    return run_units(lambda work: partial(task, work), work, units, ActorConfig(count=0), noun=noun)  # type: ignore[arg-type,return-value]
-
-
-@pytest.fixture
-def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipelines.curate.removals.run_tasks", in_process)
-
-
-def test_matches_are_counted_shard_by_shard(planned: Callable[..., StageWork], tmp_path: Path) -> None:
+def test_matches_are_counted_by_group_of_raw_shards(planned: Callable[..., StageWork], tmp_path: Path) -> None:
     raw = write_raw(tmp_path / "raw", world(3, 4), per_shard=4)
     (tmp_path / "list.txt").write_text("subject:thing01\nkey:thing00-0\nsource:drawn\nkey:nothing\n")
     pinned = pin(str(tmp_path / "list.txt"), open_store(str(tmp_path / "dataset")))
     work = planned(raw, filters=FiltersConfig(taken_down=TakenDown(pinned)))
-    counts, images = summed(in_process(count_matches, work, len(work.rows)), 4)
-    assert (counts.tolist(), images) == ([4, 1, 12, 0], {0: 4, 1: 4, 2: 4})
+    counts, images = summed(in_process(count_matches, work, list(work.groups())), 4)
+    assert (counts.tolist(), images) == ([4, 1, 12, 0], {0: 12})
     rows = work.read_plan(0, "images")
     assert rows["drop_reason"].to_pylist() == ["taken_down"] * 12
 
@@ -244,7 +232,7 @@ def test_equal_files_of_removed_images_are_removed(planned: Callable[..., StageW
     stage, record, _ = take_down(planned(raw, filters=filters), [])
     assert record is not None
     assert (record["matched"], record["named"]) == ({"key:thing00-0": 1, "subject:thing01": 4}, 5)
-    rows, _ = stage.read_rows(stage.span(0))
+    rows = stage.read_subjects(0).rows
     dropped = stage.config.filters.taken_down.drop(Photos(rows))
     named = {row["key"] for row, drop in zip(rows.to_pylist(), dropped, strict=True) if drop}
     assert named == {"thing00-0", "copy", "thing01-0", "thing01-1", "thing01-2", "other"}

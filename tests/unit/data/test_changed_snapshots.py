@@ -84,7 +84,7 @@ def test_run_keeps_reading_the_snapshot_it_started_with(version: Store, bundle_d
     """Table and manifest are replaced together, between the driver and its workers."""
     sha256 = fingerprint(read_manifest(version.parent, 1))
     source = TripletSource(version.uri, "train", str(bundle_dir), snapshot_sha256=sha256)
-    assert source.table().num_rows == 2
+    assert len(source.table()) == 2
     rows = read_table(version).to_pylist()
     _write_table(Path(version.uri.removeprefix("file://")), rows[:1])
     moved = TripletSource(f"{version.uri}/../v0001", "train", str(bundle_dir), snapshot_sha256=sha256)

@@ -39,7 +39,7 @@ def test_unusable_sample_has_a_reason_and_others_are_kept(poisoned: TripletSourc
         assert bool(found["reason"][index]) == wrong, (kind, found["reason"][index])
         assert found["weight"][index] == (not wrong), kind
         assert not found["fatal"][index], kind
-        for name in ("references", "target", "pixel_values", "reference_mask", "target_latents", "reference_latents"):
+        for name in ("references", "target", "tiles", "reference_mask", "target_latents", "reference_latents"):
             if not wrong:
                 assert (found[name][index] == expected[name][index]).all(), (kind, name)
             assert np.isfinite(found[name][index].astype(np.float64)).all(), (kind, name)
