@@ -43,12 +43,21 @@ images and its triplets. The compose step makes triplets of samples:
                          "references": [sample[f"{i:03d}.jpg"] for i in t["references"]]}
 
   webdataset.WebDataset("exported/train-{000000..000007}.tar").compose(triplets)
+
+Remove what neither a snapshot nor the next run needs: results of finished runs below work/, index results of raw shards
+that the newest version does not list, packs of images that no version lists. It asks nothing; --dry-run shows what
+would be removed. --version also removes one version. It knows the dataset only: whether a training run reads that
+version, or a registered model was trained on it, is yours to check.
+
+  python jobs/curate.py collect --dataset s3://bucket/dataset --dry-run
+  python jobs/curate.py collect --dataset s3://bucket/dataset --version 3 --grace-hours 72
 """
 
 import dataclasses
 
 from lookalike.documents import render_json
 from pipelines.curate import CurateConfig, curate, inventory
+from pipelines.curate.collect import CollectConfig, collect, render_collected
 from pipelines.curate.diff import DiffConfig, diff, render_diff
 from pipelines.curate.export import ExportConfig, export
 from pipelines.curate.removals import entry_lines
@@ -99,7 +108,22 @@ def main_export(config: ExportConfig) -> int:
     return 0
 
 
+def main_collect(config: CollectConfig) -> int:
+    """Remove what is not needed, and print what was removed and kept."""
+    print(render_collected(collect(config), dry_run=config.dry_run))
+    return 0
+
+
 if __name__ == "__main__":
     raise SystemExit(
-        run_subcommand({"run": main, "diff": main_diff, "trace": main_trace, "export": main_export}, __doc__)
+        run_subcommand(
+            {
+                "run": main,
+                "diff": main_diff,
+                "trace": main_trace,
+                "export": main_export,
+                "collect": main_collect,
+            },
+            __doc__,
+        )
     )

@@ -9,12 +9,11 @@ import os
 import secrets
 import shutil
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from lookalike.scratch import kept_folder
+from lookalike.scratch import SHORT, kept_folder
 
 log = logging.getLogger(__name__)
 
@@ -58,15 +57,14 @@ def session_folder() -> Iterator[str | None]:
     with ExitStack() as stack:
         folder = stack.enter_context(_folder("ray"))
         if len(os.fsencode(folder / _SOCKET)) > _SOCKET_PATH_BYTES:
-            short = tempfile.TemporaryDirectory(prefix="lookalike-ray-", dir="/tmp", ignore_cleanup_errors=True)
-            folder = Path(stack.enter_context(short))
+            folder = stack.enter_context(_folder("ray", SHORT))
         yield str(folder)
 
 
 @contextmanager
-def _folder(purpose: str) -> Iterator[Path]:
+def _folder(purpose: str, parent: str | None = None) -> Iterator[Path]:
     """Create a temporary folder for the block; ``scratch`` would blame the job's own errors on this folder's disk."""
-    folder = kept_folder(purpose)
+    folder = kept_folder(purpose, parent)
     try:
         yield folder
     finally:

@@ -3,12 +3,14 @@
 import json
 import random
 import secrets
+import shutil
 import socket
 import sys
 import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -27,6 +29,7 @@ BUCKETS = ("lookalike", "scratch")
 # Below the kernel's ephemeral ports; SeaweedFS also uses each of its ports + 10000 for gRPC.
 _PORT_RANGE = range(20_000, 22_760)
 _GRPC_OFFSET = 10_000
+_TEMPORARY = "tmp"  # in Ray's temporary folder
 _SOCKET_PATH_BYTES = 107 - len("/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store.sock")
 
 
@@ -139,7 +142,7 @@ def ray_command(stack: Stack, num_cpus: int, object_store_mib: int) -> list[str]
         "num-cpus": num_cpus,
         "object-store-memory": object_store_mib << 20,
         "include-dashboard": "true",
-        "temp-dir": _ray_folder(stack.folder),
+        "temp-dir": ray_folder(stack.folder),
     }
     options = [f"--{name}={value}" for name, value in flags.items()]
     return [
@@ -175,12 +178,31 @@ def _free_ports(names: Iterable[str]) -> dict[str, int]:
     return dict(zip(names, free, strict=False))
 
 
-def _ray_folder(folder: Path) -> Path:
-    """Ray's temporary folder; a short one if needed, since paths of its Unix sockets have a length limit."""
+def ray_folder(folder: Path) -> Path:
+    """Return Ray's temporary folder; a short one if needed, since paths of its Unix sockets have a length limit."""
     inside = folder / "ray"
     if len(str(inside).encode()) <= _SOCKET_PATH_BYTES:
         return inside
-    return keys.private_folder(Path(tempfile.gettempdir()) / f"ray-{sha256(str(folder).encode()).hexdigest()[:8]}")
+    return Path(tempfile.gettempdir()) / f"ray-{sha256(str(folder).encode()).hexdigest()[:8]}"
+
+
+def clean(stack: Stack, service: str) -> None:
+    """Remove what a service that has ended leaves outside the state folder, and what its jobs left in TMPDIR."""
+    if service == "s3":
+        for port in stack.ports.values():
+            if is_free(port):  # no other program has it now
+                for number in (port, port + _GRPC_OFFSET):
+                    for path in Path("/tmp").glob(f"seaweedfs-*-{number}.sock"):  # not in TMPDIR
+                        with suppress(OSError):  # of another user
+                            path.unlink()
+    if service == "ray":
+        folder = ray_folder(stack.folder)
+        shutil.rmtree(folder / _TEMPORARY if folder.is_relative_to(stack.folder) else folder, ignore_errors=True)
+
+
+def temporary_folder(stack: Stack) -> Path:
+    """Make and return the TMPDIR of the Ray head and its jobs: the processes of Ray's dashboard leave folders there."""
+    return keys.private_folder(keys.private_folder(ray_folder(stack.folder)) / _TEMPORARY)
 
 
 def _http_status(url: str, token: str | None = None) -> int | None:

@@ -34,7 +34,10 @@ def up(stack: Stack, wanted: list[str], num_cpus: int, object_store_mib: int, ti
         if processes.find(service, stack.folder) is None:
             if not services.is_free(port := stack.ports[service]):
                 raise SystemExit(f"error: port {port} of {service} is in use; choose another --state folder")
-            processes.start(service, commands[service], _environment(stack), stack.folder)
+            environment = _environment(stack)
+            if service == "ray":
+                environment["TMPDIR"] = str(services.temporary_folder(stack))
+            processes.start(service, commands[service], environment, stack.folder)
     deadline = time.monotonic() + timeout_s
     for service in wanted:
         while not services.answers(stack, service):
@@ -93,7 +96,10 @@ def main() -> int:
         print(f"no stack in {folder}")
         return 0 if options.command == "down" else 1
     if options.command == "down":
-        ended = sum(processes.stop(service, folder) for service in reversed(wanted))
+        ended = 0
+        for service in reversed(wanted):
+            ended += processes.stop(service, folder)
+            services.clean(stack, service)
         print(f"{ended} processes stopped; the data stays in {folder}")
         return 0
     return 0 if status(stack) else 1

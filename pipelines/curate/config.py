@@ -82,6 +82,15 @@ class LabelsConfig:
             )
 
 
+@configuration("scoring")
+class ScoringConfig:
+    """How scorers and the captioner are asked about images."""
+
+    batch_images: Annotated[Count, Le(4_096)] = 32
+    """Images that a model on a GPU (``actors.use_gpu``) sees at once; with another number the models are asked again.
+    On a CPU a model computes one image at a time, which is fastest there."""
+
+
 @configuration("shards")
 class ShardsConfig:
     """How images are stored."""
@@ -124,6 +133,8 @@ class CurateConfig:
     """Where the subject of a photo comes from."""
     captioner: Captioner | None = None
     """Model that captions photos without a caption; null: their prompt is made of their class."""
+    scoring: ScoringConfig = field(default_factory=ScoringConfig)
+    """How the captioner and the filters' models are asked."""
     captions: CaptionsConfig = field(default_factory=CaptionsConfig)
     """Maximum length of captions."""
     seed: Seed = 0

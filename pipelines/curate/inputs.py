@@ -1,5 +1,6 @@
 """The inputs that decide about a snapshot, and their fingerprint: equal inputs share their results."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -27,6 +28,12 @@ again and the next snapshot is published; with another ``stored_images`` no imag
 Texts and refactoring change no revision."""
 
 
+_WITH_HEIC = "+heic"  # end of a manifest's code version
+
+CAPTION = "caption"
+"""Name of the captioner in :attr:`Inputs.models`; a scorer has the name of its filter."""
+
+
 @dataclass(frozen=True)
 class Inputs:
     """The identity of a curation's raw shards, settings, code and models."""
@@ -46,7 +53,7 @@ class Inputs:
     embedder: str
     """Revision of the embedder."""
     models: dict[str, str]
-    """Revisions of the models that score and caption, by filter, or ``caption``."""
+    """Revisions of the models that score and caption, by filter, or :data:`CAPTION`."""
     latents: dict[str, Any] | None
     """Identity of the encoded latents, if any (:func:`lookalike.bundles.manifest.latent_identity`)."""
 
@@ -64,7 +71,7 @@ class Inputs:
             settings["captions"]["tokenizers"] = tokenizer_hashes(config.captions)
         models = {name: step.scorer.revision for name, step in config.filters.scored() if step.scorer is not None}
         if config.captioner is not None:
-            models["caption"] = config.captioner.revision
+            models[CAPTION] = config.captioner.revision
         latents = None
         if config.shards.latents is not None:
             latents = latent_identity(read_manifest(local_bundle(config.shards.latents)))
@@ -74,9 +81,18 @@ class Inputs:
             filters[step.scope].append([name, settings["filters"].get(name)])
         embedder = embedders.revision_of(config.embedder)
         links_copies = config.filters.has(NearDuplicate) and config.embedder != embedders.NO_EMBEDDER
-        listing = configs.fingerprint([[info.key, info.size, info.etag] for info in shards])
         heic = images.HEIC_INSTALLED
-        return cls(tuple(shards), listing, settings, filters, links_copies, heic, embedder, models, latents)
+        return cls(tuple(shards), _hash_of(shards), settings, filters, links_copies, heic, embedder, models, latents)
+
+    @classmethod
+    def of_manifest(cls, manifest: Mapping[str, Any]) -> "Inputs":
+        """Return the inputs of a published snapshot, as far as the index depends on them: without :attr:`filters`."""
+        shards = manifest["inputs"]["shards"].items()
+        infos = [ObjectInfo(key, shard["size"], shard["etag"]) for key, shard in sorted(shards)]
+        heic = manifest["code_version"].endswith(_WITH_HEIC)
+        names = ("config", "embedder", "models", "latents")
+        inputs = {name: manifest[name] for name in names}
+        return cls(tuple(infos), _hash_of(infos), filters={}, links_copies=False, heic=heic, **inputs)
 
     @property
     def units(self) -> range:
@@ -96,7 +112,7 @@ class Inputs:
     def code(self) -> str:
         """The library's version and the revisions of all stages, as the manifest shows them."""
         revisions = ".".join(f"{stage}{number}" for stage, number in REVISIONS.items())
-        return f"{lookalike.__version__}+{revisions}{'+heic' if self.heic else ''}"
+        return f"{lookalike.__version__}+{revisions}{_WITH_HEIC if self.heic else ''}"
 
     @property
     def stored_images(self) -> str:
@@ -128,7 +144,8 @@ class Inputs:
         stages["duplicates"] = _after("duplicates", [stages["gather"], self.filters["content"], bool(self.models)])
         copies = config["filters"]["near_duplicate"] if self.links_copies else None
         stages["links"] = _after("subject_links", [stages["duplicates"], copies])
-        stages["scores"] = _after("score", [stages["duplicates"], self.filters["score"], self.models])
+        asked = [self.filters["score"], self.models, config["scoring"]]
+        stages["scores"] = _after("score", [stages["duplicates"], *asked])
         settings = [config[name] for name in ("plan", "captions", "captioner")]
         stages["plan"] = _after("plan", [stages["scores"], self.filters["subject"], settings])
         stages["materialise"] = self.fingerprint
@@ -139,6 +156,11 @@ class Inputs:
         """Where the objects of this curation lie."""
         return Workspace(self._index, REVISIONS["index"], self.embedder, self.stages)
 
+    @property
+    def index_workspace(self) -> Workspace:
+        """Where the objects of the index lie, and no others."""
+        return Workspace(self._index, REVISIONS["index"], self.embedder, {})
+
     @cached_property
     def _index(self) -> str:
         read = {name: value for name, value in self.config["labels"].items() if name != "found"}
@@ -146,6 +168,10 @@ class Inputs:
         if self.heic:  # files that could not be read without it are read again
             read["formats"] = images.EXTENSIONS
         return f"{REVISIONS['index']}-{configs.fingerprint(read)[:8]}"
+
+
+def _hash_of(shards: Sequence[ObjectInfo]) -> str:
+    return configs.fingerprint([[info.key, info.size, info.etag] for info in shards])
 
 
 def _after(stage: str, inputs: list[Any]) -> str:

@@ -4,6 +4,7 @@ import numpy as np
 import pyarrow as pa
 
 from lookalike.config import canonical_json
+from pipelines.curate.inputs import CAPTION
 from pipelines.curate.plan_rows import plan_rows
 from pipelines.curate.tables import write_table
 from pipelines.curate.work import StageWork, SubjectRows
@@ -13,13 +14,13 @@ def plan_partition(work: StageWork, partition: int, subjects_in: SubjectRows) ->
     """Write the plan of one range of subjects."""
     config, contents = work.config, subjects_in.rows["sha256"].to_pylist()
     scores: dict[str, np.ndarray] = {}
-    for _, step in config.filters.scored():
+    for name, step in config.filters.scored():
         if step.scorer is not None:
-            answers = work.read_scores(step.scorer.revision, partition)
-            scores[step.scorer.revision] = np.array([answers.get(content, np.nan) for content in contents], np.float64)
+            answers = work.read_scores(work.inputs.models[name], partition)
+            scores[name] = np.array([answers.get(content, np.nan) for content in contents], np.float64)
     captions = None
     if config.captioner is not None:
-        answers = work.read_scores(config.captioner.revision, partition)
+        answers = work.read_scores(work.inputs.models[CAPTION], partition)
         captions = pa.array([answers.get(content) for content in contents], pa.string())
     rows, reasons, vectors = subjects_in.rows, subjects_in.reasons, subjects_in.vectors
     planned = plan_rows(rows, reasons, vectors, subjects_in.repeated, config, scores, captions)

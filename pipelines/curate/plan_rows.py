@@ -54,7 +54,7 @@ def plan_rows(
         vectors: Embeddings of any norm, zero for a row without one: float16 or float32 [N, D].
         repeated: Which rows repeat the file of an earlier one, across all subjects: bool [N].
         config: The settings.
-        scores: For the revision of each model, its scores, NaN for a row without one: float64 [N].
+        scores: For each filter with a model, its scores, NaN for a row without one: float64 [N].
         captions: Answers of the captioner, null for a row without one: string [N].
 
     Raises:
@@ -178,7 +178,7 @@ def _drop_one_by_one(
     none = np.full(len(photos.rows), np.nan)
     for name, step in config.filters.scored():
         left = np.flatnonzero(drops.numbers == 0)
-        values = none if step.scorer is None else scores[step.scorer.revision]
+        values = none if step.scorer is None else scores[name]
         drops.add(name, left[step.drop(Photos(photos.rows, left, columns=photos.columns | {SCORE: values}))])
 
 

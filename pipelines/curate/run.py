@@ -16,11 +16,13 @@ from pipelines.actors import run_tasks, run_units
 from pipelines.curate import layout
 from pipelines.curate.changed import with_recorded_changes
 from pipelines.curate.cluster_subjects import assign_cells, cluster_work, find_centroids, group_cell, label_shard
+from pipelines.curate.collect import complete
 from pipelines.curate.config import CurateConfig, FoundConfig
 from pipelines.curate.finish import FinishWork, add_summaries, finish, groups, join_groups, list_parts, summaries, total
 from pipelines.curate.index import IndexWork, RawShard, ShardIndexer, index_shard
 from pipelines.curate.inputs import Inputs
 from pipelines.curate.materialise import UnitWriter, write_unit
+from pipelines.curate.models import with_pinned_models
 from pipelines.curate.raw import RawListing, list_raw, raw_store
 from pipelines.curate.removals import take_down
 from pipelines.curate.row_stages import rows_of, run_all, run_row_stages
@@ -65,9 +67,10 @@ def curate(config: CurateConfig) -> Curated:
 
 
 def _curate(config: CurateConfig, raw: Store, dataset: Store, listing: RawListing, lease: Lease) -> Curated:
+    complete(dataset, lease)
     versions = list_versions(dataset)
     newest = _newest(dataset, versions)
-    config = _with_pinned_list(config, dataset, newest)
+    config = with_pinned_models(_with_pinned_list(config, dataset, newest))
     inputs = Inputs.of(config, with_recorded_changes(listing.shards, dataset))
     objects = listing.objects.to_json()
     parent = newest["version"] if newest else None

@@ -12,7 +12,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from lookalike.annotators.captioner import Captioner
 from lookalike.data.passed_over import PassedOver
 from lookalike.data.ranges import ByteRange, read_ranges
 from lookalike.data.shuffle import Shuffle
@@ -21,7 +20,7 @@ from lookalike.storage import ObjectInfo, Store, open_store
 from pipelines.curate.changed import check_image, read_image
 from pipelines.curate.config import CurateConfig
 from pipelines.curate.filters import Photos, with_scores
-from pipelines.curate.inputs import Inputs
+from pipelines.curate.inputs import CAPTION, Inputs
 from pipelines.curate.near import SCHEMA as BAND_SCHEMA
 from pipelines.curate.near import Sketch
 from pipelines.curate.raw import raw_store
@@ -227,8 +226,7 @@ class StageWork:
 
     def score_shuffle(self, revision: str) -> Shuffle:
         """Return the shuffle of the answers of one model by subject hash."""
-        captioner = self.config.captioner
-        is_text = captioner is not None and isinstance(captioner, Captioner) and captioner.revision == revision
+        is_text = self.inputs.models.get(CAPTION) == revision
         value = pa.string() if is_text else pa.float64()
         schema = pa.schema([("subject_hash", pa.int64()), ("sha256", pa.string()), ("value", value)])
         prefix = self.workspace.score_shuffle(revision)
@@ -299,8 +297,8 @@ class StageWork:
         """Return which images of a range need their vectors, bool [N]: those that the filters which compare the photos
         of a subject see, and those of candidate pairs."""
         left = (subjects.reasons == "") & ~subjects.repeated
-        for _, step in self.config.filters.scored():
-            scores = {} if step.scorer is None else self.read_scores(step.scorer.revision, partition)
+        for name, step in self.config.filters.scored():
+            scores = {} if step.scorer is None else self.read_scores(self.inputs.models[name], partition)
             kept = np.flatnonzero(left)
             left[kept[step.drop(with_scores(subjects.rows.take(pa.array(kept)), scores))]] = False
         bound = self.config.filters.large_subject

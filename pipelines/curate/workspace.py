@@ -15,6 +15,9 @@ from lookalike.data.parts import Kind
 from lookalike.storage import ObjectInfo
 
 _WORK = "work"
+WORK_PREFIX = f"{_WORK}/"
+COLLECTION = f"{_WORK}/collection.json"
+PACKS_PREFIX = "shards/"
 LEASE = f"{_WORK}/lease"
 CHANGED = f"{_WORK}/changed"
 _TAKE_DOWN_LISTS = f"{_WORK}/taken-down"
@@ -107,9 +110,22 @@ class Workspace:
         """The tar inside a compressed raw shard."""
         return f"{_WORK}/unpacked/{self.index_revision}-{shard}.tar"
 
-    def answers(self, revision: str, shard: str) -> str:
-        """What the model of that revision said of a raw shard's images, by content, under any labels and filters."""
-        return f"{_WORK}/answers/{fingerprint(revision)[:16]}/{shard}.parquet"
+    def answers(self, model: str, shard: str) -> str:
+        """What a model, by its identity, has said of a raw shard's images, by content, under any labels and filters."""
+        return f"{self.answers_prefix(model, shard)}.parquet"
+
+    def answers_part(self, model: str, shard: str, part: int) -> str:
+        """Some of these answers, while a run asks for them."""
+        return f"{self.answers_prefix(model, shard)}/{part:06d}.parquet"
+
+    def answers_prefix(self, model: str, shard: str) -> str:
+        """The common prefix of these keys; no other key has it."""
+        return f"{_WORK}/answers/{fingerprint(model)[:16]}/{shard}"
+
+    @staticmethod
+    def part_of_answers(key: str) -> int:
+        """Return the part's number that a key of :meth:`answers_part` is made of."""
+        return int(PurePosixPath(key).stem)
 
     def centroids(self) -> str:
         """The centroids of all cells of :mod:`pipelines.curate.cluster_subjects`."""

@@ -2,7 +2,8 @@
 
 The folder of a process is ``lookalike-XXXXXXXX`` in ``TMPDIR``, with a file that the process keeps locked. It is
 removed when the process ends. Folders of killed processes are removed by :func:`sweep`, which is called when a process
-makes its folder and when a job ends: their locks are free then, which also works across containers.
+makes its folder and when a job ends: their locks are free then, which also works across containers. Other users'
+folders, and those without a lock file, stay.
 """
 
 import atexit
@@ -10,6 +11,7 @@ import errno
 import fcntl
 import os
 import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Iterator
@@ -26,7 +28,11 @@ _LOCK = ".lookalike-scratch"  # marks a folder of this module, and holds the ide
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
 _LEAST_FREE = 1 << 20  # bytes; with less, an error of a library is taken for a full disk
 
-_folders: dict[int, tuple[Path, int]] = {}  # by process id, since a forked process needs its own folder
+_UNNAMED_S = 60.0  # in which a process names its new folder; a hidden one that is older is of a killed process
+SHORT = "/tmp"
+"""The place of folders whose paths have to be short."""
+
+_folders: dict[tuple[int, str], tuple[Path, int]] = {}  # by process id, since a forked process needs its own folder
 
 
 @contextmanager
@@ -48,10 +54,13 @@ def scratch(purpose: str) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def kept_folder(purpose: str) -> Path:
-    """Make a temporary folder that is removed when the process ends. Raises InputError as :func:`scratch` does."""
+def kept_folder(purpose: str, parent: str | None = None) -> Path:
+    """Make a temporary folder that is removed when the process ends, in ``TMPDIR`` or in ``parent``.
+
+    ``parent`` is :data:`SHORT`: no other place is swept. Raises InputError as :func:`scratch` does.
+    """
     try:
-        return Path(tempfile.mkdtemp(prefix=f"{purpose}-", dir=_process_folder()))
+        return Path(tempfile.mkdtemp(prefix=f"{purpose}-", dir=_process_folder(parent or tempfile.gettempdir())))
     except OSError as error:
         raise _failed(error) from error
 
@@ -59,38 +68,51 @@ def kept_folder(purpose: str) -> Path:
 def sweep(job: str | None = None, wait_s: float = 0.0) -> None:
     """Remove the folders of ended processes; wait up to ``wait_s`` for processes of ``job`` that have not ended."""
     with suppress(OSError):
-        parent, end = Path(tempfile.gettempdir()), time.monotonic() + wait_s
+        parents, end = {Path(tempfile.gettempdir()), Path(SHORT)}, time.monotonic() + wait_s
+        for parent in parents:
+            _remove_unnamed(parent)
         while True:
-            ending = [folder for folder in parent.glob(f"{_PREFIX}*") if _remove_if_dead(folder, job)]
+            folders = [folder for parent in parents for folder in parent.glob(f"{_PREFIX}*")]
+            ending = [folder for folder in folders if _remove_if_dead(folder, job)]
             if not ending or time.monotonic() >= end:
                 return
             time.sleep(0.05)
 
 
 def remove_own() -> None:
-    """Remove the folder of this process with its contents."""
-    folder, lock = _folders.pop(os.getpid(), (None, -1))
-    if folder is not None:
+    """Remove the folders of this process with their contents."""
+    for process, parent in [key for key in _folders if key[0] == os.getpid()]:
+        folder, lock = _folders.pop((process, parent))
         shutil.rmtree(folder, ignore_errors=True)
         with suppress(OSError):
             os.close(lock)
 
 
-def _process_folder() -> Path:
-    process = os.getpid()
-    if process not in _folders or not _folders[process][0].is_dir():
+def _process_folder(parent: str) -> Path:
+    key = os.getpid(), parent
+    if key not in _folders or not _folders[key][0].is_dir():
         sweep()
         # hidden from sweep() of other processes by its name until it is locked
-        new = Path(tempfile.mkdtemp(prefix=f".{_PREFIX}"))
+        new = Path(tempfile.mkdtemp(prefix=f".{_PREFIX}", dir=parent))
         lock = os.open(new / _LOCK, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         fcntl.flock(lock, fcntl.LOCK_EX)
         os.write(lock, os.environ.get(JOB_VARIABLE, "").encode(errors="replace"))
         folder = new.with_name(new.name[1:])
         new.rename(folder)
-        if process not in _folders:
+        if all(process != key[0] for process, _ in _folders):
             atexit.register(remove_own)
-        _folders[process] = folder, lock
-    return _folders[process][0]
+        _folders[key] = folder, lock
+    return _folders[key][0]
+
+
+def _remove_unnamed(parent: Path) -> None:
+    """Remove folders whose processes were killed before they named them."""
+    for folder in parent.glob(f".{_PREFIX}{'?' * 8}"):  # as mkdtemp names them
+        with suppress(OSError):
+            status = folder.lstat()
+            old = time.time() - status.st_mtime > _UNNAMED_S
+            if stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and old:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _remove_if_dead(folder: Path, job: str | None) -> bool:

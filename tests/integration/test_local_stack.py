@@ -44,11 +44,20 @@ def test_up_status_down_and_up_again(
         stack.up("s3")
         assert stack.environment == ours
         assert open_store("s3://lookalike/x").read("ours") == b"ours"
+        assert _sockets(stack)
     finally:
         stack.down()
+    assert not _sockets(stack)
     for name, value in theirs.items():
         monkeypatch.setenv(name, value)
     assert open_store(s3_uri).read("theirs") == b"theirs"
+
+
+def _sockets(stack: LocalStack) -> list[Path]:
+    """The sockets that the S3 server of a stack has made outside its state folder."""
+    ports = json.loads((stack.folder / "stack.json").read_text())["ports"].values()
+    numbers = {number for port in ports for number in (port, port + 10_000)}
+    return [path for path in Path("/tmp").glob("seaweedfs-*.sock") if int(path.stem.rpartition("-")[2]) in numbers]
 
 
 def test_a_port_that_is_taken_is_named(tmp_path: Path, local_stack: LocalStack, s3_server: dict[str, str]) -> None:

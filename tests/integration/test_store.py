@@ -254,7 +254,11 @@ def test_a_stream_that_breaks_is_read_again(s3_uri: str, monkeypatch: pytest.Mon
     get, answers = store._client.get_object, [{"Body": Broken()}, {"Body": Broken()}]
     monkeypatch.setattr(store._client, "get_object", lambda **options: answers.pop() if answers else get(**options))
     assert store.read_range("x", 1, 3) == b"hol"
-    answers += [{"Body": Broken()}] * 3
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "3")
+    get_again, answers = store._client.get_object, [{"Body": Broken()}] * 3
+    monkeypatch.setattr(
+        store._client, "get_object", lambda **options: answers.pop() if answers else get_again(**options)
+    )
     with pytest.raises(UnreachableError, match=r"S3 at .* failed"):
         store.read("x")
 
@@ -294,6 +298,92 @@ def test_a_request_that_fails_is_made_again(s3_uri: str, monkeypatch: pytest.Mon
     again(lambda: store.create("created", data))
     assert store.read("written") == store.read("created") == data
     assert proxy.faults == {fault: 6}
+
+
+class _RateLimit:
+    """Requests beyond a number in a second are answered by 503 SlowDown, as S3 does; it records the connections."""
+
+    def __init__(self, rate: int) -> None:
+        self.rate, self.answered, self.connections = rate, list[float](), set[object]()
+
+    def choose(self, request: web.Request) -> str | None:
+        assert request.transport is not None
+        self.connections.add(request.transport.get_extra_info("peername"))
+        now = time.monotonic()
+        self.answered = [moment for moment in self.answered if now - moment < 1]
+        if len(self.answered) >= self.rate:
+            return "throttled"
+        self.answered.append(now)
+        return None
+
+    def acted(self, request: web.Request) -> None:
+        """Nothing else happens."""
+
+
+def _limited(monkeypatch: pytest.MonkeyPatch, rate: int) -> tuple[_RateLimit, FaultyProxy]:
+    limit = _RateLimit(rate)
+    proxy = FaultyProxy(os.environ["AWS_ENDPOINT_URL"], limit)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", serve_in_thread(proxy))
+    return limit, proxy
+
+
+def test_requests_of_many_threads_all_succeed_at_a_throttled_server(
+    s3_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, proxy = _limited(monkeypatch, 20)
+    store = open_store(s3_uri)
+
+    def there_and_back(number: int) -> bool:
+        store.write(f"{number}", str(number).encode())
+        return store.read(f"{number}") == str(number).encode()
+
+    with ThreadPoolExecutor(16) as pool:
+        assert all(pool.map(there_and_back, range(60)))
+    assert proxy.faults["throttled"] >= 5
+
+
+def test_threads_keep_their_connections(s3_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    limit, _ = _limited(monkeypatch, 10_000)
+    store = open_store(s3_uri)
+    store.write("x", bytes(1 << 20))
+    together = threading.Barrier(16)
+
+    def read(_: int) -> None:
+        together.wait(60)
+        store.read("x")
+
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(read, range(16 * 8)))
+    assert len(limit.connections) <= 18  # of 16 threads, of the first check, and of the write
+
+
+def test_throttling_without_an_end_is_named_after_the_last_attempt(
+    s3_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit, proxy = _limited(monkeypatch, 10_000)
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "3")
+    store = open_store(s3_uri)
+    store.write("x", b"data")
+    limit.rate = 0
+    with pytest.raises(UnreachableError, match=r"still throttles the requests after 3 attempts \(SlowDown\)") as failed:
+        store.read("x")
+    assert proxy.faults == {"throttled": 3}
+    assert "AWS_MAX_ATTEMPTS" in str(failed.value)
+
+
+@pytest.mark.parametrize("attempts", ["0", "many", "1000", "-1"])
+def test_a_number_of_attempts_that_is_none_is_an_error(
+    s3_uri: str, monkeypatch: pytest.MonkeyPatch, attempts: str
+) -> None:
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", attempts)
+    with pytest.raises(ConfigError, match="AWS_MAX_ATTEMPTS"):
+        open_store(s3_uri).read("x")
+
+
+def test_a_listing_knows_when_objects_were_written(store: Store) -> None:
+    store.write("x", b"data")
+    (info,) = store.list()
+    assert abs(info.modified - time.time()) < 60
 
 
 # -- what goes wrong: files

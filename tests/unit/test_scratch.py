@@ -13,7 +13,7 @@ import pytest
 
 from lookalike.documents import decoding, parse_json, parse_object
 from lookalike.errors import InputError
-from lookalike.scratch import JOB_VARIABLE, kept_folder, scratch, sweep
+from lookalike.scratch import JOB_VARIABLE, SHORT, kept_folder, scratch, sweep
 
 
 @pytest.fixture
@@ -120,3 +120,32 @@ def test_errors_of_libraries_name_the_file() -> None:
         decoding("a Parquet table", "x"),
     ):
         1 / 0  # noqa: B018
+
+
+def test_a_folder_of_a_process_that_was_killed_before_it_named_it_is_removed(temporary: Path) -> None:
+    old, new = temporary / ".lookalike-abcdefgh", temporary / ".lookalike-ijklmnop"
+    other = temporary / ".lookalike-save-qrstuvwx"  # of a bundle that is being saved
+    for folder in (old, new, other):
+        (folder / "x").mkdir(parents=True)
+    for folder in (old, other):
+        os.utime(folder, (0, 0))
+    sweep()
+    assert set(temporary.iterdir()) == {new, other}
+
+
+def test_folders_in_the_short_place_are_removed_with_their_process(tmp_path: Path) -> None:
+    code = """
+from lookalike.scratch import SHORT, kept_folder
+print("ready\\n" + str(kept_folder("x", SHORT).parent), flush=True)
+"""
+    ended, killed = _child(tmp_path, code), _child(tmp_path, f"{code}import time; time.sleep(60)")
+    folders = [Path(child.stdout.readline().strip()) for child in (ended, killed) if child.stdout is not None]
+    assert all(folder.parent == Path(SHORT) for folder in folders)
+    assert ended.wait(20) == 0
+    assert [folder.is_dir() for folder in folders] == [False, True]
+    sweep()
+    assert folders[1].is_dir()  # its process is alive
+    killed.kill()
+    killed.wait(20)
+    sweep()
+    assert not folders[1].exists()

@@ -19,8 +19,16 @@ class Embedder(Protocol):
         """Embed uint8 RGB images ``[H, W, 3]``, which may differ in size, as unit-norm float32 ``[B, dim]``."""
 
 
-Score = Callable[[np.ndarray, str], float]
-"""Maps an upright uint8 RGB image ``[H, W, 3]`` and the name of its class to a number."""
+Score = Callable[[Sequence[np.ndarray], Sequence[str]], list[float]]
+"""Maps upright uint8 RGB images ``[H, W, 3]`` of any sizes, and the names of their classes, to a number each.
+
+A call is one batch. On a CPU the model computes one image at a time, which is fastest there (the caches hold one image)
+and makes a score independent of the images beside it. On a GPU it computes all of them at once; calls of equal length
+then run the same kernels, so callers fill the last batch up.
+"""
+
+Caption = Callable[[Sequence[np.ndarray]], list[str]]
+"""Maps upright uint8 RGB images ``[H, W, 3]`` to a line of text each, in batches as :data:`Score` does."""
 
 
 class Scorer(Protocol):

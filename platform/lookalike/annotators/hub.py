@@ -1,11 +1,19 @@
 """Load models of transformers by Hub id or folder (``id@revision`` pins one), and identify their weights."""
 
 import hashlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from lookalike.errors import ConfigError, first_line
 from lookalike.models.components import NO_CODE
+
+if TYPE_CHECKING:
+    import torch
+
+_PROBES = ((96, 64), (64, 96))  # height and width of images, px
 
 
 def split_pin(name_or_path: str) -> tuple[str, str | None]:
@@ -34,6 +42,33 @@ def model_revision(name_or_path: str, kind: str = "model") -> str:
     for path in sorted(p for p in Path(name).iterdir() if p.suffix in (".safetensors", ".json")):
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
     return f"{Path(name).name}@{digest.hexdigest()[:16]}"
+
+
+def pinned(name_or_path: str, kind: str = "model") -> str:
+    """Return ``id@commit`` of a model on the Hub, as it is now; a folder stays as it is.
+
+    A job that resolves the name once, and gives its workers the result, runs one revision on all of them. Raises
+    ConfigError as :func:`model_revision` does.
+    """
+    return name_or_path if Path(name_or_path).is_dir() else model_revision(name_or_path, kind)
+
+
+def fixed_shape(processor: Any, **inputs: Any) -> bool:
+    """Return whether a processor makes tensors of the same shapes for images of any size; ``inputs`` are its texts.
+
+    Only then can images share a batch: padding would make the result of one depend on those beside it.
+    """
+    shapes = []
+    for height, width in _PROBES:
+        made = processor(images=[np.zeros((height, width, 3), np.uint8)], return_tensors="pt", **inputs)
+        shapes.append({name: tuple(value.shape) for name, value in made.items() if hasattr(value, "shape")})
+    return shapes[0] == shapes[1]
+
+
+def pixels_of(processor: Any, images: Sequence[np.ndarray], together: bool) -> "Iterator[torch.Tensor]":
+    """Yield uint8 RGB images ``[H, W, 3]`` as a model's float pixels ``[B, C, h, w]``: in one batch, or one by one."""
+    for group in [images] if together else [[image] for image in images]:
+        yield processor(images=list(group), return_tensors="pt")["pixel_values"]
 
 
 def load_model(

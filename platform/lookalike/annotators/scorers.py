@@ -5,16 +5,22 @@ The models come from Python packages (open_nsfw, RapidOCR; extra ``scorers``), o
 uses it returns it from its ``scorer``.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
-from PIL import Image
 
 from lookalike.annotators.base import Score
-from lookalike.annotators.hub import load_model, model_revision
+from lookalike.annotators.hub import fixed_shape, load_model, model_revision, pixels_of
 from lookalike.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+
+_PREPARING = 4  # threads that prepare the images of a batch for open_nsfw
 
 
 @dataclass(frozen=True)
@@ -34,7 +40,15 @@ class OpenNsfw:
 
         providers = [*(["CUDAExecutionProvider"] if device != "cpu" else []), "CPUExecutionProvider"]
         classifier = NSFWClassifier(providers=providers, intra_op_num_threads=1)
-        return lambda image, class_name: min(1.0, float(classifier.classify(image).nsfw))
+
+        def score(images: Sequence[np.ndarray], class_names: Sequence[str]) -> list[float]:
+            if device == "cpu":
+                answers = [classifier.classify(image) for image in images]
+            else:
+                answers = classifier.classify_batch(images, max_workers=_PREPARING)
+            return [min(1.0, float(answer.nsfw)) for answer in answers]
+
+        return score
 
 
 @dataclass(frozen=True)
@@ -68,14 +82,15 @@ class TextShare:
             }
         )
 
-        def share(image: np.ndarray, class_name: str) -> float:
+        def share(image: np.ndarray) -> float:
             found = reader(np.ascontiguousarray(image[..., ::-1]))  # RapidOCR takes BGR, as OpenCV does
             lines = () if found.boxes is None else zip(found.boxes, found.txts, strict=True)
             long = [box for box, text in lines if len(text.strip()) >= self.min_characters]
             areas = [_polygon_area(np.asarray(box, float)) for box in long]
             return min(1.0, float(sum(areas)) / float(image.shape[0] * image.shape[1]))
 
-        return share
+        # it detects at the image's own size, so images cannot share a tensor; it reads all lines of one at once
+        return lambda images, class_names: [share(image) for image in images]
 
 
 @dataclass(frozen=True)
@@ -110,11 +125,19 @@ class ClassProbability:
         if len(labels) > 1 and self.label not in labels:
             raise ConfigError("the classifier has no such label", value=self.label, fix=f"choose from {list(labels)}")
 
-        def score(image: np.ndarray, class_name: str) -> float:
-            pixels = processor(images=Image.fromarray(image), return_tensors="pt")["pixel_values"].to(device)
+        column = 0 if len(labels) == 1 else labels[str(self.label)]
+        together = device != "cpu" and fixed_shape(processor)
+
+        def score(images: Sequence[np.ndarray], class_names: Sequence[str]) -> list[float]:
             with torch.inference_mode():
-                logits = model(pixel_values=pixels).logits[0].float()
-            return float(logits[0] if len(labels) == 1 else logits.softmax(0)[labels[str(self.label)]])
+                logits_BL = torch.cat(
+                    [
+                        model(pixel_values=pixels.to(device)).logits.float()
+                        for pixels in pixels_of(processor, images, together)
+                    ]
+                )
+            values_BL = logits_BL if len(labels) == 1 else logits_BL.softmax(1)
+            return [float(value) for value in values_BL[:, column].cpu()]
 
         return score
 
@@ -140,16 +163,25 @@ class ClassArea:
 
         processor, model = load_model("CLIPSeg model", self.model, AutoProcessor, CLIPSegForImageSegmentation, device)
 
-        def share(image: np.ndarray, class_name: str) -> float:
-            inputs = processor(
-                text=[f"a photo of a {class_name or 'subject'}"],
-                images=[Image.fromarray(image)],
-                padding=True,
-                truncation=True,
-                return_tensors="pt",
-            ).to(device)
+        together = device != "cpu" and fixed_shape(processor.image_processor)
+
+        @lru_cache(maxsize=4_096)
+        def embedded(class_name: str) -> "torch.Tensor":
+            """The class as a vector [1, D]; alone, so that no padding makes it depend on other classes."""
+            text = processor.tokenizer([f"a photo of a {class_name}"], truncation=True, return_tensors="pt").to(device)
+            ids, mask = text["input_ids"], text["attention_mask"]
+            vector: torch.Tensor = model.get_conditional_embeddings(1, input_ids=ids, attention_mask=mask)
+            return vector
+
+        def share(images: Sequence[np.ndarray], class_names: Sequence[str]) -> list[float]:
+            shares: list[float] = []
             with torch.inference_mode():
-                return float((model(**inputs).logits > 0).float().mean())
+                classes_BD = torch.cat([embedded(class_name or "subject") for class_name in class_names])
+                for pixels in pixels_of(processor.image_processor, images, together):
+                    asked = classes_BD[len(shares) : len(shares) + len(pixels)]
+                    logits = model(pixel_values=pixels.to(device), conditional_embeddings=asked).logits
+                    shares += (logits > 0).float().reshape(len(pixels), -1).mean(1).tolist()
+            return shares
 
         return share
 

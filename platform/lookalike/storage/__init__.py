@@ -10,8 +10,10 @@ from lookalike.storage.snapshot import (
     read_listed,
     read_manifest,
     version_store,
+    withdraw,
 )
 from lookalike.storage.store import (
+    delete_all,
     locate_object,
     open_store,
     overlap,
@@ -26,6 +28,7 @@ from lookalike.storage.store import (
 __all__ = [
     "ObjectInfo",
     "Store",
+    "delete_all",
     "latest_version",
     "list_versions",
     "locate_object",
@@ -43,4 +46,5 @@ __all__ = [
     "read_object",
     "size_of",
     "version_store",
+    "withdraw",
 ]

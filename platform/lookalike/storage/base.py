@@ -1,7 +1,7 @@
 """The ``Store`` protocol, objects under one prefix: every file that the platform keeps goes through it."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -15,6 +15,8 @@ class ObjectInfo:
     key: str
     size: int
     etag: str
+    modified: float = field(default=0.0, compare=False)
+    """When it was written, s since 1970 by the clock of the server or file system."""
 
 
 @runtime_checkable

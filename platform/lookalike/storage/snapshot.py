@@ -67,6 +67,15 @@ def publish(store: Store, version: int, manifest: Mapping[str, Any]) -> None:
                 store.create(_mark(number), canonical_json({"version": number, "sha256": sha256}).encode())
 
 
+def withdraw(store: Store, version: int) -> None:
+    """Remove the mark and then the manifest of a version, after which readers ignore it. Missing ones are no error.
+
+    Its other objects stay. A process that is killed between the two leaves a complete version.
+    """
+    store.delete(_mark(version))
+    version_store(store, version).delete(MANIFEST)
+
+
 def read_manifest(store: Store, version: int | None = None) -> dict[str, Any]:
     """Read the manifest of ``version``, by default of the newest one.
 

@@ -1,7 +1,8 @@
 """Open stores and objects by URI, and functions that work on any store."""
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from lookalike.storage.local import LocalStore
 from lookalike.storage.walk import Skipped
 
 _BLOCK = 16 << 20  # bytes of a range request
+_AT_ONCE = 16  # requests
 MOST_BYTES = 64 << 20
 """Largest size of a record or a result of a job; they usually have a few kilobytes."""
 
@@ -131,6 +133,13 @@ def survey(store: Store, prefix: str = "") -> Iterator[ObjectInfo | Skipped]:
     Object stores have no links and no unreadable folders, so there it is a plain listing.
     """
     yield from store.survey(prefix) if isinstance(store, LocalStore) else store.list(prefix)
+
+
+def delete_all(store: Store, keys: Iterable[str]) -> None:
+    """Remove the objects of ``keys``, several at a time."""
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        for _ in pool.map(store.delete, keys):
+            pass
 
 
 def upload_tree(folder: Path, store: Store) -> None:

@@ -94,7 +94,8 @@ def walk(root: Path, prefix: str = "", *, follow: bool = False) -> Iterator[Obje
                     continue
                 folders.append((key, (*chain, target)))
             elif stat.S_ISREG(status.st_mode):
-                entries.append(ObjectInfo(key, status.st_size, f"{status.st_size:x}-{status.st_mtime_ns:x}"))
+                etag = f"{status.st_size:x}-{status.st_mtime_ns:x}"
+                entries.append(ObjectInfo(key, status.st_size, etag, status.st_mtime))
             else:
                 entries.append(Skipped(key, "special_file"))
     yield from sorted(entries, key=lambda entry: entry.key)
