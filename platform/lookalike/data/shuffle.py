@@ -24,6 +24,7 @@ KEY_BITS = 62
 _FAN_OUT_BITS = 7
 _MAX_WIDTH = 2_000  # objects that a reader opens
 _AT_ONCE = 16  # requests of a reader
+_MOST_INFLATED = 1_000_000  # bytes of a segment for each of its compressed bytes
 _WITHOUT_INDEX = 16  # objects whose own tables a reader reads instead of an index
 
 
@@ -214,11 +215,17 @@ def _sorted(rows: pa.Table, key: str) -> pa.Table:
 
 
 def _encoded(rows: pa.Table) -> bytes:
-    """Rows as messages of Arrow IPC without their schema; no rows are no bytes."""
-    return b"".join(batch.serialize() for batch in rows.combine_chunks().to_batches() if len(batch))
+    """Rows as their size (int64) and compressed messages of Arrow IPC without a schema; no rows are no bytes."""
+    data = b"".join(batch.serialize() for batch in rows.combine_chunks().to_batches() if len(batch))
+    if not data:
+        return b""
+    return len(data).to_bytes(8, "little") + pa.Codec("zstd", compression_level=1).compress(data, asbytes=True)
 
 
 def _decoded(data: bytes, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
-    reader = pa.BufferReader(data)
-    while reader.tell() < len(data):
+    size = int.from_bytes(data[:8], "little")
+    if size > _MOST_INFLATED * len(data):
+        raise ValueError(f"{len(data)} bytes are not {size} compressed bytes")
+    reader = pa.BufferReader(pa.decompress(data[8:], size, "zstd"))
+    while reader.tell() < size:
         yield pa.ipc.read_record_batch(pa.ipc.read_message(reader), schema)
