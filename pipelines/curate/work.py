@@ -41,6 +41,7 @@ from pipelines.curate.summary import Summary
 from pipelines.curate.tables import notes_of, read_part, read_table, vectors_of
 from pipelines.curate.workspace import PlanTable, ShuffleName, Workspace
 
+# A change of these needs another revision of ``gather`` in inputs.py: objects below work/ follow from them.
 _CONTENT_ROWS = 500_000  # rows of the shuffle by content in one range
 _BAND_IMAGES = 100_000  # images whose band rows are in one range
 _PAIR_IMAGES = 1_000_000  # images to a range of pairs; few images are in a pair
@@ -88,7 +89,8 @@ class Sample:
 
 @dataclass(frozen=True)
 class SubjectRows:
-    """All images of a range of subjects, in the order of subject hash, subject, raw shard, offset and key."""
+    """All images of a range of subjects, in the order of subject hash, subject, raw shard, offset and key. The subject
+    hash of an image without a subject is a hash of its place."""
 
     rows: pa.Table
     """Columns of :data:`pipelines.curate.rows.ROW_SCHEMA`."""
