@@ -27,8 +27,7 @@ log = logging.getLogger(__name__)
 
 
 def run_row_stages(stage: StageWork) -> StageWork:
-    """Do all units, and return the work with what the later stages need: the number of images, and the counts of the
-    members of their tars."""
+    """Do all units, and return the work with what they have counted, which the later stages need."""
     stage = with_sample(stage)
     stage = gathered(stage, rows_of(run_tasks(gather, stage.for_tasks(), list(stage.groups()), noun="groups gathered")))
     copies, models = stage.inputs.links_copies, bool(stage.inputs.models)
@@ -36,8 +35,9 @@ def run_row_stages(stage: StageWork) -> StageWork:
     units = [("contents", i) for i in range(stage.content_partitions)]
     units += [("bands", i) for i in range(stage.band_partitions * copies)]
     compared = rows_of(run_tasks(_compare, stage.for_tasks(), units, noun="ranges compared across subjects"))
-    if capped := sum(row["capped"] for row in compared):
-        log.warning("%d keys of near copies have more images than are all compared with each other", capped)
+    stage = replace(stage, capped=sum(row["capped"] for row in compared))
+    if stage.capped:
+        log.warning("%d images have more candidates for near copies than are compared", stage.capped)
     _arrange(stage, {"repeated": True, "repeated_of_shards": models, "requests": copies})
     if models:
         _score(stage)

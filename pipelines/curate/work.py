@@ -127,6 +127,9 @@ class StageWork:
     """Image rows in all tables together; set once they are gathered."""
     cells: int = 0
     """Cells of photos without a subject; set while subjects are found."""
+    capped: int = 0
+    """Images that have so many candidates for near copies that they are not compared with all; set with
+    :attr:`linked`."""
     linked: bool = False
     """Whether any two subjects share an image or a near copy of one."""
     members: PassedOver = field(default_factory=PassedOver)
