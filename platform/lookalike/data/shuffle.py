@@ -219,7 +219,8 @@ def _encoded(rows: pa.Table) -> bytes:
     data = b"".join(batch.serialize() for batch in rows.combine_chunks().to_batches() if len(batch))
     if not data:
         return b""
-    return len(data).to_bytes(8, "little") + pa.Codec("zstd", compression_level=1).compress(data, asbytes=True)
+    compressed: bytes = pa.Codec("zstd", compression_level=1).compress(data, asbytes=True)
+    return len(data).to_bytes(8, "little") + compressed
 
 
 def _decoded(data: bytes, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
