@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 _ERROR = "lookalike_error"
 _TASKS_PER_CORE, _UNITS_PER_TASK = 16, 4  # few units per task: cores wait for the last task
 _ATTEMPTS, _PAUSE_S = 4, 1.0  # of a unit, and before the second attempt; later pauses are longer
+_PERMANENT = (RefusedError, FileNotFoundError, FileExistsError, PermissionError, NotADirectoryError, IsADirectoryError)
 _LINES = 200  # of progress in the log, at most
 
 Columns = dict[str, np.ndarray]
@@ -130,7 +131,7 @@ def retried(do: Callable[[], _T]) -> _T:
         try:
             return do()
         except (UnreachableError, OSError) as error:
-            if isinstance(error, RefusedError):  # of permissions, which stay as they are
+            if isinstance(error, _PERMANENT):
                 raise
             log.warning("attempt %d of %d failed: %s", attempt, _ATTEMPTS, error)
             time.sleep(_PAUSE_S * 3 ** (attempt - 1))
@@ -218,7 +219,7 @@ class _Adapter:
         redact_logs()
         self._do: Callable[[Any], Columns]
         try:
-            self._do = retried(partial(actor, shared))
+            self._do = actor(shared)
         except LookalikeError as error:
             self._do = partial(_fail, error)
 

@@ -15,8 +15,8 @@ from lookalike.documents import decoding
 from lookalike.errors import InputError
 from lookalike.storage import read_object
 from pipelines.actors import Columns
-from pipelines.curate.near import band_rows
-from pipelines.curate.rows import CONTENT_SCHEMA, SUBJECT_BITS, gathered_schema, unit_hash
+from pipelines.curate.near import Sketch, band_rows
+from pipelines.curate.rows import CONTENT_SCHEMA, SUBJECT_BITS, gathered_schema, spread, unit_hash
 from pipelines.curate.screen import screen
 from pipelines.curate.tables import read_footer, read_table, vectors_array, vectors_of
 from pipelines.curate.work import Group as GroupOfShards
@@ -24,17 +24,21 @@ from pipelines.curate.work import IndexedShard, StageWork, read_rows
 
 # Legend: N images of a raw shard, D dimensions of a vector.
 
-_SAMPLED = 64  # raw shards of a sample
+_SAMPLED, _SAMPLED_VECTORS = 64, 16  # raw shards of a sample whose rows are counted, and whose vectors are read
 
 
 def take_sample(work: StageWork, shards: tuple[IndexedShard, ...]) -> Columns:
-    """Return the ``images`` of some raw shards, the ``bytes`` of their tables of rows, and the ``mean`` (float32 [D] as
-    bytes) of the unit-norm vectors in the first row group of each. One unit does this, so that sums repeat."""
+    """Return the ``images`` of some raw shards and the ``bytes`` of their tables of rows, and from the first row group
+    of some of their vectors the ``mean`` (float32 [D]) and ``limits`` (int64) of the sketch, each as bytes.
+
+    One unit does this, so that sums repeat.
+    """
     images, size, count = 0, 0, 0
     total_D = np.zeros(1)
     for shard in shards:
         images += read_footer(work.dataset, shard.rows)[0]
         size += shard.rows.size
+    for shard in shards[:: -(-len(shards) // _SAMPLED_VECTORS)]:
         with decoding("a Parquet table", work.dataset.uri_of(shard.vectors.key)):
             file = pq.ParquetFile(open_object(work.dataset, shard.vectors, 1 << 16))
             dim = file.schema_arrow.field("vector").type.list_size
@@ -45,8 +49,11 @@ def take_sample(work: StageWork, shards: tuple[IndexedShard, ...]) -> Columns:
             elif len(total_D) != dim:
                 total_D = total_D + np.zeros(dim)
     mean = total_D / max(1, count)
-    data = np.array([mean.astype("<f4").tobytes()], object)
-    return {"images": np.array([images]), "bytes": np.array([size]), "mean": data}
+    mean_D = mean.astype(np.float32)
+    limits = Sketch(mean_D).limits(work.config.filters.near_duplicate) if work.inputs.links_copies else np.zeros(1)
+    data = {"mean": mean_D.astype("<f4"), "limits": limits.astype("<i8")}
+    columns = {name: np.array([values.tobytes()], object) for name, values in data.items()}
+    return {"images": np.array([images]), "bytes": np.array([size]), **columns}
 
 
 def sampled(work: StageWork) -> tuple[IndexedShard, ...]:
@@ -81,6 +88,10 @@ def _read(work: StageWork, shard: IndexedShard, members: PassedOver) -> pa.Table
     rows = read_rows(work, shard, members)
     reasons = pa.array(screen(rows, work.config.filters), pa.string())
     rows = rows.append_column("reason", reasons).append_column("vector", _vectors(work, shard, rows))
+    # Images without a subject are dropped; there may be more than one range holds, so they are spread over all.
+    alone = np.asarray(pc.equal(rows["subject"], ""))
+    hashes = np.where(alone, spread(rows["number"].to_numpy()), rows["subject_hash"].to_numpy())
+    rows = rows.set_column(rows.schema.get_field_index("subject_hash"), "subject_hash", pa.array(hashes))
     schema = gathered_schema(len(work.sample.mean))
     return rows.select(schema.names).cast(schema)
 

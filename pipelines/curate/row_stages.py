@@ -27,25 +27,24 @@ log = logging.getLogger(__name__)
 
 
 def run_row_stages(stage: StageWork) -> StageWork:
-    """Do all units, and return the work with what the later stages need: the number of images, and the counts of the
-    members of their tars."""
+    """Do all units, and return the work with what they have counted, which the later stages need."""
     stage = with_sample(stage)
     stage = gathered(stage, rows_of(run_tasks(gather, stage.for_tasks(), list(stage.groups()), noun="groups gathered")))
-    copies = stage.inputs.links_copies
-    _arrange(stage, "contents", *(["bands"] if copies else []), "subjects")
+    copies, models = stage.inputs.links_copies, bool(stage.inputs.models)
+    _arrange(stage, {"subjects": True, "contents": True, "bands": copies})
     units = [("contents", i) for i in range(stage.content_partitions)]
     units += [("bands", i) for i in range(stage.band_partitions * copies)]
     compared = rows_of(run_tasks(_compare, stage.for_tasks(), units, noun="ranges compared across subjects"))
-    if capped := sum(row["capped"] for row in compared):
-        log.warning("%d keys of near copies have more images than are all compared with each other", capped)
-    models = bool(stage.inputs.models)
-    _arrange(stage, "repeated", *(["repeated_of_shards"] if models else []), *(["requests"] if copies else []))
+    stage = replace(stage, capped=sum(row["capped"] for row in compared))
+    if stage.capped:
+        log.warning("%d images have more candidates for near copies than are compared", stage.capped)
+    _arrange(stage, {"repeated": True, "repeated_of_shards": models, "requests": copies})
     if models:
         _score(stage)
     run_all(run_tasks(_plan, stage.for_tasks(), stage.partitions, noun="ranges of subjects planned"))
     tables, links = stage.content_partitions, sum(row["links"] for row in compared)
     if copies:
-        _arrange(stage, "ends")
+        _arrange(stage, {"ends": True})
         ranges = stage.shuffle("ends").partitions
         near = rows_of(run_tasks(compare_pairs, stage.for_tasks(), ranges, noun="ranges of pairs compared"))
         tables, links = tables + ranges, links + sum(row["links"] for row in near)
@@ -61,7 +60,8 @@ def with_sample(stage: StageWork) -> StageWork:
     (row,) = rows_of(run_tasks(take_sample, stage.for_tasks(), [shards], noun="samples"))
     size = sum(shard.rows.size for shard in stage.shards)
     images = -(-row["images"] * size // row["bytes"]) if row["bytes"] else 0
-    return replace(stage, sample=Sample(images, np.frombuffer(row["mean"], "<f4")))
+    mean, limits = np.frombuffer(row["mean"], "<f4"), np.frombuffer(row["limits"], "<i8")
+    return replace(stage, sample=Sample(images, mean, limits))
 
 
 def gathered(stage: StageWork, rows: Iterable[dict[str, Any]]) -> StageWork:
@@ -112,8 +112,9 @@ def _score(stage: StageWork) -> None:
     arrange([stage.score_shuffle(revision) for revision in sorted(set(stage.inputs.models.values()))])
 
 
-def _arrange(stage: StageWork, *names: ShuffleName) -> None:
-    arrange([stage.shuffle(name) for name in names])
+def _arrange(stage: StageWork, names: dict[ShuffleName, bool]) -> None:
+    """Do :func:`arrange` of the shuffles that are written."""
+    arrange([stage.shuffle(name) for name, is_written in names.items() if is_written])
 
 
 @dataclass(frozen=True)

@@ -28,8 +28,7 @@ def find_candidates(work: StageWork, partition: int) -> Columns:
     how many images have more candidates than are compared."""
     store, key = work.dataset, work.workspace.candidates(partition)
     if not store.exists(key):
-        limits = work.sketch.limits(work.config.filters.near_duplicate)
-        pairs, capped = candidates(work.shuffle("bands").read(partition), limits)
+        pairs, capped = candidates(work.shuffle("bands").read(partition), work.sample.limits)
         numbers = {side: _numbers(pairs, side) for side in "ab"}
         sides = [
             pa.table(

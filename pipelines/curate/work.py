@@ -40,8 +40,9 @@ from pipelines.curate.summary import Summary
 from pipelines.curate.tables import notes_of, read_part, read_table, vectors_of
 from pipelines.curate.workspace import PlanTable, ShuffleName, Workspace
 
-_CONTENT_ROWS = 1_000_000  # rows of the shuffle by content in one range
-_BAND_IMAGES = 200_000  # images whose band rows are in one range
+# A change of these needs another revision of ``gather`` in inputs.py: objects below work/ follow from them.
+_CONTENT_ROWS = 500_000  # rows of the shuffle by content in one range
+_BAND_IMAGES = 100_000  # images whose band rows are in one range
 _PAIR_IMAGES = 1_000_000  # images to a range of pairs; few images are in a pair
 _WORTH_A_TASK, _AT_ONCE = 5_000, 4  # rows of a range, and number of ranges, that a small data set is divided into
 _GROUP_BYTES = 1 << 20, 32 << 20  # of the tables in a group, at least and at most
@@ -81,11 +82,14 @@ class Sample:
     """Estimated image rows in all tables together; exact for few raw shards."""
     mean: np.ndarray
     """Mean of the unit-norm vectors, float32 [D]."""
+    limits: np.ndarray = field(default_factory=lambda: np.zeros(1, np.int64))
+    """Of :meth:`pipelines.curate.near.Sketch.limits`."""
 
 
 @dataclass(frozen=True)
 class SubjectRows:
-    """All images of a range of subjects, in the order of subject hash, subject, raw shard, offset and key."""
+    """All images of a range of subjects, in the order of subject hash, subject, raw shard, offset and key. The subject
+    hash of an image without a subject is a hash of its place."""
 
     rows: pa.Table
     """Columns of :data:`pipelines.curate.rows.ROW_SCHEMA`."""
@@ -122,6 +126,9 @@ class StageWork:
     """Image rows in all tables together; set once they are gathered."""
     cells: int = 0
     """Cells of photos without a subject; set while subjects are found."""
+    capped: int = 0
+    """Images that have so many candidates for near copies that they are not compared with all; set with
+    :attr:`linked`."""
     linked: bool = False
     """Whether any two subjects share an image or a near copy of one."""
     members: PassedOver = field(default_factory=PassedOver)
@@ -309,7 +316,7 @@ class StageWork:
                 left[own[bound.drop(Photos(subjects.rows.take(pa.array(own))))]] = False
         if self.inputs.links_copies:
             left |= np.isin(subjects.numbers, self.shuffle("requests").read(partition)["number"].to_numpy())
-        return left
+        return np.asarray(left)
 
     def read_repeated(self, shard: IndexedShard) -> np.ndarray:
         """Return the numbers of the images of a raw shard that repeat an earlier one: int64 [M]."""
@@ -319,7 +326,7 @@ class StageWork:
         place = self.place_of_shard(np.array([shard.number]))[0]
         low, high = shuffle.span(0)
         numbers = shuffle.read(int(place) // (high - low))["number"].to_numpy()
-        return numbers[numbers >> 32 == shard.number]
+        return np.asarray(numbers[numbers >> 32 == shard.number])
 
     def place_of_shard(self, numbers: np.ndarray) -> np.ndarray:
         """Return the key of raw shards in the shuffle ``repeated_of_shards``, int64 [N]: near ones are in one range."""
@@ -350,7 +357,7 @@ class StageWork:
             subjects: rows of :data:`pipelines.curate.rows.SUBJECT_SCHEMA`, sorted by ``subject_hash``.
             span: half-open range of subject hashes that holds them all; without it all components are read.
         """
-        own = subjects["split_hash"].to_numpy().copy()
+        own: np.ndarray = subjects["split_hash"].to_numpy().copy()
         if not self.linked or not len(own):
             return own
         table = self.read_links(self.workspace.components(), COMPONENT_SCHEMA, span)

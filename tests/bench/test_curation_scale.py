@@ -1,33 +1,44 @@
-"""Measure time and memory with more shards, and of a plan over synthetic rows.
+"""Measure time and memory with more shards, and the cost of the stages between index and layout over synthetic rows.
 
-    LOOKALIKE_BENCH_PHOTOS=FOLDER python -m pytest tests/bench -k scale -s
+    LOOKALIKE_BENCH_PHOTOS=FOLDER python -m pytest tests/bench -k time_grows_linearly -s
+    python -m pytest tests/bench -k cost_of_an_image -s
+    python -m pytest tests/bench -k many_rows -s
 
-Writes results/curation-scale.json and results/curation-scale-plan.json. LOOKALIKE_BENCH_ROWS sets the rows of the plan
-(1,000,000).
+Writes results/curation-scale.json, results/curation-scale-cost.json and results/curation-scale-rows.json. The second
+counts the requests of one process; LOOKALIKE_BENCH_SHARDS sets the numbers of raw shards (10,40,160,640),
+LOOKALIKE_BENCH_SHARD_ROWS the rows of each (2000), LOOKALIKE_BENCH_DIM the dimensions of a vector (64). The third runs
+LOOKALIKE_BENCH_ROWS rows (10,000,000) in 1,000 raw shards on Ray with two CPUs.
 """
 
 import os
+import re
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
+from shutil import rmtree
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from lookalike.storage import open_store
-from pipelines.actors import run_tasks
+from lookalike.data.passed_over import PassedOver
+from lookalike.storage import Store, open_store
+from pipelines.actors import ActorConfig, Units, run_units
 from pipelines.curate.config import CurateConfig
-from pipelines.curate.duplicates import find_duplicates
 from pipelines.curate.inputs import Inputs
-from pipelines.curate.plan import plan_partition
 from pipelines.curate.raw import list_raw
+from pipelines.curate.row_stages import run_row_stages
 from pipelines.curate.rows import IMAGE_SCHEMA, subject_hash
-from pipelines.curate.screen import screen_shard
 from pipelines.curate.summary import Summary
-from pipelines.curate.tables import vectors_array, write_table
+from pipelines.curate.tables import vectors_array, with_notes, write_table
 from pipelines.curate.work import StageWork
 from tests.bench.measured import keep
 from tests.bench.memory import PeakMemory
@@ -40,8 +51,14 @@ SETTINGS = (
     "--filters.no_pair.min_similarity=0", "--plan.max_triplets_per_subject=1", "--shards.image_size=null",
     "--shards.shard_mib=16",
 )  # fmt: skip
-ROWS = int(os.environ.get("LOOKALIKE_BENCH_ROWS", "1000000"))
-DIM, OF_A_SUBJECT, ROWS_PER_SHARD = 64, 10, 50_000
+ROWS = int(os.environ.get("LOOKALIKE_BENCH_ROWS", "10000000"))
+COUNTS = tuple(int(count) for count in os.environ.get("LOOKALIKE_BENCH_SHARDS", "10,40,160,640").split(","))
+SHARD_ROWS = int(os.environ.get("LOOKALIKE_BENCH_SHARD_ROWS", "2000"))
+DIM = int(os.environ.get("LOOKALIKE_BENCH_DIM", "64"))
+OF_A_SUBJECT, MANY_SHARDS = 10, 1_000
+ONE_IN = 100  # images that repeat a file of another raw shard, and that are a near copy of one
+CPU_GROWS, GETS_GROW, BYTES_READ, MEMORY_GROWS = 1.5, 2.0, 4.0, 1.1
+SECONDS, MIB = 360, 4096  # of ten million rows
 
 pytestmark = pytest.mark.timeout(14400)
 
@@ -89,74 +106,199 @@ def test_time_grows_linearly_with_shards(bench_folder: Path, tmp_path: Path) -> 
     assert record["driver_16_to_1"] <= 1.1
 
 
-def test_plan_over_many_rows_is_made_by_range(tmp_path: Path) -> None:
-    config = CurateConfig(raw=str(tmp_path / "raw"), dataset=str(tmp_path / "dataset"))
-    stage = synthetic_stage(config, ROWS)
-    assert stage.images == ROWS
-    seconds: dict[str, float] = {}
+def test_the_cost_of_an_image_does_not_grow_with_shards(tmp_path: Path) -> None:
+    runs = []
+    for count in COUNTS:
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+            runs.append(pool.submit(measure, tmp_path / f"shards-{count}", count).result())
+        rmtree(tmp_path / f"shards-{count}")
+        print(_shown(runs[-1]), flush=True)
+    first, last = runs[0]["all"], runs[-1]["all"]
+    record = {
+        "command": f"LOOKALIKE_BENCH_DIM={DIM} python -m pytest tests/bench -k cost_of_an_image -s",
+        "rows_of_a_shard": SHARD_ROWS,
+        "dimension": DIM,
+        "runs": dict(zip(map(str, COUNTS), runs, strict=True)),
+        "cpu_grows": round(max(run["all"]["us_per_row"] for run in runs) / first["us_per_row"], 2),
+        "gets_grow": round(max(run["all"]["gets_per_shard"] for run in runs) / first["gets_per_shard"], 2),
+        "bytes_read": max(run["all"]["bytes_read"] for run in runs),
+        "memory_grows": round(last["peak_mib"] / runs[-2]["all"]["peak_mib"], 2) if len(runs) > 1 else 1.0,
+    }
+    keep("curation-scale-cost", record)
+    assert record["cpu_grows"] <= CPU_GROWS
+    assert record["gets_grow"] <= GETS_GROW
+    assert record["bytes_read"] <= BYTES_READ
+    assert record["memory_grows"] <= MEMORY_GROWS
+
+
+def test_many_rows_are_planned_in_bounded_time_and_memory(tmp_path: Path) -> None:
+    stage = synthetic_stage(tmp_path, MANY_SHARDS, ROWS // MANY_SHARDS)
     import ray
 
     ray.init(address="local", num_cpus=2, include_dashboard=False, object_store_memory=512 << 20, log_to_driver=False)
     try:
+        started = time.monotonic()
         with PeakMemory(os.getpid()) as peak:
-            for name, task, units in (
-                ("screen", screen_shard, len(stage.rows)),
-                ("duplicates", find_duplicates, stage.content_partitions),
-                ("plan", plan_partition, stage.partitions),
-            ):
-                started = time.monotonic()
-                assert sum(1 for _ in run_tasks(task, stage, units)) > 0
-                seconds[name] = round(time.monotonic() - started, 1)
-                print(name, seconds[name], flush=True)
+            stage = run_row_stages(stage)
+        seconds = time.monotonic() - started
     finally:
         ray.shutdown()
     summary = Summary()
     for partition in range(stage.partitions):
         summary.add(stage.read_summary(partition))
+    assert stage.images == summary.images == summary.kept + summary.dropped.total()
     record = {
-        "command": f"LOOKALIKE_BENCH_ROWS={ROWS} python -m pytest tests/bench -k scale -s",
-        "rows": ROWS,
-        "subjects": ROWS // OF_A_SUBJECT,
+        "command": f"LOOKALIKE_BENCH_ROWS={ROWS} python -m pytest tests/bench -k many_rows -s",
+        "rows": stage.images,
+        "raw_shards": MANY_SHARDS,
         "dimension": DIM,
-        "tables": len(stage.rows),
         "ranges_of_subjects": stage.partitions,
-        "seconds": seconds,
-        "rows_per_second": round(ROWS / sum(seconds.values())),
+        "seconds": round(seconds, 1),
+        "dropped": dict(summary.dropped),
         "triplets": summary.triplets,
         "driver_mib": round(peak.own / 2**20),
         "all_processes_mib": round(peak.tree / 2**20),
     }
-    keep("curation-scale-plan", record)
-    assert summary.images == ROWS
-    assert record["all_processes_mib"] <= 8 << 10
+    keep("curation-scale-rows", record)
+    if ROWS == 10_000_000:
+        assert record["seconds"] <= SECONDS
+        assert record["all_processes_mib"] <= MIB
 
 
-def synthetic_stage(config: CurateConfig, rows: int, rows_per_shard: int = ROWS_PER_SHARD) -> StageWork:
+class Counting:
+    """A store that counts its requests, and the bytes that are read."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self.gets = self.bytes = self.puts = self.others = 0
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("exists", "list", "delete", "create"):
+            self.others += 1
+        return getattr(self._store, name)
+
+    def read(self, key: str) -> bytes:
+        return self._counted(self._store.read(key))
+
+    def read_range(self, key: str, offset: int, length: int) -> bytes:
+        return self._counted(self._store.read_range(key, offset, length))
+
+    def write(self, key: str, data: bytes) -> None:
+        self.puts += 1
+        self._store.write(key, data)
+
+    def _counted(self, data: bytes) -> bytes:
+        self.gets += 1  # of several threads: a lost count is one of thousands
+        self.bytes += len(data)
+        return data
+
+
+def measure(folder: Path, shards: int) -> dict[str, dict[str, float]]:
+    """Run the stages in this process over so many raw shards; return the cost of each, and of ``all``."""
+    stage = synthetic_stage(folder, shards, SHARD_ROWS)
+    store = Counting(stage.dataset)
+    stage = replace(stage, dataset=store)
+    tables = sum(shard.rows.size + shard.vectors.size for shard in stage.shards)
+    rows = shards * SHARD_ROWS
+    costs: dict[str, dict[str, float]] = {}
+
+    def add(name: str, seconds: float, before: tuple[int, int, int]) -> None:
+        cost = costs.setdefault(
+            name, dict.fromkeys(("us_per_row", "gets_per_shard", "puts_per_shard", "bytes_read"), 0.0)
+        )
+        cost["us_per_row"] += seconds / rows * 1e6
+        gets, size, puts = (new - old for new, old in zip((store.gets, store.bytes, store.puts), before, strict=True))
+        cost["gets_per_shard"] += gets / shards
+        cost["puts_per_shard"] += puts / shards
+        cost["bytes_read"] += size / tables
+        cost["peak_mib"] = max(cost.get("peak_mib", 0.0), _peak_bytes() / 2**20)
+
+    def in_process(task: Any, shared: Any, units: Units, *, noun: str = "") -> Iterator[pa.Table]:
+        before, started = (store.gets, store.bytes, store.puts), time.process_time()
+        Path("/proc/self/clear_refs").write_text("5")  # the peak begins again
+        yield from run_units(lambda shared: partial(task, shared), shared, units, ActorConfig(count=0), noun=noun)
+        add(noun, time.process_time() - started, before)
+
+    before, started = (store.gets, store.bytes, store.puts), time.process_time()
+    with patch("pipelines.curate.row_stages.run_tasks", in_process):
+        stage = run_row_stages(stage)
+    peak = max(cost["peak_mib"] for cost in costs.values())
+    add("all", time.process_time() - started, before)
+    costs["all"]["peak_mib"] = peak
+    assert stage.images == rows
+    assert stage.linked
+    return {name: {key: round(value, 2) for key, value in cost.items()} for name, cost in costs.items()}
+
+
+def _peak_bytes() -> int:
+    status = Path("/proc/self/status").read_text()
+    return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) << 10  # type: ignore[index]
+
+
+def _shown(run: dict[str, dict[str, float]]) -> str:
+    lines = [f"{'stage':32}" + "".join(f"{name:>16}" for name in run["all"])]
+    lines += [f"{name:32}" + "".join(f"{value:16.2f}" for value in cost.values()) for name, cost in run.items()]
+    return "\n".join(lines)
+
+
+def synthetic_stage(folder: Path, shards: int, rows: int) -> StageWork:
     """The tables that the index would have written, of subjects whose photos lie about a direction of their own."""
+    config = CurateConfig(raw=str(folder / "raw"), dataset=str(folder / "dataset"))
     raw, dataset = open_store(config.raw), open_store(config.dataset)
-    shards = -(-rows // rows_per_shard)
     for shard in range(shards):
         raw.write(f"shard-{shard:06d}.tar", b"")
     inputs = Inputs.of(config, list_raw(config.raw, dataset).shards)
-    for shard in inputs.units:
-        table, vectors = _tables(shard, min(rows_per_shard, rows - shard * rows_per_shard))
-        write_table(dataset, inputs.workspace.rows(shard), table)
+    before = _Contents.of(shards - 1, rows)
+    notes = {"members": PassedOver().to_json(), "unpacked": False}
+    for shard, number in zip(inputs.ids, inputs.units, strict=True):
+        own = _Contents.of(number, rows)
+        table, vectors = _tables(number, own.repeating(before, number))
+        write_table(dataset, inputs.workspace.rows(shard), with_notes(table, notes))
         write_table(dataset, inputs.workspace.vectors(shard), vectors)
+        before = own
     return StageWork.of(config, inputs)
 
 
-def _tables(shard: int, rows: int) -> tuple[pa.Table, pa.Table]:
-    random = np.random.default_rng(shard)
+@dataclass
+class _Contents:
+    """Images of a raw shard, before some of them are made copies of others."""
+
+    digests: np.ndarray  # uint8 [N, 32]
+    phash: np.ndarray  # uint64 [N]
+    vectors: np.ndarray  # [N, D]
+
+    @classmethod
+    def of(cls, shard: int, rows: int) -> "_Contents":
+        random = np.random.default_rng(shard)
+        directions = random.normal(size=(-(-rows // OF_A_SUBJECT), DIM))
+        vectors = np.repeat(directions, OF_A_SUBJECT, axis=0)[:rows] + random.normal(size=(rows, DIM)) * 0.6
+        digests = np.frombuffer(random.bytes(32 * rows), np.uint8).reshape(rows, 32)
+        phash = random.integers(0, 2**64, rows, np.uint64, endpoint=False)
+        return cls(digests, phash, vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
+
+    def repeating(self, other: "_Contents", shard: int) -> "_Contents":
+        """Return these images, of which some are files of ``other``, and some near copies."""
+        random = np.random.default_rng([shard, 1])
+        rows = len(self.phash)
+        same, near = np.split(random.permutation(rows)[: 2 * (rows // ONE_IN)], 2)
+        digests, phash, vectors = self.digests.copy(), self.phash.copy(), self.vectors.copy()
+        digests[same], phash[same], vectors[same] = other.digests[same], other.phash[same], other.vectors[same]
+        flips = np.uint64(1) << random.integers(0, 64, len(near), np.uint64)
+        phash[near] = other.phash[near] ^ flips
+        vectors[near] = other.vectors[near] + random.normal(size=(len(near), DIM)) * 0.02 / DIM**0.5
+        return _Contents(digests, phash, vectors)
+
+
+def _tables(shard: int, contents: _Contents) -> tuple[pa.Table, pa.Table]:
+    rows = len(contents.phash)
     names = [f"subject-{shard:06d}-{number:06d}" for number in range(-(-rows // OF_A_SUBJECT))]
     place = np.repeat([subject_hash(name) for name in names], OF_A_SUBJECT)[:rows]
-    directions = random.normal(size=(len(names), DIM)) / DIM**0.5
-    vectors = np.repeat(directions, OF_A_SUBJECT, axis=0)[:rows] + random.normal(size=(rows, DIM)) * 0.6 / DIM**0.5
     order = np.argsort(place, kind="stable")
-    digests = [random.bytes(32).hex() for _ in range(rows)]
     constant = {
         "shard": f"shard-{shard:06d}.tar", "length": 100_000, "width": 1024, "height": 768, "class_name": "thing",
         "caption": "a thing on a table", "licence": "CC0-1.0", "consent": "", "source": "synthetic", "sharpness": 300.0,
-        "luma_mean": 120.0, "luma_std": 50.0, "subject_area": None, "cut": False, "error": "", "note": "",
+        "luma_mean": 120.0, "luma_std": 50.0, "subject_area": None, "cut": False, "linked": False, "error": "",
+        "note": "",
     }  # fmt: skip
     columns: dict[str, Any] = {name: [value] * rows for name, value in constant.items()}
     columns |= {
@@ -164,11 +306,9 @@ def _tables(shard: int, rows: int) -> tuple[pa.Table, pa.Table]:
         "subject": [names[i // OF_A_SUBJECT] for i in order],
         "key": [f"{shard:06d}-{i:06d}" for i in order],
         "offset": order.astype(np.int64) * 100_352 + 512,
-        "sha256": digests,
-        "phash": random.integers(0, 2**63, rows).astype(np.uint64),
+        "sha256": [digest.tobytes().hex() for digest in contents.digests[order]],
+        "phash": contents.phash[order],
     }
     table = pa.table({field.name: pa.array(columns[field.name], field.type) for field in IMAGE_SCHEMA})
-    unit = vectors[order] / np.linalg.norm(vectors[order], axis=1, keepdims=True)
-    return table, pa.table(
-        {"subject_hash": table["subject_hash"], "sha256": table["sha256"], "vector": vectors_array(unit)}
-    )
+    vectors = vectors_array(contents.vectors[order])
+    return table, pa.table({"subject_hash": table["subject_hash"], "sha256": table["sha256"], "vector": vectors})

@@ -26,6 +26,7 @@ KEY_BITS = 62
 _FAN_OUT_BITS = 7
 _MAX_WIDTH = 2_000  # objects that a reader opens
 _AT_ONCE = 16  # requests of a reader
+_MOST_INFLATED = 1_000_000  # bytes of a segment for each of its compressed bytes
 _WITHOUT_INDEX = 16  # objects whose own tables a reader reads instead of an index
 _ENTRY = 3 * 8  # bytes of a segment in an index: its first byte, the byte after it, and its CRC-32, each an int64
 
@@ -222,13 +223,20 @@ def _sorted(rows: pa.Table, key: str) -> pa.Table:
 
 
 def _encoded(rows: pa.Table) -> bytes:
-    """Rows as messages of Arrow IPC without their schema; no rows are no bytes."""
-    return b"".join(batch.serialize() for batch in rows.combine_chunks().to_batches() if len(batch))
+    """Rows as their size (int64) and compressed messages of Arrow IPC without a schema; no rows are no bytes."""
+    data = b"".join(batch.serialize() for batch in rows.combine_chunks().to_batches() if len(batch))
+    if not data:
+        return b""
+    compressed: bytes = pa.Codec("zstd", compression_level=1).compress(data, asbytes=True)
+    return len(data).to_bytes(8, "little") + compressed
 
 
 def _decoded(data: bytes, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
-    reader = pa.BufferReader(data)
-    while reader.tell() < len(data):
+    size = int.from_bytes(data[:8], "little")
+    if size > _MOST_INFLATED * len(data):
+        raise ValueError(f"{len(data)} bytes are not {size} compressed bytes")
+    reader = pa.BufferReader(pa.decompress(data[8:], size, "zstd"))
+    while reader.tell() < size:
         batch = pa.ipc.read_record_batch(pa.ipc.read_message(reader), schema)
         batch.validate(full=True)  # Arrow trusts the offsets of texts and lists, and reads outside of its buffers
         yield batch

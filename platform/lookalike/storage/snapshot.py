@@ -29,8 +29,8 @@ def list_versions(store: Store) -> list[int]:
     Raises:
         InputError: the newest published version has no manifest any more.
     """
-    versions = sorted(int(m.group(1)) for info in store.list("v") if (m := _VERSION.match(info.key)))
-    marked = [int(m.group(1)) for info in store.list("published/") if (m := _MARK.match(info.key))]
+    marked = sorted(int(m.group(1)) for info in store.list("published/") if (m := _MARK.match(info.key)))
+    versions = _complete(store, marked) if marked else _complete_by_listing(store)
     newest = versions[-1] if versions else 0
     if marked and max(marked) > newest:
         instead = f"version {newest} would be read instead" if newest else "no version is left"
@@ -41,6 +41,23 @@ def list_versions(store: Store) -> list[int]:
             f"{store.uri_of(_mark(max(marked)))} too",
         )
     return versions
+
+
+def _complete(store: Store, marked: list[int]) -> list[int]:
+    """Return the versions that have a manifest, up to the last mark, and those after it whose publisher was killed
+    before its mark.
+
+    A version has up to millions of objects, which are not listed. Numbers are claimed one after the other.
+    """
+    following = marked[-1] + 1
+    while next(version_store(store, following).list(), None) is not None:
+        following += 1
+    return [number for number in range(1, following) if version_store(store, number).exists(MANIFEST)]
+
+
+def _complete_by_listing(store: Store) -> list[int]:
+    """Return the versions that have a manifest, of a dataset without marks: a new one, or one of earlier software."""
+    return sorted(int(m.group(1)) for info in store.list("v") if (m := _VERSION.match(info.key)))
 
 
 def latest_version(store: Store) -> int:

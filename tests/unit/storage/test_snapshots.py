@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from lookalike.config import fingerprint
 from lookalike.errors import ConflictError, InputError
 from lookalike.storage import (
+    ObjectInfo,
     Store,
     latest_version,
     list_versions,
@@ -105,3 +107,24 @@ def test_manifest_replaced_during_a_run_is_refused(store: Store) -> None:
     version.delete("manifest.json")
     with pytest.raises(InputError, match="no such object"):
         read_file(version, "t.parquet", fingerprint(manifest))
+
+
+def test_a_version_whose_publisher_was_killed_before_its_mark_is_complete(store: Store) -> None:
+    for number in (3, 4):  # 3 was claimed and given up
+        version_store(store, number).write("claim.json", b"{}")
+    version_store(store, 4).create("manifest.json", b'{"version": 4}')
+    assert list_versions(store) == [1, 2, 4]
+
+
+def test_objects_of_published_versions_are_not_listed(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    listed: list[str] = []
+    whole = type(store).list
+
+    def watched(self: Store, prefix: str = "") -> Iterator[ObjectInfo]:
+        listed.append(f"{self.uri}/{prefix}")
+        return whole(self, prefix)
+
+    before = list_versions(store)
+    monkeypatch.setattr(type(store), "list", watched)
+    assert list_versions(store) == before
+    assert not [uri for uri in listed if uri.endswith("/v") or any(f"/v{n:04d}" in uri for n in before)]
