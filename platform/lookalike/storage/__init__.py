@@ -2,6 +2,7 @@
 
 from lookalike.storage.base import ObjectInfo, Store
 from lookalike.storage.snapshot import (
+    check_file,
     latest_version,
     list_versions,
     manifest_of,
@@ -28,6 +29,7 @@ from lookalike.storage.store import (
 __all__ = [
     "ObjectInfo",
     "Store",
+    "check_file",
     "delete_all",
     "latest_version",
     "list_versions",

@@ -10,12 +10,13 @@ import hashlib
 import re
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import lru_cache
 from typing import Any
 
 from lookalike.config import canonical_json, fingerprint
 from lookalike.errors import ConflictError, InputError
 from lookalike.storage.base import Store
-from lookalike.storage.store import read_object
+from lookalike.storage.store import open_store, read_object, sha256_of, size_of
 
 MANIFEST = "manifest.json"
 _VERSION = re.compile(r"^v(\d{4,})/manifest\.json$")
@@ -134,6 +135,18 @@ def read_file(version: Store, key: str, manifest_sha256: str | None = None) -> b
         manifest = manifest_of(version, manifest_sha256)
         _check_hash(version, key, manifest, hashlib.sha256(data).hexdigest())
     return data
+
+
+def check_file(version: Store, key: str) -> None:
+    """Check a large file of a version by its hash, once per process. Raises InputError as :func:`read_file` does."""
+    if version.exists(MANIFEST):
+        _check_hash(version, key, read_object(version, MANIFEST), _hash(version.uri, key))
+
+
+@lru_cache(maxsize=10_000)
+def _hash(version_uri: str, key: str) -> str:
+    version = open_store(version_uri)
+    return sha256_of(version, key, size_of(version, key))
 
 
 def _check_manifest(version: Store, manifest: Mapping[str, Any], sha256: str) -> None:
