@@ -1,16 +1,17 @@
-"""Numbered units of work on Ray Data, on a pool of actors that each hold a model, or as tasks."""
+"""Units of work on Ray Data, on a pool of actors that each hold a model, or as tasks."""
 
 import logging
 import pickle
-from collections.abc import Callable, Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
 from annotated_types import Le
 
-from lookalike.errors import LookalikeError
+from lookalike.errors import LookalikeError, RefusedError, UnreachableError
 from lookalike.redaction import redact_logs
 from lookalike.values import Count, NonNegative, configuration
 from pipelines.entry import ray_session
@@ -19,6 +20,8 @@ log = logging.getLogger(__name__)
 
 _ERROR = "lookalike_error"
 _TASKS_PER_CORE, _UNITS_PER_TASK = 16, 4  # few units per task: cores wait for the last task
+_ATTEMPTS, _PAUSE_S = 4, 1.0  # of a unit, and before the second attempt; later pauses are longer
+_LINES = 200  # of progress in the log, at most
 
 Columns = dict[str, np.ndarray]
 
@@ -47,60 +50,95 @@ class ActorConfig:
         return "cpu"
 
 
-UnitActor = Callable[[Any], Callable[[int], Columns]]
-"""A class: built once from the whole plan of work, and called with the number of a unit, whose rows it returns."""
+UnitActor = Callable[[Any], Callable[[Any], Columns]]
+"""A class: built once from what all units share, and called with each unit, whose rows it returns."""
+
+Units = int | Sequence[Any]
+"""The number of units, which are then 0 … N - 1, or a small description of each of them."""
+
+_T = TypeVar("_T")
 
 
 def run_units(
-    actor: UnitActor, work: Any, units: int, config: ActorConfig, *, noun: str = "batches"
+    actor: UnitActor, shared: Any, units: Units, config: ActorConfig, *, noun: str = "batches"
 ) -> Iterator[pa.Table]:
-    """Do the units 0 … ``units`` - 1, and yield the rows of each as it is done, in any order, with a column ``unit``.
+    """Do all units, and yield the rows of each as it is done, in any order, with its number in a column ``unit``.
 
     A unit is one batch whose samples the plan fixed, independent of Ray Data's blocks, since float sums differ with the
-    batch and results have to repeat. Raises the LookalikeError that an actor raised.
+    batch and results have to repeat. ``shared`` is sent to each actor once, a description only to the actor that does
+    its unit. A unit that fails because a service or a disk does not answer is done again (:func:`retried`), as is one
+    whose process died (by Ray). Raises the LookalikeError that an actor raised.
     """
+    count = _count(units)
     if config.count == 0:
-        do = actor(work)
-        yield from _tables((pa.table(_with_unit(unit, do(unit))) for unit in range(units)), units, noun)
+        do = actor(shared)
+        described = range(count) if isinstance(units, int) else units
+        tables = (pa.table(_with_unit(i, retried(partial(do, unit)))) for i, unit in enumerate(described))
+        yield from _tables(tables, count, noun)
+        return
+    if count == 0:
         return
     import ray.data
 
     with ray_session():
         _set_up_ray_data()
-        done = _numbers(units, units).map_batches(
+        done = _descriptions(units, count).map_batches(
             _Adapter,
-            fn_constructor_args=(actor, work),
+            fn_constructor_args=(actor, shared),
             batch_size=1,
-            compute=ray.data.ActorPoolStrategy(size=min(config.count, units)),
+            compute=ray.data.ActorPoolStrategy(size=min(config.count, count)),
             num_cpus=config.cpus,
             num_gpus=1 if config.use_gpu else 0,
         )
-        yield from _tables(done.iter_batches(batch_size=None, batch_format="pyarrow"), units, noun)
+        yield from _tables(done.iter_batches(batch_size=None, batch_format="pyarrow"), count, noun)
 
 
 def run_tasks(
-    task: Callable[[Any, int], Columns], work: Any, units: int, *, cpus: float = 1.0, noun: str = "tasks"
+    task: Callable[[Any, Any], Columns], shared: Any, units: Units, *, cpus: float = 1.0, noun: str = "tasks"
 ) -> Iterator[pa.Table]:
-    """Do units of work that need no model, as :func:`run_units` does: ``task(work, unit)`` on any free worker.
+    """Do units of work that need no model, as :func:`run_units` does: ``task(shared, unit)`` on any free worker.
 
-    If there are many units per core, a Ray task does several.
+    If there are many units per core, a Ray task does several. A worker process unpickles ``shared`` once.
     """
+    count = _count(units)
+    if count == 0:
+        return
     import ray.data
 
     with ray_session():
         _set_up_ray_data()
-        shared = ray.put(work)  # sent to a node once for all units that run there
+        sent = ray.put(shared)  # to a node once for all units that run there
         at_once = max(1, int(ray.cluster_resources().get("CPU", 0) / cpus))
-        numbers = _numbers(units, max(min(units, _TASKS_PER_CORE * at_once), -(-units // _UNITS_PER_TASK)))
-        done = numbers.map_batches(_run_task, fn_args=(task, [shared]), batch_size=1, num_cpus=cpus)
-        yield from _tables(done.iter_batches(batch_size=None, batch_format="pyarrow"), units, noun)
+        blocks = max(min(count, _TASKS_PER_CORE * at_once), -(-count // _UNITS_PER_TASK))
+        done = _descriptions(units, blocks).map_batches(_run_task, fn_args=(task, [sent]), batch_size=1, num_cpus=cpus)
+        yield from _tables(done.iter_batches(batch_size=None, batch_format="pyarrow"), count, noun)
 
 
-def _numbers(units: int, blocks: int) -> Any:
-    """A dataset of unit numbers, made in this process: ``ray.data.range`` would start tasks to make it."""
+def retried(do: Callable[[], _T]) -> _T:
+    """Return ``do()``. If a service or a disk does not answer, wait and try again, four times in all."""
+    for attempt in range(1, _ATTEMPTS):
+        try:
+            return do()
+        except (UnreachableError, OSError) as error:
+            if isinstance(error, RefusedError):  # of permissions, which stay as they are
+                raise
+            log.warning("attempt %d of %d failed: %s", attempt, _ATTEMPTS, error)
+            time.sleep(_PAUSE_S * 3 ** (attempt - 1))
+    return do()
+
+
+def _count(units: Units) -> int:
+    return units if isinstance(units, int) else len(units)
+
+
+def _descriptions(units: Units, blocks: int) -> Any:
+    """A dataset of units, made in this process: ``ray.data.range`` would start tasks to make it."""
     import ray.data
 
-    return ray.data.from_items([{"id": unit} for unit in range(units)], override_num_blocks=blocks)
+    if isinstance(units, int):
+        return ray.data.from_items([{"id": i} for i in range(units)], override_num_blocks=blocks)
+    items = [{"id": i, "unit": pickle.dumps(unit)} for i, unit in enumerate(units)]
+    return ray.data.from_items(items, override_num_blocks=blocks)
 
 
 def _set_up_ray_data() -> None:
@@ -121,49 +159,62 @@ def _set_up_ray_data() -> None:
 def _tables(tables: Iterable[pa.Table], units: int, noun: str) -> Iterator[pa.Table]:
     """Log each of ``tables``, or raise the error that it holds."""
     seen: set[int] = set()
+    lines = 0
     for table in tables:
         if _ERROR in table.column_names:
             raise pickle.loads(table[_ERROR].drop_null()[0].as_py())
         seen.update(table["unit"].to_pylist())
-        log.info("%d of %d %s done", len(seen), units, noun)
+        if len(seen) * min(units, _LINES) // units > lines:
+            lines = len(seen) * min(units, _LINES) // units
+            log.info("%d of %d %s done", len(seen), units, noun)
         yield table
     assert len(seen) == units, f"Ray Data gave {len(seen)} of {units} units"
 
 
-def _rows(unit: int, do: Callable[[int], Columns]) -> Columns:
+def _rows(batch: Columns, do: Callable[[Any], Columns]) -> Columns:
     """The rows of a unit. Ray Data keeps only the text of an exception, so our errors are returned as a row."""
+    number = int(batch["id"][0])
     try:
-        columns = do(unit)
+        unit = pickle.loads(batch["unit"][0]) if "unit" in batch else number  # of this job
+        columns = retried(partial(do, unit))
     except LookalikeError as error:
         columns = {_ERROR: np.array([pickle.dumps(error)], dtype=object)}
-    return _with_unit(unit, columns)
+    return _with_unit(number, columns)
 
 
 def _with_unit(unit: int, columns: Columns) -> Columns:
     return {"unit": np.full(len(next(iter(columns.values()))), unit), **columns}
 
 
-def _run_task(batch: Columns, task: Callable[[Any, int], Columns], shared: list[Any]) -> Columns:
+_unpickled: tuple[str, Any] = "", None
+"""What the tasks of this process shared last, by the id of its object."""
+
+
+def _run_task(batch: Columns, task: Callable[[Any, Any], Columns], sent: list[Any]) -> Columns:
     import ray
 
+    global _unpickled
     redact_logs()
-    return _rows(int(batch["id"][0]), partial(task, ray.get(shared[0])))
+    if _unpickled[0] != sent[0].hex():
+        _unpickled = "", None  # frees the last one first
+        _unpickled = sent[0].hex(), ray.get(sent[0])
+    return _rows(batch, partial(task, _unpickled[1]))
 
 
 class _Adapter:
     """The callable class that Ray Data calls with a batch of one row."""
 
-    def __init__(self, actor: UnitActor, work: Any) -> None:
+    def __init__(self, actor: UnitActor, shared: Any) -> None:
         redact_logs()
-        self._do: Callable[[int], Columns]
+        self._do: Callable[[Any], Columns]
         try:
-            self._do = actor(work)
+            self._do = retried(partial(actor, shared))
         except LookalikeError as error:
             self._do = partial(_fail, error)
 
     def __call__(self, batch: Columns) -> Columns:
-        return _rows(int(batch["id"][0]), self._do)
+        return _rows(batch, self._do)
 
 
-def _fail(error: LookalikeError, _unit: int) -> Columns:
+def _fail(error: LookalikeError, _unit: Any) -> Columns:
     raise error

@@ -1,10 +1,12 @@
+import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from lookalike.errors import InputError
+from lookalike.errors import InputError, UnreachableError
 from pipelines.actors import ActorConfig, Columns, run_tasks, run_units
 
 pytestmark = pytest.mark.usefixtures("ray_local")
@@ -71,3 +73,71 @@ def test_many_units_share_tasks() -> None:
     assert sorted((row["unit"], row["total"]) for row in rows) == [(n, n) for n in range(units)]
     with pytest.raises(InputError, match=r"nothing to add \(77\)"):  # which is not the first of its task
         list(run_tasks(_total, [[] if n == 77 else [n] for n in range(units)], units))
+
+
+def _doubled(factor: int, unit: tuple[str, int]) -> Columns:
+    return {"name": np.array([unit[0]], object), "number": np.array([factor * unit[1]])}
+
+
+class _Doubler:
+    def __init__(self, factor: int) -> None:
+        self._factor = factor
+
+    def __call__(self, unit: tuple[str, int]) -> Columns:
+        return _doubled(self._factor, unit)
+
+
+@pytest.mark.parametrize("count", [0, 2, None])
+def test_a_unit_gets_its_own_description(count: int | None) -> None:
+    units = [("a", 1), ("b", 2), ("c", 3)]
+    if count is None:
+        tables = run_tasks(_doubled, 2, units)
+    else:
+        tables = run_units(_Doubler, 2, units, ActorConfig(count=count))
+    rows = [row for table in tables for row in table.to_pylist()]
+    assert sorted((row["unit"], row["name"], row["number"]) for row in rows) == [(0, "a", 2), (1, "b", 4), (2, "c", 6)]
+
+
+class _Counted:
+    """Counts how often a process unpickles it."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_count_unpickled, ())
+
+
+_loads = 0
+
+
+def _count_unpickled() -> _Counted:
+    global _loads
+    _loads += 1
+    return _Counted()
+
+
+def _report_loads(_: _Counted, unit: int) -> Columns:
+    return {"process": np.array([os.getpid()]), "loads": np.array([_loads])}
+
+
+def test_a_worker_process_unpickles_what_units_share_once() -> None:
+    rows = [row for table in run_tasks(_report_loads, _Counted(), 100) for row in table.to_pylist()]
+    assert len({row["process"] for row in rows}) < 100
+    assert {row["loads"] for row in rows} == {1}
+
+
+def _flaky(folder: str, unit: int) -> Columns:
+    attempts = Path(folder) / str(unit)
+    number = len(attempts.read_text()) if attempts.exists() else 0
+    attempts.write_text("x" * (number + 1))
+    if number < unit:
+        raise UnreachableError("the store does not answer", value=unit, fix="wait")
+    if number == 0 and unit == 0:
+        raise OSError("the disk is away")
+    return {"attempts": np.array([number + 1])}
+
+
+def test_a_unit_whose_store_does_not_answer_is_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [row for table in run_tasks(_flaky, str(tmp_path), 3) for row in table.to_pylist()]
+    assert {row["unit"]: row["attempts"] for row in rows} == {0: 2, 1: 2, 2: 3}
+    monkeypatch.setattr("pipelines.actors._PAUSE_S", 0)
+    with pytest.raises(UnreachableError, match="the store does not answer"):
+        list(run_units(lambda folder: partial(_flaky, folder), str(tmp_path), [9], ActorConfig(count=0)))  # type: ignore[arg-type]
