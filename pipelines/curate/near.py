@@ -7,7 +7,7 @@ pairs of a bucket, so that few vectors have to be read (``tests/bench/test_near_
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
@@ -89,7 +89,7 @@ class Sketch:
         return np.where(differs >= 0.5, SKETCH_BITS, limits).astype(np.int64)
 
     def _project(self, vectors_ND: np.ndarray) -> np.ndarray:
-        return np.rint(vectors_ND * np.float32(_SCALE)) @ self._signs
+        return np.asarray(np.rint(vectors_ND * np.float32(_SCALE)) @ self._signs)
 
     @cached_property
     def _signs(self) -> np.ndarray:
@@ -204,7 +204,8 @@ def _compare(rows: _Rows, sizes: np.ndarray, limits: np.ndarray, reach: int) -> 
     """
     ends = np.cumsum(sizes)
     bucket = np.repeat(np.arange(len(sizes)), sizes)
-    count, full, found = np.zeros(len(bucket), np.int32), np.zeros(len(bucket), bool), []
+    count, full = np.zeros(len(bucket), np.int32), np.zeros(len(bucket), bool)
+    found: list[_Pairs] = []
     for offset in range(1, min(reach, int(sizes[0]))):
         n = int(ends[np.searchsorted(-sizes, -offset) - 1])  # rows of buckets with more than ``offset`` rows
         distance = np.bitwise_count(rows.phash[: n - offset] ^ rows.phash[offset:n])
@@ -221,7 +222,7 @@ def _compare(rows: _Rows, sizes: np.ndarray, limits: np.ndarray, reach: int) -> 
     return _distinct(found), int(full.sum())
 
 
-def _distinct(found: list[_Pairs]) -> _Pairs:
+def _distinct(found: Sequence[_Pairs]) -> _Pairs:
     """The pairs with their lower image first, sorted, each once."""
     a_subject, a, b_subject, b, distance = (np.concatenate(columns) for columns in zip(*found, strict=True))
     swap = (a_subject > b_subject) | ((a_subject == b_subject) & (a > b))

@@ -17,7 +17,7 @@ from lookalike.storage.lease import Lease, hold
 from lookalike.storage.snapshot import MANIFEST
 from pipelines.actors import Columns, run_tasks, run_units
 from pipelines.curate.changed import with_recorded_changes
-from pipelines.curate.cluster_subjects import assign_cells, cluster_work, find_centroids, group_cell, label_shard
+from pipelines.curate.cluster_subjects import IndexedShard, cluster_stages, groups_of
 from pipelines.curate.config import CurateConfig, FoundConfig
 from pipelines.curate.duplicates import find_duplicates
 from pipelines.curate.finish import FinishWork, finish
@@ -167,11 +167,14 @@ def _index(config: CurateConfig, raw: Store, dataset: Store, inputs: Inputs) -> 
 
 
 def _find_subjects(config: CurateConfig, inputs: Inputs, settings: FoundConfig) -> None:
-    work, shards = cluster_work(config, inputs, settings), len(inputs.shards)
-    _rows(run_tasks(find_centroids, work, 1, noun="sets of centroids"))
-    _rows(run_tasks(assign_cells, work, shards, noun="raw shards assigned to cells"))
-    _rows(run_tasks(group_cell, work, work.cells, noun="cells grouped"))
-    _rows(run_tasks(label_shard, work, shards, noun="raw shards labelled"))
+    dataset, workspace = open_store(config.dataset), inputs.workspace
+    tables = indexed(dataset)
+    shards = [IndexedShard(i, tables[workspace.rows(i)], tables[workspace.vectors(i)]) for i in inputs.units]
+    for stage in cluster_stages(dataset, workspace, settings, config.seed, groups_of(shards)):
+        done = _rows(run_tasks(stage.task, stage.shared, stage.units, noun=stage.noun))
+        divided = sum(row.get("parts", 1) > 1 for row in done)
+        if divided:
+            log.warning("%d cells are so large that they were divided by content hash, and subjects with them", divided)
 
 
 def _compare(stage: StageWork, unit: int) -> Columns:

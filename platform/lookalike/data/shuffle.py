@@ -9,7 +9,7 @@ Rows of a final range come in the order of (key, input, position in the input): 
 are grouped into units, nor on the order in which units run.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
@@ -24,6 +24,7 @@ KEY_BITS = 62
 _FAN_OUT_BITS = 7
 _MAX_WIDTH = 2_000  # objects that a reader opens
 _AT_ONCE = 16  # requests of a reader
+_WITHOUT_INDEX = 16  # objects whose own tables a reader reads instead of an index
 
 
 @dataclass(frozen=True)
@@ -76,8 +77,8 @@ class Shuffle:
         return self._ranges(level - 1) * self._width(level)
 
     def indices(self, level: int) -> int:
-        """Units of :meth:`write_index` after ``level``."""
-        return self._ranges(level - 1)
+        """Units of :meth:`write_index` after ``level``; none if there are so few objects that readers need no index."""
+        return self._ranges(level - 1) if self._width(level) > _WITHOUT_INDEX else 0
 
     def is_written(self, level: int, unit: int) -> bool:
         """Whether the unit is done."""
@@ -99,18 +100,22 @@ class Shuffle:
         width, key = self._width(level), self._index_key(level, parent)
         if self.store.exists(key):
             return
-        units = range(parent * width, (parent + 1) * width)
-        ranges = 1 << self.bits[level - 1]
-        ends_WR = np.empty((width, ranges + 1), np.int64)
-        with ThreadPoolExecutor(_AT_ONCE) as pool:
-            for row, data in enumerate(pool.map(lambda unit: self.store.read(self._ends_key(level, unit)), units)):
-                ends_WR[row] = self._array(data, (ranges + 1,), self._ends_key(level, units[row]))
+        ends_WR = self._ends(level, range(parent * width, (parent + 1) * width))
         starts_RW, stops_RW = ends_WR[:, :-1].T, ends_WR[:, 1:].T
         self.store.write(key, np.stack([starts_RW, stops_RW], axis=2).tobytes())
 
-    def read(self, partition: int) -> pa.Table:
-        """The rows of a final range, by (key, input, position in the input)."""
-        return self._read(len(self.bits), partition, 0, self._width(len(self.bits)))
+    def read(self, partition: int, reduce: Callable[[pa.Table], pa.Table] | None = None) -> pa.Table:
+        """The rows of a final range, by (key, input, position in the input).
+
+        ``reduce`` is called with the rows of each object, in the order of objects, and returns those to keep, of any
+        columns that include the key. So a range is read that would not fit into memory.
+        """
+        return self._read(len(self.bits), partition, 0, self._width(len(self.bits)), reduce)
+
+    def size(self, partition: int) -> int:
+        """The bytes of a final range."""
+        level = len(self.bits)
+        return sum(end - begin for _, begin, end in self._bounds(level, partition, 0, self._width(level)))
 
     def _write(self, level: int, unit: int, rows: pa.Table) -> None:
         rows = _sorted(rows.select(self.schema.names).cast(self.schema), self.key)
@@ -126,19 +131,49 @@ class Shuffle:
         self.store.write(self._ends_key(level, unit), ends.tobytes())
         self.store.write(self._data_key(level, unit), b"".join(segments))  # last: it says that the unit is done
 
-    def _read(self, level: int, range_number: int, first: int, stop: int) -> pa.Table:
+    def _read(
+        self,
+        level: int,
+        range_number: int,
+        first: int,
+        stop: int,
+        reduce: Callable[[pa.Table], pa.Table] | None = None,
+    ) -> pa.Table:
         """The rows of a range from the objects ``first`` to ``stop`` - 1 of those that split its parent, sorted."""
+        wanted = self._bounds(level, range_number, first, stop)
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            parts = []
+            for begin in range(0, len(wanted), _AT_ONCE):  # so that no more are in memory than are reduced next
+                for part in pool.map(lambda item: self._segment(level, *item), wanted[begin : begin + _AT_ONCE]):
+                    parts.append(part if reduce is None else reduce(part))
+        if not parts:
+            empty = self.schema.empty_table()
+            return empty if reduce is None else reduce(empty)
+        return _sorted(pa.concat_tables(parts), self.key)
+
+    def _bounds(self, level: int, range_number: int, first: int, stop: int) -> list[tuple[int, int, int]]:
+        """(unit, first byte, end) of each segment of :meth:`_read` that is not empty."""
         parent, child = divmod(range_number, 1 << self.bits[level - 1])
         width = self._width(level)
         stop = min(stop, width)
-        index = self._index_key(level, parent)
-        row_bytes = 16 * width
-        data = self.store.read_range(index, child * row_bytes + 16 * first, 16 * (stop - first))
-        ends_W2 = self._array(data, (stop - first, 2), index)
-        wanted = [(parent * width + first + i, int(a), int(b)) for i, (a, b) in enumerate(ends_W2) if a < b]
+        units = range(parent * width + first, parent * width + stop)
+        if self.indices(level):
+            index = self._index_key(level, parent)
+            data = self.store.read_range(index, 16 * (child * width + first), 16 * (stop - first))
+            bounds_W2 = self._array(data, (stop - first, 2), index)
+        else:
+            bounds_W2 = self._ends(level, units)[:, child : child + 2]
+        return [(unit, int(a), int(b)) for unit, (a, b) in zip(units, bounds_W2, strict=True) if a < b]
+
+    def _ends(self, level: int, units: range) -> np.ndarray:
+        """Where the segments of some objects begin and end, int64 [W, R + 1]."""
+        shape = (1 << self.bits[level - 1]) + 1
         with ThreadPoolExecutor(_AT_ONCE) as pool:
-            parts = list(pool.map(lambda item: self._segment(level, *item), wanted))
-        return _sorted(pa.concat_tables(parts) if parts else self.schema.empty_table(), self.key)
+            data = pool.map(lambda unit: self.store.read(self._ends_key(level, unit)), units)
+            arrays = [
+                self._array(each, (shape,), self._ends_key(level, u)) for u, each in zip(units, data, strict=True)
+            ]
+        return np.stack(arrays) if arrays else np.zeros((0, shape), np.int64)
 
     def _segment(self, level: int, unit: int, start: int, stop: int) -> pa.Table:
         key = self._data_key(level, unit)

@@ -9,7 +9,7 @@ import pytest
 
 from lookalike.storage import open_store
 from pipelines.curate.changed import with_recorded_changes
-from pipelines.curate.cluster_subjects import assign_cells, cluster_work, find_centroids, group_cell, label_shard
+from pipelines.curate.cluster_subjects import IndexedShard, cluster_stages, groups_of
 from pipelines.curate.config import CurateConfig
 from pipelines.curate.duplicates import find_duplicates
 from pipelines.curate.index import IndexWork, ShardIndexer
@@ -20,6 +20,7 @@ from pipelines.curate.score import ShardScorer, scored
 from pipelines.curate.screen import screen_shard
 from pipelines.curate.subject_links import find_links, join_links, link_units
 from pipelines.curate.work import StageWork
+from pipelines.curate.work import indexed as table_infos
 
 
 class GridEmbedder:
@@ -60,12 +61,11 @@ def planned(grid_embedder: None, tmp_path: Path) -> Callable[..., StageWork]:
         indexed = [indexer(unit) for unit in units]
         assert [str(columns["error"][0]) for columns in indexed] == [""] * len(units)
         if config.labels.found is not None:
-            clusters = cluster_work(config, inputs, config.labels.found)
-            for task, count in ((find_centroids, 1), (assign_cells, len(units)), (group_cell, clusters.cells)):
-                for unit in range(count):
-                    task(clusters, unit)
-            for unit in units:
-                label_shard(clusters, unit)
+            tables, workspace = table_infos(dataset), inputs.workspace
+            shards = [IndexedShard(i, tables[workspace.rows(i)], tables[workspace.vectors(i)]) for i in units]
+            for stage in cluster_stages(dataset, workspace, config.labels.found, config.seed, groups_of(shards)):
+                for unit in range(stage.units) if isinstance(stage.units, int) else stage.units:
+                    stage.task(stage.shared, unit)
         work = StageWork.of(config, inputs)
         assert work.images == sum(int(columns["images"][0]) for columns in indexed)
         for unit in units:
