@@ -1,9 +1,11 @@
 """Cells: a fixed division of the space of vectors into regions of about as many photos each, in two levels.
 
 K cells around k-means centroids are found as √K coarse cells that are divided again, so that a vector is compared with
-about 2 √K centroids, not with K: at a billion photos with 282, not with 20,000.
+about 5 √K centroids, not with K: at a billion photos with 700, not with 20,000.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +17,7 @@ from pipelines.curate.tables import vectors_array, vectors_of
 
 _ITERATIONS = 10
 _PER_CENTROID = 256  # vectors of the sample that a centroid is computed from, if there are so many
+_PROBED = 4  # coarse cells whose cells a vector is compared with
 _BLOCK = 8192  # vectors that are compared at once
 
 
@@ -51,15 +54,30 @@ class Cells:
         return len(self.fine)
 
     def assign(self, vectors_ND: np.ndarray) -> np.ndarray:
-        """Return the cell of each unit-norm vector [N, D], int64 [N]."""
-        coarse_N = _nearest(vectors_ND, self.coarse)
-        cells_N = self.first[coarse_N]
-        for number in np.unique(coarse_N):
+        """Return the cell of each unit-norm vector [N, D], int64 [N]: the most similar of the four nearest coarse cells.
+
+        With the nearest one alone 28 of 100 pairs of a subject were in one of 200 cells, with four 33, and with a
+        single level 37 (vectors in random directions, .8 in a subject).
+        """
+        cells_N, similarity_N = np.zeros(len(vectors_ND), np.int64), np.full(len(vectors_ND), -np.inf, np.float32)
+        for first in range(0, len(vectors_ND), _BLOCK):
+            block = slice(first, first + _BLOCK)
+            self._assign(vectors_ND[block], cells_N[block], similarity_N[block])
+        return cells_N
+
+    def _assign(self, vectors_BD: np.ndarray, cells_B: np.ndarray, similarity_B: np.ndarray) -> None:
+        """Set the most similar cell of each vector of a block, and the similarity."""
+        coarse_BC = vectors_BD @ self.coarse.T
+        probed = np.argsort(-coarse_BC, axis=1, kind="stable")[:, :_PROBED]
+        for number in np.unique(probed):
+            members = np.flatnonzero((probed == number).any(axis=1))
             fine = self.fine[self.first[number] : self.first[number + 1]]
-            if len(fine) > 1:
-                members = np.flatnonzero(coarse_N == number)
-                cells_N[members] += _nearest(vectors_ND[members], fine)
-        return np.asarray(cells_N)
+            products = vectors_BD[members] @ fine.T
+            best = products.argmax(axis=1)
+            similarity = products[np.arange(len(members)), best]
+            better = similarity > similarity_B[members]
+            cells_B[members[better]] = self.first[number] + best[better]
+            similarity_B[members[better]] = similarity[better]
 
     def to_table(self) -> pa.Table:
         """The centroids as a table; those of coarse cells come first, with ``coarse`` -1."""
@@ -80,8 +98,8 @@ class Cells:
 def _centroids(vectors_ND: np.ndarray, k: int, seed: int) -> np.ndarray:
     """Return k centroids of unit norm, float32 [k, D], by spherical k-means.
 
-    The result is the same at each call on machines with the same instruction set: the seed is fixed, and one thread
-    adds the vectors up in their order.
+    The result is the same at each call on machines with the same instruction set: the seed is fixed, and faiss uses one
+    thread.
     """
     if k <= 1:
         count = max(1, len(vectors_ND))
@@ -89,16 +107,24 @@ def _centroids(vectors_ND: np.ndarray, k: int, seed: int) -> np.ndarray:
     import faiss
 
     chosen = np.linspace(0, len(vectors_ND), min(len(vectors_ND), _PER_CENTROID * k), endpoint=False).astype(np.int64)
+    settings = {"niter": _ITERATIONS, "seed": seed % (1 << 31), "spherical": True, "min_points_per_centroid": 1}
+    with one_thread():
+        kmeans = faiss.Kmeans(vectors_ND.shape[1], k, **settings)
+        kmeans.train(vectors_ND[chosen].astype(np.float32))
+    return _unit_norm(np.asarray(kmeans.centroids))
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Let faiss use one thread, so that its float sums are in one order."""
+    import faiss
 
     threads = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(1)
     try:
-        settings = {"niter": _ITERATIONS, "seed": seed % (1 << 31), "spherical": True, "min_points_per_centroid": 1}
-        kmeans = faiss.Kmeans(vectors_ND.shape[1], k, **settings)
-        kmeans.train(vectors_ND[chosen].astype(np.float32))
+        yield
     finally:
         faiss.omp_set_num_threads(threads)
-    return _unit_norm(np.asarray(kmeans.centroids))
 
 
 def _unit_norm(vectors_ND: np.ndarray) -> np.ndarray:

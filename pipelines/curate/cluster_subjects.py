@@ -1,10 +1,11 @@
 """Cluster subjects: group photos without a subject label by their embeddings, across all raw shards.
 
 Photos are first assigned to cells (:mod:`pipelines.curate.cells`) and shuffled by them, so that a task reads and
-compares the photos of one cell only. Within a cell the nearest neighbours come from an approximate index (``usearch``,
-HNSW). The connected components of the neighbour graph are then divided by average linkage, since a chain of pairs can
-join two subjects. The results are shuffled back by groups of raw shards. So each table is read twice and each photo
-shuffled once, whatever the number of raw shards and cells.
+compares the photos of one cell only. Within a cell each photo is compared with all others (``faiss``): in cells of less
+than some 100,000 photos that is faster than an approximate index. The connected components of the graph of nearest
+neighbours are then divided by average linkage, since a chain of pairs can join two subjects. The results are shuffled
+back by groups of raw shards. So each table is read twice and each photo shuffled once, whatever the number of raw
+shards and cells.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,7 +20,7 @@ import pyarrow.compute as pc
 from lookalike.data.shuffle import KEY_BITS, Shuffle
 from lookalike.storage import ObjectInfo, Store
 from pipelines.actors import Columns
-from pipelines.curate.cells import Cells
+from pipelines.curate.cells import Cells, one_thread
 from pipelines.curate.config import FoundConfig
 from pipelines.curate.graph import components
 from pipelines.curate.rows import IMAGE_SCHEMA, subject_hash
@@ -125,14 +126,14 @@ class Stage(NamedTuple):
     noun: str
 
 
-def groups_of(shards: Sequence[IndexedShard]) -> list[Group]:
+def groups_of(shards: Sequence[IndexedShard], group_bytes: int = _GROUP_BYTES) -> list[Group]:
     """Return raw shards in groups of about equal bytes, which follow from the sizes of their tables."""
     groups: list[Group] = []
     members: list[IndexedShard] = []
     held = 0
     for shard in shards:
         size = shard.rows.size + shard.vectors.size
-        if members and held + size > _GROUP_BYTES:
+        if members and held + size > group_bytes:
             groups.append(Group(len(groups), tuple(members)))
             members, held = [], 0
         members.append(shard)
@@ -321,17 +322,18 @@ def _vectors_of_rows(rows: pa.Table, vectors: pa.Table) -> pa.Table:
 
 def group(vectors_ND: np.ndarray, settings: FoundConfig) -> np.ndarray:
     """Return the group of each of N unit-norm vectors [N, D], int [N]: images of one subject have the same number."""
-    from usearch.index import Index
+    import faiss
 
     n = len(vectors_ND)
     labels = np.arange(n)
     if n < 2:
         return labels
-    index = Index(ndim=vectors_ND.shape[1], metric="cos", dtype="f32")
-    index.add(np.arange(n), vectors_ND, threads=1)  # several threads would build a different graph each time
-    matches = index.search(vectors_ND, min(n, settings.neighbours + 1), threads=1)
-    heads, tails = np.repeat(np.arange(n), matches.keys.shape[1]), matches.keys.reshape(-1).astype(np.int64)
-    similarity = np.round(1 - matches.distances.reshape(-1), 3)
+    with one_thread():
+        index = faiss.IndexFlatIP(vectors_ND.shape[1])
+        index.add(vectors_ND)
+        products_NM, neighbours_NM = index.search(vectors_ND, min(n, settings.neighbours + 1))
+    heads, tails = np.repeat(np.arange(n), neighbours_NM.shape[1]), neighbours_NM.reshape(-1)
+    similarity = np.round(products_NM.reshape(-1), 3)
     for members in _joined(heads, tails, similarity, np.arange(n), settings.min_similarity):
         if len(members) > _LARGEST:  # each is as good as equal to its neighbours
             labels[members] = members[0]

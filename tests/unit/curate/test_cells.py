@@ -49,6 +49,14 @@ def test_cells_are_about_as_many_as_wanted_and_of_similar_size(wanted: int) -> N
     assert sizes.max() <= 4 * len(vectors) / wanted
 
 
+def test_a_vector_is_in_the_most_similar_cell_of_nearly_all() -> None:
+    vectors = clusters(600, 20)
+    cells = Cells.of_sample(vectors, 100, seed=0)
+    assigned = cells.assign(vectors)
+    assert (assigned == (vectors @ cells.fine.T).argmax(axis=1)).mean() > 0.9
+    assert (cells.assign(vectors[5:6]) == assigned[5:6]).all()
+
+
 def test_vectors_of_one_cluster_are_in_one_cell() -> None:
     rng = np.random.default_rng(1)
     centres = rng.normal(size=(400, 32))

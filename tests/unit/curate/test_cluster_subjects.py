@@ -1,11 +1,9 @@
 """Subjects are found by the embeddings of their photos."""
 
-import random
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,25 +11,18 @@ import pytest
 
 from lookalike.storage import Store, open_store
 from pipelines.curate import cluster_subjects
-from pipelines.curate.cluster_subjects import IndexedShard, cluster_stages, group, groups_of
-from pipelines.curate.config import CurateConfig, FoundConfig, LabelsConfig
+from pipelines.curate.cluster_subjects import group, groups_of
+from pipelines.curate.config import FoundConfig, LabelsConfig
 from pipelines.curate.filters import FiltersConfig
 from pipelines.curate.filters.no_pair import NoPair
-from pipelines.curate.inputs import Inputs
-from pipelines.curate.rows import IMAGE_SCHEMA, sha256, subject_hash
-from pipelines.curate.tables import read_table, vectors_array, with_notes, write_table
+from pipelines.curate.rows import subject_hash
+from pipelines.curate.tables import read_table
 from pipelines.curate.work import StageWork
 from tests.drawn import photo, world, write_raw
+from tests.unit.curate.indexed import Counted, directions, find, photos, write_index
 
 LOOSE = FiltersConfig(no_pair=NoPair(min_similarity=-1.0))
 Planned = Callable[..., StageWork]
-
-
-def directions(subjects: int, views: int, noise: float) -> np.ndarray:
-    random = np.random.default_rng(0)
-    centres = np.repeat(random.normal(size=(subjects, 64)), views, axis=0)
-    vectors = centres + noise * random.normal(size=centres.shape)
-    return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True), np.float32)
 
 
 def test_grouping_finds_subjects_and_is_deterministic() -> None:
@@ -99,62 +90,6 @@ def test_a_component_of_equal_photos_is_one_group_however_large(monkeypatch: pyt
     assert 0 not in labels[60:]
 
 
-class Counted:
-    """A store that counts its requests."""
-
-    def __init__(self, store: Store) -> None:
-        self._store, self.requests = store, Counter[str]()
-
-    def __getattr__(self, name: str) -> Any:
-        attribute = getattr(self._store, name)
-        if name not in ("read", "read_range", "write", "exists"):
-            return attribute
-
-        def counted(*args: Any) -> Any:
-            self.requests[name] += 1
-            return attribute(*args)
-
-        return counted
-
-
-def index(
-    store: Store, vectors_SND: np.ndarray, labels: dict[tuple[int, int], str] | None = None
-) -> list[IndexedShard]:
-    """Tables of S raw shards of N photos; ``labels`` has the subjects of some, by (shard, photo)."""
-    infos = []
-    for shard, vectors in enumerate(vectors_SND):
-        names = [(labels or {}).get((shard, i), "") for i in range(len(vectors))]
-        texts = {field.name: "" for field in IMAGE_SCHEMA if field.type == pa.string()}
-        rows = [
-            texts | {"key": f"{shard}-{i}", "offset": i * 512, "subject": name, "subject_hash": subject_hash(name)}
-            | {"sha256": sha256(vectors[i].tobytes() + bytes([shard % 250, i % 250]))}
-            for i, name in enumerate(names)
-        ]  # fmt: skip
-        order = sorted(range(len(rows)), key=lambda i: (rows[i]["subject_hash"], i))
-        table = pa.Table.from_pylist([rows[i] for i in order], IMAGE_SCHEMA)
-        write_table(store, f"tables/{shard:04d}.rows", with_notes(table, {"members": shard}))
-        embedded = table.select(["subject_hash", "sha256"]).append_column("vector", vectors_array(vectors[order]))
-        write_table(store, f"tables/{shard:04d}.vectors", embedded)
-    tables = {info.key: info for info in store.list("tables/")}
-    for shard in range(len(vectors_SND)):
-        key = f"tables/{shard:04d}"
-        infos.append(IndexedShard(shard, tables[f"{key}.rows"], tables[f"{key}.vectors"]))
-    return infos
-
-
-def find(store: Any, shards: list[IndexedShard], settings: FoundConfig, seed: int = 0) -> list[dict[str, Any]]:
-    """Run all stages, the units of each in a random order, and return their results."""
-    workspace = Inputs.of(CurateConfig(raw="raw", dataset="dataset"), []).workspace
-    results = []
-    for stage in cluster_stages(store, workspace, settings, 0, groups_of(shards)):
-        units = list(range(stage.units)) if isinstance(stage.units, int) else list(stage.units)
-        random.Random(seed).shuffle(units)
-        for unit in units:
-            columns = stage.task(stage.shared, unit)
-            results.append({name: values[0] for name, values in columns.items()})
-    return results
-
-
 def found(store: Store) -> dict[str, bytes]:
     """The tables with the subjects, by the end of their keys."""
     infos = [info for info in store.list("work/found/") if "centroids" not in info.key]
@@ -172,23 +107,16 @@ def subjects_of(store: Store) -> dict[str, str]:
     return dict(zip(table["key"].to_pylist(), table["subject"].to_pylist(), strict=True))
 
 
-def photos(shards: int, per_shard: int, views: int = 5, noise: float = 0.35) -> np.ndarray:
-    """Vectors of S raw shards with N photos, whose subjects are spread over the shards: [S, N, D]."""
-    vectors = directions(shards * per_shard // views, views, noise)
-    return vectors.reshape(views, -1, 64)[:, ::-1].reshape(shards, per_shard, 64)
-
-
 def test_subjects_depend_on_neither_groups_nor_order_nor_levels_of_the_shuffle(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tables: list[dict[str, bytes]] = []
     for number, (group_bytes, width) in enumerate(((64 << 20, 2000), (1, 2000), (45_000, 2))):
-        monkeypatch.setattr(cluster_subjects, "_GROUP_BYTES", group_bytes)
         monkeypatch.setattr("lookalike.data.shuffle._MAX_WIDTH", width)
         store = open_store(str(tmp_path / str(number)))
-        shards = index(store, photos(8, 50), {(2, 7): "cup", (5, 3): "cup"})
-        assert len(groups_of(shards)) == (1, 8, 4)[number]
-        find(store, shards, FoundConfig(images_per_cell=60), seed=number)
+        shards = write_index(store, photos(8, 50), {(2, 7): "cup", (5, 3): "cup"})
+        assert len(groups_of(shards, group_bytes)) == (1, 8, 4)[number]
+        find(store, shards, FoundConfig(images_per_cell=60), number, group_bytes)
         tables.append(found(store))
         names = subjects_of(store)
         assert Counter(names.values())["cup"] == 2
@@ -200,7 +128,7 @@ def test_subjects_depend_on_neither_groups_nor_order_nor_levels_of_the_shuffle(
 def test_rows_keep_their_notes_and_vectors_follow_the_rows(tmp_path: Path) -> None:
     store = open_store(str(tmp_path))
     vectors = photos(2, 20)
-    find(store, index(store, vectors), FoundConfig())
+    find(store, write_index(store, vectors), FoundConfig())
     tables = {info.key.rsplit("/", 2)[1:][0] + info.key[-14:]: info.key for info in store.list("work/found/")}
     rows, embedded = (read_table(store, tables[f"{kind}000001.parquet"]) for kind in ("rows", "vectors"))
     assert b'"members":1' in rows.schema.metadata[b"lookalike"]
@@ -218,26 +146,25 @@ def test_rows_keep_their_notes_and_vectors_follow_the_rows(tmp_path: Path) -> No
 
 def test_a_run_that_was_killed_repeats_no_unit(tmp_path: Path) -> None:
     store = open_store(str(tmp_path))
-    shards = index(store, photos(4, 50))
+    shards = write_index(store, photos(4, 50))
     find(store, shards, FoundConfig(images_per_cell=60))
     before, counted = found(store), Counted(store)
     find(counted, shards, FoundConfig(images_per_cell=60))
-    assert counted.requests["write"] == 0
+    assert counted.requests["write", "work"] == 0
     assert found(store) == before
 
 
-def test_requests_of_a_raw_shard_do_not_grow_with_their_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_raw_shards_and_cells_read_no_table_more_often(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     requests = {}
     for shards in (16, 128):
         store = open_store(str(tmp_path / str(shards)))
-        tables = index(store, photos(shards, 50))
+        tables = write_index(store, photos(shards, 50))
         size = tables[0].rows.size + tables[0].vectors.size
-        monkeypatch.setattr(cluster_subjects, "_GROUP_BYTES", 4.5 * size)
         monkeypatch.setattr(cluster_subjects, "_SAMPLED_SHARDS", 16)
         counted = Counted(store)
-        find(counted, tables, FoundConfig(images_per_cell=shards * 10))  # as many cells
-        requests[shards] = (counted.requests["read"] + counted.requests["read_range"]) / shards
-    assert requests[128] <= 1.1 * requests[16]
+        find(counted, tables, FoundConfig(images_per_cell=400), group_bytes=4 * size + size // 2)
+        requests[shards] = counted.reads("tables") / shards
+    assert requests[128] <= requests[16] <= 6
 
 
 def test_a_cell_of_nearly_equal_photos_is_grouped_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -250,7 +177,7 @@ def test_a_cell_of_nearly_equal_photos_is_grouped_in_parts(tmp_path: Path, monke
     monkeypatch.setattr(cluster_subjects, "group", counted)
     store = open_store(str(tmp_path))
     equal = np.concatenate([np.repeat(directions(1, 1, 0), 380, axis=0), directions(4, 5, 0.1)]).reshape(4, 100, 64)
-    results = find(store, index(store, equal), FoundConfig(images_per_cell=20))
+    results = find(store, write_index(store, equal), FoundConfig(images_per_cell=20))
     parts = [int(result["parts"]) for result in results if "parts" in result]
     assert max(parts) > 1
     assert max(sizes) <= 0.75 * 380
@@ -265,7 +192,7 @@ def test_photos_whose_vectors_are_not_finite_are_subjects_of_their_own(tmp_path:
     store = open_store(str(tmp_path))
     vectors = photos(2, 20)
     vectors[0, 3], vectors[1, 4, 0] = np.nan, np.inf
-    find(store, index(store, vectors), FoundConfig(images_per_cell=10))
+    find(store, write_index(store, vectors), FoundConfig(images_per_cell=10))
     names = subjects_of(store)
     counts = Counter(names.values())
     assert counts[names["0-3"]] == counts[names["1-4"]] == 1
