@@ -33,7 +33,6 @@ _GROUP_BYTES = 64 << 20  # of the tables of consecutive raw shards that one task
 _SAMPLED_SHARDS, _SAMPLED_PHOTOS = 512, 262_144  # from which the centroids are computed: 0.8 GB of 1536-d vectors
 _MAX_CELLS = _SAMPLED_PHOTOS // 8
 _AT_ONCE = 16  # requests
-_ROW_BYTES = 1024  # of a row beside its vector, in a small segment of the shuffle
 _LARGEST = 4096  # maximum images of a component whose similarities are all computed
 _STEP = 0.02  # increase of the similarity threshold that divides a larger component
 _UNLABELLED = subject_hash("")
@@ -109,11 +108,6 @@ class ClusterWork:
     def read_cells(self) -> Cells:
         """Return the cells. Raises InputError if their table is damaged."""
         return Cells.from_table(read_table(self.dataset, self.workspace.centroids()))
-
-    @property
-    def bytes_at_once(self) -> int:
-        """Bytes of the photos of a cell that are grouped at once, about twice as many photos as a cell should have."""
-        return 2 * self.settings.images_per_cell * (2 * self.dim + _ROW_BYTES)
 
 
 class Stage(NamedTuple):
@@ -199,14 +193,21 @@ def assign_cells(work: ClusterWork, group: Group) -> Columns:
 def group_cell(work: ClusterWork, cell: int) -> Columns:
     """Write the subject of every photo of a cell; its name contains the lowest content hash of its photos.
 
-    A cell of more than about twice ``images_per_cell`` photos, such as one of a million nearly equal photos, which no
+    A cell of more than twice ``images_per_cell`` photos, such as one of a million nearly equal photos, which no
     centroids divide, is read in ``parts`` by content hash, and a subject in two parts becomes two.
     """
-    shuffle = work.subjects
-    parts = -(-work.assigned.size(cell) // work.bytes_at_once) or 1
+    shuffle, parts = work.subjects, 1
     if not shuffle.is_written(1, cell):
-        found = [_found(_part(work, cell, part, parts), work) for part in range(parts)]
-        shuffle.write(cell, pa.concat_tables(found))
+        most = 2 * work.settings.images_per_cell
+        photos = _Bounded(most)
+        rows = work.assigned.read(cell, photos.keep)
+        parts = -(-photos.seen // most) or 1
+        if parts == 1:
+            found = _found(rows, work)
+        else:
+            del rows
+            found = pa.concat_tables([_found(_part(work, cell, part, parts), work) for part in range(parts)])
+        shuffle.write(cell, found)
     return {"cell": np.array([cell]), "parts": np.array([parts])}
 
 
@@ -274,6 +275,17 @@ def _spread(numbers_N: np.ndarray, count: int) -> np.ndarray:
     return np.asarray(numbers_N.astype(np.int64) << KEY_BITS - (count - 1).bit_length())
 
 
+class _Bounded:
+    """Keeps the rows of a range while it is read, until there are too many; counts them all."""
+
+    def __init__(self, most: int) -> None:
+        self._most, self.seen = most, 0
+
+    def keep(self, rows: pa.Table) -> pa.Table:
+        self.seen += len(rows)
+        return rows if self.seen <= self._most else rows.slice(0, 0)
+
+
 def _part(work: ClusterWork, cell: int, part: int, parts: int) -> pa.Table:
     """The photos of a cell whose content hashes are in one of ``parts`` ranges."""
 
@@ -281,7 +293,7 @@ def _part(work: ClusterWork, cell: int, part: int, parts: int) -> pa.Table:
         leading = np.array([int(content[:8], 16) for content in rows["sha256"].to_pylist()], np.int64)
         return rows.filter(pa.array(leading * parts >> 32 == part, pa.bool_()))
 
-    return work.assigned.read(cell, take if parts > 1 else None)
+    return work.assigned.read(cell, take)
 
 
 def _found(rows: pa.Table, work: ClusterWork) -> pa.Table:

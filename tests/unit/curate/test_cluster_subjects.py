@@ -179,8 +179,8 @@ def test_a_cell_of_nearly_equal_photos_is_grouped_in_parts(tmp_path: Path, monke
     equal = np.concatenate([np.repeat(directions(1, 1, 0), 380, axis=0), directions(4, 5, 0.1)]).reshape(4, 100, 64)
     results = find(store, write_index(store, equal), FoundConfig(images_per_cell=20))
     parts = [int(result["parts"]) for result in results if "parts" in result]
-    assert max(parts) > 1
-    assert max(sizes) <= 0.75 * 380
+    assert max(parts) == 10
+    assert max(sizes) <= 1.5 * 40
     names = subjects_of(store)
     assert all(name.startswith("found-") for name in names.values())
     assert len({name for key, name in names.items() if not key.startswith("3-8") and not key.startswith("3-9")}) >= max(
