@@ -94,14 +94,24 @@ def run_units(
 
 
 def run_tasks(
-    task: Callable[[Any, Any], Columns], shared: Any, units: Units, *, cpus: float = 1.0, noun: str = "tasks"
+    task: Callable[[Any, Any], Columns],
+    shared: Any,
+    units: Units,
+    *,
+    cpus: float = 1.0,
+    noun: str = "tasks",
+    few: int = 0,
 ) -> Iterator[pa.Table]:
     """Do units of work that need no model, as :func:`run_units` does: ``task(shared, unit)`` on any free worker.
 
-    If there are many units per core, a Ray task does several. A worker process unpickles ``shared`` once.
+    If there are many units per core, a Ray task does several. A worker process unpickles ``shared`` once. Up to ``few``
+    units are done by this process, which saves the start of Ray.
     """
     count = _count(units)
-    if count == 0:
+    if count <= few:
+        described = range(units) if isinstance(units, int) else units
+        done = (pa.table(_with_unit(number, task(shared, unit))) for number, unit in enumerate(described))
+        yield from _tables(done, count, noun)
         return
     import ray.data
 

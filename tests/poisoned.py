@@ -1,7 +1,6 @@
 """Write snapshots with damaged samples, which curation never writes."""
 
 import hashlib
-import io
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -9,15 +8,16 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from lookalike.data.images import encode_jpeg, encode_png
-from lookalike.data.shards import write_tar
-from lookalike.data.triplets import SCHEMA, TABLE, write_latents
+from lookalike.data.triplets import SCHEMA, write_latents
+from lookalike.storage import Store, open_store
 from tests.drawn import draw
+from tests.snapshots import write_pack, write_tables
 
-SHARD = "shards/train-000000.tar"
+TARGET, REFERENCE = "target.safetensors", "reference.safetensors"
 Members = dict[str, bytes]
+"""The four files of a triplet: ``target.jpg``, ``ref0.jpg`` and the latents of these."""
 Row = dict[str, Any]
 NOT_UTF8 = "not UTF-8"  # a prompt that is replaced by bytes that are not UTF-8
 
@@ -27,9 +27,9 @@ def flat(height: int, width: int) -> bytes:
     return encode_png(np.full((height, width, 3), 90, np.uint8))
 
 
-def latents(target: float = 0.5, tokens: int = 64, references: int = 1) -> bytes:
-    """Latents of ``mini``, all of one value."""
-    return write_latents(np.full((tokens, 16), target), np.full((references, 64, 16), 0.5))
+def latents(value: float = 0.5, tokens: int = 64) -> bytes:
+    """Latents of an image for ``mini``, all of one value."""
+    return write_latents(np.full((tokens, 16), value))
 
 
 def rotten(data: bytes) -> bytes:
@@ -47,13 +47,13 @@ BYTES: Mapping[str, Callable[[Members], Any]] = {
     "reference is small": lambda m: m.update({"ref0.jpg": flat(8, 300)}),
     "reference is 20000x40": lambda m: m.update({"ref0.jpg": flat(40, 20_000)}),
     "reference is bit rot": lambda m: m.update({"ref0.jpg": rotten(m["ref0.jpg"])}),
-    "latents break off": lambda m: m.update({"latents": m["latents"][:-100]}),
-    "latents are no safetensors": lambda m: m.update({"latents": b"\xff" * 64}),
-    "latents of another size": lambda m: m.update({"latents": latents(tokens=16)}),
-    "latents of more references": lambda m: m.update({"latents": latents(references=2)}),
-    "latents are nan": lambda m: m.update({"latents": latents(np.nan)}),
-    "latents are infinite": lambda m: m.update({"latents": latents(np.inf)}),
-    "latents are huge": lambda m: m.update({"latents": latents(6e4)}),
+    "latents break off": lambda m: m.update({TARGET: m[TARGET][:-100]}),
+    "latents are no safetensors": lambda m: m.update({TARGET: b"\xff" * 64}),
+    "latents of another size": lambda m: m.update({TARGET: latents(tokens=16)}),
+    "latents of a reference are of another size": lambda m: m.update({REFERENCE: latents(tokens=16)}),
+    "latents are nan": lambda m: m.update({TARGET: latents(np.nan)}),
+    "latents are infinite": lambda m: m.update({REFERENCE: latents(np.inf)}),
+    "latents are huge": lambda m: m.update({TARGET: latents(6e4)}),
 }
 ROWS: Mapping[str, Callable[[Row], Any]] = {
     "offset behind the end": lambda r: r.update(target_offset=10**9),
@@ -67,16 +67,20 @@ ROWS: Mapping[str, Callable[[Row], Any]] = {
     "an empty reference list": lambda r: r.update(reference_offsets=[], reference_lengths=[]),
     "a null reference": lambda r: r.update(reference_offsets=[None]),
     "lists of other lengths": lambda r: r.update(reference_lengths=[10, 10]),
+    "fewer hashes than references": lambda r: r.update(reference_sha256s=[]),
+    "hash is null": lambda r: r.update(target_sha256=None),
     "references of another sample": lambda r: r.update(reference_offsets=[3], reference_lengths=[100]),
-    "no latents": lambda r: r.update(latents_offset=None),
+    "no latents": lambda r: r.update(target_latents_offset=None),
+    "no latents of the reference": lambda r: r.update(reference_latents_lengths=None),
     "prompt is null": lambda r: r.update(prompt=None),
     "prompt is not UTF-8": lambda r: r.update(prompt=NOT_UTF8),
     "subject is null": lambda r: r.update(subject=None),
     "id is null": lambda r: r.update(triplet_id=None),
     "id of a megabyte": lambda r: r.update(triplet_id="x" * 1_000_000),
-    "shard is null": lambda r: r.update(shard=None),
-    "shard of another snapshot": lambda r: r.update(shard="shards/train-000099.tar"),
-    "shard outside the snapshot": lambda r: r.update(shard="../../passwd"),
+    "shard is null": lambda r: r.update(target_shard=None),
+    "shard of another snapshot": lambda r: r.update(target_shard=f"shards/{'0' * 64}.tar"),
+    "shard outside the snapshot": lambda r: r.update(target_shard="../../passwd"),
+    "shard of a reference is null": lambda r: r.update(reference_shards=[None]),
 }
 HARMLESS: Mapping[str, Callable[[Row], Any]] = {
     "placeholder": lambda r: r.update(prompt="a <IMG_CONTEXT> <img></img> mug<|im_end|><|im_start|>"),
@@ -95,40 +99,44 @@ HARMLESS: Mapping[str, Callable[[Row], Any]] = {
 POISONS = [*BYTES, *ROWS]
 
 
-def write_snapshot(
-    folder: Path, kinds: list[str | None], held_out: list[str | None] | None = None, *, hashes: bool = True
-) -> str:
+def write_snapshot(folder: Path, kinds: list[str | None], held_out: list[str | None] | None = None) -> str:
     """Write version 1 of a dataset with one triplet for each of ``kinds`` (None: a good one) and those held out.
 
-    Rows have the hashes of their images, which those of earlier versions of this software lack. Returns its URI.
+    All images are in one pack, those of a triplet together. Returns the dataset's URI.
     """
+    dataset = open_store(str(folder))
     version = folder / "v0001"
-    (version / "shards").mkdir(parents=True)
     splits = [*[("train", kind) for kind in kinds], *[("validation", kind) for kind in held_out or []]]
-    samples, rows = [], []
+    samples, files = [], []
     for index, (_, kind) in enumerate(splits):
         members: Members = {
             "ref0.jpg": encode_jpeg(draw(index % 7, 0, 64)),
             "target.jpg": encode_jpeg(draw(index % 7, 1, 64)),
-            "latents": latents(),
+            TARGET: latents(),
+            REFERENCE: latents(),
         }
         if kind in BYTES:
             BYTES[kind](members)
-        samples.append((f"sample{index:03d}", members))
-    for index, sample in enumerate(write_tar(version / SHARD, samples)):
-        split, kind = splits[index]
+        samples.append((f"sample{index:03d}r", {"jpg": members["ref0.jpg"], REFERENCE: members[REFERENCE]}))
+        samples.append((f"sample{index:03d}t", {"jpg": members["target.jpg"], TARGET: members[TARGET]}))
+        files.append(members)
+    pack, places = write_pack(dataset, samples)
+    rows = []
+    for index, (split, kind) in enumerate(splits):
+        hashes = {name: hashlib.sha256(data).hexdigest() for name, data in files[index].items()}
+        reference, target = (place.members for place in places[2 * index : 2 * index + 2])
         row: Row = {
-            **{"triplet_id": sample.key, "split": split, "subject": f"thing{index % 7}", "class_name": "thing"},
-            **{"prompt": "a red thing", "shard": SHARD, "target_image": "t", "reference_images": ["r"]},
-            **{f"target_{what}": getattr(sample.members["target.jpg"], what) for what in ("offset", "length")},
-            **{f"reference_{what}s": [getattr(sample.members["ref0.jpg"], what)] for what in ("offset", "length")},
-            **{f"latents_{what}": getattr(sample.members["latents"], what) for what in ("offset", "length")},
-            "reference_similarities": [0.5],
+            **{"triplet_id": f"sample{index:03d}", "split": split, "subject": f"thing{index % 7}"},
+            **{"class_name": "thing", "prompt": "a red thing", "target_image": "t", "reference_images": ["r"]},
+            **{"target_shard": pack, "reference_shards": [pack], "reference_similarities": [0.5]},
+            **{"target_sha256": hashes["target.jpg"], "reference_sha256s": [hashes["ref0.jpg"]]},
+            **{"target_latents_sha256": hashes[TARGET], "reference_latents_sha256s": [hashes[REFERENCE]]},
         }
-        if hashes:
-            sha256s = {name: hashlib.sha256(data).hexdigest() for name, data in samples[index][1].items()}
-            row |= {"target_sha256": sha256s["target.jpg"], "reference_sha256s": [sha256s["ref0.jpg"]]}
-            row["latents_sha256"] = sha256s["latents"]
+        for what in ("offset", "length"):
+            row[f"target_{what}"] = getattr(target["jpg"], what)
+            row[f"reference_{what}s"] = [getattr(reference["jpg"], what)]
+            row[f"target_latents_{what}"] = getattr(target[TARGET], what)
+            row[f"reference_latents_{what}s"] = [getattr(reference[REFERENCE], what)]
         change = {**ROWS, **HARMLESS}.get(kind or "")
         if change is not None:
             change(row)
@@ -137,10 +145,12 @@ def write_snapshot(
     prompts = [None if r["prompt"] is None else r["prompt"].encode() for r in rows]
     broken = pa.array([b"\xff\xfe\xfd" if p == NOT_UTF8.encode() else p for p in prompts], pa.binary())
     table = table.set_column(table.schema.get_field_index("prompt"), "prompt", broken.view(pa.string()))
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer)
-    (version / TABLE).write_bytes(buffer.getvalue())
-    files = {name: hashlib.sha256((version / name).read_bytes()).hexdigest() for name in (SHARD, TABLE)}
-    manifest = {"version": 1, "files": files, "latents": None, "parent": None}
+    manifest = {"version": 1, "latents": None, "parent": None} | write_tables(open_store(str(version)), table)
     (version / "manifest.json").write_text(json.dumps(manifest))
     return str(folder)
+
+
+def pack_of(version: Store) -> str:
+    """The key of the only pack of a dataset of :func:`write_snapshot`, below the dataset's prefix."""
+    (info,) = version.parent.list("shards/")
+    return info.key

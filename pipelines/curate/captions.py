@@ -8,7 +8,9 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from annotated_types import Le
 
 from lookalike.documents import parse_object
@@ -22,6 +24,7 @@ _CONTROL = re.compile(  # control tokens and placeholders of the multimodal mode
     r"|\[/?(?:INST|IMG|IMG_BREAK|IMG_END|SEP|CLS|MASK|PAD)\]",
     re.IGNORECASE,
 )
+_CONTROL_MARKS = ("<", "[")  # each name of a control token begins with one of them
 _CLASS_CHARACTERS = 100  # maximum length of a class; the prompt of a photo without a caption contains it
 
 
@@ -45,21 +48,23 @@ class CaptionsConfig:
 
 
 def fit_captions(rows: pa.Table, config: CaptionsConfig) -> pa.Table:
-    """Return the rows with captions and classes that fit every model of ``config``; ``note`` records what was cut."""
-    captions, classes, notes = (rows[name].to_pylist() for name in ("caption", "class_name", "note"))
-    tokenizers = [_tokenizer(name) for name in config.presets]
-    changed = False
-    for i, (caption, class_name) in enumerate(zip(captions, classes, strict=True)):
-        changes: list[str] = []
-        captions[i] = fit_text(caption, config.max_characters, tokenizers, "caption", changes)
-        classes[i] = fit_text(class_name, _CLASS_CHARACTERS, (), "class", changes)
-        if changes:
-            notes[i] = "; ".join([notes[i], *changes] if notes[i] else changes)
-            changed = True
-    if not changed:
+    """Return the rows with captions and classes that fit every model of ``config``; ``note`` records what was cut.
+
+    Each different text is looked at once, and without ``presets`` only if it is long or might name a control token.
+    """
+    limits = [_tokenizer(name) for name in config.presets]
+    captions, caption_changes = _fitted(rows["caption"], config.max_characters, limits, "caption")
+    classes, class_changes = _fitted(rows["class_name"], _CLASS_CHARACTERS, (), "class")
+    if caption_changes.null_count == class_changes.null_count == len(rows):
         return rows
+    notes = rows["note"].combine_chunks()
+    changed = pc.or_(pc.is_valid(caption_changes), pc.is_valid(class_changes))
+    no_note = pa.scalar(None, pa.string())
+    parts = [pc.if_else(pc.equal(notes, ""), no_note, notes), caption_changes, class_changes]
+    joined = pc.binary_join_element_wise(*(part.filter(changed) for part in parts), "; ", null_handling="skip")
+    notes = pc.replace_with_mask(notes, changed, joined)
     for name, values in (("caption", captions), ("class_name", classes), ("note", notes)):
-        rows = rows.set_column(rows.schema.get_field_index(name), name, pa.array(values, pa.string()))
+        rows = rows.set_column(rows.schema.get_field_index(name), name, values)
     return rows
 
 
@@ -99,6 +104,30 @@ def fit_text(text: str, max_characters: int, limits: Sequence[Limit], what: str,
         if count > limit.tokens:
             notes.append(f"{what}: cut from {count} to {limit.tokens} tokens of {limit.preset}")
     return plain
+
+
+def _fitted(
+    texts: pa.ChunkedArray, max_characters: int, limits: Sequence[Limit], what: str
+) -> tuple[pa.Array, pa.Array]:
+    """Return the texts, cut by :func:`fit_text`, and what was changed in each: null if nothing was."""
+    texts = texts.combine_chunks()
+    suspects = pc.greater(pc.utf8_length(texts), max_characters)
+    for mark in _CONTROL_MARKS:
+        suspects = pc.or_(suspects, pc.match_substring(texts, mark))
+    suspects = np.ones(len(texts), bool) if limits else suspects.to_numpy(zero_copy_only=False)
+    where = np.flatnonzero(suspects)
+    encoded = texts.take(pa.array(where)).dictionary_encode()
+    fitted, changes = [], []
+    for text in encoded.dictionary.to_pylist():
+        notes: list[str] = []
+        fitted.append(fit_text(text, max_characters, limits, what, notes))
+        changes.append("; ".join(notes) or None)
+    mask = pa.array(suspects)
+    new, nothing = pa.array(fitted, pa.string()), pa.nulls(len(texts), pa.string())
+    return (
+        pc.replace_with_mask(texts, mask, new.take(encoded.indices)),
+        pc.replace_with_mask(nothing, mask, pa.array(changes, pa.string()).take(encoded.indices)),
+    )
 
 
 def _without_control(text: str, names: Sequence[str]) -> str:

@@ -25,11 +25,11 @@ from pipelines.curate.config import FoundConfig
 from pipelines.curate.graph import components
 from pipelines.curate.rows import IMAGE_SCHEMA, subject_hash
 from pipelines.curate.tables import read_first, read_part, read_table, vectors_array, vectors_of, write_table
+from pipelines.curate.work import Group
 from pipelines.curate.workspace import Workspace
 
 # Legend: N photos of a cell or a raw shard, D embedding dimensions.
 
-_GROUP_BYTES = 64 << 20  # of the tables of consecutive raw shards that one task reads
 _SAMPLED_SHARDS, _SAMPLED_PHOTOS = 512, 262_144  # from which the centroids are computed: 0.8 GB of 1536-d vectors
 _MAX_CELLS = _SAMPLED_PHOTOS // 8
 _AT_ONCE = 16  # requests
@@ -46,26 +46,6 @@ _SUBJECT_SCHEMA = pa.schema(
     ]
 )
 """The subject that was found for a photo of a raw shard."""
-
-
-@dataclass(frozen=True)
-class IndexedShard:
-    """The tables of one raw shard, as the index wrote them."""
-
-    number: int
-    """In the order of the raw shards' keys."""
-    rows: ObjectInfo
-    """The table of image rows."""
-    vectors: ObjectInfo
-    """The table of embeddings."""
-
-
-@dataclass(frozen=True)
-class Group:
-    """Consecutive raw shards whose tables are read in one unit."""
-
-    number: int
-    shards: tuple[IndexedShard, ...]
 
 
 @dataclass(frozen=True)
@@ -118,21 +98,6 @@ class Stage(NamedTuple):
     units: Any
     """Their number, or a description of each."""
     noun: str
-
-
-def groups_of(shards: Sequence[IndexedShard], group_bytes: int = _GROUP_BYTES) -> list[Group]:
-    """Return raw shards in groups of about equal bytes, which follow from the sizes of their tables."""
-    groups: list[Group] = []
-    members: list[IndexedShard] = []
-    held = 0
-    for shard in shards:
-        size = shard.rows.size + shard.vectors.size
-        if members and held + size > group_bytes:
-            groups.append(Group(len(groups), tuple(members)))
-            members, held = [], 0
-        members.append(shard)
-        held += size
-    return [*groups, Group(len(groups), tuple(members))]
 
 
 def cluster_stages(

@@ -84,7 +84,7 @@ class LabelsConfig:
 
 @configuration("shards")
 class ShardsConfig:
-    """How triplet shards are written."""
+    """How images are stored."""
 
     image_size: Annotated[int, Ge(16), Le(16_384)] | None = 512
     """Short side in px: larger images are scaled down to it and encoded again; null keeps the bytes of each JPEG.
@@ -94,11 +94,11 @@ class ShardsConfig:
     ratio and scaled to it. null: images keep their aspect ratio."""
     latents: str | None = None
     """URI of a bundle (such as a run's ``initial``) whose VAE encodes every image at the sizes of its preset, so that
-    training runs of that model skip the VAE. The latents are a member ``latents.safetensors``. null: no latents."""
+    training runs of that model skip the VAE. null: no latents."""
     jpeg_quality: Annotated[Count, Le(100)] = 95
     """JPEG quality (1 to 100) of images that are encoded again, without chroma subsampling."""
     shard_mib: Mib = 256
-    """Approximate size of a shard in MiB, counted before images are scaled down."""
+    """Approximate size of a pack of images in MiB, counted before images are scaled down."""
 
     def __post_init__(self) -> None:
         if self.buckets == []:
@@ -133,7 +133,7 @@ class CurateConfig:
     plan: PlanConfig = field(default_factory=PlanConfig)
     """How kept images become triplets."""
     shards: ShardsConfig = field(default_factory=ShardsConfig)
-    """How triplet shards are written."""
+    """How images are stored."""
     actors: ActorConfig = field(default_factory=ActorConfig)
     """The actors that run models: each reads raw shards and holds the embedder. They change no result."""
 

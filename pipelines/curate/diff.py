@@ -1,25 +1,26 @@
-"""Compare two snapshots: settings, raw shards, images by reason, triplets. One subject is in memory at a time."""
+"""Compare two snapshots: settings, raw shards, images by reason, triplets. A task compares a range of subjects."""
 
 import heapq
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import groupby, repeat
 from typing import Any
 
-import pyarrow.parquet as pq
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
+from lookalike.config import canonical_json
 from lookalike.data import triplets
+from lookalike.data.parts import Kind
 from lookalike.documents import decoding
-from lookalike.storage import Store, open_store, read_manifest, version_store
+from lookalike.storage import open_store, read_manifest
 from lookalike.values import configuration
-from pipelines.curate.rows import subject_hash
-from pipelines.curate.tables import open_table
-from pipelines.curate.workspace import IMAGES_TABLE
+from pipelines.actors import Columns, run_tasks
+from pipelines.curate.rows import hash_range
+from pipelines.curate.snapshot_tables import FEW, Snapshot, ranges_of_subjects
 
-_SPLITS = ("train", "validation")
 _EXAMPLES = 3  # keys of images shown for each change of fate
-Rows = list[dict[str, Any]]
-Subjects = Iterator[tuple[tuple[int, str], Rows]]  # ((hash, name) of a subject, its rows), in the order of hashes
 KEPT, ABSENT = "kept", "not there"  # values of Fate beside the reasons
 
 
@@ -79,11 +80,10 @@ def diff(config: DiffConfig) -> Difference:
         old, new = (read_manifest(dataset, version) for version in versions)
         settings = _settings(old, new)
         shards = _shards(old["inputs"]["shards"], new["inputs"]["shards"])
-        stores = [version_store(dataset, version) for version in versions]
-        fates, unchanged = _images(*stores)
-        for fate in fates:
-            fate.why = _why(fate, settings, shards)
-        changed, moved = _triplets(*stores)
+    compared = _Compared.of(*(Snapshot.of(dataset, version) for version in versions))
+    fates, unchanged, changed, moved = _summed(compared)
+    for fate in fates:
+        fate.why = _why(fate, settings, shards)
     return Difference(*versions, settings, shards, fates, unchanged, changed, moved)
 
 
@@ -132,27 +132,6 @@ def _shards(old: dict[str, Any], new: dict[str, Any]) -> dict[str, list[str]]:
     }
 
 
-def _images(before: Store, after: Store) -> tuple[list[Fate], int]:
-    columns = ("shard", "offset", "key", "drop_reason")
-    streams = [_by_subject(open_table(store, IMAGES_TABLE), columns) for store in (before, after)]
-    fates: dict[tuple[str, str], Fate] = {}
-    unchanged = 0
-    for _, *sides in _side_by_side(*streams):
-        old, new = (
-            {(row["shard"], row["offset"], row["key"]): row["drop_reason"] or KEPT for row in rows} for rows in sides
-        )
-        for place in dict.fromkeys([*old, *new]):
-            change = old.get(place, ABSENT), new.get(place, ABSENT)
-            if change[0] == change[1]:
-                unchanged += 1
-                continue
-            fate = fates.setdefault(change, Fate(*change))
-            fate.images += 1
-            if len(fate.examples) < _EXAMPLES:
-                fate.examples.append(place[2])
-    return sorted(fates.values(), key=lambda fate: (-fate.images, fate.before, fate.after)), unchanged
-
-
 def _why(fate: Fate, settings: dict[str, list[Any]], shards: dict[str, list[str]]) -> list[str]:
     """Return the changed settings of the filters that drop such images, or the counts of changed raw shards."""
     if ABSENT in (fate.before, fate.after):
@@ -166,38 +145,112 @@ def _why(fate: Fate, settings: dict[str, list[Any]], shards: dict[str, list[str]
     return [f"{key}: {settings[key][0]} -> {settings[key][1]}" for key in own or wider]
 
 
-def _triplets(before: Store, after: Store) -> tuple[dict[str, dict[str, int]], int]:
-    counts = {split: {"added": 0, "removed": 0, "kept": 0} for split in _SPLITS}
-    moved = 0
-    for _, old, new in _side_by_side(_of_splits(before), _of_splits(after)):
-        old_ids, new_ids = ({(row["split"], row["triplet_id"]) for row in rows} for rows in (old, new))
-        for state, ids in (("added", new_ids - old_ids), ("removed", old_ids - new_ids), ("kept", old_ids & new_ids)):
-            for split, _ in ids:
-                counts[split][state] += 1
-        moved += bool(old and new) and {split for split, _ in old_ids} != {split for split, _ in new_ids}
-    return counts, moved
+@dataclass(frozen=True)
+class _Compared:
+    """What the tasks get. The first units compare images, the others triplets."""
+
+    before: Snapshot
+    after: Snapshot
+    ranges: tuple[int, int]
+    """Ranges of subjects, for images and for triplets."""
+
+    @classmethod
+    def of(cls, before: Snapshot, after: Snapshot) -> "_Compared":
+        both = (before, after)
+        images = ranges_of_subjects([[snapshot.table("images")] for snapshot in both])
+        rows = ranges_of_subjects([[snapshot.table(split) for split in triplets.SPLITS] for snapshot in both])
+        return cls(before, after, (images, rows))
 
 
-def _of_splits(version: Store) -> Subjects:
-    """Yield the triplets of both splits by subject, in the order of hashes."""
-    columns = ("triplet_id", "split")
-    streams = (_by_subject(open_table(version, triplets.TABLE), columns, split) for split in _SPLITS)
-    return heapq.merge(*streams, key=lambda item: item[0])
+def compare_range(work: _Compared, unit: int) -> Columns:
+    """Compare the images, or the triplets, of a range of subjects. Returns one ``result``, in JSON."""
+    images, rows = work.ranges
+    of_images = unit < images
+    number, ranges = (unit, images) if of_images else (unit - images, rows)
+    result = (_compare_images if of_images else _compare_triplets)(work, hash_range(number, ranges))
+    return {"result": np.array([canonical_json(result)], object)}
 
 
-def _by_subject(table: pq.ParquetFile, columns: Sequence[str], split: str | None = None) -> Subjects:
-    """Yield the subjects in the order of the image table; the triplet table has this order within each ``split``."""
-    batches = table.iter_batches(batch_size=8192, columns=["subject", *columns])
-    rows = (row for batch in batches for row in batch.to_pylist() if split is None or row["split"] == split)
-    for subject, group in groupby(rows, key=lambda row: str(row["subject"])):
-        yield (subject_hash(subject), subject), list(group)
+def _summed(work: _Compared) -> tuple[list[Fate], int, dict[str, dict[str, int]], int]:
+    """Sum the results of all units: changed images, the number of unchanged ones, triplets by state, moved subjects."""
+    fates: dict[tuple[str, str], Fate] = {}
+    examples: dict[
+        tuple[str, str], list[tuple[int, int, str]]
+    ] = {}  # with unit and place, since units end in any order
+    unchanged, moved = 0, 0
+    counts: dict[str, dict[str, int]] = {split: {"added": 0, "removed": 0, "kept": 0} for split in triplets.SPLITS}
+    for table in run_tasks(compare_range, work, sum(work.ranges), noun="ranges of subjects compared", few=FEW):
+        for unit, text in zip(table["unit"].to_pylist(), table["result"].to_pylist(), strict=True):
+            result = json.loads(text)
+            for before, after, images, keys in result.get("fates", []):
+                change = before, after
+                fates.setdefault(change, Fate(*change)).images += images
+                found = [*examples.get(change, []), *((unit, place, key) for place, key in enumerate(keys))]
+                examples[change] = heapq.nsmallest(_EXAMPLES, found)
+            for split, states in result.get("triplets", {}).items():
+                for state, number in states.items():
+                    counts[split][state] += number
+            unchanged += result.get("unchanged", 0)
+            moved += result.get("moved", 0)
+    for change, fate in fates.items():
+        fate.examples = [key for _, _, key in examples[change]]
+    return sorted(fates.values(), key=lambda fate: (-fate.images, fate.before, fate.after)), unchanged, counts, moved
 
 
-def _side_by_side(left: Subjects, right: Subjects) -> Iterator[tuple[str, Rows, Rows]]:
-    """Yield (subject, its rows on the left, its rows on the right) for each subject of either."""
-    numbered = [zip(repeat(side), stream, strict=False) for side, stream in enumerate((left, right))]
-    for key, group in groupby(heapq.merge(*numbered, key=lambda item: item[1][0]), key=lambda item: item[1][0]):
-        sides: tuple[Rows, Rows] = [], []
-        for side, (_, rows) in group:
-            sides[side].extend(rows)
-        yield key[1], *sides
+def _compare_images(work: _Compared, span: tuple[int, int]) -> dict[str, Any]:
+    place = ["subject", "shard", "offset", "key"]
+    sides = []
+    for snapshot in (work.before, work.after):
+        rows = _read(snapshot, ["images"], span, [*place, "drop_reason"])
+        reasons = pc.fill_null(rows["drop_reason"], "")
+        sides.append(rows.set_column(len(place), "state", pc.if_else(pc.equal(reasons, ""), KEPT, reasons)))
+    images = _side_by_side(sides, place)
+    images = pa.table({name: images[name].fill_null(ABSENT) for name in ("before", "after")} | {"key": images["key"]})
+    changed = images.filter(pc.not_equal(images["before"], images["after"]))
+    fates = []
+    for change in changed.select(["before", "after"]).group_by(["before", "after"]).aggregate([]).to_pylist():
+        same = pc.and_(pc.equal(changed["before"], change["before"]), pc.equal(changed["after"], change["after"]))
+        keys = changed["key"].filter(same)
+        fates.append([change["before"], change["after"], len(keys), keys.slice(0, _EXAMPLES).to_pylist()])
+    return {"fates": fates, "unchanged": len(images) - len(changed)}
+
+
+def _compare_triplets(work: _Compared, span: tuple[int, int]) -> dict[str, Any]:
+    place = ["subject", "split", "triplet_id"]
+    sides = [_read(snapshot, triplets.SPLITS, span, place) for snapshot in (work.before, work.after)]
+    sides = [rows.append_column("state", pa.array([KEPT] * len(rows), pa.string())) for rows in sides]
+    rows = _side_by_side(sides, place)
+    old, new = (rows[name].is_valid() for name in ("before", "after"))
+    states = {"added": pc.and_not(new, old), "removed": pc.and_not(old, new), "kept": pc.and_(old, new)}
+    counts: dict[str, dict[str, int]] = {}
+    flags = {"subject": rows["subject"]}
+    for split in triplets.SPLITS:
+        mine = pc.equal(rows["split"], split)
+        counts[split] = {state: pc.sum(pc.and_(mine, mask)).as_py() or 0 for state, mask in states.items()}
+        flags |= {f"{side} {split}": pc.and_(mine, mask) for side, mask in (("old", old), ("new", new))}
+    names = [name for name in flags if name != "subject"]
+    subjects = pa.table(flags).group_by("subject").aggregate([(name, "any") for name in names])
+    sets = {side: [np.asarray(subjects[f"{side} {split}_any"]) for split in triplets.SPLITS] for side in ("old", "new")}
+    both = np.logical_or(*sets["old"]) & np.logical_or(*sets["new"])
+    changed = np.logical_or(*(before != after for before, after in zip(sets["old"], sets["new"], strict=True)))
+    return {"triplets": counts, "moved": int((both & changed).sum())}
+
+
+def _read(snapshot: Snapshot, kinds: Sequence[Kind], span: tuple[int, int], columns: list[str]) -> pa.Table:
+    tables = [rows for kind in kinds if (rows := snapshot.table(kind).read_span(span, columns)) is not None]
+    schema = pa.schema([(name, pa.int64() if name == "offset" else pa.string()) for name in columns])
+    with decoding("a table of a snapshot", snapshot.uri, fix="restore the version, or compare others"):
+        return pa.concat_tables(rows.cast(schema) for rows in tables) if tables else schema.empty_table()
+
+
+def _side_by_side(sides: Sequence[pa.Table], place: list[str]) -> pa.Table:
+    """Return a row for each place of either side, with its ``state`` on each: null where it is not there.
+
+    Places are in the order of the first side, followed by those of the second side only.
+    """
+    before, after = (
+        rows.rename_columns({"state": name}) for rows, name in zip(sides, ("before", "after"), strict=True)
+    )
+    rows = pa.concat_tables([before, after], promote_options="default")
+    joined = rows.group_by(place, use_threads=False).aggregate([("before", "last"), ("after", "last")])
+    return joined.rename_columns({"before_last": "before", "after_last": "after"})

@@ -15,7 +15,7 @@ from lookalike.data.shards import BrokenTarError, Sample, iter_samples, open_obj
 from lookalike.data.text import escaped
 from lookalike.errors import LookalikeError, describe
 from lookalike.storage import ObjectInfo, Store
-from pipelines.actors import Columns
+from pipelines.actors import Columns, retried
 from pipelines.curate.changed import read_image
 from pipelines.curate.compressed import compression_of, unpack
 from pipelines.curate.config import CurateConfig
@@ -24,6 +24,7 @@ from pipelines.curate.inputs import Inputs
 from pipelines.curate.labels import FIELDS, MASKS, read_labels, read_mask
 from pipelines.curate.rows import IMAGE_SCHEMA, sha256, subject_hash
 from pipelines.curate.tables import read_table, vectors_array, with_notes, write_table
+from pipelines.curate.workspace import shard_id
 
 _DECODE_SIDE = FEATURE_SIDE + 8  # px; enough for the features, and for the embedders' central crop
 _ERROR_CHARACTERS = 500  # maximum length of the column ``error``
@@ -39,13 +40,26 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class IndexWork:
-    """What an actor gets: unit ``i`` is raw shard ``inputs.shards[units[i]]``."""
+    """What the units of the index share."""
 
     config: CurateConfig
     inputs: Inputs
     raw: Store
     dataset: Store
-    units: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class RawShard:
+    """The unit of the index."""
+
+    number: int
+    """In the order of the raw shards' keys."""
+    info: ObjectInfo
+
+    @property
+    def id(self) -> str:
+        """As in the keys of its results."""
+        return shard_id(self.info)
 
 
 class ShardIndexer:
@@ -59,35 +73,35 @@ class ShardIndexer:
         device = "cpu" if work.config.embedder == NO_EMBEDDER else work.config.actors.prepare()
         self._embedder = load_embedder(work.config.embedder, device)
 
-    def __call__(self, unit: int) -> Columns:
+    def __call__(self, shard: RawShard) -> Columns:
         """Index one shard. For a shard that cannot be read, return the ``error``, so that the others are indexed."""
-        shard, images, what = self._work.units[unit], 0, ""
+        images, what = 0, ""
         try:
-            images = self._index(shard)
+            images = retried(lambda: self._index(shard))
         except Exception as error:  # any exception of one shard is reported, and the others are indexed
             what = str(error)
             if not isinstance(error, LookalikeError):
-                log.exception("raw shard %s cannot be indexed", self._work.inputs.shards[shard].key)
+                log.exception("raw shard %s cannot be indexed", shard.info.key)
                 what = describe(error)
-        return {"shard": np.array([shard]), "images": np.array([images]), "error": np.array([what], object)}
+        return {"shard": np.array([shard.number]), "images": np.array([images]), "error": np.array([what], object)}
 
-    def _index(self, shard: int) -> int:
+    def _index(self, shard: RawShard) -> int:
         config, inputs, raw, dataset = self._work.config, self._work.inputs, self._work.raw, self._work.dataset
-        info = inputs.shards[shard]
-        rows_key, vectors_key = inputs.workspace.rows(shard), inputs.workspace.vectors(shard)
+        info = shard.info
+        rows_key, vectors_key = inputs.workspace.rows(shard.id), inputs.workspace.vectors(shard.id)
         known = read_table(dataset, rows_key, columns=IMAGE_SCHEMA.names) if dataset.exists(rows_key) else None
         if known is not None and dataset.exists(vectors_key):  # Ray runs a task again whose process died
             return len(known)
         store, place, broken = raw, info, ""
         compression = compression_of(raw, info)
         if compression is not None:
-            store, key = dataset, inputs.workspace.unpacked(shard)
+            store, key = dataset, inputs.workspace.unpacked(shard.id)
             place, broken = unpack(raw, info, compression, dataset, key, config.limits)
         members = PassedOver()
         if known is None:
             source = read_images(open_object(store, place), info.key, config, members, broken)
         else:  # written by a run with another embedder
-            source = read_again(store, place.key, known, info, dataset)
+            source = read_again(raw, dataset, known, "" if compression is None else place.key)
         rows: list[dict[str, Any]] = []
         vectors: dict[str, np.ndarray] = {}
         batch: dict[str, np.ndarray] = {}
@@ -118,9 +132,9 @@ class ShardIndexer:
         return table.append_column("vector", vectors_array(np.reshape(vectors_ND, (-1, self._embedder.dim))))
 
 
-def index_shard(work: IndexWork, unit: int) -> Columns:
+def index_shard(work: IndexWork, shard: RawShard) -> Columns:
     """Index one shard as a task, for runs without an embedder."""
-    return ShardIndexer(work)(unit)
+    return ShardIndexer(work)(shard)
 
 
 def read_images(
@@ -149,13 +163,16 @@ def read_images(
 
 
 def read_again(
-    store: Store, key: str, rows: pa.Table, shard: ObjectInfo, dataset: Store
+    raw: Store, dataset: Store, rows: pa.Table, unpacked: str
 ) -> Iterator[tuple[dict[str, Any], np.ndarray | None]]:
-    """Yield the rows of a shard that was indexed before, and the pixels of its images, which are read by range."""
+    """Yield the rows of a shard that was indexed before, and the pixels of its images, which are read by range.
+
+    ``unpacked`` is the key of the tar in a compressed shard, else empty.
+    """
     for row in rows.to_pylist():
         pixels = None
         if not row["error"]:
-            pixels = decode(read_image(store, key, row, shard, dataset), _DECODE_SIDE)
+            pixels = decode(read_image(raw, dataset, row | {"unpacked": unpacked}), _DECODE_SIDE)
         yield row, pixels
 
 

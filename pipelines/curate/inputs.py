@@ -1,6 +1,6 @@
 """The inputs that decide about a snapshot, and their fingerprint: equal inputs share their results."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -13,16 +13,18 @@ from lookalike.data import images
 from lookalike.storage import ObjectInfo
 from pipelines.curate.captions import tokenizer_hashes
 from pipelines.curate.config import CurateConfig
+from pipelines.curate.filters.near_duplicate import NearDuplicate
 from pipelines.curate.takedown import pinned_hash
-from pipelines.curate.workspace import Workspace
+from pipelines.curate.workspace import Workspace, shard_id
 
 REVISIONS = {
-    "index": 5, "cluster_subjects": 1, "screen": 1, "duplicates": 1, "subject_links": 1, "score": 1, "plan": 1,
-    "layout": 1, "materialise": 1, "finish": 1,
+    "index": 5, "cluster_subjects": 1, "gather": 1, "duplicates": 1, "subject_links": 2, "score": 1, "plan": 2,
+    "layout": 2, "materialise": 2, "stored_images": 1, "finish": 2,
 }  # fmt: skip
 """Revision of each stage. Raise a stage's number when it, or library code that it calls, gives another result for the
 same inputs: with another ``index`` every raw shard is indexed again, with any other the stages after the index run
-again and the next snapshot is published. Texts and refactoring change no revision."""
+again and the next snapshot is published; with another ``stored_images`` no image of an earlier snapshot is used again.
+Texts and refactoring change no revision."""
 
 
 @dataclass(frozen=True)
@@ -30,9 +32,15 @@ class Inputs:
     """The identity of a curation's raw shards, settings, code and models."""
 
     shards: tuple[ObjectInfo, ...]
-    """The raw shards, in the order of their keys."""
+    """The raw shards, in the order of their keys; none in a task (:meth:`for_tasks`)."""
+    listing: str
+    """Hash of the raw shards."""
     config: dict[str, Any]
     """The settings that decide about the snapshot."""
+    filters: dict[str, list[Any]]
+    """(name, settings) of the filters that are on, in the order of the funnel, by their scope."""
+    links_copies: bool
+    """Whether subjects that share a near copy of an image are linked."""
     heic: bool
     """Whether HEIC and AVIF can be decoded."""
     embedder: str
@@ -61,13 +69,28 @@ class Inputs:
         if config.shards.latents is not None:
             latents = latent_identity(read_manifest(local_bundle(config.shards.latents)))
             del settings["shards"]["latents"]  # a URI
+        filters: dict[str, list[Any]] = {"image": [], "content": [], "score": [], "subject": []}
+        for name, step in config.filters.steps():
+            filters[step.scope].append([name, settings["filters"].get(name)])
         embedder = embedders.revision_of(config.embedder)
-        return cls(tuple(shards), settings, images.HEIC_INSTALLED, embedder, models, latents)
+        links_copies = config.filters.has(NearDuplicate) and config.embedder != embedders.NO_EMBEDDER
+        listing = configs.fingerprint([[info.key, info.size, info.etag] for info in shards])
+        heic = images.HEIC_INSTALLED
+        return cls(tuple(shards), listing, settings, filters, links_copies, heic, embedder, models, latents)
 
     @property
     def units(self) -> range:
         """Numbers of the raw shards."""
         return range(len(self.shards))
+
+    @cached_property
+    def ids(self) -> tuple[str, ...]:
+        """The id of each raw shard."""
+        return tuple(map(shard_id, self.shards))
+
+    def for_tasks(self) -> "Inputs":
+        """Return the inputs without the list of raw shards, whose size a task must not depend on."""
+        return replace(self, shards=())
 
     @property
     def code(self) -> str:
@@ -75,20 +98,55 @@ class Inputs:
         revisions = ".".join(f"{stage}{number}" for stage, number in REVISIONS.items())
         return f"{lookalike.__version__}+{revisions}{'+heic' if self.heic else ''}"
 
+    @property
+    def stored_images(self) -> str:
+        """Fingerprint of what decides about the bytes of stored images and latents."""
+        names = ("image_size", "buckets", "jpeg_quality")
+        settings = {name: self.config["shards"][name] for name in names}
+        return configs.fingerprint([settings, self.latents, REVISIONS["stored_images"]])
+
     @cached_property
     def fingerprint(self) -> str:
         """Equal fingerprints give equal snapshots."""
-        shards = [[info.key, info.size, info.etag] for info in self.shards]
         code = [REVISIONS, self.heic]
-        return configs.fingerprint([shards, self.config, code, self.embedder, self.models, self.latents])
+        return configs.fingerprint([self.listing, self.config, code, self.embedder, self.models, self.latents])
+
+    @cached_property
+    def stages(self) -> dict[str, str]:
+        """Fingerprint of what the results of each stage after the index depend on.
+
+        So another quality of JPEG files redoes only what comes after the plan, and another similarity of pairs only the
+        plan and what comes after it.
+        """
+        config = self.config
+        found = [self.listing, self._index, self.embedder, config["labels"], config["seed"]]
+        stages = {"found": _after("cluster_subjects", found)}
+        stages["assigned"] = stages["found"]
+        stages["taken-down"] = configs.fingerprint([stages["found"], config["filters"]["taken_down"]])
+        gathered = [stages["found"], self.filters["image"], self.links_copies, config["plan"]["rows_per_partition"]]
+        stages["gather"] = _after("gather", gathered)
+        stages["duplicates"] = _after("duplicates", [stages["gather"], self.filters["content"], bool(self.models)])
+        copies = config["filters"]["near_duplicate"] if self.links_copies else None
+        stages["links"] = _after("subject_links", [stages["duplicates"], copies])
+        stages["scores"] = _after("score", [stages["duplicates"], self.filters["score"], self.models])
+        settings = [config[name] for name in ("plan", "captions", "captioner")]
+        stages["plan"] = _after("plan", [stages["scores"], self.filters["subject"], settings])
+        stages["materialise"] = self.fingerprint
+        return stages
 
     @cached_property
     def workspace(self) -> Workspace:
         """Where the objects of this curation lie."""
+        return Workspace(self._index, REVISIONS["index"], self.embedder, self.stages)
+
+    @cached_property
+    def _index(self) -> str:
         read = {name: value for name, value in self.config["labels"].items() if name != "found"}
         read["limits"] = self.config["limits"]
         if self.heic:  # files that could not be read without it are read again
             read["formats"] = images.EXTENSIONS
-        revision = REVISIONS["index"]
-        index = f"{revision}-{configs.fingerprint(read)[:8]}"
-        return Workspace(self.shards, index, revision, self.embedder, self.fingerprint)
+        return f"{REVISIONS['index']}-{configs.fingerprint(read)[:8]}"
+
+
+def _after(stage: str, inputs: list[Any]) -> str:
+    return configs.fingerprint([inputs, stage, REVISIONS[stage]])

@@ -2,9 +2,8 @@
 since the parent."""
 
 import base64
-import heapq
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,33 +11,33 @@ from typing import Any
 import jinja2
 import numpy as np
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 import lookalike
 from lookalike.data import triplets
 from lookalike.data.images import ImageError, decode, encode_jpeg, fit_within
+from lookalike.errors import InputError
 from lookalike.storage import Store
 from pipelines.curate.inventory import REASONS
-from pipelines.curate.rows import subject_hash, unit_hash
+from pipelines.curate.rows import subject_hash
 from pipelines.curate.summary import HISTOGRAMS, Summary
 from pipelines.curate.work import StageWork
 
 TEMPLATE = Path(lookalike.__file__).parent / "report" / "templates" / "curation.html.j2"
 _THUMB_SIDE = 112  # px
 _REJECTS = 8  # maximum shown of each reason
-_SIMILARITY_STEP = 0.05  # two triplets are shown for each step
 _MIN_CONFIDENCE = 0.2  # of 139 languages; "a photo of a dog" has 0.21 for English, "x 1" 0.04 for none
 
 
 def build_report(
-    work: StageWork, summary: Summary, manifest: dict[str, Any], table: Path, version: Store
+    work: StageWork, summary: Summary, manifest: dict[str, Any], version: Store, examples: Sequence[dict[str, Any]]
 ) -> dict[str, Any]:
     """Return the content of ``report.json``, but for the drift.
 
-    ``table`` is the triplet table as a local file; images are read by range, a few dozen of them. Thumbnails are JPEG
+    ``examples`` are rows of the triplet table, whose images are read by range. Thumbnails are JPEG
     in base64; a file that cannot be decoded has an empty string. The keys:
 
-    - ``counts``, ``passed_over``, ``taken_down``: as in the manifest
+    - ``counts``, ``passed_over``, ``taken_down``: as in the manifest; ``counts`` has the images of triplets that this
+      version stores, and those that it uses again, with the bytes of their JPEG files
     - ``funnel``: [{step, unit, reason, what, dropped, left}]; ``unit`` is objects, members (with examples) or images
     - ``rejects``: {reason: [{key, subject, why, thumb_b64, beside_b64}]}
     - ``triplets``: [{triplet_id, prompt, subject, split, target_b64, references_b64, similarities}]
@@ -56,7 +55,7 @@ def build_report(
             reason: [_reject(work, reason, row) for row in rows[:_REJECTS]]
             for reason, rows in sorted(summary.examples.items())
         },
-        "triplets": [_triplet(version, row) for row in _examples(table)],
+        "triplets": list(_triplets(version, examples)),
         "histograms": {
             name: asdict(chart) | {"counts": summary.histograms.get(name, [0] * chart.bins)}
             for name, chart in HISTOGRAMS.items()
@@ -159,32 +158,16 @@ def _kept_photos(work: StageWork, dropped: dict[str, Any]) -> list[dict[str, Any
     return sorted(kept, key=lambda row: (row["phash"] ^ dropped["phash"]).bit_count())[:2]
 
 
-def _examples(table: Path) -> list[dict[str, Any]]:
-    """Return triplets of all similarities, chosen by hash and sorted by similarity; the table is read in batches."""
-    chosen: dict[int, list[tuple[float, int, dict[str, Any]]]] = {}
-    rows = (row for batch in pq.ParquetFile(table).iter_batches(batch_size=4096) for row in batch.to_pylist())
-    for number, row in enumerate(rows):
-        similarity = float(np.mean(row["reference_similarities"]))
-        heap = chosen.setdefault(int(similarity / _SIMILARITY_STEP), [])
-        heapq.heappush(heap, (-unit_hash("shown", row["triplet_id"]), number, row))
-        if len(heap) > 2:
-            heapq.heappop(heap)
-    examples = [row for _, heap in sorted(chosen.items()) for _, _, row in heap]
-    return sorted(examples, key=lambda row: float(np.mean(row["reference_similarities"])))
-
-
-def _triplet(version: Store, row: dict[str, Any]) -> dict[str, Any]:
-    triplet = triplets.Triplet.from_row(row)
-    references = zip(triplet.reference_offsets, triplet.reference_lengths, strict=True)
-    return {
-        "triplet_id": triplet.triplet_id,
-        "prompt": triplet.prompt,
-        "subject": triplet.subject,
-        "split": triplet.split,
-        "target_b64": _thumb(version.read_range(triplet.shard, triplet.target_offset, triplet.target_length)),
-        "references_b64": [_thumb(version.read_range(triplet.shard, *where)) for where in references],
-        "similarities": [round(float(value), 3) for value in triplet.reference_similarities],
-    }
+def _triplets(version: Store, rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    for row, files in zip(rows, triplets.read_files(version, rows), strict=True):
+        if isinstance(files, InputError):
+            raise files
+        yield {
+            **{name: row[name] for name in ("triplet_id", "prompt", "subject", "split")},
+            "target_b64": _thumb(files.target),
+            "references_b64": [_thumb(data) for data in files.references],
+            "similarities": [round(float(value), 3) for value in row["reference_similarities"]],
+        }
 
 
 def _thumb(data: bytes) -> str:

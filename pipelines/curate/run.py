@@ -1,39 +1,32 @@
 """Run the stages of a curation, from raw shards to a published snapshot."""
 
 import logging
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-
 from lookalike import config as configs
 from lookalike.annotators.embedder import NO_EMBEDDER
+from lookalike.data.parts import FORMAT
 from lookalike.documents import decoding
 from lookalike.errors import ConfigError, ConflictError, InputError
 from lookalike.storage import Store, list_versions, open_store, publish, read_manifest, version_store
 from lookalike.storage.lease import Lease, hold
 from lookalike.storage.snapshot import MANIFEST
-from pipelines.actors import Columns, run_tasks, run_units
+from pipelines.actors import run_tasks, run_units
+from pipelines.curate import layout
 from pipelines.curate.changed import with_recorded_changes
-from pipelines.curate.cluster_subjects import IndexedShard, cluster_stages, groups_of
+from pipelines.curate.cluster_subjects import cluster_stages
 from pipelines.curate.config import CurateConfig, FoundConfig
-from pipelines.curate.duplicates import find_duplicates
-from pipelines.curate.finish import FinishWork, finish
-from pipelines.curate.index import IndexWork, ShardIndexer, index_shard
+from pipelines.curate.finish import FinishWork, add_summaries, finish, groups, join_groups, list_parts, summaries, total
+from pipelines.curate.index import IndexWork, RawShard, ShardIndexer, index_shard
 from pipelines.curate.inputs import Inputs
-from pipelines.curate.layout import plan_shards
-from pipelines.curate.materialise import ShardWriter, write_shard
-from pipelines.curate.plan import plan_partition
+from pipelines.curate.materialise import UnitWriter, write_unit
 from pipelines.curate.raw import RawListing, list_raw, raw_store
 from pipelines.curate.removals import take_down
-from pipelines.curate.score import ShardScorer, scored
-from pipelines.curate.screen import screen_shard
-from pipelines.curate.subject_links import find_links, join_links, link_units
+from pipelines.curate.row_stages import rows_of, run_row_stages
 from pipelines.curate.summary import Summary
 from pipelines.curate.takedown import pin
-from pipelines.curate.work import MaterialiseWork, ShardPlan, StageWork, indexed
+from pipelines.curate.work import MaterialiseWork, StageWork, StoredBefore, indexed
 from pipelines.curate.workspace import CLAIM, LEASE
 from pipelines.entry import ray_session
 
@@ -85,35 +78,32 @@ def _curate(config: CurateConfig, raw: Store, dataset: Store, listing: RawListin
         _index(config, raw, dataset, inputs)
         if config.labels.found is not None:
             _find_subjects(config, inputs, config.labels.found)
-        stage, taken_down, matched = take_down(StageWork.of(config, inputs), versions)
-        shards = len(stage.rows)
-        _rows(run_tasks(screen_shard, stage, shards, noun="raw shards screened"))
-        comparisons = stage.content_partitions + link_units(stage)
-        compared = _rows(run_tasks(_compare, stage, comparisons, noun="ranges compared across subjects"))
-        if any(row["links"] for row in compared):
-            _rows(run_tasks(join_links, stage, 1, noun="sets of linked subjects"))
-            stage = replace(stage, linked=True)
-        if inputs.models:
-            answered = _rows(run_units(ShardScorer, stage, shards, config.actors, noun="raw shards scored"))
-            log.info("models were shown %d new images", sum(row["shown"] for row in answered))
-            stage = replace(stage, scores=scored(stage))
-        _rows(run_tasks(plan_partition, stage, stage.partitions, noun="ranges of subjects planned"))
-        summary = Summary()
-        for partition in range(stage.partitions):
-            summary.add(stage.read_summary(partition))
+        removals = take_down(StageWork.of(config, inputs), versions)
+        stage, taken_down = run_row_stages(removals.stage), removals.record
+        shared = stage.for_tasks()
+        summary = total(run_tasks(add_summaries, shared, summaries(stage), noun="groups of summaries added"))
         _check(summary, stage)
         number = _claim_version(dataset, inputs, (parent or 0) + 1)
-        plans = plan_shards(stage)
         if taken_down is not None:
             taken_down["equal_files"] = summary.dropped["taken_down"] - taken_down["named"]
-        manifest = draft_manifest(number, parent, stage, summary, plans)
+        manifest = draft_manifest(number, parent, stage, summary)
         manifest["passed_over"] = {"objects": objects, "members": stage.members.to_json()}
         manifest["taken_down"] = taken_down
         lease.check()
-        work = MaterialiseWork(stage, version_store(dataset, number), tuple(plans))
-        files = _write_shards(work)
-        files += _rows(run_tasks(finish, FinishWork(work, summary, manifest, matched), 1, noun="reports"))
-    manifest["files"] = {file["name"]: file["sha256"] for file in files}
+        divided = run_tasks(layout.divide, shared, stage.partitions, noun="ranges of subjects divided into units")
+        work = MaterialiseWork(
+            shared,
+            version_store(dataset, number),
+            layout.join(stage, divided),
+            stored_before(dataset, newest, inputs),
+            removals.packs,
+        )
+        _store_images(work)
+        written, examples = join_groups(run_tasks(list_parts, work, groups(work), noun="groups of parts listed"))
+        manifest |= written | {"counts": manifest["counts"] | written["counts"]}
+        finishing = FinishWork(work, summary, manifest, examples, removals.matched)
+        reports = rows_of(run_tasks(finish, finishing, 1, noun="reports"))
+    manifest["files"] |= {file["name"]: file["sha256"] for file in reports}
     lease.check()
     _publish(dataset, number, manifest)
     return Curated(dataset.uri, number, True, manifest, manifest["passed_over"])
@@ -146,16 +136,20 @@ def _with_pinned_list(config: CurateConfig, dataset: Store, parent: dict[str, An
 
 
 def _index(config: CurateConfig, raw: Store, dataset: Store, inputs: Inputs) -> None:
-    workspace, present = inputs.workspace, indexed(dataset).keys()
-    missing = tuple(i for i in inputs.units if not {workspace.rows(i), workspace.vectors(i)} <= present)
+    workspace, present = inputs.workspace, indexed(dataset, inputs.workspace).keys()
+    missing = [
+        RawShard(number, info)
+        for number, (info, shard) in enumerate(zip(inputs.shards, inputs.ids, strict=True))
+        if not {workspace.rows(shard), workspace.vectors(shard)} <= present
+    ]
     log.info("%d raw shards, %d of them to index", len(inputs.shards), len(missing))
     if not missing:
         return
-    work, noun = IndexWork(config, inputs, raw, dataset, missing), "raw shards indexed"
+    work, noun = IndexWork(config, inputs.for_tasks(), raw, dataset), "raw shards indexed"
     if config.embedder == NO_EMBEDDER and config.actors.count:
-        rows = _rows(run_tasks(index_shard, work, len(missing), noun=noun))
+        rows = rows_of(run_tasks(index_shard, work, missing, noun=noun))
     else:
-        rows = _rows(run_units(ShardIndexer, work, len(missing), config.actors, noun=noun))
+        rows = rows_of(run_units(ShardIndexer, work, missing, config.actors, noun=noun))
     failed = [row for row in rows if row["error"]]
     if failed:
         names = [inputs.shards[row["shard"]].key for row in failed]
@@ -167,29 +161,30 @@ def _index(config: CurateConfig, raw: Store, dataset: Store, inputs: Inputs) -> 
 
 
 def _find_subjects(config: CurateConfig, inputs: Inputs, settings: FoundConfig) -> None:
-    dataset, workspace = open_store(config.dataset), inputs.workspace
-    tables = indexed(dataset)
-    shards = [IndexedShard(i, tables[workspace.rows(i)], tables[workspace.vectors(i)]) for i in inputs.units]
-    for stage in cluster_stages(dataset, workspace, settings, config.seed, groups_of(shards)):
-        done = _rows(run_tasks(stage.task, stage.shared, stage.units, noun=stage.noun))
+    indexed_work = StageWork.of(config, inputs, clustered=False)
+    groups = list(indexed_work.groups())
+    for stage in cluster_stages(indexed_work.dataset, inputs.workspace, settings, config.seed, groups):
+        done = rows_of(run_tasks(stage.task, stage.shared, stage.units, noun=stage.noun))
         divided = sum(row.get("parts", 1) > 1 for row in done)
         if divided:
             log.warning("%d cells are so large that they were divided by content hash, and subjects with them", divided)
 
 
-def _compare(stage: StageWork, unit: int) -> Columns:
-    """Do a unit of :func:`find_duplicates`, which come first, or of :func:`find_links`; neither needs the other."""
-    if unit >= stage.content_partitions:
-        return find_links(stage, unit - stage.content_partitions)
-    find_duplicates(stage, unit)
-    return {"links": np.array([0])}
+def stored_before(dataset: Store, parent: dict[str, Any] | None, inputs: Inputs) -> StoredBefore | None:
+    """Return the image table of the parent (its manifest), if its images are stored in the form that is wanted."""
+    if parent is None or parent.get("format") != FORMAT or parent.get("stored_images") != inputs.stored_images:
+        return None
+    images = parent["tables"]["images"]
+    files = {name: parent["files"][name] for name in images["lists"]}
+    return StoredBefore(version_store(dataset, parent["version"]), files, tuple(images["first_hashes"]))
 
 
-def _write_shards(work: MaterialiseWork) -> list[dict[str, Any]]:
-    config, shards, noun = work.stage.config, len(work.shards), "triplet shards"
-    if config.shards.latents is None:
-        return _rows(run_tasks(write_shard, work, shards, noun=noun))
-    return _rows(run_units(ShardWriter, work, shards, config.actors, noun=noun))
+def _store_images(work: MaterialiseWork) -> None:
+    config, units, noun = work.stage.config, work.layout.units, "units of images stored"
+    latents = config.shards.latents is not None
+    done = run_units(UnitWriter, work, units, config.actors, noun=noun) if latents else None
+    for _ in done or run_tasks(write_unit, work, units, noun=noun):
+        pass
 
 
 def _check(summary: Summary, stage: StageWork) -> None:
@@ -222,15 +217,14 @@ def _claim_version(dataset: Store, inputs: Inputs, number: int) -> int:
         return number
 
 
-def draft_manifest(
-    version: int, parent: int | None, stage: StageWork, summary: Summary, plans: list[ShardPlan]
-) -> dict[str, Any]:
-    """Return the manifest before the files are written: all but their hashes, ``passed_over`` and ``taken_down``.
+def draft_manifest(version: int, parent: int | None, stage: StageWork, summary: Summary) -> dict[str, Any]:
+    """Return the manifest without ``passed_over``, ``taken_down``, and what :func:`join_groups` adds.
 
     It has no time and no host, so that equal inputs give equal bytes.
     """
-    inputs, splits = stage.inputs, ("train", "validation")
+    inputs = stage.inputs
     return {
+        "format": FORMAT,
         "version": version,
         "parent": parent,
         "config": inputs.config,
@@ -239,6 +233,7 @@ def draft_manifest(
         "embedder": inputs.embedder,
         "models": inputs.models,
         "latents": inputs.latents,
+        "stored_images": inputs.stored_images,
         "inputs": {
             "raw": stage.raw.uri,
             "fingerprint": inputs.fingerprint,
@@ -251,7 +246,6 @@ def draft_manifest(
             "subjects_in": summary.subjects_in,
             "subjects": summary.subjects,
             "subjects_bounded": summary.bounded_subjects,
-            "triplets": {split: sum(plan.triplets for plan in plans if plan.split == split) for split in splits},
         },
     }
 
@@ -263,8 +257,3 @@ def _publish(dataset: Store, number: int, manifest: dict[str, Any]) -> None:
         if read_manifest(dataset, number) != manifest:
             raise
     log.info("published version %d", number)
-
-
-def _rows(tables: Iterable[pa.Table]) -> list[dict[str, Any]]:
-    """Return the rows of all units, when the last is done."""
-    return [row for table in tables for row in table.to_pylist()]

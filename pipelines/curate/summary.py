@@ -7,11 +7,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipelines.curate.rows import unit_hash
 
 EXAMPLES_PER_REASON = 12
 CAPTIONS_KEPT = 500
+_VALUES_AT_ONCE = 1 << 20
 _NOTED = re.compile(r"(?:^|; )(\w+): ")
 
 
@@ -72,10 +75,13 @@ class Summary:
     def count(self, name: str, values: np.ndarray) -> None:
         """Add ``values`` to a histogram."""
         chart = HISTOGRAMS[name]
-        if chart.log_base is not None:
-            values = np.log(np.maximum(values, 1e-9)) / np.log(chart.log_base)
-        inside = np.clip(values, chart.first, np.nextafter(chart.last, chart.first))
-        counts, _ = np.histogram(inside, bins=chart.bins, range=(chart.first, chart.last))
+        counts = np.zeros(chart.bins, np.int64)
+        for first in range(0, max(1, len(values)), _VALUES_AT_ONCE):
+            some = values[first : first + _VALUES_AT_ONCE]
+            if chart.log_base is not None:
+                some = np.log(np.maximum(some, 1e-9)) / np.log(chart.log_base)
+            inside = np.clip(some, chart.first, np.nextafter(chart.last, chart.first))
+            counts += np.histogram(inside, bins=chart.bins, range=(chart.first, chart.last))[0]
         self.histograms[name] = np.add(self.histograms.get(name, 0), counts).tolist()
 
     def add_examples(self, reason: str, rows: list[dict[str, Any]]) -> None:
@@ -84,11 +90,11 @@ class Summary:
         rows.sort(key=lambda row: unit_hash("example", row["shard"], row["key"], row["offset"]))
         self.examples[reason] = rows[:EXAMPLES_PER_REASON]
 
-    def add_notes(self, notes: list[str]) -> None:
+    def add_notes(self, notes: pa.ChunkedArray) -> None:
         """Count images by the kinds of their notes: ``caption: cut …; image: …`` counts once for each of the two."""
-        for note in notes:
-            if note:
-                self.noted.update(set(_NOTED.findall(note)))
+        for note in pc.value_counts(notes.filter(pc.not_equal(notes, ""))).to_pylist():
+            for kind in set(_NOTED.findall(note["values"])):
+                self.noted[kind] += note["counts"]
 
     def add_captions(self, captions: dict[str, str]) -> None:
         """Add ``captions``, and keep those of the lowest hashes."""

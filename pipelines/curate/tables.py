@@ -2,8 +2,7 @@
 
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -14,11 +13,9 @@ import pyarrow.parquet as pq
 from lookalike.config import canonical_json
 from lookalike.data.shards import open_object
 from lookalike.documents import decoding
-from lookalike.errors import InputError
 from lookalike.storage import ObjectInfo, Store
 
 _READ_AHEAD = 64 << 10  # bytes; reads of a table are small, or large and requested at once
-_STREAM_AHEAD = 1 << 20  # bytes; tables of a snapshot are large
 _NOTES = b"lookalike"  # key in the footer
 _ROWS_PER_GROUP = 512  # a partition reads the row groups that overlap its range of subject hashes
 
@@ -82,24 +79,14 @@ def read_first(
     return count, first.slice(0, limit)
 
 
-def open_table(version: Store, name: str) -> pq.ParquetFile:
-    """Open a table of a snapshot; only the row groups and columns that are used are read, by range."""
-    info = next((info for info in version.list(name) if info.key == name), None)
-    if info is None:
-        raise InputError(f"the snapshot has no {name}", value=version.uri, fix="use a complete version")
-    with decoding("a Parquet table", version.uri_of(name)):
-        return pq.ParquetFile(open_object(version, info, _STREAM_AHEAD))
-
-
 def with_notes(table: pa.Table, notes: Mapping[str, Any]) -> pa.Table:
     """Return the table with ``notes`` (JSON values) for its footer."""
     return table.replace_schema_metadata({_NOTES: canonical_json(notes)})
 
 
-def read_footers(store: Store, infos: Sequence[ObjectInfo]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield (number of rows, notes) of each table, in their order; footers are read 16 at a time."""
-    with ThreadPoolExecutor(16) as pool:
-        yield from pool.map(lambda info: read_footer(store, info), infos)
+def notes_of(table: pa.Table) -> dict[str, Any]:
+    """Return the notes of a table that was read whole."""
+    return dict(json.loads((table.schema.metadata or {}).get(_NOTES, b"{}")))
 
 
 def read_footer(store: Store, info: ObjectInfo) -> tuple[int, dict[str, Any]]:

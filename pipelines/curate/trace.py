@@ -1,24 +1,37 @@
 """Lineage: find the raw images of a triplet, and the triplets that use an image."""
 
+import json
+import logging
 import re
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Generator
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from lookalike.config import canonical_json
 from lookalike.data import triplets
+from lookalike.data.parts import Kind
 from lookalike.documents import decoding
 from lookalike.errors import ConfigError, InputError
 from lookalike.storage import Store, list_versions, open_store, read_manifest, version_store
 from lookalike.values import configuration
-from pipelines.curate.tables import open_table
-from pipelines.curate.workspace import IMAGES_TABLE
+from pipelines.actors import Columns, run_tasks
+from pipelines.curate.rows import subject_hash
+from pipelines.curate.snapshot_tables import FEW, Snapshot, SnapshotTable
+
+log = logging.getLogger(__name__)
 
 _TRIPLET_ID = re.compile(r"[0-9a-f]{20}(-[0-9a-f]{12})?-\d+")
 _CONTENT = re.compile(r"[0-9a-f]{8,64}")
 _SHOWN = 12  # maximum triplets of an image that are shown for a snapshot
+_DROPPED_SHOWN = 100  # maximum dropped images of a hash: the same placeholder may have come in a million times
+_IMAGE_COLUMNS = ("sha256", "key", "offset", "length", "subject", "licence", "source", "drop_reason", "shard")
+_MEMBER_COLUMNS = ("triplet_id", "target_image", "reference_images")
+_FIX = "restore it, or use another --version"
 
 
 @configuration()
@@ -39,7 +52,7 @@ class TraceConfig:
             raise ConfigError(
                 "id is neither a triplet's id nor a content hash",
                 value=self.id,
-                fix="copy one from triplets.parquet or images.parquet; a hash needs 8 hexadecimal digits or more",
+                fix="copy one from a version's triplets/ or images/; a hash needs 8 hexadecimal digits or more",
             )
 
 
@@ -57,9 +70,7 @@ def trace(config: TraceConfig) -> list[dict[str, Any]]:
     of_one = _triplet if _TRIPLET_ID.fullmatch(config.id) else _image
     entries: list[dict[str, Any]] = []
     for version in versions:
-        where = version_store(dataset, version).uri
-        with decoding("a whole snapshot", where, fix="restore it, or use another --version"):
-            entries += of_one(dataset, version, config.id)
+        entries += of_one(_Version(dataset, version), config.id)
     if not entries:
         names = ", ".join(f"v{version:04d}" for version in versions)
         what = f"no triplet or image with this id in {names}"
@@ -90,69 +101,141 @@ def _place(image: dict[str, Any]) -> str:
     return f"{image['sha256'][:12]}  {place}  key {image['key']}"
 
 
-def _triplet(dataset: Store, version: int, triplet_id: str) -> list[dict[str, Any]]:
+class _Version:
+    """A version that is searched, with the store of its raw shards."""
+
+    def __init__(self, dataset: Store, number: int) -> None:
+        self.number, self.uri = number, version_store(dataset, number).uri
+        manifest = read_manifest(dataset, number)
+        with self.whole():
+            self.raw = open_store(manifest["inputs"]["raw"])
+        self.snapshot = Snapshot.of(dataset, number)
+
+    def whole(self) -> Any:
+        """Turn errors of what is missing in the version into an InputError."""
+        return decoding("a whole snapshot", self.uri, fix=_FIX)
+
+    def image(self, row: dict[str, Any]) -> dict[str, Any]:
+        """A row of the image table as it is shown."""
+        return {name: row[name] for name in _IMAGE_COLUMNS if name != "shard"} | {"raw": self.raw.uri_of(row["shard"])}
+
+
+def _triplet(version: _Version, triplet_id: str) -> list[dict[str, Any]]:
+    """All images of a triplet are of its subject, so that only the rows of this subject are read for them."""
+    rows, _ = _search(version, triplets.SPLITS, triplet_id, first=True)
     entries = []
-    of_id = _rows(dataset, version, triplets.TABLE, ["triplet_id"], lambda t: pc.equal(t["triplet_id"], triplet_id))
-    for row in of_id:
-        roles = {"target": row["target_image"]}
-        roles |= {f"reference {i}": content for i, content in enumerate(row["reference_images"])}
-        rows = _images(dataset, version, list(roles.values()))
-        kept = {image["sha256"]: image for image in rows if not image["drop_reason"]}
-        images = [{"role": role} | kept[content] for role, content in roles.items()]
-        shown = {name: row[name] for name in ("triplet_id", "split", "subject", "prompt", "shard")}
-        entries.append(shown | {"version": version, "images": images})
+    with version.whole():
+        for row in rows:
+            roles = {"target": row["target_image"]}
+            roles |= {f"reference {i}": content for i, content in enumerate(row["reference_images"])}
+            of_subject = _of_subject(version.snapshot.table("images"), row["subject"], _IMAGE_COLUMNS)
+            of_subject = of_subject.filter(pc.is_in(of_subject["sha256"], pa.array(list(set(roles.values())))))
+            kept = {
+                image["sha256"]: version.image(image) for image in of_subject.to_pylist() if not image["drop_reason"]
+            }
+            images = [{"role": role} | kept[content] for role, content in roles.items()]
+            shown = {name: row[name] for name in ("triplet_id", "split", "subject", "prompt")}
+            shown["shard"] = row["target_shard"] if "target_shard" in row else row["shard"]  # of format 1
+            entries.append(shown | {"version": version.number, "images": images})
     return entries
 
 
-def _image(dataset: Store, version: int, content: str) -> list[dict[str, Any]]:
-    images = _images(dataset, version, [content])
-    used: dict[str, list[dict[str, str]]] = {}
-    if any(not image["drop_reason"] for image in images):
-        columns = ["target_image", "reference_images"]
-        for row in _rows(dataset, version, triplets.TABLE, columns, lambda t: _uses(t, content)):
+def _image(version: _Version, content: str) -> list[dict[str, Any]]:
+    rows, more = _search(version, ("images",), content)
+    if more:
+        log.warning("v%04d: %d more dropped images with this hash are not shown", version.number, more)
+    entries = []
+    with version.whole():
+        for row in rows:
+            uses = [] if row["drop_reason"] else _uses(version, row)
+            found = {"version": version.number, "image": version.image(row), "triplets": len(uses)}
+            entries.append(found | {"examples": uses[:_SHOWN]})
+    return entries
+
+
+def _uses(version: _Version, image: dict[str, Any]) -> list[dict[str, str]]:
+    """Return the triplets that use a kept image: their subject is that of the image."""
+    content, uses = image["sha256"], []
+    for split in triplets.SPLITS:
+        table = _of_subject(version.snapshot.table(split), image["subject"], _MEMBER_COLUMNS)
+        if not len(table):
+            continue
+        mask = np.array(pc.equal(table["target_image"], content))
+        parents = np.asarray(pc.list_parent_indices(table["reference_images"]))
+        mask[parents[np.asarray(pc.equal(pc.list_flatten(table["reference_images"]), content))]] = True
+        for row in table.filter(pa.array(mask)).to_pylist():
             members = [("target", row["target_image"]), *(("reference", image) for image in row["reference_images"])]
-            for role, image in members:
-                if image.startswith(content):
-                    used.setdefault(image, []).append({"role": role, "triplet_id": row["triplet_id"]})
-    of_kept = [[] if image["drop_reason"] else used.get(image["sha256"], []) for image in images]
-    return [
-        {"version": version, "image": image, "triplets": len(uses), "examples": uses[:_SHOWN]}
-        for image, uses in zip(images, of_kept, strict=True)
-    ]
+            uses += [{"role": role, "triplet_id": row["triplet_id"]} for role, image in members if image == content]
+    return uses
 
 
-def _uses(table: pa.Table, content: str) -> np.ndarray:
-    """Return which triplets use an image whose hash begins with ``content``: bool [N]."""
-    mask = np.array(pc.starts_with(table["target_image"], content))
-    parents = np.asarray(pc.list_parent_indices(table["reference_images"]))
-    mask[parents[np.asarray(pc.starts_with(pc.list_flatten(table["reference_images"]), content))]] = True
-    return mask
+def _of_subject(table: SnapshotTable, subject: str, columns: tuple[str, ...]) -> pa.Table:
+    place = subject_hash(subject)
+    rows = table.read_span((place, place + 1), [*dict.fromkeys((*columns, "subject"))])
+    if rows is None:
+        return pa.table({name: [] for name in columns})
+    return rows.filter(pc.equal(rows["subject"], subject)).combine_chunks()
 
 
-def _images(dataset: Store, version: int, contents: list[str]) -> list[dict[str, Any]]:
-    """Return rows of the image table whose hash begins with one of ``contents``, with the URI of their raw shard."""
-    raw = open_store(read_manifest(dataset, version)["inputs"]["raw"])
+@dataclass(frozen=True)
+class _Search:
+    """What the tasks of a search get."""
 
-    def begins(table: pa.Table) -> np.ndarray:
-        column = pc.fill_null(table["sha256"], "")
-        return np.asarray(np.logical_or.reduce([pc.starts_with(column, content) for content in contents]))
-
-    names = ("sha256", "key", "offset", "length", "subject", "licence", "source", "drop_reason")
-    return [
-        {name: row[name] for name in names} | {"raw": raw.uri_of(row["shard"])}
-        for row in _rows(dataset, version, IMAGES_TABLE, ["sha256"], begins)
-    ]
+    snapshot: Snapshot
+    id: str
+    """Id of a triplet, or the beginning of an image's hash."""
+    units: tuple[tuple[Kind, int, int], ...]
+    """Table, and half-open range of its pieces, of each task."""
 
 
-def _rows(
-    dataset: Store, version: int, table: str, columns: list[str], matches: Callable[[pa.Table], Any]
-) -> Iterator[dict[str, Any]]:
-    """Yield the matching rows of a table of a snapshot; ``matches`` returns bool [N] for N rows of ``columns``.
+def _search(
+    version: _Version, kinds: tuple[Kind, ...], wanted: str, *, first: bool = False
+) -> tuple[list[dict[str, Any]], int]:
+    """Return the matching rows of tables in their order (with ``first`` those of the first unit that has any), and how
+    many dropped images are left out."""
+    units = [(kind, *pieces) for kind in kinds for pieces in version.snapshot.table(kind).units()]
+    found: dict[int, dict[str, Any]] = {}
+    work = _Search(version.snapshot, wanted, tuple(units))
+    noun = f"groups of parts of v{version.number:04d} searched"
+    tables_of_units = cast(Generator[pa.Table], run_tasks(search_pieces, work, len(units), noun=noun, few=FEW))
+    with closing(tables_of_units) as tables:
+        for table in tables:
+            found |= dict(zip(table["unit"].to_pylist(), map(json.loads, table["result"].to_pylist()), strict=True))
+            if first and any(result["rows"] for result in found.values()):
+                break
+    return _bounded(
+        [row for unit in sorted(found) for row in found[unit]["rows"]], sum(r["more"] for r in found.values())
+    )
 
-    One row group is in memory at a time.
+
+def _bounded(rows: list[dict[str, Any]], more: int = 0) -> tuple[list[dict[str, Any]], int]:
+    """Return the rows without some of many dropped images, and ``more`` plus their number."""
+    shown, dropped = [], 0
+    for row in rows:
+        dropped += bool(row.get("drop_reason"))
+        if not row.get("drop_reason") or dropped <= _DROPPED_SHOWN:
+            shown.append(row)
+    return shown, more + len(rows) - len(shown)
+
+
+def search_pieces(work: _Search, unit: int) -> Columns:
+    """Search pieces of a table for an id. Returns a ``result`` in JSON: the ``rows``, and how many ``more`` there are.
+
+    All bytes of a piece are checked, so that a row in a piece that has changed is an error and not missing. All columns
+    are decoded only of a piece that has the id.
     """
-    file = open_table(version_store(dataset, version), table)
-    for group in range(file.num_row_groups):
-        mask = np.asarray(matches(file.read_row_group(group, columns=columns)))
-        if mask.any():
-            yield from file.read_row_group(group).filter(pa.array(mask)).to_pylist()
+    kind, first, stop = work.units[unit]
+    table = work.snapshot.table(kind)
+    images = kind == "images"
+    shard = "target_shard" if "target_shard" in table.columns else "shard"
+    of_triplet = ("split", "subject", "prompt", shard, *_MEMBER_COLUMNS)
+    rows: list[dict[str, Any]] = []
+    more = 0
+    for piece in range(first, stop):
+        ids = pc.fill_null(table.read(piece, ["sha256" if images else "triplet_id"])[0], "")
+        mask = pc.starts_with(ids, work.id) if images else pc.equal(ids, work.id)
+        if pc.any(mask).as_py():
+            matching = table.read(piece, _IMAGE_COLUMNS if images else of_triplet).filter(mask).to_pylist()
+            renamed = [{"shard" if name == shard else name: row[name] for name in row} for row in matching]
+            rows, more = _bounded([*rows, *renamed], more)
+    return {"result": np.array([canonical_json({"rows": rows, "more": more})], object)}

@@ -1,35 +1,109 @@
-"""What the tasks of the stages after the index get: tables, partitions, and what earlier stages have written."""
+"""What the tasks of the stages after the index get, and readers of what earlier stages have written.
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from functools import cached_property
+All units of a stage share one :class:`StageWork` whose size does not depend on the number of raw shards; a unit is a
+number, or a small description such as :class:`Group`.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from lookalike.annotators.captioner import Captioner
 from lookalike.data.passed_over import PassedOver
-from lookalike.data.triplets import Split
+from lookalike.data.ranges import ByteRange, read_ranges
+from lookalike.data.shuffle import Shuffle
 from lookalike.documents import decoding, parse_record
 from lookalike.storage import ObjectInfo, Store, open_store
-from pipelines.curate.changed import read_image
+from pipelines.curate.changed import check_image, read_image
 from pipelines.curate.config import CurateConfig
+from pipelines.curate.filters import Photos, with_scores
 from pipelines.curate.inputs import Inputs
+from pipelines.curate.near import SCHEMA as BAND_SCHEMA
+from pipelines.curate.near import Sketch
 from pipelines.curate.raw import raw_store
-from pipelines.curate.rows import COMPONENT_SCHEMA, IMAGE_SCHEMA, hash_range, in_hash_range, subject_hash
+from pipelines.curate.rows import (
+    COMPONENT_SCHEMA,
+    CONTENT_SCHEMA,
+    IMAGE_SCHEMA,
+    REPEATED_SCHEMA,
+    REQUEST_SCHEMA,
+    ROW_SCHEMA,
+    SUBJECT_BITS,
+    end_schema,
+    gathered_schema,
+    subject_hash,
+)
 from pipelines.curate.summary import Summary
-from pipelines.curate.tables import read_footers, read_part, read_table
-from pipelines.curate.workspace import INDEX_PREFIXES, DuplicateOrder, PlanTable, Workspace
+from pipelines.curate.tables import notes_of, read_part, read_table, vectors_of
+from pipelines.curate.workspace import PlanTable, ShuffleName, Workspace
 
-CONTENT_ROWS = 5_000_000  # rows whose hashes one task compares
-_CONTENT_BITS = 32  # of a content hash, which decide about its range
+_CONTENT_ROWS = 1_000_000  # rows of the shuffle by content in one range
+_BAND_IMAGES = 200_000  # images whose band rows are in one range
+_PAIR_IMAGES = 1_000_000  # images to a range of pairs; few images are in a pair
 _WORTH_A_TASK, _AT_ONCE = 5_000, 4  # rows of a range, and number of ranges, that a small data set is divided into
+_GROUP_BYTES = 1 << 20, 32 << 20  # of the tables in a group, at least and at most
+_GROUPS = 16  # that a small data set is divided into
+_LARGE_RANGE = 512 << 20  # bytes of a range of subjects whose vectors are read apart from its rows
+
+# Legend: N image rows, D dimensions of a vector.
+
+
+@dataclass(frozen=True)
+class IndexedShard:
+    """The tables of one raw shard."""
+
+    number: int
+    """In the order of the raw shards' keys."""
+    id: str
+    """As in the keys of its results (:func:`pipelines.curate.workspace.shard_id`)."""
+    rows: ObjectInfo
+    """The table of image rows."""
+    vectors: ObjectInfo
+    """The table of embeddings."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Consecutive raw shards whose tables are read in one unit."""
+
+    number: int
+    shards: tuple[IndexedShard, ...]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What a sample of the raw shards says about all of them."""
+
+    images: int
+    """Estimated image rows in all tables together; exact for few raw shards."""
+    mean: np.ndarray
+    """Mean of the unit-norm vectors, float32 [D]."""
+
+
+@dataclass(frozen=True)
+class SubjectRows:
+    """All images of a range of subjects, in the order of subject hash, subject, raw shard, offset and key."""
+
+    rows: pa.Table
+    """Columns of :data:`pipelines.curate.rows.ROW_SCHEMA`."""
+    reasons: np.ndarray
+    """The image filter that drops each, object [N]; empty if none does."""
+    numbers: np.ndarray
+    """Number of each image, int64 [N]."""
+    repeated: np.ndarray
+    """Whether an earlier image has the same bytes, bool [N]."""
+    vectors: np.ndarray
+    """Unit-norm embeddings, float32 [N, D]; zero where there is none, and in a large range also where none is needed:
+    of images that were dropped, or are beyond the photos of a subject that are compared."""
 
 
 @dataclass(frozen=True)
 class StageWork:
-    """What a task of the stages after the index gets."""
+    """What all tasks of the stages after the index share."""
 
     config: CurateConfig
     inputs: Inputs
@@ -37,22 +111,22 @@ class StageWork:
     """The store below which the raw shards are."""
     dataset: Store
     """The store of the snapshots and of ``work/``."""
-    rows: tuple[ObjectInfo, ...]
-    """The table of image rows of each raw shard."""
-    vectors: tuple[ObjectInfo, ...]
-    """The table of embeddings of each raw shard."""
-    images: int
-    """Image rows in all tables together."""
+    shards: tuple[IndexedShard, ...] = ()
+    """The tables of all raw shards; none in a task (:meth:`for_tasks`)."""
+    raw_shards: int = 1
+    """Number of raw shards."""
+    width: int = 1
+    """Number of :meth:`groups`."""
+    sample: Sample = field(default_factory=lambda: Sample(0, np.zeros(1, np.float32)), compare=False)
+    """Set before the images are gathered."""
+    images: int = 0
+    """Image rows in all tables together; set once they are gathered."""
     cells: int = 0
     """Cells of photos without a subject; set while subjects are found."""
     linked: bool = False
     """Whether any two subjects share an image or a near copy of one."""
-    scores: dict[str, tuple[ObjectInfo, ...]] = field(default_factory=dict)
-    """The table of scores of each raw shard, by the revision of the model; set once the score stage is done."""
     members: PassedOver = field(default_factory=PassedOver)
-    """Counts of the members of all raw shards, and of those that are part of no sample."""
-    unpacked: dict[str, str] = field(default_factory=dict)
-    """The key of the unpacked tar below the dataset's prefix, by the key of each compressed raw shard."""
+    """Counts of the members of all raw shards, and of those that are part of no sample; set with :attr:`images`."""
 
     @classmethod
     def of(cls, config: CurateConfig, inputs: Inputs, *, clustered: bool = True) -> "StageWork":
@@ -62,122 +136,232 @@ class StageWork:
         """
         dataset, workspace = open_store(config.dataset), inputs.workspace
         if config.labels.found is None or not clustered:
-            tables = indexed(dataset)
-            keys = [(workspace.rows(i), workspace.vectors(i)) for i in inputs.units]
+            tables = indexed(dataset, workspace)
+            keys = [(workspace.rows(shard), workspace.vectors(shard)) for shard in inputs.ids]
         else:
             tables = {info.key: info for info in dataset.list(workspace.prefix("found"))}
             keys = [(workspace.found("rows", i), workspace.found("vectors", i)) for i in inputs.units]
-        rows = tuple(tables[key] for key, _ in keys)
-        vectors = tuple(tables[key] for _, key in keys)
-        images, members, unpacked = 0, PassedOver(), {}
-        for i, (count, notes) in zip(inputs.units, read_footers(dataset, rows), strict=True):
-            images += count
-            with decoding("a table of image rows", dataset.uri_of(rows[i].key)):
-                members.merge(PassedOver.from_json(notes["members"]))
-                if notes["unpacked"]:
-                    unpacked[inputs.shards[i].key] = workspace.unpacked(i)
-        raw = raw_store(config.raw)
-        return cls(config, inputs, raw, dataset, rows, vectors, images, members=members, unpacked=unpacked)
+        shards = tuple(
+            IndexedShard(number, inputs.ids[number], tables[rows], tables[vectors])
+            for number, (rows, vectors) in enumerate(keys)
+        )
+        work = cls(config, inputs, raw_store(config.raw), dataset, shards, len(shards))
+        return replace(work, width=sum(1 for _ in work.groups()))
+
+    def for_tasks(self) -> "StageWork":
+        """Return the work without the lists of raw shards, whose size a task must not depend on."""
+        return replace(self, inputs=self.inputs.for_tasks(), shards=())
+
+    def groups(self) -> Iterator[Group]:
+        """Yield all raw shards in groups of about equal bytes of tables, which depend on the listing alone."""
+        least, most = _GROUP_BYTES
+        total = sum(shard.rows.size + shard.vectors.size for shard in self.shards)
+        limit = min(most, max(least, total // _GROUPS))
+        number, size, members = 0, 0, list[IndexedShard]()
+        for shard in self.shards:
+            own = shard.rows.size + shard.vectors.size
+            if members and size + own > limit:
+                yield Group(number, tuple(members))
+                number, size, members = number + 1, 0, []
+            members.append(shard)
+            size += own
+        yield Group(number, tuple(members))
 
     @property
     def workspace(self) -> Workspace:
         """The keys of this curation's objects in :attr:`dataset`."""
         return self.inputs.workspace
 
+    @property
+    def sketch(self) -> Sketch:
+        """The sketch of vectors by which candidates for near copies are chosen."""
+        return Sketch(self.sample.mean)
+
     def read_image(self, image: Mapping[str, Any]) -> bytes:
-        """Return the file of an image, by the ``shard``, ``offset``, ``length`` and ``sha256`` of its row.
+        """Return the file of an image, by ``shard``, ``unpacked``, ``offset``, ``length`` and ``sha256`` of its row.
 
         Raises InputError if the bytes are no longer those that were indexed.
         """
-        unpacked = self.unpacked.get(image["shard"])
-        store, key = (self.raw, image["shard"]) if unpacked is None else (self.dataset, unpacked)
-        return read_image(store, key, image, self._shards[image["shard"]], self.dataset)
+        return read_image(self.raw, self.dataset, image)
 
-    @cached_property
-    def _shards(self) -> dict[str, ObjectInfo]:
-        return {info.key: info for info in self.inputs.shards}
+    def read_images(self, images: Sequence[Mapping[str, Any]]) -> list[bytes]:
+        """Return the files of images as :meth:`read_image` does, read at once with neighbours joined."""
+        files: list[bytes] = [b""] * len(images)
+        for store, unpacked in ((self.raw, False), (self.dataset, True)):
+            mine = [i for i, image in enumerate(images) if bool(image["unpacked"]) == unpacked]
+            places = [
+                ByteRange(images[i]["unpacked"] or images[i]["shard"], images[i]["offset"], images[i]["length"])
+                for i in mine
+            ]
+            for i, data in zip(mine, read_ranges(store, places), strict=True):
+                files[i] = check_image(self.raw, self.dataset, images[i], data)
+        return files
+
+    def shuffle(self, name: ShuffleName) -> Shuffle:
+        """Return a shuffle of the row stages.
+
+        ==================  ==============================================================  ==================
+        name                rows                                                            written by
+        ==================  ==============================================================  ==================
+        subjects            all images, with reason and vector, by subject hash             groups
+        contents            screened images by the hash of their bytes                      groups
+        bands               screened images under 15 keys each, by the key                  groups
+        repeated            images that repeat an earlier one, by subject hash              ranges of contents
+        repeated_of_shards  the same by raw shard, for models                               ranges of contents
+        requests            both images of each candidate pair of near copies, by subject   ranges of bands
+        ends                these with their vectors, by pair                               ranges of subjects
+        ==================  ==============================================================  ==================
+        """
+        dim, subjects, contents = len(self.sample.mean), self.partitions, self._ranges(_CONTENT_ROWS)
+        schema, key, width, partitions = {
+            "subjects": (gathered_schema(dim), "subject_hash", self.width, subjects),
+            "contents": (CONTENT_SCHEMA, "place", self.width, contents),
+            "bands": (BAND_SCHEMA, "key", self.width, self._ranges(_BAND_IMAGES)),
+            "repeated": (REPEATED_SCHEMA, "place", self.content_partitions, subjects),
+            "repeated_of_shards": (REPEATED_SCHEMA, "place", self.content_partitions, self.width),
+            "requests": (REQUEST_SCHEMA, "subject_hash", self.band_partitions, subjects),
+            "ends": (end_schema(dim), "pair", self.partitions, self._ranges(_PAIR_IMAGES)),
+        }[name]
+        prefix = self.workspace.shuffle(name)
+        return Shuffle.for_size(self.dataset, prefix, schema, key, width, partitions)
+
+    def score_shuffle(self, revision: str) -> Shuffle:
+        """Return the shuffle of the answers of one model by subject hash."""
+        captioner = self.config.captioner
+        is_text = captioner is not None and isinstance(captioner, Captioner) and captioner.revision == revision
+        value = pa.string() if is_text else pa.float64()
+        schema = pa.schema([("subject_hash", pa.int64()), ("sha256", pa.string()), ("value", value)])
+        prefix = self.workspace.score_shuffle(revision)
+        return Shuffle.for_size(self.dataset, prefix, schema, "subject_hash", self.width, self.partitions)
 
     @property
     def partitions(self) -> int:
         """Number of ranges of subject hashes that are planned one by one; it never depends on the cluster's size.
 
-        As few as the setting allows, since each range looks into the table of each raw shard; a small data set has
-        a few, so that cores do not wait for one.
+        A power of two, at least as large as the setting requires; a small data set has a few, so that cores do not wait
+        for one.
         """
-        fewest = -(-self.images // self.config.plan.rows_per_partition)
-        return max(fewest, min(_AT_ONCE, self.images // _WORTH_A_TASK), 1)
+        fewest = -(-self.sample.images // self.config.plan.rows_per_partition)
+        wanted = max(fewest, min(_AT_ONCE, self.sample.images // _WORTH_A_TASK), 1)
+        return 1 << (wanted - 1).bit_length()
 
     @property
     def content_partitions(self) -> int:
         """Number of ranges of content hashes that are compared one by one."""
-        return -(-self.images // CONTENT_ROWS) or 1
+        return 1 << (self._ranges(_CONTENT_ROWS) - 1).bit_length()
+
+    @property
+    def band_partitions(self) -> int:
+        """Number of ranges of keys of near copies that are compared one by one."""
+        return 1 << (self._ranges(_BAND_IMAGES) - 1).bit_length()
+
+    def _ranges(self, rows: int) -> int:
+        return -(-self.sample.images // rows) or 1
 
     def span(self, partition: int) -> tuple[int, int]:
         """Return the half-open range of subject hashes of a partition."""
-        return hash_range(partition, self.partitions)
+        return self.shuffle("subjects").span(partition)
 
     def partition_of(self, subject: str) -> int:
         """Return the partition that a subject is planned in."""
-        place = subject_hash(subject)
-        return next(i for i in range(self.partitions) if place < self.span(i)[1])
+        low, high = self.span(0)
+        return subject_hash(subject) // (high - low)
 
-    def read_rows(self, span: tuple[int, int]) -> tuple[pa.Table, np.ndarray]:
-        """Return the image rows of a range of subjects, and the screen's reason for each, empty if it has none.
+    def read_subjects(self, partition: int) -> SubjectRows:
+        """Return all images of a range of subjects, with what the stages before the plan have found out about them."""
+        shuffle = self.shuffle("subjects")
+        dim = len(self.sample.mean)
+        if shuffle.size(partition) <= _LARGE_RANGE:
+            table = _in_order(shuffle.read(partition))
+            return self._subject_rows(partition, table, vectors_of(table["vector"]))
+        table = _in_order(shuffle.read(partition, lambda rows: rows.drop_columns("vector")))
+        subjects = self._subject_rows(partition, table, np.zeros((len(table), dim), np.float32))
+        wanted = np.sort(subjects.numbers[self._compared(partition, subjects)])
 
-        Both are in the order of subject, raw shard and offset; the reasons are object [N].
-        """
-        store, tables = self.dataset, []
-        for unit, info in enumerate(self.rows):
-            rows = read_part(store, info, span).cast(IMAGE_SCHEMA)
-            if len(rows):  # most tables have none for a small range
-                reasons = read_table(store, self.workspace.reasons(unit), span)["reason"]
-                tables.append(rows.append_column("reason", reasons))
-        if not tables:
-            return IMAGE_SCHEMA.empty_table(), np.zeros(0, object)
-        order = [(name, "ascending") for name in ("subject_hash", "subject", "shard", "offset", "key")]
-        rows = pa.concat_tables(tables).sort_by(order)
-        return rows.drop_columns("reason"), rows["reason"].to_numpy(zero_copy_only=False).astype(object)
+        def reduce(rows: pa.Table) -> pa.Table:
+            mask = np.isin(rows["number"].to_numpy(), wanted)
+            return rows.select(["subject_hash", "number", "vector"]).filter(pa.array(mask))
 
-    def read_screened(self, unit: int, partition: int | None = None) -> pa.Table:
-        """Return the rows of raw shard ``unit`` that passed the screen, or only a range of content hashes of them."""
-        rows = read_table(self.dataset, self.rows[unit].key).cast(IMAGE_SCHEMA)
-        reasons = read_table(self.dataset, self.workspace.reasons(unit))["reason"]
-        rows = rows.filter(pc.equal(reasons, ""))
-        if partition is None or self.content_partitions == 1:
-            return rows
-        places = np.array([int(content[: _CONTENT_BITS // 4], 16) for content in rows["sha256"].to_pylist()], np.int64)
-        return rows.filter(pa.array(in_hash_range(places, partition, self.content_partitions, _CONTENT_BITS)))
+        part = shuffle.read(partition, reduce)
+        places = positions_of(part["number"].to_numpy(), subjects.numbers)
+        subjects.vectors[places] = vectors_of(part["vector"])
+        return subjects
 
-    def read_duplicates(self, span: tuple[int, int], by: DuplicateOrder) -> set[tuple[str, int, str]]:
-        """Return (shard, offset, key) of the repeated images of a range of ``subject_hash`` or ``unit`` (a raw shard).
+    def _subject_rows(self, partition: int, table: pa.Table, vectors_ND: np.ndarray) -> SubjectRows:
+        numbers = table["number"].to_numpy()
+        repeated = np.zeros(len(numbers), bool)
+        if self.inputs.filters["content"]:
+            repeated = np.isin(numbers, self.shuffle("repeated").read(partition)["number"].to_numpy())
+        reasons = table["reason"].to_numpy(zero_copy_only=False).astype(object)
+        return SubjectRows(table.select(ROW_SCHEMA.names), reasons, numbers, repeated, vectors_ND)
 
-        Linked members share their offset.
-        """
-        repeated: set[tuple[str, int, str]] = set()
-        for partition in range(self.content_partitions):
-            table = read_table(self.dataset, self.workspace.duplicates(partition, by), span, by=by)
-            repeated.update(zip(*(table[name].to_pylist() for name in ("shard", "offset", "key")), strict=True))
-        return repeated
+    def _compared(self, partition: int, subjects: SubjectRows) -> np.ndarray:
+        """Return which images of a range need their vectors, bool [N]: those that the filters which compare the photos
+        of a subject see, and those of candidate pairs."""
+        left = (subjects.reasons == "") & ~subjects.repeated
+        for _, step in self.config.filters.scored():
+            scores = {} if step.scorer is None else self.read_scores(step.scorer.revision, partition)
+            kept = np.flatnonzero(left)
+            left[kept[step.drop(with_scores(subjects.rows.take(pa.array(kept)), scores))]] = False
+        bound = self.config.filters.large_subject
+        kept = np.flatnonzero(left)
+        rows = subjects.rows.take(pa.array(kept))
+        for own in np.split(kept, _begins(rows)):
+            if len(own) > bound.max_photos:
+                left[own[bound.drop(Photos(subjects.rows.take(pa.array(own))))]] = False
+        if self.inputs.links_copies:
+            left |= np.isin(subjects.numbers, self.shuffle("requests").read(partition)["number"].to_numpy())
+        return left
 
-    def read_scores(self, revision: str, span: tuple[int, int]) -> dict[str, Any]:
+    def read_repeated(self, shard: IndexedShard) -> np.ndarray:
+        """Return the numbers of the images of a raw shard that repeat an earlier one: int64 [M]."""
+        if not self.inputs.filters["content"]:
+            return np.zeros(0, np.int64)
+        shuffle = self.shuffle("repeated_of_shards")
+        place = self.place_of_shard(np.array([shard.number]))[0]
+        low, high = shuffle.span(0)
+        numbers = shuffle.read(int(place) // (high - low))["number"].to_numpy()
+        return numbers[numbers >> 32 == shard.number]
+
+    def place_of_shard(self, numbers: np.ndarray) -> np.ndarray:
+        """Return the key of raw shards in the shuffle ``repeated_of_shards``, int64 [N]: near ones are in one range."""
+        return np.asarray(numbers.astype(np.int64) * ((1 << SUBJECT_BITS) // self.raw_shards))
+
+    def read_scores(self, revision: str, partition: int) -> dict[str, Any]:
         """Return what the model of that revision said of the images of a range of subjects, by content hash."""
-        scores: dict[str, Any] = {}
-        for info in self.scores[revision]:
-            table = read_part(self.dataset, info, span)
-            scores.update(zip(table["sha256"].to_pylist(), table["value"].to_pylist(), strict=True))
-        return scores
+        table = self.score_shuffle(revision).read(partition)
+        return dict(zip(table["sha256"].to_pylist(), table["value"].to_pylist(), strict=True))
 
-    def read_links(self, key: str, schema: pa.Schema) -> pa.Table:
-        """Return a table of links or components. Raises InputError if another program has written other columns."""
-        table = read_table(self.dataset, key)
+    def read_links(self, key: str, schema: pa.Schema, span: tuple[int, int] | None = None) -> pa.Table:
+        """Return a table of links or components, or those of a range of subject hashes.
+
+        Raises InputError if another program has written other columns.
+        """
         fix = "remove it, and run the same command again"
         with decoding("a table of links", self.dataset.uri_of(key), fix=fix):
+            info = None if span is None else next((info for info in self.dataset.list(key) if info.key == key), None)
+            table = read_table(self.dataset, key) if info is None else read_part(self.dataset, info, span)
             return table.select(schema.names).cast(schema)
 
-    def read_components(self) -> dict[str, str]:
-        """Return the component of each subject that is linked with another."""
-        table = self.read_links(self.workspace.components(), COMPONENT_SCHEMA)
-        return dict(zip(table["subject"].to_pylist(), table["component"].to_pylist(), strict=True))
+    def split_hashes(self, subjects: pa.Table, span: tuple[int, int] | None = None) -> np.ndarray:
+        """Return the number in [0, 1) that decides about the split of each subject, float64 [N].
+
+        It is the subject's own, or for linked subjects that of one of them.
+
+        Args:
+            subjects: rows of :data:`pipelines.curate.rows.SUBJECT_SCHEMA`, sorted by ``subject_hash``.
+            span: half-open range of subject hashes that holds them all; without it all components are read.
+        """
+        own = subjects["split_hash"].to_numpy().copy()
+        if not self.linked or not len(own):
+            return own
+        table = self.read_links(self.workspace.components(), COMPONENT_SCHEMA, span)
+        members, hashes = table["subject_hash"].to_numpy(), subjects["subject_hash"].to_numpy()
+        places = np.searchsorted(members, hashes)
+        is_linked = places < len(members)
+        is_linked[is_linked] = members[places[is_linked]] == hashes[is_linked]
+        own[is_linked] = table["split_hash"].to_numpy()[places[is_linked]]
+        return own
 
     def read_plan(self, partition: int, table: PlanTable, span: tuple[int, int] | None = None) -> pa.Table:
         """Return the planned images or subjects of a partition, or those of a range of subject hashes."""
@@ -190,33 +374,103 @@ class StageWork:
 
 
 @dataclass(frozen=True)
-class ShardPlan:
-    """One triplet shard: all triplets of the subjects of a range that are on its side of the split."""
+class Layout:
+    """The division of all subjects into the units of materialise, and into the splits."""
 
-    name: str
-    """Key in the version's store."""
-    split: Split
-    """Which subjects."""
-    partition: int
-    """Partition that has their plan."""
-    span: tuple[int, int]
-    """Half-open range of their subject hashes."""
     split_cut: float
     """Subjects whose split hash is below it are validation."""
-    triplets: int
-    """Number of triplets that it will hold."""
+    ends: np.ndarray
+    """int64 [partitions]: the number of units of each partition and those before it."""
+
+    @property
+    def units(self) -> int:
+        """Units of materialise."""
+        return int(self.ends[-1])
+
+    def partition_of(self, unit: int) -> tuple[int, int]:
+        """Return the partition of a unit, and the unit's number in it."""
+        partition = int(np.searchsorted(self.ends, unit, side="right"))
+        return partition, unit - (int(self.ends[partition - 1]) if partition else 0)
+
+
+@dataclass(frozen=True)
+class StoredBefore:
+    """The image table of the parent, whose stored images a version uses again."""
+
+    version: Store
+    """Store of the parent."""
+    files: dict[str, str]
+    """Hashes of the lists of its image table, by name, in their order."""
+    first_hashes: tuple[int, ...]
+    """The lowest subject hash of each list."""
 
 
 @dataclass(frozen=True)
 class MaterialiseWork:
-    """What a task that writes triplet shards gets; unit ``i`` is ``shards[i]``."""
+    """What a task that stores images and writes parts of tables gets."""
 
     stage: StageWork
     version: Store
     """Store of the version that is being made."""
-    shards: tuple[ShardPlan, ...]
+    layout: Layout
+    before: StoredBefore | None = None
+    """Where images are stored already; None if no parent has images in the same form."""
+    tainted: frozenset[str] = frozenset()
+    """Keys of packs with an image that was taken down; no image in them is used again."""
+
+    @property
+    def name(self) -> str:
+        """Names the version and the parent whose images it uses, below ``work/``."""
+        return self.version.name if self.before is None else f"{self.version.name}-of-{self.before.version.name}"
 
 
-def indexed(dataset: Store) -> dict[str, ObjectInfo]:
-    """Return the tables that the index has written so far, by key."""
-    return {info.key: info for prefix in INDEX_PREFIXES for info in dataset.list(prefix)}
+def indexed(dataset: Store, workspace: Workspace) -> dict[str, ObjectInfo]:
+    """Return the tables that the index has written so far for these settings, by key."""
+    return {info.key: info for prefix in workspace.index_prefixes for info in dataset.list(prefix)}
+
+
+def read_rows(work: StageWork, shard: IndexedShard, members: PassedOver | None = None) -> pa.Table:
+    """Return the rows of a raw shard, with the columns of :data:`pipelines.curate.rows.ROW_SCHEMA` and ``number``, in
+    the order of subject hash, subject, offset and key; ``members`` gets the counts of the members of its tar."""
+    table = read_table(work.dataset, shard.rows.key)
+    with decoding("a table of image rows", work.dataset.uri_of(shard.rows.key)):
+        notes = notes_of(table)
+        (members or PassedOver()).merge(PassedOver.from_json(notes["members"]))
+        unpacked = work.workspace.unpacked(shard.id) if notes["unpacked"] else ""
+        rows = table.select(IMAGE_SCHEMA.names).cast(IMAGE_SCHEMA)
+    hashes, offsets, begins = rows["subject_hash"].to_numpy(), rows["offset"].to_numpy(), _begins(rows)
+    tied = (hashes[1:] == hashes[:-1]) & (offsets[1:] <= offsets[:-1])
+    if tied.any() or (hashes[begins] == hashes[begins - 1]).any():
+        rows = rows.sort_by([(name, "ascending") for name in _ORDER])
+    numbers = (shard.number << 32) + np.arange(len(rows), dtype=np.int64)
+    rows = rows.append_column("unpacked", pa.repeat(pa.scalar(unpacked), len(rows)))
+    return rows.append_column("number", pa.array(numbers))
+
+
+def positions_of(numbers: np.ndarray, among: np.ndarray) -> np.ndarray:
+    """Return the position of each of M ``numbers`` in N different ones, int64 [M]. All must be there."""
+    order = np.argsort(among, kind="stable")
+    places = order[np.minimum(np.searchsorted(among, numbers, sorter=order), len(order) - 1)] if len(order) else order
+    assert len(places) == len(numbers), "an image is missing from its range"
+    assert (among[places] == numbers).all(), "an image is missing from its range"
+    return places
+
+
+_ORDER = ("subject_hash", "subject", "shard", "offset", "key")
+
+
+def _in_order(rows: pa.Table) -> pa.Table:
+    """Return rows of a range, which are sorted by subject hash, raw shard and offset, in their final order."""
+    hashes, begins = rows["subject_hash"].to_numpy(), _begins(rows)
+    if (hashes[begins] == hashes[begins - 1]).any():  # two subjects with the same hash
+        return rows.sort_by([(name, "ascending") for name in _ORDER])
+    return rows
+
+
+def _begins(rows: pa.Table) -> np.ndarray:
+    """Return the positions at which another subject begins, without the first."""
+    if len(rows) < 2:
+        return np.zeros(0, np.int64)
+    hashes, subjects = rows["subject_hash"].to_numpy(), rows["subject"].combine_chunks()
+    differ = np.asarray(pc.not_equal(subjects.slice(1), subjects.slice(0, len(subjects) - 1)))
+    return np.flatnonzero((hashes[1:] != hashes[:-1]) | differ) + 1

@@ -1,30 +1,37 @@
 """Where the objects of a curation lie. Only this module builds their keys, and those of a snapshot's files.
 
 Keys below ``work/`` follow from what an object depends on, so that an object that exists is done: index results from
-the raw shard and the settings that read it, results of later stages from the fingerprint of all inputs.
+the raw shard and the settings that read it, results of later stages from the raw shards and the settings that decide
+about them (:attr:`pipelines.curate.inputs.Inputs.stages`).
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Literal
 
 from lookalike.config import fingerprint
+from lookalike.data.parts import Kind
 from lookalike.storage import ObjectInfo
 
 _WORK = "work"
 LEASE = f"{_WORK}/lease"
 CHANGED = f"{_WORK}/changed"
 _TAKE_DOWN_LISTS = f"{_WORK}/taken-down"
-INDEX_PREFIXES = (f"{_WORK}/rows/", f"{_WORK}/vectors/")
 
 # Files of a version, below its own prefix.
 CLAIM = "claim.json"
-IMAGES_TABLE = "images.parquet"
+FORMAT_1_TABLES = {"images": "images.parquet", **dict.fromkeys(("train", "validation"), "triplets.parquet")}
 REPORT_JSON, REPORT_HTML = "report.json", "report.html"
 TAKEN_DOWN_JSON = "taken_down.json"
 
 PlanTable = Literal["images", "subjects"]
-DuplicateOrder = Literal["subject_hash", "unit"]
+ShuffleName = Literal["subjects", "contents", "bands", "repeated", "repeated_of_shards", "requests", "ends"]
+"""The shuffles of the row stages (:meth:`pipelines.curate.work.StageWork.shuffle` describes them)."""
+_WRITER: dict[ShuffleName, str] = {
+    "subjects": "gather", "contents": "gather", "bands": "gather", "repeated": "duplicates",
+    "repeated_of_shards": "duplicates", "requests": "links", "ends": "links",
+}  # fmt: skip
 
 
 def shard_id(info: ObjectInfo) -> str:
@@ -47,41 +54,62 @@ def take_down_hash(key: str) -> str:
     return PurePosixPath(key).stem
 
 
-def triplet_shard(split: str, number: int) -> str:
-    """Return the key of a triplet shard below its version's prefix."""
-    return f"shards/{split}-{number:06d}.tar"
+def pack(sha256: str) -> str:
+    """Return the key of a pack of images below the dataset's prefix, by the hash of its bytes."""
+    return f"shards/{sha256}.tar"
+
+
+def pack_hash(key: str) -> str:
+    """Return the hash that a key of :func:`pack` is made of."""
+    return PurePosixPath(key).stem
+
+
+def part_of(kind: Kind, unit: int) -> str:
+    """Return the key of the part of a table that a unit of materialise writes, below its version's prefix."""
+    return f"images/part-{unit:06d}.parquet" if kind == "images" else f"triplets/{kind}-{unit:06d}.parquet"
+
+
+def exported(split: str, number: int) -> str:
+    """Return the key of a shard of an export below its output's prefix."""
+    return f"{split}-{number:06d}.tar"
 
 
 @dataclass(frozen=True)
 class Workspace:
-    """The keys of one curation's objects below the dataset's prefix. ``shard`` is the number of a raw shard."""
+    """The keys of one curation's objects below the dataset's prefix.
 
-    shards: tuple[ObjectInfo, ...]
+    ``shard`` is the id of a raw shard (:func:`shard_id`), ``number`` its number in the order of their keys.
+    """
+
     index: str
     """Identity of the settings that decide about image rows and their order."""
     index_revision: int
     """Revision of the index stage."""
     embedder: str
     """Revision of the embedder."""
-    run: str
-    """Fingerprint of all inputs."""
+    stages: Mapping[str, str]
+    """Fingerprint of what the results of each stage after the index depend on."""
 
-    def rows(self, shard: int) -> str:
+    @property
+    def index_prefixes(self) -> tuple[str, str]:
+        """The prefixes of the objects of :meth:`rows` and :meth:`vectors`."""
+        return f"{_WORK}/rows/{self.index}/", f"{_WORK}/vectors/{self.index}-{fingerprint(self.embedder)[:16]}/"
+
+    def rows(self, shard: str) -> str:
         """The image rows of a raw shard, as the index wrote them."""
-        return f"{_WORK}/rows/{self.index}/{shard_id(self.shards[shard])}.parquet"
+        return f"{self.index_prefixes[0]}{shard}.parquet"
 
-    def vectors(self, shard: int) -> str:
+    def vectors(self, shard: str) -> str:
         """The embeddings of a raw shard, as the index wrote them."""
-        revision = fingerprint(self.embedder)[:16]
-        return f"{_WORK}/vectors/{self.index}-{revision}/{shard_id(self.shards[shard])}.parquet"
+        return f"{self.index_prefixes[1]}{shard}.parquet"
 
-    def unpacked(self, shard: int) -> str:
+    def unpacked(self, shard: str) -> str:
         """The tar inside a compressed raw shard."""
-        return f"{_WORK}/unpacked/{self.index_revision}-{shard_id(self.shards[shard])}.tar"
+        return f"{_WORK}/unpacked/{self.index_revision}-{shard}.tar"
 
-    def answers(self, revision: str, shard: int) -> str:
+    def answers(self, revision: str, shard: str) -> str:
         """What the model of that revision said of a raw shard's images, by content, under any labels and filters."""
-        return f"{_WORK}/answers/{fingerprint(revision)[:16]}/{shard_id(self.shards[shard])}.parquet"
+        return f"{_WORK}/answers/{fingerprint(revision)[:16]}/{shard}.parquet"
 
     def centroids(self) -> str:
         """The centroids of all cells of :mod:`pipelines.curate.cluster_subjects`."""
@@ -95,33 +123,53 @@ class Workspace:
         """The prefix of the shuffle of the subjects that were found, by group of raw shards."""
         return self._of_run("assigned", "by-shards")
 
-    def found(self, kind: Literal["rows", "vectors"], shard: int) -> str:
+    def found(self, kind: Literal["rows", "vectors"], number: int) -> str:
         """The rows or vectors of a raw shard, with the subjects that were found."""
-        return self._of_run("found", f"{kind}/{shard:06d}.parquet")
+        return self._of_run("found", f"{kind}/{number:06d}.parquet")
 
-    def take_down_contents(self, shard: int) -> str:
-        """The content hashes of a raw shard's images that the take-down list names."""
-        return self._of_run("taken-down", f"contents/{shard:06d}.txt")
+    def take_down_contents(self, group: int) -> str:
+        """The content hashes of the images of a group of raw shards that the take-down list names."""
+        return self._of_run("taken-down", f"contents/{group:06d}.sha256s")
 
-    def reasons(self, shard: int) -> str:
-        """The reasons of the screen, beside the image rows of a raw shard."""
-        return self._of_run("screen", f"{shard:06d}.parquet")
+    def take_down_counts(self, group: int) -> str:
+        """The numbers of these images by entry of the list; written after their content hashes."""
+        return self._of_run("taken-down", f"counts/{group:06d}.parquet")
 
-    def duplicates(self, partition: int, order: DuplicateOrder) -> str:
-        """The repeated images of a range of content hashes, sorted by subject hash or by raw shard."""
-        return self._of_run("duplicates", f"part-{partition:05d}.{order}.parquet")
+    def gathered(self, group: int) -> str:
+        """The counts of a group of raw shards, written when its rows are in all shuffles."""
+        return self._of_run("gather", f"{group:06d}.json")
 
-    def links(self, unit: int) -> str:
-        """The linked subjects that one task has found."""
-        return self._of_run("links", f"part-{unit:05d}.parquet")
+    def shuffle(self, name: ShuffleName) -> str:
+        """The prefix of a shuffle of the row stages."""
+        return self._of_run(_WRITER[name], name)
+
+    def candidates(self, partition: int) -> str:
+        """What is known about the candidates of a range of keys of near copies, once they are requested."""
+        return self._of_run("links", f"candidates-{partition:05d}.json")
+
+    def sharing(self, partition: int) -> str:
+        """The subjects that share an image of a range of contents."""
+        return self._of_run("duplicates", f"sharing-{partition:05d}.parquet")
+
+    def resembling(self, partition: int) -> str:
+        """The subjects that share a near copy of an image, of a range of pairs."""
+        return self._of_run("links", f"resembling-{partition:05d}.parquet")
+
+    def joined(self, level: int, unit: int) -> str:
+        """The links of up to 128 tables of the level before, joined."""
+        return self._of_run("links", f"joined-{level}/{unit:05d}.parquet")
 
     def components(self) -> str:
         """The component of each linked subject."""
         return self._of_run("links", "components.parquet")
 
-    def scores(self, revision: str, shard: int) -> str:
+    def scores(self, revision: str, number: int) -> str:
         """The scores of a raw shard's images by the model of that revision."""
-        return self._of_run("scores", f"{fingerprint(revision)[:16]}/{shard:06d}.parquet")
+        return self._of_run("scores", f"{fingerprint(revision)[:16]}/{number:06d}.parquet")
+
+    def score_shuffle(self, revision: str) -> str:
+        """The prefix of the shuffle of the scores by the model of that revision."""
+        return self._of_run("scores", f"{fingerprint(revision)[:16]}/by-subject")
 
     def plan(self, partition: int, table: PlanTable) -> str:
         """A table of the plan of a range of subjects."""
@@ -131,13 +179,21 @@ class Workspace:
         """The summary of the plan of a range of subjects, which is written after its tables."""
         return self._of_run("plan", f"part-{partition:05d}.summary.json")
 
-    def part(self, version: str, shard: str, suffix: Literal["parquet", "json"]) -> str:
-        """The triplet table, or the hash (written last), of triplet shard ``shard`` of a version."""
-        return self._of_run("materialise", f"{version}-{PurePosixPath(shard).stem}.{suffix}")
+    def layout(self, partition: int) -> str:
+        """Where the units of materialise divide a range of subjects."""
+        return self._of_run("layout", f"part-{partition:05d}.json")
 
-    def prefix(self, stage: Literal["assigned", "found", "scores"]) -> str:
+    def materialised(self, version: str, unit: int) -> str:
+        """What a unit of materialise has written for a version; written last."""
+        return self._of_run("materialise", f"{version}/unit-{unit:06d}.json")
+
+    def listed(self, version: str, number: int) -> str:
+        """The lists of parts of a version with this number; written after them."""
+        return self._of_run("materialise", f"{version}/lists-{number:05d}.json")
+
+    def prefix(self, stage: Literal["assigned", "found"]) -> str:
         """The prefix of all objects of one of these methods."""
         return self._of_run(stage, "")
 
     def _of_run(self, stage: str, name: str) -> str:
-        return f"{_WORK}/{stage}/{self.run[:16]}/{name}"
+        return f"{_WORK}/{stage}/{self.stages[stage][:16]}/{name}"

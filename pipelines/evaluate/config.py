@@ -22,7 +22,8 @@ class EvaluateConfig:
     bundle: str = field(metadata=NOT_IDENTITY)
     """URI of the bundle, full or personal."""
     suite: str = field(metadata=NOT_IDENTITY)
-    """URI of a curated data set, whose newest snapshot holds the subjects and prompts."""
+    """URI of a curated data set, whose newest snapshot holds the subjects and prompts. Of a split with more than 65,536
+    triplets and ``max_samples``, about as many are chosen, in runs spread over it by the seed."""
     out: str = field(metadata=NOT_IDENTITY)
     """URI that receives scores.json (last), grid.png, measurements.parquet and images/."""
     base: str | None = field(default=None, metadata=NOT_IDENTITY)

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -19,7 +21,7 @@ from lookalike.diffusion.schedule import SCHEDULE_TITLES
 from lookalike.errors import InputError
 from lookalike.evaluation.measurements import MEASUREMENTS, SCHEMA, UNREADABLE, estimates, measured, to_parquet
 from lookalike.evaluation.scores import GRID, SCORES, Scores, Source
-from lookalike.evaluation.suites import Case, Suite
+from lookalike.evaluation.suites import Case, Suite, chosen_rows
 from lookalike.storage import Store, latest_version, open_store, read_manifest, version_store
 from lookalike.storage.claim import run_once
 from pipelines.actors import run_units
@@ -28,6 +30,7 @@ from pipelines.evaluate.config import EvaluateConfig
 log = logging.getLogger(__name__)
 
 _GRID_ROWS = 8
+_TRIPLETS = 65_536  # of a split, from which a suite is made; about 1.6 kB each
 _MOST_UNREADABLE = 0.25  # share of the cases; beyond it the rest is too small a part of the suite
 
 
@@ -91,11 +94,17 @@ def _snapshot(uri: str) -> Source:
 
 
 def _suite(config: EvaluateConfig, snapshot: Source) -> tuple[Suite, list[str]]:
-    """Read the suite, and for each triplet of its pool the URI of the snapshot's version."""
+    """Read the suite, and for each triplet of its pool the URI of the snapshot's version.
+
+    Of a split with many triplets it is made of some (:func:`~lookalike.evaluation.suites.chosen_rows`).
+    """
+
+    def choose(rows: int) -> npt.NDArray[np.int64]:
+        return chosen_rows(rows, max(_TRIPLETS, config.max_samples), config.seed)
 
     def triplets(source: Source, split: Split | None) -> tuple[str, list[Triplet]]:
         version = version_store(open_store(source.uri), source.version or 0)
-        return version.uri, read_triplets(version, split, source.sha256)
+        return version.uri, read_triplets(version, split, source.sha256, choose)
 
     uri, measured = triplets(snapshot, config.split)
     other_uri, distractors = triplets(_snapshot(config.distractors), None) if config.distractors else (uri, [])
@@ -119,7 +128,9 @@ def _measure(
         units += [Unit(bundle, part) for part in _parts(losses, config.loss_batch_size)]
         for stages in config.stages:
             units += [Unit(bundle, part, stages) for part in _parts(cases, config.image_batch_size)]
-    work = EvaluationWork(config, tuple(bundles), tuple(suite.pool), tuple(snapshots), tuple(units))
+    named = {i for case in [*losses, *cases] for i in (case.target, case.conditions, case.other) if i is not None}
+    pool, places = {i: suite.pool[i] for i in sorted(named)}, {i: snapshots[i] for i in sorted(named)}
+    work = EvaluationWork(config, tuple(bundles), pool, places, tuple(units))
     log.info(
         "%d losses and %d images of %d subjects, in %d units",
         len(losses) * len(bundles),

@@ -1,7 +1,7 @@
 """The actor of an evaluation, which holds one model and measures units of work."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 
@@ -50,10 +50,10 @@ class EvaluationWork:
     config: EvaluateConfig
     bundles: tuple[BundleReference, ...]
     """The bundle, and the one it is compared with, if any."""
-    pool: tuple[Triplet, ...]
-    """The triplets that units index."""
-    snapshots: tuple[str, ...]
-    """For each triplet of the pool the URI of the snapshot's version."""
+    pool: Mapping[int, Triplet]
+    """The triplets of the suite's pool that units name, by their index."""
+    snapshots: Mapping[int, str]
+    """For each of them the URI of the snapshot's version."""
     units: tuple[Unit, ...]
 
 

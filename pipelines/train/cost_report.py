@@ -10,7 +10,7 @@ from lookalike.training.config import TrainConfig
 from lookalike.values import configuration
 
 if TYPE_CHECKING:  # it imports the model's classes, for which `jobs/train.py run` need not wait
-    from lookalike.training.budget import Cluster
+    from lookalike.training.budget import Cluster, PhaseCost
 
 STEPS = 25  # of the sampler
 
@@ -175,6 +175,24 @@ def _training(config: PlanConfig, preset: Preset, cluster: "Cluster") -> list[st
         for phase, cost in zip(config.stages, costs, strict=True)
     ]
     table.append(["all", f"{config.total_steps:,}", "", "", "", f"{sum(cost.days for cost in costs):.2f}"])
+    return [*lines, *_table(table), "", *_loaders(config, preset, cluster, costs)]
+
+
+def _loaders(config: PlanConfig, preset: Preset, cluster: "Cluster", costs: Sequence["PhaseCost"]) -> list[str]:
+    """Return how many CPU cores keep a GPU supplied: a sample's measured seconds x the GPU's projected samples/s."""
+    from pipelines.train.loader_cost import measure
+
+    cost = measure(preset, config.references)
+    lines = [
+        f"Loaders: a sample takes {1e3 * cost.seconds:.0f} ms of a CPU core (measured on this machine, with generated "
+        f"photos) and has {cost.megabytes:.2f} MB. For each GPU, at its samples per second (projected):",
+        "",
+    ]
+    table = [["CPU cores", "MB/s", "samples/s", "phase"]]
+    for phase, each in zip(config.stages, costs, strict=True):
+        rate = cluster.peak_tflops * 1e12 * cluster.utilisation / each.flops
+        numbers = f"{rate * cost.seconds:.2f}", f"{rate * cost.megabytes:.1f}", f"{rate:.2f}"
+        table.append([*numbers, phase.name])
     return lines + _table(table)
 
 

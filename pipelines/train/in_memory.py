@@ -32,22 +32,21 @@ class KeptSamples:
 
     def __init__(self, source: TripletSource) -> None:
         self._source = source
-        self._rows = source.table().num_rows
-        self._known = np.zeros(self._rows, bool)
-        self._columns: Columns = {}
+        self._kept: dict[int, Columns] = {}  # the columns of one row, by its number
 
     def take(self, indices: npt.NDArray[np.int64]) -> Columns:
         """Return what ``prepare(source, indices)`` returns; samples that are in memory are not read again."""
         rows = np.where(indices == PADDING, 0, indices)
         self.learn(rows)
-        return without_padding({name: values.take(rows, axis=0) for name, values in self._columns.items()}, indices)
+        samples = [self._kept[row] for row in rows.tolist()]
+        return without_padding({name: np.concatenate([s[name] for s in samples]) for name in samples[0]}, indices)
 
     def learn(self, rows: npt.NDArray[np.int64], processes: int = 1) -> None:
         """Prepare those of ``rows`` that are not in memory; many at once in ``processes`` processes.
 
         These import the main module again, which therefore needs a guard (``if __name__ == …``).
         """
-        rows = np.unique(rows[~self._known[rows]])
+        rows = np.array([row for row in np.unique(rows).tolist() if row not in self._kept], np.int64)
         many = len(rows) >= _MANY
         size = _CHUNK_OF_MANY if many else _CHUNK
         chunks = [rows[first : first + size] for first in range(0, len(rows), size)]
@@ -55,17 +54,10 @@ class KeptSamples:
         with ProcessPoolExecutor(processes, spawn) if many else ThreadPoolExecutor(os.cpu_count()) as executor:
             prepared = executor.map(partial(prepare, self._source), chunks)
             for chunk, columns in zip(chunks, prepared, strict=True):
-                for name, values in columns.items():
-                    self._column(name, values)[chunk] = values
-                self._known[chunk] = True
-                if many and (done := int(self._known.sum())) % _LOGGED_EVERY < len(chunk):
-                    log.info("%d of %d samples are prepared", done, self._rows)
-
-    def _column(self, name: str, like: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
-        if name not in self._columns:
-            dtype = object if like.dtype.kind == "U" else like.dtype  # text of any length
-            self._columns[name] = np.zeros((self._rows, *like.shape[1:]), dtype)
-        return self._columns[name]
+                for place, row in enumerate(chunk.tolist()):
+                    self._kept[row] = {name: values[place : place + 1] for name, values in columns.items()}
+                if many and len(self._kept) % _LOGGED_EVERY < len(chunk):
+                    log.info("%d samples are prepared", len(self._kept))
 
 
 def kept_batches(

@@ -100,11 +100,10 @@ class TrackedImages:
         from lookalike.report.grid import GridRow, draw_grid  # imports matplotlib
 
         columns = self.images.columns
-        references, targets = (np.moveaxis(columns[name], -3, -1) for name in ("references", "target"))
-        present = columns["reference_mask"].astype(bool)
+        targets = np.moveaxis(columns["target"], -3, -1)
         rows = [
             GridRow(
-                references=list(references[row][present[row]]),
+                references=list(np.moveaxis(columns["references"][row], -3, -1)),
                 prompt=str(columns["prompt"][row]),
                 images={"real": targets[row], "drawn": image},
             )

@@ -7,20 +7,22 @@ from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pyarrow.compute as pc
 
 from lookalike import config as configs
 from lookalike.bundles.manifest import latent_identity, read_preset
 from lookalike.bundles.manifest import read_manifest as read_bundle_manifest
 from lookalike.bundles.transfer import local_bundle, verified_reference
-from lookalike.errors import InputError
+from lookalike.data.permutation import Permutation
+from lookalike.errors import ConflictError, InputError
 from lookalike.storage import Store, latest_version, list_versions, open_store, read_manifest, version_store
 from lookalike.storage.claim import read_claim, run_once
 from lookalike.storage.lease import hold
 from lookalike.tracking import tracking_uri
 from lookalike.training import checkpoint
 from lookalike.training.config import TrainConfig
-from lookalike.training.epoch_plan import EpochPlan
+from lookalike.training.epoch_plan import ORDER, EpochPlan
 from lookalike.training.run_bundles import initial_bundle
 from lookalike.training.stopping import stops_on_sigterm
 from pipelines.entry import ray_session
@@ -32,13 +34,16 @@ from pipelines.train.worker_group import fit
 
 log = logging.getLogger(__name__)
 
+_CHECKED = 1024  # rows whose number of references is checked before anything starts
+
 
 def train(config: TrainConfig) -> dict[str, Any]:
     """Train and export; return the content of ``result.json``. The same configuration again resumes or returns at once.
 
     Raises:
         BusyError: another process is training this run.
-        ConflictError: ``config.run`` holds a run of another configuration, of another snapshot or of another base.
+        ConflictError: ``config.run`` holds a run of another configuration, of another snapshot or of another base, or
+            one that began with another order of samples.
         InputError: no snapshot, no triplets, or an incomplete base.
         StoppedError: SIGTERM; the same configuration resumes from the checkpoint that was written.
         TrainingDivergedError: the loss or its gradient is not finite or too large.
@@ -51,11 +56,12 @@ def train(config: TrainConfig) -> dict[str, Any]:
     manifest = read_manifest(dataset, version)
     sha256 = configs.fingerprint(manifest)
     snapshot = {"uri": dataset.uri, "version": version, "sha256": sha256}
-    content: dict[str, Any] = {"snapshot": snapshot}
+    content: dict[str, Any] = {"snapshot": snapshot, "order": ORDER}
     if config.base is not None:
         content["base_sha256"] = verified_reference(config.base).sha256
 
     def work(fingerprint: str) -> dict[str, Any]:
+        _check_order(store, config)
         with hold(store.child(LEASE), above=checkpoint.latest_lease(store)) as lease:
             initial = initial_bundle(config, store)
             latents = _latents_fit(manifest.get("latents"), initial.uri)
@@ -65,7 +71,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
             settings = WorkerSettings(
                 config=config,
                 source=source,
-                plan=EpochPlan(source.table().num_rows, config.batch_size, config.seed),
+                plan=EpochPlan(len(source.table()), config.batch_size, config.seed),
                 fingerprint=fingerprint,
                 base_sha256=initial.sha256,
                 **tracking_run(config, store, snapshot),
@@ -95,13 +101,29 @@ def _latents_fit(encoded: dict[str, Any] | None, bundle_uri: str) -> bool:
 
 
 def references_fit(source: TripletSource) -> None:
-    """Raise InputError if a triplet has more references than the bundle's preset takes, before anything starts."""
+    """Raise InputError if a triplet has more references than the bundle's preset takes, before anything starts.
+
+    Of a large split it looks at rows that are spread over it; a triplet among the others is left out by its step, with
+    this reason.
+    """
+    table = source.table()
+    rows = table.take(Permutation(len(table), (0,))(np.arange(min(_CHECKED, len(table)))))
     preset = read_preset(local_bundle(source.bundle_uri))
     most = preset.references.max_references
-    found = int(pc.max(pc.list_value_length(source.table()["reference_offsets"])).as_py() or 0)
+    found = int(pc.max(pc.list_value_length(rows["reference_offsets"])).as_py() or 0)
     if found > most:
         what = f"triplets have up to {found} references, the preset {preset.name} takes {most}"
         raise InputError(what, value=source.snapshot_uri, fix=f"curate with plan.max_references={most}")
+
+
+def _check_order(run: Store, config: TrainConfig) -> None:
+    """Raise ConflictError for a run of earlier software with steps to do; it recorded no order of samples."""
+    if "order" not in (read_claim(run) or {}).get("identity", {}) and checkpoint.newest(run) < config.total_steps:
+        raise ConflictError(
+            "the run began with an earlier version of lookalike, whose epochs have another order of samples",
+            value=run.uri,
+            fix="finish it with that version, or give another --run to start again",
+        )
 
 
 def _version(dataset: Store, run: Store) -> int:

@@ -5,27 +5,32 @@ A row that cannot be read or prepared becomes a blank sample of weight 0 with th
 
 import json
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
 from lookalike.bundles.load import load_preprocessor
 from lookalike.bundles.transfer import local_bundle
-from lookalike.data.triplets import ShardError, Split, load_images, load_latents, read_table
+from lookalike.data.parts import PartedTable
+from lookalike.data.permutation import Permutation
+from lookalike.data.triplets import ShardError, Split, load_many, open_triplets
 from lookalike.errors import InputError, LookalikeError, UnreachableError, describe
 from lookalike.models.components import token_shape
-from lookalike.models.preprocess import Preprocessor
+from lookalike.models.preprocess import Preprocessor, ragged
 from lookalike.storage import Store, open_store
 from lookalike.training.epoch_plan import PADDING
 
 log = logging.getLogger(__name__)
 
 Columns = dict[str, npt.NDArray[Any]]
+Row = dict[str, Any]
+Latents = tuple[npt.NDArray[np.float16], npt.NDArray[np.float16]]
 
+_AT_ONCE = 16  # samples that are read at once
 _SHOWN = 500  # characters of a prompt or of a reason that are kept with a sample
 _FAR_FROM_UNIT = 100.0  # mean square of latents, which have unit variance; damaged ones have millions
 
@@ -45,8 +50,8 @@ class TripletSource:
     """Fingerprint of the version's manifest, which has the hash of the table, which has those of the images."""
     bundle_sha256: str | None = None
 
-    def table(self) -> pa.Table:
-        """The rows of the split."""
+    def table(self) -> PartedTable:
+        """The rows of the split, which are read by their number."""
         return _table(self.snapshot_uri, self.split, self.snapshot_sha256)
 
 
@@ -62,8 +67,8 @@ class _Sample:
 
 
 @lru_cache(maxsize=4)
-def _table(snapshot_uri: str, split: Split, snapshot_sha256: str | None) -> pa.Table:
-    return read_table(open_store(snapshot_uri), split, snapshot_sha256)
+def _table(snapshot_uri: str, split: Split, snapshot_sha256: str | None) -> PartedTable:
+    return open_triplets(open_store(snapshot_uri), split, snapshot_sha256)
 
 
 @lru_cache(maxsize=2)
@@ -75,15 +80,23 @@ def prepare(source: TripletSource, indices: npt.NDArray[np.int64]) -> Columns:
     """Read and prepare samples: the preprocessor's columns, ``sample_id``, ``subject`` and ``prompt`` (str), ``weight``
     (f32), ``reason`` (str) and ``fatal`` (bool).
 
+    With ``source.latents`` there are also ``target_latents`` float16 ``[B, T, C]`` and ``reference_latents``, objects
+    ``[B]`` of float16 ``[n, T', C]``, and the VAE's images have no channels.
+
     A padding slot repeats the first row with weight 0. A row that cannot be read or prepared is a blank sample with
-    weight 0 and a ``reason``; ``fatal`` means that its whole shard cannot be read, and ``reason`` is then the error's
-    what, value and fix as JSON.
+    weight 0 and a ``reason``; ``fatal`` means that its whole shard, or its part of the table, cannot be read, and
+    ``reason`` is then the error's what, value and fix as JSON.
 
     Raises UnreachableError if the store does not answer.
     """
-    store, rows = open_store(source.snapshot_uri), np.where(indices == PADDING, 0, indices)
-    made = {int(index): _sample(source, store, int(index)) for index in np.unique(rows)}
-    samples = [made[int(index)] for index in rows]
+    store, places = open_store(source.snapshot_uri), np.where(indices == PADDING, 0, indices)
+    unique, made = np.unique(places), {}
+    for first in range(0, len(unique), _AT_ONCE):
+        part = unique[first : first + _AT_ONCE]
+        ids, rows = _rows(source, part)
+        for index, sample_id, loaded in zip(part, ids, _load(store, rows, source.latents), strict=True):
+            made[index] = _sample(source, sample_id, loaded)
+    samples = [made[index] for index in places]
     columns = {name: np.concatenate([s.columns[name] for s in samples]) for name in samples[0].columns}
     for name in ("sample_id", "subject", "prompt", "reason", "fatal"):
         columns[name] = np.array([getattr(sample, name) for sample in samples])
@@ -105,26 +118,77 @@ def of_step(columns: Columns, step: int) -> Columns:
     return {**columns, "step": np.full(rows, step), "failed_in_step": np.full(rows, failed)}
 
 
-def _sample(source: TripletSource, store: Store, index: int) -> _Sample:
+def _rows(source: TripletSource, indices: npt.NDArray[np.int64]) -> tuple[list[str], list[Row | Exception]]:
+    """Read the rows with these numbers, and their ids; an error stands for a row that cannot be read."""
+    try:
+        table = source.table().take(indices)
+    except InputError as error:
+        if len(indices) == 1:
+            return [f"row {indices[0]}"], [ShardError(error.what, value=error.value, fix=error.fix)]
+        alone = [_rows(source, indices[place : place + 1]) for place in range(len(indices))]
+        return [names[0] for names, _ in alone], [rows[0] for _, rows in alone]
+    ids, rows = [f"row {index}" for index in indices], list[Row | Exception]()
+    for place in range(len(indices)):
+        try:
+            ids[place] = str(table["triplet_id"][place].as_py() or ids[place])[:_SHOWN]
+            rows.append(table.slice(place, 1).to_pylist()[0])
+        except UnicodeDecodeError as error:
+            rows.append(error)
+    return ids, rows
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """A row of the table and what its files hold."""
+
+    row: Row
+    target: npt.NDArray[np.uint8]
+    references: list[npt.NDArray[np.uint8]]
+    latents: Latents | None
+    """Of target and references; None unless they were requested."""
+
+
+def _load(store: Store, rows: list[Row | Exception], latents: bool) -> Iterator[_Loaded | Exception]:
+    """Yield the photos, and with ``latents`` the latents, of each row; an error stands for those that cannot be read.
+
+    All files are read at once; the photos of one row are in memory at a time.
+    """
+    found = load_many(store, [row for row in rows if not isinstance(row, Exception)], latents=latents)
+    for row in rows:
+        each = row if isinstance(row, Exception) else next(found)
+        if isinstance(row, Exception) or isinstance(each, Exception):
+            yield each  # type: ignore[misc]  # it is an exception
+            continue
+        tokens = None
+        if each.target_latents is not None and each.reference_latents is not None:
+            tokens = each.target_latents, each.reference_latents
+        yield _Loaded(row, each.target, each.references, tokens)
+
+
+def _sample(source: TripletSource, sample_id: str, loaded: _Loaded | Exception) -> _Sample:
     preprocessor = _preprocessor(source.bundle_uri, source.bundle_sha256)
     blank = _blank(source.bundle_uri, source.latents, source.bundle_sha256)
-    sample_id = f"row {index}"
     try:
-        sample_id = str(source.table()["triplet_id"][index].as_py() or sample_id)[:_SHOWN]
-        row = source.table().slice(index, 1).to_pylist()[0]
-        target, references = load_images(store, row)
+        if isinstance(loaded, Exception):
+            raise loaded
+        row, references = loaded.row, loaded.references
         columns: Columns = preprocessor(
-            [row["prompt"]], [references], [target], truncate_prompts=True, on_cut=_say_once
+            [row["prompt"]],
+            [references],
+            [loaded.target],
+            truncate_prompts=True,
+            on_cut=_say_once,
+            vae_pixels=loaded.latents is None,
         )
-        if source.latents:
-            columns |= _latents(store, row, blank, len(references))
+        if loaded.latents is not None:
+            columns |= _latents(loaded.latents, blank, len(references))
         return _Sample(columns, row["triplet_id"], row["subject"], row["prompt"][:_SHOWN])
     except (UnreachableError, MemoryError):
         raise
     except ShardError as error:
         reason = json.dumps([error.what, error.value, error.fix])
         return _Sample(blank, sample_id, reason=reason, fatal=True)
-    except Exception as error:  # whatever a decoder or a tokenizer raises for the bytes of this one sample
+    except Exception as error:  # whatever a tokenizer raises for this one sample, or what reading it has raised
         reason = describe(error)
         if isinstance(error, LookalikeError) and error.value not in (None, sample_id):
             reason += f" ({error.value})"
@@ -138,22 +202,21 @@ def _blank(bundle_uri: str, latents: bool, bundle_sha256: str | None) -> Columns
     preprocessor = _preprocessor(bundle_uri, bundle_sha256)
     preset = preprocessor.preset
     grey = np.full((preset.height, preset.width, 3), 127, np.uint8)
-    columns: Columns = preprocessor([""], [[grey]], [grey])
+    columns: Columns = preprocessor([""], [[grey]], [grey], vae_pixels=not latents)
     if latents:
         side, channels = token_shape(local_bundle(bundle_uri))
         grid = preset.references
         tokens = (preset.height // side) * (preset.width // side)
         reference_tokens = (grid.height // side) * (grid.width // side)
-        columns["target_latents"] = np.zeros((1, tokens, channels), np.float32)
-        columns["reference_latents"] = np.zeros((1, grid.max_references, reference_tokens, channels), np.float32)
+        columns["target_latents"] = np.zeros((1, tokens, channels), np.float16)
+        columns["reference_latents"] = ragged([np.zeros((1, reference_tokens, channels), np.float16)])
     return columns
 
 
-def _latents(store: Store, row: dict[str, Any], blank: Columns, references: int) -> Columns:
-    """Read ``target_latents`` float32 ``[1, T, C]`` and ``reference_latents`` ``[1, slots, T', C]``, zero if unused."""
-    target, given = load_latents(store, row)
-    places = np.zeros_like(blank["reference_latents"])
-    expected = [blank["target_latents"].shape[1:], (references, *places.shape[2:])]
+def _latents(loaded: Latents, blank: Columns, references: int) -> Columns:
+    """Check shapes and values of the latents of one sample, and return them as columns."""
+    target, given = (latents.astype(np.float16, copy=False) for latents in loaded)
+    expected = [blank["target_latents"].shape[1:], (references, *blank["reference_latents"][0].shape[1:])]
     if [target.shape, given.shape] != expected:
         raise InputError(
             f"latents of shapes {target.shape} and {given.shape}, not {expected[0]} and {expected[1]}",
@@ -163,8 +226,7 @@ def _latents(store: Store, row: dict[str, Any], blank: Columns, references: int)
         spread = float(np.square(latents, dtype=np.float64).mean())
         if not spread <= _FAR_FROM_UNIT:
             raise InputError(f"the latents are damaged: their mean square is {spread:.3g}", fix="curate again")
-    places[0, :references] = given
-    return {"target_latents": target[None], "reference_latents": places}
+    return {"target_latents": target[None], "reference_latents": ragged([given])}
 
 
 _said: set[str] = set()
@@ -178,7 +240,9 @@ def _say_once(prompt: str, cut: str) -> None:
 
 
 def validation_indices(source: TripletSource, samples: int) -> npt.NDArray[np.int64]:
-    """Return the same ``samples`` rows each time, spread over the whole split so that neighbours are other subjects."""
-    rows = source.table().num_rows
-    order = np.random.default_rng(0).permutation(rows)
-    return np.resize(order, samples).astype(np.int64)
+    """Return the same ``samples`` rows each time, spread over the whole split so that neighbours are other subjects.
+
+    A split with fewer rows repeats them.
+    """
+    rows = len(source.table())
+    return Permutation(rows, (0,))(np.arange(samples) % rows)

@@ -190,7 +190,7 @@ def _images(
     from diffusers import FlowMatchEulerDiscreteScheduler
 
     config = settings.config.images
-    source = replace(settings.source, split="validation")
+    source = replace(settings.source, split="validation", latents=False)  # references and target are shown, too
     each = -(-config.count // rank.count)
     mine = validation_indices(source, each * rank.count)[rank.index * each : (rank.index + 1) * each]
     scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(bundle / "scheduler")

@@ -4,13 +4,16 @@ A target returns or raises a LookalikeError; any other exception is a finding.
 """
 
 import dataclasses
+import hashlib
 import io
 import json
 import shutil
 import tarfile
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 import pyarrow as pa
@@ -23,6 +26,8 @@ from lookalike.bundles.manifest import read_manifest as read_bundle_manifest
 from lookalike.bundles.manifest import read_preset
 from lookalike.bundles.transfer import fetch_bundle
 from lookalike.data import images, shards, text, triplets
+from lookalike.data.parts import FORMAT, GROUP_ROWS, Part, open_table, write_list, write_part
+from lookalike.data.shuffle import Shuffle
 from lookalike.diffusion.loading import load_pipeline
 from lookalike.errors import InputError
 from lookalike.evaluation.estimates import Estimate
@@ -179,8 +184,12 @@ def parquet_seeds() -> list[bytes]:
 def read_parquet(data: bytes, folder: Path) -> None:
     """Read the triplets of a snapshot, and tables of curation."""
     store = open_store(str(folder))
-    store.write("triplets.parquet", data)
-    info = next(iter(store.list("triplets.parquet")))
+    store.write("triplets/train-000000.parquet", data)
+    info = next(iter(store.list("triplets/train-000000.parquet")))
+    part = Part(info.key, 5, len(data), hashlib.sha256(data).hexdigest(), None, None, (), (), "00" * 32)
+    written = write_list(store, "train", 0, [part])
+    tables = {"train": {"rows": 5, "lists": [written["name"]]}, "validation": {"rows": 0, "lists": []}}
+    store.write("manifest.json", json.dumps({"format": FORMAT, "tables": tables}).encode())
     doors = (
         lambda: read_table(store, info.key),
         lambda: read_footer(store, info),
@@ -191,6 +200,107 @@ def read_parquet(data: bytes, folder: Path) -> None:
             read()
         except InputError:
             continue
+
+
+PART_SCHEMA = pa.schema([("subject_hash", pa.int64()), ("text", pa.string()), ("list", pa.list_(pa.string()))])
+
+
+def _part_rows() -> pa.Table:
+    count = GROUP_ROWS + 50
+    texts = [f"row {number}" for number in range(count)]
+    return pa.table({"subject_hash": np.arange(count), "text": texts, "list": [[text] for text in texts]}, PART_SCHEMA)
+
+
+def _snapshot_of_one_part(folder: Path) -> tuple[Any, Part]:
+    """A store with one part, which is in no list yet."""
+    store = open_store(str(folder))
+    return store, write_part(store, "images/part-00000.parquet", _part_rows())
+
+
+def _read_snapshot(store: Any, entry: dict[str, Any]) -> None:
+    """Open a snapshot with this list, and read its rows in all ways."""
+    tables = {"images": {"rows": GROUP_ROWS + 50, "lists": [entry["name"]]}}
+    manifest = {"format": FORMAT, "tables": tables, "files": {entry["name"]: entry["sha256"]}}
+    store.write("manifest.json", json.dumps(manifest).encode())
+    table = open_table(store, "images", PART_SCHEMA)
+    for read in (
+        lambda: table.take(np.array([0, GROUP_ROWS + 49])).validate(full=True),
+        lambda: table.read_span((1000, 1030)),
+        lambda: [part.validate(full=True) for part in table.parts()],
+    ):
+        try:
+            read()
+        except InputError:
+            continue
+
+
+def list_seeds(folder: Path) -> list[bytes]:
+    """A list of one part."""
+    store, part = _snapshot_of_one_part(folder)
+    return [store.read(write_list(store, "images", 0, [part])["name"])]
+
+
+def read_list(data: bytes, folder: Path) -> None:
+    """Read a snapshot whose manifest has the hash of this list: what a writer with a defect, or an attacker, made."""
+    store, _ = _snapshot_of_one_part(folder / "listed")
+    store.write("lists/images-00000.parquet", data)
+    _read_snapshot(store, {"name": "lists/images-00000.parquet", "sha256": hashlib.sha256(data).hexdigest()})
+
+
+def part_seeds(folder: Path) -> list[bytes]:
+    """A part of two row groups."""
+    store, part = _snapshot_of_one_part(folder)
+    return [store.read(part.name)]
+
+
+def read_part(data: bytes, folder: Path) -> None:
+    """Read a part whose hashes are all right in its list, as far as it has the size for them."""
+    store, part = _snapshot_of_one_part(folder / "parted")
+    store.write(part.name, data)
+    ends = [min(end, len(data)) for end in part.group_ends]
+    hashes = [hashlib.sha256(data[a:b]).hexdigest() for a, b in pairwise([4, *ends])]
+    footer = hashlib.sha256(data[ends[-1] :]).hexdigest()
+    changed = dataclasses.replace(
+        part,
+        size=len(data),
+        sha256=hashlib.sha256(data).hexdigest(),
+        group_ends=tuple(ends),
+        group_sha256s=tuple(hashes),
+        footer_sha256=footer,
+    )
+    _read_snapshot(store, write_list(store, "images", 0, [changed]))
+
+
+def _shuffle(folder: Path) -> Shuffle:
+    return Shuffle(open_store(str(folder)), "s", PART_SCHEMA, "subject_hash", 1, (1,))
+
+
+def shuffle_seeds(folder: Path, name: str) -> list[bytes]:
+    """An object of a shuffle of one unit."""
+    shuffle = _shuffle(folder)
+    shuffle.write(0, _part_rows())
+    shuffle.write_index(1, 0)
+    return [shuffle.store.read(f"s/level-1/{name}")]
+
+
+def read_shuffle(name: str, *, signed: bool = False) -> Target:
+    """Replace one object of a shuffle and read it; ``signed`` gives a segment the checksum of the bytes it has."""
+
+    def target(data: bytes, folder: Path) -> None:
+        place = folder / "shuffled"
+        shutil.rmtree(place, ignore_errors=True)
+        shuffle = _shuffle(place)
+        shuffle.write(0, _part_rows())
+        shuffle.store.write(f"s/level-1/{name}", data)
+        if signed:
+            entries = np.array([[0, len(data), crc32(data)], [len(data), len(data), 0]], np.int64)
+            shuffle.store.write("s/level-1/00000000.segments", entries.tobytes())
+        if not name.startswith("index"):
+            shuffle.write_index(1, 0)
+        for partition in range(shuffle.partitions):
+            shuffle.read(partition).validate(full=True)
+
+    return target
 
 
 class Bundle:
@@ -320,6 +430,14 @@ def all_targets(folder: Path) -> dict[str, tuple[list[bytes], Target]]:
         "tar": (tar_seeds(), read_tar),
         "json": (json_seeds(), read_labels),
         "parquet": (parquet_seeds(), read_parquet),
+        "list of parts": (list_seeds(folder / "list"), read_list),
+        "part by row group": (part_seeds(folder / "part"), read_part),
+        "shuffle index": (shuffle_seeds(folder / "index", "index-00000000"), read_shuffle("index-00000000")),
+        "shuffle segments": (shuffle_seeds(folder / "ends", "00000000.segments"), read_shuffle("00000000.segments")),
+        "shuffle rows": (
+            shuffle_seeds(folder / "rows", "00000000.arrow"),
+            read_shuffle("00000000.arrow", signed=True),
+        ),
         **{f"bundle {name}": (bundle.seeds(name), bundle.read(name)) for name in bundle.files},
         **{f"control {name}": target for name, target in control_targets(folder).items()},
     }

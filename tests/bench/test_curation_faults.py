@@ -116,8 +116,8 @@ def _curate(run_job: RunJob, prefix: str, name: str, env: dict[str, str]) -> dic
 
 
 def _samples(found: dict[str, bytes], photos: list[Any]) -> dict[str, int]:
-    rows = pq.read_table(io.BytesIO(found["images.parquet"]), columns=["key"])["key"].to_pylist()
-    counts = Counter(rows)
+    tables = (io.BytesIO(data) for name, data in found.items() if name.startswith("images/"))
+    counts = Counter(key for table in tables for key in pq.read_table(table, columns=["key"])["key"].to_pylist())
     return {"lost": len({p.key for p in photos} - counts.keys()), "doubled": sum(n > 1 for n in counts.values())}
 
 

@@ -36,11 +36,12 @@ from tests.faulty_s3 import FaultyProxy, serve_in_thread
 POINTS = (
     r"run\.json", r"work/vectors/", r"work/rows/", r"work/screen/", r"work/duplicates/", r"work/links/",
     r"work/plan/.*images",
-    r"work/plan/.*subjects", r"work/plan/.*summary", r"v\d+/claim\.json", r"v\d+/shards/",
-    r"work/materialise/.*parquet", r"work/materialise/.*json", r"v\d+/images\.parquet", r"v\d+/triplets\.parquet",
+    r"work/plan/.*subjects", r"work/plan/.*summary", r"v\d+/claim\.json", r"work/layout/",
+    r"shards/", r"v\d+/images/", r"v\d+/triplets/", r"work/materialise/.*unit", r"v\d+/lists/",
+    r"work/materialise/.*lists",
     r"v\d+/report\.json", r"v\d+/report\.html", r"v\d+/manifest\.json",
 )  # fmt: skip
-OF_WORKERS = ((r"work/vectors/", "after"), (r"work/plan/.*images", "before"), (r"v\d+/shards/", "after"))
+OF_WORKERS = ((r"work/vectors/", "after"), (r"work/plan/.*images", "before"), (r"shards/", "after"))
 RANDOM_MOMENTS = (7, 31, 53, 17, 71, 40)  # requests after the start; after the last kill it runs to its end
 SETTINGS = ("--plan.rows_per_partition=40", "--shards.shard_mib=1", "--shards.image_size=null")
 # At the named writes without an embedder: an actor then starts in a second. At random moments and in workers with it.
@@ -270,7 +271,7 @@ def test_only_the_new_shard_is_indexed_after_kills(s3_uri: str, bench: Bench, tm
 
 
 def _work(puts: list[str], begun: list[str]) -> Counter[str]:
-    """Units of work: raw shards read, ranges planned, triplet shards written."""
-    kinds = {"ranges planned": r"work/plan/.*images", "triplet shards written": r"v\d+/shards/"}
+    """Units of work: raw shards read, ranges planned, packs written."""
+    kinds = {"ranges planned": r"work/plan/.*images", "packs written": r"shards/"}
     found = {name: sum(bool(re.match(point, key)) for key in puts) for name, point in kinds.items()}
     return Counter({"raw shards read": len(begun), **found})

@@ -74,7 +74,7 @@ def test_each_reason_is_given_to_its_planted_photos_only(
 
 def _check(dataset: Path, number: int, truth: dict[str, Any], expected: dict[str, str], part: str) -> None:
     """Compare a snapshot with the truth, and record the result."""
-    table = pq.read_table(dataset / f"v{number:04d}" / "images.parquet", columns=["key", "sha256", "drop_reason"])
+    table = pq.read_table(dataset / f"v{number:04d}" / "images", columns=["key", "sha256", "drop_reason"])
     rows = table.to_pylist()
     planted = Counter(photo["defect"] for photo in truth.values() if photo["defect"] in expected)
     record = {

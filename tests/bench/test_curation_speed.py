@@ -1,6 +1,6 @@
 """Measure images per second of curation's index and plan, of two bare processes, and of a plain Ray Data pipeline.
 
-    LOOKALIKE_BENCH_PHOTOS=FOLDER python -m pytest tests/bench -k speed -s
+    LOOKALIKE_BENCH_PHOTOS=FOLDER python -m pytest tests/bench -k curation_speed -s
 
 FOLDER holds ``<subject>/<nn>.jpg`` photos, which are repeated to 12,800 in 64 shards; without it the test is
 skipped. Writes results/curation-speed.json. Ray and its own helpers run before a clock starts, as on a cluster; the
@@ -81,7 +81,7 @@ def test_index_and_plan_against_bare_processes_and_ray_data(raw: Path, ray_two_c
     ours = median["curation"]
     sizes = [path.stat().st_size for path in raw.glob("*.tar")]
     record = {
-        "command": "LOOKALIKE_BENCH_PHOTOS=dreambooth-dev python -m pytest tests/bench -k speed -s",
+        "command": "LOOKALIKE_BENCH_PHOTOS=dreambooth-dev python -m pytest tests/bench -k curation_speed -s",
         "images": SHARDS * PER_SHARD,
         "kib_per_image": round(sum(sizes) / SHARDS / PER_SHARD / 1024),
         "decoded_at": f"n/8 of the size, short side >= {_DECODE_SIDE} px, features at {FEATURE_SIDE} px",

@@ -109,7 +109,7 @@ def _info(raw: Path, key: str) -> Any:
 
 def _curation(dataset: Path, truth: dict[str, Any]) -> dict[str, Any]:
     """Compare dropped photos with planted ones."""
-    rows = pq.read_table(dataset / "v0001" / "images.parquet", columns=["key", "drop_reason"]).to_pylist()
+    rows = pq.read_table(dataset / "v0001" / "images", columns=["key", "drop_reason"]).to_pylist()
     counts = json.loads((dataset / "v0001" / "manifest.json").read_text())["counts"]
     assert counts["images_in"] == counts["images_kept"] + sum(counts["dropped"].values())
     found = {row["key"]: row["drop_reason"] for row in rows if row["key"] in truth["photos"]}

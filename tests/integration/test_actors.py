@@ -87,13 +87,10 @@ class _Doubler:
         return _doubled(self._factor, unit)
 
 
-@pytest.mark.parametrize("count", [0, 2, None])
-def test_a_unit_gets_its_own_description(count: int | None) -> None:
-    units = [("a", 1), ("b", 2), ("c", 3)]
-    if count is None:
-        tables = run_tasks(_doubled, 2, units)
-    else:
-        tables = run_units(_Doubler, 2, units, ActorConfig(count=count))
+@pytest.mark.parametrize("count", [0, 2, -1])
+def test_a_unit_gets_its_own_description(count: int) -> None:
+    units, as_tasks = [("a", 1), ("b", 2), ("c", 3)], count < 0
+    tables = run_tasks(_doubled, 2, units) if as_tasks else run_units(_Doubler, 2, units, ActorConfig(count=count))
     rows = [row for table in tables for row in table.to_pylist()]
     assert sorted((row["unit"], row["name"], row["number"]) for row in rows) == [(0, "a", 2), (1, "b", 4), (2, "c", 6)]
 

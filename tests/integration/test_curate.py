@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -89,7 +90,7 @@ def snapshot(ray_local: None, raw: Path, tmp_path_factory: pytest.TempPathFactor
 
 
 def test_exactly_the_planted_defects_are_dropped_for_their_reasons(snapshot: Path) -> None:
-    rows = pq.read_table(snapshot / "v0001" / "images.parquet").to_pylist()
+    rows = pq.read_table(snapshot / "v0001" / "images").to_pylist()
     dropped = {row["key"]: row["drop_reason"] for row in rows if row["drop_reason"]}
     assert dropped == PLANTED
     manifest = json.loads((snapshot / "v0001" / "manifest.json").read_text())
@@ -101,7 +102,7 @@ def test_exactly_the_planted_defects_are_dropped_for_their_reasons(snapshot: Pat
 
 def test_triplets_are_pairs_of_one_subject_in_one_split(snapshot: Path) -> None:
     version = version_store(open_store(str(snapshot)), 1)
-    rows = pq.read_table(snapshot / "v0001" / "images.parquet").to_pylist()
+    rows = pq.read_table(snapshot / "v0001" / "images").to_pylist()
     images = {row["sha256"]: row for row in rows if row["drop_reason"] is None}
     triplets = read_triplets(version)
     counts = json.loads(version.read("manifest.json"))["counts"]["triplets"]
@@ -127,7 +128,28 @@ def test_the_manifest_has_the_hash_of_every_file(snapshot: Path) -> None:
     files = contents(snapshot)
     manifest = json.loads(files.pop("manifest.json"))
     del files["claim.json"]
-    assert manifest["files"] == {name: sha256(data) for name, data in files.items()}
+    listed = dict(manifest["files"])
+    for table in manifest["tables"].values():
+        for name in table["lists"]:
+            rows = pq.read_table(snapshot / "v0001" / name).to_pylist()
+            listed |= {row["name"]: row["sha256"] for row in rows}
+    packs = {f"shards/{path.name}": path.read_bytes() for path in (snapshot / "shards").iterdir()}
+    assert listed == {name: sha256(data) for name, data in (files | packs).items()}
+
+
+def test_the_job_exports_a_snapshot(
+    snapshot: Path, tmp_path: Path, run_job: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    done = run_job("curate", "export", "--dataset", str(snapshot), "--output", str(tmp_path / "out"))
+    assert done.returncode == 0, done.stderr
+    assert re.search(
+        r"exported \d+ triplets of \d+ subjects, \d+ images .* 1 train \+ 1 validation shards", done.stdout
+    )
+    written = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
+    assert written.keys() == {"train-000000.tar", "validation-000000.tar", "export.json", "run.json"}
+    again = run_job("curate", "export", "--dataset", str(snapshot), "--output", str(tmp_path / "out"))
+    assert again.stdout == done.stdout
+    assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()} == written
 
 
 def test_a_run_without_new_inputs_publishes_nothing(snapshot: Path, raw: Path) -> None:
@@ -195,7 +217,7 @@ def test_taken_down_images_are_removed_and_snapshots_that_held_them_are_listed(
     assert result.manifest["counts"]["dropped"]["taken_down"] == 6  # with the tiny photo of thing03
     assert result.manifest["taken_down"]["held_by"] == {"v0001": 5}
     assert "v0001 (5 photos)" in (dataset / "v0002" / "report.html").read_text()
-    rows = pq.read_table(dataset / "v0002" / "images.parquet").to_pylist()
+    rows = pq.read_table(dataset / "v0002" / "images").to_pylist()
     assert {row["key"] for row in rows if row["drop_reason"] == "taken_down"} >= {"thing01-0", "thing03-1"}
     assert {triplet.subject for triplet in read_triplets(version_store(open_store(str(dataset)), 2))}.isdisjoint(
         {"thing03"}
@@ -249,6 +271,7 @@ def test_a_killed_run_resumes_to_the_same_snapshot(blind_snapshot: Path, raw: Pa
     assert any(dataset.glob(after)), (tmp_path / "log").read_text()
     curate(blind(raw, dataset))
     assert contents(dataset) == contents(blind_snapshot)
+    assert contents(dataset, "shards") == contents(blind_snapshot, "shards")
 
 
 def test_the_job_on_s3(

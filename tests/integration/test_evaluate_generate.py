@@ -1,6 +1,7 @@
 """Evaluation and generation on a real Ray, with a mini model of random weights and scikit-image's photos."""
 
 import dataclasses
+import hashlib
 import io
 import json
 from collections.abc import Callable
@@ -16,7 +17,6 @@ from PIL import Image
 from lookalike.bundles.load import load_model
 from lookalike.bundles.manifest import BundleReference
 from lookalike.data.images import encode_jpeg
-from lookalike.data.shards import write_tar
 from lookalike.data.triplets import SCHEMA
 from lookalike.errors import ConfigError, ConflictError, InputError
 from lookalike.evaluation.gate import GateConfig, decide
@@ -24,6 +24,7 @@ from lookalike.storage import open_store, publish, version_store
 from pipelines.actors import ActorConfig
 from pipelines.evaluate import EvaluateConfig, evaluate
 from pipelines.generate import GenerateConfig, generate
+from tests.snapshots import write_pack, write_tables
 
 pytestmark = pytest.mark.usefixtures("ray_local")
 
@@ -93,28 +94,24 @@ def dataset(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A snapshot of them, all subjects held out."""
     folder = tmp_path_factory.mktemp("dataset")
     store = version_store(open_store(str(folder)), 1)
-    samples, rows = [], []
-    for name in SUBJECTS:
-        views = [(photos / name / f"{view:02d}.jpg").read_bytes() for view in range(4)]
-        for view in range(4):
-            references = (views[(view + 1) % 4], views[(view + 2) % 4])
-            payload = {"ref0.jpg": references[0], "ref1.jpg": references[1], "target.jpg": views[view]}
-            samples.append((f"{name}-{view}", payload))
-            rows.append({"subject": name, "prompt": f"a {name} on grass, number {view}"})
-    buffer = io.BytesIO()
-    for sample, row in zip(write_tar(buffer, samples), rows, strict=True):
-        members = sample.members
-        row |= {"triplet_id": sample.key, "split": "validation", "class_name": "thing"}
-        row |= {"shard": "shards/validation-000000.tar", "target_image": "", "reference_images": ["", ""]}
-        row |= {"target_offset": members["target.jpg"].offset, "target_length": members["target.jpg"].length}
-        row |= {"reference_offsets": [members[f"ref{i}.jpg"].offset for i in range(2)]}
-        row |= {"reference_lengths": [members[f"ref{i}.jpg"].length for i in range(2)]}
-        row |= {"reference_similarities": [0.8, 0.8]}
-    store.write("shards/validation-000000.tar", buffer.getvalue())
-    table = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), table)
-    store.write("triplets.parquet", table.getvalue())
-    publish(open_store(str(folder)), 1, {"version": 1})
+    files = {(name, view): (photos / name / f"{view:02d}.jpg").read_bytes() for name in SUBJECTS for view in range(4)}
+    pack, samples = write_pack(
+        store.parent, ((f"{name}-{view}", {"jpg": data}) for (name, view), data in files.items())
+    )
+    places = dict(zip(files, (sample.members["jpg"] for sample in samples), strict=True))
+    hashes = {photo: hashlib.sha256(data).hexdigest() for photo, data in files.items()}
+    rows = []
+    for name, view in files:
+        references = [(name, (view + 1) % 4), (name, (view + 2) % 4)]
+        row = {"triplet_id": f"{name}-{view}", "split": "validation", "class_name": "thing", "subject": name}
+        row |= {"prompt": f"a {name} on grass, number {view}", "target_image": "", "reference_images": ["", ""]}
+        row |= {"target_shard": pack, "reference_shards": [pack, pack], "reference_similarities": [0.8, 0.8]}
+        row |= {f"target_{what}": getattr(places[name, view], what) for what in ("offset", "length")}
+        row |= {f"reference_{what}s": [getattr(places[r], what) for r in references] for what in ("offset", "length")}
+        row |= {"target_sha256": hashes[name, view], "reference_sha256s": [hashes[r] for r in references]}
+        rows.append(row)
+    written = write_tables(store, pa.Table.from_pylist(rows, schema=SCHEMA))
+    publish(open_store(str(folder)), 1, {"version": 1, **written})
     return folder
 
 

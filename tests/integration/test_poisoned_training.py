@@ -16,7 +16,7 @@ from lookalike.training.loop_config import CheckpointConfig, ImagesConfig, Safet
 from lookalike.training.quarantine import QUARANTINE, UnusableDataError
 from lookalike.training.workers import WorkerConfig
 from pipelines.train.run import train
-from tests.poisoned import SHARD, write_snapshot
+from tests.poisoned import pack_of, write_snapshot
 
 pytestmark = [pytest.mark.usefixtures("ray_local"), pytest.mark.timeout(900)]
 
@@ -116,10 +116,10 @@ def test_too_many_end_the_run_and_raising_the_limit_resumes_it(dataset: str, pla
 
 def test_a_shard_that_is_missing_ends_two_ranks_with_its_name(dataset: str, tmp_path: Path) -> None:
     shutil.copytree(dataset, tmp_path / "dataset")
-    shard = tmp_path / "dataset" / "v0001" / SHARD
+    shard = tmp_path / "dataset" / pack_of(open_store(str(tmp_path / "dataset" / "v0001")))
     data = shard.read_bytes()
     shard.unlink()
-    named = r"a shard of the snapshot cannot be read.*train-000000.tar.*restore it"
+    named = rf"a shard of the snapshot cannot be read.*{shard.name}.*restore it"
     with pytest.raises(UnusableDataError, match=named):  # held-out samples are read first
         train(config_of(str(tmp_path / "dataset"), tmp_path / "alone"))
     config = replace(

@@ -7,6 +7,8 @@ import numpy as np
 from lookalike.values import Positive, configuration
 from pipelines.curate.filters.base import Photos, Scope, Trait
 
+_BLOCK = 1 << 20  # pairs that are compared at once
+
 
 @configuration("filters.near_duplicate")
 class NearDuplicate:
@@ -40,17 +42,28 @@ class NearDuplicate:
         return np.round(self.min_similarity + self.similarity_per_bit * beyond, 3)
 
     def copies(self, photos: Photos) -> np.ndarray:
-        """Return which two photos are copies: bool [N, N], symmetric, true on the diagonal."""
-        hashes = photos["phash"].astype(np.uint64)
-        return np.asarray(photos.similarity >= self.required(np.bitwise_count(hashes[:, None] ^ hashes[None, :])), bool)
+        """Return which two photos of a subject are copies: bool [B, N, N], symmetric, true on the diagonal."""
+        hashes, (subjects, n) = photos["phash"].astype(np.uint64), photos.shape
+        required = self.required(np.arange(65))
+        copies_BNN = np.empty((subjects, n, n), bool)
+        step = max(1, _BLOCK // (subjects * n))
+        for first in range(0, n, step):
+            some = slice(first, first + step)
+            distance = np.bitwise_count(hashes[:, some, None] ^ hashes[:, None, :])
+            np.greater_equal(photos.similarity[:, some], required[distance], out=copies_BNN[:, some])
+        return copies_BNN
 
     def drop(self, photos: Photos) -> np.ndarray:
-        copies_NN = self.copies(photos)
-        largest_first = np.argsort(-(photos["width"].astype(np.int64) * photos["height"]), kind="stable")
-        dropped = np.zeros(len(photos), bool)
-        kept: list[int] = []
-        for i in largest_first:
-            dropped[i] = copies_NN[i, kept].any()
-            if not dropped[i]:
-                kept.append(int(i))
-        return dropped
+        n = photos.shape[1]
+        dropped_BN = np.zeros(photos.shape, bool)
+        if n < 2:
+            return dropped_BN
+        copies_BNN = self.copies(photos)
+        copies_BNN[:, np.arange(n), np.arange(n)] = False
+        some = np.flatnonzero(copies_BNN.any(axis=(1, 2)))
+        area_BN = photos["width"].astype(np.int64)[some] * photos["height"][some]
+        kept_BN, every = np.zeros(area_BN.shape, bool), np.arange(len(some))
+        for photo_B in np.argsort(-area_BN, axis=1, kind="stable").T:  # the largest photo of each subject first
+            kept_BN[every, photo_B] = ~(copies_BNN[some, photo_B] & kept_BN).any(axis=1)
+        dropped_BN[some] = ~kept_BN
+        return dropped_BN

@@ -31,13 +31,14 @@ class NoPair:
             )
 
     def pairs(self, photos: Photos) -> np.ndarray:
-        """Return which two photos are a pair: bool [N, N], symmetric, false on the diagonal and for two equal files."""
-        similarity_NN, contents = photos.similarity, photos.contents
-        in_band_NN = (similarity_NN >= self.min_similarity) & (similarity_NN <= self.max_similarity)
-        return np.asarray(in_band_NN & (contents[:, None] != contents[None, :]), bool)
+        """Return which two photos of a subject are a pair: bool [B, N, N], symmetric, false on the diagonal and for two
+        equal files."""
+        similarity_BNN, contents_BN = photos.similarity, photos.contents
+        in_band_BNN = (similarity_BNN >= self.min_similarity) & (similarity_BNN <= self.max_similarity)
+        return np.asarray(in_band_BNN & (contents_BN[:, :, None] != contents_BN[:, None, :]), bool)
 
     def drop(self, photos: Photos) -> np.ndarray:
-        return np.asarray(~self.pairs(photos).any(axis=1), bool)
+        return np.asarray(~self.pairs(photos).any(axis=2), bool)
 
 
 COPY_PASTE_CAP = 0.98

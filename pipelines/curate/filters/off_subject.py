@@ -28,9 +28,12 @@ class OffSubject:
     traits: ClassVar[tuple[Trait, ...]] = ("can_skip", "compares_embeddings")
 
     def drop(self, photos: Photos) -> np.ndarray:
-        n = len(photos)
-        if n < self.min_photos:
-            return np.zeros(n, bool)
-        others_NM = photos.similarity[~np.eye(n, dtype=bool)].reshape(n, n - 1)
-        typical_N = np.median(others_NM, axis=1)
-        return np.asarray((typical_N < self.max_similarity) & (typical_N < np.median(typical_N) - self.min_gap), bool)
+        subjects, n = photos.shape
+        if n < max(2, self.min_photos):
+            return np.zeros(photos.shape, bool)
+        after_first = photos.similarity.reshape(subjects, n * n)[:, 1:]  # the diagonal is then each (n + 1)th value
+        others_BNM = after_first.reshape(subjects, n - 1, n + 1)[:, :, :-1].reshape(subjects, n, n - 1)
+        # a copy, which the median may reorder
+        typical_BN = np.median(others_BNM, axis=2, overwrite_input=True)
+        gap_BN = np.median(typical_BN, axis=1, keepdims=True) - self.min_gap
+        return np.asarray((typical_BN < self.max_similarity) & (typical_BN < gap_BN), bool)

@@ -17,4 +17,4 @@ class SinglePhoto:
     traits: ClassVar[tuple[Trait, ...]] = ()
 
     def drop(self, photos: Photos) -> np.ndarray:
-        return np.full(len(photos), len(photos) < 2)
+        return np.full(photos.shape, photos.shape[1] < 2)

@@ -13,11 +13,13 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
+from zlib import crc32
 
 import numpy as np
 import pyarrow as pa
 
 from lookalike.documents import decoding
+from lookalike.errors import InputError
 from lookalike.storage import Store
 
 KEY_BITS = 62
@@ -25,6 +27,7 @@ _FAN_OUT_BITS = 7
 _MAX_WIDTH = 2_000  # objects that a reader opens
 _AT_ONCE = 16  # requests of a reader
 _WITHOUT_INDEX = 16  # objects whose own tables a reader reads instead of an index
+_ENTRY = 3 * 8  # bytes of a segment in an index: its first byte, the byte after it, and its CRC-32, each an int64
 
 
 @dataclass(frozen=True)
@@ -100,9 +103,8 @@ class Shuffle:
         width, key = self._width(level), self._index_key(level, parent)
         if self.store.exists(key):
             return
-        ends_WR = self._ends(level, range(parent * width, (parent + 1) * width))
-        starts_RW, stops_RW = ends_WR[:, :-1].T, ends_WR[:, 1:].T
-        self.store.write(key, np.stack([starts_RW, stops_RW], axis=2).tobytes())
+        segments_WR3 = self._segments(level, range(parent * width, (parent + 1) * width))
+        self.store.write(key, segments_WR3.swapaxes(0, 1).tobytes())
 
     def read(self, partition: int, reduce: Callable[[pa.Table], pa.Table] | None = None) -> pa.Table:
         """The rows of a final range, by (key, input, position in the input).
@@ -115,7 +117,7 @@ class Shuffle:
     def size(self, partition: int) -> int:
         """The bytes of a final range."""
         level = len(self.bits)
-        return sum(end - begin for _, begin, end in self._bounds(level, partition, 0, self._width(level)))
+        return sum(end - begin for _, begin, end, _ in self._bounds(level, partition, 0, self._width(level)))
 
     def _write(self, level: int, unit: int, rows: pa.Table) -> None:
         rows = _sorted(rows.select(self.schema.names).cast(self.schema), self.key)
@@ -128,7 +130,8 @@ class Shuffle:
         assert (cuts[0], cuts[-1]) == (0, len(rows)), "keys are outside of [0, 2^62), or of another range"
         segments = [_encoded(rows.slice(start, stop - start)) for start, stop in pairwise(cuts)]
         ends = np.cumsum([0, *(len(segment) for segment in segments)], dtype=np.int64)
-        self.store.write(self._ends_key(level, unit), ends.tobytes())
+        segments_R3 = np.stack([ends[:-1], ends[1:], [crc32(segment) for segment in segments]], axis=1)
+        self.store.write(self._segments_key(level, unit), segments_R3.astype(np.int64).tobytes())
         self.store.write(self._data_key(level, unit), b"".join(segments))  # last: it says that the unit is done
 
     def _read(
@@ -151,33 +154,37 @@ class Shuffle:
             return empty if reduce is None else reduce(empty)
         return _sorted(pa.concat_tables(parts), self.key)
 
-    def _bounds(self, level: int, range_number: int, first: int, stop: int) -> list[tuple[int, int, int]]:
-        """(unit, first byte, end) of each segment of :meth:`_read` that is not empty."""
+    def _bounds(self, level: int, range_number: int, first: int, stop: int) -> list[tuple[int, int, int, int]]:
+        """(unit, first byte, end, checksum) of each segment of :meth:`_read` that is not empty."""
         parent, child = divmod(range_number, 1 << self.bits[level - 1])
         width = self._width(level)
         stop = min(stop, width)
         units = range(parent * width + first, parent * width + stop)
         if self.indices(level):
             index = self._index_key(level, parent)
-            data = self.store.read_range(index, 16 * (child * width + first), 16 * (stop - first))
-            bounds_W2 = self._array(data, (stop - first, 2), index)
+            data = self.store.read_range(index, _ENTRY * (child * width + first), _ENTRY * (stop - first))
+            segments_W3 = self._array(data, (stop - first, 3), index)
         else:
-            bounds_W2 = self._ends(level, units)[:, child : child + 2]
-        return [(unit, int(a), int(b)) for unit, (a, b) in zip(units, bounds_W2, strict=True) if a < b]
+            segments_W3 = self._segments(level, units)[:, child]
+        return [
+            (unit, a, b, crc) for unit, (a, b, crc) in zip(units, segments_W3.tolist(), strict=True) if a != b or crc
+        ]
 
-    def _ends(self, level: int, units: range) -> np.ndarray:
-        """Where the segments of some objects begin and end, int64 [W, R + 1]."""
-        shape = (1 << self.bits[level - 1]) + 1
+    def _segments(self, level: int, units: range) -> np.ndarray:
+        """First byte, end and checksum of each segment of some objects, int64 [W, R, 3]."""
+        shape = (1 << self.bits[level - 1], 3)
+        keys = [self._segments_key(level, unit) for unit in units]
         with ThreadPoolExecutor(_AT_ONCE) as pool:
-            data = pool.map(lambda unit: self.store.read(self._ends_key(level, unit)), units)
-            arrays = [
-                self._array(each, (shape,), self._ends_key(level, u)) for u, each in zip(units, data, strict=True)
-            ]
-        return np.stack(arrays) if arrays else np.zeros((0, shape), np.int64)
+            read = zip(keys, pool.map(self.store.read, keys), strict=True)
+            arrays = [self._array(data, shape, key) for key, data in read]
+        return np.stack(arrays) if arrays else np.zeros((0, *shape), np.int64)
 
-    def _segment(self, level: int, unit: int, start: int, stop: int) -> pa.Table:
+    def _segment(self, level: int, unit: int, start: int, stop: int, checksum: int) -> pa.Table:
         key = self._data_key(level, unit)
         data = self.store.read_range(key, start, stop - start)
+        if crc32(data) != checksum:
+            what = f"bytes {start} to {stop} of a unit of a shuffle have not the checksum in its index"
+            raise InputError(what, value=self.store.uri_of(key), fix=f"remove {self.prefix}/ and run the job again")
         with decoding("a segment of a shuffle", self.store.uri_of(key)):
             return pa.Table.from_batches(list(_decoded(data, self.schema)), self.schema)
 
@@ -199,8 +206,8 @@ class Shuffle:
     def _data_key(self, level: int, unit: int) -> str:
         return f"{self.prefix}/level-{level}/{unit:08d}.arrow"
 
-    def _ends_key(self, level: int, unit: int) -> str:
-        return f"{self.prefix}/level-{level}/{unit:08d}.ends"
+    def _segments_key(self, level: int, unit: int) -> str:
+        return f"{self.prefix}/level-{level}/{unit:08d}.segments"
 
     def _index_key(self, level: int, parent: int) -> str:
         return f"{self.prefix}/level-{level}/index-{parent:08d}"
@@ -222,4 +229,6 @@ def _encoded(rows: pa.Table) -> bytes:
 def _decoded(data: bytes, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
     reader = pa.BufferReader(data)
     while reader.tell() < len(data):
-        yield pa.ipc.read_record_batch(pa.ipc.read_message(reader), schema)
+        batch = pa.ipc.read_record_batch(pa.ipc.read_message(reader), schema)
+        batch.validate(full=True)  # Arrow trusts the offsets of texts and lists, and reads outside of its buffers
+        yield batch

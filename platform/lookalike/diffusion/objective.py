@@ -58,6 +58,7 @@ def denoising_loss(
     clean, target = batch.target_latents, batch.target
     assert clean is not None
     assert target is not None
+    clean = clean.float()  # on the device: a snapshot's latents are float16
     if drawn is None:
         drawn = draw(sample_ids, seed, (clean.shape[1], clean.shape[2]), flow)
     drawn = drawn.to(clean.device)
@@ -66,7 +67,7 @@ def denoising_loss(
     if use_references:
         assert batch.reference_latents is not None
         mask = batch.reference_mask & (uniform[:, 1] >= dropout_references)[:, None]
-        references = References(batch.reference_latents, mask, token_grid(vae, *batch.references.shape[-2:]))
+        references = References(batch.reference_latents.float(), mask, token_grid(vae, *batch.references.shape[-2:]))
     predicted = model(
         batch,
         add_noise(clean, noise, sigma),

@@ -4,13 +4,31 @@ import itertools
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
+import numpy.typing as npt
 
 from lookalike.config import fingerprint
+from lookalike.data.permutation import Permutation
 from lookalike.data.triplets import Triplet
 from lookalike.errors import InputError
 from lookalike.evaluation.scores import ConditionMode
+
+_RUN = 64  # neighbouring rows that are chosen together: they are read at once, and often show the same subjects
+
+
+def chosen_rows(rows: int, most: int, seed: int) -> npt.NDArray[np.int64]:
+    """Choose the rows of a table of ``rows`` rows that a suite is made of: int64, ascending.
+
+    These are all rows, or of more than ``most`` rows about ``most``, in runs of 64 neighbours that are spread over the
+    table.
+    """
+    if rows <= most:
+        return np.arange(rows)
+    runs = np.sort(Permutation(-(-rows // _RUN), (seed,))(np.arange(-(-most // _RUN))))
+    chosen = (runs[:, None] * _RUN + np.arange(_RUN)).ravel()
+    return chosen[chosen < rows]
 
 
 @dataclass(frozen=True)
@@ -72,14 +90,18 @@ class Suite:
 
     def _of_other_subjects(self, identity: str, index: int) -> tuple[int | None, int | None]:
         """Choose triplets of two other subjects (of the same one if there is no second), seeded by ``identity``."""
-        own = self.pool[index].subject
-        others = [subject for subject in sorted(self._by_subject) if subject != own]
+        own = self._subjects.index(self.pool[index].subject)
+        others = self._subjects[:own] + self._subjects[own + 1 :]
         if not others:
             return None, None
         rng = np.random.default_rng(int(fingerprint([self.seed, identity])[:16], 16))
         subjects = [others[i] for i in rng.permutation(len(others))[:2]]
         first, second = (int(rng.choice(self._by_subject[subject])) for subject in (subjects[0], subjects[-1]))
         return first, second
+
+    @cached_property
+    def _subjects(self) -> list[str]:
+        return sorted(self._by_subject)
 
 
 def _round_robin(triplets: Sequence[Triplet]) -> list[Triplet]:

@@ -39,18 +39,20 @@ class Batch(TensorFields):
     """bool ``[B, L]``: true on real tokens."""
     image_mask: Tensor
     """bool ``[B, L]``: true on image placeholders; the same number in every row."""
-    pixel_values: Tensor
-    """float32 ``[B, R, 3, h, w]``: the MLLM's tiles, normalised."""
+    tiles: Tensor
+    """uint8 ``[B, R, 3, h, w]``: the references for the MLLM."""
+    normalisation: Tensor
+    """float32 ``[B, 2, 3]``: mean and standard deviation of the MLLM's pixels in [0, 1], by channel."""
     references: Tensor
-    """uint8 ``[B, R, 3, H, W]``: the VAE's grid."""
+    """uint8 ``[B, R, 3, H, W]``: the references for the VAE; 0 channels if only their latents are there."""
     reference_mask: Tensor
     """bool ``[B, R]``: true on slots that hold a reference."""
     target: Tensor | None = None
-    """uint8 ``[B, 3, H, W]``, in training and evaluation."""
+    """uint8 ``[B, 3, H, W]``, in training and evaluation; 0 channels if only its latents are there."""
     target_latents: Tensor | None = None
-    """float32 ``[B, T, C]``: packed latents of the target, if they were encoded beforehand."""
+    """float16 or float32 ``[B, T, C]``: packed latents of the target, if they were encoded beforehand."""
     reference_latents: Tensor | None = None
-    """float32 ``[B, R, T', C]``: packed latents of the references, if they were encoded beforehand."""
+    """float16 or float32 ``[B, R, T', C]``: packed latents of the references, if they were encoded beforehand."""
 
     def __len__(self) -> int:
         return self.input_ids.shape[0]
@@ -59,6 +61,17 @@ class Batch(TensorFields):
     def image_tokens_per_row(self) -> int:
         """Number of image placeholders in each row."""
         return int(self.image_mask[0].sum()) if len(self) else 0
+
+    @property
+    def pixel_values(self) -> Tensor:
+        """float32 ``[B, R, 3, h, w]``: the tiles, normalised on their device; zero in unused slots.
+
+        Equal bit by bit to NumPy's ``(tiles / float32(255) - mean) / deviation``.
+        """
+        mean, deviation = self.normalisation[:, :, None, :, None, None].unbind(1)
+        most = torch.full((), 255.0, device=self.tiles.device)  # by a number, CUDA multiplies with its reciprocal
+        values = (self.tiles.float() / most - mean) / deviation
+        return values.masked_fill(~self.reference_mask[:, :, None, None, None], 0)
 
     def rows(self, index: Sequence[int] | Tensor) -> "Batch":
         """Select rows by index, in that order."""
@@ -73,8 +86,8 @@ class Batch(TensorFields):
 def to_batch(columns: Mapping[str, np.ndarray]) -> Batch:
     """Convert the columns of :class:`~lookalike.models.preprocess.Preprocessor` to tensors; others are ignored.
 
-    Reference slots that no sample uses, and padding behind the longest sample, are cut off. The model's outputs do not
-    change, only its work.
+    Columns hold references packed; here they get their slots. Slots that no sample uses, and padding behind the longest
+    sample, are cut off. The model's outputs do not change, only its work.
     """
     names = ("reference_mask", "image_mask", "attention_mask")
     reference_mask, image_mask, attention_mask = (columns[name].astype(bool) for name in names)
@@ -89,13 +102,22 @@ def to_batch(columns: Mapping[str, np.ndarray]) -> Batch:
         input_ids=_tensor(np.where(attention_mask | image_mask, columns["input_ids"], 0)[:, :length]),
         attention_mask=_tensor(attention_mask[:, :length]),
         image_mask=_tensor(image_mask[:, :length]),
-        pixel_values=_tensor(columns["pixel_values"][:, :slots]),
-        references=_tensor(columns["references"][:, :slots]),
+        tiles=_padded(columns["tiles"], slots),
+        normalisation=_tensor(columns["normalisation"]),
+        references=_padded(columns["references"], slots),
         reference_mask=_tensor(reference_mask[:, :slots]),
         target=None if target is None else _tensor(target),
         target_latents=_tensor(columns["target_latents"]) if "target_latents" in columns else None,
-        reference_latents=_tensor(columns["reference_latents"][:, :slots]) if "reference_latents" in columns else None,
+        reference_latents=_padded(columns["reference_latents"], slots) if "reference_latents" in columns else None,
     )
+
+
+def _padded(rows: np.ndarray, slots: int) -> Tensor:
+    """Join the arrays ``[n, …]`` of each sample to ``[B, slots, …]``, with zeros in unused slots."""
+    padded = np.zeros((len(rows), slots, *rows[0].shape[1:]), rows[0].dtype)
+    for place, row in zip(padded, rows, strict=True):
+        place[: len(row)] = row
+    return torch.from_numpy(padded)
 
 
 def _tensor(values: np.ndarray) -> Tensor:

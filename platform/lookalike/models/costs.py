@@ -233,7 +233,8 @@ def _batch(sample: Sample) -> Batch:
         input_ids=ids,
         attention_mask=ids.bool(),
         image_mask=ids.bool(),
-        pixel_values=torch.empty(1, sample.references, 3, sample.tile, sample.tile, device="meta"),
+        tiles=torch.empty(1, sample.references, 3, sample.tile, sample.tile, dtype=torch.uint8, device="meta"),
+        normalisation=torch.empty(1, 2, 3, device="meta"),
         references=ids,
-        reference_mask=ids.bool(),
+        reference_mask=torch.ones(1, sample.references, dtype=torch.bool, device="meta"),
     )

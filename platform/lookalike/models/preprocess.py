@@ -25,6 +25,9 @@ _SHOWN = 120  # characters of a prompt in a message
 Pixels = np.ndarray  # uint8 [H, W, 3], upright RGB
 OnCut = Callable[[str, str], None]
 
+RAGGED = ("tiles", "references")
+"""Columns with an array for each sample, of its references only."""
+
 
 class Preprocessor:
     """Writes prompts and references as the MLLM's sequence, and resizes references and targets for the VAE.
@@ -90,22 +93,26 @@ class Preprocessor:
         *,
         truncate_prompts: bool = False,
         on_cut: OnCut | None = None,
+        vae_pixels: bool = True,
     ) -> dict[str, np.ndarray]:
-        """Make the arrays of B samples with R = ``max_references`` reference slots each.
+        """Make the arrays of B samples with up to R = ``max_references`` references each.
 
         Args:
             prompts: B texts.
-            references: images of each sample, uint8 ``[H, W, 3]``, at most R; may be none, unused slots are masked.
+            references: images of each sample, uint8 ``[H, W, 3]``, at most R; may be none.
             targets: B images, or None when generating.
             truncate_prompts: cut a prompt of more than ``max_prompt_tokens`` with a warning; otherwise it is an error.
             on_cut: called instead of the warning with each prompt that is cut, and the first tokens cut off as text.
+            vae_pixels: whether the VAE's images are made; otherwise ``references`` and ``target`` have 0 channels.
 
         Names of control tokens in a prompt (``<IMG_CONTEXT>``, ``<|im_end|>``) are read as ordinary text.
 
         Returns:
-            ``input_ids`` int64 ``[B, L]``, ``attention_mask`` and ``image_mask`` bool ``[B, L]``, ``pixel_values``
-            float32 ``[B, R, 3, h, w]``, ``references`` uint8 ``[B, R, 3, H, W]``, ``reference_mask`` bool ``[B, R]``,
-            and with targets ``target`` uint8 ``[B, 3, H, W]``.
+            ``input_ids`` int64 ``[B, L]``, ``attention_mask`` and ``image_mask`` bool ``[B, L]``, ``reference_mask``
+            bool ``[B, R]``, ``normalisation`` float32 ``[B, 2, 3]`` (mean and deviation of the MLLM's pixels in [0, 1]
+            by channel), and with targets ``target`` uint8 ``[B, 3, H, W]``. The columns :data:`RAGGED` are objects
+            ``[B]``: ``tiles`` of uint8 ``[n, 3, h, w]`` and ``references`` of uint8 ``[n, 3, H, W]`` for a sample with
+            n references.
 
         Raises InputError if a prompt is too long or not text, there are too many references, or an image is too small
         or too large.
@@ -117,16 +124,19 @@ class Preprocessor:
                 fix="pass one list of references (and one target) for each prompt",
             )
         cut = (on_cut or warn_of_cut) if truncate_prompts else None
-        rows = [self._row(p, r, cut) for p, r in zip(prompts, references, strict=True)]
-        columns = {name: np.stack([row[name] for row in rows]) for name in rows[0]} if rows else {}
+        rows = [self._row(p, r, cut, vae_pixels) for p, r in zip(prompts, references, strict=True)]
+        columns = {
+            name: (ragged if name in RAGGED else np.stack)([row[name] for row in rows]) for name in (rows or [{}])[0]
+        }
         if targets is not None:
-            height, width = self.preset.height, self.preset.width
             for image in targets:
                 check_image(image, "target")
-            columns["target"] = np.stack([_channels_first(crop_resize(image, height, width)) for image in targets])
+            columns["target"] = _for_vae(targets, self.preset.height, self.preset.width, vae_pixels)
         return columns
 
-    def _row(self, prompt: str, references: Sequence[Pixels], on_cut: OnCut | None) -> dict[str, np.ndarray]:
+    def _row(
+        self, prompt: str, references: Sequence[Pixels], on_cut: OnCut | None, vae_pixels: bool
+    ) -> dict[str, np.ndarray]:
         slots, grid, side = self.preset.references.max_references, self.preset.references, self._mllm.image_size
         if len(references) > slots:
             what = f"{len(references)} references are more than the preset {self.preset.name} takes"
@@ -134,13 +144,10 @@ class Preprocessor:
         for image in references:
             check_image(image)
         row = self._tokens(prompt, len(references), on_cut)
-        row["pixel_values"] = np.zeros((slots, 3, side, side), np.float32)
-        row["references"] = np.zeros((slots, 3, grid.height, grid.width), np.uint8)
         row["reference_mask"] = np.arange(slots) < len(references)
-        mean, std = (np.asarray(v, np.float32)[:, None, None] for v in (self._mllm.image_mean, self._mllm.image_std))
-        for index, image in enumerate(references):
-            row["references"][index] = _channels_first(crop_resize(image, grid.height, grid.width))
-            row["pixel_values"][index] = (_channels_first(fit_square(image, side)) / np.float32(255) - mean) / std
+        row["tiles"] = _stack([fit_square(image, side) for image in references], side, side)
+        row["normalisation"] = np.array([self._mllm.image_mean, self._mllm.image_std], np.float32)
+        row["references"] = _for_vae(references, grid.height, grid.width, vae_pixels)
         return row
 
     def _tokens(self, prompt: str, num_references: int, on_cut: OnCut | None) -> dict[str, np.ndarray]:
@@ -175,6 +182,14 @@ class Preprocessor:
     @property
     def _mllm(self) -> MllmConfig:
         return self.preset.mllm
+
+
+def ragged(arrays: Sequence[np.ndarray]) -> np.ndarray:
+    """Return arrays of different lengths as one column, object ``[B]``."""
+    column = np.empty(len(arrays), object)
+    for index, array in enumerate(arrays):
+        column[index] = array
+    return column
 
 
 def warn_of_cut(prompt: str, cut: str) -> None:
@@ -216,5 +231,15 @@ def fit_square(image: Pixels, side: int) -> Pixels:
     return canvas
 
 
-def _channels_first(image: Pixels) -> np.ndarray:
-    return np.ascontiguousarray(image.transpose(2, 0, 1))
+def _for_vae(images: Sequence[Pixels], height: int, width: int, pixels: bool) -> np.ndarray:
+    if not pixels:
+        return np.empty((len(images), 0, height, width), np.uint8)
+    return _stack([crop_resize(image, height, width) for image in images], height, width)
+
+
+def _stack(images: Sequence[Pixels], height: int, width: int) -> np.ndarray:
+    """Join images of one size, channels first: uint8 ``[n, 3, height, width]``."""
+    stacked = np.empty((len(images), 3, height, width), np.uint8)
+    for place, image in zip(stacked, images, strict=True):
+        place[:] = image.transpose(2, 0, 1)
+    return stacked

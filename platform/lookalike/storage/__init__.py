@@ -2,11 +2,12 @@
 
 from lookalike.storage.base import ObjectInfo, Store
 from lookalike.storage.snapshot import (
-    check_file,
     latest_version,
     list_versions,
+    manifest_of,
     publish,
     read_file,
+    read_listed,
     read_manifest,
     version_store,
 )
@@ -19,15 +20,16 @@ from lookalike.storage.store import (
     read_lines,
     read_members,
     read_object,
+    size_of,
 )
 
 __all__ = [
     "ObjectInfo",
     "Store",
-    "check_file",
     "latest_version",
     "list_versions",
     "locate_object",
+    "manifest_of",
     "open_store",
     "overlap",
     "publish",
@@ -35,8 +37,10 @@ __all__ = [
     "read_file",
     "read_json",
     "read_lines",
+    "read_listed",
     "read_manifest",
     "read_members",
     "read_object",
+    "size_of",
     "version_store",
 ]

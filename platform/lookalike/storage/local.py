@@ -89,9 +89,10 @@ class LocalStore:
 
     def read_range(self, key: str, offset: int, length: int) -> bytes:
         with self._reading(key) as file:
-            file.seek(offset)
-            data = file.read(length)
-        if len(data) != length:
+            inside = min(offset, length) >= 0 and offset + length <= os.fstat(file.fileno()).st_size
+            file.seek(offset if inside else 0)
+            data = file.read(length) if inside else b""  # Python reserves memory for all of length
+        if not inside or len(data) != length:
             raise InputError(
                 "the object is shorter than its index entry says", value=self.uri_of(key), fix="index it again"
             )

@@ -120,7 +120,7 @@ class S3Store:
             return b""
         span = f"bytes={offset}-{offset + length - 1}"
         try:
-            data = self._get(key, Range=span)
+            data = self._get(key, Range=span) if min(offset, length) > -1 else b""  # S3 ignores an invalid range
         except (ClientError, BotoCoreError) as error:
             if _code(error) != "InvalidRange":
                 self._fail(key, error)

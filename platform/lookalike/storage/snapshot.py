@@ -10,13 +10,12 @@ import hashlib
 import re
 from collections.abc import Mapping
 from contextlib import suppress
-from functools import lru_cache
 from typing import Any
 
 from lookalike.config import canonical_json, fingerprint
 from lookalike.errors import ConflictError, InputError
 from lookalike.storage.base import Store
-from lookalike.storage.store import open_store, read_object, sha256_of, size_of
+from lookalike.storage.store import read_object
 
 MANIFEST = "manifest.json"
 _VERSION = re.compile(r"^v(\d{4,})/manifest\.json$")
@@ -81,6 +80,21 @@ def read_manifest(store: Store, version: int | None = None) -> dict[str, Any]:
     return manifest
 
 
+def manifest_of(version: Store, sha256: str | None = None) -> dict[str, Any]:
+    """Read the manifest of a version's store. Raises InputError if it has not the fingerprint ``sha256``, if given."""
+    manifest = read_object(version, MANIFEST)
+    if sha256 is not None:
+        _check_manifest(version, manifest, sha256)
+    return manifest
+
+
+def read_listed(version: Store, key: str, manifest: Mapping[str, Any]) -> bytes:
+    """Read a file of a version. Raises InputError if its hash is not the one in the ``manifest``."""
+    data = version.read(key)
+    _check_hash(version, key, manifest, hashlib.sha256(data).hexdigest())
+    return data
+
+
 def read_file(version: Store, key: str, manifest_sha256: str | None = None) -> bytes:
     """Read a file of a version and check it against the hash in the manifest, if there is a manifest.
 
@@ -91,32 +105,18 @@ def read_file(version: Store, key: str, manifest_sha256: str | None = None) -> b
     """
     data = version.read(key)
     if manifest_sha256 is not None or version.exists(MANIFEST):
-        manifest = read_object(version, MANIFEST)
-        if manifest_sha256 is not None:
-            _check_manifest(version, manifest, manifest_sha256)
+        manifest = manifest_of(version, manifest_sha256)
         _check_hash(version, key, manifest, hashlib.sha256(data).hexdigest())
     return data
 
 
-def check_file(version: Store, key: str) -> None:
-    """Check a large file of a version by its hash, once per process. Raises InputError as :func:`read_file` does."""
-    if version.exists(MANIFEST):
-        _check_hash(version, key, read_object(version, MANIFEST), _hash(version.uri, key))
-
-
-@lru_cache(maxsize=100_000)
-def _hash(version_uri: str, key: str) -> str:
-    version = open_store(version_uri)
-    return sha256_of(version, key, size_of(version, key))
-
-
-def _check_manifest(version: Store, manifest: dict[str, Any], sha256: str) -> None:
+def _check_manifest(version: Store, manifest: Mapping[str, Any], sha256: str) -> None:
     if (found := fingerprint(manifest)) != sha256:
         what = f"the manifest of the snapshot has changed: its fingerprint is {found}, but {sha256} was published"
         raise InputError(what, value=version.uri_of(MANIFEST), fix=_FIX)
 
 
-def _check_hash(version: Store, key: str, manifest: dict[str, Any], found: str) -> None:
+def _check_hash(version: Store, key: str, manifest: Mapping[str, Any], found: str) -> None:
     files = manifest.get("files")
     if files is None:
         return

@@ -45,7 +45,7 @@ class TrainConfig:
     little differently from there on."""
     keep_samples: bool = field(default=False, metadata=NOT_IDENTITY)
     """Prepare each sample once and keep it in every worker's memory, where Ray Data would prepare it anew each time it
-    is due (0.14 MB a sample of ``mini``, more with larger images). Order and values stay the same."""
+    is due (for ``mini`` with one reference 0.04 MB a sample, larger images more). Order and values stay the same."""
     zero: ZeroConfig = field(default_factory=ZeroConfig, metadata=NOT_IDENTITY)
     """What DeepSpeed offloads, and the sizes of its communication."""
     seed: Seed = 0

@@ -1,11 +1,18 @@
-"""The epoch plan: which sample each (step, slot) gets, a pure function of the seed, for any number of workers."""
+"""The epoch plan: which sample each (step, slot) gets, a pure function of the seed, for any number of workers.
+
+Slot i of epoch e, counted over its steps, gets the sample ``Permutation(num_samples, (seed, e))(i)``. It is computed
+for the slots of a step, so the memory of a plan does not depend on the number of samples.
+"""
 
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
 
+from lookalike.data.permutation import Permutation
+
+ORDER = "permutation-1"
+"""Name of this order in a run's identity: a run that began with another one cannot continue with this."""
 PADDING = -1  # a slot after the epoch's last sample: computed with weight 0, so that all ranks run the same steps
 
 
@@ -28,9 +35,9 @@ class EpochPlan:
 
     def slots(self, step: int) -> npt.NDArray[np.int64]:
         """Return the sample indices of ``step``: int64 [batch_size]; ``PADDING`` ends an epoch's last step."""
-        order = _order(self.num_samples, self.seed, self.epoch_of(step))
         first = (step % self.steps_per_epoch) * self.batch_size
-        taken = order[first : first + self.batch_size]
+        places = np.arange(first, min(first + self.batch_size, self.num_samples))
+        taken = Permutation(self.num_samples, (self.seed, self.epoch_of(step)))(places)
         return np.pad(taken, (0, self.batch_size - len(taken)), constant_values=PADDING)
 
     def rank_slots(self, step: int, rank: int, world_size: int, micro_batch_size: int = 1) -> npt.NDArray[np.int64]:
@@ -43,8 +50,3 @@ class EpochPlan:
         padding = share * world_size - self.batch_size
         slots = np.pad(self.slots(step), (0, padding), constant_values=PADDING)
         return slots[rank * share : (rank + 1) * share]
-
-
-@lru_cache(maxsize=2)
-def _order(num_samples: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
-    return np.random.default_rng([seed, epoch]).permutation(num_samples).astype(np.int64)

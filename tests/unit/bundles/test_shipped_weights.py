@@ -74,7 +74,7 @@ def test_the_mllm_describes_unseen_photos(bundle: Path, photos: Photos) -> None:
     preprocessor = load_preprocessor(bundle)
     right = to_batch(preprocessor([caption for _, caption in photos], [[picture] for picture, _ in photos]))
     shuffled = right.with_conditions_of(range(len(photos)))
-    shuffled = dataclasses.replace(shuffled, pixel_values=right.pixel_values.roll(5, 0))
+    shuffled = dataclasses.replace(shuffled, tiles=right.tiles.roll(5, 0))
     colours = {"colour": set(tokenizer.convert_tokens_to_ids(list(vocabulary.COLOURS)))}
     seen = parts.caption_accuracy(mllm, [right], colours)
     guessed = parts.caption_accuracy(mllm, [shuffled], colours)

@@ -1,26 +1,25 @@
 """Fixtures that run the stages of curation as plain functions, without Ray."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+import pickle
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from lookalike.storage import open_store
+from pipelines.actors import ActorConfig, Units, run_units
 from pipelines.curate.changed import with_recorded_changes
-from pipelines.curate.cluster_subjects import IndexedShard, cluster_stages, groups_of
+from pipelines.curate.cluster_subjects import cluster_stages
 from pipelines.curate.config import CurateConfig
-from pipelines.curate.duplicates import find_duplicates
-from pipelines.curate.index import IndexWork, ShardIndexer
+from pipelines.curate.index import IndexWork, RawShard, ShardIndexer
 from pipelines.curate.inputs import Inputs
-from pipelines.curate.plan import plan_partition
 from pipelines.curate.raw import list_raw
-from pipelines.curate.score import ShardScorer, scored
-from pipelines.curate.screen import screen_shard
-from pipelines.curate.subject_links import find_links, join_links, link_units
+from pipelines.curate.row_stages import run_row_stages
 from pipelines.curate.work import StageWork
-from pipelines.curate.work import indexed as table_infos
 
 
 class GridEmbedder:
@@ -48,40 +47,43 @@ def grid_embedder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lookalike.annotators.embedder.revision_of", lambda name: GridEmbedder.revision)
 
 
+def in_process(task: Callable[..., Any], shared: Any, units: Units, *, noun: str = "") -> Iterator[pa.Table]:
+    """``run_tasks`` without Ray; what units get and return is pickled, as it is between processes."""
+    shared = pickle.loads(pickle.dumps(shared))
+    return run_units(lambda shared: partial(task, shared), shared, units, ActorConfig(count=0), noun=noun)
+
+
 @pytest.fixture
-def planned(grid_embedder: None, tmp_path: Path) -> Callable[..., StageWork]:
+def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tasks of the row stages and of removals are done in this process."""
+    for module in ("row_stages", "removals"):
+        monkeypatch.setattr(f"pipelines.curate.{module}.run_tasks", in_process)
+    monkeypatch.setattr("pipelines.curate.row_stages.run_units", _in_this_process)
+
+
+def _in_this_process(actor: Any, shared: Any, units: Units, _: ActorConfig, *, noun: str = "") -> Iterator[pa.Table]:
+    return run_units(actor, shared, units, ActorConfig(count=0), noun=noun)
+
+
+@pytest.fixture
+def planned(grid_embedder: None, no_ray: None, tmp_path: Path) -> Callable[..., StageWork]:
     """``planned(raw, **settings)`` runs the stages up to the plan and returns their work."""
 
     def make(raw: Path, **settings: object) -> StageWork:
         config = CurateConfig(raw=str(raw), dataset=str(tmp_path / "dataset"), **settings)  # type: ignore[arg-type]
         raw_store, dataset = open_store(config.raw), open_store(config.dataset)
         inputs = Inputs.of(config, with_recorded_changes(list_raw(config.raw, dataset).shards, dataset))
-        units = tuple(inputs.units)
-        indexer = ShardIndexer(IndexWork(config, inputs, raw_store, dataset, units))
-        indexed = [indexer(unit) for unit in units]
-        assert [str(columns["error"][0]) for columns in indexed] == [""] * len(units)
+        shards = [RawShard(number, info) for number, info in enumerate(inputs.shards)]
+        indexer = ShardIndexer(IndexWork(config, inputs.for_tasks(), raw_store, dataset))
+        indexed = [indexer(shard) for shard in shards]
+        assert [str(columns["error"][0]) for columns in indexed] == [""] * len(shards)
         if config.labels.found is not None:
-            tables, workspace = table_infos(dataset), inputs.workspace
-            shards = [IndexedShard(i, tables[workspace.rows(i)], tables[workspace.vectors(i)]) for i in units]
-            for stage in cluster_stages(dataset, workspace, config.labels.found, config.seed, groups_of(shards)):
+            groups = list(StageWork.of(config, inputs, clustered=False).groups())
+            for stage in cluster_stages(dataset, inputs.workspace, config.labels.found, config.seed, groups):
                 for unit in range(stage.units) if isinstance(stage.units, int) else stage.units:
                     stage.task(stage.shared, unit)
-        work = StageWork.of(config, inputs)
+        work = run_row_stages(StageWork.of(config, inputs))
         assert work.images == sum(int(columns["images"][0]) for columns in indexed)
-        for unit in units:
-            screen_shard(work, unit)
-        for partition in range(work.content_partitions):
-            find_duplicates(work, partition)
-        if sum(int(find_links(work, unit)["links"][0]) for unit in range(link_units(work))):
-            join_links(work, 0)
-            work = replace(work, linked=True)
-        if inputs.models:
-            scorer = ShardScorer(work)
-            for unit in units:
-                scorer(unit)
-            work = replace(work, scores=scored(work))
-        for partition in range(work.partitions):
-            plan_partition(work, partition)
         return work
 
     return make

@@ -8,11 +8,12 @@ import numpy as np
 import pyarrow as pa
 
 from lookalike.storage import Store
-from pipelines.curate.cluster_subjects import IndexedShard, cluster_stages, groups_of
+from pipelines.curate.cluster_subjects import cluster_stages
 from pipelines.curate.config import CurateConfig, FoundConfig
 from pipelines.curate.inputs import Inputs
 from pipelines.curate.rows import IMAGE_SCHEMA, sha256, subject_hash
 from pipelines.curate.tables import vectors_array, with_notes, write_table
+from pipelines.curate.work import Group, IndexedShard
 
 
 def directions(subjects: int, views: int, noise: float) -> np.ndarray:
@@ -72,8 +73,22 @@ def write_index(
     tables = {info.key: info for info in store.list("tables/")}
     for shard in range(len(vectors_SND)):
         key = f"tables/{shard:04d}"
-        infos.append(IndexedShard(shard, tables[f"{key}.rows"], tables[f"{key}.vectors"]))
+        infos.append(IndexedShard(shard, key, tables[f"{key}.rows"], tables[f"{key}.vectors"]))
     return infos
+
+
+def groups_of(shards: list[IndexedShard], group_bytes: int) -> list[Group]:
+    """Raw shards in groups of at most so many bytes of tables, or of one."""
+    groups: list[list[IndexedShard]] = []
+    held = 0
+    for shard in shards:
+        size = shard.rows.size + shard.vectors.size
+        if not groups or held + size > group_bytes:
+            groups.append([])
+            held = 0
+        groups[-1].append(shard)
+        held += size
+    return [Group(number, tuple(members)) for number, members in enumerate(groups)]
 
 
 def find(

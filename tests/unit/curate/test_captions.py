@@ -45,6 +45,20 @@ def test_names_of_control_tokens_are_removed(caption: str, expected: str) -> Non
     assert row["note"] == "caption: names of control tokens were left out"
 
 
+@pytest.mark.parametrize("config", [CaptionsConfig(max_characters=15), MINI])
+def test_rows_are_cut_one_by_one(config: CaptionsConfig) -> None:
+    captions = ["a mug", "a red mug " * 30, "<image> mug", "a mug", "", "a red mug " * 30]
+    classes = ["mug", "mug", "<s>mug", "x" * 101, "<s>mug", "mug"]
+    notes = ["", "image: odd", "", "", "", ""]
+    table = pa.table({"caption": captions, "class_name": classes, "note": notes})
+    rows = fit_captions(pa.concat_tables([table.slice(0, 2), table.slice(2)]), config).to_pylist()
+    for row, caption, class_name, note in zip(rows, captions, classes, notes, strict=True):
+        alone = fitted(caption, config, class_name)
+        assert row == alone | {"note": "; ".join(filter(None, [note, alone["note"]]))}
+    assert rows[1]["note"].startswith("image: odd; caption: cut from ")
+    assert rows[0]["note"] == ""
+
+
 def test_a_class_is_cut_as_well() -> None:
     row = fitted("", CaptionsConfig(), class_name="<image> mug " + "x" * 300)
     assert row["class_name"].startswith("mug")
@@ -57,6 +71,7 @@ def test_a_long_caption_is_cut_at_a_word_and_noted() -> None:
     assert row["caption"] == "a red mug a red"
     assert row["note"] == "caption: cut from 3000 to 15 characters"
     assert fitted("x" * 50, CaptionsConfig(max_characters=15))["caption"] == "x" * 15
+    assert [len(fitted("ß" * n, CaptionsConfig(max_characters=15))["caption"]) for n in (14, 15, 16)] == [14, 15, 15]
 
 
 @pytest.mark.parametrize("caption", ["a red mug on a table, " * 30, "zxqv " * 60, "🦆 " * 90, "a" + " zxqvwk" * 20])

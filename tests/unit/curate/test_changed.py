@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from lookalike.errors import InputError
-from lookalike.storage import open_store
+from lookalike.storage import ObjectInfo, open_store
 from pipelines.curate.changed import with_recorded_changes
 from pipelines.curate.filters import FiltersConfig
 from pipelines.curate.filters.no_pair import NoPair
-from pipelines.curate.index import IndexWork, ShardIndexer
+from pipelines.curate.index import IndexWork, RawShard, ShardIndexer
 from pipelines.curate.inputs import Inputs
 from pipelines.curate.raw import list_raw
 from pipelines.curate.work import StageWork
@@ -51,27 +51,27 @@ def test_a_change_that_no_listing_shows_is_an_error_and_the_same_command_indexes
             materialise(work, f"v{number:04d}")
         after = recurated(work)
         assert after.fingerprint != work.inputs.fingerprint
-        assert after.workspace.rows(0) != work.inputs.workspace.rows(0)
+        assert after.ids[0] != work.inputs.ids[0]
     materialise(planned(raw, filters=LOOSE), "v0009")
 
 
 def test_every_reader_after_the_index_compares_hashes(planned: Planned, tmp_path: Path) -> None:
     raw = write_raw(tmp_path / "raw", world(2, 3))
     work = planned(raw, filters=LOOSE)
-    rows = work.read_rows(work.span(0))[0].to_pylist()
+    rows = work.read_subjects(0).rows.to_pylist()
     change(raw / "shard-000000.tar")
     with pytest.raises(InputError, match="changed after it was indexed"):
         work.read_image(next(row for row in rows if row["key"] == "thing00-0"))
     assert work.read_image(next(row for row in rows if row["key"] == "thing01-1"))
     inputs = replace(work.inputs, embedder="another")  # rows are there, vectors are not
-    indexer = ShardIndexer(IndexWork(work.config, inputs, work.raw, work.dataset, (0,)))
-    assert "changed after it was indexed" in str(indexer(0)["error"][0])
+    indexer = ShardIndexer(IndexWork(work.config, inputs, work.raw, work.dataset))
+    assert "changed after it was indexed" in str(indexer(RawShard(0, inputs.shards[0]))["error"][0])
 
 
 def test_a_shard_that_shrank_and_one_that_was_deleted_are_errors(planned: Planned, tmp_path: Path) -> None:
     raw = write_raw(tmp_path / "raw", world(2, 3))
     work = planned(raw, filters=LOOSE)
-    row = work.read_rows(work.span(0))[0].to_pylist()[-1]
+    row = work.read_subjects(0).rows.to_pylist()[-1]
     shard = raw / "shard-000000.tar"
     os.truncate(shard, row["offset"] + 10)
     with pytest.raises(InputError, match="changed after it was indexed"):
@@ -86,11 +86,17 @@ def test_a_compressed_shard_is_read_from_its_copy(planned: Planned, tmp_path: Pa
     shard = raw / "shard-000000.tar"
     shard.write_bytes(gzip.compress(shard.read_bytes()))
     work = planned(raw, filters=LOOSE)
-    rows = work.read_rows(work.span(0))[0].to_pylist()
+    rows = work.read_subjects(0).rows.to_pylist()
     shard.write_bytes(b"something else")
     assert all(work.read_image(row) for row in rows)
     (copy,) = (Path(work.config.dataset) / "work" / "unpacked").glob("*.tar")
     copy.write_bytes(bytes(copy.stat().st_size))
     with pytest.raises(InputError, match="run the same command again"):
         work.read_image(rows[0])
-    assert recurated(work).workspace.unpacked(0) != work.inputs.workspace.unpacked(0)
+    assert recurated(work).ids[0] != work.inputs.ids[0]
+
+
+def test_without_marks_no_shard_is_hashed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipelines.curate.changed.shard_id", None)
+    shards = [ObjectInfo(f"{number}.tar", 1, "e") for number in range(3)]
+    assert with_recorded_changes(shards, open_store(str(tmp_path))) == shards

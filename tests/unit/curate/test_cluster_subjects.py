@@ -11,7 +11,7 @@ import pytest
 
 from lookalike.storage import Store, open_store
 from pipelines.curate import cluster_subjects
-from pipelines.curate.cluster_subjects import group, groups_of
+from pipelines.curate.cluster_subjects import group
 from pipelines.curate.config import FoundConfig, LabelsConfig
 from pipelines.curate.filters import FiltersConfig
 from pipelines.curate.filters.no_pair import NoPair
@@ -19,7 +19,7 @@ from pipelines.curate.rows import subject_hash
 from pipelines.curate.tables import read_table
 from pipelines.curate.work import StageWork
 from tests.drawn import photo, world, write_raw
-from tests.unit.curate.indexed import Counted, directions, find, photos, write_index
+from tests.unit.curate.indexed import Counted, directions, find, groups_of, photos, write_index
 
 LOOSE = FiltersConfig(no_pair=NoPair(min_similarity=-1.0))
 Planned = Callable[..., StageWork]

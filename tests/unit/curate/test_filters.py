@@ -31,10 +31,12 @@ def rows(*changes: dict[str, Any]) -> pa.Table:
 
 
 def with_similarity(similarity: np.ndarray, *changes: dict[str, Any]) -> Photos:
-    """Return photos whose embeddings have exactly these similarities."""
+    """Return the photos of one subject, whose embeddings have exactly these similarities."""
     values, basis = np.linalg.eigh(similarity)
     vectors = basis * np.sqrt(np.maximum(values, 0))
-    return Photos(rows(*(changes or [{}] * len(similarity))), vectors.astype(np.float32))
+    return Photos(
+        rows(*(changes or [{}] * len(similarity))), np.arange(len(similarity))[None], vectors.astype(np.float32)
+    )
 
 
 @pytest.mark.parametrize(
@@ -78,7 +80,7 @@ def test_a_near_duplicate_needs_near_hash_and_embedding_and_the_largest_is_kept(
     similarity = np.array([[1, 0.95, 0.95, 0.6], [0.95, 1, 0.95, 0.6], [0.95, 0.95, 1, 0.6], [0.6, 0.6, 0.6, 1]])
     hashes = [0b0, 0b1111, (1 << 63) - 1, 0b11]  # the third is far from all by its hash, the fourth by its embedding
     photos = with_similarity(similarity, *({"phash": h, "width": 640 + i} for i, h in enumerate(hashes)))
-    assert NearDuplicate().drop(photos).tolist() == [True, False, False, False]
+    assert NearDuplicate().drop(photos).tolist() == [[True, False, False, False]]
 
 
 @pytest.mark.parametrize(
@@ -92,24 +94,51 @@ def test_required_similarity_grows_with_hash_distance(bits: int, similarity: flo
 
 def test_a_photo_of_another_subject_is_dropped_and_a_varied_subject_is_kept() -> None:
     stranger = np.array([[1, 0.7, 0.75, 0.3], [0.7, 1, 0.72, 0.28], [0.75, 0.72, 1, 0.35], [0.3, 0.28, 0.35, 1]])
-    assert OffSubject().drop(with_similarity(stranger)).tolist() == [False, False, False, True]
+    assert OffSubject().drop(with_similarity(stranger)).tolist() == [[False, False, False, True]]
     varied = np.full((4, 4), 0.42) + 0.58 * np.eye(4)
     assert not OffSubject().drop(with_similarity(varied)).any()
     assert not OffSubject().drop(with_similarity(stranger[2:, 2:])).any()  # of two photos either could be the wrong one
 
 
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 7, 8])
+def test_subjects_of_a_batch_are_judged_as_one_subject_is(n: int) -> None:
+    """The rules of two filters, as directly as they can be written."""
+    random, subjects = np.random.default_rng(n), 40
+    vectors = random.normal(size=(subjects * n, 3)).astype(np.float32)
+    hashes, widths = random.integers(0, 16, subjects * n), random.choice([640, 641, 642], subjects * n)
+    changes = [{"phash": int(phash), "width": int(width)} for phash, width in zip(hashes, widths, strict=True)]
+    index = random.permutation(subjects * n).reshape(subjects, n)
+    photos = Photos(rows(*changes), index, vectors)
+    near, off = NearDuplicate(min_similarity=0.8), OffSubject(max_similarity=0.6, min_gap=0.1)
+    dropped = {"near": near.drop(photos).tolist(), "off": off.drop(photos).tolist()}
+    for subject, similarity in enumerate(photos.similarity):
+        mine = index[subject]
+        kept: list[int] = []
+        for i in sorted(range(n), key=lambda i: -widths[mine[i]]):
+            distance = [np.bitwise_count(hashes[mine[i]] ^ hashes[mine[j]]) for j in kept]
+            if not (similarity[i, kept] >= near.required(np.array(distance, np.uint8))).any():
+                kept.append(i)
+        assert dropped["near"][subject] == [i not in kept for i in range(n)]
+        others = [np.median(np.delete(similarity[i], i)) if n > 1 else np.nan for i in range(n)]
+        low = [value < 0.6 and value < np.median(others) - np.float32(0.1) for value in others]
+        assert dropped["off"][subject] == [bool(each) and n >= off.min_photos for each in low]
+    if n > 2:
+        assert 0 < np.mean(dropped["near"]) < 1
+        assert 0 < np.mean(dropped["off"]) < 1
+
+
 def test_pairs_are_within_the_similarity_band() -> None:
     similarity = np.array([[1, 0.96, 0.6, 0.3], [0.96, 1, 0.5, 0.2], [0.6, 0.5, 1, 0.1], [0.3, 0.2, 0.1, 1]])
     photos = with_similarity(similarity)
-    pairs = NoPair().pairs(photos)
+    (pairs,) = NoPair().pairs(photos)
     assert {tuple(sorted(pair)) for pair in np.argwhere(pairs).tolist()} == {(0, 2), (1, 2)}
     assert (pairs == pairs.T).all()
-    assert NoPair().drop(photos).tolist() == [False, False, False, True]
+    assert NoPair().drop(photos).tolist() == [[False, False, False, True]]
 
 
 def test_equal_files_are_never_a_pair() -> None:
     contents = [{"sha256": content} for content in ("aa", "bb", "aa")]
-    pairs = NoPair(min_similarity=0).pairs(Photos(rows(*contents), np.zeros((3, 1), np.float32)))
+    (pairs,) = NoPair(min_similarity=0).pairs(with_similarity(np.zeros((3, 3)), *contents))
     assert {tuple(sorted(pair)) for pair in np.argwhere(pairs).tolist()} == {(0, 1), (1, 2)}
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 from lookalike.errors import ConfigError
 from lookalike.storage import open_store
 from pipelines.curate.config import CurateConfig, LabelsConfig
-from pipelines.curate.index import IndexWork, ShardIndexer, read_images
+from pipelines.curate.index import IndexWork, RawShard, ShardIndexer, read_images
 from pipelines.curate.inputs import Inputs
 from pipelines.curate.raw import list_raw
 from pipelines.curate.rows import sha256
@@ -124,10 +124,10 @@ def test_another_embedder_reads_images_again_and_keeps_the_rows(
     before = {info.key: info.etag for info in work.dataset.list("work/rows")}
     monkeypatch.setattr("lookalike.annotators.embedder.revision_of", lambda name: "grid-2")
     inputs = Inputs.of(work.config, list(work.inputs.shards))
-    indexer = ShardIndexer(IndexWork(replace(work.config, embedder="other"), inputs, work.raw, work.dataset, (0,)))
-    assert indexer(0)["error"] == [""]
+    indexer = ShardIndexer(IndexWork(replace(work.config, embedder="other"), inputs, work.raw, work.dataset))
+    assert indexer(RawShard(0, inputs.shards[0]))["error"] == [""]
     assert {info.key: info.etag for info in work.dataset.list("work/rows")} == before
-    old, new = (read_table(work.dataset, i.workspace.vectors(0)) for i in (work.inputs, inputs))
+    old, new = (read_table(work.dataset, i.workspace.vectors(i.ids[0])) for i in (work.inputs, inputs))
     assert old.equals(new)
 
 
@@ -137,8 +137,8 @@ def test_a_deleted_shard_is_reported_as_an_error(grid_embedder: None, tmp_path: 
     store, dataset = open_store(config.raw), open_store(config.dataset)
     inputs = Inputs.of(config, list_raw(config.raw, dataset).shards)
     (raw / "shard-000000.tar").unlink()
-    indexer = ShardIndexer(IndexWork(config, inputs, store, dataset, (0, 1)))
-    gone, there = indexer(0), indexer(1)
+    indexer = ShardIndexer(IndexWork(config, inputs, store, dataset))
+    gone, there = (indexer(RawShard(i, inputs.shards[i])) for i in range(2))
     assert "no such object" in str(gone["error"][0])
     assert (there["error"].tolist(), there["images"].tolist()) == ([""], [3])
 
@@ -146,7 +146,7 @@ def test_a_deleted_shard_is_reported_as_an_error(grid_embedder: None, tmp_path: 
 def test_equal_images_are_embedded_once(planned: Callable[..., StageWork], tmp_path: Path) -> None:
     first = photo(0, 0)
     work = planned(write_raw(tmp_path / "raw", [first, first.under("copy"), photo(0, 1)]))
-    vectors = read_table(work.dataset, work.inputs.workspace.vectors(0))
+    vectors = read_table(work.dataset, work.inputs.workspace.vectors(work.inputs.ids[0]))
     assert len(vectors) == 3
     assert len(set(vectors["sha256"].to_pylist())) == 2
     assert vectors.schema.field("vector").type.list_size == GridEmbedder.dim

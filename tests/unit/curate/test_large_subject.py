@@ -10,10 +10,11 @@ import pyarrow as pa
 import pytest
 
 from lookalike.errors import ConfigError
+from pipelines.curate.config import CurateConfig
 from pipelines.curate.filters import FiltersConfig, Photos
 from pipelines.curate.filters.large_subject import LargeSubject
 from pipelines.curate.filters.no_pair import NoPair
-from pipelines.curate.plan import _drop_of_subject
+from pipelines.curate.plan_rows import Drops, drop_of_subjects
 from pipelines.curate.work import StageWork
 from tests.drawn import world, write_raw
 from tests.published import materialise
@@ -28,16 +29,16 @@ def photos(n: int, dim: int = 16) -> Photos:
         "width": np.full(n, 100),
         "height": np.full(n, 100),
     }
-    return Photos(pa.table(columns), vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
+    return Photos(pa.table(columns), np.arange(n)[None], vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
 
 
 def test_kept_photos_do_not_depend_on_order_or_other_photos() -> None:
-    keep = ~LargeSubject(max_photos=100).drop(photos(300))
+    (keep,) = ~LargeSubject(max_photos=100).drop(photos(300))
     assert keep.sum() == 100
     order = np.random.default_rng(1).permutation(300)
-    shuffled = Photos(photos(300).rows.take(pa.array(order)))
-    assert (~LargeSubject(max_photos=100).drop(shuffled)).tolist() == keep[order].tolist()
-    more = ~LargeSubject(max_photos=100).drop(photos(400))
+    shuffled = Photos(photos(300).rows, order[None])
+    assert (~LargeSubject(max_photos=100).drop(shuffled)).tolist() == [keep[order].tolist()]
+    (more,) = ~LargeSubject(max_photos=100).drop(photos(400))
     assert set(np.flatnonzero(more[:300])) <= set(np.flatnonzero(keep))
     assert not LargeSubject(max_photos=300).drop(photos(300)).any()
     with pytest.raises(ConfigError, match=r"filters\.large_subject\.max_photos is below 2"):
@@ -47,10 +48,10 @@ def test_kept_photos_do_not_depend_on_order_or_other_photos() -> None:
 def test_memory_is_bounded_for_a_large_subject() -> None:
     def peak(n: int) -> int:
         filters = FiltersConfig(large_subject=LargeSubject(max_photos=500), no_pair=NoPair(min_similarity=-1.0))
-        own, reasons = photos(n), np.full(n, "", object)
+        own, drops = photos(n), Drops.of(np.full(n, ""), CurateConfig(raw="raw", dataset="dataset"))
         tracemalloc.start()
         try:
-            _drop_of_subject(list(filters.steps("subject")), own, np.arange(n), reasons)
+            drop_of_subjects([own], filters.steps("subject"), drops)
             return tracemalloc.get_traced_memory()[1]
         finally:
             tracemalloc.stop()

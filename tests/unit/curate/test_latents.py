@@ -20,7 +20,7 @@ from lookalike.storage import open_store
 from pipelines.curate.config import ShardsConfig
 from pipelines.curate.filters import FiltersConfig
 from pipelines.curate.filters.no_pair import NoPair
-from pipelines.curate.materialise import ShardWriter
+from pipelines.curate.materialise import UnitWriter
 from pipelines.curate.work import StageWork
 from pipelines.train.samples import TripletSource, prepare
 from tests.drawn import world, write_raw
@@ -37,8 +37,10 @@ def test_training_reads_latents_instead_of_running_the_vae(
         shards=ShardsConfig(latents=str(bundle)),
     )
     assert work.inputs.latents == latent_identity(read_manifest(bundle))
-    version = publish(work, write=lambda done, unit: ShardWriter(done)(unit)).version.uri
-    assert all(triplet.latents_length for triplet in read_triplets(open_store(version)))
+    version = publish(work, write=lambda done, unit: UnitWriter(done)(unit)).version.uri
+    again = publish(work, "v0002", parent=1)  # without the VAE: images and their latents are used again
+    assert read_triplets(again.version) == read_triplets(open_store(version))
+    assert all(triplet.target_latents_length for triplet in read_triplets(open_store(version)))
     rows = np.array([0, 5, 3])
     read = prepare(TripletSource(version, "train", str(bundle), latents=True), rows)
     computed = prepare(TripletSource(version, "train", str(bundle)), rows)

@@ -1,9 +1,9 @@
 """Diff and trace of two snapshots of drawn photos."""
 
 import io
-import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -13,11 +13,13 @@ import pytest
 from lookalike.data.images import decode
 from lookalike.data.triplets import read_triplets
 from lookalike.errors import ConfigError, InputError
-from lookalike.storage import open_store, publish, version_store
+from lookalike.storage import open_store, version_store
 from pipelines.curate.diff import DiffConfig, diff, render_diff
 from pipelines.curate.filters import FiltersConfig
 from pipelines.curate.filters.blurry import Blurry
-from pipelines.curate.removals import find_holders
+from pipelines.curate.gather import gather
+from pipelines.curate.removals import HoldersWork, find_holders
+from pipelines.curate.snapshot_tables import Snapshot
 from pipelines.curate.takedown import pin
 from pipelines.curate.trace import TraceConfig, render_trace, trace
 from pipelines.curate.work import StageWork
@@ -39,12 +41,7 @@ def dataset(planned: Callable[..., StageWork], tmp_path: Path) -> str:
 
 
 def _publish(work: StageWork, version: int) -> None:
-    done = materialise(work, f"v{version:04d}")
-    counts = json.loads(done.version.read("report.json"))["counts"]
-    inputs = work.inputs
-    shards = {info.key: {"etag": info.etag, "size": info.size} for info in inputs.shards}
-    manifest = {"version": version, "config": inputs.config, "code_version": inputs.code, "embedder": inputs.embedder}
-    publish(work.dataset, version, manifest | {"inputs": {"raw": work.raw.uri, "shards": shards}, "counts": counts})
+    materialise(work, f"v{version:04d}")
 
 
 def test_a_diff_has_settings_shards_images_and_triplets(dataset: str) -> None:
@@ -108,7 +105,7 @@ def test_an_image_is_traced_to_the_triplets_that_use_it(dataset: str) -> None:
 def entries_of_dropped(dataset: str) -> list[dict]:
     import pyarrow.parquet as pq
 
-    rows = pq.read_table(io.BytesIO(_version(dataset, 2).read("images.parquet"))).to_pylist()
+    rows = pq.read_table(Path(dataset) / "v0002" / "images").to_pylist()
     contents = [row["sha256"] for row in rows if row["drop_reason"]]
     return [entry for c in contents for entry in trace(TraceConfig(id=c, dataset=dataset, version=2))]
 
@@ -140,12 +137,20 @@ def _other_table() -> bytes:
     return buffer.getvalue()
 
 
+def _first(dataset: str, table: str) -> str:
+    return min(path.name for path in (Path(dataset) / "v0002" / table).iterdir())
+
+
 def test_damaged_tables_are_errors_that_name_them(dataset: str) -> None:
     triplet = read_triplets(_version(dataset, 1))[0]
     (Path(dataset) / "list.txt").write_text("key:nothing\n")
     store = open_store(dataset)
-    holders = (store, pin(f"{dataset}/list.txt", store), [2])
-    for name, asked in (("images.parquet", triplet.target_image), ("triplets.parquet", triplet.triplet_id)):
+    snapshot = Snapshot.of(open_store(dataset), 2)
+    parts = len(snapshot.table("images").rows)
+    holders = HoldersWork(pin(f"{dataset}/list.txt", store), ((snapshot, 0, parts),))
+    asked_of = {f"images/{_first(dataset, 'images')}": triplet.target_image}
+    asked_of |= {f"triplets/{_first(dataset, 'triplets')}": triplet.triplet_id}
+    for name, asked in asked_of.items():
         file = Path(dataset) / "v0002" / name
         whole = file.read_bytes()
         for damage, make in DAMAGE.items():
@@ -154,7 +159,7 @@ def test_damaged_tables_are_errors_that_name_them(dataset: str) -> None:
                 lambda: trace(TraceConfig(id=asked, dataset=dataset)),  # noqa: B023  # is called at once
                 lambda: diff(DiffConfig(before=1, after=2, dataset=dataset)),
             ]
-            if name == "images.parquet":
+            if name.startswith("images"):
                 asks.append(lambda: find_holders(holders, 0))
             for ask in asks:
                 with pytest.raises(InputError) as refused:
@@ -177,10 +182,12 @@ def test_a_damaged_index_table_is_an_error_and_is_rewritten(planned: Callable[..
     work = planned(raw)
     (file,) = (tmp_path / "dataset" / "work" / "rows").rglob("*.parquet")
     whole = file.read_bytes()
+    inputs = replace(work.inputs, config=work.inputs.config | {"seed": 7})  # so that nothing is gathered yet
+    ungathered = replace(StageWork.of(work.config, inputs), sample=work.sample)
     for damage in DAMAGE.values():
         file.write_bytes(damage(whole))
         with pytest.raises(InputError, match=rf"{file.name}.*remove it"):
-            StageWork.of(work.config, work.inputs).read_rows((0, 1 << 62))
+            gather(ungathered, next(ungathered.groups()))
     file.unlink()  # as the error says
     assert planned(raw).images == work.images
     assert file.read_bytes() == whole

@@ -15,7 +15,7 @@ from PIL import Image
 from lookalike.storage import open_store
 from pipelines.curate.config import CurateConfig
 from pipelines.curate.filters import FiltersConfig
-from pipelines.curate.index import IndexWork, ShardIndexer, read_images
+from pipelines.curate.index import IndexWork, RawShard, ShardIndexer, read_images
 from pipelines.curate.inputs import Inputs
 from pipelines.curate.raw import list_raw
 from pipelines.curate.rows import CONFLICT
@@ -210,15 +210,16 @@ def test_an_unreadable_shard_is_reported_by_name(
     config = CurateConfig(raw=str(raw), dataset=str(tmp_path / "dataset"))
     store, dataset = open_store(config.raw), open_store(config.dataset)
     inputs = Inputs.of(config, list_raw(config.raw, dataset).shards)
-    indexer = ShardIndexer(IndexWork(config, inputs, store, dataset, (0, 1)))
+    shards = [RawShard(number, info) for number, info in enumerate(inputs.shards)]
+    indexer = ShardIndexer(IndexWork(config, inputs, store, dataset))
 
     def fail(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         raise RuntimeError("out of memory")
 
     with monkeypatch.context() as patch:
         patch.setattr(indexer, "_embed", fail)
-        assert indexer(0)["error"].tolist() == ["RuntimeError: out of memory"]
-    assert [indexer(unit)["error"].tolist() for unit in (0, 1)] == [[""], [""]]
+        assert indexer(shards[0])["error"].tolist() == ["RuntimeError: out of memory"]
+    assert [indexer(shard)["error"].tolist() for shard in shards] == [[""], [""]]
 
 
 def test_conflicting_licences_are_always_dropped(planned: Callable[..., StageWork], tmp_path: Path) -> None:

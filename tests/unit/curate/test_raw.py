@@ -3,18 +3,21 @@
 import gzip
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from lookalike.data.triplets import read_triplets
 from lookalike.errors import ConfigError, InputError
 from lookalike.storage import open_store
 from pipelines.curate.filters import FiltersConfig
 from pipelines.curate.filters.no_pair import NoPair
-from pipelines.curate.index import IndexWork, ShardIndexer
+from pipelines.curate.index import IndexWork, RawShard, ShardIndexer
 from pipelines.curate.raw import list_raw, raw_store
 from pipelines.curate.tables import read_table
 from pipelines.curate.work import StageWork
 from tests.drawn import world, write_raw
+from tests.published import materialise
 
 
 @pytest.fixture
@@ -53,24 +56,19 @@ def test_missing_raw_shards_are_errors_that_name_them(raw: Path, tmp_path: Path)
 def test_a_compressed_shard_gives_the_triplets_of_a_plain_one(
     planned: Callable[..., StageWork], raw: Path, tmp_path: Path
 ) -> None:
-    from pipelines.curate.layout import plan_shards
-    from pipelines.curate.materialise import MaterialiseWork, write_shard
-
-    def shards_of(work: StageWork) -> dict[str, bytes]:
-        version = work.dataset.child("v0001")
-        plans = plan_shards(work)
-        for unit in range(len(plans)):
-            write_shard(MaterialiseWork(work, version, tuple(plans)), unit)
-        return {plan.name: version.read(plan.name) for plan in plans}
+    def stored(work: StageWork) -> tuple[dict[str, bytes], list[dict[str, Any]]]:
+        rows = read_triplets(materialise(work).version)
+        return {info.key: work.dataset.read(info.key) for info in work.dataset.list("shards/")}, rows
 
     filters = FiltersConfig(no_pair=NoPair(min_similarity=-1.0))
-    plain = shards_of(planned(raw, filters=filters))
+    plain = stored(planned(raw, filters=filters))
+    assert plain[0]
     for path in list(raw.rglob("*.tar")):
         path.with_suffix(".tar.gz").write_bytes(gzip.compress(path.read_bytes()))
         path.unlink()
     work = planned(raw, filters=filters)
     assert next(info.key for info in work.inputs.shards) == "a/shard-000000.tar.gz"
-    assert shards_of(work) == plain
+    assert stored(work) == plain
 
 
 def test_a_truncated_compressed_shard_keeps_complete_samples(
@@ -81,8 +79,8 @@ def test_a_truncated_compressed_shard_keeps_complete_samples(
     shard.with_suffix(".tar.gz").write_bytes(whole[: len(whole) // 2])
     shard.unlink()
     work = planned(raw)
-    rows = read_table(work.dataset, work.inputs.workspace.rows(0)).to_pylist()
+    rows = read_table(work.dataset, work.inputs.workspace.rows(work.inputs.ids[0])).to_pylist()
     assert any(row["cut"] for row in rows)
     assert any(not row["error"] for row in rows)
-    indexer = ShardIndexer(IndexWork(work.config, work.inputs, work.raw, work.dataset, (0,)))
-    assert indexer(0)["images"] == [len(rows)]
+    indexer = ShardIndexer(IndexWork(work.config, work.inputs, work.raw, work.dataset))
+    assert indexer(RawShard(0, work.inputs.shards[0]))["images"] == [len(rows)]

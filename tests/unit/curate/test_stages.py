@@ -16,7 +16,7 @@ from PIL import Image
 
 from lookalike.annotators.embedder import NO_EMBEDDER, NoEmbedder
 from lookalike.data.images import decode, decodes_as_it_is
-from lookalike.data.triplets import load_images, read_triplets
+from lookalike.data.triplets import load_images, read_table, read_triplets
 from lookalike.errors import ConfigError, InputError
 from lookalike.storage import open_store
 from pipelines.curate.config import CurateConfig, PlanConfig, ShardsConfig
@@ -24,14 +24,15 @@ from pipelines.curate.filters import FiltersConfig
 from pipelines.curate.filters.no_pair import NoPair
 from pipelines.curate.filters.taken_down import TakenDown
 from pipelines.curate.inputs import Inputs
-from pipelines.curate.layout import split_cut
-from pipelines.curate.materialise import fit, write_shard
+from pipelines.curate.layout import divide, join
+from pipelines.curate.materialise import fit, write_unit
+from pipelines.curate.materialised import Done
 from pipelines.curate.raw import list_raw
-from pipelines.curate.rows import hash_range, sha256, subject_hash
+from pipelines.curate.rows import sha256
 from pipelines.curate.takedown import pin
-from pipelines.curate.work import StageWork
+from pipelines.curate.work import MaterialiseWork, StageWork
 from tests.drawn import Photo, draw, jpeg, photo, world, write_raw
-from tests.published import materialise
+from tests.published import materialise, tables
 
 Planned = Callable[..., StageWork]
 LOOSE = FiltersConfig(no_pair=NoPair(min_similarity=-1.0))
@@ -50,9 +51,12 @@ def test_without_an_embedder_all_photos_of_a_subject_are_pairs(
     work = planned(write_raw(tmp_path / "raw", world(3, 3)), embedder=NO_EMBEDDER, filters=filters)
     rows = rows_of(work)
     assert [row["drop_reason"] for row in rows] == [None] * 9
-    references = [[image["sha256"] for image in row["reference_sets"][0]] for row in rows]
-    assert [len(set(group)) for group in references] == [2] * 9
-    assert {image["similarity"] for row in rows for group in row["reference_sets"] for image in group} == {0.0}
+    for i, row in enumerate(rows):
+        of_subject = rows[i - i % 3 : i - i % 3 + 3]  # references are numbers within the subject
+        assert {of_subject[number]["sha256"] for number in row["references"][0]} == {
+            other["sha256"] for other in of_subject if other is not row
+        }
+    assert {similarity for row in rows for group in row["similarities"] for similarity in group} == {0.0}
 
 
 def test_kept_equal_files_are_not_paired_and_have_separate_triplets(planned: Planned, tmp_path: Path) -> None:
@@ -65,6 +69,10 @@ def test_kept_equal_files_are_not_paired_and_have_separate_triplets(planned: Pla
     assert len({triplet.triplet_id for triplet in triplets}) == len(triplets)
     assert not [triplet for triplet in triplets if triplet.target_image in triplet.reference_images]
     assert {"thing00", "thing01"} == {t.subject for t in triplets if t.target_image == sha256(photos[1].jpeg)}
+
+
+def cut_of(work: StageWork) -> float:
+    return join(work, tables(divide, work, work.partitions)).split_cut
 
 
 def test_every_image_is_kept_or_has_a_reason(planned: Planned, tmp_path: Path) -> None:
@@ -97,23 +105,25 @@ def test_partitions_do_not_change_the_plan(planned: Planned, tmp_path: Path) -> 
     raw = write_raw(tmp_path / "raw", world(6, 4))
     one = rows_of(planned(raw, filters=LOOSE))
     work = planned(raw, filters=LOOSE, plan=PlanConfig(rows_per_partition=5))
-    assert work.partitions == 5
+    assert work.partitions == 8
     assert sorted(rows_of(work), key=str) == sorted(one, key=str)
 
 
-def test_partitions_cover_all_subjects_once() -> None:
-    spans = [hash_range(i, 7) for i in range(7)]
-    assert spans[0][0] == 0
+def test_partitions_cover_all_subjects_once(planned: Planned, tmp_path: Path) -> None:
+    work = planned(write_raw(tmp_path / "raw", world(6, 4)), filters=LOOSE, plan=PlanConfig(rows_per_partition=5))
+    spans = [work.span(i) for i in range(work.partitions)]
+    assert (spans[0][0], spans[-1][1]) == (0, 1 << 62)
     assert [span[0] for span in spans[1:]] == [span[1] for span in spans[:-1]]
-    for name in ("", "cup", "Ärmel", "x" * 1000):
-        assert sum(low <= subject_hash(name) < high for low, high in spans) == 1
+    for partition in range(work.partitions):
+        names = set(work.read_plan(partition, "images")["subject"].to_pylist())
+        assert {work.partition_of(name) for name in names} <= {partition}
 
 
 def test_the_split_of_a_subject_does_not_depend_on_other_subjects(planned: Planned, tmp_path: Path) -> None:
     def validation(subjects: int) -> set[str]:
         raw = write_raw(tmp_path / f"raw{subjects}", world(subjects, 2))
         work = planned(raw, filters=LOOSE, plan=PlanConfig(validation_fraction=0.4, min_validation_subjects=0))
-        cut = split_cut(work)
+        cut = cut_of(work)
         assert cut == 0.4
         table = work.read_plan(0, "subjects").to_pylist()
         return {row["subject"] for row in table if row["split_hash"] < cut}
@@ -128,7 +138,7 @@ def test_minimum_of_validation_subjects(planned: Planned, tmp_path: Path, subjec
     raw = write_raw(tmp_path / "raw", world(subjects, 2))
     work = planned(raw, filters=LOOSE, plan=PlanConfig(validation_fraction=0.0))
     hashes = work.read_plan(0, "subjects")["split_hash"].to_numpy()
-    assert (hashes < split_cut(work)).sum() == expected
+    assert (hashes < cut_of(work)).sum() == expected
 
 
 def test_a_snapshot_reads_as_triplets_and_as_webdataset(planned: Planned, tmp_path: Path) -> None:
@@ -149,38 +159,44 @@ def test_a_snapshot_reads_as_triplets_and_as_webdataset(planned: Planned, tmp_pa
         target, references = load_images(done.version, triplet)
         np.testing.assert_array_equal(target, decode(content[triplet.prompt.removeprefix("a thing, ")]))
         assert len(references) == len(triplet.reference_images)
-    shards = sorted({triplet.shard for triplet in triplets})
-    urls = [f"{work.config.dataset}/v0001/{shard}" for shard in shards]
-    samples = {sample["__key__"]: sample for sample in webdataset.WebDataset(urls, shardshuffle=False)}
-    assert samples.keys() == {triplet.triplet_id for triplet in triplets}
-    some = samples[triplets[0].triplet_id]
-    metadata = json.loads(some["json"])
-    assert (metadata["prompt"], metadata["subject"]) == (triplets[0].prompt, triplets[0].subject)
-    assert metadata["target"]["licence"] == "CC0-1.0"
-    members = [name for name in some if not name.startswith("__")]
-    assert members == ["ref0.jpg", "ref1.jpg", "target.jpg", "json"]
+    packs = [f"{work.dataset.uri}/{info.key}" for info in work.dataset.list("shards/")]
+    samples = {sample["__key__"]: sample for sample in webdataset.WebDataset(packs, shardshuffle=False)}
+    assert samples.keys() == {image for t in triplets for image in (t.target_image, *t.reference_images)}
+    assert {sample["jpg"] for sample in samples.values()} == {p.jpeg for p in photos}
 
 
-def test_shards_are_bounded_and_writing_them_resumes(
+def test_units_are_bounded_and_writing_them_resumes(
     planned: Planned, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     photos = [Photo(f"t{s}-{v}", jpeg(draw(s, v, 700), 99), f"t{s}") for s in range(4) for v in range(3)]
-    work = planned(
-        write_raw(tmp_path / "raw", photos), filters=LOOSE, shards=ShardsConfig(shard_mib=1, image_size=None)
-    )
+    raw = write_raw(tmp_path / "raw", photos)
+    work = planned(raw, filters=LOOSE, shards=ShardsConfig(shard_mib=1, image_size=None))
     done = materialise(work)
-    names = [shard.name for shard in done.shards]
-    assert names == sorted(names)
-    assert len(names) >= 4
-    before = {info.key: done.version.read(info.key) for info in done.version.list()}
+    assert done.layout.units == 4
+    rows = read_table(done.version)
+    before = {info.key: work.dataset.read(info.key) for info in work.dataset.list() if info.key[0] in "sv"}
+    packs = [key for key in before if key.startswith("shards/")]
+    assert len(packs) == 4
     with monkeypatch.context() as patch:
         patch.setattr(
-            "pipelines.curate.materialise.write_tar", lambda *_: pytest.fail("a finished shard is written again")
+            "pipelines.curate.materialise.write_tar", lambda *_: pytest.fail("a finished pack is written again")
         )
-        write_shard(done, 0)
-    done.version.delete(done.shards[1].name)
-    write_shard(done, 1)
-    assert {info.key: done.version.read(info.key) for info in done.version.list()} == before
+        materialise(work)
+    for removed in (packs[1], "v0001/images/part-000002.parquet", "v0001/triplets/train-000003.parquet"):
+        work.dataset.delete(removed)
+    cut = work.dataset.read(packs[2])[:1000]
+    work.dataset.write(packs[2], cut)
+    work.dataset.delete(work.workspace.materialised(done.name, read_unit(done, packs[2])))
+    for unit in range(4):
+        write_unit(done, unit)
+    after = {info.key: work.dataset.read(info.key) for info in work.dataset.list() if info.key[0] in "sv"}
+    assert after == before
+    assert read_table(done.version) == rows
+
+
+def read_unit(work: MaterialiseWork, pack: str) -> int:
+    """The unit that has written a pack."""
+    return next(unit for unit in range(work.layout.units) if pack in Done.of(work, unit).packs)
 
 
 def test_large_images_are_scaled_down_once_and_others_keep_their_bytes(planned: Planned, tmp_path: Path) -> None:
@@ -191,7 +207,7 @@ def test_large_images_are_scaled_down_once_and_others_keep_their_bytes(planned: 
     for triplet in read_triplets(done.version):
         target, _ = load_images(done.version, triplet)
         sizes.add(target.shape[0])
-        data = done.version.read_range(triplet.shard, triplet.target_offset, triplet.target_length)
+        data = work.dataset.read_range(triplet.target_shard, triplet.target_offset, triplet.target_length)
         assert (data == photos[0].jpeg) == (target.shape[0] == 200)
     assert sizes == {200, 256}
 
@@ -218,13 +234,14 @@ def test_a_jpeg_that_others_cannot_open_is_encoded_again(flaw: str) -> None:
     assert np.abs(decode(kept).astype(int) - decode(whole)).mean() < 3
 
 
-def test_a_deleted_table_of_a_shard_is_written_again(planned: Planned, tmp_path: Path) -> None:
+def test_a_deleted_part_or_list_is_written_again(planned: Planned, tmp_path: Path) -> None:
     work = planned(write_raw(tmp_path / "raw", world(3, 3)), filters=LOOSE)
-    table = materialise(work).version.read("triplets.parquet")
-    parts = list((tmp_path / "dataset" / "work" / "materialise").rglob("*.parquet"))
-    assert parts
-    parts[0].unlink()
-    assert materialise(work).version.read("triplets.parquet") == table
+    table = read_table(materialise(work).version)
+    files = [info.key for info in work.dataset.list("v0001/") if info.key.endswith(".parquet")]
+    assert len(files) == 7, "a list and a part of each table, and a list of packs"
+    for key in files:
+        work.dataset.delete(key)
+        assert read_table(materialise(work).version) == table
 
 
 def test_the_report_shows_no_taken_down_photo(planned: Planned, tmp_path: Path) -> None:

@@ -2,8 +2,7 @@ import codecs
 import re
 import shlex
 import unicodedata
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -17,15 +16,18 @@ from hypothesis import strategies as st
 
 from lookalike.errors import InputError
 from lookalike.storage import open_store
-from pipelines.actors import ActorConfig, run_units
+from pipelines.curate import removals
 from pipelines.curate.config import CurateConfig
 from pipelines.curate.filters import FiltersConfig, Photos
 from pipelines.curate.filters.taken_down import TakenDown
 from pipelines.curate.inputs import Inputs
 from pipelines.curate.removals import check_matched, count_matches, entry_lines, summed, take_down
+from pipelines.curate.rows import IMAGES_SCHEMA, subject_hash
 from pipelines.curate.takedown import TakeDownList, pin, pinned_hash, read_list, trimmed
 from pipelines.curate.work import StageWork
 from tests.drawn import world, write_raw
+from tests.unit.curate.conftest import in_process
+from tests.versions import hashed, publish
 
 NFC, NFD = (unicodedata.normalize(form, "José's dog") for form in ("NFC", "NFD"))
 CONTENT = "ab" * 32
@@ -197,23 +199,17 @@ def test_allowed_entries_may_be_spelled_as_in_the_list() -> None:
     check_matched(taken, np.zeros(1, int), np.zeros(1, int), [f"Subject: {NFD} "])
 
 
-def in_process(task: Callable[..., Any], work: Any, units: int, noun: str = "") -> Iterator[pa.Table]:
-    """``run_tasks`` without Ray."""
-    return run_units(lambda work: partial(task, work), work, units, ActorConfig(count=0), noun=noun)  # type: ignore[arg-type,return-value]
-
-
-@pytest.fixture
-def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipelines.curate.removals.run_tasks", in_process)
-
-
-def test_matches_are_counted_shard_by_shard(planned: Callable[..., StageWork], tmp_path: Path) -> None:
+def test_matches_are_counted_by_group_of_raw_shards(
+    planned: Callable[..., StageWork], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     raw = write_raw(tmp_path / "raw", world(3, 4), per_shard=4)
     (tmp_path / "list.txt").write_text("subject:thing01\nkey:thing00-0\nsource:drawn\nkey:nothing\n")
     pinned = pin(str(tmp_path / "list.txt"), open_store(str(tmp_path / "dataset")))
     work = planned(raw, filters=FiltersConfig(taken_down=TakenDown(pinned)))
-    counts, images = summed(in_process(count_matches, work, len(work.rows)), 4)
-    assert (counts.tolist(), images) == ([4, 1, 12, 0], {0: 4, 1: 4, 2: 4})
+    for _ in range(2):  # the second time from what the first has written
+        counts, images = summed(in_process(count_matches, work, list(work.groups())), 4)
+        assert (counts.tolist(), images) == ([4, 1, 12, 0], {0: 12})
+        monkeypatch.setattr(removals, "read_part", None)
     rows = work.read_plan(0, "images")
     assert rows["drop_reason"].to_pylist() == ["taken_down"] * 12
 
@@ -227,10 +223,13 @@ def test_any_name_can_be_removed_in_any_normal_form(name: str) -> None:
 
 
 def test_the_jobs_output_has_a_line_for_each_entry() -> None:
-    lines = entry_lines({"matched": {"key:a": 3, "key:b": 0}, "entries": 2})
+    lines = entry_lines({"matched": {"key:a": 3, "key:b": 0}, "entries": 2}, "file:///d")
     assert lines == ["taken down: 'key:b' names 0 images", "taken down: 'key:a' names 3 images"]
-    assert len(entry_lines({"matched": {f"key:{i}": 1 for i in range(1000)}, "entries": 5000})) == 21
-    assert entry_lines(None) == []
+    assert len(entry_lines({"matched": {f"key:{i}": 1 for i in range(1000)}, "entries": 5000}, "file:///d")) == 21
+    assert entry_lines(None, "file:///d") == []
+    (_, advice) = entry_lines({"matched": {"key:a": 3}, "entries": 1, "held_by": {"v0001": 2}}, "file:///d")
+    assert "v0001 holds images of the take-down list: remove these versions" in advice
+    assert "python jobs/curate.py collect --dataset file:///d" in advice
 
 
 @pytest.mark.usefixtures("no_ray")
@@ -241,10 +240,11 @@ def test_equal_files_of_removed_images_are_removed(planned: Callable[..., StageW
     (tmp_path / "list.txt").write_text("key:thing00-0\nsubject:thing01\n")
     dataset = open_store(str(tmp_path / "dataset"))
     filters = FiltersConfig(taken_down=TakenDown(pin(str(tmp_path / "list.txt"), dataset)))
-    stage, record, _ = take_down(planned(raw, filters=filters), [])
+    found = take_down(planned(raw, filters=filters), [])
+    stage, record = found.stage, found.record
     assert record is not None
     assert (record["matched"], record["named"]) == ({"key:thing00-0": 1, "subject:thing01": 4}, 5)
-    rows, _ = stage.read_rows(stage.span(0))
+    rows = stage.read_subjects(0).rows
     dropped = stage.config.filters.taken_down.drop(Photos(rows))
     named = {row["key"] for row, drop in zip(rows.to_pylist(), dropped, strict=True) if drop}
     assert named == {"thing00-0", "copy", "thing01-0", "thing01-1", "thing01-2", "other"}
@@ -258,7 +258,8 @@ def test_the_manifest_shows_a_bounded_number_of_entries(planned: Callable[..., S
     (tmp_path / "list.txt").write_text("\n".join(entries))
     pinned = pin(str(tmp_path / "list.txt"), open_store(str(tmp_path / "dataset")))
     filters = FiltersConfig(taken_down=TakenDown(pinned, entries[1:]))
-    _, record, matched = take_down(planned(raw, filters=filters), [])
+    found = take_down(planned(raw, filters=filters), [])
+    record, matched = found.record, found.matched
     assert record is not None
     assert (len(record["matched"]), record["not_shown"], len(record["unmatched"])) == (1000, 501, 1000)
     assert list(matched) == entries
@@ -296,3 +297,147 @@ def test_size_of_a_list_is_bounded_by_its_setting(tmp_path: Path) -> None:
         return Inputs.of(CurateConfig(raw="raw", dataset="d", filters=filters), []).fingerprint
 
     assert fingerprint(1) == fingerprint(1024), "the bound decides about no image"
+
+
+STORED_SCHEMA = (
+    IMAGES_SCHEMA
+    if "stored_shard" in IMAGES_SCHEMA.names
+    else IMAGES_SCHEMA.append(pa.field("stored_shard", pa.string()))
+)
+
+
+def image(
+    key: str, content: str, pack: str | None, subject: str = "thing", reason: str | None = None
+) -> dict[str, Any]:
+    row = {"key": key, "sha256": content, "subject": subject, "subject_hash": subject_hash(subject), "shard": "s.tar"}
+    return row | {"source": "drawn", "offset": 0, "length": 1, "stored_shard": pack, "drop_reason": reason}
+
+
+def listed(planned: Callable[..., StageWork], tmp_path: Path, raw: Path, *lines: str) -> StageWork:
+    (tmp_path / "list.txt").write_text("\n".join(lines))
+    pinned = pin(str(tmp_path / "list.txt"), open_store(str(tmp_path / "dataset")))
+    return planned(raw, filters=FiltersConfig(taken_down=TakenDown(pinned)))
+
+
+@pytest.mark.usefixtures("no_ray")
+def test_packs_with_removed_images_are_found_in_all_versions(
+    planned: Callable[..., StageWork], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also if the image is dropped there, was in a raw shard that is gone, or is stored under another name."""
+    monkeypatch.setattr("pipelines.curate.snapshot_tables._ROWS_OF_A_UNIT", 2)
+    photos = world(2, 3)
+    gone, renamed = hashed("gone"), hashed(photos[4].jpeg)
+    raw = write_raw(tmp_path / "raw", photos)
+    versions = {
+        1: [image("old-name", renamed, "shards/a.tar"), image("b", hashed("b"), "shards/a.tar")],
+        2: [image("gone", gone, "shards/b.tar", reason="blurry"), image("b", hashed("b"), "shards/c.tar")],
+        3: [image("copy", gone, "shards/d.tar", "other"), image("gone", gone, None, reason="duplicate")],
+        4: [image("b", hashed("b"), "shards/c.tar"), image("e", hashed("e"), "shards/e.tar")],
+    }
+    stage = listed(planned, tmp_path, raw, "key:gone", "key:old-name")
+    for number, rows in versions.items():
+        publish(stage.dataset, number, rows, [], schema=STORED_SCHEMA, per_part=1)
+    found = take_down(stage, list(versions))
+    assert found.packs == {"shards/a.tar", "shards/b.tar", "shards/d.tar"}
+    assert found.record is not None
+    assert found.record["held_by"] == {"v0001": 1, "v0002": 1, "v0003": 1}
+    assert "v0001, v0002, v0003 hold images" in found.record["fix"]
+    assert "curate.py collect" in found.record["fix"]
+    rows, _ = found.stage.read_rows(stage.span(0))
+    dropped = found.stage.config.filters.taken_down.drop(Photos(rows))
+    assert rows.filter(pa.array(dropped))["key"].to_pylist() == [photos[4].key]  # its bytes are those of old-name
+    next_list = read_list(str(found.stage.config.filters.taken_down.list))
+    assert next_list.entries == (
+        ("key", "gone"),
+        ("key", "old-name"),
+        *(("sha256", c) for c in sorted([gone, renamed])),
+    )
+
+    # The next version names none of these packs. Until the list or the raw images change, nothing is searched again.
+    publish(stage.dataset, 5, versions[4], [], schema=STORED_SCHEMA, taken_down=found.record)
+    with monkeypatch.context() as patch:
+        patch.setattr(removals, "find_holders", None)
+        again = take_down(stage, [2, 3, 4, 5])  # version 1 was removed
+    assert again.packs == frozenset()
+    assert again.record == found.record | {"held_by": {"v0002": 1, "v0003": 1}} | {"fix": again.record["fix"]}  # type: ignore[index]
+    assert again.stage.config == found.stage.config
+    changed = take_down(listed(planned, tmp_path, raw, "key:gone", "key:e", "key:old-name"), [2, 3, 4, 5])
+    assert changed.packs == {"shards/b.tar", "shards/d.tar", "shards/e.tar"}
+    longer = read_list(str(changed.stage.config.filters.taken_down.list))
+    assert {f"sha256:{gone}", f"sha256:{renamed}"} < set(longer.names), "a photo of the removed version 1 came back"
+    with pytest.raises(InputError, match=r"1 of 2 entries .*key:new"):
+        take_down(listed(planned, tmp_path, raw, "key:old-name", "key:new"), [2, 3, 4, 5])
+    caplog.clear()
+    shorter = take_down(listed(planned, tmp_path, raw, "key:old-name"), [2, 3, 4, 5])
+    assert read_list(str(shorter.stage.config.filters.taken_down.list)).names == ["key:old-name"]
+    assert "lacks entries of the one before" in caplog.text
+
+
+@pytest.mark.usefixtures("no_ray")
+def test_no_pack_of_the_next_version_has_a_removed_photo(
+    planned: Callable[..., StageWork], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipelines.curate.snapshot_tables._ROWS_OF_A_UNIT", 4)
+    raw = write_raw(tmp_path / "raw", world(2, 2))
+    for seed in range(4):
+        rng = np.random.default_rng(seed)
+        contents = [hashed(f"{seed} {i}") for i in range(12)]
+        versions = {
+            number: [
+                image(
+                    f"key-{rng.integers(20)}",
+                    str(rng.choice(contents)),
+                    f"shards/{rng.integers(6)}.tar" if rng.random() < 0.7 else None,
+                    reason="blurry" if rng.random() < 0.3 else None,
+                )
+                for _ in range(10)
+            ]
+            for number in (1, 2, 3)
+        }
+        all_rows = [row for rows in versions.values() for row in rows]
+        keys = {all_rows[0]["key"], all_rows[15]["key"]}
+        stage = listed(planned, tmp_path, raw, *(f"key:{key}" for key in sorted(keys)))
+        for number, rows in versions.items():
+            publish(stage.dataset, number, rows, [], schema=STORED_SCHEMA, per_part=3)
+        removed = {row["sha256"] for row in all_rows if row["key"] in keys}
+        packs = {row["stored_shard"] for row in all_rows if row["sha256"] in removed} - {None}
+        found = take_down(stage, list(versions))
+        assert found.packs == packs
+        assert found.record is not None
+        assert found.record["held_by"] == {
+            f"v{number:04d}": held
+            for number, rows in versions.items()
+            if (
+                held := sum(
+                    row["sha256"] in removed and (row["drop_reason"] is None or row["stored_shard"] is not None)
+                    for row in rows
+                )
+            )
+        }
+
+
+def test_a_list_with_many_hashes_is_read_as_line_by_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipelines.curate.takedown._BLOCK", 3)
+    rng = np.random.default_rng(0)
+    pool = [hashed(str(i)) for i in range(20)]
+    heads = ["", "key:a\n", "# sha256\nkey:a\r\n", f"{pool[0].upper()}\nsubject:b\n", "key:x", "\ufeff", "key:é\r"]
+    for head in heads:
+        for count in (0, 1, 2, 7, 40):
+            tail = "".join(f"sha256:{content}\n" for content in rng.choice(pool, count))
+            for text in (head + tail, head + tail + "key:z", head + tail[:-1]):
+                if head != "\ufeff":
+                    assert TakeDownList.decode(text.encode(), "x").entries == TakeDownList.parse(text, "x").entries
+                bare = text.removeprefix("\ufeff")
+                assert TakeDownList.decode(text.encode(), "x").entries == TakeDownList.parse(bare, "x").entries
+    with pytest.raises(InputError, match="line 1 of the take-down list"):
+        TakeDownList.decode(f"md5:1\nsha256:{pool[0]}\n".encode(), "x")
+
+
+def test_hashes_that_begin_alike_are_told_apart() -> None:
+    """Somebody may make files whose hashes share 64 bits."""
+    contents = [f"{'ab' * 8}{i:048x}" for i in (5, 3, 9, 3)]
+    taken = TakeDownList.parse("\n".join(contents), "list.txt")
+    assert [name for _, name in taken.entries] == contents[:3]
+    rows = pa.table({name: [contents[2], f"{'ab' * 8}{4:048x}", contents[1]] for name in ("sha256", "key", "subject")})
+    named, counts = taken.matches(rows.append_column("source", rows["key"]))
+    assert (named.tolist(), counts.tolist()) == ([True, False, True], [0, 1, 1])

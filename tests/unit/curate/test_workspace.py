@@ -8,13 +8,17 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 import pipelines.curate
+from pipelines.curate.captions import CaptionsConfig
+from pipelines.curate.config import ShardsConfig
 from pipelines.curate.filters import FiltersConfig
+from pipelines.curate.filters.near_duplicate import NearDuplicate
 from pipelines.curate.filters.no_pair import NoPair
 from pipelines.curate.filters.too_small import TooSmall
-from pipelines.curate.screen import screen_shard
-from pipelines.curate.tables import read_table
 from pipelines.curate.work import StageWork
 from tests.drawn import Photo, draw, jpeg, world, write_raw
 
@@ -54,7 +58,7 @@ def test_only_the_workspace_builds_keys() -> None:
 
 def test_stages_import_no_other_stage() -> None:
     stages = {
-        *("index", "cluster_subjects", "screen", "duplicates", "subject_links", "score", "plan", "layout"),
+        *("index", "cluster_subjects", "gather", "duplicates", "subject_links", "score", "plan", "layout"),
         *("materialise", "finish"),
     }
     for stage in stages:
@@ -97,20 +101,53 @@ def test_a_changed_threshold_screens_again_and_indexes_nothing_again(
     photos = [*world(3, 3), Photo("small", jpeg(draw(0, 9, 80)), "thing00")]
     raw = write_raw(tmp_path / "raw", photos, per_shard=5)
     work = planned(raw, filters=LOOSE)
-    index = [(info.key, work.dataset.read(info.key)) for info in (*work.rows, *work.vectors)]
+    index = [(key, work.dataset.read(key)) for key in tables_of(work)]
     stricter = planned(raw, filters=replace(LOOSE, too_small=TooSmall(min_short_side_px=100)))
-    assert [(info.key, work.dataset.read(info.key)) for info in (*stricter.rows, *stricter.vectors)] == index
+    assert [(key, work.dataset.read(key)) for key in tables_of(stricter)] == index
     dropped = []
     for each in (work, stricter):
-        tables = [read_table(each.dataset, each.workspace.reasons(unit)) for unit in each.inputs.units]
-        dropped.append([reason for table in tables for reason in table["reason"].to_pylist() if reason])
-        assert sum(len(each.read_screened(unit)) for unit in each.inputs.units) + len(dropped[-1]) == each.images
+        read = [each.read_subjects(partition) for partition in range(each.partitions)]
+        dropped.append([reason for part in read for reason in part.reasons if reason])
+        assert sum(len(part.rows) for part in read) == each.images
     assert dropped == [[], ["too_small"]]
 
 
-def test_a_screened_shard_is_not_screened_again(planned: Callable[..., StageWork], tmp_path: Path) -> None:
-    work = planned(write_raw(tmp_path / "raw", world(2, 2)), filters=LOOSE)
-    path = Path(work.config.dataset) / work.workspace.reasons(0)
-    before = path.stat().st_mtime_ns
-    screen_shard(work, 0)
-    assert path.stat().st_mtime_ns == before
+def tables_of(work: StageWork) -> list[str]:
+    return [info.key for shard in work.shards for info in (shard.rows, shard.vectors)]
+
+
+def written(dataset: Path) -> dict[str, int]:
+    return {str(path.relative_to(dataset)): path.stat().st_mtime_ns for path in dataset.rglob("*") if path.is_file()}
+
+
+def test_units_that_are_done_are_not_done_again(planned: Callable[..., StageWork], tmp_path: Path) -> None:
+    raw = write_raw(tmp_path / "raw", world(3, 3), per_shard=4)
+    planned(raw, filters=LOOSE)
+    before = written(tmp_path / "dataset")
+    planned(raw, filters=LOOSE)
+    assert written(tmp_path / "dataset") == before
+
+
+@pytest.mark.parametrize(
+    ("settings", "again"),
+    [
+        ({"shards": ShardsConfig(jpeg_quality=50)}, set()),
+        ({"captions": CaptionsConfig(max_characters=9)}, {"plan"}),
+        ({"filters": replace(LOOSE, no_pair=NoPair(min_similarity=0.1))}, {"plan"}),
+        ({"filters": replace(LOOSE, near_duplicate=NearDuplicate(max_hash_distance=3))}, {"plan", "links"}),
+        (
+            {"filters": replace(LOOSE, too_small=TooSmall(min_short_side_px=100))},
+            {"gather", "duplicates", "links", "plan"},
+        ),
+    ],
+)
+def test_a_setting_redoes_only_the_stages_that_depend_on_it(
+    planned: Callable[..., StageWork], tmp_path: Path, settings: dict[str, Any], again: set[str]
+) -> None:
+    raw = write_raw(tmp_path / "raw", world(3, 3), per_shard=4)
+    planned(raw, filters=LOOSE)
+    before = written(tmp_path / "dataset")
+    planned(raw, **{"filters": LOOSE, **settings})
+    after = written(tmp_path / "dataset")
+    assert {path: after[path] for path in before} == before
+    assert {path.split("/")[1] for path in after.keys() - before.keys()} == again

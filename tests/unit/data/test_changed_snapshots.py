@@ -1,22 +1,20 @@
 """Images and tables of a snapshot that were replaced after it was curated are refused before they are used."""
 
-import hashlib
-import io
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from lookalike.config import fingerprint
-from lookalike.data.triplets import SCHEMA, TABLE, load_images, load_latents, read_table, read_triplets
+from lookalike.data.parts import write_part
+from lookalike.data.triplets import SCHEMA, load_images, load_latents, read_table, read_triplets
 from lookalike.errors import InputError
 from lookalike.storage import Store, open_store, read_manifest
 from pipelines.train.samples import TripletSource, prepare
-from tests.poisoned import SHARD, write_snapshot
+from tests.poisoned import pack_of, write_snapshot
+from tests.snapshots import write_tables
 
 
 @pytest.fixture
@@ -26,17 +24,16 @@ def version(tmp_path: Path) -> Store:
 
 
 def _write_table(folder: Path, rows: list[dict]) -> None:
-    buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows, SCHEMA), buffer)
-    (folder / TABLE).write_bytes(buffer.getvalue())
     manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["files"][TABLE] = hashlib.sha256(buffer.getvalue()).hexdigest()
+    written = write_tables(open_store(str(folder)), pa.Table.from_pylist(rows, SCHEMA))
+    manifest |= written | {"files": manifest["files"] | written["files"]}
     (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
 def _replace(version: Store, offset: int, data: bytes) -> None:
-    shard = version.read(SHARD)
-    version.write(SHARD, shard[:offset] + data + shard[offset + len(data) :])
+    key = pack_of(version)
+    pack = version.parent.read(key)
+    version.parent.write(key, pack[:offset] + data + pack[offset + len(data) :])
 
 
 @pytest.mark.parametrize("part", ["target", "reference"])
@@ -45,47 +42,40 @@ def test_replaced_image_is_refused(version: Store, part: str) -> None:
     first, second = read_triplets(version)
     load_images(version, first)
     offset = first.target_offset if part == "target" else first.reference_offsets[0]
-    image = version.read_range(SHARD, second.target_offset, second.target_length)
+    image = version.parent.read_range(second.target_shard, second.target_offset, second.target_length)
     _replace(version, offset, image[: first.target_length if part == "target" else first.reference_lengths[0]])
     with pytest.raises(InputError, match=r"(the target|reference 0) has changed since it was curated: .*its row has"):
         load_images(version, first)
     load_images(version, second)
 
 
-def test_replaced_latents_are_refused(version: Store) -> None:
+@pytest.mark.parametrize("of", ["target", "reference"])
+def test_replaced_latents_are_refused(version: Store, of: str) -> None:
     row = read_table(version).to_pylist()[0]
     load_latents(version, row)
-    _replace(version, row["latents_offset"] + row["latents_length"] - 8, bytes(8))
+    start, length = (row[f"{of}_latents_{what}{'s' if of == 'reference' else ''}"] for what in ("offset", "length"))
+    end = start + length if of == "target" else start[0] + length[0]
+    _replace(version, end - 8, bytes(8))
     with pytest.raises(InputError, match="the latents has changed since it was curated"):
         load_latents(version, row)
 
 
 def test_replaced_table_is_refused(version: Store) -> None:
     rows = read_table(version).to_pylist()
-    buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist([{**row, "prompt": "someone else"} for row in rows], SCHEMA), buffer)
-    version.write(TABLE, buffer.getvalue())
-    with pytest.raises(InputError, match=f"a file of the snapshot has changed: .*{TABLE}"):
+    changed = pa.Table.from_pylist([{**row, "prompt": "someone else"} for row in rows], SCHEMA)
+    write_part(version, "triplets/train-000000.parquet", changed)
+    with pytest.raises(InputError, match="a part of a table of the snapshot has changed"):
         read_triplets(version)
-
-
-def test_shard_of_an_earlier_version_is_hashed_whole(tmp_path: Path) -> None:
-    """Its rows have no hashes."""
-    version = open_store(write_snapshot(tmp_path / "dataset", [None, None], hashes=False) + "/v0001")
-    first, _ = read_triplets(version)
-    assert first.target_sha256 is None
-    load_images(version, first)
-    other = open_store(str(shutil.copytree(tmp_path / "dataset", tmp_path / "other") / "v0001"))
-    _replace(other, first.target_offset + first.target_length - 20, bytes(8))
-    with pytest.raises(InputError, match=f"a file of the snapshot has changed: .*{SHARD}"):
-        load_images(other, first)
+    write_tables(version, changed)
+    with pytest.raises(InputError, match=r"a file of the snapshot has changed: .*lists/train-00000\.parquet"):
+        read_triplets(version)
 
 
 def test_run_keeps_reading_the_snapshot_it_started_with(version: Store, bundle_dir: Path) -> None:
     """Table and manifest are replaced together, between the driver and its workers."""
     sha256 = fingerprint(read_manifest(version.parent, 1))
     source = TripletSource(version.uri, "train", str(bundle_dir), snapshot_sha256=sha256)
-    assert source.table().num_rows == 2
+    assert len(source.table()) == 2
     rows = read_table(version).to_pylist()
     _write_table(Path(version.uri.removeprefix("file://")), rows[:1])
     moved = TripletSource(f"{version.uri}/../v0001", "train", str(bundle_dir), snapshot_sha256=sha256)

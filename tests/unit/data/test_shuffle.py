@@ -105,3 +105,86 @@ def test_a_damaged_segment_is_named(tmp_path: Path) -> None:
     file.write_bytes(b"\xff" * file.stat().st_size)
     with pytest.raises(InputError, match=r"00000000\.arrow"):
         shuffle.read(0)
+
+
+@pytest.mark.parametrize("index", ["index-00000000", "00000000.segments"])
+def test_every_damaged_byte_is_an_error_that_names_its_object(
+    tmp_path: Path, index: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lookalike.data.shuffle._WITHOUT_INDEX", 0 if index.startswith("index") else 16)
+    shuffle = Shuffle(open_store(str(tmp_path)), "s", SCHEMA, "place", 3, (2,))
+    run(shuffle, inputs([9, 0, 4], 5))
+    whole = [shuffle.read(partition) for partition in range(shuffle.partitions)]
+    for name in (index, "00000000.arrow", "00000002.arrow"):
+        file = tmp_path / "s/level-1" / name
+        data = file.read_bytes()
+        for at in range(len(data)):
+            for bit in (0, 7):
+                file.write_bytes(data[:at] + bytes([data[at] ^ 1 << bit]) + data[at + 1 :])
+                errors = []
+                for partition, rows in enumerate(whole):
+                    try:
+                        assert shuffle.read(partition).equals(rows)
+                    except InputError as error:
+                        errors.append(str(error))
+                assert len(errors) == 1, (name, at)  # one segment has the byte, or is where the entry says
+                assert "s/level-1/" in errors[0]
+        file.write_bytes(data)
+
+
+def test_segments_beyond_their_object_are_errors_that_reserve_no_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lookalike.data.shuffle._WITHOUT_INDEX", 0)
+    shuffle = Shuffle(open_store(str(tmp_path)), "s", SCHEMA, "place", 1, (0,))
+    run(shuffle, inputs([20], 5))
+    index = tmp_path / "s/level-1/index-00000000"
+    for start, stop in [(0, 1 << 60), (0, 1 << 36), (1 << 62, (1 << 62) + 1), (-9, 5), (7, 3), (-(1 << 63), 1)]:
+        index.write_bytes(np.array([start, stop, 5], np.int64).tobytes())
+        with pytest.raises(InputError):
+            shuffle.read(0)
+    index.write_bytes(b"")
+    with pytest.raises(InputError, match="index-00000000"):
+        shuffle.read(0)
+    (tmp_path / "s/level-1/00000000.segments").write_bytes(b"short")
+    index.unlink()
+    with pytest.raises(InputError, match=r"00000000\.segments"):
+        shuffle.write_index(1, 0)
+
+
+def test_rows_of_another_schema_are_an_error(tmp_path: Path) -> None:
+    """Segments have no schema: offsets of another column would be read as those of a text."""
+    store = open_store(str(tmp_path))
+    other = pa.schema([("place", pa.int64()), ("text", pa.int64()), ("input", pa.binary()), ("position", pa.int32())])
+    rows = pa.table({"place": [1, 2], "text": [1 << 40, -1], "input": [b"\xff", b"\xfe"], "position": [1, 2]}, other)
+    run_of_other = Shuffle(store, "s", other, "place", 1, (0,))
+    run_of_other.write(0, rows)
+    run_of_other.write_index(1, 0)
+    mine = pa.schema([("place", pa.int64()), ("text", pa.string()), ("input", pa.string()), ("position", pa.int32())])
+    with pytest.raises(InputError, match=r"00000000\.arrow"):
+        Shuffle(store, "s", mine, "place", 1, (0,)).read(0)
+
+
+def test_keys_at_the_ends_of_their_range_and_no_rows(tmp_path: Path) -> None:
+    top = (1 << KEY_BITS) - 1
+    rows = pa.table({"place": [top, 0, top], "input": [0] * 3, "position": [0, 1, 2], "text": ["a", "b", "c"]}, SCHEMA)
+    for bits in ((0,), (10,), (3, 4), (0, 0)):
+        shuffle = Shuffle(open_store(str(tmp_path / str(bits))), "s", SCHEMA, "place", 2, bits)
+        assert run(shuffle, [rows, SCHEMA.empty_table()])["text"].to_pylist() == ["b", "a", "c"]
+        assert shuffle.span(shuffle.partitions - 1)[1] == 1 << KEY_BITS
+        empty = Shuffle(open_store(str(tmp_path / str(bits))), "none", SCHEMA, "place", 1, bits)
+        assert len(run(empty, [SCHEMA.empty_table()])) == 0
+
+
+def test_two_processes_may_write_the_same_unit(tmp_path: Path) -> None:
+    """Their objects are equal, so that a reader may see those of either."""
+    tables = inputs([30] * 2, 20)
+    files = []
+    for name in ("one", "two"):
+        shuffle = Shuffle(open_store(str(tmp_path / name)), "s", SCHEMA, "place", 2, (3,))
+        run(shuffle, [pa.concat_tables([table.slice(0, 11), table.slice(11)]) for table in tables])
+        files.append({p.name: p.read_bytes() for p in (tmp_path / name).rglob("*") if p.is_file()})
+    assert files[0] == files[1]
+    for unit, table in enumerate(tables):  # in one chunk
+        Shuffle(open_store(str(tmp_path / "one")), "s", SCHEMA, "place", 2, (3,)).write(unit, table)
+    assert files[0] == {p.name: p.read_bytes() for p in (tmp_path / "one").rglob("*") if p.is_file()}

@@ -1,11 +1,14 @@
+import dataclasses
+
 import pytest
 import torch
 
 from lookalike.bundles.load import load_model, load_preprocessor
 from lookalike.diffusion.flow import FlowConfig
-from lookalike.diffusion.objective import denoising_loss
+from lookalike.diffusion.objective import denoising_loss, with_latents
 from lookalike.errors import ConfigError
 from lookalike.models.batch import Batch, to_batch
+from lookalike.models.preprocess import ragged
 from lookalike.models.vae import LatentCache, load_vae
 
 PROMPTS = ["a red mug", "a blue box on the wet sand of a beach", "a dog", "a striped ball in the snow"]
@@ -67,9 +70,29 @@ def test_conditions_matter_and_dropout_removes_them(parts, batch) -> None:
     torch.testing.assert_close(loss(shuffled, dropout_mllm=1.0, dropout_references=1.0), nothing)
 
 
-def test_missing_targets_and_ids_are_rejected(parts, batch) -> None:
-    import dataclasses
+@torch.no_grad()
+def test_float16_latents_without_pixels_give_the_loss_of_float32_ones(parts, batch, columns) -> None:
+    """Bit by bit: they become float32 on the device."""
+    model, vae, flow = parts
+    whole = with_latents(batch, vae)
+    half = [latents.half() for latents in (whole.target_latents, whole.reference_latents)]
+    exact = dataclasses.replace(whole, target_latents=half[0].float(), reference_latents=half[1].float())
+    thin = columns | {
+        "target": columns["target"][:, :0],
+        "references": ragged([r[:, :0] for r in columns["references"]]),
+    }
+    counts = columns["reference_mask"].sum(1)
+    latents = ragged([row[:count].numpy() for row, count in zip(half[1], counts, strict=True)])
+    thin = to_batch(thin | {"target_latents": half[0].numpy(), "reference_latents": latents})
+    assert thin.target_latents.dtype == thin.reference_latents.dtype == torch.float16
+    found, expected = (
+        denoising_loss(model, vae, given, sample_ids=IDS, seed=0, flow=flow, dropout_references=0.5)
+        for given in (thin, exact)
+    )
+    assert torch.equal(found, expected)
 
+
+def test_missing_targets_and_ids_are_rejected(parts, batch) -> None:
     model, vae, flow = parts
     with pytest.raises(ConfigError, match="no targets"):
         denoising_loss(model, vae, dataclasses.replace(batch, target=None), sample_ids=IDS, seed=0, flow=flow)

@@ -13,6 +13,7 @@ import torch
 from lookalike.bundles.load import load_model, load_preprocessor
 from lookalike.diffusion.flow import FlowConfig
 from lookalike.diffusion.pipeline import SubjectPipeline
+from lookalike.models.batch import to_batch
 from lookalike.models.preprocess import Preprocessor
 from lookalike.models.vae import load_vae
 from lookalike.training.average import EmaConfig
@@ -86,3 +87,11 @@ def test_offloading_to_the_host_changes_nothing(bundle_dir, pipe, photos) -> Non
     expected = resident("a mug", photos[:1], **OPTIONS).images
     torch.testing.assert_close(offloaded("a mug", photos[:1], **OPTIONS).images, expected, rtol=0, atol=1e-5)
     assert isinstance(offloaded, SubjectPipeline)
+
+
+def test_tiles_are_normalised_bit_by_bit_as_on_a_cpu(bundle_dir, pictures) -> None:
+    batch = to_batch(load_preprocessor(bundle_dir)(["a mug"], [pictures(2)]))
+    tiles = torch.arange(256, dtype=torch.uint8).tile(batch.tiles.numel() // 256).view_as(batch.tiles)
+    values = torch.tensor([[[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]]])
+    batch = dataclasses.replace(batch, tiles=tiles, normalisation=values)
+    assert torch.equal(batch.to("cuda").pixel_values.cpu(), batch.pixel_values)

@@ -1,10 +1,11 @@
 import random
 
+import numpy as np
 import pytest
 
 from lookalike.data.triplets import Triplet
 from lookalike.errors import InputError
-from lookalike.evaluation.suites import Suite
+from lookalike.evaluation.suites import Suite, chosen_rows
 
 
 def _triplet(subject: str, view: int, prompts: int = 3) -> Triplet:
@@ -14,9 +15,12 @@ def _triplet(subject: str, view: int, prompts: int = 3) -> Triplet:
         subject=subject,
         class_name="blob",
         prompt=f"a {subject} in place {view % prompts}",
-        shard="shards/validation-000000.tar",
+        target_shard="shards/pack.tar",
         target_offset=0,
         target_length=1,
+        target_sha256="0",
+        reference_shards=("shards/pack.tar",),
+        reference_sha256s=("1",),
         reference_offsets=(0,),
         reference_lengths=(1,),
         reference_similarities=(0.7,),
@@ -75,6 +79,19 @@ def test_one_subject_takes_wrong_conditions_from_distractors() -> None:
     assert suite.count == 3
     assert all(s.target < 3 and s.other is not None and s.other >= 3 for s in suite.losses(9, "right"))
     assert {suite.pool[c.target].subject for c in suite.images(9, 2, "right")} == {"mine"}
+
+
+def test_rows_of_a_large_table_are_chosen_in_runs_spread_over_it() -> None:
+    assert chosen_rows(1000, 1000, seed=0).tolist() == list(range(1000))
+    rows = chosen_rows(100_000_001, 6400, seed=3)
+    assert 6400 - 64 < len(rows) <= 6400
+    assert (np.diff(rows) > 0).all()
+    assert rows[-1] < 100_000_001
+    starts = rows[::64]
+    assert (starts % 64 == 0).all()
+    assert np.histogram(starts, bins=4, range=(0, 10**8))[0].min() > 10
+    assert chosen_rows(100_000_001, 6400, seed=4).tolist() != rows.tolist()
+    assert chosen_rows(10**8, 6400, seed=3)[:5].tolist() == [152640, 152641, 152642, 152643, 152644]
 
 
 def test_an_empty_suite_is_an_error() -> None:

@@ -1,10 +1,11 @@
 import numpy as np
 import pytest
+import torch
 
 from lookalike.bundles.load import load_preprocessor
 from lookalike.errors import InputError
 from lookalike.models.batch import to_batch
-from lookalike.models.preprocess import Preprocessor, fit_square
+from lookalike.models.preprocess import RAGGED, Preprocessor, fit_square, ragged
 from lookalike.pixels import crop_resize
 
 
@@ -20,8 +21,9 @@ def test_shapes_are_fixed_and_absent_references_stand_behind_the_text(preprocess
         "input_ids": ((2, preprocessor.length), "int64"),
         "attention_mask": ((2, preprocessor.length), "bool"),
         "image_mask": ((2, preprocessor.length), "bool"),
-        "pixel_values": ((2, 2, 3, 64, 64), "float32"),
-        "references": ((2, 2, 3, 64, 64), "uint8"),
+        "tiles": ((2,), "object"),
+        "normalisation": ((2, 2, 3), "float32"),
+        "references": ((2,), "object"),
         "reference_mask": ((2, 2), "bool"),
         "target": ((2, 3, 64, 64), "uint8"),
     }
@@ -30,8 +32,15 @@ def test_shapes_are_fixed_and_absent_references_stand_behind_the_text(preprocess
     text_end = int(columns["attention_mask"][1].sum())
     absent = columns["image_mask"][1] & ~columns["attention_mask"][1]
     assert np.flatnonzero(absent).tolist() == list(range(text_end, text_end + 16))
-    assert not columns["pixel_values"][1, 1].any()
-    assert abs(columns["pixel_values"][0]).max() <= 1
+    for name in RAGGED:
+        assert [(row.shape, row.dtype) for row in columns[name]] == [
+            ((2, 3, 64, 64), "uint8"),
+            ((1, 3, 64, 64), "uint8"),
+        ]
+    batch = to_batch(columns)
+    assert not batch.pixel_values[1, 1].any()
+    assert not batch.references[1, 1].any()
+    assert abs(batch.pixel_values[0]).max() <= 1
 
 
 def test_unused_reference_slots_are_cut_off(preprocessor, pictures) -> None:
@@ -42,6 +51,40 @@ def test_unused_reference_slots_are_cut_off(preprocessor, pictures) -> None:
     assert batch.input_ids.shape[1] == int(columns["attention_mask"].sum(1).max())
     swapped = batch.with_conditions_of([1, 0])
     assert swapped.input_ids[0].tolist() == batch.input_ids[1].tolist()
+
+
+def test_tiles_are_normalised_on_the_device_bit_by_bit_as_numpy_does() -> None:
+    """All values of a byte, with the means and deviations of all families and of ImageNet."""
+    pairs = [
+        ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+        ((0.1, 0.9, 0), (3, 1, 7)),
+    ]
+    values = np.broadcast_to(np.arange(256, dtype=np.uint8).reshape(16, 16), (3, 16, 16))
+    normalisation = np.array(pairs, np.float32)
+    batch = to_batch(
+        {
+            **{name: np.ones((3, 1), bool) for name in ("attention_mask", "image_mask", "reference_mask", "input_ids")},
+            "tiles": ragged([values[None]] * 3),
+            "references": ragged([values[None]] * 3),
+            "normalisation": normalisation,
+        }
+    )
+    mean, deviation = normalisation[:, 0, :, None, None], normalisation[:, 1, :, None, None]
+    expected = (values / np.float32(255) - mean) / deviation
+    assert batch.pixel_values.dtype == torch.float32
+    assert (batch.pixel_values[:, 0].numpy().view(np.uint32) == expected.view(np.uint32)).all()
+
+
+def test_images_of_the_vae_can_be_left_out(preprocessor, pictures) -> None:
+    """Their sizes stay, from which grids of tokens follow."""
+    whole = preprocessor(["a mug"], [pictures(1)], pictures(1, seed=1))
+    columns = preprocessor(["a mug"], [pictures(1)], pictures(1, seed=1), vae_pixels=False)
+    assert (columns["tiles"][0] == whole["tiles"][0]).all()
+    batch = to_batch(columns)
+    assert batch.target is not None
+    assert batch.target.shape == (1, 0, 64, 64)
+    assert batch.references.shape == (1, 1, 0, 64, 64)
 
 
 def test_template_is_tokenised_as_a_whole(preprocessor, pictures, bundle_dir) -> None:
@@ -58,7 +101,7 @@ def test_pixels_equal_transformers_own_image_processor(preprocessor, pictures, b
 
     image = pictures(1, 64, 64)[0]
     expected = GotOcr2ImageProcessorPil.from_pretrained(bundle_dir / "mllm")(image, return_tensors="np")["pixel_values"]
-    found = preprocessor(["a"], [[image]])["pixel_values"][0, 0]
+    found = to_batch(preprocessor(["a"], [[image]])).pixel_values[0, 0]
     np.testing.assert_allclose(found, expected[0], atol=1e-6)
 
 

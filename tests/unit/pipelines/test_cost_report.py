@@ -1,11 +1,14 @@
 """``jobs/train.py plan``."""
 
+import re
+
 import pytest
 
 from lookalike import config as configs
 from lookalike.errors import ConfigError
 from lookalike.models.presets import load_preset
 from pipelines.train.cost_report import PlanConfig, plan, steps_by_conditions
+from pipelines.train.loader_cost import measure
 
 PAPER = "jobs/configs/train-paper.yaml"
 
@@ -17,6 +20,21 @@ def test_cost_of_training_mini() -> None:
     assert "Offload to the host: none needed." in text
     assert "The batch of 32 is 2 GPUs x 1 accumulated x 16." in text
     assert "| mllm+references | 100 | 6,656 |" in text
+    loaders = re.search(r"a sample takes (\d+) ms of a CPU core \(measured on this machine.*has 0\.04 MB", text)
+    assert loaders is not None
+    rows = re.findall(r"^\| ([\d.]+) \| [\d.]+ \| ([\d.]+) \| mllm(?:\+references)? \|$", text, re.MULTILINE)
+    assert len(rows) == 2
+    for cores, rate in rows:
+        assert float(cores) == pytest.approx(float(rate) * int(loaders[1]) / 1e3, rel=0.1)
+
+
+def test_size_of_a_sample_of_the_papers_model() -> None:
+    """Tile 448², reference and target 512², and about 10 kB of tokens."""
+    preset = load_preset("flux-internvl3-8b")
+    for references in (1, 2, 4):
+        pixels = 3 * (references * (448**2 + 512**2) + 512**2)
+        assert measure(preset, references).megabytes == pytest.approx(pixels / 1e6, abs=0.015)
+    assert measure(preset, 1).megabytes < 3
 
 
 def test_plan_reads_the_papers_configuration() -> None:

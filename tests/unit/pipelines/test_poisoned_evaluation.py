@@ -12,9 +12,10 @@ from lookalike.data.images import encode_png
 from lookalike.data.shards import write_tar
 from lookalike.data.triplets import read_triplets
 from lookalike.errors import InputError
+from lookalike.evaluation.suites import Suite, chosen_rows
 from lookalike.storage import open_store
 from pipelines.actors import ActorConfig
-from pipelines.evaluate import EvaluateConfig, evaluate
+from pipelines.evaluate import EvaluateConfig, evaluate, run
 from pipelines.generate import GenerateConfig, generate
 from pipelines.pretrain import PretrainConfig
 from pipelines.pretrain.subjects import read_subjects
@@ -70,6 +71,22 @@ def test_invalid_rows_are_left_out_of_a_suite(tmp_path: Path) -> None:
     nothing = write_snapshot(tmp_path / "none", ["prompt is null", "id is null"])
     with pytest.raises(InputError, match="no row of the snapshot is a valid triplet"):
         read_triplets(open_store(f"{nothing}/v0001"), "train")
+
+
+def test_a_suite_of_a_large_split_is_made_of_chosen_rows(
+    bundle_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = write_snapshot(tmp_path / "dataset", [None], [None] * 300)
+    config, snapshot = config_of(bundle_dir, dataset, tmp_path / "out"), run._snapshot(dataset)
+    held_out = read_triplets(open_store(f"{dataset}/v0001"), "validation")
+    whole = run._suite(config, snapshot)[0]
+    assert whole.pool == Suite(held_out).pool, "a small split is used whole"
+    monkeypatch.setattr(run, "_TRIPLETS", 128)
+    suite, places = run._suite(config, snapshot)
+    expected = {held_out[row].triplet_id for row in chosen_rows(300, 128, seed=0)}
+    assert {triplet.triplet_id for triplet in suite.pool} == expected
+    assert len(expected) <= 128
+    assert len(places) == len(expected)
 
 
 @pytest.fixture

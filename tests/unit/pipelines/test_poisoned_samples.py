@@ -1,19 +1,23 @@
 """A sample that cannot be read or prepared is a blank row with a reason; its neighbours do not change."""
 
+import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from lookalike.data.triplets import ShardError, load_images, read_triplets
+from lookalike.data.triplets import ShardError, load_images, read_table, read_triplets
 from lookalike.errors import UnreachableError
 from lookalike.storage import open_store
 from lookalike.storage.local import LocalStore
 from lookalike.training.epoch_plan import PADDING, EpochPlan
+from pipelines.train import samples
 from pipelines.train.in_memory import KeptSamples, kept_batches
-from pipelines.train.samples import TripletSource, prepare
-from tests.poisoned import BYTES, HARMLESS, POISONS, SHARD, write_snapshot
+from pipelines.train.samples import TripletSource, prepare, validation_indices
+from tests.poisoned import BYTES, HARMLESS, POISONS, pack_of, rotten, write_snapshot
+from tests.snapshots import write_tables
 
 KINDS: list[str | None] = [None, *POISONS, *HARMLESS, None]
 
@@ -39,7 +43,7 @@ def test_unusable_sample_has_a_reason_and_others_are_kept(poisoned: TripletSourc
         assert bool(found["reason"][index]) == wrong, (kind, found["reason"][index])
         assert found["weight"][index] == (not wrong), kind
         assert not found["fatal"][index], kind
-        for name in ("references", "target", "pixel_values", "reference_mask", "target_latents", "reference_latents"):
+        for name in ("references", "target", "tiles", "reference_mask", "target_latents", "reference_latents"):
             if not wrong:
                 assert (found[name][index] == expected[name][index]).all(), (kind, name)
             assert np.isfinite(found[name][index].astype(np.float64)).all(), (kind, name)
@@ -82,21 +86,87 @@ def test_unreadable_shard_is_not_counted_as_an_unusable_sample(clean: TripletSou
         "missing": Path.unlink,
         "empty": lambda path: path.write_bytes(b""),
     }.items():
-        shutil.copytree(clean.snapshot_uri, tmp_path / name / "v0001")
+        shutil.copytree(Path(clean.snapshot_uri).parent, tmp_path / name)
         version = tmp_path / name / "v0001"
-        spoil(version / SHARD)
-        with pytest.raises(ShardError, match=r"a shard of the snapshot cannot be read.*train-000000.tar.*restore it"):
+        pack = pack_of(open_store(str(version)))
+        spoil(tmp_path / name / pack)
+        with pytest.raises(ShardError, match=rf"a shard of the snapshot cannot be read.*{pack}.*restore it"):
             load_images(open_store(str(version)), read_triplets(open_store(str(version)))[0])
         found = prepare(TripletSource(str(version), "train", clean.bundle_uri), np.array([0, 3]))
         assert found["fatal"].tolist() == [True, True]
         assert "restore it" in found["reason"][0]
 
 
+def test_unreadable_part_of_the_table_is_fatal_for_its_rows_only(clean: TripletSource, tmp_path: Path) -> None:
+    for name, spoil in {
+        "missing": Path.unlink,
+        "changed": lambda path: path.write_bytes(rotten(path.read_bytes())),
+    }.items():
+        version = tmp_path / name / "v0001"
+        shutil.copytree(Path(clean.snapshot_uri).parent, version.parent)
+        store = open_store(str(version))
+        manifest = json.loads(store.read("manifest.json"))
+        store.write("manifest.json", json.dumps(manifest | write_tables(store, read_table(store), 20)).encode())
+        spoil(version / "triplets" / "train-000001.parquet")
+        found = prepare(TripletSource(str(version), "train", clean.bundle_uri), np.array([0, 25, 19, 20, 45]))
+        assert found["fatal"].tolist() == [False, True, False, True, False]
+        assert found["weight"].tolist() == [1, 0, 1, 0, 1]
+        assert found["sample_id"].tolist() == ["sample000", "row 25", "sample019", "row 20", "sample045"]
+        what, value, _ = json.loads(found["reason"][1])
+        assert "train-000001.parquet" in f"{what} {value}"
+
+
+def test_changed_list_of_parts_is_fatal(clean: TripletSource, tmp_path: Path) -> None:
+    shutil.copytree(Path(clean.snapshot_uri).parent, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "v0001" / "lists" / "train-00000.parquet").write_bytes(b"")
+    found = prepare(TripletSource(str(tmp_path / "v0001"), "train", clean.bundle_uri), np.array([0, 3]))
+    assert found["fatal"].tolist() == [True, True]
+    assert "a file of the snapshot has changed" in found["reason"][0]
+
+
+@pytest.mark.parametrize("latents", [True, False])
+def test_kept_samples_equal_prepared_ones(poisoned: TripletSource, latents: bool) -> None:
+    source = replace(poisoned, latents=latents)
+    rows = np.array([5, 0, len(KINDS) - 1, 5, PADDING, 17])
+    kept, prepared = KeptSamples(source), prepare(source, rows)
+    for _ in range(2):  # the second time from memory
+        taken = kept.take(rows)
+        assert taken.keys() == prepared.keys()
+        for name, values in prepared.items():
+            assert taken[name].shape == values.shape
+            assert all(np.array_equal(one, other) for one, other in zip(taken[name], values, strict=True)), name
+
+
+def test_samples_hold_what_the_model_reads_and_no_more(clean: TripletSource) -> None:
+    """One reference of two: a uint8 tile of 64², and either images or float16 latents for the VAE's part."""
+    for latents, pixels in ((True, 0), (False, 3 * 64 * 64)):
+        columns = prepare(replace(clean, latents=latents), np.array([0, 1]))
+        assert [row.nbytes for row in columns["tiles"]] == [3 * 64 * 64] * 2
+        assert [row.nbytes for row in columns["references"]] == [pixels] * 2
+        assert columns["target"].nbytes == 2 * pixels
+        assert ("target_latents" in columns) == latents
+    whole = prepare(clean, np.array([0, 1]))
+    assert whole["target_latents"].dtype == whole["reference_latents"][0].dtype == np.float16
+    assert [row.shape for row in whole["reference_latents"]] == [(1, 64, 16)] * 2
+
+
+def test_validation_rows_are_spread_over_a_split_of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = TripletSource("none", "validation", "none")
+    for rows in (3, 10**9):
+        monkeypatch.setattr(samples, "_table", lambda *_, rows=rows: range(rows))
+        chosen = validation_indices(source, 64)
+        assert chosen.tolist() == validation_indices(source, 64).tolist()
+        assert len(set(chosen.tolist())) == min(rows, 64)
+        assert (chosen[:3] == chosen[3:6]).all() == (rows == 3)
+    assert np.histogram(chosen, bins=4, range=(0, 10**9))[0].min() > 4
+
+
 def test_truncated_shard_loses_the_samples_after_the_cut(clean: TripletSource, tmp_path: Path) -> None:
-    shutil.copytree(clean.snapshot_uri, tmp_path / "v0001")
-    shard = tmp_path / "v0001" / SHARD
+    shutil.copytree(Path(clean.snapshot_uri).parent, tmp_path / "cut")
+    version = str(tmp_path / "cut" / "v0001")
+    shard = tmp_path / "cut" / pack_of(open_store(version))
     shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // 2])
-    found = prepare(TripletSource(str(tmp_path / "v0001"), "train", clean.bundle_uri), np.arange(len(KINDS)))
+    found = prepare(TripletSource(version, "train", clean.bundle_uri), np.arange(len(KINDS)))
     assert 5 < (found["weight"] == 0).sum() < len(KINDS) - 5
     assert not found["fatal"].any()
     assert "shorter than its index entry" in found["reason"][-1]

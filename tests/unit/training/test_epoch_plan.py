@@ -1,11 +1,12 @@
 """The epoch plan is a function of the seed alone."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lookalike.training import epoch_plan as plans
 from lookalike.training.epoch_plan import PADDING, EpochPlan
 
 
@@ -40,12 +41,28 @@ def test_any_number_of_ranks_partitions_each_step_with_padding_at_the_end(
         assert (taken[8:] == PADDING).all()
 
 
-def test_order_is_the_same_in_a_new_process() -> None:
-    plan, orders = EpochPlan(num_samples=30, batch_size=8, seed=3), []
-    for _ in range(2):
-        plans._order.cache_clear()
-        orders.append(plan.slots(5).tolist())
-    assert orders[0] == orders[1]
+@pytest.mark.parametrize(
+    ("samples", "seed", "epoch", "first"),
+    [
+        (30, 3, 0, [11, 24, 2, 15]),
+        (30, 3, 1, [19, 27, 9, 24]),
+        (30, 4, 0, [22, 0, 28, 23]),
+        (10**9, 0, 0, [263737703, 509729113, 496970738, 564771341]),
+        (10**9, 0, 7, [830761884, 290617450, 743106688, 764758808]),
+    ],
+)
+def test_the_order_is_pinned(samples: int, seed: int, epoch: int, first: list[int]) -> None:
+    """A run that was begun with one version of this software continues with the next."""
+    plan = EpochPlan(samples, batch_size=4, seed=seed)
+    assert plan.slots(epoch * plan.steps_per_epoch).tolist() == first
+
+
+def test_a_step_of_a_billion_samples_takes_little_memory() -> None:
+    plan = EpochPlan(10**9, batch_size=256, seed=0)
+    tracemalloc.start()
+    plan.slots(10**6)
+    assert tracemalloc.get_traced_memory()[1] < 2**20
+    tracemalloc.stop()
 
 
 def test_order_differs_between_epochs_and_seeds() -> None:
