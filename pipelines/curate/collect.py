@@ -48,6 +48,11 @@ from pipelines.curate.workspace import (
     CHANGED,
     COLLECTION,
     LEASE,
+    OF_ANSWERS,
+    OF_INDEX,
+    OF_STAGE,
+    OF_TAKE_DOWN_LISTS,
+    PACK,
     PACKS_PREFIX,
     WORK_PREFIX,
     take_down_list,
@@ -56,11 +61,6 @@ from pipelines.curate.workspace import (
 log = logging.getLogger(__name__)
 
 _WRITES_PACKS = ("materialise",)  # stages whose results name the packs that they have written
-_OF_STAGE = re.compile(r"work/(?!answers/|rows/|vectors/|unpacked/)[a-z0-9_-]+/[0-9a-f]{16}/.+", re.DOTALL)
-_INDEX = re.compile(r"work/(?:rows|vectors)/[^/]+/[0-9a-f]{24}\.parquet|work/unpacked/\d+-[0-9a-f]{24}\.tar")
-_ANSWERS = re.compile(r"work/answers/[0-9a-f]{16}/([0-9a-f]{24})(?:\.parquet|/\d+\.parquet)")
-_LIST = re.compile(r"work/taken-down/[0-9a-f]{64}\.txt")
-_PACK = re.compile(r"shards/[0-9a-f]{64}\.tar")
 _VERSION = re.compile(r"v(\d{4,})/")
 _FORMATS = (1, 2)
 _BETWEEN_CHECKS = 1_000  # objects that are removed between two checks of the lease
@@ -142,7 +142,7 @@ def complete(dataset: Store, lease: Lease) -> None:
     for prefix in prefixes:
         if (version := _VERSION.fullmatch(prefix)) is not None:
             withdraw(dataset, int(version[1]))
-        elif not _OF_STAGE.fullmatch(f"{prefix}x"):
+        elif not OF_STAGE.fullmatch(f"{prefix}x"):
             raise InputError(
                 "the record of a collection names a prefix that no collection removes",
                 value=prefix,
@@ -171,7 +171,7 @@ class _Plan:
         plan, manifests = cls(), [_manifest(dataset, version) for version in versions]
         published = {manifest["inputs"]["fingerprint"][:16] for manifest in manifests}
         resumable = plan._work(dataset, manifests, published, before)
-        packs = [info for info in dataset.list(PACKS_PREFIX) if _PACK.fullmatch(info.key)]
+        packs = [info for info in dataset.list(PACKS_PREFIX) if PACK.fullmatch(info.key)]
         needed = _packs(dataset, versions, manifests) if packs else set()
         for info in packs:  # a run that can resume needs the packs that it has written
             plan._judge(info, keep=info.key in needed or info.modified >= before or resumable)
@@ -190,13 +190,13 @@ class _Plan:
         stages: dict[str, list[ObjectInfo]] = defaultdict(list)
         for info in dataset.list(WORK_PREFIX):
             young = info.modified >= before
-            if (answers := _ANSWERS.fullmatch(info.key)) is not None:
+            if (answers := OF_ANSWERS.fullmatch(info.key)) is not None:
                 self._judge(info, keep=young or answers[1] in ids)
-            elif _INDEX.fullmatch(info.key):
+            elif OF_INDEX.fullmatch(info.key):
                 self._judge(info, keep=young or info.key in index)
-            elif _LIST.fullmatch(info.key):
+            elif OF_TAKE_DOWN_LISTS.fullmatch(info.key):
                 self._judge(info, keep=young or info.key in lists)
-            elif _OF_STAGE.fullmatch(info.key):
+            elif OF_STAGE.fullmatch(info.key):
                 stages["/".join(info.key.split("/")[:3]) + "/"].append(info)
             elif not info.key.startswith((f"{LEASE}/", f"{CHANGED}/")) and info.key != COLLECTION:
                 self._judge(info, keep=True)

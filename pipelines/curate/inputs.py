@@ -148,7 +148,7 @@ class Inputs:
         stages["scores"] = _after("score", [stages["duplicates"], *asked])
         settings = [config[name] for name in ("plan", "captions", "captioner")]
         stages["plan"] = _after("plan", [stages["scores"], self.filters["subject"], settings])
-        stages["materialise"] = self.fingerprint
+        stages["layout"] = stages["materialise"] = self.fingerprint
         return stages
 
     @cached_property

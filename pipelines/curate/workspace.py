@@ -5,6 +5,7 @@ the raw shard and the settings that read it, results of later stages from the ra
 about them (:attr:`pipelines.curate.inputs.Inputs.stages`).
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -18,6 +19,16 @@ _WORK = "work"
 WORK_PREFIX = f"{_WORK}/"
 COLLECTION = f"{_WORK}/collection.json"
 PACKS_PREFIX = "shards/"
+PACK = re.compile(rf"{PACKS_PREFIX}[0-9a-f]{{64}}\.tar")
+
+# Keys of the methods below: results of the index, answers (the group is the id of their raw shard), copies of take-down
+# lists, and results of a stage, whose first three segments are the prefix of its inputs.
+OF_INDEX = re.compile(
+    rf"{_WORK}/(?:rows|vectors)/[^/]+/[0-9a-f]{{24}}\.parquet|{_WORK}/unpacked/\d+-[0-9a-f]{{24}}\.tar"
+)
+OF_ANSWERS = re.compile(rf"{_WORK}/answers/[0-9a-f]{{16}}/([0-9a-f]{{24}})(?:\.parquet|/\d+\.parquet)")
+OF_TAKE_DOWN_LISTS = re.compile(rf"{_WORK}/taken-down/[0-9a-f]{{64}}\.txt")
+OF_STAGE = re.compile(rf"{_WORK}/(?!answers/|rows/|vectors/|unpacked/)[a-z0-9_-]+/[0-9a-f]{{16}}/.+", re.DOTALL)
 LEASE = f"{_WORK}/lease"
 CHANGED = f"{_WORK}/changed"
 _TAKE_DOWN_LISTS = f"{_WORK}/taken-down"

@@ -52,9 +52,9 @@ def step(engine: ZeroEngine) -> None:
     module: Any = engine.model
     image_token = module.module.mllm.config.image_token_id
     ids = torch.tensor([[image_token] * 16 + [9] * 8])
-    pixels = torch.zeros(1, 1, 3, 64, 64)
+    pixels, present = torch.zeros(1, 1, 3, 64, 64, dtype=torch.uint8), torch.ones(1, 1, dtype=torch.bool)
     ones = torch.ones_like(ids, dtype=torch.bool)
-    batch = Batch(ids, ones, ids == image_token, pixels, pixels.to(torch.uint8), torch.ones(1, 1, dtype=torch.bool))
+    batch = Batch(ids, ones, ids == image_token, pixels, torch.ones(1, 2, 3), pixels, present)
     references = References(torch.zeros(1, 1, 64, 16), batch.reference_mask, (8, 8))
     predicted = engine.model(batch, torch.zeros(1, 64, 16), torch.full((1,), 0.5), references, (8, 8))
     engine.accumulate(predicted.square().mean())

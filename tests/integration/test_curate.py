@@ -255,7 +255,7 @@ def test_the_place_of_raw_shards_does_not_change_the_snapshot(raw: Path, blind_s
     assert second.manifest["inputs"]["raw"] == open_store(str(other)).uri
 
 
-@pytest.mark.parametrize("after", ["work/rows/*/*.parquet", "v0001/claim.json"])
+@pytest.mark.parametrize("after", ["work/rows/*/*.parquet", "v0001/claim.json", "shards/*.tar"])
 def test_a_killed_run_resumes_to_the_same_snapshot(blind_snapshot: Path, raw: Path, tmp_path: Path, after: str) -> None:
     """Kill the job (SIGKILL) as soon as a stage has written its first file."""
     dataset = tmp_path / "dataset"

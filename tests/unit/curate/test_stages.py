@@ -23,12 +23,14 @@ from pipelines.curate.config import CurateConfig, PlanConfig, ShardsConfig
 from pipelines.curate.filters import FiltersConfig
 from pipelines.curate.filters.no_pair import NoPair
 from pipelines.curate.filters.taken_down import TakenDown
+from pipelines.curate.finish import add_summaries, summaries, total
 from pipelines.curate.inputs import Inputs
 from pipelines.curate.layout import divide, join
 from pipelines.curate.materialise import fit, write_unit
 from pipelines.curate.materialised import Done
 from pipelines.curate.raw import list_raw
 from pipelines.curate.rows import sha256
+from pipelines.curate.summary import Summary
 from pipelines.curate.takedown import pin
 from pipelines.curate.work import MaterialiseWork, StageWork
 from tests.drawn import Photo, draw, jpeg, photo, world, write_raw
@@ -301,3 +303,14 @@ def test_invalid_raw_prefixes_are_rejected(tmp_path: Path) -> None:
     for raw in (tmp_path, tmp_path / "dataset", tmp_path / "dataset" / "v0001"):
         with pytest.raises(ConfigError, match="share a prefix"):
             list_raw(str(raw), dataset)
+
+
+def test_summaries_are_added_in_groups(planned: Planned, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipelines.curate.finish._SUMMARIES", 2)
+    work = planned(write_raw(tmp_path / "raw", world(6, 4)), filters=LOOSE, plan=PlanConfig(rows_per_partition=5))
+    assert (work.partitions, summaries(work)) == (5, 3)
+    expected = Summary()
+    for partition in range(work.partitions):
+        expected.add(work.read_summary(partition))
+    assert expected.images == 24
+    assert total(tables(add_summaries, work, summaries(work))) == expected

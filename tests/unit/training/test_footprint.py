@@ -53,8 +53,8 @@ def test_peak_of_a_pass_equals_the_profilers(bundle_dir, sample, checkpointing: 
     ids[:, : 2 * sample.tokens_per_image] = model.mllm.config.image_token_id
     ones = torch.ones(SAMPLES, sample.context, dtype=torch.bool)
     is_image = ids == model.mllm.config.image_token_id
-    pixels = torch.zeros(SAMPLES, 2, 3, 64, 64)
-    batch = Batch(ids, ones, is_image, pixels, pixels.to(torch.uint8), torch.ones(SAMPLES, 2, dtype=torch.bool))
+    pixels, present = torch.zeros(SAMPLES, 2, 3, 64, 64, dtype=torch.uint8), torch.ones(SAMPLES, 2, dtype=torch.bool)
+    batch = Batch(ids, ones, is_image, pixels, torch.ones(SAMPLES, 2, 3), pixels, present)
 
     def step() -> None:
         latents = torch.randn(SAMPLES, 2, 64, 16)
