@@ -16,7 +16,14 @@ from lookalike.errors import InputError
 from lookalike.storage import read_object
 from pipelines.actors import Columns
 from pipelines.curate.near import Sketch, band_rows
-from pipelines.curate.rows import CONTENT_SCHEMA, SUBJECT_BITS, gathered_schema, spread, unit_hash
+from pipelines.curate.rows import (
+    CONTENT_SCHEMA,
+    IMAGE_HASHED,
+    SUBJECT_BITS,
+    gathered_schema,
+    image_hashes,
+    unit_hash,
+)
 from pipelines.curate.screen import screen
 from pipelines.curate.tables import read_footer, read_table, vectors_array, vectors_of
 from pipelines.curate.work import Group as GroupOfShards
@@ -88,9 +95,9 @@ def _read(work: StageWork, shard: IndexedShard, members: PassedOver) -> pa.Table
     rows = read_rows(work, shard, members)
     reasons = pa.array(screen(rows, work.config.filters), pa.string())
     rows = rows.append_column("reason", reasons).append_column("vector", _vectors(work, shard, rows))
-    # Images without a subject are dropped; there may be more than one range holds, so they are spread over all.
+    hashes = rows["subject_hash"].to_numpy().copy()
     alone = np.asarray(pc.equal(rows["subject"], ""))
-    hashes = np.where(alone, spread(rows["number"].to_numpy()), rows["subject_hash"].to_numpy())
+    hashes[alone] = image_hashes(rows.select(IMAGE_HASHED).filter(pa.array(alone)))
     rows = rows.set_column(rows.schema.get_field_index("subject_hash"), "subject_hash", pa.array(hashes))
     schema = gathered_schema(len(work.sample.mean))
     return rows.select(schema.names).cast(schema)

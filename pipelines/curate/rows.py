@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 # The image table: one row per image that came in.
 IMAGE_SCHEMA = pa.schema(
@@ -168,6 +169,23 @@ def subject_hashes(subjects: pa.ChunkedArray) -> np.ndarray:
     column = subjects.combine_chunks().dictionary_encode(null_encoding="encode")  # many rows have the same subject
     hashes = np.array([subject_hash(str(subject)) for subject in column.dictionary.to_pylist()], np.int64)
     return np.asarray(hashes[column.indices.to_numpy()])
+
+
+IMAGE_HASHED = ("subject", "shard", "offset", "key")
+"""Columns that the hash of an image follows from."""
+
+
+def image_hashes(rows: pa.Table) -> np.ndarray:
+    """Return the hash by which images are ordered, from their :data:`IMAGE_HASHED`: int64 [N].
+
+    It is that of their subject. An image without one has a hash of its place, since a data set may have more such
+    images than one range holds; none of them is kept.
+    """
+    hashes = subject_hashes(rows["subject"])
+    alone = np.flatnonzero(np.asarray(pc.equal(rows["subject"], "")))
+    places = zip(*(rows[name].take(pa.array(alone)).to_pylist() for name in IMAGE_HASHED[1:]), strict=True)
+    hashes[alone] = [subject_hash("\0".join(map(str, place))) for place in places]
+    return hashes
 
 
 def with_hashes(triplets: pa.Table) -> pa.Table:

@@ -21,7 +21,7 @@ from lookalike.data.shards import open_object
 from lookalike.documents import decoding
 from lookalike.errors import InputError
 from lookalike.storage import Store, check_file, manifest_of, open_store, read_manifest, version_store
-from pipelines.curate.rows import SUBJECT_BITS, subject_hashes
+from pipelines.curate.rows import IMAGE_HASHED, SUBJECT_BITS, image_hashes, subject_hashes
 from pipelines.curate.workspace import FORMAT_1_TABLES
 
 FEW = 4
@@ -62,6 +62,13 @@ def _opened(snapshot: Snapshot, kind: Kind) -> "SnapshotTable":
     return _OfParts(open_table(version, kind, pa.schema([]), snapshot.manifest_sha256))
 
 
+def _hashes(rows: pa.Table) -> np.ndarray:
+    """Return the hash of each row from the columns that :class:`SnapshotTable` names for it, int64 [N]."""
+    if "subject_hash" in rows.column_names:
+        return np.asarray(rows["subject_hash"].to_numpy())
+    return image_hashes(rows) if "offset" in rows.column_names else subject_hashes(rows["subject"])
+
+
 class SnapshotTable:
     """A table of a snapshot. This class has no rows."""
 
@@ -80,14 +87,20 @@ class SnapshotTable:
         """The names of all columns."""
         return []
 
+    @property
+    def _hashed(self) -> list[str]:
+        """The columns that the hash of a row follows from."""
+        names = ("subject_hash",), IMAGE_HASHED, ("subject",)
+        return next((list(some) for some in names if set(some) <= set(self.columns)), [])
+
     def read_span(self, span: tuple[int, int], columns: Sequence[str]) -> pa.Table | None:
         """Return columns of the rows whose subject hash is in the half-open ``span``; None if it touches no piece."""
         low, high = self.bounds.T
-        by = "subject_hash" if "subject_hash" in self.columns else "subject"
+        by = self._hashed
         tables = []
         for piece in np.flatnonzero((high >= span[0]) & (low < span[1])):
-            rows = self.read(int(piece), list(dict.fromkeys([*columns, by])))
-            hashes = rows[by].to_numpy() if by == "subject_hash" else subject_hashes(rows[by])
+            rows = self.read(int(piece), list(dict.fromkeys([*columns, *by])))
+            hashes = _hashes(rows.select(by))
             tables.append(rows.filter(pa.array((hashes >= span[0]) & (hashes < span[1]))).select(list(columns)))
         return pa.concat_tables(tables) if tables else None
 
@@ -127,7 +140,7 @@ class _OfFile(SnapshotTable):
         super().__init__(rows, np.array([self._bounds(group) for group in groups], np.int64).reshape(-1, 2))
 
     def _bounds(self, group: int) -> tuple[int, int]:
-        hashes = subject_hashes(self.read(group, ["subject"])["subject"])
+        hashes = _hashes(self.read(group, self._hashed))
         return (int(hashes.min()), int(hashes.max())) if len(hashes) else (1 << SUBJECT_BITS, -1)
 
     def read(self, piece: int, columns: Sequence[str]) -> pa.Table:

@@ -89,7 +89,7 @@ class Sample:
 @dataclass(frozen=True)
 class SubjectRows:
     """All images of a range of subjects, in the order of subject hash, subject, raw shard, offset and key. The subject
-    hash of an image without a subject is a hash of its place."""
+    hash of an image without a subject is a hash of its place (:func:`pipelines.curate.rows.image_hashes`)."""
 
     rows: pa.Table
     """Columns of :data:`pipelines.curate.rows.ROW_SCHEMA`."""
@@ -313,7 +313,8 @@ class StageWork:
         rows = subjects.rows.take(pa.array(kept))
         for own in np.split(kept, _begins(rows)):
             if len(own) > bound.max_photos:
-                left[own[bound.drop(Photos(subjects.rows.take(pa.array(own))))]] = False
+                photos = Photos(subjects.rows.take(pa.array(own)), np.arange(len(own))[None])
+                left[own[bound.drop(photos)[0]]] = False
         if self.inputs.links_copies:
             left |= np.isin(subjects.numbers, self.shuffle("requests").read(partition)["number"].to_numpy())
         return np.asarray(left)

@@ -18,6 +18,7 @@ from pipelines.curate.filters import FiltersConfig
 from pipelines.curate.filters.large_subject import LargeSubject
 from pipelines.curate.filters.no_pair import NoPair
 from pipelines.curate.gather import gather
+from pipelines.curate.rows import image_hashes
 from pipelines.curate.tables import read_table, write_table
 from pipelines.curate.work import StageWork
 from tests.drawn import Photo, draw, jpeg, photo, world, write_raw
@@ -121,6 +122,8 @@ def test_images_without_a_subject_are_spread_over_all_ranges(planned: Planned, t
     reasons = [work.read_plan(i, "images")["drop_reason"].to_pylist() for i in range(work.partitions)]
     assert sum(part.count("unlabelled") for part in reasons) == 60
     assert max(map(len, reasons)) < 35
+    images = pa.concat_tables([work.read_plan(i, "images") for i in range(work.partitions)])
+    assert image_hashes(images).tolist() == images["subject_hash"].to_pylist()
     assert sum(work.read_summary(i).subjects_in for i in range(work.partitions)) == 2
 
 

@@ -308,7 +308,7 @@ def test_invalid_raw_prefixes_are_rejected(tmp_path: Path) -> None:
 def test_summaries_are_added_in_groups(planned: Planned, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipelines.curate.finish._SUMMARIES", 2)
     work = planned(write_raw(tmp_path / "raw", world(6, 4)), filters=LOOSE, plan=PlanConfig(rows_per_partition=5))
-    assert (work.partitions, summaries(work)) == (5, 3)
+    assert (work.partitions, summaries(work)) == (8, 4)
     expected = Summary()
     for partition in range(work.partitions):
         expected.add(work.read_summary(partition))
