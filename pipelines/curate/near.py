@@ -80,12 +80,13 @@ class Sketch:
         90 % of pairs of exactly the similarity that ``rule`` requires, and nearly all of more similar ones. For an
         embedder with a mean of length .95 or more the limit is 64: nothing is rejected.
         """
-        from scipy.stats import binom
+        from scipy.special import bdtr
 
         required = rule.required(np.arange(rule.max_hash_distance + 1))
         spread = max(1e-6, 1 - float(self.mean.astype(np.float64) @ self.mean))  # mean square of the length less mean
         differs = np.arccos(np.clip(1 - (1 - required) / spread, -1, 1)) / np.pi
-        limits = binom.ppf(_KEPT_AT_THE_EDGE, SKETCH_BITS, differs)
+        share = bdtr(np.arange(SKETCH_BITS + 1)[:, None], SKETCH_BITS, differs[None])  # with at most so many bits
+        limits = np.argmax(share >= _KEPT_AT_THE_EDGE, axis=0)
         return np.where(differs >= 0.5, SKETCH_BITS, limits).astype(np.int64)
 
     def _project(self, vectors_ND: np.ndarray) -> np.ndarray:

@@ -343,7 +343,7 @@ def test_packs_with_removed_images_are_found_in_all_versions(
     assert found.record["held_by"] == {"v0001": 1, "v0002": 1, "v0003": 1}
     assert "v0001, v0002, v0003 hold images" in found.record["fix"]
     assert "curate.py collect" in found.record["fix"]
-    rows, _ = found.stage.read_rows(stage.span(0))
+    rows = found.stage.read_subjects(0).rows
     dropped = found.stage.config.filters.taken_down.drop(Photos(rows))
     assert rows.filter(pa.array(dropped))["key"].to_pylist() == [photos[4].key]  # its bytes are those of old-name
     next_list = read_list(str(found.stage.config.filters.taken_down.list))
