@@ -147,7 +147,7 @@ def _targets(rows: pa.Table) -> list[dict[str, Any]]:
         first.setdefault(place, number)
     chosen = np.flatnonzero(pc.list_value_length(rows["references"]).to_numpy()).tolist()
     targets = []
-    for number, target in zip(chosen, rows.take(pa.array(chosen)).to_pylist(), strict=True):
+    for number, target in zip(chosen, rows.take(pa.array(chosen, pa.int64())).to_pylist(), strict=True):
         begin = first[places[number]]
         sets = zip(target.pop("references"), target.pop("similarities"), strict=True)
         target["reference_sets"] = [

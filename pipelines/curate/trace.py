@@ -134,8 +134,7 @@ def _triplet(version: _Version, triplet_id: str) -> list[dict[str, Any]]:
                 image["sha256"]: version.image(image) for image in of_subject.to_pylist() if not image["drop_reason"]
             }
             images = [{"role": role} | kept[content] for role, content in roles.items()]
-            shown = {name: row[name] for name in ("triplet_id", "split", "subject", "prompt")}
-            shown["shard"] = row["target_shard"] if "target_shard" in row else row["shard"]  # of format 1
+            shown = {name: row[name] for name in ("triplet_id", "split", "subject", "prompt", "shard")}
             entries.append(shown | {"version": version.number, "images": images})
     return entries
 

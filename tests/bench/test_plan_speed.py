@@ -18,7 +18,7 @@ import pytest
 from lookalike.storage import open_store
 from pipelines.curate.config import CurateConfig
 from pipelines.curate.plan_rows import Planned, plan_rows
-from pipelines.curate.rows import IMAGE_SCHEMA, subject_hash
+from pipelines.curate.rows import ROW_SCHEMA, subject_hash
 from pipelines.curate.tables import write_table
 from tests.bench.measured import keep
 
@@ -80,7 +80,7 @@ def synthetic(sizes: list[int], dimensions: int) -> dict[str, Any]:
         "shard": "shard-000000.tar", "length": 100_000, "width": 1024, "height": 768, "class_name": "thing",
         "caption": "a thing on a table", "licence": "CC0-1.0", "consent": "", "source": "synthetic", "sharpness": 300.0,
         "luma_mean": 120.0, "luma_std": 50.0, "subject_area": None, "cut": False, "linked": False, "error": "",
-        "note": "",
+        "note": "", "unpacked": "",
     }  # fmt: skip
     columns: dict[str, Any] = {name: [value] * n for name, value in constant.items()}
     columns |= {
@@ -92,7 +92,7 @@ def synthetic(sizes: list[int], dimensions: int) -> dict[str, Any]:
         "phash": random.integers(0, 2**63, n).astype(np.uint64),
     }
     return {
-        "rows": pa.table({field.name: pa.array(columns[field.name], field.type) for field in IMAGE_SCHEMA}),
+        "rows": pa.table({field.name: pa.array(columns[field.name], field.type) for field in ROW_SCHEMA}),
         "reasons": np.full(n, "", object),
         "vectors": vectors,
         "repeated": np.zeros(n, bool),

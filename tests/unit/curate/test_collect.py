@@ -150,7 +150,7 @@ def test_young_objects_stay_and_of_a_stage_all_or_none(dataset: Dataset) -> None
 
 def test_packs_of_a_killed_run_stay_as_long_as_its_results(dataset: Dataset, planned: Planned, tmp_path: Path) -> None:
     killed = planned(tmp_path / "raw", filters=LOOSE, seed=3)  # before its version was published
-    dataset.store.write(killed.workspace.part("v0003", "shards/train-000000.tar", "json"), b"{}")
+    dataset.store.write(killed.workspace.materialised("v0003", 0), b"{}")
     dataset.age("shards/")
     dataset.collect()
     assert pack("orphan") in dataset.keys("shards/")

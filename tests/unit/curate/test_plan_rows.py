@@ -18,7 +18,7 @@ from pipelines.curate.filters.large_subject import LargeSubject
 from pipelines.curate.filters.no_pair import NoPair
 from pipelines.curate.filters.not_safe import NotSafe
 from pipelines.curate.plan_rows import Planned, plan_rows
-from pipelines.curate.rows import IMAGE_SCHEMA, PLAN_SCHEMA, SUBJECT_SCHEMA, unit_hash, unit_hashes
+from pipelines.curate.rows import PLAN_SCHEMA, ROW_SCHEMA, SUBJECT_SCHEMA, unit_hash, unit_hashes
 from pipelines.curate.summary import CAPTIONS_KEPT, Summary
 
 DEFAULT = CurateConfig(raw="raw", dataset="dataset")
@@ -54,6 +54,7 @@ def columns(sizes: list[int], **values: Any) -> dict[str, Any]:
         "consent": [""] * n, "source": [""] * n, "phash": np.arange(n, dtype=np.uint64) * 0x9E3779B97F4A7C15,
         "sharpness": np.full(n, 500.0), "luma_mean": np.full(n, 120.0), "luma_std": np.full(n, 50.0),
         "subject_area": [None] * n, "cut": [False] * n, "linked": [False] * n, "error": [""] * n, "note": [""] * n,
+        "unpacked": [""] * n,
     }  # fmt: skip
     return defaults | values
 
@@ -61,13 +62,13 @@ def columns(sizes: list[int], **values: Any) -> dict[str, Any]:
 def part(sizes: list[int], vectors: np.ndarray, **values: Any) -> Part:
     """Arguments of :func:`plan_rows`."""
     table = columns(sizes, **values)
-    rows = pa.table({field.name: pa.array(table[field.name]).cast(field.type) for field in IMAGE_SCHEMA})
+    rows = pa.table({field.name: pa.array(table[field.name]).cast(field.type) for field in ROW_SCHEMA})
     return {
         "rows": rows,
         "reasons": np.full(len(rows), "", object),
         "vectors": vectors,
         "repeated": np.zeros(len(rows), bool),
-        "scores": {NotSafe().scorer.revision: np.full(len(rows), np.nan)},
+        "scores": {"not_safe": np.full(len(rows), np.nan)},
         "captions": pa.nulls(len(rows), pa.string()),
     }
 

@@ -39,7 +39,7 @@ def drawn_world(seed: int, subjects: int = 40) -> tuple[Rows, Rows]:
             kept += [content] if reason is None else []
         for target in kept[1:]:
             row = {"triplet_id": f"{target[:20]}-0", "split": split, "subject": subject, "prompt": "p"}
-            row |= {"target_image": target, "reference_images": [kept[0]], "shard": f"shards/{split}-000000.tar"}
+            row |= {"target_image": target, "reference_images": [kept[0]], "target_shard": f"shards/{split}-000000.tar"}
             rows.append(row)
     images.sort(key=lambda row: (row["subject_hash"], row["subject"], row["shard"], row["offset"], row["key"]))
     rows.sort(key=lambda row: (subject_hash(row["subject"]), row["triplet_id"]))
@@ -117,7 +117,8 @@ def test_a_trace_finds_every_triplet_and_image(
     for row in rows:
         (entry,) = trace(TraceConfig(id=row["triplet_id"], dataset=str(tmp_path)))
         assert {name: entry[name] for name in ("split", "subject", "prompt", "shard")} == {
-            name: row[name] for name in ("split", "subject", "prompt", "shard")
+            **{name: row[name] for name in ("split", "subject", "prompt")},
+            "shard": row["target_shard"],
         }
         assert [image["sha256"] for image in entry["images"]] == [row["target_image"], *row["reference_images"]]
     for image in images:

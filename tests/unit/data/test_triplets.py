@@ -114,7 +114,7 @@ def test_errors_of_a_batch_belong_to_their_rows(tmp_path: Path) -> None:
     rows = read_table(version).to_pylist()
     files = read_files(version, rows)
     assert [isinstance(item, InputError) for item in files] == [False, False, True, False, False, True]
-    loaded = load_many(version, rows, latents=True)
+    loaded = list(load_many(version, rows, latents=True))
     assert [isinstance(item, InputError) for item in loaded] == [False, True, True, False, True, True]
     assert isinstance(loaded[0], Loaded)
     assert loaded[0].target_latents is not None
