@@ -15,7 +15,7 @@ from lookalike.storage.snapshot import MANIFEST
 from pipelines.actors import run_tasks, run_units
 from pipelines.curate import layout
 from pipelines.curate.changed import with_recorded_changes
-from pipelines.curate.cluster_subjects import assign_cells, cluster_work, find_centroids, group_cell, label_shard
+from pipelines.curate.cluster_subjects import cluster_stages
 from pipelines.curate.collect import complete
 from pipelines.curate.config import CurateConfig, FoundConfig
 from pipelines.curate.finish import FinishWork, add_summaries, finish, groups, join_groups, list_parts, summaries, total
@@ -25,7 +25,7 @@ from pipelines.curate.materialise import UnitWriter, write_unit
 from pipelines.curate.models import with_pinned_models
 from pipelines.curate.raw import RawListing, list_raw, raw_store
 from pipelines.curate.removals import take_down
-from pipelines.curate.row_stages import rows_of, run_all, run_row_stages
+from pipelines.curate.row_stages import rows_of, run_row_stages
 from pipelines.curate.summary import Summary
 from pipelines.curate.takedown import pin
 from pipelines.curate.work import MaterialiseWork, StageWork, StoredBefore, indexed
@@ -164,11 +164,13 @@ def _index(config: CurateConfig, raw: Store, dataset: Store, inputs: Inputs) -> 
 
 
 def _find_subjects(config: CurateConfig, inputs: Inputs, settings: FoundConfig) -> None:
-    work, shards = cluster_work(config, inputs, settings), len(inputs.shards)
-    run_all(run_tasks(find_centroids, work, 1, noun="sets of centroids"))
-    run_all(run_tasks(assign_cells, work, shards, noun="raw shards assigned to cells"))
-    run_all(run_tasks(group_cell, work, work.cells, noun="cells grouped"))
-    run_all(run_tasks(label_shard, work, shards, noun="raw shards labelled"))
+    indexed_work = StageWork.of(config, inputs, clustered=False)
+    groups = list(indexed_work.groups())
+    for stage in cluster_stages(indexed_work.dataset, inputs.workspace, settings, config.seed, groups):
+        done = rows_of(run_tasks(stage.task, stage.shared, stage.units, noun=stage.noun))
+        divided = sum(row.get("parts", 1) > 1 for row in done)
+        if divided:
+            log.warning("%d cells are so large that they were divided by content hash, and subjects with them", divided)
 
 
 def stored_before(dataset: Store, parent: dict[str, Any] | None, inputs: Inputs) -> StoredBefore | None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from lookalike.config import canonical_json
@@ -49,6 +50,33 @@ def read_part(
     """Read as :func:`read_table` does, but by range: other row groups and columns are not read."""
     with decoding("a Parquet table", store.uri_of(info.key)):
         return pq.read_table(open_object(store, info, _READ_AHEAD), filters=_within(span, by), columns=columns)
+
+
+def read_first(
+    store: Store, info: ObjectInfo, value: int, limit: int, by: str = "subject_hash"
+) -> tuple[int, pa.Table]:
+    """Return how many rows of a table have this value of ``by``, and the first ``limit`` of them.
+
+    The table is sorted by ``by``. Other row groups are not read, and of the remaining ones that column at most.
+    """
+    count, parts = 0, []
+    with decoding("a Parquet table", store.uri_of(info.key)):
+        file = pq.ParquetFile(open_object(store, info, _READ_AHEAD))
+        column = file.schema.names.index(by)
+        for number in range(file.num_row_groups):
+            group = file.metadata.row_group(number)
+            if group.num_rows == 0:  # of an empty table
+                continue
+            low, high = group.column(column).statistics.min, group.column(column).statistics.max
+            if low <= value <= high:
+                wanted = count < limit
+                if wanted or low < high:
+                    rows = file.read_row_group(number, None if wanted else [by])
+                    rows = rows.filter(pc.equal(rows[by], value))
+                    parts += [rows] if wanted else []
+                count += len(rows) if wanted or low < high else group.num_rows
+        first = pa.concat_tables(parts) if parts else file.schema_arrow.empty_table()
+    return count, first.slice(0, limit)
 
 
 def with_notes(table: pa.Table, notes: Mapping[str, Any]) -> pa.Table:

@@ -142,13 +142,13 @@ class Workspace:
         """The centroids of all cells of :mod:`pipelines.curate.cluster_subjects`."""
         return self._of_run("found", "centroids.parquet")
 
-    def assigned(self, number: int) -> str:
-        """The unlabelled images of a raw shard by cell."""
-        return self._of_run("assigned", f"{number:06d}.parquet")
+    def assigned(self) -> str:
+        """The prefix of the shuffle of unlabelled photos by cell."""
+        return self._of_run("assigned", "by-cell")
 
-    def cell_subjects(self, cell: int) -> str:
-        """The subjects that were found in a cell."""
-        return self._of_run("found", f"subjects/{cell:06d}.parquet")
+    def cell_subjects(self) -> str:
+        """The prefix of the shuffle of the subjects that were found, by group of raw shards."""
+        return self._of_run("assigned", "by-shards")
 
     def found(self, kind: Literal["rows", "vectors"], number: int) -> str:
         """The rows or vectors of a raw shard, with the subjects that were found."""

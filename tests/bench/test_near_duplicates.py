@@ -73,7 +73,7 @@ def test_copies_are_found_and_other_photos_of_a_subject_are_not() -> None:
         others = one[np.triu_indices(len(files), 1)]
         different, taken_for_one = different + len(others), taken_for_one + int(others.sum())
         for name, (change, quality) in COPIES.items():
-            copies = [_jpeg(change(Image.open(io.BytesIO(data)).convert("RGB")), quality) for data in files]
+            copies = [changed_copy(data, change, quality) for data in files]
             their_hashes, their_vectors = look(copies)
             similarity = np.round((vectors * their_vectors).sum(1), 3)
             found[name] += (similarity >= rule.required(np.bitwise_count(hashes ^ their_hashes))).tolist()
@@ -90,7 +90,8 @@ def test_copies_are_found_and_other_photos_of_a_subject_are_not() -> None:
     assert taken_for_one <= 0.01 * different
 
 
-def _jpeg(image: Image.Image, quality: int) -> bytes:
+def changed_copy(data: bytes, change: Callable[[Image.Image], Image.Image], quality: int) -> bytes:
+    """A photo after a change of :data:`COPIES`, saved as JPEG at that quality."""
     buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=quality)
+    change(Image.open(io.BytesIO(data)).convert("RGB")).save(buffer, "JPEG", quality=quality)
     return buffer.getvalue()

@@ -13,7 +13,7 @@ import pytest
 from lookalike.storage import open_store
 from pipelines.actors import ActorConfig, Units, run_units
 from pipelines.curate.changed import with_recorded_changes
-from pipelines.curate.cluster_subjects import assign_cells, cluster_work, find_centroids, group_cell, label_shard
+from pipelines.curate.cluster_subjects import cluster_stages
 from pipelines.curate.config import CurateConfig
 from pipelines.curate.index import IndexWork, RawShard, ShardIndexer
 from pipelines.curate.inputs import Inputs
@@ -78,12 +78,10 @@ def planned(grid_embedder: None, no_ray: None, tmp_path: Path) -> Callable[..., 
         indexed = [indexer(shard) for shard in shards]
         assert [str(columns["error"][0]) for columns in indexed] == [""] * len(shards)
         if config.labels.found is not None:
-            clusters = cluster_work(config, inputs, config.labels.found)
-            for task, count in ((find_centroids, 1), (assign_cells, len(shards)), (group_cell, clusters.cells)):
-                for unit in range(count):
-                    task(clusters, unit)
-            for unit in inputs.units:
-                label_shard(clusters, unit)
+            groups = list(StageWork.of(config, inputs, clustered=False).groups())
+            for stage in cluster_stages(dataset, inputs.workspace, config.labels.found, config.seed, groups):
+                for unit in range(stage.units) if isinstance(stage.units, int) else stage.units:
+                    stage.task(stage.shared, unit)
         work = run_row_stages(StageWork.of(config, inputs))
         assert work.images == sum(int(columns["images"][0]) for columns in indexed)
         return work

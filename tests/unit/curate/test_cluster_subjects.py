@@ -1,28 +1,28 @@
 """Subjects are found by the embeddings of their photos."""
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pytest
 
+from lookalike.storage import Store, open_store
+from pipelines.curate import cluster_subjects
 from pipelines.curate.cluster_subjects import group
 from pipelines.curate.config import FoundConfig, LabelsConfig
 from pipelines.curate.filters import FiltersConfig
 from pipelines.curate.filters.no_pair import NoPair
+from pipelines.curate.rows import subject_hash
+from pipelines.curate.tables import read_table
 from pipelines.curate.work import StageWork
 from tests.drawn import photo, world, write_raw
+from tests.unit.curate.indexed import Counted, directions, find, groups_of, photos, write_index
 
 LOOSE = FiltersConfig(no_pair=NoPair(min_similarity=-1.0))
 Planned = Callable[..., StageWork]
-
-
-def directions(subjects: int, views: int, noise: float) -> np.ndarray:
-    random = np.random.default_rng(0)
-    centres = np.repeat(random.normal(size=(subjects, 64)), views, axis=0)
-    vectors = centres + noise * random.normal(size=centres.shape)
-    return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True), np.float32)
 
 
 def test_grouping_finds_subjects_and_is_deterministic() -> None:
@@ -80,3 +80,119 @@ def test_a_shard_without_a_decodable_photo_gets_no_subjects(planned: Planned, tm
     raw = write_raw(tmp_path / "raw", [*world(2, 2), *broken], per_shard=4)
     work = planned(raw, filters=LOOSE, labels=LabelsConfig(found=FoundConfig()))
     assert work.read_summary(0).dropped == {"undecodable": 2}
+
+
+def test_a_component_of_equal_photos_is_one_group_however_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster_subjects, "_LARGEST", 10)  # more than this are not compared with each other
+    vectors = np.concatenate([directions(1, 60, 0), -directions(2, 3, 0.1)])
+    labels = group(vectors, FoundConfig(min_similarity=0.7))
+    assert set(labels[:60].tolist()) == {0}
+    assert 0 not in labels[60:]
+
+
+def found(store: Store) -> dict[str, bytes]:
+    """The tables with the subjects, by the end of their keys."""
+    infos = [info for info in store.list("work/found/") if "centroids" not in info.key]
+    return {"/".join(info.key.split("/")[-2:]): store.read(info.key) for info in infos}
+
+
+def subjects_of(store: Store) -> dict[str, str]:
+    """The subject of each photo, by its key."""
+    rows = [
+        read_table(store, info.key).select(["key", "subject"])
+        for info in store.list("work/found/")
+        if "/rows/" in info.key
+    ]
+    table = pa.concat_tables(rows)
+    return dict(zip(table["key"].to_pylist(), table["subject"].to_pylist(), strict=True))
+
+
+def test_subjects_depend_on_neither_groups_nor_order_nor_levels_of_the_shuffle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tables: list[dict[str, bytes]] = []
+    for number, (group_bytes, width) in enumerate(((64 << 20, 2000), (1, 2000), (45_000, 2))):
+        monkeypatch.setattr("lookalike.data.shuffle._MAX_WIDTH", width)
+        store = open_store(str(tmp_path / str(number)))
+        shards = write_index(store, photos(8, 50), {(2, 7): "cup", (5, 3): "cup"})
+        assert len(groups_of(shards, group_bytes)) == (1, 8, 4)[number]
+        find(store, shards, FoundConfig(images_per_cell=60), number, group_bytes)
+        tables.append(found(store))
+        names = subjects_of(store)
+        assert Counter(names.values())["cup"] == 2
+        assert sum(name.startswith("found-") for name in names.values()) == len(names) - 2 == 398
+    assert len(tables[0]) == 16
+    assert tables[0] == tables[1] == tables[2]
+
+
+def test_rows_keep_their_notes_and_vectors_follow_the_rows(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
+    vectors = photos(2, 20)
+    find(store, write_index(store, vectors), FoundConfig())
+    tables = {info.key.rsplit("/", 2)[1:][0] + info.key[-14:]: info.key for info in store.list("work/found/")}
+    rows, embedded = (read_table(store, tables[f"{kind}000001.parquet"]) for kind in ("rows", "vectors"))
+    assert b'"members":1' in rows.schema.metadata[b"lookalike"]
+    assert embedded["sha256"].to_pylist() == rows["sha256"].to_pylist()
+    assert (
+        embedded["subject_hash"].to_pylist()
+        == rows["subject_hash"].to_pylist()
+        == sorted(rows["subject_hash"].to_pylist())
+    )
+    assert rows["subject_hash"].to_pylist() == [subject_hash(name) for name in rows["subject"].to_pylist()]
+    number = [int(key.split("-")[1]) for key in rows["key"].to_pylist()]
+    stored = np.stack([np.asarray(vector) for vector in embedded["vector"].to_pylist()])
+    assert np.allclose(stored, vectors[1][number], atol=1e-3)
+
+
+def test_a_run_that_was_killed_repeats_no_unit(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
+    shards = write_index(store, photos(4, 50))
+    find(store, shards, FoundConfig(images_per_cell=60))
+    before, counted = found(store), Counted(store)
+    find(counted, shards, FoundConfig(images_per_cell=60))
+    assert counted.requests["write", "work"] == 0
+    assert found(store) == before
+
+
+def test_more_raw_shards_and_cells_read_no_table_more_often(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    requests = {}
+    for shards in (16, 128):
+        store = open_store(str(tmp_path / str(shards)))
+        tables = write_index(store, photos(shards, 50))
+        size = tables[0].rows.size + tables[0].vectors.size
+        monkeypatch.setattr(cluster_subjects, "_SAMPLED_SHARDS", 16)
+        counted = Counted(store)
+        find(counted, tables, FoundConfig(images_per_cell=400), group_bytes=4 * size + size // 2)
+        requests[shards] = counted.reads("tables") / shards
+    assert requests[128] <= requests[16] <= 6
+
+
+def test_a_cell_of_nearly_equal_photos_is_grouped_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = []
+
+    def counted(vectors: np.ndarray, settings: FoundConfig) -> np.ndarray:
+        sizes.append(len(vectors))
+        return group(vectors, settings)
+
+    monkeypatch.setattr(cluster_subjects, "group", counted)
+    store = open_store(str(tmp_path))
+    equal = np.concatenate([np.repeat(directions(1, 1, 0), 380, axis=0), directions(4, 5, 0.1)]).reshape(4, 100, 64)
+    results = find(store, write_index(store, equal), FoundConfig(images_per_cell=20))
+    parts = [int(result["parts"]) for result in results if "parts" in result]
+    assert max(parts) == 10
+    assert max(sizes) <= 1.5 * 40
+    names = subjects_of(store)
+    assert all(name.startswith("found-") for name in names.values())
+    assert len({name for key, name in names.items() if not key.startswith("3-8") and not key.startswith("3-9")}) >= max(
+        parts
+    )
+
+
+def test_photos_whose_vectors_are_not_finite_are_subjects_of_their_own(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
+    vectors = photos(2, 20)
+    vectors[0, 3], vectors[1, 4, 0] = np.nan, np.inf
+    find(store, write_index(store, vectors), FoundConfig(images_per_cell=10))
+    names = subjects_of(store)
+    counts = Counter(names.values())
+    assert counts[names["0-3"]] == counts[names["1-4"]] == 1
