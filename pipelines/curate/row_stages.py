@@ -37,7 +37,7 @@ def run_row_stages(stage: StageWork) -> StageWork:
     compared = rows_of(run_tasks(_compare, stage.for_tasks(), units, noun="ranges compared across subjects"))
     stage = replace(stage, capped=sum(row["capped"] for row in compared))
     if stage.capped:
-        log.warning("%d images have more candidates for near copies than are compared", stage.capped)
+        log.warning("%d entries under keys of near copies have more candidates than are compared", stage.capped)
     _arrange(stage, {"repeated": True, "repeated_of_shards": models, "requests": copies})
     if models:
         _score(stage)

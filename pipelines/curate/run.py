@@ -249,6 +249,7 @@ def draft_manifest(version: int, parent: int | None, stage: StageWork, summary: 
             "subjects_in": summary.subjects_in,
             "subjects": summary.subjects,
             "subjects_bounded": summary.bounded_subjects,
+            "keys_bounded": stage.capped,
         },
     }
 

@@ -127,7 +127,7 @@ class StageWork:
     cells: int = 0
     """Cells of photos without a subject; set while subjects are found."""
     capped: int = 0
-    """Images that have so many candidates for near copies that they are not compared with all; set with
+    """Entries of images under keys of near copies that have more candidates than are compared; set with
     :attr:`linked`."""
     linked: bool = False
     """Whether any two subjects share an image or a near copy of one."""
