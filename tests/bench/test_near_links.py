@@ -37,7 +37,7 @@ def test_near_links() -> None:
     measured["vectors"] = {f"{dim}-d, mean {mean}": _on_vectors(dim, mean) for dim, mean in VECTORS}
     measured["time"] = {f"buckets of {average}": _times(rows, average) for rows, average in TIMED}
     measured["band rows, us an image (1536-d)"] = _time_of_band_rows()
-    variable = "LOOKALIKE_BENCH_PHOTOS=dreambooth-dev"
+    variable = "LOOKALIKE_BENCH_PHOTOS=dreambooth-dev"  # pragma: allowlist secret
     keep("near-links", {"command": f"{variable} python -m pytest tests/bench -k near_links -s", **measured})
     for name, result in measured["photographs"].items():
         assert result["copies_kept_by_the_sketch"] >= 0.99, name
