@@ -258,13 +258,16 @@ def _chunks(sizes: np.ndarray) -> Iterator[slice]:
 
 
 def _keys(phash_N: np.ndarray) -> np.ndarray:
-    """Return the keys of perceptual hashes, int64 [N, K]: two bands and which bands they are, hashed to 62 bits."""
+    """Return the keys of perceptual hashes, int64 [N, K]: two bands and which bands they are, hashed to 32 of 62 bits.
+
+    The low bits are zero, which takes 4 bytes less in a compressed row. Of 63 million keys 1.5 % meet another one.
+    """
     bands, shift = [], 0
     for width in _WIDTHS:
         bands.append(phash_N >> np.uint64(shift) & np.uint64((1 << width) - 1))
         shift += width
     values = [np.uint64(number << 32) | bands[i] << np.uint64(16) | bands[j] for number, (i, j) in enumerate(KEYS)]
-    return (_mixed(np.stack(values, axis=1)) >> np.uint64(2)).astype(np.int64)
+    return (_mixed(np.stack(values, axis=1)) >> np.uint64(32) << np.uint64(30)).astype(np.int64)
 
 
 def _mixed(values: np.ndarray) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Run the stages of a curation, from raw shards to a published snapshot."""
 
 import logging
+import os
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -34,6 +35,10 @@ from pipelines.entry import ray_session
 
 log = logging.getLogger(__name__)
 
+RETURNED_MEMORY = {"ARROW_DEFAULT_MEMORY_POOL": "system", "MALLOC_ARENA_MAX": "2"}
+"""Variables of workers, with which the memory of a finished unit returns to the machine: a worker that had done 640
+raw shards held 247 MiB instead of 365. A private Ray inherits them; a cluster needs them in its environment."""
+
 
 @dataclass(frozen=True)
 class Curated:
@@ -60,6 +65,8 @@ def curate(config: CurateConfig) -> Curated:
         ConflictError: another run has published this version.
         BusyError: another curation run of the dataset holds its lease.
     """
+    for name, value in RETURNED_MEMORY.items():
+        os.environ.setdefault(name, value)
     raw, dataset = raw_store(config.raw), open_store(config.dataset)
     listing = list_raw(config.raw, dataset)
     with hold(dataset.child(LEASE)) as lease:

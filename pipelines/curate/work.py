@@ -4,6 +4,7 @@ All units of a stage share one :class:`StageWork` whose size does not depend on 
 number, or a small description such as :class:`Group`.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -41,11 +42,11 @@ from pipelines.curate.tables import notes_of, read_part, read_table, vectors_of
 from pipelines.curate.workspace import PlanTable, ShuffleName, Workspace
 
 # A change of these needs another revision of ``gather`` in inputs.py: objects below work/ follow from them.
-_CONTENT_ROWS = 500_000  # rows of the shuffle by content in one range
-_BAND_IMAGES = 100_000  # images whose band rows are in one range
-_PAIR_IMAGES = 1_000_000  # images to a range of pairs; few images are in a pair
+_CONTENT_ROWS = 100_000  # rows of the shuffle by content in one range
+_BAND_IMAGES = 25_000  # images whose band rows are in one range
+_PAIR_IMAGES = 200_000  # images to a range of pairs; few images are in a pair
 _WORTH_A_TASK, _AT_ONCE = 5_000, 4  # rows of a range, and number of ranges, that a small data set is divided into
-_GROUP_BYTES = 1 << 20, 32 << 20  # of the tables in a group, at least and at most
+_GROUP_BYTES = 1 << 20, 4 << 20  # of the tables in a group, at least and at most
 _GROUPS = 16  # that a small data set is divided into
 _LARGE_RANGE = 512 << 20  # bytes of a range of subjects whose vectors are read apart from its rows
 
@@ -243,25 +244,24 @@ class StageWork:
     def partitions(self) -> int:
         """Number of ranges of subject hashes that are planned one by one; it never depends on the cluster's size.
 
-        A power of two, at least as large as the setting requires; a small data set has a few, so that cores do not wait
-        for one.
+        The power of two that is nearest to what the setting asks for; a small data set has a few, so that cores do not
+        wait for one.
         """
-        fewest = -(-self.sample.images // self.config.plan.rows_per_partition)
-        wanted = max(fewest, min(_AT_ONCE, self.sample.images // _WORTH_A_TASK), 1)
-        return 1 << (wanted - 1).bit_length()
+        return max(self._ranges(self.config.plan.rows_per_partition), min(_AT_ONCE, self._ranges(_WORTH_A_TASK)))
 
     @property
     def content_partitions(self) -> int:
         """Number of ranges of content hashes that are compared one by one."""
-        return 1 << (self._ranges(_CONTENT_ROWS) - 1).bit_length()
+        return self._ranges(_CONTENT_ROWS)
 
     @property
     def band_partitions(self) -> int:
         """Number of ranges of keys of near copies that are compared one by one."""
-        return 1 << (self._ranges(_BAND_IMAGES) - 1).bit_length()
+        return self._ranges(_BAND_IMAGES)
 
     def _ranges(self, rows: int) -> int:
-        return -(-self.sample.images // rows) or 1
+        """The power of two that is nearest to the number of ranges of so many images."""
+        return 1 << max(0, round(math.log2(max(1, self.sample.images) / rows)))
 
     def span(self, partition: int) -> tuple[int, int]:
         """Return the half-open range of subject hashes of a partition."""
