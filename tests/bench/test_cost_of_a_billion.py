@@ -3,9 +3,10 @@
     python -m pytest tests/bench -k cost_of_a_billion -s
 
 Reads results/curation-scale-cost.json (``-k cost_of_an_image``, the run with most raw shards), measures what another
-level of a shuffle costs, and writes results/cost-of-a-billion.json. All figures there are *projected*. Decoding,
-embedding and writing images are left out. The dimension is that of the measured run. Prices are the list prices of Amazon S3 Standard in us-east-1: $0.005 for
-1,000 PUT or LIST requests, $0.0004 for 1,000 GET requests; transfer inside a region is free.
+level of a shuffle costs, and writes results/cost-of-a-billion.json. All figures there are *projected*, at the dimension
+of the measured run. Decoding, embedding and writing images are left out. Prices are the list prices of Amazon S3
+Standard in us-east-1: $0.005 for 1,000 PUT or LIST requests, $0.0004 for 1,000 GET requests; transfer inside a region
+is free.
 """
 
 import json
