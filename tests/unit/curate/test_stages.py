@@ -106,7 +106,7 @@ def test_every_image_is_kept_or_has_a_reason(planned: Planned, tmp_path: Path) -
 def test_partitions_do_not_change_the_plan(planned: Planned, tmp_path: Path) -> None:
     raw = write_raw(tmp_path / "raw", world(6, 4))
     one = rows_of(planned(raw, filters=LOOSE))
-    work = planned(raw, filters=LOOSE, plan=PlanConfig(rows_per_partition=5))
+    work = planned(raw, filters=LOOSE, plan=PlanConfig(rows_per_partition=3))
     assert work.partitions == 8
     assert sorted(rows_of(work), key=str) == sorted(one, key=str)
 
@@ -307,7 +307,7 @@ def test_invalid_raw_prefixes_are_rejected(tmp_path: Path) -> None:
 
 def test_summaries_are_added_in_groups(planned: Planned, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipelines.curate.finish._SUMMARIES", 2)
-    work = planned(write_raw(tmp_path / "raw", world(6, 4)), filters=LOOSE, plan=PlanConfig(rows_per_partition=5))
+    work = planned(write_raw(tmp_path / "raw", world(6, 4)), filters=LOOSE, plan=PlanConfig(rows_per_partition=3))
     assert (work.partitions, summaries(work)) == (8, 4)
     expected = Summary()
     for partition in range(work.partitions):
