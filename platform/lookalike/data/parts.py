@@ -166,7 +166,8 @@ def open_table(version: Store, kind: Kind, schema: pa.Schema, manifest_sha256: s
     with decoding("the manifest of a snapshot with tables", version.uri_of(MANIFEST), fix=_FIX):
         lists, rows = list(manifest["tables"][kind]["lists"]), int(manifest["tables"][kind]["rows"])
     if not lists:
-        raise InputError(f"the snapshot has no {kind} rows", value=version.uri, fix="curate more subjects")
+        what = "images" if kind == "images" else f"{kind} triplets"
+        raise InputError(f"the snapshot has no {what}", value=version.uri, fix="curate more subjects")
     parts = read_lists(version, lists, manifest)
     if (found := pc.sum(parts["rows"]).as_py() or 0) != rows:
         what = f"the lists of the {kind} table have {found} rows, and the manifest says {rows}"

@@ -118,7 +118,7 @@ def test_an_earlier_format_is_refused_with_the_command(version: Store) -> None:
 
 
 def test_a_table_without_rows_is_an_error(version: Store) -> None:
-    with pytest.raises(InputError, match="no train rows"):
+    with pytest.raises(InputError, match="no train triplets"):
         open_table(version, "train", SCHEMA)
 
 

@@ -82,7 +82,7 @@ def test_rows_of_arrow_and_numpy_are_accepted(version: Store) -> None:
 
 def test_split_without_triplets_is_an_error(version: Store) -> None:
     version.write("manifest.json", json.dumps(write_tables(version, read_table(version, "train"))).encode())
-    with pytest.raises(InputError, match="no validation rows"):
+    with pytest.raises(InputError, match="no validation triplets"):
         read_table(version, "validation")
 
 
