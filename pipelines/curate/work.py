@@ -42,12 +42,12 @@ from pipelines.curate.tables import notes_of, read_part, read_table, vectors_of
 from pipelines.curate.workspace import PlanTable, ShuffleName, Workspace
 
 # A change of these needs another revision of ``gather`` in inputs.py: objects below work/ follow from them.
-_CONTENT_ROWS = 100_000  # rows of the shuffle by content in one range
-_BAND_IMAGES = 25_000  # images whose band rows are in one range
+_CONTENT_ROWS = 100_000, 1_000_000  # rows of the shuffle by content in one range
+_BAND_IMAGES = 25_000, 200_000  # images whose band rows are in one range
 _PAIR_IMAGES = 200_000  # images to a range of pairs; few images are in a pair
 _WORTH_A_TASK, _AT_ONCE = 5_000, 4  # rows of a range, and number of ranges, that a small data set is divided into
-_GROUP_BYTES = 1 << 20, 4 << 20  # of the tables in a group, at least and at most
-_GROUPS = 16  # that a small data set is divided into
+_GROUP_BYTES = 1 << 20, 32 << 20  # of the tables in a group, at least and at most
+_GROUPS, _RANGES = 64, 128  # that a data set is divided into, as far as the bounds of their sizes allow
 _LARGE_RANGE = 512 << 20  # bytes of a range of subjects whose vectors are read apart from its rows
 
 # Legend: N image rows, D dimensions of a vector.
@@ -219,11 +219,11 @@ class StageWork:
         ends                these with their vectors, by pair                               ranges of subjects
         ==================  ==============================================================  ==================
         """
-        dim, subjects, contents = len(self.sample.mean), self.partitions, self._ranges(_CONTENT_ROWS)
+        dim, subjects, contents = len(self.sample.mean), self.partitions, self._bounded_ranges(_CONTENT_ROWS)
         schema, key, width, partitions = {
             "subjects": (gathered_schema(dim), "subject_hash", self.width, subjects),
             "contents": (CONTENT_SCHEMA, "place", self.width, contents),
-            "bands": (BAND_SCHEMA, "key", self.width, self._ranges(_BAND_IMAGES)),
+            "bands": (BAND_SCHEMA, "key", self.width, self._bounded_ranges(_BAND_IMAGES)),
             "repeated": (REPEATED_SCHEMA, "place", self.content_partitions, subjects),
             "repeated_of_shards": (REPEATED_SCHEMA, "place", self.content_partitions, self.width),
             "requests": (REQUEST_SCHEMA, "subject_hash", self.band_partitions, subjects),
@@ -252,16 +252,20 @@ class StageWork:
     @property
     def content_partitions(self) -> int:
         """Number of ranges of content hashes that are compared one by one."""
-        return self._ranges(_CONTENT_ROWS)
+        return self._bounded_ranges(_CONTENT_ROWS)
 
     @property
     def band_partitions(self) -> int:
         """Number of ranges of keys of near copies that are compared one by one."""
-        return self._ranges(_BAND_IMAGES)
+        return self._bounded_ranges(_BAND_IMAGES)
 
     def _ranges(self, rows: int) -> int:
         """The power of two that is nearest to the number of ranges of so many images."""
         return 1 << max(0, round(math.log2(max(1, self.sample.images) / rows)))
+
+    def _bounded_ranges(self, rows: tuple[int, int]) -> int:
+        """As :meth:`_ranges`: about 128, if each has images between these bounds."""
+        return self._ranges(min(rows[1], max(rows[0], self.sample.images // _RANGES)))
 
     def span(self, partition: int) -> tuple[int, int]:
         """Return the half-open range of subject hashes of a partition."""

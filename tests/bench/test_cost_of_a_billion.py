@@ -38,8 +38,8 @@ def test_cost_of_a_billion_images(tmp_path: Path) -> None:
     row_bytes = {"subjects": 90 + 2 * dim, "contents": CONTENT_SCHEMA_BYTES, "bands": 15 * BAND_BYTES}
     shuffles = {
         "subjects": IMAGES // PER_RANGE,
-        "contents": IMAGES // _CONTENT_ROWS,
-        "bands": IMAGES // _BAND_IMAGES,
+        "contents": IMAGES // _CONTENT_ROWS[1],
+        "bands": IMAGES // _BAND_IMAGES[1],
     }
     store = open_store(str(tmp_path))
     schema = pa.schema([("key", pa.int64())])

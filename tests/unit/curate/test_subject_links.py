@@ -57,7 +57,7 @@ def test_a_chain_of_links_is_one_component_whatever_tables_they_are_in(
     photos = world(9, 4)
     photos += [photo(i, 0).under(f"again{i}", f"thing{i + 1:02d}") for i in range(7)]
     monkeypatch.setattr("pipelines.curate.subject_links._FAN_IN", 2)
-    monkeypatch.setattr("pipelines.curate.work._CONTENT_ROWS", 3)
+    monkeypatch.setattr("pipelines.curate.work._CONTENT_ROWS", (3, 3))
     work = planned(write_raw(tmp_path / "raw", photos, per_shard=7), filters=LOOSE)
     assert work.content_partitions == 16
     assert len(joins(work.content_partitions)) == 4
