@@ -113,7 +113,7 @@ def collect(config: CollectConfig) -> Collected:
         BusyError: a curation run or another collection holds the lease of the dataset.
     """
     dataset = open_store(config.dataset)
-    _versions(dataset)  # before a lease is written to a place that is no dataset
+    _versions(dataset)  # first, so that a lease is written to datasets only
     with hold(dataset.child(LEASE)) as lease:
         if not config.dry_run:
             complete(dataset, lease)

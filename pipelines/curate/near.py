@@ -15,6 +15,7 @@ from itertools import combinations
 import numpy as np
 import pyarrow as pa
 
+from lookalike.data.permutation import GOLDEN, mixed
 from pipelines.curate.filters.near_duplicate import NearDuplicate
 
 # Legend: N images, D dimensions of a vector, B band rows, K keys of an image.
@@ -267,12 +268,4 @@ def _keys(phash_N: np.ndarray) -> np.ndarray:
         bands.append(phash_N >> np.uint64(shift) & np.uint64((1 << width) - 1))
         shift += width
     values = [np.uint64(number << 32) | bands[i] << np.uint64(16) | bands[j] for number, (i, j) in enumerate(KEYS)]
-    return (_mixed(np.stack(values, axis=1)) >> np.uint64(32) << np.uint64(30)).astype(np.int64)
-
-
-def _mixed(values: np.ndarray) -> np.ndarray:
-    """The finalizer of splitmix64: a bijection of uint64 whose output bits all depend on all input bits."""
-    values = values + np.uint64(0x9E3779B97F4A7C15)
-    values = (values ^ values >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ values >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
-    return np.asarray(values ^ values >> np.uint64(31))
+    return (mixed(np.stack(values, axis=1) + GOLDEN) >> np.uint64(32) << np.uint64(30)).astype(np.int64)

@@ -7,6 +7,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from lookalike.data.permutation import GOLDEN, mixed
+
 # The image table: one row per image that came in.
 IMAGE_SCHEMA = pa.schema(
     [
@@ -157,11 +159,8 @@ def subject_hash(subject: str) -> int:
 
 
 def spread(numbers: np.ndarray) -> np.ndarray:
-    """Hash numbers, any int64 [N], to keys in [0, 2^62), int64 [N] (the finalizer of splitmix64)."""
-    x = numbers.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
-    x = (x ^ x >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ x >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
-    return np.asarray((x ^ x >> np.uint64(31)) >> np.uint64(64 - SUBJECT_BITS)).astype(np.int64)
+    """Hash numbers, any int64 [N], to keys in [0, 2^62), int64 [N]."""
+    return np.asarray(mixed(numbers.astype(np.uint64) + GOLDEN) >> np.uint64(64 - SUBJECT_BITS)).astype(np.int64)
 
 
 def subject_hashes(subjects: pa.ChunkedArray) -> np.ndarray:

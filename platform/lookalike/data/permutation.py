@@ -12,6 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 _ROUNDS = 8
+GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+"""What SplitMix64 adds before :func:`mixed`, so that 0 is not mapped to 0."""
 
 
 @dataclass(frozen=True)
@@ -36,13 +38,13 @@ class Permutation:
         row, column = values // columns, values % columns
         for number, key in enumerate(np.random.SeedSequence(self.seed).generate_state(_ROUNDS, np.uint64)):
             if number % 2:
-                column = (column + _mixed(row ^ key) % columns) % columns
+                column = (column + mixed(row ^ key) % columns) % columns
             else:
-                row = (row + _mixed(column ^ key) % rows) % rows
+                row = (row + mixed(column ^ key) % rows) % rows
         return row * columns + column
 
 
-def _mixed(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+def mixed(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     """Return the finaliser of SplitMix64 (Steele, Lea and Flood 2014) of each value, which mixes all bits."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
