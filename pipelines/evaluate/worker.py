@@ -22,7 +22,6 @@ from lookalike.models.batch import Batch, to_batch
 from lookalike.models.preprocess import Preprocessor, check_image
 from lookalike.models.subject import SubjectModel
 from lookalike.models.vae import LatentCache
-from lookalike.pixels import crop_resize
 from lookalike.storage import open_store
 from pipelines.actors import Columns
 from pipelines.evaluate.config import EvaluateConfig
@@ -114,14 +113,14 @@ class Evaluator:
         store = open_store(config.out)
         for case, image in zip(cases, images, strict=True):
             store.write(image_key(unit.bundle, case, stages), encode_png(image))
-        height, width = images.shape[1:3]
         tasks = [
             Task(
                 case.case_id,
                 pool[case.target].subject,
                 pool[case.target].prompt,
-                references=self._references(case.target, height, width),
-                others=[] if case.other is None else self._references(case.other, height, width),
+                references=self._load(case.target)[1],
+                others=[] if case.other is None else self._load(case.other)[1],
+                class_name=pool[case.target].class_name,
             )
             for case in cases
         ]
@@ -168,10 +167,6 @@ class Evaluator:
     def _preprocessor(pipe: SubjectPipeline) -> Preprocessor:
         assert pipe.preprocessor is not None, "a pipeline from a bundle has one"
         return pipe.preprocessor
-
-    def _references(self, index: int, height: int, width: int) -> list[np.ndarray]:
-        """References at the size of the generated image, so that sharpness does not change the similarity."""
-        return [crop_resize(image, height, width) for image in self._load(index)[1]]
 
     def _load(self, index: int) -> Images:
         """Target and references of a triplet, read once for each unit."""

@@ -3,16 +3,29 @@
 from collections.abc import Sequence
 
 from lookalike.evaluation.measurements import Measurement
-from lookalike.evaluation.metrics.base import Metric, Pixels, Settings, Task
+from lookalike.evaluation.metrics.base import Metric, Pixels, SetMetric, Settings, Task
 from lookalike.evaluation.metrics.clip import Clip
 from lookalike.evaluation.metrics.dino import Dino
 from lookalike.evaluation.metrics.identity import Identity
 
-__all__ = ["LABELS", "METRICS", "Metric", "Pixels", "Settings", "Task", "measure", "metrics_of"]
+__all__ = [
+    "LABELS",
+    "METRICS",
+    "SET_METRICS",
+    "Metric",
+    "Pixels",
+    "SetMetric",
+    "Settings",
+    "Task",
+    "measure",
+    "metrics_of",
+]
 
 METRICS: tuple[type[Metric], ...] = (Identity, Dino, Clip)
-"""All metrics, in the order of the report."""
-LABELS: dict[str, str] = {name: label for metric in METRICS for name, label in metric.labels.items()}
+"""All metrics of single images, in the order of the report."""
+SET_METRICS: tuple[type[SetMetric], ...] = ()
+"""All metrics of the images of one subject together."""
+LABELS: dict[str, str] = {name: label for metric in (*METRICS, *SET_METRICS) for name, label in metric.labels.items()}
 """Name in ``scores.json`` -> heading in the report."""
 
 

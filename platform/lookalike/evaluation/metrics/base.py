@@ -6,12 +6,17 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
+from lookalike.pixels import crop_resize
+
 Pixels = np.ndarray  # uint8 [H, W, 3]
 
 
 @dataclass(frozen=True)
 class Task:
-    """What a generated image should show; what the model was given may differ (``--conditions shuffled``)."""
+    """What a generated image should show; what the model was given may differ (``--conditions shuffled``).
+
+    Photos have the size of their files: a metric resizes them as its protocol says (:func:`at_size_of`).
+    """
 
     case: str
     """Id of the case."""
@@ -20,9 +25,18 @@ class Task:
     prompt: str
     """The prompt that the image should follow."""
     references: Sequence[Pixels]
-    """Photos of the subject, at the size of the generated image."""
+    """Photos of the subject that the model was given."""
     others: Sequence[Pixels]
     """Photos of another subject; empty if the suite has no other."""
+    photos: Sequence[Pixels] = ()
+    """All real photos of the subject that the suite has, the references among them; empty if it has no others."""
+    class_name: str = ""
+    """Class of the subject ("backpack"); may be empty."""
+    plain_prompt: str = ""
+    """The prompt with the class alone where a suite's template names the subject ("a backpack in the snow"); empty if
+    it has no template."""
+    prompt_kind: str = ""
+    """What the prompt asks to change: ``place``, ``recolouring``, ``accessory`` or ``style``; empty if unknown."""
 
 
 class Settings(Protocol):
@@ -39,7 +53,7 @@ class Settings(Protocol):
 
 
 class Metric(Protocol):
-    """A metric of generated images, or several that share their models.
+    """A metric of single images, or several that share their models.
 
     Each value belongs to one image, and an estimate is their mean, with an interval that resamples subjects. Values
     must not depend on the other images of the call, since their number is a matter of speed.
@@ -47,6 +61,9 @@ class Metric(Protocol):
 
     labels: ClassVar[Mapping[str, str]]
     """Name of each value in ``scores.json`` -> heading in the report. Gates refer to the name."""
+    likeness: ClassVar[Sequence[str]]
+    """Those of the names that say how much an image resembles the subject: they are also measured of real photos, which
+    gives their ceiling and floors."""
 
     @classmethod
     def create(cls, settings: Settings, device: str) -> "Metric | None":
@@ -57,6 +74,26 @@ class Metric(Protocol):
 
     def __call__(self, images: Sequence[Pixels], tasks: Sequence[Task]) -> Sequence[Mapping[str, float]]:
         """For each image a value by name; a name is left out if the value cannot be measured for that image."""
+
+
+class SetMetric(Protocol):
+    """A metric of all images of one subject by one bundle and schedule together, such as their variety."""
+
+    labels: ClassVar[Mapping[str, str]]
+    """As of :class:`Metric`."""
+
+    @classmethod
+    def create(cls, settings: Settings, device: str) -> "SetMetric | None":
+        """As of :class:`Metric`."""
+
+    def __call__(self, images: Sequence[Pixels], tasks: Sequence[Task]) -> Mapping[str, float]:
+        """The values of the images, all of one subject, each with the task that it was generated for; a name is left
+        out if it cannot be measured."""
+
+
+def at_size_of(image: Pixels, photos: Sequence[Pixels]) -> list[Pixels]:
+    """Centre crops of ``photos`` at the size of ``image``, so that sharpness does not change a similarity."""
+    return [crop_resize(photo, *image.shape[:2]) for photo in photos]
 
 
 def similarity(embed: Any, image: Pixels, photos: Sequence[Pixels]) -> float:

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from lookalike.errors import InputError
-from lookalike.evaluation.metrics.base import Pixels, Settings, Task, similarity
+from lookalike.evaluation.metrics.base import Pixels, Settings, Task, at_size_of, similarity
 
 _MOST_CHARACTERS = 20_000  # of a text that is cut to 77 tokens
 FloatsBD = np.ndarray  # float32 [B, D], rows of unit norm
@@ -23,6 +23,7 @@ class Clip:
     """
 
     labels: ClassVar[Mapping[str, str]] = {"clip_i": "CLIP-I", "clip_t": "CLIP-T"}
+    likeness: ClassVar[Sequence[str]] = ("clip_i",)
 
     def __init__(self, name_or_path: str, device: str = "cpu") -> None:
         from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel
@@ -49,7 +50,7 @@ class Clip:
     def __call__(self, images: Sequence[Pixels], tasks: Sequence[Task]) -> list[dict[str, float]]:
         return [
             {
-                "clip_i": similarity(self._embed_images, image, task.references),
+                "clip_i": similarity(self._embed_images, image, at_size_of(image, task.references)),
                 "clip_t": float((self._embed_images([image]) @ self._embed_text(task.prompt).T).item()),
             }
             for image, task in zip(images, tasks, strict=True)

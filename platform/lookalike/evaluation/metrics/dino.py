@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from lookalike.annotators.base import Embedder
 from lookalike.annotators.embedder import load_embedder
-from lookalike.evaluation.metrics.base import Pixels, Settings, Task, similarity
+from lookalike.evaluation.metrics.base import Pixels, Settings, Task, at_size_of, similarity
 
 
 @dataclass(frozen=True)
@@ -17,6 +17,7 @@ class Dino:
     """Mean cosine similarity to the references under DINO."""
 
     labels: ClassVar[Mapping[str, str]] = {"dino_i": "DINO-I"}
+    likeness: ClassVar[Sequence[str]] = ("dino_i",)
     embedder: Embedder
 
     @classmethod
@@ -25,6 +26,6 @@ class Dino:
 
     def __call__(self, images: Sequence[Pixels], tasks: Sequence[Task]) -> list[dict[str, float]]:
         return [
-            {"dino_i": similarity(self.embedder, image, task.references)}
+            {"dino_i": similarity(self.embedder, image, at_size_of(image, task.references))}
             for image, task in zip(images, tasks, strict=True)
         ]

@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from lookalike.annotators.base import Embedder
 from lookalike.annotators.embedder import load_embedder
-from lookalike.evaluation.metrics.base import Pixels, Settings, Task, similarity
+from lookalike.evaluation.metrics.base import Pixels, Settings, Task, at_size_of, similarity
 
 
 @dataclass(frozen=True)
@@ -18,6 +18,7 @@ class Identity:
     """Mean cosine similarity to the references, and its margin over another subject's references."""
 
     labels: ClassVar[Mapping[str, str]] = {"identity": "identity", "identity_margin": "margin over another subject"}
+    likeness: ClassVar[Sequence[str]] = ("identity",)
     embedder: Embedder
 
     @classmethod
@@ -27,8 +28,10 @@ class Identity:
     def __call__(self, images: Sequence[Pixels], tasks: Sequence[Task]) -> list[dict[str, float]]:
         rows = []
         for image, task in zip(images, tasks, strict=True):
-            values = {"identity": similarity(self.embedder, image, task.references)}
+            values = {"identity": similarity(self.embedder, image, at_size_of(image, task.references))}
             if task.others:
-                values["identity_margin"] = values["identity"] - similarity(self.embedder, image, task.others)
+                values["identity_margin"] = values["identity"] - similarity(
+                    self.embedder, image, at_size_of(image, task.others)
+                )
             rows.append(values)
         return rows
