@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from lookalike.annotators.embedder import NO_EMBEDDER
 from lookalike.data.formats import HEIC_EXTENSIONS
 from lookalike.data.images import EXTENSIONS, ImageError, decode, decode_noted
 from lookalike.data.passed_over import PassedOver
@@ -66,7 +67,7 @@ class ShardIndexer:
     """An actor that holds the embedder; each call indexes one raw shard."""
 
     def __init__(self, work: IndexWork) -> None:
-        from lookalike.annotators.embedder import NO_EMBEDDER, load_embedder
+        from lookalike.annotators.embedder import load_embedder
 
         self._work = work
         # without a model torch is not needed, and its import takes as long as two hundred images
@@ -140,7 +141,8 @@ def index_shard(work: IndexWork, shard: RawShard) -> Columns:
 def read_images(
     file: Any, shard: str, config: CurateConfig, members: PassedOver | None = None, broken: str = ""
 ) -> Iterator[tuple[dict[str, Any], np.ndarray | None]]:
-    """Yield a row for each sample of a raw shard, and its pixels (uint8 [H, W, 3]) at a reduced scale if it decodes.
+    """Yield a row for each sample of a raw shard, and its pixels (uint8 [H, W, 3], or any if there is no embedder) at a
+    reduced scale if it decodes.
 
     A shard that breaks off ends with a row for each sample that is known to be cut, or with one that has no key.
     ``broken`` is the error of the compressed shard that the tar came from, if any. ``members`` counts the members that
@@ -190,11 +192,13 @@ def _read_sample(
             raise ImageError(f"no image among {sorted(sample.members)}")
         member, data = sample.members[extension], payload[extension]
         known |= {"offset": member.offset, "length": member.length, "linked": member.linked, "sha256": sha256(data)}
-        photo = decode_noted(data, _DECODE_SIDE, config.limits.max_pixels)
+        photo = decode_noted(data, _DECODE_SIDE, config.limits.max_pixels, luma=True)
         notes += [f"image: {photo.note}"] if photo.note else []
         area = read_mask(payload, (photo.height, photo.width), notes, config.limits.max_pixels)
         known |= {"width": photo.width, "height": photo.height, "subject_area": area, **features(photo.pixels)}
-        pixels = photo.pixels
+        pixels = photo.rgb
+        if pixels is None:
+            pixels = photo.pixels if config.embedder == NO_EMBEDDER else decode(data, _DECODE_SIDE)
     except ImageError as error:
         known["error"] = error.what
     except Exception as error:  # one sample never fails the shard

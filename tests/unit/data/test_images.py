@@ -91,6 +91,48 @@ def test_noise_inside_a_jpeg_is_an_error(cat: Image.Image) -> None:
         decode(data[:700] + noise[700:], 64)
 
 
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("subsampling", ["4:2:0", "4:4:4"])
+def test_luma_of_damaged_files_is_refused_as_their_rgb_is(
+    cat: Image.Image, subsampling: str, progressive: bool
+) -> None:
+    buffer = io.BytesIO()
+    cat.resize((80, 64)).save(buffer, "JPEG", quality=90, subsampling=subsampling, progressive=progressive)
+    random, refused = np.random.default_rng(0), 0
+    for number in range(100):
+        data = bytearray(buffer.getvalue())
+        place = int(random.integers(2, len(data)))
+        data[place] ^= 1 << int(random.integers(8))
+        damaged = bytes(data[:place] if number % 4 == 0 else data)
+        errors = [_error(damaged, luma=luma) for luma in (False, True)]
+        assert errors[0] == errors[1]
+        refused += errors[0] != ""
+    assert 20 < refused < 100
+
+
+def _error(data: bytes, *, luma: bool) -> str:
+    try:
+        decode_noted(data, luma=luma)
+    except ImageError as error:
+        return error.what
+    return ""
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_luma_is_that_of_the_rgb_pixels(cat: Image.Image, kind: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    buffer = io.BytesIO()
+    cat.save(buffer, kind, exif=exif)
+    luma = decode_noted(buffer.getvalue(), 100, luma=True)
+    rgb = decode(buffer.getvalue(), 100)
+    wanted = np.asarray(Image.fromarray(rgb).convert("L"))
+    assert luma.pixels.shape == wanted.shape
+    assert np.abs(luma.pixels.astype(int) - wanted).mean() < 0.1
+    assert (luma.height, luma.width) == (cat.width, cat.height)
+    assert (luma.rgb is None) == (kind == "JPEG")
+
+
 def test_decompression_bomb_is_refused_by_its_header(cat: Image.Image) -> None:
     with pytest.raises(ImageError, match=r"too many pixels \(451x300; limits\.max_pixels is 135299"):
         decode_noted(file_of(cat), max_pixels=300 * 451 - 1)
