@@ -31,7 +31,8 @@ from pipelines.curate.work import IndexedShard, StageWork, read_rows
 
 # Legend: N images of a raw shard, D dimensions of a vector.
 
-_SAMPLED, _SAMPLED_VECTORS = 64, 16  # raw shards of a sample whose rows are counted, and whose vectors are read
+_SAMPLED = 64  # raw shards of a sample whose rows are counted
+_SAMPLED_VECTORS, _ONE_IN = 16, 3  # raw shards of a sample whose vectors are read: at most, and of how many one
 
 
 def take_sample(work: StageWork, shards: tuple[IndexedShard, ...]) -> Columns:
@@ -45,7 +46,7 @@ def take_sample(work: StageWork, shards: tuple[IndexedShard, ...]) -> Columns:
     for shard in shards:
         images += read_footer(work.dataset, shard.rows)[0]
         size += shard.rows.size
-    for shard in shards[:: -(-len(shards) // _SAMPLED_VECTORS)]:
+    for shard in shards[:: max(_ONE_IN, -(-len(shards) // _SAMPLED_VECTORS))]:
         with decoding("a Parquet table", work.dataset.uri_of(shard.vectors.key)):
             file = pq.ParquetFile(open_object(work.dataset, shard.vectors, 1 << 16))
             dim = file.schema_arrow.field("vector").type.list_size

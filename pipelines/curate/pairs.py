@@ -15,7 +15,7 @@ from pipelines.curate.config import PlanConfig
 _BLOCK = 1 << 20  # similarities that are sorted at once
 
 Places = Callable[[np.ndarray], np.ndarray]
-"""A function from the numbers of O subjects to the places of their photos in the order of targets, float64 [O, N]. It
+"""A function from the numbers of O subjects to the places of their photos in the order of targets, uint64 [O, N]. It
 is called for subjects with too many triplets only."""
 
 

@@ -15,7 +15,7 @@ from pipelines.curate.filters import SCORE, Filter, Photos
 from pipelines.curate.filters.large_subject import LargeSubject
 from pipelines.curate.groups import Groups
 from pipelines.curate.pairs import reference_sets
-from pipelines.curate.rows import PLAN_SCHEMA, ROW_SCHEMA, SUBJECT_SCHEMA, unit_hashes
+from pipelines.curate.rows import PLAN_SCHEMA, ROW_SCHEMA, SUBJECT_SCHEMA, content_hashes, unit_hashes
 from pipelines.curate.summary import EXAMPLES_PER_REASON, Summary
 
 _EXAMPLE_COLUMNS = ("key", "shard", "offset", "length", "sha256", "unpacked", "subject", "error", "note", "phash")
@@ -231,8 +231,7 @@ def _pair(photos: Photos, groups: Groups, config: CurateConfig, chosen: _Chosen,
     subjects, number = index_BM.shape
 
     def places(subjects_O: np.ndarray) -> np.ndarray:
-        contents_OM = photos["sha256"][subjects_O]
-        return unit_hashes(["target", config.seed], contents_OM.ravel()).reshape(contents_OM.shape)
+        return content_hashes(["target", config.seed], photos["sha256"][subjects_O])
 
     sets = reference_sets(similarity_BMM, config.filters.no_pair.pairs(photos), places, config.plan)
     target_R = np.repeat(np.repeat(np.arange(index_BM.size), sets.sets), sets.sizes)

@@ -211,3 +211,14 @@ def unit_hashes(parts: Sequence[object], *columns: Iterable[object]) -> np.ndarr
         for values in zip(*columns, strict=True)
     ]
     return np.frombuffer(b"".join(digests), ">u8").astype(np.float64) / 2.0**64
+
+
+def content_hashes(parts: Sequence[object], contents: np.ndarray) -> np.ndarray:
+    """Return a hash of the identity ``parts`` and of each of ``contents``, hex SHA-256 of any shape: uint64.
+
+    Unlike :func:`unit_hashes` it needs no digest for each of many rows, since contents are digests.
+    """
+    digests_N4 = np.frombuffer(bytes.fromhex("".join(contents.ravel())), ">u8").reshape(-1, 4).astype(np.uint64)
+    salt = hashlib.sha256("\0".join(map(str, parts)).encode()).digest()[:8]
+    words_N = np.bitwise_xor.reduce(digests_N4, axis=1) ^ np.frombuffer(salt, ">u8").astype(np.uint64)
+    return np.asarray(mixed(words_N).reshape(contents.shape))

@@ -35,9 +35,15 @@ from pipelines.entry import ray_session
 
 log = logging.getLogger(__name__)
 
-RETURNED_MEMORY = {"ARROW_DEFAULT_MEMORY_POOL": "system", "MALLOC_ARENA_MAX": "2"}
-"""Variables of workers, with which the memory of a finished unit returns to the machine: a worker that had done 640
-raw shards held 247 MiB instead of 365. A private Ray inherits them; a cluster needs them in its environment."""
+RETURNED_MEMORY = {
+    "ARROW_DEFAULT_MEMORY_POOL": "system",
+    "MALLOC_ARENA_MAX": "2",
+    "MALLOC_MMAP_THRESHOLD_": "1048576",
+    "MALLOC_TRIM_THRESHOLD_": "1048576",
+}
+"""Variables of workers, with which the memory of a finished unit returns to the machine: allocations of 1 MiB or more
+are mapped, and unmapped when they are freed (glibc would raise that threshold to 32 MiB as it meets such allocations).
+A private Ray inherits them; a cluster needs them in its environment."""
 
 
 @dataclass(frozen=True)

@@ -67,7 +67,7 @@ def answer_requests(work: StageWork, partition: int, subjects: SubjectRows) -> N
         "number": number,
         "other": other,
         "distance": rows["distance"].to_numpy()[chosen],
-        "subject_hash": rows["subject_hash"].to_numpy()[chosen],
+        "subject_hash": subjects.rows["subject_hash"].to_numpy()[places],
         "split_hash": np.array([split[name] for name in names], np.float64),
         "vector": vectors_array(subjects.vectors[places]),
     }

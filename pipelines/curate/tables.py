@@ -17,13 +17,16 @@ from lookalike.storage import ObjectInfo, Store
 
 _READ_AHEAD = 64 << 10  # bytes; reads of a table are small, or large and requested at once
 _NOTES = b"lookalike"  # key in the footer
-_ROWS_PER_GROUP = 512  # a partition reads the row groups that overlap its range of subject hashes
+_ROWS_PER_GROUP = 4096  # a unit of materialise reads the row groups that overlap its range of subject hashes
+_NORMALISED = 1024  # vectors at a time, so that no second copy of all is made
+_UNIQUE = ("key", "sha256")  # texts that hardly repeat: a dictionary of them is larger than they are
 
 
 def write_table(store: Store, key: str, table: pa.Table) -> None:
     """Write ``table`` in one put; equal tables give equal bytes."""
+    texts = [field.name for field in table.schema if pa.types.is_string(field.type) and field.name not in _UNIQUE]
     buffer = io.BytesIO()
-    pq.write_table(table, buffer, row_group_size=_ROWS_PER_GROUP, compression="zstd")
+    pq.write_table(table, buffer, row_group_size=_ROWS_PER_GROUP, compression="zstd", use_dictionary=texts)
     store.write(key, buffer.getvalue())
 
 
@@ -110,5 +113,8 @@ def vectors_of(column: pa.ChunkedArray) -> np.ndarray:
     """Return the vectors of a column, float32 [N, D], normalised to unit norm; zero vectors stay zero."""
     flat = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
     vectors_ND = flat.astype(np.float32).reshape(-1, column.type.list_size)
-    norms_N1 = np.linalg.norm(vectors_ND, axis=1, keepdims=True)
-    return np.asarray(vectors_ND / np.where(norms_N1 == 0, 1, norms_N1))
+    for first in range(0, len(vectors_ND), _NORMALISED):
+        block_BD = vectors_ND[first : first + _NORMALISED]
+        norms_B1 = np.linalg.norm(block_BD, axis=1, keepdims=True)
+        block_BD /= np.where(norms_B1 == 0, 1, norms_B1)
+    return vectors_ND

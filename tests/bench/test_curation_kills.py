@@ -39,7 +39,7 @@ POINTS = (
     r"work/plan/.*subjects", r"work/plan/.*summary", r"v\d+/claim\.json", r"work/layout/",
     r"shards/", r"v\d+/images/", r"v\d+/triplets/", r"work/materialise/.*unit", r"v\d+/lists/",
     r"work/materialise/.*lists",
-    r"v\d+/report\.json", r"v\d+/report\.html", r"v\d+/manifest\.json",
+    r"v\d+/report\.json", r"v\d+/report\.html", r"v\d+/manifest\.json", r"published/",
 )  # fmt: skip
 WITH_EMBEDDER = (r"work/gather/.*/bands/", r"work/links/")  # what a run without an embedder does not write
 OF_WORKERS = (

@@ -7,7 +7,7 @@ from annotated_types import Ge
 
 from lookalike.values import configuration
 from pipelines.curate.filters.base import Photos, Scope, Trait
-from pipelines.curate.rows import unit_hashes
+from pipelines.curate.rows import content_hashes
 
 
 @configuration("filters.large_subject")
@@ -30,7 +30,7 @@ class LargeSubject:
     def drop(self, photos: Photos) -> np.ndarray:
         dropped_BN = np.zeros(photos.shape, bool)
         if photos.shape[1] > self.max_photos:
-            places_BN = unit_hashes(["large_subject"], photos["sha256"].ravel()).reshape(photos.shape)
+            places_BN = content_hashes(["large_subject"], photos["sha256"])
             beyond = np.argsort(places_BN, axis=1, kind="stable")[:, self.max_photos :]
             np.put_along_axis(dropped_BN, beyond, True, axis=1)
         return dropped_BN

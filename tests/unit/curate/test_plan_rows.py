@@ -18,7 +18,7 @@ from pipelines.curate.filters.large_subject import LargeSubject
 from pipelines.curate.filters.no_pair import NoPair
 from pipelines.curate.filters.not_safe import NotSafe
 from pipelines.curate.plan_rows import Planned, plan_rows
-from pipelines.curate.rows import PLAN_SCHEMA, ROW_SCHEMA, SUBJECT_SCHEMA, unit_hash, unit_hashes
+from pipelines.curate.rows import PLAN_SCHEMA, ROW_SCHEMA, SUBJECT_SCHEMA, unit_hash, content_hashes, unit_hashes
 from pipelines.curate.summary import CAPTIONS_KEPT, Summary
 
 DEFAULT = CurateConfig(raw="raw", dataset="dataset")
@@ -221,9 +221,14 @@ def test_choices_follow_hashes_of_identities() -> None:
     config = replace(DEFAULT, filters=filters, plan=PlanConfig(max_triplets_per_subject=7), seed=11)
     rows = plan_of([60], config).images.to_pylist()
     dropped = [row for row in rows if row["drop_reason"] == "large_subject"]
-    by_hash = sorted(rows, key=lambda row: unit_hash("large_subject", row["sha256"]))
+
+    def in_order(rows: list[dict[str, Any]], *parts: object) -> list[dict[str, Any]]:
+        hashes = content_hashes(parts, np.array([row["sha256"] for row in rows], object))
+        return [rows[i] for i in np.argsort(hashes)]
+
+    by_hash = in_order(rows, "large_subject")
     assert {row["sha256"] for row in dropped} == {row["sha256"] for row in by_hash[20:]}
-    kept = sorted(by_hash[:20], key=lambda row: unit_hash("target", 11, row["sha256"]))
+    kept = in_order(by_hash[:20], "target", 11)
     assert [len(row["references"]) for row in kept] == [1] * 7 + [0] * 13
     summary = plan_of([60], config).summary
     examples = sorted(dropped, key=lambda row: unit_hash("example", row["shard"], row["key"], row["offset"]))

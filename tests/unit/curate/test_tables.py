@@ -21,7 +21,7 @@ class Counting:
         return self._store.read_range(key, offset, length)
 
 
-def written(folder: Path, rows: int = 20_000, dim: int = 64) -> tuple[Store, ObjectInfo, pa.Table]:
+def written(folder: Path, rows: int = 200_000, dim: int = 16) -> tuple[Store, ObjectInfo, pa.Table]:
     random = np.random.default_rng(0)
     vectors = random.normal(size=(rows, dim)).astype(np.float16)
     table = pa.table({"subject_hash": np.sort(random.integers(0, 1 << 62, rows)), "vector": vectors_array(vectors)})
@@ -37,7 +37,7 @@ def test_only_the_row_groups_of_a_span_are_read(tmp_path: Path) -> None:
     rows = read_part(counting, info, span)  # type: ignore[arg-type]
     hashes = table["subject_hash"].to_numpy()
     assert rows.equals(table.filter(pa.array((hashes >= span[0]) & (hashes < span[1]))))
-    assert 400 < len(rows) < 900
+    assert 4_000 < len(rows) < 9_000
     assert counting.bytes < info.size / 5
     assert read_table(store, info.key, span).equals(rows)
 
@@ -45,7 +45,7 @@ def test_only_the_row_groups_of_a_span_are_read(tmp_path: Path) -> None:
 def test_rows_are_counted_by_the_footer(tmp_path: Path) -> None:
     store, info, _ = written(tmp_path)
     counting = Counting(store)
-    assert read_footer(counting, info)[0] == 20_000  # type: ignore[arg-type]
+    assert read_footer(counting, info)[0] == 200_000  # type: ignore[arg-type]
     assert counting.bytes < info.size / 10
 
 
