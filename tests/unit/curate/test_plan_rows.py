@@ -18,7 +18,7 @@ from pipelines.curate.filters.large_subject import LargeSubject
 from pipelines.curate.filters.no_pair import NoPair
 from pipelines.curate.filters.not_safe import NotSafe
 from pipelines.curate.plan_rows import Planned, plan_rows
-from pipelines.curate.rows import PLAN_SCHEMA, ROW_SCHEMA, SUBJECT_SCHEMA, unit_hash, content_hashes, unit_hashes
+from pipelines.curate.rows import PLAN_SCHEMA, ROW_SCHEMA, SUBJECT_SCHEMA, content_hashes, unit_hash, unit_hashes
 from pipelines.curate.summary import CAPTIONS_KEPT, Summary
 
 DEFAULT = CurateConfig(raw="raw", dataset="dataset")
