@@ -1,5 +1,6 @@
 """Metrics of generated images, one file each. ``METRICS`` is the list; ``pipelines/README.md`` says how to add one."""
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -59,12 +60,13 @@ def check_settings(settings: Settings) -> None:
 
 
 def protocols(metrics: Sequence[Metric | SetMetric]) -> dict[str, dict[str, Any]]:
-    """Every choice behind the values of ``metrics``: for the first name of each its models and resolved settings."""
-    return {
-        next(iter(metric.labels)): dict(protocol())
-        for metric in metrics
-        if (protocol := getattr(metric, "protocol", None))
-    }
+    """Every choice behind the values of ``metrics``: for the first name of each its models and resolved settings.
+
+    The values are those of JSON, so that they are equal after they were written and read. Metrics without a
+    ``protocol()`` are left out.
+    """
+    stated = {next(iter(metric.labels)): getattr(metric, "protocol", None) for metric in metrics}
+    return {name: json.loads(json.dumps(protocol())) for name, protocol in stated.items() if protocol}
 
 
 def measure(metrics: Sequence[Metric], images: Sequence[Pixels], tasks: Sequence[Task]) -> list[Measurement]:
