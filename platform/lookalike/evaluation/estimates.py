@@ -63,7 +63,8 @@ class Clustered:
         """Sum and number of the values of each cluster, both float64 [K]."""
         count = len(self.names)
         sizes = np.bincount(self.index, minlength=count).astype(np.float64)
-        return np.bincount(self.index, weights=self.values, minlength=count), sizes
+        sums = np.bincount(self.index, weights=self.values, minlength=count).astype(np.float64)
+        return sums, sizes
 
     def means_of(self, names: npt.NDArray[Any]) -> Floats:
         """Means of the clusters ``names``, all of which it has: float64, in their order."""
@@ -162,7 +163,7 @@ def subjects_needed(differences: Floats, clusters: Sequence[str], difference: fl
     effect = abs(difference) / deviation if deviation > 0 else math.inf
     if effect == math.inf:
         return 2
-    normal = (stats.norm.ppf(0.975) + stats.norm.ppf(power)) / effect
+    normal = float(stats.norm.ppf(0.975) + stats.norm.ppf(power)) / effect
     needed = max(2, math.ceil(normal**2))  # by the normal distribution; t needs a few more
     while _power(needed, effect) < power:
         needed += 1
@@ -186,11 +187,11 @@ def _position_of_one(images: Floats, ceiling: Floats, floor: Floats, *, count: i
 
     if not _interval(parts[1:], span, seed, paired=False)[0] > 0:
         return _undefined(count)
-    return _finite(float(share(*parts)), _interval(parts, share, seed, paired=False), count)
+    return _finite(float(share(images, ceiling, floor)), _interval(parts, share, seed, paired=False), count)
 
 
 def _own(samples: Clustered, name: str) -> Floats:
-    return samples.values[samples.index == np.searchsorted(samples.names, name)]
+    return np.asarray(samples.values[samples.index == np.searchsorted(samples.names, name)])
 
 
 def _ratio(sums: Floats, sizes: Floats, axis: int = -1) -> Floats:

@@ -30,7 +30,8 @@ METRICS: tuple[type[Metric], ...] = (Identity, Dino, Clip)
 """All metrics of single images, in the order of the report."""
 SET_METRICS: tuple[type[SetMetric], ...] = ()
 """All metrics of the images of one subject together."""
-LABELS: dict[str, str] = {name: label for metric in (*METRICS, *SET_METRICS) for name, label in metric.labels.items()}
+_ALL: tuple[type[Metric] | type[SetMetric], ...] = (*METRICS, *SET_METRICS)
+LABELS: dict[str, str] = {name: label for metric in _ALL for name, label in metric.labels.items()}
 """Name in ``scores.json`` -> heading in the report."""
 
 
@@ -48,7 +49,7 @@ def check_settings(settings: Settings) -> None:
     for name in settings.metrics:
         if name not in LABELS:
             raise ConfigError("metrics: not a metric of images", value=name, fix=f"choose from {list(LABELS)}")
-    for kind in (*METRICS, *SET_METRICS):
+    for kind in _ALL:
         configurations: Mapping[str, type] | None = getattr(kind, "configurations", None)
         if configurations is None:  # it reads its settings itself
             continue

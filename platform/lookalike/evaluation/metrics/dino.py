@@ -98,7 +98,8 @@ class Dino:
 
         config = self.config
         pixels = np.stack([_crop(image, config.resize, config.crop, config.interpolation) for image in images])
-        normalised = (pixels / np.float32(255) - np.float32(config.mean)) / np.float32(config.std)
+        mean, std = np.asarray(config.mean, np.float32), np.asarray(config.std, np.float32)
+        normalised = (pixels.astype(np.float32) / 255 - mean) / std
         inputs = torch.from_numpy(normalised.transpose(0, 3, 1, 2).copy()).to(self._device)
         with exact():
             output = self._model(pixel_values=inputs, output_hidden_states=config.layer != -1)
