@@ -181,9 +181,9 @@ def _summarise(table: pa.Table, seed: int, where: str) -> dict[str, Estimate]:
         if _is_position(metric):
             raise InputError(f"{metric} is not measured but computed from other metrics", value=where, fix=_FIX)
         rows = table.filter(pc.equal(table["metric"], metric)).sort_by("case")
-        repeated = rows["case"][1:].to_numpy()[pc.equal(rows["case"][1:], rows["case"][:-1]).to_numpy()]
-        if len(repeated):
-            raise InputError(f"a case was measured twice: {metric} of {repeated[0]}", value=where, fix=_FIX)
+        repeated = pc.index(pc.equal(rows["case"][1:], rows["case"][:-1]), True).as_py()
+        if repeated >= 0:
+            raise InputError(f"a case was measured twice: {metric} of {rows['case'][repeated]}", value=where, fix=_FIX)
         samples[metric] = _clustered(rows)
     found = {metric: mean_of(part, seed=seed) for metric, part in samples.items()}
     return found | {
