@@ -1,9 +1,12 @@
 """Metrics of generated images, one file each. ``METRICS`` is the list; ``pipelines/README.md`` says how to add one."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+from lookalike.errors import ConfigError
 from lookalike.evaluation.measurements import Measurement
-from lookalike.evaluation.metrics.base import Metric, Pixels, SetMetric, Settings, Task
+from lookalike.evaluation.metrics.base import Metric, Pixels, SetMetric, Settings, Task, settings_of
 from lookalike.evaluation.metrics.clip import Clip
 from lookalike.evaluation.metrics.dino import Dino
 from lookalike.evaluation.metrics.identity import Identity
@@ -17,21 +20,54 @@ __all__ = [
     "SetMetric",
     "Settings",
     "Task",
+    "check_settings",
     "measure",
     "metrics_of",
+    "protocols",
 ]
 
 METRICS: tuple[type[Metric], ...] = (Identity, Dino, Clip)
 """All metrics of single images, in the order of the report."""
 SET_METRICS: tuple[type[SetMetric], ...] = ()
 """All metrics of the images of one subject together."""
-LABELS: dict[str, str] = {name: label for metric in (*METRICS, *SET_METRICS) for name, label in metric.labels.items()}
+_ALL: tuple[type[Metric] | type[SetMetric], ...] = (*METRICS, *SET_METRICS)
+LABELS: dict[str, str] = {name: label for metric in _ALL for name, label in metric.labels.items()}
 """Name in ``scores.json`` -> heading in the report."""
 
 
 def metrics_of(settings: Settings, device: str = "cpu") -> list[Metric]:
     """Create the metrics that ``settings`` turn on, with their models on ``device``."""
     return [metric for kind in METRICS if (metric := kind.create(settings, device)) is not None]
+
+
+def check_settings(settings: Settings) -> None:
+    """Check the settings of all metrics, before any model is loaded.
+
+    Raises ConfigError: a name that is not a metric's, an unknown setting, a value that is not valid, settings of a name
+    that has none, or of a metric that is not turned on.
+    """
+    for name in settings.metrics:
+        if name not in LABELS:
+            raise ConfigError("metrics: not a metric of images", value=name, fix=f"choose from {list(LABELS)}")
+    for kind in _ALL:
+        configurations: Mapping[str, type] | None = getattr(kind, "configurations", None)
+        if configurations is None:  # it reads its settings itself
+            continue
+        for name in settings.metrics.keys() & kind.labels.keys():
+            if name not in configurations:
+                fix = f"choose from {list(configurations)}"
+                raise ConfigError(f"metrics.{name} has no settings", value=settings.metrics[name], fix=fix)
+            settings_of(settings, name, configurations[name], flag=getattr(kind, "flag", ""))
+
+
+def protocols(metrics: Sequence[Metric | SetMetric]) -> dict[str, dict[str, Any]]:
+    """Every choice behind the values of ``metrics``: for the first name of each its models and resolved settings.
+
+    The values are those of JSON, so that they are equal after they were written and read. Metrics without a
+    ``protocol()`` are left out.
+    """
+    stated = {next(iter(metric.labels)): getattr(metric, "protocol", None) for metric in metrics}
+    return {name: json.loads(json.dumps(protocol())) for name, protocol in stated.items() if protocol}
 
 
 def measure(metrics: Sequence[Metric], images: Sequence[Pixels], tasks: Sequence[Task]) -> list[Measurement]:
