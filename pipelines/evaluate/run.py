@@ -28,7 +28,7 @@ from pipelines.entry import ray_session
 from pipelines.evaluate.config import EvaluateConfig
 from pipelines.evaluate.kept import read_rows, remove_rows
 from pipelines.evaluate.suite_source import SuiteSource, find_suite, samples_in, snapshot
-from pipelines.evaluate.units import EvaluationWork, image_key, plan
+from pipelines.evaluate.units import PHOTO, EvaluationWork, image_key, plan
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +80,7 @@ def _evaluate(
     work = plan(config, run, bundles, suite, cases, sets=bool(metrics.SET_METRICS))
     _check_references(work)
     table = _measure(work, store)
-    _check_readable(table, store)
+    _check_readable(table, work, store)
     unscored = Scores(
         bundle=Source(bundles[0].uri, bundles[0].sha256),
         suite=found.source,
@@ -163,25 +163,32 @@ def _identities(work: EvaluationWork, numbers: Iterable[int]) -> list[tuple[int,
     return [(number, work.units[number].identity) for number in numbers]
 
 
-def _check_readable(table: pa.Table, store: Store) -> None:
-    """Log the cases that were not measured.
+def _check_readable(table: pa.Table, work: EvaluationWork, store: Store) -> None:
+    """Log the cases and photos that were not measured.
 
-    Raises InputError: the images of too many cases cannot be read. Their units are measured again by the next attempt.
+    Raises InputError: too many cases of losses and images cannot be read. Their units are measured again by the next
+    attempt.
     """
-    failed = pc.starts_with(table["metric"], UNREADABLE)
-    rows = table.filter(failed).to_pylist()
-    if not rows:
+    failed = table.filter(pc.starts_with(table["metric"], UNREADABLE)).to_pylist()
+    if not failed:
         return
-    names = sorted({f"{row['case']} ({row['metric'].removeprefix(UNREADABLE)})" for row in rows})
-    cases = len(pc.unique(table["case"]))
-    if len(names) > _MOST_UNREADABLE * cases or len(rows) == len(table):
-        remove_rows(store, sorted({row["unit"] for row in rows}))
+    names = sorted(
+        {f"{row['case']} ({row['metric'].removeprefix(UNREADABLE)})" for row in failed},
+        key=lambda name: (name.startswith(PHOTO), name),
+    )
+    measured_units = [number for number, unit in enumerate(work.units) if unit.kind in ("losses", "images")]
+    planned = pc.unique(table.filter(pc.is_in(table["unit"], pa.array(measured_units, pa.int64())))["case"])
+    cases = len([case for case in planned.to_pylist() if not case.startswith(PHOTO)])
+    lost = len([name for name in names if not name.startswith(PHOTO)])
+    shown = "; ".join(names[:5])
+    if lost > _MOST_UNREADABLE * cases:
+        remove_rows(store, sorted({row["unit"] for row in failed}))
         raise InputError(
-            f"{len(names)} of {cases} cases cannot be read, at most {_MOST_UNREADABLE:.0%} may: {'; '.join(names[:5])}",
+            f"{lost} of {cases} cases cannot be read, at most {_MOST_UNREADABLE:.0%} may: {shown}",
             value=store.uri_of(MEASUREMENTS),
             fix="repair the suite and run the same command again",
         )
-    log.warning("%d of %d cases are not measured: %s", len(names), cases, "; ".join(names[:5]))
+    log.warning("%d of %d cases are not measured: %s", lost, cases, shown)
 
 
 def _grid(config: EvaluateConfig, store: Store, suite: Suite, cases: Sequence[Case]) -> bytes:

@@ -13,6 +13,8 @@ from lookalike.evaluation.suites import Case, Photo, Sample, StandIn, Suite, sta
 from pipelines.evaluate.config import EvaluateConfig
 
 _STAND_INS = 4  # of each kind for each subject, unless overridden
+PHOTO = "photo "
+"""Prefix of the case of a row about a photo that cannot be read; the beginning of its hash follows."""
 MOST_OF_A_SET = 256  # images of a subject that are measured together, which are in memory at once
 
 

@@ -25,7 +25,7 @@ from lookalike.storage import open_store
 from pipelines.actors import Columns
 from pipelines.evaluate.kept import read_image, write_image, write_rows
 from pipelines.evaluate.photos import Photos
-from pipelines.evaluate.units import EvaluationWork, Unit, before, image_key
+from pipelines.evaluate.units import PHOTO, EvaluationWork, Unit, before, image_key
 
 log = logging.getLogger(__name__)
 
@@ -183,7 +183,7 @@ class Evaluator:
                 except (UnreachableError, ShardError, MemoryError):
                     raise
                 except Exception as error:  # whatever a decoder raises for the bytes of this one
-                    self._damaged[photo.sha256] = _unreadable(f"photo {photo.sha256[:16]}", sample, describe(error))
+                    self._damaged[photo.sha256] = _unreadable(f"{PHOTO}{photo.sha256[:16]}", sample, describe(error))
             damaged.append(self._damaged[photo.sha256])
         return pixels, damaged
 

@@ -24,7 +24,7 @@ def test_suite_of_a_bucket(s3_uri: str, tmp_path: Path) -> None:
         for number, key in enumerate(["mug/00.jpg", "mug/01.jpg", "can/00.jpg"]):
             store.write(key, encode_jpeg(draw(number, 0, 64)))
         store.write("suite.json", LIST.encode("utf-16"))
-    config = EvaluateConfig(bundle="bundle", suite="", out="out")
+    config = EvaluateConfig(bundle="bundle", suite="suite", out="out")
     local, remote, named = (
         find_suite(replace(config, suite=uri)) for uri in (*(s.uri for s in stores), f"{s3_uri}/suite/suite.json")
     )

@@ -94,7 +94,7 @@ def test_no_class_gives_no_hard_floor_and_several_subjects_no_stand_in() -> None
 def test_several_images_of_a_prompt_differ_in_their_case_only() -> None:
     suite = suite_of()
     once, often = suite.images(2, 2, "right"), suite.images(2, 2, "right", per_prompt=4)
-    assert [case.case_id for case in often[:4]] == [f"{once[0].case_id}#{number}" for number in range(4)]
+    assert [case.case_id for case in often[:4]] == [f"{once[0].case_id}@{number}" for number in range(4)]
     assert {(case.target, case.other) for case in often} == {(case.target, case.other) for case in once}
     assert len({case.case_id for case in often}) == 16
 

@@ -143,9 +143,9 @@ def test_a_killed_evaluation_repeats_one_batch_at_most(
     expected = evaluate(whole)
     assert generated == [4, 4, 4]
     keep = worker.write_rows
+    generated.clear()
+    killed = dataclasses.replace(config, out=str(tmp_path / "killed"))
     for at in (1, 4):  # after a batch was generated, before its rows were kept; and in the stand-ins
-        generated.clear()
-        killed = dataclasses.replace(config, out=str(tmp_path / f"killed-{at}"))
 
         def kill(*arguments: Any, at: int = at) -> None:
             if arguments[2] == at:
@@ -155,11 +155,11 @@ def test_a_killed_evaluation_repeats_one_batch_at_most(
         monkeypatch.setattr(worker, "write_rows", kill)
         with pytest.raises(KeyboardInterrupt):
             evaluate(killed)
-        monkeypatch.setattr(worker, "write_rows", keep)
         assert not (Path(killed.out) / "scores.json").exists()
-        assert evaluate(killed).metrics == expected.metrics
-        assert generated == [4, 4, 4], "no image is generated twice"
-        assert files_of(killed) == files_of(whole)
+    monkeypatch.setattr(worker, "write_rows", keep)
+    assert evaluate(killed).metrics == expected.metrics
+    assert generated == [4, 4, 4], "no image is generated twice"
+    assert files_of(killed) == files_of(whole)
 
 
 def test_kept_rows_that_were_changed_or_are_of_another_run_are_measured_again(

@@ -92,7 +92,7 @@ class Suite:
     def images(self, subjects: int, prompts: int, conditions: ConditionMode, per_prompt: int = 1) -> list[Case]:
         """List up to ``prompts`` samples of each of up to ``subjects`` subjects, with different prompts if possible.
 
-        Each gives ``per_prompt`` cases, which differ in their noise.
+        Each gives ``per_prompt`` cases, which differ in their noise: ``ID``, or if several ``ID@0``, ``ID@1``, ….
         """
         chosen = list(dict.fromkeys(sample.subject for sample in self.pool[: self.count]))[:subjects]
         cases = []
@@ -105,7 +105,7 @@ class Suite:
                 sample_id = self.pool[index].sample_id
                 wrong, other = self._of_other_subjects(f"{sample_id}#image", index)
                 given = index if conditions == "right" or wrong is None else wrong
-                names = [sample_id] if per_prompt == 1 else [f"{sample_id}#{number}" for number in range(per_prompt)]
+                names = [sample_id] if per_prompt == 1 else [f"{sample_id}@{number}" for number in range(per_prompt)]
                 cases += [Case(name, index, given, other) for name in names]
         return cases
 
