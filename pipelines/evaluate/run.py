@@ -21,7 +21,7 @@ from lookalike.diffusion.schedule import SCHEDULE_TITLES
 from lookalike.errors import InputError
 from lookalike.evaluation.calibration import judge_of
 from lookalike.evaluation.measurements import MEASUREMENTS, SCHEMA, UNREADABLE, estimates, measured, to_parquet
-from lookalike.evaluation.scores import GRID, SCORES, Scores, Source
+from lookalike.evaluation.scores import EXAMPLES, GRID, SCORES, Scores, Source
 from lookalike.evaluation.suites import Case, Suite, chosen_rows
 from lookalike.storage import Store, latest_version, open_store, read_manifest, version_store
 from lookalike.storage.claim import run_once
@@ -80,7 +80,9 @@ def _evaluate(config: EvaluateConfig, store: Store, bundles: Sequence[BundleRefe
     table = _measured(table, f"{store.uri}/{MEASUREMENTS}")
     measured = set(table["case"].to_pylist())
     shown = [case for case in cases if case.case_id in measured]
-    store.write(GRID, _grid(config, store, suite, snapshots, shown))
+    grid, examples = _grid(config, store, suite, snapshots, shown)
+    store.write(GRID, grid)
+    store.write(EXAMPLES, examples)
     scores = replace(
         unscored,
         metrics=estimates(measurements, config.seed, store.uri_of(MEASUREMENTS)),
@@ -170,7 +172,11 @@ def _parts(items: Sequence[Any], size: int) -> list[tuple[Any, ...]]:
     return [tuple(items[first : first + size]) for first in range(0, len(items), size)]
 
 
-def _grid(config: EvaluateConfig, store: Store, suite: Suite, snapshots: list[str], cases: Sequence[Case]) -> bytes:
+def _grid(
+    config: EvaluateConfig, store: Store, suite: Suite, snapshots: list[str], cases: Sequence[Case]
+) -> tuple[bytes, bytes]:
+    """Draw some cases, one of each subject first, as a PNG; also return them as examples.json for comparisons."""
+    from lookalike.report.examples import Examples, example_of
     from lookalike.report.grid import GridRow, draw_grid, encode_grid
     from pipelines.evaluate.worker import image_key
 
@@ -180,7 +186,7 @@ def _grid(config: EvaluateConfig, store: Store, suite: Suite, snapshots: list[st
         for stages in config.stages
         for bundle, state in before_and_after.items()
     }
-    rows = []
+    rows, examples = [], []
     first_of_subject = {suite.pool[case.target].subject: case for case in reversed(cases)}.values()
     ordered = [*reversed(first_of_subject), *(case for case in cases if case not in first_of_subject)]
     for case in ordered[:_GRID_ROWS]:
@@ -192,4 +198,6 @@ def _grid(config: EvaluateConfig, store: Store, suite: Suite, snapshots: list[st
             title: decode(store.read(image_key(bundle, case, stages))) for title, (bundle, stages) in columns.items()
         }
         rows.append(GridRow(references, given.prompt, {"real photo": photo, **images}, note=triplet.subject))
-    return encode_grid(draw_grid(rows, ["real photo", *columns]))
+        main = image_key(0, case, config.stages[0])
+        examples.append(example_of(case.case_id, triplet.subject, given.prompt, main, references, photo))
+    return encode_grid(draw_grid(rows, ["real photo", *columns])), Examples(examples).to_json()

@@ -16,6 +16,7 @@ ConditionMode = Literal["right", "shuffled"]
 
 SCORES = "scores.json"
 GRID = "grid.png"
+EXAMPLES = "examples.json"
 _SAME_MEAN = 1e-9  # relative: sums in another order
 _SAME_END = 0.05  # of the interval's width: another version of scipy may resample otherwise
 
