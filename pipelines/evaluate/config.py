@@ -9,7 +9,7 @@ from lookalike.annotators.embedder import NO_EMBEDDER
 from lookalike.config import IDENTITY_IF_SET, NOT_IDENTITY
 from lookalike.diffusion.schedule import denoising_schedule
 from lookalike.errors import ConfigError
-from lookalike.evaluation.metrics import LABELS
+from lookalike.evaluation.metrics import check_settings
 from lookalike.evaluation.scores import ConditionMode
 from lookalike.values import Count, Seed, configuration
 from pipelines.actors import ActorConfig
@@ -75,6 +75,4 @@ class EvaluateConfig:
             )
         for name in self.stages:
             denoising_schedule(name)
-        for name in self.metrics:
-            if name not in LABELS:
-                raise ConfigError("metrics: not a metric of images", value=name, fix=f"choose from {list(LABELS)}")
+        check_settings(self)

@@ -4,14 +4,16 @@ Embeddings measure how similar two photos are: to find pairs, copies and other s
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
 
 from lookalike.annotators.base import Embedder
 from lookalike.annotators.foreground import EfficientNetLite0, ForegroundColour
-from lookalike.annotators.hub import load_model, model_revision
+from lookalike.annotators.hub import fixed_shape, load_model, model_revision, pixels_of
+
+if TYPE_CHECKING:
+    import torch
 
 NO_EMBEDDER = "none"
 
@@ -73,21 +75,27 @@ class TransformersEmbedder:
         self._processor, self._model = load_model(
             "embedder", name_or_path, AutoImageProcessor, AutoModel, device, tuple(EMBEDDERS)
         )
-        self._device = device
+        self._device, self._together = device, fixed_shape(self._processor)
         self.dim = len(self([np.zeros((64, 64, 3), np.uint8)])[0])
 
     def __call__(self, images: Sequence[np.ndarray]) -> np.ndarray:
         import torch
 
-        photos = [Image.fromarray(image) for image in images]
-        pixels = self._processor(images=photos, return_tensors="pt")["pixel_values"].to(self._device)
         with torch.inference_mode():
-            if hasattr(self._model, "get_image_features"):
-                output = self._model.get_image_features(pixel_values=pixels)
-                vectors = output if isinstance(output, torch.Tensor) else output.pooler_output
-            else:
-                vectors = self._model(pixel_values=pixels).last_hidden_state[:, 0]
-            return np.asarray(torch.nn.functional.normalize(vectors, dim=1).float().cpu().numpy())
+            vectors = [
+                torch.nn.functional.normalize(self._vectors(pixels.to(self._device)), dim=1).float().cpu().numpy()
+                for pixels in pixels_of(self._processor, images, self._together)
+            ]
+        return np.concatenate(vectors)
+
+    def _vectors(self, pixels: "torch.Tensor") -> "torch.Tensor":
+        import torch
+
+        if not hasattr(self._model, "get_image_features"):
+            hidden: torch.Tensor = self._model(pixel_values=pixels).last_hidden_state[:, 0]
+            return hidden
+        output = self._model.get_image_features(pixel_values=pixels)
+        return output if isinstance(output, torch.Tensor) else output.pooler_output
 
 
 EMBEDDERS: dict[str, Any] = {

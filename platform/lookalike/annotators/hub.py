@@ -76,18 +76,49 @@ def load_model(
 ) -> tuple[Any, Any]:
     """Load a processor and a frozen model in float32, whatever the dtype of the checkpoint, on ``device``.
 
-    Raises ConfigError if there is no such model; ``kind`` and ``others`` (other valid names) are for its message.
+    Images are preprocessed by PIL, also where torchvision is installed, whose results differ. Raises ConfigError if
+    there is no such model, or as :func:`load_weights` does; ``kind`` and ``others`` (other valid names) are for its
+    message.
+    """
+    name, pinned = split_pin(name_or_path)
+    try:
+        processor = processor_class.from_pretrained(name, revision=pinned, backend="pil", **NO_CODE)
+    except (ImportError, OSError, ValueError) as error:
+        raise no_such_model(kind, name_or_path, error, others) from error
+    return processor, load_weights(kind, name_or_path, model_class, device, others, optional=("pooler",))[0]
+
+
+def load_weights(
+    kind: str,
+    name_or_path: str,
+    model_class: Any,
+    device: str,
+    others: tuple[str, ...] = (),
+    *,
+    optional: tuple[str, ...] = (),
+) -> tuple[Any, list[str]]:
+    """Load a frozen model in float32 on ``device``: the model, and the names of ``optional`` weights that it lacks.
+
+    A weight that the checkpoint lacks would be random, so it is an error (ConfigError with its name), unless a part of
+    its name is one of ``optional``. Raises ConfigError if there is no such model.
     """
     import torch
 
     name, pinned = split_pin(name_or_path)
     try:
-        processor = processor_class.from_pretrained(name, revision=pinned, **NO_CODE)
-        options = {"use_safetensors": True, "dtype": torch.float32} | NO_CODE
-        model = model_class.from_pretrained(name, revision=pinned, **options)
+        options = {"use_safetensors": True, "dtype": torch.float32, "output_loading_info": True} | NO_CODE
+        model, info = model_class.from_pretrained(name, revision=pinned, **options)
     except (ImportError, OSError, ValueError) as error:
         raise no_such_model(kind, name_or_path, error, others) from error
-    return processor, model.eval().requires_grad_(False).to(device)
+    missing = sorted(info["missing_keys"])
+    needed = [weight for weight in missing if not set(optional) & set(weight.split("."))]
+    if needed:
+        raise ConfigError(
+            f"the {kind} lacks weights that its class needs: {needed[0]} ({len(needed)} missing)",
+            value=name_or_path,
+            fix="name a complete checkpoint of such a model",
+        )
+    return model.eval().requires_grad_(False).to(device), missing
 
 
 def no_such_model(kind: str, name_or_path: str, error: Exception, others: tuple[str, ...] = ()) -> ConfigError:

@@ -1,14 +1,14 @@
 import random
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
 
 from lookalike.evaluation.measurements import Measurement, summarise, with_prefix
 from lookalike.evaluation.metrics import METRICS, Task, measure
-from lookalike.evaluation.metrics.base import similarity
-from lookalike.evaluation.metrics.dino import Dino
 from lookalike.evaluation.metrics.identity import Identity
+from lookalike.evaluation.metrics.likeness import Embeddings, Likeness, LikenessConfig
 
 
 class _Colours:
@@ -29,11 +29,21 @@ def _flat(*colour: int) -> np.ndarray:
 RED, GREEN, YELLOW = _flat(200, 0, 0), _flat(0, 200, 0), _flat(200, 200, 0)
 
 
+def similarity(embed: _Colours, image: np.ndarray, photos: list[np.ndarray], **config: Any) -> float | None:
+    return Likeness(Embeddings(embed), LikenessConfig(**config)).to([image], [photos])[0]
+
+
 def test_similarity_is_the_mean_cosine_to_the_photos() -> None:
     assert similarity(_Colours(), RED, [RED]) == pytest.approx(1)
     assert similarity(_Colours(), RED, [GREEN]) == pytest.approx(0, abs=1e-6)
     assert similarity(_Colours(), RED, [RED, GREEN]) == pytest.approx(0.5)
     assert similarity(_Colours(), YELLOW, [RED]) == pytest.approx(0.5**0.5)
+    assert similarity(_Colours(), RED, []) is None
+
+
+def test_similarity_to_the_mean_embedding_is_that_to_their_direction() -> None:
+    assert similarity(_Colours(), RED, [RED, GREEN], aggregation="mean_embedding") == pytest.approx(0.5**0.5)
+    assert similarity(_Colours(), YELLOW, [RED, GREEN], aggregation="mean_embedding") == pytest.approx(1)
 
 
 def test_the_margin_is_over_another_subject() -> None:
@@ -45,8 +55,8 @@ def test_the_margin_is_over_another_subject() -> None:
 
 
 def test_without_another_subject_there_is_no_margin() -> None:
-    rows = measure([Identity(_Colours()), Dino(_Colours())], [YELLOW], [Task("c", "s", "p", [RED], [])])
-    assert {row.metric for row in rows} == {"identity", "dino_i"}
+    rows = measure([Identity(_Colours())], [YELLOW], [Task("c", "s", "p", [RED], [])])
+    assert {row.metric for row in rows} == {"identity"}
 
 
 def test_summaries_do_not_depend_on_the_order_of_rows() -> None:

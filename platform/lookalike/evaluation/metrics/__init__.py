@@ -1,9 +1,11 @@
 """Metrics of generated images, one file each. ``METRICS`` is the list; ``pipelines/README.md`` says how to add one."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+from lookalike.errors import ConfigError
 from lookalike.evaluation.measurements import Measurement
-from lookalike.evaluation.metrics.base import Metric, Pixels, SetMetric, Settings, Task
+from lookalike.evaluation.metrics.base import Metric, Pixels, SetMetric, Settings, Task, settings_of
 from lookalike.evaluation.metrics.clip import Clip
 from lookalike.evaluation.metrics.dino import Dino
 from lookalike.evaluation.metrics.identity import Identity
@@ -17,8 +19,10 @@ __all__ = [
     "SetMetric",
     "Settings",
     "Task",
+    "check_settings",
     "measure",
     "metrics_of",
+    "protocols",
 ]
 
 METRICS: tuple[type[Metric], ...] = (Identity, Dino, Clip)
@@ -32,6 +36,35 @@ LABELS: dict[str, str] = {name: label for metric in (*METRICS, *SET_METRICS) for
 def metrics_of(settings: Settings, device: str = "cpu") -> list[Metric]:
     """Create the metrics that ``settings`` turn on, with their models on ``device``."""
     return [metric for kind in METRICS if (metric := kind.create(settings, device)) is not None]
+
+
+def check_settings(settings: Settings) -> None:
+    """Check the settings of all metrics, before any model is loaded.
+
+    Raises ConfigError: a name that is not a metric's, an unknown setting, a value that is not valid, settings of a name
+    that has none, or of a metric that is not turned on.
+    """
+    for name in settings.metrics:
+        if name not in LABELS:
+            raise ConfigError("metrics: not a metric of images", value=name, fix=f"choose from {list(LABELS)}")
+    for kind in (*METRICS, *SET_METRICS):
+        configurations: Mapping[str, type] | None = getattr(kind, "configurations", None)
+        if configurations is None:  # it reads its settings itself
+            continue
+        for name in settings.metrics.keys() & kind.labels.keys():
+            if name not in configurations:
+                fix = f"choose from {list(configurations)}"
+                raise ConfigError(f"metrics.{name} has no settings", value=settings.metrics[name], fix=fix)
+            settings_of(settings, name, configurations[name], flag=getattr(kind, "flag", ""))
+
+
+def protocols(metrics: Sequence[Metric | SetMetric]) -> dict[str, dict[str, Any]]:
+    """Every choice behind the values of ``metrics``: for the first name of each its models and resolved settings."""
+    return {
+        next(iter(metric.labels)): dict(protocol())
+        for metric in metrics
+        if (protocol := getattr(metric, "protocol", None))
+    }
 
 
 def measure(metrics: Sequence[Metric], images: Sequence[Pixels], tasks: Sequence[Task]) -> list[Measurement]:

@@ -1,14 +1,21 @@
 """The protocol of metrics, and the task that an image is measured against."""
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import numpy as np
 
+from lookalike.errors import ConfigError
 from lookalike.pixels import crop_resize
 
 Pixels = np.ndarray  # uint8 [H, W, 3]
+ConfigT = TypeVar("ConfigT")
+
+PROMPT_KINDS = ("place", "recolouring", "accessory", "style")
+"""What a prompt may ask to change."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +43,15 @@ class Task:
     """The prompt with the class alone where a suite's template names the subject ("a backpack in the snow"); empty if
     it has no template."""
     prompt_kind: str = ""
-    """What the prompt asks to change: ``place``, ``recolouring``, ``accessory`` or ``style``; empty if unknown."""
+    """What the prompt asks to change, one of :data:`PROMPT_KINDS`; empty if unknown."""
+
+    def __post_init__(self) -> None:
+        if self.prompt_kind not in ("", *PROMPT_KINDS):
+            raise ConfigError(
+                f"case {self.case} has no such kind of prompt",
+                value=self.prompt_kind,
+                fix=f"use one of {list(PROMPT_KINDS)}",
+            )
 
 
 class Settings(Protocol):
@@ -96,7 +111,37 @@ def at_size_of(image: Pixels, photos: Sequence[Pixels]) -> list[Pixels]:
     return [crop_resize(photo, *image.shape[:2]) for photo in photos]
 
 
-def similarity(embed: Any, image: Pixels, photos: Sequence[Pixels]) -> float:
-    """Mean cosine similarity of ``image`` to ``photos`` under ``embed`` (images -> rows of unit norm [B, D])."""
-    rows = embed([image, *photos])
-    return float((rows[1:] @ rows[0]).mean())
+def settings_of(settings: Settings, name: str, config_class: type[ConfigT], *, flag: str = "") -> ConfigT:
+    """Read the settings of the metric ``name`` as its configuration class, a frozen dataclass with defaults.
+
+    ``flag`` names the setting of the model that turns the metric on, if any. Raises ConfigError: not a mapping, an
+    unknown setting, a value that is not valid, or settings of a metric that is not turned on.
+    """
+    if name not in settings.metrics:
+        return config_class()
+    given = settings.metrics[name]
+    fields = [item.name for item in dataclasses.fields(config_class)]  # type: ignore[arg-type]
+    if not isinstance(given, Mapping):
+        raise ConfigError(f"metrics.{name} is not a mapping", value=given, fix=f"give settings of {fields}, or {{}}")
+    if unknown := [key for key in given if key not in fields]:
+        raise ConfigError(f"metrics.{name} has no such setting", value=unknown[0], fix=f"choose from {fields}")
+    if flag and not getattr(settings, flag):
+        raise ConfigError(
+            f"metrics.{name} has settings, but no model", value=dict(given), fix=f"name a model with --{flag}"
+        )
+    try:
+        return config_class(**given)
+    except ConfigError as error:
+        raise ConfigError(f"metrics.{name}.{error.what}", value=error.value, fix=error.fix) from error
+
+
+@contextmanager
+def exact() -> Iterator[None]:
+    """Run a model without gradients and in full float32, also where a GPU would round convolutions to TF32."""
+    import torch
+
+    with (
+        torch.inference_mode(),
+        torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled, allow_tf32=False),
+    ):
+        yield
