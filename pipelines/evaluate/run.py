@@ -61,7 +61,7 @@ def evaluate(config: EvaluateConfig) -> Scores:
 
 
 def _evaluate(config: EvaluateConfig, store: Store, bundles: Sequence[BundleReference], snapshot: Source) -> Scores:
-    judge = judge_of(config, revision_of(config.embedder))
+    judge, protocols = judge_of(config, revision_of(config.embedder))
     suite, snapshots = _suite(config, snapshot)
     cases = suite.images(config.subjects, config.prompts_per_subject, config.conditions)
     table = _measure(config, bundles, suite, snapshots, cases)
@@ -74,6 +74,7 @@ def _evaluate(config: EvaluateConfig, store: Store, bundles: Sequence[BundleRefe
         base=Source(bundles[1].uri, bundles[1].sha256) if config.base else None,
         config=configs.to_dict(config),
         judge=judge,
+        protocols=protocols,
     )
     measurements = to_parquet(table, unscored.evaluation())
     store.write(MEASUREMENTS, measurements)

@@ -21,11 +21,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from lookalike.config import fingerprint
+from lookalike.config import canonical_json, fingerprint
 from lookalike.data.images import decode
 from lookalike.documents import parse_json, parse_members
 from lookalike.errors import InputError
-from lookalike.evaluation.metrics import SET_METRICS, Metric, SetMetric, Settings, Task, metrics_of
+from lookalike.evaluation.metrics import SET_METRICS, Metric, SetMetric, Settings, Task, metrics_of, protocols
 from lookalike.evaluation.metrics.base import Pixels
 from lookalike.evaluation.scores import Calibration, Judge, Scores
 
@@ -109,15 +109,18 @@ def calibrate(metrics: Sequence[Metric], set_metrics: Sequence[SetMetric] = ()) 
     return Judge(fixed.sha256, dict(sorted(calibrations.items())))
 
 
-def judge_of(settings: Settings, embedder: str) -> Judge:
-    """Calibrate all metrics that ``settings`` turn on; ``embedder`` is the revision of the embedder that they name.
+def judge_of(settings: Settings, embedder: str) -> tuple[Judge, dict[str, dict[str, Any]]]:
+    """Calibrate all metrics that ``settings`` turn on, and describe them: the judge, and the protocols of its metrics.
+
+    ``embedder`` is the revision of the embedder that the settings name.
 
     Raises InputError: a model does not exist, or a packaged judge has drifted (:func:`check_packaged`).
     """
+    of_images = metrics_of(settings)
     of_sets = [metric for kind in SET_METRICS if (metric := kind.create(settings, "cpu")) is not None]
-    judge = calibrate(metrics_of(settings), of_sets)
+    judge = calibrate(of_images, of_sets)
     check_packaged(judge, embedder)
-    return judge
+    return judge, json.loads(canonical_json(protocols([*of_images, *of_sets])))
 
 
 def check_packaged(judge: Judge, embedder: str) -> None:

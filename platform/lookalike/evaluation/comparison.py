@@ -197,13 +197,13 @@ def _difference(theirs: Sequence[Measurement], ours: Sequence[Measurement]) -> D
     def needed(difference: float) -> int | None:
         return subjects_needed(values, subjects, difference, _POWER)
 
-    known = needed(1.0) is not None
-    count = len(set(subjects))
+    count, spread = len(set(subjects)), float(np.ptp(values))
+    known = spread > 0 and needed(1.0) is not None
     return Difference(
         estimate,
         count,
         needed(estimate.mean) if known and estimate.mean else None,
-        _found_from(needed, count, float(np.ptp(values))) if known else None,
+        _found_from(needed, count, spread) if known else None,
         tuple(needed(step) if known else None for step in STEPS),
     )
 
@@ -211,10 +211,10 @@ def _difference(theirs: Sequence[Measurement], ours: Sequence[Measurement]) -> D
 def _found_from(needed: Any, subjects: int, spread: float) -> float | None:
     """The smallest difference that ``subjects`` find, to 1 %: ``needed`` falls with the difference.
 
-    ``spread`` is the range of the measured differences. None if not even a thousand times that is found.
+    ``spread`` is the range of the measured differences, above 0. None if not even a thousand times that is found.
     """
     low, high = spread * 1e-6, spread * 1e3
-    if spread == 0 or needed(high) > subjects:
+    if needed(high) > subjects:
         return None
     while high > low * 1.01:
         middle = math.sqrt(low * high)
