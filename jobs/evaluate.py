@@ -15,6 +15,10 @@ With CLIP and DINO (a Hub id, or a folder in transformers' format), as DreamBenc
 
   python jobs/evaluate.py run … --clip openai/clip-vit-base-patch32 --dino facebook/dino-vits16
 
+On a suite in a folder: DreamBench from a checkout of google/dreambooth, all 30 subjects, 25 prompts and 4 images:
+
+  python jobs/evaluate.py run --bundle … --suite file:///data/dreambooth --subjects 30 --prompts_per_subject 25 --out …
+
 A personal bundle beside its base, with the subjects of another data set as distractors:
 
   python jobs/evaluate.py run --bundle …/adapter --base …/bundle --suite …/customer --split train \\

@@ -11,7 +11,6 @@ from lookalike.report.grid import GridRow, draw_grid, encode_grid
 from lookalike.storage import Store
 
 _ROWS = 8
-_PHOTO = "real photo"
 
 
 def draw_examples(
@@ -27,9 +26,12 @@ def draw_examples(
     if without:
         return None, [f"No images are shown: {', '.join(without)} has no {EXAMPLES}; evaluate again to show them."]
     cases = [example for example in shown[against].values() if all(example.case in other for other in shown)]
+    photo = "real photo"
+    while photo in {each.name for each in evaluations}:  # a column's title is its key
+        photo += " "
     rows, missing, where = [], [], stores[against].uri_of(EXAMPLES)
     for example in cases[:_ROWS]:
-        images = {_PHOTO: pixels_of(example.photo, where)} if example.photo else {}
+        images = {photo: pixels_of(example.photo, where)} if example.photo else {}
         for each, store, examples in zip(evaluations, stores, shown, strict=True):
             key = examples[example.case].image
             try:
@@ -40,7 +42,7 @@ def draw_examples(
         rows.append(GridRow(references, example.prompt, images, note=example.subject))
     if not rows:
         return None, ["No images are shown: the evaluations share no case among their examples."]
-    columns = [_PHOTO] if any(example.photo for example in cases[:_ROWS]) else []
+    columns = [photo] if any(example.photo for example in cases[:_ROWS]) else []
     return encode_grid(draw_grid(rows, [*columns, *(each.name for each in evaluations)])), missing
 
 

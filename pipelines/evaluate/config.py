@@ -11,8 +11,12 @@ from lookalike.diffusion.schedule import denoising_schedule
 from lookalike.errors import ConfigError
 from lookalike.evaluation.metrics import check_settings
 from lookalike.evaluation.scores import ConditionMode
-from lookalike.values import Count, Seed, configuration
+from lookalike.evaluation.suites import FORMATS
+from lookalike.values import Count, NonNegative, Seed, configuration
 from pipelines.actors import ActorConfig
+
+CURATED = "curated"
+"""The format of a data set that ``jobs/curate.py`` wrote."""
 
 
 @configuration()
@@ -22,14 +26,17 @@ class EvaluateConfig:
     bundle: str = field(metadata=NOT_IDENTITY)
     """URI of the bundle, full or personal."""
     suite: str = field(metadata=NOT_IDENTITY)
-    """URI of a curated data set, whose newest snapshot holds the subjects and prompts. Of a split with more than 65,536
-    triplets and ``max_samples``, about as many are chosen, in runs spread over it by the seed."""
+    """URI of a curated data set, whose newest snapshot holds the subjects and prompts, or of a folder: a DreamBench
+    checkout, a DreamBench++ folder, or a list of prompts with references (``suite.yaml``). Of a split with more than
+    65,536 triplets and ``max_samples``, about as many are chosen, in runs spread over it by the seed."""
     out: str = field(metadata=NOT_IDENTITY)
     """URI that receives scores.json (last), grid.png, measurements.parquet and images/."""
+    suite_format: str | None = field(default=None, metadata=IDENTITY_IF_SET)
+    """``curated``, ``dreambench``, ``dreambench_plus`` or ``prompts``; by default it is recognised by its files."""
     base: str | None = field(default=None, metadata=NOT_IDENTITY)
     """URI of a second bundle to measure beside it, as the state before (an adapter's base)."""
     split: Literal["validation", "train"] = "validation"
-    """Which subjects of the suite; by default those that training never used."""
+    """Which subjects of a curated data set; by default those that training never used."""
     distractors: str | None = field(default=None, metadata=NOT_IDENTITY)
     """URI of a data set with other subjects, for a suite that holds one subject only."""
     conditions: ConditionMode = "right"
@@ -39,7 +46,12 @@ class EvaluateConfig:
     subjects: Annotated[Count, Le(100_000)] = 8
     """Number of subjects to generate images of."""
     prompts_per_subject: Annotated[Count, Le(10_000)] = 2
-    """Images of each subject by each denoising schedule."""
+    """Prompts of each subject; a curated data set has one for each triplet."""
+    images_per_prompt: Annotated[Count, Le(1_000)] | None = field(default=None, metadata=IDENTITY_IF_SET)
+    """Images of each prompt by each denoising schedule, from different noise; by default 4 for DreamBench, else 1."""
+    stand_ins: Annotated[NonNegative, Le(1_000)] | None = field(default=None, metadata=IDENTITY_IF_SET)
+    """Real photos that are measured in place of images, for each subject: of itself (ceiling), of others (floor), and
+    of others of its class (hard floor). By default 4 of each; 0 measures none."""
     stages: list[str] = field(default_factory=lambda: ["preset", "mllm_only", "reference_only"])
     """Denoising schedules (preset, paper, mllm_only, both, reference_only, TAU1/TAU2 or TAU1/TAU2/BLEND); metrics of
     the first have no prefix."""
@@ -68,6 +80,11 @@ class EvaluateConfig:
         if self.embedder == NO_EMBEDDER:
             raise ConfigError(
                 "identity cannot be measured without an embedder", value=self.embedder, fix="name one with --embedder"
+            )
+        formats = [CURATED, *FORMATS]
+        if self.suite_format is not None and self.suite_format not in formats:
+            raise ConfigError(
+                "suite_format is not a format of suites", value=self.suite_format, fix=f"use one of {formats}"
             )
         if not self.stages or len(set(self.stages)) != len(self.stages):
             raise ConfigError(

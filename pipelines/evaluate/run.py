@@ -2,12 +2,11 @@
 
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -16,58 +15,77 @@ from lookalike.annotators.embedder import revision_of
 from lookalike.bundles.locate import locate_bundle
 from lookalike.bundles.manifest import BundleReference
 from lookalike.data.images import decode
-from lookalike.data.triplets import Split, Triplet, load_images, read_triplets
 from lookalike.diffusion.schedule import SCHEDULE_TITLES
-from lookalike.errors import InputError
+from lookalike.errors import ConfigError, InputError
+from lookalike.evaluation import metrics
 from lookalike.evaluation.calibration import judge_of
 from lookalike.evaluation.measurements import MEASUREMENTS, SCHEMA, UNREADABLE, estimates, measured, to_parquet
 from lookalike.evaluation.scores import EXAMPLES, GRID, SCORES, Scores, Source
-from lookalike.evaluation.suites import Case, Suite, chosen_rows
-from lookalike.storage import Store, latest_version, open_store, read_manifest, version_store
+from lookalike.evaluation.suites import Case, Contents, Suite, distinct
+from lookalike.storage import Store, open_store
 from lookalike.storage.claim import run_once
 from pipelines.actors import run_units
+from pipelines.entry import ray_session
 from pipelines.evaluate.config import EvaluateConfig
+from pipelines.evaluate.kept import read_rows, remove_rows
+from pipelines.evaluate.suite_source import SuiteSource, find_suite, samples_in, snapshot
+from pipelines.evaluate.units import EvaluationWork, image_key, plan
 
 log = logging.getLogger(__name__)
 
 _GRID_ROWS = 8
-_TRIPLETS = 65_536  # of a split, from which a suite is made; about 1.6 kB each
 _MOST_UNREADABLE = 0.25  # share of the cases; beyond it the rest is too small a part of the suite
 
 
 def evaluate(config: EvaluateConfig) -> Scores:
     """Measure ``config.bundle``; writes measurements, images and the grid, and ``scores.json`` last.
 
+    Killed at any moment and started again, it repeats at most one batch of each actor, and ends with the same result.
+
     Raises:
-        InputError: the bundle or the snapshot is missing, or the split has no triplets.
+        InputError: the bundle or the suite is missing, or the suite is not complete.
+        ConfigError: the suite gives more references than a bundle reads.
         ConflictError: ``config.out`` holds another evaluation.
     """
     bundles = [locate_bundle(config.bundle, base_hint=config.base)]
     if config.base is not None:
         bundles.append(locate_bundle(config.base))
-    snapshot = _snapshot(config.suite)
+    found = find_suite(config)
     store = open_store(config.out)
-    content: dict[str, Any] = {"inputs": {"bundles": [bundle.sha256 for bundle in bundles], "suite": snapshot.sha256}}
+    content: dict[str, Any] = {
+        "inputs": {"bundles": [bundle.sha256 for bundle in bundles], "suite": found.source.sha256}
+    }
     if config.distractors is not None:
-        content["distractors_sha256"] = _snapshot(config.distractors).sha256
+        content["distractors_sha256"] = snapshot(config.distractors).sha256
+
+    def earlier(_: str) -> Scores:
+        remove_rows(store)  # of a run that was killed between its last two steps
+        return Scores.from_json(store.read(SCORES), store.uri_of(SCORES))
+
     return run_once(
         store,
         SCORES,
         config,
         content=content,
-        earlier=lambda _: Scores.from_json(store.read(SCORES), store.uri_of(SCORES)),
-        work=lambda _: _evaluate(config, store, bundles, snapshot),
+        earlier=earlier,
+        work=lambda run: _evaluate(config, run, store, bundles, found),
     )
 
 
-def _evaluate(config: EvaluateConfig, store: Store, bundles: Sequence[BundleReference], snapshot: Source) -> Scores:
+def _evaluate(
+    config: EvaluateConfig, run: str, store: Store, bundles: Sequence[BundleReference], found: SuiteSource
+) -> Scores:
     judge, protocols = judge_of(config, revision_of(config.embedder))
-    suite, snapshots = _suite(config, snapshot)
-    cases = suite.images(config.subjects, config.prompts_per_subject, config.conditions)
-    table = _measure(config, bundles, suite, snapshots, cases)
+    suite = _suite(config, found)
+    per_prompt = config.images_per_prompt or (found.contents.images_per_prompt if found.contents else 1)
+    cases = suite.images(config.subjects, config.prompts_per_subject, config.conditions, per_prompt)
+    work = plan(config, run, bundles, suite, cases, sets=bool(metrics.SET_METRICS))
+    _check_references(work)
+    table = _measure(work, store)
+    _check_readable(table, store)
     unscored = Scores(
         bundle=Source(bundles[0].uri, bundles[0].sha256),
-        suite=snapshot,
+        suite=found.source,
         conditions=config.conditions,
         metrics={},
         embedder=revision_of(config.embedder),
@@ -78,10 +96,8 @@ def _evaluate(config: EvaluateConfig, store: Store, bundles: Sequence[BundleRefe
     )
     measurements = to_parquet(table, unscored.evaluation())
     store.write(MEASUREMENTS, measurements)
-    table = _measured(table, f"{store.uri}/{MEASUREMENTS}")
-    measured = set(table["case"].to_pylist())
-    shown = [case for case in cases if case.case_id in measured]
-    grid, examples = _grid(config, store, suite, snapshots, shown)
+    measured_cases = set(measured(table)["case"].to_pylist())
+    grid, examples = _grid(config, store, suite, [case for case in cases if case.case_id in measured_cases])
     store.write(GRID, grid)
     store.write(EXAMPLES, examples)
     scores = replace(
@@ -90,96 +106,95 @@ def _evaluate(config: EvaluateConfig, store: Store, bundles: Sequence[BundleRefe
         measurements_sha256=hashlib.sha256(measurements).hexdigest(),
     )
     store.write(SCORES, scores.to_json())
+    remove_rows(store)
     return scores
 
 
-def _snapshot(uri: str) -> Source:
-    dataset = open_store(uri)
-    version = latest_version(dataset)
-    return Source(dataset.uri, configs.fingerprint(read_manifest(dataset, version)), version)
+def _suite(config: EvaluateConfig, found: SuiteSource) -> Suite:
+    """Read the samples of the suite, and those of the distractors."""
+    contents = found.contents or Contents(samples_in(found.source, config.split, config))
+    distractors = samples_in(snapshot(config.distractors), None, config) if config.distractors else []
+    return Suite(contents.samples, distractors, config.seed, contents.photos)
 
 
-def _suite(config: EvaluateConfig, snapshot: Source) -> tuple[Suite, list[str]]:
-    """Read the suite, and for each triplet of its pool the URI of the snapshot's version.
-
-    Of a split with many triplets it is made of some (:func:`~lookalike.evaluation.suites.chosen_rows`).
-    """
-
-    def choose(rows: int) -> npt.NDArray[np.int64]:
-        return chosen_rows(rows, max(_TRIPLETS, config.max_samples), config.seed)
-
-    def triplets(source: Source, split: Split | None) -> tuple[str, list[Triplet]]:
-        version = version_store(open_store(source.uri), source.version or 0)
-        return version.uri, read_triplets(version, split, source.sha256, choose)
-
-    uri, measured = triplets(snapshot, config.split)
-    other_uri, distractors = triplets(_snapshot(config.distractors), None) if config.distractors else (uri, [])
-    suite = Suite(measured, distractors, config.seed)
-    return suite, [uri] * suite.count + [other_uri] * len(distractors)
+def _check_references(work: EvaluationWork) -> None:
+    """Raise ConfigError if a sample has more references than one of the bundles reads."""
+    for bundle in work.bundles:
+        for sample in work.pool.values():
+            if len(sample.references) > bundle.max_references:
+                raise ConfigError(
+                    f"the suite gives {len(sample.references)} references for {sample.sample_id!r}, and this bundle"
+                    f" reads at most {bundle.max_references}",
+                    value=bundle.uri,
+                    fix="evaluate a bundle that reads more references, or take another suite",
+                )
 
 
-def _measure(
-    config: EvaluateConfig,
-    bundles: Sequence[BundleReference],
-    suite: Suite,
-    snapshots: list[str],
-    cases: Sequence[Case],
-) -> pa.Table:
-    """Measure all units on an actor pool; rows sorted, so that equal evaluations give equal tables."""
-    from pipelines.evaluate.worker import EvaluationWork, Evaluator, Unit
+def _measure(work: EvaluationWork, store: Store) -> pa.Table:
+    """Measure the units that are not done yet; rows sorted, so that equal evaluations give equal tables."""
+    from pipelines.evaluate.worker import Evaluator
 
-    losses = suite.losses(config.max_samples, config.conditions)
-    units: list[Unit] = []
-    for bundle in range(len(bundles)):
-        units += [Unit(bundle, part) for part in _parts(losses, config.loss_batch_size)]
-        for stages in config.stages:
-            units += [Unit(bundle, part, stages) for part in _parts(cases, config.image_batch_size)]
-    named = {i for case in [*losses, *cases] for i in (case.target, case.conditions, case.other) if i is not None}
-    pool, places = {i: suite.pool[i] for i in sorted(named)}, {i: snapshots[i] for i in sorted(named)}
-    work = EvaluationWork(config, tuple(bundles), pool, places, tuple(units))
+    numbers = range(len(work.units))
+    done = read_rows(store, work.run, _identities(work, numbers))
     log.info(
-        "%d losses and %d images of %d subjects, in %d units",
-        len(losses) * len(bundles),
-        len(cases) * len(config.stages) * len(bundles),
-        len({triplet.subject for triplet in suite.pool[: suite.count]}),
-        len(units),
+        "%d losses, %d images and %d stand-ins, in %d units, of which %d are done",
+        *(sum(len(unit.cases) for unit in work.units if unit.kind == kind) for kind in ("losses", "images")),
+        sum(len(unit.stand_ins) for unit in work.units),
+        len(work.units),
+        len(done),
     )
-    parts = [part.cast(SCHEMA) for part in run_units(Evaluator, work, len(units), config.actors)]
-    return pa.concat_tables(parts).sort_by([(name, "ascending") for name in ("unit", "metric", "case")])
+    missing = [number for number in numbers if number not in done]
+    sets = [number for number in missing if work.units[number].kind == "set"]  # which read the images of the others
+    first = [number for number in missing if work.units[number].kind != "set"]
+    with ray_session() if missing and work.config.actors.count else nullcontext():
+        for part in (first, sets):
+            for _ in run_units(Evaluator, work, part, work.config.actors) if part else ():
+                pass
+    done |= read_rows(store, work.run, _identities(work, missing))
+    if len(done) < len(numbers):
+        raise InputError(
+            f"the rows of {len(numbers) - len(done)} units disappeared while the evaluation ran",
+            value=store.uri,
+            fix="run the same command again, and let nothing else write there",
+        )
+    parts = [
+        done[number].add_column(0, SCHEMA.field("unit"), pa.array([number] * len(done[number]), pa.int64()))
+        for number in numbers
+    ]
+    table = pa.concat_tables(parts) if parts else SCHEMA.empty_table()
+    return table.sort_by([(name, "ascending") for name in ("unit", "metric", "case")])
 
 
-def _measured(table: pa.Table, where: str) -> pa.Table:
-    """Select the rows of cases that were measured, and log the others.
+def _identities(work: EvaluationWork, numbers: Iterable[int]) -> list[tuple[int, str]]:
+    return [(number, work.units[number].identity) for number in numbers]
 
-    Raises InputError: the images of too many cases cannot be read.
+
+def _check_readable(table: pa.Table, store: Store) -> None:
+    """Log the cases that were not measured.
+
+    Raises InputError: the images of too many cases cannot be read. Their units are measured again by the next attempt.
     """
     failed = pc.starts_with(table["metric"], UNREADABLE)
     rows = table.filter(failed).to_pylist()
     if not rows:
-        return table
+        return
     names = sorted({f"{row['case']} ({row['metric'].removeprefix(UNREADABLE)})" for row in rows})
     cases = len(pc.unique(table["case"]))
     if len(names) > _MOST_UNREADABLE * cases or len(rows) == len(table):
+        remove_rows(store, sorted({row["unit"] for row in rows}))
         raise InputError(
             f"{len(names)} of {cases} cases cannot be read, at most {_MOST_UNREADABLE:.0%} may: {'; '.join(names[:5])}",
-            value=where,
-            fix="repair the suite's snapshot and run the same command again",
+            value=store.uri_of(MEASUREMENTS),
+            fix="repair the suite and run the same command again",
         )
     log.warning("%d of %d cases are not measured: %s", len(names), cases, "; ".join(names[:5]))
-    return measured(table)
 
 
-def _parts(items: Sequence[Any], size: int) -> list[tuple[Any, ...]]:
-    return [tuple(items[first : first + size]) for first in range(0, len(items), size)]
-
-
-def _grid(
-    config: EvaluateConfig, store: Store, suite: Suite, snapshots: list[str], cases: Sequence[Case]
-) -> tuple[bytes, bytes]:
+def _grid(config: EvaluateConfig, store: Store, suite: Suite, cases: Sequence[Case]) -> tuple[bytes, bytes]:
     """Draw some cases, one of each subject first, as a PNG; also return them as examples.json for comparisons."""
     from lookalike.report.examples import Examples, example_of
     from lookalike.report.grid import GridRow, draw_grid, encode_grid
-    from pipelines.evaluate.worker import image_key
+    from pipelines.evaluate.photos import Photos
 
     before_and_after = {1: "before: ", 0: "after: "} if config.base else {0: ""}
     columns = {
@@ -187,18 +202,17 @@ def _grid(
         for stages in config.stages
         for bundle, state in before_and_after.items()
     }
-    rows, examples = [], []
+    rows, examples, photos = [], [], Photos()
     first_of_subject = {suite.pool[case.target].subject: case for case in reversed(cases)}.values()
     ordered = [*reversed(first_of_subject), *(case for case in cases if case not in first_of_subject)]
     for case in ordered[:_GRID_ROWS]:
-        triplet, given = suite.pool[case.target], suite.pool[case.conditions]
-        photo, references = load_images(open_store(snapshots[case.target]), triplet)
-        if given is not triplet:
-            references = load_images(open_store(snapshots[case.conditions]), given)[1]
-        images = {
-            title: decode(store.read(image_key(bundle, case, stages))) for title, (bundle, stages) in columns.items()
-        }
-        rows.append(GridRow(references, given.prompt, {"real photo": photo, **images}, note=triplet.subject))
-        main = image_key(0, case, config.stages[0])
-        examples.append(example_of(case.case_id, triplet.subject, given.prompt, main, references, photo))
+        sample, given = suite.pool[case.target], suite.pool[case.conditions]
+        real = [sample.target] if sample.target else distinct(suite.photos_for(sample), sample.references)[:1]
+        images = dict(zip(["real photo"], photos.load(list(real)), strict=False))
+        for title, (bundle, stages) in columns.items():
+            images[title] = decode(store.read(image_key(bundle, case, stages)))
+        references = photos.load(given.references)
+        rows.append(GridRow(references, given.prompt, images, note=sample.subject))
+        main, photo = image_key(0, case, config.stages[0]), images.get("real photo")
+        examples.append(example_of(case.case_id, sample.subject, given.prompt, main, references, photo))
     return encode_grid(draw_grid(rows, ["real photo", *columns])), Examples(examples).to_json()

@@ -213,24 +213,24 @@ def read_files(
     Returns for each row its files, or the InputError of that row: it is damaged, has no ``latents``, or a file has
     changed or cannot be read (ShardError if nothing in its pack can be read).
     """
-    wanted: list[list[_File] | InputError] = []
+    wanted: list[list[StoredFile] | InputError] = []
     for row in rows:
         try:
             wanted.append(list(_files(row, images, latents)))
         except InputError as error:
             wanted.append(error)
-    ranges = [file.place for files in wanted if not isinstance(files, InputError) for file in files]
-    data = iter(read_ranges(version_store.parent, ranges))
+    data = iter(
+        read_stored(version_store, [file for files in wanted if not isinstance(files, InputError) for file in files])
+    )
     results: list[TripletFiles | InputError] = []
     for files in wanted:
         if isinstance(files, InputError):
             results.append(files)
             continue
-        pairs = [(file, next(data)) for file in files]
-        try:
-            checked = [_checked(version_store, file, read) for file, read in pairs]
-        except InputError as error:
-            results.append(error)
+        read = [next(data) for _ in files]
+        checked = [item for item in read if not isinstance(item, InputError)]
+        if len(checked) < len(read):
+            results.append(next(item for item in read if isinstance(item, InputError)))
             continue
         count = len(checked) // (images + latents)  # of images
         target, *references = checked[:count] if images else [b""] * count
@@ -238,6 +238,26 @@ def read_files(
             results.append(TripletFiles(target, tuple(references), checked[-count], tuple(checked[-count:][1:])))
         else:
             results.append(TripletFiles(target, tuple(references)))
+    return results
+
+
+def stored_images(row: Triplet | Mapping[str, Any]) -> list["StoredFile"]:
+    """Return the image files of a triplet: the target, then its references. Raises InputError if the row is damaged."""
+    return list(_files(row, images=True, latents=False))
+
+
+def read_stored(version_store: Store, files: Sequence["StoredFile"]) -> list[bytes | InputError]:
+    """Read files of a snapshot's packs by range, all at once.
+
+    Returns for each file its bytes, or the InputError of that file: it has changed or cannot be read (ShardError if
+    nothing in its pack can be read).
+    """
+    results: list[bytes | InputError] = []
+    for file, data in zip(files, read_ranges(version_store.parent, [file.place for file in files]), strict=True):
+        try:
+            results.append(_checked(version_store, file, data))
+        except InputError as error:
+            results.append(error)
     return results
 
 
@@ -306,15 +326,15 @@ def decode_latents(triplet_id: str, files: TripletFiles) -> tuple[np.ndarray, np
 
 
 @dataclass(frozen=True)
-class _File:
-    """A file of a triplet: what it is, where, and its hash."""
+class StoredFile:
+    """A file of a triplet: what it is, its place in a pack, and its SHA-256 (hex)."""
 
     what: str
     place: ByteRange
     sha256: str
 
 
-def _files(row: Triplet | Mapping[str, Any], images: bool, latents: bool) -> Iterator[_File]:
+def _files(row: Triplet | Mapping[str, Any], images: bool, latents: bool) -> Iterator[StoredFile]:
     """Yield the files of a triplet: target, references, then the latents of these.
 
     Raises InputError if the row is damaged.
@@ -350,7 +370,7 @@ def _listed(names: list[str], shards: list[Any], offsets: list[Any], lengths: li
             raise InputError(f"the row has no valid shard of {what}", value=str(shard)[:100], fix=_FIX)
         if not isinstance(sha256, str):
             raise InputError(f"the row has no hash of {what}", value=f"{shard}, byte {offset}", fix=_FIX)
-        yield _File(what, ByteRange(shard, offset, length), sha256)
+        yield StoredFile(what, ByteRange(shard, offset, length), sha256)
 
 
 def _check(triplet: Any) -> None:
@@ -373,7 +393,7 @@ def _check(triplet: Any) -> None:
         raise InputError(f"the triplet's row is damaged: {wrong}", value=str(triplet.triplet_id)[:80], fix=_FIX)
 
 
-def _checked(version_store: Store, file: _File, data: bytes | InputError) -> bytes:
+def _checked(version_store: Store, file: StoredFile, data: bytes | InputError) -> bytes:
     """The bytes of a file, checked by its hash. Raises ShardError if nothing in its pack can be read."""
     pack, where = file.place.key, f"{file.place.key}, byte {file.place.offset}"
     if isinstance(data, InputError):

@@ -1,39 +1,33 @@
+import hashlib
 import random
 
 import numpy as np
 import pytest
 
-from lookalike.data.triplets import Triplet
 from lookalike.errors import InputError
-from lookalike.evaluation.suites import Suite, chosen_rows
+from lookalike.evaluation.suites import Photo, Sample, Suite, chosen_rows
 
 
-def _triplet(subject: str, view: int, prompts: int = 3) -> Triplet:
-    return Triplet(
-        triplet_id=f"{subject}-{view}",
-        split="validation",
-        subject=subject,
-        class_name="blob",
-        prompt=f"a {subject} in place {view % prompts}",
-        target_shard="shards/pack.tar",
-        target_offset=0,
-        target_length=1,
-        target_sha256="0",
-        reference_shards=("shards/pack.tar",),
-        reference_sha256s=("1",),
-        reference_offsets=(0,),
-        reference_lengths=(1,),
-        reference_similarities=(0.7,),
-        target_image="0",
-        reference_images=("1",),
+def _photo(name: str) -> Photo:
+    return Photo(name, "file:///suite", name, hashlib.sha256(name.encode()).hexdigest())
+
+
+def _sample(subject: str, view: int, prompts: int = 3, class_name: str = "blob", views: int = 4) -> Sample:
+    return Sample(
+        f"{subject}-{view}",
+        subject,
+        class_name,
+        f"a {subject} in place {view % prompts}",
+        references=(_photo(f"{subject}/{(view + 1) % views}"),),
+        target=_photo(f"{subject}/{view}"),
     )
 
 
-TRIPLETS = [_triplet(f"s{s}", view) for s in range(5) for view in range(4)]
+SAMPLES = [_sample(f"s{s}", view) for s in range(5) for view in range(4)]
 
 
 def test_loss_sample_has_right_and_shuffled_conditions() -> None:
-    suite = Suite(TRIPLETS)
+    suite = Suite(SAMPLES)
     samples = suite.losses(50, "right")
     assert len(samples) == len({s.case_id for s in samples}) == 50
     assert {s.target for s in samples[:20]} == set(range(20))  # each triplet once before any comes again
@@ -44,7 +38,7 @@ def test_loss_sample_has_right_and_shuffled_conditions() -> None:
 
 
 def test_shuffled_mode_gives_wrong_conditions_on_the_same_noise() -> None:
-    suite = Suite(TRIPLETS)
+    suite = Suite(SAMPLES)
     right, probe = suite.losses(40, "right"), suite.losses(40, "shuffled")
     assert [s.case_id for s in right] == [s.case_id for s in probe]
     for sample in probe:
@@ -53,13 +47,13 @@ def test_shuffled_mode_gives_wrong_conditions_on_the_same_noise() -> None:
 
 
 def test_suite_depends_on_ids_and_seed_only() -> None:
-    mixed = random.Random(0).sample(TRIPLETS, len(TRIPLETS))
-    assert Suite(mixed, seed=3).losses(30, "right") == Suite(TRIPLETS, seed=3).losses(30, "right")
-    assert Suite(TRIPLETS, seed=4).losses(30, "right") != Suite(TRIPLETS, seed=3).losses(30, "right")
+    mixed = random.Random(0).sample(SAMPLES, len(SAMPLES))
+    assert Suite(mixed, seed=3).losses(30, "right") == Suite(SAMPLES, seed=3).losses(30, "right")
+    assert Suite(SAMPLES, seed=4).losses(30, "right") != Suite(SAMPLES, seed=3).losses(30, "right")
 
 
 def test_images_cover_subjects_first_and_take_different_prompts() -> None:
-    suite = Suite(TRIPLETS)
+    suite = Suite(SAMPLES)
     cases = suite.images(subjects=3, prompts=2, conditions="right")
     assert [suite.pool[c.target].subject for c in cases] == ["s0", "s0", "s1", "s1", "s2", "s2"]
     for one, two in zip(cases[::2], cases[1::2], strict=True):
@@ -72,10 +66,10 @@ def test_images_cover_subjects_first_and_take_different_prompts() -> None:
 
 
 def test_one_subject_takes_wrong_conditions_from_distractors() -> None:
-    alone = [_triplet("mine", view) for view in range(3)]
+    alone = [_sample("mine", view) for view in range(3)]
     assert all(s.other is None for s in Suite(alone).losses(3, "right"))
     assert all(c.other is None for c in Suite(alone).images(1, 3, "right"))
-    suite = Suite(alone, distractors=TRIPLETS)
+    suite = Suite(alone, distractors=SAMPLES)
     assert suite.count == 3
     assert all(s.target < 3 and s.other is not None and s.other >= 3 for s in suite.losses(9, "right"))
     assert {suite.pool[c.target].subject for c in suite.images(9, 2, "right")} == {"mine"}

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import re
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,10 @@ from lookalike.data.images import encode_png
 from lookalike.data.shards import write_tar
 from lookalike.data.triplets import read_triplets
 from lookalike.errors import InputError
-from lookalike.evaluation.suites import Suite, chosen_rows
+from lookalike.evaluation.suites import chosen_rows, samples_of
 from lookalike.storage import open_store
 from pipelines.actors import ActorConfig
-from pipelines.evaluate import EvaluateConfig, evaluate, run
+from pipelines.evaluate import EvaluateConfig, evaluate, suite_source
 from pipelines.generate import GenerateConfig, generate
 from pipelines.pretrain import PretrainConfig
 from pipelines.pretrain.subjects import read_subjects
@@ -44,7 +45,7 @@ def test_cases_that_cannot_be_read_are_named_and_the_others_measured(
     dataset = write_snapshot(tmp_path / "dataset", [None], held_out)
     with caplog.at_level(logging.WARNING):
         scores = evaluate(config_of(bundle_dir, dataset, tmp_path / "out"))
-    assert "cases are not measured: sample" in caplog.text
+    assert re.search(r"cases are not measured: photo .*; sample022.*; sample027", caplog.text)
     assert "row 29 is left out" in caplog.text
     assert not any(name.startswith("unreadable") for name in scores.metrics)
     rows = pq.read_table(tmp_path / "out" / "measurements.parquet").to_pylist()
@@ -77,16 +78,17 @@ def test_a_suite_of_a_large_split_is_made_of_chosen_rows(
     bundle_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dataset = write_snapshot(tmp_path / "dataset", [None], [None] * 300)
-    config, snapshot = config_of(bundle_dir, dataset, tmp_path / "out"), run._snapshot(dataset)
-    held_out = read_triplets(open_store(f"{dataset}/v0001"), "validation")
-    whole = run._suite(config, snapshot)[0]
-    assert whole.pool == Suite(held_out).pool, "a small split is used whole"
-    monkeypatch.setattr(run, "_TRIPLETS", 128)
-    suite, places = run._suite(config, snapshot)
+    config = config_of(bundle_dir, dataset, tmp_path / "out")
+    source = suite_source.snapshot(dataset)
+    version = open_store(f"{dataset}/v0001")
+    held_out = read_triplets(version, "validation")
+    whole = suite_source.samples_in(source, "validation", config)
+    assert whole == samples_of(held_out, version.uri), "a small split is used whole"
+    monkeypatch.setattr(suite_source, "TRIPLETS", 128)
+    samples = suite_source.samples_in(source, "validation", config)
     expected = {held_out[row].triplet_id for row in chosen_rows(300, 128, seed=0)}
-    assert {triplet.triplet_id for triplet in suite.pool} == expected
-    assert len(expected) <= 128
-    assert len(places) == len(expected)
+    assert {sample.sample_id for sample in samples} == expected
+    assert len(samples) == len(expected) <= 128
 
 
 @pytest.fixture
