@@ -28,12 +28,13 @@ from pipelines.ingest.sample.world import body, photo, subject
 
 _WORLD, _SIDE, _VIEWS = 20, 96, 8  # seed of the world; pixels; evenly spaced views of a subject, of which two are shown
 _SUBJECTS = (0, 1, 2, 3, 4, 5, 6, 7)  # every fourth is the twin of the one before: the same colours, another shape
+_RECORDED = ("identity",)  # which depends on the embedder alone, whatever the settings of the metric
 _SECOND_VIEW = 3  # 135 degrees from the first, in another place
 
 CHANGES: dict[str, Callable[[Image.Image], Image.Image]] = {
     "mirrored": lambda image: image.transpose(Image.Transpose.FLIP_LEFT_RIGHT),
     "cropped": lambda image: image.crop((12, 18, 84, 90)).resize(image.size, Image.Resampling.BICUBIC),
-    "landscape": lambda image: image.crop((0, 6, 96, 70)),
+    "shifted": lambda image: image.crop((0, 6, 96, 70)),
     "recoloured": lambda image: Image.fromarray(np.roll(np.asarray(image), 1, axis=2)),
     "gray": lambda image: image.convert("L").convert("RGB"),
     "blurred": lambda image: image.filter(ImageFilter.GaussianBlur(1.5)),
@@ -51,7 +52,10 @@ def make_images() -> int:
         thing = subject(_WORLD, number)
         shown = [photo(thing, index, _VIEWS) for index in (0, _SECOND_VIEW)]
         images = [Image.fromarray(render(body(thing), one.view, one.place, _SIDE)[0]) for one in shown]
-        rows = [("first", images[0], shown[0]), ("second", images[1], shown[1]), (name, change(images[1]), shown[1])]
+        changed = change(images[1])
+        if changed.size != images[1].size:  # all images of a subject have one size, whatever a metric makes of others
+            images = [image.crop((0, 16, 96, 80)) for image in images]
+        rows = [("first", images[0], shown[0]), ("second", images[1], shown[1]), (name, changed, shown[1])]
         for what, image, one in rows:
             buffer = io.BytesIO()
             image.save(buffer, format="WEBP", lossless=True, method=6, exact=True)
@@ -75,10 +79,10 @@ def make_images() -> int:
 def record() -> int:
     """Record the values of each packaged judge; returns the number of judges."""
     judges = {}
-    for name, embedder in EMBEDDERS.items():
-        if name != NO_EMBEDDER:
+    for packaged, embedder in EMBEDDERS.items():
+        if packaged != NO_EMBEDDER:
             judge = calibrate([Identity(embedder())])
-            judges[embedder.revision] = {metric: found.values for metric, found in judge.metrics.items()}
+            judges[embedder.revision] = {name: judge.metrics[name].values for name in _RECORDED}
     (CALIBRATION_DIR / RECORDED).write_bytes(render_json(judges))
     return len(judges)
 

@@ -8,8 +8,9 @@ equal values. The values of the packaged judges are recorded in this package, an
 is refused.
 
 The calibration images (``assets/calibration``) are 24 renders of the sample world and simple changes of them. Each is
-measured as if it were generated, with one reference: so the values depend on a metric's model, its preprocessing and
-its code, but not on how it averages over references. What they cannot see is a judge that differs on other images only.
+measured as if it were generated, with one reference of its size: so the values depend on a metric's model, its
+preprocessing and its code, but not on how it averages over references. What they cannot see is a judge that differs on
+other images only.
 """
 
 import hashlib

@@ -268,6 +268,8 @@ def _is_position(name: str) -> bool:
 
 
 def _interval(estimate: Estimate, sign: str = "") -> str:
+    if math.isnan(estimate.mean):
+        return "undefined"
     return f"{estimate.mean:{sign}.4f} [{estimate.low:{sign}.4f}, {estimate.high:{sign}.4f}]"
 
 

@@ -24,7 +24,7 @@ from lookalike.evaluation.calibration import (
 )
 from lookalike.evaluation.estimates import Estimate
 from lookalike.evaluation.metrics import Task
-from lookalike.evaluation.metrics.identity import Identity
+from lookalike.evaluation.metrics.identity import Identity, IdentityConfig
 from lookalike.evaluation.scores import Calibration, Judge, Scores, Source
 
 
@@ -76,6 +76,7 @@ def test_calibration_images_are_small_and_each_has_one_reference() -> None:
     assert any(image.shape[0] != image.shape[1] for image in fixed.images)
     for image, task in zip(fixed.images, fixed.tasks, strict=True):
         assert len(task.references) == len(task.photos) == len(task.others) == 1
+        assert image.shape == task.references[0].shape
         assert not np.array_equal(image, task.references[0])
         assert task.class_name in task.prompt
         assert task.class_name in task.plain_prompt
@@ -92,6 +93,14 @@ def test_every_packaged_judge_gives_its_recorded_values() -> None:
         check_packaged(judge, revision)
         for metric, recorded in recorded_values()[revision].items():
             assert drift(judge.metrics[metric].values, recorded) < 1e-5
+
+
+@pytest.mark.parametrize(
+    "settings", [{"references": "all"}, {"aggregation": "mean_embedding"}, {"photo_size": "file"}], ids=str
+)
+def test_settings_of_identity_are_no_drift(settings: dict) -> None:
+    embedder = load_embedder("efficientnet-lite0")
+    check_packaged(calibrate([Identity(embedder, IdentityConfig(**settings))]), embedder.revision)
 
 
 def test_packaged_judge_that_drifted_is_refused() -> None:

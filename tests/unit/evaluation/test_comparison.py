@@ -144,7 +144,10 @@ def test_cases_that_only_one_model_has_are_left_out_and_said() -> None:
 def test_values_that_are_not_finite_are_null_in_the_document() -> None:
     broken = [*_rows(0.01), Measurement("s00-0", "s00", "clip_i", float("nan"))]
     ours = [*_rows(0.0), Measurement("s00-0", "s00", "clip_i", 0.5)]
-    document = compare([evaluated("a", ours), evaluated("b", broken)]).to_dict()
+    result = compare([evaluated("a", ours), evaluated("b", broken)])
+    assert any("undefined" in line for line in lines(result))
+    assert not any("nan" in line for line in lines(result))
+    document = result.to_dict()
     text = json.dumps(document, allow_nan=False)
     (row,) = (row for row in document["rows"] if row["metric"] == "clip_i")
     assert row["estimates"][1]["mean"] is None

@@ -64,6 +64,16 @@ def test_undefined_position_is_said_and_page_without_images_renders() -> None:
     assert 'id="images"' not in html
 
 
+def test_difference_that_is_not_finite_is_undefined() -> None:
+    both = [
+        evaluated(n, [*_rows(0.0), Measurement("s00-0", "s00", "clip_i", v)]) for n, v in (("a", 0.5), ("b", np.nan))
+    ]
+    page = ComparisonPage(compare(both), tuple(each.scores for each in both), None, "0.1.0")
+    html = render_comparison(page)
+    assert "undefined" in html
+    assert not re.search(r"\bnan\b", html)
+
+
 def test_examples_round_trip_as_thumbnails() -> None:
     photo = np.random.default_rng(0).integers(0, 256, (600, 300, 3), np.uint8)
     small = np.full((8, 8, 3), 7, np.uint8)
