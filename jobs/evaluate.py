@@ -23,8 +23,19 @@ A personal bundle beside its base, with the subjects of another data set as dist
 
   python jobs/evaluate.py run --bundle …/adapter --base …/bundle --suite …/customer --split train \\
       --distractors file:///data/toys --out …
+
+Any number of finished evaluations, or of bundles, side by side on one suite: each metric with its interval, the paired
+differences to the first model, the subjects that such a difference needs, images, and one page (compare.html):
+
+  python jobs/evaluate.py compare file:///runs/toys-1/scores file:///runs/toys-2/scores --out file:///runs/compare
+
+Bundles are evaluated first, below --out, with the settings of the first finished evaluation or with those given:
+
+  python jobs/evaluate.py compare file:///runs/toys-1/bundle file:///runs/toys-2/bundle \\
+      --evaluation.suite file:///data/toys --names before --names after --out file:///runs/compare
 """
 
+from pipelines.compare import CompareConfig, compare
 from pipelines.entry import run_subcommand
 from pipelines.evaluate import EvaluateConfig, evaluate
 
@@ -43,5 +54,16 @@ def main(config: EvaluateConfig) -> int:
     return 0
 
 
+def main_compare(config: CompareConfig) -> int:
+    """Compare, and print each metric with its paired differences."""
+    result = compare(config)
+    for line in result["lines"]:
+        print(line)
+    for note in result["notes"]:
+        print(f"note: {note}")
+    print(f"{len(result['names'])} models compared; the page is compare.html at {config.out}")
+    return 0
+
+
 if __name__ == "__main__":
-    raise SystemExit(run_subcommand({"run": main}, __doc__))
+    raise SystemExit(run_subcommand({"run": main, "compare": main_compare}, __doc__))

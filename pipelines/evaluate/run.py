@@ -18,8 +18,9 @@ from lookalike.data.images import decode
 from lookalike.diffusion.schedule import SCHEDULE_TITLES
 from lookalike.errors import ConfigError, InputError
 from lookalike.evaluation import metrics
+from lookalike.evaluation.calibration import judge_of
 from lookalike.evaluation.measurements import MEASUREMENTS, SCHEMA, UNREADABLE, estimates, measured, to_parquet
-from lookalike.evaluation.scores import GRID, SCORES, Scores, Source
+from lookalike.evaluation.scores import EXAMPLES, GRID, SCORES, Scores, Source
 from lookalike.evaluation.suites import Case, Contents, Suite, distinct
 from lookalike.storage import Store, open_store
 from lookalike.storage.claim import run_once
@@ -74,6 +75,7 @@ def evaluate(config: EvaluateConfig) -> Scores:
 def _evaluate(
     config: EvaluateConfig, run: str, store: Store, bundles: Sequence[BundleReference], found: SuiteSource
 ) -> Scores:
+    judge, protocols = judge_of(config, revision_of(config.embedder))
     suite = _suite(config, found)
     per_prompt = config.images_per_prompt or (found.contents.images_per_prompt if found.contents else 1)
     cases = suite.images(config.subjects, config.prompts_per_subject, config.conditions, per_prompt)
@@ -89,11 +91,15 @@ def _evaluate(
         embedder=revision_of(config.embedder),
         base=Source(bundles[1].uri, bundles[1].sha256) if config.base else None,
         config=configs.to_dict(config),
+        judge=judge,
+        protocols=protocols,
     )
     measurements = to_parquet(table, unscored.evaluation())
     store.write(MEASUREMENTS, measurements)
     measured_cases = set(measured(table)["case"].to_pylist())
-    store.write(GRID, _grid(config, store, suite, [case for case in cases if case.case_id in measured_cases]))
+    grid, examples = _grid(config, store, suite, [case for case in cases if case.case_id in measured_cases])
+    store.write(GRID, grid)
+    store.write(EXAMPLES, examples)
     scores = replace(
         unscored,
         metrics=estimates(measurements, config.seed, store.uri_of(MEASUREMENTS)),
@@ -191,7 +197,9 @@ def _check_readable(table: pa.Table, work: EvaluationWork, store: Store) -> None
     log.warning("%d of %d cases are not measured: %s", lost, cases, shown)
 
 
-def _grid(config: EvaluateConfig, store: Store, suite: Suite, cases: Sequence[Case]) -> bytes:
+def _grid(config: EvaluateConfig, store: Store, suite: Suite, cases: Sequence[Case]) -> tuple[bytes, bytes]:
+    """Draw some cases, one of each subject first, as a PNG; also return them as examples.json for comparisons."""
+    from lookalike.report.examples import Examples, example_of
     from lookalike.report.grid import GridRow, draw_grid, encode_grid
     from pipelines.evaluate.photos import Photos
 
@@ -201,7 +209,7 @@ def _grid(config: EvaluateConfig, store: Store, suite: Suite, cases: Sequence[Ca
         for stages in config.stages
         for bundle, state in before_and_after.items()
     }
-    rows, photos = [], Photos()
+    rows, examples, photos = [], [], Photos()
     first_of_subject = {suite.pool[case.target].subject: case for case in reversed(cases)}.values()
     ordered = [*reversed(first_of_subject), *(case for case in cases if case not in first_of_subject)]
     for case in ordered[:_GRID_ROWS]:
@@ -210,5 +218,8 @@ def _grid(config: EvaluateConfig, store: Store, suite: Suite, cases: Sequence[Ca
         images = dict(zip(["real photo"], photos.load(list(real)), strict=False))
         for title, (bundle, stages) in columns.items():
             images[title] = decode(store.read(image_key(bundle, case, stages)))
-        rows.append(GridRow(photos.load(given.references), given.prompt, images, note=sample.subject))
-    return encode_grid(draw_grid(rows, ["real photo", *columns]))
+        references = photos.load(given.references)
+        rows.append(GridRow(references, given.prompt, images, note=sample.subject))
+        main, photo = image_key(0, case, config.stages[0]), images.get("real photo")
+        examples.append(example_of(case.case_id, sample.subject, given.prompt, main, references, photo))
+    return encode_grid(draw_grid(rows, ["real photo", *columns])), Examples(examples).to_json()

@@ -25,6 +25,9 @@ NOT_IDENTITY = MappingProxyType({"identity": "never"})
 number of workers, or the location of an input that counts by its content."""
 IDENTITY_IF_SET = MappingProxyType({"identity": "if set"})
 """Metadata of a field that is part of a run's identity unless it is None or empty: earlier records lack it."""
+POSITIONAL = MappingProxyType({"positional": True})
+"""Metadata of a field whose values may also be given without its flag, before all flags: of a ``str`` one, of a
+``list[str]`` all that are left. It is joined with another: ``metadata={**NOT_IDENTITY, **POSITIONAL}``."""
 
 _MAX_SETTINGS = 100_000  # in one file
 _MAX_FILE_BYTES = 4 << 20
@@ -75,7 +78,8 @@ def parse(
 
     Flags win over the file; a nested field is ``--stage.steps 10``; ``--max-samples`` is ``--max_samples``; a
     ``bool`` is a flag alone or with ``true`` or ``false``; a ``list[str]`` is a flag that may be repeated
-    (``--prompt "a cup" --prompt "a hat"``) or a YAML list; an unknown key is refused by name (exit code 2).
+    (``--prompt "a cup" --prompt "a hat"``) or a YAML list; fields marked :data:`POSITIONAL` may be given without
+    their flags, before all others; an unknown key is refused by name (exit code 2).
     """
     forbid_imports(config_class)
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
@@ -197,6 +201,7 @@ def _plain_lists(config_class: Any, prefix: str = "") -> dict[str, list[Any]]:
 def _normalise(config_class: type, argv: Sequence[str]) -> list[str]:
     """Spell ``--max-samples`` as the field is, and gather repeated ``list[str]`` flags into one JSON list."""
     hints = get_type_hints(config_class)
+    argv = _flagged(config_class, hints, argv)
     switches = {f"--{name}" for name, hint in hints.items() if hint is bool}
     gathered: dict[str, list[str]] = {f"--{name}": [] for name, hint in hints.items() if hint == list[str]}
     rest: list[str] = []
@@ -219,6 +224,19 @@ def _normalise(config_class: type, argv: Sequence[str]) -> list[str]:
     return rest + [f"{flag}={_yaml_list(values)}" for flag, values in gathered.items() if values]
 
 
+def _flagged(config_class: Any, hints: Mapping[str, Any], argv: Sequence[str]) -> list[str]:
+    """Write the arguments before the first flag as values of the positional fields; what they do not take stays."""
+    first = next((number for number, token in enumerate(argv) if token.startswith("-")), len(argv))
+    leading, flags = list(argv[:first]), list(argv[first:])
+    given: list[str] = []
+    for item in dataclasses.fields(config_class):
+        if item.metadata.get("positional"):
+            count = len(leading) if hints[item.name] == list[str] else 1
+            given += [part for value in leading[:count] for part in (f"--{item.name}", value)]
+            del leading[:count]
+    return [*leading, *given, *flags]
+
+
 def _yaml_list(values: list[str]) -> str:
     """Write ``values`` as a YAML list; YAML would read JSON's two escapes of an emoji as two characters."""
     text = json.dumps(values, ensure_ascii=False)
@@ -228,9 +246,11 @@ def _yaml_list(values: list[str]) -> str:
     )
 
 
-def fields_marked(config: object, mark: Mapping[str, str]) -> tuple[str, ...]:
-    """Names of the fields of a configuration that carry ``mark`` (:data:`NOT_IDENTITY`, :data:`IDENTITY_IF_SET`)."""
-    return tuple(item.name for item in dataclasses.fields(cast(Any, config)) if item.metadata == mark)
+def fields_marked(config: object, mark: Mapping[str, object]) -> tuple[str, ...]:
+    """Names of the fields of a configuration that carry ``mark``, such as :data:`NOT_IDENTITY`."""
+    return tuple(
+        item.name for item in dataclasses.fields(cast(Any, config)) if mark.items() <= dict(item.metadata).items()
+    )
 
 
 def to_dict(config: object) -> dict[str, Any]:

@@ -2,7 +2,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from lookalike.config import parse
+from lookalike.config import IDENTITY_IF_SET, NOT_IDENTITY, POSITIONAL, fields_marked, parse
 
 
 @dataclass(frozen=True)
@@ -84,3 +84,44 @@ class _Switches:
 )
 def test_boolean_flag_needs_no_value(argv: list[str], expected: bool) -> None:
     assert parse(_Switches, argv).require_promoted is expected
+
+
+@dataclass(frozen=True)
+class _Positional:
+    """Settings that may be written without their flags."""
+
+    kind: str = field(default="", metadata=POSITIONAL)
+    """One value."""
+    models: list[str] = field(default_factory=list, metadata={**NOT_IDENTITY, **POSITIONAL})
+    """All that are left."""
+    steps: int = 3
+    """A flag."""
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (["x", "a", "b", "--steps", "5"], _Positional("x", ["a", "b"], 5)),
+        (["x", "--models", "a", "--models", "b"], _Positional("x", ["a", "b"])),
+        (["x", "a", "--models", "b"], _Positional("x", ["a", "b"])),
+        (["--kind", "x"], _Positional("x")),
+        (["x", "file:///a, b: [1]"], _Positional("x", ["file:///a, b: [1]"])),
+        ([], _Positional()),
+    ],
+)
+def test_positional_arguments_come_before_the_flags(argv: list[str], expected: _Positional) -> None:
+    assert parse(_Positional, argv) == expected
+
+
+def test_positional_argument_after_a_flag_or_of_a_job_without_any_is_refused(capsys) -> None:
+    for config_class, argv in ((_Positional, ["x", "--steps", "5", "late"]), (_Config, ["left over"])):
+        with pytest.raises(SystemExit) as refused:
+            parse(config_class, argv)
+        assert refused.value.code == 2
+        assert argv[-1] in capsys.readouterr().err
+
+
+def test_joined_marks_of_a_field_both_count() -> None:
+    assert fields_marked(_Positional(), NOT_IDENTITY) == ("models",)
+    assert fields_marked(_Positional(), POSITIONAL) == ("kind", "models")
+    assert fields_marked(_Positional(), IDENTITY_IF_SET) == ()

@@ -3,12 +3,15 @@
 import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lookalike.diffusion.schedule import SCHEDULE_TITLES
 from lookalike.evaluation.estimates import Estimate
 from lookalike.evaluation.metrics import LABELS
 from lookalike.evaluation.scores import Scores
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 
 @dataclass(frozen=True)
@@ -144,6 +147,11 @@ class Page:
 
 def render(page: Page) -> str:
     """Render a page as one HTML document that loads nothing from other places."""
+    return environment().get_template("page.html.j2").render(page=page)
+
+
+def environment() -> "Environment":
+    """Templates of this package, with their filters; text from outside is escaped."""
     from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
     environment = Environment(
@@ -155,7 +163,7 @@ def render(page: Page) -> str:
     )
     environment.filters |= {"number": number, "check_value": check_value, "duration": duration}
     environment.globals["image_metrics"] = LABELS
-    return environment.get_template("page.html.j2").render(page=page)
+    return environment
 
 
 def _schedule_label(setting: str, main: str) -> str:
