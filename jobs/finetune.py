@@ -23,6 +23,8 @@ def main(config: FinetuneConfig) -> int:
         state = "champion"
     else:
         state = f"promoted, and not champion now (champion: {champion or 'none'})"
+    if not result["promoted"] and result.get("verdict"):  # results of earlier versions have no such sentence
+        print(result["verdict"])
     print(f"models:/{result['model']}/{result['version']}: {state}; bundle {result['bundle_uri']}")
     return 0
 
