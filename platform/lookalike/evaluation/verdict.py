@@ -22,11 +22,15 @@ class _Meaning:
 
 
 def _about(*metrics: str, against: str = "") -> Callable[[Check], bool]:
-    return lambda check: check.metric in metrics and check.name.endswith(against)
+    return lambda check: _is_measured(check) and check.metric in metrics and check.name.endswith(against)
 
 
 def _says(text: str) -> Callable[[Check], str]:
     return lambda check: text.format(value=check.value, threshold=check.threshold, metric=check.metric, why=check.why)
+
+
+def _is_measured(check: Check) -> bool:
+    return check.value is not None and check.threshold != "unknown"
 
 
 def _above_real_photos(check: Check) -> bool:
@@ -44,11 +48,6 @@ _MEANINGS = (  # the first that fits is the reason that people read
         ("Evaluate on photos that training did not see; a finetune holds two out unless --holdout is 0.",),
     ),
     _Meaning(
-        lambda check: check.value is None,
-        _says("it cannot be judged, since {why}"),
-        ("Measure what is missing, and run the promotion again with another --out.",),
-    ),
-    _Meaning(
         _about("copying", "nearer_than_real"),
         _says("its images repeat the photos instead of showing the subject anew ({value:.0%} of them are copies)"),
         (FEWER_STEPS, MORE_PHOTOS),
@@ -59,7 +58,7 @@ _MEANINGS = (  # the first that fits is the reason that people read
         (FEWER_STEPS, MORE_PHOTOS),
     ),
     _Meaning(
-        lambda check: is_position(check.metric),
+        lambda check: _is_measured(check) and is_position(check.metric),
         _says(
             "a person would not recognise the subject in its images: on a scale from another subject (0) to the "
             "subject's own photos (1) they are at {value:.2f}, and more than {threshold:.2f} is asked for"
@@ -77,12 +76,12 @@ _MEANINGS = (  # the first that fits is the reason that people read
         (MORE_PHOTOS, SHARPER_PHOTOS, MORE_STEPS),
     ),
     _Meaning(
-        lambda check: check.name.endswith("vs base"),
+        lambda check: _is_measured(check) and check.name.endswith("vs base"),
         _says("it follows prompts less well than the model before ({metric}: {value:.3f}, before {threshold:.3f})"),
         (FEWER_STEPS,),
     ),
     _Meaning(
-        lambda check: check.name.endswith("vs champion"),
+        lambda check: _is_measured(check) and check.name.endswith("vs champion"),
         _says(
             "the present champion is better ({metric}: {value:.3f}, at least as good as {threshold:.3f} is asked for)"
         ),
@@ -92,6 +91,11 @@ _MEANINGS = (  # the first that fits is the reason that people read
         _about("safety"),
         _says("some of its images are not safe to show"),
         ("Look at the photos and prompts, and use another base model.",),
+    ),
+    _Meaning(
+        lambda check: not _is_measured(check),
+        _says("it cannot be judged, since {why}"),
+        ("Measure what is missing, and run the promotion again with another --out.",),
     ),
     _Meaning(lambda check: True, _says("{metric}: {why}")),
 )

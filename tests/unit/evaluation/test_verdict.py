@@ -51,6 +51,13 @@ def test_the_most_important_reason_comes_first() -> None:
     assert advice[0] == verdict.FEWER_STEPS
 
 
+def test_a_measured_reason_comes_before_one_that_was_not_measured() -> None:
+    decision = Decision((_check("clip_t vs base", None), _check("position/identity.mean", 0.12)))
+    assert "0.12, and more than 0.40" in verdict.sentence(decision)
+    unknown = Check("loss_right vs champion", 0.5, "unknown", False, "the champion was not measured")
+    assert "cannot be judged, since the champion" in verdict.sentence(Decision((unknown,)))
+
+
 def test_promotion_has_no_advice() -> None:
     decision = Decision((_check("loss_gap.low", passed=True),))
     assert verdict.sentence(decision).startswith("Promoted")
