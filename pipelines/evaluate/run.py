@@ -19,6 +19,7 @@ from lookalike.data.images import decode
 from lookalike.data.triplets import Split, Triplet, load_images, read_triplets
 from lookalike.diffusion.schedule import SCHEDULE_TITLES
 from lookalike.errors import InputError
+from lookalike.evaluation.calibration import judge_of
 from lookalike.evaluation.measurements import MEASUREMENTS, SCHEMA, UNREADABLE, estimates, measured, to_parquet
 from lookalike.evaluation.scores import GRID, SCORES, Scores, Source
 from lookalike.evaluation.suites import Case, Suite, chosen_rows
@@ -60,6 +61,7 @@ def evaluate(config: EvaluateConfig) -> Scores:
 
 
 def _evaluate(config: EvaluateConfig, store: Store, bundles: Sequence[BundleReference], snapshot: Source) -> Scores:
+    judge = judge_of(config, revision_of(config.embedder))
     suite, snapshots = _suite(config, snapshot)
     cases = suite.images(config.subjects, config.prompts_per_subject, config.conditions)
     table = _measure(config, bundles, suite, snapshots, cases)
@@ -71,6 +73,7 @@ def _evaluate(config: EvaluateConfig, store: Store, bundles: Sequence[BundleRefe
         embedder=revision_of(config.embedder),
         base=Source(bundles[1].uri, bundles[1].sha256) if config.base else None,
         config=configs.to_dict(config),
+        judge=judge,
     )
     measurements = to_parquet(table, unscored.evaluation())
     store.write(MEASUREMENTS, measurements)

@@ -141,6 +141,6 @@ def test_too_few_usable_photos_to_hold_one_out_is_an_error_before_training(
     base: Path, others: Path, tmp_path: Path, mlflow_database: str
 ) -> None:
     config = _config(base, others, tmp_path, mlflow_database, [0, 0, 1, 1])
-    with pytest.raises(InputError, match="2 of 4 photos can be used.*--holdout 0"):
+    with pytest.raises(InputError, match=r"2 of 4 photos can be used.*--holdout 0"):
         finetune(config)
     assert not list(_place(config).list("run/"))

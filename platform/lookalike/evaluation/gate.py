@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from pydantic import ConfigDict
 
+from lookalike.evaluation.calibration import same_judge
 from lookalike.evaluation.estimates import Estimate
 from lookalike.evaluation.gate_config import (
     BaseComparison,
@@ -100,8 +101,7 @@ def decide(
     checks += [_bound(scores, ceiling) for ceiling in wanted.ceilings]
     checks += [_against_base(scores, each, differences) for each in wanted.against_base]
     if champion is not None:
-        same = [_same("suite", scores.suite.sha256, champion.suite.sha256)]
-        same += [_same("embedder", scores.embedder, champion.embedder)]
+        same = [_suite(scores, champion), _judge(scores, champion)]
         checks += same
         if all(check.passed for check in same):
             checks += [_comparison(scores, champion, comparison) for comparison in wanted.comparisons]
@@ -172,9 +172,9 @@ def _not_measured(name: str, metric: str, threshold: float | str, optional: bool
 
 
 def _against_base(scores: Scores, wanted: BaseComparison, differences: Mapping[str, Estimate]) -> Check:
-    metric = wanted.metric
+    metric, worse_by = wanted.metric, wanted.tolerance
     if wanted.instead and metric not in scores.metrics and wanted.instead in scores.metrics:
-        metric = wanted.instead
+        metric, worse_by = wanted.instead, wanted.instead_tolerance
     name, sign = f"{metric} vs base", 1.0 if wanted.better == "higher" else -1.0
     ours, base = scores.metrics.get(metric), scores.metrics.get(BEFORE + metric)
     value, before = _finite_value(ours, "mean"), _finite_value(base, "mean")
@@ -183,11 +183,11 @@ def _against_base(scores: Scores, wanted: BaseComparison, differences: Mapping[s
         return _not_measured(name, missing, "unknown", wanted.if_measured and missing not in scores.metrics)
     low, high, how = _better_by(ours, base, differences.get(metric), sign)
     least = low if wanted.require == "better" else high
-    passed = least > 0 if wanted.require == "better" else least >= -wanted.tolerance
+    passed = least > 0 if wanted.require == "better" else least >= -worse_by
     if wanted.require == "better":
         verdict, tolerance = "is better than" if passed else "is not better than", ""
     else:
-        verdict, tolerance = "is no worse than" if passed else "is worse than", f", tolerance {wanted.tolerance:.4g}"
+        verdict, tolerance = "is no worse than" if passed else "is worse than", f", tolerance {worse_by:.4g}"
     why = f"{value:.4g} {verdict} the base's {before:.4g} ({how} [{low:.4g}, {high:.4g}]{tolerance})"
     return Check(name, value, before, passed, why)
 
@@ -201,10 +201,17 @@ def _better_by(ours: Estimate, base: Estimate, paired: Estimate | None, sign: fl
     return differences[0], differences[1], "better by, from both intervals,"
 
 
-def _same(name: str, ours: str, theirs: str) -> Check:
-    passed = ours == theirs
-    why = "the same as the champion's" if passed else "the champion was measured on another; evaluate both on one suite"
-    return Check(name, ours, theirs, passed, why)
+def _suite(scores: Scores, champion: Scores) -> Check:
+    ours, theirs = scores.suite.sha256, champion.suite.sha256
+    same = "the same as the champion's"
+    why = same if ours == theirs else "the champion was measured on another; evaluate both on one suite"
+    return Check("suite", ours, theirs, ours == theirs, why)
+
+
+def _judge(scores: Scores, champion: Scores) -> Check:
+    problem = same_judge(scores, champion)
+    why = "the same as the champion's" if problem is None else problem
+    return Check("judge", scores.embedder, champion.embedder, problem is None, why)
 
 
 def _comparison(scores: Scores, champion: Scores, comparison: Comparison) -> Check:

@@ -5,6 +5,7 @@ import math
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
+from lookalike.config import fingerprint
 from lookalike.documents import parse_record, render_json
 from lookalike.errors import ConfigError, InputError
 from lookalike.evaluation.estimates import Estimate
@@ -29,6 +30,28 @@ class Source:
     """Bundle: fingerprint of its components. Suite: fingerprint of the snapshot's manifest."""
     version: int | None = None
     """Version of the snapshot; None for a bundle."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The values of one metric on the calibration images: they change if its model or its code does."""
+
+    values: dict[str, float]
+    """Value by calibration image (of a metric of a subject's images: by subject), rounded to 6 decimals."""
+    sha256: str
+    """Fingerprint of ``values``; other processors change the last decimals, so values are compared, not this."""
+    revision: str = ""
+    """Revision of the metric's model; empty for a metric without one."""
+
+
+@dataclass(frozen=True)
+class Judge:
+    """The judge of an evaluation, known by its values on fixed images (:mod:`lookalike.evaluation.calibration`)."""
+
+    images_sha256: str
+    """Fingerprint of the calibration images."""
+    metrics: dict[str, Calibration]
+    """Calibration by the metric's name."""
 
 
 @dataclass(frozen=True)
@@ -57,12 +80,17 @@ class Scores:
     """The resolved configuration of the evaluation."""
     measurements_sha256: str | None = None
     """Hash of ``measurements.parquet``, which lies beside; None in scores of earlier versions of this software."""
+    judge: Judge | None = None
+    """The calibration of the metrics; None in scores of earlier versions of this software."""
+    protocols: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """How each metric was measured: its settings and model, by the metric's name; empty in earlier scores."""
 
     def to_json(self) -> bytes:
         """Return the bytes of ``scores.json``."""
         values = asdict(self)
-        if self.measurements_sha256 is None:  # the hash of earlier scores stands in promotion logs
-            del values["measurements_sha256"]
+        for name in ("measurements_sha256", "judge", "protocols"):
+            if not values[name]:  # the hash of earlier scores, which lack it, stands in promotion logs
+                del values[name]
         return render_json(values)
 
     def evaluation(self) -> dict[str, Any]:
@@ -115,6 +143,11 @@ class Scores:
             infinite = any(math.isinf(value) for value in (estimate.mean, estimate.low, estimate.high))
             if infinite or not 0 <= estimate.n <= MAX_COUNT:
                 raise InputError(f"the scores file is damaged: {name} is {_shown(estimate)}", value=where, fix=fix)
+        for name, calibration in scores.judge.metrics.items() if scores.judge else ():
+            if not all(map(math.isfinite, calibration.values.values())):
+                raise InputError(f"the calibration of {name} has a value that is not finite", value=where, fix=fix)
+            if calibration.sha256 != fingerprint(calibration.values):
+                raise InputError(f"the calibration of {name} was changed", value=where, fix=fix)
         try:
             for part in filter(None, (scores.bundle, scores.suite, scores.base, scores)):
                 check_values(part)

@@ -16,7 +16,7 @@ from lookalike.evaluation.estimates import Estimate
 from lookalike.evaluation.gate import BEFORE, Check, GateConfig, is_position
 from lookalike.evaluation.gate_config import checks_of
 from lookalike.evaluation.measurements import SCHEMA, measured
-from lookalike.evaluation.scores import Scores
+from lookalike.evaluation.scores import Judge, Scores
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,11 @@ class Evidence:
     """Hash of their ids, one a line in the order of the ids."""
     embedder: str
     """Revision of the embedder behind ``identity``."""
-    judge: Any = None
-    """Identity and calibration of all models that judged, as in ``scores.json``; None in older scores."""
+    judge: dict[str, Any] | None = None
+    """The judge's calibration: ``images_sha256``, and by metric ``revision`` and ``sha256`` of its values on these
+    images; None in older scores."""
+    protocols: dict[str, Any] = field(default_factory=dict)
+    """How each metric was measured, as in ``scores.json``."""
     measurements_sha256: str | None = None
     """Hash of ``measurements.parquet``; None in older scores."""
     grid_uri: str | None = None
@@ -58,11 +61,17 @@ def evidence_of(scores: Scores, measurements: bytes, where: str, gate: GateConfi
         cases=len(cases),
         cases_sha256=hashlib.sha256("\n".join(cases).encode()).hexdigest(),
         embedder=scores.embedder,
-        judge=getattr(scores, "judge", None),
+        judge=None if scores.judge is None else _identity(scores.judge),
+        protocols=scores.protocols,
         measurements_sha256=scores.measurements_sha256,
         grid_uri=grid_uri,
         estimates=_shown(scores, gate),
     )
+
+
+def _identity(judge: Judge) -> dict[str, Any]:
+    metrics = {name: {"revision": each.revision, "sha256": each.sha256} for name, each in judge.metrics.items()}
+    return {"images_sha256": judge.images_sha256, "metrics": metrics}
 
 
 def compared_with_base(gate: GateConfig) -> list[str]:
@@ -95,7 +104,7 @@ def explain(checks: Iterable[Check], evidence: Evidence | None) -> list[str]:
     for name, estimate in evidence.estimates.items():
         lines.append(f"     {name:28} {estimate.mean:8.4f} [{estimate.low:.4f}, {estimate.high:.4f}] n={estimate.n}")
     suite = evidence.suite
-    judge = "not recorded" if evidence.judge is None else configs.fingerprint([evidence.judge])[:12]
+    judge = "not recorded" if evidence.judge is None else f"sha256 {configs.fingerprint(evidence.judge)[:12]}"
     return [
         *lines,
         f"judge   embedder {evidence.embedder or 'unknown'}; calibration {judge}",

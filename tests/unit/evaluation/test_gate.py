@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from lookalike.config import fingerprint
 from lookalike.errors import ConfigError
 from lookalike.evaluation.estimates import Estimate
 from lookalike.evaluation.gate import (
@@ -19,7 +20,7 @@ from lookalike.evaluation.gate import (
     how_to_measure,
 )
 from lookalike.evaluation.gate_config import PRESETS
-from lookalike.evaluation.scores import Scores, Source
+from lookalike.evaluation.scores import Calibration, Judge, Scores, Source
 
 
 def _scores(suite: str = "suite", **means: float) -> Scores:
@@ -90,11 +91,22 @@ def test_challenger_is_compared_with_the_champion(means: dict[str, float], faile
     assert _failed(_scores(**means), _scores()) == failed
 
 
-def test_comparison_needs_the_same_suite_and_embedder() -> None:
+def test_comparison_needs_the_same_suite_and_judge() -> None:
     decision = decide(_scores(suite="other"), _scores(), GateConfig())
     assert [check.name for check in decision.checks if not check.passed] == ["suite"]
     assert "one suite" in next(check.why for check in decision.checks if check.name == "suite")
-    assert _failed(replace(_scores(), embedder="e2"), _scores()) == ["embedder"]
+    assert _failed(replace(_scores(), embedder="e2"), _scores()) == ["judge"]
+
+
+def test_champion_of_a_judge_with_another_calibration_is_not_compared() -> None:
+    def judged(value: float) -> Scores:
+        values = {"a": value, "b": 0.5}
+        return replace(_scores(), judge=Judge("i" * 64, {"identity": Calibration(values, fingerprint(values))}))
+
+    assert _failed(judged(0.5), judged(0.5001)) == []
+    assert _failed(judged(0.5), judged(0.6)) == ["judge"]
+    why = next(check.why for check in decide(judged(0.5), judged(0.6), GateConfig()).checks if check.name == "judge")
+    assert "calibration images" in why
 
 
 def test_metric_missing_on_one_side_is_refused() -> None:
@@ -197,6 +209,8 @@ def test_a_stand_in_is_compared_if_no_clip_was_named() -> None:
     scores = _personal(clip_t=None)
     both = {"variety_background": Estimate(0.5, 0.5, 0.5, 1), "before/variety_background": Estimate(0.5, 0.5, 0.5, 1)}
     assert _failed(replace(scores, metrics=scores.metrics | both), gate=PERSONAL) == []
+    slightly = both | {"variety_background": Estimate(0.45, 0.45, 0.45, 1)}  # one value of the set, without an interval
+    assert _failed(replace(scores, metrics=scores.metrics | slightly), gate=PERSONAL) == []
     less = both | {"variety_background": Estimate(0.1, 0.1, 0.1, 1)}
     scores = replace(scores, metrics=scores.metrics | less)
     assert _failed(scores, gate=PERSONAL) == ["variety_background vs base"]
