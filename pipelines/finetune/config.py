@@ -23,8 +23,8 @@ def default_stages() -> list[PhaseConfig]:
 
 
 def default_evaluation() -> dict[str, Any]:
-    """A few images of the one subject, and its loss at many noise levels."""
-    return {"max_samples": 64, "subjects": 1, "prompts_per_subject": 2, "stages": ["preset"], "steps": 16}
+    """Images of the one subject, enough to see copies among them, and its loss at many noise levels."""
+    return {"max_samples": 64, "subjects": 1, "prompts_per_subject": 8, "stages": ["preset"], "steps": 16}
 
 
 def default_filters() -> FiltersConfig:

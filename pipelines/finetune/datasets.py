@@ -27,7 +27,6 @@ def make_datasets(config: FinetuneConfig, home: Store, place: Store, photos: Pho
         return curation_of(config, raw, dataset.uri, most, role)
 
     raw = open_store(config.photos).uri if photos.raw else home.child("raw").child(photos.sha256[:12]).uri
-    claim(place.child("curation"), {"filters": configs.to_dict(curation(training, "dropped").filters)})
     if not list_versions(training):
         if not photos.raw and not open_store(raw).exists(INGESTED):
             ingest(IngestConfig(source=open_store(config.photos).uri, raw=raw))
@@ -35,6 +34,7 @@ def make_datasets(config: FinetuneConfig, home: Store, place: Store, photos: Pho
     counts = read_manifest(training)["counts"]
     if photos.raw:
         _check_raw(config, counts)
+    claim(place.child("curation"), {"filters": configs.to_dict(curation(training, "dropped").filters)})
     if not config.held_out_photos:
         return Datasets(training.uri, training.uri, "train", 0)
     held_out = int(counts["dropped"].get("held_out", 0))
@@ -42,8 +42,8 @@ def make_datasets(config: FinetuneConfig, home: Store, place: Store, photos: Pho
         raise InputError(
             f"{counts['images_kept']} of {counts['images_in']} photos can be used, which is too few to hold one out",
             value=config.photos,
-            fix="add sharp photos of the subject from other sides; or set --holdout 0, which judges the model on the "
-            "photos that it was trained on",
+            fix=f"add sharp photos of the subject from other sides; or remove {place.uri} and set --holdout 0, which "
+            "judges the model on the photos that it was trained on",
         )
     if not list_versions(suite):
         _curate(config, curation(suite, "targets"))
