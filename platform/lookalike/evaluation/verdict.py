@@ -48,6 +48,11 @@ _MEANINGS = (  # the first that fits is the reason that people read
         ("Evaluate on photos that training did not see; a finetune holds two out unless --holdout is 0.",),
     ),
     _Meaning(
+        lambda check: _is_measured(check) and check.name.endswith(".n"),
+        _says("too few samples were measured to judge it: {why}"),
+        ("Evaluate with more samples (max_samples, prompts_per_subject).",),
+    ),
+    _Meaning(
         _about("copying", "nearer_than_real"),
         _says("its images repeat the photos instead of showing the subject anew ({value:.0%} of them are copies)"),
         (FEWER_STEPS, MORE_PHOTOS),

@@ -28,6 +28,7 @@ def _check(name: str, value: float | str | None = 0.1, threshold: float = 0.4, p
         (_check("conditions", "shuffled"), "no model may pass", ""),
         (_check("suite", "a"), "suite: the reason of suite", ""),
         (_check("speed.low", 0.5), "speed: the reason of speed", ""),
+        (_check("loss_gap.n", 12.0), "too few samples", "max_samples"),
     ],
 )
 def test_refusal_is_one_sentence_with_its_number_and_advice(check: Check, words: str, does: str) -> None:
