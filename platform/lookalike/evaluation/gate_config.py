@@ -140,8 +140,9 @@ PRESETS: dict[Preset, Checks] = {
     ),
 }
 """``base``: the model uses its conditions (``loss_gap``), and its images are nearer to the subject than a photo of
-another subject is (position 0). ``personal``: also better than its base on held-out photos. The thresholds of position and
-copies of ``personal`` are fitted by tests/bench/test_gate.py; without its results/gate.json they are provisional."""
+another subject is (position 0). ``personal``: also better than its base on held-out photos. The thresholds of position
+and copies of ``personal`` are fitted by tests/bench/test_gate.py; without its results/gate.json they are
+provisional."""
 
 
 def checks_of(config: GateConfig) -> Checks:
