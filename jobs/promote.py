@@ -36,6 +36,7 @@ Then `models:/lookalike-mini@champion` is a model for jobs/generate.py and jobs/
 """
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 from lookalike.documents import parse_record
@@ -116,7 +117,12 @@ def _show(decision: dict[str, Any]) -> None:
         print(decision["verdict"])
 
 
-COMMANDS = {"run": main, "rollback": main_rollback, "history": main_history, "explain": main_explain}
+COMMANDS: dict[str, Callable[..., int | None]] = {
+    "run": main,
+    "rollback": main_rollback,
+    "history": main_history,
+    "explain": main_explain,
+}
 
 if __name__ == "__main__":
     raise SystemExit(run_subcommand(COMMANDS, __doc__))

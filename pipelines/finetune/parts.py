@@ -112,11 +112,7 @@ def check_settings(config: FinetuneConfig, home: Store, bundle_uri: str) -> None
     transformer = bundle / "transformer" / "config.json"
     if transformer.is_file():  # else it is a personal bundle, which training refuses by name
         check_lora(config.adapter, component_config(bundle, "transformer"))
-    needed = {
-        check.metric
-        for check in (*checks_of(config.gate).floors, *checks_of(config.gate).ceilings)
-        if not check.if_measured
-    }
+    needed = {bound.metric for bound in checks_of(config.gate).bounds if not bound.if_measured}
     others = sorted(metric for metric in needed if "--distractors" in how_to_measure(metric))
     if config.distractors is None and others:
         log.warning(

@@ -21,8 +21,8 @@ from lookalike.tracking import tracking_uri
 from pipelines.entry import ray_session
 from pipelines.evaluate import evaluate
 from pipelines.finetune.config import CheckConfig, FinetuneConfig
-from pipelines.finetune.datasets import Datasets, make_datasets
-from pipelines.finetune.parts import check_settings, evaluation_of, training_of
+from pipelines.finetune.datasets import make_datasets
+from pipelines.finetune.parts import Datasets, check_settings, evaluation_of, training_of
 from pipelines.finetune.photos import PhotoSet, photo_set
 from pipelines.promote import PromoteConfig, promote
 from pipelines.train.run import train

@@ -111,7 +111,7 @@ class Lab:
         place = self.store.child("others")
         dataset = place.child("dataset")
         if not list_versions(dataset):
-            world = SampleWorldConfig(seed=OTHERS_SEED, subjects=24, defects=False)
+            world = SampleWorldConfig(seed=OTHERS_SEED, subjects=12, defects=False)
             with ray_session():
                 ingest(IngestConfig(source="sample", raw=place.child("raw").uri, sample=world))
                 curate(CurateConfig(raw=place.child("raw").uri, dataset=dataset.uri))

@@ -97,8 +97,7 @@ def decide(
     """
     wanted, differences = checks_of(config), differences or {}
     checks = [_conditions(scores), *_photos(scores, config)]
-    checks += [_bound(scores, floor) for floor in wanted.floors]
-    checks += [_bound(scores, ceiling) for ceiling in wanted.ceilings]
+    checks += [_bound(scores, bound) for bound in wanted.bounds]
     checks += [_against_base(scores, each, differences) for each in wanted.against_base]
     if champion is not None:
         same = [_suite(scores, champion), _judge(scores, champion)]

@@ -102,6 +102,11 @@ class Checks:
     against_base: list[BaseComparison]
     comparisons: list[Comparison]
 
+    @property
+    def bounds(self) -> list[Floor | Ceiling]:
+        """Floors and ceilings."""
+        return [*self.floors, *self.ceilings]
+
 
 _FLOORS = [Floor("loss_gap", above=0.0)]
 _COMPARISONS = [

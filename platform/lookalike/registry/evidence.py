@@ -82,7 +82,7 @@ def compared_with_base(gate: GateConfig) -> list[str]:
 
 def _shown(scores: Scores, gate: GateConfig) -> dict[str, Estimate]:
     wanted = checks_of(gate)
-    names = {check.metric for check in (*wanted.floors, *wanted.ceilings, *wanted.comparisons)}
+    names = {bound.metric for bound in wanted.bounds} | {each.metric for each in wanted.comparisons}
     names |= {prefix + metric for metric in compared_with_base(gate) for prefix in ("", BEFORE)}
     names |= {name for name in scores.metrics if is_position(name)}
     return {
