@@ -29,7 +29,7 @@ from lookalike.evaluation.estimates import Estimate, binomial_interval
 from lookalike.evaluation.gate import Ceiling, Floor, GateConfig, decide
 from lookalike.evaluation.gate_config import PRESETS
 from lookalike.evaluation.measurements import MEASUREMENTS
-from lookalike.evaluation.scores import SCORES, Scores
+from lookalike.evaluation.scores import SCORES, Scores, Source
 from lookalike.models.vae import load_vae
 from lookalike.registry.evidence import compared_with_base
 from lookalike.storage import open_store
@@ -97,6 +97,29 @@ def test_gate_calibration(lab: Lab, bench_folder: Path) -> None:
     assert all(row["of"] == OF_EACH for row in table.values()), "not all adapters are made: LOOKALIKE_BENCH_PARTS"
     assert table["good"]["accepted"] >= 19
     assert all(table[kind]["accepted"] <= 1 for kind in KINDS if kind != "good")
+
+
+def test_gate_calibration_separates_kinds_that_are_apart() -> None:
+    """The fit on made-up scores; without training, in a second."""
+    rng = np.random.default_rng(0)
+    judged = [
+        Judged(Part(kind, number), _made_up(position + rng.normal(0, 0.05), copies), {})
+        for kind, position, copies in (("good", 0.6, 0.0), ("untrained", 0.2, 0.0), ("overfitted", 0.7, 0.8))
+        for number in range(OF_EACH)
+    ]
+    accepted, thresholds = _cross_fitted(judged)
+    assert {part.kind for part, passed in accepted.items() if passed} == {"good"}
+    assert sum(accepted.values()) >= OF_EACH - 1
+    assert all(0.3 < values["position/identity"] < 0.5 and values["copying"] < 0.8 for values in thresholds)
+    assert _row([True] * 19 + [False])["95 %"] == [0.751, 0.999]
+
+
+def _made_up(position: float, copies: float) -> Scores:
+    """Scores that pass all checks but perhaps those of position and copies."""
+    better = {"loss_gap": 0.2, "loss_right": 0.5, "before/loss_right": 0.9, "identity": 0.6, "before/identity": 0.5}
+    means = {**better, "clip_t": 0.3, "before/clip_t": 0.3, "position/identity": position, "copying": copies}
+    metrics = {name: Estimate(mean, mean - 0.1, mean + 0.1, 8) for name, mean in means.items()}
+    return Scores(Source("file:///b", "b" * 64), Source("file:///s", "s" * 64, 1), "right", metrics)
 
 
 def _judged(lab: Lab, part: Part) -> Judged:
