@@ -1,6 +1,7 @@
 """Train a personal model of one subject from 4 to 20 photos, evaluate it, and register it under its customer.
 
 It makes a LoRA adapter on the base model, images before and after, and the model CUSTOMER--SUBJECT with its champion.
+Two of the photos (of 4, one) are kept from training, and the model is judged on them alone; --holdout 0 trains on all.
 The photos lie in one folder for the subject, here /photos/mug/mug/01.jpg and so on:
 
   python jobs/finetune.py check --photos file:///photos/mug
@@ -23,6 +24,8 @@ def main(config: FinetuneConfig) -> int:
         state = "champion"
     else:
         state = f"promoted, and not champion now (champion: {champion or 'none'})"
+    if not result["promoted"] and result.get("verdict"):  # results of earlier versions have no such sentence
+        print(result["verdict"])
     print(f"models:/{result['model']}/{result['version']}: {state}; bundle {result['bundle_uri']}")
     return 0
 

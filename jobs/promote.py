@@ -16,14 +16,19 @@ Who was champion when, and why:
 
   python jobs/promote.py history --model lookalike-mini
 
+Why a version was promoted or refused, with the values and intervals, the judge, the suite and the picture:
+
+  python jobs/promote.py explain --model lookalike-mini --version 3
+
 If the promotion log or the champion is lost without a copy, --begin-anew REASON begins a new log:
 
   python jobs/promote.py run … --begin-anew "the store of the log was lost"
 
 A bundle that was moved is registered at its new place by promoting it again with --bundle.
 
-Floors and comparisons are settings:
+The checks are a preset: base, or personal for a model that was measured beside its base. A list replaces the preset's:
 
+  python jobs/promote.py run … --gate.preset personal
   python jobs/promote.py run … \\
       --gate.floors '[{metric: loss_gap, above: 0.002}, {metric: loss_gap, bound: n, above: 255}]'
 
@@ -31,10 +36,24 @@ Then `models:/lookalike-mini@champion` is a model for jobs/generate.py and jobs/
 """
 
 import json
+from collections.abc import Callable
 from typing import Any
 
+from lookalike.documents import parse_record
+from lookalike.evaluation.gate import Check
+from lookalike.registry.evidence import Evidence
+from lookalike.registry.evidence import explain as explain_checks
 from pipelines.entry import EXIT_REFUSED, run_subcommand
-from pipelines.promote import HistoryConfig, PromoteConfig, RollbackConfig, history, promote, rollback
+from pipelines.promote import (
+    ExplainConfig,
+    HistoryConfig,
+    PromoteConfig,
+    RollbackConfig,
+    explain,
+    history,
+    promote,
+    rollback,
+)
 
 
 def main(config: PromoteConfig) -> int:
@@ -65,6 +84,23 @@ def main_history(config: HistoryConfig) -> int:
     return 0
 
 
+def main_explain(config: ExplainConfig) -> int:
+    """Print why a version was promoted or refused."""
+    decision = explain(config)
+    if config.json:
+        print(json.dumps(decision, indent=1, ensure_ascii=False))
+        return 0
+    checks = [Check(**check) for check in decision["checks"]]
+    stored = decision["evidence"]
+    evidence = None if stored is None else parse_record(Evidence, json.dumps(stored), decision["source"])
+    print("\n".join(explain_checks(checks, evidence)))
+    print(f"record  {decision['source']}")
+    for line in decision["advice"]:
+        print(f"to do   {line}")
+    print(f"models:/{decision['model']}/{decision['version']}: {decision['verdict']}")
+    return 0
+
+
 def _show(decision: dict[str, Any]) -> None:
     for check in decision["checks"]:
         print(f"{'ok  ' if check['passed'] else 'FAIL'} {check['name']:28} {check['why']}")
@@ -77,7 +113,16 @@ def _show(decision: dict[str, Any]) -> None:
     else:
         verdict = f"was promoted, and is not champion now (champion: {shown})"
     print(f"models:/{name}/{version} {verdict}")
+    if not decision["promoted"] and decision.get("verdict"):  # decisions of earlier versions have no such sentence
+        print(decision["verdict"])
 
+
+COMMANDS: dict[str, Callable[..., int | None]] = {
+    "run": main,
+    "rollback": main_rollback,
+    "history": main_history,
+    "explain": main_explain,
+}
 
 if __name__ == "__main__":
-    raise SystemExit(run_subcommand({"run": main, "rollback": main_rollback, "history": main_history}, __doc__))
+    raise SystemExit(run_subcommand(COMMANDS, __doc__))

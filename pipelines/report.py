@@ -176,14 +176,25 @@ def _evaluation(store: Store) -> Evaluation:
 def _decision(uri: str) -> dict[str, Any]:
     store, key = locate_object(uri) if uri.endswith(".json") else (open_store(uri), "decision.json")
     found = read_members(store, key, {"model": str, "promoted": bool, "checks": list[Check]})
-    return {**found, "version": found.get("version") or ""}
+    verdict, advice = found.get("verdict"), found.get("advice")  # which earlier versions did not write
+    texts = isinstance(advice, list) and all(isinstance(line, str) for line in advice)
+    return {
+        **found,
+        "version": found.get("version") or "",
+        "verdict": verdict if isinstance(verdict, str) else "",
+        "advice": advice if texts else [],
+    }
 
 
 def _finetune(store: Store) -> Finetune:
     where = store.uri_of("result.json")
     result = read_members(store, "result.json", {"customer": str, "subject": str, "scores": str})
     after = _evaluation(inside(store, result["scores"], where))  # its grid shows before and after
-    return Finetune(result["customer"], result["subject"], after.grid, after.scores)
+    decision = _decision(inside(store, result["decision"], where).uri) if "decision" in result else None
+    held_out = result.get("held_out", 0)
+    if type(held_out) is not int:
+        raise InputError("held_out is not a number of photos", value=held_out, fix="run the finetune again")
+    return Finetune(result["customer"], result["subject"], after.grid, after.scores, decision, held_out)
 
 
 def _generation(store: Store) -> tuple[str, str]:

@@ -63,6 +63,8 @@ class Inputs:
         settings = configs.to_dict(config)
         for name in ("raw", "dataset", "actors"):  # places and actors
             del settings[name]
+        if config.filters.held_out is None:  # snapshots of before there was this filter keep their fingerprint
+            del settings["filters"]["held_out"]
         taken_down = settings["filters"]["taken_down"]
         del taken_down["allow_unmatched"], taken_down["max_list_mib"]  # these change no image
         if taken_down["list"] is not None:

@@ -11,6 +11,8 @@ from pipelines.actors import Columns
 from pipelines.curate.config import PlanConfig
 from pipelines.curate.work import Layout, StageWork
 
+_ALL = 2.0  # above each split hash: all subjects are validation
+
 
 def divide(work: StageWork, partition: int) -> Columns:
     """Divide a range of subjects into units of about ``shards.shard_mib`` of images, and write where they begin.
@@ -36,7 +38,9 @@ def join(work: StageWork, tables: Iterable[pa.Table]) -> Layout:
         units[table["unit"][0].as_py()] = table["units"][0].as_py()
         hashes = {value for value in table["split_hash"].to_pylist() if value == value}
         lowest = heapq.nsmallest(work.config.plan.min_validation_subjects + 1, {*lowest, *hashes})
-    return Layout(split_cut(work.config.plan, lowest), np.cumsum(units))
+    held_out = work.config.filters.held_out
+    only_targets = held_out is not None and held_out.role == "targets"
+    return Layout(_ALL if only_targets else split_cut(work.config.plan, lowest), np.cumsum(units))
 
 
 def split_cut(plan: PlanConfig, lowest: Sequence[float]) -> float:

@@ -233,7 +233,10 @@ def _pair(photos: Photos, groups: Groups, config: CurateConfig, chosen: _Chosen,
     def places(subjects_O: np.ndarray) -> np.ndarray:
         return content_hashes(["target", config.seed], photos["sha256"][subjects_O])
 
-    sets = reference_sets(similarity_BMM, config.filters.no_pair.pairs(photos), places, config.plan)
+    pairs_BMM = config.filters.no_pair.pairs(photos)
+    if config.filters.held_out is not None:
+        pairs_BMM &= config.filters.held_out.pairs(photos)
+    sets = reference_sets(similarity_BMM, pairs_BMM, places, config.plan)
     target_R = np.repeat(np.repeat(np.arange(index_BM.size), sets.sets), sets.sizes)
     subject_R, photo_R = np.divmod(target_R, number)
     similarity_R = similarity_BMM[subject_R, photo_R, sets.references]

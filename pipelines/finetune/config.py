@@ -3,15 +3,18 @@
 from dataclasses import field
 from typing import Any
 
-from lookalike.config import NOT_IDENTITY
+from lookalike.config import IDENTITY_IF_SET, NOT_IDENTITY
+from lookalike.errors import ConfigError
 from lookalike.evaluation.gate import GateConfig
 from lookalike.models.presets import LoraConfig
 from lookalike.training.curriculum import PhaseConfig
 from lookalike.training.workers import WorkerConfig
-from lookalike.values import Count, Seed, configuration
+from lookalike.values import Count, NonNegative, Seed, configuration
 from pipelines.actors import ActorConfig
 from pipelines.curate.filters import FiltersConfig
 from pipelines.curate.filters.no_pair import NoPair
+
+_HELD_OUT = 2  # photos
 
 
 def default_stages() -> list[PhaseConfig]:
@@ -20,8 +23,8 @@ def default_stages() -> list[PhaseConfig]:
 
 
 def default_evaluation() -> dict[str, Any]:
-    """A few images of the one subject, and its loss at many noise levels."""
-    return {"max_samples": 64, "subjects": 1, "prompts_per_subject": 2, "stages": ["preset"], "steps": 16}
+    """Images of the one subject, enough to see copies among them, and its loss at many noise levels."""
+    return {"max_samples": 64, "subjects": 1, "prompts_per_subject": 8, "stages": ["preset"], "steps": 16}
 
 
 def default_filters() -> FiltersConfig:
@@ -60,8 +63,11 @@ class FinetuneConfig:
     """Samples per forward pass of one worker."""
     evaluation: dict[str, Any] = field(default_factory=default_evaluation)
     """Settings of the evaluation before and after (see ``jobs/evaluate.py run --help``)."""
-    gate: GateConfig = field(default_factory=GateConfig)
+    gate: GateConfig = field(default_factory=lambda: GateConfig(preset="personal"))
     """The checks that the personal model has to pass to become its subject's champion."""
+    holdout: NonNegative | None = field(default=None, metadata=IDENTITY_IF_SET)
+    """Photos that are kept from training, so that the model is judged on photos it has never seen; null: 2. Of 4 photos
+    or fewer it is one at most. 0 trains on all photos and judges on the same ones, and the gate says so."""
     workers: WorkerConfig = field(default_factory=WorkerConfig, metadata=NOT_IDENTITY)
     """The worker group."""
     actors: ActorConfig = field(default_factory=ActorConfig, metadata=NOT_IDENTITY)
@@ -73,6 +79,17 @@ class FinetuneConfig:
     isolated: bool = field(default=False, metadata=NOT_IDENTITY)
     """Refuse to start unless this job's S3 credentials reach ``customers/CUSTOMER/`` of the store and nothing beside it
     (SECURITY.md)."""
+
+    def __post_init__(self) -> None:
+        if self.filters.held_out is not None:
+            raise ConfigError(
+                "a finetune sets filters.held_out itself", value=self.filters.held_out, fix="use --holdout in its place"
+            )
+
+    @property
+    def held_out_photos(self) -> int:
+        """Photos to hold out, if there are enough."""
+        return _HELD_OUT if self.holdout is None else self.holdout
 
 
 @configuration()

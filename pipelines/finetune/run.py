@@ -5,26 +5,25 @@ Each part is another job's pipeline; here they run one after the other below one
 """
 
 import logging
+from dataclasses import replace
 from typing import Any
 
 from lookalike import config as configs
-from lookalike.bundles.manifest import MANIFEST, read_preset
-from lookalike.bundles.transfer import local_bundle
+from lookalike.bundles.manifest import MANIFEST
 from lookalike.errors import ConfigError, InputError, LookalikeError, RefusedError
+from lookalike.evaluation.gate import gate_identity
 from lookalike.registry import Registry, champion_version, identify, personal_model_name, resolve, standing
 from lookalike.registry.names import CUSTOMERS, customer_prefix
-from lookalike.storage import Store, list_versions, open_store, read_manifest
-from lookalike.storage.claim import AGAIN, claim, read_claim, read_result, run_once, write_result
+from lookalike.storage import Store, open_store
+from lookalike.storage.claim import AGAIN, read_claim, read_result, run_once, write_result
 from lookalike.storage.isolation import check_isolation
 from lookalike.tracking import tracking_uri
-from pipelines.curate import curate
 from pipelines.entry import ray_session
 from pipelines.evaluate import evaluate
 from pipelines.finetune.config import CheckConfig, FinetuneConfig
-from pipelines.finetune.parts import check_settings, curation_of, evaluation_of, training_of
-from pipelines.finetune.photos import PhotoSet, check_number, photo_set
-from pipelines.ingest import IngestConfig, ingest
-from pipelines.ingest.run import RESULT as INGESTED
+from pipelines.finetune.datasets import make_datasets
+from pipelines.finetune.parts import Datasets, check_settings, evaluation_of, training_of
+from pipelines.finetune.photos import PhotoSet, photo_set
 from pipelines.promote import PromoteConfig, promote
 from pipelines.train.run import train
 
@@ -64,7 +63,8 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
     photos = photo_set(open_store(config.photos), config.photos)
     bundle_uri = open_store(base.bundle_uri).uri
     check_settings(config, home, bundle_uri)
-    content = {"base_sha256": base.bundle_sha256, "photos_sha256": photos.sha256}
+    content: dict[str, Any] = {"base_sha256": base.bundle_sha256, "photos_sha256": photos.sha256}
+    content["gate"] = gate_identity(config.gate, "personal")
     place = home if _made_before(config, home) else home.child(f"photos-{photos.sha256[:12]}")
 
     def work(run: str) -> dict[str, Any]:
@@ -104,15 +104,14 @@ def _run(
 ) -> dict[str, Any]:
     from lookalike.training.loop import TrainingDivergedError
 
-    dataset = _dataset(config, home, place, photos, bundle_uri)
-
+    data = make_datasets(config, home, place, photos, bundle_uri)
     try:
-        trained = train(training_of(config, place, dataset, bundle_uri))
+        trained = train(training_of(config, place, data.training, bundle_uri))
     except TrainingDivergedError as error:
         fix = f"remove {place.uri} and run again with a lower learning_rate in --stages"
         raise TrainingDivergedError(error.what, value=error.value, fix=fix) from error
     scores = place.child("scores")
-    evaluate(evaluation_of(config, scores, dataset, trained["bundle_uri"], bundle_uri))
+    evaluate(evaluation_of(config, scores, data, trained["bundle_uri"], bundle_uri))
     decision = promote(
         PromoteConfig(
             model=name,
@@ -120,9 +119,9 @@ def _run(
             bundle=trained["bundle_uri"],
             out=place.child("promotion").uri,
             log=home.child("promotion-log").uri,
-            champion_scores=_champion_scores(config, name, place, dataset, trained["bundle_sha256"]),
+            champion_scores=_champion_scores(config, name, place, data, trained["bundle_sha256"]),
             tracking=config.tracking,
-            gate=config.gate,
+            gate=replace(config.gate, seen_photos=True) if data.held_out == 0 else config.gate,
         )
     )
     return {
@@ -134,10 +133,13 @@ def _run(
         "bundle_uri": trained["bundle_uri"],
         "bundle_sha256": trained["bundle_sha256"],
         "scores": scores.uri,
+        "decision": place.child("promotion").uri,
+        "verdict": decision.get("verdict", ""),
+        "held_out": data.held_out,
     }
 
 
-def _champion_scores(config: FinetuneConfig, name: str, place: Store, dataset: str, bundle_sha256: str) -> str | None:
+def _champion_scores(config: FinetuneConfig, name: str, place: Store, data: Datasets, bundle_sha256: str) -> str | None:
     """Scores of the subject's champion on these photos: the gate compares what was measured on the same ones."""
     registry = Registry(tracking_uri(config.tracking))
     try:
@@ -148,7 +150,7 @@ def _champion_scores(config: FinetuneConfig, name: str, place: Store, dataset: s
         return None
     out = place.child(f"champion-{now.champion.bundle_sha256[:12]}")
     try:
-        evaluate(evaluation_of(config, out, dataset, now.champion.bundle_uri, None))
+        evaluate(evaluation_of(config, out, data, now.champion.bundle_uri, None))
     except InputError as error:  # its bundle or base is not there: the gate names what is missing
         log.warning("the champion %s cannot be measured on these photos: %s", now.champion, error)
         return None
@@ -164,41 +166,6 @@ def _with_champion(config: FinetuneConfig, name: str, result: dict[str, Any]) ->
         return {**result, "champion": None}
 
 
-def _dataset(config: FinetuneConfig, home: Store, place: Store, photos: PhotoSet, bundle_uri: str) -> str:
-    """Curate the photos, unless that is done: their place, or that of the store, may have changed since."""
-    dataset = place.child("dataset")
-    if not list_versions(dataset):
-        raw = open_store(config.photos).uri
-        if not photos.raw:
-            raw = home.child("raw").child(photos.sha256[:12]).uri
-            if not open_store(raw).exists(INGESTED):
-                ingest(IngestConfig(source=open_store(config.photos).uri, raw=raw))
-        most = read_preset(local_bundle(bundle_uri)).references.max_references
-        try:
-            curate(curation_of(config, raw, dataset.uri, most))
-        except InputError as error:
-            if not error.what.startswith("no usable pair"):
-                raise
-            raise InputError(
-                error.what,
-                value=config.photos,
-                fix="replace photos that cannot be decoded, add sharp ones of the subject from other sides, and run "
-                "the same command again; or loosen the filters that took most "
-                "(such as --filters.skip '[off_subject, blurry]')",
-            ) from error
-    counts = read_manifest(dataset)["counts"]
-    if photos.raw and counts["subjects_in"] != 1:
-        raise InputError(
-            f"the raw shards hold photos of {counts['subjects_in']} subjects",
-            value=config.photos,
-            fix="name shards of one subject",
-        )
-    if photos.raw:
-        check_number(counts["images_in"], config.photos)
-    claim(place.child("curation"), {"filters": configs.to_dict(config.filters)})
-    return dataset.uri
-
-
 def _earlier_result(config: FinetuneConfig, name: str, place: Store, fingerprint: str) -> dict[str, Any]:
     """The content of ``result.json``, with the places of the bundle and the scores as they are now.
 
@@ -212,7 +179,10 @@ def _earlier_result(config: FinetuneConfig, name: str, place: Store, fingerprint
         raise InputError(what, value=where, fix=AGAIN)
     if (result["customer"], result["subject"], result["model"]) != (config.customer, config.subject, name):
         raise InputError(f"the result is of {result['model']!r:.80}, not of {name}", value=where, fix=AGAIN)
-    return {**result, "bundle_uri": bundle.uri, "scores": place.child("scores").uri}
+    places = {"bundle_uri": bundle.uri, "scores": place.child("scores").uri}
+    if "decision" in result:  # results of earlier versions name none
+        places["decision"] = place.child("promotion").uri
+    return {**result, **places}
 
 
 def _made_before(config: FinetuneConfig, home: Store) -> bool:

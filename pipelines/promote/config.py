@@ -5,7 +5,7 @@ from dataclasses import field
 from lookalike.config import IDENTITY_IF_SET, NOT_IDENTITY
 from lookalike.errors import ConfigError
 from lookalike.evaluation.gate import GateConfig
-from lookalike.values import configuration
+from lookalike.values import Count, configuration
 
 
 @configuration()
@@ -61,6 +61,20 @@ class HistoryConfig:
 
     model: str
     """Name of the registered model."""
+    tracking: str | None = None
+    """MLflow tracking URI; by default MLFLOW_TRACKING_URI."""
+    json: bool = False
+    """Print JSON."""
+
+
+@configuration()
+class ExplainConfig:
+    """Print why a version was promoted or refused: checks, values, judge, suite, cases. Changes nothing."""
+
+    model: str
+    """Name of the registered model."""
+    version: Count
+    """Its version, as `run` has printed it."""
     tracking: str | None = None
     """MLflow tracking URI; by default MLFLOW_TRACKING_URI."""
     json: bool = False

@@ -7,7 +7,7 @@ from typing import Any
 from lookalike import config as configs
 from lookalike import registry
 from lookalike.errors import InputError
-from lookalike.evaluation.gate import Check, GateConfig
+from lookalike.evaluation.gate import Check, GateConfig, gate_identity
 from lookalike.storage import Store, open_store
 from lookalike.storage.claim import AGAIN, read_result, run_once, write_result
 from lookalike.tracking import tracking_uri
@@ -36,7 +36,7 @@ def promote(config: PromoteConfig) -> dict[str, Any]:
     """
     registry.validate_model_name(config.model)
     scores = registry.scores_hash(registry.read_scores(config.scores))
-    return _decide_once(config, {"inputs": {"scores": scores}})
+    return _decide_once(config, {"inputs": {"scores": scores}, "gate": gate_identity(config.gate, "base")})
 
 
 def rollback(config: RollbackConfig) -> dict[str, Any]:
@@ -52,7 +52,7 @@ def rollback(config: RollbackConfig) -> dict[str, Any]:
     registry.validate_model_name(config.model)
     target = {"rollback": True} if config.to is None else {"rollback_to": config.to}
     # the default gate is part of the identity of a rollback: records of before there was a subcommand have it
-    return _decide_once(config, {"gate": configs.to_dict(GateConfig()), **target})
+    return _decide_once(config, {"gate": gate_identity(GateConfig(), "base"), **target})
 
 
 def history(config: HistoryConfig) -> list[dict[str, Any]]:
@@ -87,8 +87,16 @@ def _decide_once(config: PromoteConfig | RollbackConfig, content: dict[str, Any]
 
 def _decide(config: PromoteConfig | RollbackConfig, store: Store, fingerprint: str) -> dict[str, Any]:
     models, writer = _registry(config), configs.fingerprint([fingerprint, store.uri])
+    decision_uri = store.uri_of(DECISION)
     if isinstance(config, RollbackConfig):
-        outcome = registry.rollback(models, config.model, writer=writer, version=config.to, bundle_uri=config.bundle)
+        outcome = registry.rollback(
+            models,
+            config.model,
+            writer=writer,
+            version=config.to,
+            bundle_uri=config.bundle,
+            decision_uri=decision_uri,
+        )
     else:
         bundle = config.bundle or registry.read_scores(config.scores).bundle.uri
         candidate = registry.Candidate(config.model, bundle, config.scores)
@@ -102,6 +110,7 @@ def _decide(config: PromoteConfig | RollbackConfig, store: Store, fingerprint: s
                 gate=config.gate,
                 reason=config.begin_anew,
                 writer=writer,
+                decision_uri=decision_uri,
             )
         else:
             outcome = registry.promote(
@@ -110,6 +119,7 @@ def _decide(config: PromoteConfig | RollbackConfig, store: Store, fingerprint: s
                 log_uri=config.log or beside,
                 gate=config.gate,
                 champion_scores_uri=config.champion_scores,
+                decision_uri=decision_uri,
             )
     decision = configs.to_dict(outcome)
     write_result(store, DECISION, decision, fingerprint)

@@ -112,6 +112,8 @@ def parse(
     except LookalikeError:
         raise
     except Exception as error:  # jsonargparse and YAML have more classes of errors than can be listed
+        if isinstance(error.__cause__, LookalikeError):  # of a value that may be null: it is tried as each type
+            raise error.__cause__ from error
         raise ConfigError(
             f"the settings cannot be read: {type(error).__name__} {first_line(error)}",
             fix="compare them with --print_config",

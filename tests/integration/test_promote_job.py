@@ -1,28 +1,28 @@
 """jobs/promote.py: exit codes, decision.json, subcommands, and errors that name the bad input."""
 
+import dataclasses
+import hashlib
 import json
 import sys
 from pathlib import Path
 
 import pytest
 
-from jobs.promote import main, main_history, main_rollback
+from jobs.promote import COMMANDS, main
 from lookalike import config as configs
 from lookalike.errors import ConflictError
 from lookalike.evaluation.gate import GateConfig
-from lookalike.registry import resolve
+from lookalike.registry import Registry, resolve
 from lookalike.storage import open_store
 from pipelines.entry import EXIT_ERROR, EXIT_REFUSED, run_subcommand
-from pipelines.promote import PromoteConfig, RollbackConfig, promote, rollback
+from pipelines.promote import ExplainConfig, PromoteConfig, RollbackConfig, explain, promote, rollback
 from tests.integration.test_promotion import bundle, scored
+from tests.unit.evaluation.test_gate import OF_THEN
 
 
 @pytest.fixture
 def root(tmp_path: Path) -> str:
     return str(tmp_path / "store")
-
-
-COMMANDS = {"run": main, "rollback": main_rollback, "history": main_history}
 
 
 def _job(monkeypatch: pytest.MonkeyPatch, *arguments: str, command: str = "run") -> int:
@@ -108,6 +108,82 @@ def test_rollback_and_history_from_the_command_line(
     assert _job(monkeypatch, "--model", "none", "--tracking", mlflow_database, command="history") == EXIT_ERROR
 
 
+def test_a_promotion_recorded_before_there_were_presets_stays_finished(mlflow_database: str, root: str) -> None:
+    scored(root, "scores", bundle(root, "one"))
+    config = PromoteConfig("mini", f"{root}/scores", f"{root}/out", tracking=mlflow_database)
+    made = promote(config)
+    out = open_store(config.out)
+    identity = json.loads(out.read("run.json"))["identity"]
+    assert identity["gate"] == OF_THEN
+    assert promote(config)["version"] == made["version"]
+    with pytest.raises(ConflictError, match="another run's result, with another gate"):
+        promote(dataclasses.replace(config, gate=GateConfig(preset="personal")))
+
+
+def test_explain_shows_why_with_values_judge_suite_and_picture(
+    mlflow_database: str, root: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = ["--model", "mini", "--tracking", mlflow_database]
+    for name, gap in (("one", 0.2), ("two", -0.2)):
+        scored(root, f"{name}/scores", bundle(root, name), loss_gap=gap)
+        assert _job(monkeypatch, *common, "--scores", f"{root}/{name}/scores", "--out", f"{root}/{name}/out") == 0
+    assert "Refused: it makes the same images whichever photos it is given" in capsys.readouterr().out
+    assert _job(monkeypatch, *common, "--version", "2", command="explain") == 0
+    refused = capsys.readouterr().out
+    for text in (
+        "FAIL loss_gap.low",
+        "loss_gap                      -0.2000 [-0.2",
+        "n=256",
+        "embedder e; calibration not recorded",
+        "version 1, split validation, sha256 ssssssssssss",
+        "cases   256, sha256",
+        "gate    preset base",
+        "two/scores/grid.png",
+        "two/out/decision.json",
+        "to do   Add photos",
+        "models:/mini/2: Refused: it makes the same images whichever photos it is given.",
+    ):
+        assert text in refused
+    assert _job(monkeypatch, *common, "--version", "1", "--json", command="explain") == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert (shown["promoted"], shown["champion"], shown["advice"]) == (True, 1, [])
+    assert shown["evidence"]["suite"]["sha256"] == "s" * 64
+    assert shown["evidence"]["estimates"]["loss_gap"]["n"] == 256
+
+
+def test_explain_reads_the_log_if_the_record_was_removed(
+    mlflow_database: str, root: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = ["--model", "mini", "--tracking", mlflow_database]
+    for name, gap in (("one", 0.2), ("two", -0.2)):
+        scored(root, f"{name}/scores", bundle(root, name), loss_gap=gap)
+        assert _job(monkeypatch, *common, "--scores", f"{root}/{name}/scores", "--out", f"{root}/{name}/out") == 0
+        open_store(f"{root}/{name}/out").delete("decision.json")
+    capsys.readouterr()
+    assert _job(monkeypatch, *common, "--version", "1", command="explain") == 0
+    promoted = capsys.readouterr().out
+    assert "promotion-log/mini/00000001.json" in promoted
+    assert "cases   256" in promoted
+    assert _job(monkeypatch, *common, "--version", "2", command="explain") == EXIT_ERROR
+    assert "was not recorded, or its record was removed" in capsys.readouterr().err
+    assert _job(monkeypatch, *common, "--version", "9", command="explain") == EXIT_ERROR
+
+
+def test_explain_of_a_log_entry_of_earlier_software(mlflow_database: str, root: str) -> None:
+    scored(root, "scores", bundle(root, "one"))
+    promote(PromoteConfig("mini", f"{root}/scores", f"{root}/out", tracking=mlflow_database))
+    log = open_store(root).child("promotion-log").child("mini")
+    entry = json.loads(log.read("00000001.json"))
+    del entry["evidence"]
+    log.write("00000001.json", json.dumps(entry).encode())
+    open_store(f"{root}/out").delete("decision.json")
+    head = f"00000001:{hashlib.sha256(log.read('00000001.json')).hexdigest()}"
+    Registry(mlflow_database).tag_model("mini", "promotion_log_head", head)
+    shown = explain(ExplainConfig("mini", 1, tracking=mlflow_database))
+    assert (shown["promoted"], shown["evidence"]) == (True, None)
+    assert shown["checks"][0]["name"] == "conditions"
+
+
 @pytest.mark.parametrize("to", [None, 1], ids=["to the champion before", "to a version"])
 def test_a_rollback_recorded_before_there_were_subcommands_matches(
     to: int | None, mlflow_database: str, root: str
@@ -117,7 +193,7 @@ def test_a_rollback_recorded_before_there_were_subcommands_matches(
         scored(root, f"{name}/scores", each, loss_right=loss)
         config = PromoteConfig("mini", f"{root}/{name}/scores", f"{root}/{name}/out", tracking=mlflow_database)
         promote(config)
-    identity = {"model": "mini", "gate": configs.to_dict(GateConfig())}
+    identity = {"model": "mini", "gate": OF_THEN}
     identity |= {"rollback": True} if to is None else {"rollback_to": to}
     record = {"config": identity, "identity": identity, "fingerprint": configs.fingerprint(identity)}
     back = open_store(f"{root}/back")

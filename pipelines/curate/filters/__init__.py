@@ -15,6 +15,7 @@ from pipelines.curate.filters.base import SCORE, Filter, Photos, Scope, ScoreFil
 from pipelines.curate.filters.blurry import Blurry
 from pipelines.curate.filters.exact_duplicate import ExactDuplicate
 from pipelines.curate.filters.flat import Flat
+from pipelines.curate.filters.held_out import HeldOut
 from pipelines.curate.filters.large_subject import LargeSubject
 from pipelines.curate.filters.licence import Licence
 from pipelines.curate.filters.near_duplicate import NearDuplicate
@@ -74,6 +75,8 @@ class FiltersConfig:
     single_photo: ClassVar = SinglePhoto()
     no_pair: NoPair = field(default_factory=NoPair)
     """Photos without a partner within the similarity band."""
+    held_out: HeldOut | None = None
+    """Photos that are held out of training; null holds none out."""
     skip: list[str] = field(default_factory=list)
     """Filters to switch off, for example ``[blurry, near_duplicate]``."""
 

@@ -1,56 +1,43 @@
 """The gate decides whether a bundle may become champion: a pure function of scores, with a reason for each check."""
 
 import math
-from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
-from annotated_types import Ge
 from pydantic import ConfigDict
 
+from lookalike.evaluation.calibration import same_judge
 from lookalike.evaluation.estimates import Estimate
+from lookalike.evaluation.gate_config import (
+    BaseComparison,
+    Bound,
+    Ceiling,
+    Comparison,
+    Floor,
+    GateConfig,
+    Preset,
+    checks_of,
+    gate_identity,
+)
+from lookalike.evaluation.measurements import POSITIONS, position_problem
 from lookalike.evaluation.scores import Scores
-from lookalike.values import configuration
 
-Bound = Literal["mean", "low", "high", "n"]
+__all__ = [
+    "BaseComparison",
+    "Ceiling",
+    "Check",
+    "Comparison",
+    "Decision",
+    "Floor",
+    "GateConfig",
+    "Preset",
+    "decide",
+    "gate_identity",
+    "how_to_measure",
+]
 
-
-@configuration("gate.floors[]")
-class Floor:
-    """A fixed value that a metric has to exceed, independent of the champion."""
-
-    metric: str
-    """Name of the metric in ``scores.json``."""
-    above: float
-    """The value has to be greater than this."""
-    bound: Bound = "low"
-    """Which value of the estimate: ``low`` (lower end of the interval), ``mean``, ``high``, or ``n`` (samples)."""
-
-
-@configuration("gate.comparisons[]")
-class Comparison:
-    """A mean that must not be worse than the champion's, on the same suite."""
-
-    metric: str
-    """Name of the metric in ``scores.json``."""
-    better: Literal["higher", "lower"] = "higher"
-    """Whether higher or lower values are better."""
-    tolerance: Annotated[float, Ge(0)] = 0.0
-    """How much worse it may be, in the metric's unit."""
-
-
-@configuration("gate")
-class GateConfig:
-    """The checks that a bundle has to pass to become champion."""
-
-    floors: list[Floor] = field(default_factory=lambda: [Floor("loss_gap", above=0.0)])
-    """By default: the lower end of the 95 % interval of ``loss_gap`` is above 0."""
-    comparisons: list[Comparison] = field(
-        default_factory=lambda: [
-            Comparison("loss_right", better="lower", tolerance=0.005),
-            Comparison("identity_margin", tolerance=0.01),
-        ]
-    )
-    """Comparisons with the current champion, if there is one."""
+BEFORE = "before/"
+"""Prefix of the metrics of the base of a personal model."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +47,7 @@ class Check:
     __pydantic_config__ = ConfigDict(extra="forbid")  # where the checks of a JSON document are parsed
 
     name: str
-    """``loss_gap.low``, ``loss_right vs champion``, …"""
+    """``loss_gap.low``, ``loss_right vs base``, ``loss_right vs champion``, …"""
     value: float | str | None
     """The measured value; None if it was not measured."""
     threshold: float | str
@@ -69,6 +56,11 @@ class Check:
     """Whether the check passed."""
     why: str
     """The reason in words."""
+
+    @property
+    def metric(self) -> str:
+        """Name of the metric in ``scores.json``; that of the check if it is not about a metric."""
+        return self.name.partition(" vs ")[0].rsplit(".", 1)[0]
 
 
 @dataclass(frozen=True)
@@ -83,20 +75,58 @@ class Decision:
         return all(check.passed for check in self.checks)
 
 
-def decide(scores: Scores, champion: Scores | None, config: GateConfig) -> Decision:
-    """Judge ``scores`` by the floors, and against the ``champion``'s scores if there is a champion.
+def decide(
+    scores: Scores,
+    champion: Scores | None,
+    config: GateConfig,
+    differences: Mapping[str, Estimate] | None = None,
+) -> Decision:
+    """Judge ``scores`` by floors, ceilings and the base, and against the ``champion``'s scores if there is a champion.
 
-    A metric that was not measured, is not a finite number, or was measured on another suite never passes. Scores with
-    shuffled conditions never pass, whatever their values: they are a probe of the gate.
+    A metric that was not measured, is not a finite number, or was measured on another suite never passes, unless its
+    check is for measured values only. Scores with shuffled conditions never pass, whatever their values: they are a
+    probe of the gate.
+
+    Args:
+        scores: of the bundle.
+        champion: scores of the champion.
+        config: the checks.
+        differences: of metrics, the paired difference to the base
+            (:func:`~lookalike.evaluation.against_base.differences_to_base`). Of others the ends of both intervals are
+            compared, which refuses and accepts less.
     """
-    checks = [_conditions(scores), *(_floor(scores, floor) for floor in config.floors)]
+    wanted, differences = checks_of(config), differences or {}
+    checks = [_conditions(scores), *_photos(scores, config)]
+    checks += [_bound(scores, bound) for bound in wanted.bounds]
+    checks += [_against_base(scores, each, differences) for each in wanted.against_base]
     if champion is not None:
-        same = [_same("suite", scores.suite.sha256, champion.suite.sha256)]
-        same += [_same("embedder", scores.embedder, champion.embedder)]
+        same = [_suite(scores, champion), _judge(scores, champion)]
         checks += same
         if all(check.passed for check in same):
-            checks += [_comparison(scores, champion, comparison) for comparison in config.comparisons]
+            checks += [_comparison(scores, champion, comparison) for comparison in wanted.comparisons]
     return Decision(tuple(checks))
+
+
+def is_position(metric: str) -> bool:
+    """Whether this is the name of a position between a floor and the ceiling, such as ``before/position/identity``."""
+    return bool(POSITIONS.keys() & set(metric.split("/")[:-1]))
+
+
+def how_to_measure(metric: str) -> str:
+    """Say what has to be set so that an evaluation measures ``metric``, in words that follow "…: "."""
+    leaf = metric.rpartition("/")[2]
+    if metric.startswith(BEFORE):
+        return "name the model before with --base"
+    if leaf.startswith("clip_"):
+        return "name a CLIP model with --clip (of a finetune: --evaluation '{clip: MODEL}')"
+    if leaf.startswith("dino_"):
+        return "name a DINO model with --dino (of a finetune: --evaluation '{dino: MODEL}')"
+    if leaf == "safety":
+        return "name a classifier with --metrics '{safety: {model: MODEL}}'"
+    of_others = ("loss_gap", "loss_shuffled", "identity_margin")
+    if leaf in of_others or is_position(metric):
+        return "name a data set of other subjects with --distractors, or a suite of several subjects"
+    return "evaluate the bundle again with this version"
 
 
 def _conditions(scores: Scores) -> Check:
@@ -107,19 +137,80 @@ def _conditions(scores: Scores) -> Check:
     return Check("conditions", scores.conditions, "right", passed, why)
 
 
-def _floor(scores: Scores, floor: Floor) -> Check:
-    name = f"{floor.metric}.{floor.bound}"
-    value = _finite_value(scores.metrics.get(floor.metric), floor.bound)
-    if value is None:
-        return Check(name, None, floor.above, False, f"{floor.metric} was not measured")
-    passed = value > floor.above
-    return Check(name, value, floor.above, passed, f"{value:.4g} is {'' if passed else 'not '}above {floor.above:.4g}")
+def _photos(scores: Scores, config: GateConfig) -> list[Check]:
+    """A check of scores of photos that the model was trained on; none for others."""
+    if scores.config.get("split") != "train":
+        return []
+    why = "the scores are of photos that the model was trained on, so that they say little about new images"
+    why += "" if config.seen_photos else "; evaluate on held-out ones, or set --gate.seen_photos true"
+    return [Check("photos", "train", "validation", config.seen_photos, why)]
 
 
-def _same(name: str, ours: str, theirs: str) -> Check:
-    passed = ours == theirs
-    why = "the same as the champion's" if passed else "the champion was measured on another; evaluate both on one suite"
-    return Check(name, ours, theirs, passed, why)
+def _bound(scores: Scores, bound: Floor | Ceiling) -> Check:
+    name, estimate = f"{bound.metric}.{bound.bound}", scores.metrics.get(bound.metric)
+    limit, side, sign = (bound.above, "above", 1) if isinstance(bound, Floor) else (bound.below, "below", -1)
+    value = _finite_value(estimate, bound.bound)
+    if value is None or estimate is None:
+        check = _not_measured(name, bound.metric, limit, bound.if_measured and estimate is None)
+        problem = position_problem(scores.metrics, bound.metric) if estimate is not None and is_position(name) else None
+        return check if problem is None else replace(check, why=problem)
+    passed = sign * value > sign * limit
+    return Check(
+        name, value, limit, passed, f"{value:.4g}{_ends(estimate)} is {'' if passed else 'not '}{side} {limit:.4g}"
+    )
+
+
+def _ends(estimate: Estimate) -> str:
+    return f" [{estimate.low:.4g}, {estimate.high:.4g}]"
+
+
+def _not_measured(name: str, metric: str, threshold: float | str, optional: bool) -> Check:
+    if optional:
+        return Check(name, None, threshold, True, f"{metric} was not measured, and is not needed")
+    return Check(name, None, threshold, False, f"{metric} was not measured: {how_to_measure(metric)}")
+
+
+def _against_base(scores: Scores, wanted: BaseComparison, differences: Mapping[str, Estimate]) -> Check:
+    metric, worse_by = wanted.metric, wanted.tolerance
+    if wanted.instead and metric not in scores.metrics and wanted.instead in scores.metrics:
+        metric, worse_by = wanted.instead, wanted.instead_tolerance
+    name, sign = f"{metric} vs base", 1.0 if wanted.better == "higher" else -1.0
+    ours, base = scores.metrics.get(metric), scores.metrics.get(BEFORE + metric)
+    value, before = _finite_value(ours, "mean"), _finite_value(base, "mean")
+    if ours is None or base is None or value is None or before is None:
+        missing = metric if value is None else BEFORE + metric
+        return _not_measured(name, missing, "unknown", wanted.if_measured and missing not in scores.metrics)
+    low, high, how = _better_by(ours, base, differences.get(metric), sign)
+    least = low if wanted.require == "better" else high
+    passed = least > 0 if wanted.require == "better" else least >= -worse_by
+    if wanted.require == "better":
+        verdict, tolerance = "is better than" if passed else "is not better than", ""
+    else:
+        verdict, tolerance = "is no worse than" if passed else "is worse than", f", tolerance {worse_by:.4g}"
+    why = f"{value:.4g} {verdict} the base's {before:.4g} ({how} [{low:.4g}, {high:.4g}]{tolerance})"
+    return Check(name, value, before, passed, why)
+
+
+def _better_by(ours: Estimate, base: Estimate, paired: Estimate | None, sign: float) -> tuple[float, float, str]:
+    """The interval of how much better ``ours`` is than ``base``, and how it was found."""
+    if paired is not None and math.isfinite(paired.low) and math.isfinite(paired.high):
+        low, high = sorted((sign * paired.low, sign * paired.high))
+        return low, high, "better by, in pairs,"
+    differences = sorted((sign * (ours.low - base.high), sign * (ours.high - base.low)))
+    return differences[0], differences[1], "better by, from both intervals,"
+
+
+def _suite(scores: Scores, champion: Scores) -> Check:
+    ours, theirs = scores.suite.sha256, champion.suite.sha256
+    same = "the same as the champion's"
+    why = same if ours == theirs else "the champion was measured on another; evaluate both on one suite"
+    return Check("suite", ours, theirs, ours == theirs, why)
+
+
+def _judge(scores: Scores, champion: Scores) -> Check:
+    problem = same_judge(scores, champion)
+    why = "the same as the champion's" if problem is None else problem
+    return Check("judge", scores.embedder, champion.embedder, problem is None, why)
 
 
 def _comparison(scores: Scores, champion: Scores, comparison: Comparison) -> Check:
@@ -132,7 +223,7 @@ def _comparison(scores: Scores, champion: Scores, comparison: Comparison) -> Che
     sign = 1.0 if comparison.better == "higher" else -1.0
     threshold = theirs - sign * comparison.tolerance
     if ours is None:
-        return Check(name, None, threshold, False, f"{comparison.metric} was not measured")
+        return _not_measured(name, comparison.metric, threshold, optional=False)
     passed = sign * ours >= sign * threshold
     verdict = "no worse than" if passed else "worse than"
     why = f"{ours:.4g} is {verdict} the champion's {theirs:.4g} (tolerance {comparison.tolerance:.4g})"

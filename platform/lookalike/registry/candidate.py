@@ -8,8 +8,12 @@ from lookalike.bundles.manifest import MANIFEST, parse_manifest
 from lookalike.bundles.transfer import verify_bundle
 from lookalike.config import fingerprint
 from lookalike.errors import InputError
+from lookalike.evaluation.against_base import differences_to_base
+from lookalike.evaluation.estimates import Estimate
+from lookalike.evaluation.gate import GateConfig
 from lookalike.evaluation.measurements import MEASUREMENTS
-from lookalike.evaluation.scores import SCORES, Scores
+from lookalike.evaluation.scores import GRID, SCORES, Scores
+from lookalike.registry.evidence import Evidence, compared_with_base, evidence_of
 from lookalike.registry.names import check_ownership
 from lookalike.registry.versions import manifest_sha256
 from lookalike.storage import Store, locate_object, open_store
@@ -27,8 +31,24 @@ class Candidate:
     """Its ``scores.json``, or the prefix that holds one."""
 
 
-def read_candidate(candidate: Candidate) -> tuple[str, Scores, Scores]:
-    """Verify the candidate's bundle; return its hash, its scores as written, and its scores as computed again.
+@dataclass(frozen=True)
+class Examined:
+    """A candidate whose bundle and scores were verified."""
+
+    sha256: str
+    """Identity of its bundle."""
+    scores: Scores
+    """Its scores as written."""
+    proven: Scores
+    """Its scores, computed again from the measurements."""
+    differences: dict[str, Estimate]
+    """Paired differences to its base."""
+    evidence: Evidence
+    """What a decision about it rests on."""
+
+
+def read_candidate(candidate: Candidate, gate: GateConfig) -> Examined:
+    """Verify the candidate's bundle, and compute its scores again from their measurements.
 
     Raises InputError if bundle, scores or measurements are missing or damaged, or do not belong together.
     """
@@ -44,7 +64,11 @@ def read_candidate(candidate: Candidate) -> tuple[str, Scores, Scores]:
             value=f"{candidate.scores_uri}: {scores.bundle.uri}",
             fix=f"evaluate {open_store(candidate.bundle_uri).uri} first, and pass those scores",
         )
-    return sha256, scores, proven_scores(scores, candidate.scores_uri)
+    measurements, where = _measurements(candidate.scores_uri)
+    proven = scores.proven(measurements, where)
+    differences = differences_to_base(measurements, compared_with_base(gate), proven.config.get("seed", 0), where)
+    grid_uri = _located(candidate.scores_uri)[0].uri_of(GRID)
+    return Examined(sha256, scores, proven, differences, evidence_of(proven, measurements, where, gate, grid_uri))
 
 
 def version_tags(candidate: Candidate, sha256: str, log_uri: str) -> dict[str, str]:
@@ -69,12 +93,17 @@ def read_scores(uri: str) -> Scores:
 
 def proven_scores(scores: Scores, uri: str) -> Scores:
     """Compute ``scores``, read at ``uri``, again from the measurements beside them (:meth:`Scores.proven`)."""
+    return scores.proven(*_measurements(uri))
+
+
+def _measurements(uri: str) -> tuple[bytes, str]:
+    """Read the measurements beside the scores at ``uri``: their bytes, and their place."""
     store = _located(uri)[0]
     where = store.uri_of(MEASUREMENTS)
     if not store.exists(MEASUREMENTS):
         fix = "copy them beside scores.json, or evaluate the bundle again"
         raise InputError("the measurements of these scores are missing, and the gate needs them", value=where, fix=fix)
-    return scores.proven(store.read(MEASUREMENTS), where)
+    return store.read(MEASUREMENTS), where
 
 
 def _located(uri: str) -> tuple[Store, str]:

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from lookalike.errors import ConflictError, InputError
+from lookalike.evaluation import verdict
 from lookalike.evaluation.gate import Check, Decision, GateConfig, decide
 from lookalike.evaluation.scores import Scores
 from lookalike.registry.candidate import (
     Candidate,
+    Examined,
     proven_scores,
     read_candidate,
     read_scores,
@@ -17,9 +19,10 @@ from lookalike.registry.candidate import (
     version_tags,
 )
 from lookalike.registry.champions import Standing, champion, project, standing, unregistered
+from lookalike.registry.evidence import Evidence
 from lookalike.registry.names import validate_model_name
 from lookalike.registry.promotion_log import LOG_TAG, Kind, Promotion, PromotionLog
-from lookalike.registry.versions import ModelReference, Registry
+from lookalike.registry.versions import DECISION_TAG, ModelReference, Registry
 
 log = logging.getLogger(__name__)
 
@@ -50,10 +53,22 @@ class Outcome:
     """How it became champion, see :class:`~lookalike.registry.promotion_log.Promotion`."""
     champion: int | None = None
     """The version that is champion, read back from the registry and its log afterwards."""
+    verdict: str = ""
+    """The decision in one sentence for people who do not know the metrics."""
+    advice: tuple[str, ...] = ()
+    """What can be done about a refusal."""
+    evidence: Evidence | None = None
+    """What the decision rests on; None if the log has it from an earlier version of this software."""
 
 
 def promote(
-    registry: Registry, candidate: Candidate, *, log_uri: str, gate: GateConfig, champion_scores_uri: str | None = None
+    registry: Registry,
+    candidate: Candidate,
+    *,
+    log_uri: str,
+    gate: GateConfig,
+    champion_scores_uri: str | None = None,
+    decision_uri: str | None = None,
 ) -> Outcome:
     """Register ``candidate`` and make it champion if it passes ``gate``. The same call again gives the same champion.
 
@@ -63,6 +78,7 @@ def promote(
         log_uri: prefix for the promotion log of a model that is new; an existing model has its own.
         gate: floors and comparisons.
         champion_scores_uri: by default those that the champion's version names.
+        decision_uri: where the caller records the outcome; the version's tag names it.
 
     Raises:
         InputError: the bundle or the scores are missing, the scores belong to another bundle, or the registry and the
@@ -71,7 +87,8 @@ def promote(
         ConflictError: other promotions of the model came first, several times.
     """
     name = validate_model_name(candidate.model)
-    sha256, scores, proven = read_candidate(candidate)
+    examined = read_candidate(candidate, gate)
+    sha256, scores = examined.sha256, examined.scores
     known = registry.readable_tags(name)
     tags = version_tags(candidate, sha256, known.get(LOG_TAG, log_uri))
     registry.ensure_model(name, log_uri)
@@ -83,11 +100,11 @@ def promote(
         _log_of(now).entries()  # an entry that was changed is an error before another one is chained to it
         version = version or registry.register(name, tags)
         before = None if last is None else last.version
-        decision, kind = _judge(registry, now, version, scores, proven, gate, champion_scores_uri)
+        decision, kind, evidence = _judge(registry, now, version, examined, gate, champion_scores_uri)
         if last is not None and kind is None and decision.passed:  # an earlier attempt came this far
             before = last.champion_before if last.scores_sha256 == scores_hash(scores) else last.version
         elif kind is not None and decision.passed:
-            made = entry(now, version, candidate.scores_uri, scores_hash(scores), decision, kind)
+            made = entry(now, version, candidate.scores_uri, scores_hash(scores), decision, kind, evidence)
             registry.withdraw_refusal(version)
             try:
                 _log_of(now).append(made)
@@ -95,14 +112,21 @@ def promote(
                 log.info("another version of %s was promoted meanwhile; judging again", name)
                 continue
         is_champion = last is not None and last.bundle_sha256 == sha256
-        return conclude(registry, version, decision, candidate.scores_uri, before, kind or "promoted", is_champion)
+        made_by = Made(kind or "promoted", evidence, decision_uri)
+        return conclude(registry, version, decision, candidate.scores_uri, before, made_by, is_champion)
     raise ConflictError(
         f"other promotions of this model came first {_RACES} times", value=name, fix="run the promotion again"
     )
 
 
 def entry(
-    now: Standing, version: ModelReference, scores_uri: str, scores_sha256: str, decision: Decision, kind: Kind
+    now: Standing,
+    version: ModelReference,
+    scores_uri: str,
+    scores_sha256: str,
+    decision: Decision,
+    kind: Kind,
+    evidence: Evidence | None,
 ) -> Promotion:
     """Make the next entry of the log."""
     last = now.last
@@ -119,7 +143,20 @@ def entry(
         bundle_uri=version.bundle_uri,
         scores_uri=scores_uri,
         previous_sha256=None if now.head is None else now.head.sha256,
+        evidence=evidence,
     )
+
+
+@dataclass(frozen=True)
+class Made:
+    """How a decision was made."""
+
+    kind: Kind
+    """See :class:`~lookalike.registry.promotion_log.Promotion`."""
+    evidence: Evidence | None
+    """What it rests on."""
+    decision_uri: str | None = None
+    """Where the caller records it."""
 
 
 def conclude(
@@ -128,16 +165,17 @@ def conclude(
     decision: Decision,
     scores_uri: str,
     before: int | None,
-    kind: Kind,
+    made: Made,
     is_champion: bool,
 ) -> Outcome:
     """Update alias and tags from the log, and read the champion back."""
     name = str(version.name)
     project(registry, name)
+    tags = {"scores_uri": scores_uri} | ({} if made.decision_uri is None else {DECISION_TAG: made.decision_uri})
     if decision.passed:
-        registry.tag(version, {"gate": "promoted", "scores_uri": scores_uri})
+        registry.tag(version, {"gate": "promoted", **tags})
     elif not is_champion:  # a champion keeps the scores that made it one
-        registry.tag(version, {"gate": "refused", "scores_uri": scores_uri})
+        registry.tag(version, {"gate": "refused", **tags})
     return Outcome(
         model=name,
         version=int(version.version or 0),
@@ -147,8 +185,11 @@ def conclude(
         bundle_uri=version.bundle_uri,
         bundle_sha256=version.bundle_sha256,
         scores_uri=scores_uri,
-        kind=kind,
+        kind=made.kind,
         champion=champion_version(registry, name),
+        verdict=verdict.sentence(decision),
+        advice=tuple(verdict.advice(decision)),
+        evidence=made.evidence,
     )
 
 
@@ -192,20 +233,21 @@ def _judge(
     registry: Registry,
     now: Standing,
     version: ModelReference,
-    scores: Scores,
-    proven: Scores,
+    examined: Examined,
     gate: GateConfig,
     champion_scores_uri: str | None,
-) -> tuple[Decision, Kind | None]:
-    """The decision, and the kind of entry that it calls for if it passed; None: the log has it already."""
-    last = now.last
+) -> tuple[Decision, Kind | None, Evidence | None]:
+    """The decision, the kind of entry that it calls for if it passed (None: the log has it), and its evidence."""
+    last, evidence = now.last, examined.evidence
     if last is None or last.bundle_sha256 != version.bundle_sha256:
-        return decide(proven, _champion_scores(registry, now, champion_scores_uri), gate), "promoted"
+        champion_scores = _champion_scores(registry, now, champion_scores_uri)
+        return decide(examined.proven, champion_scores, gate, examined.differences), "promoted", evidence
     known = now.champion is not None and now.champion.version == version.version
     kind: Kind | None = None if known else "registered again"
-    if last.scores_sha256 == scores_hash(scores):
-        return Decision(tuple(last.checks)), kind
-    return decide(proven, None, gate), kind  # the champion itself with other scores: it cannot beat itself
+    if last.scores_sha256 == scores_hash(examined.scores):
+        return Decision(tuple(last.checks)), kind, last.evidence
+    # the champion itself with other scores: it cannot beat itself
+    return decide(examined.proven, None, gate, examined.differences), kind, evidence
 
 
 def _champion_scores(registry: Registry, now: Standing, uri: str | None) -> Scores | None:

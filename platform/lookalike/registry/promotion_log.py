@@ -16,6 +16,7 @@ from lookalike.config import canonical_json
 from lookalike.documents import parse_record
 from lookalike.errors import InputError
 from lookalike.evaluation.gate import Check
+from lookalike.registry.evidence import Evidence
 from lookalike.storage import Store
 
 log = logging.getLogger(__name__)
@@ -64,6 +65,8 @@ class Promotion:
     """Where its scores were."""
     previous_sha256: str | None = None
     """Hash of the bytes of the entry before; None in the first one, and in entries of earlier versions."""
+    evidence: Evidence | None = None
+    """What the decision rests on; None in entries of earlier versions."""
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from lookalike.evaluation.gate import Decision, GateConfig, decide
 from lookalike.registry.candidate import Candidate, read_candidate, scores_hash, version_tags
 from lookalike.registry.champions import HEAD_TAG, Standing, standing
 from lookalike.registry.names import validate_model_name
-from lookalike.registry.promotion import Outcome, conclude, entry
+from lookalike.registry.promotion import Made, Outcome, conclude, entry
 from lookalike.registry.promotion_log import LOG_TAG, Promotion, PromotionLog
 from lookalike.registry.versions import ModelReference, Registry
 from lookalike.storage import open_store
@@ -18,7 +18,13 @@ log = logging.getLogger(__name__)
 
 
 def rollback(
-    registry: Registry, model: str, *, writer: str, version: int | None = None, bundle_uri: str | None = None
+    registry: Registry,
+    model: str,
+    *,
+    writer: str,
+    version: int | None = None,
+    bundle_uri: str | None = None,
+    decision_uri: str | None = None,
 ) -> Outcome:
     """Return to the champion before the current one, or to ``version``, by a new entry of the log.
 
@@ -30,6 +36,7 @@ def rollback(
         writer: identity of this rollback: the same one again changes nothing while it is the newest entry.
         version: of an earlier champion.
         bundle_uri: of that champion's bundle, if it was moved.
+        decision_uri: where the caller records the outcome.
 
     Raises:
         InputError: there is no earlier champion, or its bundle is not at its place.
@@ -48,10 +55,11 @@ def rollback(
     decision = Decision(tuple(target.checks))
     scores_uri = reference.scores_uri or target.scores_uri or ""
     if last.writer != writer:
-        made = entry(now, reference, scores_uri, target.scores_sha256, decision, "rolled back")
+        made = entry(now, reference, scores_uri, target.scores_sha256, decision, "rolled back", target.evidence)
         registry.withdraw_refusal(reference)
         _append(now.log, replace(made, writer=writer, returns_to=target.number), name)
-    return conclude(registry, reference, decision, scores_uri, before, "rolled back", is_champion=True)
+    made_by = Made("rolled back", target.evidence, decision_uri)
+    return conclude(registry, reference, decision, scores_uri, before, made_by, is_champion=True)
 
 
 def begin_anew(
@@ -63,6 +71,7 @@ def begin_anew(
     gate: GateConfig,
     reason: str,
     writer: str,
+    decision_uri: str | None = None,
 ) -> Outcome:
     """Judge ``candidate`` by the floors only, and begin a new log with it. For a log or a champion that is lost.
 
@@ -76,34 +85,38 @@ def begin_anew(
         gate: of which only the floors count.
         reason: in words, for the log.
         writer: identity of this attempt: the same one again changes nothing while it is the newest entry.
+        decision_uri: where the caller records the outcome.
 
     Raises:
         InputError: the bundle or the scores are missing, or the scores belong to another bundle.
         ConflictError: another promotion came in between.
     """
     name = validate_model_name(candidate.model)
-    sha256, scores, proven = read_candidate(candidate)
+    examined = read_candidate(candidate, gate)
     tags = registry.readable_tags(name)
     uri = log_uri or tags.get(LOG_TAG, new_log_uri)
-    described = version_tags(candidate, sha256, uri)
+    described = version_tags(candidate, examined.sha256, uri)
     registry.ensure_model(name, uri)
     version = registry.register(name, described)
     entries = PromotionLog(open_store(uri), name)
     numbers = entries.numbers()
-    decision = decide(proven, None, gate)
+    decision = decide(examined.proven, None, gate, examined.differences)
+    evidence = examined.evidence
     if decision.passed:
         shown = tags.get(HEAD_TAG, "").partition(":")[0]
         known = int(shown) if shown.isdigit() else 0
         if not (numbers and _is_ours(entries, writer)):
             nothing = Standing(name, entries)
-            made = entry(nothing, version, candidate.scores_uri, scores_hash(scores), decision, "begun anew")
+            judged = scores_hash(examined.scores)
+            made = entry(nothing, version, candidate.scores_uri, judged, decision, "begun anew", evidence)
             number = max([*numbers, known]) + 1
             registry.withdraw_refusal(version)
             _append(entries, replace(made, number=number, writer=writer, reason=reason), name)
             log.warning("the promotion log of %s is begun anew with entry %d: %s", name, number, reason)
         registry.tag_model(name, LOG_TAG, uri)
         registry.tag_model(name, HEAD_TAG, str(entries.head()))
-    return conclude(registry, version, decision, candidate.scores_uri, None, "begun anew", is_champion=False)
+    made_by = Made("begun anew", evidence, decision_uri)
+    return conclude(registry, version, decision, candidate.scores_uri, None, made_by, is_champion=False)
 
 
 def _append(entries: PromotionLog, made: Promotion, name: str) -> None:

@@ -18,6 +18,7 @@ from lookalike.registry.promotion_log import LOG_TAG, PromotionLog
 from lookalike.storage import open_store
 from lookalike.tracking.connection import connect, is_denied, is_missing, is_taken, mlflow_errors
 
+DECISION_TAG = "decision_uri"  # of a version: the record of its newest decision
 _SOURCE = "bundle://sha256/"
 
 
@@ -37,6 +38,8 @@ class ModelReference:
     """Hash of the bundle that it was trained from."""
     manifest_sha256: str | None = None
     """Hash of the bytes of its ``bundle.json``; None for a version of an earlier version of this software."""
+    decision_uri: str | None = None
+    """URI of the record of the gate's decision; None for a version of an earlier version of this software."""
     refused: bool = False
     """Whether the gate refused it, and has not let it pass since."""
 
@@ -224,5 +227,6 @@ def _reference(version: Any) -> ModelReference:
         scores_uri=tags.get("scores_uri"),
         parent=tags.get("parent") or None,
         manifest_sha256=tags.get("manifest_sha256"),
+        decision_uri=tags.get(DECISION_TAG),
         refused=tags.get("gate") == "refused",
     )

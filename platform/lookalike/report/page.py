@@ -95,6 +95,16 @@ class Finetune:
     subject: str
     grid: str
     scores: Scores
+    decision: Mapping[str, Any] | None = None
+    """The gate's decision: promoted, checks, verdict, advice. None in results of earlier versions."""
+    held_out: int = 0
+    """Number of held-out photos, which the evaluations are of; 0: they are of photos that training saw."""
+
+    @property
+    def numbers(self) -> list[Mapping[str, Any]]:
+        """The failed checks of the decision that have a measured value."""
+        checks = [] if self.decision is None else self.decision["checks"]
+        return [check for check in checks if not check["passed"] and isinstance(check["value"], float)]
 
     @property
     def rows(self) -> list[tuple[str, Estimate, Estimate]]:

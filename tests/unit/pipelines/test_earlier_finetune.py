@@ -7,13 +7,15 @@ from typing import Any
 import pytest
 
 from lookalike.errors import InputError
+from lookalike.evaluation.gate import GateConfig, gate_identity
 from lookalike.storage import Store, open_store
-from lookalike.storage.claim import write_result
+from lookalike.storage.claim import read_claim, run_once, write_result
 from lookalike.training.config import TrainConfig
 from pipelines.finetune import FinetuneConfig
 from pipelines.finetune.run import RESULT, _earlier_result
 from pipelines.train import result as training_result
 from tests.integration.test_promotion import bundle
+from tests.unit.evaluation.test_gate import OF_THEN
 
 NAME = "acme--mug"
 
@@ -70,6 +72,21 @@ def test_unsealed_result_without_its_bundle_is_refused(place: Store, result: dic
     place.delete("run/bundle/bundle.json")
     with pytest.raises(InputError):
         _read(place)
+
+
+def test_finetune_with_the_defaults_has_the_identity_that_it_had_before_photos_were_held_out(tmp_path: Path) -> None:
+    """So that one that was finished then is finished now."""
+
+    def identity(place: str, **changes: Any) -> dict[str, Any]:
+        config = FinetuneConfig(customer="acme", subject="mug", photos="/photos", store="/store", **changes)
+        store, content = open_store(str(tmp_path / place)), {"gate": gate_identity(config.gate, "personal")}
+        run_once(store, RESULT, config, content=content, earlier=str, work=str)
+        return dict((read_claim(store) or {})["identity"])
+
+    assert "holdout" not in identity("default")
+    assert identity("default")["gate"] == OF_THEN
+    assert identity("none", holdout=0)["holdout"] == 0
+    assert identity("base", gate=GateConfig())["gate"]["preset"] == "base"
 
 
 @pytest.mark.parametrize("sealed", [True, False])

@@ -32,6 +32,19 @@ RECORDS = [
     {"step": 49, "stage": "mllm+references", "validation": {"loss_right": 0.3, "loss_shuffled": 0.5}},
 ]
 
+REFUSED = {
+    "model": "acme--mug",
+    "version": 1,
+    "promoted": False,
+    "checks": [
+        {"name": "loss_gap.low", "value": 0.02, "threshold": 0.0, "passed": True, "why": "above 0"},
+        {"name": "position/identity.mean", "value": 0.1234, "threshold": 0.25, "passed": False, "why": "not above"},
+        {"name": "clip_t vs base", "value": None, "threshold": "unknown", "passed": False, "why": "not measured"},
+    ],
+    "verdict": "Refused: a person would not recognise the <subject>.",
+    "advice": ["Add photos of the subject."],
+}
+
 
 def _scores(gap_low: float = 0.01) -> Scores:
     names = ("loss_right", "loss_shuffled", "identity", "identity_margin", "mllm_only/identity", "before/identity")
@@ -63,9 +76,10 @@ def _full_page() -> Page:
                 "version": "1",
                 "promoted": True,
                 "checks": [{"name": "loss_gap", "value": 0.02, "threshold": None, "passed": True, "why": "above 0"}],
+                "verdict": "",
             }
         ],
-        finetune=Finetune("acme", "mug", PICTURE, _scores()),
+        finetune=Finetune("acme", "mug", PICTURE, _scores(), REFUSED, 2),
         generation=("acme--mug, version 1", PICTURE),
         timings=[{"step": "train", "seconds": 83.2, "peak_memory_gib": 2.5, "outcome": "a bundle"}],
         code_version="0.1.0",
@@ -165,3 +179,29 @@ def test_layer_weights_are_those_of_the_aggregator(bundle_dir: Path) -> None:
     svg = layer_curve(found)
     assert {"image", "text"} <= set(found)
     assert all(f">{name}<" in svg for name in found)
+
+
+def test_page_of_a_finetune_explains_a_refusal() -> None:
+    html = render(_full_page())
+    finetune = html[html.index('id="finetune"') :]
+    for text in (
+        "refused</span>",
+        "Refused: a person would not recognise the &lt;subject&gt;.",
+        "0.1234",
+        "asked for: 0.2500",
+        "<li>Add photos of the subject.</li>",
+        "2 of the photos were kept from training",
+        PICTURE,
+    ):
+        assert text in finetune
+    assert "clip t vs base" not in finetune  # a check without a number
+
+
+def test_page_of_a_finetune_without_held_out_photos_says_so() -> None:
+    promoted = {**REFUSED, "promoted": True, "verdict": "Promoted: it passed every check."}
+    html = render(Page(title="t", finetune=Finetune("acme", "mug", PICTURE, _scores(), promoted)))
+    assert "No photo was kept from training" in html
+    assert "Promoted: it passed every check." in html
+    assert "what to do" not in html
+    earlier = render(Page(title="t", finetune=Finetune("acme", "mug", PICTURE, _scores())))
+    assert "refused</span>" not in earlier

@@ -1,0 +1,42 @@
+"""Differences of a personal model to its base, paired by case, from the measurements of one evaluation."""
+
+import io
+from collections.abc import Iterable
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from lookalike.documents import decoding
+from lookalike.evaluation.estimates import Estimate
+from lookalike.evaluation.gate import BEFORE
+from lookalike.evaluation.measurements import SCHEMA, Measurement, paired_difference
+
+
+def differences_to_base(data: bytes, metrics: Iterable[str], seed: int, where: str) -> dict[str, Estimate]:
+    """Estimate METRIC − before/METRIC for each of ``metrics`` that both models have, over the cases of both.
+
+    Args:
+        data: bytes of ``measurements.parquet``.
+        metrics: names in ``scores.json``, without the prefix.
+        seed: of the bootstrap.
+        where: names the file in errors.
+
+    Returns:
+        For each metric its estimate, whose interval resamples subjects; NaN if a value is not finite. Metrics without
+        a common case are left out.
+
+    Raises InputError: not a table of measurements.
+    """
+    with decoding("a table of measurements", where, fix="evaluate the bundle again"):
+        table = pq.read_table(io.BytesIO(data), schema=SCHEMA).drop_columns("unit")
+    found = {}
+    for metric in metrics:
+        ours, base = _rows(table, metric), _rows(table, BEFORE + metric)
+        if {row.case for row in ours} & {row.case for row in base}:
+            found[metric] = paired_difference(ours, base, seed)
+    return found
+
+
+def _rows(table: pa.Table, metric: str) -> list[Measurement]:
+    return [Measurement(**row) for row in table.filter(pc.equal(table["metric"], metric)).to_pylist()]

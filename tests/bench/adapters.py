@@ -1,0 +1,185 @@
+"""Personal adapters of sample-world subjects, good ones and four bad kinds, each with its scores, for test_gate.py.
+
+Everything lies below one folder, and what exists is done: photos and data sets of a subject, an adapter, its scores,
+and its part (``parts/KIND-NN.json``).
+"""
+
+import hashlib
+import json
+import time
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from lookalike.bundles.build import materialise
+from lookalike.data.images import decode
+from lookalike.data.triplets import read_triplets
+from lookalike.models.presets import load_preset
+from lookalike.storage import Store, latest_version, list_versions, open_store, version_store
+from lookalike.training.curriculum import PhaseConfig
+from lookalike.training.workers import WorkerConfig
+from pipelines.actors import ActorConfig
+from pipelines.curate import CurateConfig, curate
+from pipelines.entry import ray_session
+from pipelines.evaluate import evaluate
+from pipelines.finetune import FinetuneConfig
+from pipelines.finetune.datasets import make_datasets
+from pipelines.finetune.parts import Datasets, evaluation_of, training_of
+from pipelines.finetune.photos import photo_set
+from pipelines.ingest import IngestConfig, ingest
+from pipelines.ingest.config import SampleWorldConfig
+from pipelines.train.run import train
+
+Kind = Literal["good", "untrained", "overfitted", "other", "mixed"]
+KINDS: tuple[Kind, ...] = ("good", "untrained", "overfitted", "other", "mixed")
+CANDIDATES, OF_EACH = 30, 20  # adapters by the good settings, of which the truth chooses; adapters of each kind
+SEED, OTHERS_SEED, VIEWS = 83, 84, 8  # worlds of the subjects and of the distractors; photos of a subject
+EVALUATION = {"max_samples": 32, "subjects": 1, "prompts_per_subject": 8, "stages": ["preset"], "steps": 12}
+GOOD = PhaseConfig(name="personal", steps=120, conditions="mllm+references", learning_rate=3e-4, warmup_steps=5)
+STAGES: dict[Kind, PhaseConfig] = {
+    "good": GOOD,
+    "mixed": GOOD,
+    "untrained": replace(GOOD, steps=1, learning_rate=1e-12, warmup_steps=0),
+    "overfitted": replace(GOOD, steps=400, learning_rate=3e-3),
+}
+
+
+@dataclass(frozen=True)
+class Part:
+    """One adapter, scored on one subject's held-out photos."""
+
+    kind: Kind
+    number: int
+    """Of the subject that it is scored on."""
+
+    def __str__(self) -> str:
+        return f"{self.kind}-{self.number:02d}"
+
+
+def all_parts() -> list[Part]:
+    """List the parts in the order in which they are made: another subject's adapter is one of the good ones."""
+    counts = {kind: CANDIDATES if kind == "good" else OF_EACH for kind in KINDS}
+    return [Part(kind, number) for kind in KINDS for number in range(counts[kind])]
+
+
+class Lab:
+    """Makes parts below ``folder``."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder / "gate"
+        self.store = open_store(str(self.folder))
+
+    def make(self, part: Part) -> dict[str, Any]:
+        """Make a part unless it exists: the place of its scores, and the seconds that training and evaluation took."""
+        file = f"parts/{part}.json"
+        if self.store.exists(file):
+            return dict(json.loads(self.store.read(file)))
+        data, place = self._datasets(part.number), self.store.child("adapters").child(str(part))
+        started = time.perf_counter()
+        bundle = self._adapter(part)
+        trained = time.perf_counter()
+        scores = place.child("scores")
+        evaluate(evaluation_of(self._config(part.number), scores, data, bundle, str(self.base)))
+        seconds = {"train": trained - started, "evaluate": time.perf_counter() - trained}
+        made = {"kind": part.kind, "number": part.number, "scores": scores.uri, "seconds": seconds}
+        self.store.write(file, json.dumps(made).encode())
+        return made
+
+    def images(self, part: Part, before: bool = False) -> list[tuple[str, np.ndarray]]:
+        """Return prompt and image (uint8 [H, W, 3]) of each generated image of a part, or of its base's."""
+        scores, data = self.store.child("adapters").child(str(part)).child("scores"), self._datasets(part.number)
+        prompts = {triplet.triplet_id: triplet.prompt for triplet in read_triplets(_newest(data.suite), data.split)}
+        keys = [info.key for info in scores.list(f"images/{'before/' if before else ''}preset/")]
+        names = {key: Path(key).stem.partition("#")[0] for key in sorted(keys)}
+        return [(prompts[name], decode(scores.read(key))) for key, name in names.items()]
+
+    def world(self, number: int) -> SampleWorldConfig:
+        """The world of one subject; numbers are far enough apart that none is another one's twin."""
+        return SampleWorldConfig(seed=SEED, subjects=1, first_subject=4 * number, views=VIEWS, defects=False)
+
+    @cached_property
+    def base(self) -> Path:
+        """The shipped base."""
+        folder = self.folder / "base"
+        return folder if (folder / "bundle.json").exists() else materialise(load_preset("mini"), folder)
+
+    @cached_property
+    def _others(self) -> str:
+        place = self.store.child("others")
+        dataset = place.child("dataset")
+        if not list_versions(dataset):
+            world = SampleWorldConfig(seed=OTHERS_SEED, subjects=12, defects=False)
+            with ray_session():
+                ingest(IngestConfig(source="sample", raw=place.child("raw").uri, sample=world))
+                curate(CurateConfig(raw=place.child("raw").uri, dataset=dataset.uri))
+        return dataset.uri
+
+    def _config(self, number: int, stage: PhaseConfig = GOOD, **changes: Any) -> FinetuneConfig:
+        settings: dict[str, Any] = {
+            "photos": str(self.folder / "photos" / f"{number:02d}"),
+            "stages": [stage],
+            "evaluation": EVALUATION,
+            "micro_batch_size": 8,
+            "workers": WorkerConfig(num_workers=0, threads_per_worker=2),
+            "actors": ActorConfig(count=0, threads=2),
+            "tracking": "none:",
+        }
+        given = {"customer": "acme", "subject": f"s{number:02d}", "store": str(self.folder), "model": str(self.base)}
+        return FinetuneConfig(**(given | {"distractors": self._others} | settings | changes))
+
+    def _datasets(self, number: int) -> Datasets:
+        config, home = self._config(number), self.store.child("subjects").child(f"{number:02d}")
+        photos = Path(config.photos)
+        if not photos.exists():
+            raw = self.store.child("rendered").child(f"{number:02d}").uri
+            part = photos.with_suffix(".part")
+            with ray_session():
+                ingest(IngestConfig(source="sample", raw=raw, photos=str(part), sample=self.world(number)))
+            part.rename(photos)
+        return self._made(config, home)
+
+    def _made(self, config: FinetuneConfig, home: Store) -> Datasets:
+        photos, place = photo_set(open_store(config.photos), config.photos), home.child("made")
+        done = [*list_versions(place.child("dataset")), *list_versions(place.child("held-out"))]
+        wanted = 2 if config.held_out_photos else 1
+        if len(done) >= wanted:
+            return make_datasets(config, home, place, photos, str(self.base))
+        with ray_session():
+            return make_datasets(config, home, place, photos, str(self.base))
+
+    def _adapter(self, part: Part) -> str:
+        """Train a part's adapter; another subject's is a good one of that subject."""
+        if part.kind == "other":
+            return self._adapter(Part("good", (part.number + 7) % OF_EACH))
+        data = self._mixed(part.number) if part.kind == "mixed" else self._datasets(part.number)
+        place = self.store.child("adapters").child(str(part))
+        config = self._config(part.number, STAGES[part.kind])
+        return str(train(training_of(config, place, data.training, str(self.base)))["bundle_uri"])
+
+    def _mixed(self, number: int) -> Datasets:
+        """The training photos of this subject and of another one, as if they were of one subject."""
+        folder = self.folder / "mixed" / f"{number:02d}"
+        if not folder.exists():
+            part = folder.with_suffix(".part") / "thing"
+            part.mkdir(parents=True, exist_ok=True)
+            for each in (number, (number + 11) % OF_EACH):
+                for triplet, data in self._training_photos(each):
+                    (part / f"{each:02d}-{triplet}.jpg").write_bytes(data)
+            part.parent.rename(folder)
+        config = self._config(number, photos=str(folder), holdout=0)
+        return self._made(config, self.store.child("mixtures").child(f"{number:02d}"))
+
+    def _training_photos(self, number: int) -> list[tuple[str, bytes]]:
+        """Hash and bytes of the photos of a subject that are not held out."""
+        held_out = {t.target_image for t in read_triplets(_newest(self._datasets(number).suite), "validation")}
+        files = sorted((self.folder / "photos" / f"{number:02d}").rglob("*.jpg"))
+        found = [(hashlib.sha256(data).hexdigest(), data) for data in (file.read_bytes() for file in files)]
+        return [(sha256[:12], data) for sha256, data in found if sha256 not in held_out]
+
+
+def _newest(uri: str) -> Store:
+    dataset = open_store(uri)
+    return version_store(dataset, latest_version(dataset))

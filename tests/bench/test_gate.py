@@ -1,0 +1,206 @@
+"""Calibrate the gate for personal models: which adapters it accepts, and how sure that is.
+
+    python -m pytest tests/bench/test_gate.py -k gate_calibration -s      # resumes in LOOKALIKE_BENCH_FOLDER
+
+Personal adapters of sample-world subjects are trained on photos of which two are held out, and scored on these alone:
+20 good ones, 20 untrained, 20 overfitted, 20 trained on another subject's photos, 20 trained on two subjects as one.
+Good is said by the sample world's truth: a probe (tests/bench/probe.py), which never saw these subjects, finds the
+images nearer to the subject's real photos than the base's, and in the place that the prompt asks for as often, but
+for one image. The first 20 of 30 candidates that are good count.
+
+The thresholds of the preset ``personal`` for position and copies are fitted on four fifths of the subjects and judge
+the last fifth, five times. Each adapter is a part with its own file, so that a run that was stopped resumes;
+LOOKALIKE_BENCH_PARTS=2 makes only the first two of each kind. Writes results/gate.json.
+"""
+
+import itertools
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from lookalike.evaluation.against_base import differences_to_base
+from lookalike.evaluation.estimates import Estimate, binomial_interval
+from lookalike.evaluation.gate import Ceiling, Floor, GateConfig, decide
+from lookalike.evaluation.gate_config import PRESETS
+from lookalike.evaluation.measurements import MEASUREMENTS
+from lookalike.evaluation.scores import SCORES, Scores, Source
+from lookalike.models.vae import load_vae
+from lookalike.registry.evidence import compared_with_base
+from lookalike.storage import open_store
+from lookalike.training.parts import reconstruct
+from pipelines.ingest.config import SampleWorldConfig
+from tests.bench.adapters import KINDS, OF_EACH, Lab, Part, all_parts
+from tests.bench.measured import keep
+from tests.bench.probe import CHOICES, Photo, Probe, read_photos, to_tensor, train_probe
+
+TAUGHT = SampleWorldConfig(seed=61, subjects=2400, size_px=128, defects=False)  # the probe's, as in test_probes.py
+FOLDS = 5
+PERSONAL = GateConfig(preset="personal")
+POSITIONS = [round(float(value), 3) for value in np.linspace(-0.2, 0.9, 45)]
+COPIES = [0.05, 0.15, 0.3, 0.5, 0.7, 0.9, 1.01]
+PARTS = [part for part in all_parts() if part.number < int(os.environ.get("LOOKALIKE_BENCH_PARTS", "1000"))]
+
+pytestmark = pytest.mark.timeout(14_400)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A part with what the gate sees of it."""
+
+    part: Part
+    scores: Scores
+    differences: dict[str, Estimate]
+
+    def accepted(self, gate: GateConfig) -> bool:
+        """Whether the gate promotes it."""
+        return decide(self.scores, None, gate, self.differences).passed
+
+
+@pytest.fixture(scope="module")
+def lab(bench_folder: Path) -> Lab:
+    return Lab(bench_folder)
+
+
+@pytest.mark.parametrize("part", PARTS, ids=str)
+def test_gate_calibration_part(part: Part, lab: Lab) -> None:
+    made = lab.make(part)
+    print(f"{part}: " + ", ".join(f"{name} {seconds:.0f} s" for name, seconds in made["seconds"].items()))
+    assert lab.images(part)
+
+
+def test_gate_calibration(lab: Lab, bench_folder: Path) -> None:
+    missing = [str(part) for part in PARTS if not lab.store.exists(f"parts/{part}.json")]
+    assert not missing, f"these parts are not made: {missing[:5]} and {len(missing)} in all"
+    truth = {part: _truth(lab, part, _probe(lab, bench_folder)) for part in PARTS}
+    chosen = [part for part in PARTS if part.kind != "good" or truth[part]["good"]]
+    judged = [_judged(lab, part) for kind in KINDS for part in [p for p in chosen if p.kind == kind][:OF_EACH]]
+    accepted, thresholds = _cross_fitted(judged)
+    table = {kind: _row([accepted[item.part] for item in judged if item.part.kind == kind]) for kind in KINDS}
+    record = {
+        "accepted": table,
+        "thresholds of the folds": thresholds,
+        "thresholds of all": _fitted(judged)[1],
+        "by the preset": {
+            kind: _row([item.accepted(PERSONAL) for item in judged if item.part.kind == kind]) for kind in KINDS
+        },
+        "truth": {str(part): found for part, found in truth.items()},
+        "candidates that are good": f"{sum(truth[p]['good'] for p in PARTS if p.kind == 'good')}",
+        "seconds": {str(part): lab.make(part)["seconds"] for part in PARTS},
+    }
+    keep("gate", record)
+    assert all(row["of"] == OF_EACH for row in table.values()), "not all adapters are made: LOOKALIKE_BENCH_PARTS"
+    assert table["good"]["accepted"] >= 19
+    assert all(table[kind]["accepted"] <= 1 for kind in KINDS if kind != "good")
+
+
+def test_gate_calibration_separates_kinds_that_are_apart() -> None:
+    """The fit on made-up scores; without training, in a second."""
+    rng = np.random.default_rng(0)
+    judged = [
+        Judged(Part(kind, number), _made_up(position + rng.normal(0, 0.05), copies), {})
+        for kind, position, copies in (("good", 0.6, 0.0), ("untrained", 0.2, 0.0), ("overfitted", 0.7, 0.8))
+        for number in range(OF_EACH)
+    ]
+    accepted, thresholds = _cross_fitted(judged)
+    assert {part.kind for part, passed in accepted.items() if passed} == {"good"}
+    assert sum(accepted.values()) >= OF_EACH - 1
+    assert all(0.3 < values["position/identity"] < 0.5 and values["copying"] < 0.8 for values in thresholds)
+    assert _row([True] * 19 + [False])["95 %"] == [0.751, 0.999]
+
+
+def _made_up(position: float, copies: float) -> Scores:
+    """Scores that pass all checks but perhaps those of position and copies."""
+    better = {"loss_gap": 0.2, "loss_right": 0.5, "before/loss_right": 0.9, "identity": 0.6, "before/identity": 0.5}
+    means = {**better, "clip_t": 0.3, "before/clip_t": 0.3, "position/identity": position, "copying": copies}
+    metrics = {name: Estimate(mean, mean - 0.1, mean + 0.1, 8) for name, mean in means.items()}
+    return Scores(Source("file:///b", "b" * 64), Source("file:///s", "s" * 64, 1), "right", metrics)
+
+
+def _judged(lab: Lab, part: Part) -> Judged:
+    uri = lab.make(part)["scores"]
+    store = open_store(uri)
+    measurements, where = store.read(MEASUREMENTS), store.uri_of(MEASUREMENTS)
+    scores = Scores.from_json(store.read(SCORES), store.uri_of(SCORES)).proven(measurements, where)
+    return Judged(part, scores, differences_to_base(measurements, compared_with_base(PERSONAL), 0, where))
+
+
+def _gate(position: float, copies: float) -> GateConfig:
+    """The preset with other thresholds of position and copies."""
+    preset = PRESETS["personal"]
+    floors = [replace(each, above=position) if each.metric.startswith("position/") else each for each in preset.floors]
+    ceilings = [replace(each, below=copies) if each.metric == "copying" else each for each in preset.ceilings]
+    assert any(isinstance(each, Floor) and each.above == position for each in floors)
+    assert any(isinstance(each, Ceiling) and each.below == copies for each in ceilings)
+    return replace(PERSONAL, floors=floors, ceilings=ceilings)
+
+
+def _fitted(judged: Sequence[Judged]) -> tuple[GateConfig, dict[str, float]]:
+    """The thresholds that accept most good adapters and fewest bad ones; of equal ones those in the middle."""
+    found: dict[tuple[float, float], int] = {}
+    for position, copies in itertools.product(POSITIONS, COPIES):
+        gate = _gate(position, copies)
+        found[position, copies] = sum((1 if j.part.kind == "good" else -1) * j.accepted(gate) for j in judged)
+    best = [pair for pair, value in found.items() if value == max(found.values())]
+    copies = sorted({pair[1] for pair in best})[(len({pair[1] for pair in best}) - 1) // 2]
+    positions = sorted(pair[0] for pair in best if pair[1] == copies)
+    position = positions[(len(positions) - 1) // 2]
+    return _gate(position, copies), {"position/identity": position, "copying": copies}
+
+
+def _cross_fitted(judged: Sequence[Judged]) -> tuple[dict[Part, bool], list[dict[str, float]]]:
+    """Whether each part is accepted by thresholds that were fitted without its subject; and these thresholds."""
+    accepted: dict[Part, bool] = {}
+    thresholds = []
+    for fold in range(FOLDS):
+        gate, values = _fitted([item for item in judged if item.part.number % FOLDS != fold])
+        thresholds.append(values)
+        accepted |= {item.part: item.accepted(gate) for item in judged if item.part.number % FOLDS == fold}
+    return accepted, thresholds
+
+
+def _row(accepted: Iterable[bool]) -> dict[str, Any]:
+    values = list(accepted)
+    if not values:
+        return {"accepted": 0, "of": 0, "95 %": None}
+    low, high = binomial_interval(sum(values), len(values))
+    return {"accepted": sum(values), "of": len(values), "95 %": [round(low, 3), round(high, 3)]}
+
+
+_PROBES: dict[Path, Probe] = {}
+
+
+def _probe(lab: Lab, bench_folder: Path) -> Probe:
+    if bench_folder not in _PROBES:
+        taught = read_photos(bench_folder / f"world-{TAUGHT.seed}-{TAUGHT.subjects}", TAUGHT)
+        _PROBES[bench_folder] = train_probe(taught, load_vae(lab.base), bench_folder / "probe")
+    return _PROBES[bench_folder]
+
+
+@torch.no_grad()
+def _truth(lab: Lab, part: Part, probe: Probe) -> dict[str, Any]:
+    """What the probe sees in the images of a part and of its base: likeness to the subject, share in the right place.
+
+    They are good if they are nearer to the subject than the base's, and in the right place but for one more image.
+    """
+    photos = read_photos(lab.folder / "truth" / f"{part.number:02d}", lab.world(part.number))
+    own = probe(reconstruct(load_vae(lab.base), to_tensor([photo.image for photo in photos])))["subject"]
+    found = {}
+    for name, before in (("after", False), ("before", True)):
+        prompts, images = zip(*lab.images(part, before), strict=True)
+        seen = probe(to_tensor(images))
+        places = [CHOICES["place"].index(_asked(photos, prompt).place) for prompt in prompts]
+        right = (seen["place"].argmax(1) == torch.tensor(places)).float().mean().item()
+        found[name] = {"likeness": round((seen["subject"] @ own.T).mean().item(), 4), "place": round(right, 3)}
+    nearer = found["after"]["likeness"] > found["before"]["likeness"]
+    follows = found["after"]["place"] >= found["before"]["place"] - 1.01 / len(prompts)
+    return {**found, "good": bool(nearer and follows)}
+
+
+def _asked(photos: Sequence[Photo], prompt: str) -> Photo:
+    return next(photo for photo in photos if photo.caption == prompt)
