@@ -3,10 +3,16 @@
 from collections.abc import Sequence
 
 from lookalike.evaluation.measurements import Measurement
+from lookalike.evaluation.metrics.aesthetic import Aesthetic
 from lookalike.evaluation.metrics.base import Metric, Pixels, SetMetric, Settings, Task
 from lookalike.evaluation.metrics.clip import Clip
+from lookalike.evaluation.metrics.copying import Copying
 from lookalike.evaluation.metrics.dino import Dino
 from lookalike.evaluation.metrics.identity import Identity
+from lookalike.evaluation.metrics.memorisation import Memorisation
+from lookalike.evaluation.metrics.quality import Quality
+from lookalike.evaluation.metrics.safety import Safety
+from lookalike.evaluation.metrics.variety import Variety
 
 __all__ = [
     "LABELS",
@@ -21,9 +27,9 @@ __all__ = [
     "metrics_of",
 ]
 
-METRICS: tuple[type[Metric], ...] = (Identity, Dino, Clip)
+METRICS: tuple[type[Metric], ...] = (Identity, Dino, Clip, Copying, Memorisation, Quality, Aesthetic, Safety)
 """All metrics of single images, in the order of the report."""
-SET_METRICS: tuple[type[SetMetric], ...] = ()
+SET_METRICS: tuple[type[SetMetric], ...] = (Variety,)
 """All metrics of the images of one subject together."""
 LABELS: dict[str, str] = {name: label for metric in (*METRICS, *SET_METRICS) for name, label in metric.labels.items()}
 """Name in ``scores.json`` -> heading in the report."""
