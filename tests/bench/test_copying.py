@@ -30,7 +30,7 @@ from tests.planted_copies import PLANTS, crop_of, empty_place, rendered, resized
 pytestmark = pytest.mark.timeout(3600)
 
 CHOSEN_ON, JUDGED_ON, PLACES = 41, 57, 77  # seeds of worlds
-SUBJECTS, VIEWS = 40, 6
+CHOSEN_SUBJECTS, SUBJECTS, VIEWS = 12, 32, 6
 RENDERED = 256  # px
 
 Similarities = dict[str, list[float]]
@@ -89,7 +89,7 @@ def best_threshold(planted: Similarities, innocent: Similarities) -> float:
 
 @pytest.mark.parametrize("size", [64, 256])
 def test_planted_copies_are_flagged_and_new_renders_are_not(size: int) -> None:
-    threshold = best_threshold(*judged(CHOSEN_ON, SUBJECTS, size)[:2])
+    threshold = best_threshold(*judged(CHOSEN_ON, CHOSEN_SUBJECTS, size)[:2])
     planted, innocent, seconds = judged(JUDGED_ON, SUBJECTS, size)
     record = {
         "command": "python -m pytest tests/bench -k copying -s",

@@ -17,12 +17,12 @@ from lookalike.evaluation.metrics.structure import agreement, orientations
 from pipelines.ingest.sample.world import subject
 from tests.planted_copies import PLANTS, empty_place, mirrored, pasted, rendered, resized
 
-ROBOT, OTHER = subject(41, 2), subject(41, 0)
+THING, OTHER = subject(41, 10), subject(41, 0)
 
 
 @pytest.fixture(scope="module")
 def photos() -> list[tuple[np.ndarray, np.ndarray]]:
-    return [rendered(ROBOT, index, 256) for index in range(4)]
+    return [rendered(THING, index, 256) for index in range(4)]
 
 
 @pytest.fixture(scope="module")

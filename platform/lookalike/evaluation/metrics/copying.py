@@ -22,7 +22,7 @@ from lookalike.evaluation.metrics.base import Pixels, Settings, Task
 from lookalike.evaluation.metrics.matching import SubjectCache, greatest_similarity
 from lookalike.evaluation.metrics.options import options_of
 
-THRESHOLD = 0.91
+THRESHOLD = 0.90
 """Similarity from which an image counts as a copy."""
 
 

@@ -20,7 +20,7 @@ import scipy.fft
 from PIL import Image
 
 from lookalike.annotators.foreground import foreground_weight
-from lookalike.evaluation.metrics.structure import WINDOW, Complex, Floats, agreement, orientations
+from lookalike.evaluation.metrics.structure import WINDOW, Complex, Floats, agreement, luma_and_chroma, orientations
 
 Pixels = npt.NDArray[np.uint8]  # [H, W, 3]
 
@@ -91,8 +91,8 @@ class Subject:
     def placed(self, match: Match, height: int, width: int) -> "tuple[Floats, Floats, tuple[slice, slice]] | None":
         """The subject as it would lie in an image of ``height`` x ``width`` pixels.
 
-        Returns its colours [3, h, w] and weight [h, w] in the part of the image that it covers, and that part; None if
-        too little of it lies in the image.
+        Returns its luma and chroma [3, h, w] and its weight [h, w] in the part of the image that it covers, and that
+        part; None if too little of it lies in the image.
         """
         short = min(height, width)
         scale = self.long_side / (match.size * short)  # px of the photo per px of the image
@@ -113,7 +113,7 @@ class Subject:
         bands = np.asarray(self._layers.resize((w, h), Image.Resampling.BILINEAR, box=box)).transpose(2, 0, 1)
         if float(bands[3].sum()) * scale**2 < _VISIBLE * self._total:
             return None
-        return bands[:3].astype(np.float32), bands[3].astype(np.float32), (rows, columns)
+        return luma_and_chroma(bands[:3]), bands[3].astype(np.float32), (rows, columns)
 
 
 def best_match(subject: Subject, image: Pixels) -> Match:
@@ -123,7 +123,7 @@ def best_match(subject: Subject, image: Pixels) -> Match:
         return NOWHERE
     compared = _with_short_side(image, min(_MOST_SIDE, short))
     both = {False: compared, True: compared[:, ::-1]}
-    pixels = {mirrored: np.asarray(part.transpose(2, 0, 1), np.float32) for mirrored, part in both.items()}
+    pixels = {mirrored: luma_and_chroma(part.transpose(2, 0, 1)) for mirrored, part in both.items()}
     found = sorted(_search(subject, _with_short_side(image, _SEARCH_SIDE)), key=_similarity)[-_CANDIDATES:]
     candidates = sorted((_measured(subject, match, pixels) for match in found), key=_similarity)
     return max((_refined(subject, match, pixels) for match in candidates[-_REFINED:]), key=_similarity, default=NOWHERE)

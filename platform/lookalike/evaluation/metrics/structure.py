@@ -1,6 +1,6 @@
 """How images agree in structure, whatever their colours: orientation fields and the RV coefficient of windows.
 
-Legend: h, w pixels; colours are grey levels, 0 to 255.
+Legend: h, w pixels.
 """
 
 import numpy as np
@@ -16,6 +16,8 @@ _NOISE = 3.0  # variance below which a window has no structure
 _TEXTURE = 8.0  # standard deviation of a window that gets half its weight
 _NEARBY = 9  # px, within which gradients are compared
 _FAINT = 4.0  # gradient that counts half beside nothing else
+_LUMA_AND_CHROMA = np.array([[0.518, 1.017, 0.197], [-0.118, -0.232, 0.35], [0.35, -0.293, -0.057]], np.float32)
+"""JFIF's luma with the variance that it has as three equal channels, and its chroma with a weight of 0.7."""
 _PAIRS = (0, 1, 2, 0, 0, 1), (0, 1, 2, 1, 2, 2)  # of channels; the first three are variances
 
 
@@ -35,6 +37,15 @@ def orientations(image: npt.NDArray[np.uint8]) -> Complex:
     nearby = ndimage.uniform_filter(gradient, _NEARBY)
     magnitude = gradient / (gradient + nearby / 2 + _FAINT) / (trace + 1e-6)
     return np.asarray((xx - yy + 2j * xy) * magnitude, np.complex64)
+
+
+def luma_and_chroma(image: npt.NDArray[np.uint8]) -> Floats:
+    """Convert RGB uint8 [3, h, w] to the channels that :func:`agreement` compares: float32 [3, h, w].
+
+    Chroma has less than its weight: there a copy has lost more (JPEG, a VAE), and two views of a subject in two colours
+    agree by chance. Without any, copies in other colours of equal luma would not be found.
+    """
+    return np.asarray(np.tensordot(_LUMA_AND_CHROMA, image.astype(np.float32), 1))
 
 
 def agreement(a: Floats, b: Floats, weight: Floats) -> float:
