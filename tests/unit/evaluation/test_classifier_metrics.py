@@ -52,7 +52,7 @@ def test_both_are_off_without_settings() -> None:
 
 def test_safety_is_one_minus_the_probability_of_the_unsafe_labels(tmp_path: Path) -> None:
     folder = _classifier(tmp_path, ["drawing", "nsfw", "gore"])
-    for unsafe, columns in (["nsfw"], [1]), (["nsfw", "gore"], [1, 2]), ("gore", [2]), (["gore", "gore"], [2]):
+    for unsafe, columns in (["nsfw"], [1]), (["nsfw", "gore"], [1, 2]), (["gore", "gore"], [2]):
         metric = Safety.create(_settings(safety={"model": folder, "unsafe": unsafe}), "cpu")
         assert metric is not None
         rows = metric(IMAGES, [TASK] * 3)
@@ -85,8 +85,8 @@ def test_model_without_the_unsafe_label_is_refused_by_name(tmp_path: Path, label
         ({"model": "nowhere"}, "unsafe"),
         ({"unsafe": ["nsfw"]}, "model"),
         ({"model": "nowhere", "unsafe": []}, "names no label"),
-        ({"model": "nowhere", "unsafe": [1]}, "names no label"),
-        ({"model": "nowhere", "unsafe": None}, "names no label"),
+        ({"model": "nowhere", "unsafe": [1]}, "unsafe"),
+        ({"model": "nowhere", "unsafe": "nsfw"}, "a list"),
         ({"model": "nowhere", "unsafe": ["nsfw"], "label": "x"}, "no such setting"),
         (["nsfw"], "not a mapping"),
         (True, "not a mapping"),
@@ -96,6 +96,12 @@ def test_settings_of_safety_are_checked(given: Any, match: str, monkeypatch: pyt
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(ConfigError, match=match):
         Safety.create(_settings(safety=given), "cpu")
+
+
+@pytest.mark.parametrize("given", [{"label": ["a"]}, {"low": "0"}, {"low": float("nan")}, {"model": 3}, {"model": ""}])
+def test_settings_of_aesthetic_are_checked(given: Any) -> None:
+    with pytest.raises(ConfigError, match=r"metrics\.aesthetic"):
+        Aesthetic.create(_settings(aesthetic={"model": "nowhere"} | given), "cpu")
 
 
 def test_score_that_is_no_number_is_an_error(tmp_path: Path) -> None:

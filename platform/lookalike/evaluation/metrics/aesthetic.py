@@ -15,6 +15,17 @@ from lookalike.annotators.base import Score, checked
 from lookalike.annotators.scorers import ClassProbability
 from lookalike.evaluation.metrics.base import Pixels, Settings, Task
 from lookalike.evaluation.metrics.options import options_of
+from lookalike.values import configuration
+
+
+@configuration("metrics.aesthetic")
+class AestheticOptions:
+    """Settings of ``aesthetic``, as of :class:`~lookalike.annotators.scorers.ClassProbability`."""
+
+    model: str
+    label: str | None = None
+    low: float = 0.0
+    high: float = 10.0
 
 
 class Aesthetic:
@@ -29,8 +40,11 @@ class Aesthetic:
     @classmethod
     def create(cls, settings: Settings, device: str) -> "Aesthetic | None":
         """Raises ConfigError: no such model, or a model without the label."""
-        scorer = options_of(settings.metrics, "aesthetic", ClassProbability)
-        return None if scorer is None else cls(scorer, scorer.load(device))
+        options = options_of(settings.metrics, "aesthetic", AestheticOptions)
+        if options is None:
+            return None
+        scorer = ClassProbability(**vars(options))
+        return cls(scorer, scorer.load(device))
 
     def __call__(self, images: Sequence[Pixels], tasks: Sequence[Task]) -> list[dict[str, float]]:
         """Raises InputError if the model gives a score outside of its range."""

@@ -12,35 +12,26 @@ pixels; whether a subject without any texture that is rendered anew in the same 
 is the same image; a copy of which less than 60 % is in the image.
 """
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
-from lookalike.errors import ConfigError
+from annotated_types import Gt, Le
+
 from lookalike.evaluation.metrics.base import Pixels, Settings, Task
 from lookalike.evaluation.metrics.matching import SubjectCache, greatest_similarity
 from lookalike.evaluation.metrics.options import options_of
+from lookalike.values import configuration
 
 THRESHOLD = 0.90
 """Similarity from which an image counts as a copy."""
 
 
-@dataclass(frozen=True)
+@configuration("metrics.copying")
 class CopyingOptions:
     """Settings of ``copying``."""
 
-    threshold: float = THRESHOLD
-    """Similarity from which an image counts as a copy, 0 to 1."""
-
-    def __post_init__(self) -> None:
-        number = isinstance(self.threshold, (int, float)) and not isinstance(self.threshold, bool)
-        if not (number and math.isfinite(self.threshold) and 0 < self.threshold <= 1):
-            raise ConfigError(
-                "metrics.copying.threshold is not a similarity",
-                value=self.threshold,
-                fix=f"choose a number above 0 and up to 1; the default is {THRESHOLD:g}",
-            )
+    threshold: Annotated[float, Gt(0), Le(1)] = THRESHOLD
+    """Similarity from which an image counts as a copy."""
 
 
 class Copying:

@@ -10,9 +10,9 @@ Options = TypeVar("Options")
 
 
 def options_of(metrics: Mapping[str, Any], name: str, kind: type[Options]) -> Options | None:
-    """Make the dataclass ``kind`` from the settings of the metric ``name``; None if there are none, or ``false``.
+    """Make the configuration ``kind`` from the settings of the metric ``name``; None if there are none, or ``false``.
 
-    Raises ConfigError: the settings are not a mapping of that dataclass' fields.
+    Raises ConfigError: the settings are not a mapping of its fields, or one of them has a value that is not valid.
     """
     given = metrics.get(name)
     if given is None or given is False:

@@ -8,38 +8,33 @@ labels do not name; an image is judged without its prompt.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from lookalike.annotators.base import Score, checked
 from lookalike.annotators.scorers import ClassProbability
 from lookalike.errors import ConfigError
 from lookalike.evaluation.metrics.base import Pixels, Settings, Task
 from lookalike.evaluation.metrics.options import options_of
+from lookalike.values import configuration
 
 
-@dataclass(frozen=True)
+@configuration("metrics.safety")
 class SafetyOptions:
     """Settings of ``safety``."""
 
     model: str
     """Folder or Hub id of an image classifier."""
-    unsafe: Any
+    unsafe: list[str]
     """Its labels that count as unsafe."""
 
     def __post_init__(self) -> None:
-        labels = [self.unsafe] if isinstance(self.unsafe, str) else self.unsafe
-        if not (isinstance(labels, list) and labels and all(isinstance(label, str) for label in labels)):
-            raise ConfigError(
-                "metrics.safety.unsafe names no label of the classifier",
-                value=self.unsafe,
-                fix="give a list, as in --metrics '{safety: {model: …, unsafe: [nsfw]}}'",
-            )
+        if not self.unsafe:
+            fix = "name one, as in --metrics '{safety: {model: …, unsafe: [nsfw]}}'"
+            raise ConfigError("metrics.safety.unsafe names no label of the classifier", value=self.unsafe, fix=fix)
 
     def scorer(self) -> ClassProbability:
         """The probability of the unsafe labels together."""
-        labels = (self.unsafe,) if isinstance(self.unsafe, str) else tuple(dict.fromkeys(self.unsafe))
-        return ClassProbability(self.model, labels, low=0.0, high=1.0)
+        return ClassProbability(self.model, tuple(dict.fromkeys(self.unsafe)), low=0.0, high=1.0)
 
 
 class Safety:
