@@ -82,7 +82,7 @@ def test_without_references_there_is_no_value() -> None:
     assert Copying()([np.zeros((64, 64, 3), np.uint8)], [_task([])]) == [{}]
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (4, 300), (300, 9), (64, 200), (500, 333)])
+@pytest.mark.parametrize("shape", [(1, 1), (4, 300), (300, 9), (64, 200), (500, 333), (20, 9000)])
 @pytest.mark.parametrize("filled", [0, 255, None])
 def test_images_and_photos_of_any_shape_have_a_similarity(shape: tuple[int, int], filled: int | None) -> None:
     rng = np.random.default_rng(0)

@@ -27,6 +27,7 @@ Pixels = npt.NDArray[np.uint8]  # [H, W, 3]
 _SEARCH_SIDE = 48  # px, short side of the image while it is searched
 _MOST_SIDE = 80  # px, greatest short side of the image while it is compared
 _SIZES = tuple(0.3 * 1.12**step for step in range(15))  # 0.30 to 1.47
+_MOST_ASPECT = 3  # of an image or photo; of a longer one the middle is compared
 _VISIBLE = 0.6  # share of the subject that must lie in the image
 _CANDIDATES, _REFINED, _PER_SIZE = 6, 2, 2
 _STEPS = (1.0, 0.5, 0.25)
@@ -57,6 +58,7 @@ class Subject:
     """The subject of a photo (uint8 [H, W, 3]), prepared to be found in images."""
 
     def __init__(self, photo: Pixels) -> None:
+        photo = _middle(photo)
         shrink = min(1.0, 2 * _MOST_SIDE / min(photo.shape[:2]))
         height, width = (max(2 * WINDOW, round(side * shrink)) for side in photo.shape[:2])
         self._photo = _resized(photo, height, width)
@@ -118,6 +120,7 @@ class Subject:
 
 def best_match(subject: Subject, image: Pixels) -> Match:
     """Find the place of ``image`` (uint8 [H, W, 3], of any size) that resembles ``subject`` most."""
+    image = _middle(image)
     short = min(image.shape[:2])
     if short < 2 * WINDOW:
         return NOWHERE
@@ -229,6 +232,14 @@ def _refined(subject: Subject, match: Match, pixels: Mapping[bool, Floats]) -> M
 
 def _similarity(match: Match) -> float:
     return match.similarity
+
+
+def _middle(image: Pixels) -> Pixels:
+    """The middle of an image that is longer than :data:`_MOST_ASPECT` times its short side, which bounds memory."""
+    height, width = image.shape[:2]
+    most = _MOST_ASPECT * min(height, width)
+    top, left = max(0, height - most) // 2, max(0, width - most) // 2
+    return image[top : top + min(height, most), left : left + min(width, most)]
 
 
 def _with_short_side(image: Pixels, side: int) -> Pixels:
