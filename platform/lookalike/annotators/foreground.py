@@ -16,6 +16,7 @@ from lookalike.errors import InputError
 if TYPE_CHECKING:
     import torch
 
+_SIDE = 48  # px, of an image whose colours are compared
 _WEIGHTS_SHA256 = "57934424"  # head of the file's hash, which is also in its name
 
 
@@ -85,38 +86,62 @@ class ForegroundColour:
     revision = "foreground-colour-1"
     dim = 4 * 8 * 8
 
-    _SIDE = 48  # px, to which the image is resized
     _CENTRE_SIGMA = 0.5
     _FAR = 12.0  # Lab distance from the border's colours from which a pixel has full weight
 
     def __call__(self, images: Sequence[np.ndarray]) -> np.ndarray:
-        return np.stack([self._histogram(_centre_square(image, 1.0, self._SIDE)) for image in images])
+        return np.stack([self._histogram(_centre_square(image, 1.0, _SIDE)) for image in images])
 
     def _histogram(self, image: np.ndarray) -> np.ndarray:
         lab = _lab(image)
-        axis = np.linspace(-1, 1, self._SIDE)
+        axis = np.linspace(-1, 1, _SIDE)
         centre = np.exp(-(axis[:, None] ** 2 + axis**2) / (2 * self._CENTRE_SIGMA**2))
-        weight = centre * np.clip(self._distance_to_border(lab) / self._FAR, 0, 1) ** 2 + 1e-6 * centre
-        # Each pixel is shared by the nearest two bins of each axis; L, a and b are spread over 4, 8 and 8 of them.
-        shares = [
-            np.clip(1 - np.abs(np.clip(place, 0, bins - 1).reshape(-1, 1) - np.arange(bins)), 0, 1)
-            for place, bins in ((lab[..., 0] * 0.03, 4), (lab[..., 1] * 0.064 + 4, 8), (lab[..., 2] * 0.064 + 4, 8))
-        ]
-        chroma = (shares[1][:, :, None] * shares[2][:, None, :]).reshape(-1, 64)
-        histogram = ((shares[0] * weight.reshape(-1, 1)).T @ chroma).reshape(-1)
-        return np.asarray(np.sqrt(histogram / histogram.sum()), np.float32)
+        weight = centre * np.clip(_distance_to_border(lab) / self._FAR, 0, 1) ** 2 + 1e-6 * centre
+        return _colour_histogram(lab, weight)
 
-    def _distance_to_border(self, lab: np.ndarray) -> np.ndarray:
-        """Distance of each pixel to the border's nearest colours, lightness at half weight (shadows): [side, side]."""
-        edge = 3
-        border = np.concatenate(
-            [lab[:edge].reshape(-1, 3), lab[:, :edge].reshape(-1, 3), lab[:, -edge:].reshape(-1, 3)]
-        )[::4]
-        scale = np.array([0.5, 1.0, 1.0])
-        pixels, border = lab.reshape(-1, 3) * scale, border * scale
-        squared = (pixels**2).sum(1)[:, None] + (border**2).sum(1) - 2 * pixels @ border.T
-        nearest = np.partition(squared, 4, axis=1)[:, :5].mean(1)
-        return np.asarray(np.sqrt(np.maximum(nearest, 0)).reshape(lab.shape[:2]))
+
+def colour_histogram(image: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """Square root of a soft Lab histogram (4 x 8 x 8) of uint8 [h, w, 3], weighted by [h, w]: float32 [256], unit norm.
+
+    The product of two of them is the Bhattacharyya coefficient (Hellinger kernel). The weight must not be 0 everywhere.
+    """
+    return _colour_histogram(_lab(image), weight)
+
+
+def _colour_histogram(lab: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    # Each pixel is shared by the nearest two bins of each axis; L, a and b are spread over 4, 8 and 8 of them.
+    shares = [
+        np.clip(1 - np.abs(np.clip(place, 0, bins - 1).reshape(-1, 1) - np.arange(bins)), 0, 1)
+        for place, bins in ((lab[..., 0] * 0.03, 4), (lab[..., 1] * 0.064 + 4, 8), (lab[..., 2] * 0.064 + 4, 8))
+    ]
+    chroma = (shares[1][:, :, None] * shares[2][:, None, :]).reshape(-1, 64)
+    histogram = ((shares[0] * weight.reshape(-1, 1)).T @ chroma).reshape(-1)
+    return np.asarray(np.sqrt(histogram / histogram.sum()), np.float32)
+
+
+def foreground_weight(image: np.ndarray) -> np.ndarray:
+    """Estimate where an image's subject is, by the colours that its border lacks: float32 [48, 48], 0 to 1.
+
+    ``image`` is uint8 [h, w, 3] of any size, stretched to the square. A pixel's weight grows with the square of its
+    colour's distance from the border's and falls with its distance from the centre. A subject in the colours of its
+    background is not found, and shadows are part of it. It is above 0 everywhere.
+    """
+    small = Image.fromarray(image).resize((_SIDE, _SIDE), Image.Resampling.BILINEAR, reducing_gap=3)
+    near = np.clip(_distance_to_border(_lab(np.asarray(small))) / ForegroundColour._FAR, 0, 1) ** 2
+    axis = np.linspace(-1, 1, _SIDE)
+    centre = np.exp(-(axis[:, None] ** 2 + axis**2) / (2 * ForegroundColour._CENTRE_SIGMA**2))
+    return np.asarray(centre * (0.1 + 0.9 * near), np.float32)
+
+
+def _distance_to_border(lab: np.ndarray) -> np.ndarray:
+    """Distance of each pixel to the border's nearest colours, lightness at half weight (shadows): [side, side]."""
+    edge = 3
+    border = np.concatenate([lab[:edge].reshape(-1, 3), lab[:, :edge].reshape(-1, 3), lab[:, -edge:].reshape(-1, 3)])
+    scale = np.array([0.5, 1.0, 1.0])
+    pixels, border = lab.reshape(-1, 3) * scale, border[::4] * scale
+    squared = (pixels**2).sum(1)[:, None] + (border**2).sum(1) - 2 * pixels @ border.T
+    nearest = np.partition(squared, 4, axis=1)[:, :5].mean(1)
+    return np.asarray(np.sqrt(np.maximum(nearest, 0)).reshape(lab.shape[:2]))
 
 
 def _fold(model: Any) -> Any:

@@ -104,8 +104,9 @@ class ClassProbability:
 
     model: str
     """Folder or Hub id."""
-    label: str | None = None
-    """Label whose probability is the score; not needed for a model with one output."""
+    label: str | tuple[str, ...] | None = None
+    """Label whose probability is the score, or several whose probabilities are added; not needed for a model with one
+    output, and not valid for one if several are given."""
     low: float = 0.0
     """Lowest score of a model with one output."""
     high: float = 10.0
@@ -113,7 +114,8 @@ class ClassProbability:
 
     @property
     def revision(self) -> str:
-        return f"{model_revision(self.model)}#{self.label or ''}"
+        labels = self.label if isinstance(self.label, tuple) else (self.label or "",)
+        return f"{model_revision(self.model)}#{','.join(labels)}"
 
     def load(self, device: str) -> Score:
         import torch
@@ -122,10 +124,11 @@ class ClassProbability:
         classes = AutoImageProcessor, AutoModelForImageClassification
         processor, model = load_model("image classifier", self.model, *classes, device)
         labels = {str(text): int(number) for text, number in model.config.label2id.items()}
-        if len(labels) > 1 and self.label not in labels:
-            raise ConfigError("the classifier has no such label", value=self.label, fix=f"choose from {list(labels)}")
-
-        column = 0 if len(labels) == 1 else labels[str(self.label)]
+        asked = self.label if isinstance(self.label, tuple) else (self.label,)
+        one = len(labels) == 1 and not isinstance(self.label, tuple)
+        if missing := [] if one else [label for label in asked if label not in labels]:
+            raise ConfigError("the classifier has no such label", value=missing[0], fix=f"choose from {list(labels)}")
+        columns = [0] if one else [labels[str(label)] for label in asked]
         together = device != "cpu" and fixed_shape(processor)
 
         def score(images: Sequence[np.ndarray], class_names: Sequence[str]) -> list[float]:
@@ -136,8 +139,8 @@ class ClassProbability:
                         for pixels in pixels_of(processor, images, together)
                     ]
                 )
-            values_BL = logits_BL if len(labels) == 1 else logits_BL.softmax(1)
-            return [float(value) for value in values_BL[:, column].cpu()]
+            values_BL = logits_BL if one else logits_BL.softmax(1)
+            return [float(value) for value in values_BL[:, columns].sum(1).cpu()]
 
         return score
 

@@ -6,10 +6,16 @@ from typing import Any
 
 from lookalike.errors import ConfigError
 from lookalike.evaluation.measurements import Measurement
+from lookalike.evaluation.metrics.aesthetic import Aesthetic
 from lookalike.evaluation.metrics.base import Metric, Pixels, SetMetric, Settings, Task, settings_of
 from lookalike.evaluation.metrics.clip import Clip
+from lookalike.evaluation.metrics.copying import Copying
 from lookalike.evaluation.metrics.dino import Dino
 from lookalike.evaluation.metrics.identity import Identity
+from lookalike.evaluation.metrics.memorisation import Memorisation
+from lookalike.evaluation.metrics.quality import Quality
+from lookalike.evaluation.metrics.safety import Safety
+from lookalike.evaluation.metrics.variety import Variety
 
 __all__ = [
     "LABELS",
@@ -26,9 +32,9 @@ __all__ = [
     "protocols",
 ]
 
-METRICS: tuple[type[Metric], ...] = (Identity, Dino, Clip)
+METRICS: tuple[type[Metric], ...] = (Identity, Dino, Clip, Copying, Memorisation, Quality, Aesthetic, Safety)
 """All metrics of single images, in the order of the report."""
-SET_METRICS: tuple[type[SetMetric], ...] = ()
+SET_METRICS: tuple[type[SetMetric], ...] = (Variety,)
 """All metrics of the images of one subject together."""
 _ALL: tuple[type[Metric] | type[SetMetric], ...] = (*METRICS, *SET_METRICS)
 LABELS: dict[str, str] = {name: label for metric in _ALL for name, label in metric.labels.items()}
@@ -54,8 +60,12 @@ def check_settings(settings: Settings) -> None:
         if configurations is None:  # it reads its settings itself
             continue
         for name in settings.metrics.keys() & kind.labels.keys():
+            if settings.metrics[name] is False and name == getattr(kind, "switch", ""):
+                continue  # turned off
             if name not in configurations:
-                fix = f"choose from {list(configurations)}"
+                fix = (
+                    f"choose from {list(configurations)}" if configurations else f"use {{{name}: false}} to turn it off"
+                )
                 raise ConfigError(f"metrics.{name} has no settings", value=settings.metrics[name], fix=fix)
             settings_of(settings, name, configurations[name], flag=getattr(kind, "flag", ""))
 

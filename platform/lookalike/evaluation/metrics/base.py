@@ -131,6 +131,8 @@ def settings_of(settings: Settings, name: str, config_class: type[ConfigT], *, f
         )
     try:
         return config_class(**given)
+    except TypeError as error:
+        raise ConfigError(f"metrics.{name} lacks a setting", value=dict(given), fix=f"give all of {fields}") from error
     except ConfigError as error:
         raise ConfigError(f"metrics.{name}.{error.what}", value=error.value, fix=error.fix) from error
 
