@@ -50,11 +50,13 @@ class Shown:
 
     case: str
     subject: str
+    subjects: frozenset[str]
+    """All subjects that the image should show."""
     class_name: str
     prompt: str
     references: Sequence[np.ndarray]
-    photo: np.ndarray
-    """A real photo of the subject that is not among the references."""
+    photo: np.ndarray | None
+    """A real photo of the subject that is not among the references; None if the suite has no other."""
 
 
 def read_evaluation(name: str, uri: str) -> Evaluated:
@@ -114,29 +116,42 @@ def shared_cases(evaluations: Sequence[Evaluated]) -> tuple[dict[str, str], list
 
 
 def shown_cases(evaluation: Evaluated, cases: Set[str]) -> Iterator[Shown | dict[str, str]]:
-    """Yield what the suite has of each of ``cases``, ordered by id; or the case with the reason why it is left out."""
+    """Yield what the suite has of each of ``cases``, or the case with the reason why it is left out.
+
+    The order depends on the ids alone. Raises InputError: the suite is missing, was changed since, or is not curated.
+    """
     suite = evaluation.scores.suite
-    version = version_store(open_store(suite.uri), suite.version or 0)
-    wanted = pa.array(sorted(cases), pa.string())
+    if suite.version is None:
+        fix = "name evaluations on a data set that jobs/curate.py wrote"
+        raise InputError("the suite of the evaluation is not a curated data set", value=suite.uri, fix=fix)
+    version = version_store(open_store(suite.uri), suite.version)
+    wanted = pa.array(sorted({*cases, *map(sample_of, cases)}), pa.string())
     rows = [
         row
         for part in open_triplets(version, _split(evaluation), suite.sha256).parts()
         for row in part.filter(pc.is_in(part["triplet_id"], wanted)).to_pylist()
     ]
-    triplets = sorted((Triplet.from_row(row) for row in rows), key=lambda triplet: triplet.triplet_id)
-    for missing in sorted(cases - {triplet.triplet_id for triplet in triplets}):
-        yield {"case": missing, "reason": "the suite has no such triplet"}
-    for start in range(0, len(triplets), _AT_ONCE):
-        batch = triplets[start : start + _AT_ONCE]
-        for triplet, loaded in zip(batch, load_many(version, batch), strict=True):
+    triplets = {row["triplet_id"]: Triplet.from_row(row) for row in rows}
+    found = {case: triplets.get(case) or triplets.get(sample_of(case)) for case in sorted(cases)}
+    yield from ({"case": case, "reason": "the suite has no such triplet"} for case in found if found[case] is None)
+    left = [(case, triplet) for case, triplet in found.items() if triplet is not None]
+    for start in range(0, len(left), _AT_ONCE):
+        batch = left[start : start + _AT_ONCE]
+        for (case, triplet), loaded in zip(batch, load_many(version, [row for _, row in batch]), strict=True):
             if isinstance(loaded, Exception):
-                yield {"case": triplet.triplet_id, "reason": f"its photos cannot be read: {loaded}"[:300]}
-            else:
-                yield Shown(
-                    *(triplet.triplet_id, triplet.subject, triplet.class_name or "", triplet.prompt),
-                    loaded.references,
-                    loaded.target,
-                )
+                yield {"case": case, "reason": f"its photos cannot be read: {loaded}"[:300]}
+                continue
+            yield Shown(
+                *(case, triplet.subject, frozenset([triplet.subject]), triplet.class_name or "", triplet.prompt),
+                loaded.references,
+                loaded.target,
+            )
+
+
+def sample_of(case: str) -> str:
+    """The id of the sample behind a case: ``ID``, or ``ID#N`` if a prompt has several images."""
+    sample, _, number = case.rpartition("#")
+    return sample if sample and number.isdecimal() else case
 
 
 def _split(evaluation: Evaluated) -> str:

@@ -149,26 +149,30 @@ class _Builder:
 
     def _add_checks(self, order: Sequence[Shown]) -> None:
         """Add attention checks: a case's photo, and one of another subject, of another class if there is one."""
-        count = 0
-        for shown in order:
+        photos = [(shown, shown.photo) for shown in order if shown.photo is not None]
+        made: set[frozenset[str]] = set()
+        for shown, own in photos:
             identity = self._id("check", shown.case)
-            others = sorted(
-                (other for other in order if other.subject != shown.subject),
-                key=lambda other: (other.class_name == shown.class_name, fingerprint([identity, other.case])),
-            )
-            if not others or count == self._config.checks:
+            others = [row for row in photos if row[0].subjects.isdisjoint(shown.subjects)]
+            if len(made) == self._config.checks:
                 break
+            if not others or len(shown.subjects) > 1:
+                continue
+            other = min(
+                others,
+                key=lambda row: (row[0].class_name == shown.class_name, fingerprint([identity, row[0].case])),
+            )[1]
             names = ("subject", "other") if coin(identity, "order") else ("other", "subject")
-            pixels = {"subject": shown.photo, "other": others[0].photo}
-            side = min(max(photo.shape[:2]) for photo in pixels.values())
-            first, second = (self._store(_fitted(pixels[name], side)) for name in names)
-            if first == second:
+            side = min(max(own.shape[:2]), max(other.shape[:2]))
+            first, second = (self._store(_fitted(own if name == "subject" else other, side)) for name in names)
+            if first == second or {first, second} in made:
                 continue
             pair = Pair(identity, "check", shown.case, shown.subject, *names)
             self._pairs.append(_Row(pair, shown.prompt, self._references(shown), (first, second)))
-            count += 1
-        if count < self._config.checks:
-            log.warning("the page has %d attention checks of %d: too few cases or subjects", count, self._config.checks)
+            made.add(frozenset([first, second]))
+        if len(made) < self._config.checks:
+            what = "the page has %d attention checks of %d: too few cases or subjects"
+            log.warning(what, len(made), self._config.checks)
 
     def _references(self, shown: Shown) -> tuple[str, ...]:
         return tuple(self._store(photo) for photo in shown.references[:_REFERENCES])

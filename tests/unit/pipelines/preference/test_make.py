@@ -11,6 +11,7 @@ import pytest
 from lookalike.errors import ConfigError, ConflictError, InputError
 from lookalike.evaluation.scores import Source
 from pipelines.preference import MakeConfig, make
+from pipelines.preference.cases import sample_of
 from pipelines.preference.pairs import Key, choose_pairs, read_key
 from tests.judged import write_evaluation
 
@@ -132,6 +133,12 @@ def test_one_subject_has_no_attention_checks(suite: Path, tmp_path: Path, caplog
     assert "0 attention checks of 8" in caplog.text
 
 
+def test_cases_of_several_images_of_a_prompt_are_those_of_their_sample() -> None:
+    assert [sample_of(case) for case in ("dog-1#3", "dog-1", "dog#x", "#2", "a#1#2")] == [
+        *("dog-1", "dog-1", "dog#x", "#2", "a#1")
+    ]
+
+
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [
@@ -139,6 +146,7 @@ def test_one_subject_has_no_attention_checks(suite: Path, tmp_path: Path, caplog
         ({"suite": Source("file:///other", "1" * 64, 1)}, "another suite"),
         ({"config": {"stages": ["1.0/0.5"], "split": "train"}}, "another split"),
         ({"config": {}}, "no images"),
+        ({"suite": Source("file:///folder", "1" * 64)}, "another suite"),
     ],
 )
 def test_evaluations_that_cannot_be_compared_are_errors(
