@@ -32,7 +32,7 @@ class Evaluated:
     store: Store
     scores: Scores
     sha256: str
-    """Hash of its ``scores.json``."""
+    """Hash of its measurements, whose header names bundle, suite and conditions: the same after it was moved."""
     subjects: dict[str, str]
     """Case -> subject, of each generated image."""
     values: dict[str, dict[str, float]]
@@ -66,13 +66,14 @@ def read_evaluation(name: str, uri: str) -> Evaluated:
     images.
     """
     store = open_store(uri)
-    data, where = store.read(SCORES), store.uri_of(SCORES)
-    scores = Scores.from_json(data, where)
+    where = store.uri_of(SCORES)
+    scores = Scores.from_json(store.read(SCORES), where)
     if scores.conditions != "right":
         fix = "name an evaluation with --conditions right"
         raise InputError("its images were generated with another subject's conditions", value=where, fix=fix)
     measurements, place = store.read(MEASUREMENTS), store.uri_of(MEASUREMENTS)
-    if hashlib.sha256(measurements).hexdigest() != scores.measurements_sha256:
+    sha256 = hashlib.sha256(measurements).hexdigest()
+    if sha256 != scores.measurements_sha256:
         raise InputError("the measurements are not those of scores.json", value=place, fix=_FIX)
     with decoding("a table of measurements", place, fix=_FIX):
         table = measured(pq.read_table(io.BytesIO(measurements), schema=SCHEMA))
@@ -84,7 +85,7 @@ def read_evaluation(name: str, uri: str) -> Evaluated:
     for row in rows:
         values.setdefault(row["case"], {})[row["metric"]] = row["value"]
     subjects = {row["case"]: row["subject"] for row in rows}
-    return Evaluated(name, store, scores, hashlib.sha256(data).hexdigest(), subjects, values)
+    return Evaluated(name, store, scores, sha256, subjects, values)
 
 
 def shared_cases(evaluations: Sequence[Evaluated]) -> tuple[dict[str, str], list[dict[str, str]]]:

@@ -158,11 +158,9 @@ class _Builder:
                 break
             if not others or len(shown.subjects) > 1:
                 continue
-            other = min(
-                others,
-                key=lambda row: (row[0].class_name == shown.class_name, fingerprint([identity, row[0].case])),
-            )[1]
+            others.sort(key=lambda row: (row[0].class_name == shown.class_name, fingerprint([identity, row[0].case])))
             names = ("subject", "other") if coin(identity, "order") else ("other", "subject")
+            other = others[0][1]
             side = min(max(own.shape[:2]), max(other.shape[:2]))
             first, second = (self._store(_fitted(own if name == "subject" else other, side)) for name in names)
             if first == second or {first, second} in made:
@@ -236,8 +234,7 @@ def _described(evaluation: Evaluated) -> Mapping[str, str | None]:
         "bundle": scores.bundle.uri,
         "bundle_sha256": scores.bundle.sha256,
         "evaluation": evaluation.store.uri,
-        "scores_sha256": evaluation.sha256,
-        "measurements_sha256": scores.measurements_sha256,
+        "measurements_sha256": evaluation.sha256,
     }
 
 

@@ -15,9 +15,11 @@ RunJob = Callable[..., CompletedProcess[str]]
 def test_make_and_read(run_job: RunJob, evaluations: dict[str, str], tmp_path: Path) -> None:
     models = [word for name in "ab" for word in (f"--{name}", evaluations[name])]
     asked = ["--criteria", "identity", "--criteria", "prompt", "--questions", '{identity: "Which is my thing?"}']
-    made = run_job("preference", "make", *models, *asked, "--max_pairs", "8", "--out", str(tmp_path / "people"))
+    made = run_job(
+        "preference", "make", *models, *asked, "--max_pairs", "8", "--checks", "4", "--out", str(tmp_path / "people")
+    )
     assert made.returncode == 0, made.stderr
-    assert "8 pairs of a, b, 8 repeated, 8 attention checks, 0 cases left out" in made.stdout
+    assert "8 pairs of a, b, 8 repeated, 4 attention checks, 0 cases left out" in made.stdout
     assert "Which is my thing?" in (tmp_path / "people" / "preference.html").read_text()
     key = read_key(str(tmp_path / "people"))
     (tmp_path / "choices").mkdir()

@@ -1,7 +1,9 @@
 """The page of blind pairs: what is on it, what is not, and what stops it from being made."""
 
+import dataclasses
 import json
 import re
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -76,6 +78,16 @@ def test_same_inputs_give_the_same_bytes(evaluations: dict[str, str], page: Path
     make(MakeConfig(**evaluations, out=str(tmp_path), max_pairs=30, checks=5, repeats=4))
     assert (tmp_path / "preference.html").read_bytes() == (page / "preference.html").read_bytes()
     assert (tmp_path / "pairs.json").read_bytes() == (page / "pairs.json").read_bytes()
+
+
+def test_moved_evaluations_give_the_same_page(evaluations: dict[str, str], page: Path, tmp_path: Path) -> None:
+    moved = {name: shutil.copytree(uri, tmp_path / name) for name, uri in evaluations.items()}
+    config = MakeConfig(**{name: str(path) for name, path in moved.items()}, out=str(page), max_pairs=30, checks=5)
+    with pytest.raises(ConflictError):  # four repeats
+        make(config)
+    make(dataclasses.replace(config, repeats=4))
+    make(dataclasses.replace(config, repeats=4, out=str(tmp_path / "again")))
+    assert (tmp_path / "again" / "preference.html").read_bytes() == (page / "preference.html").read_bytes()
 
 
 def test_key_has_the_metrics_of_both_images(key: Key) -> None:

@@ -75,7 +75,7 @@ def test_judge_who_clicks_at_random_does_not_count(page: Path, key: Key, tmp_pat
     result = _read(page, tmp_path / "choices", tmp_path / "out")
     kept = {row["judge"]: row["kept"] for row in result["judges"]}
     assert kept == {"anna": True, "r1": False, "r2": False}
-    assert all("attention checks right" in row["reason"] for row in result["judges"] if not row["kept"])
+    assert all("are asked for" in row["reason"] for row in result["judges"] if not row["kept"])
     assert result["criteria"]["overall"]["judges"] == 1
     with pytest.raises(InputError, match="no judge passes"):
         _read(page, tmp_path / "choices" / "r1.json", tmp_path / "none")
