@@ -150,7 +150,7 @@ class _Builder:
     def _add_checks(self, order: Sequence[Shown]) -> None:
         """Add attention checks: a case's photo, and one of another subject, of another class if there is one."""
         photos = [(shown, shown.photo) for shown in order if shown.photo is not None]
-        made: set[frozenset[str]] = set()
+        made: set[tuple[str, frozenset[str]]] = set()
         for shown, own in photos:
             identity = self._id("check", shown.case)
             others = [row for row in photos if row[0].subjects.isdisjoint(shown.subjects)]
@@ -163,11 +163,12 @@ class _Builder:
             other = others[0][1]
             side = min(max(own.shape[:2]), max(other.shape[:2]))
             first, second = (self._store(_fitted(own if name == "subject" else other, side)) for name in names)
-            if first == second or {first, second} in made:
+            question = (shown.subject, frozenset([first, second]))
+            if first == second or question in made:
                 continue
             pair = Pair(identity, "check", shown.case, shown.subject, *names)
             self._pairs.append(_Row(pair, shown.prompt, self._references(shown), (first, second)))
-            made.add(frozenset([first, second]))
+            made.add(question)
         if len(made) < self._config.checks:
             what = "the page has %d attention checks of %d: too few cases or subjects"
             log.warning(what, len(made), self._config.checks)
