@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from lookalike.data.images import decode
-from lookalike.data.triplets import Triplet, load_many, open_triplets
+from lookalike.data.triplets import SPLITS, Split, Triplet, load_many, open_triplets
 from lookalike.documents import decoding
 from lookalike.errors import InputError
 from lookalike.evaluation.measurements import MEASUREMENTS, SCHEMA, measured
@@ -155,5 +155,8 @@ def sample_of(case: str) -> str:
     return sample if sample and number.isdecimal() else case
 
 
-def _split(evaluation: Evaluated) -> str:
-    return str(evaluation.scores.config.get("split", "validation"))
+def _split(evaluation: Evaluated) -> Split:
+    split = evaluation.scores.config.get("split", "validation")
+    if split not in SPLITS:
+        raise InputError(f"the evaluation has no valid split: {split!r:.80}", value=evaluation.store.uri, fix=_FIX)
+    return SPLITS[SPLITS.index(split)]

@@ -184,7 +184,7 @@ def votes_of(export: Export, key: Key, criterion: str) -> list[Vote]:
 
 def _files(uris: Sequence[str]) -> Iterator[tuple[str, Store, str]]:
     """Yield location, store and key of each file once, in the order of locations."""
-    files = {}
+    files: dict[str, tuple[Store, str]] = {}
     for uri in uris:
         if uri.endswith(".json"):
             store, name = locate_object(uri)

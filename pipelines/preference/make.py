@@ -213,7 +213,7 @@ class _Builder:
         texts = {**QUESTIONS, **self._config.questions}
         criteria = [Criterion(name, texts[name].strip()) for name in self._config.criteria]
         images = [self._images[name] for name in sorted(self._images)]
-        content = [[asdict(row) for row in (*criteria, *pairs)], sorted(self._images)]
+        content = [[asdict(row) for row in criteria], [asdict(row) for row in pairs], sorted(self._images)]
         return PreferencePage(fingerprint(content)[:32], criteria, pairs, images)
 
     def _key(self, page: PreferencePage, left_out: list[dict[str, str]]) -> dict[str, Any]:
