@@ -6,6 +6,7 @@ import re
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 from typing import Literal
 
 import numpy as np
@@ -191,12 +192,13 @@ def _files(uris: Sequence[str]) -> Iterator[tuple[str, Store, str]]:
             names = [name]
         else:
             store = open_store(uri)
-            names = [info.key for info in store.list() if info.key.endswith(".json")]
+            listed = (info.key for info in store.list() if info.key.endswith(".json"))
+            names = list(islice(listed, _MOST_FILES + 1))
         if not names:
             raise InputError("the folder has no *.json", value=uri, fix="name files that the page exported")
         files |= {store.uri_of(name): (store, name) for name in names}
     if len(files) > _MOST_FILES:
-        raise InputError(f"{len(files)} files are more than {_MOST_FILES}", value=uris[0], fix="name fewer")
+        raise InputError(f"there are more than {_MOST_FILES} files of choices", value=uris[0], fix="name fewer")
     for where, (store, name) in sorted(files.items()):
         if not store.exists(name):
             raise InputError("there is no such file of choices", value=where, fix="check the name")

@@ -13,38 +13,52 @@ def _lines(result: Mapping[str, Any]) -> Iterator[str]:
     models = [[name, str(model["bundle"])] for name, model in sorted(result["models"].items())]
     yield from ["# Human preference", "", *_table(["model", "bundle"], models)]
     for criterion, found in result["criteria"].items():
-        yield from ["", f"## {criterion}", ""]
-        yield (
-            f"{found['votes']} votes of {found['judges']} judges on {found['pairs']} pairs of {found['subjects']}"
-            " subjects. Intervals (95 %) resample subjects and judges; a tie counts half."
-        )
-        rates = [
-            [
-                f"{rate['model']} over {rate['against']}",
-                *(str(rate[name]) for name in ("wins", "ties", "losses")),
-                _interval(rate["share"], rate["low"], rate["high"]),
-                f"{rate['wilson_low']:.3f} to {rate['wilson_high']:.3f}",
-            ]
-            for rate in found["win_rates"]
+        yield from ["", f"## {criterion}", "", *_criterion(found)]
+    yield from ["", "## Judges", "", *_judges(result["judges"], result["method"])]
+    if result["left_out"]:
+        rows = [[row["file"], row["reason"]] for row in result["left_out"]]
+        yield from ["", "## Files that are left out", "", *_table(["file", "reason"], rows)]
+
+
+def _criterion(found: Mapping[str, Any]) -> Iterator[str]:
+    yield (
+        f"{found['votes']} votes of {found['judges']} judges on {found['pairs']} pairs of {found['subjects']}"
+        " subjects. Intervals (95 %) resample subjects and judges; a tie counts half."
+    )
+    rates = [
+        [
+            f"{rate['model']} over {rate['against']}",
+            *(str(rate[name]) for name in ("wins", "ties", "losses")),
+            _interval(rate["share"], rate["low"], rate["high"]),
+            f"{rate['wilson_low']:.3f} to {rate['wilson_high']:.3f}",
         ]
-        head = ["preferred", "wins", "ties", "losses", "share", "if votes were independent (Wilson)"]
-        yield from ["", *_table(head, rates)]
-        if found["strengths"]:
-            rows = [[s["model"], _interval(s["strength"], s["low"], s["high"])] for s in found["strengths"]]
-            yield from ["", *_table(["model", "Bradley-Terry strength (logits, mean 0)"], rows)]
-        alpha = "undefined (one judge, or equal choices)" if found["alpha"] is None else f"{found['alpha']:.3f}"
-        yield from ["", f"Agreement of the judges, Krippendorff's alpha: {alpha}."]
-        if found["metrics"]:
-            rows = [
-                [
-                    metric["metric"],
-                    _interval(metric["share"]["mean"], metric["share"]["low"], metric["share"]["high"]),
-                    str(metric["share"]["n"]),
-                    "–" if metric["tau"] is None else f"{metric['tau']:.3f}",
-                ]
-                for metric in found["metrics"]
+        for rate in found["win_rates"]
+    ]
+    head = ["preferred", "wins", "ties", "losses", "share", "if votes were independent (Wilson)"]
+    yield from ["", *_table(head, rates)]
+    if found["strengths"]:
+        rows = [[s["model"], _interval(s["strength"], s["low"], s["high"])] for s in found["strengths"]]
+        yield from ["", *_table(["model", "Bradley-Terry strength (logits, mean 0)"], rows)]
+    alpha = "undefined (one judge, or equal choices)" if found["alpha"] is None else f"{found['alpha']:.3f}"
+    yield from ["", f"Agreement of the judges, Krippendorff's alpha: {alpha}."]
+    if found["metrics"]:
+        rows = [
+            [
+                metric["metric"],
+                _interval(metric["share"]["mean"], metric["share"]["low"], metric["share"]["high"]),
+                str(metric["share"]["n"]),
+                "–" if metric["tau"] is None else f"{metric['tau']:.3f}",
             ]
-            yield from ["", *_table(["metric", "agrees with most judges", "pairs", "Kendall's tau"], rows)]
+            for metric in found["metrics"]
+        ]
+        yield from ["", *_table(["metric", "agrees with most judges", "pairs", "Kendall's tau"], rows)]
+
+
+def _judges(judges: Sequence[Mapping[str, Any]], method: Mapping[str, Any]) -> Iterator[str]:
+    yield (
+        f"A judge counts with at least {method['min_right']:.0%} of the attention checks right and"
+        f" {method['min_consistent']:.0%} of the repeated pairs consistent."
+    )
     rows = [
         [
             judge["judge"],
@@ -55,19 +69,10 @@ def _lines(result: Mapping[str, Any]) -> Iterator[str]:
             f"{judge['median_s']:.1f}",
             "counts" if judge["kept"] else judge["reason"],
         ]
-        for judge in result["judges"]
+        for judge in judges
     ]
-    method = result["method"]
-    yield from ["", "## Judges", ""]
-    yield (
-        f"A judge counts with at least {method['min_right']:.0%} of the attention checks right and"
-        f" {method['min_consistent']:.0%} of the repeated pairs consistent."
-    )
     head = ["judge", "choices", "checks right", "consistent", "left", "median s", "counts"]
     yield from ["", *_table(head, rows)]
-    if result["left_out"]:
-        rows = [[row["file"], row["reason"]] for row in result["left_out"]]
-        yield from ["", "## Files that are left out", "", *_table(["file", "reason"], rows)]
 
 
 def _interval(value: float, low: float, high: float) -> str:
