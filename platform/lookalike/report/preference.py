@@ -49,7 +49,7 @@ def render_preference(page: PreferencePage) -> str:
     """Render the page as one HTML document.
 
     Its policy allows images in ``data:`` URIs, and the one style and the one script whose hashes it names: nothing is
-    loaded or sent, and markup in a prompt cannot run. Equal content gives equal text.
+    loaded or sent, and no text can become markup or script. Equal content gives equal text.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
@@ -64,7 +64,7 @@ def render_preference(page: PreferencePage) -> str:
     style, script = (environment.loader.get_source(environment, f"preference.{kind}")[0] for kind in ("css", "js"))
     policy = (
         f"default-src 'none'; img-src data:; style-src {_hash(style)}; script-src {_hash(script)};"
-        " base-uri 'none'; form-action 'none'"
+        " base-uri 'none'; form-action 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
     )
     return environment.get_template("preference.html.j2").render(
         page=page, policy=policy, style=style, script=script, data=_inline_json(asdict(page))
