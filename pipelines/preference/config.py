@@ -83,7 +83,7 @@ class ReadConfig:
     """URI that receives preference.json and preference.md."""
     min_right: Share = 0.8
     """A judge counts with at least this share of the attention checks right; a tie is not right."""
-    min_consistent: Share = 0.5
+    min_consistent: Share = 0.25
     """A judge counts with at most the other share of the repeated pairs answered with the opposite image."""
     seed: Seed = 0
     """Seeds the resampling of the intervals."""

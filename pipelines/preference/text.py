@@ -23,7 +23,7 @@ def _lines(result: Mapping[str, Any]) -> Iterator[str]:
 def _criterion(found: Mapping[str, Any]) -> Iterator[str]:
     yield (
         f"{found['votes']} votes of {found['judges']} judges on {found['pairs']} pairs of {found['subjects']}"
-        " subjects. Intervals (95 %) resample subjects and judges; a tie counts half."
+        " subjects. Intervals (95 %) are over subjects and judges; a tie counts half."
     )
     rates = [
         [

@@ -2,15 +2,17 @@
 
 Pure functions of votes (numpy and scipy only). Their order does not matter, and equal votes give equal results.
 
-Votes of one judge resemble each other, and so do votes about one subject. So all intervals are the 2.5 % and 97.5 %
-quantiles over resamples of whole subjects and, independently, of whole judges; a vote counts as often as its subject
-times its judge was sampled (the pigeonhole bootstrap: Owen 2007, Annals of Applied Statistics 1(2), 386-411). With one
-subject only judges are resampled, with one judge only subjects, and with one of both the votes themselves. With fewer
-than about ten subjects or judges the intervals are a little too narrow.
+Votes of one judge resemble each other, and so do votes about one subject. The variance behind all 95 % intervals counts
+both (Cameron, Gelbach and Miller 2011, "Robust Inference With Multiway Clustering"): the variance over resamples of
+whole subjects, plus that over resamples of whole judges, minus that over resamples of the votes of each subject and
+judge, which both contain; at least the larger of the first two. Each is multiplied by n / (n - 1) for n resampled
+clusters, and an interval is ± 1.96 standard deviations. With one subject only judges are resampled, with one judge only
+subjects: it then says nothing about other ones. With fewer than about ten of either it is a little too narrow.
 """
 
+import warnings
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -27,10 +29,8 @@ PRIOR_SD = 3.0
 """Standard deviation of the prior of a Bradley-Terry strength, in logits: weak (95 % of the odds of two models lie
 between 1 : 4,000 and 4,000 : 1), but it keeps the strength of a model that won every vote finite."""
 _Z = 1.959963984540054  # the 97.5 % quantile of the normal distribution
-_LEVELS = (0.025, 0.975)
 _NEWTON_STEPS = 100  # it takes about 6, and about 15 for a model that won every vote
 _CELLS = 1 << 22  # resamples times votes that are in memory at a time
-_CLUSTERS = ("subject", "judge")
 
 
 @dataclass(frozen=True)
@@ -119,20 +119,18 @@ def win_rates(votes: Iterable[Vote], models: Sequence[str], *, seed: int = 0) ->
     judge on one pair.
     """
     table = _Table(votes, models)
-    resampled = table.resampled_wins(seed)
+    deviations = table.deviations(_shares, seed)
     rates = []
     for i, j in combinations(range(len(models)), 2):
         results = table.results_between(i, j)
         if not len(results):
             continue
         wins, ties, count = int((results == 1).sum()), int((results == 0.5).sum()), len(results)
-        ours, theirs = resampled[:, i, j], resampled[:, j, i]
-        sampled = ours + theirs > 0
-        low, high = np.quantile(ours[sampled] / (ours + theirs)[sampled], _LEVELS)
+        share, half = float(results.mean()), _Z * float(deviations[i, j])
         rates.append(
             WinRate(
                 *(models[i], models[j], wins, ties, count - wins - ties),
-                *(float(results.mean()), float(low), float(high)),
+                *(share, max(0.0, share - half), min(1.0, share + half)),
                 *wilson(wins + ties / 2, count),
             )
         )
@@ -143,9 +141,9 @@ def strengths(votes: Iterable[Vote], models: Sequence[str], *, seed: int = 0) ->
     """Compute the Bradley-Terry strength of each of ``models`` with its interval. Raises as :func:`win_rates`."""
     table = _Table(votes, models)
     found = bradley_terry(table.wins(np.ones((1, len(table.results))))[0])
-    resampled = bradley_terry(table.resampled_wins(seed))
-    lows, highs = np.quantile(resampled, _LEVELS, axis=0)
-    return [Strength(model, *map(float, row)) for model, *row in zip(models, found, lows, highs, strict=True)]
+    half = _Z * table.deviations(bradley_terry, seed)
+    rows = zip(models, found, found - half, found + half, strict=True)
+    return [Strength(model, float(strength), float(low), float(high)) for model, strength, low, high in rows]
 
 
 def bradley_terry(wins: Floats) -> Floats:
@@ -244,8 +242,9 @@ class _Table:
         self.first = np.array([number[row.first] for row in rows])
         self.second = np.array([number[row.second] for row in rows])
         self.results = np.array([row.result for row in rows])
-        clusters = [np.unique([getattr(row, name) for row in rows], return_inverse=True)[1] for name in _CLUSTERS]
-        self.clusters = [index for index in clusters if index.max() > 0] or [np.arange(len(rows))]
+        self.subject, self.judge = (
+            np.unique([getattr(row, name) for row in rows], return_inverse=True)[1] for name in ("subject", "judge")
+        )
 
     def results_between(self, i: int, j: int) -> Floats:
         """Results of the votes on models i and j, as seen by i."""
@@ -259,17 +258,37 @@ class _Table:
         wins[votes, self.second, self.first] = 1 - self.results
         return np.asarray((weights @ wins.reshape(len(votes), -1)).reshape(-1, self.count, self.count))
 
-    def resampled_wins(self, seed: int) -> Floats:
-        """``wins`` [R, K, K] of R resamples."""
-        rng, size = np.random.default_rng(seed), max(1, _CELLS // len(self.results))
+    def deviations(self, statistic: Callable[[Floats], Floats], seed: int) -> Floats:
+        """Standard deviation of ``statistic`` (``wins`` [R, K, K] -> [R, ...]) over subjects and judges."""
+
+        def variance(clusters: npt.NDArray[np.int64]) -> Floats:
+            values = statistic(self._resampled_wins(clusters, seed))
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", RuntimeWarning)  # of two models that were not compared
+                return np.asarray(np.nanvar(values, axis=0)) * (1 + 1 / max(1, int(clusters.max())))
+
+        if self.subject.max() == 0 or self.judge.max() == 0:
+            clusters = self.subject + self.judge
+            return np.sqrt(variance(clusters if clusters.max() else np.arange(len(clusters))))
+        of_subjects, of_judges = variance(self.subject), variance(self.judge)
+        _, both = np.unique(self.subject * (self.judge.max() + 1) + self.judge, return_inverse=True)
+        least = np.maximum(of_subjects, of_judges)
+        return np.asarray(np.sqrt(np.maximum(of_subjects + of_judges - variance(both), least)))
+
+    def _resampled_wins(self, clusters: npt.NDArray[np.int64], seed: int) -> Floats:
+        """``wins`` [R, K, K] of R resamples of whole clusters; ``clusters`` [N] has the cluster of each vote."""
+        rng, size, count = np.random.default_rng(seed), max(1, _CELLS // len(clusters)), int(clusters.max()) + 1
         parts = []
         for start in range(0, RESAMPLES, size):
-            weights = np.ones((min(size, RESAMPLES - start), len(self.results)))
-            for index in self.clusters:
-                count = int(index.max()) + 1
-                weights *= rng.multinomial(count, np.full(count, 1 / count), len(weights))[:, index]
-            parts.append(self.wins(weights))
+            times = rng.multinomial(count, np.full(count, 1 / count), min(size, RESAMPLES - start))
+            parts.append(self.wins(times[:, clusters].astype(np.float64)))
         return np.concatenate(parts)
+
+
+def _shares(wins: Floats) -> Floats:
+    """Share of each model's wins over each other one: [..., K, K] to the same shape, NaN if they were not compared."""
+    with np.errstate(invalid="ignore"):
+        return np.asarray(wins / (wins + np.swapaxes(wins, -1, -2)))
 
 
 def _by_pair(votes: Iterable[Vote]) -> dict[str, list[Vote]]:
