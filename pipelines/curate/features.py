@@ -21,12 +21,12 @@ def features(image: np.ndarray) -> dict[str, int | float]:
     luma = fit_within(luma, FEATURE_SIDE)
     photo = Image.fromarray(luma)
     counts = np.array(photo.histogram())  # integers: sums of any size are exact
-    mean = counts @ _LEVELS / luma.size
+    mean, squares = (float(counts @ _LEVELS**power) / luma.size for power in (1, 2))
     return {
         "phash": int.from_bytes(np.packbits(imagehash.phash(photo).hash).tobytes(), "big"),
         "sharpness": _variance_of_laplacian(luma),
-        "luma_mean": float(mean),
-        "luma_std": float(max(0.0, counts @ _LEVELS**2 / luma.size - mean**2) ** 0.5),
+        "luma_mean": mean,
+        "luma_std": max(0.0, squares - mean**2) ** 0.5,
     }
 
 

@@ -117,4 +117,4 @@ def vectors_of(column: pa.ChunkedArray) -> np.ndarray:
         block_BD = vectors_ND[first : first + _NORMALISED]
         norms_B1 = np.linalg.norm(block_BD, axis=1, keepdims=True)
         block_BD /= np.where(norms_B1 == 0, 1, norms_B1)
-    return vectors_ND
+    return np.asarray(vectors_ND)
