@@ -45,7 +45,7 @@ def test_cases_that_cannot_be_read_are_named_and_the_others_measured(
     dataset = write_snapshot(tmp_path / "dataset", [None], held_out)
     with caplog.at_level(logging.WARNING):
         scores = evaluate(config_of(bundle_dir, dataset, tmp_path / "out"))
-    assert re.search("of 59 cases are not measured: sample022.*; photo ", caplog.text)
+    assert re.search("4 of 59 cases are not measured: sample012.*; photo ", caplog.text)
     assert "row 29 is left out" in caplog.text
     assert not any(name.startswith("unreadable") for name in scores.metrics)
     rows = pq.read_table(tmp_path / "out" / "measurements.parquet").to_pylist()
