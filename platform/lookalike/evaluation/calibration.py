@@ -186,7 +186,7 @@ def same_judge(ours: Scores, theirs: Scores) -> str | None:
 
 
 def _same_names(ours: Scores, theirs: Scores) -> str | None:
-    named = [("embedder", ours.embedder, theirs.embedder)]
+    named: list[tuple[str, Any, Any]] = [("embedder", ours.embedder, theirs.embedder)]
     named += [(name, ours.config.get(name), theirs.config.get(name)) for name in ("clip", "dino")]
     for name, one, other in named:
         if one and other and one != other:
