@@ -7,7 +7,9 @@ both (Cameron, Gelbach and Miller 2011, "Robust Inference With Multiway Clusteri
 whole subjects, plus that over resamples of whole judges, minus that over resamples of the votes of each subject and
 judge, which both contain; at least the larger of the first two. Each is multiplied by n / (n - 1) for n resampled
 clusters, and an interval is ± 1.96 standard deviations. With one subject only judges are resampled, with one judge only
-subjects: it then says nothing about other ones. With fewer than about ten of either it is a little too narrow.
+subjects: it then says nothing about other ones. With fewer than about ten of either it is a little too narrow. It is
+never narrower than if all votes were independent (a share: Wilson's interval; a strength: the curvature of its
+likelihood), so that equal votes do not seem certain.
 """
 
 import warnings
@@ -126,12 +128,12 @@ def win_rates(votes: Iterable[Vote], models: Sequence[str], *, seed: int = 0) ->
         if not len(results):
             continue
         wins, ties, count = int((results == 1).sum()), int((results == 0.5).sum()), len(results)
-        share, half = float(results.mean()), _Z * float(deviations[i, j])
+        share, half, least = float(results.mean()), _Z * float(deviations[i, j]), wilson(wins + ties / 2, count)
         rates.append(
             WinRate(
                 *(models[i], models[j], wins, ties, count - wins - ties),
-                *(share, max(0.0, share - half), min(1.0, share + half)),
-                *wilson(wins + ties / 2, count),
+                *(share, max(0.0, min(share - half, least[0])), min(1.0, max(share + half, least[1]))),
+                *least,
             )
         )
     return rates
@@ -140,8 +142,11 @@ def win_rates(votes: Iterable[Vote], models: Sequence[str], *, seed: int = 0) ->
 def strengths(votes: Iterable[Vote], models: Sequence[str], *, seed: int = 0) -> list[Strength]:
     """Compute the Bradley-Terry strength of each of ``models`` with its interval. Raises as :func:`win_rates`."""
     table = _Table(votes, models)
-    found = bradley_terry(table.wins(np.ones((1, len(table.results))))[0])
-    half = _Z * table.deviations(bradley_terry, seed)
+    wins = table.wins(np.ones((1, len(table.results))))[0]
+    found = bradley_terry(wins)
+    centre = np.eye(len(models)) - 1 / len(models)
+    if_independent = centre @ np.linalg.inv(_curvature(wins, found)) @ centre
+    half = _Z * np.maximum(table.deviations(bradley_terry, seed), np.sqrt(np.diag(if_independent)))
     rows = zip(models, found, found - half, found + half, strict=True)
     return [Strength(model, float(strength), float(low), float(high)) for model, strength, low, high in rows]
 
@@ -155,16 +160,25 @@ def bradley_terry(wins: Floats) -> Floats:
     """
     theta = np.zeros(wins.shape[:-1])
     for _ in range(_NEWTON_STEPS):
-        odds = special.expit(theta[..., None, :] - theta[..., :, None])  # [..., i, j]: P(j is preferred to i)
-        pull = wins * odds
+        pull = wins * _odds(theta)
         slope = pull.sum(axis=-1) - pull.sum(axis=-2) - theta / PRIOR_SD**2
-        bend = (wins + np.swapaxes(wins, -1, -2)) * odds * (1 - odds)
-        curvature = np.eye(wins.shape[-1]) * (bend.sum(axis=-1) + 1 / PRIOR_SD**2)[..., None] - bend
-        step = np.linalg.solve(curvature, slope[..., None])[..., 0]
+        step = np.linalg.solve(_curvature(wins, theta), slope[..., None])[..., 0]
         theta = theta + step
         if np.abs(step).max() < 1e-10:
             break
     return np.asarray(theta - theta.mean(axis=-1, keepdims=True), dtype=np.float64)
+
+
+def _odds(theta: Floats) -> Floats:
+    """P(j is preferred to i) at [..., i, j]."""
+    return np.asarray(special.expit(theta[..., None, :] - theta[..., :, None]))
+
+
+def _curvature(wins: Floats, theta: Floats) -> Floats:
+    """Negative second derivative [..., K, K] of the logarithm that :func:`bradley_terry` maximises."""
+    odds = _odds(theta)
+    bend = (wins + np.swapaxes(wins, -1, -2)) * odds * (1 - odds)
+    return np.asarray(np.eye(wins.shape[-1]) * (bend.sum(axis=-1) + 1 / PRIOR_SD**2)[..., None] - bend)
 
 
 def krippendorff_alpha(units: Iterable[Sequence[float]]) -> float | None:

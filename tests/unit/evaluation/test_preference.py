@@ -127,6 +127,15 @@ def test_a_model_that_won_every_vote_has_a_finite_strength() -> None:
     assert strengths(more, "abc")[0].strength > found[0]
 
 
+def test_equal_votes_do_not_seem_certain() -> None:
+    votes = [
+        _vote(n, 1.0, models=models, judge=judge) for n, models in enumerate(["ab", "ac", "bc"] * 4) for judge in "xy"
+    ]
+    assert [(rate.share, rate.high) for rate in win_rates(votes, "abc")] == [(1.0, 1.0)] * 3
+    assert all(rate.low == rate.wilson_low < 0.7 for rate in win_rates(votes, "abc"))
+    assert all(strength.high - strength.low > 1 for strength in strengths(votes, "abc"))
+
+
 def test_equal_models_tie() -> None:
     assert bradley_terry(np.full((3, 3), 5.0) - 5 * np.eye(3)) == pytest.approx([0, 0, 0], abs=1e-9)
 
