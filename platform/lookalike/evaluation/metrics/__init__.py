@@ -31,7 +31,11 @@ METRICS: tuple[type[Metric], ...] = (Identity, Dino, Clip, Copying, Memorisation
 """All metrics of single images, in the order of the report."""
 SET_METRICS: tuple[type[SetMetric], ...] = (Variety,)
 """All metrics of the images of one subject together."""
-LABELS: dict[str, str] = {name: label for metric in (*METRICS, *SET_METRICS) for name, label in metric.labels.items()}
+LABELS: dict[str, str] = {
+    name: label
+    for labels in (*(metric.labels for metric in METRICS), *(metric.labels for metric in SET_METRICS))
+    for name, label in labels.items()
+}
 """Name in ``scores.json`` -> heading in the report."""
 
 
