@@ -34,7 +34,7 @@ from tests.faulty_s3 import FaultyProxy, serve_in_thread
 
 # What a curation writes, in the order in which it does.
 POINTS = (
-    r"run\.json", r"work/vectors/", r"work/rows/", r"work/gather/.*/contents/", r"work/gather/.*/subjects/",
+    r"work/vectors/", r"work/rows/", r"work/gather/.*/contents/", r"work/gather/.*/subjects/",
     r"work/gather/.*json", r"work/duplicates/.*/repeated/", r"work/duplicates/.*sharing", r"work/plan/.*images",
     r"work/plan/.*subjects", r"work/plan/.*summary", r"v\d+/claim\.json", r"work/layout/",
     r"shards/", r"v\d+/images/", r"v\d+/triplets/", r"work/materialise/.*unit", r"v\d+/lists/",

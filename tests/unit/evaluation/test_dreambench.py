@@ -293,7 +293,7 @@ def test_result_states_every_choice(dino_folder: Path, clip_folder: Path) -> Non
     metrics = {"dino_i": {"references": "given", "resize": 230}, "clip_t": {"prompt": "plain"}}
     settings = _settings(dino=str(dino_folder), clip=str(clip_folder), metrics=metrics)
     found = protocols(metrics_of(settings))
-    assert found.keys() == {"identity", "dino_i", "clip_i"}
+    assert found.keys() == {"identity", "dino_i", "clip_i", "copying"}
     dino = found["dino_i"]
     assert dino["model"].startswith(f"{dino_folder.name}@")
     assert dino["class"] == "ViTModel"

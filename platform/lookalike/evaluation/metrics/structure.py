@@ -3,7 +3,7 @@
 Legend: h, w pixels.
 """
 
-import functools
+from functools import reduce
 
 import numpy as np
 import numpy.typing as npt
@@ -73,8 +73,8 @@ def agreement(a: Floats, b: Floats, weight: Floats) -> float:
 def _window_means(layers: Floats) -> Floats:
     """Means of the windows that lie in [n, h, w]: [n, h - 4, w - 4]. (scipy's filter takes five times as long.)"""
     height, width = (side - WINDOW + 1 for side in layers.shape[1:])
-    rows = functools.reduce(np.add, [layers[:, first : first + height] for first in range(WINDOW)])
-    windows = functools.reduce(np.add, [rows[:, :, first : first + width] for first in range(WINDOW)])
+    rows = reduce(np.add, (layers[:, first : first + height] for first in range(WINDOW)))
+    windows = reduce(np.add, (rows[:, :, first : first + width] for first in range(WINDOW)))
     return np.asarray(windows / np.float32(WINDOW**2))
 
 
