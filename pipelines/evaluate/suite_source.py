@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import islice
 from pathlib import PurePosixPath
 
@@ -14,8 +14,18 @@ from lookalike.data.images import EXTENSIONS
 from lookalike.data.text import MAX_TEXT_BYTES, decode_text
 from lookalike.data.triplets import Split, read_triplets
 from lookalike.errors import ConfigError, InputError
-from lookalike.evaluation.scores import Source
-from lookalike.evaluation.suites import FORMATS, MOST_PROMPTS, Contents, Folder, Photo, Sample, chosen_rows, samples_of
+from lookalike.evaluation.scores import Scores, Source
+from lookalike.evaluation.suites import (
+    FORMATS,
+    MOST_PROMPTS,
+    Contents,
+    Folder,
+    Photo,
+    Sample,
+    Suite,
+    chosen_rows,
+    samples_of,
+)
 from lookalike.storage import (
     Store,
     latest_version,
@@ -62,6 +72,23 @@ def find_suite(config: EvaluateConfig) -> SuiteSource:
         raise ConfigError(what, value=config.suite, fix="leave split out")
     content = [name, *sorted(texts.items()), *sorted((photo.key, photo.sha256) for photo in _photos_of(contents))]
     return SuiteSource(Source(config.suite if listed else store.uri, configs.fingerprint(content)), name, contents)
+
+
+def read_suite(scores: Scores) -> Suite:
+    """Read the suite of a finished evaluation again, without distractors: a curated data set by its version.
+
+    Raises InputError: it is missing, or its content has changed since.
+    """
+    known = {item.name for item in fields(EvaluateConfig)} - {"actors"}
+    settings = {name: value for name, value in scores.config.items() if name in known}
+    config = EvaluateConfig(**{**settings, "suite": scores.suite.uri, "bundle": scores.bundle.uri, "out": "unused"})
+    if scores.suite.version is not None:
+        return Suite(samples_in(scores.suite, config.split, config), (), config.seed)
+    found = find_suite(config)
+    if found.source.sha256 != scores.suite.sha256 or found.contents is None:
+        fix = "restore it, or evaluate the bundles again"
+        raise InputError("the suite has changed since the evaluation", value=scores.suite.uri, fix=fix)
+    return Suite(found.contents.samples, (), config.seed, found.contents.photos)
 
 
 def snapshot(uri: str) -> Source:

@@ -51,6 +51,8 @@ class EvaluationWork:
     """The samples of the suite's pool that units name, by their index."""
     photos: Mapping[int, tuple[Photo, ...]]
     """The photos of the subjects of those samples that images are generated for."""
+    targets: Mapping[int, tuple[Photo, ...]]
+    """The targets of the suite among them, and among the photos that stand-ins are compared with."""
     units: tuple[Unit, ...]
 
 
@@ -77,7 +79,8 @@ def plan(
     named = {i for case in [*losses, *cases] for i in (case.target, case.conditions, case.other) if i is not None}
     pool = {index: suite.pool[index] for index in sorted(named)}
     shown = {case.target: suite.photos_for(suite.pool[case.target]) for case in cases}
-    return EvaluationWork(config, run, tuple(bundles), pool, shown, tuple(units))
+    targets = {index: suite.targets_for(suite.pool[index]) for index in shown}
+    return EvaluationWork(config, run, tuple(bundles), pool, shown, targets, tuple(units))
 
 
 def _sets(config: EvaluateConfig, bundles: int, suite: Suite, cases: Sequence[Case]) -> Iterator[Unit]:

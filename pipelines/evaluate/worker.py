@@ -142,7 +142,9 @@ class Evaluator:
             rows += damaged + unusable + others
             if not photo or not (references or photos):
                 continue
-            task = self._task_of(each.case_id, sample, references or photos, [], photos)
+            hashes = {target.sha256 for target in self._work.targets[each.sample]}
+            targets, _ = self._usable([other for other in each.photos if other.sha256 in hashes], sample)
+            task = self._task_of(each.case_id, sample, references or photos, [], photos, targets)
             image = crop_resize(photo[0], preset.height, preset.width)  # size is not what differs
             values = metrics.measure(measured, [image], [task])
             rows += with_prefix([row for row in values if row.metric in names], f"{each.kind}/")
@@ -150,7 +152,9 @@ class Evaluator:
 
     def _task(self, case: Case, photos: Sequence[np.ndarray]) -> metrics.Task:
         others = [] if case.other is None else self._references(case.other)
-        return self._task_of(case.case_id, self._work.pool[case.target], self._references(case.target), others, photos)
+        sample, references = self._work.pool[case.target], self._references(case.target)
+        targets, _ = self._usable(self._work.targets[case.target], sample)
+        return self._task_of(case.case_id, sample, references, others, photos, targets)
 
     @staticmethod
     def _task_of(
@@ -159,6 +163,7 @@ class Evaluator:
         references: Sequence[np.ndarray],
         others: Sequence[np.ndarray],
         photos: Sequence[np.ndarray],
+        targets: Sequence[np.ndarray],
     ) -> metrics.Task:
         return metrics.Task(
             case,
@@ -167,6 +172,7 @@ class Evaluator:
             references=references,
             others=others,
             photos=photos,
+            targets=targets,
             class_name=sample.class_name,
             plain_prompt=sample.plain_prompt,
             prompt_kind=sample.prompt_kind,

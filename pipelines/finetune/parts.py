@@ -94,8 +94,11 @@ def evaluation_of(config: FinetuneConfig, out: Store, data: Datasets, bundle: st
         "seed": config.seed,
         "actors": config.actors,
     }
+    given = dict(config.evaluation)
+    if data.held_out:  # the model has seen the references: likeness to the held-out photos counts
+        given["metrics"] = {"identity": {"references": "targets"}, **given.get("metrics", {})}
     try:
-        return EvaluateConfig(**{**config.evaluation, **settings})
+        return EvaluateConfig(**{**given, **settings})
     except TypeError as error:
         raise ConfigError(
             f"evaluation: {error}", value=sorted(config.evaluation), fix="see jobs/evaluate.py run --help"

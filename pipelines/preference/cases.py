@@ -11,15 +11,16 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from lookalike.data.images import decode
-from lookalike.data.triplets import SPLITS, Split, Triplet, load_many, open_triplets
 from lookalike.documents import decoding
 from lookalike.errors import InputError
 from lookalike.evaluation.measurements import MEASUREMENTS, SCHEMA, measured
 from lookalike.evaluation.metrics import METRICS
 from lookalike.evaluation.scores import SCORES, Scores
-from lookalike.storage import Store, open_store, version_store
+from lookalike.evaluation.suites import distinct
+from lookalike.storage import Store, open_store
+from pipelines.evaluate.photos import Photos
+from pipelines.evaluate.suite_source import read_suite
 
-_AT_ONCE = 32  # triplets whose files are read together
 _FIX = "evaluate the bundle again"
 _OF_IMAGES = sorted({name for metric in METRICS for name in metric.labels})
 
@@ -119,34 +120,26 @@ def shared_cases(evaluations: Sequence[Evaluated]) -> tuple[dict[str, str], list
 def shown_cases(evaluation: Evaluated, cases: Set[str]) -> Iterator[Shown | dict[str, str]]:
     """Yield what the suite has of each of ``cases``, or the case with the reason why it is left out.
 
-    The order depends on the ids alone. Raises InputError: the suite is missing, was changed since, or is not curated.
+    The order depends on the ids alone. Raises InputError: the suite is missing, or was changed since.
     """
-    suite = evaluation.scores.suite
-    if suite.version is None:
-        fix = "name evaluations on a data set that jobs/curate.py wrote"
-        raise InputError("the suite of the evaluation is not a curated data set", value=suite.uri, fix=fix)
-    version = version_store(open_store(suite.uri), suite.version)
-    wanted = pa.array(sorted({*cases, *map(sample_of, cases)}), pa.string())
-    rows = [
-        row
-        for part in open_triplets(version, _split(evaluation), suite.sha256).parts()
-        for row in part.filter(pc.is_in(part["triplet_id"], wanted)).to_pylist()
-    ]
-    triplets = {row["triplet_id"]: Triplet.from_row(row) for row in rows}
-    found = {case: triplets.get(case) or triplets.get(sample_of(case)) for case in sorted(cases)}
-    yield from ({"case": case, "reason": "the suite has no such triplet"} for case in found if found[case] is None)
-    left = [(case, triplet) for case, triplet in found.items() if triplet is not None]
-    for start in range(0, len(left), _AT_ONCE):
-        batch = left[start : start + _AT_ONCE]
-        for (case, triplet), loaded in zip(batch, load_many(version, [row for _, row in batch]), strict=True):
-            if isinstance(loaded, Exception):
-                yield {"case": case, "reason": f"its photos cannot be read: {loaded}"[:300]}
-                continue
-            yield Shown(
-                *(case, triplet.subject, frozenset([triplet.subject]), triplet.class_name or "", triplet.prompt),
-                loaded.references,
-                loaded.target,
-            )
+    suite = read_suite(evaluation.scores)
+    samples = {sample.sample_id: sample for sample in suite.pool}
+    photos = Photos()
+    for case in sorted(cases):
+        sample = samples.get(case) or samples.get(sample_of(case))
+        if sample is None:
+            yield {"case": case, "reason": "the suite has no such sample"}
+            continue
+        own = [sample.target] if sample.target else list(distinct(suite.photos_for(sample), sample.references)[:1])
+        try:
+            if sample.damage:
+                raise InputError(sample.damage, value=sample.sample_id, fix="curate the photos again")
+            references, photo = photos.load(sample.references), photos.load(own)
+        except InputError as error:
+            yield {"case": case, "reason": f"its photos cannot be read: {error}"[:300]}
+            continue
+        named = (case, sample.subject, frozenset(sample.shown), sample.class_name, sample.prompt)
+        yield Shown(*named, references, photo[0] if photo else None)
 
 
 def sample_of(case: str) -> str:
@@ -155,8 +148,5 @@ def sample_of(case: str) -> str:
     return sample if sample and number.isdecimal() else case
 
 
-def _split(evaluation: Evaluated) -> Split:
-    split = evaluation.scores.config.get("split", "validation")
-    if split not in SPLITS:
-        raise InputError(f"the evaluation has no valid split: {split!r:.80}", value=evaluation.store.uri, fix=_FIX)
-    return SPLITS[SPLITS.index(split)]
+def _split(evaluation: Evaluated) -> str:
+    return str(evaluation.scores.config.get("split", "validation"))

@@ -37,6 +37,9 @@ class Task:
     """Photos of another subject; empty if the suite has no other."""
     photos: Sequence[Pixels] = ()
     """All real photos of the subject that the suite has, the references among them; empty if it has no others."""
+    targets: Sequence[Pixels] = ()
+    """Those of the subject's photos that are targets of the suite: of a held-out data set, photos that training never
+    saw. Empty if the suite has no targets."""
     class_name: str = ""
     """Class of the subject ("backpack"); may be empty."""
     plain_prompt: str = ""

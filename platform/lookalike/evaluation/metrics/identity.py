@@ -25,7 +25,7 @@ from lookalike.values import configuration
 class IdentityConfig(LikenessConfig):
     """How identity is computed: by default with the given references, at the size of the generated image."""
 
-    references: Literal["all", "given"] = "given"
+    references: Literal["all", "given", "targets"] = "given"
     """As of DINO-I."""
     photo_size: Literal["file", "image"] = "image"
     """As of DINO-I."""

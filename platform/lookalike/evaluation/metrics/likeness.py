@@ -26,9 +26,10 @@ _MOST_KEPT = 4_096  # embeddings, of a few kB each
 class LikenessConfig:
     """Which photos of a subject an image is compared with, and how; the defaults are those of DreamBench."""
 
-    references: Literal["all", "given"] = "all"
+    references: Literal["all", "given", "targets"] = "all"
     """``all``: with all real photos of the subject that the suite has (DreamBooth); ``given``: with the references that
-    the model was given (DreamBench++, which has one)."""
+    the model was given (DreamBench++, which has one); ``targets``: with the photos that are targets of the suite, which
+    of held-out photos are those that the model has never seen."""
     aggregation: Literal["pairwise", "mean_embedding"] = "pairwise"
     """``pairwise``: mean of the cosines; ``mean_embedding``: cosine to the mean of the photos' embeddings."""
     photo_size: Literal["file", "image"] = "file"
@@ -71,10 +72,12 @@ class Likeness:
 
     def __call__(self, images: Sequence[Pixels], tasks: Sequence[Task]) -> list[float | None]:
         """Similarity of each image to the photos of its task's subject; None if the task has none."""
-        chosen = [
-            task.references if self.config.references == "given" else task.photos or task.references for task in tasks
-        ]
-        return self.to(images, chosen)
+        return self.to(images, [self._photos(task) for task in tasks])
+
+    def _photos(self, task: Task) -> Sequence[Pixels]:
+        if self.config.references == "all":
+            return task.photos or task.references
+        return task.references if self.config.references == "given" else task.targets
 
     def to(self, images: Sequence[Pixels], photos: Sequence[Sequence[Pixels]]) -> list[float | None]:
         """Similarity of each image to the photos of the same index; None if there are none."""

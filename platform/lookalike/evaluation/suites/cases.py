@@ -120,6 +120,12 @@ class Suite:
             self._chosen[subject] = tuple(chosen)
         return self._chosen[subject]
 
+    def targets_for(self, sample: Sample) -> tuple[Photo, ...]:
+        """The targets of the suite's samples of the subjects that an image of ``sample`` should show, up to 16."""
+        indices = [index for subject in sample.shown for index in self._by_subject.get(subject, [])]
+        targets = distinct(photo for index in indices if (photo := self.pool[index].target))
+        return tuple(sorted(targets, key=lambda photo: photo.sha256)[:MOST_PHOTOS])
+
     def photos_for(self, sample: Sample) -> tuple[Photo, ...]:
         """The photos of the subjects that an image of ``sample`` should show, up to 16 in all, as many of each."""
         if len(sample.shown) == 1:
