@@ -96,7 +96,8 @@ def evaluation_of(config: FinetuneConfig, out: Store, data: Datasets, bundle: st
     }
     given = dict(config.evaluation)
     if data.held_out:  # the model has seen the references: likeness to the held-out photos counts
-        given["metrics"] = {"identity": {"references": "targets"}, **given.get("metrics", {})}
+        usual = {"identity": {"references": "targets"}, "memorisation": {}}
+        given["metrics"] = usual | given.get("metrics", {})
     try:
         return EvaluateConfig(**{**given, **settings})
     except TypeError as error:

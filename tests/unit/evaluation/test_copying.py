@@ -119,6 +119,8 @@ def test_threshold_is_a_setting_and_false_turns_the_metrics_off(photos: list[tup
     assert loose([resized(photos[1][0], 64)], [task])[0]["copying"] == 1
     assert Copying.create(_settings(copying=False), "cpu") is None
     assert Memorisation.create(_settings(memorisation=False), "cpu") is None
+    assert Memorisation.create(_settings(), "cpu") is None
+    assert Memorisation.create(_settings(memorisation={}), "cpu") is not None
 
 
 def test_repeated_photo_that_was_not_given_is_memorised(photos: list[tuple[np.ndarray, np.ndarray]]) -> None:

@@ -1,9 +1,12 @@
 """``memorisation``: similarity of an image to the nearest photo of its subject that the model was not given.
 
-A customer's model that repeats a photo of its training although it was given another one remembers it. Formula, range
-(0 to 1, higher is worse) and what it cannot see: as ``copying_similarity`` (``copying.py``), over the task's photos
-without its references. Model: none. It is left out if there is no such photo. Cost: about as much for each photo as
-``copying`` for each reference.
+    --metrics '{memorisation: {}}'
+
+A customer's model that repeats a photo of its training although it was given another one remembers it. It is off
+unless the settings name it, as a finetune's do: a model that never saw the suite's subjects cannot remember them.
+Formula, range (0 to 1, higher is worse) and what it cannot see: as ``copying_similarity`` (``copying.py``), over the
+task's photos without its references. Model: none.
+It is left out if there is no such photo. Cost: about as much for each photo as ``copying`` for each reference.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,6 +14,13 @@ from typing import ClassVar
 
 from lookalike.evaluation.metrics.base import Pixels, Settings, Task
 from lookalike.evaluation.metrics.matching import SubjectCache, greatest_similarity, pixels_key
+from lookalike.evaluation.metrics.options import options_of
+from lookalike.values import configuration
+
+
+@configuration()
+class MemorisationOptions:
+    """``memorisation`` has no settings but that it is on."""
 
 
 class Memorisation:
@@ -18,7 +28,7 @@ class Memorisation:
 
     labels: ClassVar[Mapping[str, str]] = {"memorisation": "similarity to a photo that was not given"}
     likeness: ClassVar[Sequence[str]] = ()
-    configurations: ClassVar[Mapping[str, type]] = {}
+    configurations: ClassVar[Mapping[str, type]] = {"memorisation": MemorisationOptions}
     switch: ClassVar[str] = "memorisation"
 
     def __init__(self) -> None:
@@ -26,8 +36,8 @@ class Memorisation:
 
     @classmethod
     def create(cls, settings: Settings, device: str) -> "Memorisation | None":
-        """Turned on unless the settings say ``memorisation: false``."""
-        return None if settings.metrics.get("memorisation") is False else cls()
+        """Turned on by the settings ``memorisation: {}``."""
+        return None if options_of(settings, "memorisation", MemorisationOptions) is None else cls()
 
     def __call__(self, images: Sequence[Pixels], tasks: Sequence[Task]) -> list[dict[str, float]]:
         rows: list[dict[str, float]] = []
