@@ -10,7 +10,7 @@ from lookalike.annotators.embedder import NO_EMBEDDER
 from lookalike.data.parts import FORMAT
 from lookalike.documents import decoding
 from lookalike.errors import ConfigError, ConflictError, InputError
-from lookalike.storage import Store, list_versions, open_store, publish, read_manifest, version_store
+from lookalike.storage import Store, mark_published, open_store, publish, read_manifest, version_store
 from lookalike.storage.lease import Lease, hold
 from lookalike.storage.snapshot import MANIFEST
 from pipelines.actors import run_tasks, run_units
@@ -81,7 +81,7 @@ def curate(config: CurateConfig) -> Curated:
 
 def _curate(config: CurateConfig, raw: Store, dataset: Store, listing: RawListing, lease: Lease) -> Curated:
     complete(dataset, lease)
-    versions = list_versions(dataset)
+    versions = mark_published(dataset)  # of a publisher that was killed
     newest = _newest(dataset, versions)
     config = with_pinned_models(_with_pinned_list(config, dataset, newest))
     inputs = Inputs.of(config, with_recorded_changes(listing.shards, dataset))

@@ -76,13 +76,23 @@ def version_store(store: Store, version: int) -> Store:
 
 def publish(store: Store, version: int, manifest: Mapping[str, Any]) -> None:
     """Write the manifest of ``version``, whose other objects must exist. Raises ConflictError if it is published."""
-    earlier = list_versions(store)
+    mark_published(store)
     version_store(store, version).create(MANIFEST, canonical_json(manifest).encode())
-    for number in [*earlier, version]:  # earlier software wrote no marks, and a publisher may have been killed
+    mark_published(store)
+
+
+def mark_published(store: Store) -> list[int]:
+    """Write the marks that are missing: earlier software wrote none, and a publisher may have been killed before.
+
+    Returns the numbers of the complete versions, ascending. Raises InputError as :func:`list_versions` does.
+    """
+    versions = list_versions(store)
+    for number in versions:
         if not store.exists(_mark(number)):
             sha256 = fingerprint(read_object(version_store(store, number), MANIFEST))
             with suppress(ConflictError):
                 store.create(_mark(number), canonical_json({"version": number, "sha256": sha256}).encode())
+    return versions
 
 
 def withdraw(store: Store, version: int) -> None:

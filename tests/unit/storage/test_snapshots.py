@@ -14,6 +14,7 @@ from lookalike.storage import (
     Store,
     latest_version,
     list_versions,
+    mark_published,
     open_store,
     publish,
     read_file,
@@ -114,6 +115,14 @@ def test_a_version_whose_publisher_was_killed_before_its_mark_is_complete(store:
         version_store(store, number).write("claim.json", b"{}")
     version_store(store, 4).create("manifest.json", b'{"version": 4}')
     assert list_versions(store) == [1, 2, 4]
+
+
+def test_the_mark_of_a_publisher_that_was_killed_is_written_later(store: Store) -> None:
+    written = store.read("published/v0002.json")
+    store.delete("published/v0002.json")
+    assert mark_published(store) == [1, 2]
+    assert store.read("published/v0002.json") == written
+    assert mark_published(store) == [1, 2]
 
 
 def test_objects_of_published_versions_are_not_listed(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
