@@ -2,14 +2,15 @@
 
     LOOKALIKE_BENCH_PHOTOS=FOLDER python -m pytest tests/bench -k curation_speed -s
 
-FOLDER holds ``<subject>/<nn>.jpg`` photos, which are repeated to 12,800 in 64 shards; without it the test is
-skipped. Writes results/curation-speed.json. Ray and its own helpers run before a clock starts, as on a cluster; the
+FOLDER holds ``<subject>/<nn>.jpg`` photos, which are repeated to 12,800 in 64 shards (LOOKALIKE_BENCH_SPEED_SHARDS);
+without it the test is skipped. Writes results/curation-speed.json. Ray and its own helpers run before a clock starts, as on a cluster; the
 processes that do the work are started inside the clock.
 """
 
 import hashlib
 import io
 import multiprocessing
+import os
 import shutil
 import statistics
 import tarfile
@@ -37,7 +38,8 @@ from pipelines.curate.raw import list_raw, raw_store
 from tests.bench.measured import keep
 from tests.bench.repeated import bench_photos, write_repeated
 
-SHARDS, PER_SHARD, ROUNDS = 64, 200, 7
+SHARDS, PER_SHARD = int(os.environ.get("LOOKALIKE_BENCH_SPEED_SHARDS", "64")), 200
+ROUNDS, WHOLE_ROUNDS = 7, (0, 3, 6)  # interleaved; those in which the slow pipelines run too
 EMBEDDED_SHARDS = 8  # of them are indexed with the default embedder
 DUPLICATES_STAY = ["exact_duplicate", "near_duplicate", "off_subject"]
 _DECODE_SIDE = FEATURE_SIDE + 8  # px; as the index decodes
@@ -77,8 +79,10 @@ def test_index_and_plan_against_bare_processes_and_ray_data(raw: Path, ray_two_c
         "two bare processes with the default embedder": lambda: bare(paths[:EMBEDDED_SHARDS], _DEFAULT),
     }
     speeds: dict[str, list[float]] = {name: [] for name in measured}
-    for _ in range(ROUNDS):
+    for number in range(ROUNDS):
         for name, measure in measured.items():
+            if name not in ("curation", "two bare processes") and number not in WHOLE_ROUNDS:
+                continue
             images, seconds = measure()
             speeds[name].append(images / seconds)
             print(f"{name}: {images} images in {seconds:.1f} s, {images / seconds:.0f} images/s", flush=True)
@@ -86,7 +90,8 @@ def test_index_and_plan_against_bare_processes_and_ray_data(raw: Path, ray_two_c
     ours = median["curation"]
     sizes = [path.stat().st_size for path in raw.glob("*.tar")]
     record = {
-        "command": "LOOKALIKE_BENCH_PHOTOS=dreambooth-dev python -m pytest tests/bench -k curation_speed -s",
+        "command": f"LOOKALIKE_BENCH_SPEED_SHARDS={SHARDS} LOOKALIKE_BENCH_PHOTOS=dreambooth-dev python -m pytest "
+        "tests/bench -k curation_speed -s",
         "images": SHARDS * PER_SHARD,
         "kib_per_image": round(sum(sizes) / SHARDS / PER_SHARD / 1024),
         "decoded_at": f"n/8 of the size, short side >= {_DECODE_SIDE} px, features at {FEATURE_SIDE} px",
