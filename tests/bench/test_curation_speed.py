@@ -3,8 +3,8 @@
     LOOKALIKE_BENCH_PHOTOS=FOLDER python -m pytest tests/bench -k curation_speed -s
 
 FOLDER holds ``<subject>/<nn>.jpg`` photos, which are repeated to 12,800 in 64 shards (LOOKALIKE_BENCH_SPEED_SHARDS);
-without it the test is skipped. Writes results/curation-speed.json. Ray and its own helpers run before a clock starts, as on a cluster; the
-processes that do the work are started inside the clock.
+without it the test is skipped. Writes results/curation-speed.json. Ray and its own helpers run before a clock starts,
+as on a cluster; the processes that do the work are started inside the clock.
 """
 
 import hashlib
