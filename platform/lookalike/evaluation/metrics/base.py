@@ -37,9 +37,6 @@ class Task:
     """Photos of another subject; empty if the suite has no other."""
     photos: Sequence[Pixels] = ()
     """All real photos of the subject that the suite has, the references among them; empty if it has no others."""
-    targets: Sequence[Pixels] = ()
-    """Those of the subject's photos that are targets of the suite: of a held-out data set, photos that training never
-    saw. Empty if the suite has no targets."""
     class_name: str = ""
     """Class of the subject ("backpack"); may be empty."""
     plain_prompt: str = ""
@@ -47,6 +44,9 @@ class Task:
     it has no template."""
     prompt_kind: str = ""
     """What the prompt asks to change, one of :data:`PROMPT_KINDS`; empty if unknown."""
+    targets: Sequence[Pixels] = ()
+    """Those of the subject's photos that are targets of the suite: of a held-out data set, photos that training never
+    saw. Empty if the suite has no targets."""
 
     def __post_init__(self) -> None:
         if self.prompt_kind not in ("", *PROMPT_KINDS):
