@@ -150,7 +150,7 @@ def _evaluation_settings(config: CompareConfig, models: Sequence[_Model]) -> dic
     settings = {name: value for name, value in earlier.items() if name not in _IGNORED} | config.evaluation
     if "suite" not in settings:
         raise ConfigError(
-            "there is no suite to evaluate the bundles on", value=config.models, fix="name one with --evaluation.suite"
+            "bundles cannot be evaluated without a suite", value=config.models, fix="name one with --evaluation.suite"
         )
     return settings
 

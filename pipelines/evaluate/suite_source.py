@@ -58,7 +58,7 @@ class SuiteSource:
 def find_suite(config: EvaluateConfig) -> SuiteSource:
     """Find the suite at ``config.suite``, and read it if it is a folder.
 
-    Raises InputError that names the file: there is no suite, or one that is not complete.
+    Raises InputError that names the file: the suite is missing or not complete.
     """
     listed = PurePosixPath(config.suite).suffix in (".yaml", ".yml", ".json")
     if config.suite_format == CURATED or (not listed and list_versions(open_store(config.suite))):

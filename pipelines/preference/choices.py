@@ -71,7 +71,7 @@ class Judge:
     repeats: int
     """Repeated pairs of which both were answered."""
     repeats_consistent: int
-    """Those not answered with the opposite image; a tie in one of the two is no contradiction."""
+    """Those answered with the same image; a tie in one of the two is not a contradiction."""
     left_share: float | None
     """Share of the left (upper) image among the choices of models' images that are not ties; far from 0.5 it means that
     the judge prefers a side."""
@@ -201,7 +201,7 @@ def _files(uris: Sequence[str]) -> Iterator[tuple[str, Store, str]]:
         raise InputError(f"there are more than {_MOST_FILES} files of choices", value=uris[0], fix="name fewer")
     for where, (store, name) in sorted(files.items()):
         if not store.exists(name):
-            raise InputError("there is no such file of choices", value=where, fix="check the name")
+            raise InputError("the file of choices does not exist", value=where, fix="check the name")
         yield where, store, name
 
 

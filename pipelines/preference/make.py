@@ -140,7 +140,7 @@ class _Builder:
             self._pairs.append(_Row(pair, shown.prompt, references, (images[first], images[second])))
 
     def _add_repeats(self) -> None:
-        """Show some pairs again; nobody can choose the same of two identical images twice, so those are not."""
+        """Show some pairs again. Pairs of identical images are not repeated: a choice between them means nothing."""
         different = [row for row in self._pairs if row.images[0] != row.images[1]]
         different.sort(key=lambda row: fingerprint([self._identity, "repeat", row.pair.id]))
         for row in different[: self._config.repeats]:

@@ -93,7 +93,7 @@ def read_key(uri: str) -> Key:
     }
     where = store.uri_of(name)
     if not store.exists(name):
-        raise InputError("there is no key of a page", value=where, fix=_FIX)
+        raise InputError("the key of the page is missing", value=where, fix=_FIX)
     run = read_members(store, name, types, fix=_FIX)[RUN]  # its claim may lie elsewhere: the seal is what counts
     result, sealed = read_result(store, name, run, types)
     pairs = [

@@ -180,7 +180,7 @@ def test_other_seed_is_refused_by_name(first: EvaluateConfig, tmp_path: Path) ->
     [
         (["{first}", "{tmp}/nowhere"], {}, "neither a finished evaluation"),
         (["{first}", "{first}/scores.json"], {}, "are the same evaluation"),
-        (["{other}", "{bundle}"], {}, "no suite to evaluate"),
+        (["{other}", "{bundle}"], {}, "without a suite"),
         (["{first}", "{other}"], {"evaluation": {"colour": 1}}, "unknown setting.*colour"),
         (["{first}", "{other}"], {"evaluation": {"steps": 0}}, "steps is below 1"),
         (["{first}", "{other}"], {"evaluation": {"bundle": "x"}}, "that this job chooses"),

@@ -54,7 +54,10 @@ _MEANINGS = (  # the first that fits is the reason that people read
     ),
     _Meaning(
         _about("copying", "nearer_than_real"),
-        _says("its images repeat the photos instead of showing the subject anew ({value:.0%} of them are copies)"),
+        lambda check: (
+            "its images repeat the photos instead of showing the subject anew "
+            f"({'up to ' if check.name.endswith('.high') else ''}{check.value:.0%} of them are copies)"
+        ),
         (FEWER_STEPS, MORE_PHOTOS),
     ),
     _Meaning(

@@ -37,4 +37,4 @@ def test_make_and_read(run_job: RunJob, evaluations: dict[str, str], tmp_path: P
     assert (tmp_path / "result" / "preference.md").read_text().strip() in done.stdout
     refused = run_job("preference", "read", *asked[:2], "--choices", str(tmp_path / "none.json"), "--out", "x")
     assert refused.returncode == 2
-    assert "no such file of choices" in refused.stderr
+    assert "the file of choices does not exist" in refused.stderr
