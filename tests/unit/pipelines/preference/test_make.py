@@ -205,5 +205,5 @@ def test_key_elsewhere_is_read_and_a_changed_one_is_refused(page: Path, key: Key
     moved.write_text(json.dumps(document))
     with pytest.raises(InputError, match="changed"):
         read_key(str(moved))
-    with pytest.raises(InputError, match="no key"):
+    with pytest.raises(InputError, match="key of the page is missing"):
         read_key(str(tmp_path))

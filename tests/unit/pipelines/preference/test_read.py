@@ -199,7 +199,7 @@ def test_missing_files_are_errors(page: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=r"no \*\.json"):
         _read(page, tmp_path / "empty", tmp_path / "out")
-    with pytest.raises(InputError, match="no such file"):
+    with pytest.raises(InputError, match="file of choices does not exist"):
         _read(page, tmp_path / "anna.json", tmp_path / "out")
 
 
