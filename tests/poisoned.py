@@ -10,7 +10,8 @@ import numpy as np
 import pyarrow as pa
 
 from lookalike.data.images import encode_jpeg, encode_png
-from lookalike.data.triplets import SCHEMA, write_latents
+from lookalike.data.triplet_files import write_latents
+from lookalike.data.triplets import SCHEMA
 from lookalike.storage import Store, open_store
 from tests.drawn import draw
 from tests.snapshots import write_pack, write_tables

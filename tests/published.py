@@ -13,8 +13,9 @@ from lookalike.storage.snapshot import MANIFEST
 from pipelines.curate.finish import FinishWork, add_summaries, finish, groups, join_groups, list_parts, summaries, total
 from pipelines.curate.layout import divide, join
 from pipelines.curate.materialise import write_unit
+from pipelines.curate.materialised import MaterialiseWork
 from pipelines.curate.run import draft_manifest, stored_before
-from pipelines.curate.work import MaterialiseWork, StageWork
+from pipelines.curate.work import StageWork
 
 
 def materialise(

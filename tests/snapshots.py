@@ -8,7 +8,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from lookalike.data.parts import FORMAT, KINDS, PACK_SCHEMA, write_list, write_pack_list, write_part
+from lookalike.data.part_lists import FORMAT, KINDS, PACK_SCHEMA, write_list, write_pack_list
+from lookalike.data.parts import write_part
 from lookalike.data.shards import Sample, write_tar
 from lookalike.storage import Store
 

@@ -9,7 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lookalike.data import triplets
-from lookalike.data.parts import KINDS, write_list, write_part
+from lookalike.data.part_lists import KINDS, write_list
+from lookalike.data.parts import write_part
 from lookalike.storage import Store, version_store
 from pipelines.curate.rows import IMAGES_SCHEMA, with_hashes
 

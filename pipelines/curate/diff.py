@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from lookalike.config import canonical_json
 from lookalike.data import triplets
-from lookalike.data.parts import Kind
+from lookalike.data.part_lists import Kind
 from lookalike.documents import decoding
 from lookalike.storage import open_store, read_manifest
 from lookalike.values import configuration

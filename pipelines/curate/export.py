@@ -15,8 +15,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lookalike.config import NOT_IDENTITY, canonical_json, fingerprint
-from lookalike.data import triplets
-from lookalike.data.parts import GROUP_ROWS, PartedTable, check_format, read_lists
+from lookalike.data import triplet_files, triplets
+from lookalike.data.part_lists import GROUP_ROWS, check_format, read_lists
+from lookalike.data.parts import PartedTable
 from lookalike.data.shards import write_tar
 from lookalike.errors import ConfigError, InputError
 from lookalike.scratch import scratch
@@ -180,7 +181,7 @@ def _samples(work: ExportWork, subjects: list[list[dict[str, Any]]]) -> Iterator
     kept = images.filter(pc.is_null(images["drop_reason"])).select(["subject", "sha256", "licence", "source"])
     labels = {(image.pop("subject"), image["sha256"]): image for image in reversed(kept.to_pylist())}
     for some in _batches(subjects):
-        files = triplets.read_files(work.version, [row for rows in some for row in rows])
+        files = triplet_files.read_files(work.version, [row for rows in some for row in rows])
         left = iter(files)
         for rows in some:
             contents: dict[str, bytes] = {}

@@ -12,15 +12,15 @@ import pyarrow as pa
 
 from lookalike.config import canonical_json
 from lookalike.data import triplets
-from lookalike.data.parts import KINDS, PACK_SCHEMA, write_list, write_pack_list
+from lookalike.data.part_lists import KINDS, PACK_SCHEMA, write_list, write_pack_list
 from lookalike.documents import parse_record
 from lookalike.storage import Store, read_object, version_store
 from pipelines.actors import Columns
 from pipelines.curate.examples import Examples
-from pipelines.curate.materialised import LISTED, Done
+from pipelines.curate.materialised import LISTED, Done, MaterialiseWork
 from pipelines.curate.report import build_report, drift, render_report
 from pipelines.curate.summary import Summary
-from pipelines.curate.work import MaterialiseWork, StageWork
+from pipelines.curate.work import StageWork
 from pipelines.curate.workspace import REPORT_HTML, REPORT_JSON, TAKEN_DOWN_JSON, pack_hash
 
 _SUMMARIES = 256  # that one task adds

@@ -25,9 +25,10 @@ from pipelines.curate.rows import (
     unit_hash,
 )
 from pipelines.curate.screen import screen
+from pipelines.curate.subject_rows import read_rows
 from pipelines.curate.tables import read_footer, read_table, vectors_array, vectors_of
 from pipelines.curate.work import Group as GroupOfShards
-from pipelines.curate.work import IndexedShard, StageWork, read_rows
+from pipelines.curate.work import IndexedShard, StageWork
 
 # Legend: N images of a raw shard, D dimensions of a vector.
 

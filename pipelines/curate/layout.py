@@ -9,7 +9,8 @@ import pyarrow as pa
 from lookalike.config import canonical_json
 from pipelines.actors import Columns
 from pipelines.curate.config import PlanConfig
-from pipelines.curate.work import Layout, StageWork
+from pipelines.curate.materialised import Layout
+from pipelines.curate.work import StageWork
 
 _ALL = 2.0  # above each split hash: all subjects are validation
 

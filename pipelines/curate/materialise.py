@@ -13,9 +13,10 @@ import pyarrow.compute as pc
 from lookalike.bundles.manifest import read_preset
 from lookalike.bundles.transfer import local_bundle
 from lookalike.config import canonical_json, fingerprint
-from lookalike.data import triplets
+from lookalike.data import triplet_files, triplets
 from lookalike.data.images import decode, decodes_as_it_is, encode_jpeg, fit_within, short_side
-from lookalike.data.parts import Kind, PartedTable, read_lists, write_part
+from lookalike.data.part_lists import Kind, read_lists
+from lookalike.data.parts import PartedTable, write_part
 from lookalike.data.shards import Sample, write_tar
 from lookalike.documents import decoding
 from lookalike.pixels import crop_resize
@@ -25,9 +26,9 @@ from pipelines.actors import Columns
 from pipelines.curate.config import ShardsConfig
 from pipelines.curate.examples import Examples
 from pipelines.curate.filters.exact_duplicate import ExactDuplicate
-from pipelines.curate.materialised import LISTED, Done
+from pipelines.curate.materialised import LISTED, Done, MaterialiseWork, StoredBefore
 from pipelines.curate.rows import IMAGES_SCHEMA, STORED_SCHEMA, with_hashes
-from pipelines.curate.work import MaterialiseWork, StageWork, StoredBefore
+from pipelines.curate.work import StageWork
 from pipelines.curate.workspace import pack, part_of
 
 _JPEG = b"\xff\xd8\xff"
@@ -69,7 +70,7 @@ class UnitWriter:
             batch = np.stack([crop_resize(image, *size).transpose(2, 0, 1) for image in images])
             latents = self._cache.encode(self._vae, torch.from_numpy(batch)).cpu().numpy()
             for each, tokens in zip(encoded, latents, strict=True):
-                each[extension] = triplets.write_latents(tokens)
+                each[extension] = triplet_files.write_latents(tokens)
         return encoded
 
 

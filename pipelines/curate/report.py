@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow.compute as pc
 
 import lookalike
-from lookalike.data import triplets
+from lookalike.data import triplet_files
 from lookalike.data.images import ImageError, decode, encode_jpeg, fit_within
 from lookalike.errors import InputError
 from lookalike.storage import Store
@@ -159,7 +159,7 @@ def _kept_photos(work: StageWork, dropped: dict[str, Any]) -> list[dict[str, Any
 
 
 def _triplets(version: Store, rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    for row, files in zip(rows, triplets.read_files(version, rows), strict=True):
+    for row, files in zip(rows, triplet_files.read_files(version, rows), strict=True):
         if isinstance(files, InputError):
             raise files
         yield {

@@ -20,6 +20,7 @@ from pipelines.curate.gather import gather, sampled, take_sample
 from pipelines.curate.plan import plan_partition
 from pipelines.curate.score import ShardScorer, gather_scores
 from pipelines.curate.subject_links import answer_requests, compare_pairs, find_candidates, join_links, joins
+from pipelines.curate.subject_rows import read_subjects
 from pipelines.curate.work import Sample, StageWork
 from pipelines.curate.workspace import ShuffleName
 
@@ -95,7 +96,7 @@ def _plan(work: StageWork, partition: int) -> Columns:
     answered = not work.inputs.links_copies or work.shuffle("ends").is_written(1, partition)
     planned = work.dataset.exists(work.workspace.summary(partition))
     if not (answered and planned):
-        subjects = work.read_subjects(partition)
+        subjects = read_subjects(work, partition)
         if not answered:
             answer_requests(work, partition, subjects)
         if not planned:

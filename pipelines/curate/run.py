@@ -7,7 +7,7 @@ from typing import Any
 
 from lookalike import config as configs
 from lookalike.annotators.embedder import NO_EMBEDDER
-from lookalike.data.parts import FORMAT
+from lookalike.data.part_lists import FORMAT
 from lookalike.documents import decoding
 from lookalike.errors import ConfigError, ConflictError, InputError
 from lookalike.storage import Store, mark_published, open_store, publish, read_manifest, version_store
@@ -23,13 +23,14 @@ from pipelines.curate.finish import FinishWork, add_summaries, finish, groups, j
 from pipelines.curate.index import IndexWork, RawShard, ShardIndexer, index_shard
 from pipelines.curate.inputs import Inputs
 from pipelines.curate.materialise import UnitWriter, write_unit
+from pipelines.curate.materialised import MaterialiseWork, StoredBefore
 from pipelines.curate.models import with_pinned_models
 from pipelines.curate.raw import RawListing, list_raw, raw_store
 from pipelines.curate.removals import take_down
 from pipelines.curate.row_stages import rows_of, run_row_stages
 from pipelines.curate.summary import Summary
 from pipelines.curate.takedown import pin
-from pipelines.curate.work import MaterialiseWork, StageWork, StoredBefore, indexed
+from pipelines.curate.work import StageWork, indexed
 from pipelines.curate.workspace import CLAIM, LEASE
 from pipelines.entry import ray_session
 

@@ -21,8 +21,9 @@ from pipelines.curate.answers import Answers
 from pipelines.curate.filters import Photos, with_scores
 from pipelines.curate.inputs import CAPTION
 from pipelines.curate.screen import screen
+from pipelines.curate.subject_rows import read_repeated, read_rows
 from pipelines.curate.tables import read_table, write_table
-from pipelines.curate.work import Group, IndexedShard, StageWork, read_rows
+from pipelines.curate.work import Group, IndexedShard, StageWork
 
 _CAPTION_SIDE = 384  # px
 _READERS = 16  # threads: a read of an object store waits for 20 to 50 ms
@@ -71,7 +72,7 @@ class ShardScorer:
         """Return the rows of a shard that pass the filters without a model."""
         rows = read_rows(self._work, shard)
         kept = screen(rows, self._work.config.filters) == ""
-        kept &= ~np.isin(rows["number"].to_numpy(), self._work.read_repeated(shard))
+        kept &= ~np.isin(rows["number"].to_numpy(), read_repeated(self._work, shard))
         return rows.filter(pa.array(kept))
 
     def _ask(

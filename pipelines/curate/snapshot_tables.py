@@ -16,7 +16,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from lookalike.config import fingerprint
-from lookalike.data.parts import Kind, PartedTable, open_table
+from lookalike.data.part_lists import Kind
+from lookalike.data.parts import PartedTable, open_table
 from lookalike.data.shards import open_object
 from lookalike.documents import decoding
 from lookalike.errors import InputError

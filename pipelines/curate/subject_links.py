@@ -16,8 +16,9 @@ from pipelines.actors import Columns
 from pipelines.curate.graph import components
 from pipelines.curate.near import candidates
 from pipelines.curate.rows import COMPONENT_SCHEMA, LINK_SCHEMA, end_schema, spread, unit_hash
+from pipelines.curate.subject_rows import SubjectRows, positions_of
 from pipelines.curate.tables import vectors_array, vectors_of, write_table
-from pipelines.curate.work import StageWork, SubjectRows, positions_of
+from pipelines.curate.work import StageWork
 
 _FAN_IN = 128  # tables of links that are joined at once
 _BLOCK = 1 << 16  # pairs whose vectors are compared at once

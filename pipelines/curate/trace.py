@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from lookalike.config import canonical_json
 from lookalike.data import triplets
-from lookalike.data.parts import Kind
+from lookalike.data.part_lists import Kind
 from lookalike.documents import decoding
 from lookalike.errors import ConfigError, InputError
 from lookalike.storage import Store, list_versions, open_store, read_manifest, version_store

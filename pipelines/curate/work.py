@@ -1,4 +1,4 @@
-"""What the tasks of the stages after the index get, and readers of what earlier stages have written.
+"""What the tasks of the stages after the index share, and readers of tables that earlier stages have written.
 
 All units of a stage share one :class:`StageWork` whose size does not depend on the number of raw shards; a unit is a
 number, or a small description such as :class:`Group`.
@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from lookalike.data.passed_over import PassedOver
 from lookalike.data.ranges import ByteRange, read_ranges
@@ -20,7 +19,6 @@ from lookalike.documents import decoding, parse_record
 from lookalike.storage import ObjectInfo, Store, open_store
 from pipelines.curate.changed import check_image, read_image
 from pipelines.curate.config import CurateConfig
-from pipelines.curate.filters import Photos, with_scores
 from pipelines.curate.inputs import CAPTION, Inputs
 from pipelines.curate.near import SCHEMA as BAND_SCHEMA
 from pipelines.curate.near import Sketch
@@ -28,17 +26,15 @@ from pipelines.curate.raw import raw_store
 from pipelines.curate.rows import (
     COMPONENT_SCHEMA,
     CONTENT_SCHEMA,
-    IMAGE_SCHEMA,
     REPEATED_SCHEMA,
     REQUEST_SCHEMA,
-    ROW_SCHEMA,
     SUBJECT_BITS,
     end_schema,
     gathered_schema,
     subject_hash,
 )
 from pipelines.curate.summary import Summary
-from pipelines.curate.tables import notes_of, read_part, read_table, vectors_of
+from pipelines.curate.tables import read_part, read_table
 from pipelines.curate.workspace import PlanTable, ShuffleName, Workspace
 
 # A change of these needs another revision of ``gather`` in inputs.py: objects below work/ follow from them.
@@ -48,7 +44,6 @@ _PAIR_IMAGES = 200_000  # images to a range of pairs; few images are in a pair
 _WORTH_A_TASK, _AT_ONCE = 5_000, 4  # rows of a range, and number of ranges, that a small data set is divided into
 _GROUP_BYTES = 1 << 20, 32 << 20  # of the tables in a group, at least and at most
 _GROUPS, _RANGES = 64, 128  # that a data set is divided into, as far as the bounds of their sizes allow
-_LARGE_RANGE = 512 << 20  # bytes of a range of subjects whose vectors are read apart from its rows
 
 # Legend: N image rows, D dimensions of a vector.
 
@@ -85,24 +80,6 @@ class Sample:
     """Mean of the unit-norm vectors, float32 [D]."""
     limits: np.ndarray = field(default_factory=lambda: np.zeros(1, np.int64))
     """Of :meth:`pipelines.curate.near.Sketch.limits`."""
-
-
-@dataclass(frozen=True)
-class SubjectRows:
-    """All images of a range of subjects, in the order of subject hash, subject, raw shard, offset and key. The subject
-    hash of an image without a subject is a hash of its place (:func:`pipelines.curate.rows.image_hashes`)."""
-
-    rows: pa.Table
-    """Columns of :data:`pipelines.curate.rows.ROW_SCHEMA`."""
-    reasons: np.ndarray
-    """The image filter that drops each, object [N]; empty if none does."""
-    numbers: np.ndarray
-    """Number of each image, int64 [N]."""
-    repeated: np.ndarray
-    """Whether an earlier image has the same bytes, bool [N]."""
-    vectors: np.ndarray
-    """Unit-norm embeddings, float32 [N, D]; zero where there is none, and in a large range also where none is needed:
-    of images that were dropped, or are beyond the photos of a subject that are compared."""
 
 
 @dataclass(frozen=True)
@@ -276,71 +253,9 @@ class StageWork:
         low, high = self.span(0)
         return subject_hash(subject) // (high - low)
 
-    def read_subjects(self, partition: int) -> SubjectRows:
-        """Return all images of a range of subjects, with what the stages before the plan have found out about them."""
-        shuffle = self.shuffle("subjects")
-        dim = len(self.sample.mean)
-        if shuffle.size(partition) <= _LARGE_RANGE:
-            table = _in_order(shuffle.read(partition))
-            return self._subject_rows(partition, table, vectors_of(table["vector"]))
-        table = _in_order(shuffle.read(partition, lambda rows: rows.drop_columns("vector")))
-        subjects = self._subject_rows(partition, table, np.zeros((len(table), dim), np.float32))
-        wanted = np.sort(subjects.numbers[self._compared(partition, subjects)])
-
-        def reduce(rows: pa.Table) -> pa.Table:
-            mask = np.isin(rows["number"].to_numpy(), wanted)
-            return rows.select(["subject_hash", "number", "vector"]).filter(pa.array(mask))
-
-        part = shuffle.read(partition, reduce)
-        places = positions_of(part["number"].to_numpy(), subjects.numbers)
-        subjects.vectors[places] = vectors_of(part["vector"])
-        return subjects
-
-    def _subject_rows(self, partition: int, table: pa.Table, vectors_ND: np.ndarray) -> SubjectRows:
-        numbers = table["number"].to_numpy()
-        repeated = np.zeros(len(numbers), bool)
-        if self.inputs.filters["content"]:
-            repeated = np.isin(numbers, self.shuffle("repeated").read(partition)["number"].to_numpy())
-        reasons = table["reason"].to_numpy(zero_copy_only=False).astype(object)
-        return SubjectRows(table.select(ROW_SCHEMA.names), reasons, numbers, repeated, vectors_ND)
-
-    def _compared(self, partition: int, subjects: SubjectRows) -> np.ndarray:
-        """Return which images of a range need their vectors, bool [N]: those that the filters which compare the photos
-        of a subject see, and those of candidate pairs."""
-        left = (subjects.reasons == "") & ~subjects.repeated
-        for name, step in self.config.filters.scored():
-            scores = {} if step.scorer is None else self.read_scores(self.inputs.models[name], partition)
-            kept = np.flatnonzero(left)
-            left[kept[step.drop(with_scores(subjects.rows.take(pa.array(kept)), scores))]] = False
-        bound = self.config.filters.large_subject
-        kept = np.flatnonzero(left)
-        rows = subjects.rows.take(pa.array(kept))
-        for own in np.split(kept, _begins(rows)):
-            if len(own) > bound.max_photos:
-                photos = Photos(subjects.rows.take(pa.array(own)), np.arange(len(own))[None])
-                left[own[bound.drop(photos)[0]]] = False
-        if self.inputs.links_copies:
-            left |= np.isin(subjects.numbers, self.shuffle("requests").read(partition)["number"].to_numpy())
-        return np.asarray(left)
-
-    def read_repeated(self, shard: IndexedShard) -> np.ndarray:
-        """Return the numbers of the images of a raw shard that repeat an earlier one: int64 [M]."""
-        if not self.inputs.filters["content"]:
-            return np.zeros(0, np.int64)
-        shuffle = self.shuffle("repeated_of_shards")
-        place = self.place_of_shard(np.array([shard.number]))[0]
-        low, high = shuffle.span(0)
-        numbers = shuffle.read(int(place) // (high - low))["number"].to_numpy()
-        return np.asarray(numbers[numbers >> 32 == shard.number])
-
     def place_of_shard(self, numbers: np.ndarray) -> np.ndarray:
         """Return the key of raw shards in the shuffle ``repeated_of_shards``, int64 [N]: near ones are in one range."""
         return np.asarray(numbers.astype(np.int64) * ((1 << SUBJECT_BITS) // self.raw_shards))
-
-    def read_scores(self, revision: str, partition: int) -> dict[str, Any]:
-        """Return what the model of that revision said of the images of a range of subjects, by content hash."""
-        table = self.score_shuffle(revision).read(partition)
-        return dict(zip(table["sha256"].to_pylist(), table["value"].to_pylist(), strict=True))
 
     def read_links(self, key: str, schema: pa.Schema, span: tuple[int, int] | None = None) -> pa.Table:
         """Return a table of links or components, or those of a range of subject hashes.
@@ -383,104 +298,6 @@ class StageWork:
         return parse_record(Summary, self.dataset.read(key), self.dataset.uri_of(key))
 
 
-@dataclass(frozen=True)
-class Layout:
-    """The division of all subjects into the units of materialise, and into the splits."""
-
-    split_cut: float
-    """Subjects whose split hash is below it are validation."""
-    ends: np.ndarray
-    """int64 [partitions]: the number of units of each partition and those before it."""
-
-    @property
-    def units(self) -> int:
-        """Units of materialise."""
-        return int(self.ends[-1])
-
-    def partition_of(self, unit: int) -> tuple[int, int]:
-        """Return the partition of a unit, and the unit's number in it."""
-        partition = int(np.searchsorted(self.ends, unit, side="right"))
-        return partition, unit - (int(self.ends[partition - 1]) if partition else 0)
-
-
-@dataclass(frozen=True)
-class StoredBefore:
-    """The image table of the parent, whose stored images a version uses again."""
-
-    version: Store
-    """Store of the parent."""
-    files: dict[str, str]
-    """Hashes of the lists of its image table, by name, in their order."""
-    first_hashes: tuple[int, ...]
-    """The lowest subject hash of each list."""
-
-
-@dataclass(frozen=True)
-class MaterialiseWork:
-    """What a task that stores images and writes parts of tables gets."""
-
-    stage: StageWork
-    version: Store
-    """Store of the version that is being made."""
-    layout: Layout
-    before: StoredBefore | None = None
-    """Where images are stored already; None if no parent has images in the same form."""
-    tainted: frozenset[str] = frozenset()
-    """Keys of packs with an image that was taken down; no image in them is used again."""
-
-    @property
-    def name(self) -> str:
-        """Names the version and the parent whose images it uses, below ``work/``."""
-        return self.version.name if self.before is None else f"{self.version.name}-of-{self.before.version.name}"
-
-
 def indexed(dataset: Store, workspace: Workspace) -> dict[str, ObjectInfo]:
     """Return the tables that the index has written so far for these settings, by key."""
     return {info.key: info for prefix in workspace.index_prefixes for info in dataset.list(prefix)}
-
-
-def read_rows(work: StageWork, shard: IndexedShard, members: PassedOver | None = None) -> pa.Table:
-    """Return the rows of a raw shard, with the columns of :data:`pipelines.curate.rows.ROW_SCHEMA` and ``number``, in
-    the order of subject hash, subject, offset and key; ``members`` gets the counts of the members of its tar."""
-    table = read_table(work.dataset, shard.rows.key)
-    with decoding("a table of image rows", work.dataset.uri_of(shard.rows.key)):
-        notes = notes_of(table)
-        (members or PassedOver()).merge(PassedOver.from_json(notes["members"]))
-        unpacked = work.workspace.unpacked(shard.id) if notes["unpacked"] else ""
-        rows = table.select(IMAGE_SCHEMA.names).cast(IMAGE_SCHEMA)
-    hashes, offsets, begins = rows["subject_hash"].to_numpy(), rows["offset"].to_numpy(), _begins(rows)
-    tied = (hashes[1:] == hashes[:-1]) & (offsets[1:] <= offsets[:-1])
-    if tied.any() or (hashes[begins] == hashes[begins - 1]).any():
-        rows = rows.sort_by([(name, "ascending") for name in _ORDER])
-    numbers = (shard.number << 32) + np.arange(len(rows), dtype=np.int64)
-    rows = rows.append_column("unpacked", pa.repeat(pa.scalar(unpacked), len(rows)))
-    return rows.append_column("number", pa.array(numbers))
-
-
-def positions_of(numbers: np.ndarray, among: np.ndarray) -> np.ndarray:
-    """Return the position of each of M ``numbers`` in N different ones, int64 [M]. All must be there."""
-    order = np.argsort(among, kind="stable")
-    places = order[np.minimum(np.searchsorted(among, numbers, sorter=order), len(order) - 1)] if len(order) else order
-    assert len(places) == len(numbers), "an image is missing from its range"
-    assert (among[places] == numbers).all(), "an image is missing from its range"
-    return places
-
-
-_ORDER = ("subject_hash", "subject", "shard", "offset", "key")
-
-
-def _in_order(rows: pa.Table) -> pa.Table:
-    """Return rows of a range, which are sorted by subject hash, raw shard and offset, in their final order."""
-    hashes, begins = rows["subject_hash"].to_numpy(), _begins(rows)
-    if (hashes[begins] == hashes[begins - 1]).any():  # two subjects with the same hash
-        return rows.sort_by([(name, "ascending") for name in _ORDER])
-    return rows
-
-
-def _begins(rows: pa.Table) -> np.ndarray:
-    """Return the positions at which another subject begins, without the first."""
-    if len(rows) < 2:
-        return np.zeros(0, np.int64)
-    hashes, subjects = rows["subject_hash"].to_numpy(), rows["subject"].combine_chunks()
-    differ = np.asarray(pc.not_equal(subjects.slice(1), subjects.slice(0, len(subjects) - 1)))
-    return np.flatnonzero((hashes[1:] != hashes[:-1]) | differ) + 1

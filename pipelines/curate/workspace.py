@@ -12,7 +12,7 @@ from pathlib import PurePosixPath
 from typing import Literal
 
 from lookalike.config import fingerprint
-from lookalike.data.parts import Kind
+from lookalike.data.part_lists import Kind
 from lookalike.storage import ObjectInfo
 
 _WORK = "work"

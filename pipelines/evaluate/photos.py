@@ -8,7 +8,7 @@ import numpy as np
 
 from lookalike.data.images import decode
 from lookalike.data.ranges import ByteRange
-from lookalike.data.triplets import StoredFile, read_stored
+from lookalike.data.triplet_files import StoredFile, read_stored
 from lookalike.errors import InputError
 from lookalike.evaluation.suites import Photo
 from lookalike.models.preprocess import check_image

@@ -7,7 +7,7 @@ from itertools import groupby
 
 import numpy as np
 
-from lookalike.data.triplets import ShardError
+from lookalike.data.triplet_files import ShardError
 from lookalike.diffusion.flow import FlowConfig, seed_of
 from lookalike.diffusion.loading import load_pipeline
 from lookalike.diffusion.pipeline import SubjectPipeline

@@ -17,7 +17,8 @@ from lookalike.bundles.load import load_preprocessor
 from lookalike.bundles.transfer import local_bundle
 from lookalike.data.parts import PartedTable
 from lookalike.data.permutation import Permutation
-from lookalike.data.triplets import ShardError, Split, load_many, open_triplets
+from lookalike.data.triplet_files import ShardError, load_many
+from lookalike.data.triplets import Split, open_triplets
 from lookalike.errors import InputError, LookalikeError, UnreachableError, describe
 from lookalike.models.components import token_shape
 from lookalike.models.preprocess import Preprocessor, ragged

@@ -26,7 +26,8 @@ from lookalike.bundles.manifest import read_manifest as read_bundle_manifest
 from lookalike.bundles.manifest import read_preset
 from lookalike.bundles.transfer import fetch_bundle
 from lookalike.data import images, shards, text, triplets
-from lookalike.data.parts import FORMAT, GROUP_ROWS, Part, open_table, write_list, write_part
+from lookalike.data.part_lists import FORMAT, GROUP_ROWS, Part, write_list
+from lookalike.data.parts import open_table, write_part
 from lookalike.data.shuffle import Shuffle
 from lookalike.diffusion.loading import load_pipeline
 from lookalike.errors import InputError

@@ -17,7 +17,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from lookalike.data.parts import FORMAT, KINDS, Part, write_list, write_part
+from lookalike.data.part_lists import FORMAT, KINDS, Part, write_list
+from lookalike.data.parts import write_part
 from lookalike.data.triplets import SCHEMA
 from lookalike.storage import Store, open_store
 from tests.bench.measured import keep

@@ -20,7 +20,8 @@ import pyarrow.parquet as pq
 import pytest
 from skimage import data as photographs
 
-from lookalike.data.triplets import load_images, read_triplets
+from lookalike.data.triplet_files import load_images
+from lookalike.data.triplets import read_triplets
 from lookalike.errors import ConfigError, InputError
 from lookalike.storage import list_versions, open_store, version_store
 from lookalike.storage.lease import hold

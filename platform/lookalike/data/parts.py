@@ -1,19 +1,17 @@
-"""Tables of a snapshot in parts: Parquet files of a few thousand rows, and lists of these parts with their hashes.
+"""Tables of a snapshot in parts: Parquet files of a few thousand rows, which lists name with their hashes.
 
-A list (``lists/train-00000.parquet``, :data:`LIST_SCHEMA`) has a row for each part, with the hash of each of its row
-groups and of its footer. The manifest has the hash of each list. So a row is read and checked by one range request for
-its row group, whatever the size of the table, and a reader holds the lists and a bounded cache.
+A row is read and checked by one range request for its row group, whatever the size of the table; a reader holds the
+lists (:mod:`lookalike.data.part_lists`) and a bounded cache.
 """
 
 import hashlib
 import io
 import mmap
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
 from threading import Lock
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,65 +19,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from lookalike.data.part_lists import BEFORE_GROUPS, GROUP_ROWS, LIST_FIX, Kind, Part, check_format, read_lists
 from lookalike.documents import decoding
 from lookalike.errors import InputError
-from lookalike.storage import Store, manifest_of, read_listed
+from lookalike.storage import Store, manifest_of
 from lookalike.storage.snapshot import MANIFEST
 
-FORMAT = 2
-"""Of snapshots: the value of ``format`` in their manifest."""
-GROUP_ROWS = 1024  # rows of a row group; the last one of a part has fewer
 _CACHE_BYTES = 16 << 20  # of decoded row groups
 _FOOTERS = 64  # maximum footers in memory
 _AT_ONCE = 16  # requests
-_MAGIC = 4  # bytes before the first row group of a Parquet file
-_MAX_SIZE = 1 << 31  # bytes of a part
-_FIX = "restore it from a copy, or curate again into another dataset"
-
-Kind = Literal["images", "train", "validation"]
-"""The tables of a snapshot: its images, and its triplets of one split."""
-KINDS: tuple[Kind, ...] = get_args(Kind)
-
-LIST_SCHEMA = pa.schema(
-    [
-        ("name", pa.string()),  # key of the part below the version's prefix
-        ("rows", pa.int64()),
-        ("size", pa.int64()),  # bytes
-        ("sha256", pa.string()),  # of the part
-        ("first_hash", pa.int64()),  # lowest and highest subject hash; null without rows or without the column
-        ("last_hash", pa.int64()),
-        ("group_ends", pa.list_(pa.int64())),  # byte after each row group
-        ("group_sha256s", pa.list_(pa.binary(32))),
-        ("footer_sha256", pa.binary(32)),  # of the bytes after the last row group
-    ]
-)
-
-
-PACK_SCHEMA = pa.schema(
-    [
-        ("name", pa.string()),  # key of the pack below the dataset's prefix: shards/<sha256>.tar
-        ("rows", pa.int64()),  # images in it that this version uses
-        ("size", pa.int64()),  # bytes
-        ("sha256", pa.string()),  # of the pack
-    ]
-)
-"""Of the lists of packs (``tables.shards`` of the manifest). A pack may be in two lists, each of which counts its own
-images."""
-
-
-@dataclass(frozen=True)
-class Part:
-    """One part, as :func:`write_part` returns it; a row of :data:`LIST_SCHEMA` with hashes as hex digits."""
-
-    name: str
-    rows: int
-    size: int
-    sha256: str
-    first_hash: int | None
-    last_hash: int | None
-    group_ends: tuple[int, ...]
-    group_sha256s: tuple[str, ...]
-    footer_sha256: str
 
 
 def write_part(version: Store, name: str, table: pa.Table) -> Part:
@@ -95,7 +43,7 @@ def write_part(version: Store, name: str, table: pa.Table) -> Part:
         footer.row_group(i) for i in range(footer.num_row_groups) if len(table)
     ]  # no rows are one group for Arrow
     ends = [max(map(_end_of_chunk, (group.column(i) for i in range(group.num_columns)))) for group in groups]
-    starts = [_MAGIC, *ends]
+    starts = [BEFORE_GROUPS, *ends]
     hashes = pc.min_max(table["subject_hash"]).as_py() if "subject_hash" in table.column_names else {}
     version.write(name, data)
     return Part(
@@ -111,49 +59,6 @@ def write_part(version: Store, name: str, table: pa.Table) -> Part:
     )
 
 
-def write_list(version: Store, kind: str, number: int, parts: Iterable[Part]) -> dict[str, Any]:
-    """Write a list of parts; return its ``name`` and ``sha256`` for the manifest, and the ``rows`` of all parts."""
-    name, rows = f"lists/{kind}-{number:05d}.parquet", 0
-    columns: list[dict[str, Any]] = []
-    for part in parts:
-        rows += part.rows
-        hashes = [bytes.fromhex(digest) for digest in part.group_sha256s]
-        columns.append(asdict(part) | {"group_sha256s": hashes, "footer_sha256": bytes.fromhex(part.footer_sha256)})
-    buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(columns, LIST_SCHEMA), buffer, compression="zstd")
-    version.write(name, buffer.getvalue())
-    return {"name": name, "sha256": hashlib.sha256(buffer.getvalue()).hexdigest(), "rows": rows}
-
-
-def write_pack_list(version: Store, number: int, packs: pa.Table) -> dict[str, Any]:
-    """Write a list of packs (:data:`PACK_SCHEMA`); return its ``name``, ``sha256`` and ``rows``: packs."""
-    name, buffer = f"lists/shards-{number:05d}.parquet", io.BytesIO()
-    pq.write_table(packs.select(PACK_SCHEMA.names).cast(PACK_SCHEMA), buffer, compression="zstd")
-    version.write(name, buffer.getvalue())
-    return {"name": name, "sha256": hashlib.sha256(buffer.getvalue()).hexdigest(), "rows": len(packs)}
-
-
-def read_pack_lists(version: Store, manifest: dict[str, Any]) -> Iterator[pa.Table]:
-    """Yield the lists of packs of a version (:data:`PACK_SCHEMA`), one at a time.
-
-    Raises InputError: the version has another format, or a list has changed.
-    """
-    check_format(version, manifest)
-    for name in manifest["tables"]["shards"]["lists"]:
-        data = read_listed(version, name, manifest)
-        with decoding("a list of packs", version.uri_of(name), fix=_FIX):
-            yield pq.read_table(io.BytesIO(data), schema=PACK_SCHEMA)
-
-
-def lists_pack(version: Store, pack: str) -> bool:
-    """Return whether a version uses the pack with this key; True if its lists cannot be read."""
-    try:
-        lists = read_pack_lists(version, manifest_of(version))
-        return any(pc.any(pc.equal(table["name"], pack)).as_py() for table in lists)
-    except (InputError, KeyError, TypeError):
-        return True
-
-
 def open_table(version: Store, kind: Kind, schema: pa.Schema, manifest_sha256: str | None = None) -> "PartedTable":
     """Open a table of a snapshot version.
 
@@ -163,7 +68,7 @@ def open_table(version: Store, kind: Kind, schema: pa.Schema, manifest_sha256: s
     """
     manifest = manifest_of(version, manifest_sha256)
     check_format(version, manifest)
-    with decoding("the manifest of a snapshot with tables", version.uri_of(MANIFEST), fix=_FIX):
+    with decoding("the manifest of a snapshot with tables", version.uri_of(MANIFEST), fix=LIST_FIX):
         lists, rows = list(manifest["tables"][kind]["lists"]), int(manifest["tables"][kind]["rows"])
     if not lists:
         what = "images" if kind == "images" else f"{kind} triplets"
@@ -171,56 +76,8 @@ def open_table(version: Store, kind: Kind, schema: pa.Schema, manifest_sha256: s
     parts = read_lists(version, lists, manifest)
     if (found := pc.sum(parts["rows"]).as_py() or 0) != rows:
         what = f"the lists of the {kind} table have {found} rows, and the manifest says {rows}"
-        raise InputError(what, value=version.uri, fix=_FIX)
+        raise InputError(what, value=version.uri, fix=LIST_FIX)
     return PartedTable(version, parts, schema)
-
-
-def read_lists(version: Store, names: Sequence[str], manifest: Mapping[str, Any]) -> pa.Table:
-    """Read some lists of a table (:data:`LIST_SCHEMA`); ``files`` of the manifest has their hashes."""
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
-        tables = list(pool.map(lambda name: _read_list(version, name, manifest), names))
-    return pa.concat_tables(tables).combine_chunks() if tables else LIST_SCHEMA.empty_table()
-
-
-def _read_list(version: Store, name: str, manifest: Mapping[str, Any]) -> pa.Table:
-    data = read_listed(version, name, manifest)
-    with decoding("a list of the parts of a table", version.uri_of(name), fix=_FIX):
-        parts = pq.read_table(io.BytesIO(data), columns=LIST_SCHEMA.names).select(LIST_SCHEMA.names).cast(LIST_SCHEMA)
-        if problem := _problem_of(parts.combine_chunks()):
-            raise ValueError(problem)
-        return parts
-
-
-def _problem_of(parts: pa.Table) -> str | None:
-    """Return why these rows of :data:`LIST_SCHEMA` cannot describe parts that :func:`write_part` has written."""
-    for name in set(LIST_SCHEMA.names) - {"first_hash", "last_hash"}:
-        if parts[name].null_count or (pa.types.is_list(parts[name].type) and pc.list_flatten(parts[name]).null_count):
-            return f"{name} is null"
-    rows, sizes = parts["rows"].to_numpy(), parts["size"].to_numpy()
-    if ((rows < 0) | (rows > _MAX_SIZE) | (sizes <= _MAGIC) | (sizes > _MAX_SIZE)).any():
-        return f"rows or size of a part are not in 0 to {_MAX_SIZE}"
-    groups = pc.list_value_length(parts["group_ends"]).to_numpy()
-    if not np.array_equal(groups, -(-rows // GROUP_ROWS)):
-        return f"group_ends are not those of row groups of {GROUP_ROWS} rows"
-    if not np.array_equal(groups, pc.list_value_length(parts["group_sha256s"]).to_numpy()):
-        return "group_sha256s are not as many as group_ends"
-    ends, of = pc.list_flatten(parts["group_ends"]).to_numpy(), np.repeat(np.arange(len(rows)), groups)
-    first = np.diff(of, prepend=-1) > 0
-    starts = np.where(first, _MAGIC, np.roll(ends, 1))
-    if ((ends <= starts) | (ends > sizes[of])).any():
-        return "group_ends do not ascend inside their part"
-    return None
-
-
-def check_format(version: Store, manifest: dict[str, Any]) -> None:
-    """Raise InputError for a snapshot of another format, with the command that makes it anew."""
-    if manifest.get("format") != FORMAT:
-        raise InputError(
-            f"the snapshot has format {manifest.get('format', 1)}, and this version of lookalike reads format {FORMAT}",
-            value=version.uri,
-            fix="run python jobs/curate.py run with its --raw and --dataset again: it publishes a new version, and"
-            " reads no image again that is indexed",
-        )
 
 
 class PartedTable:
@@ -298,7 +155,7 @@ class PartedTable:
         """Yield the parts in their order; one is in memory at a time, and read whole."""
         for number in range(len(self._parts)):
             table = self.read_part(number, self.schema.names)
-            with decoding("a part of a table", self._version.uri_of(str(self._parts["name"][number])), fix=_FIX):
+            with decoding("a part of a table", self._version.uri_of(str(self._parts["name"][number])), fix=LIST_FIX):
                 table = table.cast(self.schema)
             yield table
 
@@ -306,10 +163,10 @@ class PartedTable:
         """Return columns of one part. All of its bytes are read and checked; only these columns are decoded."""
         name = str(self._parts["name"][number])
         data = self._version.read(name)
-        with decoding("a list of the parts of a table", self._version.uri_of(name), fix=_FIX):
+        with decoding("a list of the parts of a table", self._version.uri_of(name), fix=LIST_FIX):
             sha256 = bytes.fromhex(self._parts["sha256"][number].as_py())
         self._check(name, data, sha256)
-        with decoding("a part of a table", self._version.uri_of(name), fix=_FIX):
+        with decoding("a part of a table", self._version.uri_of(name), fix=LIST_FIX):
             return pq.read_table(io.BytesIO(data), columns=list(columns)).select(list(columns))
 
     def _places(self, indices: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
@@ -329,7 +186,7 @@ class PartedTable:
             if (part, group) in self._cache:
                 self._cache.move_to_end((part, group))
                 return self._cache[part, group]
-        ends = [_MAGIC, *self._parts["group_ends"][part].as_py()]
+        ends = [BEFORE_GROUPS, *self._parts["group_ends"][part].as_py()]
         data = self._checked(part, ends[group], ends[group + 1], self._parts["group_sha256s"][part][group].as_py())
         return data, self._footer(part)
 
@@ -337,8 +194,8 @@ class PartedTable:
         if isinstance(fetched, pa.Table):
             return fetched
         data, footer = fetched
-        start = [_MAGIC, *self._parts["group_ends"][part].as_py()][group]
-        with decoding("a part of a table", self._version.uri_of(str(self._parts["name"][part])), fix=_FIX):
+        start = [BEFORE_GROUPS, *self._parts["group_ends"][part].as_py()][group]
+        with decoding("a part of a table", self._version.uri_of(str(self._parts["name"][part])), fix=LIST_FIX):
             file = self._open(part, footer, {start: data})
             table = file.read_row_group(group, columns=self.schema.names, use_threads=False)
             table = table.select(self.schema.names).cast(self.schema)
@@ -355,7 +212,7 @@ class PartedTable:
         with self._lock:
             footer = self._footers.get(part)
         if footer is None:
-            size, end = self._parts["size"][part].as_py(), [_MAGIC, *self._parts["group_ends"][part].as_py()][-1]
+            size, end = self._parts["size"][part].as_py(), [BEFORE_GROUPS, *self._parts["group_ends"][part].as_py()][-1]
             footer = self._checked(part, end, size, self._parts["footer_sha256"][part].as_py())
             with self._lock:
                 self._footers[part] = footer
@@ -369,7 +226,7 @@ class PartedTable:
         data = mmap.mmap(-1, size)  # pages that nothing is written to take no memory, and none stays with the process
         for offset, held in {**ranges, size - len(footer): footer}.items():
             data[offset : offset + len(held)] = held
-        with decoding("a part of a table", self._version.uri_of(str(self._parts["name"][part])), fix=_FIX):
+        with decoding("a part of a table", self._version.uri_of(str(self._parts["name"][part])), fix=LIST_FIX):
             return pq.ParquetFile(pa.BufferReader(pa.py_buffer(data)))
 
     def _checked(self, part: int, start: int, end: int, sha256: bytes) -> bytes:
@@ -381,7 +238,7 @@ class PartedTable:
     def _check(self, name: str, data: bytes, sha256: bytes) -> None:
         if hashlib.sha256(data).digest() != sha256:
             what = "a part of a table of the snapshot has changed: its hash is not the one in its list"
-            raise InputError(what, value=self._version.uri_of(name), fix=_FIX)
+            raise InputError(what, value=self._version.uri_of(name), fix=LIST_FIX)
 
 
 def _end_of_chunk(chunk: Any) -> int:

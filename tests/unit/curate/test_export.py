@@ -10,7 +10,8 @@ import pytest
 import webdataset
 
 import jobs.curate
-from lookalike.data.triplets import read_files, read_table
+from lookalike.data.triplet_files import read_files
+from lookalike.data.triplets import read_table
 from lookalike.errors import ConfigError, ConflictError, InputError
 from lookalike.storage import Store, open_store, read_manifest
 from pipelines.curate import export as exporting

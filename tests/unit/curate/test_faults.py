@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lookalike.data.triplets import load_images, read_triplets
+from lookalike.data.triplet_files import load_images
+from lookalike.data.triplets import read_triplets
 from pipelines.curate.filters import FiltersConfig
 from pipelines.curate.filters.no_pair import NoPair
 from pipelines.curate.work import StageWork

@@ -19,6 +19,7 @@ from pipelines.curate.filters.large_subject import LargeSubject
 from pipelines.curate.filters.no_pair import NoPair
 from pipelines.curate.gather import gather
 from pipelines.curate.rows import image_hashes
+from pipelines.curate.subject_rows import read_subjects
 from pipelines.curate.tables import read_table, write_table
 from pipelines.curate.work import StageWork
 from tests.drawn import Photo, draw, jpeg, photo, world, write_raw
@@ -98,7 +99,7 @@ def test_grouping_and_ranges_change_no_row(planned: Planned, tmp_path: Path, mon
 
     def made(seed: int) -> list[dict[str, Any]]:
         work = planned(raw, filters=LOOSE, seed=0, plan=PlanConfig(rows_per_partition=5 + seed))
-        read = [work.read_subjects(i) for i in range(work.partitions)]
+        read = [read_subjects(work, i) for i in range(work.partitions)]
         rows = [row for part in read for row in part.rows.to_pylist()]
         columns = zip(*(np.concatenate([getattr(part, name) for part in read]) for name in names), strict=True)
         return [row | dict(zip(names, values, strict=True)) for row, values in zip(rows, columns, strict=True)]
@@ -134,9 +135,9 @@ def test_a_large_range_has_the_vectors_that_are_compared(
     photos = [*world(1, 9), *world(3, 3)[3:], near]
     filters = replace(LOOSE, large_subject=LargeSubject(max_photos=4))
     work = planned(write_raw(tmp_path / "raw", photos, per_shard=3), filters=filters)
-    whole = work.read_subjects(0)
-    monkeypatch.setattr("pipelines.curate.work._LARGE_RANGE", 0)
-    part = work.read_subjects(0)
+    whole = read_subjects(work, 0)
+    monkeypatch.setattr("pipelines.curate.subject_rows._LARGE_RANGE", 0)
+    part = read_subjects(work, 0)
     assert part.rows.equals(whole.rows)
     assert (part.repeated.tolist(), part.numbers.tolist()) == (whole.repeated.tolist(), whole.numbers.tolist())
     has = part.vectors.any(1)

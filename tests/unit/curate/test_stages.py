@@ -16,7 +16,8 @@ from PIL import Image
 
 from lookalike.annotators.embedder import NO_EMBEDDER, NoEmbedder
 from lookalike.data.images import decode, decodes_as_it_is
-from lookalike.data.triplets import load_images, read_table, read_triplets
+from lookalike.data.triplet_files import load_images
+from lookalike.data.triplets import read_table, read_triplets
 from lookalike.errors import ConfigError, InputError
 from lookalike.storage import open_store
 from pipelines.curate.config import CurateConfig, PlanConfig, ShardsConfig
@@ -27,12 +28,12 @@ from pipelines.curate.finish import add_summaries, summaries, total
 from pipelines.curate.inputs import Inputs
 from pipelines.curate.layout import divide, join
 from pipelines.curate.materialise import fit, write_unit
-from pipelines.curate.materialised import Done
+from pipelines.curate.materialised import Done, MaterialiseWork
 from pipelines.curate.raw import list_raw
 from pipelines.curate.rows import sha256
 from pipelines.curate.summary import Summary
 from pipelines.curate.takedown import pin
-from pipelines.curate.work import MaterialiseWork, StageWork
+from pipelines.curate.work import StageWork
 from tests.drawn import Photo, draw, jpeg, photo, world, write_raw
 from tests.published import materialise, tables
 

@@ -8,15 +8,18 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from lookalike.data.parts import open_table, read_pack_lists
-from lookalike.data.triplets import Triplet, load_many, read_table, read_triplets
+from lookalike.data.part_lists import read_pack_lists
+from lookalike.data.parts import open_table
+from lookalike.data.triplet_files import load_many
+from lookalike.data.triplets import Triplet, read_table, read_triplets
 from lookalike.storage import read_object
 from lookalike.storage.snapshot import MANIFEST
 from pipelines.curate.config import PlanConfig, ShardsConfig
 from pipelines.curate.filters import FiltersConfig
 from pipelines.curate.filters.no_pair import NoPair
+from pipelines.curate.materialised import MaterialiseWork
 from pipelines.curate.rows import IMAGES_SCHEMA, sha256
-from pipelines.curate.work import MaterialiseWork, StageWork
+from pipelines.curate.work import StageWork
 from tests.drawn import Photo, photo, world, write_raw
 from tests.published import materialise
 

@@ -23,6 +23,7 @@ from pipelines.curate.filters.taken_down import TakenDown
 from pipelines.curate.inputs import Inputs
 from pipelines.curate.removals import check_matched, count_matches, entry_lines, summed, take_down
 from pipelines.curate.rows import IMAGES_SCHEMA, subject_hash
+from pipelines.curate.subject_rows import read_subjects
 from pipelines.curate.takedown import TakeDownList, pin, pinned_hash, read_list, trimmed
 from pipelines.curate.work import StageWork
 from tests.drawn import world, write_raw
@@ -244,7 +245,7 @@ def test_equal_files_of_removed_images_are_removed(planned: Callable[..., StageW
     stage, record = found.stage, found.record
     assert record is not None
     assert (record["matched"], record["named"]) == ({"key:thing00-0": 1, "subject:thing01": 4}, 5)
-    rows = stage.read_subjects(0).rows
+    rows = read_subjects(stage, 0).rows
     dropped = stage.config.filters.taken_down.drop(Photos(rows))
     named = {row["key"] for row, drop in zip(rows.to_pylist(), dropped, strict=True) if drop}
     assert named == {"thing00-0", "copy", "thing01-0", "thing01-1", "thing01-2", "other"}
@@ -343,7 +344,7 @@ def test_packs_with_removed_images_are_found_in_all_versions(
     assert found.record["held_by"] == {"v0001": 1, "v0002": 1, "v0003": 1}
     assert "v0001, v0002, v0003 hold images" in found.record["fix"]
     assert "curate.py collect" in found.record["fix"]
-    rows = found.stage.read_subjects(0).rows
+    rows = read_subjects(found.stage, 0).rows
     dropped = found.stage.config.filters.taken_down.drop(Photos(rows))
     assert rows.filter(pa.array(dropped))["key"].to_pylist() == [photos[4].key]  # its bytes are those of old-name
     next_list = read_list(str(found.stage.config.filters.taken_down.list))

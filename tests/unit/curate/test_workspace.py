@@ -19,6 +19,7 @@ from pipelines.curate.filters import FiltersConfig
 from pipelines.curate.filters.near_duplicate import NearDuplicate
 from pipelines.curate.filters.no_pair import NoPair
 from pipelines.curate.filters.too_small import TooSmall
+from pipelines.curate.subject_rows import read_subjects
 from pipelines.curate.work import StageWork
 from tests.drawn import Photo, draw, jpeg, world, write_raw
 
@@ -106,7 +107,7 @@ def test_a_changed_threshold_screens_again_and_indexes_nothing_again(
     assert [(key, work.dataset.read(key)) for key in tables_of(stricter)] == index
     dropped = []
     for each in (work, stricter):
-        read = [each.read_subjects(partition) for partition in range(each.partitions)]
+        read = [read_subjects(each, partition) for partition in range(each.partitions)]
         dropped.append([reason for part in read for reason in part.reasons if reason])
         assert sum(len(part.rows) for part in read) == each.images
     assert dropped == [[], ["too_small"]]

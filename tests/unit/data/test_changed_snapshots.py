@@ -9,7 +9,8 @@ import pytest
 
 from lookalike.config import fingerprint
 from lookalike.data.parts import write_part
-from lookalike.data.triplets import SCHEMA, load_images, load_latents, read_table, read_triplets
+from lookalike.data.triplet_files import load_images, load_latents
+from lookalike.data.triplets import SCHEMA, read_table, read_triplets
 from lookalike.errors import InputError
 from lookalike.storage import Store, open_store, read_manifest
 from pipelines.train.samples import TripletSource, prepare

@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from lookalike.data import parts
-from lookalike.data.parts import GROUP_ROWS, Part, PartedTable, open_table, write_list, write_part
+from lookalike.data.part_lists import GROUP_ROWS, Part, write_list
+from lookalike.data.parts import PartedTable, open_table, write_part
 from lookalike.errors import InputError
 from lookalike.storage import Store, open_store
 

@@ -10,18 +10,8 @@ import pyarrow as pa
 import pytest
 
 from lookalike.data.images import encode_jpeg
-from lookalike.data.triplets import (
-    SCHEMA,
-    Loaded,
-    ShardError,
-    Triplet,
-    load_images,
-    load_latents,
-    load_many,
-    read_files,
-    read_table,
-    read_triplets,
-)
+from lookalike.data.triplet_files import Loaded, ShardError, load_images, load_latents, load_many, read_files
+from lookalike.data.triplets import SCHEMA, Triplet, read_table, read_triplets
 from lookalike.errors import InputError
 from lookalike.storage import Store, open_store
 from lookalike.storage.local import LocalStore

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lookalike.data.triplets import ShardError, load_images, read_table, read_triplets
+from lookalike.data.triplet_files import ShardError, load_images
+from lookalike.data.triplets import read_table, read_triplets
 from lookalike.errors import UnreachableError
 from lookalike.storage import open_store
 from lookalike.storage.local import LocalStore

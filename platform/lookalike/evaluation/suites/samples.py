@@ -3,7 +3,8 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from lookalike.data.triplets import Triplet, stored_images
+from lookalike.data.triplet_files import stored_images
+from lookalike.data.triplets import Triplet
 from lookalike.errors import InputError
 
 MOST_PHOTOS = 16
