@@ -3,6 +3,7 @@
 import logging
 import sys
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
@@ -18,7 +19,7 @@ from lookalike.data.permutation import Permutation
 from lookalike.errors import ConflictError, InputError
 from lookalike.storage import Store, latest_version, list_versions, open_store, read_manifest, version_store
 from lookalike.storage.claim import read_claim, run_once
-from lookalike.storage.lease import hold
+from lookalike.storage.lease import Lease, hold
 from lookalike.tracking import tracking_uri
 from lookalike.training import checkpoint
 from lookalike.training.config import TrainConfig
@@ -34,11 +35,15 @@ from pipelines.train.worker_group import fit
 
 log = logging.getLogger(__name__)
 
+Fit = Callable[[WorkerSettings, Store, Lease], None]
+
 _CHECKED = 1024  # rows whose number of references is checked before anything starts
 
 
-def train(config: TrainConfig) -> dict[str, Any]:
+def train(config: TrainConfig, fit: Fit = fit) -> dict[str, Any]:
     """Train and export; return the content of ``result.json``. The same configuration again resumes or returns at once.
+
+    ``fit`` trains the run from its last checkpoint to its end, by default in this process or a group of Ray Train's.
 
     Raises:
         BusyError: another process is training this run.

@@ -65,7 +65,7 @@ def run_rank(settings: WorkerSettings, rank: Rank) -> None:
     store = open_store(config.run)
     fence = Fence(store.child(LEASE), settings.lease)
     fence.check()  # before a group that Ray Train has restarted begins
-    batches = _batches(settings, checkpoint.newest(store), rank)
+    batches = first_read(rank_batches(settings, rank))
     import_model_classes()
     if not plain:
         import_deepspeed(device)
@@ -79,6 +79,18 @@ def run_rank(settings: WorkerSettings, rank: Rank) -> None:
     )
     if plain and device.type == "cuda":
         batches = _computed_ahead(batches, objective, settings)
+    with opened_loop(settings, rank, engine, objective, bundle) as loop:
+        loop.run(batches)
+    if rank.is_first:  # its process has imported what the export needs
+        export_bundle(config, store, config.total_steps, fence.check)
+
+
+@contextmanager
+def opened_loop(
+    settings: WorkerSettings, rank: Rank, engine: Engine, objective: DenoisingObjective, bundle: Path
+) -> Iterator[Loop]:
+    """Yield the loop of a run, with its tracker, listeners and evaluations; ``bundle`` is the folder of its base."""
+    config, store, device = settings.config, open_store(settings.config.run), objective.device
     with (
         open_resilient(
             config.tracking, config.experiment, run_id=settings.tracking_run, enabled=rank.is_first, spool=store
@@ -112,13 +124,11 @@ def run_rank(settings: WorkerSettings, rank: Rank) -> None:
             evaluations=evaluations,
             workload=_workload(config, bundle, device),
             clock=StepClock(device),
-            fence=fence,
+            fence=Fence(store.child(LEASE), settings.lease),
         )
         failed = [failure for columns in held_out for failure in failures(columns, 0)]
         loop.quarantine.add_held_out(failed, sum(int(columns["weight"].sum()) for columns in held_out))
-        loop.run(batches)
-    if rank.is_first:  # its process has imported what the export needs
-        export_bundle(config, store, config.total_steps, fence.check)
+        yield loop
 
 
 def _engine(config: TrainConfig, bundle: Path, device: torch.device) -> Engine:
@@ -129,7 +139,6 @@ def _engine(config: TrainConfig, bundle: Path, device: torch.device) -> Engine:
             model.enable_gradient_checkpointing()
         return model.set_trainable(trainable_parts(config))
 
-    torch.manual_seed(config.seed)  # adapters get their initial weights here, the same on every rank
     if config.workers.num_workers > 0:
         prepare_process(device)
         return ZeroEngine(lambda: build_model(bundle), lambda model: strict_weights(model, bundle), select, config)
@@ -137,17 +146,21 @@ def _engine(config: TrainConfig, bundle: Path, device: torch.device) -> Engine:
     return PlainEngine(model, select(model), config.optimizer, config.accumulation(1), config.ema, config.precision)
 
 
-def _batches(settings: WorkerSettings, first_step: int, rank: Rank) -> Iterator[MicroBatch]:
-    """This rank's micro batches in order; the loaders start at once, while the caller builds its engine."""
+def rank_batches(settings: WorkerSettings, rank: Rank) -> Iterator[MicroBatch]:
+    """Yield this rank's micro batches in order, from the newest checkpoint on."""
     config, read = settings.config, kept_batches
     if not config.keep_samples:
         from pipelines.train.data import rank_batches as read
-    steps = range(first_step, config.total_steps)
-    batches = read(settings.source, settings.plan, steps, rank.index, rank.count, config.micro_batch_size)
+    steps = range(checkpoint.newest(open_store(config.run)), config.total_steps)
+    return map(MicroBatch, read(settings.source, settings.plan, steps, rank.index, rank.count, config.micro_batch_size))
+
+
+def first_read(batches: Iterator[MicroBatch]) -> Iterator[MicroBatch]:
+    """Return the same batches; a thread reads the first one at once, while the caller builds its engine."""
     starter = ThreadPoolExecutor(max_workers=1)
     first = starter.submit(next, batches)
     starter.shutdown(wait=False)
-    return (MicroBatch(columns) for columns in chain(map(Future.result, [first]), batches))
+    return chain(map(Future.result, [first]), batches)
 
 
 def _computed_ahead(

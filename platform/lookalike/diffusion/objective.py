@@ -23,8 +23,8 @@ def denoising_loss(
     flow: FlowConfig,
     use_mllm: bool = True,
     use_references: bool = True,
-    dropout_mllm: float = 0.0,
-    dropout_references: float = 0.0,
+    dropout_mllm: float | Tensor = 0.0,
+    dropout_references: float | Tensor = 0.0,
     cache: LatentCache | None = None,
     drawn: Draw | None = None,
 ) -> Tensor:
@@ -42,7 +42,7 @@ def denoising_loss(
         flow: noise levels and shift; see :meth:`FlowConfig.from_bundle`.
         use_mllm: whether the MLLM's tokens are computed.
         use_references: whether the reference tokens are computed.
-        dropout_mllm: probability that a sample does not see the MLLM's tokens.
+        dropout_mllm: probability that a sample does not see the MLLM's tokens; of each sample if float ``[B]``.
         dropout_references: probability, independent of the other, that it does not see the reference tokens. A
             dropped condition is absent, as in a sampler step that gives it weight 0.
         cache: keeps latents between calls; without it the VAE runs on every image.

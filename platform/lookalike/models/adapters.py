@@ -1,5 +1,7 @@
 """LoRA with peft: on the DiT, saved and loaded in peft's format, and on the MLLM, where it is merged after training."""
 
+import hashlib
+import math
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -23,6 +25,21 @@ def inject_lora(transformer: Any, lora: LoraConfig) -> None:
     """
     check_lora(lora, transformer.config)
     transformer.add_adapter(peft_config(_peft_values(lora)), adapter_name=ADAPTER_NAME)
+
+
+def initialise_lora(parameters: Mapping[str, nn.Parameter], seed: int) -> None:
+    """Set the down projections among ``parameters`` to peft's initial distribution, by ``seed`` and their names alone.
+
+    peft draws them from PyTorch's global generator, which other threads use as well.
+    """
+    for name, parameter in parameters.items():
+        if ".lora_A." in name:
+            digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+            generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little"))
+            values = torch.empty(parameter.shape, dtype=torch.float32)
+            nn.init.kaiming_uniform_(values, a=math.sqrt(5), generator=generator)
+            with torch.no_grad():
+                parameter.copy_(values)
 
 
 def inject_mllm_lora(mllm: Any, lora: LoraConfig) -> None:

@@ -156,7 +156,11 @@ class PlainEngine(Engine):
         )
 
     def accumulate(self, loss: Tensor) -> None:
-        (loss / self._accumulation).backward()
+        self.share_of_step(loss).backward()
+
+    def share_of_step(self, loss: Tensor) -> Tensor:
+        """Return what one micro batch's loss adds to its step's: the scalar whose gradient :meth:`accumulate` adds."""
+        return loss / self._accumulation
 
     def _step(self) -> Tensor:
         norm = torch.nn.utils.clip_grad_norm_(self._named.values(), self._max_grad_norm)

@@ -1,9 +1,13 @@
-"""The training loop, the same for ZeRO-3 ranks and for one plain process."""
+"""The training loop, the same for ZeRO-3 ranks, for one plain process, and for one of several runs that share passes.
+
+The loop does not call the model. It asks for the forward and backward pass of each micro batch (:class:`Forward`,
+:class:`Backward`), so that its driver may answer the requests of several loops in one pass.
+"""
 
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
@@ -46,6 +50,26 @@ Evaluation = Callable[[PhaseConfig, int], None]
 
 class TrainingDivergedError(LookalikeError):
     """The loss or its gradient is not finite, or the loss is above ``safety.max_loss``."""
+
+
+@dataclass(frozen=True)
+class Forward:
+    """A loop asks for the loss of each sample of a micro batch, float32 ``[B]``."""
+
+    micro_batch: MicroBatch
+    phase: PhaseConfig
+    epoch: int
+
+
+@dataclass(frozen=True)
+class Backward:
+    """A loop asks for the backward pass of a micro batch's loss, a scalar; it is answered with None."""
+
+    loss: Tensor
+
+
+Requests = Generator[Forward | Backward, Tensor | None, None]
+"""The requests of a loop; each is answered by ``send``."""
 
 
 @dataclass
@@ -106,9 +130,32 @@ class Loop:
             UnusableDataError: a shard cannot be read, or too many samples cannot be prepared.
             BusyError: another process has taken the run over.
         """
+        requests, answer = self.requests(batches), None
+        with torch.enable_grad():
+            while True:
+                try:
+                    request = requests.send(answer)
+                except StopIteration:
+                    return
+                try:
+                    answer = self._answer(request)
+                except BaseException as error:
+                    requests.throw(error)  # it ends what it has opened, and raises the error again
+                    raise
+
+    def _answer(self, request: Forward | Backward) -> Tensor | None:
+        if isinstance(request, Forward):
+            return self.objective(request.micro_batch, request.phase, request.epoch)
+        self.engine.accumulate(request.loss)
+        return None
+
+    def requests(self, batches: Iterator[MicroBatch]) -> Requests:
+        """Train as :meth:`run`, which answers the requests by itself.
+
+        The gradients of a step are in the engine's parameters when its last :class:`Backward` is answered.
+        """
         config, total = self.config, self.config.total_steps
         with (
-            torch.enable_grad(),
             Watchdog(self.store, self.rank.index, config.safety.step_timeout_s) as watchdog,
             stop_notice(self.store, poll=self.rank.is_first) as asked_to_stop,
             Saver(self.store, config.checkpoint, write=self.rank.is_first, fence=self.fence) as saver,
@@ -117,7 +164,7 @@ class Loop:
             while step < total:
                 watchdog.alive(step)
                 saver.check()
-                stop = self._step(batches, step, asked_to_stop())
+                stop = yield from self._step(batches, step, asked_to_stop())
                 step += 1
                 self._evaluate(step)
                 last = stop or step == total
@@ -132,7 +179,9 @@ class Loop:
                         fix="the same command resumes from there",
                     )
 
-    def _step(self, batches: Iterator[MicroBatch], step: int, asked_to_stop: bool) -> bool:
+    def _step(
+        self, batches: Iterator[MicroBatch], step: int, asked_to_stop: bool
+    ) -> Generator[Forward | Backward, Tensor | None, bool]:
         """Run and record one optimizer step; return whether any rank was asked to stop."""
         started = time.perf_counter()
         phase_index, phase, position = phase_at(self.config.stages, step)
@@ -145,7 +194,7 @@ class Loop:
         real_samples = max(1, int((self.plan.slots(step) >= 0).sum()) - int(failed))
         share = _Share(step, phase, real_samples)
         for micro_batch in chain([first], micro_batches):
-            self._learn(micro_batch, share)
+            yield from self._learn(micro_batch, share)
         self.quarantine.add(step, share.failed, int(failed))
         with self.clock.measure("optimizer"):
             gradient_norm = self.engine.finish_step()
@@ -183,7 +232,7 @@ class Loop:
             assert (steps == step).all(), f"data of step {steps} came at step {step}"
             yield micro_batch
 
-    def _learn(self, micro_batch: MicroBatch, share: _Share) -> None:
+    def _learn(self, micro_batch: MicroBatch, share: _Share) -> Requests:
         """Run forward and backward pass of one micro batch, and add it to ``share``."""
         columns, accumulation = micro_batch.columns, self.config.accumulation(self.rank.count)
         weight, position = columns["weight"], self.rank.index * accumulation + len(share.losses)
@@ -192,11 +241,12 @@ class Loop:
             tokens, flops = self.workload(columns, share.phase)
             share.tokens, share.flops = share.tokens + tokens, share.flops + flops
         with self.clock.measure("forward"):
-            losses = self.objective(micro_batch, share.phase, self.plan.epoch_of(share.step))
+            losses = yield Forward(micro_batch, share.phase, self.plan.epoch_of(share.step))
+            assert losses is not None
             weighted = (losses * torch.tensor(weight).to(losses.device, non_blocking=True)).sum()
         with self.clock.measure("backward"):
             # Engines average over micro batches and ranks; padding and failed slots do not count.
-            self.engine.accumulate(weighted * (accumulation * self.rank.count / share.real_samples))
+            yield Backward(weighted * (accumulation * self.rank.count / share.real_samples))
         share.losses.append(weighted.detach())
         learned = columns["sample_id"][weight > 0].tolist()
         log.debug("step %d learns from %s", share.step, json.dumps(learned))

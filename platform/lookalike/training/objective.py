@@ -46,14 +46,14 @@ class DenoisingObjective:
             cache=self.cache,
             drawn=micro_batch.drawn,
             use_mllm=True,
-            use_references=_sees_references(phase),
+            use_references=sees_references(phase),
             dropout_mllm=self.dropout.mllm,
             dropout_references=self.dropout.references,
         )
 
     def compute_inputs(self, columns: SampleColumns, phase: PhaseConfig, epoch: int) -> MicroBatch:
         """Compute the host's share of such a call, latents and noise, while a GPU is busy with the step before."""
-        batch = with_latents(to_batch(columns), self.vae, self.cache, references=_sees_references(phase))
+        batch = with_latents(to_batch(columns), self.vae, self.cache, references=sees_references(phase))
         assert batch.target_latents is not None
         tokens, channels = batch.target_latents.shape[1:]
         drawn = draw(columns["sample_id"].tolist(), (self.seed, epoch), (tokens, channels), self.flow)
@@ -96,7 +96,7 @@ class HeldOutLoss:
                 seed=(self.objective.seed,),
                 flow=self.objective.flow,
                 cache=self.objective.cache,
-                use_references=_sees_references(phase),
+                use_references=sees_references(phase),
             )
             assert shuffled is not None
             right, shuffled = right.cpu() * weight, shuffled.cpu() * weight
@@ -124,7 +124,8 @@ class HeldOutLoss:
         return np.minimum((np.array(levels) * _BINS).astype(np.int64), _BINS - 1)
 
 
-def _sees_references(phase: PhaseConfig) -> bool:
+def sees_references(phase: PhaseConfig) -> bool:
+    """Return whether the DiT sees reference tokens in a phase."""
     return phase.conditions == "mllm+references"
 
 

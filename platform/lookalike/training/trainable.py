@@ -1,5 +1,6 @@
 """Which parts of the model a training run trains, and the LoRAs that it adds."""
 
+from lookalike.models.adapters import initialise_lora
 from lookalike.models.presets import LoraConfig, load_preset
 from lookalike.models.subject import Part, SubjectModel
 from lookalike.training.config import TrainConfig
@@ -24,8 +25,12 @@ def trainable_parts(config: TrainConfig) -> tuple[Part, ...]:
 
 
 def add_loras(config: TrainConfig, model: SubjectModel) -> None:
-    """Inject what this run trains as LoRA into a model whose weights are loaded."""
+    """Inject what this run trains as LoRA into a model whose weights are loaded.
+
+    The run's seed determines the initial weights, the same on every rank.
+    """
     if (adapter := adapter_of(config)) is not None:
         model.add_lora(adapter)
     if (lora := mllm_lora_of(config)) is not None:
         model.add_mllm_lora(lora)
+    initialise_lora(dict(model.named_parameters()), config.seed)
