@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key, l
 from lookalike.errors import ConfigError, InputError
 
 SIGNING_KEY = "LOOKALIKE_SIGNING_KEY"
+TRUSTED_KEYS = "LOOKALIKE_TRUSTED_KEYS"
 _KEY_BYTES, _SIGNATURE_BYTES = 32, 64
 _PEM = "-----BEGIN "
 
@@ -41,6 +42,13 @@ def signing_key() -> Ed25519PrivateKey | None:
             fix="set it to the output of `openssl genpkey -algorithm ed25519`, or to the base64 of the key's 32 bytes",
         )
     return key
+
+
+def trusted_keys() -> frozenset[str]:
+    """Read the public keys that the operator trusts from ``LOOKALIKE_TRUSTED_KEYS``: base64, separated by commas or
+    blanks. Empty if the variable is not set. Raises InputError for one that is not an Ed25519 public key.
+    """
+    return frozenset(map(normalized_public_key, os.environ.get(TRUSTED_KEYS, "").replace(",", " ").split()))
 
 
 def sign(key: Ed25519PrivateKey, document: bytes) -> str:

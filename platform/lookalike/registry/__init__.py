@@ -6,7 +6,7 @@ from lookalike.registry.names import CHAMPION, personal_model_name, validate_ide
 from lookalike.registry.promotion import Outcome, champion_version, promote
 from lookalike.registry.promotion_log import Promotion, PromotionLog
 from lookalike.registry.resolution import resolve
-from lookalike.registry.returns import begin_anew, is_lost, rollback
+from lookalike.registry.returns import begin_anew, is_lost, rollback, sign_log
 from lookalike.registry.versions import ModelReference, Registry, identify
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "resolve",
     "rollback",
     "scores_hash",
+    "sign_log",
     "standing",
     "validate_identifier",
     "validate_model_name",
