@@ -34,6 +34,12 @@ prints the public key:
   LOOKALIKE_SIGNING_KEY="$(cat promotion.pem)" \\
       python jobs/promote.py sign --model lookalike-mini --reason "entries are signed from now on"
 
+If MLflow's database is lost, its registered models, versions, tags and aliases are rebuilt from the store. The first
+command shows what would be registered, the second registers it; what MLflow still holds is never changed:
+
+  python jobs/promote.py rebuild --store file:///runs
+  python jobs/promote.py rebuild --store file:///runs --apply
+
 A bundle that was moved is registered at its new place by promoting it again with --bundle.
 
 The checks are a preset: base, or personal for a model that was measured beside its base. A list replaces the preset's:
@@ -47,9 +53,10 @@ Then `models:/lookalike-mini@champion` is a model for jobs/generate.py and jobs/
 
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
-from lookalike.config import fingerprint
+from lookalike.config import canonical_json, fingerprint
 from lookalike.documents import parse_record
 from lookalike.evaluation.gate import Check
 from lookalike.registry.evidence import Evidence
@@ -67,6 +74,7 @@ from pipelines.promote import (
     rollback,
     sign,
 )
+from pipelines.promote.rebuild import RebuildConfig, describe, rebuild
 
 
 def main(config: PromoteConfig) -> int:
@@ -106,6 +114,17 @@ def main_sign(config: SignConfig) -> int:
     """Sign the promotion log, and print the entry."""
     entry = sign(config)
     print(f"entry {entry['number']} of the promotion log of {config.model} is signed by the key {entry['public_key']}")
+    return 0
+
+
+def main_rebuild(config: RebuildConfig) -> int:
+    """Rebuild, and print a line for each model with the reasons for what is not as it was."""
+    count = 0
+    for plan in rebuild(config):
+        count += 1
+        print(canonical_json(asdict(plan)) if config.json else "\n".join(describe(plan)))
+    if not config.json:
+        print(f"{count} models: {'MLflow agrees with the store' if config.apply else 'nothing changed; add --apply'}")
     return 0
 
 
@@ -157,6 +176,7 @@ COMMANDS: dict[str, Callable[..., int | None]] = {
     "rollback": main_rollback,
     "history": main_history,
     "sign": main_sign,
+    "rebuild": main_rebuild,
     "explain": main_explain,
 }
 

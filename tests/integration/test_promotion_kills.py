@@ -2,7 +2,7 @@
 champion or the new one, and the same command again ends as if nothing had happened."""
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ WRITES: list[tuple[type, str]] = [
     (MlflowClient, "set_registered_model_tag"),
     (MlflowClient, "set_registered_model_alias"),
     (MlflowClient, "set_model_version_tag"),
+    (MlflowClient, "delete_model_version_tag"),
 ]
 
 
@@ -29,11 +30,11 @@ class Killed(BaseException):
 
 
 @contextmanager
-def killed_at(number: int, *, after: bool) -> Iterator[list[str]]:
+def killed_at(number: int, *, after: bool, also: Sequence[tuple[type, str]] = ()) -> Iterator[list[str]]:
     """Raise Killed before or after the write ``number`` (0, 1, …); yields the names of the writes so far."""
     done: list[str] = []
     with pytest.MonkeyPatch.context() as patch:
-        for owner, name in WRITES:
+        for owner, name in [*WRITES, *also]:
             patch.setattr(owner, name, _counted(getattr(owner, name), name, done, number, after))
         yield done
 
