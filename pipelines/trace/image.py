@@ -56,7 +56,7 @@ def trace_image(config: TraceImageConfig) -> Iterator[Row]:
 
     Raises:
         ConfigError: ``config.image`` is neither a hash nor a file.
-        InputError: the file cannot be read.
+        InputError: the digits are the beginning of several photos' hashes.
         UnreachableError: a store does not answer.
     """
     sha256, reference = _identity(config.image)
@@ -66,6 +66,7 @@ def trace_image(config: TraceImageConfig) -> Iterator[Row]:
         yield {"kind": "run", "uri": broken.uri, "reason": broken.reason}
     holders: dict[str, _Holder] = {}
     yield from _search(config, sha256, made.runs, holders)
+    _check_unique(sha256, holders)
     learned: dict[str, str] = {}
     yield from _runs(made.runs, holders, learned)
     yield from _versions(config, learned)
@@ -74,8 +75,8 @@ def trace_image(config: TraceImageConfig) -> Iterator[Row]:
 
 def _identity(image: str) -> tuple[str, str | None]:
     """The SHA-256 of a photo, or its beginning, and for a file the fingerprint that generations have of references."""
-    if _SHA256.fullmatch(image):
-        return image, None
+    if _SHA256.fullmatch(image.lower()):
+        return image.lower(), None
     try:
         store, key = locate_object(image)
         data = read_at_most(store, key, _MOST_MIB, "a photo")
@@ -95,6 +96,14 @@ def _made(config: TraceImageConfig) -> _Made:
         else:
             made.unreadable.append(record)
     return made
+
+
+def _check_unique(sha256: str, holders: dict[str, _Holder]) -> None:
+    """Raise InputError if the first digits of a hash are those of several photos."""
+    found = {entry["image"]["sha256"] for holder in holders.values() for entry in holder.entries}
+    if len(found) > 1:
+        what = f"the hashes of {len(found)} photos begin with these digits"
+        raise InputError(what, value=sha256, fix=f"pass more digits, as of {min(found)}")
 
 
 def _search(config: TraceImageConfig, sha256: str, runs: list[Run], holders: dict[str, _Holder]) -> Iterator[Row]:
