@@ -52,7 +52,7 @@ def test_promotion_without_the_key_is_refused(world: World, use_key: Callable[..
     use_key(KEY)
     world.rollback()
     use_key(None)
-    for attempt in (lambda: world.promote("better"), world.rollback, lambda: world.rollback(to=2)):
+    for attempt in (lambda: world.promote("better"), lambda: world.rollback(to=2)):
         with pytest.raises(InputError, match=r"entries of this promotion log are signed, and there is no key.*SIGNING"):
             attempt()
     assert (world.champion(), len(_entries(world))) == ("first", 3)
