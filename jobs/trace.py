@@ -1,4 +1,4 @@
-"""Follow the lineage of a model or a photo. Changes nothing.
+"""Follow the lineage of a model or a photo. Changes nothing but an alias that lags behind its promotion log.
 
 From a model to its version, scores and decision, training run and configuration, snapshot, raw shards and photos, and
 then the same of its base, down to the pretrained weights:

@@ -1,5 +1,6 @@
 """A lost MLflow database is rebuilt from the store, with a real MLflow: versions, tags, alias, history, explain."""
 
+import base64
 import json
 import shutil
 import sys
@@ -16,6 +17,7 @@ from lookalike.config import canonical_json
 from lookalike.errors import InputError
 from lookalike.registry import resolve
 from lookalike.registry.rebuild import ModelPlan
+from lookalike.signing import TRUSTED_KEYS
 from lookalike.storage import open_store
 from lookalike.tracking.connection import connect
 from pipelines.entry import EXIT_ERROR, run_subcommand
@@ -169,13 +171,22 @@ def _another_bundle(world: World) -> None:  # noqa: F811
     world.client.create_model_version("mini", "bundle://sha256/" + "0" * 64)
 
 
+def _foreign_version(world: World) -> None:  # noqa: F811
+    world.client.create_registered_model("mini")
+    world.client.create_model_version("mini", "runs:/abc/model")
+
+
 def _another_log(world: World) -> None:  # noqa: F811
     world.client.create_registered_model("mini", tags={"promotion_log": "file:///elsewhere"})
 
 
 @pytest.mark.parametrize(
     ("holds", "problem"),
-    [(_another_bundle, "MLflow's version 1 is another bundle"), (_another_log, "names another promotion log")],
+    [
+        (_another_bundle, "MLflow's version 1 is another bundle"),
+        (_foreign_version, "MLflow's version 1 is another bundle"),
+        (_another_log, "names another promotion log"),
+    ],
 )
 def test_what_mlflow_holds_is_not_overwritten(
     filled: World, mlflow_schema: Path, holds: Callable[[World], None], problem: str
@@ -262,6 +273,16 @@ def test_decision_that_was_edited_is_passed_over(
     _rebuild(again)
     assert "3" not in _state(again.uri)["mini"]["versions"]
     assert "the result was changed after the job wrote it" in caplog.text
+
+
+def test_unsigned_log_is_not_rebuilt_where_keys_are_trusted(
+    filled: World, mlflow_schema: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(TRUSTED_KEYS, base64.b64encode(bytes(32)).decode())
+    again = _lost(filled, mlflow_schema)
+    plans = rebuild(RebuildConfig([str(again.root)], tracking=again.uri, apply=True, model="mini"))
+    assert "is not signed" in str(next(plans).problem)
+    assert _state(again.uri) == {}
 
 
 def test_from_the_command_line(

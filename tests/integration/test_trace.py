@@ -142,6 +142,15 @@ def test_a_model_down_to_the_pretrained_weights(made: Made) -> None:
     assert {row["depth"] for row in _rows(rows, "pretrained")} == {2}
 
 
+@pytest.mark.usefixtures("ray_local")
+def test_photos_of_a_large_snapshot_are_counted_by_tasks(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    few = made.model(f"{made.root}/base/bundle", photos=True)
+    monkeypatch.setattr("pipelines.curate.snapshot_tables._ROWS_OF_A_UNIT", 10)
+    monkeypatch.setattr("pipelines.trace.photos.FEW", 0)
+    assert made.model(f"{made.root}/base/bundle", photos=True) == few
+    assert len(_rows(few, "photo")) == len(made.used("train")) > 10
+
+
 def test_a_bundle_without_a_name_and_without_mlflow(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     rows = list(trace_model(TraceModelConfig(f"{made.root}/base/bundle")))

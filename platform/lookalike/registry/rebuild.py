@@ -176,7 +176,7 @@ def compare(registry: Registry, plan: ModelPlan) -> None:
     if plan.problem is not None:
         return
     tags = registry.model_tags(plan.name)
-    held = {} if tags is None else {n: sha256 for n, sha256 in registry.contents(plan.name).items() if sha256}
+    held = {} if tags is None else registry.contents(plan.name)
     plan.missing = [number for number in plan.versions if number not in held]
     last = max(held, default=0)
     other = [n for n in held if n in plan.versions and held[n] != plan.versions[n]["bundle_sha256"]]
