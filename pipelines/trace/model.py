@@ -1,7 +1,7 @@
 """From a model to what it was made from: rows, of which those with a ``reason`` are links that are missing."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -114,7 +114,9 @@ class _Bundle:
     manifest: dict[str, Any]
 
 
-def _level(search: _Search, uri: str, sha256: str, depth: int, config: TraceModelConfig) -> Iterator[Row]:
+def _level(
+    search: _Search, uri: str, sha256: str, depth: int, config: TraceModelConfig
+) -> Generator[Row, None, tuple[str, str] | None]:
     """Yield the rows of one bundle; returns place and hash of its base, or None at the end of the chain."""
     found = _bundle(search, uri, sha256)
     row: Row = {"kind": "bundle", "depth": depth, "uri": found.uri if found else uri, "sha256": sha256}

@@ -134,15 +134,13 @@ def test_killed_at_every_write(after: bool, filled: World, mlflow_schema: Path) 
         if json.loads(path.read_text())["version"] == 3:
             path.unlink()
     _rebuild(expected := _lost(filled, mlflow_schema, "expected.db"))
+    deletions = [(MlflowClient, "delete_model_version")]
     for number in range(100):
         again = _lost(filled, mlflow_schema, f"{number}.db")
-        with killed_at(number, after=after, also=[(MlflowClient, "delete_model_version")]):
-            try:
-                _rebuild(again)
-            except Killed:
-                pass
-            else:
-                break
+        with killed_at(number, after=after, also=deletions) as writes, suppress(Killed):
+            _rebuild(again)
+        if len(writes) <= number:
+            break
         _rebuild(again)
         assert _state(again.uri) == _state(expected.uri)
         assert again.champion() == "good"

@@ -72,7 +72,7 @@ def _plan(records: Records, bundles: Bundles) -> ModelPlan:
     if head is not None:
         champions = [n for n, tags in plan.versions.items() if tags["bundle_sha256"] == head.entry.bundle_sha256]
         same = [number for number in champions if number == head.entry.version]
-        plan.head, plan.champion = str(head), (same or champions or [None])[-1]
+        plan.head, plan.champion = str(head), max(same or champions, default=None)
         if plan.champion is None:
             plan.problem = f"its champion, version {head.entry.version}, cannot be registered: {plan.notes[-1]}"
     return plan

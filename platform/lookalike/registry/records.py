@@ -110,8 +110,8 @@ def _read_decision(uri: str, modified: float, found: Found, model: str | None) -
         found.passed_over.append((uri, error.what))
         return
     if model in (None, name):
-        record = DecisionRecord(uri, *(values[each] for each in [*_DECISION][1:]), modified)
-        found.of(name).decisions.append(record)
+        members = {each: values[each] for each in _DECISION if each != "model"}
+        found.of(name).decisions.append(DecisionRecord(uri=uri, modified=modified, **members))
 
 
 def _read_log(uri: str, prefix: str, name: str, found: Found, model: str | None) -> None:
