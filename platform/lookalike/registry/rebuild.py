@@ -116,9 +116,7 @@ def _number(records: Records, entries: Sequence[Promotion], plan: ModelPlan) -> 
         plan.notes.append(f"version {number}, bundle {sha256[:12]}, becomes version {last}: another bundle is {number}")
     if gaps := [number for number in range(1, last) if number not in numbered]:
         shown = ", ".join(map(str, gaps[:10])) + (", …" if len(gaps) > 10 else "")
-        plan.notes.append(
-            f"nothing is recorded of {len(gaps)} versions ({shown}): their numbers stay without a version"
-        )
+        plan.notes.append(f"nothing is recorded of {len(gaps)} versions ({shown}): these numbers are left out")
     return numbered
 
 
@@ -205,6 +203,7 @@ def apply(registry: Registry, plan: ModelPlan) -> None:
     registry.ensure_model(name, plan.log_uri)
     if plan.log_uri is not None and LOG_TAG not in (registry.model_tags(name) or {}):
         registry.tag_model(name, LOG_TAG, plan.log_uri)
+    registry.finish_trials(name)
     for number in plan.missing:
         registry.create_at(name, number, plan.versions[number])
     if plan.log_uri is not None:

@@ -133,28 +133,32 @@ class Registry:
 
     def create_at(self, name: str, number: int, tags: Mapping[str, str]) -> None:
         """Create the version ``number`` of ``name``. MLflow counts deleted versions, so that smaller numbers which no
-        version has are used up by versions that are deleted at once. Killed at any moment, it can be called again.
+        version has are used up by versions that are deleted at once. After one that was killed, call
+        :meth:`finish_trials` first.
 
         Raises ConflictError if ``number`` was given to another version, by another process.
         """
-        self._finish_trials(name)
         while True:
             made = int(self.create(name, {**tags, _TRIAL: str(number)}).version or 0)
-            self._finish_trials(name)
+            self._finish_trial(name, made, str(number))
             if made >= number:
                 break
         if made > number:
             what = f"another process registers versions of {name}: number {number} was taken"
             raise ConflictError(what, value=self.uri, fix="run the same command again when that process has ended")
 
-    def _finish_trials(self, name: str) -> None:
-        """Delete versions that did not get the number that they were made for, and the mark of the one that did."""
+    def finish_trials(self, name: str) -> None:
+        """Finish calls of :meth:`create_at` that were killed."""
         for version in [item for item in self._versions(name) if _TRIAL in item.tags]:
-            with self._needing("EDIT", name):
-                if version.tags[_TRIAL] == str(version.version):
-                    self._client.delete_model_version_tag(name, str(version.version), _TRIAL)
-                else:
-                    self._client.delete_model_version(name, str(version.version))
+            self._finish_trial(name, int(version.version), version.tags[_TRIAL])
+
+    def _finish_trial(self, name: str, made: int, wanted: str) -> None:
+        """Delete a version that did not get the number that it was made for, or the mark of one that did."""
+        with self._needing("EDIT", name):
+            if wanted == str(made):
+                self._client.delete_model_version_tag(name, str(made), _TRIAL)
+            else:
+                self._client.delete_model_version(name, str(made))
 
     def versions_everywhere(self, sha256: str) -> Iterator[ModelReference]:
         """Versions of any model that were registered with this bundle."""
