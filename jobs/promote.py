@@ -10,9 +10,10 @@ and the job ends with 0; with --require-promoted a refusal ends with 3.
 
 If the champion turns out to be bad, `rollback` returns to the one before it, or with --to to an earlier version:
 
-  python jobs/promote.py rollback --model lookalike-mini --out file:///runs/rollback-1
+  python jobs/promote.py rollback --model lookalike-mini --out file:///runs/rollback-1 \\
+      --reason "its images of cups are grey"
 
-Who was champion when, and why:
+Who was champion when, made so by whom, why, by which scores and which judge:
 
   python jobs/promote.py history --model lookalike-mini
 
@@ -23,6 +24,21 @@ Why a version was promoted or refused, with the values and intervals, the judge,
 If the promotion log or the champion is lost without a copy, --begin-anew REASON begins a new log:
 
   python jobs/promote.py run … --begin-anew "the store of the log was lost"
+
+With an Ed25519 key in LOOKALIKE_SIGNING_KEY (PEM, or the base64 of its 32 bytes) each entry of the log is signed. From
+the first one on, unsigned entries are refused; where LOOKALIKE_TRUSTED_KEYS names public keys, also those of others.
+For a log that was begun without a key, or whose key is no longer trusted, `sign` adds an entry that vouches for it, and
+prints the public key:
+
+  openssl genpkey -algorithm ed25519 -out promotion.pem
+  LOOKALIKE_SIGNING_KEY="$(cat promotion.pem)" \\
+      python jobs/promote.py sign --model lookalike-mini --reason "entries are signed from now on"
+
+If MLflow's database is lost, its registered models, versions, tags and aliases are rebuilt from the store. The first
+command shows what would be registered, the second registers it; what MLflow still holds is never changed:
+
+  python jobs/promote.py rebuild --store file:///runs
+  python jobs/promote.py rebuild --store file:///runs --apply
 
 A bundle that was moved is registered at its new place by promoting it again with --bundle.
 
@@ -37,8 +53,10 @@ Then `models:/lookalike-mini@champion` is a model for jobs/generate.py and jobs/
 
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
+from lookalike.config import canonical_json, fingerprint
 from lookalike.documents import parse_record
 from lookalike.evaluation.gate import Check
 from lookalike.registry.evidence import Evidence
@@ -49,11 +67,14 @@ from pipelines.promote import (
     HistoryConfig,
     PromoteConfig,
     RollbackConfig,
+    SignConfig,
     explain,
     history,
     promote,
     rollback,
+    sign,
 )
+from pipelines.promote.rebuild import RebuildConfig, describe, rebuild
 
 
 def main(config: PromoteConfig) -> int:
@@ -77,11 +98,44 @@ def main_history(config: HistoryConfig) -> int:
         return 0
     for entry in entries:
         reason = f": {entry['reason']}" if entry["reason"] else ""
-        print(f"{entry['number']:4} {entry['time']} version {entry['version']} {entry['kind']}{reason}")
+        before = f"version {entry['champion_before']}" if entry["champion_before"] else "none"
+        print(
+            f"{entry['number']:4} {entry['time']} version {entry['version']} {entry['kind']}"
+            f" by {entry['by'] or 'unknown'}; champion before: {before}{reason}"
+        )
+        print(f"     {_judged(entry)}")
         for check in entry["checks"]:
             print(f"     {'ok  ' if check['passed'] else 'FAIL'} {check['name']:28} {check['why']}")
     print(f"{len(entries)} entries in the promotion log of {config.model}")
     return 0
+
+
+def main_sign(config: SignConfig) -> int:
+    """Sign the promotion log, and print the entry."""
+    entry = sign(config)
+    print(f"entry {entry['number']} of the promotion log of {config.model} is signed by the key {entry['public_key']}")
+    return 0
+
+
+def main_rebuild(config: RebuildConfig) -> int:
+    """Rebuild, and print a line for each model with the reasons for what is not as it was."""
+    count = 0
+    for plan in rebuild(config):
+        count += 1
+        print(canonical_json(asdict(plan)) if config.json else "\n".join(describe(plan)))
+    if not config.json:
+        print(f"{count} models: {'MLflow agrees with the store' if config.apply else 'nothing changed; add --apply'}")
+    return 0
+
+
+def _judged(entry: dict[str, Any]) -> str:
+    """Scores, judge and key of an entry of the log, in one line."""
+    judge = (entry["evidence"] or {}).get("judge")
+    return (
+        f"scores {entry['scores_uri'] or 'at an unknown place'} {entry['scores_sha256'][:12]};"
+        f" judge {'not recorded' if judge is None else fingerprint(judge)[:12]};"
+        f" {'signed by ' + entry['public_key'] if entry['public_key'] else 'not signed'}"
+    )
 
 
 def main_explain(config: ExplainConfig) -> int:
@@ -121,6 +175,8 @@ COMMANDS: dict[str, Callable[..., int | None]] = {
     "run": main,
     "rollback": main_rollback,
     "history": main_history,
+    "sign": main_sign,
+    "rebuild": main_rebuild,
     "explain": main_explain,
 }
 

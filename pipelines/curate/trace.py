@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+from collections import Counter
 from collections.abc import Generator
 from contextlib import closing
 from dataclasses import dataclass
@@ -61,21 +62,31 @@ def trace(config: TraceConfig) -> list[dict[str, Any]]:
 
     For a triplet: ``version, triplet_id, split, subject, prompt, shard, images`` with the role and the place in the raw
     shards of each image. For an image: ``version, image`` with its place and drop reason, ``triplets`` (how many use
-    it) and ``examples`` of them. Raises InputError if no snapshot exists or contains it.
+    it), ``splits`` (how many of each split) and ``examples`` of them.
+
+    Raises InputError if no snapshot exists or contains it.
     """
     dataset = open_store(config.dataset)
     versions = [config.version] if config.version is not None else list_versions(dataset)[::-1]
     if not versions:
         raise InputError("the dataset has no complete snapshot", value=dataset.uri, fix="run jobs/curate.py run first")
-    of_one = _triplet if _TRIPLET_ID.fullmatch(config.id) else _image
     entries: list[dict[str, Any]] = []
     for version in versions:
-        entries += of_one(_Version(dataset, version), config.id)
+        entries += entries_in(dataset, version, config.id)
     if not entries:
         names = ", ".join(f"v{version:04d}" for version in versions)
         what = f"no triplet or image with this id in {names}"
         raise InputError(what, value=config.id, fix="correct the id or --dataset")
     return entries
+
+
+def entries_in(dataset: Store, version: int, wanted: str) -> list[dict[str, Any]]:
+    """Return the entries of :func:`trace` of one version; none if it has no such triplet or image.
+
+    Raises InputError if the version is missing or damaged.
+    """
+    of_one = _triplet if _TRIPLET_ID.fullmatch(wanted) else _image
+    return of_one(_Version(dataset, version), wanted)
 
 
 def render_trace(entries: list[dict[str, Any]]) -> str:
@@ -147,7 +158,9 @@ def _image(version: _Version, content: str) -> list[dict[str, Any]]:
     with version.whole():
         for row in rows:
             uses = [] if row["drop_reason"] else _uses(version, row)
+            splits = Counter(use["split"] for use in uses)
             found = {"version": version.number, "image": version.image(row), "triplets": len(uses)}
+            found["splits"] = {split: splits[split] for split in triplets.SPLITS}
             entries.append(found | {"examples": uses[:_SHOWN]})
     return entries
 
@@ -164,7 +177,8 @@ def _uses(version: _Version, image: dict[str, Any]) -> list[dict[str, str]]:
         mask[parents[np.asarray(pc.equal(pc.list_flatten(table["reference_images"]), content))]] = True
         for row in table.filter(pa.array(mask)).to_pylist():
             members = [("target", row["target_image"]), *(("reference", image) for image in row["reference_images"])]
-            uses += [{"role": role, "triplet_id": row["triplet_id"]} for role, image in members if image == content]
+            use = {"triplet_id": row["triplet_id"], "split": split}
+            uses += [{"role": role, **use} for role, image in members if image == content]
     return uses
 
 

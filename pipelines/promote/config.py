@@ -7,6 +7,8 @@ from lookalike.errors import ConfigError
 from lookalike.evaluation.gate import GateConfig
 from lookalike.values import Count, configuration
 
+_LONGEST = 1000  # characters of a reason
+
 
 @configuration()
 class PromoteConfig:
@@ -35,8 +37,8 @@ class PromoteConfig:
     """End with exit code 3 if the gate refuses the bundle; by default a refusal ends with 0."""
 
     def __post_init__(self) -> None:
-        if self.begin_anew is not None and not self.begin_anew.strip():
-            raise ConfigError("begin_anew has no reason", fix="write --begin-anew 'the log was lost with its disk'")
+        if self.begin_anew is not None:
+            _check_reason("begin_anew", self.begin_anew)
 
 
 @configuration()
@@ -47,12 +49,32 @@ class RollbackConfig:
     """Name of the registered model."""
     out: str = field(metadata=NOT_IDENTITY)
     """URI that receives decision.json."""
+    reason: str = field(metadata=NOT_IDENTITY)
+    """Why, in words: it is recorded in the log."""
     to: int | None = field(default=None, metadata=NOT_IDENTITY)
     """Version of the earlier champion; by default the champion before the current one."""
     bundle: str | None = field(default=None, metadata=NOT_IDENTITY)
     """URI of the earlier champion's bundle, if it was moved."""
     tracking: str | None = field(default=None, metadata=NOT_IDENTITY)
     """MLflow tracking URI; by default MLFLOW_TRACKING_URI."""
+
+    def __post_init__(self) -> None:
+        _check_reason("reason", self.reason)
+
+
+@configuration()
+class SignConfig:
+    """Vouch for a promotion log by an entry that is signed with LOOKALIKE_SIGNING_KEY. The champion stays."""
+
+    model: str
+    """Name of the registered model."""
+    reason: str
+    """Why, in words: it is recorded in the log."""
+    tracking: str | None = None
+    """MLflow tracking URI; by default MLFLOW_TRACKING_URI."""
+
+    def __post_init__(self) -> None:
+        _check_reason("reason", self.reason)
 
 
 @configuration()
@@ -79,3 +101,13 @@ class ExplainConfig:
     """MLflow tracking URI; by default MLFLOW_TRACKING_URI."""
     json: bool = False
     """Print JSON."""
+
+
+def _check_reason(name: str, reason: str) -> None:
+    """Raise ConfigError unless ``reason`` is one line of words that a terminal shows as they are."""
+    if not reason.strip() or not reason.isprintable() or len(reason) > _LONGEST:
+        raise ConfigError(
+            f"{name} has to be a reason in words, on one line of up to {_LONGEST} characters",
+            value=reason[:100],
+            fix=f"write --{name.replace('_', '-')} 'the log was lost with its disk'",
+        )

@@ -11,7 +11,7 @@ from lookalike.evaluation.gate import Check, GateConfig, gate_identity
 from lookalike.storage import Store, open_store
 from lookalike.storage.claim import AGAIN, read_result, run_once, write_result
 from lookalike.tracking import tracking_uri
-from pipelines.promote.config import HistoryConfig, PromoteConfig, RollbackConfig
+from pipelines.promote.config import HistoryConfig, PromoteConfig, RollbackConfig, SignConfig
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +55,18 @@ def rollback(config: RollbackConfig) -> dict[str, Any]:
     return _decide_once(config, {"gate": gate_identity(GateConfig(), "base"), **target})
 
 
+def sign(config: SignConfig) -> dict[str, Any]:
+    """Sign a promotion log; returns its newest entry. The same configuration again changes nothing.
+
+    Raises:
+        ConfigError: LOOKALIKE_SIGNING_KEY is not set, or is not a key that the operator trusts.
+        InputError: no such model or no log, or a log that is damaged.
+        ConflictError: another promotion came in between.
+        UnreachableError: MLflow or the store does not answer.
+    """
+    return asdict(registry.sign_log(_registry(config), config.model, reason=config.reason))
+
+
 def history(config: HistoryConfig) -> list[dict[str, Any]]:
     """The entries of a model's promotion log since it was begun (anew), oldest first.
 
@@ -69,7 +81,7 @@ def history(config: HistoryConfig) -> list[dict[str, Any]]:
     return [asdict(entry) for entry in entries.entries()]
 
 
-def _registry(config: PromoteConfig | RollbackConfig | HistoryConfig) -> registry.Registry:
+def _registry(config: PromoteConfig | RollbackConfig | HistoryConfig | SignConfig) -> registry.Registry:
     return registry.Registry(tracking_uri(config.tracking))
 
 
@@ -93,6 +105,7 @@ def _decide(config: PromoteConfig | RollbackConfig, store: Store, fingerprint: s
             models,
             config.model,
             writer=writer,
+            reason=config.reason,
             version=config.to,
             bundle_uri=config.bundle,
             decision_uri=decision_uri,

@@ -46,7 +46,8 @@ _ISSUED = re.compile(
     r"|glpat-[\w\-]{20,}|sk-[\w\-]{32,}|xox[abeoprs]-[\w\-]{20,}|AIza[\w\-]{35}|dapi[0-9a-f]{32}"
     r"|eyJ[\w\-]{10,}\.eyJ[\w\-]{6,}\.[\w\-]+)(?![A-Za-z0-9])"
 )
-_VARIABLES = ("PASSWORD", "PASSWD", "SECRET", "TOKEN", "API_KEY", "APIKEY", "ACCESS_KEY", "ACCOUNT_KEY")  # endings
+_KEYS = ("API_KEY", "APIKEY", "ACCESS_KEY", "ACCOUNT_KEY", "SIGNING_KEY")
+_VARIABLES = ("PASSWORD", "PASSWD", "SECRET", "TOKEN", *_KEYS)  # endings
 _KEY = re.compile(_NAME, re.IGNORECASE)
 _SHORTEST = 8  # characters of a variable's value that is hidden anywhere; shorter values would hide words
 

@@ -43,8 +43,9 @@ class World:
     def rollback(self, **settings: object) -> dict:
         """Return to an earlier champion; the decision is written to an output of its own."""
         self.attempts += 1
-        out = settings.pop("out", f"{self.root}/out-{self.attempts}")
-        return rollback(RollbackConfig(model=MODEL, out=str(out), tracking=self.uri, **settings))  # type: ignore[arg-type]
+        config = {"out": f"{self.root}/out-{self.attempts}", "reason": "its images are grey", **settings}
+        config["out"] = str(config["out"])
+        return rollback(RollbackConfig(model=MODEL, tracking=self.uri, **config))  # type: ignore[arg-type]
 
     def champion(self, model: str = MODEL) -> str:
         """The name of the bundle that is served as champion, by resolution and by the alias."""
@@ -348,7 +349,8 @@ def test_other_files_in_the_log_are_named_and_ignored(world: World, caplog: pyte
 
 
 def test_entries_of_earlier_versions_are_read(world: World) -> None:
-    new = ("kind", "reason", "returns_to", "bundle_uri", "scores_uri", "previous_sha256")
+    new = ("kind", "reason", "returns_to", "bundle_uri", "scores_uri", "previous_sha256", "by", "public_key")
+    new += ("signature",)
     for number in (1, 2):
         values = json.loads(world.entry(number).read_text())
         world.entry(number).write_text(canonical_json({key: value for key, value in values.items() if key not in new}))
@@ -356,6 +358,7 @@ def test_entries_of_earlier_versions_are_read(world: World) -> None:
     assert world.champion() == "good"
     assert world.promote("better")["promoted"]
     assert world.rollback()["champion"] == 2
+    assert [(entry.by == "", entry.signature) for entry in _entries(world)] == [(True, None)] * 2 + [(False, None)] * 2
 
 
 def test_an_entry_that_was_changed_later_stops_a_rollback(world: World) -> None:
@@ -501,6 +504,7 @@ def test_a_rollback_returns_to_the_champion_before(world: World) -> None:
     world.promote("better")
     back = world.rollback(out=world.root / "back")
     assert (back["version"], back["champion"], back["kind"]) == (2, 2, "rolled back")
+    assert _last(world).reason == "its images are grey"
     assert world.rollback(out=world.root / "back") == back  # the same command again
     assert world.champion() == "good"
     assert world.rollback()["champion"] == 1  # one more
@@ -532,6 +536,12 @@ def test_a_rollback_after_a_deletion_registers_what_it_returns_to(world: World) 
 def test_settings_that_contradict_each_other(settings: dict) -> None:
     with pytest.raises(ConfigError):
         PromoteConfig(model=MODEL, out="x", **settings)
+
+
+def _entries(world: World) -> list[Promotion]:
+    log = Registry(world.uri).promotion_log(MODEL)
+    assert log is not None
+    return log.entries()
 
 
 def _last(world: World) -> Promotion:

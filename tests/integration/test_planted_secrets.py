@@ -113,7 +113,7 @@ def test_no_job_writes_prints_or_shows_a_planted_secret(
         (2, ("generate", "--modle", f"https://host/x?X-Amz-Signature={PLANTED['query']}", "--out", f"{uri}/i")),
         (2, ("curate", "run", "--raw", f"file://mia:{PLANTED['query']}@host/x", "--dataset", f"{uri}/d")),
         (0, ("promote", "rollback", "--model", "acme--duck", "--out", f"{uri}/p", "--tracking", tracking,
-             "--print_config")),
+             "--reason", "grey", "--print_config")),
     ]  # fmt: skip
     printed = {}
     with ProcessTitles(secrets, ray_folder) as titles:

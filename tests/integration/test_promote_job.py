@@ -99,12 +99,29 @@ def test_rollback_and_history_from_the_command_line(
             _job(monkeypatch, *common, "--scores", f"{root}/two/scores", "--out", f"{root}/other", *flags)
     with pytest.raises(SystemExit, match="2"):
         _job(monkeypatch, *common, "--scores", f"{root}/two/scores", "--out", f"{root}/back", command="rollback")
-    assert _job(monkeypatch, *common, "--out", f"{root}/back", command="rollback") == 0
+    with pytest.raises(SystemExit, match="2"):  # without a reason
+        _job(monkeypatch, *common, "--out", f"{root}/back", command="rollback")
+    for reason in ("", " ", "two\nlines", "x" * 1001):
+        assert _job(monkeypatch, *common, "--out", f"{root}/back", "--reason", reason, command="rollback") == EXIT_ERROR
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "mia")
+    back = ["--out", f"{root}/back", "--reason", "its cups are grey"]
+    assert _job(monkeypatch, *common, *back, command="rollback") == 0
+    monkeypatch.delenv("MLFLOW_TRACKING_USERNAME")
     assert "models:/mini/1 is champion (champion before: 2)" in capsys.readouterr().out
     assert _job(monkeypatch, *common, "--json", command="history") == 0
-    assert [entry["kind"] for entry in json.loads(capsys.readouterr().out)] == ["promoted", "promoted", "rolled back"]
+    entries = json.loads(capsys.readouterr().out)
+    assert [entry["kind"] for entry in entries] == ["promoted", "promoted", "rolled back"]
+    assert [entry["by"].split(":")[0] for entry in entries] == ["os", "os", "mlflow"]
     assert _job(monkeypatch, *common, command="history") == 0
-    assert "3 entries in the promotion log of mini" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    for text in (
+        "version 1 rolled back by mlflow:mia; champion before: version 2: its cups are grey\n",
+        "version 1 promoted by os:",
+        "champion before: none\n",
+        f"     scores {root}/one/scores {entries[0]['scores_sha256'][:12]}; judge not recorded; not signed\n",
+        "3 entries in the promotion log of mini",
+    ):
+        assert text in printed
     assert _job(monkeypatch, "--model", "none", "--tracking", mlflow_database, command="history") == EXIT_ERROR
 
 
@@ -198,10 +215,10 @@ def test_a_rollback_recorded_before_there_were_subcommands_matches(
     record = {"config": identity, "identity": identity, "fingerprint": configs.fingerprint(identity)}
     back = open_store(f"{root}/back")
     back.write("run.json", json.dumps(record).encode())
-    rollback(RollbackConfig("mini", back.uri, to, tracking=mlflow_database))
+    rollback(RollbackConfig("mini", back.uri, "grey", to, tracking=mlflow_database))
     assert json.loads(back.read("decision.json"))["run"] == record["fingerprint"]
     with pytest.raises(ConflictError, match="rollback"):
-        rollback(RollbackConfig("mini", back.uri, None if to else 1, tracking=mlflow_database))
+        rollback(RollbackConfig("mini", back.uri, "grey", None if to else 1, tracking=mlflow_database))
 
 
 @pytest.mark.parametrize(

@@ -59,7 +59,7 @@ def test_nothing_that_is_written_holds_the_password(
         ["run", "--model", "secrets", "--scores", f"{root}/scores", "--out", f"{root}/promotion", "--tracking", uri],
         ["run", "--model", "secrets", "--scores", f"{root}/scores", "--out", f"{root}/other", "--tracking", away],
         ["run", "--model", "secrets", "--scores", f"{root}/scores", "--out", f"{root}/other", "--trackings", uri],
-        ["rollback", "--model", "secrets", "--out", f"{root}/back"],
+        ["rollback", "--model", "secrets", "--out", f"{root}/back", "--reason", "grey"],
         ["run", "--model", "secrets", "--scores", f"{root}/scores", "--out", f"{root}/other", "--tracking", f"x{uri}"],
     ):
         monkeypatch.setattr(sys, "argv", ["promote.py", *arguments])

@@ -41,8 +41,10 @@ class Standing:
         return None if self.head is None else self.head.entry
 
 
-def standing(registry: Registry, name: str) -> Standing | None:
+def standing(registry: Registry, name: str, *, signed: bool = True) -> Standing | None:
     """Check ``name`` in the registry against its log; None if no such model is registered.
+
+    With ``signed=False`` the newest entry's signature does not matter.
 
     Raises InputError if they contradict each other: entries are missing or were changed, or there is an alias or a
     promoted version and no entry.
@@ -60,7 +62,7 @@ def standing(registry: Registry, name: str) -> Standing | None:
             )
         return Standing(name)
     entries = PromotionLog(open_store(tags[LOG_TAG]), name)
-    head = entries.head()
+    head = entries.head(signed=signed)
     _check_shown(entries, head, shown)
     if head is None:
         if alias is not None or registry.was_promoted(name):

@@ -21,6 +21,7 @@ from lookalike.registry.candidate import (
 from lookalike.registry.champions import Standing, champion, project, standing, unregistered
 from lookalike.registry.evidence import Evidence
 from lookalike.registry.names import validate_model_name
+from lookalike.registry.operator import operator
 from lookalike.registry.promotion_log import LOG_TAG, Kind, Promotion, PromotionLog
 from lookalike.registry.versions import DECISION_TAG, ModelReference, Registry
 
@@ -144,6 +145,7 @@ def entry(
         scores_uri=scores_uri,
         previous_sha256=None if now.head is None else now.head.sha256,
         evidence=evidence,
+        by=operator(),
     )
 
 

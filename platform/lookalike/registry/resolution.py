@@ -25,13 +25,8 @@ def resolve(model: str, tracking: str | None = None, bundle_uri: str | None = No
         UnreachableError: MLflow or the store does not answer.
     """
     if not model.startswith("models:"):
-        where = bundle_uri or model
-        return ModelReference(BundleReference(where, identify(where)))
-    match = _MODEL_URI.fullmatch(model)
-    if match is None:
-        raise ConfigError("not a valid model URI", value=model, fix="write models:/NAME@champion or models:/NAME/3")
-    registry = Registry(tracking_uri(tracking))
-    reference = _find(registry, validate_model_name(match["name"]), match["alias"], match["version"])
+        return named(bundle_uri or model)
+    reference = named(model, tracking)
     where = bundle_uri or reference.bundle_uri
     try:
         found = identify(where)
@@ -52,6 +47,16 @@ def resolve(model: str, tracking: str | None = None, bundle_uri: str | None = No
             fix=_ANOTHER_PLACE,
         )
     return replace(reference, bundle=BundleReference(where, reference.bundle_sha256))
+
+
+def named(model: str, tracking: str | None = None) -> ModelReference:
+    """Find what ``model`` names as :func:`resolve` does, but do not check that a registered bundle is at its place."""
+    if not model.startswith("models:"):
+        return ModelReference(BundleReference(model, identify(model)))
+    match = _MODEL_URI.fullmatch(model)
+    if match is None:
+        raise ConfigError("not a valid model URI", value=model, fix="write models:/NAME@champion or models:/NAME/3")
+    return _find(Registry(tracking_uri(tracking)), validate_model_name(match["name"]), match["alias"], match["version"])
 
 
 _ANOTHER_PLACE = (

@@ -1,17 +1,21 @@
-"""Recovery on request: return to an earlier champion, or begin a new promotion log."""
+"""Recovery on request: return to an earlier champion, begin a new promotion log, or vouch for one by a signature."""
 
 import logging
+import uuid
 from dataclasses import replace
+from datetime import UTC, datetime
 
 from lookalike.bundles.transfer import verify_bundle
-from lookalike.errors import ConflictError, InputError
+from lookalike.errors import ConfigError, ConflictError, InputError
 from lookalike.evaluation.gate import Decision, GateConfig, decide
 from lookalike.registry.candidate import Candidate, read_candidate, scores_hash, version_tags
-from lookalike.registry.champions import HEAD_TAG, Standing, standing
+from lookalike.registry.champions import HEAD_TAG, Standing, project, standing
 from lookalike.registry.names import validate_model_name
+from lookalike.registry.operator import operator
 from lookalike.registry.promotion import Made, Outcome, conclude, entry
 from lookalike.registry.promotion_log import LOG_TAG, Promotion, PromotionLog
 from lookalike.registry.versions import ModelReference, Registry
+from lookalike.signing import SIGNING_KEY, public_key_text, signing_key
 from lookalike.storage import open_store
 
 log = logging.getLogger(__name__)
@@ -22,6 +26,7 @@ def rollback(
     model: str,
     *,
     writer: str,
+    reason: str,
     version: int | None = None,
     bundle_uri: str | None = None,
     decision_uri: str | None = None,
@@ -34,6 +39,7 @@ def rollback(
         registry: MLflow's.
         model: name of the registered model.
         writer: identity of this rollback: the same one again changes nothing while it is the newest entry.
+        reason: in words, for the log.
         version: of an earlier champion.
         bundle_uri: of that champion's bundle, if it was moved.
         decision_uri: where the caller records the outcome.
@@ -57,7 +63,7 @@ def rollback(
     if last.writer != writer:
         made = entry(now, reference, scores_uri, target.scores_sha256, decision, "rolled back", target.evidence)
         registry.withdraw_refusal(reference)
-        _append(now.log, replace(made, writer=writer, returns_to=target.number), name)
+        _append(now.log, replace(made, writer=writer, reason=reason, returns_to=target.number), name)
     made_by = Made("rolled back", target.evidence, decision_uri)
     return conclude(registry, reference, decision, scores_uri, before, made_by, is_champion=True)
 
@@ -119,6 +125,47 @@ def begin_anew(
     return conclude(registry, version, decision, candidate.scores_uri, None, made_by, is_champion=False)
 
 
+def sign_log(registry: Registry, model: str, *, reason: str) -> Promotion:
+    """Vouch for the promotion log of ``model`` by an entry that is signed with the operator's key.
+
+    For a log that was begun without a key, or whose newest entry was signed by a key that is no longer trusted. The
+    champion stays. Returns the new entry, or the newest one if the same key has signed it already.
+
+    Raises:
+        ConfigError: there is no key, or it is not one that the operator trusts.
+        InputError: no such model, nothing was promoted, or registry and log contradict each other.
+        ConflictError: another promotion came in between.
+    """
+    name, key = validate_model_name(model), signing_key()
+    if key is None:
+        raise ConfigError("there is no key to sign with", fix=f"set {SIGNING_KEY}")
+    now = standing(registry, name, signed=False)
+    if now is None or now.log is None or now.head is None:
+        raise InputError(f"{name} has no promotion log to sign", value=registry.uri, fix="promote a bundle first")
+    last = now.head.entry
+    if last.public_key == public_key_text(key):
+        return last
+    now.log.entries_to(now.head)  # an entry that was changed is an error before this one vouches for it
+    made = replace(
+        last,
+        number=last.number + 1,
+        kind="signed",
+        reason=reason,
+        returns_to=last.number,
+        time=datetime.now(UTC).isoformat(timespec="seconds"),
+        writer=uuid.uuid4().hex,
+        by=operator(),
+        previous_sha256=now.head.sha256,
+        public_key=None,
+        signature=None,
+    )
+    _append(now.log, made, name)
+    project(registry, name)
+    head = now.log.head()
+    assert head is not None
+    return head.entry
+
+
 def _append(entries: PromotionLog, made: Promotion, name: str) -> None:
     try:
         entries.append(made)
@@ -152,7 +199,7 @@ def _target(registry: Registry, now: Standing, entries: list[Promotion], version
             )
         return matches[-1]
     current = last
-    while current.kind == "rolled back" and current.returns_to is not None:  # its place in history is that one's
+    while current.kind in ("rolled back", "signed") and current.returns_to is not None:  # its place is that one's
         current = next(item for item in entries if item.number == current.returns_to)
     for item in reversed(entries):
         if item.number < current.number and item.bundle_sha256 not in (current.bundle_sha256, last.bundle_sha256):

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lookalike.bundles.manifest import MANIFEST, BundleReference, bundle_sha256, parse_manifest
-from lookalike.errors import InputError, RefusedError
+from lookalike.errors import ConflictError, InputError, RefusedError
 from lookalike.registry.names import validate_model_name
 from lookalike.registry.promotion_log import LOG_TAG, PromotionLog
 from lookalike.storage import open_store
@@ -20,6 +20,7 @@ from lookalike.tracking.connection import connect, is_denied, is_missing, is_tak
 
 DECISION_TAG = "decision_uri"  # of a version: the record of its newest decision
 _SOURCE = "bundle://sha256/"
+_TRIAL = "wanted_number"  # tag of a version while it is not known whether it got the number that it was made for
 
 
 @dataclass(frozen=True)
@@ -94,12 +95,12 @@ class Registry:
         tags = self.model_tags(name)
         return PromotionLog(open_store(tags[LOG_TAG]), name) if tags and LOG_TAG in tags else None
 
-    def ensure_model(self, name: str, log_uri: str) -> None:
+    def ensure_model(self, name: str, log_uri: str | None) -> None:
         """Create the registered model ``name`` if it is missing. The first caller's ``log_uri`` stays its log."""
         validate_model_name(name)
         with self._needing("CREATE", name):
             try:
-                self._client.create_registered_model(name, tags={LOG_TAG: log_uri})
+                self._client.create_registered_model(name, tags={} if log_uri is None else {LOG_TAG: log_uri})
             except Exception as error:
                 if not is_taken(error):
                     raise
@@ -112,11 +113,57 @@ class Registry:
                 if "manifest_sha256" not in version.tags:  # of an earlier version of this software
                     self.tag(_reference(version), {"manifest_sha256": tags["manifest_sha256"]})
                 return _reference(version)
+        return self.create(name, tags)
+
+    def create(self, name: str, tags: Mapping[str, str]) -> ModelReference:
+        """Create a version of ``name`` with these tags, also if the registry has one of this bundle."""
         with self._needing("EDIT", name):
             # MLflow's server takes no local path as a source, so the source is the content, and a tag has the place.
             source = f"{_SOURCE}{tags['bundle_sha256']}"
             made = self._client.create_model_version(name, source, tags=dict(tags))
         return _reference(made)
+
+    def contents(self, name: str) -> dict[int, str | None]:
+        """The hash of the bundle of each version of ``name``, by its number; None for a version without a bundle."""
+        return {
+            int(version.version): _content(version)
+            for version in self._versions(name)
+            if version.tags.get(_TRIAL, str(version.version)) == str(version.version)
+        }
+
+    def create_at(self, name: str, number: int, tags: Mapping[str, str]) -> None:
+        """Create the version ``number`` of ``name``. MLflow counts deleted versions, so that smaller numbers which no
+        version has are used up by versions that are deleted at once. After one that was killed, call
+        :meth:`finish_trials` first.
+
+        Raises ConflictError if ``number`` was given to another version, by another process.
+        """
+        while True:
+            made = int(self.create(name, {**tags, _TRIAL: str(number)}).version or 0)
+            self._finish_trial(name, made, str(number))
+            if made >= number:
+                break
+        if made > number:
+            what = f"another process registers versions of {name}: number {number} was taken"
+            raise ConflictError(what, value=self.uri, fix="run the same command again when that process has ended")
+
+    def finish_trials(self, name: str) -> None:
+        """Finish calls of :meth:`create_at` that were killed."""
+        for version in [item for item in self._versions(name) if _TRIAL in item.tags]:
+            self._finish_trial(name, int(version.version), version.tags[_TRIAL])
+
+    def _finish_trial(self, name: str, made: int, wanted: str) -> None:
+        """Delete a version that did not get the number that it was made for, or the mark of one that did."""
+        with self._needing("EDIT", name):
+            if wanted == str(made):
+                self._client.delete_model_version_tag(name, str(made), _TRIAL)
+            else:
+                self._client.delete_model_version(name, str(made))
+
+    def versions_everywhere(self, sha256: str) -> Iterator[ModelReference]:
+        """Versions of any model that were registered with this bundle."""
+        for version in self._search(f"source_path='{_SOURCE}{sha256}'"):
+            yield _reference(version)
 
     def tag(self, version: ModelReference, tags: Mapping[str, str]) -> None:
         """Set tags of a version."""
@@ -193,10 +240,13 @@ class Registry:
                 raise RefusedError(what, value=self.uri, fix=fix) from error
 
     def _versions(self, name: str) -> Iterator[Any]:
+        return self._search(f"name='{name}'")
+
+    def _search(self, criterion: str) -> Iterator[Any]:
         token: str | None = None
         while True:
             with mlflow_errors(self.uri):
-                page = self._client.search_model_versions(f"name='{name}'", page_token=token)
+                page = self._client.search_model_versions(criterion, page_token=token)
             yield from page
             token = page.token
             if not token:
