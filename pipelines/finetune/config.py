@@ -41,9 +41,13 @@ class FinetuneConfig:
     subject: str
     """Id of the subject, of the same letters."""
     photos: str = field(metadata=NOT_IDENTITY)
-    """URI with 4 to 20 photos of the subject: raw shards, or ``<subject>/<nn>.jpg``."""
+    """URI with 4 to 20 photos of the subject: a folder, a zip archive, or raw shards. Beside ``01.jpg`` may lie a caption
+    ``01.txt``, labels ``01.json`` and a mask ``01.mask.png``. EXIF and other metadata are not stored."""
     store: str = field(metadata=NOT_IDENTITY)
     """URI of the store; everything is written below ``customers/CUSTOMER/SUBJECT/`` in it."""
+    class_name: str | None = field(default=None, metadata=IDENTITY_IF_SET)
+    """What the subject is, such as ``dog``, for prompts and the comparison with its class; by default from the photos'
+    labels, or the name of their folder, or the subject's id."""
     model: str = field(default="models:/lookalike-mini@champion", metadata=NOT_IDENTITY)
     """The model to start from: a registered model, or a bundle's URI."""
     base: str | None = field(default=None, metadata=NOT_IDENTITY)

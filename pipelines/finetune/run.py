@@ -23,7 +23,7 @@ from pipelines.evaluate import evaluate
 from pipelines.finetune.config import CheckConfig, FinetuneConfig
 from pipelines.finetune.datasets import make_datasets
 from pipelines.finetune.parts import Datasets, check_settings, evaluation_of, training_of
-from pipelines.finetune.photos import PhotoSet, photo_set
+from pipelines.finetune.photos import PhotoSet, open_photos, photo_set
 from pipelines.promote import PromoteConfig, promote
 from pipelines.train.run import train
 
@@ -60,7 +60,7 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
     if config.isolated:
         check_isolation(open_store(config.store), home.parent)
     base = resolve(config.model, config.tracking, config.base)
-    photos = photo_set(open_store(config.photos), config.photos)
+    photos = _photos(config)
     bundle_uri = open_store(base.bundle_uri).uri
     check_settings(config, home, bundle_uri)
     content: dict[str, Any] = {"base_sha256": base.bundle_sha256, "photos_sha256": photos.sha256}
@@ -90,13 +90,21 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
     return _with_champion(config, name, result)
 
 
+def _photos(config: FinetuneConfig) -> PhotoSet:
+    photos = photo_set(open_photos(config.photos), config.photos)
+    if photos.raw and config.class_name is not None:
+        fix = "leave it out, and set `class` in the samples' JSON"
+        raise ConfigError("class_name is for photo files, not for raw shards", value=config.class_name, fix=fix)
+    return photos
+
+
 def check(config: CheckConfig) -> PhotoSet:
     """Check the photos as :func:`finetune` does before any work, without its settings or its model.
 
     Raises:
         InputError: too few or too many photos, photos of several subjects, or formats that are not read.
     """
-    return photo_set(open_store(config.photos), config.photos)
+    return photo_set(open_photos(config.photos), config.photos)
 
 
 def _run(
