@@ -68,7 +68,7 @@ def test_a_name_that_leads_elsewhere_has_a_reason(tmp_path: Path, name: str, rea
 
 
 def test_links_repeated_names_and_the_files_of_a_mac(tmp_path: Path) -> None:
-    with zipfile.ZipFile(tmp_path / "photos.zip", "w") as archive, pytest.warns(UserWarning, match="Duplicate"):
+    with zipfile.ZipFile(tmp_path / "photos.zip", "w") as archive:
         link = zipfile.ZipInfo("mug/link.jpg")
         link.external_attr = (stat.S_IFLNK | 0o777) << 16
         archive.writestr(link, "/etc/passwd")
@@ -102,7 +102,7 @@ def test_an_encrypted_archive_is_refused(tmp_path: Path) -> None:
     at = data.rindex(b"PK\x01\x02")
     struct.pack_into("<H", data, at + 8, 1)
     (tmp_path / "photos.zip").write_bytes(data)
-    with pytest.raises(InputError, match="encrypted.*without a password"):
+    with pytest.raises(InputError, match=r"encrypted.*without a password"):
         list(ZipStore(open_store(str(tmp_path)), "photos.zip").list())
 
 
