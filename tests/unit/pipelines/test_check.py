@@ -75,10 +75,10 @@ def test_three_and_forty_photos_are_refused(tmp_path: Path, number: int, message
 def test_photos_of_two_subjects_are_refused_by_name_unless_allowed(tmp_path: Path) -> None:
     folder = tmp_path / "photos"
     folder.mkdir()
-    for name in ("chair_2000006", "ring_2000007"):
+    for name in ("chair_2000006", "snowman_2000004"):
         for view in ("first", "second"):
             (folder / f"{name}-{view}.webp").write_bytes((CALIBRATION / f"{name}-{view}.webp").read_bytes())
-    with pytest.raises(InputError, match=r"two subjects: chair_\S+, chair_\S+ and ring_\S+, ring") as refused:
+    with pytest.raises(InputError, match=r"two subjects: chair_\S+, chair_\S+ and snowman_\S+, snowman") as refused:
         check(CheckConfig(photos=str(folder)))
     assert "--allow_several_subjects" in refused.value.fix
     found = check(CheckConfig(photos=str(folder), allow_several_subjects=True))
