@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 EXAMINED = "examined.json"
 _RUN_RECORD = "tracking.json"  # of the training run, with the id of its MLflow run
 _TAG = "lookalike.finetune"
+_STATUS = {"failed": "FAILED", "cancelled": "KILLED"}  # of the MLflow run
 
 
 class Progress:
@@ -73,8 +74,9 @@ class Progress:
             run_id = read_members(run, _RUN_RECORD, {"tracking_run": str})["tracking_run"]
             if run_id:
                 experiment = self._config.customer
-                with open_resilient(self._config.tracking, experiment, run_id=run_id, spool=run) as tracker:
-                    tracker.set_tags({_TAG: state})
+                tracker = open_resilient(self._config.tracking, experiment, run_id=run_id, spool=run)
+                tracker.set_tags({_TAG: state})
+                tracker.finish(_STATUS.get(state, "FINISHED"))
         except LookalikeError as error:
             log.warning("the state %s is not in MLflow: %s", state, error)
 

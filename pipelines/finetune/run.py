@@ -55,16 +55,7 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
         ConflictError: these photos were used with other settings, or the key belongs to another request.
         CancelledError: the request was cancelled.
     """
-    home = home_of(config)
-    name = personal_model_name(config.customer, config.subject)
-    if customer_prefix(home.uri) != home.parent.uri:  # promotion would refuse the bundle at the end
-        raise ConfigError(
-            "the store lies below a customer's prefix itself",
-            value=config.store,
-            fix=f"name a store whose location holds no folder {CUSTOMERS!r}",
-        )
-    if config.isolated:
-        check_isolation(open_store(config.store), home.parent)
+    home, name = _checked_home(config), personal_model_name(config.customer, config.subject)
     base = resolve(config.model, config.tracking, config.base)
     photos = _photos(config)
     bundle_uri = open_store(base.bundle_uri).uri
@@ -72,7 +63,6 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
     content: dict[str, Any] = {"base_sha256": base.bundle_sha256, "photos_sha256": photos.sha256}
     content["gate"] = gate_identity(config.gate, "personal")
     place = home if _made_before(config, home) else home.child(f"photos-{photos.sha256[:12]}")
-
     request = fingerprint_of(config, content)
     webhooks = None if config.webhook is None else Deliverer(place, config.webhook, config.customer)
     take_key(home, config, request)
@@ -104,6 +94,20 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
     with delivering(webhooks):
         result = run_once(place, RESULT, config, content=content, earlier=earlier, work=work)
         return _with_champion(config, name, result)
+
+
+def _checked_home(config: FinetuneConfig) -> Store:
+    """The store of the subject. Raises ConfigError for ids, a place or credentials that cannot work."""
+    home = home_of(config)
+    if customer_prefix(home.uri) != home.parent.uri:  # promotion would refuse the bundle at the end
+        raise ConfigError(
+            "the store lies below a customer's prefix itself",
+            value=config.store,
+            fix=f"name a store whose location holds no folder {CUSTOMERS!r}",
+        )
+    if config.isolated:
+        check_isolation(open_store(config.store), home.parent)
+    return home
 
 
 def _photos(config: FinetuneConfig) -> PhotoSet:
