@@ -20,7 +20,7 @@ from pipelines.curate.workspace import Workspace, shard_id
 
 REVISIONS = {
     "index": 6, "cluster_subjects": 2, "gather": 2, "duplicates": 1, "subject_links": 2, "score": 1, "plan": 3,
-    "layout": 2, "materialise": 2, "stored_images": 1, "finish": 2,
+    "layout": 2, "materialise": 3, "stored_images": 2, "finish": 2,
 }  # fmt: skip
 """Revision of each stage. Raise a stage's number when it, or library code that it calls, gives another result for the
 same inputs: with another ``index`` every raw shard is indexed again, with any other the stages after the index run

@@ -14,6 +14,7 @@ from lookalike.bundles.manifest import read_preset
 from lookalike.bundles.transfer import local_bundle
 from lookalike.config import canonical_json, fingerprint
 from lookalike.data import triplet_files, triplets
+from lookalike.data.cleaning import stripped
 from lookalike.data.images import decode, decodes_as_it_is, encode_jpeg, fit_within, short_side
 from lookalike.data.part_lists import Kind, read_lists
 from lookalike.data.parts import PartedTable, write_part
@@ -322,16 +323,17 @@ def _triplet(
 
 
 def fit(data: bytes, config: ShardsConfig) -> bytes:
-    """Return the JPEG for a pack: the file's bytes if they fit, else the image scaled (or cropped) and encoded again.
+    """Return the JPEG for a pack, without metadata: the file's pixels byte for byte if they fit and are upright, else
+    the image scaled (or cropped) and encoded again.
 
-    A JPEG that decodes only without its metadata is encoded again, since other readers of the pack could not open it.
+    A JPEG that decodes only without its metadata is encoded again: its pixels may be damaged, too.
     """
     if config.buckets is not None:
         image = decode(data)
         return encode_jpeg(crop_resize(image, *nearest_bucket(image, config.buckets)), config.jpeg_quality)
     fits = config.image_size is None or short_side(data) <= config.image_size
-    if fits and data.startswith(_JPEG) and decodes_as_it_is(data):
-        return data
+    if fits and data.startswith(_JPEG) and decodes_as_it_is(data) and (bare := stripped(data)) is not None:
+        return bare
     image = decode(data)
     small = image if config.image_size is None else fit_within(image, config.image_size)
     return encode_jpeg(small, config.jpeg_quality)

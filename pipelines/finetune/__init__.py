@@ -1,6 +1,20 @@
 """Finetune: a customer's photos to a personal model."""
 
-from pipelines.finetune.config import CheckConfig, FinetuneConfig
-from pipelines.finetune.run import check, finetune
+from pipelines.finetune.check import check, table_of
+from pipelines.finetune.config import CancelConfig, CheckConfig, DeliverConfig, FinetuneConfig, StatusConfig
+from pipelines.finetune.request import cancel, deliver, status
+from pipelines.finetune.run import finetune
 
-__all__ = ["CheckConfig", "FinetuneConfig", "check", "finetune"]
+__all__ = [
+    "CancelConfig",
+    "CheckConfig",
+    "DeliverConfig",
+    "FinetuneConfig",
+    "StatusConfig",
+    "cancel",
+    "check",
+    "deliver",
+    "finetune",
+    "status",
+    "table_of",
+]

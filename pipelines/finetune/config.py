@@ -1,20 +1,39 @@
 """The configurations of `jobs/finetune.py`, one for each subcommand."""
 
-from dataclasses import field
-from typing import Any
+import re
+from dataclasses import field, replace
+from typing import Any, Literal
 
-from lookalike.config import IDENTITY_IF_SET, NOT_IDENTITY
+from lookalike.config import IDENTITY_IF_SET, NOT_IDENTITY, POSITIONAL
 from lookalike.errors import ConfigError
 from lookalike.evaluation.gate import GateConfig
 from lookalike.models.presets import LoraConfig
 from lookalike.training.curriculum import PhaseConfig
 from lookalike.training.workers import WorkerConfig
-from lookalike.values import Count, NonNegative, Seed, configuration
+from lookalike.values import Count, NonNegative, Positive, Seed, configuration
 from pipelines.actors import ActorConfig
 from pipelines.curate.filters import FiltersConfig
 from pipelines.curate.filters.no_pair import NoPair
 
 _HELD_OUT = 2  # photos
+
+Budget = Literal["fast", "standard", "best"]
+_BUDGETS: dict[Budget, tuple[float, float, float, float]] = {
+    "fast": (0.5, 0.25, 0.5, 0.5),
+    "standard": (1, 1, 1, 1),
+    "best": (2, 4, 2, 1),
+}
+"""Factors of the steps of training, of the losses, prompts and sampler steps of the evaluation."""
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+_DURATION = re.compile(r"([1-9][0-9]{0,8})([smhd])")
+
+
+def duration_s(text: str) -> int:
+    """Return the seconds of ``30d``, ``12h``, ``5m`` or ``90s``. Raises ConfigError for other text."""
+    match = _DURATION.fullmatch(text)
+    if match is None or (seconds := int(match[1]) * _UNITS[match[2]]) > 100 * 365 * 86_400:
+        raise ConfigError("not a duration of up to 100 years", value=text, fix="write a number and s, m, h or d: 30d")
+    return seconds
 
 
 def default_stages() -> list[PhaseConfig]:
@@ -41,9 +60,13 @@ class FinetuneConfig:
     subject: str
     """Id of the subject, of the same letters."""
     photos: str = field(metadata=NOT_IDENTITY)
-    """URI with 4 to 20 photos of the subject: raw shards, or ``<subject>/<nn>.jpg``."""
+    """URI with 4 to 20 photos of the subject: a folder, a zip archive, or raw shards. Beside ``01.jpg`` may lie a
+    caption ``01.txt``, labels ``01.json`` and a mask ``01.mask.png``. EXIF and other metadata are not stored."""
     store: str = field(metadata=NOT_IDENTITY)
     """URI of the store; everything is written below ``customers/CUSTOMER/SUBJECT/`` in it."""
+    class_name: str | None = field(default=None, metadata=IDENTITY_IF_SET)
+    """What the subject is, such as ``dog``, for prompts and the comparison with its class; by default from the photos'
+    labels, or the name of their folder, or the subject's id."""
     model: str = field(default="models:/lookalike-mini@champion", metadata=NOT_IDENTITY)
     """The model to start from: a registered model, or a bundle's URI."""
     base: str | None = field(default=None, metadata=NOT_IDENTITY)
@@ -80,11 +103,50 @@ class FinetuneConfig:
     """Refuse to start unless this job's S3 credentials reach ``customers/CUSTOMER/`` of the store and nothing beside it
     (SECURITY.md)."""
 
+    budget: Budget | None = field(default=None, metadata=IDENTITY_IF_SET)
+    """``fast`` halves the steps of training and of each image, and measures a quarter; ``standard`` is the default;
+    ``best`` doubles the steps of training and measures four times as many samples and twice as many prompts. It sets
+    ``stages`` and ``evaluation``, which then cannot be given."""
+    allow_several_subjects: bool = field(default=False, metadata=NOT_IDENTITY)
+    """Accept photos that look like those of two subjects, which are an error otherwise."""
+    key: str | None = field(default=None, metadata=NOT_IDENTITY)
+    """Idempotency key of the request, unique for the customer: the same request with it gives the same job, another
+    request with it is refused."""
+    expires_after: str | None = field(default=None, metadata=NOT_IDENTITY)
+    """How long what is stored of the request may be kept from now, such as ``30d`` or ``12h``; null: for ever."""
+    webhook: str | None = field(default=None, metadata=NOT_IDENTITY)
+    """URL that receives each event as a signed POST by the Standard Webhooks. The secret comes from the environment
+    (pipelines/finetune/README.md)."""
+    resume: bool = field(default=False, metadata=NOT_IDENTITY)
+    """Continue a finetune that was cancelled, from its last checkpoint."""
+
     def __post_init__(self) -> None:
+        if self.expires_after is not None:
+            duration_s(self.expires_after)
+        if self.budget is not None:
+            self._spend(self.budget)
         if self.filters.held_out is not None:
             raise ConfigError(
                 "a finetune sets filters.held_out itself", value=self.filters.held_out, fix="use --holdout in its place"
             )
+
+    def _spend(self, budget: Budget) -> None:
+        """Set what the budget decides."""
+        training, measured, prompts, sampler = _BUDGETS[budget]
+        stages = [
+            replace(each, steps=round(each.steps * training), warmup_steps=round(each.warmup_steps * min(1, training)))
+            for each in default_stages()
+        ]
+        evaluation = default_evaluation()
+        for name, factor in (("max_samples", measured), ("prompts_per_subject", prompts), ("steps", sampler)):
+            evaluation[name] = round(evaluation[name] * factor)
+        if self.stages not in (default_stages(), stages) or self.evaluation not in (default_evaluation(), evaluation):
+            fix = "leave out budget, or stages and evaluation"
+            raise ConfigError("budget sets stages and evaluation, which are given too", value=budget, fix=fix)
+        object.__setattr__(self, "stages", stages)
+        object.__setattr__(self, "evaluation", evaluation)
+        if budget == "standard":
+            object.__setattr__(self, "budget", None)
 
     @property
     def held_out_photos(self) -> int:
@@ -92,9 +154,82 @@ class FinetuneConfig:
         return _HELD_OUT if self.holdout is None else self.holdout
 
 
-@configuration()
-class CheckConfig:
-    """Check a customer's photos as a finetune does before any work: layout, number and formats. Changes nothing."""
+@configuration("price")
+class PriceConfig:
+    """The machine that a finetune runs on: what an hour of it costs, and how fast it is."""
 
-    photos: str
-    """URI with 4 to 20 photos of one subject: raw shards, or ``<subject>/<nn>.jpg``."""
+    table: str | None = None
+    """A YAML file with a row for each machine (jobs/configs/prices.yaml is one). Settings given here win over it."""
+    machine: str | None = None
+    """The row of the table; may be left out if it has one row."""
+    per_hour: Positive | None = None
+    """Price of the machine for an hour, in ``currency``; null: no price is given."""
+    currency: str | None = None
+    """Of the price."""
+    seconds_per_step: Positive | None = None
+    """Seconds of an optimizer step of ``batch_size`` samples."""
+    measured_run: str | None = None
+    """URI of an earlier training run on this machine (``…/photos-…/run``): the median of its step times replaces
+    ``seconds_per_step``."""
+    seconds_per_image_step: Positive | None = None
+    """Seconds of one sampler step of one image in the evaluation."""
+    seconds_per_loss: Positive | None = None
+    """Seconds of one held-out loss in the evaluation."""
+    seconds_before: Positive | None = None
+    """Seconds of everything else: start, photos, export, registration."""
+
+
+@configuration()
+class CheckConfig(FinetuneConfig):
+    """Check the photos as a finetune with the same settings would, and give its time and price. Changes nothing."""
+
+    customer: str = "customer"
+    """Id of the tenant."""
+    subject: str = "subject"
+    """Id of the subject."""
+    photos: str = ""
+    """URI with 4 to 20 photos of the subject, as for a finetune."""
+    store: str = ""
+    """URI of the store, which is not used."""
+    price: PriceConfig = field(default_factory=PriceConfig)
+    """The machine: its speed, and what an hour costs."""
+    json: bool = False
+    """Print one JSON document in place of the table."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.photos:
+            raise ConfigError("photos is missing", fix="name them with --photos URI")
+
+
+@configuration()
+class PlaceConfig:
+    """A finetune, by its customer and subject."""
+
+    customer: str = field(metadata=POSITIONAL)
+    """Id of the tenant."""
+    subject: str = field(metadata=POSITIONAL)
+    """Id of the subject."""
+    store: str
+    """URI of the store."""
+
+
+@configuration()
+class StatusConfig(PlaceConfig):
+    """Show the state of the subject's newest finetune, its events, and its webhooks that are not delivered."""
+
+    json: bool = False
+    """Print one JSON document in place of the table."""
+
+
+@configuration()
+class CancelConfig(PlaceConfig):
+    """Stop the subject's newest finetune: training ends within a step and keeps its last checkpoint."""
+
+
+@configuration()
+class DeliverConfig(PlaceConfig):
+    """Deliver the webhooks of the subject's newest finetune that are due, and end when none is left to try."""
+
+    webhook: str
+    """URL that receives them."""

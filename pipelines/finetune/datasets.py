@@ -9,6 +9,7 @@ from lookalike.storage.claim import claim
 from pipelines.curate import CurateConfig, curate
 from pipelines.curate.filters.held_out import Role
 from pipelines.finetune.config import FinetuneConfig
+from pipelines.finetune.intake import take_in
 from pipelines.finetune.parts import Datasets, curation_of
 from pipelines.finetune.photos import PhotoSet, check_number
 from pipelines.ingest import IngestConfig, ingest
@@ -26,10 +27,12 @@ def make_datasets(config: FinetuneConfig, home: Store, place: Store, photos: Pho
     def curation(dataset: Store, role: Role) -> CurateConfig:
         return curation_of(config, raw, dataset.uri, most, role)
 
-    raw = open_store(config.photos).uri if photos.raw else home.child("raw").child(photos.sha256[:12]).uri
+    raw = open_store(config.photos).uri if photos.raw else _raw_shards(home, place, photos)
     if not list_versions(training):
         if not photos.raw and not open_store(raw).exists(INGESTED):
-            ingest(IngestConfig(source=open_store(config.photos).uri, raw=raw))
+            given = place.child("given")
+            take_in(photos, given, config.subject, config.class_name)
+            ingest(IngestConfig(source=given.uri, raw=raw))
         _curate(config, curation(training, "dropped"))
     counts = read_manifest(training)["counts"]
     if photos.raw:
@@ -48,6 +51,12 @@ def make_datasets(config: FinetuneConfig, home: Store, place: Store, photos: Pho
     if not list_versions(suite):
         _curate(config, curation(suite, "targets"))
     return Datasets(training.uri, suite.uri, "validation", held_out)
+
+
+def _raw_shards(home: Store, place: Store, photos: PhotoSet) -> str:
+    """URI of the raw shards; earlier versions kept them beside the place, with the photos' bytes unchanged."""
+    earlier = home.child("raw").child(photos.sha256[:12])
+    return earlier.uri if earlier.exists(INGESTED) else place.child("raw").uri
 
 
 def _curate(config: FinetuneConfig, curation: CurateConfig) -> None:

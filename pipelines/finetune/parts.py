@@ -78,6 +78,7 @@ def training_of(config: FinetuneConfig, place: Store, dataset: str, base: str) -
         workers=config.workers,
         tracking=config.tracking,
         experiment=config.customer,
+        events=place.uri,
         owner=personal_model_name(config.customer, config.subject),
     )
 

@@ -12,18 +12,23 @@ from lookalike import config as configs
 from lookalike.bundles.manifest import MANIFEST
 from lookalike.errors import ConfigError, InputError, LookalikeError, RefusedError
 from lookalike.evaluation.gate import gate_identity
+from lookalike.progress.cancel import check_not_cancelled, stops_when_cancelled
+from lookalike.progress.webhooks import Deliverer, delivering
 from lookalike.registry import Registry, champion_version, identify, personal_model_name, resolve, standing
 from lookalike.registry.names import CUSTOMERS, customer_prefix
 from lookalike.storage import Store, open_store
 from lookalike.storage.claim import AGAIN, read_claim, read_result, run_once, write_result
 from lookalike.storage.isolation import check_isolation
 from lookalike.tracking import tracking_uri
+from lookalike.training.stopping import STOP
 from pipelines.entry import ray_session
 from pipelines.evaluate import evaluate
-from pipelines.finetune.config import CheckConfig, FinetuneConfig
+from pipelines.finetune.config import FinetuneConfig
 from pipelines.finetune.datasets import make_datasets
 from pipelines.finetune.parts import Datasets, check_settings, evaluation_of, training_of
-from pipelines.finetune.photos import PhotoSet, photo_set
+from pipelines.finetune.photos import PhotoSet, open_photos, photo_set
+from pipelines.finetune.progress import Progress, check_subject
+from pipelines.finetune.request import fingerprint_of, home_of, record_decision, refuse_expired, take_key
 from pipelines.promote import PromoteConfig, promote
 from pipelines.train.run import train
 
@@ -47,30 +52,31 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
     Raises:
         ConfigError: an id that could leave its place, or settings that cannot work.
         InputError: too few or too many photos, no two that can be used as a pair, or no such model.
-        ConflictError: these photos were used with other settings.
+        ConflictError: these photos were used with other settings, or the key belongs to another request.
+        CancelledError: the request was cancelled.
     """
-    name = personal_model_name(config.customer, config.subject)  # before any path is made of the ids
-    home = open_store(config.store).child(CUSTOMERS).child(config.customer).child(config.subject)
-    if customer_prefix(home.uri) != home.parent.uri:  # promotion would refuse the bundle at the end
-        raise ConfigError(
-            "the store lies below a customer's prefix itself",
-            value=config.store,
-            fix=f"name a store whose location holds no folder {CUSTOMERS!r}",
-        )
-    if config.isolated:
-        check_isolation(open_store(config.store), home.parent)
+    home, name = _checked_home(config), personal_model_name(config.customer, config.subject)
     base = resolve(config.model, config.tracking, config.base)
-    photos = photo_set(open_store(config.photos), config.photos)
+    photos = _photos(config)
     bundle_uri = open_store(base.bundle_uri).uri
     check_settings(config, home, bundle_uri)
     content: dict[str, Any] = {"base_sha256": base.bundle_sha256, "photos_sha256": photos.sha256}
     content["gate"] = gate_identity(config.gate, "personal")
     place = home if _made_before(config, home) else home.child(f"photos-{photos.sha256[:12]}")
+    request = fingerprint_of(config, content)
+    webhooks = None if config.webhook is None else Deliverer(place, config.webhook, config.customer)
+    take_key(home, config, request)
 
     def work(run: str) -> dict[str, Any]:
-        with ray_session():
-            result = _run(config, name, home, place, photos, bundle_uri)
-        return record({**result, "base": {"uri": bundle_uri, "sha256": base.bundle_sha256}}, run)
+        progress = Progress(home, place, config, request)
+        with progress.ending(), stops_when_cancelled(place, lambda: place.child("run").write(STOP, b"")):
+            check_subject(config, place, photos, progress)
+            progress.reached("queued")
+            with ray_session():
+                result = _run(config, name, home, place, photos, bundle_uri, progress)
+        done = record({**result, "base": {"uri": bundle_uri, "sha256": base.bundle_sha256}}, run)
+        progress.finished(done)
+        return done
 
     def record(result: dict[str, Any], run: str) -> dict[str, Any]:
         """Write the result, sealed and with the places of now, also where the subject's newest result lies."""
@@ -79,39 +85,64 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
             write_result(home, RESULT, result, run)
         return result
 
-    result = run_once(
-        place,
-        RESULT,
-        config,
-        content=content,
-        earlier=lambda run: record(_earlier_result(config, name, place, run), run),
-        work=work,
-    )
-    return _with_champion(config, name, result)
+    def earlier(run: str) -> dict[str, Any]:
+        refuse_expired(place)
+        result = record(_earlier_result(config, name, place, run), run)
+        record_decision(place, result)  # of a job that was killed before it did
+        return result
+
+    with delivering(webhooks):
+        result = run_once(place, RESULT, config, content=content, earlier=earlier, work=work)
+        return _with_champion(config, name, result)
 
 
-def check(config: CheckConfig) -> PhotoSet:
-    """Check the photos as :func:`finetune` does before any work, without its settings or its model.
+def _checked_home(config: FinetuneConfig) -> Store:
+    """The store of the subject. Raises ConfigError for ids, a place or credentials that cannot work."""
+    home = home_of(config)
+    if customer_prefix(home.uri) != home.parent.uri:  # promotion would refuse the bundle at the end
+        raise ConfigError(
+            "the store lies below a customer's prefix itself",
+            value=config.store,
+            fix=f"name a store whose location holds no folder {CUSTOMERS!r}",
+        )
+    if config.isolated:
+        check_isolation(open_store(config.store), home.parent)
+    return home
 
-    Raises:
-        InputError: too few or too many photos, photos of several subjects, or formats that are not read.
-    """
-    return photo_set(open_store(config.photos), config.photos)
+
+def _photos(config: FinetuneConfig) -> PhotoSet:
+    photos = photo_set(open_photos(config.photos), config.photos)
+    if photos.raw and config.class_name is not None:
+        fix = "leave it out, and set `class` in the samples' JSON"
+        raise ConfigError("class_name is for photo files, not for raw shards", value=config.class_name, fix=fix)
+    return photos
 
 
 def _run(
-    config: FinetuneConfig, name: str, home: Store, place: Store, photos: PhotoSet, bundle_uri: str
+    config: FinetuneConfig,
+    name: str,
+    home: Store,
+    place: Store,
+    photos: PhotoSet,
+    bundle_uri: str,
+    progress: Progress,
 ) -> dict[str, Any]:
     from lookalike.training.loop import TrainingDivergedError
 
     data = make_datasets(config, home, place, photos, bundle_uri)
+    check_not_cancelled(place)
+    progress.reached("started", held_out=data.held_out)
     try:
         trained = train(training_of(config, place, data.training, bundle_uri))
     except TrainingDivergedError as error:
         fix = f"remove {place.uri} and run again with a lower learning_rate in --stages"
         raise TrainingDivergedError(error.what, value=error.value, fix=fix) from error
+    check_not_cancelled(place)
     scores = place.child("scores")
     evaluate(evaluation_of(config, scores, data, trained["bundle_uri"], bundle_uri))
+    progress.reached("samples", images=scores.child("images").uri)
+    progress.reached("evaluated", scores=scores.uri)
+    check_not_cancelled(place)
     decision = promote(
         PromoteConfig(
             model=name,

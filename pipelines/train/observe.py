@@ -2,8 +2,11 @@
 
 import importlib
 import logging
+import queue
 import re
 import sys
+import threading
+from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -12,6 +15,7 @@ from urllib.parse import quote
 
 import numpy as np
 
+from lookalike.progress.events import EventLog
 from lookalike.redaction import redact
 from lookalike.scratch import scratch
 from lookalike.tracking import Tracker
@@ -23,6 +27,9 @@ from lookalike.training.ranks import Rank
 log = logging.getLogger(__name__)
 
 _TAG_LENGTH = 255
+_STEP_EVENTS = 20  # of a run
+_ETA_STEPS = 50  # last steps, whose mean time is that of the next ones
+_LAST_EVENTS_S = 10.0
 _PRINTABLE = "".join(map(chr, range(0x21, 0x7F)))
 
 
@@ -85,6 +92,37 @@ def progress_bar(total: int) -> Iterator[Listener]:
                 shown = steps
 
         yield show
+
+
+@contextmanager
+def step_events(events: EventLog, total: int) -> Iterator[Listener]:
+    """Yield a listener that appends the event ``step`` about twenty times in a run of ``total`` steps, with the time
+    that is left. A thread appends, so that a step does not wait for the store."""
+    every, waiting = max(1, total // _STEP_EVENTS), queue.SimpleQueue[tuple[int, float] | None]()
+
+    def append() -> None:
+        while (reached := waiting.get()) is not None:
+            step, left_s = reached
+            try:
+                events.append("step", {"step": step, "steps": total, "eta_s": round(left_s, 1)}, of=str(step))
+            except Exception as error:  # progress must not end a run
+                log.warning("step %d is not in the request's events: %s", step, error)
+
+    thread = threading.Thread(target=append, name="step-events", daemon=True)
+    thread.start()
+    seconds: deque[float] = deque(maxlen=_ETA_STEPS)
+
+    def show(steps: int, metrics: Mapping[str, float]) -> None:
+        if "step_seconds" in metrics:
+            seconds.append(metrics["step_seconds"])
+            if steps % every == 0 or steps == total:
+                waiting.put((steps, (total - steps) * sum(seconds) / len(seconds)))
+
+    try:
+        yield show
+    finally:
+        waiting.put(None)
+        thread.join(_LAST_EVENTS_S)
 
 
 @dataclass(frozen=True)

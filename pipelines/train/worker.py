@@ -19,6 +19,7 @@ from lookalike.models.joint import import_model_classes
 from lookalike.models.subject import SubjectModel
 from lookalike.models.vae import load_vae
 from lookalike.models.weights import strict_weights
+from lookalike.progress.events import EventLog
 from lookalike.storage import open_store
 from lookalike.storage.lease import Fence
 from lookalike.tracking import Tracker, open_resilient
@@ -40,7 +41,7 @@ from lookalike.training.trainable import adapter_of, add_loras, trainable_parts
 from lookalike.training.workload import Workload, peak_tflops
 from lookalike.training.zero import ZeroEngine
 from pipelines.train.in_memory import ahead, kept_batches
-from pipelines.train.observe import RayMetrics, TrackedImages, progress_bar, ray_runs
+from pipelines.train.observe import RayMetrics, TrackedImages, progress_bar, ray_runs, step_events
 from pipelines.train.samples import Columns, prepare, validation_indices
 from pipelines.train.settings import LEASE, WorkerSettings
 
@@ -187,6 +188,9 @@ def _listeners(settings: WorkerSettings, rank: Rank) -> Iterator[list[Listener]]
     with ExitStack() as opened:
         if rank.is_first and settings.terminal:
             listeners.append(opened.enter_context(progress_bar(settings.config.total_steps)))
+        if rank.is_first and settings.config.events is not None:
+            log_of_request = EventLog(open_store(settings.config.events), settings.fingerprint)
+            listeners.append(opened.enter_context(step_events(log_of_request, settings.config.total_steps)))
         yield listeners
 
 

@@ -39,11 +39,12 @@ _FIELDS = _compiled(
     r"(?P<kept>-----BEGIN [A-Z ]{0,60}PRIVATE KEY-----).*?(?=-----END|\Z)",
 )
 _WORDS = ("passw", "pwd", "secret", "token", "key", "sig", "auth", "code", "jwt", "cookie")  # each match holds one
-# Tokens with the prefix of their issuer (AWS, Hugging Face, GitHub, GitLab, OpenAI, Slack, Google, Databricks), and
+# Tokens with the prefix of their issuer (AWS, Hugging Face, GitHub, GitLab, OpenAI, Slack, Google, Databricks,
+# Standard Webhooks), and
 # JSON Web Tokens.
 _ISSUED = re.compile(
     r"\b(?:(?:AKIA|ASIA)[A-Z0-9]{16}|hf_[A-Za-z0-9]{30,}|gh[pousr]_[A-Za-z0-9]{30,}|github_pat_\w{30,}"
-    r"|glpat-[\w\-]{20,}|sk-[\w\-]{32,}|xox[abeoprs]-[\w\-]{20,}|AIza[\w\-]{35}|dapi[0-9a-f]{32}"
+    r"|glpat-[\w\-]{20,}|whsec_[A-Za-z0-9+/=]{24,}|sk-[\w\-]{32,}|xox[abeoprs]-[\w\-]{20,}|AIza[\w\-]{35}|dapi[0-9a-f]{32}"
     r"|eyJ[\w\-]{10,}\.eyJ[\w\-]{6,}\.[\w\-]+)(?![A-Za-z0-9])"
 )
 _KEYS = ("API_KEY", "APIKEY", "ACCESS_KEY", "ACCOUNT_KEY", "SIGNING_KEY")

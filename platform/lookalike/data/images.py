@@ -221,6 +221,11 @@ def _load(image: Image.Image) -> np.ndarray:
         raise ImageError(f"the image is damaged: {name}{error}") from error
 
 
+def orientation_in(exif: bytes) -> int:
+    """Return the orientation (1 to 8) in an EXIF block; 1 if it is empty or has no valid one."""
+    return _orientation_in(exif)[0]
+
+
 def _orientation_in(exif: bytes) -> tuple[int, str]:
     image = Image.new("L", (1, 1))
     image.info["exif"] = exif

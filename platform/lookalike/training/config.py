@@ -77,6 +77,8 @@ class TrainConfig:
     """MLflow tracking URI; by default MLFLOW_TRACKING_URI."""
     experiment: str = field(default="lookalike", metadata=NOT_IDENTITY)
     """MLflow experiment."""
+    events: str | None = field(default=None, metadata=NOT_IDENTITY)
+    """URI of the place of a request, whose log of events gets about twenty steps of the run; null: no log."""
     owner: str | None = field(default=None, metadata=NOT_IDENTITY)
     """CUSTOMER--SUBJECT that the bundle is made for: it becomes champion of no other model."""
 

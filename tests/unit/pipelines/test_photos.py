@@ -4,6 +4,7 @@ import io
 import subprocess
 import sys
 import tarfile
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from PIL import Image
 
 from lookalike.errors import InputError
 from lookalike.storage import open_store
-from pipelines.finetune.photos import PhotoSet, check_number, photo_set
+from pipelines.finetune.photos import PhotoSet, check_number, open_photos, photo_set
 
 
 def _jpeg(number: int) -> bytes:
@@ -29,6 +30,12 @@ def _add(folder: Path, names: str, first: int, count: int) -> None:
         file.write_bytes(_jpeg(number))
 
 
+def _zip(folder: Path, archive: Path) -> None:
+    with zipfile.ZipFile(archive, "w") as file:
+        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+            file.write(path, path.relative_to(folder).as_posix())
+
+
 def _look(folder: Path) -> PhotoSet:
     return photo_set(open_store(str(folder)), str(folder))
 
@@ -36,12 +43,6 @@ def _look(folder: Path) -> PhotoSet:
 def _second_subject_removed(folder: Path) -> None:
     for file in (folder / "dog").iterdir():
         file.unlink()
-
-
-def _laid_out(folder: Path) -> None:
-    (folder / "bear").mkdir()
-    for file in folder.glob("*.jpg"):
-        file.rename(folder / "bear" / file.name)
 
 
 def _saved_as_jpeg(folder: Path) -> None:
@@ -76,14 +77,14 @@ def _saved_as_jpeg(folder: Path) -> None:
             _second_subject_removed,
         ),
         (
-            lambda f: _add(f, "{}.jpg", 0, 5),
-            "none of the 5 photos is directly in a subject's folder.*SUBJECT/01.jpg",
-            _laid_out,
+            lambda f: (_add(f, "{}.jpg", 0, 4), _add(f, "more/{}.jpg", 4, 4)),
+            r"photos of 2 subjects: \(no folder\), more",
+            lambda f: [file.unlink() for file in (f / "more").iterdir()],
         ),
         (
-            lambda f: _add(f, "a/bear/{}.jpg", 0, 5),
-            "none of the 5 photos is directly",
-            lambda f: (f / "a" / "bear").rename(f / "bear"),
+            lambda f: (f / "photos.zip").write_bytes(b"PK"),
+            r"a zip archive and no photos.*name .*/photos\.zip as --photos",
+            lambda f: _add(f, "{}.jpg", 0, 4),
         ),
         (lambda f: _add(f, "bear/IMG_{}.HEIC", 0, 5), "5 HEIC.*lookalike\\[heic\\]", _saved_as_jpeg),
         (lambda f: _add(f, "bear/{}.avif", 0, 5), "5 AVIF.*lookalike\\[heic\\].*save them as JPEG", _saved_as_jpeg),
@@ -107,6 +108,49 @@ def test_fix_of_each_error_makes_the_same_command_work(
         _look(folder)
     advice(folder)
     assert _look(folder).sha256
+
+
+@pytest.mark.parametrize(
+    ("names", "folder"), [("{}.jpg", ""), ("bear/{}.jpg", "bear"), ("export/my bear/{}.jpg", "my bear")]
+)
+def test_photos_may_lie_in_the_folder_itself_or_in_one_below_it(tmp_path: Path, names: str, folder: str) -> None:
+    _add(tmp_path, names, 0, 5)
+    found = _look(tmp_path)
+    assert (found.folder, found.number, len(found.photos)) == (folder, 5, 5)
+
+
+def test_a_zip_archive_is_the_same_set_of_photos_as_its_folder(tmp_path: Path) -> None:
+    _add(tmp_path / "photos", "bear/{}.jpg", 0, 5)
+    (tmp_path / "photos" / "bear" / "notes.pdf").write_bytes(b"%PDF")
+    (tmp_path / "photos" / "bear" / "0.txt").write_text("a bear")
+    _zip(tmp_path / "photos", tmp_path / "upload.zip")
+    zipped = photo_set(open_photos(str(tmp_path / "upload.zip")), "upload.zip")
+    assert zipped == _look(tmp_path / "photos")
+    assert zipped.skipped == {"bear/notes.pdf": "neither a photo nor the sidecar of one"}
+    with zipfile.ZipFile(tmp_path / "upload.zip", "a") as archive:
+        archive.writestr("__MACOSX/bear/._0.jpg", b"x")
+        archive.writestr("../0.jpg", b"x")
+    hostile = photo_set(open_photos(str(tmp_path / "upload.zip")), "upload.zip")
+    assert (hostile.sha256, hostile.photos) == (zipped.sha256, zipped.photos)
+    assert hostile.skipped.keys() - zipped.skipped.keys() == {"../0.jpg"}
+
+
+def test_a_damaged_photo_in_an_archive_has_a_reason_and_a_damaged_archive_is_an_error(tmp_path: Path) -> None:
+    _add(tmp_path / "photos", "{}.jpg", 0, 5)
+    archive = tmp_path / "upload.zip"
+    _zip(tmp_path / "photos", archive)
+    data = bytearray(archive.read_bytes())
+    data[data.index(b"\xff\xd8") + 40] ^= 1
+    archive.write_bytes(data)
+    found = photo_set(open_photos(str(archive)), "upload.zip")
+    assert found.number == 4
+    assert ["damaged" in reason for reason in found.skipped.values()] == [True]
+    archive.write_bytes(data[: len(data) // 2])
+    with pytest.raises(InputError, match=r"not a readable zip archive.*make the archive again"):
+        photo_set(open_photos(str(archive)), "upload.zip")
+    (tmp_path / "one.jpg").write_bytes(_jpeg(1))
+    with pytest.raises(InputError, match="one file, and not a zip"):
+        open_photos(str(tmp_path / "one.jpg"))
 
 
 def test_photo_set_is_identified_by_content_not_location(tmp_path: Path) -> None:
