@@ -332,7 +332,8 @@ def fit(data: bytes, config: ShardsConfig) -> bytes:
         image = decode(data)
         return encode_jpeg(crop_resize(image, *nearest_bucket(image, config.buckets)), config.jpeg_quality)
     fits = config.image_size is None or short_side(data) <= config.image_size
-    if fits and data.startswith(_JPEG) and decodes_as_it_is(data) and (bare := stripped(data)) is not None:
+    bare = stripped(data) if fits and data.startswith(_JPEG) else None
+    if bare is not None and (bare == data or decodes_as_it_is(data)):
         return bare
     image = decode(data)
     small = image if config.image_size is None else fit_within(image, config.image_size)
