@@ -30,7 +30,8 @@ from pipelines.finetune.photos import PhotoSet, open_photos, photo_set
 from pipelines.finetune.progress import Progress, check_subject
 from pipelines.finetune.request import fingerprint_of, home_of, record_decision, refuse_expired, take_key
 from pipelines.promote import PromoteConfig, promote
-from pipelines.train.run import train
+from pipelines.train.run import Fit, train
+from pipelines.train.worker_group import fit
 
 log = logging.getLogger(__name__)
 
@@ -41,10 +42,11 @@ _RESULT = {
 }
 
 
-def finetune(config: FinetuneConfig) -> dict[str, Any]:
+def finetune(config: FinetuneConfig, fit: Fit = fit) -> dict[str, Any]:
     """Ingest, curate, train, evaluate and register.
 
-    Returns the content of ``result.json`` with the ``champion`` as of now.
+    Returns the content of ``result.json`` with the ``champion`` as of now. ``fit`` trains, as in
+    :func:`pipelines.train.run.train`.
 
     Each set of photos has a place of its own, by its content: photos that were added, removed or replaced are a new
     input for the same command.
@@ -73,7 +75,7 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
             check_subject(config, place, photos, progress)
             progress.reached("queued")
             with ray_session():
-                result = _run(config, name, home, place, photos, bundle_uri, progress)
+                result = _run(config, name, home, place, photos, bundle_uri, progress, fit)
         done = record({**result, "base": {"uri": bundle_uri, "sha256": base.bundle_sha256}}, run)
         progress.finished(done)
         return done
@@ -126,6 +128,7 @@ def _run(
     photos: PhotoSet,
     bundle_uri: str,
     progress: Progress,
+    fit: Fit,
 ) -> dict[str, Any]:
     from lookalike.training.loop import TrainingDivergedError
 
@@ -133,7 +136,7 @@ def _run(
     check_not_cancelled(place)
     progress.reached("started", held_out=data.held_out)
     try:
-        trained = train(training_of(config, place, data.training, bundle_uri))
+        trained = train(training_of(config, place, data.training, bundle_uri), fit)
     except TrainingDivergedError as error:
         fix = f"remove {place.uri} and run again with a lower learning_rate in --stages"
         raise TrainingDivergedError(error.what, value=error.value, fix=fix) from error

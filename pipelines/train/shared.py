@@ -27,6 +27,7 @@ from lookalike.training.engine import PlainEngine
 from lookalike.training.objective import DenoisingObjective
 from lookalike.training.ranks import Rank
 from lookalike.training.shared_passes import Ended, SharedPasses
+from lookalike.training.stopping import STOP
 from pipelines.train.settings import LEASE, WorkerSettings
 from pipelines.train.worker import first_read, opened_loop, rank_batches
 
@@ -61,6 +62,7 @@ class SharedTrainer:
         self._flow = flow
         self._change = threading.Condition()
         self._waiting: list[_Waiting] = []
+        self._running: dict[str, tuple[Future[None], ExitStack]] = {}
         self._closed = False
         self._thread = threading.Thread(target=self._serve, name="shared-passes", daemon=True)
         self._thread.start()
@@ -83,6 +85,13 @@ class SharedTrainer:
             self._change.notify()
         waiting.done.result()
         lease.check()
+
+    def stop(self) -> None:
+        """Ask all runs to stop; each writes a checkpoint, and its thread gets a StoppedError."""
+        with self._change:
+            names = [*self._running, *(waiting.settings.config.run for waiting in self._waiting)]
+        for name in names:
+            open_store(name).write(STOP, b"")
 
     def close(self) -> None:
         """End the thread after the runs that are in it."""
@@ -108,32 +117,34 @@ class SharedTrainer:
             )
 
     def _serve(self) -> None:
-        running: dict[str, tuple[Future[None], ExitStack]] = {}
         try:
-            self._serve_runs(running)
+            self._serve_runs()
         except BaseException as error:
             with self._change:
                 self._closed = True
-                for done in [*(done for done, _ in running.values()), *(waiting.done for waiting in self._waiting)]:
+                for done in [
+                    *(done for done, _ in self._running.values()),
+                    *(waiting.done for waiting in self._waiting),
+                ]:
                     done.set_exception(error)
             raise
 
-    def _serve_runs(self, running: dict[str, tuple[Future[None], ExitStack]]) -> None:
+    def _serve_runs(self) -> None:
         """Run passes while there are runs; each run's loop is opened and closed by this thread."""
         while True:
             with self._change:
-                self._change.wait_for(lambda: self._waiting or self._closed or running)
+                self._change.wait_for(lambda: self._waiting or self._closed or self._running)
                 new, self._waiting = self._waiting, []
-                if self._closed and not new and not running:
+                if self._closed and not new and not self._running:
                     return
             for waiting in new:
-                self._begin(waiting, running)
+                self._begin(waiting)
             for ended in self._passes.step():
-                self._end(ended, running)
+                self._end(ended)
 
-    def _begin(self, waiting: _Waiting, running: dict[str, tuple[Future[None], ExitStack]]) -> None:
+    def _begin(self, waiting: _Waiting) -> None:
         settings, name, opened = waiting.settings, waiting.settings.config.run, ExitStack()
-        running[name] = (waiting.done, opened)
+        self._running[name] = (waiting.done, opened)
         try:
             config = settings.config
             assert config.adapter is not None
@@ -151,10 +162,10 @@ class SharedTrainer:
         except Exception as error:
             ended = Ended(name, error)
         if ended is not None:
-            self._end(ended, running)
+            self._end(ended)
 
-    def _end(self, ended: Ended, running: dict[str, tuple[Future[None], ExitStack]]) -> None:
-        done, opened = running.pop(ended.name)
+    def _end(self, ended: Ended) -> None:
+        done, opened = self._running.pop(ended.name)
         error = ended.error
         try:
             opened.close()
