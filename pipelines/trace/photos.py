@@ -38,12 +38,9 @@ def learned_in(work: PhotosWork, unit: int) -> pa.Table:
     triplets = work.snapshot.table("train").read_span(span, ["target_image", "reference_images"])
     if images is None or triplets is None:
         return pa.table({name: pa.array([], pa.string()) for name in _COLUMNS})
-    used = pa.concat_arrays(
-        [
-            *triplets["target_image"].cast(pa.string()).chunks,
-            *(pc.list_flatten(chunk).cast(pa.string()) for chunk in triplets["reference_images"].chunks),
-        ]
-    )
+    chunks = [chunk.cast(pa.string()) for chunk in triplets["target_image"].chunks]
+    chunks += [pc.list_flatten(chunk).cast(pa.string()) for chunk in triplets["reference_images"].chunks]
+    used = pa.chunked_array(chunks, pa.string())
     kept = images.filter(pc.and_(pc.is_null(images["drop_reason"]), pc.is_in(images["sha256"], used)))
     return kept.select(list(_COLUMNS))
 
