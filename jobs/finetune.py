@@ -87,5 +87,15 @@ def main_deliver(config: DeliverConfig) -> int:
 
 
 if __name__ == "__main__":
-    commands = {"run": main, "check": main_check, "status": main_status, "cancel": main_cancel, "deliver": main_deliver}
-    raise SystemExit(run_subcommand(commands, __doc__))
+    raise SystemExit(
+        run_subcommand(
+            {
+                "run": main,
+                "check": main_check,
+                "status": main_status,
+                "cancel": main_cancel,
+                "deliver": main_deliver,
+            },
+            __doc__,
+        )
+    )

@@ -92,4 +92,4 @@ def _measured(uri: str) -> float:
     times = [line[_STEP] for line in read_lines(store, _METRICS) if isinstance(line.get(_STEP), float)]
     if not times:
         raise InputError("the run has recorded no step", value=store.uri_of(_METRICS), fix="name a finished run")
-    return median(times)
+    return float(median(times))

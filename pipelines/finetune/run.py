@@ -12,7 +12,7 @@ from lookalike import config as configs
 from lookalike.bundles.manifest import MANIFEST
 from lookalike.errors import ConfigError, InputError, LookalikeError, RefusedError
 from lookalike.evaluation.gate import gate_identity
-from lookalike.progress.cancel import check_not_cancelled, stops_when_cancelled
+from lookalike.progress.cancel import Watch, check_not_cancelled, stops_when_cancelled
 from lookalike.progress.webhooks import Deliverer, delivering
 from lookalike.registry import Registry, champion_version, identify, personal_model_name, resolve, standing
 from lookalike.registry.names import CUSTOMERS, customer_prefix
@@ -71,11 +71,11 @@ def finetune(config: FinetuneConfig, fit: Fit = fit) -> dict[str, Any]:
 
     def work(run: str) -> dict[str, Any]:
         progress = Progress(home, place, config, request)
-        with progress.ending(), stops_when_cancelled(place, lambda: place.child("run").write(STOP, b"")):
+        with progress.ending(), stops_when_cancelled(place, lambda: place.child("run").write(STOP, b"")) as watch:
             check_subject(config, place, photos, progress)
             progress.reached("queued")
             with ray_session():
-                result = _run(config, name, home, place, photos, bundle_uri, progress, fit)
+                result = _run(config, name, home, place, photos, bundle_uri, progress, watch, fit)
         done = record({**result, "base": {"uri": bundle_uri, "sha256": base.bundle_sha256}}, run)
         progress.finished(done)
         return done
@@ -128,6 +128,7 @@ def _run(
     photos: PhotoSet,
     bundle_uri: str,
     progress: Progress,
+    watch: Watch,
     fit: Fit,
 ) -> dict[str, Any]:
     from lookalike.training.loop import TrainingDivergedError
@@ -136,7 +137,8 @@ def _run(
     check_not_cancelled(place)
     progress.reached("started", held_out=data.held_out)
     try:
-        trained = train(training_of(config, place, data.training, bundle_uri), fit)
+        with watch.training():
+            trained = train(training_of(config, place, data.training, bundle_uri), fit)
     except TrainingDivergedError as error:
         fix = f"remove {place.uri} and run again with a lower learning_rate in --stages"
         raise TrainingDivergedError(error.what, value=error.value, fix=fix) from error

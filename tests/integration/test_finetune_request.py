@@ -18,11 +18,13 @@ from standardwebhooks import Webhook
 from lookalike.bundles.build import materialise
 from lookalike.errors import ConflictError, InputError
 from lookalike.models.presets import load_preset
+from lookalike.progress import cancel as cancellation
 from lookalike.progress.addresses import ALLOWED
 from lookalike.progress.cancel import CancelledError
 from lookalike.progress.webhooks import read_deliveries, secret_variable
 from lookalike.registry import Registry
 from lookalike.storage import Store, open_store, read_json
+from lookalike.training import stopping
 from lookalike.training.checkpoint import newest
 from lookalike.training.curriculum import PhaseConfig
 from lookalike.training.workers import WorkerConfig
@@ -98,6 +100,7 @@ def _config(base: Path, folder: Path, tracking: str, steps: int = 4) -> Finetune
         class_name="polygon",
         stages=[PhaseConfig(name="personal", steps=steps, conditions="mllm+references", warmup_steps=1)],
         batch_size=2,
+        micro_batch_size=2,
         evaluation={"max_samples": 4, "subjects": 1, "prompts_per_subject": 1, "stages": ["preset"], "steps": 2},
         workers=WorkerConfig(num_workers=0),
         actors=ActorConfig(count=0),
@@ -154,9 +157,11 @@ def test_request_from_zip_to_verdict_with_events_and_signed_webhooks(
 
 
 def test_cancel_stops_training_within_a_step_and_resume_ends_it(
-    base: Path, tmp_path: Path, mlflow_database: str
+    base: Path, tmp_path: Path, mlflow_database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = _config(base, tmp_path, mlflow_database, steps=400)
+    for module in (cancellation, stopping):
+        monkeypatch.setattr(module, "_POLL_S", 0.05)
+    config = _config(base, tmp_path, mlflow_database, steps=60)
     failed: list[BaseException] = []
 
     def job() -> None:
@@ -174,7 +179,7 @@ def test_cancel_stops_training_within_a_step_and_resume_ends_it(
     assert [type(error) for error in failed] == [CancelledError]
     place = _place(config)
     reached = newest(place.child("run"))
-    assert 0 < reached < 400
+    assert 0 < reached < 60
     assert not place.exists("result.json")
     with pytest.raises(CancelledError, match="--resume"):
         finetune(config)

@@ -1,16 +1,17 @@
 """Cancel a request: an object in its place, which the job that works on it polls.
 
-A job that sees it stops as on SIGTERM: training ends after its step with a checkpoint. The order stays, so that the
-same command later says that the request was cancelled, unless it is withdrawn.
+Training ends after its step with a checkpoint, as on SIGTERM, and other parts are interrupted. The order stays, so that
+the same command later says that the request was cancelled, unless it is withdrawn.
 """
 
 import logging
-import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from types import FrameType
 
 from lookalike.documents import render_json
 from lookalike.errors import InputError, LookalikeError, StoppedError
@@ -20,6 +21,7 @@ log = logging.getLogger(__name__)
 
 CANCEL = "cancel.json"
 _POLL_S = 2.0
+_SIGNAL = signal.SIGUSR2  # SIGTERM is the scheduler's, and Ray ends its own processes on it
 
 
 class CancelledError(StoppedError):
@@ -60,36 +62,65 @@ def check_not_cancelled(place: Store) -> None:
         )
 
 
-@contextmanager
-def stops_when_cancelled(place: Store, stop_training: Callable[[], None]) -> Iterator[None]:
-    """Poll the order while the block runs; when it comes, stop the block, which then raises CancelledError.
+@dataclass
+class Watch:
+    """Polls the order to cancel while a block of :func:`stops_when_cancelled` runs."""
 
-    In a job, whose SIGTERM handler unwinds, the process signals itself once: so every part stops as it does for a
-    scheduler. Where SIGTERM would only kill the process, ``stop_training`` is called at every poll in place of that;
-    it asks the training for a checkpoint.
-    """
-    closed = threading.Event()
+    place: Store
+    stop_training: Callable[[], None]
+    _training: bool = False
+    _interrupted: bool = False
 
-    def watch() -> None:
-        signalled = False
+    @contextmanager
+    def training(self) -> Iterator[None]:
+        """Training runs in this block: it is asked for a checkpoint, and is not interrupted."""
+        self._training = True
+        try:
+            yield
+        finally:
+            self._training = False
+
+    def poll(self, closed: threading.Event, main: int | None) -> None:
+        """Look for the order until ``closed``; ``main`` is the thread to interrupt, if it can be."""
         while not closed.wait(_POLL_S):
             try:
-                if not place.exists(CANCEL) or signalled:
+                if not self.place.exists(CANCEL):
                     continue
-                if signal.getsignal(signal.SIGTERM) in (signal.SIG_DFL, signal.SIG_IGN, None):
-                    stop_training()
-                elif not closed.is_set():
-                    signalled = True
-                    os.kill(os.getpid(), signal.SIGTERM)
+                if self._training:  # at every poll, since a training run that starts removes an earlier request
+                    self.stop_training()
+                elif main is not None and not self._interrupted and not closed.is_set():
+                    signal.pthread_kill(main, _SIGNAL)
             except LookalikeError as error:  # an unreachable store must not end the polling
                 log.warning("cannot look for %s: %s", CANCEL, error)
 
-    thread = threading.Thread(target=watch, name="cancel-notice", daemon=True)
+    def interrupt(self, _signal: int, _frame: FrameType | None) -> None:
+        """Handle the signal, in the main thread."""
+        if not self._training and not self._interrupted:
+            self._interrupted = True
+            raise KeyboardInterrupt  # the one exception that ray.get lets through from a signal handler
+
+
+@contextmanager
+def stops_when_cancelled(place: Store, stop_training: Callable[[], None]) -> Iterator[Watch]:
+    """Poll the order while the block runs; when it comes, stop the block, which then raises CancelledError.
+
+    In :meth:`Watch.training` ``stop_training`` is called at each poll, which asks the training run to stop with a
+    checkpoint. Anything else is interrupted at once in the main thread; in another thread, in which Python handles no
+    signals, the block has to call :func:`check_not_cancelled` itself.
+    """
+    closed, watch = threading.Event(), Watch(place, stop_training)
+    is_main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(_SIGNAL, watch.interrupt) if is_main else None
+    main = threading.main_thread().ident if is_main else None
+    thread = threading.Thread(target=watch.poll, args=(closed, main), name="cancel-notice", daemon=True)
     thread.start()
     try:
-        yield
-    except (StoppedError, SystemExit):
+        yield watch
+    except (StoppedError, KeyboardInterrupt):
         check_not_cancelled(place)
         raise
     finally:
         closed.set()
+        thread.join(_POLL_S)  # else its signal could come after the handler is gone
+        if is_main:
+            signal.signal(_SIGNAL, before)
