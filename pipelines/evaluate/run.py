@@ -24,6 +24,7 @@ from lookalike.evaluation.scores import EXAMPLES, GRID, SCORES, Scores, Source
 from lookalike.evaluation.suites import Case, Contents, Suite, distinct
 from lookalike.storage import Store, open_store
 from lookalike.storage.claim import run_once
+from lookalike.storage.erasing import Watch
 from pipelines.actors import run_units
 from pipelines.entry import ray_session
 from pipelines.evaluate.config import EvaluateConfig
@@ -147,9 +148,10 @@ def _measure(work: EvaluationWork, store: Store) -> pa.Table:
     sets = [number for number in missing if work.units[number].kind == "set"]  # which read the images of the others
     first = [number for number in missing if work.units[number].kind != "set"]
     with ray_session() if missing and work.config.actors.count else nullcontext():
+        watch = Watch(store)
         for part in (first, sets):
             for _ in run_units(Evaluator, work, part, work.config.actors) if part else ():
-                pass
+                watch.check()
     done |= read_rows(store, work.run, _identities(work, missing))
     if len(done) < len(numbers):
         raise InputError(

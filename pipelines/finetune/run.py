@@ -17,6 +17,7 @@ from lookalike.registry.names import CUSTOMERS, customer_prefix
 from lookalike.storage import Store, open_store
 from lookalike.storage.claim import AGAIN, read_claim, read_result, run_once, write_result
 from lookalike.storage.isolation import check_isolation
+from lookalike.storage.lease import hold
 from lookalike.tracking import tracking_uri
 from pipelines.entry import ray_session
 from pipelines.evaluate import evaluate
@@ -29,7 +30,7 @@ from pipelines.train.run import train
 
 log = logging.getLogger(__name__)
 
-RESULT = "result.json"
+RESULT, LEASE = "result.json", "lease"
 _RESULT = {
     **{"customer": str, "subject": str, "model": str, "version": int, "promoted": bool},
     **{"bundle_uri": str, "bundle_sha256": str, "scores": str},
@@ -68,7 +69,7 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
     place = home if _made_before(config, home) else home.child(f"photos-{photos.sha256[:12]}")
 
     def work(run: str) -> dict[str, Any]:
-        with ray_session():
+        with hold(place.child(LEASE)), ray_session():  # an erasure waits until the lease ends
             result = _run(config, name, home, place, photos, bundle_uri)
         return record({**result, "base": {"uri": bundle_uri, "sha256": base.bundle_sha256}}, run)
 

@@ -20,6 +20,7 @@ from lookalike.errors import ConfigError, InputError
 from lookalike.models.components import token_shape
 from lookalike.storage import Store, locate_object, open_store, read_at_most
 from lookalike.storage.claim import AGAIN, read_result, run_once, write_result
+from lookalike.storage.erasing import Watch
 from pipelines.actors import run_units
 from pipelines.generate.config import GenerateConfig
 
@@ -76,8 +77,9 @@ def generate(config: GenerateConfig) -> dict[str, Any]:
         units = tuple(tuple(missing[first : first + config.batch_size]) for first in firsts)
         if units:
             plan = GenerationWork(config, bundle, name, tuple(data for _, data in references), units)
+            watch = Watch(store)
             for _ in run_units(Generator, plan, len(units), config.actors):
-                pass
+                watch.check()
         store.write(SHEET, _contact_sheet(store, pixels, requests, config.num_images))
         result = {
             "model": {

@@ -6,18 +6,16 @@ its identity. So no bundle of one customer becomes the champion of another, and 
 customers load.
 """
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
 from lookalike.errors import ConfigError, InputError
 from lookalike.storage import Store, open_store
+from lookalike.storage.erasing import CUSTOMERS, IDENTIFIER, prefixes_of
 from lookalike.storage.local import LocalStore
 
 CHAMPION = "champion"
-CUSTOMERS = "customers"
 SEPARATOR = "--"
-_IDENTIFIER = re.compile(r"[a-z0-9](?:[a-z0-9_]|-(?=[a-z0-9_])){0,62}")
 
 
 def validate_identifier(value: str, what: str = "id") -> str:
@@ -26,7 +24,7 @@ def validate_identifier(value: str, what: str = "id") -> str:
     Lower-case letters, digits, ``_`` and single ``-`` inside, 63 characters at most. So it is one segment of a path,
     never ``..``; two ids never differ by their case alone; and ``CUSTOMER--SUBJECT`` splits in one way only.
     """
-    if not isinstance(value, str) or not _IDENTIFIER.fullmatch(value):
+    if not isinstance(value, str) or not IDENTIFIER.fullmatch(value):
         raise ConfigError(
             f"not a valid {what}",
             value=value,
@@ -49,11 +47,8 @@ def validate_model_name(name: str) -> str:
 
 def customer_prefix(uri: str) -> str | None:
     """The first prefix in ``uri`` that is a customer's, ``…/customers/CUSTOMER``; None if it lies below none."""
-    segments = open_store(uri).uri.split("/")
-    for place in range(3, len(segments) - 1):  # behind the scheme and the bucket
-        if segments[place] == CUSTOMERS and _IDENTIFIER.fullmatch(segments[place + 1]):
-            return "/".join(segments[: place + 2])
-    return None
+    places = prefixes_of(open_store(uri))
+    return places[0].uri if places else None
 
 
 def check_ownership(model: str, bundle_uri: str, manifest: Mapping[str, Any], log_uri: str) -> None:
