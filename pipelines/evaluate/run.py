@@ -22,6 +22,7 @@ from lookalike.evaluation.calibration import judge_of
 from lookalike.evaluation.measurements import MEASUREMENTS, SCHEMA, UNREADABLE, estimates, measured, to_parquet
 from lookalike.evaluation.scores import EXAMPLES, GRID, SCORES, Scores, Source
 from lookalike.evaluation.suites import Case, Contents, Suite, distinct
+from lookalike.registry.names import check_one_customer, owner_of
 from lookalike.storage import Store, open_store
 from lookalike.storage.claim import run_once
 from lookalike.storage.erasing import Watch
@@ -51,6 +52,8 @@ def evaluate(config: EvaluateConfig) -> Scores:
     bundles = [locate_bundle(config.bundle, base_hint=config.base)]
     if config.base is not None:
         bundles.append(locate_bundle(config.base))
+    mine = {"the bundle": owner_of(config.bundle), "--bundle": config.bundle, "--base": config.base}
+    check_one_customer({**mine, "--suite": config.suite, "--distractors": config.distractors, "--out": config.out})
     found = find_suite(config)
     store = open_store(config.out)
     content: dict[str, Any] = {

@@ -13,7 +13,7 @@ from lookalike.bundles.manifest import MANIFEST
 from lookalike.errors import ConfigError, InputError, LookalikeError, RefusedError
 from lookalike.evaluation.gate import gate_identity
 from lookalike.registry import Registry, champion_version, identify, personal_model_name, resolve, standing
-from lookalike.registry.names import CUSTOMERS, customer_prefix
+from lookalike.registry.names import CUSTOMERS, check_one_customer, customer_prefix, owner_of
 from lookalike.storage import Store, open_store
 from lookalike.storage.claim import AGAIN, read_claim, read_result, run_once, write_result
 from lookalike.storage.isolation import check_isolation
@@ -58,9 +58,12 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
             value=config.store,
             fix=f"name a store whose location holds no folder {CUSTOMERS!r}",
         )
+    mine = {"the finetune": name, "--photos": config.photos, "--model": config.model, "--base": config.base}
+    check_one_customer({**mine, "--distractors": config.distractors})
     if config.isolated:
         check_isolation(open_store(config.store), home.parent)
     base = resolve(config.model, config.tracking, config.base)
+    check_one_customer({"the finetune": name, "the bundle of --model": owner_of(base.bundle_uri)})
     photos = photo_set(open_store(config.photos), config.photos)
     bundle_uri = open_store(base.bundle_uri).uri
     check_settings(config, home, bundle_uri)
