@@ -9,6 +9,7 @@ from lookalike.storage import Store
 from lookalike.storage.erasing import FOLDER
 from lookalike.storage.lease import live_holder
 from lookalike.storage.purge import pages
+from lookalike.training.stopping import STOP
 
 log = logging.getLogger(__name__)
 
@@ -17,8 +18,9 @@ _EVERY_S = 1.0
 
 
 def wait_until_stopped(home: Store, wait_s: float) -> None:
-    """Wait until no process holds a lease below ``home``, whose marker makes each holder end at its next commit.
+    """Ask training runs below ``home`` to stop, and wait until no process holds a lease there.
 
+    The erasure's marker makes each holder end at its next commit; a training run looks for ``STOP`` every second.
     Raises BusyError if one still does after ``wait_s`` seconds.
     """
     places = {match[1] for page in pages(home) for info in page if (match := _LEASE.fullmatch(info.key))}
@@ -32,6 +34,8 @@ def wait_until_stopped(home: Store, wait_s: float) -> None:
         if (now := "; ".join(f"{place}: {holder}" for place, holder in holders.items())) != shown:
             log.info("waiting for %d jobs to stop: %s", len(holders), now)
             shown = now
+            for place in holders:
+                home.write(f"{place.removesuffix('lease')}{STOP}", b"erased\n")
         if time.monotonic() >= end:
             raise BusyError(
                 f"{len(holders)} jobs still work for this customer after {wait_s:.0f} s: {shown}",
