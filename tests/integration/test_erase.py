@@ -123,9 +123,7 @@ def _holding(needles: list[str], *folders: Path) -> list[tuple[str, str]]:
 def test_nothing_is_left_of_a_customer_that_is_erased_while_a_finetune_runs(
     base: Path, tmp_path: Path, mlflow_database: str, key: str
 ) -> None:
-    results = {
-        name: _finetune(base, tmp_path, mlflow_database, name, thing) for thing, name in enumerate(["acme", "zeta"])
-    }
+    acme, zeta = (_finetune(base, tmp_path, mlflow_database, name, i) for i, name in enumerate(("acme", "zeta")))
     assert acme["promoted"]
     assert zeta["promoted"]
     store = tmp_path / "store"
