@@ -39,6 +39,7 @@ def test_nothing_of_the_customer_is_left_and_everything_of_others(
     mlflow_database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_ENABLE_ASYNC_TRACE_LOGGING", "false")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_database)  # traces go to the one of the process
     runs = [_fill(mlflow_database, "acme", "mug"), _fill(mlflow_database, "acme", "cup")]
     other = _fill(mlflow_database, "acme2", "mug")
     client = connect(mlflow_database)

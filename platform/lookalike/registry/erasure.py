@@ -215,7 +215,6 @@ class TrackedErasure:
         """
         from mlflow.cli import _gc_tracking_resources as collect
 
-        places = [self._artifacts(experiment) for experiment in tracked.experiments]
         store = self._client._tracking_client.store
         none: dict[str, Any] = {"older_than": None, "time_delta": 0, "ignore_not_found": True}
         with contextlib.redirect_stdout(None):  # it prints a line with the id of each run
@@ -225,21 +224,16 @@ class TrackedErasure:
                 log.info("%d of %d runs removed from MLflow", first + len(some), len(tracked.runs))
             if tracked.logged_models:
                 collect(store, [], None, tracked.logged_models, skip_experiments=True, skip_logged_models=False, **none)
-            if tracked.experiments:
-                ids = tracked.experiments
+            ids = [each for each in tracked.experiments if self._stage(self._client.get_experiment, each)]
+            for place in filter(None, map(self._artifacts, ids)):
+                purge(open_store(place))
+            if ids:
                 collect(store, [], ids, [], skip_experiments=False, skip_logged_models=True, **none)
-        for place in filter(None, places):
-            purge(open_store(place))
         erasure_sql.compact(self.uri)
 
     def _artifacts(self, experiment: str) -> str | None:
         """The place of an experiment's artifacts, if it is the experiment's alone."""
-        try:
-            found = self._client.get_experiment(experiment)
-        except Exception as error:
-            if not is_missing(error):
-                raise
-            return None
+        found = self._client.get_experiment(experiment)
         place = str(found.artifact_location or "").rstrip("/")
         alone = place.rpartition("/")[2] in (found.name, quote(found.name, safe=""), experiment)
         return place if alone and place.startswith(("file:", "s3:", "/")) else None
