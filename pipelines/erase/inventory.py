@@ -21,7 +21,7 @@ from pipelines.curate.raw import is_shard
 from pipelines.curate.takedown import contents_of, digests, first_of_each
 from pipelines.erase.outside import Outside
 from pipelines.erase.scope import Scope
-from pipelines.erase.state import PHOTOS, Inventory
+from pipelines.erase.state import Inventory
 
 log = logging.getLogger(__name__)
 
@@ -48,14 +48,15 @@ def kind_of(entry_kind: str, key: str) -> str:
     return next((kind for kind, pattern in _KIND if pattern.match(key)), "records")
 
 
-def take(scope: Scope, tracker: TrackedErasure | None, outside: Outside, keep: bool) -> Inventory:
-    """List everything. With ``keep``, write the photos' hashes below the prefix, for the search of shared data.
+def take(scope: Scope, tracker: TrackedErasure | None, outside: Outside, photos_key: str = "") -> Inventory:
+    """List everything.
 
     Args:
         scope: what is erased.
         tracker: MLflow's entries; None if nothing is tracked.
         outside: the search of other places.
-        keep: whether the prefix may be written.
+        photos_key: where to write the photos' hashes below the prefix, so that tasks on other machines can search
+            shared data for them; empty for a plan, which writes nothing and searches in this process.
     """
     kinds: dict[str, list[int]] = {}
     listing, tables, recorded = 0, [], set[str]()
@@ -75,15 +76,16 @@ def take(scope: Scope, tracker: TrackedErasure | None, outside: Outside, keep: b
                 recorded |= set(_recorded(scope.home, entry.key))
     contents, unreadable = _photos(scope.home, tables)
     lines = "".join(f"sha256:{row.tobytes().hex()}\n" for row in contents.astype(">u8")).encode()
-    if keep:
-        scope.home.write(PHOTOS, lines)
+    if photos_key:
+        scope.home.write(photos_key, lines)
     tracked = tracker.find(recorded) if tracker else Tracked()
-    found = outside.search(lines, scope.home.uri_of(PHOTOS) if keep else None)
+    found = outside.search(lines, scope.home.uri_of(photos_key) if photos_key else None)
     return Inventory(
         kinds=dict(sorted(kinds.items())),
         listing_sha256=f"{listing % (1 << 256):064x}",
         photos=len(contents),
         photos_sha256=hashlib.sha256(lines).hexdigest(),
+        photos_key=photos_key,
         unreadable=unreadable,
         tracked=tracked,
         outputs=found.outputs,

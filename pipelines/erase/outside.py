@@ -40,6 +40,7 @@ _RESULTS = {
 _OF_CUSTOMERS = re.compile(r"(?:^|.*/)customers/[a-z0-9][a-z0-9_\-]*/", re.DOTALL)
 _PUBLISHED = re.compile(r"(?:(.*)/)?published/v\d{4}\.json", re.DOTALL)
 _LARGEST = 16 << 20  # bytes of a claim
+_ALL = -1  # ``entry`` of the row of :func:`find_holders` that counts all images
 
 
 @dataclass
@@ -78,7 +79,7 @@ class Outside:
 
         Args:
             photos: content hashes as lines of a take-down list.
-            photos_uri: where these lines lie for tasks on other machines; None keeps them on this one.
+            photos_uri: where these lines lie for tasks on other machines; None searches in this process.
         """
         claims, datasets = self._list()
         found = Found()
@@ -165,17 +166,21 @@ class Outside:
     def _holders(self, dataset: Store, photos: bytes, photos_uri: str | None) -> Iterator[Holder]:
         """The versions of a data set that hold some of the photos."""
         with scratch("photos") as folder:
-            if photos_uri is None:
-                (folder / "photos.txt").write_bytes(photos)
-                photos_uri = open_store(str(folder)).uri_of("photos.txt")
+            (folder / "photos.txt").write_bytes(photos)
+            uri = photos_uri or open_store(str(folder)).uri_of("photos.txt")
             for version in list_versions(dataset):
                 snapshot = Snapshot.of(dataset, version)
                 units = tuple((snapshot, *pieces) for pieces in snapshot.table("images").units())
                 if not units:
                     continue
-                tables = run_tasks(find_holders, HoldersWork(photos_uri, units), len(units), noun="parts searched")
-                _, images = summed(tables, len(read_list(photos_uri)))
-                if count := sum(images.values()):
+                work = HoldersWork(uri, units)
+                if photos_uri is None:
+                    found = (find_holders(work, unit) for unit in range(len(units)))
+                    count = sum(int(columns["images"][columns["entry"] == _ALL].sum()) for columns in found)
+                else:
+                    tables = run_tasks(find_holders, work, len(units), noun="parts of shared data sets searched")
+                    count = sum(summed(tables, len(read_list(uri)))[1].values())
+                if count:
                     yield Holder(dataset.uri, version, count, fingerprint(read_manifest(dataset, version)))
 
     def _learned(self, claim: _Claim) -> Learned:

@@ -43,7 +43,7 @@ class Outcome:
 def plan(config: PlanConfig) -> Inventory:
     """List what :func:`erase` would remove, without changing anything."""
     scope = Scope(open_store(config.store).uri, config.customer, config.subject)
-    return state.read_inventory(scope.home) or take(scope, _tracker(config), _outside(scope, config), keep=False)
+    return state.read_inventory(scope.home) or take(scope, _tracker(config), _outside(scope, config))
 
 
 def erase(config: EraseConfig) -> Outcome:
@@ -61,21 +61,28 @@ def erase(config: EraseConfig) -> Outcome:
         fix = "set it to the output of `openssl genpkey -algorithm ed25519`, which you keep"
         raise ConfigError(f"{SIGNING_KEY} is not set, so the receipt cannot be signed", fix=fix)
     tracker, outside = _tracker(config), _outside(scope, config)
-    if not scope.home.exists(MARKER):
-        there = take(scope, tracker, outside, keep=False)
-        shared.check(there, config.take_down)  # before anything is stopped
-        if there.is_empty:
-            return Outcome(None, None)
+    if not scope.home.exists(MARKER) and not _is_there(scope, tracker, outside):
+        return Outcome(None, None)
     receipts = open_store(config.receipts) if config.receipts else scope.root.child(_RECEIPTS)
     if receipts.prefix_in(scope.home) is not None:
         raise ConfigError("the receipts lie in what is erased", value=receipts.uri, fix="name another place")
+    try:
+        return _erase(config, scope, key, receipts)
+    except ConfigError:
+        if scope.home.exists(MARKER) and state.read_inventory(scope.home) is None:
+            _forget(scope.home)  # nothing was removed, and what the user has to correct may take long
+        raise
+
+
+def _erase(config: EraseConfig, scope: Scope, key: Ed25519PrivateKey, receipts: Store) -> Outcome:
+    tracker, outside = _tracker(config), _outside(scope, config)
     marker = state.begin(scope)
     inventory = state.read_inventory(scope.home)
     if not receipts.exists(receipt.key_of(marker.erasure)):
         with hold(scope.home.child(state.LEASE)) as lease:
             stop.wait_until_stopped(scope.home, config.wait_s)
             if inventory is None:
-                inventory = take(scope, tracker, outside, keep=True)
+                inventory = take(scope, tracker, outside, state.photos_key(marker))
                 shared.check(inventory, config.take_down)
                 lease.check()
                 state.write_inventory(scope.home, inventory)
@@ -129,7 +136,7 @@ class _Erasure:
         again = self.outside.search(b"", None)
         left += [output.uri for output in again.outputs]
         if self.tracker is not None:
-            hashes = shared.some_photos(home)
+            hashes = shared.some_photos(self.inventory, home)
             texts, pattern = self.scope.texts + hashes, shared.joined(self.scope.pattern, hashes)
             left += self.tracker.left(self.inventory.tracked, texts, pattern)
         if left:
@@ -150,6 +157,15 @@ class _Erasure:
         steps = self.tracker.steps(self.inventory.tracked) if self.tracker else []
         again = "then run the same command again, which checks and signs the receipt"
         return "; ".join([*steps, again]) if steps else f"remove them, {again}"
+
+
+def _is_there(scope: Scope, tracker: TrackedErasure | None, outside: Outside) -> bool:
+    """Whether there is anything to erase."""
+    if any(entry.kind != "folder" for page in entries(scope.home) for entry in page):
+        return True
+    if tracker is not None and not tracker.find().is_empty:
+        return True
+    return bool(outside.search(b"", None).outputs)
 
 
 def _tracker(config: PlanConfig) -> TrackedErasure | None:

@@ -52,6 +52,11 @@ class Scope:
         return re.compile("|".join((self._name, self._place)))
 
     @cached_property
+    def named(self) -> re.Pattern[str]:
+        """Matches :attr:`pattern` with the rest of the name or place, to be replaced in a text."""
+        return re.compile(rf'(?:{self.pattern.pattern})[^\s"\\]*')
+
+    @cached_property
     def texts(self) -> list[str]:
         """Fixed texts, one of which is in each text that :attr:`pattern` matches."""
         subject = self.subject or ""

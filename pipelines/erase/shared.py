@@ -7,7 +7,7 @@ import numpy as np
 from lookalike.errors import ConfigError
 from lookalike.storage import Store, locate_object
 from pipelines.curate.takedown import TakeDownList
-from pipelines.erase.state import PHOTOS, Inventory
+from pipelines.erase.state import Inventory
 
 _MOST_TEXTS = 500  # hashes that a database is searched for
 _NOTE = b"# added by an erasure\n"
@@ -30,7 +30,7 @@ def take_down(inventory: Inventory, home: Store, uri: str | None) -> None:
         return
     store, key = locate_object(uri)
     before = store.read(key) if store.exists(key) else b""
-    lacking = _lacking(before, home, uri)
+    lacking = _lacking(before, inventory, home, uri)
     if lacking:
         end = b"" if not before or before.endswith((b"\n", b"\r")) else b"\n"
         store.write(key, before + end + _NOTE + "".join(f"sha256:{name}\n" for name in lacking).encode())
@@ -41,7 +41,7 @@ def missing(inventory: Inventory, home: Store, uri: str | None) -> list[str]:
     if not inventory.holders or uri is None:
         return []
     store, key = locate_object(uri)
-    lacking = _lacking(store.read(key) if store.exists(key) else b"", home, uri)
+    lacking = _lacking(store.read(key) if store.exists(key) else b"", inventory, home, uri)
     return [f"{len(lacking)} photos are not on the take-down list {uri}"] if lacking else []
 
 
@@ -50,9 +50,10 @@ def count(inventory: Inventory, uri: str | None) -> int:
     return inventory.photos if inventory.holders and uri is not None else 0
 
 
-def some_photos(home: Store) -> list[str]:
+def some_photos(inventory: Inventory, home: Store) -> list[str]:
     """The content hashes to search a database for; the first ones of very many."""
-    return _hashes(home)[:_MOST_TEXTS]
+    text = home.read(inventory.photos_key).decode()
+    return [line.removeprefix("sha256:") for line in text.split()[:_MOST_TEXTS]]
 
 
 def joined(pattern: re.Pattern[str], texts: list[str]) -> re.Pattern[str]:
@@ -60,14 +61,7 @@ def joined(pattern: re.Pattern[str], texts: list[str]) -> re.Pattern[str]:
     return re.compile("|".join([pattern.pattern, *map(re.escape, texts)]))
 
 
-def _lacking(data: bytes, home: Store, uri: str) -> list[str]:
-    names = _hashes(home)
-    if not names:
-        return []
-    ours = TakeDownList.decode(home.read(PHOTOS), home.uri_of(PHOTOS))
+def _lacking(data: bytes, inventory: Inventory, home: Store, uri: str) -> list[str]:
+    ours = TakeDownList.decode(home.read(inventory.photos_key), home.uri_of(inventory.photos_key))
     listed = TakeDownList.decode(data, uri)
     return [ours.contents[n].astype(">u8").tobytes().hex() for n in np.flatnonzero(listed.find(ours.contents) < 0)]
-
-
-def _hashes(home: Store) -> list[str]:
-    return [line.removeprefix("sha256:") for line in home.read(PHOTOS).decode().split()]

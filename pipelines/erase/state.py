@@ -12,8 +12,6 @@ from lookalike.storage.erasing import FOLDER, MARKER
 from pipelines.erase.scope import Scope
 
 LEASE = f"{FOLDER}/lease"
-PHOTOS = f"{FOLDER}/photos.txt"
-"""Content hashes of the photos, as lines of a take-down list."""
 _INVENTORY = f"{FOLDER}/inventory.json"
 
 
@@ -74,6 +72,8 @@ class Inventory:
     """Photos by content."""
     photos_sha256: str
     """SHA-256 of their sorted content hashes."""
+    photos_key: str
+    """Key of their content hashes below the prefix, as lines of a take-down list; empty in a plan."""
     unreadable: int
     """Tables and raw shards whose photos could not be listed, since they are damaged. They are removed all the same."""
     tracked: Tracked
@@ -103,6 +103,11 @@ def begin(scope: Scope) -> Marker:
     except ConflictError:
         return parse_record(Marker, scope.home.read(MARKER), scope.home.uri_of(MARKER))
     return made
+
+
+def photos_key(marker: Marker) -> str:
+    """Where the photos' hashes lie; another erasure has another key, since lists are cached by their place."""
+    return f"{FOLDER}/photos-{marker.erasure}.txt"
 
 
 def read_inventory(home: Store) -> Inventory | None:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from lookalike import signing
-from lookalike.errors import BusyError, ConfigError, InputError, LookalikeError
+from lookalike.errors import BusyError, ConfigError, InputError
 from lookalike.storage import open_store
 from lookalike.storage.claim import claim, write_result
 from lookalike.storage.lease import hold
@@ -183,6 +183,19 @@ def test_working_job_delays_the_erasure_and_is_stopped(store: Path, key: str) ->
     assert not (store / "customers" / "acme").exists()
 
 
+def test_two_erasures_at_once_are_refused(store: Path, key: str) -> None:
+    home = open_store(str(store)).child("customers/acme")
+    home.write(
+        ".erasing/erasing.json", json.dumps({"erasure": "0" * 32, "began": "2026-01-01T00:00:00+00:00"}).encode()
+    )
+    with hold(home.child(".erasing/lease")), pytest.raises(BusyError, match="has been working here"):
+        erase(_config(store))
+    with pytest.raises(BusyError, match="whole customer is being erased"):
+        erase(_config(store, subject="mug"))
+    erase(_config(store))
+    assert (store / "receipts" / f"{'0' * 32}.json").exists()
+
+
 STEPS = [
     ("state", "begin"), ("stop", "wait_until_stopped"), ("state", "write_inventory"), ("", "purge"),
     ("caches", "clean_nodes"), ("receipt", "render"), ("receipt", "write"), ("", "_forget"),
@@ -260,10 +273,14 @@ def test_training_run_that_learned_from_the_customer_is_named_and_stays(store: P
     outcome = erase(_config(store, search=[str(store / "runs"), str(store / "generations")], subject="mug2"))
     assert outcome.inventory is not None
     assert not outcome.inventory.learned
-    with pytest.raises(LookalikeError, match="receipt would name the customer"):
-        erase(_config(store))
+    outcome = erase(_config(store))
     assert not (store / "runs" / "mine").exists()
     assert (store / "runs" / "shared" / "run.json").exists()
+    assert outcome.receipt is not None
+    (learned,) = verify_receipt(VerifyConfig(receipt=outcome.receipt))["models_that_learned"]
+    assert learned["run"] == place.uri
+    assert "[erased] --filters" in learned["train_anew"]
+    assert b"acme" not in (store / "receipts" / outcome.receipt.rpartition("/")[2]).read_bytes()
 
 
 def test_sweep_erases_what_has_expired(store: Path, key: str) -> None:
