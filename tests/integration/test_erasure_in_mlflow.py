@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from lookalike.errors import InputError
+from lookalike.registry import erasure_sql
 from lookalike.registry.erasure import TrackedErasure
 from lookalike.tracking import open_tracker
 from lookalike.tracking.connection import connect
@@ -110,3 +111,45 @@ def test_server_keeps_deleted_runs_until_its_operator_collects_them(mlflow_serve
     (step,) = erasure.steps(found)
     assert f"--run-ids {run}" in step
     assert connect(mlflow_server).get_run(run).info.lifecycle_stage == "deleted"
+
+
+class Killed(BaseException):
+    """Ends the erasure as a kill does."""
+
+
+@pytest.mark.parametrize(
+    ("owner", "step"),
+    [
+        ("client", "delete_registered_model"),
+        ("client", "delete_run"),
+        ("client", "delete_experiment"),
+        ("store", "_hard_delete_run"),
+        ("store", "_hard_delete_experiment"),
+        ("module", "compact"),
+    ],
+)
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_killed_at_each_step_a_second_call_completes(
+    mlflow_database: str, owner: str, step: str, when: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for subject in ("mug", "cup"):
+        _fill(mlflow_database, "acme", subject)
+    erasure = TrackedErasure(mlflow_database, "acme")
+    found = erasure.find()
+    target = {"client": erasure._client, "store": erasure._client._tracking_client.store, "module": erasure_sql}[owner]
+    do = getattr(target, step)
+
+    def killed(*arguments: Any, **named: Any) -> None:
+        if when == "after":
+            do(*arguments, **named)
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(target, step, killed)
+        with pytest.raises(Killed):
+            erasure.erase(found)
+    again = TrackedErasure(mlflow_database, "acme")
+    again.erase(found)
+    assert again.left(found, ["acme--", "customers/acme"], ACME) == []
+    stored = _bytes_below(Path(mlflow_database.removeprefix("sqlite:///")).parent)
+    assert b"acme" not in stored

@@ -1,14 +1,18 @@
 """A purge on a real S3 server: pages of keys, old versions, delete markers, unfinished uploads."""
 
+import base64
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from lookalike.signing import SIGNING_KEY
 from lookalike.storage import open_store
+from lookalike.storage.claim import claim
 from lookalike.storage.purge import entries, pages, purge
 from lookalike.storage.s3 import S3Store
+from pipelines.erase import EraseConfig, VerifyConfig, erase, verify_receipt
 
 
 @pytest.fixture
@@ -76,3 +80,24 @@ def test_kept_keys_stay(home: S3Store) -> None:
         home.write(key, b"x")
     assert purge(home, keep=".erasing/erasing.json") == 2
     assert [info.key for info in home.list()] == [".erasing/erasing.json"]
+
+
+def test_customer_on_s3_is_erased_and_its_neighbour_stays(s3_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(SIGNING_KEY, base64.b64encode(bytes(range(32))).decode())
+    store = open_store(s3_uri)
+    home = "customers/acme/mug/photos-1"
+    for key in (f"{home}/run/bundle/a.safetensors", f"{home}/scores/images/a.png"):
+        store.write(key, b"mine")
+        store.write(key.replace("acme", "acme2"), b"theirs")
+    place = store.child("generations/one")
+    claim(place, {"model": "models:/acme--mug/1"})
+    place.write("images/one.png", b"an image")
+    outcome = erase(EraseConfig(customer="acme", store=s3_uri, tracking="none:", wait_s=0))
+    assert outcome.receipt is not None
+    receipt = verify_receipt(VerifyConfig(receipt=outcome.receipt, customer="acme"))
+    assert receipt["objects"]["generated images"]["count"] == 1
+    left = [info.key for info in store.list()]
+    assert [key for key in left if not key.startswith("receipts/")] == sorted(
+        key for key in left if key.startswith("customers/acme2/")
+    )
+    assert len(left) == 4
