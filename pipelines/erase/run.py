@@ -14,7 +14,7 @@ from lookalike.signing import SIGNING_KEY, signing_key
 from lookalike.storage import Store, locate_object, open_store
 from lookalike.storage.erasing import FOLDER, MARKER
 from lookalike.storage.lease import hold
-from lookalike.storage.purge import entries, purge
+from lookalike.storage.purge import entries, purge, remove_if_empty
 from lookalike.tracking import tracking_uri
 from pipelines.erase import caches, receipt, shared, state, stop
 from pipelines.erase.config import EraseConfig, PlanConfig
@@ -62,6 +62,7 @@ def erase(config: EraseConfig) -> Outcome:
         raise ConfigError(f"{SIGNING_KEY} is not set, so the receipt cannot be signed", fix=fix)
     tracker, outside = _tracker(config), _outside(scope, config)
     if not scope.home.exists(MARKER) and not _is_there(scope, tracker, outside):
+        _remove_folders(scope)
         return Outcome(None, None)
     receipts = open_store(config.receipts) if config.receipts else scope.root.child(_RECEIPTS)
     if receipts.prefix_in(scope.home) is not None:
@@ -70,7 +71,7 @@ def erase(config: EraseConfig) -> Outcome:
         return _erase(config, scope, key, receipts)
     except ConfigError:
         if scope.home.exists(MARKER) and state.read_inventory(scope.home) is None:
-            _forget(scope.home)  # nothing was removed, and what the user has to correct may take long
+            _forget(scope)  # nothing was removed, and what the user has to correct may take long
         raise
 
 
@@ -92,7 +93,7 @@ def _erase(config: EraseConfig, scope: Scope, key: Ed25519PrivateKey, receipts: 
             lease.check()
             document = receipt.render(scope, marker, inventory, checked, shared.count(inventory, config.take_down))
             _write(receipts, marker.erasure, document, key)
-    _forget(scope.home)
+    _forget(scope)
     return Outcome(inventory, receipts.uri_of(receipt.key_of(marker.erasure)))
 
 
@@ -109,7 +110,7 @@ class _Erasure:
         home = self.scope.home
         shared.take_down(self.inventory, home, self.config.take_down)
         with _step("objects below the prefix"):
-            purge(home, keep=f"{FOLDER}/", check=_progress("objects removed"))
+            purge(home, keep=f"{FOLDER}/", check=_progress("entries removed"))
         for output in self.inventory.outputs:
             with _step(f"{output.kind} elsewhere"):
                 purge(open_store(output.uri))
@@ -188,10 +189,17 @@ def _write(receipts: Store, erasure: str, document: bytes, key: Ed25519PrivateKe
     log.info("the receipt is %s", receipts.uri_of(receipt.key_of(erasure)))
 
 
-def _forget(home: Store) -> None:
+def _forget(scope: Scope) -> None:
     """Remove the erasure's own state; the marker last, so that a kill before it is completed by the same command."""
-    purge(home, keep=MARKER)
-    purge(home)
+    purge(scope.home, keep=MARKER)
+    purge(scope.home)
+    _remove_folders(scope)
+
+
+def _remove_folders(scope: Scope) -> None:
+    """Remove empty local folders, whose names are ids."""
+    for home in (scope.home, scope.customer_home):
+        remove_if_empty(home)
 
 
 def _is_state(key: str) -> bool:

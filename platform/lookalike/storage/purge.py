@@ -8,6 +8,7 @@ import errno
 import os
 import stat
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -75,6 +76,13 @@ def purge(store: Store, keep: str = "", check: Callable[[int], None] = lambda re
     if isinstance(store, LocalStore) and not keep and store.root.is_dir():
         _remove_folders(store.root)
     return removed
+
+
+def remove_if_empty(store: Store) -> None:
+    """Remove the folder of a local store if nothing is in it; other stores have no folders."""
+    if isinstance(store, LocalStore) and not store.root.is_symlink():
+        with suppress(OSError):  # it is missing, or something is in it
+            store.root.rmdir()
 
 
 def _local_pages(root: Path) -> Iterator[list[Entry]]:

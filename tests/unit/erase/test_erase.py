@@ -84,7 +84,9 @@ def test_customer_goes_and_others_stay(store: Path, key: str) -> None:
     assert outcome.inventory is not None
     assert outcome.inventory.kinds["raw shards"][0] == 2
     assert {output.kind for output in outcome.inventory.outputs} == {"generated images"}
+    (store / "customers" / "acme").mkdir()
     assert erase(_config(store)).receipt is None  # nothing is there
+    assert not (store / "customers" / "acme").exists()
 
 
 def test_subject_goes_and_the_one_whose_name_begins_alike_stays(store: Path, key: str) -> None:
