@@ -129,7 +129,8 @@ class _Erasure:
             if not late:
                 break
             log.warning("%d objects were written while the erasure ran, and are removed too", late)
-        left = [home.uri_of(entry.key) for page in entries(home) for entry in page if not _is_state(entry.key)]
+        found = (entry for page in entries(home) for entry in page if entry.kind != "folder")
+        left = [home.uri_of(entry.key) for entry in found if not _is_state(entry.key)]
         for output in self.inventory.outputs:
             left += [output.uri for page in entries(open_store(output.uri)) if page][:1]
         nodes, cached = caches.clean_nodes(home.uri)

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from lookalike import signing
-from lookalike.errors import BusyError, ConfigError, InputError
+from lookalike.errors import BusyError, ConfigError, InputError, LookalikeError
 from lookalike.storage import open_store
 from lookalike.storage.claim import claim, write_result
 from lookalike.storage.lease import hold
@@ -183,6 +183,30 @@ def test_working_job_delays_the_erasure_and_is_stopped(store: Path, key: str) ->
             claim(place, {})
     erase(_config(store))
     assert not (store / "customers" / "acme").exists()
+
+
+@pytest.mark.parametrize(("times", "finishes"), [(1, True), (100, False)])
+def test_what_a_job_writes_late_is_removed_or_named(
+    store: Path, key: str, times: int, finishes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home, writes = open_store(str(store)).child("customers/acme"), []
+    remove = erase_run.purge
+
+    def purge(place: Any, keep: str = "", check: Callable[[int], None] = lambda _: None) -> int:
+        removed = remove(place, keep, check)
+        if place == home and keep.endswith("/") and len(writes) < times:
+            home.write("mug/scores/images/late.png", b"late")
+            writes.append(1)
+        return removed
+
+    monkeypatch.setattr(erase_run, "purge", purge)
+    if finishes:
+        erase(_config(store))
+        assert not (store / "customers" / "acme").exists()
+    else:
+        with pytest.raises(LookalikeError, match=r"1 things are left: .*late\.png"):
+            erase(_config(store))
+        assert not list((store / "receipts").glob("*.json"))
 
 
 def test_two_erasures_at_once_are_refused(store: Path, key: str) -> None:
