@@ -182,7 +182,12 @@ def test_shared_data_and_the_models_that_learned_from_it(base: Path, tmp_path: P
     Path(listed).parent.mkdir()
     Path(listed).write_text("# kept by the operator\nsubject:thing02")
     curate(CurateConfig(raw=str(store / "shared-raw"), dataset=dataset, actors=HERE))
-    settings: dict[str, Any] = {"stages": STEPS, "batch_size": 4, "validation": ValidationConfig(samples=0)}
+    settings: dict[str, Any] = {
+        "stages": STEPS,
+        "batch_size": 4,
+        "micro_batch_size": 4,
+        "validation": ValidationConfig(samples=0),
+    }
     settings |= {"workers": WorkerConfig(num_workers=0), "keep_samples": True, "tracking": "none:"}
     run = TrainConfig(dataset=dataset, run=str(store / "runs" / "shared"), base=str(base), **settings)
     trained = train(run)
