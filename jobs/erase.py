@@ -58,7 +58,7 @@ def main_sweep(config: SweepConfig) -> int:
     """Erase what has expired, or list it."""
     swept = sweep(config)
     for row in swept:
-        print(f"{row.state:8} {row.customer}/{row.subject}: {row.why}")
+        print(f"{row.state:8} {row.customer}/{row.subject or '*'}: {row.why}")
     due = sum(row.state in ("due", "erased") for row in swept)
     print(f"{due} of {len(swept)} subjects with a request {'were erased' if config.delete else 'are due'}")
     return EXIT_ERROR if any(row.state == "failed" for row in swept) else 0

@@ -34,6 +34,8 @@ _RESULTS = {
     "decision.json": "decisions",
     "pairs.json": "preference pages",
     "preference.json": "preference results",
+    "export.json": "exported data sets",
+    "ingest.json": "raw shards",
     "images/": "generated images",  # of a job that was killed
 }
 """What a job's place holds, by which its kind is known. All of them are made anew by their command."""
@@ -109,10 +111,11 @@ class Outside:
         datasets: dict[str, Store] = {}
         listed = 0
         for root in map(open_store, self.places):
+            above = "/".join(root.uri.split("/")[3:])  # behind the scheme and the bucket
             for page in pages(root):
                 listed += len(page)
                 for info in page:
-                    if _OF_CUSTOMERS.match(f"{root.uri}/{info.key}"):
+                    if _OF_CUSTOMERS.match(f"{above}/{info.key}"):
                         continue
                     if match := _PUBLISHED.fullmatch(info.key):
                         dataset = root.child(match[1]) if match[1] else root

@@ -17,7 +17,8 @@ from pipelines.erase.run import erase
 log = logging.getLogger(__name__)
 
 _ID = IDENTIFIER.pattern
-_PLACE = re.compile(rf"({_ID})/({_ID})/((?:photos-[^/]+/)?request\.json|photos-[^/]+/run\.json|{re.escape(MARKER)})")
+_FILE = rf"(?:photos-[^/]+/)?request\.json|photos-[^/]+/run\.json|{re.escape(MARKER)}"
+_PLACE = re.compile(rf"({_ID})/(?:({_ID})/)?({_FILE})")
 _LARGEST = 1 << 20  # bytes of a request
 
 
@@ -26,7 +27,8 @@ class Row:
     """One subject."""
 
     customer: str
-    subject: str
+    subject: str | None
+    """None for a whole customer, whose erasure was begun and not finished."""
     state: str
     """``due``, ``kept``, ``erased`` or ``failed``."""
     why: str
@@ -62,7 +64,7 @@ def _swept(config: SweepConfig, row: Row) -> Row:
 
 def _rows(root: Store) -> Iterator[Row]:
     """One row for each subject with a request, or with an erasure that was begun."""
-    requests: dict[tuple[str, str], dict[str, str]] = {}
+    requests: dict[tuple[str, str | None], dict[str, str]] = {}
     for page in pages(root):
         for info in page:
             if match := _PLACE.fullmatch(info.key):
@@ -71,12 +73,12 @@ def _rows(root: Store) -> Iterator[Row]:
                 if found.get(place) != "request.json":  # a place of an earlier version has none
                     found[place] = name
     now = datetime.now(UTC)
-    for (customer, subject), places in sorted(requests.items()):
-        home = root.child(customer).child(subject)
+    for (customer, subject), places in sorted(requests.items(), key=lambda item: (item[0][0], item[0][1] or "")):
+        home = root.child(customer).child(subject) if subject else root.child(customer)
         if home.exists(MARKER):
             yield Row(customer, subject, "due", "its erasure was begun and not finished")
             continue
-        if "request.json" not in places.values():
+        if subject is None or "request.json" not in places.values():
             continue
         yield _row(customer, subject, home, places, now)
 

@@ -334,6 +334,12 @@ def test_sweep_erases_what_has_expired(store: Path, key: str) -> None:
     gone = {name for name in before if name.startswith(("customers/acme/mug/", "generations/of-mug/"))}
     assert _left(store) == set(before) - gone
     assert "acme/mug" not in {f"{row.customer}/{row.subject}" for row in sweep(settings)}
+    marker = {"erasure": "0" * 32, "began": past}
+    (store / "customers" / "acme2" / ".erasing").mkdir()
+    (store / "customers" / "acme2" / ".erasing" / "erasing.json").write_text(json.dumps(marker))
+    begun = next(row for row in sweep(dataclasses.replace(settings, delete=True)) if row.customer == "acme2")
+    assert (begun.subject, begun.state) == (None, "erased")
+    assert not (store / "customers" / "acme2").exists()
 
 
 def test_photos_of_raw_shards_are_counted_by_content(store: Path, key: str, tmp_path: Path) -> None:

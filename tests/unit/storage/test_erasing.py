@@ -38,6 +38,8 @@ def test_nothing_starts_below_the_marker(customers: Store, marked: str, start: C
     customers.write(f"{marked}/{MARKER}", b"{}")
     with pytest.raises(BusyError, match="being erased"):
         start(customers.child("acme/mug/photos-1/run"))
+    with pytest.raises(BusyError, match="being erased"):
+        start(customers.child("acme/mug/.erasing-too"))
     start(customers.child("acme2/mug"))
     start(customers.child("acme-mug"))
 
