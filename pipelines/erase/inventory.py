@@ -126,7 +126,7 @@ def _photos(home: Store, objects: Iterable[ObjectInfo]) -> tuple[np.ndarray, int
 
 def _unique(parts: list[np.ndarray]) -> np.ndarray:
     joined = np.concatenate(parts)
-    return joined[first_of_each(joined)]
+    return np.asarray(joined[first_of_each(joined)])
 
 
 def _of_shard(home: Store, info: ObjectInfo) -> Iterator[str]:

@@ -63,7 +63,7 @@ class _Claim:
 
     @property
     def is_training(self) -> bool:
-        return {"dataset", "stages", "batch_size"} <= self.record.get("config", {}).keys()
+        return {"dataset", "stages", "batch_size"} <= set(self.record.get("config", {}))
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ def key_of(erasure: str) -> str:
 
 def hashed(identifier: str, salt: str) -> str:
     """scrypt of an id, in hex; ``salt`` is hex too."""
-    return hashlib.scrypt(identifier.encode(), salt=bytes.fromhex(salt), **_COST).hex()  # type: ignore[call-overload,no-any-return]
+    return hashlib.scrypt(identifier.encode(), salt=bytes.fromhex(salt), **_COST).hex()
 
 
 def salted(identifier: str) -> dict[str, str]:

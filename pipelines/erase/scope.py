@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from lookalike.errors import ConfigError
-from lookalike.registry.names import CUSTOMERS, SEPARATOR, customer_prefix, validate_identifier
+from lookalike.registry.names import SEPARATOR, customer_prefix, validate_identifier
 from lookalike.storage import Store, open_store
+from lookalike.storage.erasing import CUSTOMERS
 
 _LETTER = r"[a-z0-9_\-]"  # of an id: `mug` is not a part of `mug2`, `a-mug` or `mug-2`
 

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from lookalike.errors import InputError, LookalikeError
-from lookalike.registry.names import CUSTOMERS
 from lookalike.storage import Store, open_store, read_members
-from lookalike.storage.erasing import IDENTIFIER, MARKER
+from lookalike.storage.erasing import CUSTOMERS, IDENTIFIER, MARKER
 from lookalike.storage.purge import pages
 from pipelines.erase.config import EraseConfig, SweepConfig
 from pipelines.erase.run import erase

@@ -43,7 +43,7 @@ def _is(recorded: Any, named: str) -> bool:
     if not isinstance(recorded, dict):
         return False
     try:
-        return hashed(named, recorded["salt"]) == recorded["scrypt"]
+        return hashed(named, recorded["salt"]) == str(recorded["scrypt"])
     except (KeyError, TypeError, ValueError):
         return False
 

@@ -13,9 +13,10 @@ from lookalike.bundles.manifest import MANIFEST
 from lookalike.errors import ConfigError, InputError, LookalikeError, RefusedError
 from lookalike.evaluation.gate import gate_identity
 from lookalike.registry import Registry, champion_version, identify, personal_model_name, resolve, standing
-from lookalike.registry.names import CUSTOMERS, check_one_customer, customer_prefix, owner_of
+from lookalike.registry.names import check_one_customer, customer_prefix, owner_of
 from lookalike.storage import Store, open_store
 from lookalike.storage.claim import AGAIN, read_claim, read_result, run_once, write_result
+from lookalike.storage.erasing import CUSTOMERS
 from lookalike.storage.isolation import check_isolation
 from lookalike.storage.lease import hold
 from lookalike.tracking import tracking_uri

@@ -10,7 +10,7 @@ import logging
 import os
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from typing import Any
 from urllib.parse import quote
 
@@ -50,12 +50,6 @@ class Tracked:
     def counts(self) -> dict[str, int]:
         """How many of each kind."""
         return {name: value if isinstance(value, int) else len(value) for name, value in asdict(self).items()}
-
-    def merged(self, other: "Tracked") -> "Tracked":
-        """Both together: what an earlier attempt found, and what is there now."""
-        both = [(item.name, getattr(self, item.name), getattr(other, item.name)) for item in fields(self)]
-        joined = {n: max(a, b) if isinstance(a, int) else sorted({*a, *b}) for n, a, b in both}
-        return Tracked(**joined)
 
 
 class TrackedErasure:

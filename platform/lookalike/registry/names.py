@@ -13,7 +13,8 @@ from typing import Any
 from lookalike.bundles.manifest import MANIFEST, parse_manifest
 from lookalike.errors import ConfigError, InputError
 from lookalike.storage import Store, open_store
-from lookalike.storage.erasing import CUSTOMERS, IDENTIFIER, prefixes_of
+from lookalike.storage.erasing import CUSTOMERS as CUSTOMERS
+from lookalike.storage.erasing import IDENTIFIER, prefixes_of
 from lookalike.storage.local import LocalStore
 
 CHAMPION = "champion"
