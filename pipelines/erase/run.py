@@ -93,6 +93,7 @@ def _erase(config: EraseConfig, scope: Scope, key: Ed25519PrivateKey, receipts: 
             lease.check()
             document = receipt.render(scope, marker, inventory, checked, shared.count(inventory, config.take_down))
             _write(receipts, marker.erasure, document, key)
+    purge(scope.home, keep=f"{FOLDER}/")  # what a process that slept until now has written
     _forget(scope)
     return Outcome(inventory, receipts.uri_of(receipt.key_of(marker.erasure)))
 
@@ -191,9 +192,10 @@ def _write(receipts: Store, erasure: str, document: bytes, key: Ed25519PrivateKe
 
 
 def _forget(scope: Scope) -> None:
-    """Remove the erasure's own state; the marker last, so that a kill before it is completed by the same command."""
-    purge(scope.home, keep=MARKER)
-    purge(scope.home)
+    """Remove the erasure's own state, and nothing else; the marker last, so that the same command completes a kill."""
+    own = scope.home.child(FOLDER)
+    purge(own, keep=MARKER.removeprefix(f"{FOLDER}/"))
+    purge(own)
     _remove_folders(scope)
 
 

@@ -185,6 +185,21 @@ def test_working_job_delays_the_erasure_and_is_stopped(store: Path, key: str) ->
     assert not (store / "customers" / "acme").exists()
 
 
+def test_setting_that_forbids_the_erasure_leaves_everything_as_it_was(
+    store: Path, key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forbid(inventory: Any, uri: str | None) -> None:
+        raise ConfigError("shared data sets hold photos", fix="name a list")
+
+    before = _bytes(store)
+    with monkeypatch.context() as patch:
+        patch.setattr(erase_run.shared, "check", forbid)
+        with pytest.raises(ConfigError, match="shared data sets"):
+            erase(_config(store))
+    assert _bytes(store) == before
+    claim(open_store(str(store)).child(PLACE), {})  # jobs may start again
+
+
 @pytest.mark.parametrize(("times", "finishes"), [(1, True), (100, False)])
 def test_what_a_job_writes_late_is_removed_or_named(
     store: Path, key: str, times: int, finishes: bool, monkeypatch: pytest.MonkeyPatch
