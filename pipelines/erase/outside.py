@@ -105,6 +105,13 @@ class Outside:
                     found.outputs.append(self._output(claim.place, kind))
         return found
 
+    def is_ours(self, output: Output) -> bool:
+        """Whether a place of the inventory is still the customer's: after a kill another job may have taken it."""
+        place = open_store(output.uri)
+        if not place.exists(RECORD):
+            return True
+        return self.scope.pattern.search(place.read(RECORD).decode(errors="replace")) is not None
+
     def _list(self) -> tuple[list[_Claim], list[Store]]:
         """Claims that matter, and shared data sets; of nested places each is listed once."""
         claims: dict[str, _Claim] = {}

@@ -112,15 +112,15 @@ class _Erasure:
         shared.take_down(self.inventory, home, self.config.take_down)
         with _step("objects below the prefix"):
             purge(home, keep=f"{FOLDER}/", check=_progress("entries removed"))
-        for output in self.inventory.outputs:
+        outputs = [output for output in self.inventory.outputs if self.outside.is_ours(output)]
+        for output in outputs:
             with _step(f"{output.kind} elsewhere"):
                 purge(open_store(output.uri))
         if self.tracker is not None:
             with _step("entries in MLflow"):
                 self.tracker.erase(self.inventory.tracked)
         with _step("caches"):
-            for uri in (home.uri, *(output.uri for output in self.inventory.outputs)):
-                caches.clean_nodes(uri)
+            caches.clean_nodes([home.uri, *(output.uri for output in outputs)])
 
     def check(self) -> dict[str, Any]:
         """Search for anything that is left; returns what was searched. Raises LookalikeError if something is."""
@@ -132,9 +132,9 @@ class _Erasure:
             log.warning("%d objects were written while the erasure ran, and are removed too", late)
         found = (entry for page in entries(home) for entry in page if entry.kind != "folder")
         left = [home.uri_of(entry.key) for entry in found if not _is_state(entry.key)]
-        for output in self.inventory.outputs:
-            left += [output.uri for page in entries(open_store(output.uri)) if page][:1]
-        nodes, cached = caches.clean_nodes(home.uri)
+        outputs = [output.uri for output in self.inventory.outputs if self.outside.is_ours(output)]
+        left += [uri for uri in outputs if any(entries(open_store(uri)))]
+        nodes, cached = caches.clean_nodes([home.uri, *outputs])
         left += cached + shared.missing(self.inventory, home, self.config.take_down)
         again = self.outside.search(b"", None)
         left += [output.uri for output in again.outputs]

@@ -260,6 +260,16 @@ def test_killed_at_each_step_the_same_command_finishes(
     assert sum(kind["count"] for kind in found["objects"].values()) == 6
 
 
+def test_place_that_another_job_took_after_a_kill_stays(store: Path, key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(erase_run.receipt, "write", _killing(erase_run.receipt.write, "before"))
+        assert _in_process(lambda: erase(_config(store))) == -signal.SIGKILL
+    _output(store / "generations" / "of-mug", {"model": "models:/zeta--mug@champion"})
+    erase(_config(store))
+    assert (store / "generations" / "of-mug" / "images" / "one.png").exists()
+    assert len(list((store / "receipts").glob("*.json"))) == 1
+
+
 @pytest.mark.parametrize("after", [1, 3])
 def test_killed_between_two_objects_the_same_command_finishes(
     store: Path, key: str, after: int, monkeypatch: pytest.MonkeyPatch
