@@ -22,8 +22,10 @@ from lookalike.evaluation.calibration import judge_of
 from lookalike.evaluation.measurements import MEASUREMENTS, SCHEMA, UNREADABLE, estimates, measured, to_parquet
 from lookalike.evaluation.scores import EXAMPLES, GRID, SCORES, Scores, Source
 from lookalike.evaluation.suites import Case, Contents, Suite, distinct
+from lookalike.registry.names import check_one_customer, owner_of
 from lookalike.storage import Store, open_store
 from lookalike.storage.claim import run_once
+from lookalike.storage.erasing import Watch
 from pipelines.actors import run_units
 from pipelines.entry import ray_session
 from pipelines.evaluate.config import EvaluateConfig
@@ -50,6 +52,8 @@ def evaluate(config: EvaluateConfig) -> Scores:
     bundles = [locate_bundle(config.bundle, base_hint=config.base)]
     if config.base is not None:
         bundles.append(locate_bundle(config.base))
+    mine = {"the bundle": owner_of(config.bundle), "--bundle": config.bundle, "--base": config.base}
+    check_one_customer({**mine, "--suite": config.suite, "--distractors": config.distractors, "--out": config.out})
     found = find_suite(config)
     store = open_store(config.out)
     content: dict[str, Any] = {
@@ -147,9 +151,10 @@ def _measure(work: EvaluationWork, store: Store) -> pa.Table:
     sets = [number for number in missing if work.units[number].kind == "set"]  # which read the images of the others
     first = [number for number in missing if work.units[number].kind != "set"]
     with ray_session() if missing and work.config.actors.count else nullcontext():
+        watch = Watch(store)
         for part in (first, sets):
             for _ in run_units(Evaluator, work, part, work.config.actors) if part else ():
-                pass
+                watch.check()
     done |= read_rows(store, work.run, _identities(work, missing))
     if len(done) < len(numbers):
         raise InputError(

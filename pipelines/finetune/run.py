@@ -15,10 +15,12 @@ from lookalike.evaluation.gate import gate_identity
 from lookalike.progress.cancel import Watch, check_not_cancelled, stops_when_cancelled
 from lookalike.progress.webhooks import Deliverer, delivering
 from lookalike.registry import Registry, champion_version, identify, personal_model_name, resolve, standing
-from lookalike.registry.names import CUSTOMERS, customer_prefix
+from lookalike.registry.names import check_one_customer, customer_prefix, owner_of
 from lookalike.storage import Store, open_store
 from lookalike.storage.claim import AGAIN, read_claim, read_result, run_once, write_result
+from lookalike.storage.erasing import CUSTOMERS
 from lookalike.storage.isolation import check_isolation
+from lookalike.storage.lease import hold
 from lookalike.tracking import tracking_uri
 from lookalike.training.stopping import STOP
 from pipelines.entry import ray_session
@@ -35,7 +37,7 @@ from pipelines.train.worker_group import fit
 
 log = logging.getLogger(__name__)
 
-RESULT = "result.json"
+RESULT, LEASE = "result.json", "lease"
 _RESULT = {
     **{"customer": str, "subject": str, "model": str, "version": int, "promoted": bool},
     **{"bundle_uri": str, "bundle_sha256": str, "scores": str},
@@ -59,6 +61,7 @@ def finetune(config: FinetuneConfig, fit: Fit = fit) -> dict[str, Any]:
     """
     home, name = _checked_home(config), personal_model_name(config.customer, config.subject)
     base = resolve(config.model, config.tracking, config.base)
+    check_one_customer({"the finetune": name, "the bundle of --model": owner_of(base.bundle_uri)})
     photos = _photos(config)
     bundle_uri = open_store(base.bundle_uri).uri
     check_settings(config, home, bundle_uri)
@@ -70,14 +73,15 @@ def finetune(config: FinetuneConfig, fit: Fit = fit) -> dict[str, Any]:
     take_key(home, config, request)
 
     def work(run: str) -> dict[str, Any]:
-        progress = Progress(home, place, config, request)
-        with progress.ending(), stops_when_cancelled(place, lambda: place.child("run").write(STOP, b"")) as watch:
-            check_subject(config, place, photos, progress)
-            progress.reached("queued")
-            with ray_session():
-                result = _run(config, name, home, place, photos, bundle_uri, progress, watch, fit)
-        done = record({**result, "base": {"uri": bundle_uri, "sha256": base.bundle_sha256}}, run)
-        progress.finished(done)
+        with hold(place.child(LEASE)):  # an erasure waits until the lease ends
+            progress = Progress(home, place, config, request)
+            with progress.ending(), stops_when_cancelled(place, lambda: place.child("run").write(STOP, b"")) as watch:
+                check_subject(config, place, photos, progress)
+                progress.reached("queued")
+                with ray_session():
+                    result = _run(config, name, home, place, photos, bundle_uri, progress, watch, fit)
+            done = record({**result, "base": {"uri": bundle_uri, "sha256": base.bundle_sha256}}, run)
+            progress.finished(done)
         return done
 
     def record(result: dict[str, Any], run: str) -> dict[str, Any]:
@@ -107,6 +111,9 @@ def _checked_home(config: FinetuneConfig) -> Store:
             value=config.store,
             fix=f"name a store whose location holds no folder {CUSTOMERS!r}",
         )
+    mine = {"--photos": config.photos, "--model": config.model, "--base": config.base}
+    name = personal_model_name(config.customer, config.subject)
+    check_one_customer({"the finetune": name, **mine, "--distractors": config.distractors})
     if config.isolated:
         check_isolation(open_store(config.store), home.parent)
     return home

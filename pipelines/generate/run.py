@@ -18,8 +18,10 @@ from lookalike.data.images import EXTENSIONS, decode
 from lookalike.data.text import decode_text
 from lookalike.errors import ConfigError, InputError
 from lookalike.models.components import token_shape
+from lookalike.registry.names import check_one_customer, owner_of
 from lookalike.storage import Store, locate_object, open_store, read_at_most
 from lookalike.storage.claim import AGAIN, read_result, run_once, write_result
+from lookalike.storage.erasing import Watch
 from pipelines.actors import run_units
 from pipelines.generate.config import GenerateConfig
 
@@ -47,6 +49,9 @@ def generate(config: GenerateConfig) -> dict[str, Any]:
 
     model = resolve(config.model, config.tracking, config.bundle)
     bundle = locate_bundle(model.bundle_uri, model.bundle_sha256, base_uri=config.base)
+    mine = {"the model": owner_of(model.bundle_uri), "--model": config.model, "its bundle": model.bundle_uri}
+    given = {f"--reference {uri}": uri for uri in config.reference}
+    check_one_customer({**mine, "--out": config.out, "--base": config.base, **given})
     prompts = read_prompts(config)
     references = _references(config, bundle)
     components, _ = fetch_bundle(bundle)
@@ -76,8 +81,9 @@ def generate(config: GenerateConfig) -> dict[str, Any]:
         units = tuple(tuple(missing[first : first + config.batch_size]) for first in firsts)
         if units:
             plan = GenerationWork(config, bundle, name, tuple(data for _, data in references), units)
+            watch = Watch(store)
             for _ in run_units(Generator, plan, len(units), config.actors):
-                pass
+                watch.check()
         store.write(SHEET, _contact_sheet(store, pixels, requests, config.num_images))
         result = {
             "model": {

@@ -86,6 +86,27 @@ def _hash(folder: Path, names: list[str], wait: bool) -> dict[str, Stamp]:
     return stamps
 
 
+def cached_below(folder: Path) -> list[Path]:
+    """Return the cache files of this user on this machine that name a file below ``folder``."""
+    cache = _cache_folder()
+    if not cache.is_dir():
+        return []
+    inside = f"{folder.absolute()}{os.sep}"
+    return [file for file in cache.glob("*.json") if any(stamp[0].startswith(inside) for stamp in _read_cache(file))]
+
+
+def forget_below(folder: Path) -> int:
+    """Remove what :func:`cached_below` returns, and forget it in this process; returns how many files there were."""
+    files = cached_below(folder)
+    for file in files:
+        file.unlink(missing_ok=True)
+        file.with_suffix(".lock").unlink(missing_ok=True)
+    inside = f"{folder.absolute()}{os.sep}"
+    for stamp in [stamp for stamp in _known if stamp[0].startswith(inside)]:
+        del _known[stamp]
+    return len(files)
+
+
 def sha256_of(path: Path) -> str:
     """Return the SHA-256 (hex) of a file. Raises InputError if it cannot be read."""
     try:
@@ -115,10 +136,14 @@ def _let_clock_pass(newest_ns: int) -> None:
         time.sleep(min(_SETTLED_NS - age, 2 * _SETTLED_NS) / 1e9)
 
 
+def _cache_folder() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lookalike" / "digests"
+
+
 def _cache_file(folder: Path) -> Path | None:
     """Return the cache file for ``folder``; None if there is no safe place for it."""
     try:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lookalike" / "digests"
+        cache = _cache_folder()
         cache.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = cache.lstat()
     except (OSError, RuntimeError) as error:  # no home, a read-only one, a full disk

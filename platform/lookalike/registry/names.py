@@ -10,14 +10,16 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from lookalike.bundles.manifest import MANIFEST, parse_manifest
 from lookalike.errors import ConfigError, InputError
 from lookalike.storage import Store, open_store
+from lookalike.storage.erasing import CUSTOMERS as CUSTOMERS
+from lookalike.storage.erasing import IDENTIFIER, prefixes_of
 from lookalike.storage.local import LocalStore
 
 CHAMPION = "champion"
-CUSTOMERS = "customers"
 SEPARATOR = "--"
-_IDENTIFIER = re.compile(r"[a-z0-9](?:[a-z0-9_]|-(?=[a-z0-9_])){0,62}")
+_MODEL = re.compile(rf"(?:{IDENTIFIER.pattern}){SEPARATOR}(?:{IDENTIFIER.pattern})")
 
 
 def validate_identifier(value: str, what: str = "id") -> str:
@@ -26,7 +28,7 @@ def validate_identifier(value: str, what: str = "id") -> str:
     Lower-case letters, digits, ``_`` and single ``-`` inside, 63 characters at most. So it is one segment of a path,
     never ``..``; two ids never differ by their case alone; and ``CUSTOMER--SUBJECT`` splits in one way only.
     """
-    if not isinstance(value, str) or not _IDENTIFIER.fullmatch(value):
+    if not isinstance(value, str) or not IDENTIFIER.fullmatch(value):
         raise ConfigError(
             f"not a valid {what}",
             value=value,
@@ -49,11 +51,47 @@ def validate_model_name(name: str) -> str:
 
 def customer_prefix(uri: str) -> str | None:
     """The first prefix in ``uri`` that is a customer's, ``…/customers/CUSTOMER``; None if it lies below none."""
-    segments = open_store(uri).uri.split("/")
-    for place in range(3, len(segments) - 1):  # behind the scheme and the bucket
-        if segments[place] == CUSTOMERS and _IDENTIFIER.fullmatch(segments[place + 1]):
-            return "/".join(segments[: place + 2])
-    return None
+    places = prefixes_of(open_store(uri))
+    return places[0].uri if places else None
+
+
+def owner_of(bundle_uri: str) -> str | None:
+    """The model that a personal bundle was trained as, by its manifest; None for a base. Raises InputError for none."""
+    store = open_store(bundle_uri)
+    owner = parse_manifest(store.read(MANIFEST), store.uri_of(MANIFEST)).get("owner")
+    return None if owner is None else str(owner)
+
+
+def check_one_customer(places: Mapping[str, str | None]) -> None:
+    """Check that everything that a job reads and writes belongs to one customer at most.
+
+    Args:
+        places: URIs, names of personal models, or ``models:/NAME…``, by what they are; None passes. What lies outside
+            of all customers' prefixes belongs to nobody, and a base model to all. Links of a local folder are resolved.
+
+    Raises:
+        ConfigError: two of them belong to different customers.
+    """
+    owners = {what: owner for what, place in places.items() if place and (owner := _customer_of(place))}
+    first = next(iter(owners), "")
+    for what, owner in owners.items():
+        if owner != owners[first]:
+            raise ConfigError(
+                f"{what} belongs to the customer {owner!r}, and {first} to {owners[first]!r}",
+                value=places[what],
+                fix="name what belongs to one customer, or to none",
+            )
+
+
+def _customer_of(place: str) -> str | None:
+    """The customer that a URI or a model belongs to."""
+    model = place.removeprefix("models:/")
+    if model != place or _MODEL.fullmatch(place):
+        return model.partition(SEPARATOR)[0] if SEPARATOR in model else None
+    store = open_store(place)
+    real = LocalStore(store.root.resolve()) if isinstance(store, LocalStore) else store
+    inside = [prefixes[0].name for prefixes in (prefixes_of(real), prefixes_of(store)) if prefixes]
+    return inside[0] if inside else None
 
 
 def check_ownership(model: str, bundle_uri: str, manifest: Mapping[str, Any], log_uri: str) -> None:

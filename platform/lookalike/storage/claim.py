@@ -20,6 +20,7 @@ from lookalike.errors import ConfigError, ConflictError, InputError
 from lookalike.redaction import redacted
 from lookalike.storage import location
 from lookalike.storage.base import Store
+from lookalike.storage.erasing import refuse_if_erasing
 from lookalike.storage.store import open_store, read_members
 
 log = logging.getLogger(__name__)
@@ -76,8 +77,10 @@ def claim(
     compared. A hash that a record of an earlier version of this software lacks is not compared either. Users and
     passwords of URIs are neither stored nor compared.
 
-    Raises ConflictError that names the differing keys if another configuration holds the prefix.
+    Raises ConflictError that names the differing keys if another configuration holds the prefix, and BusyError if its
+    customer or subject is being erased.
     """
+    refuse_if_erasing(store)
     content = dict(content or {})
     ours = _identity({**config, **content}, ignore, content)
     record = {"config": redacted({**config, **content}), "identity": ours, "fingerprint": fingerprint(ours)}
@@ -114,6 +117,7 @@ def read_claim(store: Store) -> dict[str, Any] | None:
 
 def write_result(store: Store, key: str, result: Mapping[str, Any], run: str) -> None:
     """Write ``result`` for the run whose claim has the fingerprint ``run``."""
+    refuse_if_erasing(store)
     sealed = json.loads(canonical_json({**result, RUN: run}))  # as it will be read
     sealed.pop(SEAL, None)
     store.write(key, render_json({**sealed, SEAL: fingerprint(sealed)}))

@@ -26,6 +26,7 @@ from pydantic import Field
 from lookalike.documents import render_json
 from lookalike.errors import BusyError, ConflictError, InputError, LookalikeError
 from lookalike.storage.base import Store
+from lookalike.storage.erasing import refuse_if_erasing
 from lookalike.storage.store import read_members
 
 log = logging.getLogger(__name__)
@@ -51,8 +52,12 @@ class Fence:
     """Number of the holder; later holders have higher numbers."""
 
     def check(self) -> None:
-        """Read the store before a commit. Raises BusyError if another worker holds the lease now."""
-        newest = max(_numbers(self.store), default=self.number)
+        """Read the store before a commit. Raises BusyError if another worker holds the lease now, or none does."""
+        refuse_if_erasing(self.store)
+        newest = max(_numbers(self.store), default=0)
+        if newest == 0:
+            what = "the lease was removed, so the data that it guards may be erased"
+            raise BusyError(what, value=self.store.uri, fix="run the same command again if that was not intended")
         if newest != self.number:
             raise BusyError(
                 f"the lease was lost to another worker, which has number {newest}", value=self.number, fix=_AFTER_IT
@@ -116,7 +121,7 @@ def hold(store: Store, ttl_s: float = TTL_S, beat_s: float = _BEAT_S, above: int
     finally:
         done.set()
         beat.join()
-        if not lease.lost.is_set() and max(_numbers(store), default=0) == lease.number:
+        if max(_numbers(store), default=0) == lease.number:  # nobody took over, and nothing was erased
             store.write(_key(lease.number), _record(identity, 0.0))
 
 
@@ -139,7 +144,19 @@ def break_lease(store: Store) -> str | None:
     return f"lease {number} of {described}"
 
 
+def live_holder(store: Store) -> str | None:
+    """Describe the process that may hold the lease in ``store`` now; None if there is none.
+
+    Raises InputError for a record that no holder can have written.
+    """
+    _, record = _newest(store)
+    if record is None or not _lives(record):
+        return None
+    return f"process {record['pid']} on {record['host']}"
+
+
 def _acquire(store: Store, identity: dict[str, Any], ttl_s: float, above: int) -> int:
+    refuse_if_erasing(store)
     number, record = _newest(store)
     if record is not None and _lives(record):
         since = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(record["since"]))

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -162,6 +162,19 @@ class S3Store:
 
     def delete(self, key: str) -> None:
         self._call(key, lambda: self._client.delete_object(Bucket=self.bucket, Key=self._key(key)))
+
+    @contextmanager
+    def errors(self) -> Iterator[None]:
+        """Turn errors of requests through :attr:`client` into ours, which name the prefix."""
+        try:
+            yield
+        except (ClientError, BotoCoreError, Boto3Error) as error:
+            self._fail("", error)
+
+    @property
+    def client(self) -> "S3Client":
+        """The client of this process, for requests that a :class:`Store` has no method for; inside :meth:`errors`."""
+        return self._client
 
     @property
     def _client(self) -> "S3Client":

@@ -173,11 +173,14 @@ def test_large_states_are_split_into_parts(tmp_path: Path, monkeypatch: pytest.M
 def run_with_checkpoints(tmp_path: Path, *steps: int, lease: int = 0) -> Store:
     """A run with a checkpoint of two parts after each of ``steps``."""
     run = open_store(str(tmp_path / "run"))
-    fence = Fence(run.child("lease"), lease) if lease else None
+    fence, held = Fence(run.child("lease"), lease) if lease else None, f"lease/{lease:08d}.json"
+    if lease:
+        run.write(held, b"{}")
     for step in steps:
         parts = [{"master/a": torch.full((3,), float(step))}, {"master/b": torch.ones(3)}]
         state = CheckpointState(step=step, fingerprint="run", base_sha256="base")
         checkpoint.write(run.child(checkpoint.CHECKPOINTS), state, parts, fence)
+    run.delete(held)
     return run
 
 

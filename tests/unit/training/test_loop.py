@@ -84,6 +84,8 @@ def attempt(
                     }
                 )
 
+    if lease:
+        store.write(f"lease/{lease:08d}.json", b"{}")
     Loop(
         config=config,
         rank=rank,
