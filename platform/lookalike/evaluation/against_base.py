@@ -3,14 +3,13 @@
 import io
 from collections.abc import Iterable
 
-import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from lookalike.documents import decoding
 from lookalike.evaluation.estimates import Estimate
 from lookalike.evaluation.gate import BEFORE
-from lookalike.evaluation.measurements import SCHEMA, Measurement, paired_difference
+from lookalike.evaluation.measurements import SCHEMA, rows_of
+from lookalike.evaluation.paired import paired_difference
 
 
 def differences_to_base(data: bytes, metrics: Iterable[str], seed: int, where: str) -> dict[str, Estimate]:
@@ -32,11 +31,7 @@ def differences_to_base(data: bytes, metrics: Iterable[str], seed: int, where: s
         table = pq.read_table(io.BytesIO(data), schema=SCHEMA).drop_columns("unit")
     found = {}
     for metric in metrics:
-        ours, base = _rows(table, metric), _rows(table, BEFORE + metric)
-        if {row.case for row in ours} & {row.case for row in base}:
-            found[metric] = paired_difference(ours, base, seed)
+        difference = paired_difference(rows_of(table, metric), rows_of(table, BEFORE + metric), seed)
+        if difference is not None:
+            found[metric] = difference
     return found
-
-
-def _rows(table: pa.Table, metric: str) -> list[Measurement]:
-    return [Measurement(**row) for row in table.filter(pc.equal(table["metric"], metric)).to_pylist()]

@@ -51,7 +51,8 @@ class Suite:
     """Samples to measure, and a pool of them and of distractors to take wrong conditions from.
 
     The suite depends on the ids of ``samples`` and ``distractors`` and on the seed, not on their order. ``photos`` has
-    all photos of a subject by its name; by default they are those of its samples.
+    all photos of a subject by its name; by default they are those of its samples. Images are generated of ``prompted``,
+    samples of the same subjects with other prompts; by default of ``samples``.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class Suite:
         distractors: Sequence[Sample] = (),
         seed: int = 0,
         photos: Mapping[str, tuple[Photo, ...]] | None = None,
+        prompted: Sequence[Sample] = (),
     ) -> None:
         if not samples:
             raise InputError("the suite has no triplets", fix="name a snapshot with a validation split")
@@ -72,6 +74,11 @@ class Suite:
         self._by_subject: dict[str, list[int]] = defaultdict(list)
         for index, sample in enumerate(self.pool):
             self._by_subject[sample.subject].append(index)
+        self._asked: dict[str, list[int]] = defaultdict(list)  # what images are generated of, by subject
+        first = len(self.pool) if prompted else 0
+        self.pool += prompted
+        for index in range(first, len(self.pool) if prompted else self.count):
+            self._asked[self.pool[index].subject].append(index)
         self._several = any(sample.subjects for sample in self.pool)
 
     def losses(self, number: int, conditions: ConditionMode) -> list[Case]:
@@ -94,10 +101,8 @@ class Suite:
 
         Each gives ``per_prompt`` cases, which differ in their noise: ``ID``, or if several ``ID@0``, ``ID@1``, ….
         """
-        chosen = list(dict.fromkeys(sample.subject for sample in self.pool[: self.count]))[:subjects]
         cases = []
-        for subject in chosen:
-            own = [index for index in self._by_subject[subject] if index < self.count]
+        for own in list(self._asked.values())[:subjects]:
             first_of_prompt = list({self.pool[index].prompt: index for index in reversed(own)}.values())[::-1]
             first = set(first_of_prompt)
             rest = [index for index in own if index not in first]
