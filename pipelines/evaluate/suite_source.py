@@ -12,7 +12,7 @@ import numpy.typing as npt
 from lookalike import config as configs
 from lookalike.data.images import EXTENSIONS
 from lookalike.data.text import MAX_TEXT_BYTES, decode_text
-from lookalike.data.triplets import Split, read_triplets
+from lookalike.data.triplets import Split, each_triplet
 from lookalike.errors import ConfigError, InputError
 from lookalike.evaluation.scores import Scores, Source
 from lookalike.evaluation.suites import (
@@ -116,7 +116,7 @@ def samples_in(source: Source, split: Split | None, config: EvaluateConfig) -> l
         return chosen_rows(rows, max(TRIPLETS, config.max_samples), config.seed)
 
     version = version_store(open_store(source.uri), source.version or 0)
-    return samples_of(read_triplets(version, split, source.sha256, choose), version.uri)
+    return samples_of(each_triplet(version, split, source.sha256, choose), version.uri)
 
 
 def _photos_of(contents: Contents) -> Iterable[Photo]:

@@ -16,6 +16,7 @@ from lookalike.errors import InputError
 from lookalike.evaluation.scores import ConditionMode
 from lookalike.evaluation.suites.samples import MOST_PHOTOS, Photo, Sample, distinct
 
+_SHUFFLED = 4_096  # subjects, of which two are chosen by a permutation of all; of more it would take longer than a loss
 _RUN = 64  # neighbouring rows that are chosen together: they are read at once, and often show the same subjects
 
 
@@ -32,7 +33,7 @@ def chosen_rows(rows: int, most: int, seed: int) -> npt.NDArray[np.int64]:
     return chosen[chosen < rows]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Case:
     """One paired measurement of the held-out loss, or one image to generate. Numbers index the suite's pool."""
 
@@ -154,11 +155,15 @@ class Suite:
 
     def _of_other_subjects(self, identity: str, index: int) -> tuple[int | None, int | None]:
         """Choose samples of two other subjects (of the same one if there is no second), seeded by ``identity``."""
-        others = self.others(index)
-        if not others:
+        others, own = self._subjects, bisect_left(self._subjects, self.pool[index].subject)
+        if self._several:
+            others, own = self.others(index), len(self._subjects)
+        count = len(others) - (own < len(others))
+        if not count:
             return None, None
         rng = self.rng(identity)
-        subjects = [others[i] for i in rng.permutation(len(others))[:2]]
+        numbers = rng.permutation(count)[:2] if count <= _SHUFFLED else rng.choice(count, 2, replace=False)
+        subjects = [others[number + (number >= own)] for number in numbers.tolist()]
         first, second = (int(rng.choice(self._by_subject[subject])) for subject in (subjects[0], subjects[-1]))
         return first, second
 
