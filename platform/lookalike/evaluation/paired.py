@@ -42,8 +42,8 @@ def paired(ours: pa.Table, theirs: pa.Table) -> Paired | None:
 def difference_of(values: Paired, metric: str, seed: int = 0) -> Estimate:
     """Mean of ours - theirs over the shared cases of ``metric``, with a 95 % interval that resamples subjects.
 
-    The interval of a share is the wider one of that and an exact one (:func:`~lookalike.evaluation.estimates.\
-share_difference`). ``n`` is the number of shared cases.
+    That of a share is the wider one of this and an exact one (``estimates.share_difference``). ``n`` is the number of
+    shared cases.
     """
     if metric.rpartition("/")[2] in SHARES:
         return share_difference(values.ours, values.theirs, seed=seed)
@@ -64,7 +64,8 @@ def paired_positions(ours: pa.Table, theirs: pa.Table, name: str, seed: int = 0)
     images, ceiling, floor = (paired(rows_of(ours, metric), rows_of(theirs, metric)) for metric in position_parts(name))
     if images is None or ceiling is None or floor is None:
         return None
-    return position_difference(images, ceiling, floor, seed=seed), len(images.ours.names)
+    subjects = set.intersection(*(set(each.ours.names) for each in (images, ceiling, floor)))
+    return position_difference(images, ceiling, floor, seed=seed), len(subjects)
 
 
 def _metric_of(table: pa.Table) -> str:
