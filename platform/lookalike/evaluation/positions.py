@@ -76,12 +76,13 @@ def position_difference(images: Paired, ceiling: Paired, floor: Paired, *, seed:
     if len(names) == 1:
         return _difference_of_one([tuple(_own(side, names[0]) for side in pair) for pair in parts], count, seed)
     sums: list[Floats] = []
-    for side in zip(*parts, strict=True):  # the images, ceiling and floor of one model
-        above, span, weights = _spans(*side, names)
+    for image, top, bottom in zip(*parts, strict=True):  # of one model
+        above, span, weights = _spans(image, top, bottom, names)
         if not interval((span, weights), ratio, seed, paired=True)[0] > 0:
             return undefined(count)
         sums += [above, span]
-    return finite_estimate(float(_between(*sums)), interval(tuple(sums), _between, seed, paired=True), count)
+    mean = float(_between(sums[0], sums[1], sums[2], sums[3]))
+    return finite_estimate(mean, interval(tuple(sums), _between, seed, paired=True), count)
 
 
 def _between(above: Floats, span: Floats, their_above: Floats, their_span: Floats, axis: int = -1) -> Floats:
