@@ -15,7 +15,7 @@ from lookalike.data.images import decode
 from lookalike.data.permutation import Permutation
 from lookalike.documents import decoding
 from lookalike.errors import InputError
-from lookalike.evaluation.measurements import MEASUREMENTS, SCHEMA, measured
+from lookalike.evaluation.measurements import MEASUREMENTS, SCHEMA
 from lookalike.evaluation.metrics import METRICS
 from lookalike.evaluation.scores import SCORES, Scores
 from lookalike.evaluation.suites import distinct
@@ -91,8 +91,8 @@ def read_evaluation(name: str, uri: str) -> Evaluated:
     if sha256 != scores.measurements_sha256:
         raise InputError("the measurements are not those of scores.json", value=place, fix=_FIX)
     with decoding("a table of measurements", place, fix=_FIX):
-        table = measured(pq.read_table(io.BytesIO(measurements), schema=SCHEMA))
-        rows = table.filter(pc.is_in(table["metric"], pa.array(_OF_IMAGES))).drop_columns("unit")
+        of_images = pc.field("metric").isin(_OF_IMAGES)
+        rows = pq.read_table(io.BytesIO(measurements), schema=SCHEMA, filters=of_images).drop_columns("unit")
     stages = scores.config.get("stages")
     if not len(rows) or not isinstance(stages, list) or not stages:
         raise InputError("the evaluation has no images", value=where, fix=_FIX)

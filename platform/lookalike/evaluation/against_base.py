@@ -3,6 +3,7 @@
 import io
 from collections.abc import Iterable
 
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from lookalike.documents import decoding
@@ -27,10 +28,12 @@ def differences_to_base(data: bytes, metrics: Iterable[str], seed: int, where: s
 
     Raises InputError: not a table of measurements.
     """
+    names = list(metrics)
+    wanted = pc.field("metric").isin([*names, *(BEFORE + name for name in names)])
     with decoding("a table of measurements", where, fix="evaluate the bundle again"):
-        table = pq.read_table(io.BytesIO(data), schema=SCHEMA).drop_columns("unit")
+        table = pq.read_table(io.BytesIO(data), schema=SCHEMA, filters=wanted).drop_columns("unit")
     found = {}
-    for metric in metrics:
+    for metric in names:
         difference = paired_difference(rows_of(table, metric), rows_of(table, BEFORE + metric), seed)
         if difference is not None:
             found[metric] = difference
