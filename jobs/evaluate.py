@@ -15,6 +15,10 @@ With CLIP and DINO (a Hub id, or a folder in transformers' format), as DreamBenc
 
   python jobs/evaluate.py run … --clip openai/clip-vit-base-patch32 --dino facebook/dino-vits16
 
+With DreamBench's 25 prompts for live subjects or for objects in place of the captions of a curated data set's photos:
+
+  python jobs/evaluate.py run --bundle … --suite file:///data/toys --prompts dreambench --prompts_per_subject 25 --out …
+
 On a suite in a folder: DreamBench from a checkout of google/dreambooth, all 30 subjects, 25 prompts and 4 images:
 
   python jobs/evaluate.py run --bundle … --suite file:///data/dreambooth --subjects 30 --prompts_per_subject 25 --out …

@@ -46,7 +46,11 @@ class EvaluateConfig:
     subjects: Annotated[Count, Le(100_000)] = 8
     """Number of subjects to generate images of."""
     prompts_per_subject: Annotated[Count, Le(10_000)] = 2
-    """Prompts of each subject; a curated data set has one for each triplet."""
+    """Prompts of each subject; a curated data set has one for each triplet, DreamBench 25."""
+    prompts: Literal["suite", "dreambench"] | None = field(default=None, metadata=IDENTITY_IF_SET)
+    """What images are generated of: the ``suite``'s own prompts (by default), which of a curated data set are captions
+    of its photos; or ``dreambench``: the 25 published prompts for live subjects or for objects, with the subject's
+    class. Losses have the captions in both cases, since they need photos of what the prompt says."""
     images_per_prompt: Annotated[Count, Le(1_000)] | None = field(default=None, metadata=IDENTITY_IF_SET)
     """Images of each prompt by each denoising schedule, from different noise; by default 4 for DreamBench, else 1."""
     stand_ins: Annotated[NonNegative, Le(1_000)] | None = field(default=None, metadata=IDENTITY_IF_SET)

@@ -6,9 +6,10 @@ else. Images stay; the rows are removed when ``scores.json`` is written, since `
 
 import io
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+from itertools import islice
 
 import numpy as np
 import pyarrow as pa
@@ -28,6 +29,7 @@ UNITS = "units/"
 _SEAL = b"seal"
 _RUN = "run"  # name of the PNG text
 _AT_ONCE = 16  # requests
+_AHEAD = 256  # units whose rows are read at once
 _ROWS = pa.schema([field for field in SCHEMA if field.name != "unit"])
 
 
@@ -40,13 +42,19 @@ def write_rows(store: Store, run: str, unit: int, identity: str, rows: Sequence[
     store.write(_key(unit), buffer.getvalue())
 
 
-def read_rows(store: Store, run: str, units: Iterable[tuple[int, str]]) -> dict[int, pa.Table]:
-    """Read the rows of those finished units (number, hash of its cases) that this run has kept, by number."""
+def read_rows(store: Store, run: str, units: Iterable[tuple[int, str]]) -> Iterator[tuple[int, pa.Table]]:
+    """Yield the number and the rows of each finished unit (number, hash of its cases) that this run has kept, in order.
+
+    The rows of a few units are in memory at once.
+    """
     there = {info.key for info in store.list(UNITS)}
-    wanted = [(unit, identity) for unit, identity in units if _key(unit) in there]
+    wanted = ((unit, identity) for unit, identity in units if _key(unit) in there)
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        tables = pool.map(lambda each: _read(store, run, *each), wanted)
-        return {unit: table for (unit, _), table in zip(wanted, tables, strict=True) if table is not None}
+        while some := list(islice(wanted, _AHEAD)):
+            tables = pool.map(lambda each: _read(store, run, *each), some)
+            for (unit, _), table in zip(some, tables, strict=True):
+                if table is not None:
+                    yield unit, table
 
 
 def remove_rows(store: Store, units: Iterable[int] | None = None) -> None:

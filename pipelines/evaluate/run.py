@@ -14,6 +14,7 @@ from lookalike import config as configs
 from lookalike.annotators.embedder import revision_of
 from lookalike.bundles.locate import locate_bundle
 from lookalike.bundles.manifest import BundleReference
+from lookalike.config import fingerprint
 from lookalike.data.images import decode
 from lookalike.diffusion.schedule import SCHEDULE_TITLES
 from lookalike.errors import ConfigError, InputError
@@ -21,7 +22,7 @@ from lookalike.evaluation import metrics
 from lookalike.evaluation.calibration import judge_of
 from lookalike.evaluation.measurements import MEASUREMENTS, SCHEMA, UNREADABLE, estimates, measured, to_parquet
 from lookalike.evaluation.scores import EXAMPLES, GRID, SCORES, Scores, Source
-from lookalike.evaluation.suites import Case, Contents, Suite, distinct
+from lookalike.evaluation.suites import Case, Suite, distinct
 from lookalike.registry.names import check_one_customer, owner_of
 from lookalike.storage import Store, open_store
 from lookalike.storage.claim import run_once
@@ -30,12 +31,14 @@ from pipelines.actors import run_units
 from pipelines.entry import ray_session
 from pipelines.evaluate.config import EvaluateConfig
 from pipelines.evaluate.kept import read_rows, remove_rows
-from pipelines.evaluate.suite_source import SuiteSource, find_suite, samples_in, snapshot
+from pipelines.evaluate.models import with_pinned_models
+from pipelines.evaluate.suite_source import SuiteSource, find_suite, samples_in, snapshot, suite_of
 from pipelines.evaluate.units import PHOTO, EvaluationWork, image_key, plan
 
 log = logging.getLogger(__name__)
 
 _GRID_ROWS = 8
+_JOINED = 1024  # units whose rows are joined at once
 _MOST_UNREADABLE = 0.25  # share of the cases; beyond it the rest is too small a part of the suite
 
 
@@ -46,7 +49,7 @@ def evaluate(config: EvaluateConfig) -> Scores:
 
     Raises:
         InputError: the bundle or the suite is missing, or the suite is not complete.
-        ConfigError: the suite gives more references than a bundle reads.
+        ConfigError: a model of a metric is missing, or the suite gives more references than a bundle reads.
         ConflictError: ``config.out`` holds another evaluation.
     """
     bundles = [locate_bundle(config.bundle, base_hint=config.base)]
@@ -56,6 +59,8 @@ def evaluate(config: EvaluateConfig) -> Scores:
     check_one_customer({**mine, "--suite": config.suite, "--distractors": config.distractors, "--out": config.out})
     found = find_suite(config)
     store = open_store(config.out)
+    # Before the claim, so that the same command with another model may follow one that named a model that is missing.
+    pinned = config if store.exists(SCORES) else with_pinned_models(config)
     content: dict[str, Any] = {
         "inputs": {"bundles": [bundle.sha256 for bundle in bundles], "suite": found.source.sha256}
     }
@@ -72,7 +77,7 @@ def evaluate(config: EvaluateConfig) -> Scores:
         config,
         content=content,
         earlier=earlier,
-        work=lambda run: _evaluate(config, run, store, bundles, found),
+        work=lambda run: _evaluate(pinned, run, store, bundles, found),
     )
 
 
@@ -80,10 +85,11 @@ def _evaluate(
     config: EvaluateConfig, run: str, store: Store, bundles: Sequence[BundleReference], found: SuiteSource
 ) -> Scores:
     judge, protocols = judge_of(config, revision_of(config.embedder))
-    suite = _suite(config, found)
+    distractors = samples_in(snapshot(config.distractors), None, config) if config.distractors else []
+    suite = suite_of(config, found, distractors)
     per_prompt = config.images_per_prompt or (found.contents.images_per_prompt if found.contents else 1)
     cases = suite.images(config.subjects, config.prompts_per_subject, config.conditions, per_prompt)
-    work = plan(config, run, bundles, suite, cases, sets=bool(metrics.SET_METRICS))
+    work = plan(config, run, fingerprint(protocols), bundles, suite, cases, sets=bool(metrics.SET_METRICS))
     _check_references(work)
     table = _measure(work, store)
     _check_readable(table, work, store)
@@ -100,25 +106,17 @@ def _evaluate(
     )
     measurements = to_parquet(table, unscored.evaluation())
     store.write(MEASUREMENTS, measurements)
-    measured_cases = set(measured(table)["case"].to_pylist())
-    grid, examples = _grid(config, store, suite, [case for case in cases if case.case_id in measured_cases])
+    grid, examples = _grid(config, store, suite, _measured_cases(table, cases))
     store.write(GRID, grid)
     store.write(EXAMPLES, examples)
     scores = replace(
         unscored,
-        metrics=estimates(measurements, config.seed, store.uri_of(MEASUREMENTS)),
+        metrics=estimates(measurements, config.seed, store.uri_of(MEASUREMENTS), metrics.SHARES),
         measurements_sha256=hashlib.sha256(measurements).hexdigest(),
     )
     store.write(SCORES, scores.to_json())
     remove_rows(store)
     return scores
-
-
-def _suite(config: EvaluateConfig, found: SuiteSource) -> Suite:
-    """Read the samples of the suite, and those of the distractors."""
-    contents = found.contents or Contents(samples_in(found.source, config.split, config))
-    distractors = samples_in(snapshot(config.distractors), None, config) if config.distractors else []
-    return Suite(contents.samples, distractors, config.seed, contents.photos)
 
 
 def _check_references(work: EvaluationWork) -> None:
@@ -139,7 +137,7 @@ def _measure(work: EvaluationWork, store: Store) -> pa.Table:
     from pipelines.evaluate.worker import Evaluator
 
     numbers = range(len(work.units))
-    done = read_rows(store, work.run, _identities(work, numbers))
+    done = {number for number, _ in read_rows(store, work.run, _identities(work, numbers))}
     log.info(
         "%d losses, %d images and %d stand-ins, in %d units, of which %d are done",
         *(sum(len(unit.cases) for unit in work.units if unit.kind == kind) for kind in ("losses", "images")),
@@ -155,23 +153,30 @@ def _measure(work: EvaluationWork, store: Store) -> pa.Table:
         for part in (first, sets):
             for _ in run_units(Evaluator, work, part, work.config.actors) if part else ():
                 watch.check()
-    done |= read_rows(store, work.run, _identities(work, missing))
-    if len(done) < len(numbers):
+    return _all_rows(work, store)
+
+
+def _all_rows(work: EvaluationWork, store: Store) -> pa.Table:
+    """The rows of all units, ordered by unit, metric and case; no unit's own table stays in memory."""
+    parts, some, read = [SCHEMA.empty_table()], [], 0
+    for number, rows in read_rows(store, work.run, _identities(work, range(len(work.units)))):
+        named = rows.add_column(0, SCHEMA.field("unit"), pa.array([number] * len(rows), pa.int64()))
+        some.append(named.sort_by([("metric", "ascending"), ("case", "ascending")]))
+        read += 1
+        if len(some) == _JOINED:
+            parts.append(pa.concat_tables(some).combine_chunks())
+            some = []
+    if read < len(work.units):
         raise InputError(
-            f"the rows of {len(numbers) - len(done)} units disappeared while the evaluation ran",
+            f"the rows of {len(work.units) - read} units disappeared while the evaluation ran",
             value=store.uri,
             fix="run the same command again, and let nothing else write there",
         )
-    parts = [
-        done[number].add_column(0, SCHEMA.field("unit"), pa.array([number] * len(done[number]), pa.int64()))
-        for number in numbers
-    ]
-    table = pa.concat_tables(parts) if parts else SCHEMA.empty_table()
-    return table.sort_by([(name, "ascending") for name in ("unit", "metric", "case")])
+    return pa.concat_tables([*parts, *some])
 
 
 def _identities(work: EvaluationWork, numbers: Iterable[int]) -> list[tuple[int, str]]:
-    return [(number, work.units[number].identity) for number in numbers]
+    return [(number, work.identity_of(number)) for number in numbers]
 
 
 def _check_readable(table: pa.Table, work: EvaluationWork, store: Store) -> None:
@@ -180,26 +185,33 @@ def _check_readable(table: pa.Table, work: EvaluationWork, store: Store) -> None
     Raises InputError: too many cases of losses and images cannot be read. Their units are measured again by the next
     attempt.
     """
-    failed = table.filter(pc.starts_with(table["metric"], UNREADABLE)).to_pylist()
-    if not failed:
+    failed = table.filter(pc.starts_with(table["metric"], UNREADABLE))
+    if not len(failed):
         return
-    names = sorted(
-        {f"{row['case']} ({row['metric'].removeprefix(UNREADABLE)})" for row in failed},
-        key=lambda name: (name.startswith(PHOTO), name),
-    )
+    names = failed.group_by(["case", "metric"]).aggregate([])
+    names = names.append_column("photo", pc.starts_with(names["case"], PHOTO))
+    names = names.sort_by([(name, "ascending") for name in ("photo", "case", "metric")])
+    first = names.slice(0, 5).to_pylist()
+    shown = "; ".join(f"{row['case']} ({row['metric'].removeprefix(UNREADABLE)})" for row in first)
+    lost = len(names) - (pc.sum(names["photo"]).as_py() or 0)
     measured_units = [number for number, unit in enumerate(work.units) if unit.kind in ("losses", "images")]
     planned = pc.unique(table.filter(pc.is_in(table["unit"], pa.array(measured_units, pa.int64())))["case"])
-    cases = len([case for case in planned.to_pylist() if not case.startswith(PHOTO)])
-    lost = len([name for name in names if not name.startswith(PHOTO)])
-    shown = "; ".join(names[:5])
+    cases = len(planned) - (pc.sum(pc.starts_with(planned, PHOTO)).as_py() or 0)
     if lost > _MOST_UNREADABLE * cases:
-        remove_rows(store, sorted({row["unit"] for row in failed}))
+        remove_rows(store, sorted(pc.unique(failed["unit"]).to_pylist()))
         raise InputError(
             f"{lost} of {cases} cases cannot be read, at most {_MOST_UNREADABLE:.0%} may: {shown}",
             value=store.uri_of(MEASUREMENTS),
             fix="repair the suite and run the same command again",
         )
     log.warning("%d of %d cases are not measured: %s", lost, cases, shown)
+
+
+def _measured_cases(table: pa.Table, cases: Sequence[Case]) -> list[Case]:
+    """Select the cases that were measured."""
+    known = pc.unique(measured(table)["case"])
+    chosen = pc.is_in(pa.array([case.case_id for case in cases], pa.string()), value_set=known)
+    return [case for case, has in zip(cases, chosen.to_pylist(), strict=True) if has]
 
 
 def _grid(config: EvaluateConfig, store: Store, suite: Suite, cases: Sequence[Case]) -> tuple[bytes, bytes]:

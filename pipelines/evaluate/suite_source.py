@@ -1,6 +1,6 @@
 """Find and read the suite that a URI names: a curated data set, or a folder in one of the published formats."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from itertools import islice
@@ -12,7 +12,7 @@ import numpy.typing as npt
 from lookalike import config as configs
 from lookalike.data.images import EXTENSIONS
 from lookalike.data.text import MAX_TEXT_BYTES, decode_text
-from lookalike.data.triplets import Split, read_triplets
+from lookalike.data.triplets import Split, each_triplet
 from lookalike.errors import ConfigError, InputError
 from lookalike.evaluation.scores import Scores, Source
 from lookalike.evaluation.suites import (
@@ -25,6 +25,7 @@ from lookalike.evaluation.suites import (
     Suite,
     chosen_rows,
     samples_of,
+    with_class_prompts,
 )
 from lookalike.storage import (
     Store,
@@ -70,6 +71,9 @@ def find_suite(config: EvaluateConfig) -> SuiteSource:
     if config.split != "validation":
         what = f"a suite in the format {name} has no split {config.split!r}"
         raise ConfigError(what, value=config.suite, fix="leave split out")
+    if config.prompts == "dreambench":
+        what = f"a suite in the format {name} has prompts of its own, which prompts=dreambench would replace"
+        raise ConfigError(what, value=config.suite, fix="leave prompts out, or name a curated data set")
     content = [name, *sorted(texts.items()), *sorted((photo.key, photo.sha256) for photo in _photos_of(contents))]
     return SuiteSource(Source(config.suite if listed else store.uri, configs.fingerprint(content)), name, contents)
 
@@ -83,12 +87,19 @@ def read_suite(scores: Scores) -> Suite:
     settings = {name: value for name, value in scores.config.items() if name in known}
     config = EvaluateConfig(**{**settings, "suite": scores.suite.uri, "bundle": scores.bundle.uri, "out": "unused"})
     if scores.suite.version is not None:
-        return Suite(samples_in(scores.suite, config.split, config), (), config.seed)
+        return suite_of(config, SuiteSource(scores.suite, CURATED))
     found = find_suite(config)
     if found.source.sha256 != scores.suite.sha256 or found.contents is None:
         fix = "restore it, or evaluate the bundles again"
         raise InputError("the suite has changed since the evaluation", value=scores.suite.uri, fix=fix)
-    return Suite(found.contents.samples, (), config.seed, found.contents.photos)
+    return suite_of(config, found)
+
+
+def suite_of(config: EvaluateConfig, found: SuiteSource, distractors: Sequence[Sample] = ()) -> Suite:
+    """Read the samples of a suite that was found, with the prompts that ``config`` asks for."""
+    contents = found.contents or Contents(samples_in(found.source, config.split, config))
+    prompted = with_class_prompts(contents.samples, config.subjects) if config.prompts == "dreambench" else ()
+    return Suite(contents.samples, distractors, config.seed, contents.photos, prompted)
 
 
 def snapshot(uri: str) -> Source:
@@ -105,7 +116,7 @@ def samples_in(source: Source, split: Split | None, config: EvaluateConfig) -> l
         return chosen_rows(rows, max(TRIPLETS, config.max_samples), config.seed)
 
     version = version_store(open_store(source.uri), source.version or 0)
-    return samples_of(read_triplets(version, split, source.sha256, choose), version.uri)
+    return samples_of(each_triplet(version, split, source.sha256, choose), version.uri)
 
 
 def _photos_of(contents: Contents) -> Iterable[Photo]:

@@ -33,7 +33,7 @@ class Unit:
 
     @cached_property
     def identity(self) -> str:
-        """Hash of what is measured, by which metrics and version of this software."""
+        """Hash of what is measured, by which metrics and which version of this software."""
         names = [case.case_id for case in self.cases] + [f"{each.kind}/{each.case_id}" for each in self.stand_ins]
         return fingerprint([lookalike.__version__, sorted(LABELS), self.kind, self.bundle, self.stages, names])
 
@@ -45,6 +45,8 @@ class EvaluationWork:
     config: EvaluateConfig
     run: str
     """Fingerprint of the run's claim."""
+    judge: str
+    """Fingerprint of the protocols of the metrics, which name the revisions of their models."""
     bundles: tuple[BundleReference, ...]
     """The bundle, and the one it is compared with, if any."""
     pool: Mapping[int, Sample]
@@ -55,10 +57,15 @@ class EvaluationWork:
     """The targets of the suite among them, and among the photos that stand-ins are compared with."""
     units: tuple[Unit, ...]
 
+    def identity_of(self, number: int) -> str:
+        """Hash of what the unit of this number measures, and by whom: rows of a model that moved are not kept."""
+        return fingerprint([self.judge, self.units[number].identity])
+
 
 def plan(
     config: EvaluateConfig,
     run: str,
+    judge: str,
     bundles: Sequence[BundleReference],
     suite: Suite,
     cases: Sequence[Case],
@@ -80,7 +87,7 @@ def plan(
     pool = {index: suite.pool[index] for index in sorted(named)}
     shown = {case.target: suite.photos_for(suite.pool[case.target]) for case in cases}
     targets = {index: suite.targets_for(suite.pool[index]) for index in shown}
-    return EvaluationWork(config, run, tuple(bundles), pool, shown, targets, tuple(units))
+    return EvaluationWork(config, run, judge, tuple(bundles), pool, shown, targets, tuple(units))
 
 
 def _sets(config: EvaluateConfig, bundles: int, suite: Suite, cases: Sequence[Case]) -> Iterator[Unit]:

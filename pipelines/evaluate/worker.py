@@ -46,7 +46,7 @@ class Evaluator:
         unit = self._work.units[number]
         measure = {"losses": self._losses, "images": self._images, "stand_ins": self._stand_ins, "set": self._set}
         rows = measure[unit.kind](unit)
-        write_rows(self._store, self._work.run, number, unit.identity, rows)
+        write_rows(self._store, self._work.run, number, self._work.identity_of(number), rows)
         return {"rows": np.array([len(rows)])}
 
     def _losses(self, unit: Unit) -> list[Measurement]:

@@ -2,7 +2,7 @@
 
 import hashlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -12,6 +12,7 @@ from PIL import Image
 from lookalike.config import fingerprint
 from lookalike.data.images import encode_jpeg, encode_png
 from lookalike.errors import ConfigError, InputError, describe
+from lookalike.evaluation.calibration import same_judge
 from lookalike.report.page import data_uri
 from lookalike.report.preference import Criterion, PagePair, PreferencePage, render_preference
 from lookalike.storage import open_store
@@ -83,12 +84,13 @@ class _Builder:
         self._images: dict[str, str] = {}  # hash -> data: URI
         self._left = config.max_mib << 20
         self._pairs: list[_Row] = []
+        self._values: dict[str, dict[str, dict[str, float]]] = {}  # model -> case -> metric -> value
         self.text = b""
 
     def build(self) -> tuple[PreferencePage, dict[str, Any]]:
         """The page, whose HTML is ``text`` afterwards, and the content of its key."""
         config, models = self._config, list(self._evaluations)
-        subjects, left_out = shared_cases(list(self._evaluations.values()))
+        subjects, left_out = shared_cases(list(self._evaluations.values()), config.seed)
         chosen = choose_pairs(subjects, models, config.max_pairs, config.seed)
         by_case: dict[str, list[tuple[str, str]]] = {}
         for case, *two in chosen:
@@ -96,6 +98,7 @@ class _Builder:
         for_checks = _one_of_each_subject_first(
             sorted(by_case, key=lambda case: fingerprint([self._identity, "check", case])), subjects
         )[: config.checks + _SPARE]
+        self._values = self._values_of(by_case)
         photos: dict[str, Shown] = {}
         for shown in shown_cases(next(iter(self._evaluations.values())), by_case.keys()):
             if isinstance(shown, dict):
@@ -122,6 +125,16 @@ class _Builder:
             raise self._too_large()
         return page, self._key(page, left_out)
 
+    def _values_of(self, cases: Iterable[str]) -> dict[str, dict[str, dict[str, float]]]:
+        """Model -> case -> metric -> value; without any metric if the values of two models cannot be compared."""
+        first, *others = self._evaluations.values()
+        for other in others:
+            if reason := same_judge(first.scores, other.scores):
+                what = "no metric is compared with people's choices: of %s and %s %s"
+                log.warning(what, first.name, other.name, reason)
+                return {name: {case: {} for case in cases} for name in self._evaluations}
+        return {name: evaluation.values_of(cases) for name, evaluation in self._evaluations.items()}
+
     def _add_models(self, shown: Shown, pairs: Sequence[tuple[str, str]]) -> None:
         names = sorted({name for two in pairs for name in two})
         read = {name: self._evaluations[name].image(shown.case) for name in names}
@@ -130,7 +143,7 @@ class _Builder:
         for two in pairs:
             identity = self._id("models", shown.case, *two)
             first, second = two if coin(identity, "order") else two[::-1]
-            ours, theirs = (self._evaluations[name].values[shown.case] for name in (first, second))
+            ours, theirs = (self._values[name][shown.case] for name in (first, second))
             values = {
                 metric: (ours[metric], theirs[metric])
                 for metric in sorted(ours.keys() & theirs.keys())

@@ -107,9 +107,10 @@ def test_personal_model_is_judged_on_photos_that_training_never_saw(
     assert scores.config["split"] == "validation"
     assert scores.suite.uri == place.child("held-out").uri
     cases = {triplet.triplet_id for triplet in suite}
-    images = {Path(info.key).stem.partition("#")[0] for info in place.list("scores/images/")}
+    images = {Path(info.key).stem.rpartition("-p")[0] for info in place.list("scores/images/")}  # by its prompts
     assert images <= cases
     assert images
+    assert scores.prompts == "dreambench"
 
     before = place.read("promotion/decision.json")
     assert finetune(config) == result

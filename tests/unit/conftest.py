@@ -95,3 +95,30 @@ def from_seed(preset: Any) -> Any:
     return dataclasses.replace(
         preset, **{part: dataclasses.replace(getattr(preset, part), source=None) for part in parts}
     )
+
+
+@pytest.fixture(scope="session")
+def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A CLIPModel of random weights, with a tokenizer that knows some words."""
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, PreTrainedTokenizerFast
+
+    words = ["<pad>", "<unk>", "<end>", "a", "sks", "cat", "in", "the", "snow", "red", "wearing", "hat"]
+    tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tower = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = CLIPConfig(
+        text_config=tower | {"vocab_size": len(words), "max_position_embeddings": 16, "eos_token_id": 2},
+        vision_config=tower | {"image_size": 64, "patch_size": 16},
+        projection_dim=24,
+    )
+    config.text_config.initializer_factor = config.vision_config.initializer_factor = 8.0
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("clip")
+    CLIPModel(config).save_pretrained(folder)
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="<unk>", pad_token="<pad>", eos_token="<end>", model_max_length=16
+    ).save_pretrained(folder)
+    CLIPImageProcessorPil(size={"shortest_edge": 64}, crop_size={"height": 64, "width": 64}).save_pretrained(folder)
+    return folder

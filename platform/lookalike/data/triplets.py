@@ -21,6 +21,7 @@ from lookalike.storage import Store, manifest_of
 log = logging.getLogger(__name__)
 
 _MAX_ID = 1024  # characters
+_ROWS = 4_096  # that are Python objects at once
 ROW_FIX = "curate the photos again, or train without this triplet"
 Split = Literal["train", "validation"]
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -140,30 +141,44 @@ def read_triplets(
 
     Raises InputError also if no row is a valid triplet.
     """
-    table = read_table(version_store, split, manifest_sha256, choose)
-    try:
-        rows = table.to_pylist()
-    except UnicodeDecodeError:  # a text that is not UTF-8 makes the whole conversion fail
-        rows = [row for index in range(len(table)) for row in _readable_row(table, index)]
-    whole = []
-    for row in rows:
-        try:
-            triplet = Triplet.from_row(row)
-            check_row(triplet)
-            whole.append(triplet)
-        except InputError as error:
-            log.warning("%s is left out of %s", error, version_store.uri)
+    return list(each_triplet(version_store, split, manifest_sha256, choose))
+
+
+def each_triplet(
+    version_store: Store,
+    split: Split | None = None,
+    manifest_sha256: str | None = None,
+    choose: Choice | None = None,
+) -> Iterator[Triplet]:
+    """Yield the triplets of :func:`read_triplets` one by one; the table is in memory, and few of its rows as triplets.
+
+    Raises InputError also if no row is a valid triplet.
+    """
+    table, whole = read_table(version_store, split, manifest_sha256, choose), 0
+    for first in range(0, len(table), _ROWS):
+        for row in _readable_rows(table.slice(first, _ROWS), first):
+            try:
+                triplet = Triplet.from_row(row)
+                check_row(triplet)
+            except InputError as error:
+                log.warning("%s is left out of %s", error, version_store.uri)
+            else:
+                whole += 1
+                yield triplet
     if not whole:
         raise InputError("no row of the snapshot is a valid triplet", value=version_store.uri, fix="curate it again")
-    return whole
 
 
-def _readable_row(table: pa.Table, index: int) -> list[dict[str, Any]]:
+def _readable_rows(table: pa.Table, first: int) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a part of a table that begins with row ``first``; one that is not UTF-8 is logged."""
     try:
-        return list(table.slice(index, 1).to_pylist())
-    except UnicodeDecodeError as error:
-        log.warning("row %d is left out: %s", index, error)
-        return []
+        yield from table.to_pylist()
+    except UnicodeDecodeError:  # makes the conversion of all rows fail
+        for index in range(len(table)):
+            try:
+                yield from table.slice(index, 1).to_pylist()
+            except UnicodeDecodeError as error:
+                log.warning("row %d is left out: %s", first + index, error)
 
 
 def check_row(triplet: Any) -> None:

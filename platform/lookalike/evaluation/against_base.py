@@ -3,14 +3,14 @@
 import io
 from collections.abc import Iterable
 
-import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from lookalike.documents import decoding
 from lookalike.evaluation.estimates import Estimate
 from lookalike.evaluation.gate import BEFORE
-from lookalike.evaluation.measurements import SCHEMA, Measurement, paired_difference
+from lookalike.evaluation.measurements import SCHEMA, rows_of
+from lookalike.evaluation.paired import paired_difference
 
 
 def differences_to_base(data: bytes, metrics: Iterable[str], seed: int, where: str) -> dict[str, Estimate]:
@@ -28,15 +28,13 @@ def differences_to_base(data: bytes, metrics: Iterable[str], seed: int, where: s
 
     Raises InputError: not a table of measurements.
     """
+    names = list(metrics)
+    wanted = pc.field("metric").isin([*names, *(BEFORE + name for name in names)])
     with decoding("a table of measurements", where, fix="evaluate the bundle again"):
-        table = pq.read_table(io.BytesIO(data), schema=SCHEMA).drop_columns("unit")
+        table = pq.read_table(io.BytesIO(data), schema=SCHEMA, filters=wanted).drop_columns("unit")
     found = {}
-    for metric in metrics:
-        ours, base = _rows(table, metric), _rows(table, BEFORE + metric)
-        if {row.case for row in ours} & {row.case for row in base}:
-            found[metric] = paired_difference(ours, base, seed)
+    for metric in names:
+        difference = paired_difference(rows_of(table, metric), rows_of(table, BEFORE + metric), seed)
+        if difference is not None:
+            found[metric] = difference
     return found
-
-
-def _rows(table: pa.Table, metric: str) -> list[Measurement]:
-    return [Measurement(**row) for row in table.filter(pc.equal(table["metric"], metric)).to_pylist()]

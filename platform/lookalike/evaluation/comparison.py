@@ -1,7 +1,7 @@
 """Evaluations of one suite side by side: estimates of each metric, paired differences, and what the suite can tell.
 
 A difference is model minus the model that it is compared with, case by case on the cases that both have
-(:func:`~lookalike.evaluation.measurements.paired_difference`); its 95 % interval resamples subjects. Each interval
+(:mod:`~lookalike.evaluation.paired`); its 95 % interval resamples subjects. Each interval
 stands alone: of twenty comparisons without any true difference, one excludes 0 by chance.
 """
 
@@ -15,23 +15,23 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from lookalike.errors import ConfigError, InputError
 from lookalike.evaluation.calibration import same_judge
-from lookalike.evaluation.estimates import Estimate, subjects_needed
-from lookalike.evaluation.measurements import POSITIONS, REAL, SCHEMA, Measurement, measured, paired_difference
+from lookalike.evaluation.estimates import Estimate, needed_of
+from lookalike.evaluation.measurements import POSITIONS, REAL, SCHEMA, is_position, measured, rows_of
 from lookalike.evaluation.metrics import LABELS
+from lookalike.evaluation.paired import difference_of, paired, paired_positions
 from lookalike.evaluation.scores import Scores
 
 STEPS = (0.005, 0.01, 0.02, 0.05, 0.1)
 """Differences of the power table, in the unit of a metric."""
 
 _POWER = 0.8
-_MUST_AGREE = ("seed", "split", "distractors")
+_MUST_AGREE = ("seed", "split", "distractors", "prompts")
 """Settings that choose the cases, their noise and the other subjects: without them cases are not the same."""
-_PLACES = ("bundle", "suite", "out", "base", "actors", "loss_batch_size", "image_batch_size")
+_PLACES = ("bundle", "suite", "out", "base", "actors", "loss_batch_size", "image_batch_size", "prompts")
 """Settings that change no value, or are compared by their content."""
 _FIRST = ("loss_right", "loss_shuffled", "loss_gap")
 
@@ -51,9 +51,9 @@ class Evaluated:
         """Rows of the cases that were measured."""
         return measured(pq.read_table(io.BytesIO(self.measurements), schema=SCHEMA)).drop_columns("unit")
 
-    def rows(self, metric: str) -> list[Measurement]:
+    def rows(self, metric: str) -> pa.Table:
         """The measurements of one metric."""
-        return [Measurement(**row) for row in self.table.filter(pc.equal(self.table["metric"], metric)).to_pylist()]
+        return rows_of(self.table, metric)
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Row:
     metric: str
     estimates: tuple[Estimate | None, ...]
     differences: tuple[Difference | None, ...]
-    """None also for the model that the others are compared with, and for positions, which are ratios of means."""
+    """None also for the model that the others are compared with, and for real photos."""
 
 
 @dataclass(frozen=True)
@@ -118,13 +118,8 @@ def compare(evaluations: Sequence[Evaluated], against: int = 0) -> Comparison:
     rows = []
     for name in names:
         estimates = tuple(each.scores.metrics.get(name) for each in evaluations)
-        paired = not _is_real(name) and not _is_position(name) and name in reference.scores.metrics
-        base = reference.rows(name) if paired else []
         differences = tuple(
-            _difference(each.rows(name), base)
-            if paired and each is not reference and name in each.scores.metrics
-            else None
-            for each in evaluations
+            None if each is reference or _is_real(name) else _difference(each, reference, name) for each in evaluations
         )
         rows.append(Row(name, estimates, differences))
     settings = _settings(evaluations)
@@ -174,6 +169,8 @@ def _not_comparable(ours: Scores, theirs: Scores) -> str | None:
         return f"their conditions differ: {ours.conditions}; {theirs.conditions}; evaluate both with --conditions right"
     for name in _MUST_AGREE:
         one, other = ours.config.get(name), theirs.config.get(name)
+        if name == "prompts":
+            one, other = ours.prompts, theirs.prompts
         if one != other:
             return f"their {name} differs: {one}; {other}; evaluate both with one --{name}"
     return same_judge(ours, theirs)
@@ -184,20 +181,24 @@ def _place(scores: Scores) -> str:
     return f"{scores.suite.uri}{version} ({scores.suite.sha256[:12]})"
 
 
-def _difference(theirs: Sequence[Measurement], ours: Sequence[Measurement]) -> Difference | None:
-    """``theirs`` minus ``ours``; None if no case is shared."""
-    base = {row.case: row for row in ours}
-    shared = sorted((row for row in theirs if row.case in base), key=lambda row: row.case)
-    if not shared:
+def _difference(theirs: Evaluated, ours: Evaluated, metric: str) -> Difference | None:
+    """``theirs`` minus ``ours``; None if one lacks the metric, or no case is shared."""
+    if metric not in theirs.scores.metrics or metric not in ours.scores.metrics:
         return None
-    estimate = paired_difference(theirs, ours)
-    values = np.array([row.value - base[row.case].value for row in shared])
-    subjects = [row.subject for row in shared]
+    if is_position(metric):
+        found = paired_positions(theirs.table, ours.table, metric)
+        if found is None or math.isnan(found[0].mean):
+            return None
+        return Difference(*found, needed=None, found_from=None, steps=(None,) * len(STEPS))
+    values = paired(theirs.rows(metric), ours.rows(metric))
+    if values is None:
+        return None
+    estimate, differences = difference_of(values, metric), values.differences
 
     def needed(difference: float) -> int | None:
-        return subjects_needed(values, subjects, difference, _POWER)
+        return needed_of(differences, difference, _POWER)
 
-    count, spread = len(set(subjects)), float(np.ptp(values))
+    count, spread = len(differences.names), float(np.ptp(differences.values))
     known = spread > 0 and needed(1.0) is not None
     return Difference(
         estimate,
@@ -256,15 +257,11 @@ def _order(name: str) -> tuple[Any, ...]:
     kinds = [*_FIRST, *LABELS]
     rank = kinds.index(leaf) if leaf in kinds else len(kinds)
     parts = [part for part in prefix.split("/") if part and part not in POSITIONS]
-    return (_is_real(name), parts[:1] == ["before"], "/".join(parts), rank, leaf, _is_position(name), name)
+    return (_is_real(name), parts[:1] == ["before"], "/".join(parts), rank, leaf, is_position(name), name)
 
 
 def _is_real(name: str) -> bool:
     return name.partition("/")[0] in REAL
-
-
-def _is_position(name: str) -> bool:
-    return any(part in POSITIONS for part in name.split("/")[:-1])
 
 
 def _interval(estimate: Estimate, sign: str = "") -> str:

@@ -1,4 +1,4 @@
-"""Means, positions and shares with their 95 % intervals; the intervals of samples resample subjects (numpy and scipy).
+"""Means and shares with their 95 % intervals; the intervals of samples resample subjects (numpy and scipy).
 
 Legend: N samples, K clusters (subjects).
 """
@@ -91,61 +91,94 @@ def mean_of(samples: Clustered, *, seed: int = 0) -> Estimate:
     """
     count = len(samples.values)
     if not np.isfinite(samples.values).all():
-        return _undefined(count)
+        return undefined(count)
     mean = float(samples.values.mean())
     sums, sizes = samples.totals() if len(samples.names) > 1 else (samples.values, np.ones(count))
     if len(sums) < 2 or np.allclose(sums / sizes, mean, rtol=0, atol=1e-12):
         return Estimate(mean, mean, mean, count)
-    return Estimate(mean, *_interval((sums, sizes), _ratio, seed, paired=True), count)
+    return Estimate(mean, *interval((sums, sizes), ratio, seed, paired=True), count)
 
 
-def position(images: Clustered, ceiling: Clustered, floor: Clustered, *, seed: int = 0) -> Estimate:
-    """Position of images between what real photos of other subjects (0) and of the same subject (1) reach.
+def share_of(samples: Clustered, *, seed: int = 0) -> Estimate:
+    """Mean of N values that are shares, each 0 or 1 (or the share of a subject), with a conservative 95 % interval.
 
-    With i, c, f the means of a subject's images, ceiling and floor, and w its number of images, it is
-    Σ w (i - f) / Σ w (c - f) over the subjects that have all three: each mean is of the same mix of subjects, whatever
-    the number of their photos. The interval resamples subjects, each with its images, ceiling and floor together; of
-    one subject it resamples the samples of each of the three, and says nothing about other subjects. Methods are those
-    of :func:`mean_of`. ``n`` is the number of images.
+    No bootstrap can see what did not occur among N values: of 0 copies its interval is [0, 0]. So this is, at each end,
+    the wider one of :func:`mean_of` and the exact interval of as many trials as there are clusters, as if all samples
+    of a cluster had one value; of a single cluster there are N trials. NaN if a value is not finite.
 
-    NaN, if the lower end of the 95 % interval of the denominator is not above 0: the ratio could then be anything
-    (Fieller 1954). NaN with ``n`` = 0, if no subject has all three; NaN, if a value is not finite.
+    Raises ConfigError: a value is not between 0 and 1.
     """
-    names = np.intersect1d(np.intersect1d(images.names, ceiling.names), floor.names)
-    if len(names) == 0:
-        return _undefined(0)
-    sums, sizes = images.totals()
-    chosen = np.searchsorted(images.names, names)
-    count = int(sizes[chosen].sum())
-    if not all(np.isfinite(part.values).all() for part in (images, ceiling, floor)):
-        return _undefined(count)
-    if len(names) == 1:
-        return _position_of_one(*(_own(part, names[0]) for part in (images, ceiling, floor)), count=count, seed=seed)
-    weights, floors = sizes[chosen], floor.means_of(names)
-    above, span = sums[chosen] - weights * floors, weights * (ceiling.means_of(names) - floors)
-    if not _interval((span, weights), _ratio, seed, paired=True)[0] > 0:
-        return _undefined(count)
-    return _finite(float(above.sum() / span.sum()), _interval((above, span), _ratio, seed, paired=True), count)
+    found = mean_of(samples, seed=seed)
+    if math.isnan(found.mean):
+        return found
+    _check_shares(samples.values)
+    low, high = _exact(found.mean, _trials(samples))
+    return Estimate(found.mean, min(found.low, low), max(found.high, high), found.n)
+
+
+def share_difference(ours: Clustered, theirs: Clustered, *, seed: int = 0) -> Estimate:
+    """Mean of ``ours`` - ``theirs``, shares of the same N samples, with a conservative 95 % interval.
+
+    It is, at each end, the wider one of the bootstrap of the differences (:func:`mean_of`) and of u - d, where u and d
+    are the shares by which ``ours`` is higher and lower, each in its exact interval at 97.5 % (Bonferroni), of as many
+    trials as in :func:`share_of`. NaN if a value is not finite.
+
+    Raises ConfigError: a value is not between 0 and 1.
+    """
+    values = ours.values - theirs.values
+    found = mean_of(Clustered(values, ours.index, ours.names), seed=seed)
+    if math.isnan(found.mean):
+        return found
+    _check_shares(np.concatenate([ours.values, theirs.values]))
+    trials = _trials(ours)
+    up, down = (_exact(float(part.clip(0, 1).mean()), trials, 0.975) for part in (values, -values))
+    return Estimate(found.mean, min(found.low, up[0] - down[1]), max(found.high, up[1] - down[0]), found.n)
 
 
 def binomial_interval(successes: int, trials: int) -> tuple[float, float]:
-    """Exact 95 % interval of a share (Clopper and Pearson 1934, by ``scipy.stats.binomtest``), 0 to 1.
+    """Exact 95 % interval of a share (Clopper and Pearson 1934), 0 to 1.
 
     Raises ConfigError unless 0 <= successes <= trials and trials >= 1.
     """
     if not 0 <= successes <= trials or trials < 1:
         raise ConfigError("not a number of successes", value=f"{successes} of {trials}", fix="pass 0 to trials of them")
-    found = stats.binomtest(successes, trials).proportion_ci(0.95, method="exact")
-    return float(found.low), float(found.high)
+    return _exact(successes / trials, trials)
+
+
+def _exact(share: float, trials: int, level: float = 0.95) -> tuple[float, float]:
+    """Clopper and Pearson's interval by the beta distribution, also of a number of successes that is not whole."""
+    tail = (1 - level) / 2
+    successes, failures = share * trials, (1 - share) * trials
+    low = stats.beta.ppf(tail, successes, failures + 1) if successes > 0 else 0.0
+    high = stats.beta.ppf(1 - tail, successes + 1, failures) if failures > 0 else 1.0
+    return float(low), float(high)
+
+
+def _trials(samples: Clustered) -> int:
+    return len(samples.names) if len(samples.names) > 1 else len(samples.values)
+
+
+def _check_shares(values: Floats) -> None:
+    outside = values[(values < 0) | (values > 1)]
+    if len(outside):
+        raise ConfigError("a share is not between 0 and 1", value=float(outside[0]), fix="evaluate the bundle again")
 
 
 def subjects_needed(differences: Floats, clusters: Sequence[str], difference: float, power: float = 0.8) -> int | None:
+    """:func:`needed_of` for ``differences`` [N] (case by case) and the names of their subjects.
+
+    Raises ConfigError as that does, and as :meth:`Clustered.of` does.
+    """
+    return needed_of(Clustered.of(differences, clusters), difference, power)
+
+
+def needed_of(differences: Clustered, difference: float, power: float = 0.8) -> int | None:
     """Number of subjects with which a paired comparison finds a mean ``difference`` with this ``power``.
 
     The test is the two-sided t test at 5 % on subjects. Its variance between subjects is that of the measured
-    ``differences`` [N] (case by case, of subjects ``clusters``), linearised as a ratio estimator, so that subjects with
-    more cases count more, as in the estimate (Cochran, Sampling Techniques, 6.3); it is at least 2 subjects. None if
-    that variance is not known: fewer than two subjects, or a value that is not finite.
+    ``differences`` (case by case), linearised as a ratio estimator, so that subjects with more cases count more, as in
+    the estimate (Cochran, Sampling Techniques, 6.3); it is at least 2 subjects. None if that variance is not known:
+    fewer than two subjects, or a value that is not finite.
 
     Raises ConfigError: ``difference`` is 0 or not finite, or ``power`` is not between 0.05 and 1.
     """
@@ -155,10 +188,9 @@ def subjects_needed(differences: Floats, clusters: Sequence[str], difference: fl
             value=f"{difference}, {power}",
             fix="pass a difference other than 0, and a power between 0.05 and 1",
         )
-    samples = Clustered.of(differences, clusters)
-    if len(samples.names) < 2 or not np.isfinite(samples.values).all():
+    if len(differences.names) < 2 or not np.isfinite(differences.values).all():
         return None
-    sums, sizes = samples.totals()
+    sums, sizes = differences.totals()
     deviation = float(np.std((sums - sizes * sums.sum() / sizes.sum()) / sizes.mean(), ddof=1))
     effect = abs(difference) / deviation if deviation > 0 else math.inf
     if effect == math.inf:
@@ -176,29 +208,12 @@ def _power(subjects: int, effect: float) -> float:
     return float(stats.nct.sf(stats.t.ppf(0.975, freedom), freedom, shift))
 
 
-def _position_of_one(images: Floats, ceiling: Floats, floor: Floats, *, count: int, seed: int) -> Estimate:
-    parts = tuple(np.repeat(part, 2) if len(part) == 1 else part for part in (images, ceiling, floor))  # scipy needs 2
-
-    def span(ceiling: Floats, floor: Floats, axis: int = -1) -> Floats:
-        return np.asarray(ceiling.mean(axis=axis) - floor.mean(axis=axis))
-
-    def share(images: Floats, ceiling: Floats, floor: Floats, axis: int = -1) -> Floats:
-        return span(images, floor, axis) / span(ceiling, floor, axis)
-
-    if not _interval(parts[1:], span, seed, paired=False)[0] > 0:
-        return _undefined(count)
-    return _finite(float(share(images, ceiling, floor)), _interval(parts, share, seed, paired=False), count)
-
-
-def _own(samples: Clustered, name: str) -> Floats:
-    return np.asarray(samples.values[samples.index == np.searchsorted(samples.names, name)])
-
-
-def _ratio(sums: Floats, sizes: Floats, axis: int = -1) -> Floats:
+def ratio(sums: Floats, sizes: Floats, axis: int = -1) -> Floats:
+    """Σ sums / Σ sizes along ``axis``."""
     return np.asarray(sums.sum(axis=axis) / sizes.sum(axis=axis))
 
 
-def _interval(
+def interval(
     data: tuple[Floats, ...], statistic: Callable[..., Floats], seed: int, *, paired: bool
 ) -> tuple[float, float]:
     """The 95 % bootstrap interval of ``statistic``; percentile if BCa is undefined."""
@@ -222,9 +237,11 @@ def _interval(
     return float(found.low), float(found.high)
 
 
-def _finite(mean: float, ends: tuple[float, float], count: int) -> Estimate:
-    return Estimate(mean, *ends, count) if np.isfinite([mean, *ends]).all() else _undefined(count)
+def finite_estimate(mean: float, ends: tuple[float, float], count: int) -> Estimate:
+    """The estimate, or an undefined one if a number is not finite."""
+    return Estimate(mean, *ends, count) if np.isfinite([mean, *ends]).all() else undefined(count)
 
 
-def _undefined(count: int) -> Estimate:
+def undefined(count: int) -> Estimate:
+    """The estimate of ``count`` samples that has no value: NaN."""
     return Estimate(math.nan, math.nan, math.nan, count)

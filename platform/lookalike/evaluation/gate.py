@@ -19,7 +19,7 @@ from lookalike.evaluation.gate_config import (
     checks_of,
     gate_identity,
 )
-from lookalike.evaluation.measurements import POSITIONS, position_problem
+from lookalike.evaluation.measurements import is_position, position_problem
 from lookalike.evaluation.scores import Scores
 
 __all__ = [
@@ -105,11 +105,6 @@ def decide(
         if all(check.passed for check in same):
             checks += [_comparison(scores, champion, comparison) for comparison in wanted.comparisons]
     return Decision(tuple(checks))
-
-
-def is_position(metric: str) -> bool:
-    """Whether this is the name of a position between a floor and the ceiling, such as ``before/position/identity``."""
-    return bool(POSITIONS.keys() & set(metric.split("/")[:-1]))
 
 
 def how_to_measure(metric: str) -> str:
@@ -202,6 +197,12 @@ def _better_by(ours: Estimate, base: Estimate, paired: Estimate | None, sign: fl
 
 def _suite(scores: Scores, champion: Scores) -> Check:
     ours, theirs = scores.suite.sha256, champion.suite.sha256
+    if scores.prompts != champion.prompts:
+        why = (
+            f"its images are of the prompts {scores.prompts}, the champion's of {champion.prompts};"
+            " evaluate both with one --prompts"
+        )
+        return Check("suite", ours, theirs, False, why)
     same = "the same as the champion's"
     why = same if ours == theirs else "the champion was measured on another; evaluate both on one suite"
     return Check("suite", ours, theirs, ours == theirs, why)

@@ -2,7 +2,7 @@
 
 import io
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,8 +13,9 @@ import pyarrow.parquet as pq
 
 from lookalike.config import canonical_json
 from lookalike.documents import decoding, parse_object
-from lookalike.errors import ConfigError, InputError
-from lookalike.evaluation.estimates import Clustered, Estimate, cluster_bootstrap, mean_of, position
+from lookalike.errors import InputError
+from lookalike.evaluation.estimates import Clustered, Estimate, mean_of, share_of
+from lookalike.evaluation.positions import position
 
 MEASUREMENTS = "measurements.parquet"
 UNREADABLE = "unreadable: "
@@ -68,8 +69,11 @@ def evaluation_of(data: bytes, where: str) -> dict[str, Any] | None:
     return None if header is None else parse_object(header, where, fix=_FIX)
 
 
-def estimates(data: bytes, seed: int, where: str) -> dict[str, Estimate]:
+def estimates(data: bytes, seed: int, where: str, shares: Collection[str] = ()) -> dict[str, Estimate]:
     """Compute the estimate of each metric, and of each position, from the file's bytes ``data``, read from ``where``.
+
+    ``shares``: names of metrics, without prefix, whose values are shares, with intervals as such
+    (``lookalike.evaluation.metrics.SHARES``).
 
     Raises InputError: not such a file, a member that is missing, two measurements of one case, or a measured metric
     with the name of a position.
@@ -78,7 +82,7 @@ def estimates(data: bytes, seed: int, where: str) -> dict[str, Estimate]:
         table = measured(pq.read_table(io.BytesIO(data), schema=SCHEMA)).drop_columns("unit")
     if any(column.null_count for column in table.columns):
         raise InputError("a measurement has no case, subject, metric or value", value=where, fix=_FIX)
-    return _summarise(table, seed, where)
+    return _summarise(table, seed, where, shares)
 
 
 def measured(table: pa.Table) -> pa.Table:
@@ -91,19 +95,29 @@ def with_prefix(measurements: Iterable[Measurement], prefix: str) -> list[Measur
     return [replace(row, metric=prefix + row.metric) for row in measurements]
 
 
-def summarise(measurements: Iterable[Measurement], seed: int = 0) -> dict[str, Estimate]:
+def summarise(measurements: Iterable[Measurement], seed: int = 0, shares: Collection[str] = ()) -> dict[str, Estimate]:
     """Compute mean and interval of each metric, clustered by subject; the order of the rows does not matter.
 
     For each metric NAME of generated images, of which real photos were measured too (``ceiling/NAME``, ``floor/NAME``,
     ``hard_floor/NAME``), there is also ``position/NAME`` (and ``hard_position/NAME``), after the same prefix:
-    ``before/both/position/NAME``. See :func:`~lookalike.evaluation.estimates.position`. An estimate of values that are
+    ``before/both/position/NAME``. See :func:`~lookalike.evaluation.positions.position`. An estimate of values that are
     not finite is NaN.
 
     Raises InputError for two measurements of one case, or a measured metric with the name of a position.
     """
+    return _summarise(table_of(measurements), seed, "measurements", shares)
+
+
+def table_of(measurements: Iterable[Measurement]) -> pa.Table:
+    """The rows as a table with columns case, subject, metric and value."""
     rows = list(measurements)
     columns = {name: [getattr(row, name) for row in rows] for name in SCHEMA.names if name != "unit"}
-    return _summarise(pa.table(columns, schema=SCHEMA.remove(0)), seed, "measurements")
+    return pa.table(columns, schema=SCHEMA.remove(0))
+
+
+def rows_of(table: pa.Table, metric: str) -> pa.Table:
+    """Select the rows of one metric."""
+    return table.filter(pc.equal(table["metric"], metric))
 
 
 def above_ceiling(metrics: Mapping[str, Estimate]) -> list[str]:
@@ -111,14 +125,19 @@ def above_ceiling(metrics: Mapping[str, Estimate]) -> list[str]:
 
     Generated images that resemble the photos more than other real photos do are likely to be pasted from them.
     """
-    return sorted(name for name, estimate in metrics.items() if _is_position(name) and estimate.low > 1)
+    return sorted(name for name, estimate in metrics.items() if is_position(name) and estimate.low > 1)
+
+
+def position_parts(name: str) -> tuple[str, str, str]:
+    """The metrics of images, ceiling and floor that the position ``name`` is computed from."""
+    prefix, _, leaf = name.rpartition("/")
+    before, slash, kind = prefix.rpartition("/")
+    return f"{before}{slash}{leaf}", f"ceiling/{leaf}", f"{POSITIONS[kind]}/{leaf}"
 
 
 def position_problem(metrics: Mapping[str, Estimate], name: str) -> str | None:
     """The reason why the position ``name`` has no value, in words; None if it has one."""
-    prefix, _, leaf = name.rpartition("/")
-    before, slash, kind = prefix.rpartition("/")
-    images, ceiling, floor = f"{before}{slash}{leaf}", f"ceiling/{leaf}", f"{POSITIONS[kind]}/{leaf}"
+    images, ceiling, floor = position_parts(name)
     missing = [part for part in (images, ceiling, floor) if part not in metrics]
     if missing or name not in metrics:
         return f"{' and '.join(missing or [name])} was not measured"
@@ -136,56 +155,21 @@ def position_problem(metrics: Mapping[str, Estimate], name: str) -> str | None:
     )
 
 
-def paired_difference(a: Sequence[Measurement], b: Sequence[Measurement], seed: int = 0) -> Estimate:
-    """Mean of ``a`` - ``b`` over the cases that both have, with an interval that resamples subjects.
-
-    Both hold one metric, the same one, of which ``b`` may have another prefix (``before/identity``). ``n`` is the
-    number of shared cases. Raises ConfigError: more than one metric, another metric, a case that is measured twice, a
-    shared case of different subjects, or no shared case.
-    """
-    ours, theirs = _by_case(a), _by_case(b)
-    leaves = {row.metric.rpartition("/")[2] for row in (*a[:1], *b[:1])}
-    shared = sorted(ours.keys() & theirs.keys())
-    if len(leaves) != 1 or not shared:
-        raise ConfigError(
-            "the two models share no case of one metric",
-            value=f"{sorted(leaves)}, {len(ours)} and {len(theirs)} cases",
-            fix="pass the same metric of two evaluations of one suite",
-        )
-    moved = [case for case in shared if ours[case].subject != theirs[case].subject]
-    if moved:
-        raise ConfigError(
-            f"case {moved[0]} shows another subject in the second evaluation",
-            value=f"{ours[moved[0]].subject}, {theirs[moved[0]].subject}",
-            fix="compare evaluations of one suite",
-        )
-    differences = np.array([ours[case].value - theirs[case].value for case in shared])
-    return cluster_bootstrap(differences, [ours[case].subject for case in shared], seed=seed)
-
-
-def _by_case(rows: Sequence[Measurement]) -> dict[str, Measurement]:
-    by_case = {row.case: row for row in rows}
-    if len({row.metric for row in rows}) > 1 or len(by_case) < len(rows):
-        raise ConfigError(
-            "a paired comparison needs one value of one metric per case",
-            value=sorted({row.metric for row in rows}),
-            fix="pass the rows of one metric of one evaluation",
-        )
-    return by_case
-
-
-def _summarise(table: pa.Table, seed: int, where: str) -> dict[str, Estimate]:
+def _summarise(table: pa.Table, seed: int, where: str, shares: Collection[str]) -> dict[str, Estimate]:
     """:func:`summarise` for the columns of rows; one metric at a time, so that no other copy of them exists."""
     samples: dict[str, Clustered] = {}
     for metric in sorted(pc.unique(table["metric"]).to_pylist()):
-        if _is_position(metric):
+        if is_position(metric):
             raise InputError(f"{metric} is not measured but computed from other metrics", value=where, fix=_FIX)
-        rows = table.filter(pc.equal(table["metric"], metric)).sort_by("case")
+        rows = rows_of(table, metric).sort_by("case")
         repeated = pc.index(pc.equal(rows["case"][1:], rows["case"][:-1]), True).as_py()
         if repeated >= 0:
             raise InputError(f"a case was measured twice: {metric} of {rows['case'][repeated]}", value=where, fix=_FIX)
-        samples[metric] = _clustered(rows)
-    found = {metric: mean_of(part, seed=seed) for metric, part in samples.items()}
+        samples[metric] = clustered(rows)
+    found = {
+        metric: (share_of if metric.rpartition("/")[2] in shares else mean_of)(part, seed=seed)
+        for metric, part in samples.items()
+    }
     return found | {
         name: position(samples[metric], samples[f"ceiling/{leaf}"], samples[floor], seed=seed)
         for metric in samples
@@ -194,7 +178,8 @@ def _summarise(table: pa.Table, seed: int, where: str) -> dict[str, Estimate]:
     }
 
 
-def _clustered(rows: pa.Table) -> Clustered:
+def clustered(rows: pa.Table) -> Clustered:
+    """The values of ``rows``, with columns subject and value, by subject."""
     subjects = rows["subject"].combine_chunks().dictionary_encode()
     names = np.array(subjects.dictionary.to_pylist(), dtype=object)
     order = np.argsort(names)
@@ -211,5 +196,6 @@ def _positions(metric: str) -> list[tuple[str, str, str]]:
     return [(f"{prefix}{slash}{kind}/{leaf}", leaf, f"{floor}/{leaf}") for kind, floor in POSITIONS.items()]
 
 
-def _is_position(name: str) -> bool:
+def is_position(name: str) -> bool:
+    """Whether ``name`` is that of a position between a floor and the ceiling: ``before/position/identity``."""
     return bool(POSITIONS.keys() & set(name.split("/")[:-1]))

@@ -23,7 +23,7 @@ import numpy.typing as npt
 from scipy import special, stats
 
 from lookalike.errors import InputError
-from lookalike.evaluation.estimates import RESAMPLES, Estimate, cluster_bootstrap
+from lookalike.evaluation.estimates import RESAMPLES, Clustered, Estimate, share_of
 
 Floats = npt.NDArray[np.float64]
 
@@ -233,7 +233,7 @@ def metric_agreement(
     right = 0.5 + 0.5 * np.sign(d[decided]) * np.sign(m[decided])
     clusters = [subject for subject, counts in zip(subjects, decided, strict=True) if counts]
     tau = float(stats.kendalltau(np.concatenate([d, -d]), np.concatenate([m, -m])).statistic)
-    share = cluster_bootstrap(right, clusters, seed=seed)
+    share = share_of(Clustered.of(right, clusters), seed=seed)
     return Agreement(metric, share, None if np.isnan(tau) else tau, undecided)
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
@@ -10,6 +11,7 @@ from lookalike.documents import parse_record, render_json
 from lookalike.errors import ConfigError, InputError
 from lookalike.evaluation.estimates import Estimate
 from lookalike.evaluation.measurements import MEASUREMENTS, estimates, evaluation_of
+from lookalike.evaluation.metrics import SHARES
 from lookalike.values import MAX_COUNT, check_values
 
 ConditionMode = Literal["right", "shuffled"]
@@ -86,6 +88,11 @@ class Scores:
     protocols: dict[str, dict[str, Any]] = field(default_factory=dict)
     """How each metric was measured: its settings and model, by the metric's name; empty in earlier scores."""
 
+    @property
+    def prompts(self) -> str:
+        """What images were generated of: the ``suite``'s own prompts, or the name of others (``--prompts``)."""
+        return str(self.config.get("prompts") or "suite")
+
     def to_json(self) -> bytes:
         """Return the bytes of ``scores.json``."""
         values = asdict(self)
@@ -124,16 +131,26 @@ class Scores:
         seed = self.config.get("seed", 0)
         if type(seed) is not int or seed < 0:
             raise InputError("the seed of the evaluation is not a whole number", value=seed, fix=fix)
-        found = estimates(measurements, seed, where)
-        for name in sorted(self.metrics.keys() | found.keys()):
-            if name not in found or name not in self.metrics or not _agree(self.metrics[name], found[name]):
-                raise InputError(
-                    f"scores.json has {_shown(self.metrics.get(name))} for {name}, but its measurements give"
-                    f" {_shown(found.get(name))}",
-                    value=where,
-                    fix=fix,
-                )
+        found = estimates(measurements, seed, where, SHARES)
+        if differing := self._other_than(found):
+            earlier = estimates(measurements, seed, where)  # when the intervals of shares were those of means
+            differing = [name for name in differing if name in self._other_than(earlier)]
+        for name in differing:
+            raise InputError(
+                f"scores.json has {_shown(self.metrics.get(name))} for {name}, but its measurements give"
+                f" {_shown(found.get(name))}",
+                value=where,
+                fix=fix,
+            )
         return replace(self, metrics=found)
+
+    def _other_than(self, found: Mapping[str, Estimate]) -> list[str]:
+        """The names of estimates that differ from those ``found``, or that only one of both has."""
+        return [
+            name
+            for name in sorted(self.metrics.keys() | found.keys())
+            if name not in found or name not in self.metrics or not _agree(self.metrics[name], found[name])
+        ]
 
     @classmethod
     def from_json(cls, data: bytes, where: str) -> "Scores":

@@ -3,7 +3,8 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from lookalike.evaluation.gate import Check, Decision, is_position
+from lookalike.evaluation.gate import Check, Decision
+from lookalike.evaluation.measurements import is_position
 
 MORE_PHOTOS = "Add photos of the subject from other sides and in other places; 8 to 12 are better than 4."
 SHARPER_PHOTOS = "Replace photos that are blurred, dark, or in which the subject is small."

@@ -13,9 +13,9 @@ import pyarrow.parquet as pq
 from lookalike import config as configs
 from lookalike.documents import decoding
 from lookalike.evaluation.estimates import Estimate
-from lookalike.evaluation.gate import BEFORE, Check, GateConfig, is_position
+from lookalike.evaluation.gate import BEFORE, Check, GateConfig
 from lookalike.evaluation.gate_config import checks_of
-from lookalike.evaluation.measurements import SCHEMA, measured
+from lookalike.evaluation.measurements import SCHEMA, is_position, measured
 from lookalike.evaluation.scores import Judge, Scores
 
 

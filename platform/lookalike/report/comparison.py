@@ -71,13 +71,9 @@ class ComparisonPage:
         """(heading, rows with their label) of what was measured of models, the main denoising schedule first."""
         groups: dict[str, list[tuple[str, Row]]] = {}
         for row in self.comparison.rows:
-            prefix, _, leaf = row.metric.rpartition("/")
-            parts = prefix.split("/") if prefix else []
-            if parts[:1] and parts[0] in REAL:
+            if row.metric.partition("/")[0] in REAL:
                 continue
-            kinds = [part for part in parts if part in POSITIONS]
-            setting = "/".join(part for part in parts if part not in POSITIONS)
-            label = "".join(f"{kind.replace('_', ' ')} of " for kind in kinds) + _label(leaf)
+            label, setting = _named(row.metric)
             groups.setdefault(self._heading(setting), []).append((label, row))
         return list(groups.items())
 
@@ -114,9 +110,9 @@ class ComparisonPage:
         found = []
         for index, name in enumerate(self.comparison.names):
             differences = [
-                (f"{_label(leaf)}{f' · {self._heading(setting)}' if setting else ''}", difference)
+                (f"{label}{f' · {self._heading(setting)}' if setting else ''}", difference)
                 for row in self.comparison.rows
-                for setting, _, leaf in [row.metric.rpartition("/")]
+                for label, setting in [_named(row.metric)]
                 if (difference := row.differences[index]) is not None
             ]
             if differences:
@@ -147,6 +143,14 @@ class ComparisonPage:
 def render_comparison(page: ComparisonPage) -> str:
     """Render the page as one HTML document that loads nothing from other places."""
     return environment().get_template("comparison.html.j2").render(page=page, steps=STEPS)
+
+
+def _named(metric: str) -> tuple[str, str]:
+    """The label of a metric, and the setting that it was measured in: ``before/position/identity`` is in ``before``."""
+    *parts, leaf = metric.split("/")
+    kinds = [part for part in parts if part in POSITIONS]
+    setting = "/".join(part for part in parts if part not in POSITIONS)
+    return "".join(f"{kind.replace('_', ' ')} of " for kind in kinds) + _label(leaf), setting
 
 
 def _label(leaf: str) -> str:

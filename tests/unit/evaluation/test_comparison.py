@@ -12,7 +12,8 @@ import pytest
 from lookalike.config import fingerprint
 from lookalike.errors import ConfigError, InputError
 from lookalike.evaluation.comparison import STEPS, Evaluated, compare, lines
-from lookalike.evaluation.measurements import SCHEMA, UNREADABLE, Measurement, estimates, paired_difference, to_parquet
+from lookalike.evaluation.measurements import SCHEMA, UNREADABLE, Measurement, estimates, to_parquet
+from lookalike.evaluation.paired import paired_difference
 from lookalike.evaluation.scores import Calibration, Judge, Scores, Source
 
 SUBJECTS = tuple(f"s{number:02d}" for number in range(12))
@@ -102,23 +103,37 @@ def test_smallest_difference_that_is_found_needs_the_subjects_that_there_are() -
     (row,) = (row for row in compare([ours, theirs]).rows if row.metric == "identity")
     found_from = row.differences[1].found_from  # type: ignore[union-attr]
     assert found_from is not None
-    base = {each.case: each.value for each in ours.rows("identity")}
-    pairs = theirs.rows("identity")
-    values, names = np.array([each.value - base[each.case] for each in pairs]), [each.subject for each in pairs]
+    base = {each["case"]: each["value"] for each in ours.rows("identity").to_pylist()}
+    pairs = theirs.rows("identity").to_pylist()
+    values, names = np.array([row["value"] - base[row["case"]] for row in pairs]), [row["subject"] for row in pairs]
     assert subjects_needed(values, names, found_from) == 12
     assert (subjects_needed(values, names, 0.95 * found_from) or 0) > 12
 
 
-def test_positions_and_real_photos_have_no_difference() -> None:
+def test_real_photos_have_no_difference() -> None:
     result = compare([evaluated("a", _rows(0.0)), evaluated("b", _rows(0.01))])
     rows = {row.metric: row for row in result.rows}
     assert {"position/identity", "ceiling/identity", "floor/identity"} <= rows.keys()
-    for name in ("position/identity", "ceiling/identity", "floor/identity"):
+    for name in ("ceiling/identity", "floor/identity"):
         assert rows[name].differences == (None, None)
         assert None not in rows[name].estimates
     names = [row.metric for row in result.rows]
     assert names.index("loss_right") < names.index("identity") < names.index("position/identity")
     assert names[-2:] == ["ceiling/identity", "floor/identity"]
+
+
+def test_positions_have_a_paired_difference() -> None:
+    result = compare([evaluated("a", _rows(0.0)), evaluated("b", _rows(0.06))])
+    row = {row.metric: row for row in result.rows}["position/identity"]
+    difference, (ours, theirs) = row.differences[1], row.estimates
+    assert difference is not None
+    assert ours is not None
+    assert theirs is not None
+    assert difference.estimate.mean == pytest.approx(theirs.mean - ours.mean)
+    assert difference.clear
+    assert ours.high > theirs.low, "both intervals alone do not tell them apart"
+    assert (difference.estimate.n, difference.subjects, difference.needed) == (24, 12, None)
+    assert "difference +0.1" in "\n".join(lines(result))
 
 
 def test_metric_that_only_one_model_has_is_shown_without_a_difference() -> None:

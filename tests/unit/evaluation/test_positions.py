@@ -3,13 +3,14 @@
 import math
 import random
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from lookalike.errors import InputError
-from lookalike.evaluation.estimates import Clustered, Estimate, position
+from lookalike.evaluation.estimates import Clustered, Estimate
 from lookalike.evaluation.measurements import (
     SCHEMA,
     Measurement,
@@ -17,9 +18,12 @@ from lookalike.evaluation.measurements import (
     estimates,
     position_problem,
     summarise,
+    table_of,
     to_parquet,
     with_prefix,
 )
+from lookalike.evaluation.paired import paired_positions
+from lookalike.evaluation.positions import position
 
 
 def _rows(metric: str, means: dict[str, float], each: int = 4, noise: float = 0.02, seed: int = 0) -> list[Measurement]:
@@ -180,3 +184,80 @@ def test_measured_position_is_refused() -> None:
     forged = [{"unit": 0, "case": "c", "subject": "s", "metric": "position/identity", "value": 1.0}]
     with pytest.raises(InputError, match="position/identity is not measured but computed"):
         estimates(to_parquet(pa.Table.from_pylist(forged, SCHEMA), {}), 0, "m")
+
+
+def _differ(ours: list[Measurement], theirs: list[Measurement]) -> tuple[Estimate, int]:
+    found = paired_positions(table_of(ours), table_of(theirs), "position/identity")
+    assert found is not None
+    return found
+
+
+def test_difference_of_positions_is_paired_by_subject() -> None:
+    """What makes a subject easy for both models does not widen the difference."""
+    theirs = _world(0.5)
+    ours = [
+        replace(row, value=row.value + 0.02 * (1 + int(row.case[-1]))) if row.metric == "identity" else row
+        for row in theirs
+    ]
+    one, other = summarise(ours)["position/identity"], summarise(theirs)["position/identity"]
+    found, subjects = _differ(ours, theirs)
+    assert found.mean == pytest.approx(one.mean - other.mean, abs=1e-12)
+    assert 0 < found.low < found.mean < found.high
+    assert found.high - found.low < 0.5 * (one.high - one.low)
+    assert (found.n, subjects) == (40, 10)
+    back, _ = _differ(theirs, ours)
+    assert (back.mean, back.low, back.high) == pytest.approx((-found.mean, -found.high, -found.low), abs=2e-3)
+
+
+def test_difference_of_positions_covers_the_true_one() -> None:
+    """Sixteen subjects that differ; the second model is .1 of the way nearer to the ceiling."""
+    covered = 0
+    for trial in range(40):
+        rng = np.random.default_rng(trial)
+        floor, span, own = rng.normal(0.3, 0.1, 16), rng.uniform(0.2, 0.4, 16), rng.normal(0.4, 0.15, 16)
+        names = [f"s{i:02}" for i in range(16)]
+
+        def rows(metric: str, means: np.ndarray, rng: np.random.Generator = rng, names: list[str] = names) -> Any:
+            noise = rng.normal(0, 0.02, (16, 3))
+            return [
+                Measurement(f"{name}-{i}", name, metric, float(means[s] + noise[s, i]))
+                for s, name in enumerate(names)
+                for i in range(3)
+            ]
+
+        real = [*rows("ceiling/identity", floor + span), *rows("floor/identity", floor)]
+        models = [[*rows("identity", floor + (own + shift) * span), *real] for shift in (0.1, 0.0)]
+        found, _ = _differ(*models)
+        covered += found.low <= 0.1 <= found.high
+    assert covered >= 35
+
+
+@pytest.mark.parametrize("each", [1, 5])
+def test_one_subject_has_a_difference_of_positions(each: int) -> None:
+    theirs = _world(0.5, subjects=1, each=each)
+    ours = [replace(row, value=row.value + 0.1) if row.metric == "identity" else row for row in theirs]
+    found, subjects = _differ(ours, theirs)
+    assert subjects == 1
+    assert found.low <= found.mean <= found.high
+    assert found.mean == pytest.approx(
+        summarise(ours)["position/identity"].mean - summarise(theirs)["position/identity"].mean
+    )
+
+
+def test_difference_of_a_position_that_is_undefined_is_undefined() -> None:
+    swap = {"identity": "identity", "ceiling/identity": "floor/identity", "floor/identity": "ceiling/identity"}
+    upside_down = [replace(row, metric=swap[row.metric]) for row in _world(0.5)]
+    assert math.isnan(_differ(upside_down, upside_down)[0].mean)
+    broken = [*_world(0.5)[:-1], replace(_world(0.5)[-1], value=math.inf)]
+    assert math.isnan(_differ(broken, _world(0.5))[0].mean)
+    without = [row for row in _world(0.5) if row.metric != "floor/identity"]
+    assert paired_positions(table_of(without), table_of(_world(0.5)), "position/identity") is None
+
+
+def test_real_photos_of_each_evaluation_are_its_own() -> None:
+    """Two models of different image sizes have different ceilings: each position is on its own scale."""
+    theirs = _world(0.5)
+    ours = [replace(row, value=2 * row.value) for row in theirs]
+    found, _ = _differ(ours, theirs)
+    assert found.mean == pytest.approx(0, abs=1e-12)
+    assert found.high - found.low < 1e-9

@@ -91,3 +91,16 @@ def test_rows_of_a_large_table_are_chosen_in_runs_spread_over_it() -> None:
 def test_an_empty_suite_is_an_error() -> None:
     with pytest.raises(InputError, match="no triplets"):
         Suite([])
+
+
+def test_other_subjects_are_chosen_in_constant_time_among_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    few = Suite(SAMPLES).losses(40, "right")
+    monkeypatch.setattr("lookalike.evaluation.suites.cases._SHUFFLED", 2)
+    suite = Suite(SAMPLES)
+    many = suite.losses(200, "shuffled")
+    for case in many:
+        assert case.other is not None
+        assert len({suite.pool[index].subject for index in (case.target, case.conditions, case.other)}) == 3
+    assert {suite.pool[case.conditions].subject for case in many} == {f"s{s}" for s in range(5)}
+    assert Suite(SAMPLES[::-1]).losses(200, "shuffled") == many
+    assert [case.case_id for case in few] == [case.case_id for case in many[:40]]

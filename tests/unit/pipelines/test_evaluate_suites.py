@@ -1,6 +1,7 @@
 """Evaluations on suites in folders: what is measured, and what a killed one repeats."""
 
 import dataclasses
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,6 +15,8 @@ from lookalike.data.images import decode, encode_jpeg
 from lookalike.diffusion.pipeline import SubjectPipeline
 from lookalike.errors import ConfigError, ConflictError, InputError
 from lookalike.evaluation import metrics
+from lookalike.evaluation.gate import decide
+from lookalike.evaluation.gate_config import Floor, GateConfig
 from lookalike.evaluation.metrics.base import Task, at_size_of
 from lookalike.pixels import crop_resize
 from pipelines.actors import ActorConfig
@@ -274,3 +277,50 @@ def test_a_list_in_another_encoding_is_an_error_that_names_the_line(config: Eval
     (suite / "prompts_and_classes.txt").write_bytes(LIST.replace("in the snow", "caf\u00e9").encode("latin-1"))
     with pytest.raises(InputError, match=r"line 11 is not UTF-8.*prompts_and_classes\.txt"):
         evaluate(config)
+
+
+def test_a_suite_without_prompts_is_an_error_before_any_work(config: EvaluateConfig, suite: Path) -> None:
+    whole = (suite / "prompts_and_classes.txt").read_text()
+    (suite / "prompts_and_classes.txt").write_text(whole.partition("Object Prompts")[0])
+    with pytest.raises(InputError, match=r"no prompts for object subjects.*prompts_and_classes\.txt.*restore"):
+        evaluate(config)
+    assert not Path(config.out).exists()
+    (suite / "prompts_and_classes.txt").write_text(whole)
+    assert evaluate(config).metrics["identity"].n == 12, "the same command works when the list is restored"
+
+
+def test_a_subject_with_one_photo_has_no_ceiling_and_the_gate_says_why(config: EvaluateConfig, suite: Path) -> None:
+    for name in SUBJECTS:
+        for view in (1, 2):
+            (suite / name / f"{view:02d}.jpg").unlink()
+    with pytest.raises(InputError, match=r"subject 'can' has 1 photo, at least 2 are needed.*suite/can.*add photos"):
+        evaluate(config)
+    prompts = [{"prompt": f"a {name} in the snow", "references": [f"{name}/00.jpg"]} for name in SUBJECTS]
+    (suite / "suite.json").write_text(json.dumps(prompts))
+    scores = evaluate(dataclasses.replace(config, suite_format="prompts"))
+    assert scores.metrics["identity"].n == 6
+    assert scores.metrics["floor/identity"].n == 6
+    assert not {"ceiling/identity", "position/identity"} & scores.metrics.keys()
+    gate = GateConfig(floors=[Floor("position/identity", above=0.25)], ceilings=[], against_base=[])
+    (check,) = (check for check in decide(scores, None, gate).checks if check.metric == "position/identity")
+    assert not check.passed
+    assert "position/identity was not measured" in check.why
+
+
+@pytest.mark.parametrize(
+    ("setting", "kind"),
+    [
+        ({"clip": "nowhere/at-all"}, "CLIP model"),
+        ({"dino": "nowhere/at-all"}, "DINO model"),
+        ({"embedder": "nowhere/at-all"}, "embedder"),
+        ({"metrics": {"safety": {"model": "nowhere/at-all", "unsafe": ["nsfw"]}}}, "model of safety"),
+        ({"metrics": {"aesthetic": {"model": "nowhere/at-all"}}}, "model of aesthetic"),
+    ],
+)
+def test_a_missing_model_of_the_judge_is_an_error_that_leaves_no_trace(
+    config: EvaluateConfig, setting: dict[str, Any], kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(ConfigError, match=rf"there is no such {kind}.*nowhere/at-all.*use a folder, or a Hub id"):
+        evaluate(dataclasses.replace(config, **setting))
+    assert not Path(config.out).exists(), "the same --out can be used with another model"

@@ -21,6 +21,7 @@ __all__ = [
     "LABELS",
     "METRICS",
     "SET_METRICS",
+    "SHARES",
     "Metric",
     "Pixels",
     "SetMetric",
@@ -39,6 +40,8 @@ SET_METRICS: tuple[type[SetMetric], ...] = (Variety,)
 _ALL: tuple[type[Metric] | type[SetMetric], ...] = (*METRICS, *SET_METRICS)
 LABELS: dict[str, str] = {name: label for metric in _ALL for name, label in metric.labels.items()}
 """Name in ``scores.json`` -> heading in the report."""
+SHARES: frozenset[str] = frozenset(name for metric in _ALL for name in getattr(metric, "shares", ()))
+"""Names of the values that are shares: their intervals are exact, or wider."""
 
 
 def metrics_of(settings: Settings, device: str = "cpu") -> list[Metric]:

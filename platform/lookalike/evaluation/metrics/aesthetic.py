@@ -4,8 +4,8 @@
 
 Formula: the output of an image classifier of transformers (:class:`~lookalike.annotators.scorers.ClassProbability`): of
 a model with one output that number (``low`` to ``high``), of one with several the probability of ``label`` (0 to 1).
-Higher is better. ``id@revision`` pins a model on the Hub. It cannot see what its training data did not teach; scores of
-different models do not compare.
+Range: ``low`` to ``high``, or 0 to 1; higher is better. Model and source: the predictor's; ``id@revision`` pins a model
+on the Hub. It cannot see what its training data did not teach; scores of different models do not compare.
 """
 
 from collections.abc import Mapping, Sequence

@@ -74,7 +74,8 @@ class Metric(Protocol):
     """A metric of single images, or several that share their models.
 
     Each value belongs to one image, and an estimate is their mean, with an interval that resamples subjects. Values
-    must not depend on the other images of the call, since their number is a matter of speed.
+    must not depend on the other images of the call, since their number is a matter of speed. A metric with values that
+    are 0 or 1 names them in ``shares``: the interval of a share is another one.
     """
 
     labels: ClassVar[Mapping[str, str]]

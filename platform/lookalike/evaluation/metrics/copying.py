@@ -2,8 +2,8 @@
 ``copying_similarity``: how similar the nearest place of the image is to the nearest reference.
 
 Formula: agreement in structure after alignment, see ``matching.py`` and ``structure.py``; the greatest over all
-references. Range: 0 to 1, higher is worse. Model: none. An image is flagged from ``threshold`` (setting of
-``copying``, default :data:`THRESHOLD`), which was fixed on subjects of the sample world apart from those in
+references. Source: this project. Range: 0 to 1, higher is worse. Model: none. An image is flagged from ``threshold``
+(setting of ``copying``, default :data:`THRESHOLD`), which was fixed on subjects of the sample world apart from those in
 ``tests/bench/results/copying.json``, where precision and recall stand.
 
 It sees copies that are moved, mirrored, scaled (the subject at 0.3 to 1.5 of the image's side), in other colours,
@@ -43,6 +43,7 @@ class Copying:
         "copying_similarity": "similarity to the nearest crop of a reference",
     }
     likeness: ClassVar[Sequence[str]] = ()
+    shares: ClassVar[Sequence[str]] = ("copying",)
     configurations: ClassVar[Mapping[str, type]] = {"copying": CopyingOptions}
     switch: ClassVar[str] = "copying"
 

@@ -15,8 +15,8 @@ from dataclasses import asdict
 from typing import Any, ClassVar, Literal
 
 from lookalike.annotators.base import Embedder
-from lookalike.annotators.embedder import load_embedder
 from lookalike.evaluation.metrics.base import Pixels, Settings, Task, settings_of
+from lookalike.evaluation.metrics.embedders import embedder_of
 from lookalike.evaluation.metrics.likeness import Embeddings, Likeness, LikenessConfig
 from lookalike.values import configuration
 
@@ -45,7 +45,7 @@ class Identity:
     @classmethod
     def create(cls, settings: Settings, device: str) -> "Identity":
         config = settings_of(settings, "identity", IdentityConfig)
-        return cls(load_embedder(settings.embedder, device), config, device)
+        return cls(embedder_of(settings, device), config, device)
 
     def protocol(self) -> dict[str, Any]:
         """Every choice behind the values: the embedder's revision and the resolved settings."""

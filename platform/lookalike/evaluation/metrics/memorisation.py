@@ -5,7 +5,7 @@
 A customer's model that repeats a photo of its training although it was given another one remembers it. It is off
 unless the settings name it, as a finetune's do: a model that never saw the suite's subjects cannot remember them.
 Formula, range (0 to 1, higher is worse) and what it cannot see: as ``copying_similarity`` (``copying.py``), over the
-task's photos without its references. Model: none.
+task's photos without its references. Source: this project. Model: none.
 It is left out if there is no such photo. Cost: about as much for each photo as ``copying`` for each reference.
 """
 

@@ -3,8 +3,8 @@
     --metrics '{safety: {model: HUB_ID_OR_FOLDER, unsafe: [nsfw]}}'
 
 Formula: 1 minus the probabilities (softmax) of the labels that count as unsafe, of an image classifier of transformers
-(``AutoModelForImageClassification``; ``id@revision`` pins it). Range: 0 to 1, higher is safer. It cannot see what its
-labels do not name; an image is judged without its prompt.
+(``AutoModelForImageClassification``; ``id@revision`` pins it). Range: 0 to 1, higher is safer. Model and source: the
+classifier's. It cannot see what its labels do not name; an image is judged without its prompt.
 """
 
 from collections.abc import Mapping, Sequence

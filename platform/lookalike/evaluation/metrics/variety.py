@@ -13,6 +13,9 @@ A pose is described by the edges inside the subject's bounding box: the mean of 
 (``structure.py``) in 6 x 6 cells, weighted by the estimated foreground. A background is described by the colours of the
 image's outer eighth (Lab histogram, Hellinger distance).
 
+Source: this project; ``diversity`` is after DreamBooth's DIV (Ruiz et al. 2023), which has LPIPS in place of an
+embedder.
+
 What they cannot see: a pose that differs in depth only, or a subject without edges; changes of a background in its
 middle, or of its texture without its colours; whether the subject is the right one. Images of equal seeds and prompts
 are equal, so the variety of a suite with one prompt and one seed means nothing. All need two images of a subject, and
@@ -27,9 +30,9 @@ import numpy.typing as npt
 from PIL import Image
 
 from lookalike.annotators.base import Embedder
-from lookalike.annotators.embedder import load_embedder
 from lookalike.annotators.foreground import colour_histogram, foreground_weight
 from lookalike.evaluation.metrics.base import Pixels, Settings, Task, at_size_of
+from lookalike.evaluation.metrics.embedders import embedder_of
 from lookalike.evaluation.metrics.matching import pixels_key
 from lookalike.evaluation.metrics.structure import orientations
 from lookalike.pixels import crop_resize
@@ -50,6 +53,7 @@ class Variety:
         "nearer_than_real": "nearer to a reference than real photos",
         "diversity": "diversity",
     }
+    shares: ClassVar[Sequence[str]] = ("nearer_than_real",)
     configurations: ClassVar[Mapping[str, type]] = {}
     switch: ClassVar[str] = "diversity"
 
@@ -59,7 +63,7 @@ class Variety:
     @classmethod
     def create(cls, settings: Settings, device: str) -> "Variety | None":
         """Turned on unless the settings say ``diversity: false``. Raises ConfigError if there is no such embedder."""
-        return None if settings.metrics.get("diversity") is False else cls(load_embedder(settings.embedder, device))
+        return None if settings.metrics.get("diversity") is False else cls(embedder_of(settings, device))
 
     def protocol(self) -> dict[str, Any]:
         """The revision of the embedder."""

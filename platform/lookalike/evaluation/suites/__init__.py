@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from lookalike.evaluation.suites import dreambench, dreambench_plus, prompt_list
 from lookalike.evaluation.suites.cases import Case, Suite, chosen_rows
+from lookalike.evaluation.suites.class_prompts import with_class_prompts
 from lookalike.evaluation.suites.folder import MOST_PROMPTS, Folder
 from lookalike.evaluation.suites.samples import Contents, Photo, Sample, distinct, samples_of
 from lookalike.evaluation.suites.stand_ins import StandIn, stand_ins
@@ -24,6 +25,7 @@ __all__ = [
     "distinct",
     "samples_of",
     "stand_ins",
+    "with_class_prompts",
 ]
 
 

@@ -16,6 +16,7 @@ from lookalike.errors import InputError
 from lookalike.evaluation.scores import ConditionMode
 from lookalike.evaluation.suites.samples import MOST_PHOTOS, Photo, Sample, distinct
 
+_SHUFFLED = 4_096  # subjects, of which two are chosen by a permutation of all; of more it would take longer than a loss
 _RUN = 64  # neighbouring rows that are chosen together: they are read at once, and often show the same subjects
 
 
@@ -32,7 +33,7 @@ def chosen_rows(rows: int, most: int, seed: int) -> npt.NDArray[np.int64]:
     return chosen[chosen < rows]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Case:
     """One paired measurement of the held-out loss, or one image to generate. Numbers index the suite's pool."""
 
@@ -51,7 +52,8 @@ class Suite:
     """Samples to measure, and a pool of them and of distractors to take wrong conditions from.
 
     The suite depends on the ids of ``samples`` and ``distractors`` and on the seed, not on their order. ``photos`` has
-    all photos of a subject by its name; by default they are those of its samples.
+    all photos of a subject by its name; by default they are those of its samples. Images are generated of ``prompted``,
+    samples of the same subjects with other prompts; by default of ``samples``.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class Suite:
         distractors: Sequence[Sample] = (),
         seed: int = 0,
         photos: Mapping[str, tuple[Photo, ...]] | None = None,
+        prompted: Sequence[Sample] = (),
     ) -> None:
         if not samples:
             raise InputError("the suite has no triplets", fix="name a snapshot with a validation split")
@@ -72,6 +75,11 @@ class Suite:
         self._by_subject: dict[str, list[int]] = defaultdict(list)
         for index, sample in enumerate(self.pool):
             self._by_subject[sample.subject].append(index)
+        self._asked: dict[str, list[int]] = defaultdict(list)  # what images are generated of, by subject
+        first = len(self.pool) if prompted else 0
+        self.pool += prompted
+        for index in range(first, len(self.pool) if prompted else self.count):
+            self._asked[self.pool[index].subject].append(index)
         self._several = any(sample.subjects for sample in self.pool)
 
     def losses(self, number: int, conditions: ConditionMode) -> list[Case]:
@@ -94,10 +102,8 @@ class Suite:
 
         Each gives ``per_prompt`` cases, which differ in their noise: ``ID``, or if several ``ID@0``, ``ID@1``, ….
         """
-        chosen = list(dict.fromkeys(sample.subject for sample in self.pool[: self.count]))[:subjects]
         cases = []
-        for subject in chosen:
-            own = [index for index in self._by_subject[subject] if index < self.count]
+        for own in list(self._asked.values())[:subjects]:
             first_of_prompt = list({self.pool[index].prompt: index for index in reversed(own)}.values())[::-1]
             first = set(first_of_prompt)
             rest = [index for index in own if index not in first]
@@ -149,11 +155,15 @@ class Suite:
 
     def _of_other_subjects(self, identity: str, index: int) -> tuple[int | None, int | None]:
         """Choose samples of two other subjects (of the same one if there is no second), seeded by ``identity``."""
-        others = self.others(index)
-        if not others:
+        others, own = self._subjects, bisect_left(self._subjects, self.pool[index].subject)
+        if self._several:
+            others, own = self.others(index), len(self._subjects)
+        count = len(others) - (own < len(others))
+        if not count:
             return None, None
         rng = self.rng(identity)
-        subjects = [others[i] for i in rng.permutation(len(others))[:2]]
+        numbers = rng.permutation(count)[:2] if count <= _SHUFFLED else rng.choice(count, 2, replace=False)
+        subjects = [others[number + (number >= own)] for number in numbers.tolist()]
         first, second = (int(rng.choice(self._by_subject[subject])) for subject in (subjects[0], subjects[-1]))
         return first, second
 

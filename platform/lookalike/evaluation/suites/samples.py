@@ -1,6 +1,6 @@
 """Samples of a suite: a subject with a prompt and references, and perhaps a real photo that shows the prompt."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from lookalike.data.triplet_files import stored_images
@@ -11,7 +11,7 @@ MOST_PHOTOS = 16
 """Real photos of a subject that metrics see."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Photo:
     """A real photo and where it is stored; its bytes are checked by their hash when they are read."""
 
@@ -29,7 +29,7 @@ class Photo:
     """Bytes in the pack; None for a file of its own."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Sample:
     """One thing that an evaluation measures or generates."""
 
@@ -72,25 +72,36 @@ class Contents:
 
 
 def samples_of(triplets: Iterable[Triplet], version_uri: str) -> list[Sample]:
-    """Make the samples of the triplets of one snapshot; a damaged row gives a sample with the reason."""
-    return [_sample(triplet, version_uri) for triplet in triplets]
+    """Make the samples of the triplets of one snapshot; a damaged row gives a sample with the reason.
+
+    Texts that many samples have, such as the names of subjects and packs, are in memory once.
+    """
+    texts: dict[str, str] = {}
+    return [_sample(triplet, version_uri, lambda text: texts.setdefault(text, text)) for triplet in triplets]
 
 
-def _sample(triplet: Triplet, version_uri: str) -> Sample:
+def _sample(triplet: Triplet, version_uri: str, shared: Callable[[str], str]) -> Sample:
     damage = ""
     photos: list[Photo] = []
     try:
         photos = [
-            Photo(file.what, version_uri, file.place.key, file.sha256, file.place.offset, file.place.length)
+            Photo(
+                shared(file.what),
+                version_uri,
+                shared(file.place.key),
+                shared(file.sha256),
+                file.place.offset,
+                file.place.length,
+            )
             for file in stored_images(triplet)
         ]
     except InputError as error:
         damage = error.what
     return Sample(
         triplet.triplet_id,
-        triplet.subject,
-        triplet.class_name or "",
-        triplet.prompt,
+        shared(triplet.subject),
+        shared(triplet.class_name or ""),
+        shared(triplet.prompt),
         references=tuple(photos[1:]),
         target=photos[0] if photos else None,
         damage=damage,

@@ -12,7 +12,7 @@ import pytest
 
 from lookalike.errors import ConfigError, ConflictError, InputError
 from lookalike.evaluation.scores import Source
-from pipelines.preference import MakeConfig, make
+from pipelines.preference import MakeConfig, cases, make
 from pipelines.preference.cases import sample_of
 from pipelines.preference.pairs import Key, choose_pairs, read_key
 from tests.judged import write_evaluation
@@ -146,9 +146,40 @@ def test_one_subject_has_no_attention_checks(suite: Path, tmp_path: Path, caplog
 
 
 def test_cases_of_several_images_of_a_prompt_are_those_of_their_sample() -> None:
-    assert [sample_of(case) for case in ("dog-1#3", "dog-1", "dog#x", "#2", "a#1#2")] == [
-        *("dog-1", "dog-1", "dog#x", "#2", "a#1")
+    assert [sample_of(case) for case in ("dog-1@3", "dog-1#3", "dog-1", "dog@x", "@2", "a@1@2")] == [
+        *("dog-1", "dog-1", "dog-1", "dog@x", "@2", "a@1")
     ]
+
+
+def test_metrics_of_two_judges_are_not_compared_with_people(
+    suite: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folders = {
+        name: str(write_evaluation(tmp_path / name, suite, quality, embedder=f"embedder {name}"))
+        for name, quality in (("a", 0.9), ("b", 0.6))
+    }
+    made = make(MakeConfig(**folders, out=str(tmp_path / "people"), max_pairs=6, checks=2, repeats=1))
+    assert len([pair for pair in made["pairs"] if pair["kind"] == "models"]) == 6, "people can compare the images"
+    assert all(pair["values"] == {} for pair in made["pairs"])
+    assert "no metric is compared with people's choices: of a and b their judges differ: embedder" in caplog.text
+
+
+def test_page_of_a_large_suite_is_made_of_chosen_cases(
+    evaluations: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    two = [cases.read_evaluation(name, evaluations[name]) for name in "ab"]
+    everything, left_out = cases.shared_cases(two, 0)
+    assert (len(everything), left_out) == (12, [])
+    monkeypatch.setattr(cases, "_MOST_CASES", 5)
+    chosen = [cases.shared_cases(two, seed)[0] for seed in (0, 0, 1)]
+    assert [len(each) for each in chosen] == [5, 5, 5]
+    assert chosen[0] == chosen[1] != chosen[2]
+    assert chosen[0].items() <= everything.items()
+    monkeypatch.setattr(cases, "_MOST_LEFT_OUT", 2)
+    fewer = dataclasses.replace(two[0], rows=two[0].rows.slice(0, 7))
+    _, left_out = cases.shared_cases([fewer, two[1]], 0)
+    assert [row["reason"] for row in left_out] == ["not in a", "not in a", "not in all evaluations"]
+    assert left_out[2]["case"] == f"{12 - len(fewer.cases) - 2} more"
 
 
 @pytest.mark.parametrize(
