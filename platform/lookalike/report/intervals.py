@@ -31,7 +31,10 @@ class Panel:
 
 
 def draw_panels(rows: Sequence[Sequence[Panel]], title: str = "") -> bytes:
-    """Draw a grid of plots, whose rows share their vertical axis; returns a PNG. Equal input gives equal bytes."""
+    """Draw a grid of plots and return it as PNG. Equal input gives equal bytes.
+
+    The plots of a row share their vertical axis, and the legend of the first one.
+    """
     from matplotlib.figure import Figure
 
     columns = max(map(len, rows))
@@ -42,6 +45,8 @@ def draw_panels(rows: Sequence[Sequence[Panel]], title: str = "") -> bytes:
             axes.set_visible(False)
         for axes, panel in zip(axes_of_row, panels, strict=False):
             _draw(axes, panel)
+        if len(panels[0].series) > 1:
+            axes_of_row[0].legend(fontsize=7, frameon=False, labelcolor=QUIET)
     if title:
         figure.suptitle(title, fontsize=10, color=INK, x=0.01, ha="left")
     figure.tight_layout()
@@ -81,5 +86,3 @@ def _draw(axes: Any, panel: Panel) -> None:
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
     axes.spines["bottom"].set_color(LINE)
-    if len(panel.series) > 1:
-        axes.legend(fontsize=7, frameon=False, labelcolor=QUIET)
