@@ -166,7 +166,7 @@ class Lab:
 
 def batch_of(samples: float) -> int:
     """Samples of a step of a run."""
-    return 256 if samples >= MANY else 32
+    return 256 if samples >= MANY else 16
 
 
 def _whole_batches(samples: float) -> int:
