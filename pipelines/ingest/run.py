@@ -4,8 +4,6 @@ import logging
 from collections.abc import Iterator
 from typing import Any
 
-import ray
-from ray.exceptions import RayTaskError
 from tqdm import tqdm
 
 from lookalike.config import canonical_json, to_dict
@@ -71,6 +69,9 @@ def _write_shard(shard: Shard, store: Store) -> int:
 
 def _write_all(shards: list[Shard], store: Store) -> Iterator[int]:
     """Write shards as Ray tasks, at most two per CPU at a time; yield the number of images of each finished one."""
+    import ray  # not at the top: who only reads the sample world may have no Ray
+    from ray.exceptions import RayTaskError
+
     task = ray.remote(num_cpus=1)(_write_shard)
     window = max(2, 2 * int(ray.cluster_resources().get("CPU", 1)))
     waiting = list(reversed(shards))

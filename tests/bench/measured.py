@@ -4,7 +4,7 @@ import datetime
 import json
 import os
 import platform
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,15 @@ def _machine() -> dict[str, Any]:
     models = [line.partition(": ")[2] for line in _CPU_INFO.read_text().splitlines() if "model name" in line]
     return {
         "processor": f"{models[0] if models else platform.processor()}, {os.cpu_count()} cores",
-        "versions": {name: version(name) for name in ("deepspeed", "pyarrow", "ray", "torch")},
+        "versions": {name: version(name) for name in ("deepspeed", "pyarrow", "ray", "torch") if _is_installed(name)},
         "load": round(os.getloadavg()[0], 1),
         "when": datetime.datetime.now(datetime.UTC).isoformat(timespec="minutes"),
     }
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        version(name)
+    except PackageNotFoundError:
+        return False
+    return True

@@ -14,7 +14,6 @@ LOOKALIKE_BENCH_FOLDER, so that a run that was stopped resumes. LOOKALIKE_BENCH_
 shipped one.
 """
 
-import dataclasses
 import os
 from itertools import product
 from pathlib import Path
@@ -35,9 +34,9 @@ from lookalike.models.vae import load_vae
 from lookalike.report.grid import GridRow, draw_grid
 from lookalike.training.parts import reconstruct
 from pipelines.ingest.config import SampleWorldConfig
-from pipelines.ingest.sample import vocabulary, world
+from tests.bench.judge import Case, Judge, place_of, twins_of
 from tests.bench.measured import RESULTS, keep
-from tests.bench.probe import CHOICES, COLOURS, Photo, Probe, read_photos, to_tensor, train_probe
+from tests.bench.probe import Photo, read_photos, to_tensor, train_probe
 
 TAUGHT = SampleWorldConfig(seed=61, subjects=2400, size_px=128, defects=False)  # what the probe learns from
 HELD_OUT = SampleWorldConfig(seed=71, subjects=240, size_px=128, defects=False)  # seen by neither probe nor model
@@ -54,22 +53,6 @@ ROWS = [f"{mode}, {text}" for text in ("told", "bare") for mode in MODES]
 REAL = "real photographs, through the VAE"
 
 pytestmark = pytest.mark.timeout(7200)
-
-
-@dataclasses.dataclass(frozen=True)
-class Case:
-    """One image to generate."""
-
-    reference: Photo
-    target: Photo
-    """A real photo that shows what the prompt asks for."""
-    seed: int
-
-    def prompt(self, bare: bool) -> str:
-        """The target's caption."""
-        return (
-            vocabulary.caption(self.target.shape, self.target.place, self.target.view) if bare else self.target.caption
-        )
 
 
 @pytest.fixture
@@ -119,9 +102,9 @@ def test_generated_images_show_the_subjects(bundle: Path, bench_folder: Path) ->
     taught = read_photos(bench_folder / f"world-{TAUGHT.seed}-{TAUGHT.subjects}", TAUGHT)
     probe = train_probe(taught, vae, bench_folder / "probe")
     shown = reconstruct(vae, to_tensor([photo.image for photo in held_out]))
-    judge, cases = Judge(probe, shown, held_out), _cases(held_out)
+    judge, cases = Judge(probe, shown, held_out, twins_of(HELD_OUT)), _cases(held_out)
     drawn = {row: np.load(file) for row in ROWS if (file := _drawn(bench_folder, bundle, row)).exists()}
-    values = {REAL: judge(shown[[_place(held_out, case.target) for case in cases]], cases)}
+    values = {REAL: judge(shown[[place_of(held_out, case.target) for case in cases]], cases)}
     values |= {row: judge(to_tensor(images), cases) for row, images in drawn.items()}
     keep("probes", {"cases": len(cases), "probe": judge.own_error(), "table": _table(values, cases)})
     _grid(cases, drawn).quantize(256).save(RESULTS / "probes-grid.png", optimize=True)
@@ -141,77 +124,6 @@ def _cases(photos: list[Photo]) -> list[Case]:
         reference, *others = (photo for photo in photos if photo.subject == name)
         cases += [Case(reference, target, number) for number, target in enumerate(others[:PROMPTS])]
     return cases
-
-
-class Judge:
-    """Scores what an image shows, and which held-out subject."""
-
-    def __init__(self, probe: Probe, shown: torch.Tensor, photos: list[Photo]) -> None:
-        self._probe, self._photos = probe, photos
-        self._names = sorted({photo.subject for photo in photos})
-        self._owner = np.array([self._names.index(photo.subject) for photo in photos])
-        self._found = self._see(shown)
-        things = world.subjects(HELD_OUT)
-        pairs = [(thing.name, thing.twin_of) for thing in things if thing.twin_of]
-        self._twin = {a: b for pair in pairs for a, b in (pair, pair[::-1])}
-
-    def __call__(self, images: torch.Tensor, cases: list[Case]) -> dict[str, np.ndarray]:
-        """Scores of each picture, uint8 ``[B, 3, H, W]``; NaN where one does not apply."""
-        found = self._see(images)
-        likeness = np.stack([self._likeness(row, case) for row, case in zip(found["subject"], cases, strict=True)])
-        own = np.array([self._names.index(case.target.subject) for case in cases])
-        rows = np.arange(len(cases))
-        twins = [self._twin.get(case.target.subject) for case in cases]
-        nearer = [
-            np.nan if twin is None else float(row[mine] > row[self._names.index(twin)])
-            for row, mine, twin in zip(likeness, own, twins, strict=True)
-        ]
-        references = [_place(self._photos, case.reference) for case in cases]
-        scores = {
-            "identity": likeness[rows, own],
-            f"found among {len(self._names)}": likeness.argmax(1) == own,
-            "nearer than its twin": np.array(nearer),
-            "colours": np.array(
-                [_colours(row, case.target) for row, case in zip(found["colours"], cases, strict=True)]
-            ),
-        }
-        for name, choices in CHOICES.items():
-            asked = np.array([choices.index(getattr(case.target, name)) for case in cases])
-            scores[name] = found[name].argmax(1) == asked
-        scores["view is not the reference's"] = found["view"].argmax(1) != self._found["view"][references].argmax(1)
-        return {name: np.asarray(value, float) for name, value in scores.items()}
-
-    def own_error(self) -> dict[str, float]:
-        """Share of the held-out subjects' real photos, all of them, that the probe classifies correctly."""
-        right = {
-            name: self._found[name].argmax(1) == [choices.index(getattr(photo, name)) for photo in self._photos]
-            for name, choices in CHOICES.items()
-        }
-        right["colours"] = [
-            _colours(row, photo) for row, photo in zip(self._found["colours"], self._photos, strict=True)
-        ]
-        return {name: round(float(np.mean(values)), 3) for name, values in right.items()}
-
-    def _likeness(self, embedding: np.ndarray, case: Case) -> np.ndarray:
-        """Mean cosine with the photos of each held-out subject, but with neither target nor reference."""
-        kept = np.array([photo is not case.target and photo is not case.reference for photo in self._photos])
-        cosine = self._found["subject"][kept] @ embedding
-        return np.bincount(self._owner[kept], weights=cosine) / np.bincount(self._owner[kept])
-
-    @torch.no_grad()
-    def _see(self, images: torch.Tensor) -> dict[str, np.ndarray]:
-        parts = [self._probe(part) for part in images.split(64)]
-        return {name: torch.cat([part[name] for part in parts]).numpy() for name in parts[0]}
-
-
-def _place(photos: list[Photo], wanted: Photo) -> int:
-    return next(index for index, photo in enumerate(photos) if photo is wanted)
-
-
-def _colours(logits: np.ndarray, photo: Photo) -> float:
-    """Share of the photo's colours among as many that are seen most clearly."""
-    seen = {COLOURS[index] for index in np.argsort(-logits)[: len(photo.colours)]}
-    return len(seen & set(photo.colours)) / len(photo.colours)
 
 
 def _table(values: dict[str, dict[str, np.ndarray]], cases: list[Case]) -> dict[str, dict[str, list[float]]]:
