@@ -6,7 +6,7 @@ share packs, and an image is stored once, whatever the number of its triplets.
 """
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
