@@ -28,7 +28,8 @@ more samples DiT and aggregator start from the seed (``scratch``), which favours
 Judges: the held-out loss with both conditions and with the MLLM alone, paired by sample and noise; the probe
 (tests/bench/probe.py) on images of held-out subjects, by the paper's schedule and with both conditions throughout. The
 intervals are over seeds and subjects (tests/bench/verdicts.py). An ordering is confirmed or refuted if its whole
-interval has the sign of the paper's or the opposite one, else undecided, as it always is with one seed. Writes results/aggregators.json.
+interval has the sign of the paper's or the opposite one, else undecided, as it always is with one seed. Writes
+results/aggregators.json.
 """
 
 from collections.abc import Mapping, Sequence

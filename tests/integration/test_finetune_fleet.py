@@ -100,11 +100,12 @@ def test_each_request_gets_the_adapter_that_it_gets_alone(
         assert f"/customers/{name}/mug/" in result["bundle_uri"]
 
     plain = FinetuneConfig(
-        **{**_typed(alone), "store": str(tmp_path / "alone"), "model": config.model, "distractors": config.distractors},
+        **{**_typed(alone), "customer": "alone", "store": config.store, "model": config.model},
+        distractors=config.distractors,
         actors=HERE,
-        tracking="none:",
+        tracking=config.tracking,
     )
-    expected = _adapter(_trained_alone(plain))
+    expected = _adapter(finetune(plain)["bundle_uri"])
     found = _adapter(done["results"]["carl"]["bundle_uri"])
     assert (found - expected).norm() < 1e-4 * expected.norm()
 
@@ -123,10 +124,6 @@ def _typed(request: dict[str, Any]) -> dict[str, Any]:
     stages = [PhaseConfig(**each) for each in request["stages"]]
     workers = WorkerConfig(num_workers=0)
     return {**request, "stages": stages, "adapter": LoraConfig(**request["adapter"]), "workers": workers}
-
-
-def _trained_alone(config: FinetuneConfig) -> str:
-    return str(finetune(config)["bundle_uri"])
 
 
 def test_requests_of_another_fleet_are_left_to_it(
