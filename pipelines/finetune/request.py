@@ -1,7 +1,8 @@
 """A request and what became of it: acceptance, idempotency keys, expiry, status and cancellation.
 
 ``customers/CUSTOMER/SUBJECT/photos-…/request.json`` is the request as it was accepted, ``events/`` what it has reached.
-``customers/CUSTOMER/_keys/`` has one object for each idempotency key; no subject can have that name.
+``customers/CUSTOMER/_keys/`` has one object for each idempotency key; no subject can have that name. An object names no
+subject and no photo, since it stays when a subject is erased.
 """
 
 import hashlib
@@ -58,13 +59,12 @@ def take_key(home: Store, config: FinetuneConfig, request: str) -> None:
         raise InputError(f"the key has more than {_MOST_KEY} characters", value=len(config.key), fix="use a UUID")
     keys, name = home.parent.child(_KEYS), f"{_hash_of(config.key)}.json"
     try:
-        keys.create(name, render_json({"request": request, "subject": config.subject}))
+        keys.create(name, render_json({"request": request}))
     except ConflictError:
-        taken = read_members(keys, name, {"request": str, "subject": str})
-        if taken["request"] != request:
+        taken = read_members(keys, name, {"request": str})["request"]
+        if taken != request:
             raise ConflictError(
-                f"the key belongs to another request, {taken['request'][:16]} of {taken['subject']}; "
-                f"this one is {request[:16]} of {config.subject}",
+                f"the key belongs to another request, {taken[:16]}; this one is {request[:16]}",
                 value=config.key,
                 fix="repeat that request unchanged, or use a new key",
             ) from None
