@@ -99,7 +99,6 @@ def evaluation_of(config: FinetuneConfig, out: Store, data: Datasets, bundle: st
     if data.held_out:  # the model has seen the references: likeness to the held-out photos counts
         usual = {"identity": {"references": "targets"}, "memorisation": {}}
         given["metrics"] = usual | given.get("metrics", {})
-        given.setdefault("prompts", "dreambench")  # other scenes than those of the photos
     try:
         return EvaluateConfig(**{**given, **settings})
     except TypeError as error:

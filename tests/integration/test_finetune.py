@@ -28,6 +28,7 @@ pytestmark = pytest.mark.usefixtures("ray_local")
 
 HERE = ActorConfig(count=0)
 EVALUATION = {"max_samples": 8, "subjects": 1, "prompts_per_subject": 2, "stages": ["preset"], "steps": 2}
+EVALUATION |= {"prompts": "dreambench"}
 
 
 @pytest.fixture(scope="module")
