@@ -2,7 +2,7 @@
 
 First see what would go; this changes nothing:
 
-  python jobs/erase.py plan --customer acme --store s3://bucket/store --tracking postgresql://USER:PASSWORD@HOST/mlflow
+  python jobs/erase.py plan --customer acme --store s3://bucket/store --tracking sqlite:////data/mlflow.db
 
 Then erase. Jobs that work for the customer stop, and new ones are refused, until it is finished. Killed at any moment,
 the same command completes it. LOOKALIKE_SIGNING_KEY holds the operator's Ed25519 key (openssl genpkey -algorithm

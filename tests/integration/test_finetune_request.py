@@ -35,7 +35,7 @@ from tests.drawn import draw
 pytestmark = pytest.mark.usefixtures("ray_local")
 
 PLANTED = b"PLANTED-47.3769N"
-SECRET = "whsec_" + base64.b64encode(bytes(32)).decode()
+SECRET = "whsec_" + base64.b64encode(bytes(32)).decode()  # pragma: allowlist secret
 _GPS = 0x8825
 
 

@@ -14,11 +14,11 @@ from lookalike.signing import SIGNING_KEY, normalized_public_key, public_key_tex
 
 DOCUMENT = b'{"a": 1}\n'
 # RFC 8032, 7.1, test 2: secret key, public key, signature of the one byte 0x72
-RFC_SECRET = "4ccd089b28ff96da9db6c346ec114e0f5b8a319f35aba624da8cf6ed4fb8a6fb"
-RFC_PUBLIC = "3d4017c3e843895a92b70aa74d1b7ebc9c982ccf2ec4968cc0cd55f12af4660c"
+RFC_SECRET = "4ccd089b28ff96da9db6c346ec114e0f5b8a319f35aba624da8cf6ed4fb8a6fb"  # pragma: allowlist secret
+RFC_PUBLIC = "3d4017c3e843895a92b70aa74d1b7ebc9c982ccf2ec4968cc0cd55f12af4660c"  # pragma: allowlist secret
 RFC_SIGNATURE = (
-    "92a009a9f0d4cab8720e820b5f642540a2b27b5416503f8fb3762223ebdb69da"
-    "085ac1e43e15996e458f3613d0f11d8c387b2eaeb4302aeeb00d291612bb0c00"
+    "92a009a9f0d4cab8720e820b5f642540a2b27b5416503f8fb3762223ebdb69da"  # pragma: allowlist secret
+    "085ac1e43e15996e458f3613d0f11d8c387b2eaeb4302aeeb00d291612bb0c00"  # pragma: allowlist secret
 )
 
 
@@ -83,7 +83,7 @@ def test_key_of_openssl(monkeypatch: pytest.MonkeyPatch) -> None:
         base64.b64encode(b"x" * 64).decode(),
         _pem(X25519PrivateKey.generate()),
         _pem(Ed25519PrivateKey.generate(), b"passphrase"),
-        "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----",
+        "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----",  # pragma: allowlist secret
         _public_pem(Ed25519PrivateKey.generate()),
         "é",
     ],

@@ -28,7 +28,7 @@ from lookalike.storage import Store
 
 log = logging.getLogger(__name__)
 
-SECRET = "LOOKALIKE_WEBHOOK_SECRET_"
+SECRET = "LOOKALIKE_WEBHOOK_SECRET_"  # pragma: allowlist secret
 """Beginning of the environment variable with a customer's secret, see :func:`secret_variable`."""
 DELIVERIES = "deliveries"
 GIVE_UP_S = 7200.0
