@@ -140,7 +140,8 @@ def _triplet(version: _Version, triplet_id: str) -> list[dict[str, Any]]:
             roles = {"target": row["target_image"]}
             roles |= {f"reference {i}": content for i, content in enumerate(row["reference_images"])}
             of_subject = _of_subject(version.snapshot.table("images"), row["subject"], _IMAGE_COLUMNS)
-            of_subject = of_subject.filter(pc.is_in(of_subject["sha256"], pa.array(list(set(roles.values())))))
+            shown = pa.array(sorted(set(roles.values())), pa.string())
+            of_subject = of_subject.filter(pc.is_in(of_subject["sha256"], shown))
             kept = {
                 image["sha256"]: version.image(image) for image in of_subject.to_pylist() if not image["drop_reason"]
             }

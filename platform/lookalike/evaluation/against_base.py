@@ -3,6 +3,7 @@
 import io
 from collections.abc import Iterable
 
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
@@ -29,7 +30,7 @@ def differences_to_base(data: bytes, metrics: Iterable[str], seed: int, where: s
     Raises InputError: not a table of measurements.
     """
     names = list(metrics)
-    wanted = pc.field("metric").isin([*names, *(BEFORE + name for name in names)])
+    wanted = pc.field("metric").isin(pa.array([*names, *(BEFORE + name for name in names)], pa.string()))
     with decoding("a table of measurements", where, fix="evaluate the bundle again"):
         table = pq.read_table(io.BytesIO(data), schema=SCHEMA, filters=wanted).drop_columns("unit")
     found = {}

@@ -41,6 +41,10 @@ def test_only_common_cases_of_both_models_count() -> None:
     assert {name: (estimate.mean, estimate.n) for name, estimate in found.items()} == {"identity": (0.5, 1)}
 
 
+def test_a_gate_that_compares_nothing_finds_no_difference() -> None:
+    assert differences_to_base(_table([("a", "s", "identity", 1.0)]), [], 0, "here") == {}
+
+
 def test_value_that_is_not_finite_gives_no_difference() -> None:
     rows = [("a", "s", "identity", float("nan")), ("a", "s", "before/identity", 0.5)]
     assert np.isnan(differences_to_base(_table(rows), ["identity"], 0, "here")["identity"].mean)
