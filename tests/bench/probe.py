@@ -122,21 +122,21 @@ class Probe(nn.Module):
         return torch.stack(list(losses.values())).sum(), {name: value.item() for name, value in losses.items()}
 
 
-def train_probe(photos: list[Photo], vae: Any, folder: Path) -> Probe:
+def train_probe(photos: list[Photo], vae: Any, folder: Path, config: FitConfig = FIT) -> Probe:
     """Train a probe on these photos; its state is kept in ``folder``, and a stopped run resumes."""
     names = sorted({photo.subject for photo in photos})
     images = to_tensor([photo.image for photo in photos])
     images[::2] = reconstruct(vae, images[::2])
     subjects = torch.tensor([names.index(photo.subject) for photo in photos])
     with torch.random.fork_rng():
-        torch.manual_seed(FIT.seed)
+        torch.manual_seed(config.seed)
         probe = Probe(len(names))
 
     def loss(rng: np.random.Generator, step: int) -> tuple[Tensor, dict[str, float]]:
-        chosen = rng.choice(len(photos), FIT.batch_size, replace=False)
+        chosen = rng.choice(len(photos), config.batch_size, replace=False)
         return probe.loss(_moved(images[chosen], rng), [photos[index] for index in chosen], subjects[chosen])
 
-    fit(probe, loss, FIT, folder, "probe")
+    fit(probe, loss, config, folder, "probe")
     return probe.eval()
 
 
