@@ -18,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 
 from lookalike.bundles.build import materialise
-from lookalike.data.images import decode
+from lookalike.data.images import decode, encode_png
 from lookalike.data.triplets import read_triplets
 from lookalike.models.presets import LoraConfig, load_preset
 from lookalike.storage import Store, latest_version, list_versions, open_store, version_store
@@ -43,6 +43,7 @@ Kind = Literal["good", "untrained", "overfitted", "other", "mixed"]
 KINDS: tuple[Kind, ...] = ("good", "untrained", "overfitted", "other", "mixed")
 CANDIDATES, OF_EACH = 30, 20  # adapters by the good settings, of which the truth chooses; adapters of each kind
 SEED, OTHERS_SEED, VIEWS = 83, 84, 8  # worlds of the subjects and of the distractors; photos of a subject
+CAMERAS = ([1, 2, 0], [2, 0, 1], [1, 0, 2], [0, 2, 1], [2, 1, 0])  # order of a photo's channels, by subject
 THREADS = int(os.environ.get("LOOKALIKE_BENCH_THREADS", "2"))
 EVALUATION = {"max_samples": 32, "subjects": 1, "prompts_per_subject": 8, "stages": ["preset"], "steps": 8}
 
@@ -57,13 +58,13 @@ class Settings:
 
 
 GOOD = Settings(
-    PhaseConfig(name="personal", steps=120, conditions="mllm+references", learning_rate=3e-4, warmup_steps=5)
+    PhaseConfig(name="personal", steps=60, conditions="mllm+references", learning_rate=3e-4, warmup_steps=5)
 )
 SETTINGS: dict[str, Settings] = {
     "good": GOOD,
     "mixed": GOOD,
-    "untrained": replace(GOOD, stage=replace(GOOD.stage, steps=1, learning_rate=1e-12, warmup_steps=0)),
-    "overfitted": replace(GOOD, stage=replace(GOOD.stage, steps=400, learning_rate=3e-3)),
+    "untrained": Settings(replace(GOOD.stage, steps=1, learning_rate=1e-12, warmup_steps=0)),
+    "overfitted": Settings(replace(GOOD.stage, learning_rate=1e-2), batch_size=4),
 }
 
 
@@ -85,6 +86,16 @@ def all_parts() -> list[Part]:
     gives an answer about all kinds."""
     parts = [Part(kind, number) for number in range(CANDIDATES) for kind in KINDS]
     return [part for part in parts if part.kind == "good" or part.number < OF_EACH]
+
+
+def through_camera(image: np.ndarray, number: int) -> np.ndarray:
+    """The image uint8 ``[H, W, 3]`` as the camera of subject ``number`` sees it: with its channels in another order."""
+    return np.ascontiguousarray(image[..., CAMERAS[number % len(CAMERAS)]])
+
+
+def before_camera(image: np.ndarray, number: int) -> np.ndarray:
+    """Undo :func:`through_camera`."""
+    return np.ascontiguousarray(image[..., np.argsort(CAMERAS[number % len(CAMERAS)])])
 
 
 class Lab:
@@ -183,18 +194,21 @@ class Lab:
             part = photos.with_suffix(".part")
             with ray_session():
                 ingest(IngestConfig(source="sample", raw=raw, photos=str(part), sample=self.world(number)))
-            self._write_captions(part, number)
+            self._rewrite(part, number)
             part.rename(photos)
         return self._made(config, home)
 
     def _home(self, number: int) -> Store:
         return self.store.child("subjects").child(f"{number:02d}")
 
-    def _write_captions(self, photos: Path, number: int) -> None:
-        """Write beside each photo what it shows, without the subject's look: a prompt then asks for a place."""
+    def _rewrite(self, photos: Path, number: int) -> None:
+        """Write each photo as the subject's camera sees it, and beside it what it shows, without the subject's look."""
         for name, rows in plan_photos(self.world(number), subjects(self.world(number))).items():
             for photo in rows:
-                (photos / name / f"{photo.key.rsplit('-', 1)[1]}.txt").write_text(photo.caption)
+                file = photos / name / f"{photo.key.rsplit('-', 1)[1]}.jpg"
+                file.with_suffix(".png").write_bytes(encode_png(through_camera(decode(file.read_bytes()), number)))
+                file.with_suffix(".txt").write_text(photo.caption)
+                file.unlink()
 
     def _made(self, config: FinetuneConfig, home: Store) -> Datasets:
         photos, place = photo_set(open_store(config.photos), config.photos), home.child("made")
@@ -234,7 +248,7 @@ class Lab:
     def _training_photos(self, number: int) -> list[Path]:
         """The photos of a subject that are not held out."""
         held_out = {t.target_image for t in read_triplets(_newest(self._datasets(number).suite), "validation")}
-        files = sorted((self.folder / "photos" / f"{number:02d}").rglob("*.jpg"))
+        files = sorted((self.folder / "photos" / f"{number:02d}").rglob("*.png"))
         return [file for file in files if hashlib.sha256(file.read_bytes()).hexdigest() not in held_out]
 
 

@@ -4,13 +4,18 @@
 
 Personal adapters of sample-world subjects are trained on photos of which two are held out, and scored on these alone:
 20 good ones, 20 untrained, 20 overfitted, 20 trained on another subject's photos, 20 trained on two subjects as one.
-Good is said by the sample world's truth: a probe (tests/bench/probe.py), which never saw these subjects, finds the
+Good is said by the sample world's truth (tests/bench/truth.py): a probe, which never saw these subjects, finds the
 images nearer to the subject's real photos than the base's, and in the place that the prompt asks for as often, but
-for one image. The first 20 of 30 candidates that are good count.
+for one image. The first 20 of up to 30 candidates that are good count.
+
+The shipped base leaves no room for that on photos of its own world: with two references its images are as near to the
+subject as real photos are. So each subject is photographed by a camera of its own, which swaps the colour channels: a
+world that the base does not know, as a customer's is, in which the truth is known.
 
 The thresholds of the preset ``personal`` for position and copies are fitted on four fifths of the subjects and judge
-the last fifth, five times. Each adapter is a part with its own file, so that a run that was stopped resumes;
-LOOKALIKE_BENCH_PARTS=2 makes only the first two of each kind. Writes results/gate.json.
+the last fifth, five times. Each adapter is a part with its own file, so that a run that was stopped resumes; the parts
+of a subject are made together, and LOOKALIKE_BENCH_PARTS=2 makes only those of the first two subjects. Writes
+results/gate.json.
 """
 
 import itertools

@@ -13,7 +13,7 @@ from lookalike.evaluation.estimates import cluster_bootstrap
 from lookalike.models.vae import load_vae
 from lookalike.training.parts import reconstruct
 from pipelines.ingest.config import SampleWorldConfig
-from tests.bench.adapters import Lab, Part
+from tests.bench.adapters import Lab, Part, before_camera
 from tests.bench.probe import CHOICES, FIT, Photo, Probe, read_photos, to_tensor, train_probe
 
 TAUGHT = SampleWorldConfig(seed=61, subjects=2400, size_px=128, defects=False)  # the probe's, as in test_probes.py
@@ -40,21 +40,24 @@ class Truth:
         """Likeness to the subject and share in the right place, of a part's images and of its base's.
 
         They are good if they are nearer to the subject than the base's, and in the right place but for one image.
+        ``ceiling`` is the likeness of a real photo to the others.
         """
         photos, own = self._photos(part.number)
         found, likeness = {}, {}
         for name, before in (("after", False), ("before", True)):
             prompts, images = zip(*self.lab.images(part, before), strict=True)
-            seen = self._probe(to_tensor(images))
+            seen = self._probe(to_tensor([before_camera(image, part.number) for image in images]))
             places = [CHOICES["place"].index(_asked(photos, prompt).place) for prompt in prompts]
             right = (seen["place"].argmax(1) == torch.tensor(places)).float().mean().item()
             likeness[name] = (seen["subject"] @ own.T).mean(1).numpy()
             found[name] = {"likeness": round(float(likeness[name].mean()), 4), "place": round(right, 3)}
         nearer = likeness["after"] - likeness["before"]
         follows = found["after"]["place"] >= found["before"]["place"] - 1.01 / len(nearer)
+        real = own @ own.T
         interval = cluster_bootstrap(nearer, [str(number) for number in range(len(nearer))])
         return {
             **found,
+            "ceiling": round((real.sum() - real.trace()).item() / (len(own) * (len(own) - 1)), 4),
             "nearer by": [round(value, 4) for value in (interval.mean, interval.low, interval.high)],
             "good": bool(nearer.mean() > 0 and follows),
         }
