@@ -44,7 +44,7 @@ KINDS: tuple[Kind, ...] = ("good", "untrained", "overfitted", "other", "mixed")
 CANDIDATES, OF_EACH = 30, 20  # adapters by the good settings, of which the truth chooses; adapters of each kind
 SEED, OTHERS_SEED, VIEWS = 83, 84, 8  # worlds of the subjects and of the distractors; photos of a subject
 CAMERAS = ([1, 2, 0], [2, 0, 1], [1, 0, 2], [0, 2, 1], [2, 1, 0])  # order of a photo's channels, by subject
-THREADS = int(os.environ.get("LOOKALIKE_BENCH_THREADS", "2"))
+THREADS = int(os.environ.get("LOOKALIKE_BENCH_THREADS", "1"))
 EVALUATION = {"max_samples": 32, "subjects": 1, "prompts_per_subject": 8, "stages": ["preset"], "steps": 8}
 
 
@@ -58,13 +58,14 @@ class Settings:
 
 
 GOOD = Settings(
-    PhaseConfig(name="personal", steps=60, conditions="mllm+references", learning_rate=3e-4, warmup_steps=5)
+    PhaseConfig(name="personal", steps=40, conditions="mllm+references", learning_rate=1e-2, warmup_steps=5),
+    batch_size=4,
 )
 SETTINGS: dict[str, Settings] = {
     "good": GOOD,
     "mixed": GOOD,
-    "untrained": Settings(replace(GOOD.stage, steps=1, learning_rate=1e-12, warmup_steps=0)),
-    "overfitted": Settings(replace(GOOD.stage, learning_rate=1e-2), batch_size=4),
+    "untrained": replace(GOOD, stage=replace(GOOD.stage, steps=1, learning_rate=1e-12, warmup_steps=0)),
+    "overfitted": replace(GOOD, stage=replace(GOOD.stage, steps=120, final_lr_share=1.0)),
 }
 
 

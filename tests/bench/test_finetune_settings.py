@@ -36,10 +36,11 @@ def _settings(rate: float, steps: int, batch_size: int, **changes: Any) -> Setti
 
 
 TRIED: dict[str, Settings] = {  # learning rate, steps x batch size
-    "3e-4-60x8": _settings(3e-4, 60, 8),
+    "1e-3-40x4": _settings(1e-3, 40, 4),
+    "1e-2-40x4": _settings(1e-2, 40, 4),
+    "3e-3-40x4": _settings(3e-3, 40, 4),
     "1e-3-60x8": _settings(1e-3, 60, 8),  # the default until now
-    "3e-3-60x4": _settings(3e-3, 60, 4),
-    "1e-2-30x4": _settings(1e-2, 30, 4),
+    "1e-2-60x8": _settings(1e-2, 60, 8),
 }
 
 pytestmark = pytest.mark.timeout(7200)
