@@ -22,7 +22,7 @@ from tests.bench.adapters import Lab, Part, Settings
 from tests.bench.measured import keep
 from tests.bench.truth import Truth
 
-SUBJECTS = (40, 41, 42)
+SUBJECTS = (40, 41)
 METRICS = ("loss_right", "identity", "position/identity", "copying")
 ALL_LINEAR = (
     *("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
@@ -37,10 +37,7 @@ def _settings(rate: float, steps: int, batch_size: int, **changes: Any) -> Setti
 
 TRIED: dict[str, Settings] = {  # learning rate, steps x batch size
     "1e-3-40x4": _settings(1e-3, 40, 4),
-    "1e-2-40x4": _settings(1e-2, 40, 4),
-    "3e-3-40x4": _settings(3e-3, 40, 4),
-    "1e-3-60x8": _settings(1e-3, 60, 8),  # the default until now
-    "1e-2-60x8": _settings(1e-2, 60, 8),
+    "1e-2-40x8": _settings(1e-2, 40, 8),
 }
 
 pytestmark = pytest.mark.timeout(7200)
@@ -62,11 +59,15 @@ def test_finetune_settings_part(name: str, number: int, lab: Lab) -> None:
 
 
 def test_finetune_settings(lab: Lab, bench_folder: Path) -> None:
-    made = [name for name in TRIED if all(lab.exists(Part(name, n)) for n in SUBJECTS)]
+    made = {name: [n for n in SUBJECTS if lab.exists(Part(name, n))] for name in TRIED}
     truth = Truth(lab, bench_folder)
-    table = {name: _row([_found(lab, truth, Part(name, number)) for number in SUBJECTS]) for name in made}
+    table = {
+        name: {"subjects": numbers, **_row([_found(lab, truth, Part(name, number)) for number in numbers])}
+        for name, numbers in made.items()
+        if numbers
+    }
     keep("finetune-settings", {"probe": truth.own_error(SUBJECTS), "settings": table})
-    assert made == list(TRIED)
+    assert all(numbers == list(SUBJECTS) for numbers in made.values()), "some parts are not made"
 
 
 def _found(lab: Lab, truth: Truth, part: Part) -> dict[str, Any]:
