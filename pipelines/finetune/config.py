@@ -37,12 +37,8 @@ def duration_s(text: str) -> int:
 
 
 def default_stages() -> list[PhaseConfig]:
-    """One phase with both conditions, as at the end of the base's curriculum.
-
-    The learning rate suits photos that differ from what the base was trained on, as a customer's do
-    (tests/bench/results/finetune-settings.json): at 1e-3 the images stay close to the base's.
-    """
-    return [PhaseConfig(name="personal", steps=40, conditions="mllm+references", learning_rate=1e-2, warmup_steps=5)]
+    """One phase with both conditions, as at the end of the base's curriculum."""
+    return [PhaseConfig(name="personal", steps=60, conditions="mllm+references", learning_rate=1e-3, warmup_steps=5)]
 
 
 def default_evaluation() -> dict[str, Any]:
