@@ -6,9 +6,7 @@ from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from lookalike.errors import BusyError, StoppedError, UnreachableError
 from lookalike.registry import resolve
@@ -18,7 +16,9 @@ from pipelines.entry import ray_session
 from pipelines.finetune import finetune
 from pipelines.fleet.config import FleetConfig
 from pipelines.fleet.requests import LEASES, Refused, Request, in_turn, read_requests, record_failure
-from pipelines.train.shared import SharedTrainer
+
+if TYPE_CHECKING:  # it imports the libraries of models, for which a job need not wait
+    from pipelines.train.shared import SharedTrainer
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +47,6 @@ def fleet(config: FleetConfig) -> dict[str, Any]:
         StoppedError: SIGTERM or Ctrl-C; what was training has written a checkpoint.
         InputError: no such model.
     """
-    torch.set_num_threads(config.threads)
     folder = open_store(config.requests)
     base = resolve(config.model, config.tracking, config.base)
     uri = open_store(base.bundle_uri).uri
@@ -55,7 +54,7 @@ def fleet(config: FleetConfig) -> dict[str, Any]:
     work, running = _Work(), dict[Future[dict[str, Any]], Request]()
     with (
         ray_session(),
-        _trainer(uri, base.bundle_sha256, device, config.max_rows) as trainer,
+        _trainer(uri, base.bundle_sha256, device, config) as trainer,
         ThreadPoolExecutor(config.at_once, thread_name_prefix="finetune") as threads,
     ):
         try:
@@ -72,8 +71,13 @@ def fleet(config: FleetConfig) -> dict[str, Any]:
 
 
 @contextmanager
-def _trainer(uri: str, sha256: str, device: str, max_rows: int) -> Iterator[SharedTrainer]:
-    trainer = SharedTrainer(uri, sha256, device=device, max_rows=max_rows)
+def _trainer(uri: str, sha256: str, device: str, config: FleetConfig) -> Iterator["SharedTrainer"]:
+    import torch
+
+    from pipelines.train.shared import SharedTrainer
+
+    torch.set_num_threads(config.threads)
+    trainer = SharedTrainer(uri, sha256, device=device, max_rows=config.max_rows)
     try:
         yield trainer
     finally:
@@ -91,7 +95,7 @@ def _start(
     work: _Work,
     running: dict[Future[dict[str, Any]], Request],
     threads: ThreadPoolExecutor,
-    trainer: SharedTrainer,
+    trainer: "SharedTrainer",
 ) -> bool:
     """Start requests while there is room; return whether any is running."""
     names = {request.name for request in running.values()}
@@ -115,7 +119,7 @@ def _start(
     return bool(running)
 
 
-def _finetune(config: FleetConfig, folder: Store, request: Request, trainer: SharedTrainer) -> dict[str, Any]:
+def _finetune(config: FleetConfig, folder: Store, request: Request, trainer: "SharedTrainer") -> dict[str, Any]:
     with hold(folder.child(LEASES).child(request.name)):
         settings = replace(request.config, actors=config.actors)
         for left in reversed(range(config.tries)):
