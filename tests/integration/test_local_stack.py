@@ -3,6 +3,7 @@
 import base64
 import http.client
 import json
+import time
 import urllib.request
 from pathlib import Path
 
@@ -92,10 +93,12 @@ def test_wrong_commands_are_refused(tmp_path: Path) -> None:
 def test_nothing_answers_without_a_key(local_stack: LocalStack, ray_cluster: dict[str, str]) -> None:
     """Requests without a key, from this machine and from its network address, to each port of a stack."""
     ports = json.loads((local_stack.folder / "stack.json").read_text())["ports"]
-    listening = _listening(local_stack)
-    wider = {port for port, hosts in listening.items() if hosts - {"127.0.0.1"}}
     ours = {*ports.values(), *(port + 10_000 for name, port in ports.items() if name.startswith("s3"))}
-    assert ours <= listening.keys() | {ports["ray_client"]}
+    begun = time.monotonic()
+    while not ours <= (listening := _listening(local_stack)).keys() | {ports["ray_client"]}:
+        assert time.monotonic() < begun + 60, ours - listening.keys()  # Ray's agents start after its head answers
+        time.sleep(1)
+    wider = {port for port, hosts in listening.items() if hosts - {"127.0.0.1"}}
     # Ray's own: GCS, raylet, agents, workers, the client server; it has no option for their address
     assert wider & ours <= {ports["ray"], ports["ray_client"], ports["ray_agent"]}
 
