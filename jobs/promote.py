@@ -13,7 +13,7 @@ If the champion turns out to be bad, `rollback` returns to the one before it, or
   python jobs/promote.py rollback --model lookalike-mini --out file:///runs/rollback-1 \\
       --reason "its images of cups are grey"
 
-Who was champion when, made so by whom, why, by which scores and which judge:
+The promotion log, each champion with time, user, reason, scores and judge:
 
   python jobs/promote.py history --model lookalike-mini
 
@@ -27,8 +27,8 @@ If the promotion log or the champion is lost without a copy, --begin-anew REASON
 
 With an Ed25519 key in LOOKALIKE_SIGNING_KEY (PEM, or the base64 of its 32 bytes) each entry of the log is signed. From
 the first one on, unsigned entries are refused; where LOOKALIKE_TRUSTED_KEYS names public keys, also those of others.
-For a log that was begun without a key, or whose key is no longer trusted, `sign` adds an entry that vouches for it, and
-prints the public key:
+For a log that was begun without a key, or whose key is no longer trusted, `sign` adds a signed entry that confirms it,
+and prints the public key:
 
   openssl genpkey -algorithm ed25519 -out promotion.pem
   LOOKALIKE_SIGNING_KEY="$(cat promotion.pem)" \\

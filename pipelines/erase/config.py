@@ -36,7 +36,7 @@ class EraseConfig(PlanConfig):
     """
 
     receipts: str | None = None
-    """URI for receipts; by default ``receipts`` in the store. A receipt names nobody."""
+    """URI for receipts; by default ``receipts`` in the store. A receipt contains no names."""
     wait_s: NonNegative = 180
     """Seconds to wait until jobs that work for the customer have stopped. A job on a lost machine counts as stopped a
     minute after its last heartbeat."""

@@ -181,7 +181,7 @@ def _tracker(config: PlanConfig) -> TrackedErasure | None:
 
 def _outside(scope: Scope, config: PlanConfig) -> Outside:
     if config.take_down is not None:
-        locate_object(config.take_down)  # raises for a location that is no object's
+        locate_object(config.take_down)  # raises if this cannot be the location of an object
     places = tuple(open_store(uri).uri for uri in config.search) or (scope.store,)
     return Outside(scope, places, config.take_down)
 

@@ -18,7 +18,7 @@ _LARGEST = 16 << 20  # bytes
 def verify_receipt(config: VerifyConfig) -> dict[str, Any]:
     """Return the receipt's document if it is signed, and is of the customer and subject that ``config`` names.
 
-    Raises InputError if it was changed, was signed by another key, is no receipt, or is of another customer.
+    Raises InputError if it was changed, was signed by another key, is not a receipt, or is of another customer.
     """
     store, key = locate_object(config.receipt)
     signed = read_members(store, key, {"receipt": str, "public_key": str, "signature": str}, most=_LARGEST, fix=_FIX)
@@ -31,7 +31,7 @@ def verify_receipt(config: VerifyConfig) -> dict[str, Any]:
     receipt = parse_object(signed["receipt"], where, "kind", "format", "customer", "subject", fix=_FIX)
     if receipt["kind"] != KIND or receipt["format"] != FORMAT:
         shown = json.dumps([receipt["kind"], receipt["format"]])[:100]
-        raise InputError("the signed document is no receipt of this format", value=shown, fix=_FIX)
+        raise InputError("the signed document is not a receipt of this format", value=shown, fix=_FIX)
     for kind in ("customer", "subject"):
         named = getattr(config, kind)
         if named is not None and not _is(receipt[kind], named):

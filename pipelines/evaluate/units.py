@@ -58,7 +58,7 @@ class EvaluationWork:
     units: tuple[Unit, ...]
 
     def identity_of(self, number: int) -> str:
-        """Hash of what the unit of this number measures, and by whom: rows of a model that moved are not kept."""
+        """Hash of what the unit of this number measures and of its judge: rows by a model that moved are not kept."""
         return fingerprint([self.judge, self.units[number].identity])
 
 

@@ -30,7 +30,7 @@ def _sign(world: World) -> dict:  # noqa: F811
     return sign_log(SignConfig("mini", "signed from now on", tracking=world.uri))
 
 
-def test_entries_are_signed_and_vouched_for(
+def test_entries_are_signed_and_confirmed(
     world: World,  # noqa: F811
     use_key: Callable[..., None],
     monkeypatch: pytest.MonkeyPatch,
@@ -125,7 +125,7 @@ def test_chained_entry_of_an_unsigned_log_is_refused_with_trusted_keys_only(
         world.champion()
 
 
-def test_sign_vouches_for_an_unsigned_log_and_for_one_of_an_old_key(
+def test_sign_confirms_an_unsigned_log_and_for_one_of_an_old_key(
     world: World,  # noqa: F811
     use_key: Callable[..., None],
     monkeypatch: pytest.MonkeyPatch,
@@ -148,7 +148,7 @@ def test_sign_vouches_for_an_unsigned_log_and_for_one_of_an_old_key(
     assert world.promote("better")["champion_before"] == 2
 
 
-def test_sign_vouches_for_no_log_that_was_changed(world: World, use_key: Callable[..., None]) -> None:  # noqa: F811
+def test_sign_confirms_no_log_that_was_changed(world: World, use_key: Callable[..., None]) -> None:  # noqa: F811
     values = json.loads(world.entry(1).read_text())
     world.entry(1).write_text(canonical_json({**values, "scores_sha256": "0" * 64}))
     use_key(KEY)

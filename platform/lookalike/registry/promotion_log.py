@@ -7,7 +7,7 @@ entry holds the hash of the one before, so that an entry that was changed or rem
 With ``LOOKALIKE_SIGNING_KEY`` in the environment each new entry is signed (:mod:`lookalike.signing`), together with the
 model's name. Then whoever may write to the store, but has not the key, can add no entry: after a signed entry an
 unsigned one is an error, and with ``LOOKALIKE_TRUSTED_KEYS`` the newest entry must be signed by one of these keys. It
-vouches for all entries before it, by their hashes.
+confirms all entries before it, by their hashes.
 """
 
 import hashlib
@@ -72,7 +72,7 @@ class Promotion:
     kind: Kind = "promoted"
     """``registered again``: the champion got another version or location. ``rolled back``: to the entry
     ``returns_to``. ``begun anew``: the entries before do not count. ``signed``: the champion stays, and the entry's
-    signature vouches for those before."""
+    signature confirms those before."""
     reason: str = ""
     """The user's reason for anything but a promotion."""
     returns_to: int | None = None
@@ -230,7 +230,7 @@ class PromotionLog:
             what = f"entry {head.number} of the promotion log is not signed, and the one before is"
         else:
             return
-        fix = "if no promotion of yours wrote it, remove it; else vouch for the log: jobs/promote.py sign --model "
+        fix = "if no promotion of yours wrote it, remove it; else confirm the log: jobs/promote.py sign --model "
         fix += f"{self._name} --reason REASON, with {SIGNING_KEY}"
         raise InputError(what, value=self.uri_of(head.number), fix=fix)
 

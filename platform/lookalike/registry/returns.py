@@ -1,4 +1,4 @@
-"""Recovery on request: return to an earlier champion, begin a new promotion log, or vouch for one by a signature."""
+"""Recovery on request: return to an earlier champion, begin a new promotion log, or confirm one by a signature."""
 
 import logging
 import uuid
@@ -145,7 +145,7 @@ def sign_log(registry: Registry, model: str, *, reason: str) -> Promotion:
     last = now.head.entry
     if last.public_key == public_key_text(key):
         return last
-    now.log.entries_to(now.head)  # an entry that was changed is an error before this one vouches for it
+    now.log.entries_to(now.head)  # an entry that was changed is an error before this one confirms it
     made = replace(
         last,
         number=last.number + 1,

@@ -1,6 +1,9 @@
 """A purge removes everything below a prefix, follows no link, and touches nothing beside it."""
 
 import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -8,6 +11,8 @@ import pytest
 from lookalike.errors import ConfigError, InputError
 from lookalike.storage import open_store
 from lookalike.storage.purge import _remove_local, entries, pages, purge
+
+_NOBODY = 65534
 
 
 @pytest.fixture
@@ -75,9 +80,28 @@ def test_pages_list_objects_also_below_a_linked_root(root: Path) -> None:
     assert keys == {"a/one.txt", "a/b/two.txt", ".part-0123", ".hidden/x"}
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may remove everything")
-def test_folder_that_may_not_be_changed_is_an_error(root: Path) -> None:
-    (root / "mug" / "a").chmod(0o500)
-    with pytest.raises(InputError, match="cannot remove"):
-        purge(open_store(str(root / "mug")))
-    (root / "mug" / "a").chmod(0o700)
+@contextmanager
+def _unprivileged(*owned: Path) -> Iterator[None]:
+    """Work as a user who owns ``owned`` and may not do everything: as nobody, if this is root."""
+    if os.geteuid() != 0:
+        yield
+        return
+    for path in owned:
+        os.chown(path, _NOBODY, _NOBODY)
+    os.seteuid(_NOBODY)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+def test_folder_that_may_not_be_changed_is_an_error() -> None:
+    with tempfile.TemporaryDirectory() as name:  # pytest's own folders are closed to other users
+        home = Path(name) / "mug"
+        home.mkdir()
+        (home / "one.txt").write_text("1")
+        home.chmod(0o500)
+        with _unprivileged(Path(name), home), pytest.raises(InputError, match="cannot remove"):
+            purge(open_store(str(home)))
+        assert (home / "one.txt").exists()
+        home.chmod(0o700)
