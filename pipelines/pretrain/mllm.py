@@ -11,6 +11,7 @@ from lookalike.bundles.load import load_preprocessor
 from lookalike.models.batch import Batch, to_batch
 from lookalike.models.components import NO_CODE
 from lookalike.models.presets import ASSETS_DIR, load_preset
+from lookalike.process_wide import alone_in_process
 from lookalike.training import parts
 from pipelines.pretrain import augment
 from pipelines.pretrain.config import PretrainConfig
@@ -19,6 +20,7 @@ from pipelines.pretrain.subjects import Subject
 _MEASURED = 256  # held-out images
 
 
+@alone_in_process()
 def pretrain_mllm(
     config: PretrainConfig, initial: Path, train: list[Subject], held_out: list[Subject], run: Path
 ) -> dict[str, Any]:

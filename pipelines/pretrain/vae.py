@@ -10,6 +10,7 @@ from torch import Tensor
 from lookalike.models.presets import load_preset
 from lookalike.models.vae import downsampling
 from lookalike.pixels import crop_resize
+from lookalike.process_wide import alone_in_process
 from lookalike.training import parts
 from pipelines.pretrain import augment
 from pipelines.pretrain.config import PretrainConfig
@@ -18,6 +19,7 @@ from pipelines.pretrain.subjects import Subject
 _MEASURED = 256  # held-out images
 
 
+@alone_in_process()
 def pretrain_vae(
     config: PretrainConfig, initial: Path, train: list[Subject], held_out: list[Subject], run: Path
 ) -> dict[str, Any]:

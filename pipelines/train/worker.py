@@ -19,6 +19,7 @@ from lookalike.models.joint import import_model_classes
 from lookalike.models.subject import SubjectModel
 from lookalike.models.vae import load_vae
 from lookalike.models.weights import strict_weights
+from lookalike.process_wide import alone_in_process
 from lookalike.progress.events import EventLog
 from lookalike.storage import open_store
 from lookalike.storage.lease import Fence
@@ -210,7 +211,8 @@ def _images(
     source = replace(settings.source, split="validation", latents=False)  # references and target are shown, too
     each = -(-config.count // rank.count)
     mine = validation_indices(source, each * rank.count)[rank.index * each : (rank.index + 1) * each]
-    scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(bundle / "scheduler")
+    with alone_in_process():
+        scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(bundle / "scheduler")
     images = HeldOutImages(objective, prepare(source, mine), config, read_preset(bundle).stages, scheduler)
     return TrackedImages(images, rank, tracker)
 

@@ -16,6 +16,7 @@ import yaml
 
 from lookalike.errors import ConfigError, LookalikeError, first_line
 from lookalike.groups import check_flags, check_groups, forbid_imports
+from lookalike.process_wide import alone_in_process
 from lookalike.redaction import redact, redacted
 
 ConfigT = TypeVar("ConfigT")
@@ -47,6 +48,7 @@ class _Parser(jsonargparse.ArgumentParser):
         return redact(super().dump(*arguments, **named))
 
 
+@alone_in_process()
 def parse_command(
     commands: Mapping[str, type], argv: Sequence[str] | None = None, description: str | None = None
 ) -> tuple[str, Any]:
@@ -67,6 +69,7 @@ def parse_command(
     raise SystemExit(0 if given else 2)
 
 
+@alone_in_process()
 def parse(
     config_class: type[ConfigT],
     argv: Sequence[str] | None = None,

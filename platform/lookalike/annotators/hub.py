@@ -9,6 +9,7 @@ import numpy as np
 
 from lookalike.errors import ConfigError, first_line
 from lookalike.models.components import NO_CODE
+from lookalike.process_wide import alone_in_process
 
 if TYPE_CHECKING:
     import torch
@@ -24,6 +25,7 @@ def split_pin(name_or_path: str) -> tuple[str, str | None]:
     return name, pinned or None
 
 
+@alone_in_process()
 def model_revision(name_or_path: str, kind: str = "model") -> str:
     """Return the identity of a model's weights: the commit on the Hub, or a hash of the folder's files.
 
@@ -71,6 +73,7 @@ def pixels_of(processor: Any, images: Sequence[np.ndarray], together: bool) -> "
         yield processor(images=list(group), return_tensors="pt")["pixel_values"]
 
 
+@alone_in_process()
 def load_model(
     kind: str, name_or_path: str, processor_class: Any, model_class: Any, device: str, others: tuple[str, ...] = ()
 ) -> tuple[Any, Any]:
@@ -88,6 +91,7 @@ def load_model(
     return processor, load_weights(kind, name_or_path, model_class, device, others, optional=("pooler",))[0]
 
 
+@alone_in_process()
 def load_weights(
     kind: str,
     name_or_path: str,

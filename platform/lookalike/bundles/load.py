@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from lookalike.bundles.manifest import read_preset
 from lookalike.bundles.verification import open_bundle
 from lookalike.models.preprocess import Preprocessor
+from lookalike.process_wide import alone_in_process
 
 if TYPE_CHECKING:
     import torch
@@ -32,6 +33,7 @@ def build_model(bundle_dir: Path, dtype: "torch.dtype | None" = None) -> "Subjec
     return SubjectModel.from_config(bundle_dir, read_preset(bundle_dir).references, dtype)
 
 
+@alone_in_process()
 def load_model(bundle_dir: Path, base_dir: Path | None = None, dtype: "torch.dtype | None" = None) -> "SubjectModel":
     """Build a bundle's model and load its weights strictly, with its adapter if it has one; in evaluation mode.
 

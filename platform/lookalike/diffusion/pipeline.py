@@ -41,6 +41,7 @@ from lookalike.models.components import COMPONENTS
 from lookalike.models.preprocess import Preprocessor
 from lookalike.models.vae import decode, decode_floats, downsampling, token_grid
 from lookalike.models.weights import check_names
+from lookalike.process_wide import alone_in_process
 
 
 class SubjectPipeline(DiffusionPipeline, SubjectLoraLoaderMixin):
@@ -84,6 +85,7 @@ class SubjectPipeline(DiffusionPipeline, SubjectLoraLoaderMixin):
         return {name: getattr(self, name) for name in (*COMPONENTS, "preprocessor")}
 
     @classmethod
+    @alone_in_process()
     def from_pretrained(cls, folder: str | Path, base: str | Path | None = None, **kwargs: Any) -> "SubjectPipeline":
         """Load a local bundle; a personal one (LoRA only) needs the folder of its base.
 

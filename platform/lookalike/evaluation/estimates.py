@@ -14,6 +14,7 @@ import numpy.typing as npt
 from scipy import stats
 
 from lookalike.errors import ConfigError
+from lookalike.process_wide import alone_in_process
 
 Floats = npt.NDArray[np.floating]
 
@@ -219,7 +220,7 @@ def interval(
     """The 95 % bootstrap interval of ``statistic``; percentile if BCa is undefined."""
     largest = max(map(len, data))
     for method in ("BCa", "percentile") if largest <= _MOST_BCA else ("percentile",):
-        with warnings.catch_warnings(), np.errstate(divide="ignore", invalid="ignore"):
+        with alone_in_process(), warnings.catch_warnings(), np.errstate(divide="ignore", invalid="ignore"):
             warnings.simplefilter("ignore", stats.DegenerateDataWarning)
             found = stats.bootstrap(
                 data,

@@ -24,6 +24,7 @@ from scipy import special, stats
 
 from lookalike.errors import InputError
 from lookalike.evaluation.estimates import RESAMPLES, Clustered, Estimate, share_of
+from lookalike.process_wide import alone_in_process
 
 Floats = npt.NDArray[np.float64]
 
@@ -277,7 +278,7 @@ class _Table:
 
         def variance(clusters: npt.NDArray[np.int64]) -> Floats:
             values = statistic(self._resampled_wins(clusters, seed))
-            with warnings.catch_warnings():
+            with alone_in_process(), warnings.catch_warnings():
                 warnings.simplefilter("ignore", RuntimeWarning)  # of two models that were not compared
                 return np.asarray(np.nanvar(values, axis=0)) * (1 + 1 / max(1, int(clusters.max())))
 

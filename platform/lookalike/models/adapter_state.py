@@ -10,6 +10,7 @@ from lookalike.errors import ConfigError
 from lookalike.models.adapter_files import AdapterFile, check_settings
 from lookalike.models.adapter_tensors import exact_scales
 from lookalike.models.adapters import lora_layers, lora_parameters
+from lookalike.process_wide import alone_in_process
 
 
 def check_not_wrapped(transformer: Any) -> None:
@@ -88,6 +89,7 @@ def adapter_state(transformer: Any, name: str, *, alpha_is_rank: bool = False) -
     return AdapterFile(settings, tensors, f"the LoRA {name}")
 
 
+@alone_in_process()
 def without_loras(transformer: Any) -> Any:
     """Return a DiT without LoRA layers that shares the weights of ``transformer``, which is unchanged.
 

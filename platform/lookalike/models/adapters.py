@@ -14,10 +14,12 @@ from lookalike.errors import ConfigError, InputError, first_line
 from lookalike.models.adapter_files import AdapterFile, peft_config, read_adapter
 from lookalike.models.adapter_tensors import PEFT_PREFIX, PEFT_WEIGHTS
 from lookalike.models.presets import LoraConfig, check_lora
+from lookalike.process_wide import alone_in_process
 
 ADAPTER_NAME = "default"
 
 
+@alone_in_process()
 def inject_lora(transformer: Any, lora: LoraConfig) -> None:
     """Add a LoRA without effect yet (its up projection is zero) to a FluxTransformer2DModel, in place.
 
@@ -27,6 +29,7 @@ def inject_lora(transformer: Any, lora: LoraConfig) -> None:
     transformer.add_adapter(peft_config(_peft_values(lora)), adapter_name=ADAPTER_NAME)
 
 
+@alone_in_process()
 def initialise_lora(parameters: Mapping[str, nn.Parameter], seed: int) -> None:
     """Set the down projections among ``parameters`` to peft's initial distribution, by ``seed`` and their names alone.
 
@@ -42,6 +45,7 @@ def initialise_lora(parameters: Mapping[str, nn.Parameter], seed: int) -> None:
                 parameter.copy_(values)
 
 
+@alone_in_process()
 def inject_mllm_lora(mllm: Any, lora: LoraConfig) -> None:
     """Add a LoRA without effect yet to linear layers of an MLLM's language model, in place.
 
@@ -121,6 +125,7 @@ def load_lora(transformer: Any, folder: Path, adapter: str = ADAPTER_NAME) -> in
     return load_adapter(transformer, read_adapter(folder, transformer), adapter)
 
 
+@alone_in_process()
 def load_adapter(transformer: Any, file: AdapterFile, name: str = ADAPTER_NAME) -> int:
     """Inject ``file`` into the DiT as the active LoRA and load it, strictly; returns the number of tensors.
 

@@ -20,6 +20,7 @@ from lookalike.models.new_components import outline
 from lookalike.models.presets import Preset
 from lookalike.models.subject import Part, SubjectModel
 from lookalike.models.vae import downsampling
+from lookalike.process_wide import alone_in_process
 from lookalike.scratch import scratch
 
 _TEXT_ARGUMENTS = ("input_ids", "attention_mask", "position_ids")
@@ -78,6 +79,7 @@ class Sample:
         return self.image + mllm * self.context + references * self.reference
 
 
+@alone_in_process()
 def meta_model(preset: Preset, dtype: torch.dtype = torch.float32) -> SubjectModel:
     """Build the model of ``preset`` on the meta device, with its LoRA; what a base run trains is trainable."""
     import_model_classes()
@@ -92,6 +94,7 @@ def meta_model(preset: Preset, dtype: torch.dtype = torch.float32) -> SubjectMod
     return model.train()
 
 
+@alone_in_process()
 def meta_vae(preset: Preset) -> Any:
     """Build the VAE of ``preset`` on the meta device."""
     from diffusers import AutoencoderKL

@@ -15,6 +15,7 @@ from lookalike.models.families import family_of
 from lookalike.models.joint import num_layers
 from lookalike.models.presets import Preset, asset
 from lookalike.models.tokenizer import build_tokenizer
+from lookalike.process_wide import alone_in_process
 
 _CLASSES = {
     "vae": diffusers.AutoencoderKL,
@@ -23,6 +24,7 @@ _CLASSES = {
 }
 
 
+@alone_in_process()
 def outline(preset: Preset, folder: Path) -> Path:
     """Write the configurations of the components of ``preset`` into ``folder``, without weights; returns ``folder``.
 
@@ -59,6 +61,7 @@ def init_flux(transformer: nn.Module) -> None:
                 nn.init.normal_(module.weight, std=0.02)
 
 
+@alone_in_process()
 def make_component(name: str, preset: Preset, folder: Path, seed: int) -> None:
     """Write the component ``name`` of ``preset`` below ``folder``, with weights from ``seed``; the aggregator last.
 
@@ -88,6 +91,7 @@ def _mllm(preset: Preset, folder: Path) -> Any:
     return model
 
 
+@alone_in_process()
 def _of_diffusers(name: str, preset: Preset, folder: Path) -> Any:
     """Make the component ``name``; the aggregator fits the MLLM and the DiT whose configurations are in ``folder``."""
     if name == "aggregator":

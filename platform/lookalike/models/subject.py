@@ -19,6 +19,7 @@ from lookalike.models.components import NO_CODE, REPAIR
 from lookalike.models.dit import Context, References, prepare_references, velocity
 from lookalike.models.joint import hidden_states
 from lookalike.models.presets import LoraConfig, ReferenceConfig
+from lookalike.process_wide import alone_in_process
 
 Part = Literal["mllm", "mllm_lora", "aggregator", "transformer", "transformer_lora"]
 
@@ -45,6 +46,7 @@ class SubjectModel(nn.Module):
         self.set_trainable(())
 
     @classmethod
+    @alone_in_process()
     def from_config(cls, folder: Path, references: ReferenceConfig, dtype: torch.dtype | None = None) -> "SubjectModel":
         """Build the architecture of the component folders in ``folder`` without weights, by default in float32.
 

@@ -13,10 +13,12 @@ from torch import Tensor
 from lookalike.documents import decoding
 from lookalike.models.components import PATCH, REPAIR
 from lookalike.models.weights import check_names
+from lookalike.process_wide import alone_in_process
 
 _PIXELS_AT_ONCE = 512 * 512  # on a GPU: small images in batches, large ones one by one
 
 
+@alone_in_process()
 def load_vae(bundle_dir: Path) -> Any:
     """Load the AutoencoderKL of a bundle in a local folder: frozen, float32, in evaluation mode.
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lookalike.documents import decoding
 from lookalike.errors import InputError
 from lookalike.models.components import NO_CODE, REPAIR
+from lookalike.process_wide import alone_in_process
 
 PARTS = ("mllm", "aggregator", "transformer")
 
@@ -138,6 +139,7 @@ def _shape(tensor: Any) -> tuple[int, ...]:
     return tuple(getattr(tensor, "ds_shape", tensor.shape))  # under ZeRO-3 the local tensor is empty
 
 
+@alone_in_process()
 def _mllm_names(folder: Path) -> Any:
     """Return a function from names in an MLLM's files to names in its base model, None for tensors that it lacks."""
     import transformers

@@ -15,6 +15,7 @@ from typing import Any
 from urllib.parse import quote
 
 from lookalike.errors import ConfigError, InputError, RefusedError
+from lookalike.process_wide import alone_in_process
 from lookalike.registry import erasure_sql
 from lookalike.registry.names import SEPARATOR, validate_identifier
 from lookalike.storage import open_store
@@ -211,7 +212,7 @@ class TrackedErasure:
 
         store = self._client._tracking_client.store
         none: dict[str, Any] = {"older_than": None, "time_delta": 0, "ignore_not_found": True}
-        with contextlib.redirect_stdout(None):  # it prints a line with the id of each run
+        with alone_in_process(), contextlib.redirect_stdout(None):  # it prints a line with the id of each run
             for first in range(0, len(tracked.runs), _AT_ONCE):
                 some = tracked.runs[first : first + _AT_ONCE]
                 collect(store, some, None, [], skip_experiments=True, skip_logged_models=True, **none)

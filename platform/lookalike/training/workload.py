@@ -10,6 +10,7 @@ import torch
 from lookalike.models.costs import Sample, aggregator_flops, denoising_flops, meta_model, mllm_flops
 from lookalike.models.presets import LoraConfig, Preset
 from lookalike.models.subject import Part, SubjectModel
+from lookalike.process_wide import alone_in_process
 from lookalike.training.curriculum import PhaseConfig
 from lookalike.training.micro_batch import SampleColumns
 from lookalike.training.workers import Precision
@@ -77,7 +78,7 @@ class Workload:
     def _model(self) -> SubjectModel:
         model = meta_model(self.preset)
         if self.adapter is not None and self.adapter != self.preset.lora:
-            with torch.device("meta"):
+            with alone_in_process(), torch.device("meta"):
                 model.add_lora(self.adapter)
         model.set_trainable(self.learns)
         return model

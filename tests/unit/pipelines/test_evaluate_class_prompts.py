@@ -132,12 +132,12 @@ def test_a_folder_with_prompts_of_its_own_is_refused(config: EvaluateConfig, tmp
         evaluate(dataclasses.replace(config, suite=str(folder.parent)))
 
 
-def test_finetunes_are_judged_on_other_scenes_than_those_of_the_photos(tmp_path: Path) -> None:
+def test_a_finetune_is_judged_by_captions_unless_it_names_other_prompts(tmp_path: Path) -> None:
     def made(held_out: int, **evaluation: Any) -> EvaluateConfig:
         config = FinetuneConfig("acme", "mug", str(tmp_path), str(tmp_path), evaluation=evaluation)
         data = Datasets("file:///train", "file:///suite", "validation" if held_out else "train", held_out)
         return evaluation_of(config, open_store(str(tmp_path)), data, "bundle", "base")
 
-    assert made(2).prompts == "dreambench"
-    assert made(2, prompts="suite").prompts == "suite"
+    assert made(2).prompts is None
+    assert made(2, prompts="dreambench").prompts == "dreambench"
     assert made(0).prompts is None

@@ -17,12 +17,12 @@ def test_rows_are_read_as_they_were_kept(tmp_path: Path) -> None:
     store = open_store(str(tmp_path))
     write_rows(store, "run", 3, "cases", ROWS)
     write_rows(store, "run", 4, "others", [])
-    kept = read_rows(store, "run", [(2, "none"), (3, "cases"), (4, "others")])
+    kept = dict(read_rows(store, "run", [(2, "none"), (3, "cases"), (4, "others")]))
     assert kept.keys() == {3, 4}
     assert kept[3].to_pylist()[0] == {"case": "a", "subject": "s", "metric": "identity", "value": 0.1}
     assert len(kept[4]) == 0
     remove_rows(store, [3])
-    assert read_rows(store, "run", [(3, "cases"), (4, "others")]).keys() == {4}
+    assert dict(read_rows(store, "run", [(3, "cases"), (4, "others")])).keys() == {4}
     remove_rows(store)
     assert not list(store.list())
 
@@ -34,7 +34,7 @@ def test_rows_of_another_run_unit_or_cases_are_not_read(
     store = open_store(str(tmp_path))
     write_rows(store, "run", 3, "cases", ROWS)
     store.write(f"units/{unit:06d}.parquet", store.read("units/000003.parquet"))
-    assert not read_rows(store, run, [(unit, cases)])
+    assert not list(read_rows(store, run, [(unit, cases)]))
     assert "is of another run, or was changed" in caplog.text
 
 
@@ -44,7 +44,7 @@ def test_changed_rows_are_not_read(tmp_path: Path, caplog: pytest.LogCaptureFixt
     data = store.read("units/000003.parquet")
     for damaged in (data[:-30], b"", data.replace(b"identity", b"Identity")):
         store.write("units/000003.parquet", damaged)
-        assert not read_rows(store, "run", [(3, "cases")])
+        assert not list(read_rows(store, "run", [(3, "cases")]))
     assert caplog.text.count("a unit is measured again") == 3
 
 

@@ -52,7 +52,7 @@ def test_same_key_and_request_is_the_same_job_and_another_request_is_refused(con
         (replace(keyed, subject="cup"), CONTENT),
     ):
         other = fingerprint_of(changed, content)
-        with pytest.raises(ConflictError, match=rf"{request[:16]} of mug; this one is {other[:16]}"):
+        with pytest.raises(ConflictError, match=rf"{request[:16]}; this one is {other[:16]}"):
             take_key(home_of(changed), changed, other)
     take_key(
         home_of(replace(keyed, customer="other")), replace(keyed, customer="other"), "f"

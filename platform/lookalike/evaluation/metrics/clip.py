@@ -24,6 +24,7 @@ from PIL import Image
 from lookalike.annotators.hub import fixed_shape, load_model, model_revision, split_pin
 from lookalike.evaluation.metrics.base import PROMPT_KINDS, Pixels, Settings, Task, exact, settings_of
 from lookalike.evaluation.metrics.likeness import Embeddings, Likeness, LikenessConfig, Rows
+from lookalike.process_wide import alone_in_process
 from lookalike.values import configuration
 
 _MOST_CHARACTERS = 20_000  # of a text that is cut to 77 tokens
@@ -129,6 +130,7 @@ class Clip:
         return np.asarray(_unit(features)[0])
 
 
+@alone_in_process()
 def _load_tokenizer(name_or_path: str) -> Any:
     from transformers import AutoTokenizer
 
