@@ -108,7 +108,7 @@ def test_terminated_job_leaves_no_temporary_folder(number: int, code: int, tmp_p
     assert any(tmp_path.iterdir())
     job.send_signal(number)
     _, shown = job.communicate(timeout=30)
-    assert job.returncode == code
+    assert job.returncode == code, shown
     assert b"Traceback" not in shown
     assert list(tmp_path.iterdir()) == []
 
