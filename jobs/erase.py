@@ -6,7 +6,8 @@ First see what would go; this changes nothing:
 
 Then erase. Jobs that work for the customer stop, and new ones are refused, until it is finished. Killed at any moment,
 the same command completes it. LOOKALIKE_SIGNING_KEY holds the operator's Ed25519 key (openssl genpkey -algorithm
-ed25519), which signs the receipt, receipts/ID.json in the store; the public key lies beside it:
+ed25519), which signs the receipt, receipts/ID.json in the store; the public key lies beside it. --webhook URL receives
+the event finetune.erased:
 
   python jobs/erase.py run --customer acme --subject mug --store s3://bucket/store --tracking sqlite:////data/mlflow.db
 

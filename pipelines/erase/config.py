@@ -40,6 +40,9 @@ class EraseConfig(PlanConfig):
     wait_s: NonNegative = 180
     """Seconds to wait until jobs that work for the customer have stopped. A job on a lost machine counts as stopped a
     minute after its last heartbeat."""
+    webhook: str | None = None
+    """URL that receives the event ``finetune.erased``, signed as those of a finetune. Requests do not store theirs. A
+    receiver that does not answer is tried for two hours, while new requests are refused; a kill does not matter."""
 
 
 @configuration()

@@ -9,6 +9,8 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from lookalike.errors import ConfigError, LookalikeError
+from lookalike.progress.events import EventLog
+from lookalike.progress.webhooks import Deliverer, check_webhook, deliver_all
 from lookalike.registry.erasure import TrackedErasure
 from lookalike.signing import SIGNING_KEY, signing_key
 from lookalike.storage import Store, locate_object, open_store
@@ -60,6 +62,8 @@ def erase(config: EraseConfig) -> Outcome:
     if key is None:
         fix = "set it to the output of `openssl genpkey -algorithm ed25519`, which you keep"
         raise ConfigError(f"{SIGNING_KEY} is not set, so the receipt cannot be signed", fix=fix)
+    if config.webhook is not None:
+        check_webhook(config.webhook, config.customer)
     tracker, outside = _tracker(config), _outside(scope, config)
     if not scope.home.exists(MARKER) and not _is_there(scope, tracker, outside):
         _remove_folders(scope)
@@ -94,8 +98,21 @@ def _erase(config: EraseConfig, scope: Scope, key: Ed25519PrivateKey, receipts: 
             document = receipt.render(scope, marker, inventory, checked, shared.count(inventory, config.take_down))
             _write(receipts, marker.erasure, document, key)
     purge(scope.home, keep=f"{FOLDER}/")  # what a process that slept until now has written
+    written = receipts.uri_of(receipt.key_of(marker.erasure))
+    if config.webhook is not None:
+        _tell(config, config.webhook, scope, marker, written)
     _forget(scope)
-    return Outcome(inventory, receipts.uri_of(receipt.key_of(marker.erasure)))
+    return Outcome(inventory, written)
+
+
+def _tell(config: EraseConfig, webhook: str, scope: Scope, marker: state.Marker, written: str) -> None:
+    """Deliver the event ``erased``, whose records are part of the erasure's own state."""
+    place = scope.home.child(FOLDER).child("webhook")
+    EventLog(place, marker.erasure).append(
+        "erased", {"customer": config.customer, "subject": config.subject, "receipt": written}
+    )
+    log.info("erased, with the receipt %s; the webhook is delivered", written)
+    deliver_all(Deliverer(place, webhook, config.customer))
 
 
 @dataclass

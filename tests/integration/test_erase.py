@@ -27,11 +27,13 @@ from lookalike.training.workers import WorkerConfig
 from pipelines.actors import ActorConfig
 from pipelines.curate import CurateConfig, curate
 from pipelines.erase import EraseConfig, PlanConfig, VerifyConfig, erase, plan, verify_receipt
+from pipelines.erase import run as erasing
 from pipelines.finetune import FinetuneConfig, finetune
 from pipelines.generate import GenerateConfig, generate
 from pipelines.train.run import train
 from tests.conftest import REPO, job_environment
 from tests.drawn import photo, world, write_raw
+from tests.webhook_receiver import receiving
 
 pytestmark = pytest.mark.usefixtures("ray_local")
 
@@ -223,6 +225,33 @@ def test_shared_data_and_the_models_that_learned_from_it(base: Path, tmp_path: P
         )
     )  # fmt: skip
     assert made.manifest["counts"]["dropped"]["taken_down"] == 6
+
+
+def test_a_killed_erasure_tells_its_webhook_once_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    photos = tmp_path / "customers" / "acme" / "mug"
+    write_raw(photos, [photo(0, view) for view in range(3)])
+    config = EraseConfig(customer="acme", subject="mug", store=str(tmp_path), tracking="none:", webhook="https://a.b/c")
+    with pytest.raises(ConfigError, match="no valid secret"):
+        erase(config)
+    assert any(photos.rglob("*.tar")), "nothing was removed"
+    with receiving(monkeypatch) as receiver:
+        config = dataclasses.replace(config, webhook=receiver.url)
+        with monkeypatch.context() as patch:
+            patch.setattr(erasing, "_forget", _killed)
+            with pytest.raises(KeyboardInterrupt):
+                erase(config)
+        outcome = erase(config)
+    (event,) = receiver.accepted
+    assert event["type"] == "finetune.erased"
+    assert event["data"] == {"customer": "acme", "subject": "mug", "receipt": outcome.receipt}
+    assert verify_receipt(VerifyConfig(receipt=event["data"]["receipt"], public_key=key, customer="acme"))
+    assert not list(tmp_path.rglob("*acme*"))
+
+
+def _killed(*_: Any) -> None:
+    raise KeyboardInterrupt
 
 
 def test_erasure_by_a_server_is_signed_after_its_operator_collected(

@@ -1,27 +1,22 @@
 """A request from its zip archive to the verdict, on a real Ray and MLflow: events, webhooks, cancel and resume."""
 
-import base64
 import io
 import threading
 import time
 import zipfile
 from collections.abc import Iterator
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 import pytest
 from PIL import Image
-from standardwebhooks import Webhook
 
 from lookalike.bundles.build import materialise
 from lookalike.errors import ConflictError, InputError
 from lookalike.models.presets import load_preset
 from lookalike.progress import cancel as cancellation
-from lookalike.progress.addresses import ALLOWED
 from lookalike.progress.cancel import CancelledError
-from lookalike.progress.webhooks import read_deliveries, secret_variable
+from lookalike.progress.webhooks import read_deliveries
 from lookalike.registry import Registry
 from lookalike.storage import Store, open_store, read_json
 from lookalike.training import stopping
@@ -31,11 +26,11 @@ from lookalike.training.workers import WorkerConfig
 from pipelines.actors import ActorConfig
 from pipelines.finetune import CancelConfig, FinetuneConfig, StatusConfig, cancel, finetune, status
 from tests.drawn import draw
+from tests.webhook_receiver import Receiver, receiving
 
 pytestmark = pytest.mark.usefixtures("ray_local")
 
 PLANTED = b"PLANTED-47.3769N"
-SECRET = "whsec_" + base64.b64encode(bytes(32)).decode()  # pragma: allowlist secret
 _GPS = 0x8825
 
 
@@ -45,30 +40,11 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def hooks(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, list[Any]]]:
-    """The URL of a server that fails twice, and the events that it has accepted, whose signatures hold."""
-    accepted: list[Any] = []
-    failures = [500, 503]
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["Content-Length"]))
-            event = Webhook(SECRET).verify(body, dict(self.headers))
-            status_code = failures.pop() if failures else 204
-            if status_code == 204:
-                accepted.append(event)
-            self.send_response(status_code)
-            self.end_headers()
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    monkeypatch.setenv(ALLOWED, "127.0.0.1")
-    monkeypatch.setenv(secret_variable("acme"), SECRET)
-    yield f"http://127.0.0.1:{server.server_port}/", accepted
-    server.shutdown()
+def receiver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Receiver]:
+    """A server that fails twice."""
+    with receiving(monkeypatch) as made:
+        made.statuses = [500, 503]
+        yield made
 
 
 def _archive(path: Path, views: int = 6) -> Path:
@@ -118,10 +94,10 @@ def _of(config: FinetuneConfig) -> dict[str, str]:
 
 
 def test_request_from_zip_to_verdict_with_events_and_signed_webhooks(
-    base: Path, tmp_path: Path, mlflow_database: str, hooks: tuple[str, list[Any]]
+    base: Path, tmp_path: Path, mlflow_database: str, receiver: Receiver
 ) -> None:
-    url, accepted = hooks
-    config = replace(_config(base, tmp_path, mlflow_database), webhook=url, key="k1", expires_after="30d")
+    accepted = receiver.accepted
+    config = replace(_config(base, tmp_path, mlflow_database), webhook=receiver.url, key="k1", expires_after="30d")
     result = finetune(config)
     place, found = _place(config), status(StatusConfig(**_of(config)))
     states = [event["state"] for event in found["events"]]

@@ -80,6 +80,12 @@ def signer_of(customer: str) -> Webhook:
     return signer
 
 
+def check_webhook(url: str, customer: str) -> None:
+    """Raise ConfigError for a URL that may not be reached, or a customer without a secret."""
+    parse_endpoint(url)
+    signer_of(customer)
+
+
 @dataclass
 class Deliverer:
     """Delivers the events in one place to one URL."""

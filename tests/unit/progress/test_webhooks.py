@@ -1,14 +1,9 @@
 """Webhooks on a real HTTP server: signed, retried, each event once by its id, and never in anyone's way."""
 
-import base64
 import socket
-import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 import pytest
 from standardwebhooks import Webhook
@@ -19,43 +14,15 @@ from lookalike.progress.addresses import ALLOWED, Endpoint, addresses_of, parse_
 from lookalike.progress.events import EventLog
 from lookalike.progress.webhooks import Deliverer, deliver_all, delivering, read_deliveries, secret_variable
 from lookalike.storage import Store, open_store
-
-SECRET = "whsec_" + base64.b64encode(bytes(range(32))).decode()  # pragma: allowlist secret
-
-
-@dataclass
-class Receiver:
-    """A server that answers with ``statuses`` in turn, then with 200, and keeps what it was sent."""
-
-    statuses: list[int] = field(default_factory=list)
-    requests: list[tuple[dict[str, str], bytes]] = field(default_factory=list)
-    url: str = ""
+from tests.webhook_receiver import SECRET, Receiver, receiving
 
 
 @pytest.fixture
 def receiver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Receiver]:
-    kept = Receiver()
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["Content-Length"]))
-            kept.requests.append((dict(self.headers), body))
-            self.send_response(kept.statuses.pop(0) if kept.statuses else 200)
-            self.send_header("Location", "http://169.254.169.254/latest")
-            self.end_headers()
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    kept.url = f"http://127.0.0.1:{server.server_port}/hooks?of=acme"
-    monkeypatch.setenv(ALLOWED, f"127.0.0.1:{server.server_port}")
-    monkeypatch.setenv(secret_variable("acme"), SECRET)
     monkeypatch.setattr(webhooks, "_FIRST_PAUSE_S", 0.05)
     monkeypatch.setattr(webhooks, "_POLL_S", 0.05)
-    yield kept
-    server.shutdown()
+    with receiving(monkeypatch) as made:
+        yield made
 
 
 @pytest.fixture
