@@ -1,7 +1,7 @@
 """The configurations of `jobs/finetune.py`, one for each subcommand."""
 
 import re
-from dataclasses import field, replace
+from dataclasses import field
 from typing import Any, Literal
 
 from lookalike.config import IDENTITY_IF_SET, NOT_IDENTITY, POSITIONAL
@@ -24,6 +24,7 @@ _BUDGETS: dict[Budget, tuple[float, float, float, float]] = {
     "best": (2, 4, 2, 1),
 }
 """Factors of the steps of training, of the losses, prompts and sampler steps of the evaluation."""
+_STEPS, _WARMUP_STEPS = 40, 5
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 _DURATION = re.compile(r"([1-9][0-9]{0,8})([smhd])")
 
@@ -36,14 +37,10 @@ def duration_s(text: str) -> int:
     return seconds
 
 
-def default_stages() -> list[PhaseConfig]:
-    """One phase with both conditions, as at the end of the base's curriculum."""
-    return [PhaseConfig(name="personal", steps=60, conditions="mllm+references", learning_rate=1e-3, warmup_steps=5)]
-
-
 def default_evaluation() -> dict[str, Any]:
-    """Images of the one subject, enough to see copies among them, and its loss at many noise levels."""
-    return {"max_samples": 64, "subjects": 1, "prompts_per_subject": 8, "stages": ["preset"], "steps": 16}
+    """Images of the one subject, enough to tell them from its base's and to see copies; losses at many noise levels."""
+    images = {"subjects": 1, "prompts_per_subject": 8, "images_per_prompt": 2, "stages": ["preset"], "steps": 16}
+    return {"max_samples": 64, **images}
 
 
 def default_filters() -> FiltersConfig:
@@ -78,8 +75,9 @@ class FinetuneConfig:
     subject."""
     adapter: LoraConfig = field(default_factory=LoraConfig)
     """LoRA on the DiT."""
-    stages: list[PhaseConfig] = field(default_factory=default_stages)
-    """The curriculum's phases."""
+    stages: list[PhaseConfig] | None = None
+    """The curriculum's phases; null: one of 40 steps, or what the budget says, with both conditions, at the learning
+    rate of the base's preset for personal adapters (``mini``: 5e-3)."""
     batch_size: Count = 8
     """Samples per optimizer step over all workers."""
     micro_batch_size: Count = field(default=4, metadata=NOT_IDENTITY)
@@ -132,21 +130,24 @@ class FinetuneConfig:
 
     def _spend(self, budget: Budget) -> None:
         """Set what the budget decides."""
-        training, measured, prompts, sampler = _BUDGETS[budget]
-        stages = [
-            replace(each, steps=round(each.steps * training), warmup_steps=round(each.warmup_steps * min(1, training)))
-            for each in default_stages()
-        ]
+        _, measured, prompts, sampler = _BUDGETS[budget]
         evaluation = default_evaluation()
         for name, factor in (("max_samples", measured), ("prompts_per_subject", prompts), ("steps", sampler)):
             evaluation[name] = round(evaluation[name] * factor)
-        if self.stages not in (default_stages(), stages) or self.evaluation not in (default_evaluation(), evaluation):
+        if self.stages is not None or self.evaluation not in (default_evaluation(), evaluation):
             fix = "leave out budget, or stages and evaluation"
             raise ConfigError("budget sets stages and evaluation, which are given too", value=budget, fix=fix)
-        object.__setattr__(self, "stages", stages)
         object.__setattr__(self, "evaluation", evaluation)
         if budget == "standard":
             object.__setattr__(self, "budget", None)
+
+    def phases(self, learning_rate: float) -> list[PhaseConfig]:
+        """The curriculum; where the settings leave it open, at ``learning_rate``, as at the end of the base's."""
+        if self.stages is not None:
+            return self.stages
+        share = _BUDGETS[self.budget or "standard"][0]
+        steps, warmup = round(_STEPS * share), round(_WARMUP_STEPS * min(1, share))
+        return [PhaseConfig("personal", steps, "mllm+references", learning_rate=learning_rate, warmup_steps=warmup)]
 
     @property
     def held_out_photos(self) -> int:

@@ -63,13 +63,14 @@ def curation_of(config: FinetuneConfig, raw: str, dataset: str, max_references: 
 
 
 def training_of(config: FinetuneConfig, place: Store, dataset: str, base: str) -> TrainConfig:
+    preset = read_preset(local_bundle(base))
     return TrainConfig(
         dataset=dataset,
         run=place.child("run").uri,
-        preset=read_preset(local_bundle(base)).name,
+        preset=preset.name,
         base=base,
         adapter=config.adapter,
-        stages=config.stages,
+        stages=config.phases(preset.personal_learning_rate),
         batch_size=config.batch_size,
         micro_batch_size=config.micro_batch_size,
         seed=config.seed,

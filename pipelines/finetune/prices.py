@@ -36,7 +36,7 @@ def estimate(config: FinetuneConfig, price: PriceConfig) -> dict[str, Any]:
             value=price.machine,
             fix="name a table with --price.table jobs/configs/prices.yaml, or give them (--price.seconds_per_step 0.4)",
         )
-    steps = sum(stage.steps for stage in config.stages)
+    steps = sum(phase.steps for phase in config.phases(1.0))
     evaluation = EvaluateConfig(**{"bundle": "b", "suite": "s", "out": "o", **config.evaluation})
     each = evaluation.images_per_prompt or 1
     images = 2 * evaluation.prompts_per_subject * each * len(evaluation.stages)

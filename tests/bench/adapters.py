@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -43,9 +43,19 @@ Kind = Literal["good", "untrained", "overfitted", "other", "mixed"]
 KINDS: tuple[Kind, ...] = ("good", "untrained", "overfitted", "other", "mixed")
 CANDIDATES, OF_EACH = 30, 20  # adapters by the good settings, of which the truth chooses; adapters of each kind
 SEED, OTHERS_SEED, VIEWS = 83, 84, 8  # worlds of the subjects and of the distractors; photos of a subject
+FIRST = 100  # number of the first subject in its world: earlier ones were looked at when the gate was designed
 CAMERAS = ([1, 2, 0], [2, 0, 1], [1, 0, 2], [0, 2, 1], [2, 1, 0])  # order of a photo's channels, by subject
 THREADS = int(os.environ.get("LOOKALIKE_BENCH_THREADS", "1"))
-EVALUATION = {"max_samples": 32, "subjects": 1, "prompts_per_subject": 8, "stages": ["preset"], "steps": 8}
+EVALUATION = {
+    "max_samples": 32, "subjects": 1, "prompts_per_subject": 8, "images_per_prompt": 2,
+    "stages": ["preset"], "steps": 8,
+}  # fmt: skip
+LEARNED_BY_HEART = 4  # photos of an overfitted adapter, the fewest of a finetune
+ALL_LINEAR = (
+    *("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
+    *("ff.net.0.proj", "ff.net.2", "proj_mlp", "proj_out"),
+)
+"""Suffixes of every linear layer of the DiT's blocks."""
 
 
 @dataclass(frozen=True)
@@ -58,14 +68,15 @@ class Settings:
 
 
 GOOD = Settings(
-    PhaseConfig(name="personal", steps=40, conditions="mllm+references", learning_rate=1e-2, warmup_steps=5),
-    batch_size=4,
+    PhaseConfig(name="personal", steps=40, conditions="mllm+references", learning_rate=5e-3, warmup_steps=5)
 )
 SETTINGS: dict[str, Settings] = {
     "good": GOOD,
     "mixed": GOOD,
     "untrained": replace(GOOD, stage=replace(GOOD.stage, steps=1, learning_rate=1e-12, warmup_steps=0)),
-    "overfitted": replace(GOOD, stage=replace(GOOD.stage, steps=120, final_lr_share=1.0)),
+    "overfitted": Settings(
+        replace(GOOD.stage, steps=200, learning_rate=1e-2, final_lr_share=1.0), 4, LoraConfig(target_modules=ALL_LINEAR)
+    ),
 }
 
 
@@ -107,13 +118,17 @@ class Lab:
         self.folder = folder / "gate"
         self.store = open_store(str(self.folder))
 
-    def prepare(self, numbers: Iterable[int], mixed: bool = False) -> None:
+    def prepare(self, numbers: Iterable[int], bad: bool = False) -> None:
         """Make the data sets of subjects, in one session of Ray: its start takes as long as those of a subject."""
         missing = [
             (number, make)
             for number in numbers
-            for make, place in ((self._datasets, self._home(number)), (self._mixed, self._mixture(number)))
-            if (make == self._datasets or mixed) and not list_versions(place.child("made").child("dataset"))
+            for make, place in (
+                (self._datasets, self._home(number)),
+                (self._mixed, self._mixture(number)),
+                (self._few, self._heart(number)),
+            )
+            if (bad or make == self._datasets) and not list_versions(place.child("made").child("dataset"))
         ]
         if missing:
             with ray_session():
@@ -152,7 +167,7 @@ class Lab:
     def world(self, number: int) -> SampleWorldConfig:
         """The world of one subject; numbers are far enough apart that none is another one's twin."""
         return SampleWorldConfig(
-            seed=SEED, subjects=1, first_subject=4 * number, views=VIEWS, bare_captions=1.0, defects=False
+            seed=SEED, subjects=1, first_subject=4 * (FIRST + number), views=VIEWS, bare_captions=1.0, defects=False
         )
 
     @cached_property
@@ -224,27 +239,40 @@ class Lab:
         """Train a part's adapter; another subject's is a good one of that subject."""
         if part.kind == "other":
             return self._adapter(Part("good", (part.number + 1) % OF_EACH))
-        data = self._mixed(part.number) if part.kind == "mixed" else self._datasets(part.number)
+        make = {"mixed": self._mixed, "overfitted": self._few}.get(part.kind, self._datasets)
+        data = make(part.number)
         place = self.store.child("adapters").child(str(part))
         config = self._config(part.number, self._settings[part.kind])
         return str(train(training_of(config, place, data.training, str(self.base)))["bundle_uri"])
 
     def _mixed(self, number: int) -> Datasets:
         """The training photos of this subject and of another one, as if they were of one subject."""
-        folder = self.folder / "mixed" / f"{number:02d}"
+        both = {each: self._training_photos(each) for each in (number, (number + 1) % OF_EACH)}
+        photos = [(f"{each:02d}-{file.name}", file) for each, files in both.items() for file in files]
+        return self._of_photos("mixed", number, photos, self._mixture(number))
+
+    def _few(self, number: int) -> Datasets:
+        """So few photos of this subject that an adapter learns them by heart."""
+        photos = [(file.name, file) for file in self._training_photos(number)[:LEARNED_BY_HEART]]
+        return self._of_photos("few", number, photos, self._heart(number))
+
+    def _of_photos(self, purpose: str, number: int, photos: Sequence[tuple[str, Path]], home: Store) -> Datasets:
+        """A data set of ``photos`` (name, file), and of the captions beside them, none of which is held out."""
+        folder = self.folder / purpose / f"{number:02d}"
         if not folder.exists():
             part = folder.with_suffix(".part") / "thing"
             part.mkdir(parents=True, exist_ok=True)
-            for each in (number, (number + 1) % OF_EACH):
-                for file in self._training_photos(each):
-                    for member in (file, file.with_suffix(".txt")):
-                        shutil.copyfile(member, part / f"{each:02d}-{member.name}")
+            for name, file in photos:
+                shutil.copyfile(file, part / name)
+                shutil.copyfile(file.with_suffix(".txt"), (part / name).with_suffix(".txt"))
             part.parent.rename(folder)
-        config = self._config(number, photos=str(folder), holdout=0)
-        return self._made(config, self._mixture(number))
+        return self._made(self._config(number, photos=str(folder), holdout=0), home)
 
     def _mixture(self, number: int) -> Store:
         return self.store.child("mixtures").child(f"{number:02d}")
+
+    def _heart(self, number: int) -> Store:
+        return self.store.child("by-heart").child(f"{number:02d}")
 
     def _training_photos(self, number: int) -> list[Path]:
         """The photos of a subject that are not held out."""

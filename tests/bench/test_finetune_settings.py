@@ -24,10 +24,6 @@ from tests.bench.truth import Truth
 
 SUBJECTS = (40, 41)
 METRICS = ("loss_right", "identity", "position/identity", "copying")
-ALL_LINEAR = (
-    *("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
-    *("ff.net.0.proj", "ff.net.2", "proj_mlp", "proj_out"),
-)
 
 
 def _settings(rate: float, steps: int, batch_size: int, **changes: Any) -> Settings:

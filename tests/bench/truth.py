@@ -39,7 +39,7 @@ class Truth:
     def _judged(self, part: Part) -> dict[str, Any]:
         """Likeness to the subject and share in the right place, of a part's images and of its base's.
 
-        They are good if they are nearer to the subject than the base's, and in the right place but for one image.
+        They are good if they are nearer to the subject than the base's, and in the right place but for one in eight.
         A place counts in the camera's colours and in true ones: of a new place no photo says which. ``ceiling`` is the
         likeness of a real photo to the others.
         """
@@ -52,9 +52,9 @@ class Truth:
             shown = [seen_as["place"].argmax(1) for seen_as in (seen, self._probe(to_tensor(images)))]
             right = ((shown[0] == places) | (shown[1] == places)).float().mean().item()
             likeness[name] = (seen["subject"] @ own.T).mean(1).numpy()
-            found[name] = {"likeness": round(float(likeness[name].mean()), 4), "place": round(right, 3)}
+            found[name] = {"likeness": round(float(likeness[name].mean()), 4), "place": round(right, 4)}
         nearer = likeness["after"] - likeness["before"]
-        follows = found["after"]["place"] >= found["before"]["place"] - 1.01 / len(nearer)
+        follows = found["after"]["place"] >= found["before"]["place"] - 1 / 8
         real = own @ own.T
         interval = cluster_bootstrap(nearer, [str(number) for number in range(len(nearer))])
         return {

@@ -15,7 +15,7 @@ from lookalike.errors import ConfigError
 from lookalike.groups import check_groups, forbid_imports
 from lookalike.models.aggregators import aggregator_of
 from lookalike.models.limits import check_component, check_limit
-from lookalike.values import Count, NonNegative, configuration
+from lookalike.values import Count, NonNegative, Positive, configuration
 
 PRESETS_DIR = Path(__file__).parent / "presets"
 ASSETS_DIR = Path(__file__).parents[1] / "assets"  # weights and word lists that ship
@@ -188,6 +188,9 @@ class Preset:
     its resolution: with fewer tokens noise levels are shifted less, and few steps lie between them."""
     lora: LoraConfig | None = None
     """LoRA of a base run; null trains the DiT itself."""
+    personal_learning_rate: Positive = 1e-4
+    """Of a personal adapter, unless the request names one. The default is that of diffusers' DreamBooth script for Flux
+    LoRAs; small models need more."""
     notice: str | None = None
     """What a user must know before using the weights; logged as a warning when a bundle is built."""
 

@@ -14,7 +14,7 @@ from lookalike.storage import open_store
 from pipelines.curate.filters import FiltersConfig
 from pipelines.curate.filters.too_small import TooSmall
 from pipelines.finetune import CheckConfig, check
-from pipelines.finetune.config import default_evaluation, default_stages
+from pipelines.finetune.config import default_evaluation
 from pipelines.finetune.examine import SeveralSubjects
 from tests.drawn import draw, jpeg, photo, write_raw
 from tests.unit.pipelines.test_intake import private_photo
@@ -119,8 +119,8 @@ def test_time_and_price_follow_from_the_settings(tmp_path: Path) -> None:
         return dict(check(CheckConfig(**{"photos": str(folder), "price": _price(price), **settings}))["estimate"])
 
     usual = estimate({**PRICE, "per_hour": 3.6, "currency": "EUR"})
-    steps, evaluation = sum(stage.steps for stage in default_stages()), default_evaluation()
-    images = 2 * evaluation["prompts_per_subject"]
+    steps, evaluation = 40, default_evaluation()
+    images = 2 * evaluation["prompts_per_subject"] * evaluation["images_per_prompt"]
     seconds = 10 + 0.5 * steps + images * evaluation["steps"] * 0.1 + 4 * evaluation["max_samples"] * 0.01
     assert usual["seconds"] == pytest.approx(seconds, abs=0.2)
     assert usual["price"] == pytest.approx(seconds / 1000, abs=1e-3)
@@ -145,11 +145,16 @@ def _price(values: dict[str, Any]) -> Any:
     return PriceConfig(**values)
 
 
-def test_budget_sets_stages_and_evaluation_and_conflicts_with_given_ones() -> None:
-    fast = CheckConfig(photos="p", budget="fast")
-    assert fast.stages[0].steps == round(default_stages()[0].steps / 2)
+def test_budget_sets_steps_and_evaluation_and_conflicts_with_given_ones() -> None:
+    usual, fast = CheckConfig(photos="p"), CheckConfig(photos="p", budget="fast")
+    assert [phase.steps for phase in fast.phases(2e-4)] == [20]
+    assert [(phase.steps, phase.learning_rate) for phase in usual.phases(2e-4)] == [(40, 2e-4)]
     assert fast.evaluation["max_samples"] == default_evaluation()["max_samples"] // 4
-    assert CheckConfig(photos="p", budget="standard") == CheckConfig(photos="p")
-    assert CheckConfig(photos="p", budget="fast", stages=fast.stages, evaluation=fast.evaluation) == fast
+    assert CheckConfig(photos="p", budget="standard") == usual
+    assert CheckConfig(photos="p", budget="fast", evaluation=fast.evaluation) == fast
+    given = usual.phases(1e-3)
+    assert CheckConfig(photos="p", stages=given).phases(2e-4) == given
+    with pytest.raises(ConfigError, match="budget sets stages"):
+        CheckConfig(photos="p", budget="fast", stages=given)
     with pytest.raises(ConfigError, match="budget sets stages"):
         CheckConfig(photos="p", budget="fast", evaluation={"max_samples": 8})
