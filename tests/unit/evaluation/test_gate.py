@@ -128,8 +128,8 @@ def test_a_negative_tolerance_is_refused() -> None:
 PERSONAL = GateConfig(preset="personal")
 GOOD = {
     "loss_right": 0.5,
-    "before/loss_right": 0.7,
-    "identity": 0.6,
+    "before/loss_right": 0.5,
+    "identity": 0.7,
     "before/identity": 0.5,
     "clip_t": 0.3,
     "before/clip_t": 0.3,
@@ -168,10 +168,10 @@ def test_good_personal_model_passes() -> None:
         ({"position_identity": 1.2}, ["position/identity.low"]),
         ({"copying": 0.6}, ["copying.mean"]),
         ({"copying": None}, ["copying.mean"]),
-        ({"loss_right": 0.7}, ["loss_right vs base"]),
-        ({"before_loss_right": None}, ["loss_right vs base"]),
-        ({"identity": 0.39}, ["identity vs base"]),
-        ({"identity": 0.42}, []),  # within the intervals
+        ({"loss_right": 0.7}, []),  # of the background, mostly
+        ({"before_identity": None}, ["identity vs base"]),
+        ({"identity": 0.5}, ["identity vs base"]),
+        ({"identity": 0.58}, ["identity vs base"]),  # the intervals overlap
         ({"clip_t": 0.19}, ["clip_t vs base"]),
         ({"clip_t": None}, ["clip_t vs base"]),
         ({"loss_gap": 0.0}, ["loss_gap.low"]),
@@ -183,25 +183,25 @@ def test_bad_personal_model_is_refused(changes: dict[str, float | None], failed:
 
 def test_untrained_adapter_is_refused() -> None:
     """It equals its base to the last digit, so that its differences are exactly 0."""
-    scores = _personal(loss_right=0.5, before_loss_right=0.5, identity=0.5, before_identity=0.5)
-    nothing = {name: Estimate(0.0, 0.0, 0.0, 64) for name in ("loss_right", "identity", "clip_t")}
+    scores = _personal(identity=0.5, before_identity=0.5)
+    nothing = {name: Estimate(0.0, 0.0, 0.0, 64) for name in ("identity", "clip_t")}
     decision = decide(scores, None, PERSONAL, nothing)
-    assert [check.name for check in decision.checks if not check.passed] == ["loss_right vs base"]
+    assert [check.name for check in decision.checks if not check.passed] == ["identity vs base"]
 
 
 def test_paired_differences_are_preferred_to_the_ends_of_both_intervals() -> None:
-    scores = _personal(loss_right=0.65)  # the intervals overlap: 0.60 to 0.70, and 0.65 to 0.75
+    scores = _personal(identity=0.55)  # the intervals overlap: 0.50 to 0.60, and 0.45 to 0.55
 
     def failed(**differences: float) -> list[str]:
         decision = decide(scores, None, PERSONAL, _paired(**differences))
         return [check.name for check in decision.checks if not check.passed]
 
-    assert failed() == ["loss_right vs base"]
-    assert failed(loss_right=-0.05) == []
-    assert failed(loss_right=0.05) == ["loss_right vs base"]
-    assert failed(loss_right=-0.05, clip_t=-0.02) == ["clip_t vs base"]
-    assert failed(loss_right=-0.05, clip_t=-0.005) == []
-    why = next(check.why for check in decide(scores, None, PERSONAL).checks if check.name == "loss_right vs base")
+    assert failed() == ["identity vs base"]
+    assert failed(identity=0.05) == []
+    assert failed(identity=-0.05) == ["identity vs base"]
+    assert failed(identity=0.05, clip_t=-0.02) == ["clip_t vs base"]
+    assert failed(identity=0.05, clip_t=-0.005) == []
+    why = next(check.why for check in decide(scores, None, PERSONAL).checks if check.name == "identity vs base")
     assert "from both intervals" in why
 
 
