@@ -161,7 +161,7 @@ class Lab:
         scores, data = self.store.child("adapters").child(str(part)).child("scores"), self._datasets(part.number)
         prompts = {triplet.triplet_id: triplet.prompt for triplet in read_triplets(_newest(data.suite), data.split)}
         keys = [info.key for info in scores.list(f"images/{'before/' if before else ''}preset/")]
-        names = {key: Path(key).stem.partition("#")[0] for key in sorted(keys)}
+        names = {key: Path(key).stem.partition("@")[0] for key in sorted(keys)}
         return [(prompts[name], decode(scores.read(key))) for key, name in names.items()]
 
     def world(self, number: int) -> SampleWorldConfig:
