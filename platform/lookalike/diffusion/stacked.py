@@ -48,7 +48,7 @@ class StackedPipeline:
         pipe.unload_lora_weights()  # the base's own is an adapter like others: personal models do not have it
         model = SubjectModel(pipe.mllm, pipe.aggregator, pipe.transformer, pipe.preprocessor.preset.references)
         self.base = base
-        """What :func:`base_of` returns for each model that this pipeline has."""
+        """The bundle that :attr:`BundleReference.whole` gives for each model that this pipeline has."""
         self.pipe: SubjectPipeline = pipe
         """The base; inside :meth:`__call__` with the adapters."""
         self._stack = AdapterStack(model.eval())
@@ -66,7 +66,7 @@ class StackedPipeline:
 
         Raises InputError if the bundle is damaged, was replaced, or has another base, or if its LoRA cannot be stacked.
         """
-        assert base_of(bundle).sha256 == self.base.sha256, "a model of another base"
+        assert bundle.whole.sha256 == self.base.sha256, "a model of another base"
         with self._lock:
             if bundle.sha256 not in self._adapters:
                 with opened_adapter(bundle) as folder:
@@ -101,8 +101,3 @@ class StackedPipeline:
         for number, image in zip(order, generated, strict=True):
             results[number] = image
         return results
-
-
-def base_of(bundle: BundleReference) -> BundleReference:
-    """Return the bundle whose components a model has: the base of a personal one, else the bundle itself."""
-    return bundle.base or bundle
