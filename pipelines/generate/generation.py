@@ -32,7 +32,7 @@ class Model:
 
     name: str | None
     """Of a registered model."""
-    version: str | None
+    version: int | None
     """Of a registered model."""
     bundle: BundleReference
     owner: str | None

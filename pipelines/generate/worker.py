@@ -1,6 +1,7 @@
 """The actor of a generation, which holds one model and generates one batch of images at a time."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -44,7 +45,7 @@ class Generator:
         return {"file": np.array([image.file for image in planned])}
 
 
-def settings_of(config: GenerateConfig) -> dict[str, object]:
+def settings_of(config: GenerateConfig) -> dict[str, Any]:
     """The arguments of the pipeline's call that all images of a batch share."""
     return {
         "num_inference_steps": config.steps,
