@@ -46,8 +46,8 @@ class _Record:
         self.states[row["state"]] += 1
         self.file.write(json.dumps(row, default=str) + "\n")
         if row["state"] == FAILED and self.states[FAILED] <= _SHOWN:
-            what = f"{row['what']} ({row['value']!r}); {row['fix']}"
-            log.error("line %d, request %s failed: %s", row["line"], row["id"], what)
+            value = "" if row["value"] is None else f" ({row['value']!r})"
+            log.error("line %d, %s failed: %s%s; %s", row["line"], row["id"], row["what"], value, row["fix"])
         if row["state"] == FAILED and self.states[FAILED] == _SHOWN:
             log.error("further failures are in %s only", RESULTS)
 

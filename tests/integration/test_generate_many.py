@@ -128,10 +128,9 @@ def test_a_request_that_fails_fails_alone_with_its_reason(
     manifest = json.loads((nobody / "bundle.json").read_text())
     manifest["base"]["sha256"] = "0" * 64
     (nobody / "bundle.json").write_text(json.dumps(manifest))
-    damaged = (
-        personal_bundle(place / "base", tmp_path / "damaged", 6) / "transformer_lora" / "adapter_model.safetensors"
-    )
-    damaged.write_bytes(damaged.read_bytes()[:-9])
+    damaged = personal_bundle(place / "base", tmp_path / "damaged", 6)
+    weights = damaged / "transformer_lora" / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-9])
     (tmp_path / "broken.png").write_bytes(b"no image")
     lines: list[Line] = [
         line_of(place, "good", "acme"),
@@ -177,10 +176,15 @@ def test_a_request_that_fails_fails_alone_with_its_reason(
         "good-too",
     ]
     assert not (tmp_path / "evil").exists()
-    mended = asked(line_of(place, "good", "acme"), line_of(place, "no-photo", "acme"), line_of(place, "twice", "zoe"))
-    assert generate_many(mended) | {"results": ""} == {
-        "requests": 3, "generated": 2, "done before": 1, "failed": 0, "results": ""
-    }  # fmt: skip
+    mended = asked(
+        line_of(place, "good", "acme"),
+        line_of(place, "no-photo", "acme"),
+        line_of(place, "good-too", "zoe", seed=1, prompt="another"),  # not what its folder holds
+    )
+    generate_many(mended)
+    rows = results_of(mended)
+    assert [rows[name]["state"] for name in ("good", "no-photo", "good-too")] == ["done before", "generated", "failed"]
+    assert "another run's result, with another inputs" in rows["good-too"]["what"]
 
 
 def test_a_batch_that_fails_is_repeated_by_request(
@@ -235,7 +239,8 @@ def test_a_file_without_requests_is_an_error(
         generate_many(config)
 
 
-def test_a_killed_run_resumes(place: Path, asked: Callable[..., GenerateConfig]) -> None:
+@pytest.mark.usefixtures("ray_local")
+def test_a_killed_run_resumes_also_with_an_actor(place: Path, asked: Callable[..., GenerateConfig]) -> None:
     lines = [line_of(place, f"r{number}", CUSTOMERS[number % 2], seed=number) for number in range(8)]
     config = asked(*lines, batch_size=2)
     out = Path(config.out)
@@ -253,22 +258,13 @@ def test_a_killed_run_resumes(place: Path, asked: Callable[..., GenerateConfig])
         job.wait()
     before = {path: path.stat().st_mtime_ns for path in out.rglob("images/*.png")}
     assert 3 <= len(before) < 8
-    done = generate_many(config)
+    bad = line_of(place, "bad", "acme", reference="/none.png")
+    done = generate_many(asked(*lines, bad, batch_size=2, actors=ActorConfig(count=1)))
     assert done["generated"] + done["done before"] == 8
+    assert {name for name, row in results_of(config).items() if row["state"] == "failed"} == {"bad"}
     assert done["done before"] >= 1
     assert all(path.stat().st_mtime_ns == written for path, written in before.items())
     assert len(list(out.rglob("images/*.png"))) == 8
-
-
-@pytest.mark.usefixtures("ray_local")
-def test_actors_share_the_requests(place: Path, asked: Callable[..., GenerateConfig]) -> None:
-    lines = [line_of(place, f"r{number}", CUSTOMERS[number % 3], seed=number) for number in range(5)]
-    config = asked(
-        *lines, line_of(place, "bad", "acme", reference="/none.png"), batch_size=2, actors=ActorConfig(count=2)
-    )
-    done = generate_many(config)
-    assert (done["generated"], done["failed"]) == (5, 1)
-    assert {name for name, row in results_of(config).items() if row["state"] == "failed"} == {"bad"}
 
 
 def test_the_command_line_takes_requests_without_a_model() -> None:

@@ -93,13 +93,16 @@ def read_stacked(model: SubjectModel, folder: Path) -> Adapter:
             value=file.origin,
             fix="generate with it alone (jobs/generate.py --model)",
         )
-    load_adapter(transformer, file)
     parameters = {}
-    for path, layer in lora_layers(transformer):
-        up = layer.lora_B[ADAPTER_NAME].weight.detach() * layer.scaling[ADAPTER_NAME]  # which may differ by layer
-        for name, weight in (("lora_A", layer.lora_A[ADAPTER_NAME].weight.detach()), ("lora_B", up)):
-            parameters[f"transformer.{path}.{name}.{ADAPTER_NAME}.weight"] = nn.Parameter(weight, requires_grad=False)
-    transformer.unload_lora()
+    try:
+        load_adapter(transformer, file)
+        for path, layer in lora_layers(transformer):
+            up = layer.lora_B[ADAPTER_NAME].weight.detach() * layer.scaling[ADAPTER_NAME]  # which may differ by layer
+            for name, weight in (("lora_A", layer.lora_A[ADAPTER_NAME].weight.detach()), ("lora_B", up)):
+                place = f"transformer.{path}.{name}.{ADAPTER_NAME}.weight"
+                parameters[place] = nn.Parameter(weight, requires_grad=False)
+    finally:
+        transformer.unload_lora()  # what stayed would change the images of all
     return Adapter(parameters, 1.0)
 
 

@@ -138,6 +138,18 @@ def test_a_lora_of_the_base_is_not_an_adapter_of_personal_models(
     assert max(apart(result, alone(image)) for result, image in zip(done, images, strict=True)) <= 1
 
 
+def test_cached_references_go_through_the_adapter_of_their_row(
+    image_of: Callable[..., PersonalImage], tmp_path: Path
+) -> None:
+    preset = load_preset("mini")
+    preset = replace(preset, references=replace(preset.references, attention="cached"))
+    cached = materialise(preset, tmp_path / "cached")
+    places = [personal_bundle(cached, tmp_path / str(seed), seed) for seed in (0, 1)]
+    images = [replace(image_of(number), bundle=locate_bundle(str(place))) for number, place in enumerate(places)]
+    done = StackedPipeline(images[0].bundle.whole, "cpu", 1 << 30)(images, **SETTINGS)
+    assert max(apart(result, alone(image)) for result, image in zip(done, images, strict=True)) <= 1
+
+
 def test_a_damaged_adapter_and_one_that_cannot_be_stacked_are_refused(
     pipe: StackedPipeline, base: Path, tmp_path: Path
 ) -> None:
