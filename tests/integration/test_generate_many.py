@@ -176,13 +176,13 @@ def test_a_request_that_fails_fails_alone_with_its_reason(
         "good-too",
     ]
     assert not (tmp_path / "evil").exists()
-    mended = asked(
+    repaired = asked(
         line_of(place, "good", "acme"),
         line_of(place, "no-photo", "acme"),
         line_of(place, "good-too", "zoe", seed=1, prompt="another"),  # not what its folder holds
     )
-    generate_many(mended)
-    rows = results_of(mended)
+    generate_many(repaired)
+    rows = results_of(repaired)
     assert [rows[name]["state"] for name in ("good", "no-photo", "good-too")] == ["done before", "generated", "failed"]
     assert "another run's result, with another inputs" in rows["good-too"]["what"]
 
