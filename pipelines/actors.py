@@ -131,11 +131,16 @@ def retried(do: Callable[[], _T]) -> _T:
         try:
             return do()
         except (UnreachableError, OSError) as error:
-            if isinstance(error, _PERMANENT):
+            if not may_pass(error):
                 raise
             log.warning("attempt %d of %d failed: %s", attempt, _ATTEMPTS, error)
             time.sleep(_PAUSE_S * 3 ** (attempt - 1))
     return do()
+
+
+def may_pass(error: BaseException) -> bool:
+    """Whether what failed by ``error`` may succeed later: a service or a disk did not answer."""
+    return isinstance(error, (UnreachableError, OSError)) and not isinstance(error, _PERMANENT)
 
 
 def _count(units: Units) -> int:

@@ -2,14 +2,19 @@
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from lookalike.bundles.transfer import _downloaded, local_bundle, upload_bundle, verify_bundle
+from lookalike.bundles.build import materialise
+from lookalike.bundles.locate import locate_bundle
+from lookalike.bundles.transfer import _downloaded, local_bundle, opened_adapter, upload_bundle, verify_bundle
 from lookalike.errors import InputError
+from lookalike.models.presets import load_preset
 from lookalike.storage import Store, open_store
 from tests.integration.test_promotion import bundle
+from tests.personal import personal_bundle
 
 WEIGHTS = "transformer/model.safetensors"
 
@@ -30,6 +35,21 @@ def test_whole_bundle_is_downloaded_and_identified(store: Store) -> None:
     (folder / WEIGHTS).write_bytes(b"two")  # the copy
     with pytest.raises(InputError, match=f"{WEIGHTS} has changed"):
         local_bundle(store.uri)
+
+
+def test_copy_of_a_personal_bundle_is_removed_after_its_adapter_was_read(s3_uri: str, tmp_path: Path) -> None:
+    base = materialise(load_preset("mini"), tmp_path / "base")
+    upload_bundle(personal_bundle(base, tmp_path / "mine", 0), store := open_store(s3_uri))
+    found = locate_bundle(store.uri)
+    with opened_adapter(found) as folder:
+        assert folder is not None
+        assert (folder / "adapter_model.safetensors").is_file()
+    assert not folder.exists()
+    with (
+        pytest.raises(InputError, match="the bundle here was replaced"),
+        opened_adapter(replace(found, sha256="0" * 64)),
+    ):
+        pass
 
 
 @pytest.mark.parametrize("damage", ["changed", "added", "removed", "index"])

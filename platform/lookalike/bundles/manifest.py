@@ -41,6 +41,11 @@ class BundleReference:
     """What the model was made from; None while the ``bundle.json`` at ``uri`` has not been read."""
 
     @property
+    def whole(self) -> "BundleReference":
+        """The bundle that holds the model's components: the base of a personal one, else this one."""
+        return self.base or self
+
+    @property
     def max_references(self) -> int:
         """Maximum number of reference images that the model reads for one image."""
         return self._preset.references.max_references

@@ -1,7 +1,8 @@
 """Copy bundles between stores and this machine, verifying every file. Light at import: drivers use it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from lookalike.bundles.manifest import (
 )
 from lookalike.bundles.verification import check_contents, check_listed, open_bundle, verify
 from lookalike.errors import InputError
-from lookalike.scratch import kept_folder
+from lookalike.scratch import kept_folder, scratch
 from lookalike.storage import Store, open_store
 from lookalike.storage.local import LocalStore
 from lookalike.storage.store import sha256_of, upload_tree
@@ -31,20 +32,46 @@ def local_bundle(uri: str, sha256: str | None = None) -> Path:
     """
     store = open_store(uri)
     folder = store.root if isinstance(store, LocalStore) else _downloaded(uri)
-    actual = bundle_sha256(verify(folder, store.uri))
+    _check_identity(folder, store.uri, sha256)
+    return folder
+
+
+@contextmanager
+def opened_adapter(bundle: BundleReference) -> Iterator[Path | None]:
+    """Give the local folder of a bundle's adapter, verified; None if it has none.
+
+    A copy of a personal bundle is removed at the end of the block; a base is kept as :func:`local_bundle` keeps it.
+    Raises InputError as :func:`fetch_bundle`.
+    """
+    if bundle.base is None or isinstance(open_store(bundle.uri), LocalStore):
+        yield fetch_bundle(bundle)[1]
+        return
+    with scratch("adapter") as folder:
+        _download(bundle.uri, folder)
+        _check_identity(folder, bundle.uri, bundle.sha256)
+        yield open_bundle(folder, local_bundle(bundle.base.uri))[1]
+
+
+def _check_identity(folder: Path, uri: str, sha256: str | None) -> None:
+    actual = bundle_sha256(verify(folder, uri))
     if sha256 is not None and actual != sha256:
         raise InputError(
             f"the bundle here was replaced: it is {actual[:12]}, and {sha256[:12]} is expected",
-            value=store.uri,
+            value=uri,
             fix="restore the expected one, or start again with this one at another output",
         )
-    return folder
 
 
 @lru_cache(maxsize=4)
 def _downloaded(uri: str) -> Path:
+    folder = kept_folder("bundle")
+    _download(uri, folder)
+    return folder
+
+
+def _download(uri: str, folder: Path) -> None:
     """Copy the files that the manifest lists, and verify them; each is hashed while the next ones are being copied."""
-    store, folder = open_store(uri), kept_folder("bundle")
+    store = open_store(uri)
     store.download(MANIFEST, folder / MANIFEST)
     listed = read_manifest(folder)["components"]
     check_listed(listed, {info.key for info in store.list()} - {MANIFEST}, store.uri)
@@ -53,7 +80,6 @@ def _downloaded(uri: str) -> Path:
             store.download(name, folder / name)
             pool.submit(file_sha256s, folder, [name], keep=False)
     verify(folder, store.uri)
-    return folder
 
 
 def local_folders(bundle: BundleReference) -> tuple[Path, Path | None]:

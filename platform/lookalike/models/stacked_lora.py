@@ -9,14 +9,17 @@ this way, with kernels of its own.
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from lookalike.errors import ConfigError
-from lookalike.models.adapters import initialise_lora
+from lookalike.errors import ConfigError, InputError
+from lookalike.models.adapter_files import read_adapter
+from lookalike.models.adapters import ADAPTER_NAME, initialise_lora, load_adapter, lora_layers
 from lookalike.models.presets import LoraConfig
 from lookalike.models.subject import Part, SubjectModel
 
@@ -27,7 +30,7 @@ _PART: Part = "transformer_lora"
 
 @dataclass(frozen=True)
 class Adapter:
-    """A LoRA of the DiT that is trained, or drawn with, beside others."""
+    """A LoRA of the DiT that is trained, or generates images, beside others."""
 
     parameters: dict[str, nn.Parameter]
     """By their names in a :class:`SubjectModel` that has this LoRA alone, as :meth:`SubjectModel.set_trainable` returns
@@ -35,7 +38,12 @@ class Adapter:
     scale: float
     """The update is scaled by it: alpha / rank."""
 
-    @property
+    @cached_property
+    def size(self) -> int:
+        """Bytes of the weights."""
+        return sum(parameter.numel() * parameter.element_size() for parameter in self.parameters.values())
+
+    @cached_property
     def layers(self) -> dict[str, tuple[nn.Parameter, nn.Parameter]]:
         """Down ``[R, I]`` and up projection ``[O, R]`` by the layer's path in the model."""
         down = {_layer_of(name): value for name, value in self.parameters.items() if ".lora_A." in name}
@@ -69,6 +77,33 @@ def new_adapter(model: SubjectModel, lora: LoraConfig, seed: int) -> Adapter:
         parameter.requires_grad_(True)
     alpha = lora.rank if lora.alpha is None else lora.alpha
     return Adapter(parameters, alpha / lora.rank)
+
+
+def read_stacked(model: SubjectModel, folder: Path) -> Adapter:
+    """Read the LoRA in ``folder``, or that file, strictly, to generate images; the model is unchanged.
+
+    The model must not run meanwhile. Raises InputError as :func:`~lookalike.models.adapter_files.read_adapter`, and for
+    a LoRA that does more than add the product of two matrices (DoRA, a bias).
+    """
+    transformer: Any = model.transformer
+    file = read_adapter(folder, transformer)
+    if more := [name for name in ("use_dora", "lora_bias") if file.settings.get(name)]:
+        raise InputError(
+            f"the LoRA has {more[0]}, which cannot be beside others in a batch",
+            value=file.origin,
+            fix="generate with it alone (jobs/generate.py --model)",
+        )
+    parameters = {}
+    try:
+        load_adapter(transformer, file)
+        for path, layer in lora_layers(transformer):
+            up = layer.lora_B[ADAPTER_NAME].weight.detach() * layer.scaling[ADAPTER_NAME]  # which may differ by layer
+            for name, weight in (("lora_A", layer.lora_A[ADAPTER_NAME].weight.detach()), ("lora_B", up)):
+                place = f"transformer.{path}.{name}.{ADAPTER_NAME}.weight"
+                parameters[place] = nn.Parameter(weight, requires_grad=False)
+    finally:
+        transformer.unload_lora()  # what stayed would change the images of all
+    return Adapter(parameters, 1.0)
 
 
 class AdapterStack:

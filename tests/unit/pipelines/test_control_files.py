@@ -16,7 +16,7 @@ from lookalike.tracking import events
 from lookalike.tracking.files import JsonLinesTracker
 from pipelines import report
 from pipelines.finetune.run import _RESULT as FINETUNED
-from pipelines.generate.run import _RESULT as GENERATED
+from pipelines.generate.generation import _RESULT as GENERATED
 from pipelines.promote.run import _DECISION as DECIDED
 from pipelines.train.result import _RESULT as TRAINED
 from pipelines.train.tracked import RECORD as TRACKED

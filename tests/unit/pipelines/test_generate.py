@@ -15,8 +15,8 @@ from lookalike.bundles.locate import locate_bundle
 from lookalike.errors import ConfigError, ConflictError, InputError
 from lookalike.storage import open_store
 from pipelines.generate import GenerateConfig, generate
-from pipelines.generate.run import read_prompts
-from pipelines.generate.worker import GenerationWork, Generator, Request
+from pipelines.generate.generation import PlannedImage, find_model, read_prompts
+from pipelines.generate.worker import GenerationWork, Generator
 
 
 @pytest.fixture
@@ -37,9 +37,9 @@ def request_of(bundle_dir, pictures, tmp_path) -> GenerateConfig:
 )
 def test_images_have_the_size_that_is_asked_for(request_of, tmp_path, change: dict[str, Any], size) -> None:
     config = dataclasses.replace(request_of, **change)
-    bundle = locate_bundle(config.model)
+    model = find_model(config.model, None, None, None)
     photo = (tmp_path / "mug.png").read_bytes()
-    work = GenerationWork(config, bundle, "mug", (photo,), ((Request("images/0.png", "a red mug", 3),),))
+    work = GenerationWork(config, model, (photo,), ((PlannedImage("images/0.png", "a red mug", 3),),))
     worker = Generator(work)
     worker(0)
     image = Image.open(io.BytesIO(open_store(config.out).read("images/0.png")))

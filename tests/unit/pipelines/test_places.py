@@ -14,7 +14,7 @@ from lookalike.storage.claim import claim
 from pipelines.curate.raw import list_raw, raw_store
 from pipelines.curate.takedown import pin, pinned_hash, read_list
 from pipelines.generate.config import GenerateConfig
-from pipelines.generate.run import _references
+from pipelines.generate.generation import _references
 
 MARKED = ["raw #1", "raw?v=2", "raw%41", "100%", "{a,b}", "{a", "a}b{", "c:d", "a b ü", "*[x]", "a\\b", "~"]
 
