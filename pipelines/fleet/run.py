@@ -5,11 +5,13 @@ import time
 from collections import Counter
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
-from lookalike.errors import BusyError, LookalikeError, StoppedError
+from lookalike.errors import BusyError, LookalikeError, StoppedError, UnreachableError
 from lookalike.registry import resolve
 from lookalike.storage import open_store
+from pipelines.actors import retried
 from pipelines.entry import ray_session
 from pipelines.fleet.config import FleetConfig
 from pipelines.fleet.inbox import Inbox
@@ -101,9 +103,17 @@ class _Fleet:
 
     def _look(self) -> None:
         idle = not (self.running or self.inbox.waiting)
-        if idle or self.pool.has_place(alone=False):
-            for refused in self.inbox.look(now=idle and not self.config.serve):
-                self._fail(refused.name, refused.sha256, refused.error)
+        if not idle and not self.pool.has_place(alone=False):
+            return
+        try:
+            found = self.inbox.look(now=idle and not self.config.serve)
+        except UnreachableError as error:
+            if idle and not self.config.serve:
+                raise
+            log.warning("the folder of requests is read later: %s", error)
+            return
+        for refused in found:
+            self._fail(refused.name, refused.sha256, refused.error)
 
     def _try_busy_again(self) -> None:
         now = time.monotonic()
@@ -133,7 +143,7 @@ class _Fleet:
             result = self.results[name] = future.result()
             self.failed.pop(name, None)
             self.done[request.ticket.customer] += 1
-            record_done(self.folder, name, request.tag, result)
+            retried(partial(record_done, self.folder, name, request.tag, result))
             state = "promoted" if result["promoted"] else "refused by the gate"
             log.info("%s is done: models:/%s/%s, %s", name, result["model"], result["version"], state)
         elif isinstance(error, BusyError):
@@ -154,7 +164,7 @@ class _Fleet:
         log.info("%d done, %d failed, %d in work, %d waiting", *counts)
 
     def _fail(self, name: str, sha256: str, error: Exception) -> None:
-        record_failure(self.folder, name, sha256, error)
+        retried(partial(record_failure, self.folder, name, sha256, error))
         self.failed[name] = str(error)
         debug = log.isEnabledFor(logging.DEBUG)
         log.error("%s failed: %s", name, error, exc_info=error if debug else None)
