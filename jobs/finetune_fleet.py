@@ -21,9 +21,9 @@ On a cluster, four workers with a GPU each, for ever:
 
 Each adapter is the one that `jobs/finetune.py run` trains alone. The highest priority comes first, then the customer
 with the fewest requests in work, then the oldest request; --quota bounds what a customer has in work. A worker that
-dies is started anew, and its requests resume. A request that fails fails alone, and failed/NAME.json beside the requests
-says why; done/NAME.*.json has the result of one that is done. Either is done again when its file changes. The same
-command resumes after a kill. Several fleets may share a folder. With --serve it waits for further requests.
+dies is started anew, and its requests resume. A request that fails fails alone, and failed/NAME.json beside the
+requests says why; done/NAME.*.json has the result of one that is done. Either is done again when its file changes. The
+same command resumes after a kill. Several fleets may share a folder. With --serve it waits for further requests.
 
 It ends with 0 if all requests are done, also those that the gate refused, and with 2 if any failed.
 """
