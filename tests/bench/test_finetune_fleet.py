@@ -34,7 +34,7 @@ from tests.conftest import REPO
 from tests.unit.training.test_shared_passes import Customer, Setup
 
 COLD = 2  # cold jobs; they take equally long
-ROUNDS = 12
+ROUNDS = 8
 SETTINGS = {"budget": "fast", "micro_batch_size": 8}
 FLEETS: dict[str, list[str]] = {
     "two actors": ["--workers", "2", "--at_once", "2"],
@@ -51,6 +51,10 @@ def test_finetunes_per_hour(bench_folder: Path) -> None:
     for number, (name, flags) in enumerate(FLEETS.items()):
         cold.append(_once(out / f"cold-{number}.json", partial(_cold, world, out, number)))
         fleets[name] = _once(out / f"fleet-{number}.json", partial(_fleet, world, out, name.replace(" ", "-"), flags))
+        _keep(cold, fleets)
+
+
+def _keep(cold: list[dict[str, Any]], fleets: dict[str, dict[str, Any]]) -> None:
     wall, cpu = (statistics.median(job[name] for job in cold) * CUSTOMERS for name in ("wall_s", "cpu_s"))
     for row in fleets.values():
         row["finetunes per hour, of cold jobs"] = round(wall / row["wall_s"], 2)
@@ -141,6 +145,7 @@ class _Shared:
 def test_batched_steps(bench_folder: Path, tmp_path: Path) -> None:
     """A step of several customers in shared passes, and in passes of one customer; the two take turns."""
     bundle, rows = Path(fleet_world(bench_folder / "fleet").base), []
+    torch.set_num_threads(1)  # as a fleet does by default
     for samples, customers in ((2, 4), (2, 8), (8, 4)):
         together, alone = (
             _Shared(bundle, tmp_path / str(len(rows)) / str(most), samples, most) for most in (32, samples)

@@ -1,6 +1,6 @@
-"""Kill a fleet of finetunes twenty times: workers, driver, and the job with all its processes.
+"""Kill a fleet of finetunes: workers, driver, and the job with all its processes.
 
-    LOOKALIKE_BENCH_FOLDER=/tmp/bench nice -n 5 python -m pytest tests/bench/test_fleet_kills.py -s
+    LOOKALIKE_BENCH_KILLS=20 LOOKALIKE_BENCH_FOLDER=/tmp/bench python -m pytest tests/bench/test_fleet_kills.py -s
 
 Who is killed and when is drawn from a seed. What has ended is started again by the same command at once. At the end
 each request must be done once, with one version, and with the adapter that it gets alone.
@@ -24,14 +24,15 @@ import psutil
 import pytest
 
 from lookalike.registry import Registry
-from tests.bench.fleet_world import CUSTOMERS, FleetWorld, adapter_of, fleet_world, write_request
+from tests.bench.fleet_world import FleetWorld, adapter_of, fleet_world, write_request
 from tests.bench.measured import keep
 from tests.conftest import REPO, job_environment
 
 pytestmark = pytest.mark.timeout(7200)
 
-SEED, KILLS = 0, 20
-WAIT_S = (2.0, 15.0)  # between a kill and the next one, counted from when a request is in work
+SEED, KILLS = 0, int(os.environ.get("LOOKALIKE_BENCH_KILLS", "20"))
+CUSTOMERS = 4
+WAIT_S = (1.0, 12.0)  # between a kill and the next one, counted from when a request is in work
 SETTINGS: dict[str, Any] = {
     "stages": [{"name": "personal", "steps": 12, "conditions": "mllm+references", "warmup_steps": 1}],
     "batch_size": 4,
@@ -62,8 +63,7 @@ class _Fleet:
         process = self.process
         assert process is not None
         below = process.children(recursive=True) if process.is_running() else []
-        workers = [each for each in below if _title(each).startswith("ray::Worker.finetune")]
-        victims = {"worker": workers[:1], "driver": [process], "job": [process, *below]}[whom]
+        victims = {"worker": self.at_work()[:1], "driver": [process], "job": [process, *below]}[whom]
         for each in victims:
             with suppress(psutil.Error):
                 os.kill(each.pid, signal.SIGKILL)
@@ -71,6 +71,14 @@ class _Fleet:
             process.wait(30)
         self.killed[whom] += bool(victims)
         return bool(victims)
+
+    def at_work(self) -> list[psutil.Process]:
+        """The processes below the job that hold the lease of a request."""
+        assert self.process is not None
+        below = {each.pid: each for each in self.process.children(recursive=True)} if self.process.is_running() else {}
+        newest = (max(folder.glob("*.json"), default=None) for folder in (self.requests / "leases").glob("*"))
+        records = [json.loads(file.read_text()) for file in newest if file is not None]
+        return [below[each["pid"]] for each in records if each["pid"] in below and each["expires"] > time.time()]
 
 
 def test_kills_lose_and_double_nothing(bench_folder: Path) -> None:
@@ -129,14 +137,5 @@ def _wait_for_work(fleet: _Fleet) -> None:
     """Wait until the fleet has a request in work, or ends."""
     assert fleet.process is not None
     until = time.monotonic() + 300
-    while fleet.process.poll() is None and time.monotonic() < until:
-        with suppress(psutil.Error):
-            if any(_title(each).startswith("ray::Worker.finetune") for each in fleet.process.children(recursive=True)):
-                return
+    while fleet.process.poll() is None and time.monotonic() < until and not fleet.at_work():
         time.sleep(0.2)
-
-
-def _title(process: psutil.Process) -> str:
-    with suppress(psutil.Error):
-        return " ".join(process.cmdline())
-    return ""
