@@ -1,35 +1,37 @@
-"""Requests as files: which are to do, whose turn it is, and what became of those that failed."""
+"""Requests as files: what one may set, and the configuration of its finetune."""
 
 import hashlib
-import json
-from collections import defaultdict
-from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from lookalike.config import parse, read_config_file
 from lookalike.errors import ConfigError, LookalikeError
 from lookalike.scratch import scratch
-from lookalike.storage import Store
+from lookalike.storage import ObjectInfo, Store
 from pipelines.finetune import FinetuneConfig
 from pipelines.fleet.config import FleetConfig
+from pipelines.fleet.records import tag_of
+from pipelines.fleet.turns import Ticket
 
-FAILED, LEASES = "failed", "leases"
-_EXTENSIONS = (".yaml", ".yml", ".json")
+MOST_BYTES = 1 << 20
+_PRIORITY, _MOST_PRIORITY = "priority", 1000
 _OF_OPERATOR = ("store", "model", "base", "distractors", "tracking", "workers", "actors", "isolated")
-_MAX_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
 class Request:
-    """A request that was read."""
+    """A file that was read, and whose turn will come."""
 
-    name: str
-    """Of its file, without its extension."""
+    ticket: Ticket
+    where: str
+    """URI of the file."""
     sha256: str
-    """Of the file: a changed file is a new request."""
-    config: FinetuneConfig
+    """Of the file."""
+    tag: str
+    """Of its version in the store."""
+    settings: dict[str, Any]
+    """Of its finetune, as they were written."""
 
 
 @dataclass(frozen=True)
@@ -41,74 +43,30 @@ class Refused:
     error: LookalikeError
 
 
-def read_requests(folder: Store, fleet: FleetConfig, known: Iterable[str]) -> list[Request | Refused]:
-    """Read the files that are directly in ``folder``, but those with a name in ``known``, in the order of their names.
-
-    A file that failed before is read again once it has changed.
-    """
-    found: list[Request | Refused] = []
-    skipped = set(known)
-    for info in sorted(folder.list(), key=lambda info: info.key):
-        path = PurePosixPath(info.key)
-        if len(path.parts) > 1 or path.suffix.lower() not in _EXTENSIONS or path.name.startswith("."):
-            continue
-        if path.stem in skipped:
-            continue
-        skipped.add(path.stem)
-        data = folder.read(info.key) if info.size <= _MAX_BYTES else b""
-        sha256 = hashlib.sha256(data).hexdigest()
-        if failure_of(folder, path.stem).get("request_sha256") == sha256:
-            continue
-        try:
-            found.append(Request(path.stem, sha256, _parsed(data, folder.uri_of(info.key), fleet)))
-        except LookalikeError as error:
-            found.append(Refused(path.stem, sha256, error))
-    return found
-
-
-def in_turn(requests: Iterable[Request]) -> list[Request]:
-    """Order requests so that customers take turns: the first of each customer, then the second of each, and so on."""
-    numbers: dict[str, int] = defaultdict(int)
-    keyed = []
-    for request in requests:
-        keyed.append((numbers[request.config.customer], request))
-        numbers[request.config.customer] += 1
-    return [request for _, request in sorted(keyed, key=lambda item: item[0])]
-
-
-def failure_of(folder: Store, name: str) -> dict[str, Any]:
-    """Return the record of a request that failed; {} if there is none."""
-    key = f"{FAILED}/{name}.json"
-    if not folder.exists(key):
-        return {}
+def read_request(folder: Store, info: ObjectInfo, name: str) -> Request | Refused:
+    """Read the file ``info`` in ``folder``; its settings are checked when its turn comes (:func:`config_of`)."""
+    data = folder.read(info.key) if info.size <= MOST_BYTES else b""
+    sha256, where = hashlib.sha256(data).hexdigest(), folder.uri_of(info.key)
     try:
-        return dict(json.loads(folder.read(key)))
-    except (ValueError, TypeError):
-        return {}
+        settings = _settings(data, where)
+        priority = settings.pop(_PRIORITY, 0)
+        if type(priority) is not int or abs(priority) > _MOST_PRIORITY:
+            fix = f"use a whole number, from -{_MOST_PRIORITY} to {_MOST_PRIORITY}; higher ones come first"
+            raise ConfigError("the priority of a request is not valid", value=priority, fix=fix)
+        who = [settings.get(name) for name in ("customer", "subject")]
+        if not all(isinstance(each, str) for each in who):
+            raise ConfigError("the request names no customer, or no subject", value=where, fix="name both, as text")
+    except LookalikeError as error:
+        return Refused(name, sha256, error)
+    ticket = Ticket(name, str(who[0]), str(who[1]), priority, info.modified)
+    return Request(ticket, where, sha256, tag_of(info.etag), settings)
 
 
-def record_failure(folder: Store, name: str, sha256: str, error: Exception) -> None:
-    """Record why a request failed, so that it is not tried again until its file changes."""
-    described = {"what": str(error)}
-    if isinstance(error, LookalikeError):
-        described = {"what": error.what, "value": str(error.value), "fix": str(error.fix)}
-    record = {"request_sha256": sha256, "error": type(error).__name__, **described}
-    folder.write(f"{FAILED}/{name}.json", json.dumps(record, indent=1).encode())
-
-
-def _parsed(data: bytes, where: str, fleet: FleetConfig) -> FinetuneConfig:
-    if not data:
-        raise ConfigError("the request is empty, or too large", value=where, fix=f"keep it below {_MAX_BYTES} bytes")
+def config_of(request: Request, fleet: FleetConfig) -> FinetuneConfig:
+    """The finetune of a request. Raises ConfigError for a setting that is not valid."""
     with scratch("request") as folder:
         file = Path(folder) / "request.yaml"
-        file.write_bytes(data)
-        settings = read_config_file(file)
-        if theirs := sorted(settings.keys() & set(_OF_OPERATOR)):
-            raise ConfigError(
-                f"a request does not set {theirs[0]}, which the fleet sets for all",
-                value=where,
-                fix="remove it from the request",
-            )
+        file.write_bytes(_yaml(request.settings))
         flags = {
             "store": fleet.store,
             "model": fleet.model,
@@ -125,6 +83,28 @@ def _parsed(data: bytes, where: str, fleet: FleetConfig) -> FinetuneConfig:
         except SystemExit as error:  # jsonargparse has printed why
             raise ConfigError(
                 "the request has a setting that a finetune does not have, or lacks one",
-                value=where,
+                value=request.where,
                 fix="compare it with jobs/finetune.py run --help; the message above names the setting",
             ) from error
+
+
+def _settings(data: bytes, where: str) -> dict[str, Any]:
+    if not data:
+        raise ConfigError("the request is empty, or too large", value=where, fix=f"keep it below {MOST_BYTES} bytes")
+    with scratch("request") as folder:
+        file = Path(folder) / "request.yaml"
+        file.write_bytes(data)
+        settings = read_config_file(file)
+    if theirs := sorted(settings.keys() & set(_OF_OPERATOR)):
+        raise ConfigError(
+            f"a request does not set {theirs[0]}, which the fleet sets for all",
+            value=where,
+            fix="remove it from the request",
+        )
+    return settings
+
+
+def _yaml(settings: dict[str, Any]) -> bytes:
+    import yaml
+
+    return yaml.safe_dump(settings).encode()

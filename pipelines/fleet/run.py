@@ -1,153 +1,170 @@
-"""Work through requests: a thread for each that is in work, and one base for the training of all."""
+"""Work through requests: which one begins, where, and what became of it."""
 
 import logging
 import time
-from collections.abc import Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from collections import Counter
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
-from lookalike.errors import BusyError, StoppedError, UnreachableError
+from lookalike.errors import BusyError, LookalikeError, StoppedError, UnreachableError
 from lookalike.registry import resolve
-from lookalike.storage import Store, open_store
-from lookalike.storage.lease import hold
+from lookalike.storage import open_store
+from pipelines.actors import retried
 from pipelines.entry import ray_session
-from pipelines.finetune import finetune
 from pipelines.fleet.config import FleetConfig
-from pipelines.fleet.requests import LEASES, Refused, Request, in_turn, read_requests, record_failure
-
-if TYPE_CHECKING:  # it imports the libraries of models, for which a job need not wait
-    from pipelines.train.shared import SharedTrainer
+from pipelines.fleet.inbox import Inbox
+from pipelines.fleet.records import record_done, record_failure
+from pipelines.fleet.requests import Request, config_of
+from pipelines.fleet.turns import in_turn
+from pipelines.fleet.workers import Pool, WorkerLostError, open_pool
 
 log = logging.getLogger(__name__)
 
-
-@dataclass
-class _Work:
-    """What a fleet has done so far."""
-
-    results: dict[str, dict[str, Any]] = field(default_factory=dict)
-    failed: dict[str, str] = field(default_factory=dict)
-    busy: set[str] = field(default_factory=set)
-    """Requests that another fleet works on."""
-
-    @property
-    def known(self) -> set[str]:
-        return {*self.results, *self.failed, *self.busy}
+_BUSY_S = 30.0  # until a request that another process had in work is tried again
+_LOADING_S = 0.2  # between two looks at workers that load the base
 
 
 def fleet(config: FleetConfig) -> dict[str, Any]:
-    """Work through the requests; return ``results`` and ``failed`` (why) by the names of their files.
+    """Work through the requests.
 
-    A request that fails fails alone. Each finetune resumes by itself, so that a fleet that was killed goes on when it
-    is started again; several fleets may share a folder, since a request in work is leased.
+    Returns by the names of their files: ``results``; ``failed``, with the reason; ``busy``, a list of those that
+    another process has in work; and ``earlier``, the number of those that were done before.
+
+    A request that fails fails alone. Each finetune resumes by itself, so that a fleet that was killed, and a request
+    whose worker was, continue; several fleets may share a folder, since a request in work is leased.
 
     Raises:
         StoppedError: SIGTERM or Ctrl-C; what was training has written a checkpoint.
         InputError: no such model.
+        WorkerLostError: workers die while they load the base.
     """
-    folder = open_store(config.requests)
     base = resolve(config.model, config.tracking, config.base)
-    uri = open_store(base.bundle_uri).uri
-    device = "cuda" if config.use_gpu else "cpu"
-    work, running = _Work(), dict[Future[dict[str, Any]], Request]()
     with (
         ray_session(),
-        _trainer(uri, base.bundle_sha256, device, config) as trainer,
-        ThreadPoolExecutor(config.at_once, thread_name_prefix="finetune") as threads,
+        open_pool(config, (open_store(base.bundle_uri).uri, base.bundle_sha256)) as pool,
     ):
+        work = _Fleet(config, pool)
         try:
-            while _start(config, folder, work, running, threads, trainer) or config.serve:
-                done, _ = wait(running, config.poll_s, FIRST_COMPLETED) if running else _rest(config.poll_s)
-                for each in done:
-                    _record(folder, work, running.pop(each), each)
+            while work.start() or config.serve:
+                work.wait()
         except (KeyboardInterrupt, SystemExit):
             log.warning("stopping: what is in training writes a checkpoint, what is being evaluated ends")
-            while wait(running, 1.0).not_done:
-                trainer.stop()
-            raise StoppedError("stopped", fix="the same command goes on with the requests that are left") from None
-    return {"results": work.results, "failed": work.failed, "busy": sorted(work.busy)}
+            while wait(work.running, 1.0).not_done:
+                pool.stop()
+            raise StoppedError("stopped", fix="the same command continues with the requests that are left") from None
+    busy = sorted(work.busy)
+    return {"results": work.results, "failed": work.failed, "busy": busy, "earlier": work.inbox.earlier}
 
 
-@contextmanager
-def _trainer(uri: str, sha256: str, device: str, config: FleetConfig) -> Iterator["SharedTrainer"]:
-    import torch
+@dataclass
+class _Fleet:
+    """The requests of a folder, and what a fleet has done so far."""
 
-    from pipelines.train.shared import SharedTrainer
+    config: FleetConfig
+    pool: Pool
+    results: dict[str, dict[str, Any]] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+    busy: dict[str, tuple[Request, float]] = field(default_factory=dict)
+    """Requests that another process has in work, each with the time when it is tried again."""
+    running: dict[Future[dict[str, Any]], Request] = field(default_factory=dict)
+    done: Counter[str] = field(default_factory=Counter)
+    """Requests that are done, by customer."""
+    deaths: Counter[str] = field(default_factory=Counter)
+    """How often the worker of a request died."""
 
-    torch.set_num_threads(config.threads)
-    trainer = SharedTrainer(uri, sha256, device=device, max_rows=config.max_rows)
-    try:
-        yield trainer
-    finally:
-        trainer.close()
+    def __post_init__(self) -> None:
+        self.folder = open_store(self.config.requests)
+        self.inbox = Inbox(self.folder, self.config.poll_s)
 
+    def start(self) -> bool:
+        """Begin requests while there is room; return whether anything is left to do or in work."""
+        self._look()
+        self._try_busy_again()
+        waiting = {request.ticket: request for request in self.inbox.waiting}
+        in_work = [request.ticket for request in self.running.values()]
+        if waiting and self.pool.has_place(alone=False):
+            for ticket in in_turn(waiting, in_work, self.done, self.config.quota):
+                if not self.pool.has_place(alone=self.deaths[ticket.name] > 0):
+                    break
+                self._begin(waiting[ticket])
+        return bool(self.running or self.inbox.waiting or self.inbox.unread or self._lost_ones())
 
-def _rest(seconds: float) -> tuple[set[Future[dict[str, Any]]], set[Future[dict[str, Any]]]]:
-    time.sleep(seconds)
-    return set(), set()
+    def wait(self) -> None:
+        """Wait until a request ends, or it is time to look again, and record what ended."""
+        seconds = self.config.poll_s if self.running or not self.inbox.waiting else _LOADING_S
+        if not self.running:
+            time.sleep(seconds)
+            return
+        for future in wait(self.running, seconds, FIRST_COMPLETED).done:
+            self.pool.ended(future)
+            self._record(self.running.pop(future), future)
 
+    def _look(self) -> None:
+        idle = not (self.running or self.inbox.waiting)
+        if not idle and not self.pool.has_place(alone=False):
+            return
+        try:
+            found = self.inbox.look(now=idle and not self.config.serve)
+        except UnreachableError as error:
+            if idle and not self.config.serve:
+                raise
+            log.warning("the folder of requests is read later: %s", error)
+            return
+        for refused in found:
+            self._fail(refused.name, refused.sha256, refused.error)
 
-def _start(
-    config: FleetConfig,
-    folder: Store,
-    work: _Work,
-    running: dict[Future[dict[str, Any]], Request],
-    threads: ThreadPoolExecutor,
-    trainer: "SharedTrainer",
-) -> bool:
-    """Start requests while there is room; return whether any is running."""
-    names = {request.name for request in running.values()}
-    room = config.at_once - len(running)
-    if room > 0:
-        found = read_requests(folder, config, {*work.known, *names})
-        for each in found:
-            if isinstance(each, Refused):
-                record_failure(folder, each.name, each.sha256, each.error)
-                work.failed[each.name] = str(each.error)
-                log.error("%s is refused: %s", each.name, each.error)
-        places = {(request.config.customer, request.config.subject) for request in running.values()}
-        for request in in_turn(each for each in found if isinstance(each, Request)):
-            place = (request.config.customer, request.config.subject)
-            if room == 0 or place in places:  # two requests of one subject take turns
-                continue
-            places.add(place)
-            room -= 1
-            log.info("%s begins: %s of %s", request.name, request.config.subject, request.config.customer)
-            running[threads.submit(_finetune, config, folder, request, trainer)] = request
-    return bool(running)
+    def _try_busy_again(self) -> None:
+        now = time.monotonic()
+        for name, (request, when) in list(self.busy.items()):
+            if now >= when and (self.running or self.config.serve or self.deaths[name]):
+                del self.busy[name]
+                self.inbox.put_back(request)
 
+    def _lost_ones(self) -> list[str]:
+        """Requests whose lease a dead worker still has: they become free."""
+        return [name for name in self.busy if self.deaths[name]]
 
-def _finetune(config: FleetConfig, folder: Store, request: Request, trainer: "SharedTrainer") -> dict[str, Any]:
-    with hold(folder.child(LEASES).child(request.name)):
-        settings = replace(request.config, actors=config.actors)
-        for left in reversed(range(config.tries)):
-            try:
-                return finetune(settings, trainer.fit)
-            except UnreachableError as error:
-                if left == 0:
-                    raise
-                log.warning("%s is tried again: %s", request.name, error)
-                time.sleep(config.poll_s)
-    raise AssertionError("tries is at least 1")
+    def _begin(self, request: Request) -> None:
+        name = request.ticket.name
+        self.inbox.take(request)
+        try:
+            settings = config_of(request, self.config)
+        except LookalikeError as error:
+            self._fail(name, request.sha256, error)
+            return
+        self.running[self.pool.submit(name, settings, alone=self.deaths[name] > 0)] = request
+        log.info("%s begins: %s of %s", name, request.ticket.subject, request.ticket.customer)
 
+    def _record(self, request: Request, future: Future[dict[str, Any]]) -> None:
+        name, error = request.ticket.name, future.exception()
+        if error is None:
+            result = self.results[name] = future.result()
+            self.failed.pop(name, None)
+            self.done[request.ticket.customer] += 1
+            retried(partial(record_done, self.folder, name, request.tag, result))
+            state = "promoted" if result["promoted"] else "refused by the gate"
+            log.info("%s is done: models:/%s/%s, %s", name, result["model"], result["version"], state)
+        elif isinstance(error, BusyError):
+            self.busy[name] = request, time.monotonic() + (self.config.poll_s if self.deaths[name] else _BUSY_S)
+            log.info("%s is left to another process: %s", name, error)
+        elif isinstance(error, WorkerLostError) and self.deaths[name] + 1 < self.config.tries:
+            self.deaths[name] += 1
+            self.inbox.put_back(request)  # it resumes from its last checkpoint, alone in its worker
+            log.warning("%s resumes in another worker: %s", name, error)
+        elif isinstance(error, StoppedError):  # no record: it resumes with the next fleet
+            self.failed[name] = str(error)
+            log.warning("%s has stopped: %s", name, error)
+        elif not isinstance(error, Exception):
+            raise error
+        else:
+            self._fail(name, request.sha256, error)
+        counts = len(self.results), len(self.failed), len(self.running), len(self.inbox.waiting) + self.inbox.unread
+        log.info("%d done, %d failed, %d in work, %d waiting", *counts)
 
-def _record(folder: Store, work: _Work, request: Request, done: Future[dict[str, Any]]) -> None:
-    error = done.exception()
-    if error is None:
-        result = work.results[request.name] = done.result()
-        state = "promoted" if result["promoted"] else "refused by the gate"
-        log.info("%s is done: models:/%s/%s, %s", request.name, result["model"], result["version"], state)
-    elif isinstance(error, BusyError):
-        work.busy.add(request.name)
-        log.info("%s is left to another process: %s", request.name, error)
-    elif isinstance(error, StoppedError):  # no record: it resumes with the next fleet
-        work.failed[request.name] = str(error)
-        log.warning("%s has stopped: %s", request.name, error)
-    elif not isinstance(error, Exception):
-        raise error
-    else:
-        record_failure(folder, request.name, request.sha256, error)
-        work.failed[request.name] = str(error)
-        log.error("%s failed: %s", request.name, error, exc_info=error if log.isEnabledFor(logging.DEBUG) else None)
+    def _fail(self, name: str, sha256: str, error: Exception) -> None:
+        retried(partial(record_failure, self.folder, name, sha256, error))
+        self.failed[name] = str(error)
+        debug = log.isEnabledFor(logging.DEBUG)
+        log.error("%s failed: %s", name, error, exc_info=error if debug else None)

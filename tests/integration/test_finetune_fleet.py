@@ -1,7 +1,12 @@
 """A fleet of finetunes on a real Ray and MLflow: adapters as alone, requests that fail alone, customers in turns."""
 
 import json
+import os
+import signal
+import threading
+import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +23,6 @@ from pipelines.actors import ActorConfig
 from pipelines.curate import CurateConfig, curate
 from pipelines.finetune import FinetuneConfig, finetune
 from pipelines.fleet import FleetConfig, fleet
-from pipelines.fleet.requests import Refused, Request, in_turn, read_requests
 from tests.drawn import photo, world, write_raw
 
 pytestmark = pytest.mark.usefixtures("ray_local")
@@ -111,9 +115,8 @@ def test_each_request_gets_the_adapter_that_it_gets_alone(
 
     record = json.loads((tmp_path / "requests" / "failed" / "few.json").read_text())
     assert record.keys() == {"request_sha256", "error", "what", "value", "fix"}
-    again = fleet(config)
-    assert again["results"] == done["results"]  # at once, by their records
-    assert not again["failed"]  # a recorded failure is not tried again
+    again = fleet(config)  # neither what is done nor a recorded failure is tried again
+    assert again == {"results": {}, "failed": {}, "busy": [], "earlier": 3}
 
 
 def _typed(request: dict[str, Any]) -> dict[str, Any]:
@@ -132,20 +135,31 @@ def test_requests_of_another_fleet_are_left_to_it(
     request_of("held", "acme", 0)
     with hold(open_store(config.requests).child("leases").child("held")):
         done = fleet(config)
-    assert done == {"results": {}, "failed": {}, "busy": ["held"]}
+    assert done == {"results": {}, "failed": {}, "busy": ["held"], "earlier": 0}
 
 
-def test_customers_take_turns_and_a_changed_request_is_read_again(
+def test_the_requests_of_a_worker_that_is_killed_resume_and_each_is_done_once(
     config: FleetConfig, request_of: Callable[..., dict[str, Any]], tmp_path: Path
 ) -> None:
-    for number in range(3):
-        request_of(f"a{number}", "acme", number)
-    request_of("b0", "bolt", 0)
-    bad = tmp_path / "requests" / "c0.json"
-    bad.write_text("[1, 2]")
-    folder = open_store(config.requests)
-    read = read_requests(folder, config, ["a1"])
-    assert [each.name for each in read] == ["a0", "a2", "b0", "c0"]
-    assert isinstance(read[-1], Refused)
-    turns = in_turn(each for each in read if isinstance(each, Request))
-    assert [each.name for each in turns] == ["a0", "b0", "a2"]
+    steps = [{"name": "personal", "steps": 8, "conditions": "mllm+references", "warmup_steps": 1}]
+    for number, customer in enumerate(("acme", "bolt")):
+        request_of(customer, customer, number, stages=steps, priority=number)
+    killed = threading.Thread(target=_kill_a_worker_in_training, args=(tmp_path,))
+    killed.start()
+    done = fleet(replace(config, workers=1, poll_s=0.5))
+    killed.join()
+    assert done["results"].keys() == {"acme", "bolt"}
+    assert not done["failed"]
+    assert {result["version"] for result in done["results"].values()} == {1}
+
+
+def _kill_a_worker_in_training(folder: Path) -> None:
+    """Kill the process that holds a lease once a run has a step in its history."""
+    until = time.monotonic() + 120
+    while time.monotonic() < until:
+        if list((folder / "store").rglob("metrics.jsonl")):
+            lease = next((folder / "requests" / "leases").rglob("*.json"))
+            os.kill(json.loads(lease.read_text())["pid"], signal.SIGKILL)
+            return
+        time.sleep(0.1)
+    raise AssertionError("nothing trained")

@@ -3,6 +3,8 @@
 import json
 import logging
 import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -133,3 +135,20 @@ def test_the_first_error_is_the_one_to_show(caplog: pytest.LogCaptureFixture, ml
     with pytest.raises(ValueError, match="first"), tracker:
         raise ValueError("first")
     assert "could not be marked as ended" in caplog.text
+
+
+def test_several_processes_may_make_a_new_database_at_once(tmp_path: Path) -> None:
+    uri, go = f"sqlite:///{tmp_path}/new/mlflow.db", tmp_path / "go"
+    code = (
+        "import pathlib, sys, time, mlflow; from lookalike.tracking.connection import connect\n"
+        "print('ready', flush=True)\n"
+        "while not pathlib.Path(sys.argv[2]).exists(): time.sleep(0.01)\n"
+        "print(len(connect(sys.argv[1]).search_experiments()))"
+    )
+    argv = [sys.executable, "-c", code, uri, str(go)]
+    processes = [subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    for process in processes:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    go.touch()
+    assert [process.communicate(timeout=120)[0] for process in processes] == ["1\n"] * 3

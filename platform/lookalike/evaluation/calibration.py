@@ -29,6 +29,7 @@ from lookalike.errors import InputError
 from lookalike.evaluation.metrics import SET_METRICS, Metric, SetMetric, Settings, Task, metrics_of, protocols
 from lookalike.evaluation.metrics.base import Pixels
 from lookalike.evaluation.scores import Calibration, Judge, Scores
+from lookalike.recent import Recent
 
 CALIBRATION_DIR = Path(__file__).parents[1] / "assets" / "calibration"
 IMAGES, RECORDED = "images.json", "recorded.json"
@@ -43,6 +44,8 @@ _PLACES = ("model", "revision")
 """Members of a protocol that name the model, which the calibration identifies by its values."""
 _ENTRY = {"image": str, "subject": str, "class": str, "prompt": str, "plain_prompt": str, "sha256": str}
 _REINSTALL = "reinstall lookalike"
+_JUDGES = Recent[Judge](8)
+"""By the protocols and settings of their metrics: the models of a revision give the same values."""
 
 
 @dataclass(frozen=True)
@@ -113,15 +116,19 @@ def calibrate(metrics: Sequence[Metric], set_metrics: Sequence[SetMetric] = ()) 
 def judge_of(settings: Settings, embedder: str) -> tuple[Judge, dict[str, dict[str, Any]]]:
     """Calibrate all metrics that ``settings`` turn on, and describe them: the judge, and the protocols of its metrics.
 
+    A process calibrates a judge once.
+
     ``embedder`` is the revision of the embedder that the settings name.
 
     Raises InputError: a model does not exist, or a packaged judge has drifted (:func:`check_packaged`).
     """
     of_images = metrics_of(settings)
     of_sets = [metric for kind in SET_METRICS if (metric := kind.create(settings, "cpu")) is not None]
-    judge = calibrate(of_images, of_sets)
+    described = canonical_json(protocols([*of_images, *of_sets]))  # with the revisions of all models
+    names = (settings.embedder, settings.clip, settings.dino, canonical_json(settings.metrics))
+    judge = _JUDGES.get((described, *names), lambda: calibrate(of_images, of_sets))
     check_packaged(judge, embedder)
-    return judge, json.loads(canonical_json(protocols([*of_images, *of_sets])))
+    return judge, json.loads(described)
 
 
 def check_packaged(judge: Judge, embedder: str) -> None:

@@ -1,11 +1,12 @@
 """Connect to MLflow: one client per call, no global state, and errors that name the server."""
 
+import fcntl
 import logging
 import os
 import re
 import sqlite3
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
@@ -38,6 +39,8 @@ _NO_ANSWER: Problem = (UnreachableError, "MLflow does not answer", _NO_ANSWER_FI
 def connect(uri: str) -> Any:
     """Return an ``MlflowClient`` for the server or database at ``uri`` (tracking and registry), without a request.
 
+    The tables of a new database file are made by one process at a time: MLflow's migrations fail if two run at once.
+
     User and password of a server go into MLflow's own environment variables: in the URI they would appear in errors of
     MLflow, requests and Ray.
 
@@ -54,19 +57,17 @@ def connect(uri: str) -> Any:
         )
     with mlflow_errors(uri):
         if uri.startswith(_SQLITE):
-            _check_sqlite(uri)
+            with _one_at_a_time(_path_of(uri).parent):  # another process may be at it
+                if not _has_tables(uri):
+                    _client(uri).search_registered_models(max_results=1)
         elif not uri.startswith("http"):
             _check_driver(uri)
-        from mlflow import MlflowClient
-
         parts = urlsplit(uri)
         if uri.startswith("http") and parts.username and parts.password:
             user, password = unquote(parts.username), unquote(parts.password)
             os.environ.update(MLFLOW_TRACKING_USERNAME=user, MLFLOW_TRACKING_PASSWORD=password)
             uri = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
-        # MLflow logs each database error with its traceback before it raises it.
-        logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
-        return MlflowClient(tracking_uri=uri, registry_uri=uri)
+        return _client(uri)
 
 
 @contextmanager
@@ -95,10 +96,9 @@ def is_denied(error: Exception) -> bool:
     return getattr(error, "error_code", None) == "PERMISSION_DENIED" or "failed with error code 403" in str(error)
 
 
-def _check_sqlite(uri: str) -> None:
+def _has_tables(uri: str) -> bool:
     """Open the file once, since MLflow would retry a permanent failure ten times, for minutes."""
-    path = Path(uri.removeprefix(_SQLITE).partition("?")[0])
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path = _path_of(uri)
     if path.is_dir():
         raise InputError(
             "the path of MLflow's database is a folder", value=uri, fix=f"name a file, such as {uri}/mlflow.db"
@@ -107,6 +107,32 @@ def _check_sqlite(uri: str) -> None:
         tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
     if tables and "alembic_version" not in tables:
         raise InputError("the database belongs to another program than MLflow", value=uri, fix="name another file")
+    return bool(tables)
+
+
+@contextmanager
+def _one_at_a_time(folder: Path) -> Iterator[None]:
+    """Keep other processes and threads that enter this for ``folder`` waiting; its lock ends with its process."""
+    folder.mkdir(parents=True, exist_ok=True)
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(opened, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(opened)
+
+
+def _client(uri: str) -> Any:
+    from mlflow import MlflowClient
+
+    # MLflow logs each database error with its traceback before it raises it.
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
+    return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def _path_of(uri: str) -> Path:
+    return Path(uri.removeprefix(_SQLITE).partition("?")[0])
 
 
 def _check_driver(uri: str) -> None:

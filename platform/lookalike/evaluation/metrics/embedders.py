@@ -1,21 +1,18 @@
-"""One instance of an embedder for all metrics of a process that use it."""
+"""One instance of an embedder for all metrics of a process that use it, and one memory of what it embedded."""
 
-from weakref import WeakValueDictionary
-
-from lookalike.annotators.base import Embedder
-from lookalike.annotators.embedder import load_embedder
+from lookalike.annotators.embedder import load_embedder, revision_of
 from lookalike.evaluation.metrics.base import Settings
+from lookalike.evaluation.metrics.likeness import Embeddings
+from lookalike.recent import Recent
 
-_IN_USE: "WeakValueDictionary[tuple[str, str], Embedder]" = WeakValueDictionary()
+_LOADED = Recent[Embeddings](2)
 
 
-def embedder_of(settings: Settings, device: str) -> Embedder:
-    """Return the embedder that ``settings`` name on ``device``: the instance that another metric holds, or a new one.
+def embedder_of(settings: Settings, device: str) -> Embeddings:
+    """Return the embedder that ``settings`` name on ``device``: the instance that was used last, or a new one.
 
     Raises ConfigError as :func:`~lookalike.annotators.embedder.load_embedder` does.
     """
-    key = settings.embedder, device
-    embedder = _IN_USE.get(key)
-    if embedder is None:
-        embedder = _IN_USE[key] = load_embedder(*key)
-    return embedder
+    name = settings.embedder
+    key = name, revision_of(name), device  # the files of a folder may change
+    return _LOADED.get(key, lambda: Embeddings(load_embedder(name, device), device))

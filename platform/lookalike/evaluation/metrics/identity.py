@@ -38,9 +38,12 @@ class Identity:
     likeness: ClassVar[Sequence[str]] = ("identity",)
     configurations: ClassVar[Mapping[str, type]] = {"identity": IdentityConfig}
 
-    def __init__(self, embedder: Embedder, config: IdentityConfig | None = None, device: str = "cpu") -> None:
+    def __init__(
+        self, embedder: Embedder | Embeddings, config: IdentityConfig | None = None, device: str = "cpu"
+    ) -> None:
         self.config, self.revision = config or IdentityConfig(), embedder.revision
-        self._likeness = Likeness(Embeddings(embedder, device), self.config)
+        embeddings = embedder if isinstance(embedder, Embeddings) else Embeddings(embedder, device)
+        self._likeness = Likeness(embeddings, self.config)
 
     @classmethod
     def create(cls, settings: Settings, device: str) -> "Identity":

@@ -41,11 +41,12 @@ class Embeddings:
     """An embedder whose vectors never depend on the other images of a call, and that keeps those of recent images.
 
     On a CPU it embeds one image at a time, which is fastest there. On a GPU it embeds ``batch`` at a time, the last
-    batch filled up: batches of equal length run the same kernels.
+    batch filled up: batches of equal length run the same kernels. Threads may share one.
     """
 
     def __init__(self, embed: Embed, device: str = "cpu", *, batch: int = _BATCH) -> None:
         self._embed, self._batch = embed, 1 if device == "cpu" else batch
+        self.revision: str = getattr(embed, "revision", "")
         self._kept: dict[bytes, npt.NDArray[np.float64]] = {}
 
     def __call__(self, images: Sequence[Pixels]) -> Rows:
@@ -60,7 +61,7 @@ class Embeddings:
             vectors |= zip(part, rows, strict=False)
         self._kept |= vectors
         for key in list(self._kept)[: len(self._kept) - _MOST_KEPT]:
-            del self._kept[key]
+            self._kept.pop(key, None)  # another thread may have removed it
         return np.stack([vectors[key] for key in keys])
 
 

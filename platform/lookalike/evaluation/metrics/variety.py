@@ -33,11 +33,12 @@ from lookalike.annotators.base import Embedder
 from lookalike.annotators.foreground import colour_histogram, foreground_weight
 from lookalike.evaluation.metrics.base import Pixels, Settings, Task, at_size_of
 from lookalike.evaluation.metrics.embedders import embedder_of
+from lookalike.evaluation.metrics.likeness import Embeddings
 from lookalike.evaluation.metrics.matching import pixels_key
 from lookalike.evaluation.metrics.structure import orientations
 from lookalike.pixels import crop_resize
 
-Vectors = npt.NDArray[np.float32]  # [B, D], rows of unit norm
+Vectors = npt.NDArray[np.floating]  # [B, D], rows of unit norm
 
 _POSE_SIDE, _CELLS = 48, 6  # px of the subject's bounding box, cells of an axis
 _BACKGROUND_SIDE, _BORDER = 64, 1 / 8  # px of the image, share of its side
@@ -57,7 +58,7 @@ class Variety:
     configurations: ClassVar[Mapping[str, type]] = {}
     switch: ClassVar[str] = "diversity"
 
-    def __init__(self, embedder: Embedder) -> None:
+    def __init__(self, embedder: Embedder | Embeddings) -> None:
         self._embed, self._revision = embedder, embedder.revision
 
     @classmethod
@@ -92,7 +93,7 @@ class Variety:
     ) -> float:
         real = np.stack([self._embed([photo])[0] for photo in photos])
         nearest_pair = max(float((real[:at] @ real[at]).max()) for at in range(1, len(real)))
-        vectors: dict[str, npt.NDArray[np.float32]] = {}
+        vectors: dict[str, npt.NDArray[np.floating]] = {}
         nearer = []
         for image, vector, task in zip(images, embedded, tasks, strict=True):
             for reference in _different(task.references, image):
