@@ -33,7 +33,9 @@ def _changes_the_process(node: ast.AST) -> bool:
             return True
         case ast.Call(func=ast.Attribute(attr="catch_warnings" | "redirect_stdout" | "redirect_stderr" | "fork_rng")):
             return True
-        case ast.Call(func=ast.Attribute(attr="add_adapter" | "parse_args") | ast.Name(id="inject_adapter_in_model")):
+        case ast.Call(func=ast.Attribute(attr="add_adapter") | ast.Name(id="inject_adapter_in_model")):
+            return True
+        case ast.Call(func=ast.Attribute(attr="parse_args" | "parse_object" | "parse_string" | "add_class_arguments")):
             return True
     return False
 

@@ -15,6 +15,7 @@ from lookalike.errors import ConfigError
 from lookalike.groups import check_groups, forbid_imports
 from lookalike.models.aggregators import aggregator_of
 from lookalike.models.limits import check_component, check_limit
+from lookalike.process_wide import alone_in_process
 from lookalike.values import Count, NonNegative, Positive, configuration
 
 PRESETS_DIR = Path(__file__).parent / "presets"
@@ -271,6 +272,7 @@ def load_preset(name_or_path: str | Path) -> Preset:
     return preset_from_dict(read_config_file(path), origin=str(path))
 
 
+@alone_in_process()
 def preset_from_dict(values: Mapping[str, Any], origin: str = "preset") -> Preset:
     """Build a preset from plain values (YAML, or the copy in a ``bundle.json``).
 
