@@ -15,8 +15,9 @@ It removes all objects below customers/CUSTOMER/ with their old versions and unf
 elsewhere in the store that name the customer's models, the registered models with versions and aliases, runs (also
 those that were deleted in MLflow before), artifacts, traces, and caches of the nodes. Photos that shared data sets hold
 go to the take-down list (--take-down), and models that learned from them are named in the receipt with the commands
-that train them anew. Not covered: Ray's own logs, backups, and copies that other programs made; a receipt says so. So
-give customers' ids in configuration files (--config) rather than on command lines, which Ray keeps in its job table.
+that train them anew. --requests names folders of requests of fleets, from which the customer's files and records go.
+Not covered: Ray's own logs, backups, and copies that other programs made; a receipt says so. So give customers' ids in
+configuration files (--config) rather than on command lines, which Ray keeps in its job table.
 
 An MLflow server's database cannot be reached through the server: name the database itself, or run the command that the
 job prints, `mlflow gc`, and then the same job again.

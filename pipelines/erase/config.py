@@ -23,6 +23,9 @@ class PlanConfig:
     """URIs to search for what lies outside of the customer's prefix: images and scores that its models made, shared
     data sets that hold its photos, models that learned from them. May be repeated; by default the store. The price is
     one listing of each."""
+    requests: list[str] = field(default_factory=list)
+    """URIs of folders of requests (``jobs/finetune_fleet.py --requests``), whose files of the customer are removed with
+    what a fleet recorded of them. May be repeated. The price is one read of each file."""
     take_down: str | None = None
     """URI of the take-down list that shared data sets are curated with (``filters.taken_down.list``). Photos that a
     shared data set holds are added to it."""
@@ -54,6 +57,8 @@ class SweepConfig:
     tracking: str | None = None
     """As in ``run``."""
     search: list[str] = field(default_factory=list)
+    """As in ``run``."""
+    requests: list[str] = field(default_factory=list)
     """As in ``run``."""
     take_down: str | None = None
     """As in ``run``."""

@@ -3,7 +3,7 @@
 import hashlib
 import logging
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 
 import numpy as np
@@ -19,6 +19,7 @@ from lookalike.storage.erasing import FOLDER
 from lookalike.storage.purge import entries
 from pipelines.curate.raw import is_shard
 from pipelines.curate.takedown import contents_of, digests, first_of_each
+from pipelines.erase import fleets
 from pipelines.erase.outside import Outside
 from pipelines.erase.scope import Scope
 from pipelines.erase.state import Inventory
@@ -48,7 +49,13 @@ def kind_of(entry_kind: str, key: str) -> str:
     return next((kind for kind, pattern in _KIND if pattern.match(key)), "records")
 
 
-def take(scope: Scope, tracker: TrackedErasure | None, outside: Outside, photos_key: str = "") -> Inventory:
+def take(
+    scope: Scope,
+    tracker: TrackedErasure | None,
+    outside: Outside,
+    photos_key: str = "",
+    requests: Sequence[str] = (),
+) -> Inventory:
     """List everything.
 
     Args:
@@ -57,6 +64,7 @@ def take(scope: Scope, tracker: TrackedErasure | None, outside: Outside, photos_
         outside: the search of other places.
         photos_key: where to write the photos' hashes below the prefix, so that tasks on other machines can search
             shared data for them; empty for a plan, which writes nothing and searches in this process.
+        requests: URIs of fleets' folders of requests.
     """
     kinds: dict[str, list[int]] = {}
     listing, tables, recorded = 0, [], set[str]()
@@ -92,6 +100,7 @@ def take(scope: Scope, tracker: TrackedErasure | None, outside: Outside, photos_
         holders=found.holders,
         learned=found.learned,
         unclear=found.unclear,
+        requests=fleets.count(requests, scope),
     )
 
 

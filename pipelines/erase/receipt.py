@@ -74,6 +74,7 @@ def render(scope: Scope, marker: Marker, inventory: Inventory, checked: dict[str
         "photos": {"count": inventory.photos, "sha256": inventory.photos_sha256, "unreadable": inventory.unreadable},
         "mlflow": inventory.tracked.counts,
         "outputs_elsewhere": _summed(inventory),
+        "requests_of_fleets": sum(count for count, _ in inventory.requests.values()),
         "shared_data_sets": [
             {"dataset": h.dataset, "version": h.version, "images": h.images} for h in inventory.holders
         ],

@@ -1,7 +1,7 @@
 """Erase a customer or a subject: stop, list, remove, check, sign. Each step can be repeated after a kill."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +18,7 @@ from lookalike.storage.erasing import FOLDER, MARKER
 from lookalike.storage.lease import hold
 from lookalike.storage.purge import entries, purge, remove_if_empty
 from lookalike.tracking import tracking_uri
-from pipelines.erase import caches, receipt, shared, state, stop
+from pipelines.erase import caches, fleets, receipt, shared, state, stop
 from pipelines.erase.config import EraseConfig, PlanConfig
 from pipelines.erase.inventory import take
 from pipelines.erase.outside import Outside
@@ -45,7 +45,9 @@ class Outcome:
 def plan(config: PlanConfig) -> Inventory:
     """List what :func:`erase` would remove, without changing anything."""
     scope = Scope(open_store(config.store).uri, config.customer, config.subject)
-    return state.read_inventory(scope.home) or take(scope, _tracker(config), _outside(scope, config))
+    return state.read_inventory(scope.home) or take(
+        scope, _tracker(config), _outside(scope, config), requests=config.requests
+    )
 
 
 def erase(config: EraseConfig) -> Outcome:
@@ -65,7 +67,7 @@ def erase(config: EraseConfig) -> Outcome:
     if config.webhook is not None:
         check_webhook(config.webhook, config.customer)
     tracker, outside = _tracker(config), _outside(scope, config)
-    if not scope.home.exists(MARKER) and not _is_there(scope, tracker, outside):
+    if not scope.home.exists(MARKER) and not _is_there(scope, tracker, outside, config.requests):
         _remove_folders(scope)
         return Outcome(None, None)
     receipts = open_store(config.receipts) if config.receipts else scope.root.child(_RECEIPTS)
@@ -87,7 +89,7 @@ def _erase(config: EraseConfig, scope: Scope, key: Ed25519PrivateKey, receipts: 
         with hold(scope.home.child(state.LEASE)) as lease:
             stop.wait_until_stopped(scope.home, config.wait_s)
             if inventory is None:
-                inventory = take(scope, tracker, outside, state.photos_key(marker))
+                inventory = take(scope, tracker, outside, state.photos_key(marker), config.requests)
                 shared.check(inventory, config.take_down)
                 lease.check()
                 state.write_inventory(scope.home, inventory)
@@ -129,6 +131,9 @@ class _Erasure:
         shared.take_down(self.inventory, home, self.config.take_down)
         with _step("objects below the prefix"):
             purge(home, keep=f"{FOLDER}/", check=_progress("entries removed"))
+        if self.config.requests:
+            with _step("requests of fleets"):
+                fleets.remove(self.config.requests, self.scope)
         outputs = [output for output in self.inventory.outputs if self.outside.is_ours(output)]
         for output in outputs:
             with _step(f"{output.kind} elsewhere"):
@@ -155,6 +160,7 @@ class _Erasure:
         left += cached + shared.missing(self.inventory, home, self.config.take_down)
         again = self.outside.search(b"", None)
         left += [output.uri for output in again.outputs]
+        left += fleets.left(self.config.requests, self.scope)
         if self.tracker is not None:
             hashes = shared.some_photos(self.inventory, home)
             texts, pattern = self.scope.texts + hashes, shared.joined(self.scope.pattern, hashes)
@@ -179,13 +185,13 @@ class _Erasure:
         return "; ".join([*steps, again]) if steps else f"remove them, {again}"
 
 
-def _is_there(scope: Scope, tracker: TrackedErasure | None, outside: Outside) -> bool:
+def _is_there(scope: Scope, tracker: TrackedErasure | None, outside: Outside, requests: Sequence[str]) -> bool:
     """Whether there is anything to erase."""
     if any(entry.kind != "folder" for page in entries(scope.home) for entry in page):
         return True
     if tracker is not None and not tracker.find().is_empty:
         return True
-    return bool(outside.search(b"", None).outputs)
+    return bool(outside.search(b"", None).outputs or fleets.count(requests, scope))
 
 
 def _tracker(config: PlanConfig) -> TrackedErasure | None:

@@ -14,6 +14,8 @@ def lines(inventory: Inventory) -> Iterator[str]:
         yield f"{count:9} {kind.replace('_', ' ')} in MLflow"
     for output in inventory.outputs:
         yield f"{output.objects:9} {output.kind} ({output.size / 1e6:.1f} MB) at {output.uri}"
+    for folder, (count, size) in inventory.requests.items():
+        yield f"{count:9} requests and records of them ({size / 1e6:.1f} MB) in {folder}"
     for holder in inventory.holders:
         yield f"{holder.images:9} photos in the shared data set {holder.dataset} v{holder.version:04d}: taken down"
     for learned in inventory.learned:

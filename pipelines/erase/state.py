@@ -83,11 +83,13 @@ class Inventory:
     learned: list[Learned] = field(default_factory=list)
     unclear: list[str] = field(default_factory=list)
     """Places outside that name the customer and that this software does not remove; the operator has to look."""
+    requests: dict[str, list[int]] = field(default_factory=dict)
+    """By the URI of a fleet's folder: the number of its requests and records of them, and bytes."""
 
     @property
     def is_empty(self) -> bool:
         """Whether there is nothing to erase."""
-        return not self.kinds and self.tracked.is_empty and not self.outputs
+        return not self.kinds and self.tracked.is_empty and not self.outputs and not self.requests
 
 
 def begin(scope: Scope) -> Marker:

@@ -49,6 +49,7 @@ def _swept(config: SweepConfig, row: Row) -> Row:
         store=config.store,
         tracking=config.tracking,
         search=config.search,
+        requests=config.requests,
         take_down=config.take_down,
         receipts=config.receipts,
         wait_s=config.wait_s,

@@ -254,6 +254,41 @@ def _killed(*_: Any) -> None:
     raise KeyboardInterrupt
 
 
+@pytest.mark.parametrize("subject", ["mug", None])
+def test_requests_of_fleets_are_removed_with_their_records(tmp_path: Path, key: str, subject: str | None) -> None:
+    folder, store = tmp_path / "requests", tmp_path / "store"
+    mine = {
+        "summer.v2.yaml": "customer: acme\nsubject: mug\nphotos: s3://acme/mug",
+        "again.json": '{"customer": "acme", "subject": "mug"}',
+        "broken.yml": 'customer: "acme"\nsubject: mug\nphotos: [',
+        "done/summer.v2.0123456789ab.json": '{"customer": "acme", "subject": "mug", "model": "acme--mug"}',
+        "done/moved-away.0123456789ab.json": '{"customer": "acme", "subject": "mug", "model": "acme--mug"}',
+        "failed/again.json": '{"what": "no such folder", "value": "photos/cup"}',
+        "leases/broken/lease": "{}",
+    }
+    of_hat = {"hat.yaml": "{customer: acme, subject: hat}", "failed/hat.json": "{}"}
+    others = {
+        "summer.yaml": "customer: zeta\nsubject: mug\nnote: like acme",
+        "acme2.yaml": "{customer: acme2, subject: mug}",
+        "done/zeta.0123456789ab.json": '{"customer": "zeta", "subject": "mug", "model": "zeta--mug"}',
+        "failed/summer.json": "{}",
+        "broken2.yaml": "customer: acme2\nsubject: mug [",
+    }
+    for name, text in {**mine, **of_hat, **others}.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    config = EraseConfig("acme", str(store), subject, tracking="none:", requests=[str(folder)])
+    expected = len(mine) + (0 if subject else len(of_hat))
+    assert plan(config).requests == {open_store(str(folder)).uri: [expected, pytest.approx(500, abs=400)]}
+    outcome = erase(config)
+    kept = {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()}
+    assert kept == set(others) | (set(of_hat) if subject else set())
+    assert outcome.receipt is not None
+    receipt = verify_receipt(VerifyConfig(receipt=outcome.receipt, public_key=key))
+    assert receipt["requests_of_fleets"] == expected
+    assert erase(config).receipt is None, "nothing is left to erase"
+
+
 def test_erasure_by_a_server_is_signed_after_its_operator_collected(
     tmp_path: Path, mlflow_server: str, local_stack: Any, key: str
 ) -> None:

@@ -7,7 +7,7 @@ itself, and what it leads to stays (folders are opened relative to their parents
 import errno
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,20 +60,26 @@ def pages(store: Store) -> Iterator[list[ObjectInfo]]:
         yield [ObjectInfo(entry.key, entry.size, entry.etag) for entry in page if entry.kind == "object"]
 
 
-def purge(store: Store, keep: str = "", check: Callable[[int], None] = lambda removed: None) -> int:
+def purge(
+    store: Store,
+    keep: str = "",
+    check: Callable[[int], None] = lambda removed: None,
+    only: Container[str] | None = None,
+) -> int:
     """Remove everything below ``store`` except keys that begin with ``keep``; returns the number of removed entries.
 
-    ``check`` is called after each page with the number so far; what it raises ends the purge. A purge that was
-    interrupted is completed by another one.
+    With ``only``, nothing but these keys is removed. ``check`` is called after each page with the number so far; what
+    it raises ends the purge. A purge that was interrupted is completed by another one.
     """
     removed = 0
     remove = _remove_local if isinstance(store, LocalStore) else _remove_s3
     for page in entries(store):
         doomed = [entry for entry in page if not keep or not f"{entry.key}/".startswith(keep)]
+        doomed = [entry for entry in doomed if only is None or entry.key in only]
         remove(store, doomed)  # type: ignore[arg-type]
         removed += len(doomed)
         check(removed)
-    if isinstance(store, LocalStore) and not keep and store.root.is_dir():
+    if isinstance(store, LocalStore) and not keep and only is None and store.root.is_dir():
         _remove_folders(store.root)
     return removed
 
