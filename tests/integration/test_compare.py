@@ -13,7 +13,9 @@ import pytest
 from PIL import Image
 
 from lookalike.errors import ConfigError, ConflictError, InputError
+from lookalike.evaluation import calibration
 from lookalike.evaluation.calibration import same_judge
+from lookalike.evaluation.metrics import embedders
 from pipelines.compare import CompareConfig, compare
 from pipelines.evaluate import EvaluateConfig, evaluate
 from tests.integration.test_evaluate_generate import HERE, bundle, dataset, photos  # noqa: F401 (fixtures)
@@ -139,6 +141,8 @@ def test_judge_that_drifted_is_refused_before_any_work(
     from lookalike.annotators.foreground import EfficientNetLite0
 
     monkeypatch.setattr(EfficientNetLite0, "_CROP", 0.7)  # a change of the code, with the same revision
+    monkeypatch.setattr(calibration, "_JUDGES", Recent(1))  # in a new process
+    monkeypatch.setattr(embedders, "_LOADED", Recent(1))
     with pytest.raises(InputError, match=r"the packaged judge .* has drifted"):
         evaluate(dataclasses.replace(first, out=str(tmp_path / "out")))
     assert not (tmp_path / "out" / "images").exists()

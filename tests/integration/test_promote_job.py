@@ -90,6 +90,7 @@ def test_named_scores_of_the_champion_are_used(
 def test_rollback_and_history_from_the_command_line(
     mlflow_database: str, root: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_USERNAME", raising=False)  # of a server of another test
     common = ["--model", "mini", "--tracking", mlflow_database]
     for name, loss in (("one", 0.5), ("two", 0.4)):
         scored(root, f"{name}/scores", bundle(root, name), loss_right=loss)
