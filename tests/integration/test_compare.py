@@ -16,6 +16,7 @@ from lookalike.errors import ConfigError, ConflictError, InputError
 from lookalike.evaluation import calibration
 from lookalike.evaluation.calibration import same_judge
 from lookalike.evaluation.metrics import embedders
+from lookalike.recent import Recent
 from pipelines.compare import CompareConfig, compare
 from pipelines.evaluate import EvaluateConfig, evaluate
 from tests.integration.test_evaluate_generate import HERE, bundle, dataset, photos  # noqa: F401 (fixtures)
