@@ -31,6 +31,8 @@ def _changes_the_process(node: ast.AST) -> bool:
             return True
         case ast.Call(func=ast.Name(id="no_init_weights" | "init_empty_weights" | "local_torch_dtype")):
             return True
+        case ast.Call(func=ast.Attribute(value=ast.Attribute(attr="cudnn"), attr="flags")):
+            return True
         case ast.Call(func=ast.Attribute(attr="catch_warnings" | "redirect_stdout" | "redirect_stderr" | "fork_rng")):
             return True
         case ast.Call(func=ast.Attribute(attr="add_adapter") | ast.Name(id="inject_adapter_in_model")):

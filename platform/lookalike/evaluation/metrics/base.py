@@ -10,6 +10,7 @@ import numpy as np
 
 from lookalike.errors import ConfigError
 from lookalike.pixels import crop_resize
+from lookalike.process_wide import alone_in_process
 
 Pixels = np.ndarray  # uint8 [H, W, 3]
 ConfigT = TypeVar("ConfigT")
@@ -143,10 +144,14 @@ def settings_of(settings: Settings, name: str, config_class: type[ConfigT], *, f
 
 @contextmanager
 def exact() -> Iterator[None]:
-    """Run a model without gradients and in full float32, also where a GPU would round convolutions to TF32."""
+    """Run a model without gradients and in full float32, also where a GPU would round convolutions to TF32.
+
+    The setting is the process's, so one thread at a time runs such a model.
+    """
     import torch
 
     with (
+        alone_in_process(),
         torch.inference_mode(),
         torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled, allow_tf32=False),
     ):
