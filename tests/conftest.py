@@ -16,6 +16,12 @@ import yaml
 
 REPO = Path(__file__).resolve().parents[1]
 _STACK = REPO / "infra" / "local" / "stack.py"
+os.environ["HF_HUB_OFFLINE"] = "1"  # read at import; a name that is no folder is otherwise looked up for 25 s
+_REMEMBERED = (
+    ("lookalike.evaluation.calibration", "_JUDGES"),
+    ("lookalike.evaluation.metrics.embedders", "_LOADED"),
+    ("lookalike.bundles.manifest", "_PRESETS"),
+)
 _CLIENT_VARIABLES = ("AWS_", "MLFLOW_TRACKING", "RAY_ADDRESS", "RAY_API_SERVER", "RAY_AUTH")
 
 
@@ -27,6 +33,14 @@ def ray_token() -> Iterator[dict[str, str]]:
 
     with fresh_token():
         yield {name: os.environ[name] for name in (MODE, TOKEN_PATH) if name in os.environ}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nothing_remembered() -> None:
+    """A file of tests begins without what earlier ones left in the process."""
+    for module, name in _REMEMBERED:
+        if module in sys.modules:
+            getattr(sys.modules[module], name).clear()
 
 
 @dataclass(frozen=True)

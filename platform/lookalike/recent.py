@@ -30,3 +30,8 @@ class Recent(Generic[_T]):
             while len(self._kept) > self._most:
                 self._kept.popitem(last=False)
         return kept
+
+    def clear(self) -> None:
+        """Forget all results."""
+        with self._lock:
+            self._kept.clear()

@@ -92,8 +92,7 @@ def test_model_without_the_unsafe_label_is_refused_by_name(tmp_path: Path, label
         (True, "not a mapping"),
     ],
 )
-def test_settings_of_safety_are_checked(given: Any, match: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+def test_settings_of_safety_are_checked(given: Any, match: str) -> None:
     with pytest.raises(ConfigError, match=match):
         Safety.create(_settings(safety=given), "cpu")
 

@@ -10,6 +10,7 @@ import pytest
 
 from lookalike.errors import ConfigError
 from lookalike.evaluation.metrics import embedders
+from lookalike.recent import Recent
 from lookalike.storage import open_store
 from pipelines.actors import ActorConfig
 from pipelines.evaluate import EvaluateConfig, evaluate, models, run, worker
@@ -49,12 +50,13 @@ def test_images_have_prompts_of_every_kind_and_losses_the_captions(
     loaded: list[str] = []
     load = embedders.load_embedder
     monkeypatch.setattr(embedders, "load_embedder", lambda name, device: loaded.append(name) or load(name, device))
+    monkeypatch.setattr(embedders, "_LOADED", Recent(2))
     config = dataclasses.replace(config, clip=str(clip_folder), images_per_prompt=2)
     scores = evaluate(config)
     kinds = {name: scores.metrics[f"clip_t_{name}"].n for name in ("place", "recolouring", "style")}
     assert kinds == {"place": 12, "recolouring": 2, "style": 2}
     assert "variety_background" in scores.metrics
-    assert len(loaded) == 3, "by the job for the calibration, by the actors of images, and by those of sets: once each"
+    assert len(loaded) == 1, "for the calibration, the actors of images and those of sets, which are in one process"
     suite = read_suite(scores)
     prompts = {sample.sample_id: sample.prompt for sample in suite.pool}
     cases = {row["case"] for row in rows_of(config) if row["metric"] == "clip_t"}

@@ -318,9 +318,8 @@ def test_a_subject_with_one_photo_has_no_ceiling_and_the_gate_says_why(config: E
     ],
 )
 def test_a_missing_model_of_the_judge_is_an_error_that_leaves_no_trace(
-    config: EvaluateConfig, setting: dict[str, Any], kind: str, monkeypatch: pytest.MonkeyPatch
+    config: EvaluateConfig, setting: dict[str, Any], kind: str
 ) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(ConfigError, match=rf"there is no such {kind}.*nowhere/at-all.*use a folder, or a Hub id"):
         evaluate(dataclasses.replace(config, **setting))
     assert not Path(config.out).exists(), "the same --out can be used with another model"
