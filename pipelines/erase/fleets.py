@@ -33,7 +33,7 @@ def find(uri: str, scope: Scope) -> list[Entry]:
                 if named:
                     ours.append(entry)
                     names.add(_name(entry.key))
-                elif "/" in entry.key:  # a lease, or a failure, that names nobody
+                elif "/" in entry.key:  # a lease or failure record without the customer's id
                     others.append(entry)
     return ours + [entry for entry in others if _name(entry.key) in names]
 
@@ -64,13 +64,18 @@ def _is_ours(folder: Store, scope: Scope, entry: Entry) -> bool:
     text = data.decode(errors="replace")
     if scope.pattern.search(text):
         return True
-    if scope.customer not in text:
+    if scope.customer not in text and not _may_hide_ids(text):
         return False
     settings = _settings(data)
     if settings is None:  # a fleet refuses it too
         wanted = {"customer": scope.customer, **({"subject": scope.subject} if scope.subject else {})}
         return all(re.search(rf"{key}\W{{1,4}}{re.escape(value)}(?![\w-])", text) for key, value in wanted.items())
     return settings.get("customer") == scope.customer and scope.subject in (None, settings.get("subject"))
+
+
+def _may_hide_ids(text: str) -> bool:
+    """Whether an id may be written with escapes (``"\\u0061cme"``), or in another encoding than UTF-8."""
+    return "\\" in text or "\ufffd" in text or "\0" in text
 
 
 def _settings(data: bytes) -> dict[str, Any] | None:

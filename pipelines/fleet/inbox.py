@@ -22,9 +22,9 @@ _SHARE = 0.05  # of the time for lists of a large folder
 class Inbox:
     """The requests that wait.
 
-    A look lists the folder once. It reads files that it has not read yet, the newest 1,000 first: so a customer that
-    writes a million files delays nobody who comes after it. Looks take 5 % of the time at most, however large the
-    folder is; finished requests may be moved away at any time.
+    A look lists the folder once. It reads files that it has not read yet, the newest 1,000 first: so a
+    customer's million files do not delay requests that are written later. Looks take 5 % of the time at most, whatever
+    the size of the folder; finished requests may be moved away at any time.
     """
 
     def __init__(self, folder: Store, every_s: float, clock: Callable[[], float] = time.monotonic) -> None:

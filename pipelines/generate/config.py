@@ -71,7 +71,7 @@ class GenerateConfig:
         if self.requests is not None:
             return  # each request is checked with its own settings
         if not self.model:
-            raise ConfigError("there is no model", fix="name one with --model")
+            raise ConfigError("no model is given", fix="name one with --model")
         if not self.prompt and not self.prompts_file:
             raise ConfigError("there is no prompt", fix="name one with --prompt or --prompts-file")
         if not self.reference:

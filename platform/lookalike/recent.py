@@ -11,7 +11,7 @@ _T = TypeVar("_T")
 class Recent(Generic[_T]):
     """The results that were used last, each by a key that names everything it depends on. Threads may share it.
 
-    Results are shared, so nobody may change one.
+    Results are shared between callers, which must not modify them.
     """
 
     def __init__(self, most: int) -> None:

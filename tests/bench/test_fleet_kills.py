@@ -58,19 +58,19 @@ class _Fleet:
                 self.process = psutil.Popen(self.argv, stdout=file, stderr=subprocess.STDOUT, env=environment)
             self.starts += 1
 
-    def kill(self, whom: str) -> bool:
-        """Kill; return False if there is none."""
+    def kill(self, target: str) -> bool:
+        """Kill the worker, driver or whole job; return False if there is no such process."""
         process = self.process
         assert process is not None
         below = process.children(recursive=True) if process.is_running() else []
-        victims = {"worker": self.at_work()[:1], "driver": [process], "job": [process, *below]}[whom]
-        for each in victims:
+        processes = {"worker": self.at_work()[:1], "driver": [process], "job": [process, *below]}[target]
+        for each in processes:
             with suppress(psutil.Error):
                 os.kill(each.pid, signal.SIGKILL)
-        if victims and whom != "worker":
+        if processes and target != "worker":
             process.wait(30)
-        self.killed[whom] += bool(victims)
-        return bool(victims)
+        self.killed[target] += bool(processes)
+        return bool(processes)
 
     def at_work(self) -> list[psutil.Process]:
         """The processes below the job that hold the lease of a request."""

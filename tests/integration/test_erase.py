@@ -260,6 +260,7 @@ def test_requests_of_fleets_are_removed_with_their_records(tmp_path: Path, key: 
     mine = {
         "summer.v2.yaml": "customer: acme\nsubject: mug\nphotos: s3://acme/mug",
         "again.json": '{"customer": "acme", "subject": "mug"}',
+        "escaped.json": '{"customer": "\\u0061cme", "subject": "m\\u0075g"}',
         "broken.yml": 'customer: "acme"\nsubject: mug\nphotos: [',
         "done/summer.v2.0123456789ab.json": '{"customer": "acme", "subject": "mug", "model": "acme--mug"}',
         "done/moved-away.0123456789ab.json": '{"customer": "acme", "subject": "mug", "model": "acme--mug"}',
